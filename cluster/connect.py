@@ -1,0 +1,207 @@
+"""Join a Ray cluster or start one, and cut it into slots."""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from cluster import ClusterError
+from cluster.config import ClusterConfig, check_ray_address
+
+DASHBOARD_PORT = 8265
+PROBE_TIMEOUT_S = 5.0
+MAX_TEMP_DIR = 40  # characters; Ray puts /session_<time>_<pid>/sockets/plasma_store below it, and a Unix socket's path ends at 107
+TOKEN_HELP = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's token or RAY_AUTH_TOKEN_PATH to a file with it"
+MAX_CORES_PER_WORKER = 8  # more threads rarely speed up one small model on a CPU; more slots do
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """A joined cluster."""
+
+    namespace: str  # of named actors
+    own: bool  # True: a Ray of our own on this machine, which ends with the connection
+    dashboard_url: str | None
+    dashboard_token: str | None  # how a person gets the token that the dashboard asks for; None: it asks for none
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotPlan:
+    """How many slots run side by side, and what each of their workers holds."""
+
+    slots: int
+    workers_per_slot: int
+    resources_per_worker: dict[str, float]
+    threads_per_worker: int
+    reason: str  # one line for people
+
+
+@contextmanager
+def connect(config: ClusterConfig, *, namespace: str, temp_dir: Path | None = None) -> Iterator[Connection]:
+    """Join the cluster at `config.address`, else the one of RAY_ADDRESS, else start a Ray of our own with a dashboard on loopback.
+
+    What was started here is shut down at the end; a Ray that this process had already joined is used and left as it is.
+    `temp_dir` is for a Ray of our own: session files and sockets, by default /tmp/ray.
+    Raises ClusterError: nothing answers at the address, or it wants another token.
+    """
+    if ray.is_initialized():
+        joined = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR)
+        yield _connection(joined.dashboard_url, ray.get_runtime_context().namespace, own=False)
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    own = address == "local"
+    try:
+        if own:
+            dashboard = _start(namespace, temp_dir)
+        else:
+            dashboard = _join(address, "cluster.address" if config.address else "RAY_ADDRESS", namespace)
+        yield _connection(dashboard, namespace, own)
+    finally:
+        ray.shutdown()
+
+
+def plan_slots(
+    resources: Mapping[str, float],
+    nodes: Sequence[Mapping[str, Any]],
+    config: ClusterConfig,
+    trials: int,
+    *,
+    can_grow: bool = False,
+) -> SlotPlan:
+    """Cut the cluster into slots: as many as fit, at most one per trial, or `config.slots`.
+
+    `resources` is `ray.cluster_resources()` and `nodes` is `ray.nodes()`. A worker fits on one node; a slot's workers may lie on
+    several. Threads per worker are its CPUs; a worker that asks for none gets its share of the node's CPUs by its GPUs.
+    With `can_grow` an explicit `config.slots` may exceed what fits: the rest waits for nodes to come.
+    Raises ClusterError: not one slot fits, or fewer than `config.slots`.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    worker = config.resources_per_worker or _default_worker(alive)
+    fits = [(node, _count(node, worker)) for node in alive]
+    workers = sum(count for _, count in fits)
+    room = workers // config.workers_per_slot
+    asked = f"{_amounts(worker)} per worker" + (f", {config.workers_per_slot} workers per slot" if config.workers_per_slot > 1 else "")
+    wanted = min(room if config.slots == "auto" else config.slots, trials)
+    if wanted > room and not can_grow or wanted == 0:
+        largest = f", its largest node has {_amounts(max(alive, key=lambda n: (n.get('GPU', 0), n.get('CPU', 0))))}" if alive else ""
+        what = f"{wanted} slots do not fit, only {room}" if room else "not one slot fits"
+        raise ClusterError(f"cluster: {what}: asked are {asked}; the cluster has {_amounts(resources)}{largest}")
+    reason = f"{wanted} {'slot' if wanted == 1 else 'slots'}: {asked}; the cluster has {_amounts(resources)}"
+    if wanted > room:
+        reason += f", room for {room} now"
+    elif config.slots == "auto" and wanted == trials < room:
+        reason += f", room for {room}, but there are only {trials} trials"
+    return SlotPlan(
+        slots=wanted,
+        workers_per_slot=config.workers_per_slot,
+        resources_per_worker=dict(worker),
+        threads_per_worker=min((_threads(node, worker) for node, count in fits if count), default=max(1, int(worker.get("CPU", 1)))),
+        reason=reason,
+    )
+
+
+def _default_worker(alive: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    if any(node.get("GPU", 0) >= 1 for node in alive):
+        return {"GPU": 1.0}
+    cores = int(max((node.get("CPU", 0) for node in alive), default=0))
+    return {"CPU": float(max(1, min(MAX_CORES_PER_WORKER, cores // 2)))}
+
+
+def _count(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
+    return min(int(node.get(name, 0) / amount + 1e-9) for name, amount in worker.items())
+
+
+def _threads(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
+    if "CPU" in worker:
+        return max(1, int(worker["CPU"]))
+    return max(1, int(node.get("CPU", 0) / max(1, _count(node, worker))))
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    """`2 CPU, 1 GPU`: what people count; Ray's bookkeeping (node:…, object store, accelerator types) is left out."""
+    hidden = ("node:", "accelerator_type:", "object_store_memory", "bundle_group")
+    shown = {name: amount for name, amount in resources.items() if not name.startswith(hidden)}
+    words = [
+        f"{amount / 2**30:.1f} GiB memory" if name == "memory" else f"{amount:g} {name}" for name, amount in sorted(shown.items()) if amount
+    ]
+    return ", ".join(words) or "no resources"
+
+
+def _connection(dashboard: str | None, namespace: str, own: bool) -> Connection:
+    token = "`ray get-auth-token` prints it" if os.environ.get("RAY_AUTH_MODE") == "token" else None
+    return Connection(
+        namespace=namespace, own=own, dashboard_url=f"http://{dashboard}" if dashboard else None, dashboard_token=token if dashboard else None
+    )
+
+
+def _start(namespace: str, temp_dir: Path | None) -> str | None:
+    if temp_dir is not None and len(str(temp_dir)) > MAX_TEMP_DIR:
+        raise ClusterError(f"{temp_dir}: too long for Ray's sockets; its temporary folder may have {MAX_TEMP_DIR} characters at most")
+    port = _free_dashboard_port()
+    affinity = len(os.sched_getaffinity(0)) if sys.platform == "linux" else None
+    cores = affinity if affinity is not None and affinity < (os.cpu_count() or 1) else None  # None: Ray counts, containers included
+    # Ray Train's placement-group cleaner looks for "the" cluster of this machine and dies if it finds two, unless it is told which.
+    given = os.environ.get("RAY_API_SERVER_ADDRESS")
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"  # the raylet hands it on to every worker
+    try:
+        return ray.init(
+            address="local",
+            num_cpus=cores,
+            namespace=namespace,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=port,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(temp_dir) if temp_dir else None,
+        ).dashboard_url
+    finally:
+        if given is None:
+            del os.environ["RAY_API_SERVER_ADDRESS"]
+        else:
+            os.environ["RAY_API_SERVER_ADDRESS"] = given
+
+
+def _join(address: str, where: str, namespace: str) -> str | None:
+    check_ray_address(address, where)
+    if address != "auto" and not _answers(address):  # Ray itself would try for more than two minutes
+        raise ClusterError(f"{where}: nothing answers at {address}; is the head running, and is this its port for nodes (6379 by default)?")
+    try:
+        return ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR).dashboard_url
+    except ray.exceptions.AuthenticationError as error:
+        raise ClusterError(f"{where}: {address} refused our token; {TOKEN_HELP}") from error
+    except (ConnectionError, RuntimeError) as error:
+        raise ClusterError(f"{where}: cannot join {address}: {' '.join(str(error).split())}") from error
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    hosts = [host] if host not in ("localhost", "127.0.0.1", "::1") else [host, ray.util.get_node_ip_address()]
+    for each in hosts:
+        try:
+            socket.create_connection((each, int(port)), timeout=PROBE_TIMEOUT_S).close()
+            return True
+        except OSError:
+            continue
+    return False
+
+
+def _free_dashboard_port() -> int:
+    """The port that people know, where it is free, else any."""
+    for port in (DASHBOARD_PORT, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise ClusterError("127.0.0.1: no port is free for Ray's dashboard")

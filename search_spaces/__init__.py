@@ -1,0 +1,7 @@
+"""What may vary in a sweep: distributions, branches, tied values, and presets whose ranges name their sources."""
+
+from search_spaces.domains import Choice, Domain, Int, LogUniform, Uniform
+from search_spaces.errors import SpaceError
+from search_spaces.space import Space, load_space
+
+__all__ = ["Choice", "Domain", "Int", "LogUniform", "Space", "SpaceError", "Uniform", "load_space"]

@@ -1,0 +1,333 @@
+"""A search space: which hyperparameters vary, how, and which exist only after a choice.
+
+    method:                                     # a choice whose branches bring parameters of their own
+      full:
+        learning_rate: {log_uniform: [1e-5, 3e-4]}
+      lora:
+        learning_rate: {log_uniform: [1e-4, 3e-3]}
+        rank: {choice: [4, 8, 16]}
+        alpha: 2 * rank                         # tied to another parameter
+    weight_decay: 0.01                          # fixed
+
+The tree becomes one flat list of parameters, each with the branches that bring it (`when`, outermost first), so that
+a walk down the list meets every choice before what depends on it. A *path* is one way to take all branches; a
+parameter may be set in several branches, but once on each path.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import isclose, prod
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from search_spaces.domains import (
+    KINDS,
+    Choice,
+    Domain,
+    LogUniform,
+    Uniform,
+    is_number,
+    is_plain,
+    read_domain,
+    same,
+    show,
+)
+from search_spaces.errors import SpaceError, did_you_mean
+from search_spaces.expressions import evaluate, is_expression, is_name, names_in
+
+Suggest = Callable[[str, Domain], Any]
+_BRANCH = re.compile(r"[\w-]+")
+When = tuple[tuple[str, Any], ...]  # (("method", "lora"), ("init", "pissa"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fixed:
+    value: Any
+
+    def __str__(self) -> str:
+        return f"fixed {show(self.value)}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tied:
+    text: str
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"= {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameter:
+    name: str
+    when: When
+    what: Domain | Fixed | Tied
+    where: str
+
+    @property
+    def key(self) -> str:
+        """Unique in the space: `rank` in the branch `lora` is `lora.rank`."""
+        return ".".join([*(show(branch) for _, branch in self.when), self.name])
+
+    def is_active(self, values: Mapping[str, Any]) -> bool:
+        return all(choice in values and same(values[choice], branch) for choice, branch in self.when)
+
+    def may_be_active(self, values: Mapping[str, Any]) -> bool:
+        """No choice among the values rules the parameter out."""
+        return all(same(values.get(choice, branch), branch) for choice, branch in self.when)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Made with `from_dict` or `load_space`; says nothing about how values are chosen: `sample` is given `suggest`."""
+
+    _parameters: tuple[Parameter, ...]
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any], where: str = "search.space") -> "Space":
+        """Read and check a whole tree; SpaceError with the dotted path of whatever is wrong."""
+        if not isinstance(tree, Mapping):
+            raise SpaceError(f"{where}: a space maps parameter names to what they may be, got {tree!r}")
+        if not tree:
+            raise SpaceError(f"{where}: the space is empty; give at least one parameter")
+        parameters = list(_read(tree, (), where))
+        names = {parameter.name for parameter in parameters}
+        space = cls(tuple(_read_text(parameter, names) for parameter in parameters))
+        space._check_set_once()
+        space._check_tied()
+        return space
+
+    @property
+    def parameters(self) -> list[tuple[str, str]]:
+        """What to show a person, in order: [("method", "one of full, lora"), ("lora.alpha", "= 2 * rank"), …]."""
+        return [(parameter.key, str(parameter.what)) for parameter in self._parameters]
+
+    def sample(self, suggest: Suggest) -> dict[str, Any]:
+        """One configuration, flat and in the order of the YAML: {"method": "lora", "rank": 8, "alpha": 16, …}.
+
+        `suggest(key, domain)` is called for each free parameter on the path that its answers take. One key always
+        has one domain: `learning_rate` of the branch `lora` has the key "lora.learning_rate".
+        """
+        values: dict[str, Any] = {}
+        for parameter in self._free():
+            if parameter.is_active(values):
+                values[parameter.name] = self._match(parameter, suggest(parameter.key, parameter.what), parameter.where)
+        active = {parameter.name: parameter for parameter in self._parameters if parameter.is_active(values)}
+        settled = {name: _settle(name, active, values, parameter.where) for name, parameter in active.items()}
+        return {name: list(value) if isinstance(value, list | tuple) else value for name, value in settled.items()}
+
+    def encode(self, params: Mapping[str, Any], where: str = "configuration") -> dict[str, Any]:
+        """The reverse of `sample` for a configuration, possibly partial, to try first: {suggest key: value}.
+
+        SpaceError if a name is not on the path that the configuration takes, a value lies outside its domain, or a
+        fixed or tied value is contradicted.
+        """
+        values: dict[str, Any] = {}
+        encoded: dict[str, Any] = {}
+        for parameter in self._free():
+            if parameter.name in params and parameter.is_active(values):
+                value = self._match(parameter, params[parameter.name], f"{where}.{parameter.name}")
+                values[parameter.name] = encoded[parameter.key] = value
+        active = {parameter.name: parameter for parameter in self._parameters if parameter.is_active(values)}
+        for name, given in params.items():
+            if name not in active:
+                raise SpaceError(f"{where}.{name}: {self._why_inactive(name, values)}")
+            own = _settle(name, active, values, f"{where}.{name}")
+            if not (same(own, given) or is_number(own) and is_number(given) and isclose(own, given)):
+                raise SpaceError(f"{where}.{name}: got {given!r}, but it is {show(own)} ({active[name].what})")
+        return encoded
+
+    def size(self) -> int | None:
+        """How many configurations there are; None if a float varies."""
+        if any(isinstance(parameter.what, LogUniform | Uniform) for parameter in self._parameters):
+            return None
+        return self._count(())
+
+    def _count(self, when: When) -> int:
+        free = [parameter for parameter in self._free() if parameter.when == when]
+        return prod(
+            sum(self._count((*when, (parameter.name, value))) for value in parameter.what.values)
+            if isinstance(parameter.what, Choice)
+            else len(parameter.what)
+            for parameter in free
+        )
+
+    def _free(self) -> Iterator[Parameter]:
+        return (parameter for parameter in self._parameters if isinstance(parameter.what, Domain))
+
+    def _named(self, name: str) -> list[Parameter]:
+        return [parameter for parameter in self._parameters if parameter.name == name]
+
+    @staticmethod
+    def _match(parameter: Parameter, value: Any, where: str) -> Any:
+        try:
+            return parameter.what.match(value)
+        except SpaceError as error:
+            raise SpaceError(f"{where}: {error}") from None
+
+    def _why_inactive(self, name: str, values: Mapping[str, Any]) -> str:
+        named = self._named(name)
+        if not named:
+            known = sorted({parameter.name for parameter in self._parameters})
+            return f"unknown parameter.{did_you_mean(name, known)} The space has {', '.join(known)}"
+        for parameter in named:
+            if parameter.may_be_active(values):
+                choice = next(choice for choice, _ in parameter.when if choice not in values)
+                return f"only some branches of {choice!r} have it; give {choice!r} as well"
+        taken = {choice: values[choice] for parameter in named for choice, _ in parameter.when if choice in values}
+        paths = " or ".join(dict.fromkeys(_describe(parameter.when) for parameter in named))
+        return f"not a parameter where {_describe(tuple(taken.items()))}, only where {paths}"
+
+    def _check_set_once(self) -> None:
+        for index, parameter in enumerate(self._parameters):
+            for earlier in self._parameters[:index]:
+                if earlier.name == parameter.name and earlier.may_be_active(dict(parameter.when)):
+                    raise SpaceError(f"{parameter.where}: set twice on one path, also at {earlier.where}")
+
+    def _check_tied(self) -> None:
+        for parameter in self._parameters:
+            if isinstance(parameter.what, Tied):
+                for name in parameter.what.names:
+                    self._check_name(name, parameter)
+                self._check_circle(parameter, dict(parameter.when), [])
+
+    def _check_name(self, name: str, parameter: Parameter) -> None:
+        """A tied parameter may use what has a number on every path that it is on."""
+        where, text, when = parameter.where, parameter.what.text, dict(parameter.when)
+        named = self._named(name)
+        if not named:
+            others = {other.name for other in self._parameters} - {parameter.name}
+            visible = sorted(other for other in others if self._is_covered(other, when))
+            hint = did_you_mean(name, visible) or (
+                f" It may use {', '.join(visible)}; plain text is written {{choice: [{text!r}]}}"
+            )
+            raise SpaceError(f"{where}: unknown name {name!r} in {text!r}.{hint}")
+        if not self._is_covered(name, when):
+            places = ", ".join(other.where for other in named)
+            raise SpaceError(f"{where}: {name!r} in {text!r} is not set on every path here, only at {places}")
+        for other in named:
+            if not is_name(text) and other.may_be_active(when) and not _may_be_number(other.what):
+                raise SpaceError(f"{where}: {name!r} in {text!r} is not a number but {other.what}")
+
+    def _is_covered(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Whether every path that takes these branches sets the parameter."""
+        possible = [parameter for parameter in self._named(name) if parameter.may_be_active(values)]
+        if not possible:
+            return False
+        if any(parameter.is_active(values) for parameter in possible):
+            return True
+        # What is not yet chosen is asked from the outside in, so that the choice itself is on the path.
+        undecided = next(choice for choice, _ in possible[0].when if choice not in values)
+        choice = next(parameter for parameter in self._named(undecided) if parameter.is_active(values))
+        return all(self._is_covered(name, {**values, undecided: branch}) for branch in choice.what.values)
+
+    def _check_circle(self, parameter: Parameter, branches: Mapping[str, Any], trail: list[str]) -> None:
+        if parameter.name in trail:
+            circle = " -> ".join([*trail[trail.index(parameter.name) :], parameter.name])
+            raise SpaceError(f"{parameter.where}: tied in a circle: {circle}")
+        if isinstance(parameter.what, Tied):
+            for other in self._parameters:
+                if other.name in parameter.what.names and other.may_be_active(branches):
+                    self._check_circle(other, {**branches, **dict(other.when)}, [*trail, parameter.name])
+
+
+def load_space(source: str | Mapping[str, Any], where: str = "search.space", folder: Path | None = None) -> Space:
+    """A space from a mapping that stands inline, a preset's name, or the path of a YAML file (relative to `folder`).
+
+    SpaceError if there is no such preset or file, or what it holds is wrong.
+    """
+    if isinstance(source, Mapping):
+        return Space.from_dict(source, where)
+    if not isinstance(source, str):
+        raise SpaceError(f"{where}: give parameters, a preset's name or the path of a YAML file, got {source!r}")
+    presets = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+    path = presets.get(source) or (folder or Path()) / Path(source).expanduser()
+    if not path.is_file():
+        hint = did_you_mean(source, presets)
+        raise SpaceError(f"{where}: no preset and no file {source!r}.{hint} Presets: {', '.join(presets)}")
+    try:
+        # OmegaConf reads 1e-5 as a number, which YAML 1.1 takes for text, and refuses a key that stands twice.
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise SpaceError(f"{where}: {path} is not readable: {' '.join(str(error).split())}") from error
+    try:
+        return Space.from_dict(tree, "space")
+    except SpaceError as error:
+        raise SpaceError(f"{where}: {path}: {error}") from None
+
+
+def _read(tree: Mapping[Any, Any], when: When, where: str) -> Iterator[Parameter]:
+    for name, value in tree.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise SpaceError(f"{where}: parameter names are words of letters, digits and _, got {name!r}")
+        if name in KINDS:
+            raise SpaceError(f"{where}: {name!r} is a distribution and needs a parameter: NAME: {{{name}: …}}")
+        at = f"{where}.{name}"
+        if not isinstance(value, Mapping):
+            if not is_plain(value):
+                raise SpaceError(f"{at}: a fixed value is a finite scalar or a list of them, got {value!r}")
+            yield Parameter(name=name, when=when, what=Fixed(value=value), where=at)
+        elif any(key in KINDS for key in value):
+            yield Parameter(name=name, when=when, what=read_domain(value, at), where=at)
+        else:
+            yield from _read_branches(name, value, when, at)
+
+
+def _read_branches(name: str, branches: Mapping[Any, Any], when: When, where: str) -> Iterator[Parameter]:
+    if not branches:
+        raise SpaceError(f"{where}: empty; give a distribution ({', '.join(KINDS)}) or branches")
+    if not any(content is None or isinstance(content, Mapping) for content in branches.values()):
+        kind, allowed = next(iter(branches)), ", ".join(KINDS)
+        raise SpaceError(f"{where}: unknown distribution {kind!r}.{did_you_mean(kind, KINDS)} Allowed: {allowed}")
+    for branch, content in branches.items():
+        if not isinstance(branch, str | int) or not _BRANCH.fullmatch(show(branch)):
+            raise SpaceError(f"{where}: a branch is named by letters, digits, _ and -, got {branch!r}")
+        if content is not None and not isinstance(content, Mapping):
+            raise SpaceError(f"{where}.{show(branch)}: a branch holds parameters (NAME: …) or nothing, got {content!r}")
+    yield Parameter(name=name, when=when, what=Choice(tuple(branches)), where=where)
+    for branch, content in branches.items():
+        yield from _read(content or {}, (*when, (name, branch)), f"{where}.{show(branch)}")
+
+
+def _read_text(parameter: Parameter, names: set[str]) -> Parameter:
+    """A fixed string that is arithmetic becomes a tied value, or a number if it uses no parameter."""
+    text = parameter.what.value if isinstance(parameter.what, Fixed) else None
+    if not isinstance(text, str) or not is_expression(text, names):
+        return parameter
+    try:
+        used = names_in(text)
+        what = Tied(text=text, names=used) if used else Fixed(value=evaluate(text, {}))
+    except SpaceError as error:
+        raise SpaceError(f"{parameter.where}: {error}") from None
+    return replace(parameter, what=what)
+
+
+def _settle(name: str, active: Mapping[str, Parameter], values: Mapping[str, Any], where: str) -> Any:
+    """The value of a parameter on a path whose free values are given."""
+    if name in values:
+        return values[name]
+    what = active[name].what if name in active else None
+    if isinstance(what, Fixed):
+        return what.value
+    if isinstance(what, Tied):
+        used = {other: _settle(other, active, values, where) for other in what.names}
+        try:
+            return evaluate(what.text, used)
+        except SpaceError as error:
+            raise SpaceError(f"{where}: {error}") from None
+    raise SpaceError(f"{where}: follows from {name!r}; give {name!r} as well, or leave both out")
+
+
+def _may_be_number(what: Domain | Fixed | Tied) -> bool:
+    if isinstance(what, Choice):
+        return all(map(is_number, what.values))
+    return not isinstance(what, Fixed) or is_number(what.value)
+
+
+def _describe(when: When) -> str:
+    return " and ".join(f"{choice} is {show(branch)}" for choice, branch in when)

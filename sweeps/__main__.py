@@ -1,0 +1,158 @@
+"""python -m sweeps COMMAND"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cluster import ClusterError
+from search_spaces import SpaceError
+from sweeps.config import ConfigError, SweepConfig, from_tree, load
+from sweeps.ledger import Ledger
+from trainables.errors import InputError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help="Sweeps over fine-tuning methods and hyperparameters; the winner reloads to the number shown.")
+
+File = Annotated[Path, typer.Argument(help="the sweep file (YAML)", show_default=False)]
+Folder = Annotated[str, typer.Argument(help="the sweep's folder", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as search.trials=4", show_default=False)]
+
+
+@app.command()
+def run(file: File, overrides: Overrides = None) -> None:
+    """Run a sweep. The last line is its folder.
+
+    Example: python -m sweeps run sweeps/quickstart.yaml search.trials=20
+    """
+    from sweeps.run import start
+
+    _finish(start(load(file, overrides or []), _console()))
+
+
+@app.command()
+def resume(folder: Folder) -> None:
+    """Go on with an interrupted sweep.
+
+    Example: python -m sweeps resume runs/quickstart-20260101-120000
+    """
+    from sweeps.run import resume as go_on
+
+    ledger, config = _open(folder)
+    _finish(go_on(ledger, config, _console()))
+
+
+@app.command()
+def check(file: File, overrides: Overrides = None) -> None:
+    """Check configuration and data, and print the plan; nothing is trained.
+
+    Example: python -m sweeps check sweeps/quickstart.yaml
+    """
+    from sweeps.plan import print_plan
+
+    print_plan(load(file, overrides or []), _console())
+
+
+@app.command()
+def best(folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="print the board as JSON")] = False) -> None:
+    """Leaderboard, winner and reason, of a finished or a running sweep.
+
+    Example: python -m sweeps best runs/quickstart-20260101-120000 --json
+    """
+    ledger, config = _open(folder)
+    board = ledger.load().board(config.name, config.selection)
+    if as_json:
+        print(json.dumps(board, indent=1, allow_nan=False))
+    else:
+        from sweeps.run import print_board
+
+        print_board(_console(), board)
+    if board["winner"] is None:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(folder: Folder) -> None:
+    """Load the winner with transformers and PEFT alone, evaluate it again, compare with what was reported.
+
+    Example: python -m sweeps verify runs/quickstart-20260101-120000
+    """
+    from sweeps.winner import verify as check_winner
+
+    ledger, config = _open(folder)
+    found = check_winner(ledger, config)
+    for name, reported in found.reported.items():
+        print(f"{name}: reported {reported:.8g}, measured {found.measured.get(name, float('nan')):.8g}")
+    if not found.agrees:
+        print(f"MISMATCH: trial {found.trial} does not give what was reported (tolerance {found.tolerance:g} relative)")
+        raise typer.Exit(1)
+    print(f"The winner, trial {found.trial}, gives what was reported (tolerance {found.tolerance:g} relative).")
+
+
+@app.command()
+def submit(
+    file: File,
+    overrides: Overrides = None,
+    address: Annotated[str, typer.Option(help="the cluster's dashboard, such as http://127.0.0.1:8265", show_default=False)] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="follow the job's log to its end")] = False,
+) -> None:
+    """Run a sweep as a Ray job on a cluster.
+
+    Example: python -m sweeps submit sweeps/quickstart.yaml --address http://127.0.0.1:8265 --wait
+    """
+    from sweeps.remote import submit_sweep
+
+    if not submit_sweep(file, load(file, overrides or []), address=address, wait=wait, print_line=lambda line: print(line, flush=True)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(folder: Folder, wandb: Annotated[bool, typer.Option("--wandb", help="publish it as a W&B Report too")] = False) -> None:
+    """Write report.html, one self-contained page, into the sweep's folder.
+
+    Example: python -m sweeps report runs/quickstart-20260101-120000
+    """
+    from sweeps.publish import write_report
+
+    ledger, config = _open(folder)
+    print(write_report(ledger.load(), config, wandb=wandb))
+
+
+def _open(folder: str) -> tuple[Ledger, SweepConfig]:
+    from omegaconf import OmegaConf
+
+    ledger = Ledger(folder if "://" in folder else str(Path(folder).expanduser().absolute()))
+    if not ledger.store.exists("sweep.yaml"):
+        raise ConfigError(f"{folder}: not a sweep's folder (it has no sweep.yaml)")
+    return ledger, from_tree(OmegaConf.create(ledger.store.read_bytes("sweep.yaml").decode()), (), f"{folder}/sweep.yaml")
+
+
+def _console() -> Console:
+    """Full lines where nobody watches a terminal, so that logs and the job page read well."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200, force_terminal=False)
+
+
+def _finish(outcome: Any) -> None:
+    print(outcome.folder, flush=True)
+    if outcome.interrupted:
+        print(f"Interrupted. Go on with: python -m sweeps resume {outcome.folder}", file=sys.stderr)
+        raise typer.Exit(1)
+    if outcome.board["winner"] is None:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except (ConfigError, InputError, SpaceError, ClusterError) as error:
+        print(" ".join(str(error).split("\n")), file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

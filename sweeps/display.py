@@ -1,0 +1,141 @@
+"""What a person sees while a sweep runs: a live table in a terminal, plain lines everywhere else."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.selection import Curve, SelectionConfig, best_point
+
+STATES = {"running": "yellow", "complete": "green", "pruned": "cyan", "failed": "red"}
+
+
+def format_params(params: Mapping[str, Any]) -> str:
+    """One configuration in one line: the method first, rates in short."""
+    rest = [f"{name}={_short(value)}" for name, value in params.items() if name != "method"]
+    return " ".join([str(params.get("method", "")), *rest]).strip()
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def leaderboard(board: Mapping[str, Any]) -> Table:
+    """The trials of a board, best first: those that may win by validation loss, then the rest."""
+    winner = board["winner"] or {}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    names = sorted({name for trial in board["trials"] for e in trial["evaluations"] for name in e["metrics"]} - {"token_count"})
+    for name in ("", "trial", "val loss", "probe", *names, "epoch", "state", "verdict", "configuration"):
+        table.add_column(name, justify="right" if name in ("val loss", "probe", "epoch", *names) else "left", no_wrap=name != "configuration")
+    for trial, best in ranked(board):
+        shown = [_number(best["val_loss"]), _number(best["probe_loss"])] if best else ["-", "-"]
+        metrics = [_number(best["metrics"].get(name)) if best else "-" for name in names]
+        won = trial["id"] == winner.get("trial")
+        table.add_row(
+            "*" if won else "",
+            trial["id"],
+            *shown,
+            *metrics,
+            f"{best['epoch']:g}" if best else "-",
+            Text(trial["status"], style=STATES[trial["status"]]),
+            trial["verdict"],
+            format_params(trial["params"]),
+            style="bold" if won else None,
+        )
+    for name, baseline in board["baselines"].items():
+        words = {"untuned": "the untuned model", "prior": f"always {baseline.get('class')}, at train's label shares"}
+        metrics = [_number(baseline["metrics"].get(metric)) for metric in names]
+        table.add_row("", "-", _number(baseline["val_loss"]), _number(baseline.get("probe_loss")), *metrics, "0", "", "baseline", words[name], style="dim")
+    return table
+
+
+def ranked(board: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Trials with the evaluation that stands for each: that of the lowest loss whose checkpoint is kept, else the lowest."""
+
+    def best(trial: dict[str, Any]) -> dict[str, Any] | None:
+        points = [e for e in trial["evaluations"] if e["val_loss"] is not None]
+        kept = [e for e in points if e["checkpoint"] is not None] if trial["status"] != "running" else []
+        return min(kept or points, key=lambda e: e["val_loss"], default=None)
+
+    rows = [(trial, best(trial)) for trial in board["trials"]]
+    winner = (board["winner"] or {}).get("trial")
+    return sorted(rows, key=lambda row: (row[0]["id"] != winner, row[1]["val_loss"] if row[1] else float("inf"), row[0]["id"]))
+
+
+class Display:
+    """Prints events as lines; in a terminal keeps a table of the running sweep below them."""
+
+    def __init__(self, console: Console, *, name: str, trials: int, selection: SelectionConfig, time_budget_s: float | None) -> None:
+        self.console = console
+        self._name, self._trials, self._selection, self._budget = name, trials, selection, time_budget_s
+        self._began = time.monotonic()
+        self._live: Live | None = None
+
+    def say(self, line: str) -> None:
+        """One event; with the time since the start where lines are all there is."""
+        if self._live is not None:
+            self._live.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        else:
+            self.console.print(f"[{duration(time.monotonic() - self._began):>6}] {line}", highlight=False, markup=False, soft_wrap=True)
+
+    def start(self) -> None:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+
+    def stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def refresh(self, curves: list[Curve], snapshot: Mapping[str, Any], totals: Callable[[Curve], int]) -> None:
+        """Draw the table anew. `totals(curve)`: the samples that a trial sees when it trains to its end."""
+        if self._live is None:
+            return
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in ("trial", "state", "best val loss", "progress", "rows/s", "slot", "configuration"):
+            table.add_column(name, no_wrap=name != "configuration", justify="right" if name in ("best val loss", "rows/s") else "left")
+        done = 0.0
+        where = {trial: slot for slot, trials in snapshot["slots"].items() for trial in trials}
+        for curve in curves:
+            progress = snapshot["progress"].get(curve.id, {"samples_seen": 0, "samples_per_s": 0.0})
+            share = 1.0 if curve.status != "running" else min(1.0, progress["samples_seen"] / max(1, totals(curve)))
+            done += share
+            best = best_point(curve, self._selection)
+            if curve.status == "running" or len(curves) <= 20 or curve is curves[-1]:
+                bar = "█" * round(10 * share) + "·" * (10 - round(10 * share))
+                table.add_row(
+                    curve.id,
+                    Text(curve.status, style=STATES[curve.status]),
+                    _number(best.val_loss) if best else "-",
+                    f"{bar} {share:4.0%}" if curve.status == "running" else "",
+                    f"{progress['samples_per_s']:.0f}" if curve.status == "running" and progress["samples_per_s"] else "",
+                    where.get(curve.id, "waits") if curve.status == "running" else "",
+                    format_params(curve.params),
+                )
+        elapsed = time.monotonic() - self._began
+        left = elapsed * (self._trials - done) / done if done > 0.2 else None
+        if self._budget is not None:
+            left = max(0.0, self._budget - elapsed) if left is None else min(left, max(0.0, self._budget - elapsed))
+        finished = sum(curve.status != "running" for curve in curves)
+        head = f"{self._name}: {finished} of {self._trials} trials ended, {duration(elapsed)} so far, about {duration(left) if left is not None else '?'} left"
+        self._live.update(Group(Text(head, style="bold"), table), refresh=True)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(str, value)) + "]"
+    return str(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

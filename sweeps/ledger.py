@@ -1,0 +1,237 @@
+"""The sweep's folder: what is written, read back, kept and deleted. Reading needs neither Ray nor torch.
+
+    sweep.yaml              the resolved configuration
+    status.json             running | finished | interrupted | failed, and a heartbeat
+    study.journal           the Optuna study
+    data/                   prepared splits and their manifest
+    baseline.json           losses of the untuned model
+    trials/<id>/trial.json  parameters;  outcome.json: how it ended;  attempt-<n>/step-<s>/: its evaluations
+    winner/                 the checkpoint, its card, how to load it
+    report.html
+"""
+
+import dataclasses
+import io
+import math
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sweeps.selection import Curve, Point, Reference, SelectionConfig, best_point, select, verdict
+from trainables.checkpoints import CHECKPOINT, EVALUATION, LOSSES, STATE, evaluation_folders
+from trainables.store import Store
+
+HEARTBEAT_S = 10.0
+DEAD_AFTER_S = 60.0  # a sweep of another machine that has not written its heartbeat for so long does not run
+
+
+class Ledger:
+    """A sweep's folder, and in memory what its trials have done so far."""
+
+    def __init__(self, url: str) -> None:
+        self.store = Store(url)
+        self.name = self.store.url.rsplit("/", 1)[-1]
+        self._curves: dict[str, dict[str, Any]] = {}
+
+    # --- trials, as they run ---
+
+    def begin(self, trial: str, params: dict[str, Any]) -> None:
+        self.store.write_json(f"trials/{trial}/trial.json", {"id": trial, "params": params, "started": time.time()})
+        self._curves[trial] = {"status": "running", "params": params, "points": [], "reason": None}
+
+    def record(self, trial: str, evaluation: dict[str, Any]) -> bool:
+        """Take note of an evaluation that the slot has written; False when it was known already."""
+        points = self._curves[trial]["points"]
+        if any(point.step == evaluation["step"] for point in points):
+            return False
+        points.append(self._point(evaluation, kept=True))
+        return True
+
+    def finish(self, trial: str, status: str, reason: str | None, log: str | None = None) -> None:
+        self.store.write_json(
+            f"trials/{trial}/outcome.json", {"status": status, "reason": reason, "log": log, "ended": time.time()}
+        )
+        self._curves[trial].update(status=status, reason=reason)
+
+    def prune(self, trial: str, config: SelectionConfig) -> None:
+        """Keep the checkpoint that would win for this trial and, while it runs, what it would go on from; delete the rest."""
+        entry = self._curves[trial]
+        best = best_point(self.curve(trial), config)
+        last = entry["points"][-1] if entry["points"] and entry["status"] == "running" else None
+        for index, point in enumerate(entry["points"]):
+            if point is not last:
+                self.store.delete(f"{point.folder}/{STATE}")
+            if point is not last and point is not best and point.checkpoint is not None:
+                self.store.delete(f"{point.folder}/{CHECKPOINT}")
+                entry["points"][index] = _without_checkpoint(point)
+
+    def curve(self, trial: str) -> Curve:
+        entry = self._curves[trial]
+        return Curve(id=trial, status=entry["status"], params=entry["params"], points=tuple(entry["points"]), reason=entry["reason"])
+
+    def curves(self) -> list[Curve]:
+        return [self.curve(trial) for trial in sorted(self._curves)]
+
+    def unfinished(self) -> list[str]:
+        return [trial for trial, entry in sorted(self._curves.items()) if entry["status"] == "running"]
+
+    # --- reading back ---
+
+    def load(self) -> "Ledger":
+        """Read all trials from the folder."""
+        by_trial: dict[str, list[str]] = {}
+        for name in self.store.find("trials"):
+            by_trial.setdefault(name.split("/")[1], []).append(name)
+        self._curves = {}
+        for trial, names in by_trial.items():
+            if f"trials/{trial}/trial.json" not in names:
+                continue
+            files = set(names)
+            with_checkpoint = {name.split(f"/{CHECKPOINT}/")[0] for name in names if f"/{CHECKPOINT}/" in name}
+            points = [
+                self._point(self.store.read_json(f"{folder}/{EVALUATION}"), kept=folder in with_checkpoint)
+                for folder in evaluation_folders(self.store, trial, names)
+            ]
+            outcome = f"trials/{trial}/outcome.json"
+            ended = self.store.read_json(outcome) if outcome in files else {"status": "running", "reason": None}
+            params = self.store.read_json(f"trials/{trial}/trial.json")["params"]
+            self._curves[trial] = {"status": ended["status"], "params": params, "points": points, "reason": ended["reason"]}
+        return self
+
+    def losses(self, folder: str) -> np.ndarray | None:
+        """Per-example losses [N, 2] of an evaluation: summed loss and number of targets of each validation row."""
+        name = f"{folder}/{LOSSES}"
+        return np.load(io.BytesIO(self.store.read_bytes(name))) if self.store.exists(name) else None
+
+    def _point(self, evaluation: dict[str, Any], *, kept: bool) -> Point:
+        folder = evaluation["folder"]
+        return Point(
+            step=evaluation["step"],
+            samples_seen=evaluation["samples_seen"],
+            epoch=evaluation["epoch"],
+            val_loss=evaluation["val_loss"],
+            probe_loss=evaluation["probe_loss"],
+            metrics=evaluation["metrics"],
+            trainable_parameters=evaluation["trainable_parameters"],
+            checkpoint=self.store.path(f"{folder}/{CHECKPOINT}") if kept else None,
+            folder=folder,
+        )
+
+    # --- the sweep ---
+
+    def set_status(self, status: str, elapsed_s: float) -> None:
+        self.store.write_json(
+            "status.json",
+            {"status": status, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time(), "elapsed_s": elapsed_s},
+        )
+
+    def status(self) -> tuple[str, float]:
+        """The sweep's status, and the seconds it has run. A sweep whose process is gone is `interrupted`, whatever it wrote last."""
+        if not self.store.exists("status.json"):
+            return "interrupted", 0.0
+        written = self.store.read_json("status.json")
+        status = written["status"]
+        if status == "running":
+            if written["host"] == socket.gethostname():
+                alive = _runs(written["pid"])
+            else:
+                alive = time.time() - written["time"] < DEAD_AFTER_S
+            status = "running" if alive else "interrupted"
+        return status, written["elapsed_s"]
+
+    def reference(self) -> Reference:
+        """What not fine-tuning gives: the untuned model (measured by the first slot) and the label prior of train."""
+        baseline = self.baselines()
+        untuned, prior = baseline.get("untuned", {}), baseline.get("prior", {})
+        return Reference(val_loss=untuned.get("val_loss"), probe_loss=untuned.get("probe_loss"), prior_loss=prior.get("val_loss"))
+
+    def baselines(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self.store.exists("baseline.json"):
+            measured = self.store.read_json("baseline.json")
+            if "error" not in measured:
+                found["untuned"] = measured
+        if self.store.exists("data/manifest.json"):
+            prior = label_prior(self.store.read_json("data/manifest.json"))
+            if prior is not None:
+                found["prior"] = prior
+        return found
+
+    def board(self, name: str, config: SelectionConfig) -> dict[str, Any]:
+        """Everything that `best --json` prints and the report shows."""
+        curves, reference = self.curves(), self.reference()
+        winner, reason = select(curves, config, self.losses)
+        board: dict[str, Any] = {
+            "sweep": name,
+            "folder": self.store.path("").rstrip("/"),
+            "status": self.status()[0],
+            "metric": "val_loss",
+            "winner": None,
+            "baselines": self.baselines(),
+        }
+        if winner is None:
+            board["reason"] = reason
+        else:
+            params = next(curve.params for curve in curves if curve.id == winner.trial)
+            board["winner"] = {"trial": winner.trial, **_shown(winner.point), "params": dict(params), "reason": reason, "tied": list(winner.tied)}
+        board["trials"] = []
+        for curve in curves:
+            judged = verdict(curve, reference, config)
+            board["trials"].append(
+                {
+                    "id": curve.id,
+                    "status": curve.status,
+                    "status_reason": curve.reason,
+                    "verdict": judged.word,
+                    "verdict_reason": judged.reason,
+                    "params": dict(curve.params),
+                    "evaluations": [_shown(point) for point in curve.points],
+                }
+            )
+        return board
+
+
+def label_prior(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """Always answering with train's label shares: validation loss in nats and accuracy of its majority class."""
+    splits = manifest["splits"]
+    if "label_counts" not in splits["train"]:
+        return None
+    train, validation = splits["train"]["label_counts"], splits["validation"]["label_counts"]
+    rows, total = sum(train.values()), sum(validation.values())
+    loss = -sum(count * math.log(train[label] / rows) for label, count in validation.items()) / total
+    majority = max(train, key=lambda label: train[label])
+    return {"val_loss": loss, "metrics": {"accuracy": validation.get(majority, 0) / total}, "class": majority}
+
+
+def _shown(point: Point) -> dict[str, Any]:
+    return {
+        "step": point.step,
+        "samples_seen": point.samples_seen,
+        "epoch": point.epoch,
+        "val_loss": point.val_loss,
+        "probe_loss": point.probe_loss,
+        "metrics": dict(point.metrics),
+        "trainable_parameters": point.trainable_parameters,
+        "checkpoint": point.checkpoint,
+    }
+
+
+def _without_checkpoint(point: Point) -> Point:
+    return dataclasses.replace(point, checkpoint=None)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:  # a killed process that nobody has waited for is still listed
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return True

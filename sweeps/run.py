@@ -1,0 +1,448 @@
+"""From a configuration to a winner: prepare data, open study and slots, run Tune, select, hand over, report."""
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sweeps.config import ConfigError, SweepConfig, dump
+from sweeps.display import Display, format_params, leaderboard
+from sweeps.ledger import HEARTBEAT_S, Ledger
+from sweeps.selection import Curve, best_point, verdict
+from trainables.data.config import DataConfig
+from trainables.model import check_files, load_model_config, load_tokenizer
+from trainables.store import Store
+
+STUDY = "study.journal"
+INTERRUPTED = "interrupted"
+SLOT_END_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run of a sweep ended: `board` as `best --json` prints it, and where the sweep's folder is."""
+
+    board: dict[str, Any]
+    folder: str
+    interrupted: bool = False
+
+
+def new_folder(config: SweepConfig) -> Ledger:
+    """The ledger of a new sweep in STORAGE/NAME-YYYYMMDD-HHMMSS; nothing is written yet."""
+    storage = config.storage if "://" in config.storage else str(Path(config.storage).expanduser().absolute())
+    while True:
+        ledger = Ledger(f"{storage}/{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        if not ledger.store.exists("sweep.yaml"):
+            return ledger
+        time.sleep(1.0)
+
+
+def absolute_paths(config: SweepConfig) -> SweepConfig:
+    """The configuration with data files and model folder as absolute paths: the sweep's folder must not depend on where it began."""
+
+    def absolute(source: Any) -> Any:
+        if isinstance(source, str) and source and not source.startswith("hf:") and "://" not in source:
+            return str(Path(source).expanduser().absolute())
+        return source
+
+    data: DataConfig = replace(
+        config.data, train=absolute(config.data.train), validation=absolute(config.data.validation), test=absolute(config.data.test)
+    )
+    model = config.model
+    if not model.name.startswith("package:") and Path(model.name).expanduser().is_dir():
+        model = replace(model, name=absolute(model.name))
+    return replace(config, data=data, model=model)
+
+
+def prepare_data(config: SweepConfig, folder: Path) -> tuple[dict[str, Any], int]:
+    """Check the model's files, read, split and tokenise the data into `folder`; returns the manifest and the padding token."""
+    from trainables.data.prepare import prepare
+
+    check_files(config.model)
+    context = getattr(load_model_config(config.model), "max_position_embeddings", None)
+    tokenizer = load_tokenizer(config.model)
+    manifest = prepare(config.data, config.task, tokenizer, config.seed, folder, context)
+    return manifest, tokenizer.pad_token_id
+
+
+def start(config: SweepConfig, console: Console) -> Outcome:
+    """Run a new sweep."""
+    config = absolute_paths(config)
+    ledger = new_folder(config)
+    with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
+        # bad data is refused here, before there is a folder of a sweep that never began
+        prepare_data(config, Path(scratch) / "data")
+        ledger.store.write_bytes("sweep.yaml", dump(config).encode())
+        staged = ledger.store.scratch()
+        shutil.copytree(Path(scratch) / "data", staged, dirs_exist_ok=True)
+        ledger.store.publish(staged, "data", last="manifest.json")
+    return _run(config, ledger, console, elapsed_s=0.0)
+
+
+def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
+    """Go on with a sweep: finished trials are kept, unfinished ones go on from their last checkpoints."""
+    status, elapsed_s = ledger.status()
+    if status == "running":
+        raise ConfigError(f"{ledger.store.path('')}: this sweep is running; `best` shows how far it is")
+    if not ledger.store.exists("data/manifest.json"):
+        raise ConfigError(f"{ledger.store.path('')}: has no prepared data, so it never began; run it anew")
+    ledger.load()
+    return _run(config, ledger, console, elapsed_s=elapsed_s)
+
+
+def _run(config: SweepConfig, ledger: Ledger, console: Console, *, elapsed_s: float) -> Outcome:
+    sweep = _Sweep(config, ledger, console, elapsed_s)
+    ledger.set_status("running", elapsed_s)
+    try:
+        sweep.search()
+        outcome = sweep.conclude()
+    except BaseException:
+        ledger.set_status("interrupted" if sweep.stopped == INTERRUPTED else "failed", sweep.elapsed_s())
+        raise
+    finally:
+        sweep.tracker.close()
+    return outcome
+
+
+class _Sweep:
+    """One process's work on a sweep."""
+
+    def __init__(self, config: SweepConfig, ledger: Ledger, console: Console, elapsed_s: float) -> None:
+        from sweeps.tracking import Tracker
+
+        self.config, self.ledger = config, ledger
+        self.console = console
+        self.stopped: str | None = None  # why no trial may start or go on any more
+        self._elapsed_before, self._began = elapsed_s, time.monotonic()
+        self._budget = config.search.time_budget_s()
+        self.manifest = ledger.store.read_json("data/manifest.json")
+        self.rows = self.manifest["splits"]["train"]["rows"]
+        self.display = Display(
+            console, name=ledger.name, trials=config.search.trials, selection=config.selection, time_budget_s=self._budget
+        )
+        local = ledger.store.local
+        self._scratch = Path(tempfile.mkdtemp(prefix="finetune-sweeps-"))
+        self.tracker = Tracker(config.tracking, ledger.name, (local or self._scratch) / "wandb", self.display.say)
+        self._mailbox: Any = None
+        self._reference = ledger.reference()
+        self._has_baseline = ledger.store.exists("baseline.json")
+
+    def elapsed_s(self) -> float:
+        return self._elapsed_before + time.monotonic() - self._began
+
+    # --- the search ---
+
+    def search(self) -> None:
+        """Run trials until there are no more to run; leaves no process behind."""
+        import ray
+
+        from cluster.connect import connect, plan_slots
+        from sweeps.study import open_study
+        from trainables.slot import start_mailbox
+
+        os.environ.update(
+            RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=os.environ.get("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"),
+            TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+            TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
+            TUNE_DISABLE_SIGINT_HANDLER="1",
+            TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
+            RAY_CHDIR_TO_TRIAL_DIR="0",
+            RAY_TRAIN_V2_ENABLED="1",
+            RAY_AIR_NEW_OUTPUT="0",
+        )
+        for note in self.manifest["notes"]:
+            self.display.say(note)
+        space = self.config.space()
+        study_file = (self.ledger.store.local or self._scratch) / STUDY
+        if self.ledger.store.local is None and self.ledger.store.exists(STUDY):
+            study_file.write_bytes(self.ledger.store.read_bytes(STUDY))
+        study = open_study(study_file, self.ledger.name, self.config.search, self.config.seed)
+        with connect(self.config.cluster, namespace=f"sweep-{self.ledger.name}") as connection:
+            if connection.dashboard_url:
+                self.display.say(f"Ray dashboard: {connection.dashboard_url}")
+            plan = plan_slots(ray.cluster_resources(), ray.nodes(), self.config.cluster, self.config.search.trials)
+            self.display.say(plan.reason)
+            self._mailbox = start_mailbox(self.ledger.name, "mailbox")
+            ray.get(self._mailbox.expect.remote(plan.slots, self._has_baseline))
+            with self._signals():
+                slots = [self._start_slot(f"{self.ledger.name}-slot{n}", connection, plan) for n in range(plan.slots)]
+                watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+                self.display.start()
+                self._watching = True
+                watcher.start()
+                try:
+                    self._tune(space, study, plan.slots, connection)
+                finally:
+                    self._watching = False
+                    watcher.join()
+                    self.display.stop()
+                    ray.get(self._mailbox.close.remote())
+                    for slot in slots:
+                        slot.join(SLOT_END_TIMEOUT_S)
+                    self._save_study(study_file)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _tune(self, space: Any, study: Any, slots: int, connection: Any) -> None:
+        from ray import tune
+
+        from sweeps.stopping import HopelessStopper, make_scheduler
+        from sweeps.study import StudySearcher
+        from trainables.trial import Trial
+
+        searcher = StudySearcher(
+            config=self.config,
+            space=space,
+            study=study,
+            ledger=self.ledger,
+            order={"mailbox": "mailbox", "namespace": connection.namespace},
+            stopped=lambda: self.stopped,
+            on_start=self._trial_started,
+            on_end=self._trial_ended,
+            say=self.display.say,
+        )
+        epochs = [self.config.train.epochs] if self.config.train.epochs else _most_epochs(space)
+        stopping = self.config.search.early_stopping
+        finished = [curve for curve in self.ledger.curves() if curve.status != "running"]
+        tune.Tuner(
+            Trial,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=make_scheduler(stopping, self.rows, max(epochs), finished),
+                num_samples=-1,
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(self._scratch),
+                verbose=0,
+                stop=HopelessStopper(
+                    config=stopping,
+                    selection=self.config.selection,
+                    ledger=self.ledger,
+                    reference=lambda: self._reference,
+                    on_evaluation=self._evaluated,
+                    on_stop=searcher.stop_reason,
+                ),
+                failure_config=tune.FailureConfig(max_failures=3),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
+
+    def _start_slot(self, name: str, connection: Any, plan: Any) -> threading.Thread:
+        from trainables.slot import SlotConfig, run_slot
+
+        train = self.config.train
+        method = self.config.train.method or _first_method(self.config)
+        slot = SlotConfig(
+            slot=name,
+            mailbox="mailbox",
+            namespace=connection.namespace,
+            storage=self.ledger.store.url,
+            model=self.config.model,
+            task=self.config.task,
+            baseline_method=method,
+            seed=self.config.seed,
+            pad_token_id=load_tokenizer(self.config.model).pad_token_id,
+            evaluate_every=None if train.evaluate_every == "epoch" else int(train.evaluate_every),
+            max_tokens=train.max_tokens,
+            precision=train.precision,
+            gradient_checkpointing=train.gradient_checkpointing,
+            probe_rows=train.probe_rows,
+            threads=plan.threads_per_worker,
+        )
+
+        def run() -> None:
+            import ray
+
+            error = "it ended before the sweep did"
+            try:
+                run_slot(slot, workers=plan.workers_per_slot, resources_per_worker=plan.resources_per_worker, folder=str(self._scratch / "slots"))
+            except Exception as raised:  # the border to Ray Train: a slot that is lost is news for the sweep, not its end
+                error = str(raised).strip().splitlines()[0] if str(raised).strip() else type(raised).__name__
+            try:
+                left = ray.get(self._mailbox.slot_lost.remote(name, error)) if self._watching else 1
+            except Exception:  # the cluster itself is gone; the main thread hears of it from Tune
+                return
+            if left <= 0:
+                reasons = "; ".join(sorted(set(ray.get(self._mailbox.snapshot.remote())["lost"].values())))
+                self._stop(f"no slot could run: {reasons}")
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._watching = True
+        thread.start()
+        return thread
+
+    # --- what happens to trials ---
+
+    def _trial_started(self, trial: str, params: dict[str, Any], resumed: bool) -> None:
+        word = "goes on" if resumed else "starts"
+        self.display.say(f"{trial} {word}: {format_params(params)}")
+        self.tracker.trial_started(trial, self.config.complete(params))
+
+    def _evaluated(self, trial: str, evaluation: dict[str, Any]) -> None:
+        if not self.ledger.record(trial, evaluation):
+            return
+        self.ledger.prune(trial, self.config.selection)
+        self.tracker.evaluation(trial, evaluation)
+        metrics = "".join(f", {name} {value:.4f}" for name, value in evaluation["metrics"].items() if value is not None and name != "token_count")
+        losses = [f"{evaluation[name]:.4f}" if evaluation[name] is not None else "not finite" for name in ("val_loss", "probe_loss")]
+        self.display.say(f"{trial} epoch {evaluation['epoch']:g}: val loss {losses[0]}, probe loss {losses[1]}{metrics}")
+
+    def _trial_ended(self, trial: str) -> None:
+        import ray
+
+        ray.get(self._mailbox.leave.remote(trial))
+        self.ledger.prune(trial, self.config.selection)
+        curve = self.ledger.curve(trial)
+        judged = verdict(curve, self._reference, self.config.selection)
+        best = best_point(curve, self.config.selection)
+        self.tracker.trial_finished(
+            trial,
+            status=curve.status,
+            verdict=judged.word,
+            verdict_reason=judged.reason,
+            best={"val_loss": best.val_loss, "step": best.step} if best else None,
+        )
+        number = f", best val loss {best.val_loss:.4f} at epoch {best.epoch:g}" if best else ""
+        why = f" ({curve.reason})" if curve.reason else ""
+        self.display.say(f"{trial} {curve.status}{why}{number}; {judged.word}")
+
+    # --- watching over it ---
+
+    def _stop(self, reason: str) -> None:
+        """Stop what runs, in order: trials end at once, nothing new starts."""
+        import ray
+
+        if self.stopped is None:
+            self.stopped = reason
+            self.display.say(f"Stopping: {reason}")
+            ray.get(self._mailbox.stop_trials.remote(reason))
+
+    def _watch(self) -> None:
+        """Heartbeat, time budget, the untuned model's numbers, and the live table."""
+        import ray
+
+        beat = 0.0
+        while self._watching:
+            time.sleep(0.5)
+            try:
+                snapshot = ray.get(self._mailbox.snapshot.remote(), timeout=30)
+            except ray.exceptions.RayError:
+                continue  # the mailbox is starting again
+            if not self._has_baseline and snapshot["baseline"] is not None:
+                self._has_baseline = True
+                self.ledger.store.write_json("baseline.json", snapshot["baseline"])
+                self._reference = self.ledger.reference()
+                if "val_loss" in snapshot["baseline"]:
+                    self.display.say(f"the untuned model: val loss {snapshot['baseline']['val_loss']:.4f}")
+            if time.monotonic() - beat > HEARTBEAT_S:
+                beat = time.monotonic()
+                self.ledger.set_status("running", self.elapsed_s())
+            if self._budget is not None and self.elapsed_s() > self._budget:
+                self._stop(f"the time budget of {self.config.search.time_budget} is spent")
+            self.display.refresh(self.ledger.curves(), snapshot, self._total_samples)
+
+    def _total_samples(self, curve: Curve) -> int:
+        return round(float(self.config.complete(curve.params)["epochs"]) * self.rows)
+
+    def _signals(self) -> Any:
+        """Ctrl-C and SIGTERM stop the sweep in order; a second one ends it at once."""
+        return _SignalHandler(lambda: threading.Thread(target=self._stop, args=(INTERRUPTED,), daemon=True).start())
+
+    def _save_study(self, study_file: Path) -> None:
+        if self.ledger.store.local is None:
+            self.ledger.store.write_bytes(STUDY, study_file.read_bytes())
+
+    # --- the end ---
+
+    def conclude(self) -> Outcome:
+        """Select, hand over the winner, write the report; print leaderboard, winner and reason."""
+        from sweeps.report import html_report
+        from sweeps.study import open_study
+        from sweeps.winner import hand_over
+
+        status = "interrupted" if self.stopped == INTERRUPTED else "finished"
+        if self.stopped is not None and self.stopped.startswith("no slot"):
+            status = "failed"
+        self.ledger.set_status(status, self.elapsed_s())
+        board = self.ledger.board(self.config.name, self.config.selection)
+        lines = []
+        if board["winner"] is not None and status == "finished":
+            folder = hand_over(self.ledger, self.config, board)
+            self.tracker.winner(board["winner"]["trial"], board["winner"]["reason"], folder)
+            lines.append(f"Checkpoint: {folder}")
+        study = None
+        if self.ledger.store.local is not None:
+            study = open_study(self.ledger.store.local / STUDY, self.ledger.name, self.config.search, self.config.seed, read_only=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            page = html_report(board, study, Path(scratch) / "report.html")
+            self.ledger.store.write_bytes("report.html", page.read_bytes())
+        lines.append(f"Report: {self.ledger.store.path('report.html')}")
+        print_board(self.console, board)
+        for line in lines:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        return Outcome(board=board, folder=board["folder"], interrupted=status == "interrupted")
+
+
+def print_board(console: Console, board: dict[str, Any]) -> None:
+    """Leaderboard, winner and reason."""
+    console.print(leaderboard(board))
+    if board["winner"] is None:
+        console.print(board["reason"], highlight=False, markup=False, soft_wrap=True)
+        return
+    winner = board["winner"]
+    console.print(f"Winner: {winner['trial']}, step {winner['step']} (epoch {winner['epoch']:g}): {format_params(winner['params'])}", highlight=False, markup=False, soft_wrap=True, style="bold")
+    console.print(f"Reason: {winner['reason']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _most_epochs(space: Any) -> list[float]:
+    """The most epochs that the space allows, to place ASHA's last rung."""
+    highest: list[float] = []
+
+    def suggest(name: str, domain: Any) -> Any:
+        top = max((v for v in domain.values if isinstance(v, int | float)), default=domain.values[0]) if hasattr(domain, "values") else domain.high
+        return top
+
+    params = space.sample(suggest)
+    highest.append(float(params.get("epochs", 1)))
+    return highest
+
+
+def _first_method(config: SweepConfig) -> str:
+    found: list[str] = []
+
+    def suggest(name: str, domain: Any) -> Any:
+        return domain.values[0] if hasattr(domain, "values") else domain.low
+
+    found.append(str(config.space().sample(suggest).get("method", "full")))
+    return found[0]
+
+
+class _SignalHandler:
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_SignalHandler":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: Any) -> None:
+        signal.signal(number, self._before[number] if number == signal.SIGINT else signal.SIG_DFL)
+        self._stop()
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,255 @@
+"""A Tune Searcher over Optuna's ask and tell, with persistent storage.
+
+Ray's own OptunaSearch tells the last value of a trial, tells stopped trials COMPLETE, and leaves trials RUNNING after a NaN
+or a restore. Here a trial is told the best validation loss of its evaluations that are not overfit; COMPLETE is a trial
+that trained to its end, PRUNED one that was stopped, FAIL one that failed.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from search_spaces import Choice, Domain, Int, LogUniform, Space, Uniform
+from sweeps.config import ConfigError, SearchConfig, SweepConfig
+from sweeps.ledger import Ledger
+from sweeps.selection import best_point
+from trainables.errors import InputError
+
+MAX_REDRAWS = 100  # draws in a row that are duplicates or invalid before the space counts as exhausted
+
+
+def open_study(path: Path, name: str, config: SearchConfig, seed: int, *, read_only: bool = False) -> optuna.Study:
+    """The study in the journal at `path`; made if it is not there. A journal file is safe on network file systems too."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if not read_only:
+        for left in path.parent.glob(f"{path.name}*.lock*"):  # a killed sweep can leave its lock; only one sweep writes here
+            left.unlink()
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    if read_only:
+        return optuna.load_study(study_name=name, storage=storage)
+    study = optuna.create_study(study_name=name, storage=storage, direction="minimize", load_if_exists=True)
+    # a sampler with the same seed would repeat its first suggestions after a restart
+    study.sampler = make_sampler(config, seed + len(study.trials))
+    return study
+
+
+def make_sampler(config: SearchConfig, seed: int) -> optuna.samplers.BaseSampler:
+    if config.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if config.sampler == "grid":
+        return optuna.samplers.BruteForceSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.startup_trials)
+
+
+def plain(value: Any) -> Any:
+    """A choice as Optuna stores it: lists become JSON text."""
+    return json.dumps(value) if isinstance(value, list | tuple) else value
+
+
+def suggest_with(trial: optuna.Trial) -> Callable[[str, Domain], Any]:
+    """How a search space asks this Optuna trial for a value."""
+
+    def suggest(name: str, domain: Domain) -> Any:
+        match domain:
+            case LogUniform(low=low, high=high):
+                return trial.suggest_float(name, low, high, log=True)
+            case Uniform(low=low, high=high):
+                return trial.suggest_float(name, low, high)
+            case Int(low=low, high=high, log=log, step=step):
+                return trial.suggest_int(name, low, high, log=log, step=step)
+            case Choice(values=values):
+                by_text = {plain(value): value for value in values}
+                return by_text[trial.suggest_categorical(name, list(by_text))]
+
+    return suggest
+
+
+class StudySearcher(Searcher):
+    """Asks Optuna for trials and tells it what became of them. The ledger is the truth; the study can lag behind it by a kill."""
+
+    def __init__(
+        self,
+        *,
+        config: SweepConfig,
+        space: Space,
+        study: optuna.Study,
+        ledger: Ledger,
+        order: Mapping[str, Any],
+        stopped: Callable[[], str | None],
+        on_start: Callable[[str, dict[str, Any], bool], None],
+        on_end: Callable[[str], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """`order` is what every trial's config carries beside `id` and `params`; `stopped` tells why no trial may start any more."""
+        super().__init__(metric="val_loss", mode="min")
+        self._config = config
+        self._space = space
+        self._study = study
+        self._ledger = ledger
+        self._order = dict(order)
+        self._stopped = stopped
+        self._on_start, self._on_end, self._say = on_start, on_end, say
+        self._ids: dict[str, str] = {}  # Tune's trial id -> ours
+        self._numbers: dict[str, int] = {}  # our id -> number in the study
+        self._reasons: dict[str, str] = {}  # why the platform stopped a trial early
+        self._known: dict[str, str] = {}  # parameters -> our id
+        self._waiting = self._reconcile()
+
+    def _reconcile(self) -> list[str]:
+        """Bring study and ledger together after a start or a kill; returns the trials that have to go on."""
+        for frozen in self._study.get_trials(deepcopy=False):
+            trial = frozen.user_attrs.get("trial")
+            if trial is not None and "duplicate_of" not in frozen.user_attrs:
+                self._numbers[trial] = frozen.number
+        for curve in self._ledger.curves():
+            self._known[_signature(self._config.complete(curve.params))] = curve.id
+            if curve.status != "running":
+                self._tell(curve.id)
+        for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if frozen.user_attrs.get("trial") not in {curve.id for curve in self._ledger.curves()}:
+                self._study.tell(frozen.number, state=TrialState.FAIL)  # killed between being asked and being written down
+        if not self._study.get_trials(deepcopy=False):
+            for initial in self._config.search.initial:
+                encoded = {name: plain(value) for name, value in self._space.encode(initial).items()}
+                self._study.enqueue_trial(encoded, skip_if_exists=True)
+        return self._ledger.unfinished()
+
+    # --- Tune's interface ---
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._stopped() is not None:
+            return Searcher.FINISHED
+        resumed = bool(self._waiting)
+        if resumed:
+            trial = self._waiting.pop(0)
+            params = dict(self._ledger.curve(trial).params)
+        else:
+            drawn = self._draw() if len(self._ledger.curves()) < self._config.search.trials else None
+            if drawn is None:
+                return Searcher.FINISHED
+            trial, params = drawn
+        self._ids[trial_id] = trial
+        self._on_start(trial, params, resumed)
+        return {**self._order, "id": trial, "params": self._config.complete(params)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: intermediate values are told with the end of the trial, from the ledger."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self._ids.pop(trial_id, None)
+        if trial is None or self._ledger.curve(trial).status != "running":
+            return
+        result = result or {}
+        ended, reason = result.get("ended"), result.get("reason")
+        if ended == "stopped" and reason == "interrupted" or (not error and not result and self._stopped() == "interrupted"):
+            return  # it stays unfinished, and `resume` goes on with it
+        if error:
+            self._ledger.finish(trial, "failed", "its Tune actor died again and again")
+        elif ended == "finished":
+            self._ledger.finish(trial, "complete", None)
+        elif ended == "failed":
+            self._ledger.finish(trial, "failed", reason, result.get("log"))
+        elif ended == "diverged":
+            self._ledger.finish(trial, "pruned", f"diverged: {reason}")
+        elif ended == "stopped":
+            self._ledger.finish(trial, "pruned", reason)
+        else:
+            self._ledger.finish(trial, "pruned", self._reasons.get(trial, f"behind the others at {result.get('samples_seen')} samples (ASHA)"))
+        self._tell(trial)
+        self._on_end(trial)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: study and ledger are on disk after every call."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, for the same reason."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object, ()  # Tune pickles its Tuner to restore it; a sweep goes on from its ledger instead
+
+    # --- inside ---
+
+    def stop_reason(self, trial_id: str, reason: str) -> None:
+        """Remember why the platform stops the Tune trial `trial_id`."""
+        self._reasons[self._ids[trial_id]] = reason
+
+    def _draw(self) -> tuple[str, dict[str, Any]] | None:
+        """A new configuration that is valid and was not tried before; None when the space has no more."""
+        invalid = ""
+        for _ in range(MAX_REDRAWS):
+            try:
+                asked = self._study.ask()
+                params = self._space.sample(suggest_with(asked))
+            except ValueError as error:  # BruteForceSampler: nothing is left
+                if self._config.search.sampler != "grid":
+                    raise
+                self._say(f"The grid is exhausted: {error}")
+                return None
+            try:
+                self._config.hyperparameters(params)
+            except InputError as error:
+                invalid = str(error)
+                asked.set_user_attr("invalid", invalid)
+                self._study.tell(asked, state=TrialState.FAIL)
+                continue
+            signature = _signature(self._config.complete(params))
+            if signature in self._known:
+                self._tell_duplicate(asked, self._known[signature])
+                continue
+            trial = f"t{len(self._ledger.curves()) + 1:04d}"
+            asked.set_user_attr("trial", trial)
+            self._known[signature] = trial
+            self._numbers[trial] = asked.number
+            self._ledger.begin(trial, params)
+            return trial, params
+        if invalid and not self._ledger.curves():
+            raise ConfigError(f"search.space: {MAX_REDRAWS} configurations in a row are invalid, the last because: {invalid}")
+        self._say(f"No new configuration in {MAX_REDRAWS} draws: the space is exhausted, the sweep ends with {len(self._ledger.curves())} trials.")
+        return None
+
+    def _tell_duplicate(self, asked: optuna.Trial, twin: str) -> None:
+        """A configuration that was tried is not run again: the study learns the value of its twin, if there is one yet."""
+        asked.set_user_attr("duplicate_of", twin)
+        point = best_point(self._ledger.curve(twin), self._config.selection)
+        if point is not None and self._ledger.curve(twin).status != "running":
+            self._study.tell(asked, point.val_loss)
+        else:
+            self._study.tell(asked, state=TrialState.FAIL)
+
+    def _tell(self, trial: str) -> None:
+        """Close the Optuna trial: its best loss that is not overfit, and its state. Nothing happens if it is closed already."""
+        number = self._numbers.get(trial)
+        if number is None:
+            return
+        frozen = self._study.get_trials(deepcopy=False)[number]
+        if frozen.state.is_finished():
+            return
+        curve = self._ledger.curve(trial)
+        handle = optuna.Trial(self._study, frozen._trial_id)
+        for point in curve.points:
+            if point.val_loss is not None:
+                handle.report(point.val_loss, point.samples_seen)
+        point = best_point(curve, self._config.selection)
+        if curve.reason:
+            handle.set_user_attr("reason", curve.reason)
+        if point is None:
+            self._study.tell(number, state=TrialState.FAIL)
+        elif curve.status == "complete":
+            self._study.tell(number, point.val_loss)
+        else:
+            # Optuna takes the last reported value of a pruned trial for its value: the best goes last
+            last = curve.points[-1]
+            if last is not point:
+                handle.report(point.val_loss, last.samples_seen + 1)
+            self._study.tell(number, state=TrialState.PRUNED)
+
+
+def _signature(params: Mapping[str, Any]) -> str:
+    return json.dumps(params, sort_keys=True, default=list)

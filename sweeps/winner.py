@@ -1,0 +1,222 @@
+"""Hand over the winner: a folder that transformers or PEFT load alone, with a card; and check that it gives the number shown."""
+
+import json
+import math
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.config import ConfigError, SweepConfig, dump
+from sweeps.ledger import Ledger
+from trainables.model import load_tokenizer, resolve
+
+TOLERANCE = 1e-5  # relative, CPU in float32
+LOW_PRECISION_TOLERANCE = 2e-2  # relative: bfloat16 or 4-bit arithmetic, or another device than the one that trained
+
+
+def hand_over(ledger: Ledger, config: SweepConfig, board: dict[str, Any]) -> str:
+    """Write `winner/`: the checkpoint's files, the tokenizer, what was reported, README.md. Returns where it lies."""
+    winner = board["winner"]
+    folder = ledger.store.scratch()
+    name = _relative(ledger, winner["checkpoint"])
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(ledger.store.fetch(name, Path(scratch)), folder, dirs_exist_ok=True)
+    tokenizer = load_tokenizer(config.model)
+    manifest = ledger.store.read_json("data/manifest.json")
+    if config.task == "instruction" and not tokenizer.chat_template:
+        from trainables.data.chat import default_chat_template
+
+        tokenizer.chat_template = default_chat_template(tokenizer)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card(config, board, manifest), encoding="utf-8")
+    ledger.store.delete("winner")
+    (folder / "winner.json").write_text(json.dumps(winner, indent=1))
+    ledger.store.publish(folder, "winner", last="winner.json")
+    return ledger.store.path("winner")
+
+
+def _relative(ledger: Ledger, checkpoint: str) -> str:
+    """The checkpoint's name inside the sweep's folder, wherever that folder has been moved since."""
+    return "trials/" + checkpoint.rsplit("/trials/", 1)[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What `verify` compared: reported and measured validation loss and metrics."""
+
+    trial: str
+    reported: dict[str, float]
+    measured: dict[str, float]
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        return all(
+            math.isclose(self.measured.get(name, math.nan), value, rel_tol=self.tolerance, abs_tol=1e-12)
+            for name, value in self.reported.items()
+        )
+
+
+def verify(ledger: Ledger, config: SweepConfig) -> Check:
+    """Load `winner/` as a user would (transformers and PEFT alone), evaluate it on the validation split, compare.
+
+    Raises ConfigError when there is no winner to verify.
+    """
+    import torch
+
+    from trainables.data.prepare import open_split
+    from trainables.pack import measure
+    from trainables.tasks import TASKS
+
+    if not ledger.store.exists("winner/winner.json"):
+        raise ConfigError(f"{ledger.store.path('')}: there is no winner to verify; the sweep has not ended, or nothing could win")
+    winner = ledger.store.read_json("winner/winner.json")
+    evaluation = _reported(ledger, winner)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = ledger.store.fetch("winner", Path(scratch))
+        data = ledger.store.fetch("data", Path(scratch))
+        manifest = ledger.store.read_json("data/manifest.json")
+        task = TASKS[config.task]
+        model = load_as_a_user(folder, config, task.auto_class, task.model_kwargs(manifest), device)
+        validation = open_split(data, "validation")
+        rows = range(len(validation))
+        import numpy as np
+
+        tokenizer = load_tokenizer(config.model)
+        nll, targets, predictions, labels = measure(model, task, validation, np.array(rows), tokenizer.pad_token_id, 16384, device)
+        measured = {"val_loss": float(nll.sum() / targets.sum()), **task.metrics(nll, targets, predictions, labels)}
+    exact = device.type == "cpu" and config.train.precision != "bfloat16" and config.model.dtype in ("auto", "float32")
+    exact = exact and winner["params"].get("method", config.train.method) != "qlora"
+    return Check(
+        trial=winner["trial"],
+        reported={"val_loss": evaluation["val_loss"], **evaluation["metrics"]},
+        measured=measured,
+        tolerance=TOLERANCE if exact else LOW_PRECISION_TOLERANCE,
+    )
+
+
+def _reported(ledger: Ledger, winner: dict[str, Any]) -> dict[str, Any]:
+    """The evaluation as the slot wrote it when it saved the checkpoint."""
+    return ledger.store.read_json(f"{_relative(ledger, winner['checkpoint']).removesuffix('/checkpoint')}/evaluation.json")
+
+
+def load_as_a_user(folder: Path, config: SweepConfig, auto_class: str, model_kwargs: dict[str, Any], device: Any) -> Any:
+    """What the card tells a user to do: `from_pretrained`, and PEFT over the base for an adapter."""
+    import torch
+    import transformers
+
+    auto = getattr(transformers, auto_class)
+    adapter = (folder / "adapter_config.json").is_file()
+    if not adapter:
+        return auto.from_pretrained(folder).to(device).eval()
+    from peft import PeftModel
+
+    quantised = ledger_method(folder) == "qlora"
+    extra: dict[str, Any] = {}
+    if quantised:
+        compute = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        extra["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+        )
+        extra["device_map"] = {"": device}
+    base = auto.from_pretrained(
+        resolve(config.model.name), revision=config.model.revision, trust_remote_code=config.model.trust_remote_code, **model_kwargs, **extra
+    )
+    if quantised:
+        from trainables.model import keep_gradients_on_cpu
+
+        keep_gradients_on_cpu(base)
+    else:
+        base = base.to(device)
+    return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+def ledger_method(folder: Path) -> str:
+    return json.loads((folder / "winner.json").read_text())["params"].get("method", "")
+
+
+def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -> str:
+    """README.md of the winner: what it is, how good, from what data, and the lines that load it."""
+    winner = board["winner"]
+    trial = next(t for t in board["trials"] if t["id"] == winner["trial"])
+    method = winner["params"].get("method", config.train.method)
+    numbers = {"validation loss": winner["val_loss"], "probe loss (training rows)": winner["probe_loss"], **winner["metrics"]}
+    lines = [
+        "---",
+        f"base_model: {config.model.name}",
+        f"library_name: {'peft' if method in ('lora', 'qlora') else 'transformers'}",
+        "---",
+        f"# {config.name}: the winner, trial {winner['trial']}",
+        "",
+        winner["reason"],
+        "",
+        "## Numbers",
+        "",
+        "| measured | value |",
+        "|---|---|",
+        *(f"| {name} | {value:.6g} |" for name, value in numbers.items() if value is not None),
+        *(f"| validation loss, {name} | {baseline['val_loss']:.6g} |" for name, baseline in board["baselines"].items()),
+        "",
+        "Losses are means in nats per " + ("example" if config.task == "classification" else "target token") + f". Check them with `python -m sweeps verify {board['folder']}`.",
+        "",
+        "## Curve",
+        "",
+        "| samples seen | epoch | validation loss | probe loss |",
+        "|---|---|---|---|",
+        *(f"| {e['samples_seen']} | {e['epoch']:g} | {_show(e['val_loss'])} | {_show(e['probe_loss'])} |" for e in trial["evaluations"]),
+        "",
+        f"Verdict: {trial['verdict']} ({trial['verdict_reason']}). The checkpoint here is that of {winner['samples_seen']} samples.",
+        "",
+        "## How to load it",
+        "",
+        "```python",
+        *_loading(config, method, manifest),
+        "```",
+        "",
+        "## Data",
+        "",
+        "| split | rows | fingerprint (SHA-256) |",
+        "|---|---|---|",
+        *(f"| {name} | {split.get('rows', split['read'])} | {split.get('fingerprint', split.get('raw_fingerprint'))} |" for name, split in manifest["splits"].items()),
+        "",
+        *(f"- {name}: `{source['source']}`, SHA-256 {source['sha256']}" for name, source in manifest["sources"].items()),
+        "",
+        "## Configuration",
+        "",
+        "```json",
+        json.dumps(config.complete(winner["params"]), indent=1),
+        "```",
+        "",
+        "```yaml",
+        dump(config).rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _loading(config: SweepConfig, method: str, manifest: dict[str, Any]) -> list[str]:
+    auto = "AutoModelForSequenceClassification" if config.task == "classification" else "AutoModelForCausalLM"
+    if method not in ("lora", "qlora"):
+        return [
+            f"from transformers import {auto}, AutoTokenizer",
+            f'model = {auto}.from_pretrained("winner").eval()',
+            'tokenizer = AutoTokenizer.from_pretrained("winner")',
+        ]
+    labels = f", num_labels={len(manifest['labels'])}" if config.task == "classification" else ""
+    imports = f"from transformers import {auto}, AutoTokenizer" + (", BitsAndBytesConfig" if method == "qlora" else "")
+    quantised = ', quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'
+    return [
+        "from peft import PeftModel",
+        imports,
+        f'base = {auto}.from_pretrained("{resolve(config.model.name)}"{labels}{quantised if method == "qlora" else ""})',
+        'model = PeftModel.from_pretrained(base, "winner").eval()',
+        'tokenizer = AutoTokenizer.from_pretrained("winner")',
+    ]
+
+
+def _show(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"

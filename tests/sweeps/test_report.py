@@ -1,0 +1,715 @@
+"""The HTML report and the W&B report, read back from what they write."""
+
+import datetime
+import http.server
+import json
+import math
+import re
+import socket
+import subprocess
+import sys
+import threading
+from html.parser import HTMLParser
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeps.report import ReportError, html_report, leaderboard, save_wandb_report, wandb_report
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+# --- boards and studies ---
+
+
+def evaluation(step, val_loss, probe_loss, **extra):
+    return {
+        "step": step,
+        "samples_seen": step * 16,
+        "epoch": step * 16 / 4800,
+        "val_loss": val_loss,
+        "probe_loss": probe_loss,
+        "metrics": {"accuracy": 0.9 - val_loss / 2} if val_loss is not None and val_loss < 1.8 else {},
+        "checkpoint": f"trials/checkpoint-{step}",
+    } | extra
+
+
+def trial(id, verdict, curve, *, status="complete", why="", **params):
+    """`curve`: (validation loss, probe loss) of each evaluation, 100 steps apart."""
+    evaluations = [evaluation(100 * i, *losses) for i, losses in enumerate(curve, start=1)]
+    made = {"id": id, "status": status, "verdict": verdict, "verdict_reason": why, "params": params}
+    return made | {"evaluations": evaluations}
+
+
+def board(trials, *, winner=None, reason="Nothing may win: no trial has a checkpoint.", status="finished", name="tweets"):
+    """`winner`: (trial id, index of its evaluation, reason)."""
+    made = {"sweep": name, "folder": f"runs/{name}", "status": status, "metric": "val_loss", "winner": None}
+    if winner is None:
+        return made | {"trials": trials, "reason": reason}
+    id, index, why = winner
+    picked = next(t for t in trials if t["id"] == id)
+    won = {"trial": id, "params": picked["params"], "reason": why} | picked["evaluations"][index]
+    return made | {"trials": trials, "winner": won}
+
+
+def falling(start, end, n, *, gap=0.02, turn=None, rise=0.0):
+    """Losses that fall from start to end; after evaluation `turn` validation rises while the probe falls on."""
+    curve = []
+    for i in range(n):
+        loss = end + (start - end) * math.exp(-2.2 * i / n)
+        up = 0.0 if turn is None or i <= turn else rise * (i - turn)
+        curve.append((round(loss + up, 4), round(loss - gap - gap * i / 2 - up / 2, 4)))
+    return curve
+
+
+def realistic():
+    """Fourteen trials of three methods, most without some parameters of the others, with every verdict."""
+    lora = {"method": "lora", "epochs": 3, "batch_size": 16}
+    full = {"method": "full", "epochs": 3}
+    partial = {"method": "partial", "epochs": 3, "batch_size": 32}
+    rose = "validation loss rose 15.9% above its minimum (0.6890 to 0.7985) while probe loss fell from 0.5640 to 0.0987"
+    gap = "probe loss 0.0430 is 94% below validation loss 0.7169 (limit 90%): the training rows are memorised"
+    grew = "validation loss 18.4 and probe loss 19 are above 2 times that of not fine-tuning (1.0986)"
+    memory = "CUDA out of memory: lower batch_size or train.max_tokens (log: trials/t0006/log.txt)"
+    memorised = falling(1.0, 0.46, 9, turn=4, rise=0.045, gap=0.05)
+    trials = [
+        trial("t0000", "healthy", falling(1.05, 0.52, 9), learning_rate=2e-4, rank=8, alpha=16, **lora),
+        trial("t0001", "underfit", falling(1.08, 1.05, 9), learning_rate=1e-5, rank=4, alpha=8, **lora),
+        trial(
+            *("t0002", "overfit", falling(0.98, 0.42, 9, turn=3, rise=0.06, gap=0.05)),
+            **({"why": rose, "learning_rate": 3e-4, "batch_size": 16} | full),
+        ),
+        trial("t0003", "healthy", falling(1.04, 0.47, 9), learning_rate=1e-3, rank=16, alpha=32, **lora),
+        trial(
+            *("t0004", "diverged", [(1.1, 1.08), (3.9, 4.1), (18.4, 19.0), (None, None)]),
+            **({"status": "pruned", "why": grew, "learning_rate": 8e-3, "batch_size": 8} | full),
+        ),
+        trial("t0005", "still improving", falling(1.06, 0.58, 5), status="pruned", learning_rate=9e-5, layers=4, **partial),
+        trial("t0006", "failed", [], status="failed", why=memory, learning_rate=5e-5, batch_size=64, **full),
+        trial("t0007", "healthy", falling(1.02, 0.44, 9), learning_rate=1.3e-3, rank=32, alpha=32, **lora),
+        trial("t0008", "healthy", falling(1.03, 0.49, 9), learning_rate=4e-5, batch_size=16, **full),
+        trial("t0009", "underfit", falling(1.09, 1.03, 4), status="pruned", learning_rate=2e-5, layers=2, **partial),
+        trial("t0010", "still improving", falling(1.05, 0.55, 9), learning_rate=3e-4, layers=6, **partial),
+        trial("t0011", "overfit", memorised, why=gap, learning_rate=4e-3, rank=64, alpha=64, **lora),
+        trial("t0012", "healthy", falling(1.04, 0.455, 9), learning_rate=9e-4, rank=32, alpha=64, **lora),
+        trial("t0013", "healthy", falling(1.04, 0.5, 9), learning_rate=6e-4, rank=8, alpha=32, **lora),
+    ]
+    why = (
+        "t0007 has the lowest validation loss, 0.5221, of 10 trials with a checkpoint that is not overfit; also within 1 "
+        "standard error: t0012; 2 trials had overfit checkpoints, which could not win: t0002, t0011."
+    )
+    made = board(trials, winner=("t0007", 8, why), name="tweets-lora-or-full")
+    made["winner"]["tied"] = ["t0012"]
+    untuned = {"val_loss": 1.0986, "probe_loss": 1.1012, "metrics": {"accuracy": 0.34}}
+    return made | {"baselines": {"untuned": untuned, "prior": {"val_loss": 1.0431, "metrics": {"accuracy": 0.45}}}}
+
+
+DOMAINS = {
+    "method": CategoricalDistribution(["lora", "full", "partial"]),
+    "learning_rate": FloatDistribution(1e-6, 1e-1, log=True),
+    "batch_size": IntDistribution(1, 128, log=True),
+    "rank": IntDistribution(1, 128, log=True),
+    "alpha": IntDistribution(1, 128, log=True),
+    "layers": IntDistribution(1, 12),
+}
+
+
+def study_of(board):
+    """The Optuna study, in memory, of which these trials would be the outcome; three run at a time."""
+    study = optuna.create_study(direction="minimize")
+    begin = datetime.datetime(2026, 5, 4, 9, 0)
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    for i, t in enumerate(board["trials"]):
+        state = states[t["status"]]
+        losses = [e["val_loss"] for e in t["evaluations"] if e["val_loss"] is not None]
+        params = {name: value for name, value in t["params"].items() if name in DOMAINS}
+        start = begin + datetime.timedelta(minutes=7 * (i // 3) + i % 3)
+        study.add_trial(
+            FrozenTrial(
+                number=i,
+                trial_id=i,
+                state=state,
+                value=min(losses) if state == TrialState.COMPLETE else None,
+                datetime_start=start,
+                datetime_complete=start + datetime.timedelta(minutes=0.4 + 0.7 * len(t["evaluations"])),
+                params=params,
+                distributions={name: DOMAINS[name] for name in params},
+                user_attrs={"trial": t["id"]},
+                system_attrs={},
+                intermediate_values={},
+            )
+        )
+    return study
+
+
+# --- reading a page ---
+
+VOID = {"meta", "br", "link", "img", "input", "hr", "base", "source"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: elements with their attributes and the text of sections and table cells."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text, self.scripts = [], [], {}, []
+        self.header, self.rows = [], []
+        self.feed(text)
+        self.close()
+        figures = next(body for attributes, body in self.scripts if attributes.get("id") == "figures")
+        self.figures = {figure["id"]: figure for figure in json.loads(figures)}
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        if tag not in VOID:
+            self.open.append((tag, attributes))
+        if tag == "script":
+            self.scripts.append([attributes, ""])
+        if tag == "tr" and "data-trial" in attributes:
+            self.rows.append({"wins": "wins" in attributes.get("class", ""), "cells": []})
+        if tag == "td":
+            self.rows[-1]["cells"].append("")
+        if tag == "th":
+            self.header.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1][0] == tag, f"</{tag}> closes <{self.open[-1][0]}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        names = [tag for tag, _ in self.open]
+        if "script" in names:
+            self.scripts[-1][1] += data
+            return
+        for tag, attributes in self.open:
+            key = attributes.get("id") or tag
+            self.text[key] = self.text.get(key, "") + data
+        if "td" in names:
+            self.rows[-1]["cells"][-1] += data
+        if "th" in names:
+            self.header[-1] += data
+
+    def table(self):
+        header = [name.strip() for name in self.header]
+        return [dict(zip(header, (cell.strip() for cell in row["cells"]), strict=True)) for row in self.rows]
+
+    def words(self, key):
+        return " ".join(self.text[key].split())
+
+
+@pytest.fixture
+def page(tmp_path):
+    def read(board, study=None):
+        written = html_report(board, study, tmp_path / "report.html")
+        assert written == tmp_path / "report.html"
+        assert [p.name for p in tmp_path.iterdir()] == ["report.html"], "a partial file was left behind"
+        return Page(written.read_text(encoding="utf-8"))
+
+    return read
+
+
+# --- the leaderboard ---
+
+
+def test_leaderboard_ranks_what_may_win_by_loss_and_says_why_of_the_rest():
+    rows = leaderboard(realistic())
+    ranked = [row.shown["val_loss"] for row in rows if row.rank]
+    assert ranked == sorted(ranked) and [row.rank for row in rows if row.rank] == list(range(1, 11))
+    assert [row.trial["id"] for row in rows if row.wins] == ["t0007"] and rows[0].wins
+    assert [row.trial["id"] for row in rows if not row.rank] == ["t0011", "t0002", "t0004", "t0006"]
+    assert all(row.excluded for row in rows if not row.rank) and not any(row.excluded for row in rows if row.rank)
+    assert "memorised" in rows[10].excluded and "out of memory" in rows[13].excluded
+    assert rows[12].shown["val_loss"] == 1.1, "the best finite loss of a diverged trial"
+
+
+def test_the_winner_shows_its_own_checkpoint_even_where_its_trial_went_overfit_or_lower():
+    curve = [(0.9, 0.8), (0.5, 0.4), (0.7, 0.1)]
+    late = trial("t0001", "overfit", curve, why="rose")
+    other = trial("t0002", "healthy", [(0.48, 0.4)])
+    rows = leaderboard(board([late, other], winner=("t0001", 1, "tied, and cheaper")))
+    assert [(row.trial["id"], row.rank, row.wins, row.shown["val_loss"]) for row in rows] == [
+        ("t0002", 1, False, 0.48),
+        ("t0001", 2, True, 0.5),
+    ]
+
+
+def test_excluded_on_an_evaluation_decides_over_the_verdict_but_not_over_failure():
+    late = trial("t0001", "overfit", [(0.5, 0.4), (0.49, 0.04)], why="rose")
+    for e, why in zip(late["evaluations"], [None, "memorised"], strict=True):
+        e["excluded"] = why
+    failed = trial("t0002", "failed", [(0.3, 0.2)], status="failed", why="lost")
+    failed["evaluations"][0]["excluded"] = None
+    blind = trial("t0003", "healthy", [(0.2, None)])
+    blind["evaluations"][0]["excluded"] = None
+    rows = leaderboard(board([late, failed, blind]))
+    assert [(row.trial["id"], row.rank, row.shown["val_loss"], row.excluded) for row in rows] == [
+        ("t0001", 1, 0.5, ""),
+        ("t0003", None, 0.2, "its probe loss is not finite"),
+        ("t0002", None, 0.3, "lost"),
+    ]
+
+
+# --- the page ---
+
+
+def test_page_leads_with_the_winner_and_its_reason(page):
+    made = realistic()
+    read = page(made, study_of(made))
+    assert read.words("title") == "tweets-lora-or-full · sweep report"
+    assert read.words("h1") == "tweets-lora-or-full" and read.words("status") == "finished"
+    sections = [attributes["id"] for tag, attributes in read.tags if tag == "section" and "id" in attributes]
+    assert sections == ["winner", "leaderboard", "curves", "parallel", "importances", "timeline"]
+    said = read.words("winner")
+    for part in ("Winner ★ t0007", made["winner"]["reason"], "validation loss 0.5221", "probe loss 0.4221", "14,400"):
+        assert part in said
+    assert "not fine-tuned: loss 1.0986" in said and "trials/checkpoint-900" in said and "learning_rate 0.0013" in said
+
+
+def test_table_has_every_trial_in_order_with_conditional_parameters_kept_apart(page):
+    read = page(realistic())
+    table = read.table()
+    assert [row["trial"].split()[0] for row in table] == [row.trial["id"] for row in leaderboard(realistic())]
+    assert [row["wins"] for row in read.rows] == [True] + [False] * 13
+    assert table[0]["trial"] == "t0007 ★" and table[1]["trial"] == "t0012 tied"
+    assert list(table[0].items())[1:] == [
+        ("#", "1"),
+        ("method", "lora"),
+        ("verdict", "healthy"),
+        ("status", "complete"),
+        ("val loss", "0.5221"),
+        ("probe loss", "0.4221"),
+        ("accuracy", "0.6390"),
+        ("samples seen", "14,400"),
+        ("why excluded", ""),
+        ("learning_rate", "0.0013"),
+        ("rank", "32"),
+        ("alpha", "32"),
+        ("batch_size", "16"),
+        ("layers", "–"),
+    ]
+    full = next(row for row in table if row["trial"] == "t0008")
+    assert full["alpha"] == "–" and full["layers"] == "–" and full["batch_size"] == "16"
+    assert "epochs = 3" in read.words("leaderboard"), "what never varies is said once"
+
+
+def test_page_loads_nothing(page):
+    made = realistic()
+    read = page(made, study_of(made))
+    loading = {"link", "img", "iframe", "object", "embed", "base", "form", "audio", "video", "source"}
+    assert not loading & {tag for tag, _ in read.tags}
+    for tag, attributes in read.tags:
+        assert not {"src", "href", "srcset", "action", "data", "ping"} & attributes.keys(), (tag, attributes)
+    policy = next(a["content"] for t, a in read.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'") and "http" not in policy
+    style = read.text["style"]
+    assert "@import" not in style and "url(" not in style
+    assert sum("plotly.js v" in body for _, body in read.scripts) == 1
+
+
+def hostile():
+    evil = "<script>document.documentElement.dataset.error='ran'</script>"
+    attribute = "\" onmouseover=\"document.documentElement.dataset.error='ran'"
+    closing = "</script><img src=x onerror=\"document.documentElement.dataset.error='ran'\">"
+    trials = [
+        trial(f"t1{evil}", "healthy", [(0.6, 0.5), (0.5, 0.4)], method=evil, note=closing, **{f"p{attribute}": attribute}),
+        trial(f"t2{attribute}", "overfit", [(0.7, 0.5)], why=evil + attribute, method=closing, note="a & b | c"),
+        trial(f"t3{closing}", f"new{attribute}", [], status=f"odd{evil}", why=closing, method="<b>bold</b>"),
+    ]
+    for t in trials:
+        for e in t["evaluations"]:
+            e["metrics"] = {evil: 0.5}
+    made = board(trials, winner=(trials[0]["id"], 1, closing + evil), status=f"odd{attribute}", name=f"s{evil}{closing}")
+    return made | {"baselines": {evil: {"val_loss": 0.65, "probe_loss": 0.65}}}
+
+
+def test_hostile_names_stay_text(page):
+    made = hostile()
+    read = page(made)
+    nonces = {attributes.get("nonce") for attributes, _ in read.scripts}
+    assert len(read.scripts) == 4 and len(nonces) == 1 and None not in nonces
+    assert not [tag for tag, attributes in read.tags if any(name.startswith("on") for name in attributes) or tag == "img"]
+    assert made["sweep"] in read.text["h1"] and made["winner"]["reason"] in read.text["winner"]
+    assert [row["trial"] for row in read.table()][0].startswith(made["trials"][0]["id"])
+    for figure in read.figures.values():
+        assert "<script" not in json.dumps([trace["text"] for trace in figure["data"]]), "plotly reads HTML in hover texts"
+        assert "<script" not in json.dumps(figure["layout"])
+
+
+def test_empty_board(page):
+    read = page(board([], status="running", reason="Nothing may win: no trial has started."))
+    assert "No winner yet Nothing may win: no trial has started." in read.words("winner")
+    assert "No trial has started yet." in read.words("leaderboard")
+    assert read.figures == {} and read.rows == []
+
+
+def test_running_sweep(page):
+    trials = [
+        trial("t0000", "still improving", [(0.9, 0.9), (0.7, 0.7)], status="running", rank=8),
+        trial("t0001", "still improving", [], status="running", why="no evaluation yet", rank=16),
+        trial("t0002", None, [], status="running", rank=4),
+    ]
+    read = page(board(trials, status="running", winner=("t0000", 1, "the lowest so far")))
+    assert "Best so far ★ t0000" in read.words("winner") and "0.7000" in read.words("winner")
+    assert [row["why excluded"] for row in read.table()] == ["", "no evaluation yet", "no evaluation yet"]
+    assert [row["verdict"] for row in read.table()] == ["still improving", "still improving", "no verdict yet"]
+    assert "Not drawn, having no finite loss: t0001, t0002." in read.words("curves")
+    assert len(read.figures["plot-parallel"]["data"]) == 3
+
+
+def test_all_failed(page):
+    trials = [trial(f"t{i:04d}", "failed", [], status="failed", why=f"error {i}", rank=2**i) for i in range(3)]
+    read = page(board(trials, reason="Nothing may win: of 3 trials, 3 failed."), study_of(board(trials)))
+    assert "No winner Nothing may win: of 3 trials, 3 failed." in read.words("winner")
+    assert [row["why excluded"] for row in read.table()] == ["error 0", "error 1", "error 2"]
+    assert "No trial has a finite loss to draw yet." in read.words("curves")
+    assert "and there are 0 (the study holds 3 fail)" in read.words("importances")
+    assert "plot-timeline" in read.figures
+
+
+def test_one_trial(page):
+    only = trial("t0000", "healthy", [(0.5, 0.4)], method="lora", rank=8)
+    read = page(board([only], winner=("t0000", 0, "the only one")))
+    assert read.words("parallel").endswith("It takes two trials to compare parameters.")
+    assert [row["rank"] for row in read.table()], "its parameters are in the table, not folded away as constant"
+    assert len(read.figures["plot-val_loss"]["data"]) == 2, "its line and the winner's star"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
+def test_losses_that_are_no_numbers(page, bad):
+    trials = [
+        trial("t0000", "healthy", [(0.6, 0.6), (0.5, 0.5)], rank=8),
+        trial("t0001", "diverged", [(0.7, 0.7), (bad, bad)], why="a loss was not finite", rank=4),
+        trial("t0002", "diverged", [(bad, bad)], why="a loss was not finite", rank=2),
+    ]
+    read = page(board(trials, winner=("t0000", 1, "lowest")))
+    assert [row["val loss"] for row in read.table()] == ["0.5000", "0.7000", "–"]
+    line = next(t for t in read.figures["plot-val_loss"]["data"] if t["meta"]["trial"] == "t0001")
+    assert line["y"] == [0.7, None]
+    assert "Not drawn, having no finite loss: t0002." in read.words("curves")
+
+
+# --- plots ---
+
+
+def test_curves_are_coloured_by_verdict_and_keep_one_range(page):
+    read = page(realistic())
+    val, probe = read.figures["plot-val_loss"], read.figures["plot-probe_loss"]
+    assert val["layout"]["yaxis"]["range"] == probe["layout"]["yaxis"]["range"]
+    assert val["layout"]["yaxis"]["range"][1] < 1.3, "a diverged trial does not squash the others"
+    assert "Losses of t0004 go beyond the top of the axis" in read.words("curves")
+    tones = {trace["meta"]["trial"]: trace["meta"]["tone"] for trace in val["data"][:-1]}
+    assert len(tones) == 13 and tones["t0002"] == "overfit" and tones["t0010"] == "still-improving"
+    assert val["data"][-2]["meta"] == {"trial": "t0007", "tone": "healthy", "winner": True}, "the winner lies on top"
+    assert (val["data"][-1]["x"], val["data"][-1]["y"]) == ([14400], [0.5221])
+    assert "rank = 32" in val["data"][-2]["text"][0] and "val_loss 1.0200 at 1,600 samples" in val["data"][-2]["text"][0]
+    assert [note["text"] for note in val["layout"]["annotations"]] == ["not fine-tuned 1.0986", "label shares only 1.0431"]
+
+
+def test_a_baseline_far_away_is_said_in_words(page):
+    made = board([trial("t0000", "healthy", [(0.5, 0.4), (0.4, 0.3)], rank=8)], winner=("t0000", 1, "lowest"))
+    read = page(made | {"baselines": {"untuned": {"val_loss": 11.2, "probe_loss": 11.1}}})
+    assert "Outside the axis of validation loss: not fine-tuned (11.2000)." in read.words("curves")
+    assert read.figures["plot-val_loss"]["layout"]["yaxis"]["range"][1] < 1
+
+
+def test_parallel_coordinates_keep_trials_that_lack_a_parameter(page):
+    read = page(realistic())
+    figure = read.figures["plot-parallel"]
+    assert {trace["meta"]["trial"] for trace in figure["data"]} == {t["id"] for t in realistic()["trials"]}
+    names = [note["text"] for note in figure["layout"]["annotations"] if note["name"] == "axis"]
+    assert names == ["learning_rate", "rank", "alpha", "method", "batch_size", "layers", "val_loss"]
+    lines = {trace["meta"]["trial"]: trace for trace in figure["data"]}
+    assert all(len(line["y"]) == len(names) and None not in line["y"] for line in lines.values())
+    unused = {id: [n for n, y in zip(names, line["y"], strict=True) if y < -0.1] for id, line in lines.items()}
+    assert unused["t0007"] == ["layers"] and unused["t0008"] == ["rank", "alpha", "layers"]
+    assert unused["t0006"] == ["rank", "alpha", "layers", "val_loss"], "a failed trial has parameters too"
+    assert "epochs = 3" in read.words("parallel"), "an axis that is left out is named"
+
+
+def test_axes_handle_every_kind_of_value(page):
+    values = [True, False, None, "q_proj", ["q", "v"], 0, -3.5, 7, 1e-9]
+    trials = [trial(f"t{i:04d}", "healthy", [(0.5, 0.4)], mixed=v, n=i, neg=-i) for i, v in enumerate(values)]
+    read = page(board(trials, winner=("t0000", 0, "tied")))
+    labels = [note["text"] for note in read.figures["plot-parallel"]["layout"]["annotations"]]
+    for label in ("true", "false", "none", "q_proj", "[&#x27;q&#x27;, &#x27;v&#x27;]", "1e-09"):
+        assert label in labels
+    assert {row["mixed"] for row in read.table()} >= {"true", "none", "['q', 'v']", "-3.5"}
+
+
+def test_plots_are_what_plotly_accepts(page):
+    from plotly.graph_objects import Figure
+
+    made = realistic()
+    figures = page(made, study_of(made)).figures
+    assert set(figures) == {f"plot-{n}" for n in ("val_loss", "probe_loss", "parallel", "importances", "timeline")}
+    for figure in figures.values():
+        Figure(figure["data"], figure["layout"])  # raises on any property or value that plotly does not know
+
+
+def test_importances_name_the_objective_and_include_conditional_parameters(page):
+    made = realistic()
+    read = page(made, study_of(made))
+    assert "What mattered for val_loss" in read.words("importances")
+    assert "the best 5 of the 10 complete ones by the study's objective, val_loss (minimized)" in read.words("importances")
+    assert "With 10 complete trials the shares are rough" in read.words("importances")
+    bars = read.figures["plot-importances"]["data"][0]
+    assert set(bars["y"]) == set(DOMAINS) and bars["x"] == sorted(bars["x"]) and sum(bars["x"]) == pytest.approx(1)
+
+
+def test_importances_find_what_matters_with_conditional_parameters(page):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
+
+    def objective(t):
+        method = t.suggest_categorical("method", ["lora", "full"])
+        rate = t.suggest_float("learning_rate", 1e-5, 1e-2, log=True)
+        t.suggest_int("noise", 1, 100)
+        rank = t.suggest_int("rank", 4, 64) if method == "lora" else 64
+        return (math.log10(rate) + 3.5) ** 2 + 1 / rank
+
+    study.optimize(objective, n_trials=80)
+    bars = page(board([]), study).figures["plot-importances"]["data"][0]
+    assert bars["y"][-1] == "learning_rate" and set(bars["y"]) == {"method", "learning_rate", "noise", "rank"}
+
+
+def constant_study(n, value=1.0):
+    study = optuna.create_study()
+    study.add_trials([optuna.trial.create_trial(value=value, params={"x": i}, distributions={"x": IntDistribution(0, 99)})
+                      for i in range(n)])  # fmt: skip
+    return study
+
+
+def named_study(n):
+    study = constant_study(n)
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        study.set_metric_names(["nats"])
+    return study
+
+
+def study_without_params(n):
+    study = optuna.create_study()
+    study.add_trials([optuna.trial.create_trial(value=float(i)) for i in range(n)])
+    return study
+
+
+@pytest.mark.parametrize(
+    ("study", "why"),
+    [
+        (None, "Importances for val_loss cannot be computed: they need the Optuna study"),
+        (optuna.create_study(), "there are 0 (the study holds no trial)"),
+        (constant_study(9), "they need 10 complete trials with a finite val_loss, and there are 9 (the study holds 9 complete)"),
+        (constant_study(12), "all 12 complete trials have the same val_loss"),
+        (constant_study(12, math.inf), "and there are 0 (the study holds 12 complete)"),
+        (study_without_params(12), "the study varies no parameter"),
+        (named_study(3), "Importances for nats cannot be computed"),
+    ],
+)
+def test_importances_that_cannot_be_computed_say_why(page, study, why):
+    read = page(board([]), study)
+    assert why in read.words("importances") and "plot-importances" not in read.figures
+
+
+def test_timeline_has_every_trial_once_and_no_duplicate(page):
+    made = realistic()
+    study = study_of(made)
+    study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={"duplicate_of": "t0007"}))
+    figure = page(made, study).figures["plot-timeline"]
+    drawn = {trace["name"]: trace["y"] for trace in figure["data"]}
+    assert sorted(name for names in drawn.values() for name in names) == [t["id"] for t in made["trials"]]
+    assert drawn["failed"] == ["t0006"] and drawn["pruned"] == ["t0004", "t0005", "t0009"]
+    complete = next(trace for trace in figure["data"] if trace["name"] == "complete")
+    assert complete["x"][0] == pytest.approx(1000 * 60 * 6.7)
+    assert figure["layout"]["yaxis"]["categoryarray"] == [t["id"] for t in made["trials"]]
+
+
+def test_importing_the_module_loads_nothing_heavy():
+    heavy = "{'wandb', 'wandb_workspaces', 'plotly', 'optuna', 'jinja2', 'torch', 'ray'} & set(sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", f"import sys, sweeps.report; print({heavy})"], capture_output=True, text=True)
+    assert loaded.stdout.strip() == "set()", loaded.stderr
+
+
+# --- Weights & Biases ---
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args):
+        raise AssertionError(f"tried to connect: {args}")
+
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+
+
+def spec_of(report):
+    return report._to_model().model_dump(by_alias=True, exclude_none=True)
+
+
+def blocks_of(report, kind):
+    return [block for block in spec_of(report)["spec"]["blocks"] if block["type"] == kind]
+
+
+def panels_of(report):
+    grids = blocks_of(report, "panel-grid")
+    return [p for grid in grids for p in grid["metadata"]["panelBankSectionConfig"]["panels"]]
+
+
+def test_wandb_report_is_built_without_key_or_network(no_network):
+    report = wandb_report(realistic(), "team", "sweeps", "tweets-lora-or-full")
+    spec = spec_of(report)
+    assert spec["displayName"] == "Sweep tweets-lora-or-full"
+    assert (spec["project"]["entityName"], spec["project"]["name"]) == ("team", "sweeps")
+    json.dumps(spec["spec"], allow_nan=False)
+    said = [block["content"] for block in blocks_of(report, "markdown-block")]
+    assert said[0].startswith("**Winner: t0007**, validation loss **0.5221**, probe loss 0.4221")
+    assert realistic()["winner"]["reason"].replace("_", r"\_") in said[0]
+    lines = said[1].splitlines()
+    assert lines[2].startswith("| **1** | **t0007** | **healthy** |") and len(lines) == 16
+    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1, "every line has all columns"
+
+
+def test_wandb_panels_ask_for_what_the_tracker_logs(no_network):
+    report = wandb_report(realistic(), None, "sweeps", "tweets-lora-or-full")
+    panels = panels_of(report)
+    kinds = [panel["viewType"] for panel in panels]
+    assert kinds.count("Run History Line Plot") == 4 and kinds.count("Parallel Coordinates Plot") == 1
+    assert kinds.count("Parameter Importance") == 1 and kinds.count("Run Comparer") == 1
+    lines = [p["config"] for p in panels if p["viewType"] == "Run History Line Plot"]
+    assert [line["metrics"] for line in lines] == [
+        ["val/loss"],
+        ["probe/loss"],
+        ["val/accuracy"],
+        ["val/loss", "probe/loss", "train/loss"],
+    ]
+    assert {line["xAxis"] for line in lines} == {"samples_seen"}
+    columns = next(p["config"]["columns"] for p in panels if p["viewType"] == "Parallel Coordinates Plot")
+    assert [c["accessor"] for c in columns][:2] == ["config:learning_rate.value", "config:rank.value"]
+    assert columns[-1]["accessor"] == "summary:best/val_loss" and columns[0]["log"] is True
+    scatters = [p["config"] for p in panels if p["viewType"] == "Scatter Plot"]
+    assert [s["xAxis"] for s in scatters] == [f"config:{n}.value" for n in ("learning_rate", "rank", "alpha", "batch_size", "layers")]
+    assert next(p["config"]["targetKey"] for p in panels if p["viewType"] == "Parameter Importance") == "best/val_loss"
+
+
+def test_wandb_run_sets_hold_the_group_and_its_winner(no_network):
+    report = wandb_report(realistic(), None, "sweeps", "tweets-lora-or-full")
+    sets = [grid["metadata"]["runSets"][0] for grid in blocks_of(report, "panel-grid")]
+    group = {"key": {"section": "run", "name": "group"}, "op": "=", "value": "tweets-lora-or-full", "disabled": False}
+    winner = {"key": {"section": "summary", "name": "winner"}, "op": "=", "value": True, "disabled": False}
+    filters = [[{k: f[k] for k in group} for f in runs["filters"]["filters"]] for runs in sets]
+    assert filters == [[group], [group, winner], [group], [group]]
+    assert all("project" not in runs for runs in sets), "a run set without a project is the report's own"
+    assert {"key": {"section": "summary", "name": "best/val_loss"}, "ascending": True} in sets[0]["sort"]["keys"]
+
+
+@pytest.mark.parametrize("status", ["running", "finished"])
+def test_wandb_report_of_an_empty_board(no_network, status):
+    report = wandb_report(board([], reason="no trial has started", status=status), None, "sweeps", "tweets")
+    said = [block["content"] for block in blocks_of(report, "markdown-block")]
+    assert said == [f"**No winner{' yet' if status == 'running' else ''}.** no trial has started", "No trial has started yet."]
+    assert [panel["viewType"] for panel in panels_of(report)].count("Run History Line Plot") == 2
+
+
+def test_wandb_markdown_keeps_hostile_names_as_text(no_network):
+    made = hostile()
+    made["trials"] += [trial(f"t{i:04d}", "healthy", [(0.6, 0.5)], note="a|b\n# c") for i in range(40)]
+    said = [block["content"] for block in blocks_of(wandb_report(made, None, "sweeps", "tweets"), "markdown-block")]
+    assert not re.search(r"(?<!\\)<", "".join(said))
+    lines = said[1].splitlines()
+    assert len(lines) == 2 + 25 + 2 and lines[-1] == "and 18 more trials in the run set below."
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines[:-2]} == {len(re.findall(r"(?<!\\)\|", lines[0]))}
+
+
+@pytest.mark.parametrize("group", ["it's", "a=b", "x<y", "back\\slash", 'q"', "two\nlines"])
+def test_wandb_refuses_a_group_that_its_filter_cannot_express(group):
+    with pytest.raises(ReportError, match="a W&B filter cannot express the group"):
+        wandb_report(realistic(), None, "sweeps", group)
+
+
+# --- saving to W&B ---
+
+
+class StubServer(http.server.BaseHTTPRequestHandler):
+    """As much of W&B's GraphQL as saving a report takes."""
+
+    saved: list[dict] = []
+
+    def do_GET(self):
+        self._answer({})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        query, variables = asked["query"], asked.get("variables")
+        if "upsertView" in query:
+            self.saved.append(variables)
+            names = {key: variables[key] for key in ("name", "displayName", "description", "spec")}
+            owner = {"project": {"name": variables["projectName"], "entityName": variables["entityName"]}}
+            return self._answer({"upsertView": {"view": names | owner | {"id": "VmlldzoxMjM="}, "inserted": True}})
+        if "GetProjects" in query:
+            nothing = {"edges": [], "pageInfo": {"endCursor": None, "hasNextPage": False}}
+            return self._answer({"models": nothing})
+        if "viewer" in query:
+            return self._answer({"viewer": {"id": "VXNlcjox", "entity": "ada", "username": "ada", "teams": {"edges": []}}})
+        return self._answer({name: None for name in re.findall(r"\{\s*(\w+)", query)[:1]})
+
+    def _answer(self, data):
+        body = json.dumps({"data": data}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def wandb_at(monkeypatch, tmp_path):
+    """Points a fresh wandb at a server, with a configuration folder of its own."""
+    import wandb
+
+    def point(url, key):
+        wandb.teardown()
+        for name in ("HOME", "WANDB_DIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+            monkeypatch.setenv(name, str(tmp_path))
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setenv("WANDB_MODE", "online")
+        monkeypatch.setenv("WANDB_API_KEY", key) if key else monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+    yield point
+    wandb.teardown()
+
+
+@pytest.fixture
+def stub_url():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StubServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_wandb_report_is_saved_to_the_accounts_own_entity(wandb_at, stub_url):
+    wandb_at(stub_url, "local-" + "a" * 40)
+    StubServer.saved.clear()
+    url = save_wandb_report(wandb_report(realistic(), None, "sweeps", "tweets-lora-or-full"))
+    assert url == f"{stub_url}/ada/sweeps/reports/Sweep-tweets-lora-or-full--VmlldzoxMjM="
+    (saved,) = StubServer.saved
+    assert (saved["entityName"], saved["projectName"]) == ("ada", "sweeps")
+    assert "t0007 has the lowest validation loss" in saved["spec"]
+
+
+def test_wandb_report_without_a_server_is_one_clear_line(wandb_at):
+    wandb_at("http://127.0.0.1:9", "local-" + "a" * 40)
+    with pytest.raises(ReportError) as caught:
+        save_wandb_report(wandb_report(realistic(), "ada", "sweeps", "tweets"))
+    assert re.fullmatch(
+        r"W&B report: not saved to project 'sweeps': http://127.0.0.1:9 does not answer \(.*refused.*\)", str(caught.value)
+    )
+
+
+def test_wandb_report_without_a_key_is_one_clear_line(wandb_at, stub_url):
+    wandb_at(stub_url, None)
+    with pytest.raises(ReportError, match="^W&B report: not saved to project 'sweeps': .*(API key|logged in).*$"):
+        save_wandb_report(wandb_report(realistic(), "ada", "sweeps", "tweets"))

@@ -1,0 +1,268 @@
+"""From sources to a folder of checked, split and tokenised data with a manifest of what is in it."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainables.data.chat import IGNORED, Chat
+from trainables.data.config import DataConfig
+from trainables.data.documents import Documents, cut_tail, draw_blocks
+from trainables.data.labelled import Labelled, sorted_labels
+from trainables.data.records import Encoded, Encoding, Format, Record
+from trainables.data.sources import did_you_mean, read_source
+from trainables.data.splits import Splits, check_labels, draw_rows, separate, split_by_share
+from trainables.data.store import Split, open_split, write_split
+from trainables.errors import InputError
+
+__all__ = ["FORMATS", "Split", "open_split", "prepare", "read_manifest", "tokenise_split"]
+
+FORMATS: dict[str, Format] = {"classification": Labelled(), "instruction": Chat(), "causal_lm": Documents()}
+
+
+def prepare(
+    data: DataConfig, task: str, tokenizer: Any, seed: int, folder: Path, context: int | None = None
+) -> dict[str, Any]:
+    """Read, check, split and tokenise the data, and write it to `folder`.
+
+    Writes `train.arrow`, `validation.arrow` (tokens), `validation.jsonl`, `test.jsonl` (the rows as they were read; the
+    test split is tokenised only when it is scored, by `tokenise_split`) and last, atomically, `manifest.json`: a folder
+    without it is not ready.
+
+    context: the model's longest row in tokens; None where only the tokenizer's own limit is known.
+    Returns the manifest. Raises InputError for everything that the user can put right.
+    """
+    if task not in FORMATS:
+        raise InputError(
+            f"task: {task!r} is unknown; allowed are {', '.join(FORMATS)}.{did_you_mean(task, list(FORMATS))}"
+        )
+    form = FORMATS[task]
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)
+
+    max_length = _max_length(data, form, tokenizer, context)
+    splits, sources = _read(data, form, seed)
+    splits, duplicates = separate(splits, data.duplicates)
+    _check_filled(splits, data)
+    labels: tuple[str, ...] = ()
+    if task == "classification":
+        check_labels(splits)
+        labels = sorted_labels({r.label for r in splits["train"] if r.label is not None})
+    if data.rows is not None:
+        splits["train"] = draw_rows(splits["train"], data.rows, seed)
+        lost = sorted(set(labels) - {r.label for r in splits["train"]})
+        if lost:
+            raise InputError(
+                f"data.rows: {data.rows} row(s) of train leave out the label(s) {', '.join(lost)}; raise it"
+            )
+    encoding = Encoding(max_length=max_length, labels=labels, cross_documents=data.cross_documents)
+
+    manifest: dict[str, Any] = {
+        "task": task,
+        "seed": seed,
+        "data": asdict(data),
+        "sources": sources,
+        "encoding": asdict(encoding),
+        "labels": list(labels),
+        "max_length": max_length,
+        "tokenizer": _tokenizer_digest(tokenizer),
+        "chat_template": None if task != "instruction" else "tokenizer" if tokenizer.chat_template else "default",
+        "splits": {},
+        "duplicates_inside": duplicates.inside,
+        "duplicates_dropped": duplicates.dropped,
+        "texts_with_two_labels": duplicates.two_labels,
+    }
+    if labels:
+        most = Counter(r.label for r in splits["train"]).most_common(1)[0][0]
+        manifest["majority_label"] = most
+        manifest["majority_share"] = sum(r.label == most for r in splits["validation"]) / len(splits["validation"])
+    for name, records in splits.items():
+        described: dict[str, Any] = {"read": len(records)}
+        if labels:
+            described["label_counts"] = {label: sum(r.label == label for r in records) for label in labels}
+        if name != "train":
+            described["raw_fingerprint"] = _write_raw(folder / f"{name}.jsonl", records)
+        if name != "test":
+            encoded = form.encode(records, tokenizer, encoding)
+            if name == "train" and data.rows is not None:
+                encoded = draw_blocks(encoded, data.rows, seed)
+            described |= _write_tokens(folder, name, encoded)
+        manifest["splits"][name] = described
+    manifest["notes"] = _notes(manifest)
+    partial = folder / "manifest.json.partial"
+    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+    os.replace(partial, folder / "manifest.json")
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder that `prepare` finished; None where it did not."""
+    path = Path(folder) / "manifest.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def tokenise_split(folder: Path, name: str, tokenizer: Any) -> dict[str, Any]:
+    """Tokenise a split that `folder` holds raw (the test split), as `prepare` did the others; then `open_split` opens
+    it.
+
+    Returns what the manifest says of a tokenised split: rows, tokens, targets, truncated, ..., fingerprint.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(f"{folder}: no manifest.json: its data were not prepared to the end")
+    if name not in manifest["splits"]:
+        raise InputError(f"data.{name}: {folder} has no {name} split, only {', '.join(manifest['splits'])}")
+    if manifest["tokenizer"] != _tokenizer_digest(tokenizer):
+        raise InputError(f"data.{name}: the tokenizer is not the one that {folder} was prepared with")
+    encoding = Encoding(**{**manifest["encoding"], "labels": tuple(manifest["labels"])})
+    path = Path(folder) / f"{name}.jsonl"
+    records = [
+        Record(
+            value=(value := json.loads(line)),
+            place=f"{path} line {number}",
+            key=b"",
+            shown="",
+            label=value.get("label"),
+        )
+        for number, line in enumerate(path.open(encoding="utf-8"), start=1)
+    ]
+    return _write_tokens(Path(folder), name, FORMATS[manifest["task"]].encode(records, tokenizer, encoding))
+
+
+def _max_length(data: DataConfig, form: Format, tokenizer: Any, context: int | None) -> int:
+    longest = tokenizer.model_max_length  # 1e30 where the tokenizer does not know
+    if context is not None:
+        longest = min(longest, context)
+    if data.max_length is not None and data.max_length > longest:
+        raise InputError(f"data.max_length: the model takes at most {longest} tokens, got {data.max_length}")
+    return data.max_length or min(form.default_length, longest)
+
+
+def _read(data: DataConfig, form: Format, seed: int) -> tuple[Splits, dict[str, Any]]:
+    """Every source's records, split; and for the manifest what each source was."""
+    given = {"train": data.train, "validation": data.validation, "test": data.test}
+    if not data.train:
+        raise InputError("data.train: no training data; give a file or hf:owner/name")
+    if data.validation is None or data.validation == "":
+        raise InputError(
+            "data.validation: no validation data, without which no winner can be chosen; give a file, or the share of "
+            "train to set apart for it, such as 0.1"
+        )
+    read: Splits = {}
+    sources = {}
+    for name, source in given.items():
+        if isinstance(source, str) and source:
+            table = read_source(source, f"data.{name}")
+            format_name, read[name] = form.read(table, data)
+            sources[name] = {
+                "source": source,
+                "format": format_name,
+                "rows": len(table.rows),
+                "sha256": table.fingerprint,
+            }
+    shares = {name: float(source) for name, source in given.items() if isinstance(source, int | float)}
+    if shares:
+        if isinstance(form, Documents) and len(read["train"]) == 1:
+            cut = cut_tail(read["train"][0], shares)
+        else:
+            cut = split_by_share(read["train"], shares, seed)
+        read |= cut
+    return {name: read[name] for name in given if name in read}, sources
+
+
+def _check_filled(splits: Splits, data: DataConfig) -> None:
+    for name, records in splits.items():
+        if not records:
+            share = getattr(data, name)
+            why = (
+                f"a share of {share} leaves it no rows"
+                if isinstance(share, int | float)
+                else "no rows are left after dropping duplicates"
+            )
+            if name == "train":
+                why = "no rows are left of it after splitting and dropping duplicates"
+            of_groups = f" (rows of one {data.group!r} stay together)" if data.group else ""
+            raise InputError(f"data.{name}: {why}{of_groups}; give more rows or another share")
+
+
+def _write_raw(path: Path, records: list[Record]) -> str:
+    content = "".join(json.dumps(r.value, ensure_ascii=False) + "\n" for r in records).encode()
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_tokens(folder: Path, name: str, encoded: Encoded) -> dict[str, Any]:
+    if not encoded.input_ids:
+        raise InputError(f"data.{name}: no rows are left after tokenisation")
+    partial = folder / f"{name}.arrow.partial"
+    fingerprint = write_split(partial, encoded)
+    os.replace(partial, folder / f"{name}.arrow")
+    lengths = np.array([len(ids) for ids in encoded.input_ids])
+    return {
+        "rows": len(lengths),
+        "tokens": int(lengths.sum()),
+        "targets": _targets(encoded),
+        "truncated": encoded.truncated,
+        "dropped": encoded.dropped,
+        "endless_answers": encoded.endless_answers,
+        "mean_length": float(lengths.mean()),
+        "longest": int(lengths.max()),
+        "fingerprint": fingerprint,
+    }
+
+
+def _targets(encoded: Encoded) -> int:
+    """What the split's loss is a mean over: rows of classification, else tokens that are predicted."""
+    if isinstance(encoded.labels, np.ndarray):
+        return len(encoded.labels)
+    rows = encoded.input_ids if encoded.labels is None else encoded.labels
+    return int(sum(np.count_nonzero(row[1:] != IGNORED) for row in rows))
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of what the tokenizer does: its vocabulary, rules and chat template, not the truncation that its last
+    call left behind.
+    """
+    if tokenizer.is_fast:
+        content = {**json.loads(tokenizer.backend_tokenizer.to_str()), "truncation": None, "padding": None}
+    else:
+        content = {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
+    content["chat_template"] = tokenizer.chat_template
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _notes(manifest: dict[str, Any]) -> list[str]:
+    """What the user should see of the data, in words."""
+    notes = []
+    for name, count in manifest["duplicates_dropped"].items():
+        if count:
+            notes.append(f"{name}: {count} row(s) dropped that are also in another split")
+    for name, count in manifest["duplicates_inside"].items():
+        if count:
+            notes.append(f"{name}: {count} row(s) repeat an earlier one")
+    if manifest["labels"] and manifest["texts_with_two_labels"]:
+        notes.append(f"{manifest['texts_with_two_labels']} text(s) occur with more than one label")
+    for name, split in manifest["splits"].items():
+        if split.get("truncated"):
+            notes.append(
+                f"{name}: {split['truncated']} of {split['read']} row(s) cut to {manifest['max_length']} tokens"
+            )
+        if split.get("dropped") and manifest["task"] == "instruction":
+            notes.append(
+                f"{name}: {split['dropped']} row(s) dropped, whose answer begins after {manifest['max_length']} tokens"
+            )
+        if split.get("endless_answers"):
+            notes.append(
+                f"{name}: {split['endless_answers']} answer(s) have no end-of-turn token in the chat template, "
+                "so the model will not learn to stop"
+            )
+        absent = [label for label, count in split.get("label_counts", {}).items() if not count]
+        if absent:
+            notes.append(f"{name}: no row of {', '.join(absent)}")
+    return notes

@@ -1,0 +1,84 @@
+"""What every data format turns its rows into, before and after tokenisation."""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import numpy as np
+
+from trainables.data.config import DataConfig
+from trainables.data.sources import Table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One checked row, not yet tokenised."""
+
+    value: dict[str, Any]
+    """What is stored of it (JSON)."""
+    place: str
+    """Where it came from: `train.csv row 12`."""
+    key: bytes
+    """Equal for rows that are the same but for case and white space."""
+    shown: str
+    """Text by which the user will know it."""
+    label: str | None = None
+    group: str | None = None
+    weight: int = 1
+    """What a split by share counts: rows, or characters where rows are whole documents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Everything but the tokenizer that turns records into tokens; kept in the manifest so that the test split can
+    follow later.
+    """
+
+    max_length: int
+    labels: tuple[str, ...] = ()
+    cross_documents: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Tokenised rows. `labels` is [N] classes, N rows of labels (-100: no loss), or None where the labels are the
+    tokens.
+    """
+
+    input_ids: list[np.ndarray]
+    labels: np.ndarray | list[np.ndarray] | None = None
+    token_type_ids: list[np.ndarray] | None = None
+    truncated: int = 0
+    """Rows that were cut to max_length."""
+    dropped: int = 0
+    """Rows that have no target."""
+    endless_answers: int = 0
+    """Turns of an assistant that no special token closes: a model trained on them does not learn to stop."""
+
+
+class Format(Protocol):
+    """How the rows of a task are checked and tokenised."""
+
+    default_length: int
+
+    def read(self, table: Table, data: DataConfig) -> tuple[str, list[Record]]:
+        """The name of the format that the table turned out to have, and its rows. Raises InputError naming the row."""
+
+    def encode(self, records: list[Record], tokenizer: Any, encoding: Encoding) -> Encoded: ...
+
+
+def duplicate_key(*texts: str) -> bytes:
+    return blake2b("\x1f".join(" ".join(text.split()).casefold() for text in texts).encode(), digest_size=16).digest()
+
+
+def groups(table: Table, data: DataConfig) -> list[str | None]:
+    if data.group is None:
+        return [None] * len(table.rows)
+    return [str(group) for group in table.column(data.group, "group")]
+
+
+def batched(items: list, size: int = 1000) -> list[list]:
+    """`items` in pieces that a fast tokenizer spreads over its threads, without holding Python lists of all tokens at
+    once.
+    """
+    return [items[i : i + size] for i in range(0, len(items), size)]

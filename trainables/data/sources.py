@@ -1,0 +1,251 @@
+"""Read rows from a file or from the Hugging Face hub, or say in one line why not."""
+
+import csv
+import difflib
+import hashlib
+import io
+import json
+import sys
+import urllib.parse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainables.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows as they were read; nothing is converted, since a reader that guesses types turns the text 'NA' into a
+    missing value.
+    """
+
+    key: str
+    """Setting that named the source: `data.train`, `data.validation` or `data.test`."""
+    name: str
+    """The source as the user wrote it."""
+    rows: list[dict[str, Any]]
+    fingerprint: str
+    """SHA-256 of the file's bytes; for a hub dataset, of its rows."""
+    is_document: bool = False
+    """A .txt file: one row, whose only column is the text."""
+    unit: str = "row"
+    numbers: Sequence[int] = field(default=())
+    """Number of each row, from 1, in `unit`s. Empty: 1, 2, 3, ..."""
+
+    def place(self, index: int) -> str:
+        return f"{self.name} {self.unit} {self.numbers[index] if self.numbers else index + 1}"
+
+    def error(self, index: int, message: str) -> InputError:
+        return InputError(f"{self.key}: {self.place(index)}: {message}")
+
+    def columns(self) -> list[str]:
+        """All columns, in the order in which they first appear."""
+        return list(dict.fromkeys(column for row in self.rows for column in row))
+
+    def column(self, column: str, setting: str) -> list[Any]:
+        """The values of `column` [rows]. Raises InputError, naming `setting`, where the table or one of its rows lacks
+        it.
+        """
+        columns = self.columns()
+        if column not in columns:
+            raise InputError(
+                f"data.{setting}: {self.name} has no column {column!r}, only {', '.join(columns)}."
+                + did_you_mean(column, columns)
+            )
+        for index, row in enumerate(self.rows):
+            if is_missing(row.get(column)):
+                raise self.error(index, f"{column!r} is missing")
+        return [row[column] for row in self.rows]
+
+    def texts(self, column: str, setting: str) -> list[str]:
+        """Like `column`, and every value is a string with something in it."""
+        texts = self.column(column, setting)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise self.error(index, f"{column!r} must be text, got {type(text).__name__} {shorten(text)}")
+            self.check_text(index, text, repr(column))
+        return texts
+
+    def check_text(self, index: int, text: str, where: str) -> None:
+        """Raise InputError unless `text` has something in it that a tokenizer can read."""
+        if not text.strip():
+            raise self.error(index, f"{where} is empty")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a character beyond U+FFFF, as a careless cut of JSON leaves it
+            half = text[error.start]
+            raise self.error(index, f"{where} is not Unicode text: it has a lone surrogate {half!r}") from None
+
+
+def is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def did_you_mean(word: str, words: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def shorten(value: Any, characters: int = 60) -> str:
+    """`value` as it would be written in Python, on one line and cut."""
+    text = repr(value)
+    return text if len(text) <= characters else text[: characters - 1] + "…"
+
+
+def read_source(source: str, key: str) -> Table:
+    """The rows of `source` (see DataConfig). Raises InputError where there are none."""
+    if source.startswith("hf:"):
+        return _not_empty(_read_hub(source, key))
+    path = Path(source).expanduser()
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(
+            f"{key}: {source}: unknown kind of file {path.suffix!r}; allowed are {', '.join(READERS)} and hf:owner/name"
+        )
+    if not path.exists():
+        siblings = [str(path.with_name(p.name)) for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(
+            f"{key}: {source}: no such file (looked from {Path.cwd()}).{did_you_mean(str(path), siblings)}"
+        )
+    if not path.is_file():
+        raise InputError(f"{key}: {source}: is a folder, not a file")
+    content = path.read_bytes()
+    if not content.strip():
+        raise InputError(f"{key}: {source}: the file is empty")
+    return _not_empty(reader(content, key, source))
+
+
+def _not_empty(table: Table) -> Table:
+    if not table.rows:
+        raise InputError(f"{table.key}: {table.name}: no rows")
+    return table
+
+
+def _decode(content: bytes, key: str, name: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{key}: {name}: not UTF-8 (byte 0x{content[error.start]:02x} at offset {error.start}); "
+            f"convert it, for example with iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _separated(delimiter: str) -> Callable[[bytes, str, str], Table]:
+    def read(content: bytes, key: str, name: str) -> Table:
+        text = _decode(content, key, name)
+        limit = csv.field_size_limit(sys.maxsize)  # its default, 131,072 characters, refuses long documents
+        try:
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+            header = next(reader)
+            if len(set(header)) < len(header):
+                raise InputError(f"{key}: {name}: two columns have the same name in the header {shorten(header)}")
+            rows = []
+            for fields in reader:
+                if not fields:
+                    continue
+                if len(fields) != len(header):
+                    raise InputError(
+                        f"{key}: {name} line {reader.line_num}: {len(fields)} fields where the header has "
+                        f"{len(header)}; quote text that holds {delimiter!r}"
+                    )
+                rows.append(dict(zip(header, fields, strict=True)))
+        except csv.Error as error:
+            raise InputError(f"{key}: {name} line {reader.line_num}: {error}") from None
+        finally:
+            csv.field_size_limit(limit)
+        return Table(key=key, name=name, rows=rows, fingerprint=_digest(content))
+
+    return read
+
+
+def _read_jsonl(content: bytes, key: str, name: str) -> Table:
+    rows, numbers = [], []
+    # Not str.splitlines, which also splits at characters that JSON allows inside a string (U+2028).
+    for number, line in enumerate(_decode(content, key, name).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{key}: {name} line {number}: not JSON: {error.msg} (column {error.colno})") from None
+        if not isinstance(row, dict):
+            raise InputError(f'{key}: {name} line {number}: must be an object like {{"text": ...}}, got {shorten(row)}')
+        rows.append(row)
+        numbers.append(number)
+    return Table(key=key, name=name, rows=rows, fingerprint=_digest(content), unit="line", numbers=numbers)
+
+
+def _read_json(content: bytes, key: str, name: str) -> Table:
+    try:
+        rows = json.loads(_decode(content, key, name))
+    except json.JSONDecodeError as error:
+        hint = "; one object a line is .jsonl" if error.msg == "Extra data" else ""
+        raise InputError(
+            f"{key}: {name} line {error.lineno}: not JSON: {error.msg} (column {error.colno}){hint}"
+        ) from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f'{key}: {name}: must be a list of objects like [{{"text": ...}}, ...]')
+    return Table(key=key, name=name, rows=rows, fingerprint=_digest(content))
+
+
+def _read_parquet(content: bytes, key: str, name: str) -> Table:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"{key}: {name}: not a Parquet file: {str(error).splitlines()[0]}") from None
+    return Table(key=key, name=name, rows=table.to_pylist(), fingerprint=_digest(content))
+
+
+def _read_document(content: bytes, key: str, name: str) -> Table:
+    text = _decode(content, key, name).replace("\r\n", "\n")
+    return Table(key=key, name=name, rows=[{"text": text}], fingerprint=_digest(content), is_document=True)
+
+
+READERS: dict[str, Callable[[bytes, str, str], Table]] = {
+    ".csv": _separated(","),
+    ".tsv": _separated("\t"),
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+    ".txt": _read_document,
+}
+
+HUB_OPTIONS = ("split", "config", "revision")
+
+
+def _read_hub(source: str, key: str) -> Table:
+    import datasets
+
+    name, _, query = source.removeprefix("hf:").partition("?")
+    options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+    for option in options:
+        if option not in HUB_OPTIONS:
+            raise InputError(
+                f"{key}: {source}: unknown option {option!r}; allowed are {', '.join(HUB_OPTIONS)}."
+                + did_you_mean(option, HUB_OPTIONS)
+            )
+    split = options.get("split", key.removeprefix("data."))
+    try:
+        dataset = datasets.load_dataset(name, options.get("config"), split=split, revision=options.get("revision"))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        # Hub, network, cache, the dataset's own layout: each fails in its own way, and the user can mend each.
+        raise InputError(f"{key}: {source}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    rows = dataset.to_list()
+    for column, feature in dataset.features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            for row in rows:  # -1: the hidden label of a test split
+                row[column] = feature.names[row[column]] if row[column] is not None and row[column] >= 0 else None
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return Table(key=key, name=source, rows=rows, fingerprint=digest.hexdigest())

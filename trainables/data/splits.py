@@ -1,0 +1,150 @@
+"""Which rows are for training, for validation and for the test: disjoint, stratified, seeded."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainables.data.records import Record
+from trainables.data.sources import shorten
+from trainables.errors import InputError
+
+Splits = dict[str, list[Record]]
+
+
+def split_by_share(records: list[Record], shares: dict[str, float], seed: int) -> Splits:
+    """Cut `records` into train and the splits named in `shares`, keeping their order and, as closely as can be, each
+    label's share.
+
+    What moves as one: rows of one group; without groups, rows that are the same but for case and white space. Units are
+    taken in a random order, each to the split in which it lessens the chi-squared distance between the rows that splits
+    have of each label and those they should have the most, which spreads small units evenly and keeps large ones out of
+    small splits.
+    """
+    shares = {"train": 1.0 - sum(shares.values()), **shares}
+    for label, count in Counter(record.label for record in records).items():
+        if count == 1 and label is not None:
+            raise InputError(
+                f"data.label: {shorten(label)} has a single row, too few to be both in train and in "
+                f"{' or '.join(list(shares)[1:])}; leave it out, or give data.validation as a file"
+            )
+    units: dict[object, list[int]] = defaultdict(list)
+    for i, record in enumerate(records):
+        units[record.key if record.group is None else record.group].append(i)
+    totals: Counter = Counter()
+    for record in records:
+        totals[record.label] += record.weight
+    size = sum(totals.values())
+    have: dict[str, Counter] = {name: Counter() for name in shares}
+    filled = dict.fromkeys(shares, 0)
+    members: dict[str, list[int]] = {name: [] for name in shares}
+    unit_list = list(units.values())
+    for unit_index in np.random.default_rng([seed, 1]).permutation(len(unit_list)):
+        unit = unit_list[unit_index]
+        weights: Counter = Counter()
+        for i in unit:
+            weights[records[i].label] += records[i].weight
+        unit_weight = sum(weights.values())
+
+        def added_distance(name: str, weights: Counter = weights, unit_weight: int = unit_weight) -> float:
+            share = shares[name]
+            by_label = sum(
+                w * (w + 2 * (have[name][label] - totals[label] * share)) / (totals[label] * share)
+                for label, w in weights.items()
+            )
+            return by_label + unit_weight * (unit_weight + 2 * (filled[name] - size * share)) / (size * share)
+
+        name = min(shares, key=added_distance)
+        have[name].update(weights)
+        filled[name] += unit_weight
+        members[name] += unit
+    return {name: [records[i] for i in sorted(indices)] for name, indices in members.items()}
+
+
+def draw_rows(records: list[Record], rows: int, seed: int) -> list[Record]:
+    """At most `rows` of `records`, in their order, with each label's share kept."""
+    if rows >= len(records):
+        return records
+    order = np.random.default_rng([seed, 2]).permutation(len(records))
+    totals = Counter(record.label for record in records)
+    seen: Counter = Counter()
+    rank = []
+    for i in order:
+        label = records[i].label
+        rank.append(((seen[label] + 0.5) / totals[label], i))
+        seen[label] += 1
+    return [records[i] for i in sorted(i for _, i in sorted(rank)[:rows])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """Rows that are the same but for case and white space."""
+
+    dropped: dict[str, int]
+    """Rows dropped from each split because a later one (train, validation, test) has them."""
+    inside: dict[str, int]
+    """Rows of each split that repeat an earlier row of the same split; they stay."""
+    two_labels: int
+    """Texts that occur with more than one label, in all splits together."""
+
+
+def separate(splits: Splits, duplicates: str) -> tuple[Splits, Duplicates]:
+    """Make sure that no row and no group is in two splits.
+
+    duplicates: "error" raises InputError with examples; "drop" drops from train what validation or test has, and from
+    validation what test has. A group in two splits (of files that were given split) is always an error.
+    """
+    names = [name for name in ("test", "validation", "train") if name in splits]
+    for i, name in enumerate(names):
+        for other in names[:i]:
+            shared = {r.group for r in splits[name]} & {r.group for r in splits[other]} - {None}
+            if shared:
+                raise InputError(
+                    f"data.group: {len(shared)} group(s) are in both {name} and {other}, such as "
+                    f"{_examples(sorted(shared))}; rows of one group must be in one split"
+                )
+    kept: Splits = {}
+    dropped = {}
+    for name in names:
+        for other in kept:
+            keys = {r.key for r in kept[other]}
+            shared_rows = [r for r in splits[name] if r.key in keys]
+            if shared_rows and duplicates == "error":
+                raise InputError(
+                    f"data.duplicates: {len(shared_rows)} row(s) of {name} are also in {other} (case and white space "
+                    f"ignored), such as {_examples([r.shown for r in shared_rows])}; remove them, or set "
+                    f"data.duplicates=drop to leave them out of {name}"
+                )
+        elsewhere = {r.key for other in kept for r in kept[other]}
+        kept[name] = [r for r in splits[name] if r.key not in elsewhere]
+        dropped[name] = len(splits[name]) - len(kept[name])
+    labels_of = defaultdict(set)
+    for rows in kept.values():
+        for r in rows:
+            labels_of[r.key].add(r.label)
+    return {name: kept[name] for name in splits}, Duplicates(
+        dropped={name: dropped[name] for name in splits},
+        inside={name: len(kept[name]) - len({r.key for r in kept[name]}) for name in splits},
+        two_labels=sum(len(labels) > 1 for labels in labels_of.values()),
+    )
+
+
+def _examples(texts: list[str]) -> str:
+    return ", ".join(shorten(text) for text in list(dict.fromkeys(texts))[:3])
+
+
+def check_labels(splits: Splits) -> None:
+    """Raise InputError unless train has at least two classes and every class that the other splits have."""
+    counts = Counter(r.label for r in splits["train"])
+    if len(counts) < 2:
+        raise InputError(
+            f"data.label: all {len(splits['train'])} rows of train have the same label, {shorten(next(iter(counts)))}; "
+            f"classification needs at least two"
+        )
+    for name, records in splits.items():
+        for record in records:
+            if record.label not in counts:
+                raise InputError(
+                    f"data.{name}: {record.place}: label {shorten(record.label)} is nowhere in train, which has "
+                    f"{', '.join(shorten(label, 30) for label in sorted(counts)[:20])}"
+                )

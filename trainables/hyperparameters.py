@@ -1,0 +1,149 @@
+"""What one trial trains with: typed, complete, checked before the trial takes a slot."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from trainables.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullOptions:
+    """Every weight is trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialOptions:
+    """The head and either the last `layers` layers or every parameter whose name matches one of `patterns`."""
+
+    layers: int | None = None
+    patterns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.layers is None) == (not self.patterns):
+            raise InputError("method=partial: give either layers (the last n) or patterns (a list), not both or neither")
+        if self.layers is not None and self.layers < 0:
+            raise InputError(f"layers: must be 0 or more, got {self.layers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685): W + scale * B A, scale = alpha / rank.
+
+    `rslora` scales by alpha / sqrt(rank) instead (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732).
+    `targets` is "all-linear", "attention", or a list of module names as PEFT's `target_modules` takes them.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    rslora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError(f"rank: must be at least 1, got {self.rank}")
+        if not self.alpha > 0:
+            raise InputError(f"alpha: must be above 0, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout: must be in [0, 1), got {self.dropout}")
+        if isinstance(self.targets, str) and self.targets not in ("all-linear", "attention"):
+            raise InputError(f"targets: must be all-linear, attention or a list of module names, got {self.targets!r}")
+
+
+OPTIONS: dict[str, type] = {"full": FullOptions, "partial": PartialOptions, "lora": LoraOptions, "qlora": LoraOptions}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """One trial's configuration. Learning rates are per optimiser step of AdamW (Loshchilov & Hutter 2019)."""
+
+    method: str
+    learning_rate: float
+    batch_size: int  # rows per optimiser step, over all workers of the slot
+    epochs: float
+    weight_decay: float = 0.01  # on matrices; never on biases and norms
+    warmup_ratio: float = 0.1  # share of all steps over which the rate rises linearly from 0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # after the warm-up
+    max_grad_norm: float = 1.0  # global L2 norm; 0 turns clipping off
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    seed: int = 0  # of the head, the adapters, the order of the rows and dropout
+    options: FullOptions | PartialOptions | LoraOptions
+
+    def __post_init__(self) -> None:
+        for name, low_open, low, high in (
+            ("learning_rate", True, 0, math.inf),
+            ("batch_size", False, 1, math.inf),
+            ("epochs", True, 0, math.inf),
+            ("weight_decay", False, 0, math.inf),
+            ("warmup_ratio", False, 0, 1),
+            ("max_grad_norm", False, 0, math.inf),
+            ("beta1", False, 0, 1),
+            ("beta2", False, 0, 1),
+            ("epsilon", True, 0, math.inf),
+        ):
+            value = getattr(self, name)
+            inside = (value > low if low_open else value >= low) and value <= high and math.isfinite(value)
+            if not inside:
+                bound = f"{'above' if low_open else 'at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
+                raise InputError(f"{name}: must be {bound}, got {value}")
+
+
+COMMON = tuple(f.name for f in fields(Hyperparameters) if f.name not in ("method", "options"))
+
+
+def parse(params: Mapping[str, Any]) -> Hyperparameters:
+    """Flat `params`, as a search space samples them, to `Hyperparameters`; raises InputError for what is wrong."""
+    given = dict(params)
+    method = given.pop("method", None)
+    if method not in OPTIONS:
+        raise InputError(f"method: must be one of {', '.join(OPTIONS)}, got {method!r}")
+    options = OPTIONS[method]
+    option_names = [f.name for f in fields(options)]
+    for name in given:
+        if name not in COMMON and name not in option_names:
+            allowed = [*COMMON, *option_names]
+            near = difflib.get_close_matches(name, allowed, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Allowed: {', '.join(allowed)}."
+            raise InputError(f"{name}: not a hyperparameter of method {method}.{hint}")
+    common = _typed(Hyperparameters, {k: v for k, v in given.items() if k in COMMON})
+    missing = [f.name for f in fields(Hyperparameters) if f.name in COMMON and f.default is MISSING and f.name not in common]
+    if missing:
+        raise InputError(f"{missing[0]}: not given; put it into search.space or into train")
+    return Hyperparameters(
+        method=method, options=options(**_typed(options, {k: v for k, v in given.items() if k in option_names})), **common
+    )
+
+
+def _typed(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    hints = get_type_hints(schema)
+    return {name: _cast(name, hints[name], value) for name, value in values.items()}
+
+
+def _cast(name: str, hint: Any, value: Any) -> Any:
+    """`value` as `hint`; never rounds or clamps, so that a score is credited to the value that ran."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise InputError(f"{name}: must be one of {', '.join(get_args(hint))}, got {value!r}")
+        return value
+    kinds = get_args(hint) if get_args(hint) and get_origin(hint) is not tuple else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if bool in kinds and isinstance(value, bool):
+        return value
+    if int in kinds and number and float(value).is_integer():
+        return int(value)
+    if float in kinds and number:
+        return float(value)
+    if str in kinds and isinstance(value, str):
+        return value
+    if any(get_origin(k) is tuple for k in kinds) and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word", "NoneType": "null"}
+    wanted = " or ".join(words.get(getattr(k, "__name__", ""), "a list of names") if get_origin(k) is None else "a list of names" for k in kinds)
+    raise InputError(f"{name}: must be {wanted}, got {value!r}")

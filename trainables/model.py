@@ -1,0 +1,197 @@
+"""Load the base model and its tokenizer: from a hub, a folder, or a Python package that carries the files."""
+
+import hashlib
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from trainables.errors import InputError
+
+Variant = Literal["plain", "nf4"]  # how the base lies in memory; trials of one variant share a loaded base
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """`model` in the sweep file."""
+
+    name: str = ""  # hub id, folder, or package:PACKAGE/FOLDER for a model that an installed Python package carries
+    revision: str | None = None  # branch, tag or commit on the hub
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the base weights; auto: see `base_dtype`
+    trust_remote_code: bool = False  # run Python code that comes with the model
+    sha256: str | None = None  # of model.safetensors (folder or package); checked before the weights are loaded
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise InputError("model.name: not given; a hub id, a folder, or package:PACKAGE/FOLDER")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A loaded base.
+
+    `head` names the modules that the checkpoint did not bring (a new classification head): they are always trained.
+    """
+
+    model: Any  # transformers.PreTrainedModel
+    variant: Variant
+    head: tuple[str, ...] = field(default=())
+
+
+def resolve(name: str) -> str:
+    """The folder of `package:PACKAGE/FOLDER` (the package is found, not imported) or of a path; a hub id as it is."""
+    if name.startswith("package:"):
+        package, _, inside = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise InputError(f"model.name: the package {package!r} is not installed; `pip install` it first")
+        folder = Path(spec.origin).parent / inside
+        if not (folder / "config.json").is_file():
+            raise InputError(f"model.name: {package} has no model at {inside!r} (no config.json there)")
+        return str(folder)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"model.name: {name} is a folder without config.json, so it holds no model")
+        return str(folder.resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"model.name: there is no folder {name}")
+    return name
+
+
+def check_files(config: ModelConfig) -> None:
+    """Compare `model.safetensors` with `config.sha256`, where given."""
+    if config.sha256 is None:
+        return
+    file = Path(resolve(config.name)) / "model.safetensors"
+    if not file.is_file():
+        raise InputError(f"model.sha256: needs a folder or package with model.safetensors, and {config.name} has none")
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != config.sha256:
+        raise InputError(f"model.sha256: {file.name} has {found}, expected {config.sha256}; the file is not the one you meant")
+
+
+def _hub_error(config: ModelConfig, error: Exception) -> InputError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return InputError(f"model.name: could not load {config.name!r} as a folder or from the hub: {first[:300]}")
+
+
+def load_model_config(config: ModelConfig) -> Any:
+    """The transformers configuration (architecture, context length), without weights."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            resolve(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise _hub_error(config, error) from error
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer, padding on the right, with a padding token (the end-of-text token where the model names none)."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise _hub_error(config, error) from error
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise InputError(f"model.name: the tokenizer of {config.name} has neither a padding nor an end-of-text token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def base_dtype(config: ModelConfig, method: str, device: Any) -> Any:
+    """Type of the base weights for `method` on `device`.
+
+    auto: float32 where the base itself is trained (full, partial: bfloat16 weights lose small updates) and on CPUs;
+    bfloat16 for frozen bases on GPUs that have it.
+    """
+    import torch
+
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    frozen = method in ("lora", "qlora")
+    if frozen and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def load_model(
+    config: ModelConfig, *, auto_class: str, variant: Variant, dtype: Any, device: Any, seed: int, pad_token_id: int, model_kwargs: Mapping[str, Any]
+) -> BaseModel:
+    """The base in eval mode on `device`. A new head is drawn from `seed`, so every load gives the same one.
+
+    Attention dropout is set to 0 (inside fused attention it cannot be drawn per row); other dropout stays as configured.
+    """
+    import torch
+    import transformers
+
+    extra: dict[str, Any] = {}
+    model_config = load_model_config(config)
+    for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
+        if getattr(model_config, name, 0):
+            setattr(model_config, name, 0.0)
+    for name, value in model_kwargs.items():
+        setattr(model_config, name, value)
+    model_config.pad_token_id = pad_token_id
+    if auto_class == "AutoModelForCausalLM":
+        model_config.use_cache = False
+    if variant == "nf4":
+        extra["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32,
+            llm_int8_skip_modules=["classifier", "score", "pre_classifier", "lm_head", "embed_out"],
+        )
+        extra["device_map"] = {"": device}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a new head is announced as a warning; here it is what was asked for
+        torch.manual_seed(seed)
+        try:
+            model, info = getattr(transformers, auto_class).from_pretrained(
+                resolve(config.name),
+                config=model_config,
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+                dtype=dtype,
+                output_loading_info=True,
+                **extra,
+            )
+        except (OSError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise _hub_error(config, error) from error
+    if variant == "nf4":
+        keep_gradients_on_cpu(model)
+    else:
+        model.to(device)
+    head = sorted({key.split(".")[0] for key in info["missing_keys"]})
+    if auto_class == "AutoModelForCausalLM" and head:
+        raise InputError(f"model.name: the weights of {config.name} lack {', '.join(sorted(info['missing_keys'])[:3])}; not a causal language model")
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return BaseModel(model=model, variant=variant, head=tuple(head))
+
+
+def keep_gradients_on_cpu(model: Any) -> None:
+    """Switch off a CPU fast path of bitsandbytes that repacks 4-bit weights in eval mode and then drops the input's gradient."""
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,108 @@
+"""Files of a sweep, in a local folder or on any fsspec path. Paths are relative to the root, with forward slashes."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+
+class Store:
+    """Reads and writes below one root; what is written whole becomes visible whole.
+
+    On a local file system visibility is a rename. An object store makes single objects visible at once, so a folder
+    there is complete when its `last` file is.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = str(url).rstrip("/")
+        self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        self.local = Path(self._root) if "file" in self._fs.protocol else None
+
+    def path(self, name: str) -> str:
+        """What a user can type to get at `name`: a path, or a URL."""
+        return str(self.local / name) if self.local else f"{self.url}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return self._fs.exists(f"{self._root}/{name}")
+
+    def find(self, below: str = "") -> list[str]:
+        """Names of all files below a folder, sorted; one listing, whatever the file system."""
+        if self.local:
+            top = str(self.local / below) if below else str(self.local)
+            cut = len(str(self.local)) + 1
+            names = [os.path.join(folder, file)[cut:] for folder, _, files in os.walk(top) for file in files]
+        else:
+            self._fs.invalidate_cache()
+            top = f"{self._root}/{below}" if below else self._root
+            names = [name[len(self._root) :].lstrip("/") for name in self._fs.find(top)] if self._fs.exists(top) else []
+        return sorted(names)
+
+    def read_bytes(self, name: str) -> bytes:
+        if self.local:
+            return (self.local / name).read_bytes()
+        return self._fs.cat_file(f"{self._root}/{name}")
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        if not self.local:
+            self._fs.pipe_file(f"{self._root}/{name}", content)
+            return
+        target = self.local / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_bytes(name, json.dumps(value, indent=1, allow_nan=False).encode())
+
+    def scratch(self) -> Path:
+        """A fresh local folder to prepare something in for `publish`; on the same file system where the store is local."""
+        if self.local:
+            self.local.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".partial-", dir=self.local))
+
+    def publish(self, folder: Path, name: str, last: str) -> None:
+        """Move a local folder to `name`; readers that look for the file `last` see all of it or nothing."""
+        if self.local:
+            target = self.local / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():  # left by an attempt that was cut off after its rename
+                shutil.rmtree(target)
+            os.chmod(folder, 0o755)
+            os.rename(folder, target)
+            return
+        for file in sorted(folder.rglob("*"), key=lambda file: file == folder / last):
+            if file.is_file():
+                self._fs.put_file(str(file), f"{self._root}/{name}/{file.relative_to(folder).as_posix()}")
+        shutil.rmtree(folder)
+
+    def fetch(self, name: str, into: Path) -> Path:
+        """`name` (a folder) as a local folder: itself where the store is local, else a copy below `into`."""
+        if self.local:
+            return self.local / name
+        target = into / name
+        for file in self.find(name):
+            local = into / file
+            local.parent.mkdir(parents=True, exist_ok=True)
+            self._fs.get_file(f"{self._root}/{file}", str(local))
+        return target
+
+    def delete(self, name: str) -> None:
+        """Delete a file or a folder with all in it; nothing happens when it is not there."""
+        path = f"{self._root}/{name}"
+        if self.local:
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            elif os.path.exists(path):
+                os.remove(path)
+        elif self._fs.exists(path):
+            self._fs.rm(path, recursive=True)

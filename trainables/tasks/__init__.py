@@ -1,0 +1,47 @@
+"""What a model is trained to do: how rows become a batch, and what the model's output costs."""
+
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from trainables.tasks.causal_lm import CausalLM
+from trainables.tasks.classification import Classification
+from trainables.tasks.instruction import Instruction
+
+
+class Task(Protocol):
+    """Shapes: `B` rows, `T` tokens of the longest row, `V` vocabulary, `C` classes, `N` rows of a split."""
+
+    name: str
+    auto_class: str
+    """Name of the class of transformers that loads the model."""
+
+    def model_kwargs(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """What `from_pretrained` needs to know of the data."""
+
+    def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
+        """Rows of a `Split`, padded on the right: input_ids, attention_mask and perhaps token_type_ids int64 [B, T];
+        labels int64 [B] or [B, T] (-100: no loss)."""
+
+    def row_losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of each row, summed over its targets, in float32 or wider [B], and its targets int64
+        [B].
+
+        From the logits, never the model's own loss, which some methods add a penalty to. A row without targets has 0 of
+        both.
+        """
+
+    def predictions(self, logits: Tensor, labels: Tensor) -> Tensor | None:
+        """Predicted class of each row [B]; None for language models."""
+
+    def target_count(self, rows: list[dict[str, Any]]) -> int:
+        """Targets of these rows, as `row_losses` would count them."""
+
+    def metrics(
+        self, nll: np.ndarray, targets: np.ndarray, predictions: np.ndarray | None, labels: np.ndarray | None
+    ) -> dict[str, float]:
+        """Metrics of a split from its rows' losses, targets, predictions and classes, each [N]."""
+
+
+TASKS: dict[str, Task] = {"classification": Classification(), "instruction": Instruction(), "causal_lm": CausalLM()}

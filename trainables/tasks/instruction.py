@@ -1,0 +1,33 @@
+"""The assistant's tokens of a conversation; which they are is in the rows' labels (see trainables.data.chat)."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from trainables.tasks.causal_lm import collate_tokens, count_target_tokens, token_losses, token_metrics
+
+
+class Instruction:
+    name = "instruction"
+    auto_class = "AutoModelForCausalLM"
+
+    def model_kwargs(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
+        return collate_tokens(rows, pad_token_id)
+
+    def row_losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return token_losses(logits, labels)
+
+    def predictions(self, logits: Tensor, labels: Tensor) -> None:
+        return None
+
+    def target_count(self, rows: list[dict[str, Any]]) -> int:
+        return count_target_tokens(rows)
+
+    def metrics(
+        self, nll: np.ndarray, targets: np.ndarray, predictions: np.ndarray | None, labels: np.ndarray | None
+    ) -> dict[str, float]:
+        return token_metrics(nll, targets)
