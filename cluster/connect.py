@@ -18,8 +18,12 @@ from cluster.config import ClusterConfig, check_ray_address
 
 DASHBOARD_PORT = 8265
 PROBE_TIMEOUT_S = 5.0
-MAX_TEMP_DIR = 40  # characters; Ray puts /session_<time>_<pid>/sockets/plasma_store below it, and a Unix socket's path ends at 107
-TOKEN_HELP = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's token or RAY_AUTH_TOKEN_PATH to a file with it"
+MAX_TEMP_DIR = (
+    40  # characters: a Unix socket's path has 107 at most, of which Ray's own folders and names take the rest
+)
+TOKEN_HELP = (
+    "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to a file with it"
+)
 MAX_CORES_PER_WORKER = 8  # more threads rarely speed up one small model on a CPU; more slots do
 
 
@@ -30,7 +34,7 @@ class Connection:
     namespace: str  # of named actors
     own: bool  # True: a Ray of our own on this machine, which ends with the connection
     dashboard_url: str | None
-    dashboard_token: str | None  # how a person gets the token that the dashboard asks for; None: it asks for none
+    dashboard_token: str | None  # the command that prints the token that the dashboard asks for; None: it asks for none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class SlotPlan:
 
 @contextmanager
 def connect(config: ClusterConfig, *, namespace: str, temp_dir: Path | None = None) -> Iterator[Connection]:
-    """Join the cluster at `config.address`, else the one of RAY_ADDRESS, else start a Ray of our own with a dashboard on loopback.
+    """Join the cluster at `config.address`, else that of RAY_ADDRESS, else start a Ray of our own on this machine.
 
     What was started here is shut down at the end; a Ray that this process had already joined is used and left as it is.
     `temp_dir` is for a Ray of our own: session files and sockets, by default /tmp/ray.
@@ -78,8 +82,8 @@ def plan_slots(
 ) -> SlotPlan:
     """Cut the cluster into slots: as many as fit, at most one per trial, or `config.slots`.
 
-    `resources` is `ray.cluster_resources()` and `nodes` is `ray.nodes()`. A worker fits on one node; a slot's workers may lie on
-    several. Threads per worker are its CPUs; a worker that asks for none gets its share of the node's CPUs by its GPUs.
+    `resources` is `ray.cluster_resources()` and `nodes` is `ray.nodes()`. A worker fits on one node; the workers of a
+    slot may lie on several. Threads per worker are its CPUs; one that asks for none gets its share of the node's CPUs.
     With `can_grow` an explicit `config.slots` may exceed what fits: the rest waits for nodes to come.
     Raises ClusterError: not one slot fits, or fewer than `config.slots`.
     """
@@ -88,22 +92,29 @@ def plan_slots(
     fits = [(node, _count(node, worker)) for node in alive]
     workers = sum(count for _, count in fits)
     room = workers // config.workers_per_slot
-    asked = f"{_amounts(worker)} per worker" + (f", {config.workers_per_slot} workers per slot" if config.workers_per_slot > 1 else "")
+    asked = f"{_amounts(worker)} per worker"
+    if config.workers_per_slot > 1:
+        asked += f", {config.workers_per_slot} workers per slot"
     wanted = min(room if config.slots == "auto" else config.slots, trials)
     if wanted > room and not can_grow or wanted == 0:
-        largest = f", its largest node has {_amounts(max(alive, key=lambda n: (n.get('GPU', 0), n.get('CPU', 0))))}" if alive else ""
         what = f"{wanted} slots do not fit, only {room}" if room else "not one slot fits"
-        raise ClusterError(f"cluster: {what}: asked are {asked}; the cluster has {_amounts(resources)}{largest}")
+        has = _amounts(resources)
+        if len(alive) > 1:
+            has += (
+                f", its largest node {_amounts(max(alive, key=lambda node: (node.get('GPU', 0), node.get('CPU', 0))))}"
+            )
+        raise ClusterError(f"cluster: {what}: asked are {asked}; the cluster has {has}")
     reason = f"{wanted} {'slot' if wanted == 1 else 'slots'}: {asked}; the cluster has {_amounts(resources)}"
     if wanted > room:
         reason += f", room for {room} now"
     elif config.slots == "auto" and wanted == trials < room:
         reason += f", room for {room}, but there are only {trials} trials"
+    threads = [_threads(node, worker) for node, count in fits if count]
     return SlotPlan(
         slots=wanted,
         workers_per_slot=config.workers_per_slot,
         resources_per_worker=dict(worker),
-        threads_per_worker=min((_threads(node, worker) for node, count in fits if count), default=max(1, int(worker.get("CPU", 1)))),
+        threads_per_worker=min(threads, default=max(1, int(worker.get("CPU", 1)))),
         reason=reason,
     )
 
@@ -130,25 +141,32 @@ def _amounts(resources: Mapping[str, float]) -> str:
     hidden = ("node:", "accelerator_type:", "object_store_memory", "bundle_group")
     shown = {name: amount for name, amount in resources.items() if not name.startswith(hidden)}
     words = [
-        f"{amount / 2**30:.1f} GiB memory" if name == "memory" else f"{amount:g} {name}" for name, amount in sorted(shown.items()) if amount
+        f"{amount / 2**30:.1f} GiB memory" if name == "memory" else f"{amount:g} {name}"
+        for name, amount in sorted(shown.items())
+        if amount
     ]
-    return ", ".join(words) or "no resources"
+    return ", ".join(words) or "nothing"
 
 
 def _connection(dashboard: str | None, namespace: str, own: bool) -> Connection:
-    token = "`ray get-auth-token` prints it" if os.environ.get("RAY_AUTH_MODE") == "token" else None
     return Connection(
-        namespace=namespace, own=own, dashboard_url=f"http://{dashboard}" if dashboard else None, dashboard_token=token if dashboard else None
+        namespace=namespace,
+        own=own,
+        dashboard_url=f"http://{dashboard}" if dashboard else None,
+        dashboard_token="`ray get-auth-token`" if dashboard and os.environ.get("RAY_AUTH_MODE") == "token" else None,
     )
 
 
 def _start(namespace: str, temp_dir: Path | None) -> str | None:
     if temp_dir is not None and len(str(temp_dir)) > MAX_TEMP_DIR:
-        raise ClusterError(f"{temp_dir}: too long for Ray's sockets; its temporary folder may have {MAX_TEMP_DIR} characters at most")
+        raise ClusterError(
+            f"{temp_dir}: Ray's temporary folder may have {MAX_TEMP_DIR} characters at most, for its sockets"
+        )
     port = _free_dashboard_port()
-    affinity = len(os.sched_getaffinity(0)) if sys.platform == "linux" else None
-    cores = affinity if affinity is not None and affinity < (os.cpu_count() or 1) else None  # None: Ray counts, containers included
-    # Ray Train's placement-group cleaner looks for "the" cluster of this machine and dies if it finds two, unless it is told which.
+    cores = None  # Ray counts them, and sees a container's limit but not this process's affinity
+    if sys.platform == "linux" and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
+        cores = len(os.sched_getaffinity(0))
+    # Ray Train's placement-group cleaner asks "the" cluster of this machine; where there are two it must be told which.
     given = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"  # the raylet hands it on to every worker
     try:
@@ -173,13 +191,26 @@ def _start(namespace: str, temp_dir: Path | None) -> str | None:
 def _join(address: str, where: str, namespace: str) -> str | None:
     check_ray_address(address, where)
     if address != "auto" and not _answers(address):  # Ray itself would try for more than two minutes
-        raise ClusterError(f"{where}: nothing answers at {address}; is the head running, and is this its port for nodes (6379 by default)?")
+        raise ClusterError(
+            f"{where}: nothing answers at {address}; does the head run, and is this its --port (default 6379)?"
+        )
     try:
-        return ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR).dashboard_url
-    except ray.exceptions.AuthenticationError as error:
-        raise ClusterError(f"{where}: {address} refused our token; {TOKEN_HELP}") from error
-    except (ConnectionError, RuntimeError) as error:
+        joined = ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
+        return joined.dashboard_url
+    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        if _is_about_tokens(error):
+            raise ClusterError(f"{where}: {address} refused our token: {TOKEN_HELP}") from error
         raise ClusterError(f"{where}: cannot join {address}: {' '.join(str(error).split())}") from error
+
+
+def _is_about_tokens(error: BaseException | None) -> bool:
+    """Ray wraps the refusal into a ConnectionError."""
+    while error is not None:
+        if isinstance(error, ray.exceptions.AuthenticationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
 
 def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")

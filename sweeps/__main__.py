@@ -15,7 +15,13 @@ from sweeps.config import ConfigError, SweepConfig, from_tree, load
 from sweeps.ledger import Ledger
 from trainables.errors import InputError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help="Sweeps over fine-tuning methods and hyperparameters; the winner reloads to the number shown.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Sweeps over fine-tuning methods and hyperparameters; the winner reloads to the number shown.",
+)
 
 File = Annotated[Path, typer.Argument(help="the sweep file (YAML)", show_default=False)]
 Folder = Annotated[str, typer.Argument(help="the sweep's folder", show_default=False)]
@@ -57,7 +63,9 @@ def check(file: File, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def best(folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="print the board as JSON")] = False) -> None:
+def best(
+    folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="print the board as JSON")] = False
+) -> None:
     """Leaderboard, winner and reason, of a finished or a running sweep.
 
     Example: python -m sweeps best runs/quickstart-20260101-120000 --json
@@ -96,7 +104,9 @@ def verify(folder: Folder) -> None:
 def submit(
     file: File,
     overrides: Overrides = None,
-    address: Annotated[str, typer.Option(help="the cluster's dashboard, such as http://127.0.0.1:8265", show_default=False)] = "",
+    address: Annotated[
+        str, typer.Option(help="the cluster's dashboard, such as http://127.0.0.1:8265", show_default=False)
+    ] = "",
     wait: Annotated[bool, typer.Option("--wait", help="follow the job's log to its end")] = False,
 ) -> None:
     """Run a sweep as a Ray job on a cluster.
@@ -105,12 +115,16 @@ def submit(
     """
     from sweeps.remote import submit_sweep
 
-    if not submit_sweep(file, load(file, overrides or []), address=address, wait=wait, print_line=lambda line: print(line, flush=True)):
+    config = load(file, overrides or [])
+    outcome = submit_sweep(config, address=address, wait=wait, print_line=lambda line: print(line, flush=True))
+    if outcome.status in ("FAILED", "STOPPED"):
         raise typer.Exit(1)
 
 
 @app.command()
-def report(folder: Folder, wandb: Annotated[bool, typer.Option("--wandb", help="publish it as a W&B Report too")] = False) -> None:
+def report(
+    folder: Folder, wandb: Annotated[bool, typer.Option("--wandb", help="publish it as a W&B Report too")] = False
+) -> None:
     """Write report.html, one self-contained page, into the sweep's folder.
 
     Example: python -m sweeps report runs/quickstart-20260101-120000
@@ -127,7 +141,9 @@ def _open(folder: str) -> tuple[Ledger, SweepConfig]:
     ledger = Ledger(folder if "://" in folder else str(Path(folder).expanduser().absolute()))
     if not ledger.store.exists("sweep.yaml"):
         raise ConfigError(f"{folder}: not a sweep's folder (it has no sweep.yaml)")
-    return ledger, from_tree(OmegaConf.create(ledger.store.read_bytes("sweep.yaml").decode()), (), f"{folder}/sweep.yaml")
+    return ledger, from_tree(
+        OmegaConf.create(ledger.store.read_bytes("sweep.yaml").decode()), (), f"{folder}/sweep.yaml"
+    )
 
 
 def _console() -> Console:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +14,15 @@ from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseExcep
 from yaml import YAMLError
 
 from cluster.config import ClusterConfig
-from search_spaces import Space, load_space
+from search_spaces import Choice, Domain, Int, LogUniform, Space, load_space
 from sweeps.selection import SelectionConfig
 from sweeps.tracking import TrackingConfig
 from trainables.data.config import DataConfig
 from trainables.errors import InputError
 from trainables.hyperparameters import COMMON, OPTIONS, Hyperparameters, parse
 from trainables.model import ModelConfig
+
+DRAWS = 200  # configurations drawn to know what a space holds
 
 
 class ConfigError(ValueError):
@@ -43,7 +46,9 @@ class EarlyStoppingConfig:
         if self.reduction_factor <= 1:
             raise ConfigError(f"search.early_stopping.reduction_factor: must be above 1, got {self.reduction_factor}")
         if self.overfit_patience < 1:
-            raise ConfigError(f"search.early_stopping.overfit_patience: must be at least 1, got {self.overfit_patience}")
+            raise ConfigError(
+                f"search.early_stopping.overfit_patience: must be at least 1, got {self.overfit_patience}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +59,12 @@ class SearchConfig:
     trials: int = 20  # in all, over every resume
     sampler: Literal["tpe", "random", "grid"] = "tpe"  # tpe: Optuna's multivariate TPE with constant liar
     startup_trials: int = 10  # random trials before TPE models the space
-    initial: list[dict[str, Any]] = field(default_factory=list)  # configurations to try first; what they leave open is sampled
-    time_budget: str | None = None  # wall clock, as 90s, 30m, 8h or 2d; running trials are then stopped, the best so far wins
+    initial: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # configurations to try first; what they leave open is sampled
+    time_budget: str | None = (
+        None  # wall clock, as 90s, 30m, 8h or 2d; running trials are then stopped, the best so far wins
+    )
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 
     def __post_init__(self) -> None:
@@ -70,7 +79,9 @@ class SearchConfig:
             return None
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", self.time_budget)
         if match is None or float(match[1]) == 0:
-            raise ConfigError(f"search.time_budget: must be a number with s, m, h or d, such as 8h, got {self.time_budget!r}")
+            raise ConfigError(
+                f"search.time_budget: must be a number with s, m, h or d, such as 8h, got {self.time_budget!r}"
+            )
         return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
@@ -79,7 +90,9 @@ class TrainConfig:
     """What is fixed: how trials are trained, and hyperparameters that do not vary."""
 
     evaluate_every: str | int = "epoch"  # or a number of samples
-    max_tokens: int | None = None  # padded tokens in one pass; memory only, results do not depend on it; None: 4096 (CPU), 16384 (GPU)
+    max_tokens: int | None = (
+        None  # padded tokens in one pass; memory only, results do not depend on it; None: 4096 (CPU), 16384 (GPU)
+    )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; auto: bfloat16 on GPUs that have it
     gradient_checkpointing: bool = False  # trade compute for memory
     probe_rows: int = 512  # training rows whose loss is measured beside the validation loss
@@ -118,7 +131,11 @@ class TrainConfig:
         return {name: value for name in HYPERPARAMETERS if (value := getattr(self, name)) is not None}
 
 
-HYPERPARAMETERS = ("method", *COMMON, *dict.fromkeys(f.name for options in OPTIONS.values() for f in dataclasses.fields(options)))
+HYPERPARAMETERS = (
+    "method",
+    *COMMON,
+    *dict.fromkeys(f.name for options in OPTIONS.values() for f in dataclasses.fields(options)),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +162,22 @@ class SweepConfig:
 
     def space(self) -> Space:
         return load_space(self.search.space)
+
+    def draws(self) -> list[dict[str, Any]]:
+        """Complete configurations drawn at random from the space, always the same ones: what trials will look like."""
+        space, generator = self.space(), random.Random(0)
+
+        def suggest(name: str, domain: Domain) -> Any:
+            match domain:
+                case Choice(values=values):
+                    return generator.choice(values)
+                case Int(low=low, high=high, step=step):
+                    return generator.randrange(low, high + 1, step)
+                case LogUniform(low=low, high=high):
+                    return min(high, max(low, low * (high / low) ** generator.random()))
+            return generator.uniform(domain.low, domain.high)
+
+        return [self.complete(space.sample(suggest)) for _ in range(DRAWS)]
 
     def hyperparameters(self, params: Mapping[str, Any]) -> Hyperparameters:
         """What one sampled configuration trains with: what is fixed, overlaid with `params`."""
@@ -228,7 +261,7 @@ def _names_beside(key: str) -> list[str]:
 
 def _check_hyperparameters(config: SweepConfig) -> None:
     """The space and what is fixed must fit together for every branch: all that can be known before a trial is drawn."""
-    if config.search.space is None and not config.search.initial:
+    if config.search.space is None:
         raise ConfigError("search.space: not given; the name of a preset, a YAML file, or the space itself")
     space = config.space()
     fixed = config.train.fixed()
@@ -240,6 +273,17 @@ def _check_hyperparameters(config: SweepConfig) -> None:
             near = difflib.get_close_matches(name, HYPERPARAMETERS, 1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Allowed: {', '.join(HYPERPARAMETERS)}."
             raise ConfigError(f"search.space.{path}: not a hyperparameter.{hint}")
+    wrong: dict[str, str] = {}
+    right: set[str] = set()
+    for draw in config.draws():
+        method = str(draw.get("method"))
+        try:
+            parse(draw)
+            right.add(method)
+        except InputError as error:
+            wrong.setdefault(method, str(error))
+    for method in wrong.keys() - right:  # single configurations may be invalid: they are drawn again when they come up
+        raise ConfigError(f"search.space: no configuration of method {method} is valid: {wrong[method]}")
     for number, initial in enumerate(config.search.initial):
         try:
             space.encode(initial)

@@ -31,9 +31,15 @@ def leaderboard(board: Mapping[str, Any]) -> Table:
     """The trials of a board, best first: those that may win by validation loss, then the rest."""
     winner = board["winner"] or {}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    names = sorted({name for trial in board["trials"] for e in trial["evaluations"] for name in e["metrics"]} - {"token_count"})
+    names = sorted(
+        {name for trial in board["trials"] for e in trial["evaluations"] for name in e["metrics"]} - {"token_count"}
+    )
     for name in ("", "trial", "val loss", "probe", *names, "epoch", "state", "verdict", "configuration"):
-        table.add_column(name, justify="right" if name in ("val loss", "probe", "epoch", *names) else "left", no_wrap=name != "configuration")
+        table.add_column(
+            name,
+            justify="right" if name in ("val loss", "probe", "epoch", *names) else "left",
+            no_wrap=name != "configuration",
+        )
     for trial, best in ranked(board):
         shown = [_number(best["val_loss"]), _number(best["probe_loss"])] if best else ["-", "-"]
         metrics = [_number(best["metrics"].get(name)) if best else "-" for name in names]
@@ -46,13 +52,24 @@ def leaderboard(board: Mapping[str, Any]) -> Table:
             f"{best['epoch']:g}" if best else "-",
             Text(trial["status"], style=STATES[trial["status"]]),
             trial["verdict"],
-            format_params(trial["params"]),
+            Text(format_params(trial["params"])),
             style="bold" if won else None,
         )
     for name, baseline in board["baselines"].items():
         words = {"untuned": "the untuned model", "prior": f"always {baseline.get('class')}, at train's label shares"}
         metrics = [_number(baseline["metrics"].get(metric)) for metric in names]
-        table.add_row("", "-", _number(baseline["val_loss"]), _number(baseline.get("probe_loss")), *metrics, "0", "", "baseline", words[name], style="dim")
+        table.add_row(
+            "",
+            "-",
+            _number(baseline["val_loss"]),
+            _number(baseline.get("probe_loss")),
+            *metrics,
+            "0",
+            "",
+            "baseline",
+            Text(words[name]),
+            style="dim",
+        )
     return table
 
 
@@ -66,13 +83,23 @@ def ranked(board: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any
 
     rows = [(trial, best(trial)) for trial in board["trials"]]
     winner = (board["winner"] or {}).get("trial")
-    return sorted(rows, key=lambda row: (row[0]["id"] != winner, row[1]["val_loss"] if row[1] else float("inf"), row[0]["id"]))
+    return sorted(
+        rows,
+        key=lambda row: (
+            row[0]["id"] != winner,
+            row[1] is None or row[1]["checkpoint"] is None,  # what may not win comes last
+            row[1]["val_loss"] if row[1] else float("inf"),
+            row[0]["id"],
+        ),
+    )
 
 
 class Display:
     """Prints events as lines; in a terminal keeps a table of the running sweep below them."""
 
-    def __init__(self, console: Console, *, name: str, trials: int, selection: SelectionConfig, time_budget_s: float | None) -> None:
+    def __init__(
+        self, console: Console, *, name: str, trials: int, selection: SelectionConfig, time_budget_s: float | None
+    ) -> None:
         self.console = console
         self._name, self._trials, self._selection, self._budget = name, trials, selection, time_budget_s
         self._began = time.monotonic()
@@ -83,7 +110,9 @@ class Display:
         if self._live is not None:
             self._live.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
-            self.console.print(f"[{duration(time.monotonic() - self._began):>6}] {line}", highlight=False, markup=False, soft_wrap=True)
+            self.console.print(
+                f"[{duration(time.monotonic() - self._began):>6}] {line}", highlight=False, markup=False, soft_wrap=True
+            )
 
     def start(self) -> None:
         if self.console.is_terminal:
@@ -101,7 +130,11 @@ class Display:
             return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for name in ("trial", "state", "best val loss", "progress", "rows/s", "slot", "configuration"):
-            table.add_column(name, no_wrap=name != "configuration", justify="right" if name in ("best val loss", "rows/s") else "left")
+            table.add_column(
+                name,
+                no_wrap=name != "configuration",
+                justify="right" if name in ("best val loss", "rows/s") else "left",
+            )
         done = 0.0
         where = {trial: slot for slot, trials in snapshot["slots"].items() for trial in trials}
         for curve in curves:
@@ -116,9 +149,11 @@ class Display:
                     Text(curve.status, style=STATES[curve.status]),
                     _number(best.val_loss) if best else "-",
                     f"{bar} {share:4.0%}" if curve.status == "running" else "",
-                    f"{progress['samples_per_s']:.0f}" if curve.status == "running" and progress["samples_per_s"] else "",
+                    f"{progress['samples_per_s']:.0f}"
+                    if curve.status == "running" and progress["samples_per_s"]
+                    else "",
                     where.get(curve.id, "waits") if curve.status == "running" else "",
-                    format_params(curve.params),
+                    Text(format_params(curve.params)),
                 )
         elapsed = time.monotonic() - self._began
         left = elapsed * (self._trials - done) / done if done > 0.2 else None

@@ -1,13 +1,13 @@
 """The sweep's folder: what is written, read back, kept and deleted. Reading needs neither Ray nor torch.
 
-    sweep.yaml              the resolved configuration
-    status.json             running | finished | interrupted | failed, and a heartbeat
-    study.journal           the Optuna study
-    data/                   prepared splits and their manifest
-    baseline.json           losses of the untuned model
-    trials/<id>/trial.json  parameters;  outcome.json: how it ended;  attempt-<n>/step-<s>/: its evaluations
-    winner/                 the checkpoint, its card, how to load it
-    report.html
+sweep.yaml              the resolved configuration
+status.json             running | finished | interrupted | failed, and a heartbeat
+study.journal           the Optuna study
+data/                   prepared splits and their manifest
+baseline.json           losses of the untuned model
+trials/<id>/trial.json  parameters;  outcome.json: how it ended;  attempt-<n>/step-<s>/: its evaluations
+winner/                 the checkpoint, its card, how to load it
+report.html
 """
 
 import dataclasses
@@ -21,10 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from sweeps.selection import Curve, Point, Reference, SelectionConfig, best_point, select, verdict
+from sweeps.selection import Curve, Point, Reference, SelectionConfig, best_point, overfit_reason, select, verdict
 from trainables.checkpoints import CHECKPOINT, EVALUATION, LOSSES, STATE, evaluation_folders
 from trainables.store import Store
 
+INTERRUPTED, NO_SLOT = "interrupted", "no slot could run"
+UNFINISHED = (INTERRUPTED, NO_SLOT)  # reasons for stopping that leave running trials to be resumed
 HEARTBEAT_S = 10.0
 DEAD_AFTER_S = 60.0  # a sweep of another machine that has not written its heartbeat for so long does not run
 
@@ -71,7 +73,13 @@ class Ledger:
 
     def curve(self, trial: str) -> Curve:
         entry = self._curves[trial]
-        return Curve(id=trial, status=entry["status"], params=entry["params"], points=tuple(entry["points"]), reason=entry["reason"])
+        return Curve(
+            id=trial,
+            status=entry["status"],
+            params=entry["params"],
+            points=tuple(entry["points"]),
+            reason=entry["reason"],
+        )
 
     def curves(self) -> list[Curve]:
         return [self.curve(trial) for trial in sorted(self._curves)]
@@ -99,7 +107,12 @@ class Ledger:
             outcome = f"trials/{trial}/outcome.json"
             ended = self.store.read_json(outcome) if outcome in files else {"status": "running", "reason": None}
             params = self.store.read_json(f"trials/{trial}/trial.json")["params"]
-            self._curves[trial] = {"status": ended["status"], "params": params, "points": points, "reason": ended["reason"]}
+            self._curves[trial] = {
+                "status": ended["status"],
+                "params": params,
+                "points": points,
+                "reason": ended["reason"],
+            }
         return self
 
     def losses(self, folder: str) -> np.ndarray | None:
@@ -126,7 +139,13 @@ class Ledger:
     def set_status(self, status: str, elapsed_s: float) -> None:
         self.store.write_json(
             "status.json",
-            {"status": status, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time(), "elapsed_s": elapsed_s},
+            {
+                "status": status,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "time": time.time(),
+                "elapsed_s": elapsed_s,
+            },
         )
 
     def status(self) -> tuple[str, float]:
@@ -147,7 +166,9 @@ class Ledger:
         """What not fine-tuning gives: the untuned model (measured by the first slot) and the label prior of train."""
         baseline = self.baselines()
         untuned, prior = baseline.get("untuned", {}), baseline.get("prior", {})
-        return Reference(val_loss=untuned.get("val_loss"), probe_loss=untuned.get("probe_loss"), prior_loss=prior.get("val_loss"))
+        return Reference(
+            val_loss=untuned.get("val_loss"), probe_loss=untuned.get("probe_loss"), prior_loss=prior.get("val_loss")
+        )
 
     def baselines(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -177,7 +198,13 @@ class Ledger:
             board["reason"] = reason
         else:
             params = next(curve.params for curve in curves if curve.id == winner.trial)
-            board["winner"] = {"trial": winner.trial, **_shown(winner.point), "params": dict(params), "reason": reason, "tied": list(winner.tied)}
+            board["winner"] = {
+                "trial": winner.trial,
+                **_shown(winner.point),
+                "params": dict(params),
+                "reason": reason,
+                "tied": list(winner.tied),
+            }
         board["trials"] = []
         for curve in curves:
             judged = verdict(curve, reference, config)
@@ -189,7 +216,10 @@ class Ledger:
                     "verdict": judged.word,
                     "verdict_reason": judged.reason,
                     "params": dict(curve.params),
-                    "evaluations": [_shown(point) for point in curve.points],
+                    "evaluations": [
+                        {**_shown(point), "excluded": overfit_reason(list(curve.points), index, config)}
+                        for index, point in enumerate(curve.points)
+                    ],
                 }
             )
         return board

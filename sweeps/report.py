@@ -185,7 +185,7 @@ def _loss_text(value: Any) -> str:
     if value is None:
         return "–"
     if not _is_finite(value):
-        return str(value) if isinstance(value, str) else {True: "NaN"}.get(math.isnan(value), f"{value:+.0f}")
+        return str(value)
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
 
 
@@ -212,10 +212,14 @@ def _tone(word: str | None) -> str:
 
 
 def _hover(trial: dict, first_line: str) -> str:
-    """Plotly reads a subset of HTML in hover texts, so all that comes from the board is escaped."""
-    lines = [f"<b>{html.escape(trial['id'])}</b> {html.escape(str(trial['verdict'] or ''))}", first_line]
-    lines += [f"{html.escape(name)} = {html.escape(_short(_value_text(v), 60))}" for name, v in trial["params"].items()]
+    lines = [f"<b>{_shielded(trial['id'])}</b> {_shielded(str(trial['verdict'] or ''))}", first_line]
+    lines += [f"{_shielded(name)} = {_shielded(_short(_value_text(v), 60))}" for name, v in trial["params"].items()]
     return "<br>".join(line for line in lines if line)
+
+
+def _shielded(text: str) -> str:
+    """Text as itself for plotly, which reads a subset of HTML and decodes few entities besides these."""
+    return html.escape(text, quote=False)
 
 
 def _short(text: str, limit: int) -> str:
@@ -252,7 +256,8 @@ class Section:
     """Why there is no plot, in words."""
 
 
-def _trial_trace(trial: dict, wins: bool, x: list, y: list, text: list[str]) -> dict:
+def _trial_trace(trial: dict, wins: bool, x: list, y: list, text: list[str] | str) -> dict:
+    """The line of a trial; `text` is its hover, one for every point or one for all."""
     meta = {"trial": trial["id"], "tone": _tone(trial["verdict"]), "winner": wins}
     return {"type": "scatter", "mode": "lines+markers", "x": x, "y": y, "text": text, "hoverinfo": "text", "meta": meta}
 
@@ -288,7 +293,7 @@ def _curves(board: dict) -> Section:
                 x = [e["samples_seen"] for e in evaluations]
                 traces.append(_trial_trace(trial, trial["id"] == winning_id, x, y, hovers))
         if winner is not None and _is_finite(winner[key]):
-            won = f"<b>{html.escape(winning_id)}</b>: the checkpoint that won<br>{key} {_loss_text(winner[key])}"
+            won = f"<b>{_shielded(winning_id)}</b>: the checkpoint that won<br>{key} {_loss_text(winner[key])}"
             star = {"type": "scatter", "mode": "markers", "marker": {"symbol": "star", "size": 15}, "hoverinfo": "text"}
             star |= {"x": [winner["samples_seen"]], "y": [winner[key]], "text": [won]}
             traces.append(star | {"meta": {"trial": winning_id, "tone": "winner", "winner": True}})
@@ -298,14 +303,13 @@ def _curves(board: dict) -> Section:
             "shapes": [],
             "annotations": [],
         }
-        for baseline in baselines:
-            words, y = baseline[0], baseline[column]
-            if y in near:
-                across = {"type": "line", "layer": "below", "line": {"dash": "dot"}, "xref": "paper", "x0": 0, "x1": 1}
-                said = {"text": html.escape(f"{words} {_loss_text(y)}"), "name": "tick", "showarrow": False}
-                said |= {"xref": "paper", "x": 1, "xanchor": "right", "y": y, "yanchor": "bottom"}
-                layout["shapes"].append(across | {"y0": y, "y1": y})
-                layout["annotations"].append(said)
+        shown = sorted(((b[column], b[0]) for b in baselines if b[column] in near), reverse=True)
+        for i, (y, words) in enumerate(shown):
+            across = {"type": "line", "layer": "below", "line": {"dash": "dot"}, "xref": "paper", "x0": 0, "x1": 1}
+            said = {"text": _shielded(f"{words} {_loss_text(y)}"), "name": "tick", "showarrow": False}
+            said |= {"xref": "paper", "x": 1, "xanchor": "right", "y": y, "yanchor": "top" if i else "bottom"}
+            layout["shapes"].append(across | {"y0": y, "y1": y})
+            layout["annotations"].append(said)
         plots.append(Plot(id=f"plot-{key}", title=title, height=380, data=traces, layout=layout))
     notes = []
     if above:
@@ -374,15 +378,14 @@ def _parallel_coordinates(rows: list[Row]) -> Section:
         apart = 0.05 * (i / (len(rows) - 1) - 0.5)  # so that lines through one category or choice can be told apart
         at = [axis.positions[i] for axis in axes]
         y = [below + apart if p is None else p + apart * crowd for p, crowd in zip(at, crowded, strict=True)]
-        first_line = f"val_loss {_loss_text(row.shown['val_loss'])}" if row.shown else html.escape(row.excluded)
-        hovers = [_hover(row.trial, first_line)] * len(axes)
-        traces.append(_trial_trace(row.trial, row.wins, list(range(len(axes))), y, hovers))
+        first_line = f"val_loss {_loss_text(row.shown['val_loss'])}" if row.shown else _shielded(row.excluded)
+        traces.append(_trial_trace(row.trial, row.wins, list(range(len(axes))), y, _hover(row.trial, first_line)))
     words = [
-        {"x": x, "y": y, "text": html.escape(_short(label, 16)), "xanchor": "left", "xshift": 6, "name": "tick"}
+        {"x": x, "y": y, "text": _shielded(_short(label, 16)), "xanchor": "left", "xshift": 6, "name": "tick"}
         for x, axis in enumerate(axes)
         for y, label in axis.ticks
     ]
-    words += [{"x": x, "y": 1.14, "text": html.escape(_short(a.name, 20)), "name": "axis"} for x, a in enumerate(axes)]
+    words += [{"x": x, "y": 1.14, "text": _shielded(_short(a.name, 20)), "name": "axis"} for x, a in enumerate(axes)]
     lines = [{"x0": x, "x1": x, "y0": -0.03, "y1": 1.03} for x in range(len(axes))]
     if lacking:
         words.append({"x": 0, "y": below, "text": "not used", "xanchor": "right", "xshift": -10, "name": "tick"})
@@ -436,7 +439,7 @@ def _importances(board: dict, study: optuna.Study | None) -> Section:
         "type": "bar",
         "orientation": "h",
         "x": [share for _, share in ordered],
-        "y": [html.escape(_short(name, 28)) for name, _ in ordered],
+        "y": [_shielded(_short(name, 28)) for name, _ in ordered],
         "text": [f"{share:.0%}" if share >= 0.01 else "< 1%" for _, share in ordered],
         "textposition": "outside",
         "cliponaxis": False,
@@ -484,8 +487,8 @@ def _timeline(board: dict, study: optuna.Study | None) -> Section:
         trace = traces.setdefault(state, empty | {"base": [], "x": [], "y": [], "text": [], "meta": {"tone": state}})
         trace["base"].append(trial.datetime_start.isoformat())
         trace["x"].append(span / timedelta(milliseconds=1))
-        trace["y"].append(html.escape(sweep_id))
-        trace["text"].append(f"<b>{html.escape(sweep_id)}</b> {state}<br>{ran}")
+        trace["y"].append(_shielded(sweep_id))
+        trace["text"].append(f"<b>{_shielded(sweep_id)}</b> {state}<br>{ran}")
     layout = {
         "xaxis": {"type": "date"},
         "yaxis": {"type": "category", "categoryorder": "array", "autorange": "reversed", "showgrid": False},

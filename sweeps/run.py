@@ -16,14 +16,12 @@ from rich.console import Console
 
 from sweeps.config import ConfigError, SweepConfig, dump
 from sweeps.display import Display, format_params, leaderboard
-from sweeps.ledger import HEARTBEAT_S, Ledger
+from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, Ledger
+from sweeps.plan import max_epochs, methods, prepare_data
 from sweeps.selection import Curve, best_point, verdict
 from trainables.data.config import DataConfig
-from trainables.model import check_files, load_model_config, load_tokenizer
-from trainables.store import Store
+from trainables.model import load_tokenizer
 
-STUDY = "study.journal"
-INTERRUPTED = "interrupted"
 SLOT_END_TIMEOUT_S = 30.0
 
 
@@ -55,23 +53,15 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
         return source
 
     data: DataConfig = replace(
-        config.data, train=absolute(config.data.train), validation=absolute(config.data.validation), test=absolute(config.data.test)
+        config.data,
+        train=absolute(config.data.train),
+        validation=absolute(config.data.validation),
+        test=absolute(config.data.test),
     )
     model = config.model
     if not model.name.startswith("package:") and Path(model.name).expanduser().is_dir():
         model = replace(model, name=absolute(model.name))
     return replace(config, data=data, model=model)
-
-
-def prepare_data(config: SweepConfig, folder: Path) -> tuple[dict[str, Any], int]:
-    """Check the model's files, read, split and tokenise the data into `folder`; returns the manifest and the padding token."""
-    from trainables.data.prepare import prepare
-
-    check_files(config.model)
-    context = getattr(load_model_config(config.model), "max_position_embeddings", None)
-    tokenizer = load_tokenizer(config.model)
-    manifest = prepare(config.data, config.task, tokenizer, config.seed, folder, context)
-    return manifest, tokenizer.pad_token_id
 
 
 def start(config: SweepConfig, console: Console) -> Outcome:
@@ -109,7 +99,7 @@ def _run(config: SweepConfig, ledger: Ledger, console: Console, *, elapsed_s: fl
         ledger.set_status("interrupted" if sweep.stopped == INTERRUPTED else "failed", sweep.elapsed_s())
         raise
     finally:
-        sweep.tracker.close()
+        sweep.close()
     return outcome
 
 
@@ -127,12 +117,18 @@ class _Sweep:
         self.manifest = ledger.store.read_json("data/manifest.json")
         self.rows = self.manifest["splits"]["train"]["rows"]
         self.display = Display(
-            console, name=ledger.name, trials=config.search.trials, selection=config.selection, time_budget_s=self._budget
+            console,
+            name=ledger.name,
+            trials=config.search.trials,
+            selection=config.selection,
+            time_budget_s=self._budget,
         )
         local = ledger.store.local
         self._scratch = Path(tempfile.mkdtemp(prefix="finetune-sweeps-"))
-        self.tracker = Tracker(config.tracking, ledger.name, (local or self._scratch) / "wandb", self.display.say)
+        self._tracking = (local or self._scratch) / "tracking"
+        self.tracker = Tracker(config.tracking, ledger.name, self._tracking, self.display.say)
         self._mailbox: Any = None
+        self._name_plates: dict[str, Any] = {}
         self._reference = ledger.reference()
         self._has_baseline = ledger.store.exists("baseline.json")
 
@@ -146,7 +142,7 @@ class _Sweep:
         import ray
 
         from cluster.connect import connect, plan_slots
-        from sweeps.study import open_study
+        from sweeps.study import STUDY, open_study
         from trainables.slot import start_mailbox
 
         os.environ.update(
@@ -188,8 +184,8 @@ class _Sweep:
                     ray.get(self._mailbox.close.remote())
                     for slot in slots:
                         slot.join(SLOT_END_TIMEOUT_S)
-                    self._save_study(study_file)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+                    if self.ledger.store.local is None:
+                        self.ledger.store.write_bytes(STUDY, study_file.read_bytes())
 
     def _tune(self, space: Any, study: Any, slots: int, connection: Any) -> None:
         from ray import tune
@@ -209,14 +205,13 @@ class _Sweep:
             on_end=self._trial_ended,
             say=self.display.say,
         )
-        epochs = [self.config.train.epochs] if self.config.train.epochs else _most_epochs(space)
         stopping = self.config.search.early_stopping
         finished = [curve for curve in self.ledger.curves() if curve.status != "running"]
         tune.Tuner(
             Trial,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=make_scheduler(stopping, self.rows, max(epochs), finished),
+                scheduler=make_scheduler(stopping, self.rows, max_epochs(self.config), finished),
                 num_samples=-1,
                 max_concurrent_trials=slots,
                 reuse_actors=True,
@@ -242,7 +237,6 @@ class _Sweep:
         from trainables.slot import SlotConfig, run_slot
 
         train = self.config.train
-        method = self.config.train.method or _first_method(self.config)
         slot = SlotConfig(
             slot=name,
             mailbox="mailbox",
@@ -250,7 +244,7 @@ class _Sweep:
             storage=self.ledger.store.url,
             model=self.config.model,
             task=self.config.task,
-            baseline_method=method,
+            baseline_method=methods(self.config)[0],
             seed=self.config.seed,
             pad_token_id=load_tokenizer(self.config.model).pad_token_id,
             evaluate_every=None if train.evaluate_every == "epoch" else int(train.evaluate_every),
@@ -266,8 +260,15 @@ class _Sweep:
 
             error = "it ended before the sweep did"
             try:
-                run_slot(slot, workers=plan.workers_per_slot, resources_per_worker=plan.resources_per_worker, folder=str(self._scratch / "slots"))
-            except Exception as raised:  # the border to Ray Train: a slot that is lost is news for the sweep, not its end
+                run_slot(
+                    slot,
+                    workers=plan.workers_per_slot,
+                    resources_per_worker=plan.resources_per_worker,
+                    folder=str(self._scratch / "slots"),
+                )
+            except (
+                Exception
+            ) as raised:  # the border to Ray Train: a slot that is lost is news for the sweep, not its end
                 error = str(raised).strip().splitlines()[0] if str(raised).strip() else type(raised).__name__
             try:
                 left = ray.get(self._mailbox.slot_lost.remote(name, error)) if self._watching else 1
@@ -275,7 +276,8 @@ class _Sweep:
                 return
             if left <= 0:
                 reasons = "; ".join(sorted(set(ray.get(self._mailbox.snapshot.remote())["lost"].values())))
-                self._stop(f"no slot could run: {reasons}")
+                self.display.say(f"No slot can run: {reasons}")
+                self._stop(NO_SLOT)
 
         thread = threading.Thread(target=run, name=name, daemon=True)
         self._watching = True
@@ -285,6 +287,9 @@ class _Sweep:
     # --- what happens to trials ---
 
     def _trial_started(self, trial: str, params: dict[str, Any], resumed: bool) -> None:
+        from trainables.trial import name_plate
+
+        self._name_plates[trial] = name_plate(trial, f"{self.ledger.name} {trial}: {format_params(params)}")
         word = "goes on" if resumed else "starts"
         self.display.say(f"{trial} {word}: {format_params(params)}")
         self.tracker.trial_started(trial, self.config.complete(params))
@@ -294,14 +299,24 @@ class _Sweep:
             return
         self.ledger.prune(trial, self.config.selection)
         self.tracker.evaluation(trial, evaluation)
-        metrics = "".join(f", {name} {value:.4f}" for name, value in evaluation["metrics"].items() if value is not None and name != "token_count")
-        losses = [f"{evaluation[name]:.4f}" if evaluation[name] is not None else "not finite" for name in ("val_loss", "probe_loss")]
-        self.display.say(f"{trial} epoch {evaluation['epoch']:g}: val loss {losses[0]}, probe loss {losses[1]}{metrics}")
+        metrics = "".join(
+            f", {name} {value:.4f}"
+            for name, value in evaluation["metrics"].items()
+            if value is not None and name != "token_count"
+        )
+        losses = [
+            f"{evaluation[name]:.4f}" if evaluation[name] is not None else "not finite"
+            for name in ("val_loss", "probe_loss")
+        ]
+        self.display.say(
+            f"{trial} epoch {evaluation['epoch']:g}: val loss {losses[0]}, probe loss {losses[1]}{metrics}"
+        )
 
     def _trial_ended(self, trial: str) -> None:
         import ray
 
         ray.get(self._mailbox.leave.remote(trial))
+        ray.kill(self._name_plates.pop(trial))
         self.ledger.prune(trial, self.config.selection)
         curve = self.ledger.curve(trial)
         judged = verdict(curve, self._reference, self.config.selection)
@@ -359,21 +374,20 @@ class _Sweep:
         """Ctrl-C and SIGTERM stop the sweep in order; a second one ends it at once."""
         return _SignalHandler(lambda: threading.Thread(target=self._stop, args=(INTERRUPTED,), daemon=True).start())
 
-    def _save_study(self, study_file: Path) -> None:
-        if self.ledger.store.local is None:
-            self.ledger.store.write_bytes(STUDY, study_file.read_bytes())
-
     # --- the end ---
+
+    def close(self) -> None:
+        self.tracker.close()
+        if self.ledger.store.local is None and self._tracking.is_dir():
+            self.ledger.store.publish(self._tracking, "tracking", last="")
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def conclude(self) -> Outcome:
         """Select, hand over the winner, write the report; print leaderboard, winner and reason."""
-        from sweeps.report import html_report
-        from sweeps.study import open_study
+        from sweeps.publish import write_report
         from sweeps.winner import hand_over
 
-        status = "interrupted" if self.stopped == INTERRUPTED else "finished"
-        if self.stopped is not None and self.stopped.startswith("no slot"):
-            status = "failed"
+        status = {INTERRUPTED: "interrupted", NO_SLOT: "failed"}.get(self.stopped or "", "finished")
         self.ledger.set_status(status, self.elapsed_s())
         board = self.ledger.board(self.config.name, self.config.selection)
         lines = []
@@ -381,13 +395,7 @@ class _Sweep:
             folder = hand_over(self.ledger, self.config, board)
             self.tracker.winner(board["winner"]["trial"], board["winner"]["reason"], folder)
             lines.append(f"Checkpoint: {folder}")
-        study = None
-        if self.ledger.store.local is not None:
-            study = open_study(self.ledger.store.local / STUDY, self.ledger.name, self.config.search, self.config.seed, read_only=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            page = html_report(board, study, Path(scratch) / "report.html")
-            self.ledger.store.write_bytes("report.html", page.read_bytes())
-        lines.append(f"Report: {self.ledger.store.path('report.html')}")
+        lines.append(f"Report: {write_report(self.ledger, self.config)}")
         print_board(self.console, board)
         for line in lines:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -401,31 +409,14 @@ def print_board(console: Console, board: dict[str, Any]) -> None:
         console.print(board["reason"], highlight=False, markup=False, soft_wrap=True)
         return
     winner = board["winner"]
-    console.print(f"Winner: {winner['trial']}, step {winner['step']} (epoch {winner['epoch']:g}): {format_params(winner['params'])}", highlight=False, markup=False, soft_wrap=True, style="bold")
+    console.print(
+        f"Winner: {winner['trial']}, step {winner['step']} (epoch {winner['epoch']:g}): {format_params(winner['params'])}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+        style="bold",
+    )
     console.print(f"Reason: {winner['reason']}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _most_epochs(space: Any) -> list[float]:
-    """The most epochs that the space allows, to place ASHA's last rung."""
-    highest: list[float] = []
-
-    def suggest(name: str, domain: Any) -> Any:
-        top = max((v for v in domain.values if isinstance(v, int | float)), default=domain.values[0]) if hasattr(domain, "values") else domain.high
-        return top
-
-    params = space.sample(suggest)
-    highest.append(float(params.get("epochs", 1)))
-    return highest
-
-
-def _first_method(config: SweepConfig) -> str:
-    found: list[str] = []
-
-    def suggest(name: str, domain: Any) -> Any:
-        return domain.values[0] if hasattr(domain, "values") else domain.low
-
-    found.append(str(config.space().sample(suggest).get("method", "full")))
-    return found[0]
 
 
 class _SignalHandler:

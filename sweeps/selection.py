@@ -15,10 +15,16 @@ import numpy as np
 class SelectionConfig:
     """Thresholds of the verdicts; relative numbers are shares (0.02 = 2%)."""
 
-    overfit_rise: float = 0.02  # validation loss above the trial's minimum, while probe loss fell: Prechelt's generalisation loss
-    overfit_gap: float = 0.9  # (validation - probe) / validation above this is memorisation: probe loss under a tenth of validation loss
+    overfit_rise: float = (
+        0.02  # validation loss above the trial's minimum, while probe loss fell: Prechelt's generalisation loss
+    )
+    overfit_gap: float = (
+        0.9  # (validation - probe) / validation above this is memorisation: probe loss under a tenth of validation loss
+    )
     improving: float = 0.01  # a last evaluation that is the best by more than this is still improving
-    underfit: float = 0.02  # a best loss less than this below the untuned model's (and the label prior's) has learnt nothing
+    underfit: float = (
+        0.02  # a best loss less than this below the untuned model's (and the label prior's) has learnt nothing
+    )
     diverge_ratio: float = 2.0  # validation and probe loss above so many times the untuned model's
     tie_standard_errors: float = 1.0  # a candidate closer to the best than this, paired per example, is tied with it
 
@@ -96,7 +102,9 @@ def overfit_reason(points: Sequence[Point], index: int, config: SelectionConfig)
     before = [p for p in points[:index] if p.val_loss is not None and p.probe_loss is not None]
     if before:
         lowest = min(before, key=lambda p: p.val_loss)
-        rise = point.val_loss / lowest.val_loss - 1 if lowest.val_loss > 0 else (math.inf if point.val_loss > 0 else 0.0)
+        rise = (
+            point.val_loss / lowest.val_loss - 1 if lowest.val_loss > 0 else (math.inf if point.val_loss > 0 else 0.0)
+        )
         if rise > config.overfit_rise and point.probe_loss < lowest.probe_loss:
             return (
                 f"validation loss rose {rise:.1%} above its minimum ({lowest.val_loss:.4f} at {lowest.samples_seen} samples "
@@ -157,7 +165,9 @@ def verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verd
                 reason=f"the last evaluation is the best, {gain:.1%} below the one before ({earlier:.4f} to {last.val_loss:.4f}); more training may help",
             )
     gap = f", probe {best.probe_loss:.4f}" if best.probe_loss is not None else ""
-    return Verdict(word="healthy", reason=f"lowest validation loss {best.val_loss:.4f}{gap} at {best.samples_seen} samples")
+    return Verdict(
+        word="healthy", reason=f"lowest validation loss {best.val_loss:.4f}{gap} at {best.samples_seen} samples"
+    )
 
 
 def candidates(curve: Curve, config: SelectionConfig) -> list[Point]:
@@ -201,7 +211,11 @@ def select(
     `tie_standard_errors` of it, paired per example, are tied, and among the tied the cheaper one wins: fewer trainable
     parameters, then fewer samples. `losses(folder)` gives the per-example losses [N, 2] of an evaluation.
     """
-    standing = [(curve, point) for curve in curves if (point := best_point(curve, config)) is not None and point.checkpoint is not None]
+    standing = [
+        (curve, point)
+        for curve in curves
+        if (point := best_point(curve, config)) is not None and point.checkpoint is not None
+    ]
     if not standing:
         return None, _nothing(curves, config)
     standing.sort(key=lambda item: (item[1].val_loss, item[1].trainable_parameters, item[1].samples_seen, item[0].id))
@@ -216,10 +230,14 @@ def select(
         notes[curve.id] = (difference, error)
         if difference <= config.tie_standard_errors * error:
             tied.append((curve, point))
-    chosen, point = min(tied, key=lambda item: (item[1].trainable_parameters, item[1].samples_seen, item[1].val_loss, item[0].id))
+    chosen, point = min(
+        tied, key=lambda item: (item[1].trainable_parameters, item[1].samples_seen, item[1].val_loss, item[0].id)
+    )
     sentences = []
     if chosen is leader:
-        sentences.append(f"{chosen.id} has the lowest validation loss, {point.val_loss:.4f}, of {len(standing)} trials with a checkpoint that is not overfit")
+        sentences.append(
+            f"{chosen.id} has the lowest validation loss, {point.val_loss:.4f}, of {len(standing)} trials with a checkpoint that is not overfit"
+        )
     else:
         difference, error = notes[chosen.id]
         sentences.append(
@@ -237,12 +255,18 @@ def select(
             sentences.append(f"the next, {second[0].id}, is {difference:.4f} ± {error:.4f} above, paired per example")
     later = [p for p in chosen.points if p.step > point.step and p.val_loss is not None]
     if later:
-        sentences.append(f"its checkpoint is that of step {point.step} (epoch {point.epoch:g}), not the trial's last, whose validation loss is {later[-1].val_loss:.4f}")
+        sentences.append(
+            f"its checkpoint is that of step {point.step} (epoch {point.epoch:g}), not the trial's last, whose validation loss is {later[-1].val_loss:.4f}"
+        )
     excluded = [c for c in curves if any(overfit_reason(list(c.points), i, config) for i in range(len(c.points)))]
     if excluded:
-        sentences.append(f"{len(excluded)} trial{'s' if len(excluded) != 1 else ''} had overfit checkpoints, which could not win: {', '.join(c.id for c in excluded)}")
+        sentences.append(
+            f"{len(excluded)} trial{'s' if len(excluded) != 1 else ''} had overfit checkpoints, which could not win: {', '.join(c.id for c in excluded)}"
+        )
     reason = "; ".join(sentences) + "."
-    return Winner(trial=chosen.id, point=point, reason=reason, tied=tuple(curve.id for curve, _ in tied if curve is not chosen)), reason
+    return Winner(
+        trial=chosen.id, point=point, reason=reason, tied=tuple(curve.id for curve, _ in tied if curve is not chosen)
+    ), reason
 
 
 def _nothing(curves: Sequence[Curve], config: SelectionConfig) -> str:
@@ -251,6 +275,13 @@ def _nothing(curves: Sequence[Curve], config: SelectionConfig) -> str:
     failed = [c.id for c in curves if c.status == "failed"]
     overfit = [c.id for c in curves if c.id not in failed and c.points and not candidates(c, config)]
     without = [c.id for c in curves if c.id not in failed and not c.points]
-    parts = [f"{len(ids)} {word} ({', '.join(ids[:5])}{', …' if len(ids) > 5 else ''})"
-             for ids, word in ((failed, "failed"), (overfit, "overfit or not finite at every evaluation"), (without, "without an evaluation")) if ids]
+    parts = [
+        f"{len(ids)} {word} ({', '.join(ids[:5])}{', …' if len(ids) > 5 else ''})"
+        for ids, word in (
+            (failed, "failed"),
+            (overfit, "overfit or not finite at every evaluation"),
+            (without, "without an evaluation"),
+        )
+        if ids
+    ]
     return f"Nothing may win: of {len(curves)} trials, {'; '.join(parts) or 'none has a checkpoint'}."

@@ -6,22 +6,24 @@ that trained to its end, PRUNED one that was stopped, FAIL one that failed.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from search_spaces import Choice, Domain, Int, LogUniform, Space, Uniform
 from sweeps.config import ConfigError, SearchConfig, SweepConfig
-from sweeps.ledger import Ledger
+from sweeps.ledger import UNFINISHED, Ledger
 from sweeps.selection import best_point
 from trainables.errors import InputError
 
+STUDY = "study.journal"  # the study's file in the sweep's folder
 MAX_REDRAWS = 100  # draws in a row that are duplicates or invalid before the space counts as exhausted
 
 
@@ -29,7 +31,9 @@ def open_study(path: Path, name: str, config: SearchConfig, seed: int, *, read_o
     """The study in the journal at `path`; made if it is not there. A journal file is safe on network file systems too."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not read_only:
-        for left in path.parent.glob(f"{path.name}*.lock*"):  # a killed sweep can leave its lock; only one sweep writes here
+        for left in path.parent.glob(
+            f"{path.name}*.lock*"
+        ):  # a killed sweep can leave its lock; only one sweep writes here
             left.unlink()
     storage = JournalStorage(JournalFileBackend(str(path)))
     if read_only:
@@ -44,8 +48,19 @@ def make_sampler(config: SearchConfig, seed: int) -> optuna.samplers.BaseSampler
     if config.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if config.sampler == "grid":
-        return optuna.samplers.BruteForceSampler(seed=seed)
+        with warnings.catch_warnings():  # "BruteForceSampler is experimental"
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return _Grid(seed=seed)
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.startup_trials)
+
+
+class _Grid(optuna.samplers.BruteForceSampler):
+    """Leaves the end of the search to the searcher: the original calls `study.stop()`, which only `study.optimize` allows."""
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        pass
 
 
 def plain(value: Any) -> Any:
@@ -114,7 +129,9 @@ class StudySearcher(Searcher):
                 self._tell(curve.id)
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if frozen.user_attrs.get("trial") not in {curve.id for curve in self._ledger.curves()}:
-                self._study.tell(frozen.number, state=TrialState.FAIL)  # killed between being asked and being written down
+                self._study.tell(
+                    frozen.number, state=TrialState.FAIL
+                )  # killed between being asked and being written down
         if not self._study.get_trials(deepcopy=False):
             for initial in self._config.search.initial:
                 encoded = {name: plain(value) for name, value in self._space.encode(initial).items()}
@@ -148,8 +165,10 @@ class StudySearcher(Searcher):
             return
         result = result or {}
         ended, reason = result.get("ended"), result.get("reason")
-        if ended == "stopped" and reason == "interrupted" or (not error and not result and self._stopped() == "interrupted"):
-            return  # it stays unfinished, and `resume` goes on with it
+        if (ended == "stopped" and reason in UNFINISHED) or (
+            not error and not result and self._stopped() in UNFINISHED
+        ):
+            return  # `resume` goes on with it
         if error:
             self._ledger.finish(trial, "failed", "its Tune actor died again and again")
         elif ended == "finished":
@@ -161,7 +180,11 @@ class StudySearcher(Searcher):
         elif ended == "stopped":
             self._ledger.finish(trial, "pruned", reason)
         else:
-            self._ledger.finish(trial, "pruned", self._reasons.get(trial, f"behind the others at {result.get('samples_seen')} samples (ASHA)"))
+            self._ledger.finish(
+                trial,
+                "pruned",
+                self._reasons.get(trial, f"behind the others at {result.get('samples_seen')} samples (ASHA)"),
+            )
         self._tell(trial)
         self._on_end(trial)
 
@@ -184,14 +207,8 @@ class StudySearcher(Searcher):
         """A new configuration that is valid and was not tried before; None when the space has no more."""
         invalid = ""
         for _ in range(MAX_REDRAWS):
-            try:
-                asked = self._study.ask()
-                params = self._space.sample(suggest_with(asked))
-            except ValueError as error:  # BruteForceSampler: nothing is left
-                if self._config.search.sampler != "grid":
-                    raise
-                self._say(f"The grid is exhausted: {error}")
-                return None
+            asked = self._study.ask()
+            params = self._space.sample(suggest_with(asked))
             try:
                 self._config.hyperparameters(params)
             except InputError as error:
@@ -202,6 +219,9 @@ class StudySearcher(Searcher):
             signature = _signature(self._config.complete(params))
             if signature in self._known:
                 self._tell_duplicate(asked, self._known[signature])
+                if self._config.search.sampler == "grid":  # it repeats itself only when nothing is left
+                    self._say(f"The grid is exhausted: the sweep ends with {len(self._ledger.curves())} trials.")
+                    return None
                 continue
             trial = f"t{len(self._ledger.curves()) + 1:04d}"
             asked.set_user_attr("trial", trial)
@@ -210,8 +230,12 @@ class StudySearcher(Searcher):
             self._ledger.begin(trial, params)
             return trial, params
         if invalid and not self._ledger.curves():
-            raise ConfigError(f"search.space: {MAX_REDRAWS} configurations in a row are invalid, the last because: {invalid}")
-        self._say(f"No new configuration in {MAX_REDRAWS} draws: the space is exhausted, the sweep ends with {len(self._ledger.curves())} trials.")
+            raise ConfigError(
+                f"search.space: {MAX_REDRAWS} configurations in a row are invalid, the last because: {invalid}"
+            )
+        self._say(
+            f"No new configuration in {MAX_REDRAWS} draws: the space is exhausted, the sweep ends with {len(self._ledger.curves())} trials."
+        )
         return None
 
     def _tell_duplicate(self, asked: optuna.Trial, twin: str) -> None:
@@ -233,21 +257,28 @@ class StudySearcher(Searcher):
             return
         curve = self._ledger.curve(trial)
         handle = optuna.Trial(self._study, frozen._trial_id)
-        for point in curve.points:
-            if point.val_loss is not None:
-                handle.report(point.val_loss, point.samples_seen)
-        point = best_point(curve, self._config.selection)
         if curve.reason:
             handle.set_user_attr("reason", curve.reason)
-        if point is None:
+        if curve.status == "failed":
             self._study.tell(number, state=TrialState.FAIL)
-        elif curve.status == "complete":
+            return
+        point = best_point(curve, self._config.selection)
+        if (
+            point is None
+        ):  # nothing of it may win: pruned without a value is the worst there is for TPE, which ignores FAIL
+            self._study.tell(number, state=TrialState.PRUNED)
+            return
+        reports = [(p.samples_seen, p.val_loss) for p in curve.points if p.val_loss is not None]
+        if (
+            curve.status == "pruned"
+        ):  # Optuna takes the last reported value of a pruned trial for its value: the best goes last
+            reports.append((curve.points[-1].samples_seen + 1, point.val_loss))
+        for samples_seen, loss in reports:
+            if samples_seen not in frozen.intermediate_values:  # a kill may have left some of them behind
+                handle.report(loss, samples_seen)
+        if curve.status == "complete":
             self._study.tell(number, point.val_loss)
         else:
-            # Optuna takes the last reported value of a pruned trial for its value: the best goes last
-            last = curve.points[-1]
-            if last is not point:
-                handle.report(point.val_loss, last.samples_seen + 1)
             self._study.tell(number, state=TrialState.PRUNED)
 
 

@@ -120,15 +120,14 @@ class Tracker:
             return
         self._open = False
         atexit.unregister(self.close)
-        reserve_s = min(2.0, timeout_s / 6)  # once to end the uploads, and once to end a thread that hangs elsewhere
-        deadline = time.monotonic() + timeout_s - 2 * reserve_s
-        self._jobs.put(("close", (deadline,)))
+        reserve_s = min(2.0, timeout_s / 4)
+        self._jobs.put(("close", ()))
         self._thread.join(timeout_s - reserve_s)
         if self._thread.is_alive():
             self._abandoned = True
             self._say("late", "not all was done in time; what was logged by then is on disk")
             if self._sink:
-                self._sink.kill_service()  # whatever the thread waits for fails now
+                self._sink.kill_service()  # so that whatever the thread waits for fails
             self._thread.join(reserve_s)
         if self._sink:
             self._say("where", self._sink.where())
@@ -276,19 +275,14 @@ class _Sink:
             self._finish(run)
         self._save(trial, run)
 
-    def _close(self, deadline: float) -> None:
+    def _close(self) -> None:
         for run in self._runs.values():
             if run.live:
                 run.live.mark_preempting()
                 self._finish(run, exit_code=1)
-        finishing = [run.finishing for run in self._runs.values() if run.finishing]
-        for thread in finishing:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        if any(thread.is_alive() for thread in finishing):
-            self._say("late", "not all was uploaded in time; what is missing is on disk")
-            self.kill_service()
-            for thread in finishing:
-                thread.join(1.0)
+        for run in self._runs.values():
+            if run.finishing:
+                run.finishing.join()
         _teardown()
 
     def where(self) -> str:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sweeps.config import ConfigError, SweepConfig, dump
 from sweeps.ledger import Ledger
-from trainables.model import load_tokenizer, resolve
+from trainables.model import keep_gradients_on_cpu, load_tokenizer, quiet, resolve
 
 TOLERANCE = 1e-5  # relative, CPU in float32
 LOW_PRECISION_TOLERANCE = 2e-2  # relative: bfloat16 or 4-bit arithmetic, or another device than the one that trained
@@ -70,8 +72,11 @@ def verify(ledger: Ledger, config: SweepConfig) -> Check:
     from trainables.pack import measure
     from trainables.tasks import TASKS
 
+    quiet()
     if not ledger.store.exists("winner/winner.json"):
-        raise ConfigError(f"{ledger.store.path('')}: there is no winner to verify; the sweep has not ended, or nothing could win")
+        raise ConfigError(
+            f"{ledger.store.path('')}: there is no winner to verify; the sweep has not ended, or nothing could win"
+        )
     winner = ledger.store.read_json("winner/winner.json")
     evaluation = _reported(ledger, winner)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,11 +87,11 @@ def verify(ledger: Ledger, config: SweepConfig) -> Check:
         task = TASKS[config.task]
         model = load_as_a_user(folder, config, task.auto_class, task.model_kwargs(manifest), device)
         validation = open_split(data, "validation")
-        rows = range(len(validation))
-        import numpy as np
-
+        rows = np.arange(len(validation))
         tokenizer = load_tokenizer(config.model)
-        nll, targets, predictions, labels = measure(model, task, validation, np.array(rows), tokenizer.pad_token_id, 16384, device)
+        nll, targets, predictions, labels = measure(
+            model, task, validation, rows, tokenizer.pad_token_id, 16384, device
+        )
         measured = {"val_loss": float(nll.sum() / targets.sum()), **task.metrics(nll, targets, predictions, labels)}
     exact = device.type == "cpu" and config.train.precision != "bfloat16" and config.model.dtype in ("auto", "float32")
     exact = exact and winner["params"].get("method", config.train.method) != "qlora"
@@ -100,10 +105,14 @@ def verify(ledger: Ledger, config: SweepConfig) -> Check:
 
 def _reported(ledger: Ledger, winner: dict[str, Any]) -> dict[str, Any]:
     """The evaluation as the slot wrote it when it saved the checkpoint."""
-    return ledger.store.read_json(f"{_relative(ledger, winner['checkpoint']).removesuffix('/checkpoint')}/evaluation.json")
+    return ledger.store.read_json(
+        f"{_relative(ledger, winner['checkpoint']).removesuffix('/checkpoint')}/evaluation.json"
+    )
 
 
-def load_as_a_user(folder: Path, config: SweepConfig, auto_class: str, model_kwargs: dict[str, Any], device: Any) -> Any:
+def load_as_a_user(
+    folder: Path, config: SweepConfig, auto_class: str, model_kwargs: dict[str, Any], device: Any
+) -> Any:
     """What the card tells a user to do: `from_pretrained`, and PEFT over the base for an adapter."""
     import torch
     import transformers
@@ -114,7 +123,7 @@ def load_as_a_user(folder: Path, config: SweepConfig, auto_class: str, model_kwa
         return auto.from_pretrained(folder).to(device).eval()
     from peft import PeftModel
 
-    quantised = ledger_method(folder) == "qlora"
+    quantised = json.loads((folder / "winner.json").read_text())["params"].get("method", config.train.method) == "qlora"
     extra: dict[str, Any] = {}
     if quantised:
         compute = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
@@ -123,19 +132,17 @@ def load_as_a_user(folder: Path, config: SweepConfig, auto_class: str, model_kwa
         )
         extra["device_map"] = {"": device}
     base = auto.from_pretrained(
-        resolve(config.model.name), revision=config.model.revision, trust_remote_code=config.model.trust_remote_code, **model_kwargs, **extra
+        resolve(config.model.name),
+        revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+        **model_kwargs,
+        **extra,
     )
     if quantised:
-        from trainables.model import keep_gradients_on_cpu
-
         keep_gradients_on_cpu(base)
     else:
         base = base.to(device)
     return PeftModel.from_pretrained(base, str(folder)).eval()
-
-
-def ledger_method(folder: Path) -> str:
-    return json.loads((folder / "winner.json").read_text())["params"].get("method", "")
 
 
 def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -> str:
@@ -143,7 +150,11 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
     winner = board["winner"]
     trial = next(t for t in board["trials"] if t["id"] == winner["trial"])
     method = winner["params"].get("method", config.train.method)
-    numbers = {"validation loss": winner["val_loss"], "probe loss (training rows)": winner["probe_loss"], **winner["metrics"]}
+    numbers = {
+        "validation loss": winner["val_loss"],
+        "probe loss (training rows)": winner["probe_loss"],
+        **winner["metrics"],
+    }
     lines = [
         "---",
         f"base_model: {config.model.name}",
@@ -160,13 +171,18 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
         *(f"| {name} | {value:.6g} |" for name, value in numbers.items() if value is not None),
         *(f"| validation loss, {name} | {baseline['val_loss']:.6g} |" for name, baseline in board["baselines"].items()),
         "",
-        "Losses are means in nats per " + ("example" if config.task == "classification" else "target token") + f". Check them with `python -m sweeps verify {board['folder']}`.",
+        "Losses are means in nats per "
+        + ("example" if config.task == "classification" else "target token")
+        + f". Check them with `python -m sweeps verify {board['folder']}`.",
         "",
         "## Curve",
         "",
         "| samples seen | epoch | validation loss | probe loss |",
         "|---|---|---|---|",
-        *(f"| {e['samples_seen']} | {e['epoch']:g} | {_show(e['val_loss'])} | {_show(e['probe_loss'])} |" for e in trial["evaluations"]),
+        *(
+            f"| {e['samples_seen']} | {e['epoch']:g} | {_show(e['val_loss'])} | {_show(e['probe_loss'])} |"
+            for e in trial["evaluations"]
+        ),
         "",
         f"Verdict: {trial['verdict']} ({trial['verdict_reason']}). The checkpoint here is that of {winner['samples_seen']} samples.",
         "",
@@ -180,9 +196,15 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
         "",
         "| split | rows | fingerprint (SHA-256) |",
         "|---|---|---|",
-        *(f"| {name} | {split.get('rows', split['read'])} | {split.get('fingerprint', split.get('raw_fingerprint'))} |" for name, split in manifest["splits"].items()),
+        *(
+            f"| {name} | {split.get('rows', split['read'])} | {split.get('fingerprint', split.get('raw_fingerprint'))} |"
+            for name, split in manifest["splits"].items()
+        ),
         "",
-        *(f"- {name}: `{source['source']}`, SHA-256 {source['sha256']}" for name, source in manifest["sources"].items()),
+        *(
+            f"- {name}: `{source['source']}`, SHA-256 {source['sha256']}"
+            for name, source in manifest["sources"].items()
+        ),
         "",
         "## Configuration",
         "",

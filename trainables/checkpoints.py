@@ -37,7 +37,9 @@ def begin_attempt(store: Store, trial: str) -> tuple[int, str | None]:
     return attempt, origin
 
 
-def write_evaluation(store: Store, trial: str, attempt: int, evaluation: Any, save: Callable[[Path], None]) -> dict[str, Any]:
+def write_evaluation(
+    store: Store, trial: str, attempt: int, evaluation: Any, save: Callable[[Path], None]
+) -> dict[str, Any]:
     """Publish an evaluation together with its checkpoint, which `save(folder)` writes; returns evaluation.json."""
     record = finite_or_none({**asdict(evaluation), "attempt": attempt})
     losses = record.pop("losses")

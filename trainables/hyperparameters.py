@@ -23,7 +23,9 @@ class PartialOptions:
 
     def __post_init__(self) -> None:
         if (self.layers is None) == (not self.patterns):
-            raise InputError("method=partial: give either layers (the last n) or patterns (a list), not both or neither")
+            raise InputError(
+                "method=partial: give either layers (the last n) or patterns (a list), not both or neither"
+            )
         if self.layers is not None and self.layers < 0:
             raise InputError(f"layers: must be 0 or more, got {self.layers}")
 
@@ -89,7 +91,9 @@ class Hyperparameters:
             value = getattr(self, name)
             inside = (value > low if low_open else value >= low) and value <= high and math.isfinite(value)
             if not inside:
-                bound = f"{'above' if low_open else 'at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
+                bound = f"{'above' if low_open else 'at least'} {low}" + (
+                    f" and at most {high}" if high < math.inf else ""
+                )
                 raise InputError(f"{name}: must be {bound}, got {value}")
 
 
@@ -111,11 +115,15 @@ def parse(params: Mapping[str, Any]) -> Hyperparameters:
             hint = f" Did you mean {near[0]!r}?" if near else f" Allowed: {', '.join(allowed)}."
             raise InputError(f"{name}: not a hyperparameter of method {method}.{hint}")
     common = _typed(Hyperparameters, {k: v for k, v in given.items() if k in COMMON})
-    missing = [f.name for f in fields(Hyperparameters) if f.name in COMMON and f.default is MISSING and f.name not in common]
+    missing = [
+        f.name for f in fields(Hyperparameters) if f.name in COMMON and f.default is MISSING and f.name not in common
+    ]
     if missing:
         raise InputError(f"{missing[0]}: not given; put it into search.space or into train")
     return Hyperparameters(
-        method=method, options=options(**_typed(options, {k: v for k, v in given.items() if k in option_names})), **common
+        method=method,
+        options=options(**_typed(options, {k: v for k, v in given.items() if k in option_names})),
+        **common,
     )
 
 
@@ -142,8 +150,15 @@ def _cast(name: str, hint: Any, value: Any) -> Any:
         return float(value)
     if str in kinds and isinstance(value, str):
         return value
-    if any(get_origin(k) is tuple for k in kinds) and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+    if (
+        any(get_origin(k) is tuple for k in kinds)
+        and isinstance(value, list | tuple)
+        and all(isinstance(v, str) for v in value)
+    ):
         return tuple(value)
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word", "NoneType": "null"}
-    wanted = " or ".join(words.get(getattr(k, "__name__", ""), "a list of names") if get_origin(k) is None else "a list of names" for k in kinds)
+    wanted = " or ".join(
+        words.get(getattr(k, "__name__", ""), "a list of names") if get_origin(k) is None else "a list of names"
+        for k in kinds
+    )
     raise InputError(f"{name}: must be {wanted}, got {value!r}")

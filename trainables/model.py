@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,16 @@ class BaseModel:
     head: tuple[str, ...] = field(default=())
 
 
+def quiet() -> None:
+    """No progress bars and advice from libraries in logs that people read; their errors still come."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
 def resolve(name: str) -> str:
     """The folder of `package:PACKAGE/FOLDER` (the package is found, not imported) or of a path; a hub id as it is."""
     if name.startswith("package:"):
@@ -71,7 +82,9 @@ def check_files(config: ModelConfig) -> None:
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != config.sha256:
-        raise InputError(f"model.sha256: {file.name} has {found}, expected {config.sha256}; the file is not the one you meant")
+        raise InputError(
+            f"model.sha256: {file.name} has {found}, expected {config.sha256}; the file is not the one you meant"
+        )
 
 
 def _hub_error(config: ModelConfig, error: Exception) -> InputError:
@@ -108,7 +121,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
-            raise InputError(f"model.name: the tokenizer of {config.name} has neither a padding nor an end-of-text token")
+            raise InputError(
+                f"model.name: the tokenizer of {config.name} has neither a padding nor an end-of-text token"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -130,7 +145,15 @@ def base_dtype(config: ModelConfig, method: str, device: Any) -> Any:
 
 
 def load_model(
-    config: ModelConfig, *, auto_class: str, variant: Variant, dtype: Any, device: Any, seed: int, pad_token_id: int, model_kwargs: Mapping[str, Any]
+    config: ModelConfig,
+    *,
+    auto_class: str,
+    variant: Variant,
+    dtype: Any,
+    device: Any,
+    seed: int,
+    pad_token_id: int,
+    model_kwargs: Mapping[str, Any],
 ) -> BaseModel:
     """The base in eval mode on `device`. A new head is drawn from `seed`, so every load gives the same one.
 
@@ -154,7 +177,9 @@ def load_model(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32,
+            bnb_4bit_compute_dtype=torch.bfloat16
+            if device.type == "cuda" and torch.cuda.is_bf16_supported()
+            else torch.float32,
             llm_int8_skip_modules=["classifier", "score", "pre_classifier", "lm_head", "embed_out"],
         )
         extra["device_map"] = {"": device}
@@ -181,7 +206,9 @@ def load_model(
         model.to(device)
     head = sorted({key.split(".")[0] for key in info["missing_keys"]})
     if auto_class == "AutoModelForCausalLM" and head:
-        raise InputError(f"model.name: the weights of {config.name} lack {', '.join(sorted(info['missing_keys'])[:3])}; not a causal language model")
+        raise InputError(
+            f"model.name: the weights of {config.name} lack {', '.join(sorted(info['missing_keys'])[:3])}; not a causal language model"
+        )
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -140,7 +140,10 @@ class Pack:
         base = self._base_for(hyperparameters.method)
         method = METHODS[hyperparameters.method]
         with _seeded(hyperparameters.seed, self._device):
-            self._remember(base, [name for name, _ in base.model.named_parameters() if name.startswith(base.head)] if base.head else [])
+            self._remember(
+                base,
+                [name for name, _ in base.model.named_parameters() if name.startswith(base.head)] if base.head else [],
+            )
             for name in base.head:
                 _initialise(base.model, base.model.get_submodule(name))
             model = method.attach(base, hyperparameters.options)
@@ -276,9 +279,21 @@ class Pack:
 
     def _measure(self, model: Any, split: Split, rows: np.ndarray) -> tuple[float, dict[str, float], np.ndarray]:
         nll, targets, predictions, labels = measure(
-            model, self._task, split, rows, self._pad_token_id, self._settings.eval_max_tokens, self._device, self._precision, self._world
+            model,
+            self._task,
+            split,
+            rows,
+            self._pad_token_id,
+            self._settings.eval_max_tokens,
+            self._device,
+            self._precision,
+            self._world,
         )
-        return float(nll.sum() / targets.sum()), self._task.metrics(nll, targets, predictions, labels), np.stack([nll, targets], 1).astype(np.float32)
+        return (
+            float(nll.sum() / targets.sum()),
+            self._task.metrics(nll, targets, predictions, labels),
+            np.stack([nll, targets], 1).astype(np.float32),
+        )
 
     # --- saving ---
 
@@ -299,7 +314,9 @@ class Pack:
         state = load_file(folder / STATE_FILE)
         for name, parameter in aboard.parameters.items():
             aboard.optimizer.state[parameter] = {
-                key: state[f"{key}/{name}"].to(parameter.device if key != "step" or self._device.type == "cuda" else "cpu")
+                key: state[f"{key}/{name}"].to(
+                    parameter.device if key != "step" or self._device.type == "cuda" else "cpu"
+                )
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
         aboard.step = int(json.loads((folder / "evaluation.json").read_text())["step"])

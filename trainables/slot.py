@@ -125,8 +125,12 @@ class Mailbox:
             if passenger.slot == slot:
                 passenger.crashes += 1
                 if passenger.crashes >= MAX_CRASHES:
-                    self._answer(trial, {"failed": f"its worker process died {MAX_CRASHES} times with no evaluation in between"})
-        self._slots[slot] = _Place(capacity=capacity, version=self._slots[slot].version + 1 if slot in self._slots else 1)
+                    self._answer(
+                        trial, {"failed": f"its worker process died {MAX_CRASHES} times with no evaluation in between"}
+                    )
+        self._slots[slot] = _Place(
+            capacity=capacity, version=self._slots[slot].version + 1 if slot in self._slots else 1
+        )
         if self._baseline is None and self._baseline_slot is None:
             self._baseline_slot = slot
         self._assign()
@@ -349,7 +353,9 @@ def slot_loop(loop_config: dict[str, SlotConfig]) -> None:
         return
     link.register(pack.capacity)
     while True:
-        link.refresh(pack.capacity, block=not any(go for _, go in link.board.trials.values()) and not link.board.baseline)
+        link.refresh(
+            pack.capacity, block=not any(go for _, go in link.board.trials.values()) and not link.board.baseline
+        )
         if link.board.stop:
             return
         for trial in [t for t in pack.trials if t not in link.board.trials]:
@@ -358,7 +364,14 @@ def slot_loop(loop_config: dict[str, SlotConfig]) -> None:
             link.publish_baseline(_measure_baseline(pack, config.baseline_method), pack.capacity)
         for trial, (params, go) in link.board.trials.items():
             if go and trial not in pack.trials:
-                _guard(link, pack, trial, store, size, lambda t=trial, p=params: _join(t, p, pack, store, attempts, link, rank))
+                _guard(
+                    link,
+                    pack,
+                    trial,
+                    store,
+                    size,
+                    lambda t=trial, p=params: _join(t, p, pack, store, attempts, link, rank),
+                )
         for trial in [t for t in pack.trials if link.board.trials.get(t, (None, False))[1]]:
             _guard(link, pack, trial, store, size, lambda t=trial: _advance(t, pack, store, attempts, link, rank))
 
@@ -369,11 +382,12 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     import torch
 
     from trainables.data.prepare import open_split
-    from trainables.model import base_dtype, check_files, load_model
+    from trainables.model import base_dtype, check_files, load_model, quiet
     from trainables.pack import Pack, PackSettings, World
     from trainables.store import Store
     from trainables.tasks import TASKS
 
+    quiet()
     torch.set_num_threads(max(1, config.threads))
     device = ray.train.torch.get_device()
     store = Store(config.storage)
@@ -394,7 +408,9 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
             model_kwargs=task.model_kwargs(manifest),
         )
 
-    bf16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    bf16 = config.precision == "bfloat16" or (
+        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
     max_tokens = config.max_tokens or (16384 if device.type == "cuda" else 4096)
     pack = Pack(
         load_base=load_base,
@@ -429,7 +445,9 @@ def _measure_baseline(pack: Any, method: str) -> dict[str, Any]:
     return finite_or_none({"val_loss": val_loss, "probe_loss": probe_loss, "metrics": metrics})
 
 
-def _join(trial: str, params: dict[str, Any], pack: Any, store: Any, attempts: dict[str, int], link: _Link, rank: int) -> None:
+def _join(
+    trial: str, params: dict[str, Any], pack: Any, store: Any, attempts: dict[str, int], link: _Link, rank: int
+) -> None:
     """Board a trial: a new attempt, going on from the newest evaluation that can be resumed, if there is one."""
     from trainables.checkpoints import EVALUATION, begin_attempt
 
@@ -477,7 +495,11 @@ def _guard(link: _Link, pack: Any, trial: str, store: Any, size: int, action: Ca
     except InputError as error:
         outcome = {"failed": str(error)}
     except Exception as error:  # the border between a trial and its slot: whatever it was, the slot goes on
-        outcome = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:500]}
+        outcome = {
+            "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
+                :500
+            ]
+        }
         log = f"trials/{trial}/error.txt"
         store.write_bytes(log, traceback.format_exc().encode())
         outcome["log"] = store.path(log)
@@ -493,6 +515,16 @@ def run_slot(config: SlotConfig, *, workers: int, resources_per_worker: dict[str
     """Start a slot and wait for its end. Raises what ended it when Ray Train gave up restarting its workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+    from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
+
+    class NameWorkers(ControllerCallback):
+        """Ray Train's workers all look alike in the dashboard: here they show the slot that they work for."""
+
+        def after_controller_start(self, *_: Any) -> None:  # in the controller's process, which is this slot's alone
+            name = config.slot
+            WorkerGroup._worker_cls = type("Slot", (RayTrainWorker,), {"__repr__": lambda self: name})
 
     gpu = resources_per_worker.get("GPU", 0) > 0
     TorchTrainer(
@@ -504,6 +536,7 @@ def run_slot(config: SlotConfig, *, workers: int, resources_per_worker: dict[str
             name=config.slot,
             storage_path=folder,
             failure_config=FailureConfig(max_failures=1000),
+            callbacks=[NameWorkers()],
             worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}},
         ),
     ).fit()

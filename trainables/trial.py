@@ -6,6 +6,21 @@ import ray
 from ray import tune
 
 
+class NamePlate:
+    """Gives a trial its row in the dashboard's Actors page, alive while it runs; the actors of `Trial` carry one trial after another."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def name_plate(trial: str, text: str) -> Any:
+    """A running actor named after `trial`; `ray.kill` ends it. It is not waited for."""
+    return ray.remote(NamePlate).options(name=f"trial {trial}", num_cpus=0, max_restarts=-1).remote(text)
+
+
 class Trial(tune.Trainable):
     """config: `id`, `params` (flat), `mailbox` and `namespace`. Each `step` is one evaluation of the trial."""
 
@@ -22,9 +37,16 @@ class Trial(tune.Trainable):
         self._order = new_config
         return True
 
+    def __repr__(self) -> str:
+        return f"{self._order['namespace']}: carries trials"
+
     def step(self) -> dict[str, Any]:
         """The evaluation as Tune, the scheduler and the searcher see it; `ended` says why a trial has no more to come."""
-        outcome = ray.get(self._mailbox.advance.remote(self._order["id"], self._order["params"]))
+        outcome = ray.get(
+            self._mailbox.advance.options(name=f"trial {self._order['id']}").remote(
+                self._order["id"], self._order["params"]
+            )
+        )
         if "evaluation" not in outcome:
             kind, text = next((kind, outcome[kind]) for kind in ("failed", "diverged", "stopped") if kind in outcome)
             return {"id": self._order["id"], "ended": kind, "reason": text, "log": outcome.get("log"), "done": True}

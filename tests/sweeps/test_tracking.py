@@ -415,6 +415,7 @@ def test_wandb_core_killed(tmp_path, track, lines):
     tracker.evaluation("t0001", evaluation(10, 1.5))
     wait_until(lambda: list(tmp_path.glob("tracking/wandb/*/*.wandb")) and rows(*folders(tmp_path)))
     core_of_this_process().kill()
+    wait_until(lambda: core_of_this_process() is None)
     tracker.evaluation("t0001", evaluation(20, 1.4))
     track_trial(tracker, "t0002", [1.0])
     tracker.trial_finished("t0001", **FINISHED, best=evaluation(20, 1.4))
@@ -432,6 +433,7 @@ def test_wandb_core_killed_at_the_end(tmp_path, track, lines):
     tracker.evaluation("t0001", evaluation(10, 1.5))
     wait_until(lambda: list(tmp_path.glob("tracking/wandb/*/*.wandb")) and rows(*folders(tmp_path)))
     core_of_this_process().kill()
+    wait_until(lambda: core_of_this_process() is None)
     close_in_time(tracker, 10)
     assert lines[-1].startswith("W&B: offline runs: 1")
 

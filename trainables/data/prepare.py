@@ -95,16 +95,17 @@ def prepare(
             described |= _write_tokens(folder, name, encoded)
         manifest["splits"][name] = described
     manifest["notes"] = _notes(manifest)
+    content = json.dumps(manifest, indent=1, ensure_ascii=False)
     partial = folder / "manifest.json.partial"
-    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+    partial.write_text(content, encoding="utf-8")
     os.replace(partial, folder / "manifest.json")
-    return manifest
+    return json.loads(content)  # as read_manifest will return it
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder that `prepare` finished; None where it did not."""
     path = Path(folder) / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def tokenise_split(folder: Path, name: str, tokenizer: Any) -> dict[str, Any]:

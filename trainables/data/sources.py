@@ -201,8 +201,8 @@ def _read_parquet(content: bytes, key: str, name: str) -> Table:
 
     try:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{key}: {name}: not a Parquet file: {str(error).splitlines()[0]}") from None
+    except pyarrow.ArrowInvalid:
+        raise InputError(f"{key}: {name}: not a Parquet file, or only part of one") from None
     return Table(key=key, name=name, rows=table.to_pylist(), fingerprint=_digest(content))
 
 

@@ -16,10 +16,10 @@ def split_by_share(records: list[Record], shares: dict[str, float], seed: int) -
     """Cut `records` into train and the splits named in `shares`, keeping their order and, as closely as can be, each
     label's share.
 
-    What moves as one: rows of one group; without groups, rows that are the same but for case and white space. Units are
-    taken in a random order, each to the split in which it lessens the chi-squared distance between the rows that splits
-    have of each label and those they should have the most, which spreads small units evenly and keeps large ones out of
-    small splits.
+    What moves as one is a unit: the rows of one group; without groups, rows that are the same but for case and white
+    space. Units are taken in a random order, large ones before small ones, each to the split in which it lessens the
+    chi-squared distance between what the splits have of each label and what they should have the most. That keeps
+    large units out of small splits and spreads the others evenly.
     """
     shares = {"train": 1.0 - sum(shares.values()), **shares}
     for label, count in Counter(record.label for record in records).items():
@@ -31,34 +31,35 @@ def split_by_share(records: list[Record], shares: dict[str, float], seed: int) -
     units: dict[object, list[int]] = defaultdict(list)
     for i, record in enumerate(records):
         units[record.key if record.group is None else record.group].append(i)
+    members = list(units.values())
+    weights: list[Counter] = [Counter() for _ in members]  # of each label
     totals: Counter = Counter()
-    for record in records:
-        totals[record.label] += record.weight
-    size = sum(totals.values())
+    for unit, weight in zip(members, weights, strict=True):
+        for i in unit:
+            weight[records[i].label] += records[i].weight
+        totals.update(weight)
+    sizes = [sum(weight.values()) for weight in weights]
+    whole = sum(sizes)
     have: dict[str, Counter] = {name: Counter() for name in shares}
     filled = dict.fromkeys(shares, 0)
-    members: dict[str, list[int]] = {name: [] for name in shares}
-    unit_list = list(units.values())
-    for unit_index in np.random.default_rng([seed, 1]).permutation(len(unit_list)):
-        unit = unit_list[unit_index]
-        weights: Counter = Counter()
-        for i in unit:
-            weights[records[i].label] += records[i].weight
-        unit_weight = sum(weights.values())
+    chosen: dict[str, list[int]] = {name: [] for name in shares}
 
-        def added_distance(name: str, weights: Counter = weights, unit_weight: int = unit_weight) -> float:
-            share = shares[name]
-            by_label = sum(
-                w * (w + 2 * (have[name][label] - totals[label] * share)) / (totals[label] * share)
-                for label, w in weights.items()
-            )
-            return by_label + unit_weight * (unit_weight + 2 * (filled[name] - size * share)) / (size * share)
+    def added_distance(name: str, unit: int) -> float:
+        """How much the unit lengthens the distance of the split from its share of every label and of the whole."""
+        share, size = shares[name], sizes[unit]
+        by_label = sum(
+            weight * (weight + 2 * (have[name][label] - share * totals[label])) / (share * totals[label])
+            for label, weight in weights[unit].items()
+        )
+        return by_label + size * (size + 2 * (filled[name] - share * whole)) / (share * whole)
 
-        name = min(shares, key=added_distance)
-        have[name].update(weights)
-        filled[name] += unit_weight
-        members[name] += unit
-    return {name: [records[i] for i in sorted(indices)] for name, indices in members.items()}
+    order = np.random.default_rng([seed, 1]).permutation(len(members)).tolist()
+    for unit in sorted(order, key=lambda unit: -sizes[unit].bit_length()):  # stable: random among units of like size
+        name = min(shares, key=lambda name, unit=unit: added_distance(name, unit))
+        have[name].update(weights[unit])
+        filled[name] += sizes[unit]
+        chosen[name] += members[unit]
+    return {name: [records[i] for i in sorted(indices)] for name, indices in chosen.items()}
 
 
 def draw_rows(records: list[Record], rows: int, seed: int) -> list[Record]:

@@ -7,7 +7,9 @@ from trainables.hyperparameters import LoraOptions
 from trainables.model import BaseModel, Variant
 
 # the query, key, value and output projections, as the architectures of transformers name them
-ATTENTION = re.compile(r"(^|[._])(q|k|v|o|query|key|value|out|qkv|c_attn|query_key_value)(_proj|_lin|_attn)?$|attention\.output\.dense$|attn\.c_proj$|attention\.dense$")
+ATTENTION = re.compile(
+    r"(^|[._])(q|k|v|o|query|key|value|out|qkv|c_attn|query_key_value)(_proj|_lin|_attn)?$|attention\.output\.dense$|attn\.c_proj$|attention\.dense$"
+)
 
 
 def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]:

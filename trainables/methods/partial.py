@@ -38,7 +38,9 @@ class Partial:
             names = dict(model.named_parameters())
             for pattern in options.patterns:
                 if not fnmatch.filter(names, pattern):
-                    raise InputError(f"patterns: {pattern!r} matches no parameter of the model, whose first is {next(iter(names))!r}")
+                    raise InputError(
+                        f"patterns: {pattern!r} matches no parameter of the model, whose first is {next(iter(names))!r}"
+                    )
             for parameter_name, parameter in names.items():
                 parameter.requires_grad_(any(fnmatch.fnmatch(parameter_name, pattern) for pattern in options.patterns))
         head = [model.get_submodule(part) for part in base.head] or [model.get_output_embeddings()]

@@ -1,0 +1,89 @@
+"""The `submit` command: a sweep as a Ray job, with the code and the data files that it needs."""
+
+import ipaddress
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+
+from cluster.submit import JobOutcome, stage
+from cluster.submit import submit as submit_job
+from sweeps.config import ConfigError, SweepConfig, dump
+
+PASSED_ON = (
+    "HF_HUB_OFFLINE",
+    "WANDB_MODE",
+    "WANDB_BASE_URL",
+)  # settings; keys and tokens belong into the cluster's environment
+
+
+def submit_sweep(config: SweepConfig, *, address: str, wait: bool, print_line: Callable[[str], None]) -> JobOutcome:
+    """Run a sweep on the cluster with its dashboard at `address`.
+
+    Data files of this machine travel with the job; a model folder and the storage must be where the cluster's nodes reach
+    them. Raises ConfigError or ClusterError before anything is submitted.
+    """
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
+    if not address:
+        raise ConfigError("--address: not given; the cluster's dashboard, such as http://127.0.0.1:8265")
+    files: dict[str, Path] = {}
+    data = replace(
+        config.data,
+        **{name: _shipped(name, getattr(config.data, name), files) for name in ("train", "validation", "test")},
+    )
+    config = replace(
+        config, data=data, storage=_storage(config, address), cluster=replace(config.cluster, address=None)
+    )
+    with TemporaryDirectory(prefix="finetune-sweeps-submit-") as scratch:
+        files["sweep.yaml"] = Path(scratch) / "sweep.yaml"
+        files["sweep.yaml"].write_text(dump(config))
+        with stage(Path(__file__).resolve().parent.parent, files) as folder:
+            outcome = submit_job(
+                name=config.name,
+                entry=["sweeps", "run", "sweep.yaml"],
+                working_dir=folder,
+                address=address,
+                metadata={
+                    "sweep": config.name,
+                    "model": config.model.name,
+                    "trials": str(config.search.trials),
+                    "storage": config.storage,
+                },
+                env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+                wait=wait,
+                print_line=print_line,
+            )
+    print_line(
+        f"Job {outcome.job_id}: {outcome.status}{f' ({outcome.message})' if outcome.status == 'FAILED' else ''}, {outcome.url}"
+    )
+    return outcome
+
+
+def _shipped(name: str, source: Any, files: dict[str, Path]) -> Any:
+    """A data source as the job finds it: files of this machine go along as data/NAME.EXTENSION."""
+    if not isinstance(source, str) or source.startswith("hf:") or "://" in source:
+        return source
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"data.{name}: no such file: {source}")
+    files[f"data/{name}{path.suffix}"] = path
+    return f"data/{name}{path.suffix}"
+
+
+def _storage(config: SweepConfig, address: str) -> str:
+    """Where the job writes: its own folder is Ray's, and goes when Ray likes."""
+    if "://" in config.storage or Path(config.storage).expanduser().is_absolute():
+        return config.storage
+    host = urlsplit(address if "://" in address else f"http://{address}").hostname or ""
+    try:
+        here = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here = False
+    if here:
+        return str(Path(config.storage).absolute())
+    raise ConfigError(
+        f"storage: must be a URL (s3://…, gs://…) or an absolute path that every node of the cluster reads, got {config.storage!r}"
+    )

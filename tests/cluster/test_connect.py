@@ -1,0 +1,127 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from cluster import ClusterError
+from cluster.config import ClusterConfig
+from cluster.connect import connect
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_cluster_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    assert not ray.is_initialized()
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    assert not ray.is_initialized()
+
+
+def script(code: str, **env: str) -> subprocess.Popen:
+    """A driver of its own: Ray reads its token once per process."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, "-c", "import ray\nfrom cluster.connect import *\n" + code],
+        cwd=ROOT,
+        env=environment | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_nothing_answers() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(ClusterError, match=f"^cluster.address: nothing answers at {address}; "):
+            with connect(ClusterConfig(address=address), namespace="n"):
+                pass
+        assert time.monotonic() - began < 5
+
+
+def test_bad_address_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(ClusterError, match="^RAY_ADDRESS: http://127.0.0.1:8265 is a dashboard's"):
+        with connect(ClusterConfig(), namespace="n"):
+            pass
+
+
+def test_temp_dir_too_long() -> None:
+    with pytest.raises(ClusterError, match="may have 40 characters at most"):
+        with connect(ClusterConfig(), namespace="n", temp_dir=Path("/tmp/" + "x" * 40)):
+            pass
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_ray_of_our_own_ends_with_the_connection_and_with_its_driver(tmp_path: Path) -> None:
+    code = f"""
+import os, requests, time
+with connect(ClusterConfig(), namespace="mine", temp_dir=Path("/tmp/rt-own")) as outer:
+    assert outer.own and outer.namespace == "mine" and outer.dashboard_url.startswith("http://127.0.0.1:")
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ
+    @ray.remote
+    def told(): return os.environ["RAY_API_SERVER_ADDRESS"]
+    assert ray.get(told.remote()) == outer.dashboard_url
+    assert requests.get(outer.dashboard_url, timeout=10).ok
+    with connect(ClusterConfig(), namespace="other") as inner:
+        assert not inner.own and inner.namespace == "mine" and inner.dashboard_url == outer.dashboard_url
+    assert ray.is_initialized()
+assert not ray.is_initialized()
+with connect(ClusterConfig(), namespace="mine", temp_dir=Path("/tmp/rt-own")):
+    print("up", flush=True)
+    time.sleep(100)
+"""
+    driver = script(code, HOME=str(tmp_path))
+    assert driver.stdout.readline() == "up\n", driver.communicate()[1]
+    family = psutil.Process(driver.pid).children(recursive=True)
+    assert any("raylet" in process.name() for process in family)
+    driver.send_signal(signal.SIGKILL)
+    output, errors = driver.communicate()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    assert (output, errors) == ("", "")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_joins_a_cluster_and_leaves_it_running(ray_head, tmp_path: Path) -> None:
+    code = """
+with connect(ClusterConfig(address={address}), namespace="n") as connection:
+    print(connection.own, connection.dashboard_url, connection.dashboard_token, ray.cluster_resources()["CPU"])
+"""
+    by_config = script(code.format(address=repr(ray_head.address)), HOME=str(tmp_path), **ray_head.env)
+    expected = f"False {ray_head.dashboard_url} `ray get-auth-token` 2.0\n"
+    assert by_config.communicate() == (expected, "")
+    by_variable = script(code.format(address=None), HOME=str(tmp_path), RAY_ADDRESS=ray_head.address, **ray_head.env)
+    assert by_variable.communicate() == (expected, "")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("env", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}], ids=["missing", "wrong"])
+def test_token_refused(env: dict[str, str], ray_head, tmp_path: Path) -> None:
+    code = f"""
+try:
+    with connect(ClusterConfig(address="{ray_head.address}"), namespace="n"):
+        pass
+except ClusterError as error:
+    print(error)
+"""
+    output, _ = script(code, HOME=str(tmp_path), **env).communicate()
+    assert output == (
+        f"cluster.address: {ray_head.address} refused our token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
+        "to the cluster's token, or RAY_AUTH_TOKEN_PATH to a file with it\n"
+    )

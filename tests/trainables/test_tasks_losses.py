@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+import torch
+
+from trainables.data.chat import IGNORED as DATA_IGNORED
+from trainables.tasks import TASKS
+from trainables.tasks.causal_lm import IGNORED
+
+LM = [TASKS["instruction"], TASKS["causal_lm"]]
+
+
+def ids(*values):
+    return np.array(values, dtype=np.int32)
+
+
+ROWS = [
+    {"input_ids": ids(5, 6, 7, 8), "labels": ids(-100, -100, 7, 8)},
+    {"input_ids": ids(9, 10), "labels": ids(9, 10)},
+    {"input_ids": ids(1, 2, 3), "labels": ids(1, -100, -100)},  # its only label is the first token: no target
+]
+
+
+def test_data_and_tasks_agree_on_what_is_ignored():
+    assert DATA_IGNORED == IGNORED
+    assert {name: task.name for name, task in TASKS.items()} == {name: name for name in TASKS}
+
+
+@pytest.mark.parametrize("task", LM)
+def test_collate_pads_on_the_right_to_the_longest_row(task):
+    batch = task.collate(ROWS, pad_token_id=99)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, 99, 99], [1, 2, 3, 99]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
+    assert batch["labels"].tolist() == [[-100, -100, 7, 8], [9, 10, -100, -100], [1, -100, -100, -100]]
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_collate_classification():
+    rows = [
+        {"input_ids": ids(1, 2, 3), "labels": 2, "token_type_ids": ids(0, 1, 1)},
+        {"input_ids": ids(4), "labels": 0, "token_type_ids": ids(0)},
+    ]
+    batch = TASKS["classification"].collate(rows, pad_token_id=7)
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 7, 7]]
+    assert batch["token_type_ids"].tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert batch["labels"].tolist() == [2, 0]
+    assert "token_type_ids" not in TASKS["classification"].collate([{"input_ids": ids(1), "labels": 0}], 7)
+
+
+@pytest.mark.parametrize("task", LM)
+def test_row_losses_are_those_of_the_next_tokens(task):
+    labels = task.collate(ROWS, 99)["labels"]
+    logits = torch.randn(3, 4, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    nll, targets = task.row_losses(logits, labels)
+    log_p = logits.log_softmax(-1)
+    expected = [-(log_p[0, 1, 7] + log_p[0, 2, 8]), -log_p[1, 0, 10], torch.tensor(0.0)]
+    torch.testing.assert_close(nll, torch.stack([e.double() for e in expected]))
+    assert targets.tolist() == [2, 1, 0]
+    assert targets.dtype == torch.int64
+    assert task.target_count(ROWS) == 3
+    assert task.predictions(logits, labels) is None
+
+
+@pytest.mark.parametrize("task", LM)
+def test_virtual_tokens_before_a_row_do_not_move_its_targets(task):
+    labels = task.collate(ROWS, 99)["labels"]
+    logits = torch.randn(3, 4, 20)
+    prompted = torch.cat([torch.randn(3, 5, 20), logits], dim=1)
+    torch.testing.assert_close(task.row_losses(prompted, labels), task.row_losses(logits, labels))
+
+
+@pytest.mark.parametrize("task", LM)
+def test_a_batch_without_targets_has_zero_loss_and_zero_gradient(task):
+    logits = torch.randn(1, 3, 20, requires_grad=True)
+    nll, targets = task.row_losses(logits, task.collate(ROWS[2:], 99)["labels"])
+    nll.sum().backward()
+    assert (nll.tolist(), targets.tolist()) == ([0.0], [0])
+    assert torch.count_nonzero(logits.grad) == 0
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)  # fmt: skip
+def test_losses_are_computed_in_float32_at_least(task, dtype, expected):
+    classification = task.name == "classification"
+    logits = (torch.randn(2, 5) if classification else torch.randn(2, 3, 5)).to(dtype)
+    labels = torch.tensor([1, 4]) if classification else torch.tensor([[1, 2, 3], [0, 1, -100]])
+    nll, _ = task.row_losses(logits, labels)
+    assert nll.dtype == expected
+    torch.testing.assert_close(nll.double(), task.row_losses(logits.double(), labels)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_row_losses_equal_the_model_s_own_on_one_row():
+    """Parity with Hugging Face: a causal model's loss is the mean over targets, a classifier's the mean over rows."""
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = dict(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+    )
+    model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    batch = TASKS["causal_lm"].collate(ROWS[:2], 0)
+    with torch.no_grad():
+        output = model(**batch)
+    nll, targets = TASKS["causal_lm"].row_losses(output.logits, batch["labels"])
+    torch.testing.assert_close(nll.sum() / targets.sum(), output.loss)
+
+    manifest = {"labels": ["bad", "good", "so so"]}
+    kwargs = TASKS["classification"].model_kwargs(manifest)
+    model = LlamaForSequenceClassification(LlamaConfig(**sizes, **kwargs)).eval()
+    assert model.config.id2label == {0: "bad", 1: "good", 2: "so so"}
+    assert model.config.label2id == {"bad": 0, "good": 1, "so so": 2}
+    batch = TASKS["classification"].collate([{**row, "labels": i} for i, row in enumerate(ROWS)], 0)
+    with torch.no_grad():
+        output = model(**batch)
+    nll, targets = TASKS["classification"].row_losses(output.logits, batch["labels"])
+    torch.testing.assert_close(nll.mean(), output.loss)
+    assert targets.tolist() == [1, 1, 1]
+    assert TASKS["classification"].target_count(ROWS) == 3
+    assert (
+        TASKS["classification"].predictions(output.logits, batch["labels"]).tolist()
+        == output.logits.argmax(-1).tolist()
+    )
+
+
+def test_classification_metrics():
+    labels, predictions = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0])
+    metrics = TASKS["classification"].metrics(np.zeros(5), np.ones(5, dtype=np.int64), predictions, labels)
+    assert metrics == {"accuracy": 0.6, "macro_f1": pytest.approx((0.5 + 0.8 + 0.0) / 3)}
+    # A class that neither occurs nor is predicted does not count.
+    assert (
+        TASKS["classification"].metrics(np.zeros(2), np.ones(2), np.array([0, 3]), np.array([0, 3]))["macro_f1"] == 1.0
+    )
+
+
+@pytest.mark.parametrize("task", LM)
+def test_perplexity_is_of_a_token_not_of_a_row(task):
+    metrics = task.metrics(np.array([2.0, 10.0]), np.array([1, 5]), None, None)
+    assert metrics == {"perplexity": pytest.approx(np.exp(2.0)), "token_count": 6.0}
+    assert task.metrics(np.array([1e5]), np.array([1]), None, None)["perplexity"] == float("inf")
