@@ -167,6 +167,8 @@ def _start(namespace: str, temp_dir: Path | None) -> str | None:
     if sys.platform == "linux" and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
         cores = len(os.sched_getaffinity(0))
     # Ray Train's placement-group cleaner asks "the" cluster of this machine; where there are two it must be told which.
+    # every slot comes with a handful of small actors: that many processes are meant, and no reason for Ray to warn
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     given = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"  # the raylet hands it on to every worker
     try:
@@ -204,11 +206,11 @@ def _join(address: str, where: str, namespace: str) -> str | None:
 
 
 def _is_about_tokens(error: BaseException | None) -> bool:
-    """Ray wraps the refusal into a ConnectionError."""
+    """Ray wraps the head's refusal into a ConnectionError, and its traceback into the message of that one's cause."""
     while error is not None:
-        if isinstance(error, ray.exceptions.AuthenticationError):
+        if isinstance(error, ray.exceptions.AuthenticationError) or "AuthenticationError" in str(error):
             return True
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return False
 
 

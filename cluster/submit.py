@@ -115,7 +115,7 @@ def stage(packages_root: Path, files: Mapping[str, Path]) -> Iterator[Path]:
             target = folder / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, target)
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns(".gitignore"))  # Ray would obey it
             elif source.is_file():
                 shutil.copyfile(source, target)
             else:

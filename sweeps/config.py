@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, ConfigTypeError, OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
 from cluster.config import ClusterConfig
@@ -159,6 +160,10 @@ class SweepConfig:
             raise ConfigError(f"name: must be 1 to 64 letters, digits, dots, dashes or underscores, got {self.name!r}")
         if self.seed < 0:
             raise ConfigError(f"seed: must be 0 or more, got {self.seed}")
+        if not self.data.train:
+            raise ConfigError(
+                "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or hf:owner/name"
+            )
 
     def space(self) -> Space:
         return load_space(self.search.space)
@@ -194,39 +199,61 @@ class SweepConfig:
 
 
 def load(file: Path, overrides: Sequence[str] = ()) -> SweepConfig:
-    """Read and validate a sweep file, whole, before anything starts. Raises ConfigError (or a leaf package's ValueError)."""
+    """Read and validate a sweep file, whole, before anything starts. Raises ConfigError."""
     if not file.is_file():
         raise ConfigError(f"{file}: no such file")
     try:
         given = OmegaConf.load(file)
     except (YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{file}: not valid YAML{at}: {getattr(error, 'problem', None) or error}") from error
+        raise ConfigError(f"{file}: not valid YAML{_yaml_problem(error)}") from error
+    except OSError as error:  # also what OmegaConf raises for a file that holds a lone scalar
+        raise ConfigError(f"{file}: must be a mapping with name, model, task, data and search ({error})") from error
     if not isinstance(given, DictConfig):
-        raise ConfigError(f"{file}: must be a mapping with name, model, task, data and search")
+        raise ConfigError(f"{file}: must be a mapping with name, model, task, data and search, got a list")
     return from_tree(given, overrides, str(file))
 
 
 def from_tree(given: DictConfig, overrides: Sequence[str], where: str) -> SweepConfig:
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{override}: an override must be key=value, such as search.trials=4")
-    schema = OmegaConf.structured(SweepConfig)
+        _override(given, override)
+    tree = OmegaConf.to_container(given, resolve=False)
     try:
-        typed = OmegaConf.merge(schema, given, OmegaConf.from_dotlist(list(overrides)))
-        config = OmegaConf.to_object(typed)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{where}: {_explain(error)}") from error
-    except (ConfigError, InputError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from error
-    assert isinstance(config, SweepConfig)
-    try:
+        _check_sections(tree, SweepConfig, "")
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepConfig), _yaml_words(given)))
+        assert isinstance(config, SweepConfig)
         _check_hyperparameters(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where}: {_explain(error, tree)}") from error
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     return config
+
+
+def _override(given: DictConfig, override: str) -> None:
+    """Set what `key=value` names; the value is YAML, and replaces what was there."""
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.[\w-]+|\[\d+\])*", key):
+        raise ConfigError(f"{override}: an override must be key=value, such as search.trials=4")
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+        OmegaConf.update(given, key, parsed["value"], merge=False, force_add=True)
+    except YAMLError as error:
+        raise ConfigError(f"{override}: not valid YAML{_yaml_problem(error)}") from error
+    except (OmegaConfBaseException, IndexError, TypeError) as error:
+        raise ConfigError(f"{override}: there is no {key} to set") from error
+
+
+def _yaml_problem(error: YAMLError | UnicodeDecodeError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{at}: {getattr(error, 'problem', None) or ' '.join(str(error).split())}"
+
+
+def _yaml_words(given: DictConfig) -> DictConfig:
+    """YAML reads off as false: give the word back where it is one of those allowed."""
+    if OmegaConf.select(given, "tracking.wandb") is False:
+        OmegaConf.update(given, "tracking.wandb", "off")
+    return given
 
 
 def dump(config: SweepConfig) -> str:
@@ -234,29 +261,65 @@ def dump(config: SweepConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def _explain(error: OmegaConfBaseException) -> str:
-    """OmegaConf's message in one line, with the full key and the nearest right name."""
-    message = str(error.msg or error).strip().splitlines()[0]
-    key = error.full_key or ""
-    if isinstance(error, ConfigKeyError) or "not in" in message:
-        known = _names_beside(key)
-        last = key.rsplit(".", 1)[-1]
-        near = difflib.get_close_matches(last, known, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else f" Allowed: {', '.join(known)}." if known else ""
-        return f"{key}: unknown key.{hint}"
-    if isinstance(error, ConfigTypeError) and not message:
-        message = "wrong type"
-    return f"{key}: {message}" if key else message
+def _check_sections(given: Any, hint: Any, key: str) -> None:
+    """Unknown keys, missing sections, and what should be a section or a list and is not: OmegaConf does not say where."""
+    if isinstance(given, str) and given.startswith("${"):
+        return
+    if dataclasses.is_dataclass(hint) or get_origin(hint) in (dict, list):
+        if not isinstance(given, list if get_origin(hint) is list else dict):
+            raise ConfigError(f"{key}: must be {_allowed(hint)}, got {_got(given)}")
+    if get_origin(hint) is list:
+        for index, item in enumerate(given):
+            _check_sections(item, get_args(hint)[0], f"{key}[{index}]")
+    if not dataclasses.is_dataclass(hint):
+        return
+    hints = get_type_hints(hint)
+    for name, value in given.items():
+        at = f"{key}.{name}" if key else str(name)
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), hints, 1)
+            raise ConfigError(
+                f"{at}: unknown key. " + (f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(hints)}")
+            )
+        _check_sections(value, hints[name], at)
+    for part in dataclasses.fields(hint):
+        if part.default is part.default_factory is dataclasses.MISSING and part.name not in given:
+            raise ConfigError(f"{f'{key}.' if key else ''}{part.name}: not given; must be {_allowed(hints[part.name])}")
 
 
-def _names_beside(key: str) -> list[str]:
-    schema: Any = SweepConfig
-    for part in key.split(".")[:-1]:
-        kinds = {f.name: f.type for f in dataclasses.fields(schema)}
-        schema = kinds.get(part)
-        if not dataclasses.is_dataclass(schema):
-            return []
-    return [f.name for f in dataclasses.fields(schema)]
+def _explain(error: OmegaConfBaseException, tree: Any) -> str:
+    """OmegaConf's error in our words: where, what is allowed, what we got."""
+    key, hint, value = error.full_key or "", SweepConfig, tree
+    for part in re.findall(r"[^.\[\]]+", key):
+        if get_origin(hint) in (Union, UnionType):
+            hint = get_args(hint)[0]
+        if dataclasses.is_dataclass(hint):
+            hint = get_type_hints(hint).get(part, Any)
+        else:
+            hint = get_args(hint)[-1] if get_origin(hint) in (dict, list) else Any
+        value = value[int(part)] if isinstance(value, list) else value.get(part) if isinstance(value, dict) else None
+    if not key or hint is Any or isinstance(error, InterpolationResolutionError | GrammarParseError):
+        return f"{key}: {str(error.msg or error).strip().splitlines()[0]}"
+    return f"{key}: must be {_allowed(hint)}, got {_got(value)}"
+
+
+def _allowed(hint: Any) -> str:
+    """A type, as a person would say it."""
+    if dataclasses.is_dataclass(hint):
+        return f"a section with {', '.join(f.name for f in dataclasses.fields(hint))}"
+    if get_origin(hint) is Literal:
+        words = [str(value) for value in get_args(hint)]
+        return ("one of " if len(words) > 1 else "") + ", ".join(words)
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_allowed(kind) for kind in get_args(hint))
+    if get_origin(hint) is list:
+        return f"a list, each item {_allowed(get_args(hint)[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    return words.get(hint, "a mapping of names to values" if get_origin(hint) is dict else str(hint))
+
+
+def _got(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _check_hyperparameters(config: SweepConfig) -> None:
@@ -264,6 +327,10 @@ def _check_hyperparameters(config: SweepConfig) -> None:
     if config.search.space is None:
         raise ConfigError("search.space: not given; the name of a preset, a YAML file, or the space itself")
     space = config.space()
+    if config.search.sampler == "grid" and space.size() is None:
+        raise ConfigError(
+            "search.sampler: grid needs a finite space, got one in which a float varies; allowed: tpe, random"
+        )
     fixed = config.train.fixed()
     for path, _ in space.parameters:
         name = path.rsplit(".", 1)[-1]
@@ -282,10 +349,11 @@ def _check_hyperparameters(config: SweepConfig) -> None:
             right.add(method)
         except InputError as error:
             wrong.setdefault(method, str(error))
-    for method in wrong.keys() - right:  # single configurations may be invalid: they are drawn again when they come up
-        raise ConfigError(f"search.space: no configuration of method {method} is valid: {wrong[method]}")
+    for method, reason in wrong.items():
+        if method in right:  # single configurations may be invalid: they are drawn again when they come up
+            continue
+        if reason.partition(":")[0] in fixed:
+            raise ConfigError(f"train.{reason}")
+        raise ConfigError(f"search.space: no configuration of method {method} is valid: {reason}")
     for number, initial in enumerate(config.search.initial):
-        try:
-            space.encode(initial)
-        except ValueError as error:
-            raise ConfigError(f"search.initial[{number}]: {error}") from error
+        space.encode(initial, f"search.initial[{number}]")

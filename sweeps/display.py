@@ -31,9 +31,7 @@ def leaderboard(board: Mapping[str, Any]) -> Table:
     """The trials of a board, best first: those that may win by validation loss, then the rest."""
     winner = board["winner"] or {}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    names = sorted(
-        {name for trial in board["trials"] for e in trial["evaluations"] for name in e["metrics"]} - {"token_count"}
-    )
+    names = sorted({name for trial in board["trials"] for e in trial["evaluations"] for name in e["metrics"]})
     for name in ("", "trial", "val loss", "probe", *names, "epoch", "state", "verdict", "configuration"):
         table.add_column(
             name,
@@ -160,7 +158,8 @@ class Display:
         if self._budget is not None:
             left = max(0.0, self._budget - elapsed) if left is None else min(left, max(0.0, self._budget - elapsed))
         finished = sum(curve.status != "running" for curve in curves)
-        head = f"{self._name}: {finished} of {self._trials} trials ended, {duration(elapsed)} so far, about {duration(left) if left is not None else '?'} left"
+        rest = f"about {duration(left)} left" if left is not None else "time left not known yet"
+        head = f"{self._name}: {finished} of {self._trials} trials ended, {duration(elapsed)} so far, {rest}"
         self._live.update(Group(Text(head, style="bold"), table), refresh=True)
 
 

@@ -53,9 +53,9 @@ class Ledger:
         points.append(self._point(evaluation, kept=True))
         return True
 
-    def finish(self, trial: str, status: str, reason: str | None, log: str | None = None) -> None:
+    def finish(self, trial: str, status: str, reason: str | None) -> None:
         self.store.write_json(
-            f"trials/{trial}/outcome.json", {"status": status, "reason": reason, "log": log, "ended": time.time()}
+            f"trials/{trial}/outcome.json", {"status": status, "reason": reason, "ended": time.time()}
         )
         self._curves[trial].update(status=status, reason=reason)
 
@@ -142,6 +142,7 @@ class Ledger:
             {
                 "status": status,
                 "pid": os.getpid(),
+                "began": _began(os.getpid()),
                 "host": socket.gethostname(),
                 "time": time.time(),
                 "elapsed_s": elapsed_s,
@@ -156,7 +157,7 @@ class Ledger:
         status = written["status"]
         if status == "running":
             if written["host"] == socket.gethostname():
-                alive = _runs(written["pid"])
+                alive = _runs(written["pid"], written["began"])
             else:
                 alive = time.time() - written["time"] < DEAD_AFTER_S
             status = "running" if alive else "interrupted"
@@ -254,14 +255,21 @@ def _without_checkpoint(point: Point) -> Point:
     return dataclasses.replace(point, checkpoint=None)
 
 
-def _runs(pid: int) -> bool:
+def _runs(pid: int, began: str | None) -> bool:
+    """Whether the process that wrote the status still runs; a number that now names another process does not count."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    try:  # a killed process that nobody has waited for is still listed
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return _began(pid) == began
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, in clock ticks since boot; None without /proc, "" for one that ended and nobody waited for."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
-        return True
+        return None
+    return "" if fields[0] == "Z" else fields[19]

@@ -164,7 +164,7 @@ def _package_rows(folder: Path) -> Iterator[Row]:
             if path.stat().st_size <= MAX_FILE_BYTES:
                 yield from docstring_rows(path.read_bytes(), file)
         except (OSError, SyntaxError, ValueError):
-            continue  # unreadable, or written for another Python: the rows of the other files do
+            continue  # unreadable, or for another Python (ValueError: a null byte, before 3.11.4): the other files do
 
 
 def _definitions(tree: ast.Module) -> Iterator[Definition]:

@@ -86,6 +86,9 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
     if not ledger.store.exists("data/manifest.json"):
         raise ConfigError(f"{ledger.store.path('')}: has no prepared data, so it never began; run it anew")
     ledger.load()
+    for curve in ledger.curves():
+        if curve.status != "running":
+            ledger.prune(curve.id, config.selection)  # a kill can come between the end of a trial and its pruning
     return _run(config, ledger, console, elapsed_s=elapsed_s)
 
 
@@ -129,6 +132,8 @@ class _Sweep:
         self.tracker = Tracker(config.tracking, ledger.name, self._tracking, self.display.say)
         self._mailbox: Any = None
         self._name_plates: dict[str, Any] = {}
+        self._lost: dict[str, str] = {}  # slots that are gone for good, and why
+        self._watching = False
         self._reference = ledger.reference()
         self._has_baseline = ledger.store.exists("baseline.json")
 
@@ -168,7 +173,8 @@ class _Sweep:
             plan = plan_slots(ray.cluster_resources(), ray.nodes(), self.config.cluster, self.config.search.trials)
             self.display.say(plan.reason)
             self._mailbox = start_mailbox(self.ledger.name, "mailbox")
-            ray.get(self._mailbox.expect.remote(plan.slots, self._has_baseline))
+            if self._has_baseline:
+                ray.get(self._mailbox.skip_baseline.remote())
             with self._signals():
                 slots = [self._start_slot(f"{self.ledger.name}-slot{n}", connection, plan) for n in range(plan.slots)]
                 watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -266,18 +272,17 @@ class _Sweep:
                     resources_per_worker=plan.resources_per_worker,
                     folder=str(self._scratch / "slots"),
                 )
-            except (
-                Exception
-            ) as raised:  # the border to Ray Train: a slot that is lost is news for the sweep, not its end
+            except Exception as raised:  # the border to Ray Train: a lost slot is news for the sweep, not its end
                 error = str(raised).strip().splitlines()[0] if str(raised).strip() else type(raised).__name__
-            try:
-                left = ray.get(self._mailbox.slot_lost.remote(name, error)) if self._watching else 1
-            except Exception:  # the cluster itself is gone; the main thread hears of it from Tune
-                return
-            if left <= 0:
-                reasons = "; ".join(sorted(set(ray.get(self._mailbox.snapshot.remote())["lost"].values())))
-                self.display.say(f"No slot can run: {reasons}")
-                self._stop(NO_SLOT)
+            if self._watching:
+                try:
+                    ray.get(self._mailbox.slot_lost.remote(name, error))
+                    self._lost[name] = ray.get(self._mailbox.snapshot.remote())["lost"][name]
+                except ray.exceptions.RayError:  # the cluster itself is gone; the main thread hears of it from Tune
+                    return
+                self.display.say(f"{name} is lost: {self._lost[name]}")
+                if len(self._lost) == plan.slots:
+                    self._stop(NO_SLOT)
 
         thread = threading.Thread(target=run, name=name, daemon=True)
         self._watching = True
@@ -299,11 +304,7 @@ class _Sweep:
             return
         self.ledger.prune(trial, self.config.selection)
         self.tracker.evaluation(trial, evaluation)
-        metrics = "".join(
-            f", {name} {value:.4f}"
-            for name, value in evaluation["metrics"].items()
-            if value is not None and name != "token_count"
-        )
+        metrics = "".join(f", {name} {value:.4f}" for name, value in evaluation["metrics"].items() if value is not None)
         losses = [
             f"{evaluation[name]:.4f}" if evaluation[name] is not None else "not finite"
             for name in ("val_loss", "probe_loss")
@@ -365,6 +366,10 @@ class _Sweep:
                 self.ledger.set_status("running", self.elapsed_s())
             if self._budget is not None and self.elapsed_s() > self._budget:
                 self._stop(f"the time budget of {self.config.search.time_budget} is spent")
+            if self.stopped is not None:
+                self._mailbox.stop_trials.remote(
+                    self.stopped
+                )  # again: a mailbox that was restarted has not heard of it
             self.display.refresh(self.ledger.curves(), snapshot, self._total_samples)
 
     def _total_samples(self, curve: Curve) -> int:

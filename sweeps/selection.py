@@ -30,11 +30,11 @@ class SelectionConfig:
 
     def __post_init__(self) -> None:
         for name in ("overfit_rise", "improving", "underfit", "tie_standard_errors"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"selection.{name}: must be 0 or more, got {getattr(self, name)}")
         if not 0 < self.overfit_gap <= 1:
             raise ValueError(f"selection.overfit_gap: must be above 0 and at most 1, got {self.overfit_gap}")
-        if self.diverge_ratio <= 1:
+        if not self.diverge_ratio > 1:
             raise ValueError(f"selection.diverge_ratio: must be above 1, got {self.diverge_ratio}")
 
 

@@ -174,7 +174,8 @@ class StudySearcher(Searcher):
         elif ended == "finished":
             self._ledger.finish(trial, "complete", None)
         elif ended == "failed":
-            self._ledger.finish(trial, "failed", reason, result.get("log"))
+            log = result.get("log")
+            self._ledger.finish(trial, "failed", f"{reason} (log: {log})" if log else reason)
         elif ended == "diverged":
             self._ledger.finish(trial, "pruned", f"diverged: {reason}")
         elif ended == "stopped":

@@ -61,10 +61,12 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         if not self.project or len(self.project) > 128 or re.search(r"[/\\#?%:]", self.project):
-            raise ValueError(f"project: got {self.project!r}; allowed are 1 to 128 characters, none of / \\ # ? % :")
+            raise ValueError(
+                f"tracking.project: must be 1 to 128 characters, none of / \\ # ? % :, got {self.project!r}"
+            )
         for tag in self.tags:
             if not 1 <= len(tag) <= 64:
-                raise ValueError(f"tags: got {tag!r}; allowed are 1 to 64 characters")
+                raise ValueError(f"tracking.tags: each must be 1 to 64 characters, got {tag!r}")
 
 
 class Tracker:
@@ -101,9 +103,7 @@ class Tracker:
         """Log one evaluation (keys as in the board, and optionally `train_loss`, `learning_rate`) over samples_seen."""
         self._put("evaluation", trial, evaluation)
 
-    def trial_finished(
-        self, trial: str, *, status: str, verdict: str, verdict_reason: str, best: dict | None
-    ) -> None:
+    def trial_finished(self, trial: str, *, status: str, verdict: str, verdict_reason: str, best: dict | None) -> None:
         """Write the trial's outcome into its run's summary and finish the run (exit code 1 if `status` is failed)."""
         self._put("trial_finished", trial, status, verdict, verdict_reason, best)
 

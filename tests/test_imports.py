@@ -101,7 +101,7 @@ def test_a_finished_sweep_is_read_without_ray_or_torch():
     heavy = ("ray", "torch", "transformers", "peft", "datasets", "optuna", "wandb")
     lines = [
         "import sys",
-        "import sweeps.__main__, sweeps.ledger, sweeps.selection, sweeps.display",
+        "import sweeps.__main__, sweeps.ledger, sweeps.selection, sweeps.display, sweeps.run",
         f"print([name for name in {heavy} if name in sys.modules])",
     ]
     done = subprocess.run(

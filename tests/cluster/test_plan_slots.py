@@ -50,6 +50,7 @@ def gpu(gpus: float, cores: float) -> dict[str, float]:
         ([gpu(2, 8), gpu(2, 8)], {"workers_per_slot": 4}, 1, {"GPU": 1}, 4),
         ([gpu(3, 8), gpu(3, 8)], {"workers_per_slot": 2}, 3, {"GPU": 1}, 2),
         ([gpu(1, 8)], {"resources_per_worker": {"GPU": 0.25}}, 4, {"GPU": 0.25}, 2),
+        ([gpu(7, 100)], {"resources_per_worker": {"GPU": 0.07}}, 100, {"GPU": 0.07}, 1),  # 7 / 0.07 is 99.99…
         ([gpu(1, 0)], {}, 1, {"GPU": 1}, 1),
         ([gpu(2, 8)], {"resources_per_worker": {"GPU": 1, "CPU": 3}}, 2, {"GPU": 1, "CPU": 3}, 3),
         ([gpu(3, 8), gpu(3, 8)], {"resources_per_worker": {"GPU": 2}}, 2, {"GPU": 2}, 8),

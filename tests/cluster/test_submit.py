@@ -81,6 +81,7 @@ def test_stage_takes_packages_and_files(tmp_path: Path) -> None:
     (root / "secret.txt").write_text("stays")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.csv").write_text("1")
+    (tmp_path / "data" / ".gitignore").write_text("*.csv")
     (tmp_path / "s.yaml").write_text("name: x")
     with stage(root, {"sweep.yaml": tmp_path / "s.yaml", "inputs/data": tmp_path / "data"}) as folder:
         found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

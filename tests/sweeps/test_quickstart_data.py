@@ -96,14 +96,20 @@ def test_skips_tests_long_and_unreadable_files(tmp_path: Path) -> None:
     assert gather([folder]) == [Row(text="The good one stays.", label="function", file="pkg/good.py")]
 
 
-def test_caps_rows_by_file_and_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quickstart, "ROWS_PER_LABEL", 8)
-    monkeypatch.setattr(quickstart, "ROWS_PER_FILE_AND_LABEL", 5)
-    source = "".join(function(f"f{i}", f"Return number {i} of {{}}.") for i in range(20))
-    folder = package(tmp_path / "pkg", {f"{name}.py": source.format(*[name] * 20) for name in "abc"})
-    rows = gather([folder])
-    assert len(rows) == 8
-    assert max(Counter(row.file for row in rows).values()) <= 5
+@pytest.mark.parametrize(("per_label", "per_file", "files"), [(100, 2, [2, 2, 2]), (5, 2, [1, 2, 2]), (4, 100, None)])
+def test_caps_rows_by_label_and_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_label: int, per_file: int, files: list[int] | None
+) -> None:
+    monkeypatch.setattr(quickstart, "ROWS_PER_LABEL", per_label)
+    monkeypatch.setattr(quickstart, "ROWS_PER_FILE_AND_LABEL", per_file)
+    sources = {
+        f"{name}.py": "".join(function(f"f{i}", f"Return number {i} of {name}.") for i in range(20)) for name in "abc"
+    }
+    rows = gather([package(tmp_path / "pkg", sources)])
+    if files is None:
+        assert len(rows) == per_label
+    else:
+        assert sorted(Counter(row.file for row in rows).values()) == files
 
 
 def test_rows_do_not_depend_on_where_packages_lie_or_in_which_order(tmp_path: Path) -> None:

@@ -109,9 +109,10 @@ def test_files_of_every_kind_read_alike(tmp_path):
         assert read_source(str(tmp_path / name), "data.train").rows == rows
 
 
-def test_hub_datasets_are_read_with_the_names_of_their_classes(tmp_path, tokenizer):
+def test_hub_datasets_are_read_with_the_names_of_their_classes(tmp_path, tokenizer, monkeypatch):
     import datasets
 
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     rows = {"text": [f"w{i}" for i in range(40)], "label": [0, 1] * 20}
     for name in ("train", "validation"):
@@ -185,6 +186,10 @@ def test_pairs_keep_their_token_types_and_lose_the_end_of_the_longer_text(table,
         assert np.count_nonzero(row["token_type_ids"]) == 5  # <s> and four words
         assert len(row["input_ids"]) == len(row["token_type_ids"]) <= 12
     assert manifest["sources"]["train"]["format"] == "text+text_pair+label"
+    swapped = DataConfig(train=str(table), text="other", text_pair="text", max_length=12)
+    prepare(swapped, "classification", tokenizer, 0, tmp_path / "swapped")
+    split = open_split(tmp_path / "swapped", "train")
+    assert {len(row["token_type_ids"]) - row["token_type_ids"].sum() for row in split.rows(range(len(split)))} == {5}
     assert "token_type_ids" not in open_split(prepared_without_pairs(table, tokenizer, tmp_path), "train").rows([0])[0]
 
 

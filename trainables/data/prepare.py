@@ -123,6 +123,7 @@ def tokenise_split(folder: Path, name: str, tokenizer: Any) -> dict[str, Any]:
         raise InputError(f"data.{name}: the tokenizer is not the one that {folder} was prepared with")
     encoding = Encoding(**{**manifest["encoding"], "labels": tuple(manifest["labels"])})
     path = Path(folder) / f"{name}.jsonl"
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     records = [
         Record(
             value=(value := json.loads(line)),
@@ -131,7 +132,7 @@ def tokenise_split(folder: Path, name: str, tokenizer: Any) -> dict[str, Any]:
             shown="",
             label=value.get("label"),
         )
-        for number, line in enumerate(path.open(encoding="utf-8"), start=1)
+        for number, line in enumerate(lines, start=1)
     ]
     return _write_tokens(Path(folder), name, FORMATS[manifest["task"]].encode(records, tokenizer, encoding))
 

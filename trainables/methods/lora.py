@@ -8,7 +8,8 @@ from trainables.model import BaseModel, Variant
 
 # the query, key, value and output projections, as the architectures of transformers name them
 ATTENTION = re.compile(
-    r"(^|[._])(q|k|v|o|query|key|value|out|qkv|c_attn|query_key_value)(_proj|_lin|_attn)?$|attention\.output\.dense$|attn\.c_proj$|attention\.dense$"
+    r"(^|\.)(q|k|v|o|query|key|value|qkv|c_attn|query_key_value)(_proj|_lin|_attn)?$|(^|\.)out_(proj|lin)$"
+    r"|attention\.(output\.)?dense$|attn\.c_proj$"
 )
 
 
@@ -21,7 +22,7 @@ def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]
     linear = [
         name
         for name, module in base.model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output and name.split(".")[0] not in base.head
+        if isinstance(module, nn.Linear | Conv1D) and module is not output and not base.in_head(name)
     ]
     if targets == "all-linear":
         return linear

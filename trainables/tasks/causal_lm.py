@@ -91,4 +91,4 @@ def token_metrics(nll: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     count = int(targets.sum())
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(nll.sum(dtype=np.float64) / count)) if count else float("nan")
-    return {"perplexity": perplexity, "token_count": float(count)}
+    return {"perplexity": perplexity}

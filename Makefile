@@ -1,0 +1,39 @@
+# make quickstart: install what is locked, and run a real sweep on this machine
+# make test:       the same set-up, then the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+QUICKSTART := .quickstart/docstrings.csv
+
+.PHONY: install quickstart test lint lock clean
+install: $(READY)
+
+$(READY): requirements.lock requirements-quickstart.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; choose another with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --require-hashes -r requirements-quickstart.lock
+	@touch $(READY)
+
+$(QUICKSTART): $(READY) sweeps/quickstart.py
+	$(BIN)/python -m sweeps.quickstart $@
+
+quickstart: $(QUICKSTART)
+	$(BIN)/python -m sweeps run sweeps/quickstart.yaml
+
+test: $(QUICKSTART)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+# what a fresh resolution installs today; CUDA packages are left to the torch that a machine takes
+lock:
+	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/python -m pip install --disable-pip-version-check --quiet 'torch==2.13.0' '.[dev]'
+	.lock-venv/bin/python -m pip freeze --exclude finetune-sweeps | sed 's/+cpu$$//' | grep -viE '^(nvidia-|cuda-|triton)' > requirements.lock
+	rm -rf .lock-venv
+
+clean:
+	rm -rf $(VENV) .quickstart .pytest_cache .ruff_cache

@@ -1,0 +1,92 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> str:
+        return self.out.strip().splitlines()[-1]
+
+
+def environment(tmp: Path) -> dict[str, str]:
+    """Of a command under test: a Ray of its own with token authentication off, W&B offline, no hub."""
+    return {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": str(tmp),
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "offline",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@pytest.fixture(scope="session")
+def ray_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short folder for Ray's sockets, whose paths are limited to 107 characters."""
+    import tempfile
+
+    return Path(tempfile.mkdtemp(prefix="fs", dir="/tmp"))
+
+
+@pytest.fixture(scope="session")
+def sweeps(ray_tmp: Path):
+    """`python -m sweeps` as a user calls it."""
+
+    def call(*arguments: str, timeout: float = 240, **env: str) -> Finished:
+        done = subprocess.run(
+            [sys.executable, "-m", "sweeps", *map(str, arguments)],
+            cwd=ROOT,
+            env={**environment(ray_tmp), **env},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Finished(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def start_sweeps(ray_tmp: Path):
+    """`python -m sweeps` in the background, its output going to a file."""
+    running: list[subprocess.Popen] = []
+
+    def call(log: Path, *arguments: str) -> subprocess.Popen:
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sweeps", *map(str, arguments)],
+                cwd=ROOT,
+                env=environment(ray_tmp),
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        running.append(process)
+        return process
+
+    yield call
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def board(finished: Finished) -> dict[str, Any]:
+    return json.loads(finished.out)

@@ -1,0 +1,438 @@
+"""Every mistake in a sweep file with its message, and what a right one becomes."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from cluster.config import ClusterConfig
+from sweeps.config import (
+    HYPERPARAMETERS,
+    ConfigError,
+    EarlyStoppingConfig,
+    SearchConfig,
+    SweepConfig,
+    TrainConfig,
+    dump,
+    from_tree,
+    load,
+)
+from sweeps.selection import SelectionConfig
+from trainables.data.config import DataConfig
+from trainables.hyperparameters import COMMON, OPTIONS
+from trainables.model import ModelConfig
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+READY = sorted((ROOT / "sweeps").glob("*.yaml"))
+
+SPACE = "{method: lora, learning_rate: {log_uniform: [1e-5, 1e-3]}, batch_size: 8, epochs: 2}"
+GOOD = f"name: quick\nmodel: {{name: tiny}}\ndata: {{train: rows.csv}}\nsearch:\n  space: {SPACE}\n"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def loaded(text=GOOD, *overrides):
+    Path("sweep.yaml").write_text(text)
+    return load(Path("sweep.yaml"), overrides)
+
+
+def message(text, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        loaded(text, *overrides)
+    return str(caught.value)
+
+
+def section(schema):
+    return "a section with " + ", ".join(field.name for field in dataclasses.fields(schema))
+
+
+TOP = ", ".join(field.name for field in dataclasses.fields(SweepConfig))
+PRESETS = ", ".join(path.stem for path in sorted((ROOT / "search_spaces").glob("*.yaml")))
+
+# (override, what the one line says after "sweep.yaml: ")
+WRONG_VALUES = [
+    # the sweep
+    ("name=", "name: must be text, got null"),
+    ("name=a/b", "name: must be 1 to 64 letters, digits, dots, dashes or underscores, got 'a/b'"),
+    ("name=.hidden", "name: must be 1 to 64 letters, digits, dots, dashes or underscores, got '.hidden'"),
+    (f"name={'a' * 65}", f"name: must be 1 to 64 letters, digits, dots, dashes or underscores, got '{'a' * 65}'"),
+    ("name=[a]", "name: must be text, got ['a']"),
+    ("storage=", "storage: must be text, got null"),
+    ("seed=-1", "seed: must be 0 or more, got -1"),
+    ("seed=many", "seed: must be a whole number, got 'many'"),
+    ("seed=true", "seed: must be a whole number, got true"),
+    ("task=clasification", "task: must be one of classification, instruction, causal_lm, got 'clasification'"),
+    # unknown keys
+    ("serch.trials=3", "serch: unknown key. Did you mean 'search'?"),
+    ("search.trails=3", "search.trails: unknown key. Did you mean 'trials'?"),
+    ("search.early_stopping.ahsa=true", "search.early_stopping.ahsa: unknown key. Did you mean 'asha'?"),
+    ("train.rnk=3", "train.rnk: unknown key. Did you mean 'rank'?"),
+    ("model.nme=x", "model.nme: unknown key. Did you mean 'name'?"),
+    ("data.txt=a", "data.txt: unknown key. Did you mean 'text'?"),
+    ("tracking.wndb=off", "tracking.wndb: unknown key. Did you mean 'wandb'?"),
+    ("cluster.slot=2", "cluster.slot: unknown key. Did you mean 'slots'?"),
+    ("xyz=red", f"xyz: unknown key. Allowed: {TOP}"),
+    # sections that are none
+    ("model=tiny", f"model: must be {section(ModelConfig)}, got 'tiny'"),
+    ("data=rows.csv", f"data: must be {section(DataConfig)}, got 'rows.csv'"),
+    ("search=3", f"search: must be {section(SearchConfig)}, got 3"),
+    ("search.early_stopping=false", f"search.early_stopping: must be {section(EarlyStoppingConfig)}, got false"),
+    ("train=", f"train: must be {section(TrainConfig)}, got null"),
+    ("selection=[1]", f"selection: must be {section(SelectionConfig)}, got [1]"),
+    ("cluster=auto", f"cluster: must be {section(ClusterConfig)}, got 'auto'"),
+    # model
+    ("model.name=", "model.name: must be text, got null"),
+    ("model.name=''", "model.name: not given; a hub id, a folder, or package:PACKAGE/FOLDER"),
+    ("model.name.x=3", "model.name: must be text, got {'x': 3}"),
+    ("model.dtype=fp8", "model.dtype: must be one of auto, float32, bfloat16, float16, got 'fp8'"),
+    # data
+    ("data.train=", "data.train: must be text, got null"),
+    (
+        "data.train=''",
+        "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or hf:owner/name",
+    ),
+    (
+        "data.validation=1.5",
+        "data.validation: must be a file, or a share of train between 0 and 1 (both excluded), got 1.5",
+    ),
+    (
+        "data.validation=0",
+        "data.validation: must be a file, or a share of train between 0 and 1 (both excluded), got 0",
+    ),
+    ("data.validation=[a]", "data.validation: must be text or a whole number or a number or null, got ['a']"),
+    ("data.test=0.95", "data.validation + data.test: shares must leave rows for train, got 0.1 + 0.95"),
+    ("data.max_length=1", "data.max_length: must be at least 2 tokens, got 1"),
+    ("data.rows=0", "data.rows: must be at least 1, got 0"),
+    ("data.duplicates=keep", "data.duplicates: must be one of error, drop, got 'keep'"),
+    # search
+    ("search.trials=0", "search.trials: must be at least 1, got 0"),
+    ("search.trials=", "search.trials: must be a whole number, got null"),
+    ("search.trials=ten", "search.trials: must be a whole number, got 'ten'"),
+    ("search.trials=1.5", "search.trials: must be a whole number, got 1.5"),
+    ("search.sampler=tp", "search.sampler: must be one of tpe, random, grid, got 'tp'"),
+    (
+        "search.sampler=grid",
+        "search.sampler: grid needs a finite space, got one in which a float varies; allowed: tpe, random",
+    ),
+    ("search.startup_trials=-1", "search.startup_trials: must be 0 or more, got -1"),
+    ("search.time_budget=8", "search.time_budget: must be a number with s, m, h or d, such as 8h, got '8'"),
+    ("search.time_budget=0h", "search.time_budget: must be a number with s, m, h or d, such as 8h, got '0h'"),
+    ("search.time_budget=8 hours", "search.time_budget: must be a number with s, m, h or d, such as 8h, got '8 hours'"),
+    ("search.initial=3", "search.initial: must be a list, each item a mapping of names to values, got 3"),
+    ("search.initial=[3]", "search.initial[0]: must be a mapping of names to values, got 3"),
+    (
+        "search.initial=[{learning_rate: 1e-4}, {rank: 3}]",
+        "search.initial[1].rank: unknown parameter. The space has batch_size, epochs, learning_rate, method",
+    ),
+    (
+        "search.initial=[{learning_rate: 1}]",
+        "search.initial[0].learning_rate: got 1, allowed: log-uniform 1e-05 … 0.001",
+    ),
+    ("search.initial=[{batch_size: 4}]", "search.initial[0].batch_size: got 4, but it is 8 (fixed 8)"),
+    # early stopping
+    ("search.early_stopping.grace_epochs=0", "search.early_stopping.grace_epochs: must be above 0, got 0.0"),
+    ("search.early_stopping.grace_epochs=one", "search.early_stopping.grace_epochs: must be a number, got 'one'"),
+    ("search.early_stopping.reduction_factor=1", "search.early_stopping.reduction_factor: must be above 1, got 1.0"),
+    ("search.early_stopping.overfit_patience=0", "search.early_stopping.overfit_patience: must be at least 1, got 0"),
+    ("search.early_stopping.asha=maybe", "search.early_stopping.asha: must be true or false, got 'maybe'"),
+    # the space
+    ("search.space=", "search.space: not given; the name of a preset, a YAML file, or the space itself"),
+    ("search.space=nothing", f"search.space: no preset and no file 'nothing'. Presets: {PRESETS}"),
+    (
+        "search.space=encoder_smal",
+        f"search.space: no preset and no file 'encoder_smal'. Did you mean 'encoder_small'? Presets: {PRESETS}",
+    ),
+    ("search.space=[1]", "search.space: give parameters, a preset's name or the path of a YAML file, got [1]"),
+    ("search.space.rnk={int: [1, 4]}", "search.space.rnk: not a hyperparameter. Did you mean 'rank'?"),
+    ("search.space.colour=red", f"search.space.colour: not a hyperparameter. Allowed: {', '.join(HYPERPARAMETERS)}."),
+    (
+        "search.space.learning_rate={log_uniform: [1, 0.1]}",
+        "search.space.learning_rate: log_uniform needs low < high, got [1.0, 0.1]; a fixed value is written alone",
+    ),
+    (
+        "search.space.learning_rate={log_unifrm: [1e-5, 0.1]}",
+        "search.space.learning_rate: unknown distribution 'log_unifrm'. Did you mean 'log_uniform'? "
+        "Allowed: log_uniform, uniform, int, choice",
+    ),
+    (
+        "search.space.method=lorra",
+        "search.space: no configuration of method lorra is valid: method: must be one of "
+        f"{', '.join(OPTIONS)}, got 'lorra'",
+    ),
+    (
+        "search.space.batch_size=0",
+        "search.space: no configuration of method lora is valid: batch_size: must be at least 1, got 0",
+    ),
+    (
+        "search.space.method={choice: [full, lora]}",
+        None,  # right: full and lora
+    ),
+    # fixed and varied at once, or fixed to what no trial can have
+    ("train.learning_rate=1e-4", "train.learning_rate: also varies in search.space; set it in one place"),
+    ("train.method=lora", "train.method: also varies in search.space; set it in one place"),
+    ("train.schedule=lin", "train.schedule: must be one of linear, cosine, constant, got 'lin'"),
+    ("train.weight_decay=-1", "train.weight_decay: must be at least 0, got -1.0"),
+    ("train.warmup_ratio=2", "train.warmup_ratio: must be at least 0 and at most 1, got 2.0"),
+    ("train.seed=-1", "train.seed: must be at least 0, got -1"),
+    ("train.rank=0", "train.rank: must be at least 1, got 0"),
+    ("train.targets=some", "train.targets: must be all-linear, attention or a list of module names, got 'some'"),
+    # training
+    ("train.rank=x", "train.rank: must be a whole number or null, got 'x'"),
+    ("train.rank=2.5", "train.rank: must be a whole number or null, got 2.5"),
+    ("train.weight_decay=[1]", "train.weight_decay: must be a number or null, got [1]"),
+    ("train.patterns=3", "train.patterns: must be a list, each item text or null, got 3"),
+    ("train.evaluate_every=0", "train.evaluate_every: must be epoch or a number of samples above 0, got 0"),
+    ("train.evaluate_every=-3", "train.evaluate_every: must be epoch or a number of samples above 0, got -3"),
+    ("train.evaluate_every=often", "train.evaluate_every: must be epoch or a number of samples above 0, got 'often'"),
+    ("train.evaluate_every=1.5", "train.evaluate_every: must be text or a whole number, got 1.5"),
+    ("train.max_tokens=0", "train.max_tokens: must be at least 1, got 0"),
+    ("train.probe_rows=0", "train.probe_rows: must be at least 1, got 0"),
+    ("train.precision=fp16", "train.precision: must be one of auto, float32, bfloat16, got 'fp16'"),
+    ("train.gradient_checkpointing=maybe", "train.gradient_checkpointing: must be true or false, got 'maybe'"),
+    # selection
+    ("selection.overfit_rise=-1", "selection.overfit_rise: must be 0 or more, got -1.0"),
+    ("selection.overfit_rise=x", "selection.overfit_rise: must be a number, got 'x'"),
+    ("selection.overfit_gap=0", "selection.overfit_gap: must be above 0 and at most 1, got 0.0"),
+    ("selection.improving=-1", "selection.improving: must be 0 or more, got -1.0"),
+    ("selection.underfit=-1", "selection.underfit: must be 0 or more, got -1.0"),
+    ("selection.diverge_ratio=1", "selection.diverge_ratio: must be above 1, got 1.0"),
+    ("selection.tie_standard_errors=-1", "selection.tie_standard_errors: must be 0 or more, got -1.0"),
+    # tracking
+    ("tracking.wandb=on", "tracking.wandb: must be one of auto, online, offline, off, got true"),
+    (
+        "tracking.project=a/b",
+        r"tracking.project: must be 1 to 128 characters, none of / \ # ? % :, got 'a/b'",
+    ),
+    ("tracking.project=", "tracking.project: must be text, got null"),
+    ("tracking.tags=x", "tracking.tags: must be a list, each item text, got 'x'"),
+    ("tracking.tags=['']", "tracking.tags: each must be 1 to 64 characters, got ''"),
+    # cluster
+    ("cluster.slots=0", "cluster.slots: must be auto or at least 1, got 0"),
+    ("cluster.slots=many", "cluster.slots: must be a whole number or auto, got 'many'"),
+    ("cluster.workers_per_slot=0", "cluster.workers_per_slot: must be at least 1, got 0"),
+    (
+        "cluster.resources_per_worker={}",
+        "cluster.resources_per_worker: must name a resource, such as {GPU: 1}, got {}",
+    ),
+    (
+        "cluster.resources_per_worker={GPU: 1.5}",
+        "cluster.resources_per_worker.GPU: must be a whole number, or a part between 0 and 1, got 1.5",
+    ),
+    ("cluster.resources_per_worker={GPU: x}", "cluster.resources_per_worker.GPU: must be a number, got 'x'"),
+    (
+        "cluster.resources_per_worker=3",
+        "cluster.resources_per_worker: must be a mapping of names to values or null, got 3",
+    ),
+    ("cluster.address=head", "cluster.address: must be auto or the head's host:port, got 'head'"),
+    (
+        "cluster.address=http://head:8265",
+        "cluster.address: http://head:8265 is a dashboard's: give it to `submit`; here goes auto or the head's host:port",
+    ),
+    # interpolation
+    ("storage=${nowhere}", "storage: Interpolation key 'nowhere' not found"),
+]
+
+
+@pytest.mark.parametrize(("override", "line"), WRONG_VALUES, ids=[override[:60] for override, _ in WRONG_VALUES])
+def test_a_wrong_value_is_one_line_with_file_and_key(override, line):
+    if line is None:
+        loaded(GOOD, override)
+        return
+    assert message(GOOD, override) == f"sweep.yaml: {line}"
+
+
+def test_a_mistake_in_the_file_reads_as_one_in_an_override():
+    for override, line in WRONG_VALUES:
+        key, _, value = override.partition("=")
+        if line is None or "[" in key:
+            continue
+        tree = OmegaConf.create(GOOD)
+        OmegaConf.update(tree, key, OmegaConf.create(f"value: {value}").value if "$" not in value else value, merge=False)
+        assert message(OmegaConf.to_yaml(tree)) == f"sweep.yaml: {line}", override
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", f"model: not given; must be {section(ModelConfig)}"),
+        ("model: {name: tiny}\n", f"data: not given; must be {section(DataConfig)}"),
+        (
+            GOOD.replace("name: quick\n", ""),
+            "name: must be 1 to 64 letters, digits, dots, dashes or underscores, got ''",
+        ),
+        (
+            "name: q\nmodel: {}\ndata: {train: t.csv}\nsearch: {space: encoder}\n",
+            "model.name: not given; a hub id, a folder, or package:PACKAGE/FOLDER",
+        ),
+        (
+            "name: q\nmodel: {name: m}\ndata: {}\nsearch: {space: encoder}\n",
+            "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or hf:owner/name",
+        ),
+        (
+            "name: q\nmodel: {name: m}\ndata: {train: t.csv}\n",
+            "search.space: not given; the name of a preset, a YAML file, or the space itself",
+        ),
+        ("[1, 2]", "must be a mapping with name, model, task, data and search, got a list"),
+        ("name: [1\n", "not valid YAML at line 2, column 1: did not find expected ',' or ']'"),
+        ("\tname: q", "not valid YAML at line 1, column 1: found character that cannot start any token"),
+        ("name: a\nname: b\n", "not valid YAML at line 2, column 1: found duplicate key name"),
+        (GOOD + "3: 4\n", f"3: unknown key. Allowed: {TOP}"),
+    ],
+)
+def test_a_file_that_is_no_sweep(text, line):
+    assert message(text) == f"sweep.yaml: {line}"
+
+
+def test_a_file_that_cannot_be_read():
+    with pytest.raises(ConfigError, match=r"^missing\.yaml: no such file$"):
+        load(Path("missing.yaml"))
+    with pytest.raises(ConfigError, match=r"^\.: no such file$"):
+        load(Path("."))
+    assert message("3").startswith("sweep.yaml: must be a mapping with name, model, task, data and search")
+    control = message("name: \x01")
+    assert control.startswith("sweep.yaml: not valid YAML: unacceptable character #x0001") and "\n" not in control
+    Path("sweep.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ConfigError, match="^sweep.yaml: not valid YAML: 'utf-8' codec can't decode byte 0xff"):
+        load(Path("sweep.yaml"))
+
+
+@pytest.mark.parametrize("override", ["search.trials", "=3", "search..trials=3", ".=3", "--trials=3", "a b=3"])
+def test_an_override_that_is_none(override):
+    expected = f"{override}: an override must be key=value, such as search.trials=4"
+    assert message(GOOD, override) == expected
+
+
+def test_an_override_that_is_no_yaml_or_has_no_place():
+    expected = "not valid YAML at line 2, column 1: did not find expected ',' or ']'"
+    assert message(GOOD, "search.trials=[1") == f"search.trials=[1: {expected}"
+    text = GOOD.replace("search:\n", "search:\n  initial: [{learning_rate: 1e-4}]\n")
+    assert message(text, "search.initial[1].learning_rate=1e-3") == (
+        "search.initial[1].learning_rate=1e-3: there is no search.initial[1].learning_rate to set"
+    )
+
+
+# --- what a right one becomes ---
+
+
+def test_the_defaults():
+    config = loaded()
+    assert (config.task, config.seed, config.storage) == ("classification", 0, "runs")
+    assert (config.search.trials, config.search.sampler) == (20, "tpe")
+    assert config.search.early_stopping == EarlyStoppingConfig()
+    assert config.train.fixed() == {}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+
+
+def test_overrides_are_yaml_and_replace_what_was_there():
+    config = loaded(
+        GOOD,
+        "search.trials=4",
+        "search.early_stopping.grace_epochs=0.5",
+        "train.weight_decay=1e-4",
+        "train.targets=[q_proj, v_proj]",
+        "tracking.tags=[a,b]",
+        "data.train=hf:owner/name?split=train&config=plain",
+        "search.space.learning_rate={choice: [1e-4, 1e-3]}",
+        "search.initial=[{learning_rate: 1e-3}]",
+        "search.initial[0].learning_rate=1e-4",
+        "cluster.resources_per_worker={CPU: 2}",
+        "search.trials=5",
+    )
+    assert config.search.trials == 5
+    assert config.search.early_stopping.grace_epochs == 0.5
+    assert config.train.weight_decay == 1e-4 and isinstance(config.train.weight_decay, float)
+    assert config.train.targets == ["q_proj", "v_proj"]
+    assert config.tracking.tags == ["a", "b"]
+    assert config.data.train == "hf:owner/name?split=train&config=plain"
+    assert config.search.space["learning_rate"] == {"choice": [1e-4, 1e-3]}
+    assert config.search.initial == [{"learning_rate": 1e-4}]
+    assert config.cluster.resources_per_worker == {"CPU": 2.0}
+
+
+@pytest.mark.parametrize("word", ["off", "'off'", "Off"])
+def test_tracking_can_be_switched_off_as_one_writes_it(word):
+    assert loaded(GOOD + f"tracking: {{wandb: {word}}}\n").tracking.wandb == "off"
+    assert loaded(GOOD, f"tracking.wandb={word}").tracking.wandb == "off"
+
+
+def test_a_name_that_yaml_takes_for_a_number():
+    assert loaded(GOOD, "name=2024").name == "2024"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("8h", 28800), ("2d", 172800), ("1.5h", 5400), ("8 h", 28800)]
+)
+def test_time_budgets(text, seconds):
+    assert loaded(GOOD, f"search.time_budget={text}").search.time_budget_s() == seconds
+
+
+def test_no_time_budget():
+    assert loaded().search.time_budget_s() is None
+
+
+def test_what_is_fixed_is_laid_under_what_is_sampled_where_the_method_has_it():
+    space = "{method: {full: {}, lora: {rank: {choice: [4, 8]}}}, learning_rate: 1e-3, batch_size: 8, epochs: 2}"
+    config = loaded(GOOD.replace(SPACE, space), "train.dropout=0.1", "train.weight_decay=0.5", "seed=7")
+    sampled = {"learning_rate": 1e-3, "batch_size": 8, "epochs": 2}
+    full = config.complete({"method": "full", **sampled})
+    assert full == {"method": "full", **sampled, "weight_decay": 0.5, "seed": 7}  # full has no dropout
+    lora = config.hyperparameters({"method": "lora", "rank": 4, **sampled})
+    assert (lora.options.dropout, lora.options.rank, lora.weight_decay, lora.seed) == (0.1, 4, 0.5, 7)
+    assert config.complete({"method": "lora", "seed": 3})["seed"] == 3
+
+
+def test_a_space_may_hold_single_configurations_that_are_invalid():
+    space = "{method: lora, learning_rate: 1e-3, batch_size: {choice: [0, 8]}, epochs: 2}"
+    assert loaded(GOOD.replace(SPACE, space)).space().size() == 2
+
+
+def test_a_branch_in_which_nothing_is_valid_is_refused():
+    space = "{method: {full: {rank: 8}, lora: {rank: 8}}, learning_rate: 1e-3, batch_size: 8, epochs: 2}"
+    assert message(GOOD.replace(SPACE, space)).startswith(
+        "sweep.yaml: search.space: no configuration of method full is valid: rank: not a hyperparameter of method full."
+    )
+
+
+def test_what_is_missing_in_every_branch_is_named():
+    space = "{method: lora, learning_rate: 1e-3, epochs: 2}"
+    assert message(GOOD.replace(SPACE, space)) == (
+        "sweep.yaml: search.space: no configuration of method lora is valid: "
+        "batch_size: not given; put it into search.space or into train"
+    )
+    assert loaded(GOOD.replace(SPACE, space), "train.batch_size=8").train.batch_size == 8
+
+
+def test_train_has_every_hyperparameter_and_no_other():
+    """A method that gains an option must gain a field here too."""
+    settings = ("evaluate_every", "max_tokens", "precision", "gradient_checkpointing", "probe_rows")
+    fields = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in settings]
+    assert sorted(fields) == sorted(HYPERPARAMETERS)
+    options = {field.name for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
+    assert set(HYPERPARAMETERS) == {"method", *COMMON, *options}
+
+
+INLINE = GOOD + (
+    "task: instruction\n"
+    "train: {targets: [q_proj, v_proj], weight_decay: 1e-5, schedule: cosine, evaluate_every: 500}\n"
+    "tracking: {wandb: 'off', tags: ['2024', 'no']}\n"
+    "cluster: {resources_per_worker: {GPU: 0.5}, slots: 2}\n"
+)
+
+
+@pytest.mark.parametrize("text", [GOOD, INLINE], ids=["small", "large"])
+def test_a_dump_loads_to_the_same(text):
+    config = loaded(text)
+    assert loaded(dump(config)) == config
+    assert from_tree(OmegaConf.create(dump(config)), (), "sweep.yaml") == config
+
+
+@pytest.mark.parametrize("file", READY, ids=[file.stem for file in READY])
+def test_the_ready_sweeps_are_valid_and_their_dumps_load_to_the_same(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = load(file)
+    assert from_tree(OmegaConf.create(dump(config)), (), file.name) == config

@@ -1,0 +1,265 @@
+"""What a person reads: the leaderboard, the live table, the lines."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from sweeps.display import STATES, Display, duration, format_params, leaderboard, ranked
+from sweeps.run import print_board
+from sweeps.selection import Curve, Point, SelectionConfig
+
+
+def evaluation(step, val, probe=None, *, checkpoint=True, excluded=None, **metrics):
+    return {
+        "step": step,
+        "samples_seen": 10 * step,
+        "epoch": step / 2,
+        "val_loss": val,
+        "probe_loss": val if probe is None else probe,
+        "metrics": metrics,
+        "trainable_parameters": 100,
+        "checkpoint": f"trials/step-{step}" if checkpoint else None,
+        "excluded": excluded,
+    }
+
+
+def trial(id, *evaluations, status="complete", verdict="healthy", **params):
+    return {
+        "id": id,
+        "status": status,
+        "status_reason": None,
+        "verdict": verdict,
+        "verdict_reason": "why",
+        "params": params or {"method": "lora"},
+        "evaluations": list(evaluations),
+    }
+
+
+def board(*trials, winner=None, **baselines):
+    """`winner`: the id of a trial; it wins with its first evaluation."""
+    made = {
+        "sweep": "quick",
+        "folder": "runs/quick",
+        "status": "finished",
+        "metric": "val_loss",
+        "winner": None,
+        "baselines": baselines,
+        "trials": list(trials),
+    }
+    if winner is None:
+        return made | {"reason": "Nothing may win: no trial has started."}
+    won = next(one for one in trials if one["id"] == winner)
+    return made | {
+        "winner": {"trial": winner, **won["evaluations"][0], "params": won["params"], "reason": "It is.", "tied": []}
+    }
+
+
+def printed(what, **console):
+    file = io.StringIO()
+    made = Console(file=file, width=200, **console)
+    what(made) if callable(what) else made.print(what)
+    return [line.rstrip() for line in file.getvalue().splitlines() if line.strip()]
+
+
+def rows(made):
+    """The words of each row, without header and rule."""
+    return [line.split() for line in printed(leaderboard(made))[2:]]
+
+
+# --- the leaderboard ---
+
+
+def test_the_winner_comes_first_and_is_marked_though_another_has_a_lower_loss():
+    table = rows(
+        board(
+            trial("t0001", evaluation(1, 1.0)),
+            trial("t0002", evaluation(1, 1.01)),
+            trial("t0003", evaluation(1, 0.9)),
+            winner="t0002",
+        )
+    )
+    assert [row[:2] for row in table] == [["*", "t0002"], ["t0003", "0.9000"], ["t0001", "1.0000"]]
+
+
+def test_what_may_not_win_stands_below_what_may():
+    memorised = trial("t0001", evaluation(1, 0.1, 0.001, checkpoint=False, excluded="memorised"), verdict="overfit")
+    table = rows(
+        board(
+            memorised,
+            trial("t0002", status="failed", verdict="failed"),
+            trial("t0003", evaluation(1, 2.0)),
+            trial("t0004", evaluation(1, 1.0)),
+            winner="t0004",
+        )
+    )
+    assert [row[0] for row in table] == ["*", "t0003", "t0001", "t0002"]
+
+
+def test_a_failed_trial_is_shown_with_its_state_and_configuration():
+    (row,) = rows(board(trial("t0001", status="failed", verdict="failed", method="full", learning_rate=3e-4)))
+    assert row == ["t0001", "-", "-", "-", "failed", "failed", "full", "learning_rate=0.0003"]
+
+
+def test_baselines_stand_at_the_bottom():
+    table = printed(
+        leaderboard(
+            board(
+                trial("t0001", evaluation(1, 1.5, accuracy=0.8)),
+                winner="t0001",
+                untuned={"val_loss": 1.1, "probe_loss": 1.2, "metrics": {"accuracy": 0.3}},
+                prior={"val_loss": 0.5, "metrics": {"accuracy": 0.6}, "class": "[good]"},
+            )
+        )
+    )
+    assert "accuracy" in table[0]
+    assert table[2].split()[:5] == ["*", "t0001", "1.5000", "1.5000", "0.8000"]
+    assert table[3].split() == "- 1.1000 1.2000 0.3000 0 baseline the untuned model".split()
+    assert table[4].split() == "- 0.5000 - 0.6000 0 baseline always [good], at train's label shares".split()
+    assert len(table) == 5
+
+
+def test_a_trial_stands_with_the_checkpoint_that_is_kept():
+    """Its lowest loss was excluded and its checkpoint deleted: the row shows the one that could win."""
+    made = board(
+        trial(
+            "t0001",
+            evaluation(1, 2.0),
+            evaluation(2, 1.0, 0.01, checkpoint=False, excluded="memorised"),
+            verdict="overfit",
+        ),
+        winner="t0001",
+    )
+    assert rows(made)[0][:5] == ["*", "t0001", "2.0000", "2.0000", "0.5"]
+
+
+def test_a_running_trial_stands_with_what_could_win_and_not_with_what_it_goes_on_from():
+    """While it runs, its last checkpoint is kept too, even an excluded one."""
+    last = evaluation(2, 1.0, 0.01, excluded="memorised")
+    ((_, best),) = ranked(board(trial("t0001", evaluation(1, 2.0), last, status="running")))
+    assert best["val_loss"] == 2.0
+    ((_, best),) = ranked(board(trial("t0001", evaluation(1, 1.0), evaluation(2, 1.5), status="running")))
+    assert best["val_loss"] == 1.0
+
+
+def test_losses_that_are_not_finite_and_metrics_that_are_missing_are_dashes():
+    table = rows(
+        board(
+            trial("t0001", evaluation(1, None), verdict="diverged", status="pruned"),
+            trial("t0002", evaluation(1, 1.0, accuracy=None)),
+            trial("t0003", evaluation(1, 1.1, accuracy=0.5)),
+        )
+    )
+    assert table[0][:4] == ["t0002", "1.0000", "1.0000", "-"]
+    assert table[2][:6] == ["t0001", "-", "-", "-", "-", "pruned"]
+
+
+def test_lists_in_a_configuration_are_shown_and_not_taken_for_markup():
+    (row,) = rows(board(trial("t0001", method="lora", targets=["q_proj", "v_proj"], patterns=["/x"])))
+    assert row[-3:] == ["lora", "targets=[q_proj,v_proj]", "patterns=[/x]"]
+
+
+def test_every_configuration_can_be_read_whole_in_a_narrow_terminal():
+    params = {name: 1 for name in ("method", "learning_rate", "batch_size", "epochs", "weight_decay", "rank", "alpha")}
+    file = io.StringIO()
+    Console(file=file, width=90).print(leaderboard(board(trial("t0001", evaluation(1, 1.0), **params))))
+    for name in params:
+        assert name == "method" or f"{name}=1" in file.getvalue()
+
+
+def test_the_board_ends_with_winner_and_reason():
+    lines = printed(lambda console: print_board(console, board(trial("t0001", evaluation(1, 1.0)), winner="t0001")))
+    assert lines[-2:] == ["Winner: t0001, step 1 (epoch 0.5): lora", "Reason: It is."]
+    assert printed(lambda console: print_board(console, board()))[-1] == "Nothing may win: no trial has started."
+
+
+# --- words and numbers ---
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0m00s"), (59.9, "0m59s"), (60, "1m00s"), (3599, "59m59s"), (3600, "1h00m"), (5400, "1h30m"), (90000, "25h00m")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_configuration_in_one_line():
+    params = {"learning_rate": 0.000123456, "method": "lora", "rank": 8, "rslora": True, "targets": ["q", "v"]}
+    assert format_params(params) == "lora learning_rate=0.000123 rank=8 rslora=True targets=[q,v]"
+    assert format_params({"epochs": 3.0}) == "epochs=3"
+
+
+# --- while it runs ---
+
+
+def curve(id, *losses, status="running", **params):
+    points = [
+        Point(step=n, samples_seen=10 * n, epoch=n, val_loss=loss, probe_loss=loss) for n, loss in enumerate(losses, 1)
+    ]
+    return Curve(id=id, status=status, points=points, params={"method": "lora", **params})
+
+
+SNAPSHOT = {
+    "progress": {"t0002": {"samples_seen": 50, "samples_per_s": 12.3}},
+    "slots": {"slot0": ["t0002"], "slot1": []},
+}
+
+
+def display(**console):
+    file = io.StringIO()
+    made = Console(file=file, width=200, **console)
+    return Display(made, name="quick", trials=4, selection=SelectionConfig(), time_budget_s=None), file
+
+
+def test_without_a_terminal_there_are_plain_lines():
+    shown, file = display()
+    shown.start()
+    shown.say("t0001 starts: lora targets=[q,v] " + "x" * 300)
+    shown.refresh([curve("t0001", 1.0)], SNAPSHOT, lambda curve: 100)
+    shown.stop()
+    assert file.getvalue() == f"[ 0m00s] t0001 starts: lora targets=[q,v] {'x' * 300}\n"  # not wrapped, no table
+
+
+def test_in_a_terminal_there_is_a_table_below_the_lines():
+    shown, file = display(force_terminal=True, color_system=None)
+    shown.start()
+    shown.say("t0001 starts: lora targets=[q,v]")
+    curves = [
+        curve("t0001", 1.0, 0.5, status="complete"),
+        curve("t0002", 2.0, targets=["q_proj", "v_proj"]),
+        curve("t0003"),
+        curve("t0004", status="failed"),
+    ]
+    shown.refresh(curves, SNAPSHOT, lambda curve: 100)
+    text = file.getvalue()
+    shown.stop()
+    cells = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).split() for line in text.splitlines()]
+    lines = {words[0]: words for words in cells if words and len(words) > 2 and words[1] in STATES}
+    assert lines["t0001"] == ["t0001", "complete", "0.5000", "lora"]
+    assert lines["t0002"] == (
+        ["t0002", "running", "2.0000", "█████·····", "50%", "12", "slot0", "lora", "targets=[q_proj,v_proj]"]
+    )
+    assert lines["t0003"] == ["t0003", "running", "-", "··········", "0%", "waits", "lora"]
+    assert lines["t0004"] == ["t0004", "failed", "-", "lora"]
+    assert "t0001 starts: lora targets=[q,v]" in text
+    assert "quick: 2 of 4 trials ended, 0m00s so far, about 0m00s left" in text
+
+
+def test_nobody_knows_how_long_a_sweep_takes_that_has_just_begun():
+    shown, file = display(force_terminal=True, color_system=None)
+    shown.start()
+    shown.refresh([curve("t0001")], SNAPSHOT | {"slots": {}}, lambda curve: 100)
+    shown.stop()
+    assert "quick: 0 of 4 trials ended, 0m00s so far, time left not known yet" in file.getvalue()
+
+
+def test_of_many_trials_the_live_table_shows_those_that_run():
+    shown, file = display(force_terminal=True, color_system=None)
+    shown.start()
+    done = [curve(f"t{n:04d}", 1.0, status="complete") for n in range(3, 40)]
+    shown.refresh([*done, curve("t0002", 1.0)], SNAPSHOT, lambda curve: 100)
+    shown.stop()
+    assert "t0002" in file.getvalue()
+    assert "t0005" not in file.getvalue()

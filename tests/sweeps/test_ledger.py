@@ -1,0 +1,369 @@
+"""The sweep's folder: what is read back is what was there, and only what may still be needed is kept."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sweeps.ledger import DEAD_AFTER_S, Ledger, label_prior
+from sweeps.selection import SelectionConfig
+from trainables.checkpoints import CHECKPOINT, EVALUATION, LOSSES, STATE, begin_attempt, write_evaluation
+
+CONFIG = SelectionConfig(overfit_rise=0.25, overfit_gap=0.5)
+
+
+@dataclass
+class Evaluation:
+    """What a slot measures, without a slot."""
+
+    step: int
+    val_loss: float
+    probe_loss: float
+    samples_seen: int = 0
+    epoch: float = 0.0
+    metrics: dict = field(default_factory=lambda: {"accuracy": 0.5})
+    trainable_parameters: int = 100
+    finished: bool = False
+    losses: np.ndarray | None = None
+
+
+def write(ledger, trial, step, val, probe=None, *, attempt=1, **more):
+    """An evaluation as a slot publishes it: losses, checkpoint and training state; returns evaluation.json."""
+
+    def save(folder):
+        (folder / CHECKPOINT).mkdir()
+        (folder / CHECKPOINT / "adapter_model.safetensors").write_bytes(b"weights")
+        (folder / STATE).write_bytes(b"moments")
+
+    more.setdefault("losses", np.array([[val, 1]] * 4, np.float32))
+    made = Evaluation(step, val, val if probe is None else probe, samples_seen=10 * step, epoch=step / 2, **more)
+    return write_evaluation(ledger.store, trial, attempt, made, save)
+
+
+def run(ledger, trial, *losses, ended="complete", reason=None, params=None):
+    """A whole trial as a sweep runs it: every evaluation is recorded and pruned, then the trial ends (or not)."""
+    ledger.begin(trial, params or {"method": "lora", "learning_rate": 1e-3})
+    begin_attempt(ledger.store, trial)
+    for step, loss in enumerate(losses, start=1):
+        val, probe = loss if isinstance(loss, tuple) else (loss, loss)
+        ledger.record(trial, write(ledger, trial, step, val, probe))
+        ledger.prune(trial, CONFIG)
+    if ended is not None:
+        ledger.finish(trial, ended, reason)
+        ledger.prune(trial, CONFIG)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(str(tmp_path / "quick-20260101-120000"))
+
+
+def again(ledger):
+    return Ledger(ledger.store.url).load()
+
+
+def on_disk(ledger, trial, what):
+    """Steps of a trial whose folders have `what`."""
+    folder = ledger.store.local / "trials" / trial
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in folder.rglob(what))
+
+
+# --- reading back ---
+
+
+def test_what_is_read_back_is_what_was_there(ledger):
+    run(ledger, "t0001", 3.0, 2.0, 1.0)
+    run(ledger, "t0002", 3.0, (2.0, 1.9), (2.9, 1.5), ended="pruned", reason="overfit: so it is")
+    run(ledger, "t0003", 3.0, math.nan, ended="failed", reason="out of memory")
+    run(ledger, "t0004", 3.0, 2.0, ended=None)
+    run(ledger, "t0005", ended=None, params={"method": "full", "targets": ["q_proj", "v_proj"], "epochs": 3})
+    read = again(ledger)
+    assert read.curves() == ledger.curves()
+    assert read.unfinished() == ledger.unfinished() == ["t0004", "t0005"]
+    assert [curve.status for curve in read.curves()] == ["complete", "pruned", "failed", "running", "running"]
+    assert read.curve("t0003").points[1].val_loss is None
+    assert read.curve("t0002").reason == "overfit: so it is"
+    assert read.name == "quick-20260101-120000"
+
+
+def test_the_same_holds_on_a_file_system_that_is_no_folder():
+    ledger = Ledger("memory://bucket/quick")
+    run(ledger, "t0001", 3.0, 2.0, 2.5)
+    run(ledger, "t0002", 3.0, ended=None)
+    assert again(ledger).curves() == ledger.curves()
+    assert ledger.curve("t0001").points[1].checkpoint.startswith("memory://bucket/quick/trials/t0001/")
+
+
+def test_an_evaluation_counts_once(ledger):
+    ledger.begin("t0001", {})
+    record = write(ledger, "t0001", 1, 2.0)
+    assert ledger.record("t0001", record)
+    assert not ledger.record("t0001", record)
+    assert len(ledger.curve("t0001").points) == 1
+
+
+def test_a_trial_that_went_on_from_an_earlier_step_reads_without_what_became_void(ledger):
+    ledger.begin("t0001", {})
+    begin_attempt(ledger.store, "t0001")
+    for step in (1, 2):
+        ledger.record("t0001", write(ledger, "t0001", step, 3.0 - step))
+    assert begin_attempt(ledger.store, "t0001") == (2, "trials/t0001/attempt-1/step-00000002")
+    write(ledger, "t0001", 3, 0.9, attempt=1)  # the cut-off host goes on writing
+    write(ledger, "t0001", 3, 0.8, attempt=2)
+    points = again(ledger).curve("t0001").points
+    assert [(point.step, point.val_loss) for point in points] == [(1, 2.0), (2, 1.0), (3, 0.8)]
+
+
+def test_half_written_things_are_not_read(ledger):
+    run(ledger, "t0001", 2.0, ended=None)
+    trials = ledger.store.local / "trials"
+    (trials / "t0002" / "attempt-1").mkdir(parents=True)  # no trial.json: it was never begun
+    (trials / "t0002" / "attempt-1" / "attempt.json").write_text('{"from": null}')
+    half = trials / "t0001" / "attempt-1" / "step-00000002"
+    half.mkdir()
+    (half / LOSSES).write_bytes(b"")  # no evaluation.json
+    (ledger.store.local / ".partial-x").mkdir()
+    assert again(ledger).curves() == ledger.curves()
+
+
+def test_per_example_losses(ledger):
+    losses = np.arange(6, dtype=np.float32).reshape(3, 2)
+    record = write(ledger, "t0001", 1, 2.0, losses=losses)
+    np.testing.assert_array_equal(ledger.losses(record["folder"]), losses)
+    assert ledger.losses("trials/t0001/attempt-9/step-00000001") is None
+
+
+# --- what is kept ---
+
+
+def test_a_running_trial_keeps_its_best_and_its_last_checkpoint(ledger):
+    run(ledger, "t0001", 3.0, 1.0, 1.1, 1.2, ended=None)
+    assert on_disk(ledger, "t0001", CHECKPOINT) == [2, 4]
+    assert on_disk(ledger, "t0001", STATE) == [4]  # only the last is trained on
+    assert [point.checkpoint is not None for point in ledger.curve("t0001").points] == [False, True, False, True]
+
+
+def test_an_ended_trial_keeps_its_best_checkpoint_alone(ledger):
+    run(ledger, "t0001", 3.0, 1.0, 1.1)
+    assert on_disk(ledger, "t0001", CHECKPOINT) == [2]
+    assert on_disk(ledger, "t0001", STATE) == []
+    assert on_disk(ledger, "t0001", EVALUATION) == on_disk(ledger, "t0001", LOSSES) == [1, 2, 3]
+
+
+def test_the_best_is_the_best_that_may_win(ledger):
+    """The lowest loss is that of a memorised checkpoint: the one kept is that of the lowest loss before it."""
+    run(ledger, "t0001", (3.0, 2.9), (2.0, 1.9), (1.0, 0.1), (1.5, 0.05))
+    assert on_disk(ledger, "t0001", CHECKPOINT) == [2]
+    winner = ledger.board("quick", CONFIG)["winner"]
+    assert (winner["step"], winner["val_loss"]) == (2, 2.0)
+    assert Path(winner["checkpoint"]).is_dir()
+
+
+def test_where_nothing_may_win_nothing_is_kept_but_what_a_running_trial_goes_on_from(ledger):
+    run(ledger, "t0001", (3.0, 0.1), math.nan, ended=None)
+    assert on_disk(ledger, "t0001", CHECKPOINT) == on_disk(ledger, "t0001", STATE) == [2]
+    run(ledger, "t0002", (3.0, 0.1), math.nan)
+    assert on_disk(ledger, "t0002", CHECKPOINT) == []
+
+
+def test_what_a_kill_left_unpruned_is_pruned_later(ledger):
+    ledger.begin("t0001", {})
+    begin_attempt(ledger.store, "t0001")
+    for step, loss in enumerate([3.0, 2.0, 1.0, 1.5], start=1):
+        write(ledger, "t0001", step, loss)
+    read = again(ledger)
+    assert on_disk(read, "t0001", CHECKPOINT) == [1, 2, 3, 4]
+    read.prune("t0001", CONFIG)
+    assert on_disk(read, "t0001", CHECKPOINT) == [3, 4]
+    assert read.curves() == again(ledger).curves()
+
+
+# --- the sweep's status ---
+
+
+def rewrite_status(ledger, **changes):
+    file = ledger.store.local / "status.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_sweep_that_never_began_is_interrupted(ledger):
+    assert ledger.status() == ("interrupted", 0.0)
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted", "failed", "running"])
+def test_the_status_that_a_living_process_wrote(ledger, status):
+    ledger.set_status(status, 12.5)
+    assert ledger.status() == (status, 12.5)
+    assert json.loads((ledger.store.local / "status.json").read_text())["pid"] == os.getpid()
+
+
+def test_a_sweep_whose_process_is_gone_is_interrupted(ledger):
+    ledger.set_status("running", 12.5)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and still listed: a zombie
+        rewrite_status(ledger, pid=process.pid)
+        assert ledger.status() == ("interrupted", 12.5)
+    assert ledger.status() == ("interrupted", 12.5)  # waited for, so it is gone
+    rewrite_status(ledger, status="finished")
+    assert ledger.status() == ("finished", 12.5)
+
+
+def test_a_sweep_whose_process_number_was_given_to_another_is_interrupted(ledger):
+    """In a container the next process often has the same number, and the host the same name."""
+    ledger.set_status("running", 12.5)
+    rewrite_status(ledger, began="1")
+    assert ledger.status() == ("interrupted", 12.5)
+
+
+def test_a_sweep_of_another_machine_runs_as_long_as_its_heart_beats(ledger):
+    ledger.set_status("running", 12.5)
+    rewrite_status(ledger, host=f"not-{socket.gethostname()}", pid=1)
+    assert ledger.status()[0] == "running"
+    rewrite_status(ledger, time=time.time() - DEAD_AFTER_S - 1)
+    assert ledger.status()[0] == "interrupted"
+
+
+# --- not fine-tuning ---
+
+
+def manifest(train, validation):
+    return {"splits": {"train": {"label_counts": train}, "validation": {"label_counts": validation}}}
+
+
+def test_the_label_prior():
+    prior = label_prior(manifest({"good": 75, "bad": 25}, {"good": 2, "bad": 2}))
+    assert prior["class"] == "good"
+    assert prior["metrics"] == {"accuracy": 0.5}
+    assert prior["val_loss"] == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
+    even = label_prior(manifest({"a": 10, "b": 10}, {"a": 7}))
+    assert even["val_loss"] == pytest.approx(math.log(2))
+    assert label_prior({"splits": {"train": {"rows": 3}, "validation": {"rows": 1}}}) is None
+
+
+def test_baselines(ledger):
+    assert ledger.baselines() == {}
+    assert ledger.reference().best() is None
+    ledger.store.write_json("baseline.json", {"error": "it does not fit"})
+    assert ledger.baselines() == {}
+    untuned = {"val_loss": 0.7, "probe_loss": 0.6, "metrics": {"accuracy": 0.4}}
+    ledger.store.write_json("baseline.json", untuned)
+    ledger.store.write_json("data/manifest.json", manifest({"a": 9, "b": 1}, {"a": 9, "b": 1}))
+    assert list(ledger.baselines()) == ["untuned", "prior"]
+    assert ledger.baselines()["untuned"] == untuned
+    reference = ledger.reference()
+    assert (reference.val_loss, reference.probe_loss) == (0.7, 0.6)
+    assert reference.best() == reference.prior_loss == pytest.approx(0.3251, abs=1e-4)
+
+
+# --- the board ---
+
+EVALUATION_KEYS = {
+    "step",
+    "samples_seen",
+    "epoch",
+    "val_loss",
+    "probe_loss",
+    "metrics",
+    "trainable_parameters",
+    "checkpoint",
+}
+
+
+def test_the_board_has_the_documented_keys_and_is_strict_json(ledger):
+    run(ledger, "t0001", 3.0, 1.0, params={"method": "lora", "targets": ["q_proj"], "rank": 8})
+    run(ledger, "t0002", (2.0, 2.0), (3.0, 1.0), math.nan, ended="pruned", reason="diverged: nan")
+    run(ledger, "t0003", ended="failed", reason="out of memory")
+    ledger.store.write_json("baseline.json", {"val_loss": 2.0, "probe_loss": 2.0, "metrics": {}})
+    ledger.set_status("finished", 1.0)
+    text = json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False)
+    board = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert set(board) == {"sweep", "folder", "status", "metric", "winner", "baselines", "trials"}
+    assert (board["sweep"], board["status"], board["metric"]) == ("quick", "finished", "val_loss")
+    assert board["folder"] == str(ledger.store.local)
+    assert set(board["winner"]) == {"trial", "params", "reason", "tied", *EVALUATION_KEYS}
+    assert board["winner"]["trial"] == "t0001"
+    assert board["winner"]["params"] == {"method": "lora", "targets": ["q_proj"], "rank": 8}
+    trial_keys = {"id", "status", "status_reason", "verdict", "verdict_reason", "params", "evaluations"}
+    assert all(set(trial) == trial_keys for trial in board["trials"])
+    evaluations = [evaluation for trial in board["trials"] for evaluation in trial["evaluations"]]
+    assert all(set(evaluation) == {*EVALUATION_KEYS, "excluded"} for evaluation in evaluations)
+    assert [(trial["status"], trial["verdict"]) for trial in board["trials"]] == [
+        ("complete", "still improving"),
+        ("pruned", "diverged"),
+        ("failed", "failed"),
+    ]
+    second = board["trials"][1]
+    assert [e["val_loss"] for e in second["evaluations"]] == [2.0, 3.0, None]
+    assert second["evaluations"][1]["excluded"].startswith("validation loss rose 50.0% above its minimum")
+    assert [e["checkpoint"] is None for e in second["evaluations"]] == [False, True, True]
+    assert second["evaluations"][0]["excluded"] is second["evaluations"][2]["excluded"] is None
+
+
+def test_without_a_winner_the_board_says_why(ledger):
+    board = ledger.board("quick", CONFIG)
+    assert board["winner"] is None
+    assert board["reason"] == "Nothing may win: no trial has started."
+    assert board["status"] == "interrupted"
+    assert board["trials"] == []
+
+
+def test_the_board_names_the_tied(ledger):
+    losses = np.stack([np.linspace(0, 2, 50), np.ones(50)], 1)
+    for trial, shift in (("t0001", 0.0), ("t0002", 0.01)):
+        ledger.begin(trial, {})
+        moved = losses + np.array([shift, 0]) + (0.2 * np.sin(np.arange(50))[:, None] if shift else 0) * np.array([1, 0])
+        parameters = 10 if shift else 1000
+        made = write(ledger, trial, 1, float(moved[:, 0].mean()), losses=moved, trainable_parameters=parameters)
+        ledger.record(trial, made)
+        ledger.finish(trial, "complete", None)
+    winner = ledger.board("quick", CONFIG)["winner"]
+    assert (winner["trial"], winner["tied"]) == ("t0002", ["t0001"])
+    assert winner["reason"].startswith("t0002 is tied with t0001")
+
+
+def test_a_moved_folder_still_names_its_checkpoints(ledger, tmp_path):
+    run(ledger, "t0001", 3.0, 1.0)
+    moved = tmp_path / "elsewhere"
+    ledger.store.local.rename(moved)
+    winner = Ledger(str(moved)).load().board("quick", CONFIG)["winner"]
+    assert Path(winner["checkpoint"]).is_relative_to(moved) and Path(winner["checkpoint"]).is_dir()
+
+
+def test_reading_and_selecting_many_trials(tmp_path, capsys):
+    """Prints what it costs; 1,000 trials take five times as much (0.5 s of CPU)."""
+    buffer = io.BytesIO()
+    exponential = np.random.default_rng(0).exponential(1, 500)
+    np.save(buffer, np.stack([exponential, np.ones(500)], 1).astype(np.float32))
+    folder = tmp_path / "many"
+    for number in range(200):
+        trial = folder / "trials" / f"t{number:04d}"
+        for step in range(1, 6):
+            at = trial / "attempt-1" / f"step-{step:08d}"
+            at.mkdir(parents=True)
+            record = dataclasses.asdict(Evaluation(step, 2 - step / 10 + number / 1e4, 1.5, samples_seen=step))
+            record["folder"] = f"trials/{trial.name}/attempt-1/{at.name}"
+            (at / EVALUATION).write_text(json.dumps(record))
+            (at / LOSSES).write_bytes(buffer.getvalue())
+        (at / CHECKPOINT).mkdir()
+        (at / CHECKPOINT / "adapter_model.safetensors").write_bytes(b"")
+        (trial / "trial.json").write_text(json.dumps({"id": trial.name, "params": {"method": "lora"}}))
+        (trial / "outcome.json").write_text('{"status": "complete", "reason": null}')
+    began = time.process_time()
+    read = Ledger(str(folder)).load()
+    loaded = time.process_time()
+    board = read.board("many", CONFIG)
+    done = time.process_time()
+    with capsys.disabled():
+        print(f"\n200 trials x 5 evaluations: read {loaded - began:.2f} s, board {done - loaded:.2f} s of CPU")
+    assert len(board["trials"]) == 200
+    assert board["winner"]["trial"] == "t0000"

@@ -1,0 +1,424 @@
+"""Verdicts and the winner. Thresholds are powers of two here, so that the boundaries are exact."""
+
+import dataclasses
+import math
+import random
+
+import numpy as np
+import pytest
+
+from sweeps.selection import (
+    Curve,
+    Point,
+    Reference,
+    SelectionConfig,
+    best_point,
+    candidates,
+    diverged_reason,
+    overfit_reason,
+    paired_difference,
+    select,
+    verdict,
+)
+
+EXACT = SelectionConfig(
+    overfit_rise=0.25, overfit_gap=0.5, improving=0.25, underfit=0.25, diverge_ratio=2.0, tie_standard_errors=1.0
+)
+UNTUNED = Reference(val_loss=4.0, probe_loss=4.0, prior_loss=8.0)
+
+
+def curve(*losses, id="t0001", status="complete", reason=None, parameters=100, kept=True):
+    """A trial from (validation loss, probe loss) of each evaluation, ten samples apart; one number means both."""
+    points = []
+    for step, loss in enumerate(losses, start=1):
+        val, probe = loss if isinstance(loss, tuple) else (loss, loss)
+        folder = f"trials/{id}/attempt-1/step-{step:08d}"
+        points.append(
+            Point(
+                step=step,
+                samples_seen=10 * step,
+                epoch=float(step),
+                val_loss=val,
+                probe_loss=probe,
+                trainable_parameters=parameters,
+                checkpoint=f"{folder}/checkpoint" if kept else None,
+                folder=folder,
+            )
+        )
+    return Curve(id=id, status=status, points=tuple(points), reason=reason)
+
+
+def no_losses(folder):
+    return None
+
+
+# --- verdicts ---
+
+
+@pytest.mark.parametrize(
+    ("losses", "word", "why"),
+    [
+        ([2.0], "healthy", "lowest validation loss 2.0000, probe 2.0000 at 10 samples"),
+        ([2.0, 1.75], "healthy", "lowest validation loss 1.7500"),
+        ([2.0, 1.0], "still improving", "the last evaluation is the best, 50.0% below the one before"),
+        ([2.0, 1.0, 1.125], "healthy", "at 20 samples"),
+        ([3.5], "underfit", "best validation loss 3.5000 is not 25% below that of not fine-tuning (4.0000)"),
+        ([(2.0, 2.0), (2.75, 1.5)], "overfit", "validation loss rose 37.5% above its minimum (2.0000 at 10 samples"),
+        ([(2.0, 0.75)], "overfit", "the training rows are memorised"),
+        ([1.0, 9.0], "diverged", "validation loss 9.0000 and probe loss 9.0000 are above 2 times"),
+        ([1.0, None], "diverged", "a loss was not finite at 20 samples"),
+        ([(1.0, None)], "diverged", "a loss was not finite at 10 samples"),
+    ],
+)
+def test_the_verdict_of_a_curve(losses, word, why):
+    judged = verdict(curve(*losses), UNTUNED, EXACT)
+    assert judged.word == word
+    assert why in judged.reason
+
+
+@pytest.mark.parametrize("status", ["running", "complete", "pruned"])
+def test_the_verdict_is_that_of_the_curve_however_the_trial_ended(status):
+    assert verdict(curve(2.0, 1.0, status=status), UNTUNED, EXACT).word == "still improving"
+
+
+def test_the_verdict_of_a_trial_that_failed_never_started_or_was_dropped_as_diverged():
+    judged = verdict(curve(2.0, status="failed", reason="out of memory"), UNTUNED, EXACT)
+    assert (judged.word, judged.reason) == ("failed", "out of memory")
+    assert verdict(curve(status="failed"), UNTUNED, EXACT).reason == "it failed"
+    assert verdict(curve(status="running"), UNTUNED, EXACT).reason == "no evaluation yet"
+    assert verdict(curve(status="pruned", reason="the time budget"), UNTUNED, EXACT).word == "failed"
+    judged = verdict(curve(2.0, status="pruned", reason="diverged: the loss is not finite"), UNTUNED, EXACT)
+    assert (judged.word, judged.reason) == ("diverged", "the loss is not finite")
+
+
+@pytest.mark.parametrize(
+    ("at_the_boundary", "beyond"),
+    [
+        # overfit by rise: from 2.0, a quarter up is 2.5; the probe loss must have fallen
+        ([(2.0, 2.0), (2.5, 1.5)], [(2.0, 2.0), (2.5000001, 1.5)]),
+        ([(2.0, 2.0), (2.6, 2.0)], [(2.0, 2.0), (2.6, 1.9999999)]),
+        # overfit by gap: half of 2.0 is 1.0
+        ([(2.0, 1.0)], [(2.0, 0.9999999)]),
+    ],
+)
+def test_the_boundaries_of_overfit_are_exact(at_the_boundary, beyond):
+    assert verdict(curve(*at_the_boundary), UNTUNED, EXACT).word == "healthy"
+    assert verdict(curve(*beyond), UNTUNED, EXACT).word == "overfit"
+
+
+def test_the_other_boundaries_are_exact():
+    assert verdict(curve(2.0, 1.5), UNTUNED, EXACT).word == "healthy"  # 25% better, not more
+    assert verdict(curve(2.0, 1.4999999), UNTUNED, EXACT).word == "still improving"
+    assert verdict(curve(3.0), UNTUNED, EXACT).word == "healthy"  # 25% below 4.0
+    assert verdict(curve(3.0000001), UNTUNED, EXACT).word == "underfit"
+    assert verdict(curve(1.0, 8.0), UNTUNED, EXACT).word == "healthy"  # twice 4.0, not more
+    assert verdict(curve(1.0, 8.0000001), UNTUNED, EXACT).word == "diverged"
+
+
+def test_underfit_and_diverged_compare_with_the_better_way_of_not_fine_tuning():
+    prior = Reference(val_loss=4.0, prior_loss=2.0)
+    assert verdict(curve(1.6), prior, EXACT).word == "underfit"
+    assert verdict(curve(1.5), prior, EXACT).word == "healthy"
+    assert verdict(curve(1.0, 5.0), prior, EXACT).word == "diverged"
+    assert verdict(curve(100.0), Reference(), EXACT).word == "healthy"  # nothing to compare with
+
+
+def test_a_high_validation_loss_alone_is_overfitting_and_no_divergence():
+    point = curve((100.0, 0.5)).points[0]
+    assert diverged_reason(point, UNTUNED, EXACT) is None
+    assert verdict(curve((1.0, 1.0), (100.0, 0.5)), UNTUNED, EXACT).word == "overfit"
+
+
+def test_the_rise_is_measured_from_the_lowest_evaluation_before_it():
+    trial = curve((2.0, 2.0), (1.0, 1.5), (3.0, 1.75), (1.3, 1.4), (0.9, 1.0))
+    reasons = [overfit_reason(trial.points, index, EXACT) is not None for index in range(5)]
+    # the third lies far above the minimum, but its probe loss rose too; the fourth is 30% above it with a lower probe
+    assert reasons == [False, False, False, True, False]
+
+
+def test_evaluations_that_are_not_finite_are_no_minimum_and_not_overfit():
+    trial = curve(None, (2.0, 2.0), (None, 1.0), (3.0, 1.5))
+    assert [overfit_reason(trial.points, index, EXACT) is not None for index in range(4)] == [False, False, False, True]
+
+
+def test_a_validation_loss_of_zero_is_no_division_by_zero():
+    assert overfit_reason(curve((0.0, 0.0)).points, 0, EXACT) is None
+    trial = curve((0.0, 0.5), (1.0, 0.4), (0.0, 0.3))
+    assert "rose inf%" in overfit_reason(trial.points, 1, SelectionConfig(overfit_gap=1.0))
+    assert overfit_reason(trial.points, 2, EXACT) is None
+
+
+# --- what may win ---
+
+
+def test_overfit_candidates_cannot_win_even_with_the_lowest_loss():
+    memorised = curve((0.5, 0.01), id="t0001")
+    honest = curve((2.0, 1.9), id="t0002")
+    winner, reason = select([memorised, honest], EXACT, no_losses)
+    assert winner.trial == "t0002"
+    assert "1 trial had overfit checkpoints, which could not win: t0001" in reason
+
+
+def test_an_overfit_trial_can_win_with_its_own_earlier_minimum():
+    trial = curve((2.0, 2.0), (1.0, 0.9), (1.5, 0.8), id="t0001")
+    winner, reason = select([trial, curve(1.75, id="t0002")], EXACT, no_losses)
+    assert (winner.trial, winner.point.step) == ("t0001", 2)
+    assert "its checkpoint is that of step 2 (epoch 2), not the trial's last, whose validation loss is 1.5000" in reason
+
+
+def test_what_is_not_finite_failed_or_without_a_checkpoint_cannot_win():
+    assert [p.step for p in candidates(curve(None, 2.0, (1.0, None)), EXACT)] == [2]
+    assert best_point(curve(1.0, status="failed"), EXACT) is None
+    pruned, kept = curve(1.0, id="t0001", kept=False), curve(2.0, id="t0002")
+    winner, _ = select([pruned, kept], EXACT, no_losses)
+    assert winner.trial == "t0002"
+    assert winner.point.checkpoint is not None
+    assert select([pruned], EXACT, no_losses)[0] is None
+
+
+def test_of_equal_losses_of_one_trial_the_earlier_evaluation_stands():
+    assert best_point(curve(2.0, 1.0, 1.0), EXACT).step == 2
+
+
+def test_trials_that_still_run_and_trials_that_were_stopped_may_win():
+    for status in ("running", "pruned", "complete"):
+        assert select([curve(1.0, status=status)], EXACT, no_losses)[0].trial == "t0001"
+
+
+@pytest.mark.parametrize(
+    ("curves", "words"),
+    [
+        ([], "Nothing may win: no trial has started."),
+        ([curve(1.0, status="failed")], "Nothing may win: of 1 trials, 1 failed (t0001)."),
+        (
+            [curve((1.0, 0.1), id="t0001"), curve(None, id="t0002")],
+            "Nothing may win: of 2 trials, 2 overfit or not finite at every evaluation (t0001, t0002).",
+        ),
+        ([curve(status="running")], "Nothing may win: of 1 trials, 1 without an evaluation (t0001)."),
+        (
+            [curve(status="failed", id="t0001"), curve((1.0, 0.1), id="t0002"), curve(status="pruned", id="t0003")],
+            "Nothing may win: of 3 trials, 1 failed (t0001); 1 overfit or not finite at every evaluation (t0002); "
+            "1 without an evaluation (t0003).",
+        ),
+        ([curve(1.0, kept=False)], "Nothing may win: of 1 trials, none has a checkpoint."),
+        (
+            [curve(status="failed", id=f"t{n:04d}") for n in range(1, 8)],
+            "Nothing may win: of 7 trials, 7 failed (t0001, t0002, t0003, t0004, t0005, …).",
+        ),
+    ],
+)
+def test_why_nothing_may_win(curves, words):
+    winner, reason = select(curves, EXACT, no_losses)
+    assert winner is None
+    assert reason == words
+
+
+# --- ties ---
+
+
+def per_example(loss, *, rows=400, noise=0.0, seed=0):
+    """Per-example losses [rows, 2] of mean `loss` exactly, one target each; `noise` is what differs between trials."""
+    shared = np.random.default_rng(99).normal(0, 1, rows)  # how hard each row is, for every trial
+    own = np.random.default_rng(seed).normal(0, noise, rows) if noise else np.zeros(rows)
+    losses = loss + (shared - shared.mean()) + (own - own.mean())
+    return np.stack([losses, np.ones(rows)], axis=1)
+
+
+def judged(*trials, config=EXACT):
+    """Select among (curve, per-example losses of its only evaluation)."""
+    table = {trial.points[0].folder: losses for trial, losses in trials}
+    return select([trial for trial, _ in trials], config, table.get)
+
+
+def test_of_two_trials_whose_difference_is_noise_the_one_with_fewer_trainable_parameters_wins():
+    large = curve(1.0, id="t0001", parameters=1000)
+    small = curve(1.01, id="t0002", parameters=10)
+    winner, reason = judged((large, per_example(1.0, noise=0.5, seed=1)), (small, per_example(1.01, noise=0.5, seed=2)))
+    assert winner.trial == "t0002"
+    assert winner.tied == ("t0001",)
+    assert "t0002 is tied with t0001, which has the lowest validation loss (1.0000): its 1.0100 is 0.0100 ± " in reason
+    assert "the cheapest (10 trainable parameters, 10 samples, against 1,000 and 10)" in reason
+
+
+def test_a_clear_difference_is_no_tie_though_the_rows_differ_much_more():
+    """Paired: every row is 0.01 worse, give or take 0.02, while rows differ from each other by 1.0."""
+    large = curve(1.0, id="t0001", parameters=1000)
+    small = curve(1.01, id="t0002", parameters=10)
+    winner, reason = judged(
+        (large, per_example(1.0, noise=0.01, seed=1)), (small, per_example(1.01, noise=0.01, seed=2))
+    )
+    assert winner.trial == "t0001"
+    assert winner.tied == ()
+    assert "the next, t0002, is 0.0100 ± 0.000" in reason
+
+
+def test_among_the_tied_parameters_count_first_then_samples():
+    early, late = curve(1.01, id="t0001", parameters=10), curve(2.0, 1.0, id="t0002", parameters=10)
+    table = {early.points[0].folder: per_example(1.01, noise=0.5), late.points[1].folder: per_example(1.0, noise=0.5)}
+    table[early.points[0].folder][:, 0] += np.random.default_rng(5).normal(0, 0.5, 400)
+    assert select([early, late], EXACT, table.get)[0].trial == "t0001"  # 10 samples against 20
+    larger = curve(1.01, id="t0001", parameters=11)
+    winner, reason = select([larger, late], EXACT, table.get)
+    assert winner.trial == "t0002"  # fewer parameters, more samples
+    assert winner.tied == ("t0001",)
+    assert "also within 1 standard error: t0001" in reason
+
+
+def test_the_tie_ends_at_its_limit():
+    best, other = curve(1.0, id="t0001", parameters=1000), curve(1.01, id="t0002", parameters=10)
+    losses = per_example(1.0, noise=0.2, seed=1), per_example(1.01, noise=0.2, seed=2)
+    difference, error = paired_difference(*losses)
+    assert 0 < difference < error
+    within = dataclasses.replace(EXACT, tie_standard_errors=difference / error * 1.0001)
+    beyond = dataclasses.replace(EXACT, tie_standard_errors=difference / error * 0.9999)
+    assert judged((best, losses[0]), (other, losses[1]), config=within)[0].trial == "t0002"
+    assert judged((best, losses[0]), (other, losses[1]), config=beyond)[0].trial == "t0001"
+
+
+def test_ties_are_with_the_lowest_loss_and_do_not_chain():
+    """The third is within noise of the second but not of the first: it must not win through the second."""
+    rows = np.arange(400)
+    base = per_example(1.0)
+    wide, narrow = np.where(rows % 2 == 0, 0.3, -0.3), np.where(rows % 2 == 0, 0.02, -0.02)
+    second, third = base.copy(), base.copy()
+    second[:, 0] += 0.01 + wide
+    third[:, 0] += 0.02 + narrow
+    assert paired_difference(base, second)[0] < paired_difference(base, second)[1]
+    assert paired_difference(second, third)[0] < paired_difference(second, third)[1]
+    assert paired_difference(base, third)[0] > paired_difference(base, third)[1]
+    trials = [
+        (curve(1.0, id="t0001", parameters=1000), base),
+        (curve(1.01, id="t0002", parameters=100), second),
+        (curve(1.02, id="t0003", parameters=1), third),
+    ]
+    winner, _ = judged(*trials)
+    assert winner.trial == "t0002"
+    assert winner.tied == ("t0001",)
+
+
+def test_without_per_example_losses_the_lowest_wins_and_equal_ones_go_to_the_cheaper():
+    assert select([curve(1.0, id="t0002"), curve(1.01, id="t0001", parameters=1)], EXACT, no_losses)[0].trial == "t0002"
+    equal = [curve(1.0, id="t0001", parameters=9), curve(1.0, id="t0002", parameters=1)]
+    assert select(equal, EXACT, no_losses)[0].trial == "t0002"
+    assert select([curve(1.0, id="t0002"), curve(1.0, id="t0001")], EXACT, no_losses)[0].trial == "t0001"
+
+
+def test_losses_over_other_rows_are_not_compared():
+    trials = [curve(1.0, id="t0001", parameters=9), curve(1.0001, id="t0002", parameters=1)]
+    winner, _ = judged((trials[0], per_example(1.0, noise=0.5)), (trials[1], per_example(1.0001, rows=300)))
+    assert winner.trial == "t0001"
+
+
+def test_the_order_of_the_trials_does_not_matter():
+    generator = random.Random(0)
+    for case in range(100):
+        curves, table = [], {}
+        for number in range(1, generator.randint(2, 8)):
+            losses = [
+                (round(generator.uniform(0.9, 1.2), 2), round(generator.uniform(0.4, 1.2), 2))
+                for _ in range(generator.randint(1, 4))
+            ]
+            made = curve(
+                *losses,
+                id=f"t{number:04d}",
+                status=generator.choice(["complete", "complete", "pruned", "failed"]),
+                parameters=generator.choice([1, 10]),
+            )
+            curves.append(made)
+            for point in made.points:
+                table[point.folder] = per_example(point.val_loss, rows=30, noise=0.4, seed=generator.randrange(1000))
+        first, _ = select(curves, EXACT, table.get)
+        for _ in range(5):
+            generator.shuffle(curves)
+            again, _ = select(curves, EXACT, table.get)
+            assert again is first is None or (again.trial, again.point, again.tied) == (
+                first.trial,
+                first.point,
+                first.tied,
+            ), case
+
+
+# --- the paired difference ---
+
+
+def test_with_one_target_each_it_is_the_mean_difference_and_the_standard_error_of_the_paired_t_test():
+    generator = np.random.default_rng(1)
+    a, b = generator.exponential(1, (2, 300))
+    ones = np.ones(300)
+    difference, error = paired_difference(np.stack([a, ones], 1), np.stack([b, ones], 1))
+    assert difference == pytest.approx((b - a).mean(), rel=1e-12)
+    assert error == pytest.approx((b - a).std(ddof=1) / math.sqrt(300), rel=1e-12)
+
+
+def unequal(rows=800):
+    """Summed losses of two models whose rows have 1 to 40 targets; b is worse by 0.02 nats a target."""
+    generator = np.random.default_rng(2)
+    targets = generator.integers(1, 41, rows).astype(float)
+    rate = generator.gamma(4, 0.25, rows)
+    a = targets * rate * np.exp(generator.normal(0, 0.05, rows))
+    b = targets * (rate + 0.02) * np.exp(generator.normal(0, 0.05, rows))
+    return np.stack([a, targets], 1), np.stack([b, targets], 1)
+
+
+def test_with_unequal_targets_it_is_the_difference_of_the_losses_per_target():
+    a, b = unequal()
+    difference, _ = paired_difference(a, b)
+    assert difference == pytest.approx(b[:, 0].sum() / b[:, 1].sum() - a[:, 0].sum() / a[:, 1].sum(), rel=1e-9)
+    per_row = (b[:, 0] / b[:, 1] - a[:, 0] / a[:, 1]).mean()
+    assert difference != pytest.approx(per_row, rel=1e-3)  # a mean of row means is another number
+
+
+def test_its_standard_error_is_that_of_a_bootstrap_over_rows():
+    a, b = unequal()
+    _, error = paired_difference(a, b)
+    generator = np.random.default_rng(3)
+    drawn = generator.integers(0, len(a), (4000, len(a)))
+    differences = (b[drawn, 0] - a[drawn, 0]).sum(1) / a[drawn, 1].sum(1)
+    assert error == pytest.approx(differences.std(ddof=1), rel=0.05)  # 4,000 draws: good to about 1%
+
+
+def test_it_is_antisymmetric_and_scales_with_the_losses():
+    a, b = unequal()
+    difference, error = paired_difference(a, b)
+    assert paired_difference(b, a) == pytest.approx((-difference, error))
+    twice = [np.stack([3 * losses[:, 0], losses[:, 1]], 1) for losses in (a, b)]
+    assert paired_difference(*twice) == pytest.approx((3 * difference, 3 * error))
+
+
+def test_one_row_says_nothing_and_equal_losses_are_tied():
+    one = np.array([[1.0, 2.0]]), np.array([[3.0, 2.0]])
+    assert paired_difference(*one) == (1.0, math.inf)
+    a, _ = unequal()
+    assert paired_difference(a, a) == (0.0, 0.0)
+
+
+def test_losses_are_subtracted_in_double_precision():
+    a = np.array([[100.0, 1.0]] * 50, dtype=np.float32)
+    b = a.copy()
+    b[:, 0] += np.float32(1e-5)
+    exact = float(b[0, 0]) - float(a[0, 0])
+    assert paired_difference(a, b)[0] == pytest.approx(exact, rel=1e-9)
+
+
+# --- the thresholds ---
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("overfit_rise", -0.1, "selection.overfit_rise: must be 0 or more, got -0.1"),
+        ("improving", -0.1, "selection.improving: must be 0 or more, got -0.1"),
+        ("underfit", -0.1, "selection.underfit: must be 0 or more, got -0.1"),
+        ("tie_standard_errors", -1.0, "selection.tie_standard_errors: must be 0 or more, got -1.0"),
+        ("overfit_gap", 0.0, "selection.overfit_gap: must be above 0 and at most 1, got 0.0"),
+        ("overfit_gap", 1.1, "selection.overfit_gap: must be above 0 and at most 1, got 1.1"),
+        ("diverge_ratio", 1.0, "selection.diverge_ratio: must be above 1, got 1.0"),
+        ("overfit_rise", math.nan, "selection.overfit_rise: must be 0 or more, got nan"),
+        ("overfit_gap", math.nan, "selection.overfit_gap: must be above 0 and at most 1, got nan"),
+        ("diverge_ratio", math.nan, "selection.diverge_ratio: must be above 1, got nan"),
+    ],
+)
+def test_thresholds_that_make_no_sense_are_refused(field, value, message):
+    with pytest.raises(ValueError) as caught:
+        SelectionConfig(**{field: value})
+    assert str(caught.value) == message

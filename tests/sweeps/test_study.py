@@ -1,0 +1,534 @@
+"""The searcher over a real Optuna journal; Tune is played by the tests, which call what it calls."""
+
+import io
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from omegaconf import OmegaConf
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from search_spaces import load_space
+from sweeps.config import ConfigError, from_tree
+from sweeps.ledger import INTERRUPTED, NO_SLOT, Ledger
+from sweeps.study import STUDY, StudySearcher, open_study, suggest_with
+from trainables.checkpoints import CHECKPOINT, EVALUATION
+from trainables.hyperparameters import parse
+
+COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
+PRESETS = sorted((Path(__file__).resolve().parents[2] / "search_spaces").glob("*.yaml"))
+
+FIXED = {"method": "lora", "batch_size": 8, "epochs": 2}
+CONTINUOUS = FIXED | {"learning_rate": {"log_uniform": [1e-5, 1e-2]}}
+SMALL = FIXED | {"learning_rate": {"choice": [1e-4, 1e-3]}, "rank": {"choice": [4, 8]}}  # 4 configurations
+
+
+class Sweep:
+    """A sweep without Tune and slots: a searcher, its study and its ledger, and what it said."""
+
+    def __init__(self, folder, space=CONTINUOUS, *, stopped=None, selection=None, **search):
+        tree = {
+            "name": "quick",
+            "model": {"name": "tiny"},
+            "data": {"train": "rows.csv"},
+            "search": {"space": space, **search},
+            "selection": {"overfit_rise": 0.25, "overfit_gap": 0.5},
+        }
+        self.config = from_tree(OmegaConf.create(tree), (), "sweep.yaml")
+        self.ledger = Ledger(str(folder)).load()
+        self.ledger.store.write_json("here.json", {})
+        self.journal = Path(folder) / STUDY
+        self.study = open_study(self.journal, "quick", self.config.search, self.config.seed)
+        self.stopped = stopped
+        self.started, self.ended, self.said = [], [], []
+        self.searcher = StudySearcher(
+            config=self.config,
+            space=self.config.space(),
+            study=self.study,
+            ledger=self.ledger,
+            order={"mailbox": "mailbox", "namespace": "sweep-quick"},
+            stopped=lambda: self.stopped,
+            on_start=lambda *started: self.started.append(started),
+            on_end=self.ended.append,
+            say=self.said.append,
+        )
+        self._tune_ids = 0
+
+    def ask(self):
+        """A Tune trial's id and its configuration, or None when the search is over."""
+        self._tune_ids += 1
+        tune_id = f"tune-{self._tune_ids}"
+        given = self.searcher.suggest(tune_id)
+        return None if given == Searcher.FINISHED else SimpleNamespace(tune_id=tune_id, **given)
+
+    def evaluate(self, asked, *losses):
+        """Evaluations as a slot writes them, and as the sweep takes note of them; one number is both losses."""
+        points = self.ledger.curve(asked.id).points
+        for step, loss in enumerate(losses, start=len(points) + 1):
+            val, probe = loss if isinstance(loss, tuple) else (loss, loss)
+            folder = f"trials/{asked.id}/attempt-1/step-{step:08d}"
+            evaluation = {
+                "step": step,
+                "samples_seen": 10 * step,
+                "epoch": step,
+                "val_loss": val if val is None or math.isfinite(val) else None,
+                "probe_loss": probe if probe is None or math.isfinite(probe) else None,
+                "metrics": {},
+                "trainable_parameters": 1,
+                "folder": folder,
+            }
+            self.ledger.store.write_bytes(f"{folder}/{CHECKPOINT}/adapter_model.safetensors", b"")
+            self.ledger.store.write_json(f"{folder}/{EVALUATION}", evaluation)
+            self.ledger.record(asked.id, evaluation)
+
+    def end(self, asked, *, error=False, **result):
+        self.searcher.on_trial_complete(asked.tune_id, None if error else {"id": asked.id, **result}, error=error)
+
+    def run(self, *losses):
+        """One trial from asking to its end."""
+        asked = self.ask()
+        if asked is not None:
+            self.evaluate(asked, *losses)
+            self.end(asked, ended="finished")
+        return asked
+
+    def frozen(self, asked):
+        return next(trial for trial in self.study.trials if trial.user_attrs.get("trial") == asked.id)
+
+    def states(self):
+        return [trial.state for trial in self.study.trials]
+
+
+# --- what Tune gets, and what Optuna is told ---
+
+
+def test_a_suggestion_is_a_complete_configuration_and_is_written_down_at_once(tmp_path):
+    sweep = Sweep(tmp_path, CONTINUOUS | {"rank": 4, "alpha": "2 * rank"})
+    asked = sweep.ask()
+    assert (asked.id, asked.mailbox, asked.namespace) == ("t0001", "mailbox", "sweep-quick")
+    written = json.loads((tmp_path / "trials" / "t0001" / "trial.json").read_text())["params"]
+    assert asked.params == sweep.config.complete(written)
+    assert (asked.params["rank"], asked.params["alpha"], asked.params["seed"]) == (4, 8, 0)
+    assert sweep.started == [("t0001", written, False)]
+    assert sweep.frozen(asked).state == RUNNING
+    assert sweep.ask().id == "t0002"
+
+
+def test_optuna_is_told_the_best_loss_that_may_win_and_never_the_last(tmp_path):
+    sweep = Sweep(tmp_path)
+    asked = sweep.run((3.0, 2.9), (2.0, 1.9), (2.1, 2.0), (1.0, 0.1), (2.9, 0.05))  # the fourth is memorised
+    frozen = sweep.frozen(asked)
+    assert (frozen.state, frozen.value) == (COMPLETE, 2.0)
+    assert frozen.intermediate_values == {10: 3.0, 20: 2.0, 30: 2.1, 40: 1.0, 50: 2.9}
+    assert sweep.study.best_value == 2.0
+    assert sweep.ledger.curve(asked.id).status == "complete"
+    assert sweep.ended == ["t0001"]
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "reason", "state", "value"),
+    [
+        ({"ended": "finished"}, "complete", None, COMPLETE, 1.0),
+        ({"ended": "failed", "reason": "out of memory"}, "failed", "out of memory", FAIL, None),
+        (
+            {"ended": "failed", "reason": "out of memory", "log": "trials/t0001/log.txt"},
+            "failed",
+            "out of memory (log: trials/t0001/log.txt)",
+            FAIL,
+            None,
+        ),
+        ({"ended": "diverged", "reason": "nan"}, "pruned", "diverged: nan", PRUNED, 1.0),
+        (
+            {"ended": "stopped", "reason": "the time budget of 8h is spent"},
+            "pruned",
+            "the time budget of 8h is spent",
+            PRUNED,
+            1.0,
+        ),
+        (
+            {"ended": None, "samples_seen": 30},
+            "pruned",
+            "behind the others at 30 samples (ASHA)",
+            PRUNED,
+            1.0,
+        ),
+        ({"error": True}, "failed", "its Tune actor died again and again", FAIL, None),
+    ],
+    ids=["finished", "failed", "failed with a log", "diverged", "budget", "asha", "error"],
+)
+def test_how_a_trial_ended(tmp_path, result, status, reason, state, value):
+    sweep = Sweep(tmp_path)
+    asked = sweep.ask()
+    sweep.evaluate(asked, 2.0, 1.0, 3.0)
+    sweep.end(asked, **result)
+    curve, frozen = sweep.ledger.curve(asked.id), sweep.frozen(asked)
+    assert (curve.status, curve.reason) == (status, reason)
+    assert (frozen.state, frozen.value) == (state, value)
+    assert frozen.user_attrs.get("reason") == reason
+    assert Ledger(str(tmp_path)).load().curve(asked.id) == curve
+
+
+def test_a_trial_that_the_platform_stopped_carries_its_reason(tmp_path):
+    sweep = Sweep(tmp_path)
+    asked = sweep.ask()
+    sweep.evaluate(asked, (2.0, 2.0), (3.0, 1.5))
+    sweep.searcher.stop_reason(asked.tune_id, "overfit: validation loss rose")
+    sweep.end(asked, ended=None, samples_seen=20)
+    assert sweep.ledger.curve(asked.id).reason == "overfit: validation loss rose"
+    assert (sweep.frozen(asked).state, sweep.frozen(asked).value) == (PRUNED, 2.0)
+
+
+@pytest.mark.parametrize("losses", [(math.inf,), (2.0, math.inf), (), ((1.0, 0.1),)])
+@pytest.mark.parametrize("ended", ["finished", "diverged", None])
+def test_whatever_the_losses_no_trial_stays_running(tmp_path, losses, ended):
+    sweep = Sweep(tmp_path)
+    asked = sweep.ask()
+    sweep.evaluate(asked, *losses)
+    sweep.end(asked, ended=ended, reason="nan", val_loss=math.inf, samples_seen=10)
+    assert sweep.frozen(asked).state.is_finished()
+    best = 2.0 if losses[:1] == (2.0,) else None
+    assert sweep.frozen(asked).value == best
+
+
+def test_a_trial_of_which_nothing_may_win_is_the_worst_there_is_and_not_ignored(tmp_path):
+    """TPE ignores FAIL, and then goes on proposing what diverges; PRUNED without a value it counts as bad."""
+    sweep = Sweep(tmp_path)
+    diverged, memorised = sweep.ask(), sweep.ask()
+    sweep.end(diverged, ended="diverged", reason="nan at step 3")
+    sweep.evaluate(memorised, (0.5, 0.01))
+    sweep.end(memorised, ended="finished")
+    for asked in (diverged, memorised):
+        frozen = sweep.frozen(asked)
+        assert (frozen.state, frozen.value, frozen.intermediate_values) == (PRUNED, None, {})
+
+
+def test_tpe_leaves_the_region_that_diverges(tmp_path):
+    sweep = Sweep(tmp_path, trials=40, startup_trials=8)
+    diverged = []
+    for _ in range(32):
+        asked = sweep.ask()
+        rate = asked.params["learning_rate"]
+        if rate > 1e-4:
+            sweep.end(asked, ended="diverged", reason="nan")
+        else:
+            sweep.evaluate(asked, 1 + abs(math.log10(rate / 5e-5)))
+            sweep.end(asked, ended="finished")
+        diverged.append(rate > 1e-4)
+    assert sum(diverged[-16:]) <= 8  # two thirds of the space diverge; of trials told FAIL 14 of the last 16 did
+
+
+def test_a_trial_ends_once(tmp_path):
+    sweep = Sweep(tmp_path)
+    asked = sweep.ask()
+    sweep.evaluate(asked, 1.0)
+    sweep.end(asked, ended="finished")
+    sweep.end(asked, error=True)
+    sweep.searcher.on_trial_complete("unknown", {"ended": "failed"})
+    assert sweep.ledger.curve(asked.id).status == "complete"
+    assert sweep.ended == ["t0001"]
+
+
+def test_no_trial_starts_when_the_sweep_is_stopped_or_has_all_its_trials(tmp_path):
+    sweep = Sweep(tmp_path, trials=2)
+    sweep.stopped = "the time budget of 8h is spent"
+    assert sweep.ask() is None
+    sweep.stopped = None
+    assert [sweep.ask().id, sweep.ask().id] == ["t0001", "t0002"]
+    assert sweep.ask() is None
+    assert sweep.said == []
+
+
+# --- what is not run ---
+
+
+def test_a_configuration_is_not_run_twice_and_a_duplicate_counts_for_nothing(tmp_path):
+    sweep = Sweep(tmp_path, SMALL, trials=4, sampler="random")
+    seen = []
+    for _ in range(4):
+        asked = sweep.run(1.0 + len(seen))
+        seen.append((asked.params["learning_rate"], asked.params["rank"]))
+    assert len(set(seen)) == 4
+    assert [curve.id for curve in sweep.ledger.curves()] == ["t0001", "t0002", "t0003", "t0004"]
+    duplicates = [trial for trial in sweep.study.trials if "duplicate_of" in trial.user_attrs]
+    assert duplicates, "the seed draws no duplicate: the test tests nothing"
+    for duplicate in duplicates:
+        twin = int(duplicate.user_attrs["duplicate_of"].removeprefix("t"))
+        assert (duplicate.state, duplicate.value) == (COMPLETE, float(twin))  # the loss of its twin
+    assert RUNNING not in sweep.states()
+
+
+def test_a_duplicate_of_a_trial_that_still_runs_is_closed_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.study.MAX_REDRAWS", 25)
+    sweep = Sweep(tmp_path, SMALL, sampler="random")
+    asked = [sweep.ask() for _ in range(4)]
+    assert sweep.ask() is None
+    assert sweep.states().count(RUNNING) == 4
+    assert {trial.state for trial in sweep.study.trials if "duplicate_of" in trial.user_attrs} == {FAIL}
+    for one in asked:
+        sweep.end(one, ended="finished")
+    assert RUNNING not in sweep.states()
+
+
+def test_the_same_settings_in_another_branch_are_another_configuration(tmp_path):
+    space = {"method": {"full": None, "lora": {"rank": 8}}, "learning_rate": 1e-3, "batch_size": 8, "epochs": 2}
+    sweep = Sweep(tmp_path, space, sampler="random")
+    assert {sweep.ask().params["method"], sweep.ask().params["method"]} == {"full", "lora"}
+
+
+def test_an_invalid_configuration_is_told_and_drawn_again(tmp_path):
+    sweep = Sweep(tmp_path, CONTINUOUS | {"batch_size": {"choice": [0, 8]}}, trials=10, sampler="random")
+    for _ in range(10):
+        assert sweep.run(1.0).params["batch_size"] == 8
+    invalid = [trial for trial in sweep.study.trials if "invalid" in trial.user_attrs]
+    assert invalid and {trial.state for trial in invalid} == {FAIL}
+    assert invalid[0].user_attrs["invalid"] == "batch_size: must be at least 1, got 0"
+    assert len(sweep.ledger.curves()) == 10
+
+
+def test_a_space_in_which_nothing_valid_is_found_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.study.MAX_REDRAWS", 25)
+    sweep = Sweep(tmp_path, CONTINUOUS)
+    monkeypatch.setattr(type(sweep.config), "hyperparameters", lambda self, params: parse(params | {"batch_size": 0}))
+    with pytest.raises(ConfigError) as caught:
+        sweep.ask()
+    assert str(caught.value) == (
+        "search.space: 25 configurations in a row are invalid, the last because: batch_size: must be at least 1, got 0"
+    )
+    assert RUNNING not in sweep.states()
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_finite_space_that_is_exhausted_ends_the_sweep_early(tmp_path, sampler, monkeypatch):
+    monkeypatch.setattr("sweeps.study.MAX_REDRAWS", 25)
+    sweep = Sweep(tmp_path, SMALL, trials=20, sampler=sampler)
+    while sweep.run(1.0):
+        pass
+    assert len(sweep.ledger.curves()) == 4
+    assert sweep.said == [
+        "No new configuration in 25 draws: the space is exhausted, the sweep ends with 4 trials."
+    ]
+    assert RUNNING not in sweep.states()
+
+
+def test_the_grid_tries_everything_once(tmp_path):
+    space = {
+        "method": {"full": {"learning_rate": {"choice": [1e-5, 1e-4]}}, "lora": {"rank": {"int": [1, 3]}}},
+        "batch_size": {"choice": [8, 16]},
+        "epochs": 2,
+    }
+    space["method"]["lora"]["learning_rate"] = 1e-3
+    sweep = Sweep(tmp_path, space, trials=20, sampler="grid")
+    asked = []
+    while one := sweep.ask():
+        asked.append(one)
+        if len(asked) % 2:  # two at a time, as two slots run them
+            continue
+        for one in asked[-2:]:
+            sweep.evaluate(one, 1.0)
+            sweep.end(one, ended="finished")
+    tried = {(a.params["method"], a.params["learning_rate"], a.params.get("rank"), a.params["batch_size"]) for a in asked}
+    assert len(tried) == len(asked) == 2 * (2 + 3)
+    assert sweep.said == ["The grid is exhausted: the sweep ends with 10 trials."]
+    assert RUNNING not in sweep.states()
+
+
+def test_the_grid_goes_on_after_a_restart(tmp_path):
+    first = Sweep(tmp_path, SMALL, sampler="grid")
+    done = [first.run(1.0), first.run(1.0)]
+    second = Sweep(tmp_path, SMALL, sampler="grid")
+    while one := second.run(1.0):
+        done.append(one)
+    assert len({(one.params["learning_rate"], one.params["rank"]) for one in done}) == len(done) == 4
+
+
+def test_initial_configurations_come_first_and_what_they_leave_open_is_sampled(tmp_path):
+    space = CONTINUOUS | {"targets": {"choice": ["all-linear", ["q_proj", "v_proj"]]}}
+    initial = [{"learning_rate": 5e-4, "targets": ["q_proj", "v_proj"]}, {"targets": "all-linear"}]
+    sweep = Sweep(tmp_path, space, initial=initial)
+    first, second = sweep.ask(), sweep.ask()
+    assert (first.params["learning_rate"], first.params["targets"]) == (5e-4, ["q_proj", "v_proj"])
+    assert second.params["targets"] == "all-linear"
+    assert 1e-5 <= second.params["learning_rate"] <= 1e-2
+
+
+# --- restarts ---
+
+
+def test_after_a_restart_unfinished_trials_go_on_under_their_ids_and_count(tmp_path):
+    before = Sweep(tmp_path, trials=4)
+    finished, half, fresh = before.run(1.0), before.ask(), before.ask()
+    before.evaluate(half, 3.0, 2.0)
+    after = Sweep(tmp_path, trials=4)
+    resumed = [after.ask(), after.ask()]
+    assert [one.id for one in resumed] == [half.id, fresh.id] == ["t0002", "t0003"]
+    assert [one.params for one in resumed] == [half.params, fresh.params]
+    assert [(id, again) for id, _, again in after.started] == [("t0002", True), ("t0003", True)]
+    assert len(after.ledger.curve("t0002").points) == 2
+    new = after.ask()
+    assert (new.id, after.started[-1][2]) == ("t0004", False)
+    assert after.ask() is None  # four in all
+    after.evaluate(resumed[0], 1.5)
+    for one in (*resumed, new):
+        after.end(one, ended="finished")
+    assert [(trial.user_attrs["trial"], trial.state) for trial in after.study.trials][:2] == [
+        (finished.id, COMPLETE),
+        (half.id, COMPLETE),
+    ]
+    assert after.frozen(half).value == 1.5
+    assert len(after.study.trials) == 4
+
+
+@pytest.mark.parametrize("reason", [INTERRUPTED, NO_SLOT])
+def test_an_interrupted_trial_stays_unfinished(tmp_path, reason):
+    before = Sweep(tmp_path)
+    told, silent = before.ask(), before.ask()
+    before.evaluate(told, 2.0)
+    before.stopped = reason
+    before.end(told, ended="stopped", reason=reason)
+    before.searcher.on_trial_complete(silent.tune_id)  # Tune ends it without a result
+    assert before.ledger.unfinished() == ["t0001", "t0002"]
+    assert before.states() == [RUNNING, RUNNING]
+    assert before.ended == []
+    after = Sweep(tmp_path)
+    assert [after.ask().id, after.ask().id, after.ask().id] == ["t0001", "t0002", "t0003"]
+
+
+def test_a_trial_that_was_asked_but_never_written_down_is_closed(tmp_path):
+    before = Sweep(tmp_path, trials=3)
+    before.run(1.0)
+    killed_before_its_id = before.study.ask()
+    killed_before_its_folder = before.study.ask()
+    killed_before_its_folder.set_user_attr("trial", "t0002")
+    after = Sweep(tmp_path, trials=3)
+    assert after.states() == [COMPLETE, FAIL, FAIL]
+    assert (killed_before_its_id.number, killed_before_its_folder.number) == (1, 2)
+    asked = [after.run(3.0), after.run(2.0)]
+    assert [one.id for one in asked] == ["t0002", "t0003"]
+    again = Sweep(tmp_path, trials=3)
+    assert again.states() == [COMPLETE, FAIL, FAIL, COMPLETE, COMPLETE]
+    assert [trial.value for trial in again.study.trials] == [1.0, None, None, 3.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "value"), [("complete", COMPLETE, 1.0), ("pruned", PRUNED, 1.0), ("failed", FAIL, None)]
+)
+def test_a_trial_that_ended_in_the_ledger_but_not_in_the_study_is_told(tmp_path, status, state, value):
+    before = Sweep(tmp_path)
+    asked = before.ask()
+    before.evaluate(asked, 2.0, 1.0, 1.5)
+    before.ledger.finish(asked.id, status, "why")
+    assert before.states() == [RUNNING]
+    after = Sweep(tmp_path)
+    assert (after.frozen(asked).state, after.frozen(asked).value) == (state, value)
+    assert after.ask().id == "t0002"
+
+
+def test_a_kill_while_a_trial_is_told_does_not_stand_in_the_way(tmp_path):
+    before = Sweep(tmp_path)
+    asked = before.ask()
+    before.evaluate(asked, 2.0, 1.0, 1.5)
+    before.ledger.finish(asked.id, "pruned", "why")
+    handle = optuna.Trial(before.study, before.frozen(asked)._trial_id)
+    handle.report(2.0, 10)  # and then it was killed
+    after = Sweep(tmp_path)  # Optuna warns when a step is reported twice, and here warnings are errors
+    assert (after.frozen(asked).state, after.frozen(asked).value) == (PRUNED, 1.0)
+
+
+def test_suggestions_after_a_restart_are_new(tmp_path):
+    """A sampler that starts from the same seed again would repeat its first suggestions."""
+    rates = []
+    for _ in range(3):
+        sweep = Sweep(tmp_path, trials=12)
+        rates += [sweep.run(1.0).params["learning_rate"] for _ in range(4)]
+    assert len(set(rates)) == 12
+    assert not any("duplicate_of" in trial.user_attrs for trial in sweep.study.trials)
+
+
+def test_after_a_restart_what_was_tried_is_not_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.study.MAX_REDRAWS", 25)
+    before = Sweep(tmp_path, SMALL, sampler="random")
+    tried = [before.run(1.0) for _ in range(2)]
+    after = Sweep(tmp_path, SMALL, sampler="random")
+    while one := after.run(1.0):
+        tried.append(one)
+    assert len({(one.params["learning_rate"], one.params["rank"]) for one in tried}) == len(tried) == 4
+
+
+def test_initial_configurations_are_not_tried_again_after_a_restart(tmp_path):
+    initial = [{"learning_rate": 5e-4}, {"learning_rate": 6e-4}]
+    before = Sweep(tmp_path, initial=initial)
+    before.run(1.0)
+    after = Sweep(tmp_path, initial=initial)
+    assert after.run(1.0).params["learning_rate"] == 6e-4
+    assert after.run(1.0).params["learning_rate"] not in (5e-4, 6e-4)
+
+
+def test_a_lock_that_a_killed_sweep_left_does_not_stop_the_next(tmp_path):
+    before = Sweep(tmp_path)
+    before.run(1.0)
+    Path(f"{before.journal}.lock").symlink_to(before.journal)  # as Optuna makes it
+    assert Sweep(tmp_path).run(1.0).id == "t0002"
+
+
+def test_another_total_can_be_run_on_to(tmp_path):
+    before = Sweep(tmp_path, trials=2)
+    while before.run(1.0):
+        pass
+    after = Sweep(tmp_path, trials=3)
+    assert after.run(1.0).id == "t0003"
+    assert after.run(1.0) is None
+
+
+# --- the study, for others ---
+
+
+def test_other_tools_read_the_study(tmp_path):
+    sweep = Sweep(tmp_path)
+    sweep.run(3.0, 2.0, 2.5)
+    pruned = sweep.ask()
+    sweep.evaluate(pruned, 4.0, 1.0, 3.5)
+    sweep.end(pruned, ended=None, samples_seen=30)
+    storage = JournalStorage(JournalFileBackend(str(sweep.journal)))
+    study = optuna.load_study(study_name="quick", storage=storage)
+    assert [(trial.state, trial.value) for trial in study.trials] == [(COMPLETE, 2.0), (PRUNED, 1.0)]
+    assert study.trials[0].user_attrs["trial"] == "t0001"
+    assert study.best_trial.number == 0  # Optuna takes complete trials only
+    read_only = open_study(sweep.journal, "quick", sweep.config.search, 0, read_only=True)
+    assert len(read_only.trials) == 2
+
+
+def test_optuna_dashboard_shows_the_study(tmp_path):
+    dashboard = pytest.importorskip("optuna_dashboard")
+    sweep = Sweep(tmp_path)
+    sweep.run(3.0, 2.0)
+    app = dashboard.wsgi(JournalStorage(JournalFileBackend(str(sweep.journal))))
+    answer = []
+    environment = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/api/studies",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "wsgi.input": io.BytesIO(),
+        "wsgi.errors": io.StringIO(),
+        "wsgi.url_scheme": "http",
+    }
+    body = b"".join(app(environment, lambda status, headers, exc_info=None: answer.append(status)))
+    assert answer == ["200 OK"]
+    assert [study["study_name"] for study in json.loads(body)["study_summaries"]] == ["quick"]
+
+
+@pytest.mark.parametrize("preset", [path.stem for path in PRESETS])
+def test_every_preset_can_be_searched_and_tried_first(preset):
+    space = load_space(preset)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        params = space.sample(suggest_with(study.ask()))
+        parse(params)
+        study.enqueue_trial({name: json.dumps(v) if isinstance(v, list) else v for name, v in space.encode(params).items()})
+        assert space.sample(suggest_with(study.ask())) == params

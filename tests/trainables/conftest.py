@@ -1,0 +1,241 @@
+"""Tiny random models, splits for them, and packs over both."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor
+
+from trainables.checkpoints import STATE, write_evaluation
+from trainables.data.records import Encoded
+from trainables.data.store import Split, write_split
+from trainables.hyperparameters import Hyperparameters, parse
+from trainables.model import BaseModel, ModelConfig, load_model
+from trainables.pack import Evaluation, Pack, PackSettings, World
+from trainables.store import Store
+from trainables.tasks import TASKS, Task
+
+CPU = torch.device("cpu")
+VOCABULARY, PAD, ROWS, VALIDATION_ROWS = 100, 0, 18, 9
+CLASSES = {"labels": ["a", "b", "c"]}
+# weights well away from zero, so that every layer matters to the loss
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.15,
+    "pad_token_id": PAD,
+}
+DISTIL = {"vocab_size": VOCABULARY, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "pad_token_id": PAD}
+
+
+def _build(name: str) -> Any:
+    t = transformers
+    return {
+        "bert": lambda: t.BertModel(t.BertConfig(**SHAPE)),
+        "bert-no-dropout": lambda: t.BertModel(
+            t.BertConfig(**SHAPE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        ),
+        "bert-language-model": lambda: t.BertForMaskedLM(t.BertConfig(**SHAPE)),
+        "bert-classifier": lambda: t.BertForSequenceClassification(t.BertConfig(**SHAPE, num_labels=3)),
+        "bert-two-classes": lambda: t.BertForSequenceClassification(t.BertConfig(**SHAPE, num_labels=2)),
+        "roberta": lambda: t.RobertaModel(t.RobertaConfig(**SHAPE), add_pooling_layer=False),
+        "distilbert": lambda: t.DistilBertModel(t.DistilBertConfig(**DISTIL)),
+        "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**SHAPE)),
+        "llama-wide": lambda: t.LlamaForCausalLM(
+            t.LlamaConfig(**{**SHAPE, "hidden_size": 128, "intermediate_size": 256})
+        ),
+        "llama-tied": lambda: t.LlamaForCausalLM(t.LlamaConfig(**SHAPE, tie_word_embeddings=True)),
+    }[name]()
+
+
+class Lab:
+    """Models by name: `llama*` train on instructions, the others classify into three classes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._splits: dict[tuple[str, str], Split] = {}
+        self.bases: list[BaseModel] = []  # that packs have loaded
+
+    def folder(self, model: str) -> Path:
+        """A model as transformers saves it, the same at every call."""
+        folder = self._folder / model
+        if not folder.exists():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1)
+                _build(model).save_pretrained(folder)
+        return folder
+
+    def task(self, model: str) -> Task:
+        return TASKS["instruction" if model.startswith("llama") else "classification"]
+
+    def split(self, model: str, name: str = "train") -> Split:
+        """Rows of 3 to 12 tokens; of an instruction the first third has no loss."""
+        task = self.task(model).name
+        if (task, name) not in self._splits:
+            rng = np.random.default_rng([len(task), len(name)])
+            rows = ROWS if name == "train" else VALIDATION_ROWS
+            ids = [rng.integers(1, VOCABULARY, rng.integers(3, 13)).astype(np.int32) for _ in range(rows)]
+            labels: Any = rng.integers(0, len(CLASSES["labels"]), rows).astype(np.int64)
+            if task == "instruction":
+                labels = [np.where(np.arange(len(row)) < len(row) // 3, -100, row).astype(np.int32) for row in ids]
+            path = self._folder / f"{task}-{name}.arrow"
+            write_split(path, Encoded(input_ids=ids, labels=labels))
+            self._splits[task, name] = Split(path)
+        return self._splits[task, name]
+
+    def base(
+        self, model: str, *, variant: Any = "plain", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> BaseModel:
+        task = self.task(model)
+        return load_model(
+            ModelConfig(name=str(self.folder(model))),
+            auto_class=task.auto_class,
+            variant=variant,
+            dtype=dtype,
+            device=CPU,
+            seed=seed,
+            pad_token_id=PAD,
+            model_kwargs=task.model_kwargs(CLASSES),
+        )
+
+    def plain(self, model: str, folder: Path | None = None, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
+        """What a user gets from transformers, in eval mode."""
+        task = self.task(model)
+        if task.name == "classification":
+            more = {"num_labels": len(CLASSES["labels"]), **more}
+        auto_class = getattr(transformers, task.auto_class)
+        return auto_class.from_pretrained(folder or self.folder(model), dtype=dtype, **more).eval()
+
+    def pack(
+        self,
+        model: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
+        world: World | None = None,
+        train: Any = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> Pack:
+
+        def load_base(variant: Any, dtype: torch.dtype) -> BaseModel:
+            self.bases.append(self.base(model, variant=variant, dtype=dtype, seed=seed))
+            return self.bases[-1]
+
+        return Pack(
+            load_base=load_base,
+            base_dtype=lambda method: dtypes.get(method, dtype),
+            task=self.task(model),
+            train=train or self.split(model),
+            validation=self.split(model, "validation"),
+            pad_token_id=PAD,
+            settings=PackSettings(seed=seed, **settings),
+            device=CPU,
+            world=world or World(),
+        )
+
+    def batch(
+        self, model: str, rows: Sequence[int] = range(6), split: str = "train"
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Inputs and labels of some rows."""
+        batch = self.task(model).collate(self.split(model, split).rows(list(rows)), PAD)
+        return batch, batch.pop("labels")
+
+    def loss(self, model: str, module: Any, rows: Sequence[int] = range(6), split: str = "train") -> Tensor:
+        """Mean over the targets of some rows."""
+        batch, labels = self.batch(model, rows, split)
+        nll, targets = self.task(model).row_losses(module(**batch).logits, labels)
+        return nll.sum() / targets.sum()
+
+    def logits(self, model: str, module: Any) -> Tensor:
+        batch, _ = self.batch(model)
+        with torch.no_grad():
+            return module(**batch).logits
+
+    @staticmethod
+    def params(method: str = "full", **more: Any) -> Hyperparameters:
+        """Hyperparameters as a search space samples them: five steps an epoch, ten in all."""
+        return parse({"method": method, "learning_rate": 3e-3, "batch_size": 4, "epochs": 2, **more})
+
+    @staticmethod
+    def publish(pack: Pack, folder: Path, trial: str = "t") -> tuple[Evaluation, Path]:
+        """Evaluate and save a trial as a slot does; the evaluation and the folder that it was published in."""
+        evaluation = pack.evaluate([trial])[trial]
+        record = write_evaluation(Store(str(folder)), trial, 1, evaluation, lambda target: pack.save(trial, target))
+        return evaluation, folder / record["folder"]
+
+    def run(
+        self, pack: Pack, folder: Path, hyperparameters: Hyperparameters, checkpoint: Path | None = None
+    ) -> list[tuple[Evaluation, Path]]:
+        """Train one trial to its end; what `publish` gave at each of its evaluations."""
+        pack.join("t", hyperparameters, checkpoint)
+        history: list[tuple[Evaluation, Path]] = []
+        while not (history and history[-1][0].finished):
+            while not pack.step(["t"]):
+                pass
+            history.append(self.publish(pack, folder))
+        pack.leave("t")
+        return history
+
+    @staticmethod
+    def tensors(folder: Path) -> dict[str, Tensor]:
+        """All tensors that were written below a folder, weights and optimiser state, by file and name."""
+        return {
+            f"{file.relative_to(folder)}: {name}": tensor
+            for file in sorted(folder.rglob("*.safetensors"))
+            for name, tensor in load_file(file).items()
+        }
+
+    def assert_same(self, one: list[tuple[Evaluation, Path]], other: list[tuple[Evaluation, Path]]) -> None:
+        """Two histories are equal bit for bit: every number of the evaluations, every tensor of the folders."""
+        assert len(one) == len(other) > 0
+        for (evaluation, folder), (other_evaluation, other_folder) in zip(one, other, strict=True):
+            mine, theirs = asdict(evaluation), asdict(other_evaluation)
+            assert np.array_equal(mine.pop("losses"), theirs.pop("losses"))
+            assert mine == theirs
+            saved, expected = self.tensors(folder), self.tensors(other_folder)
+            assert saved.keys() == expected.keys() and len(saved) > 0
+            different = [name for name in saved if not torch.equal(saved[name], expected[name])]
+            assert not different
+
+    def first_gradients(self, pack: Pack, folder: Path, hyperparameters: Hyperparameters) -> dict[str, Tensor]:
+        """Gradient of each parameter at the first step, unclipped, read from the saved first moments."""
+        assert hyperparameters.max_grad_norm == 0
+        pack.join("t", hyperparameters)
+        pack.step(["t"])
+        _, saved = self.publish(pack, folder)
+        pack.leave("t")
+        prefix = "exp_avg/"
+        return {
+            name.removeprefix(prefix): moment / (1 - hyperparameters.beta1)
+            for name, moment in load_file(saved / STATE).items()
+            if name.startswith(prefix)
+        }
+
+    @staticmethod
+    def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
+        """Each tensor differs by at most `tolerance` times the largest element of all."""
+        assert one.keys() == other.keys() and len(one) > 0
+        scale = max(float(tensor.abs().max()) for tensor in other.values())
+        assert scale > 0
+        worst = max((float((one[name] - other[name]).abs().max()), name) for name in one)
+        assert worst[0] <= tolerance * scale, f"{worst[1]} differs by {worst[0]:.3g}, scale {scale:.3g}"
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    return Lab(tmp_path_factory.mktemp("lab"))

@@ -1,0 +1,174 @@
+"""What one trial trains with: every mistake has its message, and nothing is rounded or clamped."""
+
+import math
+
+import pytest
+
+from trainables.errors import InputError
+from trainables.hyperparameters import (
+    OPTIONS,
+    FullOptions,
+    Hyperparameters,
+    LoraOptions,
+    PartialOptions,
+    parse,
+)
+
+FULL = {"method": "full", "learning_rate": 1e-4, "batch_size": 8, "epochs": 3}
+LORA = {**FULL, "method": "lora"}
+PARTIAL = {**FULL, "method": "partial", "layers": 1}
+
+
+def test_defaults():
+    assert parse(FULL) == Hyperparameters(
+        method="full",
+        learning_rate=1e-4,
+        batch_size=8,
+        epochs=3.0,
+        weight_decay=0.01,
+        warmup_ratio=0.1,
+        schedule="linear",
+        max_grad_norm=1.0,
+        beta1=0.9,
+        beta2=0.999,
+        epsilon=1e-8,
+        seed=0,
+        options=FullOptions(),
+    )
+    assert parse(LORA).options == LoraOptions(rank=8, alpha=16.0, dropout=0.0, targets="all-linear", rslora=False)
+    assert parse(PARTIAL).options == PartialOptions(layers=1)
+
+
+@pytest.mark.parametrize(
+    ("params", "name", "value"),
+    [
+        ({**FULL, "batch_size": 16.0}, "batch_size", 16),
+        ({**FULL, "seed": 7.0}, "seed", 7),
+        ({**FULL, "epochs": 2}, "epochs", 2.0),
+        ({**FULL, "learning_rate": 1}, "learning_rate", 1.0),
+        ({**FULL, "epochs": 0.5}, "epochs", 0.5),
+        ({**FULL, "weight_decay": 0}, "weight_decay", 0.0),
+        ({**FULL, "max_grad_norm": 0}, "max_grad_norm", 0.0),
+        ({**FULL, "warmup_ratio": 1}, "warmup_ratio", 1.0),
+        ({**FULL, "beta1": 0}, "beta1", 0.0),
+        ({**FULL, "schedule": "cosine"}, "schedule", "cosine"),
+        ({**LORA, "rank": 4.0}, "rank", 4),
+        ({**LORA, "alpha": 32}, "alpha", 32.0),
+        ({**LORA, "targets": ["q_proj", "v_proj"]}, "targets", ("q_proj", "v_proj")),
+        ({**LORA, "targets": "attention"}, "targets", "attention"),
+        ({**LORA, "rslora": True}, "rslora", True),
+        ({**PARTIAL, "layers": 2.0}, "layers", 2),
+        ({**PARTIAL, "layers": 0}, "layers", 0),
+        ({**PARTIAL, "layers": None, "patterns": ["*.bias"]}, "patterns", ("*.bias",)),
+    ],
+)
+def test_values_become_the_type_of_their_field_and_nothing_else(params, name, value):
+    hp = parse(params)
+    found = getattr(hp if name in FULL or name in Hyperparameters.__dataclass_fields__ else hp.options, name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("value", [1e-30, 3.3e-5, 0.123456789, 1e6])
+def test_extreme_values_stay_what_they_are(value):
+    hp = parse(
+        {**LORA, "learning_rate": value, "epsilon": value, "weight_decay": value, "alpha": value, "epochs": value}
+    )
+    assert (hp.learning_rate, hp.epsilon, hp.weight_decay, hp.options.alpha, hp.epochs) == (value,) * 5
+
+
+MISTAKES = [
+    ({}, "method: must be one of full, partial, lora, qlora, got None"),
+    ({"method": "lroa"}, "method: must be one of full, partial, lora, qlora, got 'lroa'"),
+    ({"method": ["lora"]}, "method: must be one of full, partial, lora, qlora, got ['lora']"),
+    (
+        {"method": "full", "batch_size": 8, "epochs": 1},
+        "learning_rate: not given; put it into search.space or into train",
+    ),
+    ({"method": "full", "learning_rate": 1e-3}, "batch_size: not given; put it into search.space or into train"),
+    ({**FULL, "learning_rte": 1}, "learning_rte: not a hyperparameter of method full. Did you mean 'learning_rate'?"),
+    ({**LORA, "rnk": 8}, "rnk: not a hyperparameter of method lora. Did you mean 'rank'?"),
+    (
+        {**FULL, "rank": 8},
+        "rank: not a hyperparameter of method full. Allowed: learning_rate, batch_size, epochs, weight_decay, "
+        "warmup_ratio, schedule, max_grad_norm, beta1, beta2, epsilon, seed.",
+    ),
+    # types
+    ({**FULL, "batch_size": 8.5}, "batch_size: must be a whole number, got 8.5"),
+    ({**FULL, "batch_size": "8"}, "batch_size: must be a whole number, got '8'"),
+    ({**FULL, "batch_size": True}, "batch_size: must be a whole number, got True"),
+    ({**FULL, "batch_size": math.inf}, "batch_size: must be a whole number, got inf"),
+    ({**FULL, "batch_size": None}, "batch_size: must be a whole number, got None"),
+    ({**FULL, "epochs": "three"}, "epochs: must be a number, got 'three'"),
+    ({**FULL, "learning_rate": False}, "learning_rate: must be a number, got False"),
+    ({**FULL, "learning_rate": [1e-3]}, "learning_rate: must be a number, got [0.001]"),
+    ({**FULL, "seed": 0.5}, "seed: must be a whole number, got 0.5"),
+    ({**FULL, "schedule": "cosin"}, "schedule: must be one of linear, cosine, constant, got 'cosin'"),
+    ({**LORA, "rank": 8.5}, "rank: must be a whole number, got 8.5"),
+    ({**LORA, "rslora": 1}, "rslora: must be true or false, got 1"),
+    ({**LORA, "rslora": "yes"}, "rslora: must be true or false, got 'yes'"),
+    ({**LORA, "targets": 3}, "targets: must be a word or a list of names, got 3"),
+    ({**LORA, "targets": ["q", 1]}, "targets: must be a word or a list of names, got ['q', 1]"),
+    ({**PARTIAL, "layers": 1.5}, "layers: must be a whole number or null, got 1.5"),
+    ({**PARTIAL, "layers": None, "patterns": "*.bias"}, "patterns: must be a list of names, got '*.bias'"),
+    # ranges
+    ({**FULL, "learning_rate": 0}, "learning_rate: must be above 0, got 0.0"),
+    ({**FULL, "learning_rate": -1e-4}, "learning_rate: must be above 0, got -0.0001"),
+    ({**FULL, "learning_rate": math.nan}, "learning_rate: must be above 0, got nan"),
+    ({**FULL, "learning_rate": math.inf}, "learning_rate: must be above 0, got inf"),
+    ({**FULL, "batch_size": 0}, "batch_size: must be at least 1, got 0"),
+    ({**FULL, "epochs": 0}, "epochs: must be above 0, got 0.0"),
+    ({**FULL, "weight_decay": -0.1}, "weight_decay: must be at least 0, got -0.1"),
+    ({**FULL, "warmup_ratio": 1.5}, "warmup_ratio: must be at least 0 and at most 1, got 1.5"),
+    ({**FULL, "warmup_ratio": -0.1}, "warmup_ratio: must be at least 0 and at most 1, got -0.1"),
+    ({**FULL, "max_grad_norm": -1}, "max_grad_norm: must be at least 0, got -1.0"),
+    ({**FULL, "epsilon": 0}, "epsilon: must be above 0, got 0.0"),
+    ({**LORA, "rank": 0}, "rank: must be at least 1, got 0"),
+    ({**LORA, "alpha": 0}, "alpha: must be above 0, got 0.0"),
+    ({**LORA, "alpha": math.nan}, "alpha: must be above 0, got nan"),
+    ({**LORA, "dropout": 1}, "dropout: must be in [0, 1), got 1.0"),
+    ({**LORA, "dropout": -0.1}, "dropout: must be in [0, 1), got -0.1"),
+    (
+        {**LORA, "targets": "atention"},
+        "targets: must be all-linear, attention or a list of module names, got 'atention'",
+    ),
+    ({**PARTIAL, "layers": -1}, "layers: must be 0 or more, got -1"),
+    (
+        {**PARTIAL, "patterns": ["*.bias"]},
+        "method=partial: give either layers (the last n) or patterns (a list), not both or neither",
+    ),
+    (
+        {**FULL, "method": "partial"},
+        "method=partial: give either layers (the last n) or patterns (a list), not both or neither",
+    ),
+]
+
+
+@pytest.mark.parametrize(("params", "message"), MISTAKES, ids=[message[:60] for _, message in MISTAKES])
+def test_every_mistake_has_its_message(params, message):
+    with pytest.raises(InputError) as caught:
+        parse(params)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("beta1", 1.0),
+        ("beta2", 1.0),
+        ("beta1", -0.1),
+        ("seed", -1),
+        ("seed", 10**13),
+        ("alpha", math.inf),
+        ("targets", []),
+    ],
+)
+def test_what_would_only_fail_in_the_slot_is_refused_before(name, value):
+    with pytest.raises(InputError, match=f"^{name}: must be ") as caught:
+        parse({**LORA, name: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_every_method_has_options():
+    assert list(OPTIONS) == ["full", "partial", "lora", "qlora"]
+    assert parse({**FULL, "method": "qlora", "rank": 16}).options == LoraOptions(rank=16)
