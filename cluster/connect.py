@@ -18,9 +18,7 @@ from cluster.config import ClusterConfig, check_ray_address
 
 DASHBOARD_PORT = 8265
 PROBE_TIMEOUT_S = 5.0
-MAX_TEMP_DIR = (
-    40  # characters: a Unix socket's path has 107 at most, of which Ray's own folders and names take the rest
-)
+MAX_TEMP_DIR = 40  # characters: a Unix socket's path has 107 at most, and Ray's own folders below it take the rest
 TOKEN_HELP = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to a file with it"
 )
@@ -167,8 +165,6 @@ def _start(namespace: str, temp_dir: Path | None) -> str | None:
     if sys.platform == "linux" and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
         cores = len(os.sched_getaffinity(0))
     # Ray Train's placement-group cleaner asks "the" cluster of this machine; where there are two it must be told which.
-    # every slot comes with a handful of small actors: that many processes are meant, and no reason for Ray to warn
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     given = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"  # the raylet hands it on to every worker
     try:

@@ -163,6 +163,8 @@ def _finish(outcome: Any) -> None:
 
 def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # every slot comes with a handful of small actors: that many processes are meant, and no reason for a warning
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
     try:
         app()
     except (ConfigError, InputError, SpaceError, ClusterError) as error:

@@ -72,12 +72,12 @@ def leaderboard(board: Mapping[str, Any]) -> Table:
 
 
 def ranked(board: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Trials with the evaluation that stands for each: that of the lowest loss whose checkpoint is kept, else the lowest."""
+    """Trials with the evaluation that stands for each: the lowest of those that may win, else the lowest."""
 
     def best(trial: dict[str, Any]) -> dict[str, Any] | None:
         points = [e for e in trial["evaluations"] if e["val_loss"] is not None]
-        kept = [e for e in points if e["checkpoint"] is not None] if trial["status"] != "running" else []
-        return min(kept or points, key=lambda e: e["val_loss"], default=None)
+        may_win = [e for e in points if e["checkpoint"] is not None and e["excluded"] is None]
+        return min(may_win or points, key=lambda e: e["val_loss"], default=None)
 
     rows = [(trial, best(trial)) for trial in board["trials"]]
     winner = (board["winner"] or {}).get("trial")
@@ -85,7 +85,9 @@ def ranked(board: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any
         rows,
         key=lambda row: (
             row[0]["id"] != winner,
-            row[1] is None or row[1]["checkpoint"] is None,  # what may not win comes last
+            row[1] is None
+            or row[1]["checkpoint"] is None
+            or row[1]["excluded"] is not None,  # what may not win comes last
             row[1]["val_loss"] if row[1] else float("inf"),
             row[0]["id"],
         ),
@@ -102,6 +104,7 @@ class Display:
         self._name, self._trials, self._selection, self._budget = name, trials, selection, time_budget_s
         self._began = time.monotonic()
         self._live: Live | None = None
+        self._done_before: float | None = None
 
     def say(self, line: str) -> None:
         """One event; with the time since the start where lines are all there is."""
@@ -154,7 +157,9 @@ class Display:
                     Text(format_params(curve.params)),
                 )
         elapsed = time.monotonic() - self._began
-        left = elapsed * (self._trials - done) / done if done > 0.2 else None
+        self._done_before = done if self._done_before is None else self._done_before  # by an earlier process
+        fresh = done - self._done_before
+        left = elapsed * (self._trials - done) / fresh if fresh > 0.2 else None
         if self._budget is not None:
             left = max(0.0, self._budget - elapsed) if left is None else min(left, max(0.0, self._budget - elapsed))
         finished = sum(curve.status != "running" for curve in curves)

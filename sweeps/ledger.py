@@ -186,7 +186,7 @@ class Ledger:
     def board(self, name: str, config: SelectionConfig) -> dict[str, Any]:
         """Everything that `best --json` prints and the report shows."""
         curves, reference = self.curves(), self.reference()
-        winner, reason = select(curves, config, self.losses)
+        winner, reason = select(curves, config, self.losses, reference)
         board: dict[str, Any] = {
             "sweep": name,
             "folder": self.store.path("").rstrip("/"),

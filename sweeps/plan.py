@@ -49,8 +49,9 @@ def print_plan(config: SweepConfig, console: Console) -> None:
         else:
             say(f"  {name}: {split['read']} rows, sealed until there is a winner")
     if manifest["labels"]:
+        share = f"{manifest['majority_share']:.1%}"
         say(
-            f"  labels: {', '.join(map(str, manifest['labels']))}; majority {manifest['majority_label']} with {manifest['majority_share']:.1%} of validation"
+            f"  labels: {', '.join(map(str, manifest['labels']))}; majority {manifest['majority_label']} with {share} of validation"
         )
     for note in manifest["notes"]:
         say(f"  note: {note}")

@@ -124,7 +124,7 @@ class _Sweep:
             name=ledger.name,
             trials=config.search.trials,
             selection=config.selection,
-            time_budget_s=self._budget,
+            time_budget_s=None if self._budget is None else max(0.0, self._budget - elapsed_s),
         )
         local = ledger.store.local
         self._scratch = Path(tempfile.mkdtemp(prefix="finetune-sweeps-"))
@@ -169,7 +169,8 @@ class _Sweep:
         study = open_study(study_file, self.ledger.name, self.config.search, self.config.seed)
         with connect(self.config.cluster, namespace=f"sweep-{self.ledger.name}") as connection:
             if connection.dashboard_url:
-                self.display.say(f"Ray dashboard: {connection.dashboard_url}")
+                token = f" (its token: {connection.dashboard_token})" if connection.dashboard_token else ""
+                self.display.say(f"Ray dashboard: {connection.dashboard_url}{token}")
             plan = plan_slots(ray.cluster_resources(), ray.nodes(), self.config.cluster, self.config.search.trials)
             self.display.say(plan.reason)
             self._mailbox = start_mailbox(self.ledger.name, "mailbox")

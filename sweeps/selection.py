@@ -108,7 +108,8 @@ def overfit_reason(points: Sequence[Point], index: int, config: SelectionConfig)
         if rise > config.overfit_rise and point.probe_loss < lowest.probe_loss:
             return (
                 f"validation loss rose {rise:.1%} above its minimum ({lowest.val_loss:.4f} at {lowest.samples_seen} samples "
-                f"to {point.val_loss:.4f} at {point.samples_seen}) while probe loss fell from {lowest.probe_loss:.4f} to {point.probe_loss:.4f}"
+                f"to {point.val_loss:.4f} at {point.samples_seen}) while probe loss fell from {lowest.probe_loss:.4f} "
+                f"to {point.probe_loss:.4f}"
             )
     if point.val_loss > 0 and (point.val_loss - point.probe_loss) / point.val_loss > config.overfit_gap:
         return (
@@ -203,13 +204,17 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 
 def select(
-    curves: Sequence[Curve], config: SelectionConfig, losses: Callable[[str], np.ndarray | None]
+    curves: Sequence[Curve],
+    config: SelectionConfig,
+    losses: Callable[[str], np.ndarray | None],
+    reference: Reference | None = None,
 ) -> tuple[Winner | None, str]:
     """The winner, and the reason in words (also when there is none).
 
     Each trial stands with its best evaluation that is not overfit. The lowest validation loss leads; those within
     `tie_standard_errors` of it, paired per example, are tied, and among the tied the cheaper one wins: fewer trainable
-    parameters, then fewer samples. `losses(folder)` gives the per-example losses [N, 2] of an evaluation.
+    parameters, then fewer samples. `losses(folder)` gives the per-example losses [N, 2] of an evaluation; `reference` is
+    what the reason compares with.
     """
     standing = [
         (curve, point)
@@ -220,53 +225,85 @@ def select(
         return None, _nothing(curves, config)
     standing.sort(key=lambda item: (item[1].val_loss, item[1].trainable_parameters, item[1].samples_seen, item[0].id))
     leader, lead_point = standing[0]
-    tied, notes = [(leader, lead_point)], {}
-    reference = losses(lead_point.folder)
+    tied, differences = [(leader, lead_point)], {}
+    of_leader = losses(lead_point.folder)
     for curve, point in standing[1:]:
-        other = losses(point.folder) if reference is not None else None
-        if other is None or reference is None or other.shape != reference.shape:
+        other = losses(point.folder) if of_leader is not None else None
+        if other is None or of_leader is None or other.shape != of_leader.shape:
             continue
-        difference, error = paired_difference(reference, other)
-        notes[curve.id] = (difference, error)
+        difference, error = differences[curve.id] = paired_difference(of_leader, other)
         if difference <= config.tie_standard_errors * error:
             tied.append((curve, point))
     chosen, point = min(
         tied, key=lambda item: (item[1].trainable_parameters, item[1].samples_seen, item[1].val_loss, item[0].id)
     )
-    sentences = []
-    if chosen is leader:
-        sentences.append(
-            f"{chosen.id} has the lowest validation loss, {point.val_loss:.4f}, of {len(standing)} trials with a checkpoint that is not overfit"
-        )
-    else:
-        difference, error = notes[chosen.id]
-        sentences.append(
-            f"{chosen.id} is tied with {leader.id}, which has the lowest validation loss ({lead_point.val_loss:.4f}): its {point.val_loss:.4f} is "
-            f"{difference:.4f} ± {error:.4f} above, paired per example; of the tied it is the cheapest "
-            f"({point.trainable_parameters:,} trainable parameters, {point.samples_seen} samples, against {lead_point.trainable_parameters:,} and {lead_point.samples_seen})"
-        )
-    others = [curve.id for curve, _ in tied if curve.id not in (chosen.id, leader.id)]
-    if others:
-        sentences.append(f"also within {config.tie_standard_errors:g} standard error: {', '.join(others)}")
-    elif len(standing) > 1 and len(tied) == 1:
-        second = standing[1]
-        if second[0].id in notes:
-            difference, error = notes[second[0].id]
-            sentences.append(f"the next, {second[0].id}, is {difference:.4f} ± {error:.4f} above, paired per example")
-    later = [p for p in chosen.points if p.step > point.step and p.val_loss is not None]
-    if later:
-        sentences.append(
-            f"its checkpoint is that of step {point.step} (epoch {point.epoch:g}), not the trial's last, whose validation loss is {later[-1].val_loss:.4f}"
-        )
-    excluded = [c for c in curves if any(overfit_reason(list(c.points), i, config) for i in range(len(c.points)))]
-    if excluded:
-        sentences.append(
-            f"{len(excluded)} trial{'s' if len(excluded) != 1 else ''} had overfit checkpoints, which could not win: {', '.join(c.id for c in excluded)}"
-        )
+    sentences = [
+        *_why_chosen(chosen, point, standing, tied, differences, config),
+        *_why_not_others(chosen, point, curves, config),
+        *_against_not_tuning(point, reference),
+    ]
     reason = "; ".join(sentences) + "."
     return Winner(
         trial=chosen.id, point=point, reason=reason, tied=tuple(curve.id for curve, _ in tied if curve is not chosen)
     ), reason
+
+
+Standing = Sequence[tuple[Curve, Point]]
+
+
+def _why_chosen(
+    chosen: Curve,
+    point: Point,
+    standing: Standing,
+    tied: Standing,
+    differences: Mapping[str, tuple[float, float]],
+    config: SelectionConfig,
+) -> list[str]:
+    leader, lead_point = standing[0]
+    if chosen is leader:
+        sentences = [
+            f"{chosen.id} has the lowest validation loss, {point.val_loss:.4f}, of {len(standing)} trials with a checkpoint "
+            "that is not overfit"
+        ]
+    else:
+        difference, error = differences[chosen.id]
+        sentences = [
+            f"{chosen.id} is tied with {leader.id}, which has the lowest validation loss ({lead_point.val_loss:.4f}): its "
+            f"{point.val_loss:.4f} is {difference:.4f} ± {error:.4f} above, paired per example",
+            f"of the tied it is the cheapest ({point.trainable_parameters:,} trainable parameters, {point.samples_seen} samples, "
+            f"against {lead_point.trainable_parameters:,} and {lead_point.samples_seen})",
+        ]
+    others = [curve.id for curve, _ in tied if curve.id not in (chosen.id, leader.id)]
+    if others:
+        sentences.append(f"also within {config.tie_standard_errors:g} standard error: {', '.join(others)}")
+    elif len(tied) == 1 and len(standing) > 1 and standing[1][0].id in differences:
+        difference, error = differences[standing[1][0].id]
+        sentences.append(f"the next, {standing[1][0].id}, is {difference:.4f} ± {error:.4f} above, paired per example")
+    return sentences
+
+
+def _why_not_others(chosen: Curve, point: Point, curves: Sequence[Curve], config: SelectionConfig) -> list[str]:
+    sentences = []
+    later = [p for p in chosen.points if p.step > point.step and p.val_loss is not None]
+    if later:
+        sentences.append(
+            f"its checkpoint is that of step {point.step} (epoch {point.epoch:g}), not the trial's last, whose validation loss "
+            f"is {later[-1].val_loss:.4f}"
+        )
+    overfit = [c.id for c in curves if any(overfit_reason(list(c.points), i, config) for i in range(len(c.points)))]
+    if overfit:
+        trials = "1 trial" if len(overfit) == 1 else f"{len(overfit)} trials"
+        sentences.append(f"{trials} had overfit checkpoints, which could not win: {', '.join(overfit)}")
+    return sentences
+
+
+def _against_not_tuning(point: Point, reference: Reference | None) -> list[str]:
+    untuned = reference.best() if reference is not None else None
+    if untuned is None:
+        return []
+    if point.val_loss < untuned:
+        return [f"not fine-tuning at all gives {untuned:.4f}"]
+    return [f"but it is no better than not fine-tuning at all, which gives {untuned:.4f}"]
 
 
 def _nothing(curves: Sequence[Curve], config: SelectionConfig) -> str:

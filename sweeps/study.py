@@ -51,7 +51,9 @@ def make_sampler(config: SearchConfig, seed: int) -> optuna.samplers.BaseSampler
         with warnings.catch_warnings():  # "BruteForceSampler is experimental"
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return _Grid(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.startup_trials)
+    with warnings.catch_warnings():  # "group is experimental": it models each branch of the space by itself
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.startup_trials, group=True)
 
 
 class _Grid(optuna.samplers.BruteForceSampler):
@@ -132,10 +134,9 @@ class StudySearcher(Searcher):
                 self._study.tell(
                     frozen.number, state=TrialState.FAIL
                 )  # killed between being asked and being written down
-        if not self._study.get_trials(deepcopy=False):
-            for initial in self._config.search.initial:
-                encoded = {name: plain(value) for name, value in self._space.encode(initial).items()}
-                self._study.enqueue_trial(encoded, skip_if_exists=True)
+        for initial in self._config.search.initial:
+            encoded = {name: plain(value) for name, value in self._space.encode(initial).items()}
+            self._study.enqueue_trial(encoded, skip_if_exists=True)
         return self._ledger.unfinished()
 
     # --- Tune's interface ---
@@ -260,7 +261,7 @@ class StudySearcher(Searcher):
         handle = optuna.Trial(self._study, frozen._trial_id)
         if curve.reason:
             handle.set_user_attr("reason", curve.reason)
-        if curve.status == "failed":
+        if curve.status == "failed" or not (curve.points or (curve.reason or "").startswith("diverged")):
             self._study.tell(number, state=TrialState.FAIL)
             return
         point = best_point(curve, self._config.selection)

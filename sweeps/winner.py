@@ -169,7 +169,11 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
         "| measured | value |",
         "|---|---|",
         *(f"| {name} | {value:.6g} |" for name, value in numbers.items() if value is not None),
-        *(f"| validation loss, {name} | {baseline['val_loss']:.6g} |" for name, baseline in board["baselines"].items()),
+        *(
+            f"| validation loss, {name} | {baseline['val_loss']:.6g} |"
+            for name, baseline in board["baselines"].items()
+            if baseline["val_loss"] is not None
+        ),
         "",
         "Losses are means in nats per "
         + ("example" if config.task == "classification" else "target token")

@@ -5,6 +5,7 @@ successor. `attempt.json` says where the attempt went on from; evaluations of ol
 """
 
 import math
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -43,12 +44,16 @@ def write_evaluation(
     """Publish an evaluation together with its checkpoint, which `save(folder)` writes; returns evaluation.json."""
     record = finite_or_none({**asdict(evaluation), "attempt": attempt})
     losses = record.pop("losses")
-    folder = store.scratch()
-    save(folder)
-    np.save(folder / LOSSES, losses)
     record["folder"] = f"trials/{trial}/attempt-{attempt}/step-{evaluation.step:08d}"
-    Store(str(folder)).write_json(EVALUATION, record)
-    store.publish(folder, record["folder"], last=EVALUATION)
+    folder = store.scratch()
+    try:
+        save(folder)
+        np.save(folder / LOSSES, losses)
+        Store(str(folder)).write_json(EVALUATION, record)
+        store.publish(folder, record["folder"], last=EVALUATION)
+    except BaseException:  # a full disk, most likely: half a checkpoint must not fill it further
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return record
 
 

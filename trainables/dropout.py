@@ -21,9 +21,7 @@ class RowKeys:
 
     def set(self, seed: int, step: int, rows_B: Tensor) -> None:
         """Name the rows of the next pass: dataset indices `rows_B` at optimiser step `step` under `seed`."""
-        self.keys_B = _mix(
-            _mix(rows_B.long() + 1) ^ _mix(torch.tensor(seed * 1_000_003 + step + 1, device=rows_B.device))
-        )
+        self.keys_B = _mix(_mix(_mix(rows_B.long() + 1) + seed) + step)
 
 
 class RowDropout(nn.Module):

@@ -214,7 +214,13 @@ def load_model(
     else:
         model.to(device)
     missing = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
-    new = _new_modules(model, missing) if auto_class == "AutoModelForSequenceClassification" else ()
+    new: tuple[str, ...] = ()
+    if auto_class == "AutoModelForSequenceClassification":
+        # above the backbone, or its pooler: anything else that is missing would be trained from scratch unnoticed
+        outside = (f"{model.base_model_prefix}.",)
+        new = tuple(
+            name for name in _new_modules(model, missing) if not name.startswith(outside) or name.endswith(".pooler")
+        )
     lacking = sorted(key for key in missing if not key.startswith(tuple(f"{module}." for module in new)))
     if lacking:
         what = "a causal language model" if auto_class == "AutoModelForCausalLM" else "this architecture"
@@ -229,6 +235,9 @@ def load_model(
             if name != model.base_model_prefix and next(child.parameters(), None) is not None
         ]
         head = (*above, *(name for name in new if name.split(".")[0] not in above))
+    if auto_class == "AutoModelForCausalLM":
+        # the padding token is often the end-of-text token too, and torch gives the row of a padding index no gradient
+        model.get_input_embeddings().padding_idx = None
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -54,7 +54,6 @@ class PackSettings:
 
     evaluate_every: int | None = None  # samples between evaluations; None: once an epoch
     max_tokens: int = 4096  # padded tokens of one forward and backward pass; memory only, never the result
-    eval_max_tokens: int = 16384  # padded tokens of one evaluation pass
     autocast: torch.dtype | None = None
     gradient_checkpointing: bool = False
     probe_rows: int = 512
@@ -153,7 +152,7 @@ class Pack:
             lr=hp.learning_rate,
             betas=(hp.beta1, hp.beta2),
             eps=hp.epsilon,
-            fused=self._device.type == "cuda",
+            fused=True,
         )
         aboard = Aboard(hyperparameters=hp, base=base, model=model, parameters=parameters, optimizer=optimizer)
         self._aboard[trial] = aboard
@@ -172,7 +171,7 @@ class Pack:
         if model is base.model:
             self._remember(base, list(parameters))
         if self._settings.gradient_checkpointing:
-            base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            base.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         return model, parameters
 
     def leave(self, trial: str) -> None:
@@ -180,7 +179,8 @@ class Pack:
         aboard = self._aboard.pop(trial)
         METHODS[aboard.hyperparameters.method].detach(aboard.model, aboard.base)
         if self._settings.gradient_checkpointing:
-            aboard.base.model.gradient_checkpointing_disable()
+            aboard.base.model.activation_checkpointing_disable()
+            aboard.base.model.disable_input_require_grads()
         aboard.base.model.eval()
         with torch.no_grad():
             for name, parameter in aboard.base.model.named_parameters():
@@ -232,6 +232,9 @@ class Pack:
         mine = np.argsort(lengths, kind="stable")[self._world.rank :: self._world.size]
         total = self._task.target_count(self._train.rows(rows))
         nll = torch.zeros((), dtype=torch.float64, device=self._device)
+        torch.manual_seed(
+            hash((hp.seed, aboard.step)) & 0x7FFFFFFF
+        )  # for models that drop out in functions, not modules
         for positions in cut_passes(lengths[mine], self._max_tokens):
             picked = rows[mine[positions]]
             batch = self._batch(self._train, picked)
@@ -291,7 +294,7 @@ class Pack:
             split,
             rows,
             self._pad_token_id,
-            self._settings.eval_max_tokens,
+            self._settings.max_tokens,
             self._device,
             self._precision,
             self._world,
@@ -401,18 +404,29 @@ def measure(
     results = torch.zeros(4, len(rows), dtype=torch.float64)
     classes = False
     with torch.inference_mode():
-        for positions in cut_passes(lengths[mine], max_tokens):
+        passes = list(cut_passes(lengths[mine], max_tokens))
+        while passes:
+            positions = passes.pop(0)
             at = mine[positions]
             batch = task.collate(split.rows(rows[at]), pad_token_id)
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             labels = batch.pop("labels")
-            with precision():
-                logits = model(**batch).logits
-            nll_B, targets_B = task.row_losses(logits, labels)
+            try:
+                with precision():
+                    logits = model(**batch).logits
+                nll_B, targets_B = task.row_losses(logits, labels)
+                predicted_B = task.predictions(logits, labels)
+            except torch.OutOfMemoryError:
+                if len(positions) == 1:
+                    raise
+                logits = None
+                torch.cuda.empty_cache()
+                half = len(positions) // 2
+                passes[:0] = [positions[:half], positions[half:]]
+                continue
             index = torch.as_tensor(at)
             results[0, index] = nll_B.double().cpu()
             results[1, index] = targets_B.double().cpu()
-            predicted_B = task.predictions(logits, labels)
             if predicted_B is not None:
                 classes = True
                 results[2, index] = predicted_B.double().cpu()

@@ -412,7 +412,6 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     bf16 = config.precision == "bfloat16" or (
         config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
-    max_tokens = config.max_tokens or (16384 if device.type == "cuda" else 4096)
     pack = Pack(
         load_base=load_base,
         base_dtype=lambda method: base_dtype(config.model, method, task.auto_class, device),
@@ -422,8 +421,7 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
         pad_token_id=config.pad_token_id,
         settings=PackSettings(
             evaluate_every=config.evaluate_every,
-            max_tokens=max_tokens,
-            eval_max_tokens=4 * max_tokens,
+            max_tokens=config.max_tokens or (16384 if device.type == "cuda" else 4096),
             autocast=torch.bfloat16 if bf16 else None,
             gradient_checkpointing=config.gradient_checkpointing,
             probe_rows=config.probe_rows,

@@ -177,7 +177,7 @@ WRONG_VALUES = [
     ("train.schedule=lin", "train.schedule: must be one of linear, cosine, constant, got 'lin'"),
     ("train.weight_decay=-1", "train.weight_decay: must be at least 0, got -1.0"),
     ("train.warmup_ratio=2", "train.warmup_ratio: must be at least 0 and at most 1, got 2.0"),
-    ("train.seed=-1", "train.seed: must be at least 0, got -1"),
+    ("train.seed=-1", "train.seed: must be at least 0 and at most 4294967295, got -1"),
     ("train.rank=0", "train.rank: must be at least 1, got 0"),
     ("train.targets=some", "train.targets: must be all-linear, attention or a list of module names, got 'some'"),
     # training
@@ -251,7 +251,9 @@ def test_a_mistake_in_the_file_reads_as_one_in_an_override():
         if line is None or "[" in key:
             continue
         tree = OmegaConf.create(GOOD)
-        OmegaConf.update(tree, key, OmegaConf.create(f"value: {value}").value if "$" not in value else value, merge=False)
+        OmegaConf.update(
+            tree, key, OmegaConf.create(f"value: {value}").value if "$" not in value else value, merge=False
+        )
         assert message(OmegaConf.to_yaml(tree)) == f"sweep.yaml: {line}", override
 
 

@@ -179,7 +179,15 @@ def test_the_board_ends_with_winner_and_reason():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0m00s"), (59.9, "0m59s"), (60, "1m00s"), (3599, "59m59s"), (3600, "1h00m"), (5400, "1h30m"), (90000, "25h00m")],
+    [
+        (0, "0m00s"),
+        (59.9, "0m59s"),
+        (60, "1m00s"),
+        (3599, "59m59s"),
+        (3600, "1h00m"),
+        (5400, "1h30m"),
+        (90000, "25h00m"),
+    ],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text

@@ -321,7 +321,9 @@ def test_the_board_names_the_tied(ledger):
     losses = np.stack([np.linspace(0, 2, 50), np.ones(50)], 1)
     for trial, shift in (("t0001", 0.0), ("t0002", 0.01)):
         ledger.begin(trial, {})
-        moved = losses + np.array([shift, 0]) + (0.2 * np.sin(np.arange(50))[:, None] if shift else 0) * np.array([1, 0])
+        moved = (
+            losses + np.array([shift, 0]) + (0.2 * np.sin(np.arange(50))[:, None] if shift else 0) * np.array([1, 0])
+        )
         parameters = 10 if shift else 1000
         made = write(ledger, trial, 1, float(moved[:, 0].mean()), losses=moved, trainable_parameters=parameters)
         ledger.record(trial, made)

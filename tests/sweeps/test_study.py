@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -220,7 +221,7 @@ def test_tpe_leaves_the_region_that_diverges(tmp_path):
             sweep.evaluate(asked, 1 + abs(math.log10(rate / 5e-5)))
             sweep.end(asked, ended="finished")
         diverged.append(rate > 1e-4)
-    assert sum(diverged[-16:]) <= 8  # two thirds of the space diverge; of trials told FAIL 14 of the last 16 did
+    assert sum(diverged[-16:]) <= 8  # two thirds of the space diverge; told FAIL, 12 of the last 16 did so
 
 
 def test_a_trial_ends_once(tmp_path):
@@ -310,9 +311,7 @@ def test_a_finite_space_that_is_exhausted_ends_the_sweep_early(tmp_path, sampler
     while sweep.run(1.0):
         pass
     assert len(sweep.ledger.curves()) == 4
-    assert sweep.said == [
-        "No new configuration in 25 draws: the space is exhausted, the sweep ends with 4 trials."
-    ]
+    assert sweep.said == ["No new configuration in 25 draws: the space is exhausted, the sweep ends with 4 trials."]
     assert RUNNING not in sweep.states()
 
 
@@ -332,7 +331,9 @@ def test_the_grid_tries_everything_once(tmp_path):
         for one in asked[-2:]:
             sweep.evaluate(one, 1.0)
             sweep.end(one, ended="finished")
-    tried = {(a.params["method"], a.params["learning_rate"], a.params.get("rank"), a.params["batch_size"]) for a in asked}
+    tried = {
+        (a.params["method"], a.params["learning_rate"], a.params.get("rank"), a.params["batch_size"]) for a in asked
+    }
     assert len(tried) == len(asked) == 2 * (2 + 3)
     assert sweep.said == ["The grid is exhausted: the sweep ends with 10 trials."]
     assert RUNNING not in sweep.states()
@@ -472,8 +473,10 @@ def test_initial_configurations_are_not_tried_again_after_a_restart(tmp_path):
 def test_a_lock_that_a_killed_sweep_left_does_not_stop_the_next(tmp_path):
     before = Sweep(tmp_path)
     before.run(1.0)
-    Path(f"{before.journal}.lock").symlink_to(before.journal)  # as Optuna makes it
+    Path(f"{before.journal}.lock").symlink_to(before.journal)  # as Optuna makes it, and breaks it after 30 s
+    began = time.monotonic()
     assert Sweep(tmp_path).run(1.0).id == "t0002"
+    assert time.monotonic() - began < 20
 
 
 def test_another_total_can_be_run_on_to(tmp_path):
@@ -530,5 +533,7 @@ def test_every_preset_can_be_searched_and_tried_first(preset):
     for _ in range(20):
         params = space.sample(suggest_with(study.ask()))
         parse(params)
-        study.enqueue_trial({name: json.dumps(v) if isinstance(v, list) else v for name, v in space.encode(params).items()})
+        study.enqueue_trial(
+            {name: json.dumps(v) if isinstance(v, list) else v for name, v in space.encode(params).items()}
+        )
         assert space.sample(suggest_with(study.ask())) == params

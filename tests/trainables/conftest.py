@@ -63,13 +63,13 @@ class Lab:
     """Models by name: `llama*` train on instructions, the others classify into three classes."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.root = folder
         self._splits: dict[tuple[str, str], Split] = {}
         self.bases: list[BaseModel] = []  # that packs have loaded
 
     def folder(self, model: str) -> Path:
         """A model as transformers saves it, the same at every call."""
-        folder = self._folder / model
+        folder = self.root / model
         if not folder.exists():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(1)
@@ -89,8 +89,9 @@ class Lab:
             labels: Any = rng.integers(0, len(CLASSES["labels"]), rows).astype(np.int64)
             if task == "instruction":
                 labels = [np.where(np.arange(len(row)) < len(row) // 3, -100, row).astype(np.int32) for row in ids]
-            path = self._folder / f"{task}-{name}.arrow"
-            write_split(path, Encoded(input_ids=ids, labels=labels))
+            path = self.root / f"{task}-{name}.arrow"
+            if not path.exists():
+                write_split(path, Encoded(input_ids=ids, labels=labels))
             self._splits[task, name] = Split(path)
         return self._splits[task, name]
 

@@ -1,0 +1,354 @@
+"""Who waits, who is on board where, and what came of it: the mailbox as a plain object, without Ray."""
+
+import asyncio
+import inspect
+
+import pytest
+
+from trainables import slot
+from trainables.slot import MAX_CRASHES, Board, Mailbox
+
+PARAMS = {"method": "full"}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(slot, "TAKE_TIMEOUT_S", 0.02)
+
+
+@pytest.fixture
+def mailbox():
+    return Mailbox("sweep")
+
+
+def story(test):
+    """Run a coroutine function as a test, with ten seconds to end."""
+
+    def run(**fixtures):
+        asyncio.run(asyncio.wait_for(test(**fixtures), 10))
+
+    run.__name__, run.__doc__, run.__signature__ = test.__name__, test.__doc__, inspect.signature(test)
+    return run
+
+
+async def ask(mailbox, *trials):
+    """Trials that now wait for their next evaluation."""
+    waiting = [asyncio.ensure_future(mailbox.advance(trial, {**PARAMS, "id": trial})) for trial in trials]
+    await asyncio.sleep(0)
+    return waiting if len(waiting) > 1 else waiting[0]
+
+
+async def aboard(mailbox):
+    return (await mailbox.snapshot())["slots"]
+
+
+# --- boarding ---
+
+
+@story
+async def test_trials_wait_until_a_slot_has_room(mailbox):
+    one, two, three = await ask(mailbox, "t1", "t2", "t3")
+    assert await aboard(mailbox) == {}
+    board = await mailbox.register("a", 1)
+    assert board.trials == {"t1": ({**PARAMS, "id": "t1"}, True)}
+    assert await aboard(mailbox) == {"a": ["t1"]}
+    await mailbox.register("b", 1)
+    assert await aboard(mailbox) == {"a": ["t1"], "b": ["t2"]}
+    await mailbox.leave("t1")
+    assert await aboard(mailbox) == {"a": ["t3"], "b": ["t2"]}
+    assert not two.done() and not three.done()
+    assert "stopped" in await one
+
+
+@story
+async def test_trials_spread_over_the_emptiest_slots(mailbox):
+    for name in ("b", "a"):
+        await mailbox.register(name, 2)
+    await ask(mailbox, "t1", "t2", "t3", "t4", "t5")
+    assert await aboard(mailbox) == {"b": ["t2", "t4"], "a": ["t1", "t3"]}
+
+
+@story
+async def test_an_evaluation_answers_its_trial_and_the_trial_stays_on_board(mailbox):
+    await mailbox.register("a", 1)
+    waiting = await ask(mailbox, "t1")
+    board = await mailbox.publish("a", "t1", {"evaluation": {"step": 5}})
+    assert await waiting == {"evaluation": {"step": 5}}
+    assert board.trials == {"t1": ({**PARAMS, "id": "t1"}, False)}, "it waits until the trial asks for more"
+    again = await ask(mailbox, "t1")
+    assert (await mailbox.take("a", 0)).trials["t1"][1] is True
+    assert not again.done()
+    await mailbox.publish("a", "t1", {"evaluation": {"step": 10}})
+    assert await again == {"evaluation": {"step": 10}}
+
+
+@story
+async def test_a_trial_that_asks_twice_gets_the_same_answer_twice(mailbox):
+    await mailbox.register("a", 1)
+    first, second = await ask(mailbox, "t1", "t1")
+    await mailbox.publish("a", "t1", {"evaluation": {"step": 5}})
+    assert await first == await second == {"evaluation": {"step": 5}}
+
+
+@story
+async def test_a_cancelled_question_does_not_cancel_the_others(mailbox):
+    await mailbox.register("a", 1)
+    first, second = await ask(mailbox, "t1", "t1")
+    first.cancel()
+    await asyncio.sleep(0)
+    await mailbox.publish("a", "t1", {"evaluation": {"step": 5}})
+    assert await second == {"evaluation": {"step": 5}}
+
+
+@story
+async def test_leaving_answers_who_still_waits(mailbox):
+    await mailbox.register("a", 1)
+    waiting = await ask(mailbox, "t1")
+    await mailbox.leave("t1")
+    assert list(await waiting) == ["stopped"]
+    await mailbox.leave("t1")
+    await mailbox.leave("nobody")
+
+
+@story
+async def test_a_trial_that_left_may_come_again(mailbox):
+    await mailbox.register("a", 1)
+    await ask(mailbox, "t1")
+    await mailbox.leave("t1")
+    again = await ask(mailbox, "t1")
+    assert await aboard(mailbox) == {"a": ["t1"]}
+    await mailbox.publish("a", "t1", {"evaluation": {"step": 5}})
+    assert await again == {"evaluation": {"step": 5}}
+
+
+@story
+async def test_news_from_a_slot_that_no_longer_has_the_trial_is_ignored(mailbox):
+    await mailbox.register("a", 1)
+    waiting = await ask(mailbox, "t1")
+    await mailbox.slot_lost("a", "its node died")
+    await mailbox.register("b", 1)
+    assert await mailbox.publish("a", "t1", {"evaluation": {"step": 99}}) is None
+    assert not waiting.done()
+    await mailbox.publish("b", "t1", {"evaluation": {"step": 5}})
+    assert await waiting == {"evaluation": {"step": 5}}
+    await mailbox.leave("t1")
+    assert (await mailbox.publish("b", "t1", {"failed": "too late"})).trials == {}
+
+
+# --- boards ---
+
+
+@story
+async def test_take_waits_for_a_newer_board(mailbox):
+    board = await mailbox.register("a", 1)
+    taking = asyncio.ensure_future(mailbox.take("a", board.version))
+    await asyncio.sleep(0)
+    assert not taking.done()
+    await ask(mailbox, "t1")
+    newer = await taking
+    assert newer.version > board.version and list(newer.trials) == ["t1"]
+    assert await mailbox.take("a", board.version) == newer, "an old version is answered at once"
+
+
+@story
+async def test_take_without_news_returns_the_same_board(mailbox):
+    board = await mailbox.register("a", 1)
+    assert await mailbox.take("a", board.version) == board
+
+
+@story
+async def test_every_change_of_a_board_has_a_new_version(mailbox):
+    boards = [await mailbox.register("a", 2)]
+    await ask(mailbox, "t1")
+    boards.append(await mailbox.take("a", 0))
+    boards.append(await mailbox.publish("a", "t1", {"evaluation": {}}))
+    await ask(mailbox, "t1")
+    boards.append(await mailbox.take("a", 0))
+    await ask(mailbox, "t2")
+    boards.append(await mailbox.take("a", 0))
+    await mailbox.leave("t1")
+    boards.append(await mailbox.take("a", 0))
+    boards.append(await mailbox.register("a", 2))
+    await mailbox.close()
+    boards.append(await mailbox.take("a", 0))
+    versions = [board.version for board in boards]
+    assert versions == sorted(set(versions))
+    assert [{t: go for t, (_, go) in board.trials.items()} for board in boards] == [
+        {},
+        {"t1": True},
+        {"t1": False},
+        {"t1": True},
+        {"t1": True, "t2": True},
+        {"t2": True},
+        {"t2": True},
+        {"t2": True},
+    ]
+    assert [board.stop for board in boards] == [False] * 7 + [True]
+
+
+@story
+async def test_changes_elsewhere_leave_a_board_alone(mailbox):
+    await mailbox.register("a", 1)
+    board = await mailbox.register("b", 1)
+    await ask(mailbox, "t1")
+    assert await mailbox.take("b", board.version) == board
+
+
+@story
+async def test_close_lets_every_slot_end_now_and_later(mailbox):
+    board = await mailbox.register("a", 1)
+    taking = asyncio.ensure_future(mailbox.take("a", board.version))
+    await asyncio.sleep(0)
+    await mailbox.close()
+    assert (await taking).stop
+    assert (await mailbox.take("a", 10**6)).stop
+    assert (await mailbox.register("b", 1)).stop
+
+
+# --- what goes wrong ---
+
+
+@story
+async def test_a_trial_whose_worker_keeps_dying_is_given_up(mailbox):
+    await mailbox.register("a", 2)
+    bad, good = await ask(mailbox, "bad", "good")
+    for crash in range(1, MAX_CRASHES):
+        board = await mailbox.register("a", 2)
+        assert {t: go for t, (_, go) in board.trials.items()} == {"bad": True, "good": True}
+        await mailbox.publish("a", "good", {"evaluation": {"step": crash}})
+        assert (await good)["evaluation"]["step"] == crash
+        good = await ask(mailbox, "good")
+    assert not bad.done()
+    board = await mailbox.register("a", 2)
+    assert await bad == {"failed": f"its worker process died {MAX_CRASHES} times with no evaluation in between"}
+    assert {t: go for t, (_, go) in board.trials.items()} == {"bad": False, "good": True}
+    assert not good.done(), "an evaluation in between starts the count anew"
+
+
+@story
+async def test_a_lost_slot_hands_its_trials_to_another(mailbox):
+    await mailbox.register("a", 2)
+    waiting = await ask(mailbox, "t1", "t2")
+    await mailbox.register("b", 1)
+    await mailbox.slot_lost("a", "its node died")
+    assert await aboard(mailbox) == {"b": ["t1"]}
+    await mailbox.register("c", 1)
+    assert await aboard(mailbox) == {"b": ["t1"], "c": ["t2"]}
+    assert not any(each.done() for each in waiting)
+    await mailbox.publish("c", "t2", {"evaluation": {"step": 5}})
+    assert await waiting[1] == {"evaluation": {"step": 5}}
+
+
+@story
+async def test_a_trial_that_pauses_on_a_lost_slot_boards_when_it_asks_again(mailbox):
+    await mailbox.register("a", 1)
+    waiting = await ask(mailbox, "t1")
+    await mailbox.publish("a", "t1", {"evaluation": {"step": 5}})
+    await waiting
+    await mailbox.slot_lost("a", "its node died")
+    await mailbox.register("b", 1)
+    assert await aboard(mailbox) == {"b": []}
+    await ask(mailbox, "t1")
+    assert await aboard(mailbox) == {"b": ["t1"]}
+
+
+@story
+async def test_the_first_reason_of_a_loss_is_kept(mailbox):
+    await mailbox.slot_broken("a", "model.name: there is no such model")
+    await mailbox.slot_lost("a", "worker group failed")
+    await mailbox.slot_lost("b", "its node died")
+    assert (await mailbox.snapshot())["lost"] == {"a": "model.name: there is no such model", "b": "its node died"}
+
+
+@story
+async def test_a_slot_that_is_lost_while_it_waits_learns_that_it_is_unknown(mailbox):
+    board = await mailbox.register("a", 1)
+    taking = asyncio.ensure_future(mailbox.take("a", board.version))
+    await asyncio.sleep(0)
+    await mailbox.slot_lost("a", "no heartbeat")
+    assert await taking is None
+
+
+@story
+async def test_stop_answers_everyone_now_and_from_now_on(mailbox):
+    await mailbox.register("a", 1)
+    waiting = await ask(mailbox, "t1", "t2")
+    await mailbox.stop_trials("the budget is spent")
+    for each in waiting:
+        assert await each == {"stopped": "the budget is spent"}
+    assert await mailbox.advance("t3", PARAMS) == {"stopped": "the budget is spent"}
+    assert (await mailbox.take("a", 0)).trials == {}
+    assert await aboard(mailbox) == {"a": []}
+    assert not (await mailbox.take("a", 0)).stop, "slots end when they are told to"
+
+
+@story
+async def test_a_restarted_mailbox_is_told_everything_again(mailbox):
+    """The actor came back empty; Ray repeats the calls that were under way."""
+    old = await mailbox.register("a", 1)
+    await ask(mailbox, "t1")
+    fresh = Mailbox("sweep")
+    assert await fresh.take("a", old.version) is None
+    assert await fresh.publish("a", "t1", {"evaluation": {"step": 5}}) is None
+    assert await fresh.publish_baseline("a", {"val_loss": 1.0}) is None
+    again = await ask(fresh, "t1")
+    board = await fresh.register("a", 1)
+    assert list(board.trials) == ["t1"]
+    assert (await fresh.take("a", 0)) == board
+    await fresh.publish("a", "t1", {"evaluation": {"step": 10}})
+    assert await again == {"evaluation": {"step": 10}}
+
+
+# --- the untuned base, progress ---
+
+
+@story
+async def test_one_slot_measures_the_untuned_base(mailbox):
+    assert (await mailbox.register("a", 1)).baseline
+    assert not (await mailbox.register("b", 1)).baseline
+    assert (await mailbox.register("a", 1)).baseline, "its worker died before it was done"
+    board = await mailbox.publish_baseline("a", {"val_loss": 1.0})
+    assert not board.baseline
+    assert not (await mailbox.register("a", 1)).baseline
+    assert (await mailbox.snapshot())["baseline"] == {"val_loss": 1.0}
+
+
+@story
+async def test_the_untuned_base_is_measured_by_another_slot_when_the_first_is_lost(mailbox):
+    await mailbox.register("a", 1)
+    board = await mailbox.register("b", 1)
+    taking = asyncio.ensure_future(mailbox.take("b", board.version))
+    await asyncio.sleep(0)
+    await mailbox.slot_lost("a", "its node died")
+    assert (await taking).baseline
+
+
+@story
+async def test_the_untuned_base_waits_for_a_slot_when_the_only_one_is_lost(mailbox):
+    await mailbox.register("a", 1)
+    await mailbox.slot_lost("a", "its node died")
+    assert (await mailbox.register("b", 1)).baseline
+
+
+@story
+async def test_a_known_baseline_is_not_measured_again(mailbox):
+    await mailbox.skip_baseline()
+    assert not (await mailbox.register("a", 1)).baseline
+    await mailbox.slot_lost("a", "its node died")
+    assert not (await mailbox.register("b", 1)).baseline
+
+
+@story
+async def test_progress_is_that_of_trials_on_board(mailbox):
+    await mailbox.register("a", 1)
+    await ask(mailbox, "t1")
+    await mailbox.progress("t1", 40, 12.5)
+    await mailbox.progress("gone", 1, 1.0)
+    assert (await mailbox.snapshot())["progress"] == {"t1": {"samples_seen": 40, "samples_per_s": 12.5}}
+    await mailbox.leave("t1")
+    assert (await mailbox.snapshot())["progress"] == {}
+
+
+def test_boards_compare_by_what_they_say():
+    assert Board(version=1) == Board(version=1) != Board(version=1, stop=True)
+    assert repr(Mailbox("quick")) == "quick:mailbox"

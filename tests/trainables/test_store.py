@@ -1,0 +1,170 @@
+"""Local folders and object stores behave alike; what is published is there whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from trainables.store import Store
+
+
+@pytest.fixture(params=["folder", "memory"])
+def store(request, tmp_path):
+    if request.param == "folder":
+        yield Store(str(tmp_path / "sweep"))
+        return
+    yield Store(f"memory://{tmp_path.name}/sweep")
+    fsspec.filesystem("memory").store.clear()
+
+
+def prepared(store: Store, **files: str) -> Path:
+    folder = store.scratch()
+    for name, content in files.items():
+        file = folder / name.replace("__", "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    return folder
+
+
+def test_written_is_read(store):
+    assert store.find() == [] and not store.exists("a.json")
+    store.write_json("deep/er/a.json", {"x": [1, None, "é"]})
+    store.write_bytes("b", b"\x00\xff")
+    assert store.read_json("deep/er/a.json") == {"x": [1, None, "é"]}
+    assert store.read_bytes("b") == b"\x00\xff"
+    assert store.exists("b") and store.exists("deep/er/a.json") and store.exists("deep/er") and not store.exists("c")
+    store.write_bytes("b", b"again")
+    assert store.read_bytes("b") == b"again"
+    assert store.find() == ["b", "deep/er/a.json"], "no temporary file stays"
+
+
+def test_find_lists_files_below_a_folder(store):
+    for name in ("t/1/a", "t/1/b/c", "t/10/a", "u"):
+        store.write_bytes(name, b"")
+    assert store.find() == ["t/1/a", "t/1/b/c", "t/10/a", "u"]
+    assert store.find("t/1") == ["t/1/a", "t/1/b/c"]
+    assert store.find("t") == ["t/1/a", "t/1/b/c", "t/10/a"]
+    assert store.find("nowhere") == []
+
+
+def test_another_store_of_the_same_url_sees_it(store):
+    twin = Store(store.url + "/")
+    store.write_json("a.json", 1)
+    assert twin.find() == ["a.json"] and twin.read_json("a.json") == 1
+    assert twin.path("a.json") == store.path("a.json")
+
+
+def test_path_is_what_a_user_can_open(store):
+    store.write_json("t/a.json", 3)
+    with fsspec.open(store.path("t/a.json")) as stream:
+        assert json.load(stream) == 3
+
+
+def test_reading_what_is_not_there(store):
+    with pytest.raises(FileNotFoundError):
+        store.read_bytes("no")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"x": [float("-inf")]}])
+def test_numbers_that_are_none_are_refused(store, value):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.write_json("a.json", value)
+    assert store.find() == []
+
+
+def test_published_folder_is_there_whole_and_the_scratch_is_gone(store):
+    folder = prepared(store, weights="w", sub__more="m", done="1")
+    store.publish(folder, "t/step-1", last="done")
+    assert not folder.exists()
+    assert store.find() == ["t/step-1/done", "t/step-1/sub/more", "t/step-1/weights"]
+    assert store.read_bytes("t/step-1/sub/more") == b"m"
+
+
+def test_published_again_replaces(store):
+    store.publish(prepared(store, weights="old", done="1"), "t", last="done")
+    store.publish(prepared(store, weights="new", done="2"), "t", last="done")
+    assert store.read_bytes("t/weights") == b"new" and store.read_bytes("t/done") == b"2"
+
+
+def test_a_local_folder_appears_by_one_rename(tmp_path, monkeypatch):
+    store = Store(str(tmp_path / "sweep"))
+    folder = prepared(store, weights="w", done="1")
+    assert folder.parent == tmp_path / "sweep", "on the file system of the target"
+    seen = []
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", lambda *paths: (seen.append(store.exists("t/step-1")), rename(*paths)))
+    store.publish(folder, "t/step-1", last="done")
+    assert seen == [False]
+
+
+def test_an_object_store_gets_the_last_file_last(tmp_path, monkeypatch):
+    store = Store(f"memory://{tmp_path.name}")
+    fs = fsspec.filesystem("memory")
+    order = []
+    put_file = type(fs).put_file
+    monkeypatch.setattr(
+        type(fs), "put_file", lambda self, local, remote, **more: (order.append(remote), put_file(self, local, remote))
+    )
+    store.publish(prepared(store, a_done="1", weights="w", sub__z="z"), "t", last="a_done")
+    assert len(order) == 3 and order[-1].endswith("/t/a_done")
+
+
+def test_an_upload_that_breaks_leaves_no_last_file(tmp_path, monkeypatch):
+    store = Store(f"memory://{tmp_path.name}")
+    fs = fsspec.filesystem("memory")
+    put_file = type(fs).put_file
+
+    def broken(self, local, remote, **more):
+        if remote.endswith("weights"):
+            raise OSError("connection lost")
+        put_file(self, local, remote)
+
+    monkeypatch.setattr(type(fs), "put_file", broken)
+    with pytest.raises(OSError, match="connection lost"):
+        store.publish(prepared(store, a_done="1", weights="w"), "t", last="a_done")
+    assert not store.exists("t/a_done")
+
+
+def test_fetched_is_a_local_folder(store, tmp_path):
+    store.publish(prepared(store, weights="w", sub__more="m", done="1"), "t/step-1", last="done")
+    store.write_bytes("t/step-10/weights", b"other")
+    folder = store.fetch("t/step-1", tmp_path / "into")
+    assert {str(f.relative_to(folder)): f.read_text() for f in folder.rglob("*") if f.is_file()} == {
+        "weights": "w",
+        "sub/more": "m",
+        "done": "1",
+    }
+    if store.local:
+        assert folder == store.local / "t/step-1"
+
+
+def test_deleted_is_gone_and_nothing_else(store):
+    for name in ("t/1/a", "t/1/b", "t/10/a"):
+        store.write_bytes(name, b"")
+    store.delete("t/1/a")
+    assert store.find() == ["t/1/b", "t/10/a"]
+    store.delete("t/1")
+    store.delete("t/1")
+    store.delete("nowhere/at/all")
+    assert store.find() == ["t/10/a"]
+
+
+def test_others_can_read_what_is_published(tmp_path):
+    store = Store(str(tmp_path))
+    store.write_json("a.json", 1)
+    store.publish(prepared(store, done="1"), "t", last="done")
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "t").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_relative_folder_stays_what_it_was(tmp_path, monkeypatch):
+    """Tune changes the working directory of its trials."""
+    monkeypatch.chdir(tmp_path)
+    store = Store("sweep")
+    store.write_json("a.json", 1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert store.read_json("a.json") == 1
+    assert store.path("a.json") == str(tmp_path / "sweep" / "a.json")

@@ -1,0 +1,149 @@
+"""Two workers of a slot give what one gives: rows are split over them, gradients and losses summed."""
+
+import importlib.util
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+from trainables.pack import NonFinite, World
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
+]
+
+WORKERS = 2
+# dropout is on wherever model or method has any; batches of 5 and 1 do not divide by the workers
+CASES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
+    "full": ("bert", torch.float64, {"method": "full", "batch_size": 5}),
+    "full-float32": ("bert", torch.float32, {"method": "full", "batch_size": 5}),
+    "partial": ("bert", torch.float64, {"method": "partial", "layers": 1, "batch_size": 5}),
+    "lora": ("bert", torch.float64, {"method": "lora", "dropout": 0.1, "batch_size": 5}),
+    "lora-of-one-row": ("bert", torch.float64, {"method": "lora", "dropout": 0.1, "batch_size": 1, "epochs": 0.5}),
+    "full-llama": ("llama", torch.float64, {"method": "full", "batch_size": 5}),
+    "lora-llama": ("llama", torch.float64, {"method": "lora", "dropout": 0.1, "batch_size": 5}),
+    "lora-llama-float32": ("llama", torch.float32, {"method": "lora", "dropout": 0.1, "batch_size": 5}),
+}
+
+
+def lab_of(folder: Path) -> Any:
+    """The laboratory of conftest.py in a process that pytest did not start."""
+    spec = importlib.util.spec_from_file_location("lab_of_workers", Path(__file__).with_name("conftest.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Lab(folder)
+
+
+def train_all(lab: Any, folder: Path, world: World) -> None:
+    """Gradients and whole trials of all cases, and the step at which a trial explodes, written below `folder`."""
+    found = {}
+    for name, (model, dtype, chosen) in CASES.items():
+        hp = lab.params(**chosen)
+        stepwise = lab.pack(model, dtype=dtype, world=world, evaluate_every=1)
+        gradients = lab.first_gradients(stepwise, folder / name, replace(hp, max_grad_norm=0.0))
+        pack = lab.pack(model, dtype=dtype, world=world, max_tokens=24, eval_max_tokens=30)
+        baseline, history = pack.evaluate_base(hp.method), []
+        pack.join("t", hp)
+        for _ in range(pack.total_steps(hp)):
+            if pack.step(["t"]):
+                history.append(pack.evaluate(["t"])["t"])
+        weights = {name: parameter.detach() for name, parameter in lab.bases[-1].model.named_parameters()}
+        if world.rank == 0:  # as in a slot: saving must not wait for the others
+            pack.save("t", folder / name / "saved")
+        found[name] = (gradients, baseline, history, weights)
+    pack = lab.pack("bert", world=world)
+    pack.join("t", lab.params(learning_rate=1e30, warmup_ratio=0.0))
+    exploded = None
+    try:
+        for _ in range(9):
+            pack.step(["t"])
+    except NonFinite as error:
+        exploded = str(error)
+    torch.save((found, exploded), folder / "found.pt")
+
+
+def work(rank: int, folder: Path, models: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORKERS)
+    mine = folder / f"rank-{rank}"
+    mine.mkdir()
+    train_all(lab_of(models), mine, World(rank=rank, size=WORKERS))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folders(lab, tmp_path_factory):
+    """Where one worker wrote what it found, and where each of two did."""
+    top = tmp_path_factory.mktemp("workers")
+    (top / "alone").mkdir()
+    train_all(lab, top / "alone", World())
+    torch.multiprocessing.spawn(work, (top, lab.root), nprocs=WORKERS)
+    return [top / "alone", *(top / f"rank-{rank}" for rank in range(WORKERS))]
+
+
+@pytest.fixture(scope="module")
+def results(folders):
+    """What is in those folders: of every case the first gradients, the baseline, the evaluations and the weights."""
+    return [torch.load(folder / "found.pt", weights_only=False) for folder in folders]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_workers_give_the_gradients_of_one(lab, results, name):
+    (alone, _), *ranks = results
+    tolerance = 1e-10 if CASES[name][1] == torch.float64 else 1e-6
+    for found, _ in ranks:
+        lab.assert_close(found[name][0], alone[name][0], tolerance)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_workers_give_the_evaluations_and_weights_of_one(lab, results, name):
+    (alone, _), *ranks = results
+    tolerance = 1e-10 if CASES[name][1] == torch.float64 else 1e-5
+    for found, _ in ranks:
+        _, baseline, history, weights = found[name]
+        _, expected_baseline, expected_history, expected_weights = alone[name]
+        assert baseline[:2] == pytest.approx(expected_baseline[:2], rel=tolerance)
+        assert baseline[2] == pytest.approx(expected_baseline[2], rel=tolerance)
+        assert len(history) == len(expected_history) > 0
+        for evaluation, expected in zip(history, expected_history, strict=True):
+            for key in ("val_loss", "probe_loss", "train_loss"):
+                assert getattr(evaluation, key) == pytest.approx(getattr(expected, key), rel=tolerance)
+            assert evaluation.metrics == pytest.approx(expected.metrics, rel=tolerance)
+            np.testing.assert_allclose(evaluation.losses, expected.losses, rtol=1e-5, atol=1e-6)
+            assert (evaluation.step, evaluation.finished) == (expected.step, expected.finished)
+        if CASES[name][1] == torch.float64:  # in float32 Adam divides rounding errors by small moments
+            lab.assert_close(weights, expected_weights, tolerance)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_workers_hold_the_same_weights_bit_for_bit(results, name):
+    _, (zero, _), (one, _) = results
+    (_, baseline, history, weights), (_, other_baseline, other_history, other_weights) = zero[name], one[name]
+    assert baseline == other_baseline
+    for evaluation, other in zip(history, other_history, strict=True):
+        assert (evaluation.val_loss, evaluation.probe_loss) == (other.val_loss, other.probe_loss)
+        assert evaluation.metrics == other.metrics
+        assert np.array_equal(evaluation.losses, other.losses)
+    assert weights.keys() == other_weights.keys()
+    assert all(torch.equal(weights[key], other_weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_first_worker_saves_alone(lab, results, folders, name):
+    saved, expected = (lab.tensors(folder / name / "saved") for folder in folders[1::-1])
+    assert saved.keys() == expected.keys() and len(saved) > 0
+    if CASES[name][1] == torch.float64:
+        lab.assert_close(saved, expected, 1e-10)
+
+
+def test_a_trial_explodes_on_every_worker_at_the_same_step(results):
+    (_, alone), (_, zero), (_, one) = results
+    assert alone is not None and alone == zero == one
