@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from sweeps.config import SweepConfig
+from trainables.hyperparameters import OPTIONS
 from trainables.model import check_files, load_model_config, load_tokenizer
 
 
@@ -22,8 +23,9 @@ def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
 
 
 def methods(config: SweepConfig) -> list[str]:
-    """The methods that the sweep may draw, in the space's order."""
-    return list(dict.fromkeys(str(draw.get("method")) for draw in config.draws()))
+    """The methods that the sweep may draw."""
+    drawn = {draw.get("method") for draw in config.draws()}
+    return [method for method in OPTIONS if method in drawn]
 
 
 def max_epochs(config: SweepConfig) -> float:

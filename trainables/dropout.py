@@ -37,8 +37,9 @@ class RowDropout(nn.Module):
         if not self.training or self.p == 0.0:
             return x
         keys_B = self.keys.keys_B
-        assert keys_B is not None and len(keys_B) == x.shape[0], "RowKeys.set must name the rows of this pass"
-        inner = x[0].numel()
+        # some models flatten rows, [B, T, D] to [B * T, D]: in memory, and so in the mask, it is the same
+        assert keys_B is not None and x.shape[0] % len(keys_B) == 0, "RowKeys.set must name the rows of this pass"
+        inner = x.numel() // len(keys_B)
         # the offset of an element inside its row does not depend on padding: later positions come after earlier ones
         offsets = torch.arange(inner, device=x.device, dtype=torch.int64)
         row = _mix(keys_B + self.layer * 0x9E3779B9)

@@ -233,6 +233,7 @@ def test_without_a_terminal_there_are_plain_lines():
 def test_in_a_terminal_there_is_a_table_below_the_lines():
     shown, file = display(force_terminal=True, color_system=None)
     shown.start()
+    shown.refresh([], SNAPSHOT, lambda curve: 100)  # what ended before this process does not count for the time left
     shown.say("t0001 starts: lora targets=[q,v]")
     curves = [
         curve("t0001", 1.0, 0.5, status="complete"),

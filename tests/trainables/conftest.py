@@ -37,6 +37,18 @@ SHAPE = {
     "pad_token_id": PAD,
 }
 DISTIL = {"vocab_size": VOCABULARY, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "pad_token_id": PAD}
+OPT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "ffn_dim": 64,
+    "word_embed_proj_dim": 32,
+    "max_position_embeddings": 40,
+    "dropout": 0.1,
+    "pad_token_id": PAD,
+}
+LANGUAGE_MODELS = ("llama", "opt")
 
 
 def _build(name: str) -> Any:
@@ -55,12 +67,13 @@ def _build(name: str) -> Any:
         "llama-wide": lambda: t.LlamaForCausalLM(
             t.LlamaConfig(**{**SHAPE, "hidden_size": 128, "intermediate_size": 256})
         ),
+        "opt": lambda: t.OPTForCausalLM(t.OPTConfig(**OPT)),
         "llama-tied": lambda: t.LlamaForCausalLM(t.LlamaConfig(**SHAPE, tie_word_embeddings=True)),
     }[name]()
 
 
 class Lab:
-    """Models by name: `llama*` train on instructions, the others classify into three classes."""
+    """Models by name: language models train on instructions, the others classify into three classes."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder
@@ -77,7 +90,7 @@ class Lab:
         return folder
 
     def task(self, model: str) -> Task:
-        return TASKS["instruction" if model.startswith("llama") else "classification"]
+        return TASKS["instruction" if model.startswith(LANGUAGE_MODELS) else "classification"]
 
     def split(self, model: str, name: str = "train") -> Split:
         """Rows of 3 to 12 tokens; of an instruction the first third has no loss."""

@@ -62,6 +62,15 @@ def test_pooled_rows_have_masks_too():
     assert (RowDropout(0.25, 0, keys)(torch.ones(500, WIDTH)) != 0).double().mean() == pytest.approx(0.75, abs=0.02)
 
 
+def test_flattened_rows_have_the_masks_of_rows():
+    """Some models run their linear layers over [B * T, D]."""
+    keys = RowKeys()
+    keys.set(0, 0, torch.tensor([5, 9, 2]))
+    dropout = RowDropout(0.3, 0, keys)
+    x = torch.randn(3, 8, WIDTH)
+    assert torch.equal(dropout(x.reshape(-1, WIDTH)).view(x.shape), dropout(x))
+
+
 def test_seed_step_row_and_layer_each_draw_anew():
     masks = [
         mask(rows=(row,), seed=seed, step=step, layer=layer, tokens=20).double() - 0.7

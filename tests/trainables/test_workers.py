@@ -48,7 +48,7 @@ def train_all(lab: Any, folder: Path, world: World) -> None:
         hp = lab.params(**chosen)
         stepwise = lab.pack(model, dtype=dtype, world=world, evaluate_every=1)
         gradients = lab.first_gradients(stepwise, folder / name, replace(hp, max_grad_norm=0.0))
-        pack = lab.pack(model, dtype=dtype, world=world, max_tokens=24, eval_max_tokens=30)
+        pack = lab.pack(model, dtype=dtype, world=world, max_tokens=24)
         baseline, history = pack.evaluate_base(hp.method), []
         pack.join("t", hp)
         for _ in range(pack.total_steps(hp)):

@@ -46,16 +46,20 @@ class Lora:
 
     def attach(self, base: BaseModel, options: LoraOptions) -> Any:
         from peft import LoraConfig, TaskType, get_peft_model
+        from transformers.pytorch_utils import Conv1D
 
-        classification = bool(base.head)
+        targets = target_modules(base, options.targets)
         config = LoraConfig(
             r=options.rank,
             lora_alpha=options.alpha,
             lora_dropout=options.dropout,
-            target_modules=target_modules(base, options.targets),
+            target_modules=targets,
+            fan_in_fan_out=any(
+                isinstance(base.model.get_submodule(name), Conv1D) for name in targets
+            ),  # GPT-2's layers
             use_rslora=options.rslora,
             modules_to_save=list(base.head) or None,
-            task_type=TaskType.SEQ_CLS if classification else TaskType.CAUSAL_LM,
+            task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
         )
         return get_peft_model(base.model, config)
 
