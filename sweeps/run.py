@@ -98,8 +98,9 @@ def _run(config: SweepConfig, ledger: Ledger, console: Console, *, elapsed_s: fl
     try:
         sweep.search()
         outcome = sweep.conclude()
-    except BaseException:
-        ledger.set_status("interrupted" if sweep.stopped == INTERRUPTED else "failed", sweep.elapsed_s())
+    except BaseException as error:
+        interrupted = sweep.stopped == INTERRUPTED or isinstance(error, KeyboardInterrupt)
+        ledger.set_status("interrupted" if interrupted else "failed", sweep.elapsed_s())
         raise
     finally:
         sweep.close()

@@ -23,7 +23,7 @@ def write(path: Path, text: str) -> Path:
 def wait_for(condition, timeout_s: float, what: str) -> Any:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if (found := condition()) is not None and found is not False:
+        if found := condition():
             return found
         time.sleep(0.2)
     raise AssertionError(f"no {what} within {timeout_s} s")

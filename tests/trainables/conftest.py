@@ -1,5 +1,6 @@
 """Tiny random models, splits for them, and packs over both."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -78,6 +79,7 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.root = folder
         self._splits: dict[tuple[str, str], Split] = {}
+        self._loaded: dict[tuple[Any, ...], BaseModel] = {}
         self.bases: list[BaseModel] = []  # that packs have loaded
 
     def folder(self, model: str) -> Path:
@@ -109,6 +111,15 @@ class Lab:
         return self._splits[task, name]
 
     def base(
+        self, model: str, *, variant: Any = "plain", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> BaseModel:
+        """A base as `load` gives it, without reading it from disk each time."""
+        key = (model, variant, dtype, seed)
+        if key not in self._loaded:
+            self._loaded[key] = self.load(model, variant=variant, dtype=dtype, seed=seed)
+        return copy.deepcopy(self._loaded[key])
+
+    def load(
         self, model: str, *, variant: Any = "plain", dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> BaseModel:
         task = self.task(model)

@@ -90,19 +90,86 @@ def train(lab, case, model, steps=4):
     model.eval()
 
 
-def test_what_is_attached_equals_the_base(lab, case):
-    expected = lab.logits(case.model, lab.base(case.model, variant=case.variant).model)
-    _, model = attach(lab, case)
-    assert torch.equal(lab.logits(case.model, model.eval()), expected)
+@dataclass(frozen=True, kw_only=True)
+class Grown:
+    """A case that was attached, trained and saved; logits and losses in eval mode."""
+
+    case: Case
+    base_logits: torch.Tensor
+    attached_logits: torch.Tensor
+    trained_logits: torch.Tensor
+    attached_loss: float
+    trained_loss: float
+    folder: Path
 
 
-def test_steps_lower_the_loss(lab, case):
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def grown(request, lab, tmp_path_factory):
+    case, folder = request.param, tmp_path_factory.mktemp("grown") / "checkpoint"
+    base_logits = lab.logits(case.model, lab.base(case.model, variant=case.variant).model)
     _, model = attach(lab, case)
-    with torch.no_grad():
-        before = lab.loss(case.model, model.eval())
+    attached_logits, attached_loss = lab.logits(case.model, model.eval()), loss(lab, case, model)
     train(lab, case, model)
+    METHODS[case.method].save(model, folder)
+    return Grown(
+        case=case,
+        base_logits=base_logits,
+        attached_logits=attached_logits,
+        trained_logits=lab.logits(case.model, model),
+        attached_loss=attached_loss,
+        trained_loss=loss(lab, case, model),
+        folder=folder,
+    )
+
+
+def loss(lab, case, model):
     with torch.no_grad():
-        assert lab.loss(case.model, model) < before - 0.01
+        return float(lab.loss(case.model, model))
+
+
+def test_what_is_attached_equals_the_base(grown):
+    assert torch.equal(grown.attached_logits, grown.base_logits)
+
+
+def test_steps_lower_the_loss(grown):
+    assert grown.trained_loss < grown.attached_loss - 0.01
+
+
+def test_saved_and_loaded_gives_the_same_bits(lab, grown):
+    _, fresh = attach(lab, grown.case, seed=1)
+    METHODS[grown.case.method].load(fresh, grown.folder)
+    assert torch.equal(lab.logits(grown.case.model, fresh.eval()), grown.trained_logits)
+
+
+def test_plain_libraries_load_what_is_saved(lab, grown):
+    case = grown.case
+    assert not list(grown.folder.rglob("*.bin"))
+    if case.variant == "nf4":
+        model = with_adapter(lab, case, grown.folder, quantization_config=nf4())
+    elif case.method == "lora":
+        model = with_adapter(lab, case, grown.folder)
+    else:
+        model = lab.plain(case.model, grown.folder)
+    tolerance = 1e-5 if case.variant == "nf4" else 1e-6
+    torch.testing.assert_close(lab.logits(case.model, model), grown.trained_logits, rtol=tolerance, atol=tolerance)
+
+
+def with_adapter(lab, case: Case, folder: Path, **more: Any) -> nn.Module:
+    from peft import PeftModel
+
+    base = lab.plain(case.model, **more)
+    trainables.model.keep_gradients_on_cpu(base)  # the fast path of some CPUs computes in bfloat16
+    return PeftModel.from_pretrained(base, folder).eval()
+
+
+def nf4() -> transformers.BitsAndBytesConfig:
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=["classifier", "lm_head"],
+    )
 
 
 def test_every_trained_parameter_gets_a_gradient_and_no_other(lab, case):
@@ -128,48 +195,6 @@ def test_the_head_is_always_trained(lab, case):
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     for head in base.head:
         assert any(f"{head}." in name for name in trained)
-
-
-def test_saved_and_loaded_gives_the_same_bits(lab, case, tmp_path):
-    _, model = attach(lab, case)
-    train(lab, case, model)
-    METHODS[case.method].save(model, tmp_path / "checkpoint")
-    _, fresh = attach(lab, case, seed=1)
-    METHODS[case.method].load(fresh, tmp_path / "checkpoint")
-    assert torch.equal(lab.logits(case.model, fresh.eval()), lab.logits(case.model, model))
-
-
-def test_plain_libraries_load_what_is_saved(lab, case, tmp_path):
-    _, model = attach(lab, case)
-    train(lab, case, model)
-    METHODS[case.method].save(model, tmp_path / "checkpoint")
-    assert not list(tmp_path.rglob("*.bin"))
-    if case.variant == "nf4":
-        found = lab.logits(case.model, with_adapter(lab, case, tmp_path / "checkpoint", quantization_config=nf4()))
-    elif case.method == "lora":
-        found = lab.logits(case.model, with_adapter(lab, case, tmp_path / "checkpoint"))
-    else:
-        found = lab.logits(case.model, lab.plain(case.model, tmp_path / "checkpoint"))
-    tolerance = 1e-5 if case.variant == "nf4" else 1e-6
-    torch.testing.assert_close(found, lab.logits(case.model, model), rtol=tolerance, atol=tolerance)
-
-
-def with_adapter(lab, case: Case, folder: Path, **more: Any) -> nn.Module:
-    from peft import PeftModel
-
-    base = lab.plain(case.model, **more)
-    trainables.model.keep_gradients_on_cpu(base)  # the fast path of some CPUs computes in bfloat16
-    return PeftModel.from_pretrained(base, folder).eval()
-
-
-def nf4() -> transformers.BitsAndBytesConfig:
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-        llm_int8_skip_modules=["classifier", "lm_head"],
-    )
 
 
 # --- the base is given back ---
@@ -325,5 +350,6 @@ def test_the_guard_against_lost_gradients_is_needed(lab, tmp_path, monkeypatch):
     if not has_avx512bf16():
         pytest.skip("bitsandbytes repacks weights only on CPUs with AVX512-BF16")
     monkeypatch.setattr(trainables.model, "keep_gradients_on_cpu", lambda model: None)
-    survived = gradients_survive_an_evaluation(lab, tmp_path)
+    unguarded = type(lab)(tmp_path)  # with no base loaded yet
+    survived = gradients_survive_an_evaluation(unguarded, tmp_path)
     assert not survived, "bitsandbytes keeps the gradients by itself now: keep_gradients_on_cpu can go"

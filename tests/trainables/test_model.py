@@ -182,7 +182,7 @@ def test_a_tokenizer_without_any_token_to_pad_with(lab, tmp_path):
     ],
 )
 def test_the_head_is_what_stands_above_the_backbone(lab, model, head, new):
-    base = lab.base(model)
+    base = lab.load(model)
     assert (set(base.head), set(base.new)) == (head, new)
     for name, _ in base.model.named_parameters():
         assert base.in_head(name) == name.startswith(tuple(f"{h}." for h in head))
@@ -192,7 +192,7 @@ def test_the_head_is_what_stands_above_the_backbone(lab, model, head, new):
 def test_what_the_checkpoint_brought_is_loaded_and_the_rest_is_drawn_from_the_seed(lab, model):
     brought = lab.tensors(lab.folder(model))
     brought = {name.split(": ")[1].removeprefix("bert.").removeprefix("roberta."): t for name, t in brought.items()}
-    zero, again, one = (lab.base(model, seed=seed) for seed in (0, 0, 1))
+    zero, again, one = (lab.load(model, seed=seed) for seed in (0, 0, 1))
     for name, parameter in zero.model.named_parameters():
         same, other = again.model.get_parameter(name), one.model.get_parameter(name)
         assert torch.equal(parameter, same)
@@ -226,39 +226,39 @@ def test_boarding_keeps_what_the_checkpoint_brought(lab, model, method, tmp_path
 def test_loading_uses_no_outer_randomness(lab):
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    base = lab.base("bert")
+    base = lab.load("bert")
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(4)
-    assert torch.equal(base.model.classifier.weight, lab.base("bert").model.classifier.weight)
+    assert torch.equal(base.model.classifier.weight, lab.load("bert").model.classifier.weight)
 
 
 def test_the_base_is_frozen_in_eval_mode_without_dropout_inside_attention(lab):
     for model in ("bert", "distilbert", "llama"):
-        base = lab.base(model)
+        base = lab.load(model)
         assert not any(module.training for module in base.model.modules())
         assert not any(parameter.requires_grad for parameter in base.model.parameters())
         config = base.model.config
         for name in ("attention_dropout", "attention_probs_dropout_prob"):
             assert getattr(config, name, 0.0) == 0.0
-    assert lab.base("bert").model.config.hidden_dropout_prob == 0.1
+    assert lab.load("bert").model.config.hidden_dropout_prob == 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_base_has_the_type_that_was_asked_for(lab, dtype):
-    base = lab.base("llama", dtype=dtype)
+    base = lab.load("llama", dtype=dtype)
     assert base.dtype == dtype
     assert {parameter.dtype for parameter in base.model.parameters()} == {dtype}
 
 
 def test_a_quantised_base_keeps_its_head_and_output_as_they_were(lab):
-    llama, bert = lab.base("llama", variant="nf4"), lab.base("bert", variant="nf4")
+    llama, bert = lab.load("llama", variant="nf4"), lab.load("bert", variant="nf4")
     import bitsandbytes
 
     for base, whole in ((llama, "lm_head"), (bert, "classifier")):
         layers = {n for n, m in base.model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}
         assert layers and whole not in layers
         assert not any(base.model.get_submodule(name).support_avx512bf16_for_cpu for name in layers)
-    assert torch.equal(bert.model.classifier.weight, lab.base("bert").model.classifier.weight)
+    assert torch.equal(bert.model.classifier.weight, lab.load("bert").model.classifier.weight)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_an_encoder_is_no_causal_language_model(lab, tmp_path):
 
 def test_padding_with_the_end_token_freezes_no_embedding(lab, tmp_path):
     """Where a tokenizer has no padding token the end-of-text token pads; it must still be learnt where it is read."""
-    base = lab.base("llama")
+    base = lab.load("llama")
     assert json.loads((lab.folder("llama") / "config.json").read_text())["pad_token_id"] == 0
     base.model.requires_grad_(True)
     rows = torch.tensor([[5, 0, 7, 8]])  # token 0 is both the padding token and part of the text
