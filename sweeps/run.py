@@ -158,16 +158,14 @@ class _Sweep:
             TUNE_DISABLE_SIGINT_HANDLER="1",
             TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
             RAY_CHDIR_TO_TRIAL_DIR="0",
-            RAY_TRAIN_V2_ENABLED="1",
-            RAY_AIR_NEW_OUTPUT="0",
         )
         for note in self.manifest["notes"]:
             self.display.say(note)
         space = self.config.space()
-        study_file = (self.ledger.store.local or self._scratch) / STUDY
+        self._study_file = (self.ledger.store.local or self._scratch) / STUDY
         if self.ledger.store.local is None and self.ledger.store.exists(STUDY):
-            study_file.write_bytes(self.ledger.store.read_bytes(STUDY))
-        study = open_study(study_file, self.ledger.name, self.config.search, self.config.seed)
+            self._study_file.write_bytes(self.ledger.store.read_bytes(STUDY))
+        study = open_study(self._study_file, self.ledger.name, self.config.search, self.config.seed)
         with connect(self.config.cluster, namespace=f"sweep-{self.ledger.name}") as connection:
             if connection.dashboard_url:
                 token = f" (its token: {connection.dashboard_token})" if connection.dashboard_token else ""
@@ -192,8 +190,7 @@ class _Sweep:
                     ray.get(self._mailbox.close.remote())
                     for slot in slots:
                         slot.join(SLOT_END_TIMEOUT_S)
-                    if self.ledger.store.local is None:
-                        self.ledger.store.write_bytes(STUDY, study_file.read_bytes())
+                    self._save_study()
 
     def _tune(self, space: Any, study: Any, slots: int, connection: Any) -> None:
         from ray import tune
@@ -365,7 +362,7 @@ class _Sweep:
                     self.display.say(f"the untuned model: val loss {snapshot['baseline']['val_loss']:.4f}")
             if time.monotonic() - beat > HEARTBEAT_S:
                 beat = time.monotonic()
-                self.ledger.set_status("running", self.elapsed_s())
+                self._heartbeat()
             if self._budget is not None and self.elapsed_s() > self._budget:
                 self._stop(f"the time budget of {self.config.search.time_budget} is spent")
             if self.stopped is not None:
@@ -373,6 +370,20 @@ class _Sweep:
                     self.stopped
                 )  # again: a mailbox that was restarted has not heard of it
             self.display.refresh(self.ledger.curves(), snapshot, self._total_samples)
+
+    def _heartbeat(self) -> None:
+        try:
+            self.ledger.set_status("running", self.elapsed_s())
+            self._save_study()
+        except OSError as error:  # a store that does not answer for a while, or a full disk: the trials go on
+            self.display.say(f"The sweep's folder cannot be written: {error}")
+
+    def _save_study(self) -> None:
+        """An object store gets copies of the journal, which grows in a local file."""
+        from sweeps.study import STUDY
+
+        if self.ledger.store.local is None:
+            self.ledger.store.write_bytes(STUDY, self._study_file.read_bytes())
 
     def _total_samples(self, curve: Curve) -> int:
         return round(float(self.config.complete(curve.params)["epochs"]) * self.rows)

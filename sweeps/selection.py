@@ -163,7 +163,8 @@ def verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verd
         if gain > config.improving:
             return Verdict(
                 word="still improving",
-                reason=f"the last evaluation is the best, {gain:.1%} below the one before ({earlier:.4f} to {last.val_loss:.4f}); train longer?",
+                reason=f"the last evaluation is the best, {gain:.1%} below the one before ({earlier:.4f} to {last.val_loss:.4f}); "
+                "more training may help",
             )
     gap = f", probe {best.probe_loss:.4f}" if best.probe_loss is not None else ""
     return Verdict(

@@ -281,7 +281,7 @@ def run_stock(arrays: Path, out: Path, rates: Sequence[float], *, reuse_actors: 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             ends.append(time.time())
 
-    with connect(ClusterConfig(address="local"), namespace="overhead"):
+    with connect(ClusterConfig(), namespace="overhead"):
         results = tune.Tuner(
             tune.with_resources(train_driver, {"CPU": 0.01}),
             param_space={"learning_rate": tune.loguniform(1e-5, 0.1)},
