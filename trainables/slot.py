@@ -312,6 +312,16 @@ class _Link:
         if self._rank == 0:
             ray.get(self._mailbox.slot_broken.remote(self._config.slot, error))
 
+    def first_of_all(self, value: str | None) -> str | None:
+        """The first value that is not None of any worker, on every worker."""
+        values: list[str | None] = [value]
+        if self._size > 1:
+            import torch.distributed
+
+            values = [None] * self._size
+            torch.distributed.all_gather_object(values, value, group=self._group)
+        return next((each for each in values if each is not None), None)
+
     def from_rank_zero(self, value: Any) -> Any:
         """The value that rank 0 passes, on every worker."""
         if self._size == 1:
@@ -346,11 +356,14 @@ def slot_loop(loop_config: dict[str, SlotConfig]) -> None:
     rank, size = context.get_world_rank(), context.get_world_size()
     link = _Link(config, rank, size)
     attempts: dict[str, int] = {}
+    wrong: str | None = None
     try:
         store, pack = _prepare(config, rank, size)
     except Exception as error:  # a slot that cannot start would fail again: it ends and says why, and is not restarted
         traceback.print_exc()
-        link.broken(f"{type(error).__name__}: {error}" if not isinstance(error, InputError) else str(error))
+        wrong = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    if wrong := link.first_of_all(wrong):
+        link.broken(wrong)
         return
     link.register(pack.capacity)
     while True:

@@ -16,6 +16,7 @@ is missed, which favours the arms that start and end many processes.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -37,7 +38,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT.parent / "shared" / "data" / "models" / "stories260K"
 TEXT = ROOT.parent / "shared" / "data" / "text" / "tinyshakespeare.txt"
-ROWS, MAX_LENGTH, BATCH_SIZE, SEED = 320, 64, 32, 0
+ROWS, MAX_LENGTH, BATCH_SIZE, SEED = 200, 32, 20, 0
 SAMPLE_S = 0.2
 ARM_TIMEOUT_S = 1800.0
 PLATFORM = "this platform"
@@ -94,7 +95,7 @@ class TreeClock:
 
     def alive(self) -> list[psutil.Process]:
         """What the tree has left running, whoever its parent is now."""
-        return [process for process in self._seconds if process.is_running()]
+        return [process for process in list(self._seconds) if process.is_running()]
 
     def _run(self) -> None:
         while not self._stop.wait(SAMPLE_S):
@@ -124,7 +125,7 @@ task: causal_lm
 storage: {storage}
 seed: {SEED}
 model: {{name: {MODEL}}}
-data: {{train: {TEXT}, validation: 0.05, max_length: {MAX_LENGTH}, rows: {ROWS}}}
+data: {{train: {TEXT}, validation: 0.005, max_length: {MAX_LENGTH}, rows: {ROWS}}}
 train:
   method: full
   epochs: 1
@@ -340,13 +341,16 @@ def run_arm(arguments: Sequence[str], log: Path, env: dict[str, str]) -> TreeClo
                     process.wait()
                 psutil.wait_procs(clock.alive(), timeout=10)
                 for left in clock.alive():
-                    left.kill()
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        left.kill()
     if code:
         raise SystemExit(f"{' '.join(arguments)} ended with {code}:\n{log.read_text()[-3000:]}")
     return clock
 
 
-def summarise(name: str, ends: Sequence[float], trials: Sequence[dict[str, float]], cpu_at: Callable[[float], float]) -> Measured:
+def summarise(
+    name: str, ends: Sequence[float], trials: Sequence[dict[str, float]], cpu_at: Callable[[float], float]
+) -> Measured:
     """`ends`: time.time() of every trial's end; `trials`: training, training_cpu and val_loss of each."""
     ends, after_first = sorted(ends), trials[1:]
     assert len(ends) == len(trials) and after_first, (ends, trials)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from trainables.data.batches import batch_indices
+from trainables.dropout import RowDropout
 from trainables.errors import InputError
 from trainables.pack import NonFinite, World, learning_rate
 
@@ -486,6 +487,21 @@ def test_a_trial_reads_the_rows_of_its_own_order(lab):
             train.read.clear()
             pack.step(["t"])
             assert set(train.read) == set(batch_indices(18, 4, seed, step).tolist())
+
+
+def test_every_row_of_every_step_and_seed_has_a_mask_of_its_own(lab):
+    seen = []
+    for seed in (0, 1):
+        pack = lab.pack("bert", evaluate_every=1)
+        pack.evaluate_base("full")
+        dropout = next(module for module in lab.bases[-1].model.modules() if isinstance(module, RowDropout))
+        dropout.register_forward_pre_hook(
+            lambda module, args: seen.extend(module.keys.keys_B.tolist()) if module.training else None
+        )
+        pack.join("t", lab.params(batch_size=18, epochs=3, seed=seed))
+        for _ in range(3):
+            pack.step(["t"])
+    assert len(seen) == 2 * 3 * 18 == len(set(seen))
 
 
 def test_other_seed_other_result(lab, tmp_path):
