@@ -85,6 +85,7 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
         raise ConfigError(f"{ledger.store.path('')}: this sweep is running; `best` shows how far it is")
     if not ledger.store.exists("data/manifest.json"):
         raise ConfigError(f"{ledger.store.path('')}: has no prepared data, so it never began; run it anew")
+    ledger.store.clear_scratch()
     ledger.load()
     for curve in ledger.curves():
         if curve.status != "running":
@@ -96,7 +97,8 @@ def _run(config: SweepConfig, ledger: Ledger, console: Console, *, elapsed_s: fl
     sweep = _Sweep(config, ledger, console, elapsed_s)
     ledger.set_status("running", elapsed_s)
     try:
-        sweep.search()
+        if ledger.unfinished() or len(ledger.curves()) < config.search.trials:
+            sweep.search()
         outcome = sweep.conclude()
     except BaseException as error:
         interrupted = sweep.stopped == INTERRUPTED or isinstance(error, KeyboardInterrupt)

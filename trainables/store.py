@@ -70,6 +70,11 @@ class Store:
             self.local.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=".partial-", dir=self.local))
 
+    def clear_scratch(self) -> None:
+        """Delete what a killed process had begun to prepare; only when no process of the sweep runs."""
+        for left in self.local.glob(".partial-*") if self.local else ():
+            shutil.rmtree(left, ignore_errors=True)
+
     def publish(self, folder: Path, name: str, last: str) -> None:
         """Move a local folder to `name`; readers that look for the file `last` see all of it or nothing."""
         if self.local:

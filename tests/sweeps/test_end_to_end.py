@@ -11,6 +11,13 @@ from typing import Any
 import optuna
 import psutil
 import pytest
+import torch
+
+from sweeps.config import load
+from trainables.data.prepare import open_split
+from trainables.model import load_model
+from trainables.pack import Pack, PackSettings, World
+from trainables.tasks import TASKS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -296,19 +303,46 @@ def test_when_nothing_may_win_it_says_so_and_exits_1(sweeps, shared_data: Path, 
     assert done.code == 1 and json.loads(done.out)["winner"] is None and "failed" in json.loads(done.out)["reason"]
 
 
-def test_two_workers_per_slot_give_what_one_gives(sweeps, shared_data: Path, tmp_path: Path) -> None:
-    losses = []
-    for workers in (1, 2):
-        text = causal_lm(
-            shared_data,
-            tmp_path / f"runs{workers}",
-            f"cluster: {{workers_per_slot: {workers}, slots: 1, resources_per_worker: {{CPU: 1}}}}\n"
-            "search:\n  trials: 1\n  space: {method: full, learning_rate: 0.001, batch_size: 16, epochs: {choice: [2]}}\n",
-        )
-        done = sweeps("run", write(tmp_path / "lm.yaml", text))
-        assert done.code == 0, done.out + done.err
-        losses.append(json.loads(sweeps("best", done.last_line, "--json").out)["winner"]["val_loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+def test_two_workers_under_ray_give_what_one_gives_without_ray(sweeps, shared_data: Path, tmp_path: Path) -> None:
+    text = causal_lm(
+        shared_data,
+        tmp_path / "runs",
+        "cluster: {workers_per_slot: 2, slots: 1, resources_per_worker: {CPU: 1}}\n"
+        "search:\n  trials: 1\n  space: {method: full, learning_rate: 0.001, batch_size: 16, epochs: {choice: [2]}}\n",
+    )
+    done = sweeps("run", write(tmp_path / "lm.yaml", text))
+    assert done.code == 0, done.out + done.err
+    folder = Path(done.last_line)
+    (trial,) = json.loads(sweeps("best", folder, "--json").out)["trials"]
+    config = load(folder / "sweep.yaml")
+    cpu = torch.device("cpu")
+    pack = Pack(
+        load_base=lambda variant, dtype: load_model(
+            config.model,
+            auto_class="AutoModelForCausalLM",
+            variant=variant,
+            dtype=dtype,
+            device=cpu,
+            seed=config.seed,
+            pad_token_id=0,
+            model_kwargs={},
+        ),
+        base_dtype=lambda method: torch.float32,
+        task=TASKS["causal_lm"],
+        train=open_split(folder / "data", "train"),
+        validation=open_split(folder / "data", "validation"),
+        pad_token_id=0,
+        settings=PackSettings(probe_rows=config.train.probe_rows, seed=config.seed),
+        device=cpu,
+        world=World(),
+    )
+    pack.join("t", config.hyperparameters(trial["params"]))
+    for evaluation in trial["evaluations"]:
+        while not pack.step(["t"]):
+            pass
+        own = pack.evaluate(["t"])["t"]
+        assert own.step == evaluation["step"]
+        assert (own.val_loss, own.probe_loss) == pytest.approx((evaluation["val_loss"], evaluation["probe_loss"]), rel=1e-5)
 
 
 def test_bad_data_is_refused_before_anything_starts(sweeps, shared_data: Path, tmp_path: Path) -> None:
