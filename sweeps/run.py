@@ -160,6 +160,7 @@ class _Sweep:
             TUNE_DISABLE_SIGINT_HANDLER="1",
             TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
             RAY_CHDIR_TO_TRIAL_DIR="0",
+            RAY_AIR_NEW_OUTPUT="0",  # the new output prints a header at every verbosity
         )
         for note in self.manifest["notes"]:
             self.display.say(note)
