@@ -403,7 +403,7 @@ def measure(
     mine = np.argsort(lengths, kind="stable")[world.rank :: world.size]
     results = torch.zeros(4, len(rows), dtype=torch.float64)
     classes = False
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: what a model caches in it could not be trained with afterwards
         passes = list(cut_passes(lengths[mine], max_tokens))
         while passes:
             positions = passes.pop(0)
