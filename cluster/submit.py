@@ -65,9 +65,9 @@ def submit(
     """
     for each in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
         logging.getLogger(f"ray.{each}").setLevel(logging.ERROR)  # they tell of every upload and every closed socket
-    url, host, port = _parse(address)
+    url, host, port = parse_address(address)
     client = _client(url, host, port)
-    interpreter = python or (sys.executable if _is_loopback(host) else "python")
+    interpreter = python or (sys.executable if is_loopback(host) else "python")
     job_id = f"{name}-{uuid.uuid4().hex[:8]}"
     with _one_line_errors(url):
         client.submit_job(
@@ -135,7 +135,7 @@ def _check_size(folder: Path) -> None:
         )
 
 
-def _parse(address: str) -> tuple[str, str, int]:
+def parse_address(address: str) -> tuple[str, str, int]:
     """(url without a trailing slash, host, port) of a dashboard."""
     example = "such as http://127.0.0.1:8265"
     if address.startswith("ray://"):
@@ -158,7 +158,7 @@ def _parse(address: str) -> tuple[str, str, int]:
     return f"{parts.scheme}://{shown}:{port}{parts.path.rstrip('/')}", host, port
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
@@ -193,7 +193,7 @@ def _token_header(host: str) -> dict[str, str]:
         except OSError as error:
             raise ClusterError(f"RAY_AUTH_TOKEN_PATH: cannot read {path}: {error.strerror}") from error
     default = Path.home() / ".ray" / "auth_token"
-    if not token and (mode == "token" or _is_loopback(host)) and default.is_file():
+    if not token and (mode == "token" or is_loopback(host)) and default.is_file():
         token = default.read_text().strip()
     return {"Authorization": f"Bearer {token}"} if token else {}
 

@@ -170,19 +170,28 @@ class SweepConfig:
 
     def draws(self) -> list[dict[str, Any]]:
         """Complete configurations drawn at random from the space, always the same ones: what trials will look like."""
+        return [params for params, _ in self._survey()]
+
+    def _survey(self) -> list[tuple[dict[str, Any], dict[str, Domain]]]:
+        """Draws, each with the domains that it was drawn from."""
         space, generator = self.space(), random.Random(0)
+        found = []
+        for _ in range(DRAWS):
+            asked: dict[str, Domain] = {}
 
-        def suggest(name: str, domain: Domain) -> Any:
-            match domain:
-                case Choice(values=values):
-                    return generator.choice(values)
-                case Int(low=low, high=high, step=step):
-                    return generator.randrange(low, high + 1, step)
-                case LogUniform(low=low, high=high):
-                    return min(high, max(low, low * (high / low) ** generator.random()))
-            return generator.uniform(domain.low, domain.high)
+            def suggest(name: str, domain: Domain, asked: dict[str, Domain] = asked) -> Any:
+                asked[name] = domain
+                match domain:
+                    case Choice(values=values):
+                        return generator.choice(values)
+                    case Int(low=low, high=high, step=step):
+                        return generator.randrange(low, high + 1, step)
+                    case LogUniform(low=low, high=high):
+                        return min(high, max(low, low * (high / low) ** generator.random()))
+                return generator.uniform(domain.low, domain.high)
 
-        return [self.complete(space.sample(suggest)) for _ in range(DRAWS)]
+            found.append((self.complete(space.sample(suggest)), asked))
+        return found
 
     def hyperparameters(self, params: Mapping[str, Any]) -> Hyperparameters:
         """What one sampled configuration trains with: what is fixed, overlaid with `params`."""
@@ -340,6 +349,8 @@ def _check_hyperparameters(config: SweepConfig) -> None:
             near = difflib.get_close_matches(name, HYPERPARAMETERS, 1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Allowed: {', '.join(HYPERPARAMETERS)}."
             raise ConfigError(f"search.space.{path}: not a hyperparameter.{hint}")
+    if "method" not in fixed and not any(path == "method" for path, _ in space.parameters):
+        raise ConfigError(f"search.space.method: not given; one of {', '.join(OPTIONS)}, here or as train.method")
     wrong: dict[str, str] = {}
     right: set[str] = set()
     for draw in config.draws():
@@ -355,5 +366,23 @@ def _check_hyperparameters(config: SweepConfig) -> None:
         if reason.partition(":")[0] in fixed:
             raise ConfigError(f"train.{reason}")
         raise ConfigError(f"search.space: no configuration of method {method} is valid: {reason}")
+    _check_values(config)
     for number, initial in enumerate(config.search.initial):
         space.encode(initial, f"search.initial[{number}]")
+
+
+def _check_values(config: SweepConfig) -> None:
+    """Every value of a choice and both ends of every range must be ones that can be trained: a typo is not a rare draw."""
+    checked: set[str] = set()
+    for draw, asked in config._survey():
+        for path, domain in asked.items():
+            name = path.rsplit(".", 1)[-1]
+            if path in checked or name == "method":
+                continue
+            checked.add(path)
+            for value in domain.values if isinstance(domain, Choice) else (domain.low, domain.high):
+                try:
+                    parse({**draw, name: value})
+                except InputError as error:
+                    if str(error).startswith(f"{name}:"):
+                        raise ConfigError(f"search.space.{path}: {str(error).removeprefix(f'{name}: ')}") from error

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sweeps.selection import Curve, SelectionConfig, best_point
 
+WIDE = 120  # columns that the whole leaderboard needs
 STATES = {"running": "yellow", "complete": "green", "pruned": "cyan", "failed": "red"}
 
 
@@ -27,46 +28,48 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
-def leaderboard(board: Mapping[str, Any]) -> Table:
-    """The trials of a board, best first: those that may win by validation loss, then the rest."""
+def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
+    """The trials of a board, best first: those that may win by validation loss, then the rest.
+
+    Below WIDE columns only what decides is shown: id, loss, first metric, verdict, configuration.
+    """
     winner = board["winner"] or {}
+    metrics = sorted({name for trial in board["trials"] for e in trial["evaluations"] for name in e["metrics"]})
+    columns = ["", "trial", "val loss", "probe", *metrics, "epoch", "state", "verdict", "configuration"]
+    if width < WIDE:
+        columns = ["", "trial", "val loss", *metrics[:1], "verdict", "configuration"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    names = sorted({name for trial in board["trials"] for e in trial["evaluations"] for name in e["metrics"]})
-    for name in ("", "trial", "val loss", "probe", *names, "epoch", "state", "verdict", "configuration"):
-        table.add_column(
-            name,
-            justify="right" if name in ("val loss", "probe", "epoch", *names) else "left",
-            no_wrap=name != "configuration",
-        )
+    for name in columns:
+        numeric = name in ("val loss", "probe", "epoch", *metrics)
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=name != "configuration")
+
+    def add(cells: dict[str, Any], style: str | None) -> None:
+        table.add_row(*(cells.get(name, "-") for name in columns), style=style)
+
     for trial, best in ranked(board):
-        shown = [_number(best["val_loss"]), _number(best["probe_loss"])] if best else ["-", "-"]
-        metrics = [_number(best["metrics"].get(name)) if best else "-" for name in names]
         won = trial["id"] == winner.get("trial")
-        table.add_row(
-            "*" if won else "",
-            trial["id"],
-            *shown,
-            *metrics,
-            f"{best['epoch']:g}" if best else "-",
-            Text(trial["status"], style=STATES[trial["status"]]),
-            trial["verdict"],
-            Text(format_params(trial["params"])),
-            style="bold" if won else None,
-        )
+        cells: dict[str, Any] = {
+            "": "*" if won else "",
+            "trial": trial["id"],
+            "state": Text(trial["status"], style=STATES[trial["status"]]),
+            "verdict": trial["verdict"],
+            "configuration": Text(format_params(trial["params"])),
+        }
+        if best is not None:
+            cells |= {name: _number(best["metrics"].get(name)) for name in metrics}
+            cells |= {
+                "val loss": _number(best["val_loss"]),
+                "probe": _number(best["probe_loss"]),
+                "epoch": f"{best['epoch']:g}",
+            }
+        add(cells, "bold" if won else None)
     for name, baseline in board["baselines"].items():
         words = {"untuned": "the untuned model", "prior": f"always {baseline.get('class')}, at train's label shares"}
-        metrics = [_number(baseline["metrics"].get(metric)) for metric in names]
-        table.add_row(
-            "",
-            "-",
-            _number(baseline["val_loss"]),
-            _number(baseline.get("probe_loss")),
-            *metrics,
-            "0",
-            "",
-            "baseline",
-            Text(words[name]),
-            style="dim",
+        cells = {name: _number(baseline["metrics"].get(name)) for name in metrics}
+        cells |= {"val loss": _number(baseline["val_loss"]), "probe": _number(baseline.get("probe_loss"))}
+        add(
+            {**cells, "": "", "state": "", "epoch": "0", "verdict": "baseline", "configuration": Text(words[name])},
+            "dim",
         )
     return table
 

@@ -10,13 +10,16 @@ from rich.console import Console
 
 from sweeps.config import SweepConfig
 from trainables.hyperparameters import OPTIONS
-from trainables.model import check_files, load_model_config, load_tokenizer
+from trainables.model import check_files, load_model_config, load_tokenizer, quiet
 
 
 def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
     """Check the model's files; read, split and tokenise the data into `folder`. Returns the manifest."""
     from trainables.data.prepare import prepare
+    from trainables.data.sources import check_sources
 
+    quiet()
+    check_sources(config.data)
     check_files(config.model)
     context = getattr(load_model_config(config.model), "max_position_embeddings", None)
     return prepare(config.data, config.task, load_tokenizer(config.model), config.seed, folder, context)

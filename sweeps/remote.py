@@ -1,15 +1,13 @@
 """The `submit` command: a sweep as a Ray job, with the code and the data files that it needs."""
 
-import ipaddress
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
-from cluster.submit import JobOutcome, stage
+from cluster.submit import JobOutcome, is_loopback, parse_address, stage
 from cluster.submit import submit as submit_job
 from sweeps.config import ConfigError, SweepConfig, dump
 
@@ -77,12 +75,8 @@ def _storage(config: SweepConfig, address: str) -> str:
     """Where the job writes: its own folder is Ray's, and goes when Ray likes."""
     if "://" in config.storage or Path(config.storage).expanduser().is_absolute():
         return config.storage
-    host = urlsplit(address if "://" in address else f"http://{address}").hostname or ""
-    try:
-        here = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        here = False
-    if here:
+    _, host, _ = parse_address(address)
+    if is_loopback(host):
         return str(Path(config.storage).absolute())
     raise ConfigError(
         f"storage: must be a URL (s3://…, gs://…) or an absolute path that every node of the cluster reads, got {config.storage!r}"

@@ -425,7 +425,7 @@ class _Sweep:
 
 def print_board(console: Console, board: dict[str, Any]) -> None:
     """Leaderboard, winner and reason."""
-    console.print(leaderboard(board))
+    console.print(leaderboard(board, console.width))
     if board["winner"] is None:
         console.print(board["reason"], highlight=False, markup=False, soft_wrap=True)
         return

@@ -241,7 +241,7 @@ def select(
     sentences = [
         *_why_chosen(chosen, point, standing, tied, differences, config),
         *_why_not_others(chosen, point, curves, config),
-        *_against_not_tuning(point, reference),
+        *_against_not_tuning(point, reference, config),
     ]
     reason = "; ".join(sentences) + "."
     return Winner(
@@ -298,13 +298,16 @@ def _why_not_others(chosen: Curve, point: Point, curves: Sequence[Curve], config
     return sentences
 
 
-def _against_not_tuning(point: Point, reference: Reference | None) -> list[str]:
-    untuned = reference.best() if reference is not None else None
-    if untuned is None:
+def _against_not_tuning(point: Point, reference: Reference | None, config: SelectionConfig) -> list[str]:
+    if reference is None or reference.best() is None:
         return []
-    if point.val_loss < untuned:
-        return [f"not fine-tuning at all gives {untuned:.4f}"]
-    return [f"but it is no better than not fine-tuning at all, which gives {untuned:.4f}"]
+    untuned = reference.best()
+    name = "the untuned model" if untuned == reference.val_loss else "always answering with train's label shares"
+    if point.val_loss >= untuned:
+        return [f"but it is no better than {name}, which has {untuned:.4f}"]
+    if point.val_loss > untuned * (1 - config.underfit):
+        return [f"but it is hardly better than {name}, which has {untuned:.4f}"]
+    return [f"{name} has {untuned:.4f}"]
 
 
 def _nothing(curves: Sequence[Curve], config: SelectionConfig) -> str:

@@ -192,6 +192,8 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
         "",
         "## How to load it",
         "",
+        "From the sweep's folder, with transformers" + (" and PEFT:" if method in ("lora", "qlora") else ":"),
+        "",
         "```python",
         *_loading(config, method, manifest),
         "```",
@@ -225,23 +227,44 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
 
 
 def _loading(config: SweepConfig, method: str, manifest: dict[str, Any]) -> list[str]:
-    auto = "AutoModelForSequenceClassification" if config.task == "classification" else "AutoModelForCausalLM"
-    if method not in ("lora", "qlora"):
-        return [
-            f"from transformers import {auto}, AutoTokenizer",
-            f'model = {auto}.from_pretrained("winner").eval()',
-            'tokenizer = AutoTokenizer.from_pretrained("winner")',
-        ]
-    labels = f", num_labels={len(manifest['labels'])}" if config.task == "classification" else ""
-    imports = f"from transformers import {auto}, AutoTokenizer" + (", BitsAndBytesConfig" if method == "qlora" else "")
-    quantised = ', quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'
-    return [
-        "from peft import PeftModel",
-        imports,
-        f'base = {auto}.from_pretrained("{resolve(config.model.name)}"{labels}{quantised if method == "qlora" else ""})',
-        'model = PeftModel.from_pretrained(base, "winner").eval()',
-        'tokenizer = AutoTokenizer.from_pretrained("winner")',
+    """Python that loads the winner, from the sweep's folder, and uses it once."""
+    classification = config.task == "classification"
+    auto = "AutoModelForSequenceClassification" if classification else "AutoModelForCausalLM"
+    lines = [
+        "import torch",
+        f"from transformers import {auto}, AutoTokenizer" + (", BitsAndBytesConfig" if method == "qlora" else ""),
     ]
+    if method in ("lora", "qlora"):
+        lines.insert(1, "from peft import PeftModel")
+        arguments = [repr(resolve(config.model.name))]
+        if (
+            classification
+        ):  # the base has no such head; PEFT brings it, so transformers' note that it is new does not matter
+            labels = [str(label) for label in manifest["labels"]]
+            lines.append(f"labels = {labels!r}")
+            arguments += [
+                "num_labels=len(labels)",
+                "id2label=dict(enumerate(labels))",
+                "label2id={label: i for i, label in enumerate(labels)}",
+            ]
+        if method == "qlora":
+            arguments.append(
+                'quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'
+            )
+        lines += [
+            f"base = {auto}.from_pretrained({', '.join(arguments)})",
+            'model = PeftModel.from_pretrained(base, "winner").eval()',
+        ]
+    else:
+        lines.append(f'model = {auto}.from_pretrained("winner").eval()')
+    lines.append('tokenizer = AutoTokenizer.from_pretrained("winner")')
+    if classification:
+        lines += [
+            f'batch = tokenizer(["a text"], truncation=True, max_length={manifest["max_length"]}, padding=True, return_tensors="pt")',
+            "with torch.no_grad():",
+            "    print([model.config.id2label[i] for i in model(**batch).logits.argmax(-1).tolist()])",
+        ]
+    return lines
 
 
 def _show(value: float | None) -> str:

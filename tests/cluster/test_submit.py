@@ -188,7 +188,7 @@ def test_interrupt_leaves_the_job_running(
     )
     assert outcome.status == "RUNNING" and outcome.exit_code is None
     assert any(f"--follow {outcome.job_id}" in line for line in lines)
-    client = submit_module._client(*submit_module._parse(ray_head.dashboard_url))
+    client = submit_module._client(*submit_module.parse_address(ray_head.dashboard_url))
     assert client.get_job_info(outcome.job_id).metadata["job_name"] == "demo"
     client.stop_job(outcome.job_id)
     stopped: list[str] = []

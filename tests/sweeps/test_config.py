@@ -388,9 +388,20 @@ def test_what_is_fixed_is_laid_under_what_is_sampled_where_the_method_has_it():
     assert config.complete({"method": "lora", "seed": 3})["seed"] == 3
 
 
-def test_a_space_may_hold_single_configurations_that_are_invalid():
-    space = "{method: lora, learning_rate: 1e-3, batch_size: {choice: [0, 8]}, epochs: 2}"
-    assert loaded(GOOD.replace(SPACE, space)).space().size() == 2
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        ("batch_size: {choice: [0, 8]}", "search.space.batch_size: must be at least 1, got 0"),
+        (
+            "batch_size: 8, weight_decay: {uniform: [-0.1, 0.1]}",
+            "search.space.weight_decay: must be at least 0, got -0.1",
+        ),
+        ("batch_size: 8, rank: {choice: [8, 8.5]}", "search.space.rank: must be a whole number, got 8.5"),
+    ],
+)
+def test_every_value_of_a_choice_and_every_end_of_a_range_must_be_valid(space, expected):
+    text = GOOD.replace(SPACE, f"{{method: lora, learning_rate: 1e-3, epochs: 2, {space}}}")
+    assert message(text) == f"sweep.yaml: {expected}"
 
 
 def test_a_branch_in_which_nothing_is_valid_is_refused():

@@ -3,7 +3,10 @@
 import importlib.util
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -134,6 +137,12 @@ def test_verify_agrees_and_an_altered_checkpoint_does_not(tweets: dict[str, Any]
     save_file(tensors, weights, metadata={"format": "pt"})
     done = sweeps("verify", copy)
     assert done.code == 1 and "MISMATCH" in done.out
+
+
+def test_the_card_loads_the_winner_with_its_label_names(tweets: dict[str, Any]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (tweets["folder"] / "winner" / "README.md").read_text(), re.S)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tweets["folder"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.strip() in ("['negative']", "['neutral']", "['positive']"), done.stdout + done.stderr
 
 
 def test_report_is_one_page(tweets: dict[str, Any], sweeps) -> None:

@@ -282,8 +282,14 @@ def test_the_same_settings_in_another_branch_are_another_configuration(tmp_path)
     assert {sweep.ask().params["method"], sweep.ask().params["method"]} == {"full", "lora"}
 
 
-def test_an_invalid_configuration_is_told_and_drawn_again(tmp_path):
-    sweep = Sweep(tmp_path, CONTINUOUS | {"batch_size": {"choice": [0, 8]}}, trials=10, sampler="random")
+def test_an_invalid_configuration_is_told_and_drawn_again(tmp_path, monkeypatch):
+    sweep = Sweep(tmp_path, CONTINUOUS | {"batch_size": {"choice": [4, 8]}}, trials=10, sampler="random")
+    refused = {4: {"batch_size": 0}}  # stands for values that do not go together
+    monkeypatch.setattr(
+        type(sweep.config),
+        "hyperparameters",
+        lambda self, params: parse(params | refused.get(params["batch_size"], {})),
+    )
     for _ in range(10):
         assert sweep.run(1.0).params["batch_size"] == 8
     invalid = [trial for trial in sweep.study.trials if "invalid" in trial.user_attrs]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainables.data.config import DataConfig
 from trainables.errors import InputError
 
 
@@ -94,10 +95,15 @@ def shorten(value: Any, characters: int = 60) -> str:
     return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
-def read_source(source: str, key: str) -> Table:
-    """The rows of `source` (see DataConfig). Raises InputError where there are none."""
-    if source.startswith("hf:"):
-        return _not_empty(_read_hub(source, key))
+def check_sources(data: DataConfig) -> None:
+    """Files that are named must be there and of a kind that can be read: known before anything else is loaded."""
+    for key in ("train", "validation", "test"):
+        source = getattr(data, key)
+        if isinstance(source, str) and source and not source.startswith("hf:"):
+            _reader(source, f"data.{key}")
+
+
+def _reader(source: str, key: str) -> Any:
     path = Path(source).expanduser()
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -109,6 +115,14 @@ def read_source(source: str, key: str) -> Table:
         raise InputError(
             f"{key}: {source}: no such file (looked from {Path.cwd()}).{did_you_mean(str(path), siblings)}"
         )
+    return reader
+
+
+def read_source(source: str, key: str) -> Table:
+    """The rows of `source` (see DataConfig). Raises InputError where there are none."""
+    if source.startswith("hf:"):
+        return _not_empty(_read_hub(source, key))
+    reader, path = _reader(source, key), Path(source).expanduser()
     if not path.is_file():
         raise InputError(f"{key}: {source}: is a folder, not a file")
     content = path.read_bytes()
