@@ -294,7 +294,7 @@ class _Sweep:
     # --- what happens to trials ---
 
     def _trial_started(self, trial: str, params: dict[str, Any], resumed: bool) -> None:
-        from trainables.trial import name_plate
+        from trainables.slot import name_plate
 
         self._name_plates[trial] = name_plate(trial, f"{self.ledger.name} {trial}: {format_params(params)}")
         word = "goes on" if resumed else "starts"

@@ -263,6 +263,24 @@ def start_mailbox(sweep: str, name: str) -> Any:
     )
 
 
+class NamePlate:
+    """A trial's row in the dashboard's Actors page, alive while it runs: the actors of `Trial` carry one after another.
+
+    It stands here and not beside `Trial` because its process then need not import Ray Tune.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def name_plate(trial: str, text: str) -> Any:
+    """A running actor named after `trial`; `ray.kill` ends it. It is not waited for."""
+    return ray.remote(NamePlate).options(name=f"trial {trial}", num_cpus=0, max_restarts=-1).remote(text)
+
+
 class _Link:
     """A worker's view of its slot's board: rank 0 asks the mailbox and tells the other workers."""
 

@@ -6,21 +6,6 @@ import ray
 from ray import tune
 
 
-class NamePlate:
-    """Gives a trial its row in the dashboard's Actors page, alive while it runs; the actors of `Trial` carry one trial after another."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
-
-
-def name_plate(trial: str, text: str) -> Any:
-    """A running actor named after `trial`; `ray.kill` ends it. It is not waited for."""
-    return ray.remote(NamePlate).options(name=f"trial {trial}", num_cpus=0, max_restarts=-1).remote(text)
-
-
 class Trial(tune.Trainable):
     """config: `id`, `params` (flat), `mailbox` and `namespace`. Each `step` is one evaluation of the trial."""
 
