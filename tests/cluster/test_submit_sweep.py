@@ -23,6 +23,7 @@ task: causal_lm
 storage: {tmp_path}/runs
 model: {{name: {shared_data}/models/stories260K}}
 data: {{train: {shared_data}/text/tinyshakespeare.txt, max_length: 64, rows: 320}}
+cluster: {{slots: 1}}
 search:
   trials: 2
   early_stopping: {{asha: false}}

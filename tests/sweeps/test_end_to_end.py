@@ -51,6 +51,7 @@ storage: {storage}
 model: {{name: {shared_data}/models/stories260K}}
 data: {{train: {shared_data}/text/tinyshakespeare.txt, validation: 0.1, max_length: 64, rows: 320}}
 {extra}
+{"" if "cluster:" in extra else "cluster: {slots: 1}"}
 """
 
 
@@ -180,6 +181,7 @@ task: instruction
 storage: {tmp_path}/runs
 model: {{name: {shared_data}/models/stories260K}}
 data: {{train: {tmp_path}/chat.jsonl, validation: 0.2, max_length: 256}}
+cluster: {{slots: 1}}
 search:
   trials: 3
   space:
@@ -208,19 +210,31 @@ SPACE = """
 """
 
 
-def test_kill_9_then_resume_loses_nothing_and_repeats_nothing(start_sweeps, sweeps, shared_data: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "lm.yaml", causal_lm(shared_data, tmp_path / "runs", f"search:\n  trials: 5\n  early_stopping: {{asha: false}}\n{SPACE}"))
+def test_ctrl_c_and_kill_9_then_resume_lose_nothing_and_repeat_nothing(start_sweeps, sweeps, shared_data: Path, tmp_path: Path) -> None:
+    search = f"search:\n  trials: 5\n  early_stopping: {{asha: false}}\n{SPACE}"
+    file = write(tmp_path / "lm.yaml", causal_lm(shared_data, tmp_path / "runs", search))
     process = start_sweeps(tmp_path / "log", "run", file)
 
-    def two_ended_and_one_under_way() -> Path | None:
+    def evaluated() -> Path | None:
         folder = folder_of(tmp_path / "runs")
-        if folder is None or len([*folder.glob("trials/*/outcome.json")]) < 2:
-            return None
-        open_trials = [p for p in folder.glob("trials/*") if not (p / "outcome.json").exists()]
-        return folder if any([*p.glob("attempt-*/step-*")] for p in open_trials) else None
+        return folder if folder and [*folder.glob("trials/*/attempt-*/step-*")] else None
 
-    folder = wait_for(two_ended_and_one_under_way, 180, f"trial under way; {(tmp_path / 'log').read_text()}")
-    ended = {p.parent.name: p.read_bytes() for p in folder.glob("trials/*/outcome.json")}
+    folder = wait_for(evaluated, 180, "evaluation")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=90) == 1
+    log = (tmp_path / "log").read_text()
+    assert f"python -m sweeps resume {folder}" in log and "Traceback" not in log, log
+    assert json.loads(sweeps("best", folder, "--json").out)["status"] == "interrupted"
+
+    process = start_sweeps(tmp_path / "log2", "resume", folder)
+
+    def two_ended_and_one_under_way() -> bool:
+        open_trials = [p for p in folder.glob("trials/*") if not (p / "outcome.json").exists()]
+        ended = len([*folder.glob("trials/*/outcome.json")])
+        return ended >= 2 and any([*p.glob("attempt-*/step-*")] for p in open_trials)
+
+    wait_for(two_ended_and_one_under_way, 180, f"trial under way; {(tmp_path / 'log2').read_text()}")
+    ended = {p.parent.name: (p.read_bytes(), sorted(p.parent.rglob("evaluation.json"))) for p in folder.glob("trials/*/outcome.json")}
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert json.loads(sweeps("best", folder, "--json").out)["status"] == "interrupted"
@@ -231,9 +245,9 @@ def test_kill_9_then_resume_loses_nothing_and_repeats_nothing(start_sweeps, swee
     assert {t["status"] for t in board["trials"]} == {"complete"}
     for trial in board["trials"]:
         assert [e["epoch"] for e in trial["evaluations"]] == [1, 2, 3]
-    for name, outcome in ended.items():
+    for name, (outcome, evaluations) in ended.items():
         assert (folder / "trials" / name / "outcome.json").read_bytes() == outcome
-        assert not (folder / "trials" / name / "attempt-2").exists()
+        assert sorted((folder / "trials" / name).rglob("evaluation.json")) == evaluations
     journal = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
     study = optuna.load_study(study_name=folder.name, storage=optuna.storages.JournalStorage(journal))
     assert not [t for t in study.trials if not t.state.is_finished()]
@@ -271,20 +285,6 @@ search:
     # the killed trial's numbers are those of an undisturbed one: its twin with fewer epochs shares the rows, not the schedule
     steps = [e["step"] for e in board["trials"][0]["evaluations"]]
     assert steps == sorted(set(steps)) and len(steps) >= 10
-
-
-def test_ctrl_c_leaves_a_sweep_that_resumes(start_sweeps, sweeps, shared_data: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "lm.yaml", causal_lm(shared_data, tmp_path / "runs", f"search:\n  trials: 3\n{SPACE}"))
-    process = start_sweeps(tmp_path / "log", "run", file)
-    folder = wait_for(lambda: (f := folder_of(tmp_path / "runs")) and [*f.glob("trials/*/attempt-*/step-*")] and f, 180, "evaluation")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=90) == 1
-    log = (tmp_path / "log").read_text()
-    assert "resume" in log and "Traceback" not in log, log
-    assert json.loads(sweeps("best", folder, "--json").out)["status"] == "interrupted"
-    done = sweeps("resume", folder)
-    assert done.code == 0, done.out + done.err
-    assert len(json.loads(sweeps("best", folder, "--json").out)["trials"]) == 3
 
 
 def test_a_time_budget_stops_in_order_and_still_selects(sweeps, shared_data: Path, tmp_path: Path) -> None:
