@@ -179,7 +179,11 @@ class _Sweep:
             if self._has_baseline:
                 ray.get(self._mailbox.skip_baseline.remote())
             with self._signals():
-                slots = [self._start_slot(f"{self.ledger.name}-slot{n}", connection, plan) for n in range(plan.slots)]
+                pad_token_id = load_tokenizer(self.config.model).pad_token_id
+                slots = [
+                    self._start_slot(f"{self.ledger.name}-slot{n}", connection, plan, pad_token_id)
+                    for n in range(plan.slots)
+                ]
                 watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
                 self.display.start()
                 self._watching = True
@@ -241,7 +245,7 @@ class _Sweep:
             ),
         ).fit()
 
-    def _start_slot(self, name: str, connection: Any, plan: Any) -> threading.Thread:
+    def _start_slot(self, name: str, connection: Any, plan: Any, pad_token_id: int) -> threading.Thread:
         from trainables.slot import SlotConfig, run_slot
 
         train = self.config.train
@@ -254,7 +258,7 @@ class _Sweep:
             task=self.config.task,
             baseline_method=methods(self.config)[0],
             seed=self.config.seed,
-            pad_token_id=load_tokenizer(self.config.model).pad_token_id,
+            pad_token_id=pad_token_id,
             evaluate_every=None if train.evaluate_every == "epoch" else int(train.evaluate_every),
             max_tokens=train.max_tokens,
             precision=train.precision,
@@ -369,9 +373,8 @@ class _Sweep:
             if self._budget is not None and self.elapsed_s() > self._budget:
                 self._stop(f"the time budget of {self.config.search.time_budget} is spent")
             if self.stopped is not None:
-                self._mailbox.stop_trials.remote(
-                    self.stopped
-                )  # again: a mailbox that was restarted has not heard of it
+                # again: a mailbox that was restarted has not heard of it
+                self._mailbox.stop_trials.remote(self.stopped)
             self.display.refresh(self.ledger.curves(), snapshot, self._total_samples)
 
     def _heartbeat(self) -> None:

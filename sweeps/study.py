@@ -31,9 +31,8 @@ def open_study(path: Path, name: str, config: SearchConfig, seed: int, *, read_o
     """The study in the journal at `path`; made if it is not there. A journal file is safe on network file systems too."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not read_only:
-        for left in path.parent.glob(
-            f"{path.name}*.lock*"
-        ):  # a killed sweep can leave its lock; only one sweep writes here
+        # a killed sweep can leave its lock; only one sweep writes here
+        for left in path.parent.glob(f"{path.name}*.lock*"):
             left.unlink()
     storage = JournalStorage(JournalFileBackend(str(path)))
     if read_only:
@@ -265,15 +264,13 @@ class StudySearcher(Searcher):
             self._study.tell(number, state=TrialState.FAIL)
             return
         point = best_point(curve, self._config.selection)
-        if (
-            point is None
-        ):  # nothing of it may win: pruned without a value is the worst there is for TPE, which ignores FAIL
+        if point is None:
+            # nothing of it may win: pruned without a value is the worst there is for TPE, which ignores FAIL
             self._study.tell(number, state=TrialState.PRUNED)
             return
         reports = [(p.samples_seen, p.val_loss) for p in curve.points if p.val_loss is not None]
-        if (
-            curve.status == "pruned"
-        ):  # Optuna takes the last reported value of a pruned trial for its value: the best goes last
+        if curve.status == "pruned":
+            # Optuna takes the last reported value of a pruned trial for its value: the best goes last
             reports.append((curve.points[-1].samples_seen + 1, point.val_loss))
         for samples_seen, loss in reports:
             if samples_seen not in frozen.intermediate_values:  # a kill may have left some of them behind
