@@ -17,6 +17,8 @@ class ClusterConfig:
     # of Ray; None: {GPU: 1} where there are GPUs, else {CPU: half of the node's cores, 8 at most}
     resources_per_worker: dict[str, float] | None = None
     slots: int | Literal["auto"] = "auto"  # that train side by side; auto: as many as fit, at most one per trial
+    # trials that share one base model in a slot, where their methods allow it; auto: as many as fit and as pays, measured
+    pack: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.address is not None:
@@ -25,6 +27,8 @@ class ClusterConfig:
             raise ClusterError(f"cluster.workers_per_slot: must be at least 1, got {self.workers_per_slot}")
         if self.slots != "auto" and self.slots < 1:
             raise ClusterError(f"cluster.slots: must be auto or at least 1, got {self.slots}")
+        if self.pack != "auto" and self.pack < 1:
+            raise ClusterError(f"cluster.pack: must be auto or at least 1, got {self.pack}")
         if self.resources_per_worker is not None:
             if not self.resources_per_worker:
                 raise ClusterError("cluster.resources_per_worker: must name a resource, such as {GPU: 1}, got {}")

@@ -117,6 +117,10 @@ class TrainConfig:
     dropout: float | None = None
     targets: Any = None
     rslora: bool | None = None
+    loraplus_ratio: float | None = None
+    bits: int | None = None
+    virtual_tokens: int | None = None
+    bottleneck: int | None = None
 
     def __post_init__(self) -> None:
         every = self.evaluate_every

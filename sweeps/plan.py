@@ -8,9 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
-from sweeps.config import SweepConfig
-from trainables.hyperparameters import OPTIONS
+from sweeps.config import ConfigError, SweepConfig
+from trainables.hyperparameters import OPTIONS, parse
 from trainables.model import check_files, load_model_config, load_tokenizer, quiet
+
+GPU_TOKENS = 16384  # of a pass on a GPU, where `train.max_tokens` says nothing
+SIZES = ("rank", "bottleneck", "virtual_tokens")  # hyperparameters that say how much a trial adds to the base
 
 
 def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
@@ -22,13 +25,23 @@ def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
     check_sources(config.data)
     check_files(config.model)
     context = getattr(load_model_config(config.model), "max_position_embeddings", None)
-    return prepare(config.data, config.task, load_tokenizer(config.model), config.seed, folder, context)
+    manifest = prepare(config.data, config.task, load_tokenizer(config.model), config.seed, folder, context)
+    more = max(draw.get("virtual_tokens", 0) for draw in config.draws())
+    longest = max(split.get("longest", 0) for split in manifest["splits"].values())
+    if more and context is not None and longest + more > context:
+        raise ConfigError(
+            f"virtual_tokens: {more} and the longest row of {longest} tokens do not fit the model's context of {context}; "
+            f"set data.max_length to {context - more} or less"
+        )
+    return manifest
 
 
-def methods(config: SweepConfig) -> list[str]:
-    """The methods that the sweep may draw."""
-    drawn = {draw.get("method") for draw in config.draws()}
-    return [method for method in OPTIONS if method in drawn]
+def first_of_each_method(config: SweepConfig) -> list[dict[str, Any]]:
+    """A configuration of each method that the sweep may draw."""
+    found: dict[str, dict[str, Any]] = {}
+    for draw in config.draws():
+        found.setdefault(draw.get("method"), draw)
+    return [found[method] for method in OPTIONS if method in found]
 
 
 def max_epochs(config: SweepConfig) -> float:
@@ -77,6 +90,8 @@ def print_plan(config: SweepConfig, console: Console) -> None:
         f"  steps per trial: {min(steps)} to {max(steps)}; {mean * rows * search.trials:,.0f} samples in all if no trial stops early"
     )
     say(f"Slots: {_slots(config)}")
+    for line in _memory(config):
+        say(f"Memory: {line}")
     if search.time_budget:
         say(f"Time budget: {search.time_budget}")
     say("No problem found.")
@@ -93,3 +108,48 @@ def _slots(config: SweepConfig) -> str:
     resources = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
     resources = {name: amount for name, amount in resources.items() if amount}
     return plan_slots(resources, [{"Alive": True, "Resources": resources}], config.cluster, config.search.trials).reason
+
+
+def _memory(config: SweepConfig) -> list[str]:
+    """How many trials GPUs could train at once, for each method that shares a base, at the largest size drawn."""
+    from trainables.memory import estimate, gpu_table
+    from trainables.methods import ADDITIVE
+    from trainables.slot import MAX_PACK
+    from trainables.tasks import TASKS
+
+    model, train, auto_class = config.model, config.train, TASKS[config.task].auto_class
+    half = model.dtype in ("bfloat16", "float16") or model.dtype == "auto" and auto_class == "AutoModelForCausalLM"
+    model_config, tokens = load_model_config(model), train.max_tokens or GPU_TOKENS
+    most = MAX_PACK if config.cluster.pack == "auto" else config.cluster.pack
+    drawn = [hp for hp in map(parse, config.draws()) if hp.method in ADDITIVE]
+    drawn.sort(key=lambda hp: tuple(getattr(hp.options, name, 0) for name in (*SIZES, "dropout")))
+    # one for each method and kind of base, the last of the same being the largest
+    largest = {(hp.method, ADDITIVE[hp.method].variant(hp.options)): hp for hp in drawn}
+    lines = []
+    for (method, variant), hp in sorted(largest.items()):
+        sizes = {name.replace("_", " "): getattr(hp.options, name) for name in SIZES if hasattr(hp.options, name)}
+        at = "".join(f" at {name} {value}" for name, value in sizes.items())
+        what = f"{method}{at} over {model.name}" + (f" in {variant}" if variant != "plain" else "")
+        try:
+            found = estimate(
+                model_config,
+                auto_class,
+                hp,
+                dtype_bytes=2 if half else 4,
+                compute_bytes=4 if train.precision == "float32" else 2,
+                variant=variant,
+                max_tokens=tokens,
+                gradient_checkpointing=train.gradient_checkpointing,
+            )
+        except Exception as error:  # an architecture that the formula does not know is no fault of the sweep
+            lines.append(f"no estimate for {what}: {' '.join(str(error).split())[:200] or type(error).__name__}")
+            continue
+        lines.append(
+            f"{what}: base {_size(found.base)}, a pass of {tokens} tokens {_size(found.activations)}, {_size(found.per_trial)} per trial; "
+            f"trials at once: {gpu_table(found, most)} (an estimate; a slot measures it)"
+        )
+    return lines
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

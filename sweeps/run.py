@@ -1,5 +1,6 @@
 """From a configuration to a winner: prepare data, open study and slots, run Tune, select, hand over, report."""
 
+import math
 import os
 import shutil
 import signal
@@ -17,12 +18,13 @@ from rich.console import Console
 from sweeps.config import ConfigError, SweepConfig, dump
 from sweeps.display import Display, format_params, leaderboard
 from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, Ledger
-from sweeps.plan import max_epochs, methods, prepare_data
+from sweeps.plan import first_of_each_method, max_epochs, prepare_data
 from sweeps.selection import Curve, best_point, verdict
 from trainables.data.config import DataConfig
 from trainables.model import load_tokenizer
 
 SLOT_END_TIMEOUT_S = 30.0
+GROW_S = 10.0  # between looks at the cluster's size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,7 @@ class _Sweep:
         self.tracker = Tracker(config.tracking, ledger.name, self._tracking, self.display.say)
         self._mailbox: Any = None
         self._name_plates: dict[str, Any] = {}
+        self._slots: list[threading.Thread] = []
         self._lost: dict[str, str] = {}  # slots that are gone for good, and why
         self._watching = False
         self._reference = ledger.reference()
@@ -158,6 +161,7 @@ class _Sweep:
             TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
             TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
             TUNE_DISABLE_SIGINT_HANDLER="1",
+            TUNE_MAX_PENDING_TRIALS_PG="16",  # carriers of trials start side by side; slots decide who trains
             TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
             RAY_CHDIR_TO_TRIAL_DIR="0",
             RAY_AIR_NEW_OUTPUT="0",  # the new output prints a header at every verbosity
@@ -175,31 +179,32 @@ class _Sweep:
                 self.display.say(f"Ray dashboard: {connection.dashboard_url}{token}")
             plan = plan_slots(ray.cluster_resources(), ray.nodes(), self.config.cluster, self.config.search.trials)
             self.display.say(plan.reason)
-            self._mailbox = start_mailbox(self.ledger.name, "mailbox")
+            pack = self.config.cluster.pack if plan.slots < self.config.search.trials else 1
+            self._mailbox = start_mailbox(self.ledger.name, "mailbox", pack, plan.slots)
             if self._has_baseline:
                 ray.get(self._mailbox.skip_baseline.remote())
             with self._signals():
                 pad_token_id = load_tokenizer(self.config.model).pad_token_id
-                slots = [
-                    self._start_slot(f"{self.ledger.name}-slot{n}", connection, plan, pad_token_id)
-                    for n in range(plan.slots)
-                ]
+                self._start = lambda plan: self._start_slot(connection, plan, pad_token_id)
+                for _ in range(plan.slots):
+                    self._start(plan)
                 watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
                 self.display.start()
                 self._watching = True
                 watcher.start()
                 try:
-                    self._tune(space, study, plan.slots, connection)
+                    self._tune(space, study, connection)
                 finally:
                     self._watching = False
                     watcher.join()
                     self.display.stop()
                     ray.get(self._mailbox.close.remote())
-                    for slot in slots:
+                    for slot in self._slots:
                         slot.join(SLOT_END_TIMEOUT_S)
                     self._save_study()
 
-    def _tune(self, space: Any, study: Any, slots: int, connection: Any) -> None:
+    def _tune(self, space: Any, study: Any, connection: Any) -> None:
+        import ray
         from ray import tune
 
         from sweeps.stopping import HopelessStopper, make_scheduler
@@ -213,6 +218,7 @@ class _Sweep:
             ledger=self.ledger,
             order={"mailbox": "mailbox", "namespace": connection.namespace},
             stopped=lambda: self.stopped,
+            room=lambda: ray.get(self._mailbox.room.remote()) > 0,
             on_start=self._trial_started,
             on_end=self._trial_ended,
             say=self.display.say,
@@ -225,7 +231,6 @@ class _Sweep:
                 search_alg=searcher,
                 scheduler=make_scheduler(stopping, self.rows, max_epochs(self.config), finished),
                 num_samples=-1,
-                max_concurrent_trials=slots,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -245,10 +250,10 @@ class _Sweep:
             ),
         ).fit()
 
-    def _start_slot(self, name: str, connection: Any, plan: Any, pad_token_id: int) -> threading.Thread:
-        from trainables.slot import SlotConfig, run_slot
+    def _start_slot(self, connection: Any, plan: Any, pad_token_id: int) -> None:
+        from trainables.slot import MAX_PACK, SlotConfig, run_slot
 
-        train = self.config.train
+        name, train = f"{self.ledger.name}-slot{len(self._slots)}", self.config.train
         slot = SlotConfig(
             slot=name,
             mailbox="mailbox",
@@ -256,13 +261,14 @@ class _Sweep:
             storage=self.ledger.store.url,
             model=self.config.model,
             task=self.config.task,
-            baseline_method=methods(self.config)[0],
+            baseline=first_of_each_method(self.config)[0],
             seed=self.config.seed,
             pad_token_id=pad_token_id,
             evaluate_every=None if train.evaluate_every == "epoch" else int(train.evaluate_every),
             max_tokens=train.max_tokens,
             precision=train.precision,
             gradient_checkpointing=train.gradient_checkpointing,
+            most=min(MAX_PACK, math.ceil(self.config.search.trials / plan.slots)),
             probe_rows=train.probe_rows,
             threads=plan.threads_per_worker,
         )
@@ -287,19 +293,22 @@ class _Sweep:
                 except ray.exceptions.RayError:  # the cluster itself is gone; the main thread hears of it from Tune
                     return
                 self.display.say(f"{name} is lost: {self._lost[name]}")
-                if len(self._lost) == plan.slots:
+                if len(self._lost) == len(self._slots):
                     self._stop(NO_SLOT)
 
         thread = threading.Thread(target=run, name=name, daemon=True)
         self._watching = True
+        self._slots.append(thread)
         thread.start()
-        return thread
 
     # --- what happens to trials ---
 
     def _trial_started(self, trial: str, params: dict[str, Any], resumed: bool) -> None:
+        import ray
+
         from trainables.slot import name_plate
 
+        ray.get(self._mailbox.expect.remote(trial, self.config.complete(params)))
         self._name_plates[trial] = name_plate(trial, f"{self.ledger.name} {trial}: {format_params(params)}")
         word = "goes on" if resumed else "starts"
         self.display.say(f"{trial} {word}: {format_params(params)}")
@@ -354,7 +363,8 @@ class _Sweep:
         """Heartbeat, time budget, the untuned model's numbers, and the live table."""
         import ray
 
-        beat = 0.0
+        beat = grown = time.monotonic()
+        told: set[str] = set()
         while self._watching:
             time.sleep(0.5)
             try:
@@ -367,15 +377,38 @@ class _Sweep:
                 self._reference = self.ledger.reference()
                 if "val_loss" in snapshot["baseline"]:
                     self.display.say(f"the untuned model: val loss {snapshot['baseline']['val_loss']:.4f}")
+            for sort, limit in snapshot["limits"].items():
+                if sort not in told:
+                    told.add(sort)
+                    shared = f"{limit} trials share a slot" if limit > 1 else "sharing a slot does not pay"
+                    self.display.say(f"measured: {shared} ({sort})")
             if time.monotonic() - beat > HEARTBEAT_S:
                 beat = time.monotonic()
                 self._heartbeat()
+            if time.monotonic() - grown > GROW_S:
+                grown = time.monotonic()
+                self._grow()
             if self._budget is not None and self.elapsed_s() > self._budget:
                 self._stop(f"the time budget of {self.config.search.time_budget} is spent")
             if self.stopped is not None:
                 # again: a mailbox that was restarted has not heard of it
                 self._mailbox.stop_trials.remote(self.stopped)
             self.display.refresh(self.ledger.curves(), snapshot, self._total_samples)
+
+    def _grow(self) -> None:
+        """Start the slots that a cluster has room for since nodes have joined it."""
+        import ray
+
+        from cluster.connect import plan_slots
+
+        cluster, trials = self.config.cluster, self.config.search.trials
+        plan = plan_slots(ray.cluster_resources(), ray.nodes(), cluster, trials)
+        more = plan.slots - (len(self._slots) - len(self._lost))
+        if more > 0 and self.stopped is None:
+            self.display.say(f"The cluster has grown: {plan.reason}")
+            for _ in range(more):
+                self._start(plan)
+            ray.get(self._mailbox.expect_slots.remote(len(self._slots)))
 
     def _heartbeat(self) -> None:
         try:

@@ -99,11 +99,14 @@ class StudySearcher(Searcher):
         ledger: Ledger,
         order: Mapping[str, Any],
         stopped: Callable[[], str | None],
+        room: Callable[[], bool],
         on_start: Callable[[str, dict[str, Any], bool], None],
         on_end: Callable[[str], None],
         say: Callable[[str], None],
     ) -> None:
-        """`order` is what every trial's config carries beside `id` and `params`; `stopped` tells why no trial may start any more."""
+        """`order` is what every trial's config carries beside `id` and `params`; `stopped` tells why no trial may start any more,
+        `room` whether another could train at once: until then none is drawn, so that it is drawn knowing more.
+        """
         super().__init__(metric="val_loss", mode="min")
         self._config = config
         self._space = space
@@ -111,6 +114,7 @@ class StudySearcher(Searcher):
         self._ledger = ledger
         self._order = dict(order)
         self._stopped = stopped
+        self._room = room
         self._on_start, self._on_end, self._say = on_start, on_end, say
         self._ids: dict[str, str] = {}  # Tune's trial id -> ours
         self._numbers: dict[str, int] = {}  # our id -> number in the study
@@ -143,6 +147,8 @@ class StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._stopped() is not None:
             return Searcher.FINISHED
+        if not self._room():
+            return None
         resumed = bool(self._waiting)
         if resumed:
             trial = self._waiting.pop(0)

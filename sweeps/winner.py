@@ -12,8 +12,10 @@ import numpy as np
 
 from sweeps.config import ConfigError, SweepConfig, dump
 from sweeps.ledger import Ledger
-from trainables.model import keep_gradients_on_cpu, load_tokenizer, quiet, resolve
+from trainables.hyperparameters import company
+from trainables.model import Variant, keep_gradients_on_cpu, load_tokenizer, quantization, quiet, resolve
 
+PEFT_METHODS = ("lora", "qlora", "ia3", "prompt")  # whose checkpoints are PEFT's
 TOLERANCE = 1e-5  # relative, CPU in float32
 LOW_PRECISION_TOLERANCE = 2e-2  # relative: bfloat16 or 4-bit arithmetic, or another device than the one that trained
 
@@ -89,12 +91,10 @@ def verify(ledger: Ledger, config: SweepConfig) -> Check:
         validation = open_split(data, "validation")
         rows = np.arange(len(validation))
         tokenizer = load_tokenizer(config.model)
-        nll, targets, predictions, labels = measure(
-            model, task, validation, rows, tokenizer.pad_token_id, 16384, device
-        )
-        measured = {"val_loss": float(nll.sum() / targets.sum()), **task.metrics(nll, targets, predictions, labels)}
+        found = measure(model, task, validation, rows, tokenizer.pad_token_id, 16384, device)
+        measured = {"val_loss": found.loss, **task.metrics(*found.columns)}
     exact = device.type == "cpu" and config.train.precision != "bfloat16" and config.model.dtype in ("auto", "float32")
-    exact = exact and winner["params"].get("method", config.train.method) != "qlora"
+    exact = exact and _variant(config, winner["params"]) == "plain"
     return Check(
         trial=winner["trial"],
         reported={"val_loss": evaluation["val_loss"], **evaluation["metrics"]},
@@ -113,24 +113,17 @@ def _reported(ledger: Ledger, winner: dict[str, Any]) -> dict[str, Any]:
 def load_as_a_user(
     folder: Path, config: SweepConfig, auto_class: str, model_kwargs: dict[str, Any], device: Any
 ) -> Any:
-    """What the card tells a user to do: `from_pretrained`, and PEFT over the base for an adapter."""
-    import torch
+    """What the card tells a user to do: `from_pretrained`, and PEFT or `load_adapter` over the base for an adapter."""
     import transformers
 
     auto = getattr(transformers, auto_class)
-    adapter = (folder / "adapter_config.json").is_file()
-    if not adapter:
+    described = folder / "adapter_config.json"
+    if not described.is_file():
         return auto.from_pretrained(folder).to(device).eval()
-    from peft import PeftModel
-
-    quantised = json.loads((folder / "winner.json").read_text())["params"].get("method", config.train.method) == "qlora"
+    variant = _variant(config, json.loads((folder / "winner.json").read_text())["params"])
     extra: dict[str, Any] = {}
-    if quantised:
-        compute = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-        extra["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
-        )
-        extra["device_map"] = {"": device}
+    if variant != "plain":
+        extra = {"quantization_config": quantization(variant, device), "device_map": {"": device}}
     base = auto.from_pretrained(
         resolve(config.model.name),
         revision=config.model.revision,
@@ -138,11 +131,22 @@ def load_as_a_user(
         **model_kwargs,
         **extra,
     )
-    if quantised:
+    if variant != "plain":
         keep_gradients_on_cpu(base)
     else:
         base = base.to(device)
+    if json.loads(described.read_text()).get("adapter_type") == "bottleneck":
+        from trainables.methods.adapter import load_adapter
+
+        return load_adapter(base, folder).eval()
+    from peft import PeftModel
+
     return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+def _variant(config: SweepConfig, params: dict[str, Any]) -> Variant:
+    """How the base lies in memory."""
+    return {"nf4": "nf4", "int8": "int8"}.get(company(config.hyperparameters(params)) or "", "plain")
 
 
 def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -> str:
@@ -158,7 +162,7 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
     lines = [
         "---",
         f"base_model: {config.model.name}",
-        f"library_name: {'peft' if method in ('lora', 'qlora') else 'transformers'}",
+        f"library_name: {'peft' if method in PEFT_METHODS else 'transformers'}",
         "---",
         f"# {config.name}: the winner, trial {winner['trial']}",
         "",
@@ -192,10 +196,11 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
         "",
         "## How to load it",
         "",
-        "From the sweep's folder, with transformers" + (" and PEFT:" if method in ("lora", "qlora") else ":"),
+        "From the sweep's folder, with transformers"
+        + (" and PEFT:" if method in PEFT_METHODS else " and this project:" if method == "adapter" else ":"),
         "",
         "```python",
-        *_loading(config, method, manifest),
+        *_loading(config, method, _variant(config, winner["params"]), manifest),
         "```",
         "",
         "## Data",
@@ -226,20 +231,19 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
     return "\n".join(lines)
 
 
-def _loading(config: SweepConfig, method: str, manifest: dict[str, Any]) -> list[str]:
+def _loading(config: SweepConfig, method: str, variant: Variant, manifest: dict[str, Any]) -> list[str]:
     """Python that loads the winner, from the sweep's folder, and uses it once."""
     classification = config.task == "classification"
     auto = "AutoModelForSequenceClassification" if classification else "AutoModelForCausalLM"
     lines = [
         "import torch",
-        f"from transformers import {auto}, AutoTokenizer" + (", BitsAndBytesConfig" if method == "qlora" else ""),
+        f"from transformers import {auto}, AutoTokenizer" + (", BitsAndBytesConfig" if variant != "plain" else ""),
     ]
-    if method in ("lora", "qlora"):
-        lines.insert(1, "from peft import PeftModel")
+    if method in (*PEFT_METHODS, "adapter"):
         arguments = [repr(resolve(config.model.name))]
         if (
             classification
-        ):  # the base has no such head; PEFT brings it, so transformers' note that it is new does not matter
+        ):  # the base has no such head; the adapter brings it, so transformers' note that it is new does not matter
             labels = [str(label) for label in manifest["labels"]]
             lines.append(f"labels = {labels!r}")
             arguments += [
@@ -247,14 +251,19 @@ def _loading(config: SweepConfig, method: str, manifest: dict[str, Any]) -> list
                 "id2label=dict(enumerate(labels))",
                 "label2id={label: i for i, label in enumerate(labels)}",
             ]
-        if method == "qlora":
+        if variant == "nf4":
             arguments.append(
                 'quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'
             )
-        lines += [
-            f"base = {auto}.from_pretrained({', '.join(arguments)})",
-            'model = PeftModel.from_pretrained(base, "winner").eval()',
-        ]
+        if variant == "int8":
+            arguments.append("quantization_config=BitsAndBytesConfig(load_in_8bit=True)")
+        lines.append(f"base = {auto}.from_pretrained({', '.join(arguments)})")
+        if method == "adapter":
+            lines.insert(2, "from trainables.methods.adapter import load_adapter")
+            lines.append('model = load_adapter(base, "winner").eval()')
+        else:
+            lines.insert(1, "from peft import PeftModel")
+            lines.append('model = PeftModel.from_pretrained(base, "winner").eval()')
     else:
         lines.append(f'model = {auto}.from_pretrained("winner").eval()')
     lines.append('tokenizer = AutoTokenizer.from_pretrained("winner")')

@@ -6,22 +6,42 @@ mask of an element is a hash of where it stands, so cutting, company, resuming a
 Shapes: B rows, T tokens, D channels; `keys_B` is int64, one key for each row of the batch.
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+FUNCTIONS = 1 << 20  # layers from here on are calls of functions, not modules
+DRAWN_TOGETHER = 1 << 24  # elements of a mask that are drawn at once
 
 
 class RowKeys:
-    """The keys of the rows now passing; shared by all `RowDropout` modules of a model."""
+    """The keys of the rows now passing; shared by all dropout of a model."""
 
     def __init__(self) -> None:
         self.keys_B: Tensor | None = None
 
     def __deepcopy__(self, memo: dict) -> "RowKeys":
-        return self  # PEFT copies a trained head; its copy sees the rows of the pass too
+        return self  # a copy of a trained head sees the rows of the pass too
 
-    def set(self, seed: int, step: int, rows_B: Tensor) -> None:
-        """Name the rows of the next pass: dataset indices `rows_B` at optimiser step `step` under `seed`."""
+    def set(self, seed: int | Tensor, step: int | Tensor, rows_B: Tensor) -> None:
+        """Name the rows of the next pass: dataset indices `rows_B` at optimiser step `step` under `seed` (each one
+        number, or one for each row).
+        """
         self.keys_B = _mix(_mix(_mix(rows_B.long() + 1) + seed) + step)
+
+    @contextmanager
+    def only(self, start: int, stop: int) -> Iterator[None]:
+        """Inside, only the rows from `start` to `stop` pass."""
+        whole = self.keys_B
+        self.keys_B = None if whole is None else whole[start:stop]
+        try:
+            yield
+        finally:
+            self.keys_B = whole
 
 
 class RowDropout(nn.Module):
@@ -36,19 +56,33 @@ class RowDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
-        keys_B = self.keys.keys_B
-        # some models flatten rows, [B, T, D] to [B * T, D]: in memory, and so in the mask, it is the same
-        assert keys_B is not None and x.shape[0] % len(keys_B) == 0, "RowKeys.set must name the rows of this pass"
-        inner = x.numel() // len(keys_B)
-        # the offset of an element inside its row does not depend on padding: later positions come after earlier ones
-        offsets = torch.arange(inner, device=x.device, dtype=torch.int64)
-        row = _mix(keys_B + self.layer * 0x9E3779B9)
-        uniform = ((_mix(row[:, None] + offsets[None, :]) >> 8) & 0xFFFFFF).view(x.shape)
-        keep = uniform >= int(self.p * (1 << 24))
-        return x * keep / (1.0 - self.p)
+        return row_dropout(x, self.keys, self.layer, self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, layer={self.layer}"
+
+
+def row_dropout(x: Tensor, keys: RowKeys, layer: int, p: float | Tensor) -> Tensor:
+    """Dropout of `x` at `layer` for the rows that `keys` names; `p` is one probability, or one for each row [B]."""
+    keys_B = keys.keys_B
+    # some models flatten rows, [B, T, D] to [B * T, D]: in memory, and so in the mask, it is the same
+    assert keys_B is not None and x.shape[0] % len(keys_B) == 0, "RowKeys.set must name the rows of this pass"
+    inner = x.numel() // len(keys_B)
+    size = max(1, DRAWN_TOGETHER // inner)
+    # the offset of an element inside its row does not depend on padding: later positions come after earlier ones
+    offsets = torch.arange(inner, device=x.device, dtype=torch.int64)
+    row = _mix(keys_B + layer * 0x9E3779B9)
+    threshold_B = (torch.as_tensor(p, dtype=torch.float64, device=x.device) * (1 << 24)).long().expand(len(keys_B))
+    keep = torch.cat(  # in pieces: the hash needs some 64-bit numbers for each element
+        [
+            ((_mix(rows[:, None] + offsets[None, :]) >> 8) & 0xFFFFFF) >= thresholds[:, None]
+            for rows, thresholds in zip(row.split(size), threshold_B.split(size), strict=True)
+        ]
+    )
+    if isinstance(p, Tensor):
+        scale_B = (1.0 / (1.0 - p.double())).to(x.dtype)
+        return ((x.reshape(len(keys_B), inner) * keep) * scale_B[:, None]).view(x.shape)
+    return x * keep.view(x.shape) / (1.0 - p)
 
 
 def replace_dropout(model: nn.Module, keys: RowKeys) -> None:
@@ -59,6 +93,52 @@ def replace_dropout(model: nn.Module, keys: RowKeys) -> None:
             if type(child) is nn.Dropout:
                 setattr(parent, name, RowDropout(child.p, layer, keys).train(child.training))
                 layer += 1
+
+
+class FunctionDropout(TorchFunctionMode):
+    """Inside, `torch.nn.functional.dropout` is `row_dropout` too, for models that drop out in functions, not modules.
+
+    A call's layer is its place in the pass.
+    """
+
+    def __init__(self, keys: RowKeys) -> None:
+        super().__init__()
+        self._keys = keys
+        self._calls = 0
+        self.used = False  # whether a model has called it at all
+
+    def follow(self, model: nn.Module) -> None:
+        """Count the calls of `model` anew in each of its passes."""
+        model.register_forward_pre_hook(lambda *_: self._count_from(0))
+
+    def _count_from(self, calls: int) -> None:
+        self._calls = calls
+
+    def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """What gradient checkpointing runs a block under, and what it runs it under again: the backward pass takes this
+        mode off, and the block must count from where it did.
+        """
+        return nullcontext(), self._again(self._calls)
+
+    @contextmanager
+    def _again(self, calls: int) -> Iterator[None]:
+        self._calls = calls
+        with self:
+            yield
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not nn.functional.dropout:
+            return func(*args, **(kwargs or {}))
+        x, p, training = _dropout_arguments(*args, **(kwargs or {}))
+        if not training or p == 0.0:
+            return x
+        self.used = True
+        self._calls += 1
+        return row_dropout(x, self._keys, FUNCTIONS + self._calls, p)
+
+
+def _dropout_arguments(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> tuple:
+    return input, p, training
 
 
 def _mix(x: Tensor) -> Tensor:

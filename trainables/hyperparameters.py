@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trainables.errors import InputError
 
+SMALL_RANK = 16  # up to here the base's own matrix products hide those of the adapters
+
 
 @dataclass(frozen=True, kw_only=True)
 class FullOptions:
@@ -35,6 +37,7 @@ class LoraOptions:
     """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685): W + scale * B A, scale = alpha / rank.
 
     `rslora` scales by alpha / sqrt(rank) instead (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732).
+    `loraplus_ratio` multiplies B's learning rate (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354).
     `targets` is "all-linear", "attention", or a list of module names as PEFT's `target_modules` takes them.
     """
 
@@ -43,6 +46,7 @@ class LoraOptions:
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     rslora: bool = False
+    loraplus_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -51,12 +55,64 @@ class LoraOptions:
             raise InputError(f"alpha: must be above 0, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout: must be in [0, 1), got {self.dropout}")
+        if not 0 < self.loraplus_ratio < math.inf:
+            raise InputError(f"loraplus_ratio: must be above 0, got {self.loraplus_ratio}")
         if not self.targets or isinstance(self.targets, str) and self.targets not in ("all-linear", "attention"):
             got = repr(self.targets) if isinstance(self.targets, str) else "an empty list"
             raise InputError(f"targets: must be all-linear, attention or a list of module names, got {got}")
 
 
-OPTIONS: dict[str, type] = {"full": FullOptions, "partial": PartialOptions, "lora": LoraOptions, "qlora": LoraOptions}
+@dataclass(frozen=True, kw_only=True)
+class QLoraOptions(LoraOptions):
+    """LoRA over a quantised base: 4-bit NormalFloat (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314) or 8-bit
+    integers (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339).
+    """
+
+    bits: Literal[4, 8] = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ia3Options:
+    """Learned scales of keys, values and the feed-forward's inner activations (Liu et al. 2022,
+    https://arxiv.org/abs/2205.05638), at the layers that PEFT takes for the architecture.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """Prompt tuning (Lester et al. 2021, https://arxiv.org/abs/2104.08691): `virtual_tokens` learned vectors stand
+    before every input.
+    """
+
+    virtual_tokens: int = 20
+
+    def __post_init__(self) -> None:
+        if self.virtual_tokens < 1:
+            raise InputError(f"virtual_tokens: must be at least 1, got {self.virtual_tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+    """Bottleneck adapters (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751), one after each layer's feed-forward
+    (Pfeiffer et al. 2020, https://arxiv.org/abs/2005.00247): h + up(relu(down(h))), `bottleneck` channels between.
+    """
+
+    bottleneck: int = 64
+
+    def __post_init__(self) -> None:
+        if self.bottleneck < 1:
+            raise InputError(f"bottleneck: must be at least 1, got {self.bottleneck}")
+
+
+OPTIONS: dict[str, type] = {
+    "full": FullOptions,
+    "partial": PartialOptions,
+    "lora": LoraOptions,
+    "qlora": QLoraOptions,
+    "ia3": Ia3Options,
+    "prompt": PromptOptions,
+    "adapter": AdapterOptions,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +131,7 @@ class Hyperparameters:
     beta2: float = 0.999
     epsilon: float = 1e-8
     seed: int = 0  # of the head, the adapters, the order of the rows and dropout
-    options: FullOptions | PartialOptions | LoraOptions
+    options: FullOptions | PartialOptions | LoraOptions | Ia3Options | PromptOptions | AdapterOptions
 
     def __post_init__(self) -> None:
         for name, low_open, low, high in (
@@ -100,6 +156,35 @@ class Hyperparameters:
         for name in ("beta1", "beta2"):
             if getattr(self, name) == 1:
                 raise InputError(f"{name}: must be below 1, got {getattr(self, name)}")
+
+
+def company(hp: Hyperparameters) -> str | None:
+    """Trials of the same company can share a base: the kind of it. None: the trial needs a base for itself."""
+    if hp.method in ("full", "partial"):
+        return None
+    if isinstance(hp.options, QLoraOptions):
+        return {4: "nf4", 8: "int8"}[hp.options.bits]
+    if isinstance(hp.options, PromptOptions):  # every row of a pass is longer by as many
+        return f"plain, {hp.options.virtual_tokens} virtual tokens"
+    return "plain"
+
+
+def virtual_tokens(hp: Hyperparameters) -> int:
+    """That stand before every row."""
+    return getattr(hp.options, "virtual_tokens", 0)
+
+
+def kind(hp: Hyperparameters) -> str:
+    """Trials of one kind take alike long for a step: company, and batch size and rank to the nearest power of two; small
+    ranks cost alike.
+    """
+    words = [f"{company(hp)} base", f"batch size {2 ** round(math.log2(hp.batch_size))}"]
+    for name in ("rank", "bottleneck"):
+        if (size := getattr(hp.options, name, None)) is not None:
+            words.append(
+                f"{name} up to {SMALL_RANK}" if size <= SMALL_RANK else f"{name} {2 ** round(math.log2(size))}"
+            )
+    return ", ".join(words)
 
 
 COMMON = tuple(f.name for f in fields(Hyperparameters) if f.name not in ("method", "options"))
@@ -141,7 +226,7 @@ def _cast(name: str, hint: Any, value: Any) -> Any:
     """`value` as `hint`; never rounds or clamps, so that a score is credited to the value that ran."""
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise InputError(f"{name}: must be one of {', '.join(get_args(hint))}, got {value!r}")
+            raise InputError(f"{name}: must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
         return value
     kinds = get_args(hint) if get_args(hint) and get_origin(hint) is not tuple else (hint,)
     if value is None and type(None) in kinds:

@@ -4,14 +4,15 @@ import hashlib
 import importlib.util
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trainables.errors import InputError
 
-Variant = Literal["plain", "nf4"]  # how the base lies in memory; trials of one variant share a loaded base
+Variant = Literal["plain", "nf4", "int8"]  # how the base lies in memory; trials of one variant share a loaded base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class BaseModel:
     dtype: Any  # torch.dtype that was asked for
     head: tuple[str, ...] = ()
     new: tuple[str, ...] = ()  # those of the head that the checkpoint did not bring; drawn from each trial's seed
+    # a language model's output layer, where its logits are just what that layer gives: the loss is then computed from
+    # hidden states, of targets alone and in chunks
+    output: Any = None
 
     def in_head(self, name: str) -> bool:
         """Whether the module or parameter `name` belongs to the head."""
@@ -145,7 +149,7 @@ def base_dtype(config: ModelConfig, method: str, auto_class: str, device: Any) -
 
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
-    frozen = method in ("lora", "qlora") and auto_class == "AutoModelForCausalLM"
+    frozen = method not in ("full", "partial") and auto_class == "AutoModelForCausalLM"
     if frozen and device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
     return torch.float32
@@ -181,16 +185,8 @@ def load_model(
     model_config.pad_token_id = pad_token_id
     if auto_class == "AutoModelForCausalLM":
         model_config.use_cache = False
-    if variant == "nf4":
-        extra["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16
-            if device.type == "cuda" and torch.cuda.is_bf16_supported()
-            else torch.float32,
-            llm_int8_skip_modules=["classifier", "score", "pre_classifier", "lm_head", "embed_out"],
-        )
+    if variant != "plain":
+        extra["quantization_config"] = quantization(variant, device)
         extra["device_map"] = {"": device}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a new head is announced as a warning; here it is what was asked for
@@ -210,7 +206,7 @@ def load_model(
             if isinstance(error, InputError):
                 raise
             raise _hub_error(config, error) from error
-    if variant == "nf4":
+    if variant != "plain":
         keep_gradients_on_cpu(model)
     else:
         model.to(device)
@@ -242,7 +238,54 @@ def load_model(
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return BaseModel(model=model, variant=variant, dtype=dtype, head=head, new=new)
+    output = _output_layer(model) if auto_class == "AutoModelForCausalLM" else None
+    return BaseModel(model=model, variant=variant, dtype=dtype, head=head, new=new, output=output)
+
+
+def quantization(variant: Variant, device: Any) -> Any:
+    """What transformers needs to load a base as `variant`; heads and output layers stay as they are."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    skipped = ["classifier", "score", "pre_classifier", "lm_head", "embed_out"]
+    if variant == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
+        llm_int8_skip_modules=skipped,
+    )
+
+
+@contextmanager
+def hidden_states(output: Any) -> Iterator[None]:
+    """Inside, a language model gives the inputs of its `output` layer in the place of its logits."""
+    output.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del output.forward
+
+
+def _output_layer(model: Any) -> Any:
+    """The output layer, unless the model does something with what comes out of it (some cap or scale their logits)."""
+    import torch
+
+    output = model.get_output_embeddings()
+    if output is None or "forward" in vars(output):
+        return None
+    ids = torch.arange(4, device=model.device)[None] % model.config.vocab_size
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+        with hidden_states(output):
+            hidden = model(input_ids=ids).logits
+        same = hidden.shape[-1] == output.weight.shape[-1] and torch.allclose(
+            output(hidden), logits, rtol=1e-3, atol=1e-3
+        )
+    return output if same else None
 
 
 def _new_modules(model: Any, missing: set[str]) -> tuple[str, ...]:

@@ -1,15 +1,17 @@
 """One optimiser step, one evaluation, one checkpoint for every trial on board. No Ray here.
 
-A pack trains up to `capacity` trials over one base. For now the capacity is one; who calls it sees the same interface
-whatever the number: trials are named by their id in every call.
+Trials whose methods only add to the base share it, any number of them; a trial that changes the base has it alone. Who
+calls a pack sees the same interface for both: trials are named by their id in every call.
 
-Letters of shapes: B rows of a pass, T tokens, N rows of a split.
+Letters of shapes: B rows of a pass, T tokens, K trials, N rows of a split.
 """
 
 import contextlib
+import copy
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainables.data.batches import batch_indices, cut_passes, steps_per_epoch
-from trainables.data.prepare import Split
-from trainables.dropout import RowKeys, replace_dropout
-from trainables.hyperparameters import Hyperparameters
-from trainables.methods import METHODS
-from trainables.model import BaseModel, Variant
-from trainables.tasks import Task
+from trainables.data.prepare import Split, open_split
+from trainables.dropout import FunctionDropout, RowKeys, replace_dropout
+from trainables.hyperparameters import OPTIONS, Hyperparameters, company, virtual_tokens
+from trainables.methods import ADDITIVE, REPLACING
+from trainables.model import BaseModel, ModelConfig, Variant, base_dtype, hidden_states, load_model
+from trainables.solo import Solo, initialise
+from trainables.stack import Addition, Pass, Stack, TrainedModule, seeded
+from trainables.tasks import TASKS, Task
 
+WEIGHTS_FILE = "adapter_model.safetensors"  # PEFT's name
 STATE_FILE = "training_state.safetensors"
 
 
@@ -41,6 +46,9 @@ class World:
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Add `tensors` over all workers, in place, in one message."""
         if self.size == 1 or not tensors:
+            return
+        if len(tensors) == 1:
+            torch.distributed.all_reduce(tensors[0])
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         torch.distributed.all_reduce(flat)
@@ -79,25 +87,23 @@ class Evaluation:
 
 @dataclass(kw_only=True)
 class Aboard:
-    """A trial on board and what it trains with."""
+    """A trial on board and how far it is."""
 
     hyperparameters: Hyperparameters
-    base: BaseModel
-    model: Any
-    parameters: dict[str, Tensor]  # what is trained
-    optimizer: torch.optim.AdamW
     step: int = 0
     train_nll: float = 0.0  # since the last evaluation
     train_targets: int = 0
 
 
 class NonFinite(ArithmeticError):
-    """Loss or gradient of one trial is no longer a number; the trial leaves, the slot goes on."""
+    """Loss or gradient of some trials is no longer a number: they made no step and must leave; the others made theirs."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__("; ".join(reasons.values()))
+        self.reasons = reasons
 
 
 class Pack:
-    capacity = 1
-
     def __init__(
         self,
         *,
@@ -123,8 +129,10 @@ class Pack:
         self._max_tokens = settings.max_tokens
         self._keys = RowKeys()
         self._base: BaseModel | None = None
+        self._function_dropout: FunctionDropout | None = None
         self._pristine: dict[str, Tensor] = {}  # weights of the base that training has changed at some time
         self._aboard: dict[str, Aboard] = {}
+        self._engine: Solo | Stack | None = None  # holds what the trials on board train
         # the probe is the same for all trials, so that their probe losses compare
         chosen = np.random.Generator(np.random.PCG64([settings.seed, 7])).permutation(len(train))[: settings.probe_rows]
         self._probe_rows = np.sort(chosen)
@@ -137,199 +145,289 @@ class Pack:
 
     def join(self, trial: str, hyperparameters: Hyperparameters, checkpoint: Path | None = None) -> None:
         """Take `trial` on board, from its start or from an evaluation folder that `save` wrote with its training state."""
-        assert len(self._aboard) < self.capacity, "the pack is full"
-        base = self._base_for(hyperparameters.method)
-        try:
-            model, parameters = self._attach(base, hyperparameters)
-        except BaseException:  # half attached: the next trial gets a base that is loaded anew
-            self._base, self._pristine = None, {}
-            raise
-        decayed = [p for p in parameters.values() if p.ndim >= 2]  # never biases and norms
-        rest = [p for p in parameters.values() if p.ndim < 2]
         hp = hyperparameters
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": hp.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-            lr=hp.learning_rate,
-            betas=(hp.beta1, hp.beta2),
-            eps=hp.epsilon,
-            fused=True,
-        )
-        aboard = Aboard(hyperparameters=hp, base=base, model=model, parameters=parameters, optimizer=optimizer)
-        self._aboard[trial] = aboard
-        if checkpoint is not None:
-            self._restore(aboard, checkpoint)
+        others = {company(aboard.hyperparameters) for aboard in self._aboard.values()}
+        assert not others or (company(hp) is not None and others == {company(hp)}), f"{trial} cannot share this base"
+        base = self._base_for(hp.method, hp.options)
+        try:
+            if hp.method in REPLACING:
+                self._engine = Solo(base, self._pristine, trial, hp)
+            else:
+                if self._engine is None:
+                    self._engine = Stack(base, self._keys, compute=self._settings.autocast, device=self._device)
+                assert isinstance(self._engine, Stack)
+                self._engine.join(trial, self._additions(base, hp))
+            self._aboard[trial] = aboard = Aboard(hyperparameters=hp)
+            if self._settings.gradient_checkpointing and len(self._aboard) == 1:
+                how: dict[str, Any] = {"use_reentrant": False}
+                if self._function_dropout is not None:
+                    how["context_fn"] = self._function_dropout.contexts
+                base.model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+            if checkpoint is not None:
+                self._restore(trial, aboard, checkpoint)
+        except BaseException:
+            self._forget(trial)
+            raise
 
-    def _attach(self, base: BaseModel, hp: Hyperparameters) -> tuple[Any, dict[str, Tensor]]:
-        """The model to run, and what of it is trained; what of the base will change is remembered first."""
-        with _seeded(hp.seed, self._device):
-            self._remember(base, [name for name, _ in base.model.named_parameters() if base.in_head(name)])
-            for name in base.new:
-                _initialise(base.model, base.model.get_submodule(name))
-            model = METHODS[hp.method].attach(base, hp.options)
-        replace_dropout(model, self._keys)
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if model is base.model:
-            self._remember(base, list(parameters))
-        if self._settings.gradient_checkpointing:
-            base.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        return model, parameters
+    def _additions(self, base: BaseModel, hp: Hyperparameters) -> list[Addition]:
+        """All that a trial adds to the base: the method's part, and a head of its own."""
+        with seeded(hp.seed, self._device):
+            heads = []
+            for name in base.head:
+                module = copy.deepcopy(base.model.get_submodule(name))
+                for new in base.new:
+                    if new == name or new.startswith(f"{name}."):
+                        initialise(base.model, module.get_submodule(new.removeprefix(name).removeprefix(".")))
+                values = {key: p.detach() for key, p in module.named_parameters()}
+                heads.append(Addition(kind=TrainedModule, place=name, values=values))
+            return [*ADDITIVE[hp.method].plan(base, hp.options), *heads]
+
+    def _forget(self, trial: str) -> None:
+        """After a join that broke half way: nobody else is harmed; a base that may be changed is loaded anew."""
+        self._aboard.pop(trial, None)
+        if self._aboard:
+            assert isinstance(self._engine, Stack)
+            if trial in self._engine.trials:
+                self._engine.leave(trial)
+        else:
+            self._engine, self._base, self._pristine = None, None, {}
 
     def leave(self, trial: str) -> None:
-        """Put `trial` off board; the base is again exactly what it was."""
-        aboard = self._aboard.pop(trial)
-        METHODS[aboard.hyperparameters.method].detach(aboard.model, aboard.base)
-        if self._settings.gradient_checkpointing:
-            aboard.base.model.activation_checkpointing_disable()
-            aboard.base.model.disable_input_require_grads()
-        aboard.base.model.eval()
-        with torch.no_grad():
-            for name, parameter in aboard.base.model.named_parameters():
-                parameter.grad = None
-                if name in self._pristine:
-                    parameter.copy_(self._pristine[name])
+        """Put `trial` off board; when the last one leaves, the base is again exactly what it was."""
+        del self._aboard[trial]
+        assert self._engine is not None and self._base is not None
+        self._engine.leave(trial)
+        if not self._aboard:
+            self._engine, model = None, self._base.model
+            if self._settings.gradient_checkpointing:
+                model.activation_checkpointing_disable()
+                model.disable_input_require_grads()
+            model.eval()
 
     # --- one step ---
 
     def step(self, trials: Sequence[str]) -> list[str]:
-        """One optimiser step for each of `trials`; returns those whose evaluation is now due. Raises NonFinite."""
-        for trial in trials:
-            self._step(self._aboard[trial])
+        """One optimiser step for each of `trials`; returns those whose evaluation is now due.
+
+        Raises NonFinite after the step of the others, when one or more have exploded; `due` then tells the same of them.
+        """
+        assert self._engine is not None
+        aboard = [self._aboard[trial] for trial in trials]
+        rows = [self._rows(each) for each in aboard]
+        nll, targets = self._gradients(trials, rows)
+        norms = self._engine.norms(trials)
+        finite = (torch.isfinite(nll) & torch.isfinite(norms)).tolist()
+        good = [position for position, fine in enumerate(finite) if fine]
+        self._engine.update(
+            [trials[p] for p in good],
+            [aboard[p].hyperparameters for p in good],
+            [
+                learning_rate(a.hyperparameters, a.step, self.total_steps(a.hyperparameters))
+                for a in (aboard[p] for p in good)
+            ],
+            [aboard[p].step for p in good],
+            norms[good],
+        )
+        losses = nll.tolist()
+        for position in good:
+            aboard[position].step += 1
+            aboard[position].train_nll += losses[position]
+            aboard[position].train_targets += targets[position]
+        if not all(finite):
+            raise NonFinite(
+                {
+                    trials[p]: f"the training loss or its gradient became non-finite at step {aboard[p].step + 1}"
+                    for p, fine in enumerate(finite)
+                    if not fine
+                }
+            )
+        return self.due(trials)
+
+    def due(self, trials: Iterable[str]) -> list[str]:
+        """Those of `trials` that have just reached an evaluation."""
         return [trial for trial in trials if self._due(self._aboard[trial])]
 
-    def _step(self, aboard: Aboard) -> None:
+    def _rows(self, aboard: Aboard) -> np.ndarray:
         hp = aboard.hyperparameters
-        rows = batch_indices(len(self._train), hp.batch_size, hp.seed, aboard.step)
+        return batch_indices(len(self._train), hp.batch_size, hp.seed, aboard.step)
+
+    def _gradients(self, trials: Sequence[str], rows: Sequence[np.ndarray]) -> tuple[Tensor, list[int]]:
+        """Gradients of each trial's mean loss over its `rows`; returns the summed losses [K] and their targets, over all
+        workers.
+        """
+        assert self._engine is not None
         while True:
             try:
-                nll, targets = self._gradients(aboard, rows)
+                nll, targets = self._own_gradients(trials, rows)
                 break
             except torch.OutOfMemoryError:
-                if self._max_tokens <= int(self._train.lengths[rows].max()):
+                if (
+                    self._max_tokens
+                    <= max(int(self._train.lengths[each].max()) for each in rows) + self._virtual_tokens()
+                ):
                     raise
                 # no result depends on the budget: forget the half-done step and take it again in smaller passes
                 self._max_tokens //= 2
                 torch.cuda.empty_cache()
-        parameters = list(aboard.parameters.values())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not math.isfinite(nll) or not torch.isfinite(norm):
-            raise NonFinite(f"the training loss or its gradient became non-finite at step {aboard.step + 1}")
-        if hp.max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(parameters, hp.max_grad_norm, norm)
-        rate = learning_rate(hp, aboard.step, self.total_steps(hp))
-        for group in aboard.optimizer.param_groups:
-            group["lr"] = rate
-        aboard.optimizer.step()
-        aboard.step += 1
-        aboard.train_nll += nll
-        aboard.train_targets += targets
-
-    def _gradients(self, aboard: Aboard, rows: np.ndarray) -> tuple[float, int]:
-        """Gradient of the step's mean loss into `.grad`; returns the summed loss and its targets, over all workers."""
-        hp = aboard.hyperparameters
-        aboard.optimizer.zero_grad(set_to_none=True)
-        aboard.model.train()
-        lengths = self._train.lengths[rows]
-        mine = np.argsort(lengths, kind="stable")[self._world.rank :: self._world.size]
-        total = self._task.target_count(self._train.rows(rows))
-        nll = torch.zeros((), dtype=torch.float64, device=self._device)
-        torch.manual_seed(
-            hash((hp.seed, aboard.step)) & 0x7FFFFFFF
-        )  # for models that drop out in functions, not modules
-        for positions in cut_passes(lengths[mine], self._max_tokens):
-            picked = rows[mine[positions]]
-            batch = self._batch(self._train, picked)
-            labels = batch.pop("labels")
-            self._keys.set(hp.seed, aboard.step, torch.as_tensor(picked, device=self._device))
-            with self._precision():
-                logits = aboard.model(**batch).logits
-            nll_B, _ = self._task.row_losses(logits, labels)
-            # by the step's targets, not by the pass's: the cut into passes must not weigh rows differently
-            (nll_B.sum() / total).backward()
-            nll += nll_B.detach().sum()
-        for parameter in aboard.parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self._world.sum([p.grad for p in aboard.parameters.values() if p.grad is not None])
+        self._world.sum(self._engine.gradients())
         self._world.sum([nll])
-        return float(nll), total
+        return nll, targets
+
+    def _own_gradients(self, trials: Sequence[str], rows: Sequence[np.ndarray]) -> tuple[Tensor, list[int]]:
+        """The part of this worker."""
+        engine = self._engine
+        assert engine is not None
+        engine.zero_grad()
+        engine.base.model.train()
+        row = np.concatenate(rows)  # of all trials
+        position = np.repeat(np.arange(len(trials)), [len(each) for each in rows])  # in `trials`, of each row
+        lane = np.array([engine.trials.index(trial) for trial in trials])[position]
+        seed = np.array([self._aboard[trial].hyperparameters.seed for trial in trials])[position]
+        step = np.array([self._aboard[trial].step for trial in trials])[position]
+        totals = [self._task.target_count(self._train.rows(each)) for each in rows]
+        # by the targets of its trial's step, not of the pass: neither cut nor company may weigh rows differently
+        weight = (1.0 / np.maximum(totals, 1))[position]
+        lengths = self._train.lengths[row]
+        mine = np.argsort(lengths, kind="stable")[self._world.rank :: self._world.size]
+        nll = torch.zeros(len(trials), dtype=torch.float64, device=self._device)
+        for chosen in cut_passes(lengths[mine] + self._virtual_tokens(), self._max_tokens):
+            at = mine[chosen]
+            at = at[np.argsort(lane[at], kind="stable")]
+            self._keys.set(self._on_device(seed[at]), self._on_device(step[at]), self._on_device(row[at]))
+            batch = self._batch(self._train, row[at])
+            with self._dropping_out():
+                nll_B, _, _ = self._losses(batch, Pass.of(lane[at], self._device))
+                (nll_B * self._on_device(weight[at]).to(nll_B.dtype)).sum().backward()
+            nll.index_add_(0, self._on_device(position[at]), nll_B.detach().double())
+        return nll, totals
+
+    def _losses(self, batch: dict[str, Tensor], passing: Pass) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Losses, targets and predictions of the rows of one pass, as `Task` has them."""
+        assert self._base is not None
+        labels = batch.pop("labels")
+        output = self._base.output
+        with self._precision():
+            with hidden_states(output) if output is not None else contextlib.nullcontext():
+                logits = (
+                    self._engine.forward(batch, passing).logits if self._engine else self._base.model(**batch).logits
+                )
+            nll_B, targets_B = self._task.row_losses(logits, labels, output)
+        return nll_B, targets_B, self._task.predictions(logits, labels)
+
+    def time_step(self, hyperparameters: Hyperparameters, copies: int) -> float:
+        """Seconds that this worker takes for a step of `copies` trials like this one. Who is on board loses nothing.
+
+        Raises torch.OutOfMemoryError: so many do not fit.
+        """
+        names = [f"to be timed {number}" for number in range(copies)]
+        try:
+            for name in names:
+                self.join(name, hyperparameters)
+            rows = [self._rows(self._aboard[name]) for name in names]
+            cpu = self._device.type == "cpu"
+            clock = time.process_time if cpu else time.perf_counter  # other processes of a busy machine do not count
+            seconds: list[float] = []
+            while len(seconds) < 3 or (len(seconds) < 8 and sum(seconds) < 0.3):  # the first warms up
+                began = clock()
+                self._own_gradients(names, rows)
+                if not cpu:
+                    torch.cuda.synchronize(self._device)
+                seconds.append(clock() - began)
+            return min(seconds[1:])
+        finally:
+            for name in names:
+                if name in self._aboard:
+                    self.leave(name)
 
     # --- evaluation ---
 
     def evaluate(self, trials: Sequence[str]) -> dict[str, Evaluation]:
         """Validation and probe losses of `trials` in eval mode, as the checkpoint of this moment would give them."""
-        return {trial: self._evaluate(self._aboard[trial]) for trial in trials}
+        validation = self._measure(trials, self._validation, np.arange(len(self._validation)))
+        probe = self._measure(trials, self._train, self._probe_rows)
+        return {
+            trial: self._evaluation(trial, measured, probed.loss)
+            for trial, measured, probed in zip(trials, validation, probe, strict=True)
+        }
 
-    def evaluate_base(self, method: str) -> tuple[float, float, dict[str, float]]:
+    def evaluate_base(self, method: str, options: Any = None) -> tuple[float, float, dict[str, float]]:
         """Validation loss, probe loss and metrics of the untuned base (its new head, if any, is random)."""
         assert not self._aboard
-        model = self._base_for(method).model
-        val_loss, metrics, _ = self._measure(model, self._validation, np.arange(len(self._validation)))
-        probe_loss, _, _ = self._measure(model, self._train, self._probe_rows)
-        return val_loss, probe_loss, metrics
+        self._base_for(method, options)
+        (measured,) = self._measure([""], self._validation, np.arange(len(self._validation)))
+        (probed,) = self._measure([""], self._train, self._probe_rows)
+        return measured.loss, probed.loss, self._task.metrics(*measured.columns)
 
-    def _evaluate(self, aboard: Aboard) -> Evaluation:
+    def _evaluation(self, trial: str, measured: "Measured", probe_loss: float) -> Evaluation:
+        aboard = self._aboard[trial]
         hp = aboard.hyperparameters
-        val_loss, metrics, losses = self._measure(aboard.model, self._validation, np.arange(len(self._validation)))
-        probe_loss, _, _ = self._measure(aboard.model, self._train, self._probe_rows)
         train_loss = aboard.train_nll / aboard.train_targets if aboard.train_targets else None
         aboard.train_nll, aboard.train_targets = 0.0, 0
         return Evaluation(
             step=aboard.step,
             samples_seen=self._samples(hp, aboard.step),
             epoch=round(self._samples(hp, aboard.step) / len(self._train), 4),
-            val_loss=val_loss,
+            val_loss=measured.loss,
             probe_loss=probe_loss,
             train_loss=train_loss,
             learning_rate=learning_rate(hp, max(aboard.step - 1, 0), self.total_steps(hp)),
-            metrics=metrics,
-            trainable_parameters=sum(p.numel() for p in aboard.parameters.values()),
+            metrics=self._task.metrics(*measured.columns),
+            trainable_parameters=sum(p.numel() for p in self._engine.weights(trial).values()),
             finished=self.finished(hp, aboard.step),
-            losses=losses,
+            losses=np.stack([measured.nll, measured.targets], 1).astype(np.float32),
         )
 
-    def _measure(self, model: Any, split: Split, rows: np.ndarray) -> tuple[float, dict[str, float], np.ndarray]:
-        nll, targets, predictions, labels = measure(
-            model,
+    def _measure(self, trials: Sequence[str], split: Split, rows: np.ndarray) -> list["Measured"]:
+        """What each of `trials` makes of `rows`; every batch passes once for all of them."""
+        assert self._base is not None
+        self._base.model.eval()
+        order = self._engine.trials if self._engine else [""]
+        lanes = sorted(order.index(trial) for trial in trials)
+
+        def losses(batch: dict[str, Tensor], chosen: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+            lanes_B = np.repeat([lanes[copy] for copy in chosen], len(batch["input_ids"]))
+            repeated = {name: x.repeat(len(chosen), *([1] * (x.ndim - 1))) for name, x in batch.items()}
+            return self._losses(repeated, Pass.of(lanes_B, self._device))
+
+        found = _measure(
+            losses,
+            len(trials),
             self._task,
             split,
             rows,
             self._pad_token_id,
             self._settings.max_tokens,
             self._device,
-            self._precision,
             self._world,
+            self._virtual_tokens(),
         )
-        return (
-            float(nll.sum() / targets.sum()),
-            self._task.metrics(nll, targets, predictions, labels),
-            np.stack([nll, targets], 1).astype(np.float32),
-        )
+        by_trial = {order[lane]: each for lane, each in zip(lanes, found, strict=True)}
+        return [by_trial[trial] for trial in trials]
 
     # --- saving ---
 
     def save(self, trial: str, folder: Path) -> None:
         """Write `checkpoint/` (what a user loads) and, for a trial that goes on, the optimiser's state, below `folder`."""
-        aboard = self._aboard[trial]
-        METHODS[aboard.hyperparameters.method].save(aboard.model, folder / "checkpoint")
-        if not self.finished(aboard.hyperparameters, aboard.step):
-            state = {}
-            for name, parameter in aboard.parameters.items():
-                for key, value in aboard.optimizer.state[parameter].items():
-                    state[f"{key}/{name}"] = value.detach().cpu().contiguous()
-            save_file(state, folder / STATE_FILE, metadata={"step": json.dumps(aboard.step)})
+        aboard, engine, target = self._aboard[trial], self._engine, folder / "checkpoint"
+        assert engine is not None
+        hp = aboard.hyperparameters
+        if isinstance(engine, Solo):
+            REPLACING[hp.method].save(engine.base.model, target)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            save_file(_on_cpu(engine.weights(trial)), target / WEIGHTS_FILE, metadata={"format": "pt"})
+            ADDITIVE[hp.method].describe(engine.base, hp.options, target)
+        if not self.finished(hp, aboard.step):
+            save_file(_on_cpu(engine.moments(trial)), folder / STATE_FILE)
 
-    def _restore(self, aboard: Aboard, folder: Path) -> None:
-        method = METHODS[aboard.hyperparameters.method]
-        method.load(aboard.model, folder / "checkpoint")
-        state = load_file(folder / STATE_FILE)
-        for name, parameter in aboard.parameters.items():
-            aboard.optimizer.state[parameter] = {
-                key: state[f"{key}/{name}"].to(
-                    parameter.device if key != "step" or self._device.type == "cuda" else "cpu"
-                )
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+    def _restore(self, trial: str, aboard: Aboard, folder: Path) -> None:
         aboard.step = int(json.loads((folder / "evaluation.json").read_text())["step"])
+        moments, hp = load_file(folder / STATE_FILE), aboard.hyperparameters
+        if isinstance(self._engine, Solo):
+            REPLACING[hp.method].load(self._engine.base.model, folder / "checkpoint")
+            self._engine.restore(moments, aboard.step)
+        elif self._engine is not None:
+            self._engine.restore(trial, load_file(folder / "checkpoint" / WEIGHTS_FILE), moments)
 
     # --- counting ---
 
@@ -356,24 +454,45 @@ class Pack:
 
     # --- the base ---
 
-    def _base_for(self, method: str) -> BaseModel:
-        variant = METHODS[method].variant
+    def _base_for(self, method: str, options: Any = None) -> BaseModel:
+        variant: Variant = "plain"
+        if method in ADDITIVE:
+            variant = ADDITIVE[method].variant(options or OPTIONS[method]())
         dtype = self._base_dtype(method)
         if self._base is None or (self._base.variant, self._base.dtype) != (variant, dtype):
             self._base, self._pristine = None, {}  # free the old base before the new one is loaded
             self._base = self._load_base(variant, dtype)
             replace_dropout(self._base.model, self._keys)
+            self._function_dropout = self._watch_functions(self._base)
         return self._base
 
-    def _remember(self, base: BaseModel, names: Sequence[str]) -> None:
-        parameters = dict(base.model.named_parameters())
-        for name in names:
-            if name not in self._pristine:
-                self._pristine[name] = parameters[name].detach().to("cpu", copy=True)
+    def _watch_functions(self, base: BaseModel) -> FunctionDropout | None:
+        """What to run a model under that drops out in functions, not modules."""
+        mode = FunctionDropout(self._keys)
+        batch = self._batch(self._train, np.array([0]))
+        del batch["labels"]
+        self._keys.set(0, 0, torch.zeros(1, dtype=torch.int64, device=self._device))
+        base.model.train()
+        with torch.no_grad(), mode:
+            base.model(**batch)
+        base.model.eval()
+        if mode.used:
+            mode.follow(base.model)
+        return mode if mode.used else None
+
+    def _dropping_out(self) -> contextlib.AbstractContextManager:
+        return self._function_dropout or contextlib.nullcontext()
 
     def _batch(self, split: Split, rows: np.ndarray) -> dict[str, Tensor]:
         batch = self._task.collate(split.rows(rows), self._pad_token_id)
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _virtual_tokens(self) -> int:
+        """That stand before each row: as many for all on board."""
+        return max((virtual_tokens(aboard.hyperparameters) for aboard in self._aboard.values()), default=0)
+
+    def _on_device(self, values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values).to(self._device, non_blocking=True)
 
     def _precision(self) -> contextlib.AbstractContextManager:
         if self._settings.autocast is None:
@@ -381,56 +500,124 @@ class Pack:
         return torch.autocast(self._device.type, dtype=self._settings.autocast)
 
 
+def open_pack(
+    data: Path,
+    *,
+    model: ModelConfig,
+    task: str,
+    pad_token_id: int,
+    settings: PackSettings,
+    device: torch.device,
+    world: World | None = None,
+) -> Pack:
+    """A pack over the folder that `trainables.data.prepare.prepare` wrote."""
+    what, manifest = TASKS[task], json.loads((data / "manifest.json").read_text())
+    return Pack(
+        load_base=lambda variant, dtype: load_model(
+            model,
+            auto_class=what.auto_class,
+            variant=variant,
+            dtype=dtype,
+            device=device,
+            seed=settings.seed,
+            pad_token_id=pad_token_id,
+            model_kwargs=what.model_kwargs(manifest),
+        ),
+        base_dtype=lambda method: base_dtype(model, method, what.auto_class, device),
+        task=what,
+        train=open_split(data, "train"),
+        validation=open_split(data, "validation"),
+        pad_token_id=pad_token_id,
+        settings=settings,
+        device=device,
+        world=world or World(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a model makes of rows [N]: summed losses, targets, predicted and true classes (None for language models)."""
+
+    nll: np.ndarray
+    targets: np.ndarray
+    predictions: np.ndarray | None
+    labels: np.ndarray | None
+
+    @property
+    def loss(self) -> float:
+        """Mean over all targets."""
+        return float(self.nll.sum() / self.targets.sum())
+
+    @property
+    def columns(self) -> tuple:
+        return self.nll, self.targets, self.predictions, self.labels
+
+
 def measure(
-    model: Any,
+    model: Any, task: Task, split: Split, rows: np.ndarray, pad_token_id: int, max_tokens: int, device: torch.device
+) -> Measured:
+    """What a plain `model` makes of `rows` in eval mode."""
+
+    def losses(batch: dict[str, Tensor], _: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        labels = batch.pop("labels")
+        logits = model(**batch).logits
+        return *task.row_losses(logits, labels), task.predictions(logits, labels)
+
+    was_training = model.training
+    model.eval()
+    (found,) = _measure(losses, 1, task, split, rows, pad_token_id, max_tokens, device, World())
+    model.train(was_training)
+    return found
+
+
+def _measure(
+    losses: Callable[[dict[str, Tensor], Sequence[int]], tuple[Tensor, Tensor, Tensor | None]],
+    copies: int,
     task: Task,
     split: Split,
     rows: np.ndarray,
     pad_token_id: int,
     max_tokens: int,
     device: torch.device,
-    precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-    world: World | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Loss of each of `rows` in eval mode: summed loss [N], targets [N], predicted and true classes [N] or None.
-
-    Used by training and by `verify`, so both measure alike.
+    world: World,
+    more_tokens: int = 0,
+) -> list[Measured]:
+    """`losses(batch, which)` gives losses, targets and predictions of a batch for several of the `copies` of a model, one
+    copy's rows after another's. `more_tokens` stand before each row in the model.
     """
-    world = world or World()
-    was_training = model.training
-    model.eval()
     lengths = split.lengths[rows]
     mine = np.argsort(lengths, kind="stable")[world.rank :: world.size]
-    results = torch.zeros(4, len(rows), dtype=torch.float64)
+    results = torch.zeros(4, copies, len(rows), dtype=torch.float64)
     classes = False
-    with torch.no_grad():  # not inference mode: what a model caches in it could not be trained with afterwards
-        passes = list(cut_passes(lengths[mine], max_tokens))
-        while passes:
-            positions = passes.pop(0)
-            at = mine[positions]
-            batch = task.collate(split.rows(rows[at]), pad_token_id)
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            labels = batch.pop("labels")
-            try:
-                with precision():
-                    logits = model(**batch).logits
-                nll_B, targets_B = task.row_losses(logits, labels)
-                predicted_B = task.predictions(logits, labels)
-            except torch.OutOfMemoryError:
-                if len(positions) == 1:
-                    raise
-                logits = None
-                torch.cuda.empty_cache()
-                half = len(positions) // 2
-                passes[:0] = [positions[:half], positions[half:]]
-                continue
-            index = torch.as_tensor(at)
-            results[0, index] = nll_B.double().cpu()
-            results[1, index] = targets_B.double().cpu()
-            if predicted_B is not None:
-                classes = True
-                results[2, index] = predicted_B.double().cpu()
-                results[3, index] = labels.double().cpu()
+    passes = [
+        (positions, list(range(copies))) for positions in cut_passes(lengths[mine] + more_tokens, max_tokens // copies)
+    ]
+    while passes:
+        positions, which = passes.pop(0)
+        at = mine[positions]
+        batch = task.collate(split.rows(rows[at]), pad_token_id)
+        labels = batch["labels"]
+        try:
+            # not inference mode: what a model caches in it could not be trained with afterwards
+            with torch.no_grad():
+                found = losses({name: tensor.to(device) for name, tensor in batch.items()}, which)
+        except torch.OutOfMemoryError:
+            if len(positions) * len(which) == 1:
+                raise
+            torch.cuda.empty_cache()
+            half = -(-len(positions) // 2)
+            halves = [(positions[:half], which), (positions[half:], which)]
+            if len(positions) == 1:
+                halves = [(positions, which[: len(which) // 2]), (positions, which[len(which) // 2 :])]
+            passes[:0] = halves
+            continue
+        index = np.ix_(which, at)
+        for number, column in enumerate(found):
+            if column is not None:
+                results[number][index] = column.double().cpu().view(len(which), len(at))
+        if found[2] is not None:
+            classes = True
+            results[3][index] = labels.double().repeat(len(which), 1)
     if world.size > 1:
         shared = results.to(device)
         world.sum([shared])
@@ -438,12 +625,19 @@ def measure(
         flag = torch.tensor([float(classes)], device=device)
         world.sum([flag])
         classes = bool(flag > 0)
-    if was_training:
-        model.train()
-    nll, targets, predictions, labels = results.numpy()
-    if not classes:
-        return nll, targets, None, None
-    return nll, targets, predictions.astype(np.int64), labels.astype(np.int64)
+    return [
+        Measured(
+            nll=nll,
+            targets=targets,
+            predictions=predictions.astype(np.int64) if classes else None,
+            labels=labels.astype(np.int64) if classes else None,
+        )
+        for nll, targets, predictions, labels in results.numpy().transpose(1, 0, 2)
+    ]
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def learning_rate(hp: Hyperparameters, step: int, total_steps: int) -> float:
@@ -462,18 +656,3 @@ def learning_rate(hp: Hyperparameters, step: int, total_steps: int) -> float:
 def _ceil(product: float) -> int:
     """1.1 epochs of 10 steps are 11 steps, though their product is a little more."""
     return math.ceil(round(product, 6))
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def _initialise(model: Any, head: torch.nn.Module) -> None:
-    """Draw the weights of `head` anew, as transformers draws those of a new head."""
-    for module in head.modules():
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False  # transformers leaves alone what carries this mark
-        model._init_weights(module)

@@ -7,6 +7,7 @@ need know.
 """
 
 import asyncio
+import math
 import os
 import tempfile
 import time
@@ -14,16 +15,18 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
 from trainables.errors import InputError
-from trainables.hyperparameters import parse
+from trainables.hyperparameters import company, kind, parse
 from trainables.model import ModelConfig
 
 TAKE_TIMEOUT_S = 10.0  # a slot without news looks again after this long
 MAX_CRASHES = 3  # a trial whose slot dies this often with no evaluation in between has failed
+MAX_PACK = 16  # trials that `auto` lets share a base
+PAYS = 1.05  # twice the trials must take less per trial by this factor for `auto` to let them share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +39,14 @@ class SlotConfig:
     storage: str  # URL or folder of the sweep
     model: ModelConfig
     task: str
-    baseline_method: str  # the base that this method trains over is measured untuned
+    baseline: dict[str, Any]  # parameters of a trial: the base that it would train over is measured untuned
     seed: int
     pad_token_id: int
     evaluate_every: int | None
     max_tokens: int | None
     precision: str
     gradient_checkpointing: bool
+    most: int  # trials that `auto` tries to let share the slot
     probe_rows: int
     threads: int
 
@@ -54,6 +58,9 @@ class Board:
     version: int
     trials: dict[str, tuple[dict[str, Any], bool]] = field(default_factory=dict)
     baseline: bool = False  # measure the untuned base first
+    measure: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # find out how many trials of these kinds should share
     stop: bool = False
 
 
@@ -61,14 +68,16 @@ class Board:
 class _Passenger:
     params: dict[str, Any]
     waiter: asyncio.Future
+    company: str | None  # shares a slot with these; None: with nobody
+    kind: str
     go: bool = True
     slot: str | None = None
     crashes: int = 0
+    alone: bool = False  # it has been on board when a step failed, until its next evaluation
 
 
 @dataclass(kw_only=True)
 class _Place:
-    capacity: int
     version: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -76,10 +85,16 @@ class _Place:
 class Mailbox:
     """Who waits, who is on board where, and what came of it. An actor; all of it can be rebuilt by asking again."""
 
-    def __init__(self, sweep: str) -> None:
+    def __init__(self, sweep: str, pack: int | Literal["auto"] = 1, slots: int = 0) -> None:
+        """`pack`: trials that may share a slot; auto: as many as pays, which slots measure. `slots`: that will register."""
         self._sweep = sweep
+        self._pack = pack
+        self._planned = slots
         self._passengers: dict[str, _Passenger] = {}
         self._slots: dict[str, _Place] = {}
+        self._reserved: set[str] = set()  # slots that take nobody until the trial that waits for them fits
+        self._limits: dict[str, int] = {}  # how many trials of a kind should share a slot
+        self._measuring: dict[str, str] = {}  # the slot that finds out, of each kind
         self._progress: dict[str, dict[str, Any]] = {}
         self._lost: dict[str, str] = {}
         self._stop: str | None = None
@@ -96,18 +111,26 @@ class Mailbox:
         """Wait for the next evaluation of `trial` (it boards a slot first if it is on none) and return what came of it."""
         if self._stop is not None:
             return {"stopped": self._stop}
-        passenger = self._passengers.get(trial)
-        if passenger is None:
-            passenger = _Passenger(params=params, waiter=asyncio.get_running_loop().create_future())
-            self._passengers[trial] = passenger
-        else:
-            passenger.go = True
-            if passenger.waiter.done():
-                passenger.waiter = asyncio.get_running_loop().create_future()
-        self._assign()
+        passenger = self._passenger(trial, params)
+        passenger.go = True
+        if passenger.waiter.done():
+            passenger.waiter = asyncio.get_running_loop().create_future()
         if passenger.slot is not None:
             self._touch(passenger.slot)
         return await asyncio.shield(passenger.waiter)
+
+    def _passenger(self, trial: str, params: dict[str, Any]) -> _Passenger:
+        if trial not in self._passengers:
+            try:
+                hp = parse(params)
+            except InputError:  # the slot will say what is wrong with it
+                group, sort = None, ""
+            else:
+                group, sort = company(hp), kind(hp)
+            waiter = asyncio.get_running_loop().create_future()
+            self._passengers[trial] = _Passenger(params=params, waiter=waiter, company=group, kind=sort, go=False)
+            self._assign()
+        return self._passengers[trial]
 
     async def leave(self, trial: str) -> None:
         passenger = self._passengers.pop(trial, None)
@@ -120,18 +143,22 @@ class Mailbox:
 
     # --- for slots ---
 
-    async def register(self, slot: str, capacity: int) -> Board:
+    async def register(self, slot: str) -> Board:
         """A slot's workers have started (again): whoever was on board goes on from the last checkpoint."""
         for trial, passenger in list(self._passengers.items()):
             if passenger.slot == slot:
                 passenger.crashes += 1
+                passenger.alone = passenger.crashes >= MAX_CRASHES - 1  # the last chance must not be spoilt by another
+                if passenger.alone:
+                    passenger.slot = None
                 if passenger.crashes >= MAX_CRASHES:
                     self._answer(
                         trial, {"failed": f"its worker process died {MAX_CRASHES} times with no evaluation in between"}
                     )
-        self._slots[slot] = _Place(
-            capacity=capacity, version=self._slots[slot].version + 1 if slot in self._slots else 1
-        )
+        for sort in [sort for sort, by in self._measuring.items() if by == slot]:
+            self._limits[sort] = 1  # it died of trying more
+            del self._measuring[sort]
+        self._slots[slot] = _Place(version=self._slots[slot].version + 1 if slot in self._slots else 1)
         if self._baseline is None and self._baseline_slot is None:
             self._baseline_slot = slot
         self._assign()
@@ -154,7 +181,7 @@ class Mailbox:
         """What came of `trial`: {"evaluation": …} (it waits for the next advance), or {"failed": …} / {"diverged": …}."""
         passenger = self._passengers.get(trial)
         if passenger is not None and passenger.slot == slot:
-            passenger.crashes = 0
+            passenger.crashes, passenger.alone = 0, False
             self._answer(trial, outcome)
             self._touch(slot)
         return self._board(slot) if slot in self._slots else None
@@ -164,11 +191,55 @@ class Mailbox:
         self._touch(slot)
         return self._board(slot) if slot in self._slots else None
 
+    async def publish_limit(self, slot: str, sort: str, limit: int) -> Board | None:
+        """`limit` trials of kind `sort` should share a slot."""
+        self._limits[sort] = limit
+        self._measuring.pop(sort, None)
+        self._assign()
+        self._touch(slot)
+        return self._board(slot) if slot in self._slots else None
+
+    async def part(self, slot: str, trials: list[str]) -> Board | None:
+        """A step of `trials` failed for a reason that may be one trial's: each goes on alone until its next evaluation."""
+        for trial in trials:
+            passenger = self._passengers.get(trial)
+            if passenger is not None and passenger.slot == slot:
+                passenger.slot, passenger.alone = None, True
+        self._assign()
+        self._touch(slot)
+        return self._board(slot) if slot in self._slots else None
+
     async def progress(self, trial: str, samples_seen: int, samples_per_s: float) -> None:
         if trial in self._passengers:
             self._progress[trial] = {"samples_seen": samples_seen, "samples_per_s": samples_per_s}
 
     # --- for the sweep ---
+
+    async def expect(self, trial: str, params: dict[str, Any]) -> None:
+        """A trial that will ask to advance: a place is kept for it."""
+        if self._stop is None:
+            self._passenger(trial, params)
+
+    async def expect_slots(self, slots: int) -> None:
+        """So many slots, in all, have been started."""
+        self._planned = slots
+
+    async def room(self) -> int:
+        """How many more trials could train now, as far as one can say of trials that are not drawn yet."""
+        starting = max(0, self._planned - len(self._slots) - len(self._lost))
+        waiting = sum(p.slot is None for p in self._passengers.values()) - len(self._reserved)
+        if waiting > starting:  # one is drawn that has no place: it may show what the next would find
+            return 0
+        free = starting - waiting
+        for slot in self._slots:
+            aboard = self._aboard(slot)
+            if slot in self._reserved:
+                continue
+            if not aboard:
+                free += 1
+            elif all(p.company is not None and not p.alone for p in aboard):
+                free += max(0, min(self._limit(p) for p in aboard) - len(aboard))
+        return free
 
     async def skip_baseline(self) -> None:
         """The untuned base was measured by an earlier process of the sweep."""
@@ -182,6 +253,7 @@ class Mailbox:
         """A slot is gone for good; its trials board another."""
         self._lost.setdefault(slot, error)
         self._slots.pop(slot, None)
+        self._measuring = {sort: by for sort, by in self._measuring.items() if by != slot}
         if self._baseline_slot == slot and self._baseline is None:
             self._baseline_slot = min(self._slots, default=None)
             if self._baseline_slot is not None:
@@ -211,6 +283,7 @@ class Mailbox:
             "lost": dict(self._lost),
             "progress": dict(self._progress),
             "baseline": self._baseline,
+            "limits": dict(self._limits),
         }
 
     # --- inside ---
@@ -221,16 +294,63 @@ class Mailbox:
         if not passenger.waiter.done():
             passenger.waiter.set_result(outcome)
 
+    def _aboard(self, slot: str) -> list[_Passenger]:
+        return [p for p in self._passengers.values() if p.slot == slot]
+
+    def _limit(self, passenger: _Passenger) -> int:
+        return self._limits.get(passenger.kind, 1) if self._pack == "auto" else self._pack
+
     def _assign(self) -> None:
+        """Board whoever waits, in the order of their coming, each on the slot with the most room.
+
+        Who fits nowhere reserves the slot that will be free first; a pack is as large as the kind of it that gains least.
+        """
+        kept, self._reserved = self._reserved, set()
         for trial, passenger in self._passengers.items():
-            if passenger.slot is None and passenger.go:
-                aboard = {slot: sum(p.slot == slot for p in self._passengers.values()) for slot in self._slots}
-                free = [slot for slot, place in self._slots.items() if aboard[slot] < place.capacity]
-                if not free:
-                    return
-                passenger.slot = min(free, key=lambda slot: (aboard[slot], slot))
+            if passenger.slot is not None:
+                continue
+            open_slots = [slot for slot in self._slots if slot not in self._reserved]
+            fitting = [slot for slot in open_slots if self._fits(passenger, self._aboard(slot))]
+            if fitting:
+                passenger.slot = min(fitting, key=lambda slot: (len(self._aboard(slot)), slot))
+                self._measure(passenger, passenger.slot)
                 self._touch(passenger.slot)
                 self._progress.setdefault(trial, {"samples_seen": 0, "samples_per_s": 0.0})
+                continue
+            alike = [slot for slot in open_slots if self._fits(passenger, self._aboard(slot), limit=MAX_PACK)]
+            if alike and self._measure(passenger, alike[0]):
+                continue  # it may fit once that is known
+            full = [slot for slot in open_slots if len(self._aboard(slot)) > 1]
+            if any(self._fits(passenger, self._aboard(slot)[1:]) for slot in full):
+                continue  # it fits as soon as one leaves
+            if open_slots:
+                # of the emptiest the one that was kept before, or two could be filled again in turn
+                self._reserved.add(min(open_slots, key=lambda slot: (len(self._aboard(slot)), slot not in kept, slot)))
+
+    def _fits(self, passenger: _Passenger, aboard: list[_Passenger], limit: int | None = None) -> bool:
+        if not aboard:
+            return True
+        everyone = [passenger, *aboard]
+        if any(p.company is None or p.company != passenger.company or p.alone for p in everyone):
+            return False
+        return len(everyone) <= (limit or min(self._limit(p) for p in everyone))
+
+    def _measure(self, passenger: _Passenger, slot: str) -> bool:
+        """Let `slot` find out how many trials of the passenger's kind should share, unless that is known."""
+        if self._pack != "auto" or passenger.company is None or passenger.kind in self._limits:
+            return False
+        if passenger.kind not in self._measuring:
+            self._measuring[passenger.kind] = slot
+            self._touch(slot)
+        return True
+
+    def _to_measure(self, slot: str) -> dict[str, dict[str, Any]]:
+        found = {}
+        for sort in [sort for sort, by in self._measuring.items() if by == slot]:
+            example = next((p for p in self._passengers.values() if p.kind == sort), None)
+            if example is not None and all(p.company == example.company for p in self._aboard(slot)):
+                found[sort] = example.params
+        return found
 
     def _touch(self, slot: str) -> None:
         if slot in self._slots:
@@ -243,11 +363,12 @@ class Mailbox:
             version=self._slots[slot].version,
             trials=trials,
             baseline=self._baseline is None and self._baseline_slot == slot,
+            measure=self._to_measure(slot),
             stop=self._close,
         )
 
 
-def start_mailbox(sweep: str, name: str) -> Any:
+def start_mailbox(sweep: str, name: str, pack: int | Literal["auto"], slots: int) -> Any:
     """The mailbox of a sweep, beside the driver; it comes back by itself, and is told everything again by who asks."""
     return (
         ray.remote(Mailbox)
@@ -259,7 +380,7 @@ def start_mailbox(sweep: str, name: str) -> Any:
             max_concurrency=10_000,
             label_selector={ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()},
         )
-        .remote(sweep)
+        .remote(sweep, pack, slots)
     )
 
 
@@ -296,12 +417,12 @@ class _Link:
 
             self._group = torch.distributed.new_group(backend="gloo")  # boards are objects: the CPU carries them
 
-    def register(self, capacity: int) -> None:
+    def register(self) -> None:
         if self._rank == 0:
-            self.board = ray.get(self._mailbox.register.remote(self._config.slot, capacity))
+            self.board = ray.get(self._mailbox.register.remote(self._config.slot))
         self._share()
 
-    def refresh(self, capacity: int, *, block: bool) -> None:
+    def refresh(self, *, block: bool) -> None:
         """Look for a newer board; with `block`, wait for one (at most some seconds)."""
         if self._rank == 0:
             if self._pending is None:
@@ -309,36 +430,31 @@ class _Link:
             ready, _ = ray.wait([self._pending], timeout=None if block else 0)
             if ready:
                 board, self._pending = ray.get(self._pending), None
-                self._accept(board, capacity)
+                self._accept(board)
         self._share()
 
-    def tell(self, trial: str, outcome: dict[str, Any], capacity: int) -> None:
-        """Rank 0 publishes what came of `trial`; the other workers are not told of the board that follows from it."""
+    def tell(self, news: str, *values: Any) -> None:
+        """Rank 0 tells the mailbox `news` of this slot; the other workers are not told of the board that follows from it."""
         if self._rank == 0:
-            self._accept(ray.get(self._mailbox.publish.remote(self._config.slot, trial, outcome)), capacity)
+            self._accept(ray.get(getattr(self._mailbox, news).remote(self._config.slot, *values)))
 
-    def publish(self, trial: str, outcome: dict[str, Any], capacity: int) -> None:
-        self.tell(trial, outcome, capacity)
-        self._share()
-
-    def publish_baseline(self, baseline: dict[str, Any], capacity: int) -> None:
-        if self._rank == 0:
-            self._accept(ray.get(self._mailbox.publish_baseline.remote(self._config.slot, baseline)), capacity)
+    def publish(self, news: str, *values: Any) -> None:
+        self.tell(news, *values)
         self._share()
 
     def broken(self, error: str) -> None:
         if self._rank == 0:
             ray.get(self._mailbox.slot_broken.remote(self._config.slot, error))
 
-    def first_of_all(self, value: str | None) -> str | None:
-        """The first value that is not None of any worker, on every worker."""
-        values: list[str | None] = [value]
+    def gather(self, value: Any) -> list[Any]:
+        """What every worker passes, on every worker."""
+        values = [value]
         if self._size > 1:
             import torch.distributed
 
             values = [None] * self._size
             torch.distributed.all_gather_object(values, value, group=self._group)
-        return next((each for each in values if each is not None), None)
+        return values
 
     def from_rank_zero(self, value: Any) -> Any:
         """The value that rank 0 passes, on every worker."""
@@ -354,10 +470,10 @@ class _Link:
         if self._rank == 0:
             self._mailbox.progress.remote(trial, samples_seen, samples_per_s)
 
-    def _accept(self, board: Board | None, capacity: int) -> None:
+    def _accept(self, board: Board | None) -> None:
         if board is None:  # the mailbox was restarted: it learns of this slot again, and the trials board it again
             self.board = Board(version=0)
-            self.board = ray.get(self._mailbox.register.remote(self._config.slot, capacity))
+            self.board = ray.get(self._mailbox.register.remote(self._config.slot))
         elif board.version > self.board.version or board.stop:
             self.board = board
 
@@ -373,39 +489,35 @@ def slot_loop(loop_config: dict[str, SlotConfig]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     link = _Link(config, rank, size)
-    attempts: dict[str, int] = {}
     wrong: str | None = None
     try:
         store, pack = _prepare(config, rank, size)
     except Exception as error:  # a slot that cannot start would fail again: it ends and says why, and is not restarted
         traceback.print_exc()
         wrong = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-    if wrong := link.first_of_all(wrong):
+    if wrong := next((each for each in link.gather(wrong) if each is not None), None):
         link.broken(wrong)
         return
-    link.register(pack.capacity)
+    link.register()
+    crew = _Crew(link=link, pack=pack, store=store, rank=rank, size=size)
     while True:
-        link.refresh(
-            pack.capacity, block=not any(go for _, go in link.board.trials.values()) and not link.board.baseline
-        )
-        if link.board.stop:
+        board = link.board
+        link.refresh(block=not (any(go for _, go in board.trials.values()) or board.baseline or board.measure))
+        board = link.board
+        if board.stop:
             return
-        for trial in [t for t in pack.trials if t not in link.board.trials]:
+        for trial in [t for t in pack.trials if t not in board.trials]:
             pack.leave(trial)
-        if link.board.baseline and not pack.trials:
-            link.publish_baseline(_measure_baseline(pack, config.baseline_method), pack.capacity)
-        for trial, (params, go) in link.board.trials.items():
+        if board.baseline and not pack.trials:
+            link.publish("publish_baseline", _measure_baseline(pack, config.baseline))
+        for sort, params in board.measure.items():
+            link.publish("publish_limit", sort, _how_many(pack, params, config.most, link))
+        for trial, (params, go) in board.trials.items():
             if go and trial not in pack.trials:
-                _guard(
-                    link,
-                    pack,
-                    trial,
-                    store,
-                    size,
-                    lambda t=trial, p=params: _join(t, p, pack, store, attempts, link, rank),
-                )
-        for trial in [t for t in pack.trials if link.board.trials.get(t, (None, False))[1]]:
-            _guard(link, pack, trial, store, size, lambda t=trial: _advance(t, pack, store, attempts, link, rank))
+                crew.guard([trial], lambda t=trial, p=params: crew.join(t, p))
+        training = [t for t in pack.trials if link.board.trials.get(t, (None, False))[1]]
+        if training:
+            crew.guard(training, lambda trials=training: crew.step(trials))
 
 
 def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
@@ -413,133 +525,169 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     import ray.train.torch
     import torch
 
-    from trainables.data.prepare import open_split
-    from trainables.model import base_dtype, check_files, load_model, quiet
-    from trainables.pack import Pack, PackSettings, World
+    from trainables.model import check_files, quiet
+    from trainables.pack import PackSettings, World, open_pack
     from trainables.store import Store
-    from trainables.tasks import TASKS
 
     quiet()
     torch.set_num_threads(max(1, config.threads))
     device = ray.train.torch.get_device()
     store = Store(config.storage)
     data = store.fetch("data", Path(os.environ.get("TMPDIR", "/tmp")) / f"finetune-sweeps-{os.getpid()}")
-    manifest = store.read_json("data/manifest.json")
-    task = TASKS[config.task]
     check_files(config.model)
-
-    def load_base(variant: Any, dtype: Any) -> Any:
-        return load_model(
-            config.model,
-            auto_class=task.auto_class,
-            variant=variant,
-            dtype=dtype,
-            device=device,
-            seed=config.seed,
-            pad_token_id=config.pad_token_id,
-            model_kwargs=task.model_kwargs(manifest),
-        )
-
     bf16 = config.precision == "bfloat16" or (
         config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
-    pack = Pack(
-        load_base=load_base,
-        base_dtype=lambda method: base_dtype(config.model, method, task.auto_class, device),
-        task=task,
-        train=open_split(data, "train"),
-        validation=open_split(data, "validation"),
+    settings = PackSettings(
+        evaluate_every=config.evaluate_every,
+        max_tokens=config.max_tokens or (16384 if device.type == "cuda" else 4096),
+        autocast=torch.bfloat16 if bf16 else None,
+        gradient_checkpointing=config.gradient_checkpointing,
+        probe_rows=config.probe_rows,
+        seed=config.seed,
+    )
+    pack = open_pack(
+        data,
+        model=config.model,
+        task=config.task,
         pad_token_id=config.pad_token_id,
-        settings=PackSettings(
-            evaluate_every=config.evaluate_every,
-            max_tokens=config.max_tokens or (16384 if device.type == "cuda" else 4096),
-            autocast=torch.bfloat16 if bf16 else None,
-            gradient_checkpointing=config.gradient_checkpointing,
-            probe_rows=config.probe_rows,
-            seed=config.seed,
-        ),
+        settings=settings,
         device=device,
         world=World(rank=rank, size=size),
     )
     return store, pack
 
 
-def _measure_baseline(pack: Any, method: str) -> dict[str, Any]:
+def _measure_baseline(pack: Any, params: dict[str, Any]) -> dict[str, Any]:
     """The untuned base's numbers, or {"error": …}: a sweep is possible without them."""
     from trainables.checkpoints import finite_or_none
 
     try:
-        val_loss, probe_loss, metrics = pack.evaluate_base(method)
+        hp = parse(params)
+        val_loss, probe_loss, metrics = pack.evaluate_base(hp.method, hp.options)
     except Exception as error:  # the trials will meet the same fault, each at its own border
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}
     return finite_or_none({"val_loss": val_loss, "probe_loss": probe_loss, "metrics": metrics})
 
 
-def _join(
-    trial: str, params: dict[str, Any], pack: Any, store: Any, attempts: dict[str, int], link: _Link, rank: int
-) -> None:
-    """Board a trial: a new attempt, going on from the newest evaluation that can be resumed, if there is one."""
-    from trainables.checkpoints import EVALUATION, begin_attempt
+def _how_many(pack: Any, params: dict[str, Any], most: int, link: _Link) -> int:
+    """How many trials like this one should share the slot: twice as many, as long as that pays and fits."""
 
-    attempts[trial], origin = link.from_rank_zero(begin_attempt(store, trial) if rank == 0 else None)
-    if origin is None:
-        pack.join(trial, parse(params))
-        return
-    record = store.read_json(f"{origin}/{EVALUATION}")
-    if record["finished"]:  # all was done before the cut; only the news of it was lost
-        link.publish(trial, {"evaluation": record}, pack.capacity)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        pack.join(trial, parse(params), store.fetch(origin, Path(scratch)))
+    def seconds(copies: int) -> float:
+        try:
+            return pack.time_step(parse(params), copies)
+        except Exception:  # too little memory, or a trial that cannot train: then its own join will say so
+            return math.inf
+
+    per_trial: dict[int, float] = {}
+    copies = 1
+    while copies <= most:
+        per_trial[copies] = max(link.gather(seconds(copies))) / copies
+        if per_trial[copies] > min(per_trial.values()) * PAYS:
+            break
+        copies *= 2
+    # the fewest that are nearly as good as the best
+    return min(copies for copies, each in per_trial.items() if each <= min(per_trial.values()) * PAYS)
 
 
-def _advance(trial: str, pack: Any, store: Any, attempts: dict[str, int], link: _Link, rank: int) -> None:
-    """Train `trial` until its next evaluation is published, or until it should no longer be on board."""
-    from trainables.checkpoints import write_evaluation
+class _Crew:
+    """What a worker does with the trials on board."""
 
-    began, seen, told = time.monotonic(), pack.progress(trial), time.monotonic()
-    while not pack.step([trial]):
-        if time.monotonic() - told > 1.0:
-            told = time.monotonic()
-            link.progress(trial, pack.progress(trial), (pack.progress(trial) - seen) / (told - began))
-        link.refresh(pack.capacity, block=False)
-        if link.board.stop or trial not in link.board.trials:
+    def __init__(self, *, link: _Link, pack: Any, store: Any, rank: int, size: int) -> None:
+        self._link, self._pack, self._store = link, pack, store
+        self._rank, self._size = rank, size
+        self._attempts: dict[str, int] = {}
+        self._began: dict[
+            str, tuple[float, int]
+        ] = {}  # when a trial last began to train towards an evaluation, and where
+        self._told = 0.0
+
+    def join(self, trial: str, params: dict[str, Any]) -> None:
+        """Board a trial: a new attempt, going on from the newest evaluation that can be resumed, if there is one."""
+        from trainables.checkpoints import EVALUATION, begin_attempt
+
+        pack, link, store = self._pack, self._link, self._store
+        self._attempts[trial], origin = link.from_rank_zero(begin_attempt(store, trial) if self._rank == 0 else None)
+        if origin is None:
+            pack.join(trial, parse(params))
+        else:
+            record = store.read_json(f"{origin}/{EVALUATION}")
+            if record["finished"]:  # all was done before the cut; only the news of it was lost
+                link.publish("publish", trial, {"evaluation": record})
+                return
+            with tempfile.TemporaryDirectory() as scratch:
+                pack.join(trial, parse(params), store.fetch(origin, Path(scratch)))
+        self._began[trial] = (time.monotonic(), pack.progress(trial))
+
+    def step(self, trials: list[str]) -> None:
+        """One step for `trials`; whoever's evaluation is due then is evaluated, saved and published."""
+        from trainables.pack import NonFinite
+
+        pack, link = self._pack, self._link
+        try:
+            due = pack.step(trials)
+        except NonFinite as error:
+            for trial, reason in error.reasons.items():
+                pack.leave(trial)
+                link.publish("publish", trial, {"diverged": reason})
+            due = pack.due(trial for trial in trials if trial not in error.reasons)
+        if due:
+            for trial, evaluation in pack.evaluate(due).items():
+                self.guard([trial], lambda t=trial, e=evaluation: self._publish(t, e))
+        elif time.monotonic() - self._told > 1.0:
+            self._told = time.monotonic()
+            for trial in trials:
+                if trial in pack.trials:
+                    self._tell_progress(trial)
+
+    def _publish(self, trial: str, evaluation: Any) -> None:
+        from trainables.checkpoints import write_evaluation
+
+        record = None
+        if self._rank == 0:
+            attempt = self._attempts[trial]
+            record = write_evaluation(
+                self._store, trial, attempt, evaluation, lambda folder: self._pack.save(trial, folder)
+            )
+            self._tell_progress(trial)
+        self._link.publish("publish", trial, {"evaluation": record})
+        self._began[trial] = (time.monotonic(), self._pack.progress(trial))
+
+    def _tell_progress(self, trial: str) -> None:
+        began, seen = self._began[trial]
+        now = self._pack.progress(trial)
+        self._link.progress(trial, now, (now - seen) / max(time.monotonic() - began, 1e-9))
+
+    def guard(self, trials: list[str], action: Callable[[], None]) -> None:
+        """Run `action`; what goes wrong there is the end of a trial, not of the slot. Whose end it is, with several on
+        board, shows when each has gone on alone.
+        """
+        pack, link = self._pack, self._link
+        try:
+            action()
             return
-    evaluation = pack.evaluate([trial])[trial]
-    record = None
-    if rank == 0:
-        record = write_evaluation(store, trial, attempts[trial], evaluation, lambda folder: pack.save(trial, folder))
-        link.progress(trial, record["samples_seen"], (record["samples_seen"] - seen) / (time.monotonic() - began))
-    link.publish(trial, {"evaluation": record}, pack.capacity)
-
-
-def _guard(link: _Link, pack: Any, trial: str, store: Any, size: int, action: Callable[[], None]) -> None:
-    """Run `action`; what goes wrong there is this trial's end, not the slot's."""
-    from trainables.pack import NonFinite
-
-    try:
-        action()
-        return
-    except NonFinite as error:
-        outcome = {"diverged": str(error)}
-    except InputError as error:
-        outcome = {"failed": str(error)}
-    except Exception as error:  # the border between a trial and its slot: whatever it was, the slot goes on
-        outcome = {
-            "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
-                :500
-            ]
-        }
-        log = f"trials/{trial}/error.txt"
-        store.write_bytes(log, traceback.format_exc().encode())
-        outcome["log"] = store.path(log)
-        if size > 1:  # the other workers stand in the middle of a collective call: only a restart frees them
-            link.tell(trial, outcome, pack.capacity)
-            raise
-    if trial in pack.trials:
-        pack.leave(trial)
-    link.publish(trial, outcome, pack.capacity)
+        except InputError as error:
+            outcome = {"failed": str(error)}
+        except Exception as error:  # the border between a trial and its slot: whatever it was, the slot goes on
+            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            outcome = {"failed": f"{type(error).__name__}: {first}"[:500]}
+            log = f"trials/{trials[0]}/error.txt"
+            self._store.write_bytes(log, traceback.format_exc().encode())
+            outcome["log"] = self._store.path(log)
+            if self._size > 1:  # the other workers stand in the middle of a collective call: only a restart frees them
+                if len(trials) == 1:
+                    link.tell("publish", trials[0], outcome)
+                else:
+                    link.tell("part", trials)
+                raise
+        for trial in trials:
+            if trial in pack.trials:
+                pack.leave(trial)
+        if len(trials) == 1:
+            link.publish("publish", trials[0], outcome)
+        else:
+            link.publish("part", trials)
 
 
 def run_slot(config: SlotConfig, *, workers: int, resources_per_worker: dict[str, float], folder: str) -> None:

@@ -16,16 +16,10 @@ is missed, which favours the arms that start and end many processes.
 """
 
 import argparse
-import contextlib
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,14 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+from arms import DATA, environment, machine, open_pack, ratio, require, run_arm
 
-ROOT = Path(__file__).resolve().parents[2]
-MODEL = ROOT.parent / "shared" / "data" / "models" / "stories260K"
-TEXT = ROOT.parent / "shared" / "data" / "text" / "tinyshakespeare.txt"
+MODEL = DATA / "models" / "stories260K"
+TEXT = DATA / "text" / "tinyshakespeare.txt"
 ROWS, MAX_LENGTH, BATCH_SIZE, SEED = 200, 32, 20, 0
-SAMPLE_S = 0.2
-ARM_TIMEOUT_S = 1800.0
 PLATFORM = "this platform"
 STOCK = "stock: a TorchTrainer per Tune trial"
 TUNED = "stock, tuned (health check every 0.2 s, reuse_actors)"
@@ -68,48 +59,6 @@ class Measured:
     @property
     def cpu_overhead(self) -> float:
         return self.cpu - self.training_cpu
-
-
-class TreeClock:
-    """Samples the CPU time of a process and all its descendants, dead ones included."""
-
-    def __init__(self, root: psutil.Process) -> None:
-        self._root = root
-        self._seconds: dict[psutil.Process, float] = {}  # a Process is its id and its start time
-        self._samples: list[tuple[float, float]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tree clock", daemon=True)
-
-    def __enter__(self) -> "TreeClock":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def at(self, when: float) -> float:
-        """CPU seconds of the tree up to `when` (time.time())."""
-        times, seconds = zip(*self._samples, strict=True)
-        return float(np.interp(when, times, seconds))
-
-    def alive(self) -> list[psutil.Process]:
-        """What the tree has left running, whoever its parent is now."""
-        return [process for process in list(self._seconds) if process.is_running()]
-
-    def _run(self) -> None:
-        while not self._stop.wait(SAMPLE_S):
-            try:
-                found = [self._root, *self._root.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                found = []
-            for process in {*found, *self._seconds}:
-                try:
-                    used = process.cpu_times()
-                except psutil.Error:  # it has ended: its last sample stays
-                    continue
-                self._seconds[process] = used.user + used.system
-            self._samples.append((time.time(), sum(self._seconds.values())))
 
 
 def learning_rates(trials: int) -> list[float]:
@@ -150,35 +99,8 @@ def train_with_pack(sweep: Path, out: Path) -> None:
     """Train the sweep's trials as its slot did, without Ray: what of a trial's time is training."""
     import torch
 
-    from sweeps.config import load
-    from trainables.data.prepare import open_split
-    from trainables.model import base_dtype, load_model, load_tokenizer
-    from trainables.pack import Pack, PackSettings, World
-    from trainables.tasks import TASKS
-
     torch.set_num_threads(1)
-    config = load(sweep / "sweep.yaml")
-    task, device, pad = TASKS[config.task], torch.device("cpu"), load_tokenizer(config.model).pad_token_id
-    pack = Pack(
-        load_base=lambda variant, dtype: load_model(
-            config.model,
-            auto_class=task.auto_class,
-            variant=variant,
-            dtype=dtype,
-            device=device,
-            seed=config.seed,
-            pad_token_id=pad,
-            model_kwargs={},
-        ),
-        base_dtype=lambda method: base_dtype(config.model, method, task.auto_class, device),
-        task=task,
-        train=open_split(sweep / "data", "train"),
-        validation=open_split(sweep / "data", "validation"),
-        pad_token_id=pad,
-        settings=PackSettings(probe_rows=config.train.probe_rows, seed=config.seed),
-        device=device,
-        world=World(),
-    )
+    config, pack = open_pack(sweep)
     found = []
     for number, params in enumerate(config.search.initial):
         trial = str(number)
@@ -305,49 +227,6 @@ def run_stock(arrays: Path, out: Path, rates: Sequence[float], *, reuse_actors: 
 # --- measuring them ---
 
 
-def environment(work: Path, extra: dict[str, str]) -> dict[str, str]:
-    """Of an arm: a Ray of its own, and no network."""
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return {
-        **inherited,
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_TMPDIR": str(work),
-        "RAY_TRAIN_V2_ENABLED": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        **extra,
-    }
-
-
-def run_arm(arguments: Sequence[str], log: Path, env: dict[str, str]) -> TreeClock:
-    """Run a Python process to its end, its output going to `log`; nothing that it started is left running."""
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env=env,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        with TreeClock(psutil.Process(process.pid)) as clock:
-            try:
-                code = process.wait(timeout=ARM_TIMEOUT_S)
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
-                psutil.wait_procs(clock.alive(), timeout=10)
-                for left in clock.alive():
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        left.kill()
-    if code:
-        raise SystemExit(f"{' '.join(arguments)} ended with {code}:\n{log.read_text()[-3000:]}")
-    return clock
-
-
 def summarise(
     name: str, ends: Sequence[float], trials: Sequence[dict[str, float]], cpu_at: Callable[[float], float]
 ) -> Measured:
@@ -369,7 +248,7 @@ def measure(trials: int, work: Path, say: Callable[[str], None]) -> list[Measure
     say(f"{PLATFORM} …")
     file = work / "overhead.yaml"
     file.write_text(sweep_file(work / "runs", rates))
-    clock = run_arm(["-m", "sweeps", "run", str(file)], work / "platform.log", environment(work, {}))
+    clock, _ = run_arm(["-m", "sweeps", "run", str(file)], work / "platform.log", environment(work, {}))
     (sweep,) = (work / "runs").iterdir()
     ends = [outcome.stat().st_mtime for outcome in sweep.glob("trials/*/outcome.json")]
     run_arm([script, "--child", "pack", str(sweep), str(work / "pack.json")], work / "pack.log", environment(work, {}))
@@ -381,7 +260,7 @@ def measure(trials: int, work: Path, say: Callable[[str], None]) -> list[Measure
         say(f"{name} …")
         out = work / f"{child}.json"
         arguments = [script, "--trials", str(trials), "--child", child, str(work / "pack.npz"), str(out)]
-        clock = run_arm(arguments, work / f"{child}.log", environment(work, extra))
+        clock, _ = run_arm(arguments, work / f"{child}.log", environment(work, extra))
         result = json.loads(out.read_text())
         found.append(summarise(name, result["ends"], result["trials"], clock.at))
     return found
@@ -394,11 +273,6 @@ def _with_losses_of(sweep: Path, trials: Sequence[dict[str, float]]) -> list[dic
 
 
 # --- the table ---
-
-
-def ratio(other: float, own: float) -> str:
-    """How many times `own` goes into `other`; an overhead of nothing has no ratio."""
-    return f"{other / own:.1f}" if own > 0 else "-"
 
 
 def table(arms: Sequence[Measured]) -> str:
@@ -425,16 +299,6 @@ def table(arms: Sequence[Measured]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> str:
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("ray", "optuna", "torch", "transformers")
-    )
-    return (
-        f"{len(os.sched_getaffinity(0))} cores ({platform.machine()}), {psutil.virtual_memory().total / 2**30:.0f} GiB, "
-        f"load {os.getloadavg()[0]:.2f} before the start, Python {platform.python_version()}, {versions}"
-    )
-
-
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--trials", type=int, default=8, help="trials of each arm, at least 2 (default: 8)")
@@ -447,9 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     if given.trials < 2:
         raise SystemExit(f"--trials: must be at least 2, got {given.trials}")
-    for path in (MODEL, TEXT):
-        if not path.exists():
-            raise SystemExit(f"{path}: not there; this benchmark needs the data laid beside the repository")
+    require(MODEL, TEXT)
     if given.child:
         name, source, out = given.child[0], Path(given.child[1]), Path(given.child[2])
         if name == "pack":

@@ -5,7 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-import overhead  # pytest puts this folder on sys.path
+import arms  # pytest puts this folder on sys.path
+import overhead
 import psutil
 import pytest
 
@@ -57,7 +58,7 @@ def test_table_compares_with_the_first_arm() -> None:
 
 
 def test_no_overhead_has_no_ratio() -> None:
-    assert overhead.ratio(3.0, 1.5) == "2.0" and overhead.ratio(3.0, 0.0) == overhead.ratio(3.0, -0.1) == "-"
+    assert arms.ratio(3.0, 1.5) == "2.0" and arms.ratio(3.0, 0.0) == arms.ratio(3.0, -0.1) == "-"
 
 
 def test_learning_rates_differ_and_stay_the_same() -> None:
@@ -68,7 +69,21 @@ def test_learning_rates_differ_and_stay_the_same() -> None:
 def test_clock_counts_children_after_their_end() -> None:
     burn = "import time\nwhile time.process_time() < 0.8: pass"
     with subprocess.Popen([sys.executable, "-c", f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {burn!r}]); time.sleep(1)"]) as root:
-        with overhead.TreeClock(psutil.Process(root.pid)) as clock:
+        with arms.TreeClock(psutil.Process(root.pid)) as clock:
             root.wait(60)
     assert 0.3 < clock.at(time.time()) < 2.0
+    assert 4 * 2**20 < clock.peak < 2**30
     assert clock.alive() == []
+
+
+@pytest.mark.skipif(arms.MEMORY != "PSS", reason="this kernel does not say what processes share")
+def test_shared_memory_counts_once() -> None:
+    fork = "import os\nheld = b'x' * (64 << 20)\nos.fork()\nprint(flush=True)\nos.read(0, 1)"
+    with subprocess.Popen([sys.executable, "-c", fork], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as root:
+        root.stdout.readline(), root.stdout.readline()  # both are there
+        tree = [psutil.Process(root.pid), *psutil.Process(root.pid).children()]
+        each = [arms.memory(process) for process in tree]
+        root.stdin.close()
+        psutil.wait_procs(tree, timeout=10)
+    assert len(each) == 2 and min(each) > 32 << 20 and 64 << 20 < sum(each) < 96 << 20
+    assert [arms.memory(process) for process in tree] == [0, 0]

@@ -25,7 +25,11 @@ OWN = {
     "partial": {"layers"},
     "lora": {"rank", "alpha", "dropout", "targets", "rslora"},
     "qlora": {"rank", "alpha", "dropout", "targets", "rslora"},
+    "adapter": {"bottleneck"},
+    "ia3": set(),
+    "prompt": {"virtual_tokens"},
 }
+HIGHEST_RATE = {"ia3": 0.05, "prompt": 0.5}  # few numbers, each of which must move far
 SOURCE = re.compile(r"\b(19|20)\d\d\b|Hugging Face|\w+/[\w-]+")
 
 
@@ -55,7 +59,16 @@ def learning_rates(preset: str) -> dict[str, LogUniform]:
 
 
 def test_the_presets_are_there():
-    assert PRESETS == ["encoder", "encoder_small", "gpt2", "llm_lora", "llm_qlora", "llm_small"]
+    assert PRESETS == [
+        "encoder",
+        "encoder_additive",
+        "encoder_small",
+        "gpt2",
+        "llm_additive",
+        "llm_lora",
+        "llm_qlora",
+        "llm_small",
+    ]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -74,10 +87,10 @@ def test_configurations_hold_what_the_methods_take_and_can_be_tried_first(preset
         params = space.sample(suggest)
         assert COMMON <= set(params) <= COMMON | OWN[params["method"]]
         assert space.encode(params) == drawn
-        assert 0 < params["learning_rate"] < 0.01
+        assert 0 < params["learning_rate"] < HIGHEST_RATE.get(params["method"], 0.01)
         assert params["schedule"] in ("linear", "cosine", "constant")
         assert 0 <= params["warmup_ratio"] <= 0.1
-        for whole in {"batch_size", "epochs", "layers", "rank", "alpha"} & set(params):
+        for whole in {"batch_size", "epochs", "layers", "rank", "alpha", "bottleneck", "virtual_tokens"} & set(params):
             assert type(params[whole]) is int and params[whole] >= 1
 
 
@@ -95,12 +108,21 @@ def test_every_value_stands_under_a_comment_with_its_source(path):
             comment = ""
 
 
+@pytest.mark.parametrize("preset", ["encoder_additive", "llm_additive"])
+def test_what_trains_fewer_numbers_has_higher_learning_rates(preset):
+    random.seed(0)
+    rates = learning_rates(preset)
+    assert rates.keys() == {"lora", "adapter", "ia3", "prompt"}
+    middle = {method: (domain.low * domain.high) ** 0.5 for method, domain in rates.items()}
+    assert max(middle["lora"], middle["adapter"]) < middle["ia3"] < middle["prompt"]
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_full_fine_tuning_has_lower_learning_rates_than_lora(preset):
     random.seed(0)
     rates = learning_rates(preset)
     if "full" not in rates:
-        assert preset in ("llm_lora", "llm_qlora")
+        assert preset in ("encoder_additive", "llm_additive", "llm_lora", "llm_qlora")
         return
     full, partial, lora = rates["full"], rates["partial"], rates["lora"]
     assert full.low < lora.low and full.high < lora.high

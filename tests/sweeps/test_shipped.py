@@ -16,8 +16,7 @@ import pytest
 
 from search_spaces import Choice, Domain, Space
 from sweeps.config import SweepConfig, dump, load
-from sweeps.plan import methods, prepare_data
-from trainables.data.prepare import open_split
+from sweeps.plan import first_of_each_method, prepare_data
 from trainables.hyperparameters import Hyperparameters, parse
 from trainables.model import quiet
 
@@ -65,7 +64,7 @@ def test_a_shipped_sweep_loads_and_every_configuration_fits_the_trainables(file,
     assert load(copy) == config
 
     configurations = list(every_configuration(config.space()))
-    assert {params["method"] for params in configurations} == set(methods(config))
+    assert {params["method"] for params in configurations} == {draw["method"] for draw in first_of_each_method(config)}
     layers = LAYERS.get(config.model.name, math.inf)
     for params in itertools.chain(configurations, config.draws()):
         hyperparameters = config.hyperparameters(params)
@@ -186,36 +185,19 @@ def narrow_gpt2(shared_data: Path, folder: Path) -> Path:
     return folder
 
 
-def open_pack(config: SweepConfig, data: Path, manifest: dict[str, Any]) -> Any:
+def pack_of(config: SweepConfig, data: Path) -> Any:
     """What a slot on a CPU opens for this sweep."""
     import torch
 
-    from trainables.model import base_dtype, load_model, load_tokenizer
-    from trainables.pack import Pack, PackSettings, World
-    from trainables.tasks import TASKS
+    from trainables.model import load_tokenizer
+    from trainables.pack import PackSettings, open_pack
 
-    task, device, train = TASKS[config.task], torch.device("cpu"), config.train
-    pad_token_id = load_tokenizer(config.model).pad_token_id
-
-    def load_base(variant: Any, dtype: Any) -> Any:
-        return load_model(
-            config.model,
-            auto_class=task.auto_class,
-            variant=variant,
-            dtype=dtype,
-            device=device,
-            seed=config.seed,
-            pad_token_id=pad_token_id,
-            model_kwargs=task.model_kwargs(manifest),
-        )
-
-    return Pack(
-        load_base=load_base,
-        base_dtype=lambda method: base_dtype(config.model, method, task.auto_class, device),
-        task=task,
-        train=open_split(data, "train"),
-        validation=open_split(data, "validation"),
-        pad_token_id=pad_token_id,
+    train = config.train
+    return open_pack(
+        data,
+        model=config.model,
+        task=config.task,
+        pad_token_id=load_tokenizer(config.model).pad_token_id,
         settings=PackSettings(
             evaluate_every=None if train.evaluate_every == "epoch" else int(train.evaluate_every),
             max_tokens=train.max_tokens or 4096,
@@ -223,8 +205,7 @@ def open_pack(config: SweepConfig, data: Path, manifest: dict[str, Any]) -> Any:
             probe_rows=train.probe_rows,
             seed=config.seed,
         ),
-        device=device,
-        world=World(),
+        device=torch.device("cpu"),
     )
 
 
@@ -256,8 +237,8 @@ def test_each_method_of_a_shipped_sweep_learns_and_can_be_saved(name, model, tra
     config = load(sweep_file(name), overrides)
     manifest = prepare_data(config, tmp_path / "data")
     assert 48 < manifest["splits"]["train"]["rows"] <= 64  # an answer may begin after the tokens that are kept
-    assert set(methods(config)) == set(trained)
-    pack = open_pack(config, tmp_path / "data", manifest)
+    assert {draw["method"] for draw in first_of_each_method(config)} == set(trained)
+    pack = pack_of(config, tmp_path / "data")
     for method in trained:
         untuned, _, _ = pack.evaluate_base(method)
         pack.join("t0000", short_trial(config, method, layers=12 if folder else 5))

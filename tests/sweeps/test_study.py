@@ -46,7 +46,7 @@ class Sweep:
         self.ledger.store.write_json("here.json", {})
         self.journal = Path(folder) / STUDY
         self.study = open_study(self.journal, "quick", self.config.search, self.config.seed)
-        self.stopped = stopped
+        self.stopped, self.room = stopped, True
         self.started, self.ended, self.said = [], [], []
         self.searcher = StudySearcher(
             config=self.config,
@@ -55,6 +55,7 @@ class Sweep:
             ledger=self.ledger,
             order={"mailbox": "mailbox", "namespace": "sweep-quick"},
             stopped=lambda: self.stopped,
+            room=lambda: self.room,
             on_start=lambda *started: self.started.append(started),
             on_end=self.ended.append,
             say=self.said.append,

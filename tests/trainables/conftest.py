@@ -1,6 +1,8 @@
 """Tiny random models, splits for them, and packs over both."""
 
 import copy
+import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +22,7 @@ from trainables.data.store import Split, write_split
 from trainables.hyperparameters import Hyperparameters, parse
 from trainables.model import BaseModel, ModelConfig, load_model
 from trainables.pack import Evaluation, Pack, PackSettings, World
+from trainables.stack import Pass
 from trainables.store import Store
 from trainables.tasks import TASKS, Task
 
@@ -49,7 +52,18 @@ OPT = {
     "dropout": 0.1,
     "pad_token_id": PAD,
 }
-LANGUAGE_MODELS = ("llama", "opt")
+GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 40,
+    "initializer_range": 0.15,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "pad_token_id": PAD,
+}
+LANGUAGE_MODELS = ("llama", "opt", "gpt2")
 
 
 def _build(name: str) -> Any:
@@ -69,8 +83,13 @@ def _build(name: str) -> Any:
             t.LlamaConfig(**{**SHAPE, "hidden_size": 128, "intermediate_size": 256})
         ),
         "opt": lambda: t.OPTForCausalLM(t.OPTConfig(**OPT)),
+        "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(**GPT2)),
         "llama-tied": lambda: t.LlamaForCausalLM(t.LlamaConfig(**SHAPE, tie_word_embeddings=True)),
     }[name]()
+
+
+def last_positions(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits if logits.ndim == 2 else logits[:, -labels.shape[1] :]
 
 
 class Lab:
@@ -184,21 +203,37 @@ class Lab:
         return nll.sum() / targets.sum()
 
     def logits(self, model: str, module: Any) -> Tensor:
-        batch, _ = self.batch(model)
+        """Of some rows; without those of virtual tokens that a method puts before a row."""
+        batch, labels = self.batch(model)
         with torch.no_grad():
-            return module(**batch).logits
+            return last_positions(module(**batch).logits, labels)
+
+    def logits_aboard(self, model: str, pack: Pack, trial: str) -> Tensor:
+        """What `logits` gives, of a trial on board of `pack`, in eval mode."""
+        engine = pack._engine
+        batch, labels = self.batch(model)
+        passing = Pass.of([engine.trials.index(trial)] * len(labels), CPU)
+        engine.base.model.eval()
+        with torch.no_grad():
+            return last_positions(engine.forward(batch, passing).logits, labels)
 
     @staticmethod
     def params(method: str = "full", **more: Any) -> Hyperparameters:
         """Hyperparameters as a search space samples them: five steps an epoch, ten in all."""
         return parse({"method": method, "learning_rate": 3e-3, "batch_size": 4, "epochs": 2, **more})
 
-    @staticmethod
-    def publish(pack: Pack, folder: Path, trial: str = "t") -> tuple[Evaluation, Path]:
+    def publish(self, pack: Pack, folder: Path, trial: str = "t") -> tuple[Evaluation, Path]:
         """Evaluate and save a trial as a slot does; the evaluation and the folder that it was published in."""
-        evaluation = pack.evaluate([trial])[trial]
-        record = write_evaluation(Store(str(folder)), trial, 1, evaluation, lambda target: pack.save(trial, target))
-        return evaluation, folder / record["folder"]
+        return self.publish_all(pack, folder, [trial])[trial]
+
+    @staticmethod
+    def publish_all(pack: Pack, folder: Path, trials: Sequence[str]) -> dict[str, tuple[Evaluation, Path]]:
+        published = {}
+        for trial, evaluation in pack.evaluate(trials).items():
+            save = functools.partial(pack.save, trial)
+            record = write_evaluation(Store(str(folder)), trial, 1, evaluation, save)
+            published[trial] = (evaluation, folder / record["folder"])
+        return published
 
     def run(
         self, pack: Pack, folder: Path, hyperparameters: Hyperparameters, checkpoint: Path | None = None
@@ -212,6 +247,40 @@ class Lab:
             history.append(self.publish(pack, folder))
         pack.leave("t")
         return history
+
+    def together(
+        self,
+        pack: Pack,
+        folder: Path,
+        trials: Mapping[str, Hyperparameters],
+        *,
+        joins: Mapping[str, int] = MappingProxyType({}),
+        leaves: Mapping[str, int] = MappingProxyType({}),
+        checkpoints: Mapping[str, Path] = MappingProxyType({}),
+    ) -> dict[str, list[tuple[Evaluation, Path]]]:
+        """Train `trials` side by side as a slot does; of each what `publish` gave at its evaluations.
+
+        joins, leaves: in which turn of the pack a trial comes, and before which it goes; else in the first, and when it
+        has finished.
+        """
+        histories: dict[str, list[tuple[Evaluation, Path]]] = {trial: [] for trial in trials}
+        waiting = sorted(trials, key=lambda trial: joins.get(trial, 0))
+        for turn in itertools.count():
+            while waiting and joins.get(waiting[0], 0) <= turn:
+                trial = waiting.pop(0)
+                if trial not in pack.trials:
+                    pack.join(trial, trials[trial], checkpoints.get(trial))
+            for trial in pack.trials:
+                if leaves.get(trial) == turn:
+                    pack.leave(trial)
+            if not (pack.trials or waiting):
+                return histories
+            due = pack.step(pack.trials) if pack.trials else []
+            for trial, published in (self.publish_all(pack, folder, due) if due else {}).items():
+                histories[trial].append(published)
+                if published[0].finished:
+                    pack.leave(trial)
+        raise AssertionError
 
     @staticmethod
     def tensors(folder: Path) -> dict[str, Tensor]:
@@ -247,6 +316,29 @@ class Lab:
             for name, moment in load_file(saved / STATE).items()
             if name.startswith(prefix)
         }
+
+    def assert_alike(
+        self,
+        one: list[tuple[Evaluation, Path]],
+        other: list[tuple[Evaluation, Path]],
+        tolerance: float,
+    ) -> None:
+        """Two histories are equal but for rounding: losses relative to themselves; weights, and each of the moments,
+        relative to the largest element.
+        """
+        assert len(one) == len(other) > 0
+        for (evaluation, folder), (expected, other_folder) in zip(one, other, strict=True):
+            for name in ("val_loss", "probe_loss", "train_loss"):
+                assert getattr(evaluation, name) == pytest.approx(getattr(expected, name), rel=tolerance, abs=0), name
+            for name in ("step", "samples_seen", "learning_rate", "finished", "trainable_parameters"):
+                assert getattr(evaluation, name) == getattr(expected, name), name
+            np.testing.assert_allclose(evaluation.losses, expected.losses, rtol=max(tolerance, 1e-6), atol=1e-6)
+            saved, wanted = self.tensors(folder), self.tensors(other_folder)
+            assert saved.keys() == wanted.keys()
+            for kind in ("checkpoint/", "exp_avg/", "exp_avg_sq/"):
+                mine = {name: tensor for name, tensor in saved.items() if kind in name}
+                if mine:
+                    self.assert_close(mine, {name: wanted[name] for name in mine}, tolerance)
 
     @staticmethod
     def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:

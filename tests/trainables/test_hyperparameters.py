@@ -11,6 +11,7 @@ from trainables.hyperparameters import (
     Hyperparameters,
     LoraOptions,
     PartialOptions,
+    QLoraOptions,
     parse,
 )
 
@@ -78,9 +79,9 @@ def test_extreme_values_stay_what_they_are(value):
 
 
 MISTAKES = [
-    ({}, "method: must be one of full, partial, lora, qlora, got None"),
-    ({"method": "lroa"}, "method: must be one of full, partial, lora, qlora, got 'lroa'"),
-    ({"method": ["lora"]}, "method: must be one of full, partial, lora, qlora, got ['lora']"),
+    ({}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got None"),
+    ({"method": "lroa"}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got 'lroa'"),
+    ({"method": ["lora"]}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got ['lora']"),
     (
         {"method": "full", "batch_size": 8, "epochs": 1},
         "learning_rate: not given; put it into search.space or into train",
@@ -123,6 +124,10 @@ MISTAKES = [
     ({**FULL, "warmup_ratio": -0.1}, "warmup_ratio: must be at least 0 and at most 1, got -0.1"),
     ({**FULL, "max_grad_norm": -1}, "max_grad_norm: must be at least 0, got -1.0"),
     ({**FULL, "epsilon": 0}, "epsilon: must be above 0, got 0.0"),
+    ({**LORA, "loraplus_ratio": 0}, "loraplus_ratio: must be above 0, got 0.0"),
+    ({**FULL, "method": "qlora", "bits": 3}, "bits: must be one of 4, 8, got 3"),
+    ({**FULL, "method": "prompt", "virtual_tokens": 0}, "virtual_tokens: must be at least 1, got 0"),
+    ({**FULL, "method": "adapter", "bottleneck": 0}, "bottleneck: must be at least 1, got 0"),
     ({**LORA, "rank": 0}, "rank: must be at least 1, got 0"),
     ({**LORA, "alpha": 0}, "alpha: must be above 0, got 0.0"),
     ({**LORA, "alpha": math.nan}, "alpha: must be above 0, got nan"),
@@ -170,5 +175,5 @@ def test_what_would_only_fail_in_the_slot_is_refused_before(name, value):
 
 
 def test_every_method_has_options():
-    assert list(OPTIONS) == ["full", "partial", "lora", "qlora"]
-    assert parse({**FULL, "method": "qlora", "rank": 16}).options == LoraOptions(rank=16)
+    assert list(OPTIONS) == ["full", "partial", "lora", "qlora", "ia3", "prompt", "adapter"]
+    assert parse({**FULL, "method": "qlora", "rank": 16}).options == QLoraOptions(rank=16, bits=4)

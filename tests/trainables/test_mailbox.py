@@ -8,7 +8,8 @@ import pytest
 from trainables import slot
 from trainables.slot import MAX_CRASHES, Board, Mailbox
 
-PARAMS = {"method": "full"}
+PARAMS = {"method": "full", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1}
+LORA = {**PARAMS, "method": "lora", "rank": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,18 @@ def mailbox():
     return Mailbox("sweep")
 
 
+@pytest.fixture
+def packs():
+    """Up to two trials share a slot."""
+    return Mailbox("sweep", pack=2)
+
+
+@pytest.fixture
+def auto():
+    """As many as pays share a slot."""
+    return Mailbox("sweep", pack="auto", slots=2)
+
+
 def story(test):
     """Run a coroutine function as a test, with ten seconds to end."""
 
@@ -31,9 +44,9 @@ def story(test):
     return run
 
 
-async def ask(mailbox, *trials):
+async def ask(mailbox, *trials, **params):
     """Trials that now wait for their next evaluation."""
-    waiting = [asyncio.ensure_future(mailbox.advance(trial, {**PARAMS, "id": trial})) for trial in trials]
+    waiting = [asyncio.ensure_future(mailbox.advance(trial, params or PARAMS)) for trial in trials]
     await asyncio.sleep(0)
     return waiting if len(waiting) > 1 else waiting[0]
 
@@ -49,10 +62,10 @@ async def aboard(mailbox):
 async def test_trials_wait_until_a_slot_has_room(mailbox):
     one, two, three = await ask(mailbox, "t1", "t2", "t3")
     assert await aboard(mailbox) == {}
-    board = await mailbox.register("a", 1)
-    assert board.trials == {"t1": ({**PARAMS, "id": "t1"}, True)}
+    board = await mailbox.register("a")
+    assert board.trials == {"t1": (PARAMS, True)}
     assert await aboard(mailbox) == {"a": ["t1"]}
-    await mailbox.register("b", 1)
+    await mailbox.register("b")
     assert await aboard(mailbox) == {"a": ["t1"], "b": ["t2"]}
     await mailbox.leave("t1")
     assert await aboard(mailbox) == {"a": ["t3"], "b": ["t2"]}
@@ -61,20 +74,20 @@ async def test_trials_wait_until_a_slot_has_room(mailbox):
 
 
 @story
-async def test_trials_spread_over_the_emptiest_slots(mailbox):
+async def test_trials_spread_over_the_emptiest_slots(packs):
     for name in ("b", "a"):
-        await mailbox.register(name, 2)
-    await ask(mailbox, "t1", "t2", "t3", "t4", "t5")
-    assert await aboard(mailbox) == {"b": ["t2", "t4"], "a": ["t1", "t3"]}
+        await packs.register(name)
+    await ask(packs, "t1", "t2", "t3", "t4", "t5", **LORA)
+    assert await aboard(packs) == {"b": ["t2", "t4"], "a": ["t1", "t3"]}
 
 
 @story
 async def test_an_evaluation_answers_its_trial_and_the_trial_stays_on_board(mailbox):
-    await mailbox.register("a", 1)
+    await mailbox.register("a")
     waiting = await ask(mailbox, "t1")
     board = await mailbox.publish("a", "t1", {"evaluation": {"step": 5}})
     assert await waiting == {"evaluation": {"step": 5}}
-    assert board.trials == {"t1": ({**PARAMS, "id": "t1"}, False)}, "it waits until the trial asks for more"
+    assert board.trials == {"t1": (PARAMS, False)}, "it waits until the trial asks for more"
     again = await ask(mailbox, "t1")
     assert (await mailbox.take("a", 0)).trials["t1"][1] is True
     assert not again.done()
@@ -84,7 +97,7 @@ async def test_an_evaluation_answers_its_trial_and_the_trial_stays_on_board(mail
 
 @story
 async def test_a_trial_that_asks_twice_gets_the_same_answer_twice(mailbox):
-    await mailbox.register("a", 1)
+    await mailbox.register("a")
     first, second = await ask(mailbox, "t1", "t1")
     await mailbox.publish("a", "t1", {"evaluation": {"step": 5}})
     assert await first == await second == {"evaluation": {"step": 5}}
@@ -92,7 +105,7 @@ async def test_a_trial_that_asks_twice_gets_the_same_answer_twice(mailbox):
 
 @story
 async def test_a_cancelled_question_does_not_cancel_the_others(mailbox):
-    await mailbox.register("a", 1)
+    await mailbox.register("a")
     first, second = await ask(mailbox, "t1", "t1")
     first.cancel()
     await asyncio.sleep(0)
@@ -102,7 +115,7 @@ async def test_a_cancelled_question_does_not_cancel_the_others(mailbox):
 
 @story
 async def test_leaving_answers_who_still_waits(mailbox):
-    await mailbox.register("a", 1)
+    await mailbox.register("a")
     waiting = await ask(mailbox, "t1")
     await mailbox.leave("t1")
     assert list(await waiting) == ["stopped"]
@@ -112,7 +125,7 @@ async def test_leaving_answers_who_still_waits(mailbox):
 
 @story
 async def test_a_trial_that_left_may_come_again(mailbox):
-    await mailbox.register("a", 1)
+    await mailbox.register("a")
     await ask(mailbox, "t1")
     await mailbox.leave("t1")
     again = await ask(mailbox, "t1")
@@ -123,10 +136,10 @@ async def test_a_trial_that_left_may_come_again(mailbox):
 
 @story
 async def test_news_from_a_slot_that_no_longer_has_the_trial_is_ignored(mailbox):
-    await mailbox.register("a", 1)
+    await mailbox.register("a")
     waiting = await ask(mailbox, "t1")
     await mailbox.slot_lost("a", "its node died")
-    await mailbox.register("b", 1)
+    await mailbox.register("b")
     assert await mailbox.publish("a", "t1", {"evaluation": {"step": 99}}) is None
     assert not waiting.done()
     await mailbox.publish("b", "t1", {"evaluation": {"step": 5}})
@@ -140,7 +153,7 @@ async def test_news_from_a_slot_that_no_longer_has_the_trial_is_ignored(mailbox)
 
 @story
 async def test_take_waits_for_a_newer_board(mailbox):
-    board = await mailbox.register("a", 1)
+    board = await mailbox.register("a")
     taking = asyncio.ensure_future(mailbox.take("a", board.version))
     await asyncio.sleep(0)
     assert not taking.done()
@@ -152,23 +165,24 @@ async def test_take_waits_for_a_newer_board(mailbox):
 
 @story
 async def test_take_without_news_returns_the_same_board(mailbox):
-    board = await mailbox.register("a", 1)
+    board = await mailbox.register("a")
     assert await mailbox.take("a", board.version) == board
 
 
 @story
-async def test_every_change_of_a_board_has_a_new_version(mailbox):
-    boards = [await mailbox.register("a", 2)]
-    await ask(mailbox, "t1")
+async def test_every_change_of_a_board_has_a_new_version(packs):
+    mailbox = packs
+    boards = [await mailbox.register("a")]
+    await ask(mailbox, "t1", **LORA)
     boards.append(await mailbox.take("a", 0))
     boards.append(await mailbox.publish("a", "t1", {"evaluation": {}}))
-    await ask(mailbox, "t1")
+    await ask(mailbox, "t1", **LORA)
     boards.append(await mailbox.take("a", 0))
-    await ask(mailbox, "t2")
+    await ask(mailbox, "t2", **LORA)
     boards.append(await mailbox.take("a", 0))
     await mailbox.leave("t1")
     boards.append(await mailbox.take("a", 0))
-    boards.append(await mailbox.register("a", 2))
+    boards.append(await mailbox.register("a"))
     await mailbox.close()
     boards.append(await mailbox.take("a", 0))
     versions = [board.version for board in boards]
@@ -188,68 +202,215 @@ async def test_every_change_of_a_board_has_a_new_version(mailbox):
 
 @story
 async def test_changes_elsewhere_leave_a_board_alone(mailbox):
-    await mailbox.register("a", 1)
-    board = await mailbox.register("b", 1)
+    await mailbox.register("a")
+    board = await mailbox.register("b")
     await ask(mailbox, "t1")
     assert await mailbox.take("b", board.version) == board
 
 
 @story
 async def test_close_lets_every_slot_end_now_and_later(mailbox):
-    board = await mailbox.register("a", 1)
+    board = await mailbox.register("a")
     taking = asyncio.ensure_future(mailbox.take("a", board.version))
     await asyncio.sleep(0)
     await mailbox.close()
     assert (await taking).stop
     assert (await mailbox.take("a", 10**6)).stop
-    assert (await mailbox.register("b", 1)).stop
+    assert (await mailbox.register("b")).stop
 
 
 # --- what goes wrong ---
 
 
 @story
-async def test_a_trial_whose_worker_keeps_dying_is_given_up(mailbox):
-    await mailbox.register("a", 2)
-    bad, good = await ask(mailbox, "bad", "good")
-    for crash in range(1, MAX_CRASHES):
-        board = await mailbox.register("a", 2)
-        assert {t: go for t, (_, go) in board.trials.items()} == {"bad": True, "good": True}
-        await mailbox.publish("a", "good", {"evaluation": {"step": crash}})
-        assert (await good)["evaluation"]["step"] == crash
-        good = await ask(mailbox, "good")
-    assert not bad.done()
-    board = await mailbox.register("a", 2)
+async def test_a_trial_whose_worker_keeps_dying_is_given_up_and_its_company_is_not(packs):
+    await packs.register("a")
+    bad, good = await ask(packs, "bad", "good", **LORA)
+    board = await packs.register("a")
+    assert {t: go for t, (_, go) in board.trials.items()} == {"bad": True, "good": True}
+    board = await packs.register("a")
+    assert list(board.trials) == ["bad"], "its last chance it has alone"
+    board = await packs.register("a")
     assert await bad == {"failed": f"its worker process died {MAX_CRASHES} times with no evaluation in between"}
-    assert {t: go for t, (_, go) in board.trials.items()} == {"bad": False, "good": True}
-    assert not good.done(), "an evaluation in between starts the count anew"
+    await packs.leave("bad")
+    assert list((await packs.take("a", 0)).trials) == ["good"] and not good.done()
+    board = await packs.publish("a", "good", {"evaluation": {"step": 1}})
+    assert (await good)["evaluation"]["step"] == 1
+    await ask(packs, "good", "third", **LORA)
+    assert await aboard(packs) == {"a": ["good", "third"]}, "an evaluation starts the count anew"
 
 
 @story
-async def test_a_lost_slot_hands_its_trials_to_another(mailbox):
-    await mailbox.register("a", 2)
-    waiting = await ask(mailbox, "t1", "t2")
-    await mailbox.register("b", 1)
-    await mailbox.slot_lost("a", "its node died")
-    assert await aboard(mailbox) == {"b": ["t1"]}
-    await mailbox.register("c", 1)
-    assert await aboard(mailbox) == {"b": ["t1"], "c": ["t2"]}
+async def test_a_lost_slot_hands_its_trials_to_another(packs):
+    await packs.register("a")
+    waiting = await ask(packs, "t1", "t2", **LORA)
+    await ask(packs, "t3", **LORA)
+    await packs.register("b")
+    assert await aboard(packs) == {"a": ["t1", "t2"], "b": ["t3"]}
+    await packs.slot_lost("a", "its node died")
+    assert await aboard(packs) == {"b": ["t1", "t3"]}
+    await packs.register("c")
+    assert await aboard(packs) == {"b": ["t1", "t3"], "c": ["t2"]}
     assert not any(each.done() for each in waiting)
-    await mailbox.publish("c", "t2", {"evaluation": {"step": 5}})
+    await packs.publish("c", "t2", {"evaluation": {"step": 5}})
     assert await waiting[1] == {"evaluation": {"step": 5}}
 
 
 @story
-async def test_a_trial_that_pauses_on_a_lost_slot_boards_when_it_asks_again(mailbox):
-    await mailbox.register("a", 1)
+async def test_a_trial_that_pauses_on_a_lost_slot_goes_on_only_when_it_asks(mailbox):
+    await mailbox.register("a")
     waiting = await ask(mailbox, "t1")
     await mailbox.publish("a", "t1", {"evaluation": {"step": 5}})
     await waiting
     await mailbox.slot_lost("a", "its node died")
-    await mailbox.register("b", 1)
-    assert await aboard(mailbox) == {"b": []}
+    assert (await mailbox.register("b")).trials["t1"][1] is False
     await ask(mailbox, "t1")
-    assert await aboard(mailbox) == {"b": ["t1"]}
+    assert (await mailbox.take("b", 0)).trials["t1"][1] is True
+
+
+# --- sharing ---
+
+
+@story
+async def test_who_changes_the_base_has_a_slot_alone(packs):
+    await packs.register("a")
+    await ask(packs, "full", **PARAMS)
+    await ask(packs, "lora", **LORA)
+    assert await aboard(packs) == {"a": ["full"]}
+    await packs.leave("full")
+    assert await aboard(packs) == {"a": ["lora"]}
+
+
+@story
+async def test_trials_over_other_bases_do_not_share(packs):
+    await packs.register("a")
+    await ask(packs, "lora", **LORA)
+    await ask(packs, "nf4", **{**LORA, "method": "qlora"})
+    await ask(packs, "int8", **{**LORA, "method": "qlora", "bits": 8})
+    assert await aboard(packs) == {"a": ["lora"]}
+    await packs.register("b")
+    await packs.register("c")
+    assert await aboard(packs) == {"a": ["lora"], "b": ["nf4"], "c": ["int8"]}
+
+
+@story
+async def test_who_waits_is_not_overtaken_for_ever(packs):
+    """A trial that needs a slot for itself keeps the emptiest from being filled again; the others go on."""
+    for name in ("a", "b"):
+        await packs.register(name)
+    await ask(packs, "t1", "t2", "t3", **LORA)
+    assert await aboard(packs) == {"a": ["t1", "t3"], "b": ["t2"]}
+    await ask(packs, "full", **PARAMS)
+    await ask(packs, "t4", **LORA)
+    assert await aboard(packs) == {"a": ["t1", "t3"], "b": ["t2"]}, "b is kept for the trial that waits"
+    await packs.leave("t1")
+    assert await aboard(packs) == {"a": ["t3", "t4"], "b": ["t2"]}
+    await packs.leave("t2")
+    assert await aboard(packs) == {"a": ["t3", "t4"], "b": ["full"]}
+
+
+@story
+async def test_invalid_parameters_travel_alone(packs):
+    await packs.register("a")
+    await ask(packs, "bad", method="lora", rank=-1)
+    await ask(packs, "good", **LORA)
+    assert await aboard(packs) == {"a": ["bad"]}
+
+
+@story
+async def test_after_a_failed_step_each_goes_on_alone_until_its_next_evaluation(packs):
+    await packs.register("a")
+    await ask(packs, "t1", "t2", **LORA)
+    board = await packs.part("a", ["t1", "t2"])
+    assert list(board.trials) == ["t1"]
+    board = await packs.publish("a", "t1", {"failed": "CUDA error"})
+    await packs.leave("t1")
+    assert await aboard(packs) == {"a": ["t2"]}
+    await ask(packs, "t3", **LORA)
+    assert await aboard(packs) == {"a": ["t2"]}
+    await packs.publish("a", "t2", {"evaluation": {"step": 5}})
+    await packs.leave("nobody")
+    assert await aboard(packs) == {"a": ["t2", "t3"]}
+
+
+@story
+async def test_how_many_share_is_measured_first(auto):
+    board = await auto.register("a")
+    assert board.measure == {}
+    await ask(auto, "t1", "t2", "t3", "t4", **LORA)
+    board = await auto.take("a", 0)
+    assert list(board.trials) == ["t1"] and list(board.measure.values()) == [LORA]
+    (sort,) = board.measure
+    assert (await auto.register("b")).measure == {}, "one slot is enough"
+    assert await aboard(auto) == {"a": ["t1"], "b": ["t2"]}
+    board = await auto.publish_limit("a", sort, 2)
+    assert board.measure == {} and list(board.trials) == ["t1", "t3"]
+    assert await aboard(auto) == {"a": ["t1", "t3"], "b": ["t2", "t4"]}
+
+
+@story
+async def test_a_pack_is_as_large_as_its_worst_kind_allows(auto):
+    big = {**LORA, "batch_size": 64}
+    await auto.register("a")
+    await ask(auto, "t1", **LORA)
+    (small_kind,) = (await auto.take("a", 0)).measure
+    await auto.publish_limit("a", small_kind, 8)
+    await ask(auto, "t2", "t3", **LORA)
+    assert await aboard(auto) == {"a": ["t1", "t2", "t3"]}
+    await ask(auto, "big", **big)
+    (big_kind,) = (await auto.take("a", 0)).measure
+    await auto.publish_limit("a", big_kind, 1)
+    assert await aboard(auto) == {"a": ["t1", "t2", "t3"]}
+    for trial in ("t1", "t2", "t3"):
+        await auto.leave(trial)
+    assert await aboard(auto) == {"a": ["big"]}
+
+
+@story
+async def test_a_slot_that_dies_while_it_measures_has_shown_that_it_does_not_fit(auto):
+    await auto.register("a")
+    await ask(auto, "t1", "t2", **LORA)
+    board = await auto.register("a")
+    assert board.measure == {} and list(board.trials) == ["t1"]
+
+
+@story
+async def test_a_lost_slot_hands_its_measuring_to_another(auto):
+    await auto.register("a")
+    await ask(auto, "t1", **LORA)
+    await auto.slot_lost("a", "its node died")
+    assert list((await auto.register("b")).measure.values()) == [LORA]
+
+
+@story
+async def test_room_is_what_another_trial_would_find(auto):
+    assert await auto.room() == 2, "slots that start count"
+    await auto.expect("t1", LORA)
+    assert await auto.room() == 1
+    await auto.register("a")
+    assert await auto.room() == 1, "b still starts; how many share a is not known"
+    (sort,) = (await auto.take("a", 0)).measure
+    await auto.publish_limit("a", sort, 4)
+    assert await auto.room() == 3 + 1
+    await auto.register("b")
+    assert await auto.room() == 3 + 1
+    await auto.expect("full", PARAMS)
+    assert await auto.room() == 3 and await aboard(auto) == {"a": ["t1"], "b": ["full"]}
+    await auto.expect("other", PARAMS)
+    assert await auto.room() == 0, "it waits for a or b, and one of them is kept for it"
+    await auto.expect_slots(3)
+    assert await auto.room() >= 1
+
+
+@story
+async def test_a_place_is_kept_for_an_expected_trial_until_it_asks(auto):
+    await auto.register("a")
+    await auto.expect("t1", LORA)
+    assert (await auto.take("a", 0)).trials == {"t1": (LORA, False)}
+    waiting = await ask(auto, "t1", **LORA)
+    assert (await auto.take("a", 0)).trials == {"t1": (LORA, True)}
+    await auto.publish("a", "t1", {"evaluation": {"step": 5}})
+    assert await waiting == {"evaluation": {"step": 5}}
 
 
 @story
@@ -262,7 +423,7 @@ async def test_the_first_reason_of_a_loss_is_kept(mailbox):
 
 @story
 async def test_a_slot_that_is_lost_while_it_waits_learns_that_it_is_unknown(mailbox):
-    board = await mailbox.register("a", 1)
+    board = await mailbox.register("a")
     taking = asyncio.ensure_future(mailbox.take("a", board.version))
     await asyncio.sleep(0)
     await mailbox.slot_lost("a", "no heartbeat")
@@ -271,7 +432,7 @@ async def test_a_slot_that_is_lost_while_it_waits_learns_that_it_is_unknown(mail
 
 @story
 async def test_stop_answers_everyone_now_and_from_now_on(mailbox):
-    await mailbox.register("a", 1)
+    await mailbox.register("a")
     waiting = await ask(mailbox, "t1", "t2")
     await mailbox.stop_trials("the budget is spent")
     for each in waiting:
@@ -285,14 +446,14 @@ async def test_stop_answers_everyone_now_and_from_now_on(mailbox):
 @story
 async def test_a_restarted_mailbox_is_told_everything_again(mailbox):
     """The actor came back empty; Ray repeats the calls that were under way."""
-    old = await mailbox.register("a", 1)
+    old = await mailbox.register("a")
     await ask(mailbox, "t1")
     fresh = Mailbox("sweep")
     assert await fresh.take("a", old.version) is None
     assert await fresh.publish("a", "t1", {"evaluation": {"step": 5}}) is None
     assert await fresh.publish_baseline("a", {"val_loss": 1.0}) is None
     again = await ask(fresh, "t1")
-    board = await fresh.register("a", 1)
+    board = await fresh.register("a")
     assert list(board.trials) == ["t1"]
     assert (await fresh.take("a", 0)) == board
     await fresh.publish("a", "t1", {"evaluation": {"step": 10}})
@@ -304,19 +465,19 @@ async def test_a_restarted_mailbox_is_told_everything_again(mailbox):
 
 @story
 async def test_one_slot_measures_the_untuned_base(mailbox):
-    assert (await mailbox.register("a", 1)).baseline
-    assert not (await mailbox.register("b", 1)).baseline
-    assert (await mailbox.register("a", 1)).baseline, "its worker died before it was done"
+    assert (await mailbox.register("a")).baseline
+    assert not (await mailbox.register("b")).baseline
+    assert (await mailbox.register("a")).baseline, "its worker died before it was done"
     board = await mailbox.publish_baseline("a", {"val_loss": 1.0})
     assert not board.baseline
-    assert not (await mailbox.register("a", 1)).baseline
+    assert not (await mailbox.register("a")).baseline
     assert (await mailbox.snapshot())["baseline"] == {"val_loss": 1.0}
 
 
 @story
 async def test_the_untuned_base_is_measured_by_another_slot_when_the_first_is_lost(mailbox):
-    await mailbox.register("a", 1)
-    board = await mailbox.register("b", 1)
+    await mailbox.register("a")
+    board = await mailbox.register("b")
     taking = asyncio.ensure_future(mailbox.take("b", board.version))
     await asyncio.sleep(0)
     await mailbox.slot_lost("a", "its node died")
@@ -325,22 +486,22 @@ async def test_the_untuned_base_is_measured_by_another_slot_when_the_first_is_lo
 
 @story
 async def test_the_untuned_base_waits_for_a_slot_when_the_only_one_is_lost(mailbox):
-    await mailbox.register("a", 1)
+    await mailbox.register("a")
     await mailbox.slot_lost("a", "its node died")
-    assert (await mailbox.register("b", 1)).baseline
+    assert (await mailbox.register("b")).baseline
 
 
 @story
 async def test_a_known_baseline_is_not_measured_again(mailbox):
     await mailbox.skip_baseline()
-    assert not (await mailbox.register("a", 1)).baseline
+    assert not (await mailbox.register("a")).baseline
     await mailbox.slot_lost("a", "its node died")
-    assert not (await mailbox.register("b", 1)).baseline
+    assert not (await mailbox.register("b")).baseline
 
 
 @story
 async def test_progress_is_that_of_trials_on_board(mailbox):
-    await mailbox.register("a", 1)
+    await mailbox.register("a")
     await ask(mailbox, "t1")
     await mailbox.progress("t1", 40, 12.5)
     await mailbox.progress("gone", 1, 1.0)

@@ -1,31 +1,46 @@
 """The contract that every fine-tuning method keeps, and what each says of wrong options."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
-import transformers
+from safetensors.torch import load_file
 from torch import nn
 
 import trainables.model
+from trainables.dropout import RowKeys
 from trainables.errors import InputError
-from trainables.hyperparameters import OPTIONS
-from trainables.methods import METHODS
+from trainables.hyperparameters import OPTIONS, Hyperparameters, company, parse
+from trainables.methods import ADDITIVE, REPLACING
+from trainables.methods.adapter import load_adapter
+from trainables.methods.lora import target_modules
+from trainables.pack import WEIGHTS_FILE, Evaluation
+from trainables.stack import Pass, Stack
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
+    """A method over a model. A new method needs cases, and is then held to all that follows."""
+
     method: str
     model: str
     options: dict[str, Any] = field(default_factory=dict)
+    learning_rate: float = 1e-2  # at which four steps lower the loss
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """All rows at every step, at one rate; more steps than any test takes, so that state is saved."""
+        constant = {"schedule": "constant", "warmup_ratio": 0.0, "batch_size": 18, "epochs": 50}
+        return parse({"method": self.method, "learning_rate": self.learning_rate, **constant, **self.options})
 
     @property
     def variant(self) -> str:
-        return METHODS[self.method].variant
+        return ADDITIVE[self.method].variant(self.hyperparameters.options) if self.method in ADDITIVE else "plain"
 
     def __str__(self) -> str:
         words = "-".join(f"{key}={value}" for key, value in self.options.items())
@@ -56,14 +71,39 @@ CASES = [
     Case(method="lora", model="llama"),
     Case(method="lora", model="llama", options={"targets": "attention", "rslora": True, "dropout": 0.1}),
     Case(method="lora", model="llama-tied"),
+    Case(method="lora", model="opt", options={"dropout": 0.1}),
+    Case(method="lora", model="gpt2"),
     Case(method="qlora", model="llama"),
     Case(method="qlora", model="llama", options={"targets": ("q_proj", "down_proj"), "dropout": 0.1}),
+    Case(method="qlora", model="llama", options={"bits": 8}),
     Case(method="qlora", model="bert"),
+    Case(method="ia3", model="bert", learning_rate=3e-2),
+    Case(method="ia3", model="llama", learning_rate=3e-2),
+    Case(method="ia3", model="gpt2", learning_rate=3e-2),
+    Case(method="prompt", model="bert", options={"virtual_tokens": 5}, learning_rate=3e-2),
+    Case(method="prompt", model="llama", options={"virtual_tokens": 3}, learning_rate=3e-2),
+    Case(method="adapter", model="bert"),
+    Case(method="adapter", model="llama", options={"bottleneck": 8}),
+    Case(method="adapter", model="gpt2", options={"bottleneck": 4}),
 ]
+ADDED = [case for case in CASES if case.method in ADDITIVE]
+OTHER_AT_FIRST = ("prompt",)  # virtual tokens change what the base gives from the start
+NOT_IN_PEFT = {"adapter": load_adapter}  # how a user loads what PEFT does not know
 
 
 def test_every_method_is_in_the_contract():
-    assert {case.method for case in CASES} == set(METHODS) == set(OPTIONS)
+    assert not ADDITIVE.keys() & REPLACING.keys()
+    assert {case.method for case in CASES} == ADDITIVE.keys() | REPLACING.keys() == OPTIONS.keys()
+
+
+def test_who_shares_a_base_is_of_one_company():
+    """What a slot may pack (told without torch) is what the methods say of their bases."""
+    for case in CASES:
+        found = company(case.hyperparameters)
+        if case.method in REPLACING:
+            assert found is None
+        else:
+            assert found.split(",")[0] == case.variant
 
 
 @pytest.fixture(params=CASES, ids=str)
@@ -71,130 +111,216 @@ def case(request):
     return request.param
 
 
-def attach(lab, case, seed=0):
-    """A base, and the module that `case` trains over it; `seed` draws the new head and the adapters."""
-    base = lab.base(case.model, variant=case.variant, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return base, METHODS[case.method].attach(base, OPTIONS[case.method](**case.options))
+@pytest.fixture(params=ADDED, ids=str)
+def added(request):
+    return request.param
 
 
-def train(lab, case, model, steps=4):
-    """A few plain steps in training mode; what is left has other logits than what was there."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    model.train()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        lab.loss(case.model, model).backward()
-        optimizer.step()
-    model.eval()
+def plain_base(lab, case, folder, dtype=torch.float32):
+    """The frozen base as the pack loaded it, with the head of the checkpoint in `folder`."""
+    base = lab.base(case.model, variant=case.variant, dtype=dtype)
+    with torch.no_grad():
+        for name, parameter in base.model.named_parameters():
+            if base.in_head(name):
+                parameter.copy_(saved_as(saved_weights(folder), name))
+    return base.model
+
+
+def saved_as(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """The parameter `name` of the model in a checkpoint, where it may have a prefix."""
+    (found,) = (tensor for key, tensor in weights.items() if f".{key}".endswith(f".{name}"))
+    return found
+
+
+def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: x for file in folder.glob("*.safetensors") for name, x in load_file(file).items()}
+
+
+# --- trained, saved, loaded ---
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grown:
-    """A case that was attached, trained and saved; logits and losses in eval mode."""
+    """A case before and after four steps: evaluations, where they were published, logits in eval mode."""
 
     case: Case
-    base_logits: torch.Tensor
-    attached_logits: torch.Tensor
-    trained_logits: torch.Tensor
-    attached_loss: float
-    trained_loss: float
+    before: Evaluation
+    start: Path
+    start_logits: torch.Tensor
+    after: Evaluation
     folder: Path
+    logits: torch.Tensor
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def grown(request, lab, tmp_path_factory):
-    case, folder = request.param, tmp_path_factory.mktemp("grown") / "checkpoint"
-    base_logits = lab.logits(case.model, lab.base(case.model, variant=case.variant).model)
-    _, model = attach(lab, case)
-    attached_logits, attached_loss = lab.logits(case.model, model.eval()), loss(lab, case, model)
-    train(lab, case, model)
-    METHODS[case.method].save(model, folder)
+    case, folder = request.param, tmp_path_factory.mktemp("grown")
+    pack = lab.pack(case.model, evaluate_every=1)
+    pack.join("t", case.hyperparameters)
+    before, start = lab.publish(pack, folder)
+    start_logits = lab.logits_aboard(case.model, pack, "t")
+    for _ in range(4):
+        pack.step(["t"])
+    after, saved = lab.publish(pack, folder)
+    logits = lab.logits_aboard(case.model, pack, "t")
     return Grown(
-        case=case,
-        base_logits=base_logits,
-        attached_logits=attached_logits,
-        trained_logits=lab.logits(case.model, model),
-        attached_loss=attached_loss,
-        trained_loss=loss(lab, case, model),
-        folder=folder,
+        case=case, before=before, start=start, start_logits=start_logits, after=after, folder=saved, logits=logits
     )
 
 
-def loss(lab, case, model):
-    with torch.no_grad():
-        return float(lab.loss(case.model, model))
-
-
-def test_what_is_attached_equals_the_base(grown):
-    assert torch.equal(grown.attached_logits, grown.base_logits)
+def test_what_joins_equals_the_base(lab, grown):
+    """Before its first step a trial gives what the frozen base gives, under the head that the trial drew."""
+    base = plain_base(lab, grown.case, grown.start / "checkpoint")
+    same = torch.equal(grown.start_logits, lab.logits(grown.case.model, base))
+    assert same == (grown.case.method not in OTHER_AT_FIRST)
 
 
 def test_steps_lower_the_loss(grown):
-    assert grown.trained_loss < grown.attached_loss - 0.01
+    assert grown.after.probe_loss < grown.before.probe_loss - 0.01
+    assert grown.after.train_loss != grown.after.probe_loss
 
 
-def test_saved_and_loaded_gives_the_same_bits(lab, grown):
-    _, fresh = attach(lab, grown.case, seed=1)
-    METHODS[grown.case.method].load(fresh, grown.folder)
-    assert torch.equal(lab.logits(grown.case.model, fresh.eval()), grown.trained_logits)
+def test_saved_and_loaded_gives_the_same_bits(lab, grown, tmp_path):
+    """In a slot that has not seen the trial: logits, losses, weights and moments."""
+    case = grown.case
+    pack = lab.pack(case.model, evaluate_every=1, seed=1)
+    pack.join("t", case.hyperparameters, grown.folder)
+    assert torch.equal(lab.logits_aboard(case.model, pack, "t"), grown.logits)
+    again, folder = lab.publish(pack, tmp_path)
+    assert again.losses.tobytes() == grown.after.losses.tobytes()
+    assert (again.val_loss, again.step) == (grown.after.val_loss, grown.after.step)
+    mine, expected = lab.tensors(folder), lab.tensors(grown.folder)
+    assert mine.keys() == expected.keys() and len(mine) > 0
+    assert [name for name in mine if not torch.equal(mine[name], expected[name])] == []
 
 
 def test_plain_libraries_load_what_is_saved(lab, grown):
-    case = grown.case
-    assert not list(grown.folder.rglob("*.bin"))
-    if case.variant == "nf4":
-        model = with_adapter(lab, case, grown.folder, quantization_config=nf4())
-    elif case.method == "lora":
-        model = with_adapter(lab, case, grown.folder)
-    else:
-        model = lab.plain(case.model, grown.folder)
-    tolerance = 1e-5 if case.variant == "nf4" else 1e-6
-    torch.testing.assert_close(lab.logits(case.model, model), grown.trained_logits, rtol=tolerance, atol=tolerance)
+    case, folder = grown.case, grown.folder / "checkpoint"
+    assert not list(folder.rglob("*.bin"))
+    model = with_added(lab, case, folder) if case.method in ADDITIVE else lab.plain(case.model, folder)
+    tolerance = 1e-6 if case.variant == "plain" else 1e-5
+    lab.assert_close({"logits": lab.logits(case.model, model)}, {"logits": grown.logits}, tolerance)
 
 
-def with_adapter(lab, case: Case, folder: Path, **more: Any) -> nn.Module:
-    from peft import PeftModel
-
-    base = lab.plain(case.model, **more)
+def with_added(lab, case: Case, folder: Path, dtype: torch.dtype = torch.float32, **more: Any) -> nn.Module:
+    """What a user gets from transformers and PEFT."""
+    quantised = {}
+    if case.variant != "plain":
+        quantised = {"quantization_config": trainables.model.quantization(case.variant, torch.device("cpu"))}
+    base = lab.plain(case.model, dtype=dtype, **quantised)
     trainables.model.keep_gradients_on_cpu(base)  # the fast path of some CPUs computes in bfloat16
-    return PeftModel.from_pretrained(base, folder).eval()
+    return NOT_IN_PEFT.get(case.method, peft.PeftModel.from_pretrained)(base, folder, **more).eval()
 
 
-def nf4() -> transformers.BitsAndBytesConfig:
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-        llm_int8_skip_modules=["classifier", "lm_head"],
-    )
+def test_all_that_is_trained_is_saved_moves_and_is_counted(grown):
+    """And has moments: every trained parameter got a gradient."""
+    weights, start = (saved_weights(folder / "checkpoint") for folder in (grown.folder, grown.start))
+    moments = load_file(grown.folder / "training_state.safetensors")
+    trained = {name.removeprefix("exp_avg/") for name in moments if name.startswith("exp_avg/")}
+    assert moments.keys() == {f"{twin}/{name}" for twin in ("exp_avg", "exp_avg_sq") for name in trained}
+    assert all(moment.any() for moment in moments.values())
+    assert weights.keys() == start.keys() and trained <= weights.keys()
+    moved = {name for name in weights if not torch.equal(weights[name], start[name])}
+    if grown.case.method in ADDITIVE:
+        assert trained == weights.keys()
+    assert moved == trained
+    assert grown.after.trainable_parameters == sum(weights[name].numel() for name in trained)
 
 
 def test_every_trained_parameter_gets_a_gradient_and_no_other(lab, case):
-    _, model = attach(lab, case)
-    model.train()
+    """Weights of the base have gradients only where the method trains them: the rest is neither computed nor kept."""
+    pack = lab.pack(case.model)
+    pack.join("t", case.hyperparameters)
     for _ in range(2):  # the gradient of a low-rank A is zero until its B has moved
-        lab.loss(case.model, model).backward()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    assert parameter.grad is not None
-                    parameter -= 1e-2 * parameter.grad
-    for parameter in model.parameters():
+        pack.step(["t"])
+    for name, parameter in lab.bases[-1].model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad
         if parameter.grad is not None:
+            assert case.method in REPLACING, name
             assert parameter.grad.abs().max() > 0
+    if case.method in REPLACING:
+        assert any(parameter.requires_grad for parameter in lab.bases[-1].model.parameters())
 
 
-def test_the_head_is_always_trained(lab, case):
-    base, model = attach(lab, case)
-    if lab.task(case.model).name == "classification":
+def test_the_head_is_always_trained(lab, grown):
+    base = lab.base(grown.case.model, variant=grown.case.variant)
+    if lab.task(grown.case.model).name == "classification":
         assert base.head
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    for head in base.head:
-        assert any(f"{head}." in name for name in trained)
+    weights, start = (saved_weights(folder / "checkpoint") for folder in (grown.folder, grown.start))
+    for name, _ in base.model.named_parameters():
+        if base.in_head(name):
+            assert not torch.equal(saved_as(weights, name), saved_as(start, name))
+
+
+def test_the_seed_draws_what_a_trial_adds(lab, added, tmp_path):
+    """Two trials of one seed start equal, whoever else is on board; another seed draws other values."""
+    pack = lab.pack(added.model)
+    for trial, seed in {"a": 0, "b": 1, "c": 0}.items():
+        pack.join(trial, replace(added.hyperparameters, seed=seed))
+        pack.save(trial, tmp_path / trial)
+    a, b, c = (load_file(tmp_path / trial / "checkpoint" / WEIGHTS_FILE) for trial in "abc")
+    assert a.keys() == b.keys() == c.keys()
+    assert all(torch.equal(a[name], c[name]) for name in a)
+    base = lab.base(added.model, variant=added.variant)
+    for name in a:
+        drawn = len(a[name].unique()) > 1 and not base.in_head(name.removeprefix("base_model.model."))
+        assert not (drawn and torch.equal(a[name], b[name])), name
+
+
+# --- trials that share a base ---
+
+
+def test_company_changes_no_result(lab, added, tmp_path):
+    """With others of the method and LoRA of another shape; in float64, where only a base of less bits rounds."""
+    hp = replace(added.hyperparameters, batch_size=5, epochs=1)
+    bits = {"plain": {}, "nf4": {"bits": 4}, "int8": {"bits": 8}}[added.variant]
+    lora = lab.params(
+        "qlora" if bits else "lora", rank=3, dropout=0.2, targets="attention", seed=2, batch_size=6, **bits
+    )
+    trials = {"before": replace(hp, seed=1, batch_size=3, learning_rate=hp.learning_rate / 2)}
+    if company(lora) == company(hp):
+        trials["lora"] = lora
+    trials |= {"t": hp, "after": replace(hp, seed=3, batch_size=7, epochs=2)}
+    dtype, tolerance = (torch.float64, 1e-10) if added.variant == "plain" else (torch.float32, 1e-3)
+    settings = {"dtype": dtype, "evaluate_every": 8}
+    alone = lab.together(lab.pack(added.model, **settings), tmp_path / "alone", {"t": hp})
+    packed = lab.together(lab.pack(added.model, **settings), tmp_path / "packed", trials, joins={"after": 2})
+    lab.assert_alike(packed["t"], alone["t"], tolerance)
+
+
+@pytest.mark.parametrize(
+    "case",
+    # without dropout; where PEFT's names are those of modules
+    [c for c in ADDED if c.method in ("lora", "ia3") and c.model in ("bert", "llama", "llama-tied")],
+    ids=str,
+)
+def test_gradients_are_those_of_peft(lab, case, tmp_path):
+    """At the start and after steps, in float64: PEFT computes the same function of the weights."""
+    model = "bert-no-dropout" if case.model == "bert" else case.model
+    case = replace(case, model=model, options={**case.options, **({"dropout": 0.0} if case.method == "lora" else {})})
+    hp = replace(case.hyperparameters, max_grad_norm=0.0, beta1=0.0)
+    pack = lab.pack(model, dtype=torch.float64)
+    pack.join("t", hp)
+    for steps in range(3):
+        pack.save("t", tmp_path / f"before-{steps}")
+        pack.step(["t"])
+        pack.save("t", tmp_path / f"after-{steps}")
+        module = with_added(
+            lab, case, tmp_path / f"before-{steps}" / "checkpoint", dtype=torch.float64, is_trainable=True
+        )
+        batch, labels = lab.batch(model, range(18))
+        logits = module.train()(**batch).logits
+        if logits.ndim == 2:
+            loss = nn.functional.cross_entropy(logits, labels)
+        else:
+            logits = logits[:, -labels.shape[1] :]
+            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        loss.backward()
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        expected = peft.get_peft_model_state_dict(module, state_dict=gradients, save_embedding_layers=False)
+        moments = load_file(tmp_path / f"after-{steps}" / "training_state.safetensors")
+        found = {name.removeprefix("exp_avg/"): x for name, x in moments.items() if name.startswith("exp_avg/")}
+        lab.assert_close(found, expected, 1e-10)
 
 
 # --- the base is given back ---
@@ -207,7 +333,12 @@ def portrait(model: nn.Module) -> tuple[list[tuple[str, type]], dict[str, torch.
     )
 
 
-def assert_pristine(model: nn.Module, before: tuple[list, dict]) -> None:
+def hooks(model: nn.Module) -> int:
+    own = (m for m in model.modules() if not m._forward_hooks_with_kwargs)
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in own)
+
+
+def assert_pristine(model: nn.Module, before: tuple[list, dict], hooks_before: int = 0) -> None:
     tree, weights = portrait(model)
     assert tree == before[0]
     assert weights.keys() == before[1].keys()
@@ -215,26 +346,28 @@ def assert_pristine(model: nn.Module, before: tuple[list, dict]) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module.training for module in model.modules())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert hooks(model) == hooks_before
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def board(lab, pack, case, steps=3):
-    pack.join("t", lab.params(case.method, **case.options, seed=3))  # so that a head drawn by the base is another
+    hp = replace(case.hyperparameters, batch_size=4, seed=3)  # so that a head drawn by the base is another
+    pack.join("t", hp)
     for _ in range(steps):
         pack.step(["t"])
     pack.evaluate(["t"])
     pack.leave("t")
 
 
-def test_detached_base_is_the_old_base_bit_for_bit(lab, case):
-    pack, bases = lab.pack(case.model), lab.bases
-    pack.evaluate_base(case.method)
+def test_the_base_is_given_back_bit_for_bit(lab, case):
+    pack, bases, hp = lab.pack(case.model), lab.bases, case.hyperparameters
+    pack.evaluate_base(case.method, hp.options)
     model = bases[-1].model
-    before, logits = portrait(model), lab.logits(case.model, model)
+    before, logits, hooks_before = portrait(model), lab.logits(case.model, model), hooks(model)
     for _ in range(2):
         board(lab, pack, case)
         assert bases[-1].model is model, "the slot must stay warm"
-        assert_pristine(model, before)
+        assert_pristine(model, before, hooks_before)
         assert torch.equal(lab.logits(case.model, model), logits)
 
 
@@ -250,17 +383,24 @@ def test_methods_after_one_another_give_the_base_back(lab, gradient_checkpointin
         assert_pristine(model, before)
 
 
-def test_detach_alone_undoes_a_trained_adapter(lab):
-    """Without the pack: the frozen base, its old head and its module tree."""
-    for each in CASES:
-        if each.method in ("lora", "qlora") and each.model in ("bert", "llama"):
-            base = lab.base(each.model, variant=each.variant)
-            before = portrait(base.model)
-            model = METHODS[each.method].attach(base, OPTIONS[each.method](**each.options))
-            train(lab, each, model)
-            METHODS[each.method].detach(model, base)
-            base.model.eval()
-            assert_pristine(base.model, before)
+def test_a_stack_alone_leaves_no_trace_on_its_base(lab, added):
+    """Without the pack: what a trial adds acts while it is on board, and is gone when it has left."""
+    base, hp = lab.base(added.model, variant=added.variant), added.hyperparameters
+    before, logits = portrait(base.model), lab.logits(added.model, base.model)
+    keys = RowKeys()
+    stack = Stack(base, keys, compute=None, device=torch.device("cpu"))
+    stack.join("t", ADDITIVE[added.method].plan(base, hp.options))
+    batch, labels = lab.batch(added.model)
+    keys.set(0, 0, torch.arange(len(labels)))
+    stack.forward(batch, Pass.of([0] * len(labels), torch.device("cpu"))).logits.sum().backward()
+    with torch.no_grad():
+        for weight in stack.weights("t").values():
+            weight.add_(0.1)
+    pack_logits = stack.forward(batch, Pass.of([0] * len(labels), torch.device("cpu"))).logits
+    assert not torch.equal(pack_logits[:, -1], logits[:, -1])
+    stack.leave("t")
+    assert_pristine(base.model, before)
+    assert torch.equal(lab.logits(added.model, base.model), logits)
 
 
 # --- what users get wrong ---
@@ -295,8 +435,10 @@ def test_detach_alone_undoes_a_trained_adapter(lab):
     ],
 )
 def test_wrong_options_are_one_line(lab, method, model, options, message):
+    pack = lab.pack(model)
     with pytest.raises(InputError) as caught:
-        METHODS[method].attach(lab.base(model), OPTIONS[method](**options))
+        pack.join("t", lab.params(method, **options))
+    assert pack.trials == []
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
@@ -307,11 +449,11 @@ def test_wrong_options_are_one_line(lab, method, model, options, message):
         ("bert", {"query", "key", "value", "attention.output.dense"}),
         ("distilbert", {"q_lin", "k_lin", "v_lin", "out_lin"}),
         ("llama", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("opt", {"q_proj", "k_proj", "v_proj", "out_proj"}),
+        ("gpt2", {"attn.c_attn", "attn.c_proj"}),
     ],
 )
 def test_attention_means_the_projections_of_attention_alone(lab, model, attention):
-    from trainables.methods.lora import target_modules
-
     chosen = target_modules(lab.base(model), "attention")
     assert {next((a for a in attention if name.endswith(a)), name) for name in chosen} == attention
     assert len(chosen) == 2 * len(attention)
@@ -331,16 +473,12 @@ def adapters_after_two_steps(lab, folder: Path, *, evaluate_first: bool) -> dict
     return lab.tensors(saved)
 
 
-def gradients_survive_an_evaluation(lab, folder: Path) -> bool:
-    expected = adapters_after_two_steps(lab, folder / "without", evaluate_first=False)
-    found = adapters_after_two_steps(lab, folder / "with", evaluate_first=True)
-    assert found.keys() == expected.keys()
-    return all(torch.equal(found[name], expected[name]) for name in found)
-
-
 def test_an_evaluation_leaves_the_gradients_of_qlora_as_they_are(lab, tmp_path):
     """Weights and moments after two steps, with and without an evaluation before them."""
-    assert gradients_survive_an_evaluation(lab, tmp_path)
+    expected = adapters_after_two_steps(lab, tmp_path / "without", evaluate_first=False)
+    found = adapters_after_two_steps(lab, tmp_path / "with", evaluate_first=True)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 @pytest.mark.filterwarnings("ignore:bitsandbytes.*an autograd kernel was not registered:UserWarning")
@@ -349,7 +487,10 @@ def test_the_guard_against_lost_gradients_is_needed(lab, tmp_path, monkeypatch):
 
     if not has_avx512bf16():
         pytest.skip("bitsandbytes repacks weights only on CPUs with AVX512-BF16")
+    expected = adapters_after_two_steps(lab, tmp_path / "guarded", evaluate_first=True)
     monkeypatch.setattr(trainables.model, "keep_gradients_on_cpu", lambda model: None)
     unguarded = type(lab)(tmp_path)  # with no base loaded yet
-    survived = gradients_survive_an_evaluation(unguarded, tmp_path)
-    assert not survived, "bitsandbytes keeps the gradients by itself now: keep_gradients_on_cpu can go"
+    found = adapters_after_two_steps(unguarded, tmp_path / "unguarded", evaluate_first=True)
+    moments = {name: x for name, x in found.items() if "exp_avg/" in name}
+    apart = max(float((x - expected[name]).abs().max() / expected[name].abs().max()) for name, x in moments.items())
+    assert apart > 0.5, "bitsandbytes keeps the gradients by itself now: keep_gradients_on_cpu can go"

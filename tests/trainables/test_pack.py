@@ -109,19 +109,23 @@ def test_a_join_that_fails_leaves_no_trace(lab, tmp_path):
 
 
 def test_a_join_that_breaks_half_way_leaves_no_trace(lab, tmp_path, monkeypatch):
-    import trainables.pack
+    from trainables.methods.lora import LowRank
 
     hp = lab.params("lora")
     expected = lab.run(lab.pack("bert"), tmp_path / "fresh", hp)
-    pack = lab.pack("bert")
+    pack, installed = lab.pack("bert"), []
+    install = LowRank.install
 
-    def broken(model, keys):
-        raise RuntimeError("after PEFT changed the base")
+    def break_at_the_third(place):
+        if len(installed) == 2:
+            raise RuntimeError("half way")
+        installed.append(place)
+        return install(place)
 
     pack.evaluate_base("lora")
     with monkeypatch.context() as patch:
-        patch.setattr(trainables.pack, "replace_dropout", broken)
-        with pytest.raises(RuntimeError, match="after PEFT"):
+        patch.setattr(LowRank, "install", break_at_the_third)
+        with pytest.raises(RuntimeError, match="half way"):
             pack.join("wrong", hp)
     assert pack.trials == []
     lab.assert_same(lab.run(pack, tmp_path / "after", hp), expected)
@@ -332,13 +336,18 @@ def plain_loop(lab, model, dtype, hp, checkpoint, *, steps):
         loss.backward()
         losses.append(loss.item())
         if not first:
-            first = {name: p.grad.clone() for name, p in trained.items()}
+            first = {_saved_name(name): p.grad.clone() for name, p in trained.items()}
         if hp.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(trained.values(), hp.max_grad_norm)
         for group in optimizer.param_groups:  # two of ten steps of warm-up, then down to 0
             group["lr"] = hp.learning_rate * ((step + 1) / 2 if step < 2 else (10 - step) / 8)
         optimizer.step()
     return first, losses, module
+
+
+def _saved_name(name):
+    """PEFT's parameter as its checkpoints call it."""
+    return name.replace(".modules_to_save", "").replace(".default", "")
 
 
 PARITY = [
@@ -472,7 +481,7 @@ def test_the_seed_draws_head_adapters_order_and_dropout(lab, tmp_path):
     one, other_order = begin("one", seed=1)
     assert zero.keys() == again.keys() == one.keys()
     assert all(torch.equal(zero[name], again[name]) for name in zero)
-    drawn = [name for name in zero if "lora_B" not in name and not name.endswith("bias")]
+    drawn = [name for name in zero if "exp_avg" not in name and "lora_B" not in name and not name.endswith("bias")]
     assert any("classifier" in name for name in drawn) and any("lora_A" in name for name in drawn)
     assert not any(torch.equal(zero[name], one[name]) for name in drawn)
     assert order == order_again != other_order
@@ -604,12 +613,13 @@ def test_no_step_is_wasted_on_a_rate_of_zero(lab, schedule, warmup_ratio, total)
     assert max(rates) == 1.0
 
 
-def test_a_pack_of_one_is_full_with_one(lab):
-    pack = lab.pack("bert")
-    pack.join("a", lab.params("lora"))
-    assert pack.trials == ["a"] and pack.capacity == 1
-    with pytest.raises(AssertionError, match="full"):
-        pack.join("b", lab.params("lora"))
+@pytest.mark.parametrize("first, second", [("lora", "full"), ("full", "lora"), ("full", "full"), ("lora", "qlora")])
+def test_who_cannot_share_a_base_is_not_let_in(lab, first, second):
+    pack = lab.pack("llama")
+    pack.join("a", lab.params(first))
+    with pytest.raises(AssertionError, match="b cannot share"):
+        pack.join("b", lab.params(second))
+    assert pack.trials == ["a"]
 
 
 def test_one_worker_sends_nothing():

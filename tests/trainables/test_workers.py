@@ -1,6 +1,7 @@
 """Two workers of a slot give what one gives: rows are split over them, gradients and losses summed."""
 
 import importlib.util
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from safetensors.torch import load_file
 
-from trainables.pack import NonFinite, World
+from trainables.pack import WEIGHTS_FILE, NonFinite, World
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,6 +32,12 @@ CASES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
     "full-llama": ("llama", torch.float64, {"method": "full", "batch_size": 5}),
     "lora-llama": ("llama", torch.float64, {"method": "lora", "dropout": 0.1, "batch_size": 5}),
     "lora-llama-float32": ("llama", torch.float32, {"method": "lora", "dropout": 0.1, "batch_size": 5}),
+}
+PACKED = ("bert", "llama", "opt")
+UNLIKE: dict[str, dict[str, Any]] = {
+    "a": {"rank": 2, "dropout": 0.1, "batch_size": 5, "targets": "attention"},
+    "b": {"rank": 16, "dropout": 0.3, "batch_size": 1, "epochs": 0.5, "learning_rate": 1e-3, "max_grad_norm": 0.1},
+    "c": {"rank": 4, "batch_size": 7, "epochs": 3, "schedule": "cosine", "seed": 3, "loraplus_ratio": 4},
 }
 
 
@@ -58,6 +66,11 @@ def train_all(lab: Any, folder: Path, world: World) -> None:
         if world.rank == 0:  # as in a slot: saving must not wait for the others
             pack.save("t", folder / name / "saved")
         found[name] = (gradients, baseline, history, weights)
+    packed = {}
+    for model in PACKED:
+        pack = lab.pack(model, dtype=torch.float64, world=world, max_tokens=60)
+        trials = {name: lab.params("lora", **params) for name, params in UNLIKE.items()}
+        packed[model] = train_pack(pack, trials, folder / model)
     pack = lab.pack("bert", world=world)
     pack.join("t", lab.params(learning_rate=1e30, warmup_ratio=0.0))
     exploded = None
@@ -66,7 +79,45 @@ def train_all(lab: Any, folder: Path, world: World) -> None:
             pack.step(["t"])
     except NonFinite as error:
         exploded = str(error)
-    torch.save((found, exploded), folder / "found.pt")
+    torch.save((found, exploded, packed, explode_in_company(lab, world)), folder / "found.pt")
+
+
+def train_pack(
+    pack: Any, trials: dict[str, Any], folder: Path
+) -> tuple[dict[str, list[Any]], dict[str, dict[str, torch.Tensor]]]:
+    """Evaluations and last weights of trials side by side; the last of them comes late."""
+    *first, late = trials
+    histories, weights = {trial: [] for trial in trials}, {}
+    for trial in first:
+        pack.join(trial, trials[trial])
+    for turn in itertools.count():
+        if turn == 2:
+            pack.join(late, trials[late])
+        if not pack.trials:
+            return histories, weights
+        due = pack.step(pack.trials)
+        for trial, evaluation in (pack.evaluate(due) if due else {}).items():
+            histories[trial].append(evaluation)
+            if evaluation.finished:
+                pack.save(trial, folder / trial)
+                weights[trial] = load_file(folder / trial / "checkpoint" / WEIGHTS_FILE)
+                pack.leave(trial)
+    raise AssertionError
+
+
+def explode_in_company(lab: Any, world: World) -> tuple[dict[str, str], float]:
+    """Who explodes beside a trial that does not, and that one's validation loss when it went on."""
+    pack = lab.pack("bert", dtype=torch.float64, world=world)
+    pack.join("healthy", lab.params("lora"))
+    pack.join("exploding", lab.params("lora", learning_rate=1e300, warmup_ratio=0.0, batch_size=1))
+    for _ in range(9):
+        try:
+            pack.step(pack.trials)
+        except NonFinite as error:
+            pack.leave("exploding")
+            pack.step(["healthy"])
+            return error.reasons, pack.evaluate(["healthy"])["healthy"].val_loss
+    raise AssertionError
 
 
 def work(rank: int, folder: Path, models: Path) -> None:
@@ -97,17 +148,17 @@ def results(folders):
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_workers_give_the_gradients_of_one(lab, results, name):
-    (alone, _), *ranks = results
+    (alone, *_), *ranks = results
     tolerance = 1e-10 if CASES[name][1] == torch.float64 else 1e-6
-    for found, _ in ranks:
+    for found, *_ in ranks:
         lab.assert_close(found[name][0], alone[name][0], tolerance)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_workers_give_the_evaluations_and_weights_of_one(lab, results, name):
-    (alone, _), *ranks = results
+    (alone, *_), *ranks = results
     tolerance = 1e-10 if CASES[name][1] == torch.float64 else 1e-5
-    for found, _ in ranks:
+    for found, *_ in ranks:
         _, baseline, history, weights = found[name]
         _, expected_baseline, expected_history, expected_weights = alone[name]
         assert baseline[:2] == pytest.approx(expected_baseline[:2], rel=tolerance)
@@ -125,7 +176,7 @@ def test_two_workers_give_the_evaluations_and_weights_of_one(lab, results, name)
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_workers_hold_the_same_weights_bit_for_bit(results, name):
-    _, (zero, _), (one, _) = results
+    _, (zero, *_), (one, *_) = results
     (_, baseline, history, weights), (_, other_baseline, other_history, other_weights) = zero[name], one[name]
     assert baseline == other_baseline
     for evaluation, other in zip(history, other_history, strict=True):
@@ -145,5 +196,30 @@ def test_the_first_worker_saves_alone(lab, results, folders, name):
 
 
 def test_a_trial_explodes_on_every_worker_at_the_same_step(results):
-    (_, alone), (_, zero), (_, one) = results
+    alone, zero, one = (exploded for _, exploded, _, _ in results)
     assert alone is not None and alone == zero == one
+
+
+@pytest.mark.parametrize("model", PACKED)
+def test_a_pack_over_two_workers_equals_one_over_one(lab, results, model):
+    """Some passes have no row of some trial on some worker."""
+    alone, *ranks = (packed[model] for _, _, packed, _ in results)
+    expected_histories, expected_weights = alone
+    for histories, weights in ranks:
+        for trial in UNLIKE:
+            assert len(histories[trial]) == len(expected_histories[trial]) > 0
+            for evaluation, expected in zip(histories[trial], expected_histories[trial], strict=True):
+                for key in ("val_loss", "probe_loss", "train_loss"):
+                    assert getattr(evaluation, key) == pytest.approx(getattr(expected, key), rel=1e-10, abs=0)
+                assert evaluation.step == expected.step
+            lab.assert_close(weights[trial], expected_weights[trial], 1e-10)
+    (_, zero), (_, one) = ranks
+    assert all(torch.equal(zero[trial][name], one[trial][name]) for trial in UNLIKE for name in zero[trial])
+
+
+def test_a_trial_of_a_pack_explodes_alone_on_every_worker(results):
+    (reasons, loss), *ranks = (exploded for _, _, _, exploded in results)
+    assert list(reasons) == ["exploding"]
+    for their_reasons, their_loss in ranks:
+        assert their_reasons == reasons
+        assert their_loss == pytest.approx(loss, rel=1e-10)

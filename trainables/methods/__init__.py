@@ -1,32 +1,54 @@
 """Fine-tuning methods: one file each, one line each below; all pass tests/trainables/test_methods.py.
 
-A method turns a base into something trainable and gives the base back exactly as it was.
+A method either adds something to a frozen base, and then several trials share the base, or it trains weights of the
+base itself, and then a trial has the base for itself and gives it back exactly as it was.
 """
 
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainables.methods.adapter import Adapter
 from trainables.methods.full import Full
+from trainables.methods.ia3 import Ia3
 from trainables.methods.lora import Lora
 from trainables.methods.partial import Partial
+from trainables.methods.prompt import Prompt
 from trainables.methods.qlora import QLora
 from trainables.model import BaseModel, Variant
+from trainables.stack import Addition
 
 
-class Method(Protocol):
-    variant: Variant  # the kind of base that it trains over
+class Additive(Protocol):
+    """What a trial adds to the frozen base, and at which of its modules. Heads are added by the pack."""
 
-    def attach(self, base: BaseModel, options: Any) -> Any:
-        """Make `base.model` trainable with `options`; returns the module to run, with `requires_grad` set. Draws from torch's generator."""
+    def variant(self, options: Any) -> Variant:
+        """The kind of base that it trains over; trials of one variant share it."""
 
-    def detach(self, model: Any, base: BaseModel) -> None:
-        """Undo `attach`. Weights that training changed are put back by the pack, which keeps a copy of them."""
+    def plan(self, base: BaseModel, options: Any) -> list[Addition]:
+        """All that a trial with `options` adds, with initial values. Draws from torch's generator."""
+
+    def describe(self, base: BaseModel, options: Any, folder: Path) -> None:
+        """Write `adapter_config.json`, which tells PEFT what the tensors are."""
+
+
+class Replacing(Protocol):
+    """Trains weights of the base itself."""
+
+    def attach(self, base: BaseModel, options: Any) -> None:
+        """Set `requires_grad` of what is trained."""
 
     def save(self, model: Any, folder: Path) -> None:
-        """Write what transformers or PEFT loads, as safetensors."""
+        """Write what transformers loads, as safetensors."""
 
     def load(self, model: Any, folder: Path) -> None:
-        """Read what `save` wrote into an attached `model`, bit for bit."""
+        """Read what `save` wrote into `model`, bit for bit."""
 
 
-METHODS: dict[str, Method] = {"full": Full(), "partial": Partial(), "lora": Lora(), "qlora": QLora()}
+ADDITIVE: dict[str, Additive] = {
+    "lora": Lora(),
+    "qlora": QLora(),
+    "ia3": Ia3(),
+    "prompt": Prompt(),
+    "adapter": Adapter(),
+}
+REPLACING: dict[str, Replacing] = {"full": Full(), "partial": Partial()}

@@ -2,22 +2,15 @@ from pathlib import Path
 from typing import Any
 
 from trainables.hyperparameters import FullOptions
-from trainables.model import BaseModel, Variant
+from trainables.model import BaseModel
 
 
 class Full:
     """Full fine-tuning: every weight is trained."""
 
-    variant: Variant = "plain"
-
-    def attach(self, base: BaseModel, options: FullOptions) -> Any:
+    def attach(self, base: BaseModel, options: FullOptions) -> None:
         for parameter in base.model.parameters():
             parameter.requires_grad_(True)
-        return base.model
-
-    def detach(self, model: Any, base: BaseModel) -> None:
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
 
     def save(self, model: Any, folder: Path) -> None:
         model.save_pretrained(folder)

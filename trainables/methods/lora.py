@@ -1,29 +1,41 @@
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
+from trainables.dropout import row_dropout
 from trainables.errors import InputError
 from trainables.hyperparameters import LoraOptions
 from trainables.model import BaseModel, Variant
+from trainables.stack import Addition, Place, Segments, Stack, Stacked, accumulate, grouped_matmul
 
 # the query, key, value and output projections, as the architectures of transformers name them
 ATTENTION = re.compile(
     r"(^|\.)(q|k|v|o|query|key|value|qkv|c_attn|query_key_value)(_proj|_lin|_attn)?$|(^|\.)out_(proj|lin)$"
     r"|attention\.(output\.)?dense$|attn\.c_proj$"
 )
+FIRST_LAYER = 1 << 16  # number of the first place among the layers that drop out; the base's own come before
 
 
-def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]:
-    """Full names of the linear layers that `targets` means in this model; the head is never among them."""
+def linear_layers(base: BaseModel) -> list[str]:
+    """Full names of the linear layers of the backbone, in the model's order."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     output = base.model.get_output_embeddings()
-    linear = [
+    return [
         name
         for name, module in base.model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not output and not base.in_head(name)
     ]
+
+
+def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]:
+    """Full names of the linear layers that `targets` means in this model; the head is never among them."""
+    linear = linear_layers(base)
     if targets == "all-linear":
         return linear
     if targets == "attention":
@@ -39,17 +51,106 @@ def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]
     return chosen
 
 
+def features(module: Any) -> tuple[int, int]:
+    """Channels in and out of a linear layer, which may be quantised or GPT-2's Conv1D."""
+    if hasattr(module, "in_features"):
+        return module.in_features, module.out_features
+    return tuple(module.weight.shape)
+
+
+class LowRank(Place):
+    """The low-rank branches of all trials at one linear layer: y += scale * B A dropout(x)."""
+
+    fast: ClassVar[tuple[str, ...]] = ("lora_B",)
+
+    def __init__(self, stack: Stack, name: str) -> None:
+        super().__init__(stack, name)
+        self._layer = FIRST_LAYER + linear_layers(stack.base).index(name)
+
+    @staticmethod
+    def key(place: str, tensor: str) -> str:
+        return f"base_model.model.{place}.{tensor}.weight"
+
+    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[LoraOptions | None]) -> None:
+        self.A_KRI, self.B_KOR = tensors["lora_A"].compute, tensors["lora_B"].compute
+        self.grad_A_KRI, self.grad_B_KOR = tensors["lora_A"].grad, tensors["lora_B"].grad
+        self.scales = [scale(each) if each else 0.0 for each in options]
+        dropouts = [each.dropout if each else 0.0 for each in options]
+        self._dropout_K = torch.tensor(dropouts, device=self.A_KRI.device) if any(dropouts) else None
+
+    def install(self) -> Callable[[], None]:
+        return self.module.register_forward_hook(self._add).remove
+
+    def _add(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x, whole = inputs[0], self.stack.passing
+        if self._dropout_K is not None and module.training:
+            x = row_dropout(x, self.stack.keys, self._layer, self._dropout_K[whole.lanes_B])
+        x_NI = x.reshape(-1, x.shape[-1]).to(self.A_KRI.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            delta_NO = _LowRank.apply(x_NI, self.stack.anchor, self, whole.scaled(len(x_NI)))
+        return (output + delta_NO.view(output.shape)).to(output.dtype)
+
+
+def scale(options: LoraOptions) -> float:
+    return options.alpha / (options.rank**0.5 if options.rslora else options.rank)
+
+
+class _LowRank(torch.autograd.Function):
+    """B A x for the rows of each trial; the gradients of A and B are added to the matrix in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, anchor: Tensor, place: LowRank, segments: Segments) -> Tensor:
+        h_NR = grouped_matmul(x_NI, place.A_KRI.transpose(1, 2), segments)
+        _rescale(h_NR, place.scales, segments)
+        ctx.save_for_backward(x_NI, h_NR)
+        ctx.rest = (place, segments)
+        return grouped_matmul(h_NR, place.B_KOR.transpose(1, 2), segments)
+
+    @staticmethod
+    def backward(ctx: Any, dy_NO: Tensor) -> tuple:
+        (x_NI, h_NR), (place, segments) = ctx.saved_tensors, ctx.rest
+        dy_NO = dy_NO.contiguous()
+        dh_NR = grouped_matmul(dy_NO, place.B_KOR, segments)
+        _rescale(dh_NR, place.scales, segments)
+        accumulate(place.grad_B_KOR, dy_NO, h_NR, segments)
+        accumulate(place.grad_A_KRI, dh_NR, x_NI, segments)
+        dx_NI = grouped_matmul(dh_NR, place.A_KRI, segments) if ctx.needs_input_grad[0] else None
+        return dx_NI, None, None, None
+
+
+def _rescale(h_NR: Tensor, scales: Sequence[float], segments: Segments) -> None:
+    used = {scales[lane] for lane, _, _ in segments}
+    if len(used) == 1:
+        h_NR.mul_(used.pop())
+        return
+    for lane, start, stop in segments:
+        h_NR[start:stop].mul_(scales[lane])
+
+
 class Lora:
-    """LoRA over a frozen base, through PEFT; a new head is trained in full and saved with the adapter."""
+    """LoRA over a frozen base; a new head is trained in full and saved with the adapter. What leaves is PEFT's format."""
 
-    variant: Variant = "plain"
+    def variant(self, options: LoraOptions) -> Variant:
+        return "plain"
 
-    def attach(self, base: BaseModel, options: LoraOptions) -> Any:
-        from peft import LoraConfig, TaskType, get_peft_model
+    def plan(self, base: BaseModel, options: LoraOptions) -> list[Addition]:
+        """A as PEFT draws it (Kaiming uniform), B zero."""
+        additions = []
+        for name in target_modules(base, options.targets):
+            inputs, outputs = features(base.model.get_submodule(name))
+            a = torch.empty(options.rank, inputs)
+            torch.nn.init.kaiming_uniform_(a, a=5**0.5)
+            values = {"lora_A": a, "lora_B": torch.zeros(outputs, options.rank)}
+            additions.append(Addition(kind=LowRank, place=name, values=values, options=options))
+        return additions
+
+    def describe(self, base: BaseModel, options: LoraOptions, folder: Path) -> None:
+        from peft import LoraConfig, TaskType
         from transformers.pytorch_utils import Conv1D
 
         targets = target_modules(base, options.targets)
-        config = LoraConfig(
+        LoraConfig(
+            base_model_name_or_path=base.model.name_or_path,
             r=options.rank,
             lora_alpha=options.alpha,
             lora_dropout=options.dropout,
@@ -60,29 +161,5 @@ class Lora:
             use_rslora=options.rslora,
             modules_to_save=list(base.head) or None,
             task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
-        )
-        return get_peft_model(base.model, config)
-
-    def detach(self, model: Any, base: BaseModel) -> None:
-        from peft.utils.other import ModulesToSaveWrapper
-
-        # PEFT's unload would leave the trained head in the base, so the original goes back first
-        heads = {}
-        for name in base.head:
-            wrapper = base.model.get_submodule(name)
-            assert isinstance(wrapper, ModulesToSaveWrapper)
-            heads[name] = wrapper.original_module
-        model.unload()
-        for name, original in heads.items():
-            base.model.set_submodule(name, original)
-        for parameter in base.model.parameters():
-            parameter.requires_grad_(False)
-
-    def save(self, model: Any, folder: Path) -> None:
-        model.save_pretrained(folder, save_embedding_layers=False)
-
-    def load(self, model: Any, folder: Path) -> None:
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        result = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-        assert not result.unexpected_keys, f"{folder} does not fit the model: unexpected {result.unexpected_keys}"
+            inference_mode=True,
+        ).save_pretrained(folder)

@@ -1,12 +1,11 @@
 import fnmatch
-from typing import Any
 
 from torch import nn
 
 from trainables.errors import InputError
 from trainables.hyperparameters import PartialOptions
 from trainables.methods.full import Full
-from trainables.model import BaseModel, Variant
+from trainables.model import BaseModel
 
 
 def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -23,9 +22,7 @@ class Partial:
     The head is the new classification head, or the output layer of a language model (with tied embeddings: those).
     """
 
-    variant: Variant = "plain"
-
-    def attach(self, base: BaseModel, options: PartialOptions) -> Any:
+    def attach(self, base: BaseModel, options: PartialOptions) -> None:
         model = base.model
         if options.layers is not None:
             name, layers = layer_list(model)
@@ -47,8 +44,6 @@ class Partial:
         for module in head:
             for parameter in module.parameters():
                 parameter.requires_grad_(True)
-        return model
 
-    detach = Full.detach
     save = Full.save
     load = Full.load

@@ -1,18 +1,10 @@
-from typing import Any
-
-from trainables.hyperparameters import LoraOptions
+from trainables.hyperparameters import QLoraOptions
 from trainables.methods.lora import Lora
-from trainables.model import BaseModel, Variant
+from trainables.model import Variant
 
 
-class QLora:
-    """LoRA over a base in 4-bit NormalFloat with double quantisation (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)."""
+class QLora(Lora):
+    """LoRA over a base in 4-bit NormalFloat with double quantisation, or in 8-bit integers."""
 
-    variant: Variant = "nf4"
-
-    def attach(self, base: BaseModel, options: LoraOptions) -> Any:
-        return Lora().attach(base, options)
-
-    detach = Lora.detach
-    save = Lora.save
-    load = Lora.load
+    def variant(self, options: QLoraOptions) -> Variant:
+        return "nf4" if options.bits == 4 else "int8"

@@ -12,6 +12,8 @@ from torch import Tensor
 IGNORED = -100
 """Label of a token that has no loss."""
 
+CHUNK_LOGITS = 1 << 25  # 128 MiB in float32
+
 
 class CausalLM:
     name = "causal_lm"
@@ -23,8 +25,8 @@ class CausalLM:
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         return collate_tokens(rows, pad_token_id)
 
-    def row_losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return token_losses(logits, labels)
+    def row_losses(self, logits: Tensor, labels: Tensor, output: Any = None) -> tuple[Tensor, Tensor]:
+        return token_losses(logits, labels, output)
 
     def predictions(self, logits: Tensor, labels: Tensor) -> None:
         return None
@@ -67,19 +69,37 @@ def widen(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def token_losses(logits: Tensor, labels: Tensor, output: Any = None) -> tuple[Tensor, Tensor]:
     """Sum of -log p(next token) over a row's targets [B], and the count of targets int64 [B].
 
     logits: [B, T, V], or [B, P + T, V] where a method put P virtual tokens before the row. labels: [B, T], not shifted;
     position t is predicted from t - 1, so labels[:, 0] is never a target. Only logits of targets are widened: the rest
     are most of the memory.
+
+    With the model's `output` layer, `logits` are its inputs, [B, T, D]: logits are then computed of targets alone and,
+    where there would be more than `CHUNK_LOGITS`, in chunks that are computed again for the gradient.
     """
+    from torch.utils.checkpoint import checkpoint
+
     logits = logits[:, -labels.shape[1] :]
     targets = labels[:, 1:]
     is_target = targets != IGNORED
-    nll = torch.nn.functional.cross_entropy(widen(logits[:, :-1][is_target]), targets[is_target], reduction="none")
+    x, y = logits[:, :-1][is_target], targets[is_target]
+    size = max(1, CHUNK_LOGITS // output.weight.shape[0]) if output is not None else len(y)
+    if len(y) <= size:
+        nll = _nll(x, y, output)
+    elif torch.is_grad_enabled():
+        parts = zip(x.split(size), y.split(size), strict=True)
+        nll = torch.cat([checkpoint(_nll, *part, output, use_reentrant=False) for part in parts])
+    else:
+        nll = torch.cat([_nll(*part, output) for part in zip(x.split(size), y.split(size), strict=True)])
     row = is_target.nonzero()[:, 0]
     return nll.new_zeros(len(labels)).index_add(0, row, nll), is_target.sum(dim=1)
+
+
+def _nll(x: Tensor, y: Tensor, output: Any) -> Tensor:
+    logits = x if output is None else output(x)
+    return torch.nn.functional.cross_entropy(widen(logits), y, reduction="none")
 
 
 def count_target_tokens(rows: list[dict[str, Any]]) -> int:

@@ -26,7 +26,7 @@ class Classification:
         batch["labels"] = torch.tensor([row["labels"] for row in rows])
         return batch
 
-    def row_losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def row_losses(self, logits: Tensor, labels: Tensor, output: Any = None) -> tuple[Tensor, Tensor]:
         """logits: [B, C]; labels: [B]."""
         nll = torch.nn.functional.cross_entropy(widen(logits), labels, reduction="none")
         return nll, torch.ones_like(labels)

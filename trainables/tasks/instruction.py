@@ -18,8 +18,8 @@ class Instruction:
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         return collate_tokens(rows, pad_token_id)
 
-    def row_losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return token_losses(logits, labels)
+    def row_losses(self, logits: Tensor, labels: Tensor, output: Any = None) -> tuple[Tensor, Tensor]:
+        return token_losses(logits, labels, output)
 
     def predictions(self, logits: Tensor, labels: Tensor) -> None:
         return None

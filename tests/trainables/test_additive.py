@@ -1,0 +1,399 @@
+"""IA3, prompt tuning and bottleneck adapters: alone, beside one another and beside LoRA, against PEFT, and loaded again."""
+
+import contextlib
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+
+from sweeps.config import SweepConfig
+from sweeps.winner import _loading, load_as_a_user
+from trainables.data.batches import batch_indices
+from trainables.data.config import DataConfig
+from trainables.errors import InputError
+from trainables.hyperparameters import OPTIONS, AdapterOptions, Ia3Options, PromptOptions, company, kind, parse
+from trainables.methods import ADDITIVE
+from trainables.methods.adapter import load_adapter
+from trainables.methods.ia3 import scaled_layers
+from trainables.model import BaseModel, ModelConfig
+from trainables.pack import learning_rate
+from trainables.stack import Pass
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+
+DOUBLE = torch.float64
+CLASSES = {"labels": ["a", "b", "c"]}
+OPTION = {"ia3": {}, "prompt": {"virtual_tokens": 5}, "adapter": {"bottleneck": 8}}
+# unlike in all that may differ in one pack
+MIXED = {
+    "ia3": {"method": "ia3", "learning_rate": 3e-2, "batch_size": 4, "seed": 0},
+    "ia3-other": {"method": "ia3", "learning_rate": 1e-2, "batch_size": 3, "seed": 5, "weight_decay": 0.3},
+    "adapter": {"method": "adapter", "bottleneck": 8, "learning_rate": 1e-2, "batch_size": 4, "seed": 1},
+    "adapter-other": {"method": "adapter", "bottleneck": 3, "learning_rate": 3e-3, "batch_size": 7},
+    "lora": {"method": "lora", "rank": 4, "dropout": 0.1, "batch_size": 5, "seed": 2},
+}
+PROMPTS = {
+    "prompt": {"learning_rate": 3e-2, "batch_size": 4, "seed": 0},
+    "prompt-other": {"learning_rate": 1e-2, "batch_size": 3, "seed": 5, "weight_decay": 0.3},
+    "prompt-third": {"learning_rate": 1e-1, "batch_size": 7, "schedule": "cosine"},
+}
+PACKS = {
+    "mixed": MIXED,
+    "prompts": {name: {"method": "prompt", "virtual_tokens": 5, **more} for name, more in PROMPTS.items()},
+}
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    """PEFT makes its prompts in torch's default type, whatever the base has."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def as_a_user(lab, model, folder, dtype):
+    """The base with what `folder` adds to it."""
+    base = lab.plain(model, dtype=dtype)
+    if "adapter_type" in json.loads((folder / "adapter_config.json").read_text()):
+        return load_adapter(base, folder).eval()
+    with default_dtype(dtype):
+        return PeftModel.from_pretrained(base, folder).eval()
+
+
+# --- a trial's result does not depend on its company ---
+
+
+@pytest.mark.parametrize(("model", "gradient_checkpointing"), [("bert", False), ("llama", False), ("llama", True)])
+@pytest.mark.parametrize("name", PACKS)
+def test_a_pack_of_unlike_trials_equals_them_alone(lab, name, model, gradient_checkpointing, tmp_path):
+    trials = {trial: lab.params(**more, epochs=1) for trial, more in PACKS[name].items()}
+    settings = {"dtype": DOUBLE, "gradient_checkpointing": gradient_checkpointing, "max_tokens": 60}
+    found = lab.together(lab.pack(model, **settings), tmp_path, trials, joins={list(trials)[1]: 2})
+    for trial, hp in trials.items():
+        alone = lab.run(lab.pack(model, dtype=DOUBLE), tmp_path / trial, hp)
+        lab.assert_alike(found[trial], alone, 1e-10)
+
+
+@pytest.mark.parametrize("method", OPTION)
+def test_resumed_equals_uninterrupted_bit_for_bit(lab, method, tmp_path):
+    hp = lab.params(method, **OPTION[method], learning_rate=1e-2)
+    whole = lab.run(lab.pack("bert"), tmp_path / "whole", hp)
+    lab.assert_same(lab.run(lab.pack("bert"), tmp_path / "resumed", hp, checkpoint=whole[0][1]), whole[1:])
+
+
+def test_a_trial_that_explodes_harms_no_other(lab, tmp_path):
+    """NaN of one trial, at places that all pass."""
+    trials = {trial: lab.params(**more) for trial, more in MIXED.items()}
+    pack = lab.pack("bert", dtype=DOUBLE)
+    pack.join("broken", lab.params("adapter", bottleneck=16))
+    pack.join("broken-too", lab.params("ia3"))
+    for trial in ("broken", "broken-too"):
+        pack._engine.weights(trial)[next(iter(pack._engine.weights(trial)))].fill_(torch.nan)
+    for trial, hp in trials.items():
+        pack.join(trial, hp)
+    losses = pack.evaluate(list(trials))
+    for trial, hp in trials.items():
+        alone = lab.pack("bert", dtype=DOUBLE)
+        alone.join(trial, hp)
+        assert losses[trial].val_loss == pytest.approx(alone.evaluate([trial])[trial].val_loss, rel=1e-12)
+    assert np.isnan(pack.evaluate(["broken"])["broken"].val_loss)
+
+
+# --- against PEFT ---
+
+
+def peft_loop(lab, model, hp, checkpoint):
+    """Plain AdamW over PEFT's own module, from the weights in `checkpoint`; the mean training loss of each epoch."""
+    with default_dtype(DOUBLE):
+        module = PeftModel.from_pretrained(lab.plain(model, dtype=DOUBLE), checkpoint).train()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(any(part in name for part in ("ia3_l", "prompt_encoder", "modules_to_save")))
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {DOUBLE}
+    vectors = [p for name, p in trained.items() if "ia3_l" in name or p.ndim < 2]
+    matrices = [p for name, p in trained.items() if "ia3_l" not in name and p.ndim >= 2]
+    groups = [{"params": matrices, "weight_decay": hp.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=hp.learning_rate, betas=(hp.beta1, hp.beta2), eps=hp.epsilon)
+    means = []
+    for epoch in range(2):
+        nll, targets = 0.0, 0
+        for step in range(5 * epoch, 5 * epoch + 5):
+            batch, labels = lab.batch(model, batch_indices(len(lab.split(model)), hp.batch_size, hp.seed, step))
+            nll_B, targets_B = lab.task(model).row_losses(module(**batch).logits, labels)
+            optimizer.zero_grad()
+            (nll_B.sum() / targets_B.sum()).backward()
+            torch.nn.utils.clip_grad_norm_(trained.values(), hp.max_grad_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(hp, step, 10)
+            optimizer.step()
+            nll, targets = nll + float(nll_B.detach().sum()), targets + int(targets_B.sum())
+        means.append(nll / targets)
+    return means, module.eval()
+
+
+@pytest.mark.parametrize("model", ["bert-no-dropout", "llama"])
+@pytest.mark.parametrize("method", ["ia3", "prompt"])
+def test_ten_steps_equal_those_of_peft_and_adamw(lab, method, model, tmp_path):
+    hp = lab.params(method, **OPTION[method], learning_rate=1e-2, epsilon=1e-4, weight_decay=0.1, max_grad_norm=0.5)
+    pack = lab.pack(model, dtype=DOUBLE)
+    pack.join("t", hp)
+    pack.save("t", tmp_path / "start")
+    means, module = peft_loop(lab, model, hp, tmp_path / "start" / "checkpoint")
+    history = lab.run(lab.pack(model, dtype=DOUBLE), tmp_path / "pack", hp)
+    assert [evaluation.train_loss for evaluation, _ in history] == pytest.approx(means, rel=1e-8)
+    module.save_pretrained(tmp_path / "peft")
+    found, expected = lab.tensors(history[-1][1] / "checkpoint"), lab.tensors(tmp_path / "peft")
+    assert {name: x.shape for name, x in found.items()} == {name: x.shape for name, x in expected.items()}
+    lab.assert_close(found, expected, 1e-8)
+    with pytest.raises(AssertionError, match="differs by"):
+        lab.assert_close(lab.tensors(tmp_path / "start" / "checkpoint"), expected, 1e-3)
+
+
+# --- what leaves can be loaded ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
+@pytest.mark.parametrize("model", ["bert", "bert-classifier", "roberta", "distilbert", "llama", "opt", "gpt2"])
+@pytest.mark.parametrize("method", OPTION)
+def test_what_leaves_gives_the_same_logits_when_it_is_loaded(lab, method, model, dtype, tmp_path):
+    pack = lab.pack(model, dtype=dtype)
+    pack.join("other", lab.params(method, **OPTION[method], seed=4))
+    pack.join("t", lab.params(method, **OPTION[method], learning_rate=3e-2))
+    untrained = lab.logits_aboard(model, pack, "t")
+    for _ in range(3):
+        pack.step(["other", "t"])
+    trained = lab.logits_aboard(model, pack, "t")
+    pack.save("t", tmp_path)
+    found = lab.logits(model, as_a_user(lab, model, tmp_path / "checkpoint", dtype))
+    tolerance = 1e-12 if dtype == DOUBLE else 1e-5
+    assert float((found - trained).abs().max()) <= tolerance
+    assert float((found - untrained).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("model", ["bert", "llama"])
+@pytest.mark.parametrize("method", OPTION)
+def test_the_card_and_verify_load_it(lab, method, model, tmp_path, monkeypatch):
+    pack, task = lab.pack(model), lab.task(model)
+    pack.join("t", lab.params(method, **OPTION[method], learning_rate=3e-2))
+    pack.step(["t"])
+    expected = lab.logits_aboard(model, pack, "t")
+    pack.save("t", tmp_path)
+    name, params = str(lab.folder(model)), {"method": method, "learning_rate": 3e-2, "batch_size": 4, "epochs": 2}
+    winner = (tmp_path / "checkpoint").rename(tmp_path / "winner")
+    (winner / "winner.json").write_text(json.dumps({"params": params}))
+    config = SweepConfig(name="quick", model=ModelConfig(name=name), data=DataConfig(train="rows.csv"), task=task.name)
+    loaded = load_as_a_user(winner, config, task.auto_class, task.model_kwargs(CLASSES), torch.device("cpu"))
+    torch.testing.assert_close(lab.logits(model, loaded), expected, rtol=1e-5, atol=1e-5)
+    lines = _loading(config, method, "plain", {**CLASSES, "max_length": 12})
+    said = {}
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(itertools.takewhile(lambda line: not line.startswith("tokenizer"), lines)), said)
+    torch.testing.assert_close(lab.logits(model, said["model"]), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_load_adapter_leaves_a_plain_model_that_can_be_moved_and_saved(lab, tmp_path):
+    pack = lab.pack("llama")
+    pack.join("t", lab.params("adapter", bottleneck=4, learning_rate=3e-2))
+    pack.step(["t"])
+    pack.save("t", tmp_path)
+    model = load_adapter(lab.plain("llama"), tmp_path / "checkpoint")
+    expected = lab.logits("llama", model)
+    again = lab.logits("llama", model.to(DOUBLE))
+    assert again.dtype == DOUBLE
+    torch.testing.assert_close(again, expected.double(), rtol=1e-4, atol=1e-4)
+    names = [name for name in model.state_dict() if "adapter" in name]
+    assert len(names) == 2 * 4
+
+
+def test_load_adapter_refuses_a_model_that_it_does_not_fit(lab, tmp_path):
+    pack = lab.pack("bert")
+    pack.join("t", lab.params("adapter", bottleneck=4))
+    pack.save("t", tmp_path)
+    with pytest.raises(AttributeError, match="bert"):
+        load_adapter(lab.plain("distilbert"), tmp_path / "checkpoint")
+
+
+# --- at the start ---
+
+
+@pytest.mark.parametrize("model", ["bert-classifier", "llama"])
+@pytest.mark.parametrize("method", OPTION)
+def test_ia3_and_adapters_start_as_the_base_and_prompts_do_not(lab, method, model):
+    pack = lab.pack(model)
+    pack.join("t", lab.params(method, **OPTION[method]))
+    same = torch.equal(lab.logits_aboard(model, pack, "t"), lab.logits(model, lab.plain(model)))
+    assert same == (method != "prompt")
+
+
+def test_prompts_start_as_tokens_of_the_vocabulary_drawn_from_the_seed(lab):
+    pack = lab.pack("llama")
+    for trial, seed in (("a", 0), ("b", 0), ("c", 1)):
+        pack.join(trial, lab.params("prompt", virtual_tokens=7, seed=seed))
+    a, b, c = (pack._engine.weights(trial)["prompt_embeddings"] for trial in "abc")
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    table = lab.bases[-1].model.get_input_embeddings().weight
+    assert all((table == vector).all(dim=1).any() for vector in torch.cat([a, c]))
+
+
+def test_virtual_tokens_are_attended_to_and_are_of_the_first_text(lab):
+    pack = lab.pack("bert")
+    pack.join("t", lab.params("prompt", virtual_tokens=3))
+    seen = {}
+    model = lab.bases[-1].model
+    handle = model.register_forward_pre_hook(lambda module, args, given: seen.update(given), with_kwargs=True)
+    mask, types = torch.tensor([[1, 1], [1, 0]]), torch.tensor([[0, 1], [0, 0]])
+    batch = {"input_ids": torch.tensor([[5, 6], [7, 0]]), "attention_mask": mask, "token_type_ids": types}
+    pack._engine.forward(batch, Pass.of([0, 0], torch.device("cpu")))
+    handle.remove()
+    assert set(seen) == {"inputs_embeds", "attention_mask", "token_type_ids"}
+    assert seen["inputs_embeds"].shape == (2, 5, 32)
+    assert seen["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+    assert seen["token_type_ids"].tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
+
+
+# --- counts ---
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [("ia3", 2 * (32 + 32 + 64)), ("prompt", 5 * 32), ("adapter", 2 * (8 * 32 + 8 + 32 * 8 + 32))],
+)
+def test_trainable_parameters_are_the_trials_own(lab, method, count):
+    pack = lab.pack("llama")
+    if method == "adapter":
+        pack.join("larger", lab.params(method, bottleneck=20))
+    pack.join("t", lab.params(method, **OPTION[method]))
+    assert pack.evaluate(["t"])["t"].trainable_parameters == count
+
+
+def test_ia3_scales_what_peft_scales(lab):
+    """PEFT's own choice where it has one; where it has none, the like."""
+    from peft import IA3Config, get_peft_model
+
+    for model in ("bert", "roberta", "llama", "opt", "gpt2"):
+        task_type = "SEQ_CLS" if "bert" in model else "CAUSAL_LM"
+        config = IA3Config(task_type=task_type, fan_in_fan_out=model == "gpt2")
+        module = get_peft_model(lab.plain(model), config)
+        expected = {}
+        for name, layer in module.base_model.model.named_modules():
+            if hasattr(layer, "is_feedforward") and "modules_to_save" not in name:
+                expected[name] = "input" if layer.is_feedforward else "output"
+        assert scaled_layers(lab.base(model)) == expected
+    sides = {"attention.k_lin": "output", "attention.v_lin": "output", "ffn.lin2": "input"}
+    layers = [f"distilbert.transformer.layer.{number}" for number in range(2)]
+    expected = {f"{layer}.{name}": side for layer in layers for name, side in sides.items()}
+    assert scaled_layers(lab.base("distilbert")) == expected
+
+
+# --- company ---
+
+
+def hyperparameters(method, **more):
+    return parse({"method": method, "learning_rate": 1e-3, "batch_size": 4, "epochs": 1, **more})
+
+
+def test_who_can_share_a_base():
+    assert company(hyperparameters("ia3")) == company(hyperparameters("adapter")) == company(hyperparameters("lora"))
+    assert company(hyperparameters("prompt")) == "plain, 20 virtual tokens"
+    assert company(hyperparameters("prompt", virtual_tokens=5)) == "plain, 5 virtual tokens"
+    assert kind(hyperparameters("adapter", bottleneck=60)) == kind(hyperparameters("adapter", bottleneck=64))
+    assert kind(hyperparameters("adapter", bottleneck=16)) != kind(hyperparameters("adapter", bottleneck=64))
+
+
+# --- what users get wrong ---
+
+
+def test_defaults():
+    assert [OPTIONS[method]() for method in ("ia3", "prompt", "adapter")] == [
+        Ia3Options(),
+        PromptOptions(virtual_tokens=20),
+        AdapterOptions(bottleneck=64),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("prompt", {"virtual_tokens": 0}, "virtual_tokens: must be at least 1, got 0"),
+        ("prompt", {"virtual_tokens": 2.5}, "virtual_tokens: must be a whole number, got 2.5"),
+        ("prompt", {"rank": 8}, "rank: not a hyperparameter of method prompt."),
+        ("adapter", {"bottleneck": 0}, "bottleneck: must be at least 1, got 0"),
+        ("adapter", {"bottlneck": 8}, "bottlneck: not a hyperparameter of method adapter. Did you mean 'bottleneck'?"),
+        ("ia3", {"targets": "attention"}, "targets: not a hyperparameter of method ia3."),
+    ],
+)
+def test_wrong_options_are_one_line(method, options, message):
+    with pytest.raises(InputError) as caught:
+        hyperparameters(method, **options)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def plan(lab, model, method, **options):
+    return ADDITIVE[method].plan(lab.base(model), OPTIONS[method](**options))
+
+
+def test_a_prompt_must_leave_room_for_the_input(lab):
+    plan(lab, "llama", "prompt", virtual_tokens=39)
+    message = "^virtual_tokens: must be below the model's context of 40 tokens, got 40$"
+    with pytest.raises(InputError, match=message):
+        plan(lab, "llama", "prompt", virtual_tokens=40)
+
+
+def test_prompts_before_a_decoder_that_classifies_are_refused(lab):
+    config = transformers.LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    model = transformers.LlamaForSequenceClassification(config)
+    base = BaseModel(model=model, variant="plain", dtype=torch.float32, head=("score",))
+    message = "^method: prompt cannot train LlamaForSequenceClassification, which finds the end of a row by its token "
+    with pytest.raises(InputError, match=message) as caught:
+        ADDITIVE["prompt"].plan(base, PromptOptions())
+    assert "\n" not in str(caught.value)
+
+
+def test_ia3_of_a_model_whose_layers_nobody_knows_is_refused(lab):
+    base = lab.base("distilbert")
+    base.model.config.model_type = "unheard-of"
+    for layer in base.model.distilbert.transformer.layer:
+        layer.ffn.second = layer.ffn.lin2
+        del layer.ffn.lin2
+    message = (
+        "^method: ia3 scales keys, values and feed-forward layers, and knows none of DistilBertForSequence.*another"
+    )
+    with pytest.raises(InputError, match=message):
+        scaled_layers(base)
+
+
+# --- arithmetic in half precision ---
+
+
+@pytest.mark.parametrize(
+    "settings", [{"autocast": torch.bfloat16}, {"dtype": torch.bfloat16}], ids=["autocast", "base"]
+)
+@pytest.mark.parametrize("name", PACKS)
+def test_in_bfloat16_losses_fall_and_stay_near_those_of_float32(lab, name, settings, tmp_path):
+    trials = {trial: lab.params(**more) for trial, more in PACKS[name].items()}
+    exact = lab.together(lab.pack("llama"), tmp_path / "exact", trials)
+    found = lab.together(lab.pack("llama", **settings), tmp_path / "half", trials)
+    for trial in trials:
+        (first, _), (last, folder) = found[trial]
+        assert last.train_loss < first.train_loss
+        assert last.val_loss == pytest.approx(exact[trial][-1][0].val_loss, rel=0.03)
+        assert {tensor.dtype for tensor in lab.tensors(folder).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", ["ia3", "prompt"])
+def test_under_autocast_weights_are_as_exact_as_in_peft(lab, method, tmp_path):
+    """A scale of 1.003 is 1 in bfloat16."""
+    pack = lab.pack("llama", autocast=torch.bfloat16)
+    pack.join("t", lab.params(method, **OPTION[method], warmup_ratio=0.0))
+    pack.step(["t"])
+    pack.save("t", tmp_path)
+    module = as_a_user(lab, "llama", tmp_path / "checkpoint", torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(lab.logits_aboard("llama", pack, "t"), lab.logits("llama", module))

@@ -1,0 +1,115 @@
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainables.hyperparameters import AdapterOptions
+from trainables.methods.partial import layer_list
+from trainables.model import BaseModel, Variant
+from trainables.stack import Addition, Gathered, GroupedLinear, Place, Stacked
+
+
+class Bottleneck(Place):
+    """The adapters of all trials after one layer: h + up(relu(down(h)))."""
+
+    @staticmethod
+    def key(place: str, tensor: str) -> str:
+        return f"base_model.model.{place}.adapter.{tensor}"
+
+    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[AdapterOptions | None]) -> None:
+        self._tensors = tensors
+        self._here = [each is not None for each in options]
+
+    def install(self) -> Callable[[], None]:
+        return self.module.register_forward_hook(_on_hidden_states(self._after)).remove
+
+    def _after(self, hidden: Tensor) -> Tensor:
+        x_ND = hidden.reshape(-1, hidden.shape[-1]).to(self._tensors["down.weight"].compute.dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            y_ND = self._linear("up", torch.relu(self._linear("down", x_ND)))
+        return (hidden + y_ND.view(hidden.shape)).to(hidden.dtype)
+
+    def _linear(self, name: str, x_NI: Tensor) -> Tensor:
+        weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
+        whole, anchor = self.stack.passing, self.stack.anchor
+        y_NO = GroupedLinear.apply(x_NI, anchor, weight.compute, weight.grad, whole.scaled(len(x_NI)))
+        bias_BO = Gathered.apply(anchor, bias.compute, bias.grad, whole, self._here)
+        return (y_NO.view(len(bias_BO), -1, y_NO.shape[-1]) + bias_BO[:, None]).view(y_NO.shape)
+
+
+def _on_hidden_states(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    """A forward hook that changes the hidden states that a layer gives, alone or first in a tuple."""
+
+    def hook(module: Any, inputs: Any, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    return hook
+
+
+class Adapter:
+    """Bottleneck adapters over a frozen base, the identity at the start. `load_adapter` loads what leaves."""
+
+    def variant(self, options: AdapterOptions) -> Variant:
+        return "plain"
+
+    def plan(self, base: BaseModel, options: AdapterOptions) -> list[Addition]:
+        """`down` as torch draws linear layers (Kaiming uniform), the rest zero."""
+        width, additions = base.model.config.get_text_config().hidden_size, []
+        for place in _layers(base):
+            down = torch.empty(options.bottleneck, width)
+            nn.init.kaiming_uniform_(down, a=5**0.5)
+            values = {
+                "down.weight": down,
+                "down.bias": torch.zeros(options.bottleneck),
+                "up.weight": torch.zeros(width, options.bottleneck),
+                "up.bias": torch.zeros(width),
+            }
+            additions.append(Addition(kind=Bottleneck, place=place, values=values, options=options))
+        return additions
+
+    def describe(self, base: BaseModel, options: AdapterOptions, folder: Path) -> None:
+        described = {
+            "adapter_type": "bottleneck",
+            "base_model_name_or_path": base.model.name_or_path,
+            "bottleneck": options.bottleneck,
+            "activation": "relu",
+            "layers": _layers(base),  # h + up(relu(down(h))) of the hidden states h that each of them gives
+            "modules_to_save": list(base.head),
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def _layers(base: BaseModel) -> list[str]:
+    name, layers = layer_list(base.model)
+    return [f"{name}.{number}" for number in range(len(layers))]
+
+
+def load_adapter(model: Any, folder: str | Path) -> Any:
+    """Put the adapters in `folder` after the layers of `model`, as `from_pretrained` of transformers gives it, and the
+    head that was trained with them in the place of its own. Returns `model`.
+    """
+    from safetensors.torch import load_file
+
+    described = json.loads((Path(folder) / "adapter_config.json").read_text())
+    assert described["adapter_type"] == "bottleneck", f"{folder} holds no bottleneck adapter"
+    saved = load_file(Path(folder) / "adapter_model.safetensors")
+    weights = {name.removeprefix("base_model.model."): tensor for name, tensor in saved.items()}
+    for name in described["layers"]:
+        up = weights[f"{name}.adapter.up.weight"]  # [D, bottleneck]
+        parts = {"down": nn.Linear(*up.shape), "relu": nn.ReLU(), "up": nn.Linear(*reversed(up.shape))}
+        adapter = nn.Sequential(OrderedDict(parts)).to(model.device, up.dtype)
+        layer = model.get_submodule(name)
+        layer.add_module("adapter", adapter)
+        layer.register_forward_hook(_on_hidden_states(_adding(adapter)))
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    lost = [name for name in missing if ".adapter." in name]
+    assert not unexpected and not lost, f"{folder} does not fit the model: missing {lost}, unexpected {unexpected}"
+    return model
+
+
+def _adding(adapter: nn.Sequential) -> Callable[[Tensor], Tensor]:
+    return lambda hidden: hidden + adapter(hidden.to(adapter.up.weight.dtype)).to(hidden.dtype)

@@ -1,0 +1,82 @@
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainables.errors import InputError
+from trainables.hyperparameters import PromptOptions
+from trainables.model import BaseModel, Variant
+from trainables.stack import Addition, Gathered, Place, Stacked
+
+
+class VirtualTokens(Place):
+    """The virtual tokens of all trials, before the embedded input. The place is the whole model."""
+
+    @staticmethod
+    def key(place: str, tensor: str) -> str:
+        return tensor
+
+    @staticmethod
+    def renamed(key: str) -> str:
+        return key.replace("base_model.model.", "base_model.", 1)  # PEFT wraps nothing around the model here
+
+    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[PromptOptions | None]) -> None:
+        assert None not in options and len({each.virtual_tokens for each in options if each}) == 1, "see `company`"
+        self._prompts = tensors["prompt_embeddings"]
+        self._here = [True] * len(options)
+
+    def install(self) -> Callable[[], None]:
+        return lambda: None
+
+    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        embedded_BTD = self.module.get_input_embeddings()(batch["input_ids"])
+        prompts, stack = self._prompts, self.stack
+        prompts_BVD = Gathered.apply(stack.anchor, prompts.weight, prompts.grad, stack.passing, self._here)
+        rest = {name: x for name, x in batch.items() if name != "input_ids"}
+        for name, filled in (("attention_mask", 1), ("token_type_ids", 0)):
+            if name in batch:
+                before_BV = batch[name].new_full(prompts_BVD.shape[:2], filled)
+                rest[name] = torch.cat([before_BV, batch[name]], dim=1)
+        return {"inputs_embeds": torch.cat([prompts_BVD.to(embedded_BTD.dtype), embedded_BTD], dim=1), **rest}
+
+
+class Prompt:
+    """Prompt tuning over a frozen base: vectors that stand before the input. What leaves is PEFT's format."""
+
+    def variant(self, options: PromptOptions) -> Variant:
+        return "plain"
+
+    def plan(self, base: BaseModel, options: PromptOptions) -> list[Addition]:
+        """Embeddings of tokens drawn at random from the vocabulary (Lester et al. 2021, section 3.2)."""
+        config = base.model.config.get_text_config()
+        if "score" in base.head or config.is_encoder_decoder:  # so transformers calls the heads of its decoders
+            raise InputError(
+                f"method: prompt cannot train {type(base.model).__name__}, which finds the end of a row by its token "
+                "ids; allowed with a classifier over an encoder, or with task causal_lm or instruction"
+            )
+        context = getattr(config, "max_position_embeddings", None)
+        if context is not None and options.virtual_tokens >= context:
+            raise InputError(
+                f"virtual_tokens: must be below the model's context of {context} tokens, got {options.virtual_tokens}"
+            )
+        table_VD = base.model.get_input_embeddings().weight
+        drawn = torch.randint(0, len(table_VD), (options.virtual_tokens,))
+        values = {"prompt_embeddings": table_VD.detach()[drawn.to(table_VD.device)]}
+        return [Addition(kind=VirtualTokens, place="", values=values, options=options)]
+
+    def describe(self, base: BaseModel, options: PromptOptions, folder: Path) -> None:
+        from peft import PromptTuningConfig, TaskType
+
+        config = base.model.config.get_text_config()
+        PromptTuningConfig(
+            base_model_name_or_path=base.model.name_or_path,
+            num_virtual_tokens=options.virtual_tokens,
+            token_dim=base.model.get_input_embeddings().weight.shape[1],
+            num_transformer_submodules=1,
+            num_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            modules_to_save=list(base.head) or None,
+            task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
+            inference_mode=True,
+        ).save_pretrained(folder)
