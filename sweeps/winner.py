@@ -13,7 +13,7 @@ import numpy as np
 from sweeps.config import ConfigError, SweepConfig, dump
 from sweeps.ledger import Ledger
 from trainables.hyperparameters import company
-from trainables.model import Variant, keep_gradients_on_cpu, load_tokenizer, quantization, quiet, resolve
+from trainables.model import Variant, keep_rows_apart, load_tokenizer, quantization, quiet, resolve
 
 PEFT_METHODS = ("lora", "qlora", "ia3", "prompt")  # whose checkpoints are PEFT's
 TOLERANCE = 1e-5  # relative, CPU in float32
@@ -132,7 +132,7 @@ def load_as_a_user(
         **extra,
     )
     if variant != "plain":
-        keep_gradients_on_cpu(base)
+        keep_rows_apart(base)
     else:
         base = base.to(device)
     if json.loads(described.read_text()).get("adapter_type") == "bottleneck":

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -207,7 +208,7 @@ def load_model(
                 raise
             raise _hub_error(config, error) from error
     if variant != "plain":
-        keep_gradients_on_cpu(model)
+        keep_rows_apart(model)
     else:
         model.to(device)
     missing = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
@@ -304,10 +305,48 @@ def _new_modules(model: Any, missing: set[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def keep_gradients_on_cpu(model: Any) -> None:
-    """Switch off a CPU fast path of bitsandbytes that repacks 4-bit weights in eval mode and then drops the input's gradient."""
+def keep_rows_apart(model: Any) -> None:
+    """Make 4-bit and 8-bit layers compute every row by itself, with its gradient.
+
+    4 bits: switches off a CPU fast path of bitsandbytes that repacks weights in eval mode and then drops the input's
+    gradient. 8 bits: LLM.int8 looks for outliers over all rows of a pass and rounds activations, so that a row's result
+    would depend on its company; here weights are dequantised and activations left as they are.
+    """
     import bitsandbytes
 
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+        if isinstance(module, bitsandbytes.nn.Linear8bitLt):
+            module.__class__ = _weight_only()
+
+
+@cache
+def _weight_only() -> Any:
+    import bitsandbytes
+    import torch
+
+    def weights(codes: Any, scales: Any, dtype: Any) -> Any:
+        return (codes * (scales / 127)[:, None]).to(dtype)
+
+    class Product(torch.autograd.Function):
+        """x W^T + b. The weights are dequantised again for the gradient: kept, they would be the whole base."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Any, codes: Any, scales: Any, bias: Any) -> Any:
+            ctx.codes, ctx.scales = codes, scales
+            return torch.nn.functional.linear(x, weights(codes, scales, x.dtype), bias)
+
+        @staticmethod
+        def backward(ctx: Any, dy: Any) -> Any:
+            return dy @ weights(ctx.codes, ctx.scales, dy.dtype), None, None, None
+
+    class Linear8bitWeights(bitsandbytes.nn.Linear8bitLt):
+        def forward(self, x: Any) -> Any:
+            if self.weight.CB is not None:
+                self.init_8bit_state()
+            dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+            bias = None if self.bias is None else self.bias.to(dtype)
+            return Product.apply(x.to(dtype), self.state.CB, self.state.SCB, bias)
+
+    return Linear8bitWeights

@@ -7,7 +7,6 @@ Letters of shapes: B rows of a pass, T tokens, K trials, N rows of a split.
 """
 
 import contextlib
-import copy
 import json
 import math
 import time
@@ -29,7 +28,7 @@ from trainables.hyperparameters import OPTIONS, Hyperparameters, company, virtua
 from trainables.methods import ADDITIVE, REPLACING
 from trainables.model import BaseModel, ModelConfig, Variant, base_dtype, hidden_states, load_model
 from trainables.solo import Solo, initialise
-from trainables.stack import Addition, Pass, Stack, TrainedModule, seeded
+from trainables.stack import Addition, Pass, Stack, TrainedModule, copy_of, seeded
 from trainables.tasks import TASKS, Task
 
 WEIGHTS_FILE = "adapter_model.safetensors"  # PEFT's name
@@ -174,7 +173,7 @@ class Pack:
         with seeded(hp.seed, self._device):
             heads = []
             for name in base.head:
-                module = copy.deepcopy(base.model.get_submodule(name))
+                module = copy_of(base.model.get_submodule(name))
                 for new in base.new:
                     if new == name or new.startswith(f"{name}."):
                         initialise(base.model, module.get_submodule(new.removeprefix(name).removeprefix(".")))

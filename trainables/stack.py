@@ -230,8 +230,7 @@ class TrainedModule(Place):
         return f"base_model.model.{place}.{tensor}"  # where PEFT keeps its modules_to_save
 
     def bind(self, tensors: Mapping[str, Stacked], options: Sequence[Any]) -> None:
-        self._inner = copy.deepcopy(self.module)
-        self._inner.__dict__.pop("forward", None)
+        self._inner = copy_of(self.module)
         self._parameters = []
         for lane in range(len(options)):
             leaves = {}
@@ -260,6 +259,16 @@ class TrainedModule(Place):
             with self.stack.keys.only(first, last):
                 outputs.append(torch.func.functional_call(self._inner, weights, (x[start:stop],)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """A copy of a module of the base, without what a place has put into it (that would copy the stack, and all)."""
+    replaced = vars(module).pop("forward", None)
+    try:
+        return copy.deepcopy(module)
+    finally:
+        if replaced is not None:
+            module.forward = replaced
 
 
 # --- the matrix ---

@@ -208,7 +208,7 @@ def with_added(lab, case: Case, folder: Path, dtype: torch.dtype = torch.float32
     if case.variant != "plain":
         quantised = {"quantization_config": trainables.model.quantization(case.variant, torch.device("cpu"))}
     base = lab.plain(case.model, dtype=dtype, **quantised)
-    trainables.model.keep_gradients_on_cpu(base)  # the fast path of some CPUs computes in bfloat16
+    trainables.model.keep_rows_apart(base)  # the fast path of some CPUs computes in bfloat16
     return NOT_IN_PEFT.get(case.method, peft.PeftModel.from_pretrained)(base, folder, **more).eval()
 
 
@@ -459,7 +459,7 @@ def test_attention_means_the_projections_of_attention_alone(lab, model, attentio
     assert len(chosen) == 2 * len(attention)
 
 
-# --- bitsandbytes on CPUs with AVX512-BF16 (see keep_gradients_on_cpu) ---
+# --- bitsandbytes on CPUs with AVX512-BF16 (see keep_rows_apart) ---
 
 
 def adapters_after_two_steps(lab, folder: Path, *, evaluate_first: bool) -> dict[str, torch.Tensor]:
@@ -488,9 +488,9 @@ def test_the_guard_against_lost_gradients_is_needed(lab, tmp_path, monkeypatch):
     if not has_avx512bf16():
         pytest.skip("bitsandbytes repacks weights only on CPUs with AVX512-BF16")
     expected = adapters_after_two_steps(lab, tmp_path / "guarded", evaluate_first=True)
-    monkeypatch.setattr(trainables.model, "keep_gradients_on_cpu", lambda model: None)
+    monkeypatch.setattr(trainables.model, "keep_rows_apart", lambda model: None)
     unguarded = type(lab)(tmp_path)  # with no base loaded yet
     found = adapters_after_two_steps(unguarded, tmp_path / "unguarded", evaluate_first=True)
     moments = {name: x for name, x in found.items() if "exp_avg/" in name}
     apart = max(float((x - expected[name]).abs().max() / expected[name].abs().max()) for name, x in moments.items())
-    assert apart > 0.5, "bitsandbytes keeps the gradients by itself now: keep_gradients_on_cpu can go"
+    assert apart > 0.5, "bitsandbytes keeps the gradients by itself now: keep_rows_apart can go"

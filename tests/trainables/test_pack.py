@@ -624,3 +624,41 @@ def test_who_cannot_share_a_base_is_not_let_in(lab, first, second):
 
 def test_one_worker_sends_nothing():
     World().sum([torch.ones(2)])  # no process group is there to send to
+
+
+def test_joining_and_leaving_leave_nothing_behind(lab):
+    """Not in cycles either: a copy of a base is large."""
+    import gc
+    import weakref
+
+    from trainables.stack import Place
+
+    pack, made, init = lab.pack("bert"), [], Place.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Place, "__init__", lambda self, *args: (init(self, *args), made.append(weakref.ref(self)))[0])
+        gc.collect()
+        gc.disable()
+        try:
+            for trial in "abcd":
+                pack.join(trial, lab.params("lora"))
+            pack.step(["a", "c"])
+            pack.leave("b")
+            alive = [place() for place in made if place() is not None]
+        finally:
+            gc.enable()
+    assert len(alive) == len({(type(place), place.name) for place in alive}) < len(made)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_over_a_quantised_base_do_not_see_each_other(lab, bits):
+    """Norms are scaled so that activations have outliers, which LLM.int8 looks for over all rows of a pass."""
+    base = lab.base("llama", variant={4: "nf4", 8: "int8"}[bits])
+    with torch.no_grad():
+        for name, parameter in base.model.named_parameters():
+            if "norm" in name:
+                parameter.mul_(4)
+    batch, _ = lab.batch("llama", range(6))
+    with torch.no_grad():
+        together = base.model(**batch).logits
+        alone = torch.cat([base.model(**{k: v[i : i + 1] for k, v in batch.items()}).logits for i in range(6)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
