@@ -23,7 +23,7 @@ quickstart: $(QUICKSTART)
 	$(BIN)/python -m sweeps run sweeps/quickstart.yaml
 
 test: $(QUICKSTART)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff check .

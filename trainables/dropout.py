@@ -23,19 +23,23 @@ class RowKeys:
 
     def __init__(self) -> None:
         self.keys_B: Tensor | None = None
+        self.positions_B: Tensor | None = None
 
     def __deepcopy__(self, memo: dict) -> "RowKeys":
         return self  # a copy of a trained head sees the rows of the pass too
 
-    def set(self, seed: int | Tensor, step: int | Tensor, rows_B: Tensor) -> None:
+    def set(self, seed: int | Tensor, step: int | Tensor, rows_B: Tensor, positions_B: Tensor | None = None) -> None:
         """Name the rows of the next pass: dataset indices `rows_B` at optimiser step `step` under `seed` (each one
-        number, or one for each row).
+        number, or one for each row). `positions_B`: the pass lays tokens one after another, and these are their
+        positions in their rows; every token is then named.
         """
         self.keys_B = _mix(_mix(_mix(rows_B.long() + 1) + seed) + step)
+        self.positions_B = positions_B
 
     @contextmanager
     def only(self, start: int, stop: int) -> Iterator[None]:
         """Inside, only the rows from `start` to `stop` pass."""
+        assert self.positions_B is None, "what trains modules whole sees rows, not tokens"
         whole = self.keys_B
         self.keys_B = None if whole is None else whole[start:stop]
         try:
@@ -64,14 +68,16 @@ class RowDropout(nn.Module):
 
 def row_dropout(x: Tensor, keys: RowKeys, layer: int, p: float | Tensor) -> Tensor:
     """Dropout of `x` at `layer` for the rows that `keys` names; `p` is one probability, or one for each row [B]."""
-    keys_B = keys.keys_B
+    keys_B, positions_B = keys.keys_B, keys.positions_B
     # some models flatten rows, [B, T, D] to [B * T, D]: in memory, and so in the mask, it is the same
-    assert keys_B is not None and x.shape[0] % len(keys_B) == 0, "RowKeys.set must name the rows of this pass"
+    rows = x.shape[0] if positions_B is None else x.shape[:-1].numel()
+    assert keys_B is not None and rows % len(keys_B) == 0, "RowKeys.set must name the rows of this pass"
     inner = x.numel() // len(keys_B)
     size = max(1, DRAWN_TOGETHER // inner)
     # the offset of an element inside its row does not depend on padding: later positions come after earlier ones
     offsets = torch.arange(inner, device=x.device, dtype=torch.int64)
-    row = _mix(keys_B + layer * 0x9E3779B9)
+    first_B = torch.zeros_like(keys_B) if positions_B is None else positions_B * inner
+    row = _mix(keys_B + layer * 0x9E3779B9) + first_B  # hashed again below, with the offset
     threshold_B = (torch.as_tensor(p, dtype=torch.float64, device=x.device) * (1 << 24)).long().expand(len(keys_B))
     keep = torch.cat(  # in pieces: the hash needs some 64-bit numbers for each element
         [

@@ -21,6 +21,7 @@ import torch.distributed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainables import flat
 from trainables.data.batches import batch_indices, cut_passes, steps_per_epoch
 from trainables.data.prepare import Split, open_split
 from trainables.dropout import FunctionDropout, RowKeys, replace_dropout
@@ -63,6 +64,7 @@ class PackSettings:
     max_tokens: int = 4096  # padded tokens of one forward and backward pass; memory only, never the result
     autocast: torch.dtype | None = None
     gradient_checkpointing: bool = False
+    flat: bool | None = None  # passes of language models without padding; None: on GPUs, where that is measured to pay
     probe_rows: int = 512
     seed: int = 0
 
@@ -129,6 +131,7 @@ class Pack:
         self._keys = RowKeys()
         self._base: BaseModel | None = None
         self._function_dropout: FunctionDropout | None = None
+        self._flat_cost = math.inf  # of a token in a flat pass; 1: that of one in a padded pass
         self._pristine: dict[str, Tensor] = {}  # weights of the base that training has changed at some time
         self._aboard: dict[str, Aboard] = {}
         self._engine: Solo | Stack | None = None  # holds what the trials on board train
@@ -292,24 +295,36 @@ class Pack:
         for chosen in cut_passes(lengths[mine] + self._virtual_tokens(), self._max_tokens):
             at = mine[chosen]
             at = at[np.argsort(lane[at], kind="stable")]
-            self._keys.set(self._on_device(seed[at]), self._on_device(step[at]), self._on_device(row[at]))
+            rows_of_pass = self._flat_rows(lengths[at])
+            named, positions = at, None
+            if rows_of_pass is not None:
+                named, positions = np.repeat(at, lengths[at]), rows_of_pass.positions_N
+            self._keys.set(*(self._on_device(each[named]) for each in (seed, step, row)), positions)
             batch = self._batch(self._train, row[at])
             with self._dropping_out():
-                nll_B, _, _ = self._losses(batch, Pass.of(lane[at], self._device))
+                nll_B, _, _ = self._losses(batch, lane[at], rows_of_pass)
                 (nll_B * self._on_device(weight[at]).to(nll_B.dtype)).sum().backward()
             nll.index_add_(0, self._on_device(position[at]), nll_B.detach().double())
         return nll, totals
 
-    def _losses(self, batch: dict[str, Tensor], passing: Pass) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Losses, targets and predictions of the rows of one pass, as `Task` has them."""
+    def _losses(
+        self, batch: dict[str, Tensor], lanes_B: np.ndarray, rows: flat.Rows | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Losses, targets and predictions of the rows of one pass, as `Task` has them; `rows`: it passes without padding."""
         assert self._base is not None
         labels = batch.pop("labels")
         output = self._base.output
+        flat.passing(rows)
+        if rows is not None:
+            batch, lanes_B = rows.flatten(batch), np.repeat(lanes_B, rows.lengths)
         with self._precision():
             with hidden_states(output) if output is not None else contextlib.nullcontext():
-                logits = (
-                    self._engine.forward(batch, passing).logits if self._engine else self._base.model(**batch).logits
-                )
+                if self._engine is not None:
+                    logits = self._engine.forward(batch, Pass.of(lanes_B, self._device)).logits
+                else:
+                    logits = self._base.model(**batch).logits
+            if rows is not None:
+                logits = rows.padded(logits)
             nll_B, targets_B = self._task.row_losses(logits, labels, output)
         return nll_B, targets_B, self._task.predictions(logits, labels)
 
@@ -386,7 +401,9 @@ class Pack:
         def losses(batch: dict[str, Tensor], chosen: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
             lanes_B = np.repeat([lanes[copy] for copy in chosen], len(batch["input_ids"]))
             repeated = {name: x.repeat(len(chosen), *([1] * (x.ndim - 1))) for name, x in batch.items()}
-            return self._losses(repeated, Pass.of(lanes_B, self._device))
+            return self._losses(
+                repeated, lanes_B, self._flat_rows(batch["attention_mask"].sum(1).tolist() * len(chosen))
+            )
 
         found = _measure(
             losses,
@@ -463,7 +480,34 @@ class Pack:
             self._base = self._load_base(variant, dtype)
             replace_dropout(self._base.model, self._keys)
             self._function_dropout = self._watch_functions(self._base)
+            self._flat_cost = self._measure_flat(self._base)
         return self._base
+
+    def _measure_flat(self, base: BaseModel) -> float:
+        lengths, wanted = self._train.lengths, self._settings.flat
+        if wanted is None:
+            wanted = self._device.type == "cuda"
+        if not wanted or base.output is None or lengths.min() == lengths.max() or not flat.prepare(base.model):
+            return math.inf
+        # the longest and some others; the seed of the sweep chooses, so that all workers of a slot choose alike
+        some = np.random.Generator(np.random.PCG64([self._settings.seed, 8])).permutation(len(lengths))
+        rows = np.array([lengths.argmax(), *some[: max(1, self._max_tokens // int(lengths.max()) - 1)]])
+        batch = self._batch(self._train, rows)
+        del batch["labels"]
+
+        def hidden(batch: dict[str, Tensor]) -> Tensor:
+            with self._precision(), hidden_states(base.output):
+                return base.model(**batch).logits
+
+        cost = flat.cost(hidden, batch)
+        return 0.0 if self._settings.flat and math.isfinite(cost) else cost
+
+    def _flat_rows(self, lengths_B: Sequence[int]) -> flat.Rows | None:
+        """How rows of these lengths pass without padding; None: with it they pass faster."""
+        padded = len(lengths_B) * max(lengths_B)
+        if self._virtual_tokens() or sum(lengths_B) * self._flat_cost >= padded:
+            return None
+        return flat.Rows.of(lengths_B, self._device)
 
     def _watch_functions(self, base: BaseModel) -> FunctionDropout | None:
         """What to run a model under that drops out in functions, not modules."""

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -68,9 +69,10 @@ def grouped_matmul(x_NI: Tensor, weight_KIO: Tensor, segments: Segments) -> Tens
     if even is not None and len(segments) > 1:
         chosen = _chosen(weight_KIO, segments)
         return torch.bmm(x_NI.view(-1, even, x_NI.shape[1]), chosen).view(len(x_NI), -1)
-    if x_NI.is_cuda and x_NI.dtype is torch.bfloat16 and len(segments) > 1 and _flat_works(x_NI.device):
-        stops = torch.tensor([stop for _, _, stop in segments], dtype=torch.int32, device=x_NI.device)
-        return nn.functional.grouped_mm(x_NI, _chosen(weight_KIO, segments).contiguous(), offs=stops)
+    if x_NI.is_cuda and x_NI.dtype is torch.bfloat16 and len(segments) > 1 and _groups(x_NI, weight_KIO):
+        return nn.functional.grouped_mm(
+            x_NI, _chosen(weight_KIO, segments).contiguous(), offs=_stops(segments, x_NI.device)
+        )
     out = x_NI.new_empty(len(x_NI), weight_KIO.shape[2])
     for lane, start, stop in segments:
         torch.mm(x_NI[start:stop], weight_KIO[lane], out=out[start:stop])
@@ -101,23 +103,30 @@ def _chosen(stacked: Tensor, segments: Segments) -> Tensor:
     return torch.stack([stacked[lane] for lane, _, _ in segments])
 
 
-_flat: dict[torch.device, bool] = {}
+def _groups(x_NI: Tensor, weight_KIO: Tensor) -> bool:
+    """Whether torch's grouped matrix product takes these: its kernel reads 16 bytes at a time."""
+    return x_NI.shape[1] % 8 == 0 and weight_KIO.shape[2] % 8 == 0 and _grouped_works(x_NI.device)
 
 
-def _flat_works(device: torch.device) -> bool:
-    """Whether torch's grouped matrix product runs on `device` and gives what single products give; tried once."""
-    if device not in _flat:
-        try:
-            generator = torch.Generator(device).manual_seed(0)
-            x = torch.randn(96, 64, device=device, generator=generator).bfloat16()
-            weight = torch.randn(3, 64, 16, device=device, generator=generator).bfloat16()
-            stops = torch.tensor([16, 40, 96], dtype=torch.int32, device=device)
-            found = nn.functional.grouped_mm(x, weight, offs=stops)
-            expected = torch.cat([x[:16] @ weight[0], x[16:40] @ weight[1], x[40:] @ weight[2]])
-            _flat[device] = torch.allclose(found.float(), expected.float(), rtol=2e-2, atol=2e-1)
-        except RuntimeError:  # not built for this device
-            _flat[device] = False
-    return _flat[device]
+@lru_cache(maxsize=64)
+def _stops(segments: Segments, device: torch.device) -> Tensor:
+    """Where each trial's rows end: copied to the device once, not for every layer."""
+    return torch.tensor([stop for _, _, stop in segments], dtype=torch.int32, device=device)
+
+
+@cache
+def _grouped_works(device: torch.device) -> bool:
+    """Whether torch's grouped matrix product runs on `device` and gives what single products give."""
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.randn(96, 64, device=device, generator=generator).bfloat16()
+    weight = torch.randn(3, 64, 16, device=device, generator=generator).bfloat16()
+    expected = torch.cat([x[:16] @ weight[0], x[16:40] @ weight[1], x[40:] @ weight[2]])
+    try:
+        stops = torch.tensor([16, 40, 96], dtype=torch.int32, device=device)
+        found = nn.functional.grouped_mm(x, weight, offs=stops)
+    except RuntimeError:  # not built for this device
+        return False
+    return torch.allclose(found.float(), expected.float(), rtol=2e-2, atol=2e-1)
 
 
 class GroupedLinear(torch.autograd.Function):

@@ -271,8 +271,8 @@ def test_the_seed_draws_what_a_trial_adds(lab, added, tmp_path):
 
 
 def test_company_changes_no_result(lab, added, tmp_path):
-    """With others of the method and LoRA of another shape; in float64, where only a base of less bits rounds."""
-    hp = replace(added.hyperparameters, batch_size=5, epochs=1)
+    """With others of the method and LoRA of another shape; in float64, but for quantised bases."""
+    hp = replace(added.hyperparameters, batch_size=5, epochs=1, epsilon=1e-4)  # Adam divides rounding errors by it
     bits = {"plain": {}, "nf4": {"bits": 4}, "int8": {"bits": 8}}[added.variant]
     lora = lab.params(
         "qlora" if bits else "lora", rank=3, dropout=0.2, targets="attention", seed=2, batch_size=6, **bits
@@ -281,7 +281,7 @@ def test_company_changes_no_result(lab, added, tmp_path):
     if company(lora) == company(hp):
         trials["lora"] = lora
     trials |= {"t": hp, "after": replace(hp, seed=3, batch_size=7, epochs=2)}
-    dtype, tolerance = (torch.float64, 1e-10) if added.variant == "plain" else (torch.float32, 1e-3)
+    dtype, tolerance = (torch.float64, 1e-10) if added.variant == "plain" else (torch.float32, 1e-5)
     settings = {"dtype": dtype, "evaluate_every": 8}
     alone = lab.together(lab.pack(added.model, **settings), tmp_path / "alone", {"t": hp})
     packed = lab.together(lab.pack(added.model, **settings), tmp_path / "packed", trials, joins={"after": 2})

@@ -638,14 +638,14 @@ def test_bfloat16_alone_is_bfloat16_in_company(lab, tmp_path):
             assert mine.val_loss == pytest.approx(expected.val_loss, rel=5e-3)
 
 
-@pytest.mark.parametrize(("bits", "tolerance"), [(4, 1e-5), (8, 1e-3)])
-def test_a_pack_over_a_quantised_base_equals_each_alone(lab, bits, tolerance, tmp_path):
-    """With 8 bits activations are rounded too: where a rounding error tips one, the result jumps by more than it."""
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_pack_over_a_quantised_base_equals_each_alone(lab, bits, tmp_path):
+    """epsilon is large: Adam divides rounding errors by it."""
     trials = unlike(lab, "llama", dropout=True, method="qlora", only="abe", bits=bits, epsilon=1e-4)
     packed = lab.together(lab.pack("llama"), tmp_path / "pack", trials)
     for trial, hp in trials.items():
         alone = lab.together(lab.pack("llama"), tmp_path / f"only-{trial}", {trial: hp})
-        lab.assert_alike(packed[trial], alone[trial], tolerance)
+        lab.assert_alike(packed[trial], alone[trial], 1e-5)
 
 
 # --- how long a step takes ---

@@ -1,0 +1,561 @@
+"""Baselines on the frozen base, held against plain transformers and closed forms."""
+
+import itertools
+import json
+import math
+import re
+import shutil
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from trainables import baselines
+from trainables.baselines import measure_baselines
+from trainables.data.config import DataConfig
+from trainables.data.prepare import open_split, prepare
+from trainables.data.records import Encoded
+from trainables.data.store import write_split
+from trainables.model import ModelConfig
+
+CPU = torch.device("cpu")
+PAD, BOS, TEXT, LABEL = 0, 1, 2, 3  # the first tokens of `prompter`, which then has a, b, c and w7 .. w99
+LABELS = {"a": [4], "b": [5], "b c": [5, 6], "c a": [6, 4]}
+EMBEDDINGS = ["embeddings_logistic", "embeddings_neighbours"]
+PROMPTS = ["zero_shot", "few_shot", "retrieved"]
+
+
+@pytest.fixture(scope="module")
+def prompter(lab, tmp_path_factory):
+    """A GPT-2 (context 40) with a tokenizer of one token a word, which begins every text with `<s>`."""
+    folder = tmp_path_factory.mktemp("prompter") / "gpt2"
+    shutil.copytree(lab.folder("gpt2"), folder)
+    words = ["<pad>", "<s>", "Text:", "Label:", "a", "b", "c", *(f"w{i}" for i in range(7, 100))]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="<s>", pad_token="<pad>", unk_token="<pad>"
+    ).save_pretrained(folder)
+    return folder
+
+
+def write(folder, labels=(), **splits):
+    """A folder as `prepare` leaves it; of each split its rows of tokens, their labels, and perhaps their type ids."""
+    folder.mkdir(exist_ok=True)
+    for name, (ids, targets, *types) in splits.items():
+        array = [np.array(row, dtype=np.int32) for row in ids]
+        if isinstance(targets[0], int):
+            targets = np.array(targets, dtype=np.int64)
+        else:
+            targets = [np.array(row, dtype=np.int32) for row in targets]
+        type_ids = [np.array(row, dtype=np.int32) for row in types[0]] if types else None
+        write_split(folder / f"{name}.arrow", Encoded(input_ids=array, labels=targets, token_type_ids=type_ids))
+    (folder / "manifest.json").write_text(json.dumps({"labels": list(labels)}))
+    return folder
+
+
+def texts(seed, count, longest=8, first=()):
+    """Random texts of 2 to `longest` words."""
+    random = np.random.default_rng(seed)
+    return [[*first, *random.integers(7, 100, random.integers(2, longest + 1)).tolist()] for _ in range(count)]
+
+
+def classes(seed, count, labels=LABELS):
+    return np.random.default_rng(seed).permutation(np.arange(count) % len(labels)).tolist()
+
+
+def chats(seed, count, prompt=4, answer=3, first=()):
+    """Random rows with a loss on the `answer` last tokens."""
+    ids = [[*first, *row] for row in np.random.default_rng(seed).integers(7, 100, (count, prompt + answer)).tolist()]
+    return ids, [[-100] * (len(row) - answer) + row[-answer:] for row in ids]
+
+
+def measured(data, folder, task, *, seed=0, max_tokens=512, **more):
+    return measure_baselines(
+        data,
+        model=ModelConfig(name=str(folder)),
+        task=task,
+        pad_token_id=PAD,
+        max_tokens=max_tokens,
+        seed=seed,
+        device=CPU,
+        **more,
+    )
+
+
+def losses(found):
+    return {name: each["losses"][:, 0] for name, each in found.items()}
+
+
+def same(one, other, tolerance=1e-5):
+    one, other = losses(one), losses(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+def continued(model, ids, answer):
+    """Plain transformers: -log p of the `answer` last tokens of one sequence."""
+    with torch.no_grad():
+        log_p = model(input_ids=torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+    at = range(len(ids) - answer, len(ids))
+    return -sum(float(log_p[i - 1, ids[i]]) for i in at)
+
+
+def answered(model, prompt):
+    """Plain transformers: log-probabilities of the labels after one prompt."""
+    scores = torch.tensor([-continued(model, [*prompt, *label], len(label)) for label in LABELS.values()])
+    return scores.log_softmax(0).tolist()
+
+
+def shown(text, label=None):
+    return [TEXT, *text, LABEL, *([] if label is None else LABELS[label])]
+
+
+@pytest.fixture
+def tickets(tmp_path):
+    """Texts of four classes for `prompter`, beginning with its `<s>`."""
+    return write(
+        tmp_path / "tickets",
+        LABELS,
+        train=(texts(1, 24, 5, [BOS]), classes(2, 24)),
+        validation=(texts(3, 7, 5, [BOS]), classes(4, 7)),
+    )
+
+
+# --- what is measured where ---
+
+
+def test_documents_have_no_baselines(tmp_path):
+    assert measured(tmp_path, "nowhere", "causal_lm") == {}
+
+
+@pytest.mark.parametrize("model", ["bert", "bert-language-model", "distilbert"])
+def test_an_encoder_is_not_prompted(lab, tickets, model):
+    found = measured(tickets, lab.folder(model), "classification")
+    assert list(found) == EMBEDDINGS and not any("error" in each for each in found.values())
+
+
+def test_a_result_holds_what_a_board_shows(prompter, tickets):
+    found = measured(tickets, prompter, "classification")
+    assert list(found) == [*EMBEDDINGS, *PROMPTS]
+    labels = open_split(tickets, "validation").labels
+    for each in found.values():
+        assert each.keys() == {"val_loss", "metrics", "losses", "seconds", "tokens_per_request", "words"}
+        assert each["losses"].dtype == np.float32 and each["losses"][:, 1].tolist() == [1] * len(labels)
+        assert each["val_loss"] == pytest.approx(each["losses"][:, 0].mean(), rel=1e-6)
+        assert each["metrics"].keys() == {"accuracy", "macro_f1"}
+        assert each["seconds"] > 0
+    assert len({each["words"] for each in found.values()}) == 5
+    lengths = open_split(tickets, "validation").lengths
+    assert found["embeddings_logistic"]["tokens_per_request"] == pytest.approx(lengths.mean())
+    assert found["zero_shot"]["tokens_per_request"] == pytest.approx(lengths.mean() + 2)
+
+
+@pytest.mark.parametrize("task", ["classification", "instruction"])
+def test_neither_passes_nor_a_second_run_change_a_result(prompter, tickets, tmp_path, task):
+    data = tickets
+    if task == "instruction":
+        data = write(tmp_path / "chats", train=chats(1, 9), validation=chats(2, 5, prompt=6))
+    found = measured(data, prompter, task)
+    same(found, measured(data, prompter, task, max_tokens=1), 1e-4)
+    for name, each in measured(data, prompter, task).items():
+        assert np.array_equal(each["losses"], found[name]["losses"])
+
+
+def test_another_split_can_be_measured(prompter, tickets):
+    for file, name in (("validation", "test"), ("train", "validation")):
+        shutil.copy(tickets / f"{file}.arrow", tickets / f"{name}.arrow")
+    found = measured(tickets, prompter, "classification", split="test")
+    assert {len(each["losses"]) for each in found.values()} == {7}
+
+
+def test_labels_of_the_split_only_score(prompter, tickets):
+    """With every row said to be of one class after another, a row's losses are those of one distribution."""
+    every = []
+    for c in range(len(LABELS)):
+        write(tickets, LABELS, validation=(texts(3, 7, 5, [BOS]), [c] * 7))
+        every.append(losses(measured(tickets, prompter, "classification")))
+    for name in [*EMBEDDINGS, *PROMPTS]:
+        np.testing.assert_allclose(sum(np.exp(-each[name].astype(np.float64)) for each in every), 1, atol=1e-5)
+
+
+def test_one_model_is_loaded_at_a_time(prompter, tickets, monkeypatch):
+    loaded = []
+
+    def watched(load):
+        def run(bench):
+            assert all(model() is None for model in loaded)
+            found = load(bench)
+            loaded.append(weakref.ref(getattr(found, "model", found)))
+            return found
+
+        return run
+
+    for name in ("_backbone", "_language_model"):
+        monkeypatch.setattr(baselines, name, watched(getattr(baselines, name)))
+    found = measured(tickets, prompter, "classification")
+    assert len(loaded) == 2 and not any("error" in each for each in found.values())
+
+
+# --- embeddings ---
+
+
+def test_embeddings_are_means_over_real_tokens(lab, tmp_path, monkeypatch):
+    ids, types = texts(1, 9), [[0, 1] + [1] * (len(row) - 2) for row in texts(1, 9)]
+    part = (ids, classes(2, 9, "ab"), types)
+    data, seen = write(tmp_path, ["a", "b"], train=part, validation=part), []
+    monkeypatch.setattr(baselines, "_logistic", lambda bench, embedded: seen.append(embedded) or {})
+    measured(data, lab.folder("bert"), "classification", max_tokens=30)
+    model = AutoModel.from_pretrained(lab.folder("bert")).eval()
+    with torch.no_grad():
+        rows = zip(ids, types, strict=True)
+        plain = [
+            model(torch.tensor([row]), token_type_ids=torch.tensor([kinds])).last_hidden_state[0].mean(0).numpy()
+            for row, kinds in rows
+        ]
+    np.testing.assert_allclose(seen[0].pool, plain, atol=1e-5)
+    np.testing.assert_allclose(seen[0].rows, plain, atol=1e-5)
+
+
+def test_only_so_many_rows_of_train_are_embedded(lab, tickets, monkeypatch):
+    seen = []
+    monkeypatch.setattr(baselines, "POOL_ROWS", 10)
+    monkeypatch.setattr(baselines, "_logistic", lambda bench, embedded: seen.append(embedded.pool) or {})
+    for seed in (0, 0, 1):
+        assert (
+            "error" not in measured(tickets, lab.folder("bert"), "classification", seed=seed)["embeddings_neighbours"]
+        )
+    assert [len(pool) for pool in seen] == [10] * 3
+    assert np.array_equal(seen[0], seen[1]) and not np.array_equal(seen[0], seen[2])
+
+
+def worded(seed, count, wrong=0):
+    """Texts of two classes that have no word in common, and the classes, of which every `wrong`-th is the other one."""
+    random = np.random.default_rng(seed)
+    kinds = [i % 2 for i in range(count)]
+    ids = [random.integers(10 + 50 * kind, 15 + 50 * kind, 6).tolist() for kind in kinds]
+    return ids, [kind ^ int(wrong > 0 and i // 2 % wrong == 0) for i, kind in enumerate(kinds)]
+
+
+def test_classes_of_other_words_are_told_apart(lab, tmp_path):
+    data = write(tmp_path, ["a", "b"], train=worded(0, 60), validation=worded(1, 20))
+    found = measured(data, lab.folder("bert"), "classification")
+    for name in EMBEDDINGS:
+        assert found[name]["metrics"]["accuracy"] == 1
+        assert found[name]["val_loss"] < 0.35
+    assert found["embeddings_logistic"]["val_loss"] < 0.01
+
+
+def toy(rows=200, width=6, seed=0):
+    """Features with ones before them, and three classes that depend on two of them."""
+    random = np.random.default_rng(seed)
+    x = np.insert(random.normal(size=(rows, width)), 0, 1.0, axis=1)
+    y = np.argmax(x[:, 1:4] + 0.7 * random.normal(size=(rows, 3)), axis=1)
+    prior = np.bincount(y, minlength=3) / rows
+    return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(prior).log()
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1e-2, 1e-4])
+def test_the_logistic_regression_ends_at_its_optimum(penalty):
+    x, y, prior = toy()
+    weights = baselines._fit(x, y, prior, penalty)
+    wrong = (x @ weights + prior).softmax(1) - torch.eye(3, dtype=torch.float64)[y]
+    gradient = x.T @ wrong / len(x) + penalty * weights
+    assert float(gradient.abs().max()) < 1e-6
+    assert weights.abs().max() > 0.05
+    again = baselines._fit(x, y, prior, penalty, start=torch.ones_like(weights))
+    torch.testing.assert_close(again, weights, atol=1e-3, rtol=0)
+
+
+def test_a_strong_penalty_leaves_the_class_shares():
+    x, y, prior = toy()
+    found = (x @ baselines._fit(x, y, prior, 1e6) + prior).softmax(1)
+    torch.testing.assert_close(found, prior.exp().expand_as(found), atol=1e-5, rtol=0)
+
+
+def test_the_penalty_is_weak_for_signal_and_strong_for_noise():
+    x, y, prior = toy()
+    folds = torch.arange(len(y)) % 5
+    assert baselines._choose_penalty(x, y, prior, folds) <= 0.1
+    shuffled = y[torch.from_numpy(np.random.default_rng(1).permutation(len(y)))]
+    assert baselines._choose_penalty(x, shuffled, prior, folds) >= 1
+
+
+def test_a_class_of_one_row_does_not_break_the_regression(lab, tmp_path):
+    data = write(
+        tmp_path,
+        ["a", "b", "c"],
+        train=(texts(1, 21), [2, *classes(2, 20, "ab")]),
+        validation=(texts(3, 6), [2, *classes(4, 5, "ab")]),
+    )
+    found = measured(data, lab.folder("bert"), "classification")
+    assert all(math.isfinite(found[name]["val_loss"]) for name in EMBEDDINGS)
+
+
+def test_a_row_finds_its_copy_in_train(lab, tmp_path):
+    """Every text of train stands there twice, so one neighbour is best: (its vote + the class's share) / 2."""
+    ids, kinds = texts(1, 12), classes(2, 12, "abc")
+    data = write(tmp_path, ["a", "b", "c"], train=(ids * 2, kinds * 2), validation=(ids, kinds))
+    found = measured(data, lab.folder("bert"), "classification")["embeddings_neighbours"]
+    np.testing.assert_allclose(found["losses"][:, 0], -math.log((1 + 1 / 3) / 2), rtol=1e-6)
+    assert found["metrics"]["accuracy"] == 1
+
+
+def test_many_neighbours_outvote_wrong_labels(lab, tmp_path):
+    """One row in five has the wrong class: a single neighbour gives 0.64, many 0.50 and a little, the entropy."""
+    data = write(tmp_path, ["a", "b"], train=worded(0, 200, wrong=5), validation=worded(1, 100, wrong=5))
+    found = measured(data, lab.folder("bert"), "classification")["embeddings_neighbours"]
+    assert found["val_loss"] < 0.57
+    assert found["metrics"]["accuracy"] == pytest.approx(0.8)
+
+
+def test_two_rows_of_train_are_enough(lab, tmp_path):
+    data = write(tmp_path, ["a", "b"], train=(texts(1, 2), [0, 1]), validation=(texts(3, 4), [0, 1, 1, 0]))
+    found = measured(data, lab.folder("bert"), "classification")
+    assert all(math.isfinite(found[name]["val_loss"]) for name in EMBEDDINGS)
+
+
+# --- instruction: rows after examples ---
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_rows_after_examples_cost_what_plain_transformers_says(lab, tmp_path, model):
+    """Train has four rows, so these are the examples, in one order for all rows."""
+    train, rows = chats(1, 4), chats(2, 5, prompt=5)
+    data = write(tmp_path, train=train, validation=rows)
+    found = measured(data, lab.folder(model), "instruction")
+    plain = AutoModelForCausalLM.from_pretrained(lab.folder(model)).eval()
+    orders = [
+        [continued(plain, [*itertools.chain(*order), *row], 3) for row in rows[0]]
+        for order in itertools.permutations(train[0])
+    ]
+    got = found["few_shot"]["losses"]
+    assert sum(np.allclose(got[:, 0], order, rtol=1e-5, atol=1e-5) for order in orders) == 1
+    by_row = zip(found["retrieved"]["losses"][:, 0], zip(*orders, strict=True), strict=True)
+    assert all(np.isclose(loss, each, rtol=1e-5).any() for loss, each in by_row)
+    assert got[:, 1].tolist() == [3] * 5
+    assert found["few_shot"]["val_loss"] == pytest.approx(got[:, 0].sum() / 15, rel=1e-6)
+    assert found["few_shot"]["metrics"]["perplexity"] == pytest.approx(math.exp(found["few_shot"]["val_loss"]))
+    assert found["few_shot"]["tokens_per_request"] == found["retrieved"]["tokens_per_request"] == 4 * 7 + 5
+    assert list(found) == ["few_shot", "retrieved"]
+
+
+def test_only_the_first_row_keeps_its_beginning(lab, tmp_path):
+    """Llama's config names token 1 as the beginning of a text."""
+    train, rows = chats(1, 1, first=[BOS]), chats(2, 3, first=[BOS])
+    found = measured(write(tmp_path, train=train, validation=rows), lab.folder("llama"), "instruction")
+    plain = AutoModelForCausalLM.from_pretrained(lab.folder("llama")).eval()
+    expected = [continued(plain, [*train[0][0], *row[1:]], 3) for row in rows[0]]
+    for each in found.values():
+        np.testing.assert_allclose(each["losses"][:, 0], expected, rtol=1e-5)
+        assert each["tokens_per_request"] == 8 + 4
+
+
+def test_a_first_token_that_nothing_predicted_is_no_target_after_examples(lab, tmp_path):
+    """So that the loss is a mean over the same tokens as the untuned model's."""
+    ids, _ = chats(2, 3)
+    data = write(tmp_path, train=chats(1, 4), validation=(ids, ids))
+    found = measured(data, lab.folder("llama"), "instruction")
+    assert [each["losses"][:, 1].tolist() for each in found.values()] == [[6] * 3] * 2
+
+
+def test_the_nearest_example_stands_last_and_the_context_drops_the_others(lab, tmp_path):
+    """Of a context of 40 tokens an example and a row take 36. Each row of validation has the prompt of one of train."""
+    ids, labels = chats(1, 12, prompt=14, answer=4)
+    rows = [[*ids[i][:14], *answer] for i, answer in zip((7, 2, 11), chats(2, 3, 2, 2)[0], strict=True)]
+    data = write(tmp_path, train=(ids, labels), validation=(rows, [[-100] * 14 + row[14:] for row in rows]))
+    found = measured(data, lab.folder("gpt2"), "instruction")
+    plain = AutoModelForCausalLM.from_pretrained(lab.folder("gpt2")).eval()
+    expected = [continued(plain, [*ids[i], *row], 4) for i, row in zip((7, 2, 11), rows, strict=True)]
+    np.testing.assert_allclose(found["retrieved"]["losses"][:, 0], expected, rtol=1e-5)
+    assert [each["tokens_per_request"] for each in found.values()] == [18 + 14] * 2
+
+
+def test_without_room_for_examples_a_row_stands_alone(lab, tmp_path):
+    rows = chats(2, 3, prompt=30)
+    found = measured(write(tmp_path, train=chats(1, 6, 5), validation=rows), lab.folder("gpt2"), "instruction")
+    plain = AutoModelForCausalLM.from_pretrained(lab.folder("gpt2")).eval()
+    for each in found.values():
+        np.testing.assert_allclose(each["losses"][:, 0], [continued(plain, row, 3) for row in rows[0]], rtol=1e-5)
+
+
+# --- classification by prompts ---
+
+
+def test_prompts_without_examples_score_labels_as_plain_transformers_does(prompter, tickets):
+    found = measured(tickets, prompter, "classification")["zero_shot"]
+    plain = AutoModelForCausalLM.from_pretrained(prompter).eval()
+    rows = open_split(tickets, "validation").rows(range(7))
+    every = [answered(plain, [BOS, *shown(row["input_ids"][1:].tolist())]) for row in rows]
+    expected = [-scores[row["labels"]] for scores, row in zip(every, rows, strict=True)]
+    np.testing.assert_allclose(found["losses"][:, 0], expected, rtol=1e-5, atol=1e-5)
+    hits = [np.argmax(scores) == row["labels"] for scores, row in zip(every, rows, strict=True)]
+    assert found["metrics"]["accuracy"] == pytest.approx(np.mean(hits))
+
+
+def test_examples_stand_above_the_prompt(prompter, tmp_path):
+    """Train has one row of each class, so these are the examples, in one order for all rows."""
+    train, names = texts(1, 4, 4), list(LABELS)
+    data = write(tmp_path, LABELS, train=(train, [2, 0, 3, 1]), validation=(texts(2, 3, 4), [0, 1, 2]))
+    found = measured(data, prompter, "classification")
+    plain = AutoModelForCausalLM.from_pretrained(prompter).eval()
+    examples = [shown(text, names[c]) for text, c in zip(train, [2, 0, 3, 1], strict=True)]
+    orders = [
+        [-answered(plain, [BOS, *itertools.chain(*order), *shown(text)])[c] for c, text in enumerate(texts(2, 3, 4))]
+        for order in itertools.permutations(examples)
+    ]
+    got = found["few_shot"]["losses"][:, 0]
+    assert sum(np.allclose(got, order, rtol=1e-5, atol=1e-5) for order in orders) == 1
+    by_row = zip(found["retrieved"]["losses"][:, 0], zip(*orders, strict=True), strict=True)
+    assert all(np.isclose(loss, each, rtol=1e-5).any() for loss, each in by_row)
+    tokens = sum(map(len, examples)) + 3 + np.mean([len(text) for text in texts(2, 3, 4)])
+    assert found["few_shot"]["tokens_per_request"] == found["retrieved"]["tokens_per_request"] == pytest.approx(tokens)
+
+
+def test_the_copy_of_a_text_is_the_last_example(prompter, tmp_path):
+    """Of a context of 40 tokens one example of 16 words leaves no room for a second."""
+    random = np.random.default_rng(5)
+    train = random.integers(7, 100, (8, 14)).tolist()
+    rows, kinds = [train[6], train[1]], classes(2, 8)
+    data = write(tmp_path, LABELS, train=(train, kinds), validation=(rows, [0, 1]))
+    found = measured(data, prompter, "classification")["retrieved"]
+    plain = AutoModelForCausalLM.from_pretrained(prompter).eval()
+    expected = [
+        -answered(plain, [BOS, *shown(train[i], list(LABELS)[kinds[i]]), *shown(train[i])])[c]
+        for c, i in enumerate((6, 1))
+    ]
+    np.testing.assert_allclose(found["losses"][:, 0], expected, rtol=1e-5)
+
+
+def test_a_text_that_leaves_no_room_for_its_prompt_loses_its_end(prompter, tmp_path):
+    text = np.random.default_rng(5).integers(7, 100, 40).tolist()
+    data = write(tmp_path, LABELS, train=(texts(1, 8), classes(2, 8)), validation=([text], [2]))
+    found = measured(data, prompter, "classification")
+    plain = AutoModelForCausalLM.from_pretrained(prompter).eval()
+    expected = -answered(plain, [BOS, *shown(text[: 40 - 4])])[2]  # with 3 tokens of the prompt and 1 of a label
+    for name in PROMPTS:
+        assert found[name]["losses"][0, 0] == pytest.approx(expected, rel=1e-5)
+        assert found[name]["tokens_per_request"] == 39
+
+
+def test_examples_are_of_as_many_classes_as_can_be():
+    random = np.random.default_rng(0)
+    many = np.array([0] * 50 + [1, 2])
+    assert sorted(many[baselines._balanced(many, 3, random)].tolist()) == [0, 0, 1, 2]
+    assert len(set(np.arange(7).repeat(3)[baselines._balanced(np.arange(7).repeat(3), 7, random)])) == 4
+    assert sorted(baselines._balanced(np.array([0, 1]), 2, random)) == [0, 1]
+    drawn = {tuple(baselines._balanced(many, 3, np.random.default_rng(seed))) for seed in range(8)}
+    assert len(drawn) > 4
+
+
+# --- what breaks ---
+
+
+def boom(*_, **__):
+    raise RuntimeError("boom\nand more")
+
+
+def broken(found):
+    assert all(each["error"] == "RuntimeError: boom" and each["words"] for each in found.values() if "error" in each)
+    return [name for name, each in found.items() if "error" in each]
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        ("_fit", ["embeddings_logistic"]),
+        ("_votes", ["embeddings_neighbours"]),
+        ("_balanced", ["few_shot"]),
+        ("_language_model", PROMPTS),
+        ("load_tokenizer", PROMPTS),
+        ("_backbone", [*EMBEDDINGS, "retrieved"]),
+        ("_label_scores", PROMPTS),
+    ],
+)
+def test_what_breaks_leaves_the_others(prompter, tickets, monkeypatch, part, names):
+    monkeypatch.setattr(baselines, part, boom)
+    found = measured(tickets, prompter, "classification")
+    assert set(found) == {*EMBEDDINGS, *PROMPTS}
+    assert set(broken(found)) == set(names)
+
+
+def test_retrieval_that_breaks_leaves_the_drawn_examples(lab, tmp_path, monkeypatch):
+    data = write(tmp_path, train=chats(1, 5), validation=chats(2, 3))
+    monkeypatch.setattr(baselines, "_embed", boom)
+    assert broken(measured(data, lab.folder("gpt2"), "instruction")) == ["retrieved"]
+    monkeypatch.setattr(baselines, "_language_model", boom)
+    assert broken(measured(data, lab.folder("gpt2"), "instruction")) == ["few_shot", "retrieved"]
+
+
+def test_weights_that_are_not_there_are_an_error(lab, tickets, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(lab.folder("bert"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    found = measured(tickets, folder, "classification")
+    for name in EMBEDDINGS:
+        assert re.fullmatch(r"InputError: model.name: the weights of .* lack encoder.layer.2.*", found[name]["error"])
+
+
+def test_a_loss_that_is_no_number_is_an_error(lab, tmp_path):
+    folder = tmp_path / "model"
+    model = AutoModelForCausalLM.from_pretrained(lab.folder("gpt2"))
+    with torch.no_grad():
+        model.transformer.wte.weight[50] = float("nan")
+    model.save_pretrained(folder)
+    rows = chats(2, 3)
+    rows[0][1][2] = 50
+    data = write(tmp_path / "data", train=chats(1, 4), validation=rows)
+    found = measured(data, folder, "instruction")
+    assert found["few_shot"]["error"] == "ArithmeticError: the loss of 3 of 3 rows is not finite"
+
+
+def test_too_little_memory_makes_passes_smaller(prompter, tickets, monkeypatch):
+    expected = measured(tickets, prompter, "classification")
+    refused = []
+
+    def at_most_two(batch, pad_token_id):
+        if len(batch) > 2:
+            refused.append(len(batch))
+            raise torch.OutOfMemoryError("no memory")
+        return pad(batch, pad_token_id)
+
+    pad = baselines.pad
+    monkeypatch.setattr(baselines, "pad", at_most_two)
+    same(expected, measured(tickets, prompter, "classification"), 1e-4)
+    assert refused
+    monkeypatch.setattr(baselines, "pad", lambda *_: at_most_two([0] * 3, PAD))
+    found = measured(tickets, prompter, "classification")
+    assert {each["error"] for each in found.values()} == {"OutOfMemoryError: no memory"}
+
+
+# --- real data ---
+
+
+@pytest.mark.slow
+def test_real_tweets_with_a_real_model(shared_data, tmp_path):
+    folder = shared_data / "models/stories260K"
+    data = DataConfig(
+        train=str(shared_data / "tweets/train.csv"),
+        validation=str(shared_data / "tweets/validation.csv"),
+        rows=1500,
+        max_length=128,
+        duplicates="drop",
+    )
+    manifest = prepare(data, "classification", AutoTokenizer.from_pretrained(folder), 0, tmp_path)
+    found = measured(tmp_path, folder, "classification", max_tokens=4096)
+    assert list(found) == [*EMBEDDINGS, *PROMPTS]
+    counts = np.array(list(manifest["splits"]["train"]["label_counts"].values()))
+    held = np.array(list(manifest["splits"]["validation"]["label_counts"].values()))
+    prior = -(held * np.log(counts / counts.sum())).sum() / held.sum()
+    for name in EMBEDDINGS:
+        assert found[name]["val_loss"] < prior - 0.005
+    assert found["embeddings_logistic"]["metrics"]["accuracy"] > manifest["majority_share"] + 0.02
+    for name in PROMPTS:
+        assert math.isfinite(found[name]["val_loss"])
