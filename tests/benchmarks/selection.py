@@ -20,12 +20,13 @@ positive and its spread grows with it. What was chosen, once, before the first r
 - Difficulty is gamma distributed. Standard deviations of difficulty and of the two effects (`TASKS`) follow per-row losses that two
   real sweeps of this platform left: 16 encoders on 200 tweets (spread of a row's loss 0.3 to 0.8 of the mean, of the paired
   difference of two trials 0.47 in the median), 8 small language models on 551 blocks of text (0.11, 0.043, and 0.032
-  between evaluations of one trial). Text here varies more (0.3): those blocks came from one book. Half the sweeps are of
+  between evaluations of one trial). Text here varies more (0.3): those blocks came from one author. Half the sweeps are of
   each kind, a third of them on 100, 500 and 2,000 validation rows; training has nine times as many; the probe 512 rows.
 - A sweep has 20 to 60 trials of 3 to 12 epochs, with one evaluation an epoch. Methods have the trainable parameters of a
   model of about 100 million. All reach about the same loss ("LoRA without regret", Schulman 2025), IA3 less; the smaller overfit
   less ("LoRA learns less and forgets less", Biderman et al. 2024). A trial's floor lies above the sweep's by a gamma
-  distributed share with mean 10% (IA3 16%): the best few of 40 lie about 1% apart, as good configurations do.
+  distributed share with mean 10% (IA3 16%): the best of 40 lies about 1% below the next, as
+  good configurations do. Effects of two trials are independent; those of like configurations would be closer, and ties rarer.
 - How many of full fine-tuning's trials overfit is uniform between 0 and 80% for every sweep: it hangs on the data and the
   epochs, and on nothing that a simulation knows. Of the rest 45% are healthy, 25% still improve, 12% underfit, 9% diverge
   and 9% collapse. Overfit trials end 3% to 60% above their minimum.
