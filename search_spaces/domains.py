@@ -77,6 +77,12 @@ class LogUniform:
     def __str__(self) -> str:
         return f"log-uniform {self.low} … {self.high}"
 
+    def middle(self) -> float:
+        """The geometric mean of the bounds, to two digits where those are inside."""
+        exact = math.sqrt(self.low * self.high)
+        short = float(f"{exact:.2g}")
+        return short if self.low <= short <= self.high else exact
+
     def match(self, value: object) -> float:
         """The value as this domain holds it; SpaceError if it lies outside."""
         return _match_between(value, self.low, self.high, self)
@@ -94,6 +100,9 @@ class Uniform:
 
     def __str__(self) -> str:
         return f"uniform {self.low} … {self.high}"
+
+    def middle(self) -> float:
+        return (self.low + self.high) / 2
 
     def match(self, value: object) -> float:
         """The value as this domain holds it; SpaceError if it lies outside."""
@@ -129,6 +138,10 @@ class Int:
     def __len__(self) -> int:
         return (self.high - self.low) // self.step + 1
 
+    def middle(self) -> int:
+        middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        return self.low + self.step * round((middle - self.low) / self.step)
+
     def match(self, value: object) -> int:
         """The value as this domain holds it; SpaceError if it lies outside."""
         if not is_whole(value) or not self.low <= value <= self.high or (value - self.low) % self.step:
@@ -157,6 +170,10 @@ class Choice:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def middle(self) -> Any:
+        """The first: who writes a list begins with what is usual."""
+        return self.values[0]
 
     def match(self, value: object) -> Any:
         """The value as this domain holds it; SpaceError if it is not one of them."""

@@ -121,6 +121,10 @@ class Space:
         settled = {name: _settle(name, active, values, parameter.where) for name, parameter in active.items()}
         return {name: list(value) if isinstance(value, list | tuple) else value for name, value in settled.items()}
 
+    def middle(self) -> dict[str, Any]:
+        """The middle of every range and the first of every choice: what one would train without a search."""
+        return self.sample(lambda key, domain: domain.middle())
+
     def encode(self, params: Mapping[str, Any], where: str = "configuration") -> dict[str, Any]:
         """The reverse of `sample` for a configuration, possibly partial, to try first: {suggest key: value}.
 

@@ -101,6 +101,38 @@ def verify(folder: Folder) -> None:
 
 
 @app.command()
+def diagnose(
+    curves: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV with columns trial, samples_seen, train_loss, probe_loss, val_loss", show_default=False
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="print the verdicts as JSON")] = False,
+    untuned_loss: Annotated[
+        float | None, typer.Option(help="validation loss of the untuned model, where no line at 0 samples says it")
+    ] = None,
+    prior_loss: Annotated[
+        float | None, typer.Option(help="validation loss of always answering with the label shares")
+    ] = None,
+) -> None:
+    """A verdict for each trial of a CSV of curves: healthy, overfit, underfit, collapsed, ...; from any trainer.
+
+    Example: python -m sweeps diagnose curves.csv --json
+    """
+    from sweeps.diagnose import diagnose as judge
+    from sweeps.selection import SelectionConfig
+
+    trials = judge(curves, SelectionConfig(), untuned_loss=untuned_loss, prior_loss=prior_loss)
+    if as_json:
+        print(json.dumps({"trials": trials}, indent=1))
+        return
+    width = max(len(trial["id"]) for trial in trials)
+    for trial in trials:
+        print(f"{trial['id']:<{width}}  {trial['verdict']:<15}  {trial['verdict_reason']}")
+
+
+@app.command()
 def submit(
     file: File,
     overrides: Overrides = None,

@@ -38,7 +38,7 @@ class EarlyStoppingConfig:
     grace_epochs: float = 1.0  # epochs that every trial may train before it is compared
     reduction_factor: float = 3.0  # of the trials that reach a rung, one in so many goes on
     overfit: bool = True  # stop a trial that has clearly overfit
-    overfit_patience: int = 1  # overfit evaluations in a row before it is stopped
+    overfit_patience: int = 2  # overfit evaluations in a row before it is stopped
     diverged: bool = True  # stop a trial whose losses have left those of the untuned model far behind
 
     def __post_init__(self) -> None:

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from sweeps.selection import Curve, SelectionConfig, best_point
 
-WIDE = 120  # columns that the whole leaderboard needs
+BEHIND = "above the best (95%)"
+WIDE = 150  # columns that the whole leaderboard needs
 STATES = {"running": "yellow", "complete": "green", "pruned": "cyan", "failed": "red"}
 
 
@@ -31,16 +32,18 @@ def duration(seconds: float) -> str:
 def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
     """The trials of a board, best first: those that may win by validation loss, then the rest.
 
-    Below WIDE columns only what decides is shown: id, loss, first metric, verdict, configuration.
+    Trials that are tied with the winner have a `=` before them. Below WIDE columns only what decides is shown: id, loss,
+    first metric, verdict, configuration.
     """
     winner = board["winner"] or {}
     metrics = sorted({name for trial in board["trials"] for e in trial["evaluations"] for name in e["metrics"]})
-    columns = ["", "trial", "val loss", "probe", *metrics, "epoch", "state", "verdict", "configuration"]
+    compared = [BEHIND] if any(trial.get("difference") for trial in board["trials"]) else []
+    columns = ["", "trial", "val loss", *compared, "probe", *metrics, "epoch", "state", "verdict", "configuration"]
     if width < WIDE:
         columns = ["", "trial", "val loss", *metrics[:1], "verdict", "configuration"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        numeric = name in ("val loss", "probe", "epoch", *metrics)
+        numeric = name in ("val loss", BEHIND, "probe", "epoch", *metrics)
         table.add_column(name, justify="right" if numeric else "left", no_wrap=name != "configuration")
 
     def add(cells: dict[str, Any], style: str | None) -> None:
@@ -49,7 +52,8 @@ def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
     for trial, best in ranked(board):
         won = trial["id"] == winner.get("trial")
         cells: dict[str, Any] = {
-            "": "*" if won else "",
+            "": "*" if won else "=" if trial["id"] in winner.get("tied", ()) else "",
+            BEHIND: interval(trial.get("difference")),
             "trial": trial["id"],
             "state": Text(trial["status"], style=STATES[trial["status"]]),
             "verdict": trial["verdict"],
@@ -64,11 +68,13 @@ def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
             }
         add(cells, "bold" if won else None)
     for name, baseline in board["baselines"].items():
-        words = {"untuned": "the untuned model", "prior": f"always {baseline.get('class')}, at train's label shares"}
+        words = baseline.get("words", name)
+        if name == "prior":
+            words = f"always {baseline['class']}, at train's label shares"
         cells = {name: _number(baseline["metrics"].get(name)) for name in metrics}
         cells |= {"val loss": _number(baseline["val_loss"]), "probe": _number(baseline.get("probe_loss"))}
         add(
-            {**cells, "": "", "state": "", "epoch": "0", "verdict": "baseline", "configuration": Text(words[name])},
+            {**cells, "": "", "state": "", "epoch": "0", "verdict": "baseline", "configuration": Text(words)},
             "dim",
         )
     return table
@@ -169,6 +175,30 @@ class Display:
         rest = f"about {duration(left)} left" if left is not None else "time left not known yet"
         head = f"{self._name}: {finished} of {self._trials} trials ended, {duration(elapsed)} so far, {rest}"
         self._live.update(Group(Text(head, style="bold"), table), refresh=True)
+
+
+def test_words(test: Mapping[str, Any]) -> str:
+    """What the sealed test split gave the winner."""
+    score = test["scores"]["winner"]
+    words = (
+        f"loss {score['loss']:.4f} (95% interval {score['low']:.4f} to {score['high']:.4f}) on {test['split']['rows']} rows, "
+        f"{test['optimism']:+.4f} beside validation"
+    )
+    words += "".join(f", {name} {value:.4f}" for name, value in score["metrics"].items())
+    if before := test["scored_before"]:
+        others = ", ".join(each["sweep"] for each in before[:3]) + (", ..." if len(before) > 3 else "")
+        words += (
+            f"; CAREFUL: this test split has now been scored {len(before) + 1} times (before by {others}), "
+            "so it is no longer unseen"
+        )
+    return words
+
+
+def interval(difference: Mapping[str, float] | None) -> str:
+    """How far a trial's loss lies above the lowest, and between which bounds."""
+    if difference is None:
+        return "-"
+    return f"{difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
 
 
 def _short(value: Any) -> str:

@@ -6,22 +6,37 @@ study.journal           the Optuna study
 data/                   prepared splits and their manifest
 baseline.json           losses of the untuned model
 trials/<id>/trial.json  parameters;  outcome.json: how it ended;  attempt-<n>/step-<s>/: its evaluations
+baselines.json          other ways than fine-tuning;  baselines/SPLIT/NAME.npy: their losses of each row
+test.json               what the sealed test split gave, once there was a winner
+cost.json               what the sweep took
 winner/                 the checkpoint, its card, how to load it
 report.html
 """
 
-import dataclasses
 import io
 import math
 import os
 import socket
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sweeps.selection import Curve, Point, Reference, SelectionConfig, best_point, overfit_reason, select, verdict
+from sweeps.selection import (
+    Curve,
+    Point,
+    Reference,
+    SelectionConfig,
+    best_point,
+    final_ranking,
+    mean_interval,
+    overfit_reason,
+    select,
+    verdict,
+)
+from sweeps.worth import worth
 from trainables.checkpoints import CHECKPOINT, EVALUATION, LOSSES, STATE, evaluation_folders
 from trainables.store import Store
 
@@ -41,9 +56,22 @@ class Ledger:
 
     # --- trials, as they run ---
 
-    def begin(self, trial: str, params: dict[str, Any]) -> None:
-        self.store.write_json(f"trials/{trial}/trial.json", {"id": trial, "params": params, "started": time.time()})
-        self._curves[trial] = {"status": "running", "params": params, "points": [], "reason": None}
+    def begin(
+        self, trial: str, params: dict[str, Any], *, default: bool = False, finalist_of: str | None = None
+    ) -> None:
+        """default: what one would train without a search; finalist_of: the trial that had this configuration first."""
+        self.store.write_json(
+            f"trials/{trial}/trial.json",
+            {"id": trial, "params": params, "default": default, "finalist_of": finalist_of, "started": time.time()},
+        )
+        self._curves[trial] = {
+            "status": "running",
+            "params": params,
+            "points": [],
+            "reason": None,
+            "default": default,
+            "finalist_of": finalist_of,
+        }
 
     def record(self, trial: str, evaluation: dict[str, Any]) -> bool:
         """Take note of an evaluation that the slot has written; False when it was known already."""
@@ -79,6 +107,7 @@ class Ledger:
             params=entry["params"],
             points=tuple(entry["points"]),
             reason=entry["reason"],
+            finalist_of=entry["finalist_of"],
         )
 
     def curves(self) -> list[Curve]:
@@ -106,18 +135,22 @@ class Ledger:
             ]
             outcome = f"trials/{trial}/outcome.json"
             ended = self.store.read_json(outcome) if outcome in files else {"status": "running", "reason": None}
-            params = self.store.read_json(f"trials/{trial}/trial.json")["params"]
+            begun = self.store.read_json(f"trials/{trial}/trial.json")
             self._curves[trial] = {
                 "status": ended["status"],
-                "params": params,
+                "params": begun["params"],
                 "points": points,
                 "reason": ended["reason"],
+                "default": begun.get("default", False),
+                "finalist_of": begun.get("finalist_of"),
             }
         return self
 
     def losses(self, folder: str) -> np.ndarray | None:
-        """Per-example losses [N, 2] of an evaluation: summed loss and number of targets of each validation row."""
-        name = f"{folder}/{LOSSES}"
+        """Per-example losses [N, 2] of an evaluation, or of a baseline (`baselines/SPLIT/NAME`): summed loss and number of
+        targets of each row.
+        """
+        name = f"{folder}.npy" if folder.startswith("baselines/") else f"{folder}/{LOSSES}"
         return np.load(io.BytesIO(self.store.read_bytes(name))) if self.store.exists(name) else None
 
     def _point(self, evaluation: dict[str, Any], *, kept: bool) -> Point:
@@ -128,6 +161,8 @@ class Ledger:
             epoch=evaluation["epoch"],
             val_loss=evaluation["val_loss"],
             probe_loss=evaluation["probe_loss"],
+            train_loss=evaluation.get("train_loss"),
+            majority_share=evaluation.get("majority_share"),
             metrics=evaluation["metrics"],
             trainable_parameters=evaluation["trainable_parameters"],
             checkpoint=self.store.path(f"{folder}/{CHECKPOINT}") if kept else None,
@@ -181,7 +216,40 @@ class Ledger:
             prior = label_prior(self.store.read_json("data/manifest.json"))
             if prior is not None:
                 found["prior"] = prior
+        if self.store.exists("baselines.json"):
+            measured = self.store.read_json("baselines.json")
+            found |= {name: baseline for name, baseline in measured.items() if "error" not in baseline}
+        for name, words in (("untuned", "the untuned model"), ("prior", "train's label shares")):
+            if name in found:
+                found[name]["words"] = words
         return found
+
+    def write_test(self, measured: dict[str, Any], config: SelectionConfig) -> None:
+        """Keep what the test split gave, with intervals, how optimistic validation was, and who scored the same split before."""
+        winner = self.board("", config)["winner"]
+        manifest, scores = self.store.read_json("data/manifest.json"), measured["scores"]
+        if (prior := label_prior(manifest, "test")) is not None:
+            scores["prior"] = {"loss": prior["val_loss"], "metrics": prior["metrics"], "words": "train's label shares"}
+        for name, score in scores.items():
+            losses = self.losses(f"baselines/test/{name}")
+            if losses is not None:
+                score["low"], score["high"] = mean_interval(losses)
+        scored = Store(self.store.url.rsplit("/", 1)[0])  # beside the sweeps: the others look there too
+        register = f"test-sets/{manifest['splits']['test']['raw_fingerprint'][:16]}.json"
+        before = scored.read_json(register) if scored.exists(register) else []
+        before = [each for each in before if each["sweep"] != self.name]
+        scored.write_json(register, [*before, {"sweep": self.name, "time": time.time()}])
+        self.store.write_json(
+            "test.json",
+            {
+                "trial": winner["trial"],
+                "step": winner["step"],
+                "split": measured["split"],
+                "scores": scores,
+                "optimism": scores["winner"]["loss"] - winner["val_loss"],
+                "scored_before": before,
+            },
+        )
 
     def board(self, name: str, config: SelectionConfig) -> dict[str, Any]:
         """Everything that `best --json` prints and the report shows."""
@@ -206,6 +274,8 @@ class Ledger:
                 "reason": reason,
                 "tied": list(winner.tied),
             }
+        board["finalists"] = [asdict(final) for final in final_ranking(curves, config)]
+        differences = winner.differences if winner is not None else {}
         board["trials"] = []
         for curve in curves:
             judged = verdict(curve, reference, config)
@@ -216,22 +286,40 @@ class Ledger:
                     "status_reason": curve.reason,
                     "verdict": judged.word,
                     "verdict_reason": judged.reason,
+                    "difference": asdict(differences[curve.id]) if curve.id in differences else None,
                     "params": dict(curve.params),
+                    "default": self._curves[curve.id]["default"],
+                    "finalist_of": curve.finalist_of,
                     "evaluations": [
                         {**_shown(point), "excluded": overfit_reason(list(curve.points), index, config)}
                         for index, point in enumerate(curve.points)
                     ],
                 }
             )
+        for name in ("test", "cost"):
+            board[name] = self.store.read_json(f"{name}.json") if self.store.exists(f"{name}.json") else None
+        board["tokens_per_request"] = self._tokens_per_request()
+        board["worth"] = worth(board, self.losses)
         return board
 
+    def _tokens_per_request(self) -> float | None:
+        """Tokens of the validation rows that are not targets: what goes into the model for one answer, on average."""
+        if not self.store.exists("data/manifest.json"):
+            return None
+        manifest = self.store.read_json("data/manifest.json")
+        split = manifest["splits"]["validation"]
+        if manifest["task"] == "causal_lm":
+            return None
+        answers = split["targets"] if manifest["task"] == "instruction" else 0
+        return (split["tokens"] - answers) / split["rows"]
 
-def label_prior(manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """Always answering with train's label shares: validation loss in nats and accuracy of its majority class."""
+
+def label_prior(manifest: dict[str, Any], split: str = "validation") -> dict[str, Any] | None:
+    """Always answering with train's label shares: loss on `split` in nats and accuracy of its majority class."""
     splits = manifest["splits"]
     if "label_counts" not in splits["train"]:
         return None
-    train, validation = splits["train"]["label_counts"], splits["validation"]["label_counts"]
+    train, validation = splits["train"]["label_counts"], splits[split]["label_counts"]
     rows, total = sum(train.values()), sum(validation.values())
     loss = -sum(count * math.log(train[label] / rows) for label, count in validation.items()) / total
     majority = max(train, key=lambda label: train[label])
@@ -245,14 +333,16 @@ def _shown(point: Point) -> dict[str, Any]:
         "epoch": point.epoch,
         "val_loss": point.val_loss,
         "probe_loss": point.probe_loss,
+        "train_loss": point.train_loss,
         "metrics": dict(point.metrics),
         "trainable_parameters": point.trainable_parameters,
         "checkpoint": point.checkpoint,
+        "folder": point.folder,
     }
 
 
 def _without_checkpoint(point: Point) -> Point:
-    return dataclasses.replace(point, checkpoint=None)
+    return replace(point, checkpoint=None)
 
 
 def _runs(pid: int, began: str | None) -> bool:

@@ -22,11 +22,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweeps.display import BEHIND, interval, test_words
+
 if TYPE_CHECKING:
     import optuna
     from wandb_workspaces.reports.v2 import Report
 
-VERDICTS = ("healthy", "still improving", "underfit", "overfit", "diverged", "failed")
+VERDICTS = ("healthy", "still improving", "underfit", "overfit", "collapsed", "diverged", "failed")
 CANNOT_WIN = ("overfit", "diverged", "failed")
 ABSENT = object()  # a parameter that a trial does not have, as None is a value
 
@@ -88,7 +90,9 @@ def _why_excluded(trial: dict, evaluation: dict) -> str:
 def _baselines(board: dict) -> dict[str, dict]:
     """What needs no training: losses of the untuned model, and of always answering with the shares of the labels."""
     words = {"untuned": "not fine-tuned", "prior": "label shares only"}
-    return {words.get(name, name): measured for name, measured in board.get("baselines", {}).items()}
+    return {
+        words.get(name, measured.get("words", name)): measured for name, measured in board.get("baselines", {}).items()
+    }
 
 
 # --- HTML ---
@@ -117,10 +121,18 @@ def html_report(board: dict, study: optuna.Study | None, out: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"loss": _loss_text, "value": _value_text, "tone": _tone, "sortable": _sort_value}
+    environment.filters |= {
+        "interval": interval,
+        "test_words": test_words,
+        "loss": _loss_text,
+        "value": _value_text,
+        "tone": _tone,
+        "sortable": _sort_value,
+    }
     page = environment.get_template("report.html.j2").render(
         board=board,
         rows=rows,
+        compared=any(row.trial.get("difference") for row in rows),
         verdicts=_verdict_counts(board),
         tied=(board["winner"] or {}).get("tied", []),
         baselines=_baselines(board),
@@ -626,19 +638,31 @@ def _winner_markdown(board: dict) -> str:
     numbers += [f"{_markdown(words)} {_loss_text(measured.get('val_loss'))}" for words, measured in baselines]
     params = ", ".join(_markdown(f"{name} = {_value_text(value)}") for name, value in winner["params"].items())
     title = f"**{'Best so far' if board['status'] == 'running' else 'Winner'}: {_markdown(winner['trial'])}**"
-    return f"{title}, {', '.join(numbers)}.\n\n{_markdown(winner['reason'])}\n\n{params}"
+    worth = f"\n\n**Worth it?** {_markdown(board['worth']['words'])}" if board.get("worth") else ""
+    return f"{title}, {', '.join(numbers)}.{worth}\n\n{_markdown(winner['reason'])}\n\n{params}"
 
 
 def _leaderboard_markdown(rows: list[Row], params: list[str], metrics: list[str]) -> str:
     if not rows:
         return "No trial has started yet."
-    head = ["#", "trial", "verdict", "status", "val loss", "probe loss", *metrics, "samples seen", *params]
+    head = [
+        "#",
+        "trial",
+        "verdict",
+        "status",
+        "val loss",
+        BEHIND,
+        "probe loss",
+        *metrics,
+        "samples seen",
+        *params,
+    ]
     head += ["why excluded"]
     lines = [[_markdown(cell) for cell in head], ["---"] * len(head)]
     for row in rows[:WANDB_TABLE_ROWS]:
         shown = row.shown or {"val_loss": None, "probe_loss": None, "metrics": {}, "samples_seen": "–"}
         cells = [row.rank or "–", row.trial["id"], row.trial["verdict"] or "–", row.trial["status"]]
-        cells += [_loss_text(value) for value in (shown["val_loss"], shown["probe_loss"])]
+        cells += [_loss_text(shown["val_loss"]), interval(row.trial.get("difference")), _loss_text(shown["probe_loss"])]
         cells += [_loss_text(shown["metrics"].get(name)) for name in metrics]
         cells += [shown["samples_seen"]]
         cells += [_value_text(row.trial["params"][name]) if name in row.trial["params"] else "–" for name in params]

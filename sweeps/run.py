@@ -16,14 +16,16 @@ from typing import Any
 from rich.console import Console
 
 from sweeps.config import ConfigError, SweepConfig, dump
-from sweeps.display import Display, format_params, leaderboard
-from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, Ledger
+from sweeps.display import Display, format_params, leaderboard, test_words
+from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
 from sweeps.plan import first_of_each_method, max_epochs, prepare_data
-from sweeps.selection import Curve, best_point, verdict
+from sweeps.selection import Curve, best_point, finalists, verdict
+from trainables.checkpoints import CHECKPOINT
 from trainables.data.config import DataConfig
 from trainables.model import load_tokenizer
 
 SLOT_END_TIMEOUT_S = 30.0
+ERRANDS = {"baselines": "other ways than fine-tuning", "test": "the winner on the sealed test split"}
 GROW_S = 10.0  # between looks at the cluster's size
 
 
@@ -99,7 +101,7 @@ def _run(config: SweepConfig, ledger: Ledger, console: Console, *, elapsed_s: fl
     sweep = _Sweep(config, ledger, console, elapsed_s)
     ledger.set_status("running", elapsed_s)
     try:
-        if ledger.unfinished() or len(ledger.curves()) < config.search.trials:
+        if sweep.trials_left() or sweep.to_measure():
             sweep.search()
         outcome = sweep.conclude()
     except BaseException as error:
@@ -127,7 +129,7 @@ class _Sweep:
         self.display = Display(
             console,
             name=ledger.name,
-            trials=config.search.trials,
+            trials=config.search.trials + config.selection.finalists.top * config.selection.finalists.seeds,
             selection=config.selection,
             time_budget_s=None if self._budget is None else max(0.0, self._budget - elapsed_s),
         )
@@ -147,6 +149,23 @@ class _Sweep:
         return self._elapsed_before + time.monotonic() - self._began
 
     # --- the search ---
+
+    def trials_left(self) -> bool:
+        curves, finals = self.ledger.curves(), self.config.selection.finalists
+        drawn = sum(curve.finalist_of is None for curve in curves)
+        again = finals.seeds * len(finalists(curves, self.config.selection)) if finals.top else 0
+        return bool(self.ledger.unfinished()) or drawn < self.config.search.trials or len(curves) - drawn < again
+
+    def to_measure(self) -> dict[str, dict[str, Any]]:
+        """What is still to be measured when the trials have ended, by name; see trainables.errands."""
+        store, found = self.ledger.store, {}
+        if self.config.selection.baselines and self.config.task != "causal_lm" and not store.exists("baselines.json"):
+            found["baselines"] = {"kind": "baselines"}
+        winner = self.ledger.board(self.config.name, self.config.selection)["winner"]
+        if winner is not None and "test" in self.manifest["splits"] and not store.exists("test.json"):
+            params = self.config.complete(winner["params"])
+            found["test"] = {"kind": "test", "checkpoint": f"{winner['folder']}/{CHECKPOINT}", "params": params}
+        return found
 
     def search(self) -> None:
         """Run trials until there are no more to run; leaves no process behind."""
@@ -192,9 +211,14 @@ class _Sweep:
                 self.display.start()
                 self._watching = True
                 watcher.start()
+                began = time.monotonic()
                 try:
-                    self._tune(space, study, connection)
+                    if self.trials_left():
+                        self._tune(space, study, connection)
+                    if self.stopped not in UNFINISHED:
+                        self._measure()
                 finally:
+                    self._account(plan, time.monotonic() - began)
                     self._watching = False
                     watcher.join()
                     self.display.stop()
@@ -249,6 +273,40 @@ class _Sweep:
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
+
+    def _measure(self) -> None:
+        """What the winner is compared with, and the sealed test, on slots that have nothing else to do now."""
+        import ray
+
+        left = self.to_measure()
+        if left:
+            self.display.say(f"measuring: {', '.join(ERRANDS[name] for name in left)}")
+        while left and self.stopped not in UNFINISHED:
+            for name, what in left.items():  # again and again: a mailbox that was restarted has not heard of it
+                ray.get(self._mailbox.errand.remote(name, what))
+            results = ray.get(self._mailbox.snapshot.remote())["errands"]
+            for name in [name for name in left if results.get(name) is not None]:
+                del left[name]
+                if "error" in results[name]:
+                    self.display.say(f"not measured: {ERRANDS[name]}: {results[name]['error']}")
+                elif name == "baselines":
+                    self.ledger.store.write_json("baselines.json", results[name])
+                else:
+                    self.ledger.write_test(results[name], self.config.selection)
+            time.sleep(0.2)
+
+    def _account(self, plan: Any, seconds: float) -> None:
+        """Add what this process held of accelerators, or else of cores, to what the sweep took."""
+        device = "GPU" if plan.resources_per_worker.get("GPU") else "CPU"
+        held = plan.slots * plan.workers_per_slot * plan.resources_per_worker.get(device, 1.0)
+        before = self.ledger.store.read_json("cost.json") if self.ledger.store.exists("cost.json") else {}
+        self.ledger.store.write_json(
+            "cost.json",
+            {
+                "device": "GPU" if device == "GPU" else "CPU core",
+                "device_seconds": before.get("device_seconds", 0.0) + seconds * held,
+            },
+        )
 
     def _start_slot(self, connection: Any, plan: Any, pad_token_id: int) -> None:
         from trainables.slot import MAX_PACK, SlotConfig, run_slot
@@ -473,7 +531,13 @@ def print_board(console: Console, board: dict[str, Any]) -> None:
         soft_wrap=True,
         style="bold",
     )
-    console.print(f"Reason: {winner['reason']}", highlight=False, markup=False, soft_wrap=True)
+    lines = [f"Reason: {winner['reason']}"]
+    if board.get("test"):
+        lines.append(f"Test: {test_words(board['test'])}")
+    if board.get("worth"):
+        lines.append(f"Worth it? {board['worth']['words']}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class _SignalHandler:

@@ -4,11 +4,29 @@ Losses are means in nats per example (classification) or per target token (langu
 """
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+
+BOOTSTRAP_CELLS = 1 << 23  # resamples times rows: 4,000 rows and fewer are drawn 2,000 times
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalistsConfig:
+    """The best configurations, trained again with new seeds: a lucky seed must not win."""
+
+    top: int = 0  # configurations; 0: none
+    seeds: int = 3  # new ones, of each
+
+    def __post_init__(self) -> None:
+        if self.top < 0:
+            raise ValueError(f"selection.finalists.top: must be 0 or more, got {self.top}")
+        if self.seeds < 1:
+            raise ValueError(f"selection.finalists.seeds: must be at least 1, got {self.seeds}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +36,7 @@ class SelectionConfig:
     overfit_rise: float = (
         0.02  # validation loss above the trial's minimum, while probe loss fell: Prechelt's generalisation loss
     )
+    noise: float = 4.0  # a rise must also exceed so many standard deviations of the noise that the curve itself shows
     overfit_gap: float = (
         0.9  # (validation - probe) / validation above this is memorisation: probe loss under a tenth of validation loss
     )
@@ -25,17 +44,22 @@ class SelectionConfig:
     underfit: float = (
         0.02  # a best loss less than this below the untuned model's (and the label prior's) has learnt nothing
     )
+    one_answer: float = 0.99  # the same class for so large a share of the validation rows is no answer to the input
     diverge_ratio: float = 2.0  # validation and probe loss above so many times the untuned model's
     tie_standard_errors: float = 1.0  # a candidate closer to the best than this, paired per example, is tied with it
+    finalists: FinalistsConfig = field(default_factory=FinalistsConfig)
+    baselines: bool = True  # measure other ways than fine-tuning too: embeddings, examples in the prompt
 
     def __post_init__(self) -> None:
-        for name in ("overfit_rise", "improving", "underfit", "tie_standard_errors"):
+        for name in ("overfit_rise", "noise", "improving", "underfit", "tie_standard_errors"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"selection.{name}: must be 0 or more, got {getattr(self, name)}")
         if not 0 < self.overfit_gap <= 1:
             raise ValueError(f"selection.overfit_gap: must be above 0 and at most 1, got {self.overfit_gap}")
         if not self.diverge_ratio > 1:
             raise ValueError(f"selection.diverge_ratio: must be above 1, got {self.diverge_ratio}")
+        if not 0.5 < self.one_answer <= 1:
+            raise ValueError(f"selection.one_answer: must be above 0.5 and at most 1, got {self.one_answer}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +71,8 @@ class Point:
     epoch: float
     val_loss: float | None
     probe_loss: float | None
+    train_loss: float | None = None  # mean in training mode since the evaluation before
+    majority_share: float | None = None  # of the validation rows that got the commonest answer (classification)
     metrics: Mapping[str, float] = field(default_factory=dict)
     trainable_parameters: int = 0
     checkpoint: str | None = None
@@ -62,15 +88,20 @@ class Curve:
     params: Mapping[str, Any] = field(default_factory=dict)
     points: Sequence[Point] = ()
     reason: str | None = None  # why it was stopped or failed
+    finalist_of: str | None = None  # the trial whose configuration this one repeats with another seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Losses of not fine-tuning: the untuned model's and, for classification, the label prior's (validation)."""
+    """Losses of not fine-tuning: the untuned model's and, for classification, the label prior's (validation).
+
+    achieved: the lowest validation loss of any trial; it tells what could be learnt where nothing else does.
+    """
 
     val_loss: float | None = None
     probe_loss: float | None = None
     prior_loss: float | None = None
+    achieved: float | None = None
 
     def best(self) -> float | None:
         return min((loss for loss in (self.val_loss, self.prior_loss) if loss is not None), default=None)
@@ -83,18 +114,49 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How far a candidate's validation loss lies above the lowest one, paired per example, in nats."""
+
+    mean: float
+    standard_error: float
+    low: float  # 95% bootstrap interval
+    high: float
+    tied: bool  # within `tie_standard_errors` of the lowest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Final:
+    """A configuration that was trained again: its new seeds, each with its best validation loss that may win.
+
+    The loss of the first seed does not count: it is why the configuration was chosen, and so too good on average.
+    """
+
+    trial: str  # which had it first
+    seeds: Mapping[str, float]  # validation loss, by the trial of each new seed
+    mean: float
+    spread: float | None  # standard deviation over the new seeds; None for a single one
+
+    @property
+    def squared_error(self) -> float:
+        """Of the mean."""
+        return 0.0 if self.spread is None else self.spread**2 / len(self.seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Winner:
     trial: str
     point: Point
     reason: str
     tied: tuple[str, ...] = ()
+    differences: Mapping[str, Difference] = field(default_factory=dict)  # of the other candidates, to the lowest loss
 
 
 def overfit_reason(points: Sequence[Point], index: int, config: SelectionConfig) -> str | None:
     """Why the evaluation `points[index]` is overfit, or None when it is not.
 
     Overfit: its validation loss lies more than `overfit_rise` above the lowest before it (Prechelt 1998, "Early stopping
-    - but when?", generalisation loss) while the probe loss fell since then; or its gap exceeds `overfit_gap`.
+    - but when?", generalisation loss), and by more than the curve's own noise explains, while the probe loss fell since
+    then; or its gap exceeds `overfit_gap`.
     """
     point = points[index]
     if point.val_loss is None or point.probe_loss is None:
@@ -105,7 +167,11 @@ def overfit_reason(points: Sequence[Point], index: int, config: SelectionConfig)
         rise = (
             point.val_loss / lowest.val_loss - 1 if lowest.val_loss > 0 else (math.inf if point.val_loss > 0 else 0.0)
         )
-        if rise > config.overfit_rise and point.probe_loss < lowest.probe_loss:
+        if (
+            rise > config.overfit_rise
+            and point.probe_loss < lowest.probe_loss
+            and _rises_out_of_noise(points, index, config)
+        ):
             return (
                 f"validation loss rose {rise:.1%} above its minimum ({lowest.val_loss:.4f} at {lowest.samples_seen} samples "
                 f"to {point.val_loss:.4f} at {point.samples_seen}) while probe loss fell from {lowest.probe_loss:.4f} "
@@ -117,6 +183,53 @@ def overfit_reason(points: Sequence[Point], index: int, config: SelectionConfig)
             f"{point.val_loss:.4f} (limit {config.overfit_gap:.0%}): the training rows are memorised"
         )
     return None
+
+
+def _rises_out_of_noise(points: Sequence[Point], index: int, config: SelectionConfig) -> bool:
+    """Whether `points[index]` lies above the valley before it by more than the tolerance and the noise: not above one
+    evaluation that happened to be low. A curve of fewer than about ten evaluations seldom shows its noise; there
+    the valley is all that guards.
+    """
+    losses = [p.val_loss for p in points[: index + 1] if p.val_loss is not None]
+    if len(losses) < 5:
+        return True
+    lowest = min(statistics.median(losses[i : i + 3]) for i in range(len(losses) - 2))
+    return losses[-1] - lowest > max(config.overfit_rise * lowest, config.noise * curve_noise(points))
+
+
+def curve_noise(points: Sequence[Point]) -> float:
+    """Standard deviation of the noise in a trial's validation losses, in nats; 0 where there are too few to tell.
+
+    Without noise a curve falls to its minimum and rises after it, whatever its shape. So noise is what is left after the
+    best fit of a falling and then a rising curve (isotonic regression by pooling adjacent violators, Barlow et al. 1972).
+    """
+    return _noise(tuple(p.val_loss for p in points if p.val_loss is not None))
+
+
+@lru_cache(maxsize=4096)
+def _noise(losses: tuple[float, ...]) -> float:
+    falling, rising = _falls(losses), _falls(losses[::-1])[::-1]
+    squares, levels = min(
+        (left + right, levels + more) for (left, levels), (right, more) in zip(falling, rising, strict=True)
+    )
+    free = len(losses) - levels
+    return math.sqrt(squares / free) if free >= 2 else 0.0
+
+
+def _falls(losses: Sequence[float]) -> list[tuple[float, int]]:
+    """Squared residuals and levels of the best falling fit to each beginning of `losses`, the empty one first."""
+    blocks: list[tuple[float, int, float]] = []  # mean, length, squared residuals
+    found = [(0.0, 0)]
+    for loss in losses:
+        mean, length, squares = loss, 1, 0.0
+        while blocks and blocks[-1][0] <= mean:
+            other, more, left = blocks.pop()
+            squares += left + (mean - other) ** 2 * length * more / (length + more)
+            mean = (mean * length + other * more) / (length + more)
+            length += more
+        blocks.append((mean, length, squares))
+        found.append((math.fsum(block[2] for block in blocks), len(blocks)))
+    return found
 
 
 def diverged_reason(point: Point, reference: Reference, config: SelectionConfig) -> str | None:
@@ -132,6 +245,87 @@ def diverged_reason(point: Point, reference: Reference, config: SelectionConfig)
     return None
 
 
+def _diverged(points: Sequence[Point], reference: Reference, config: SelectionConfig) -> str | None:
+    """`diverged_reason` of the last evaluation; where nothing is known of not fine-tuning, beside the trial's own best."""
+    last, earlier = points[-1], [p for p in points[:-1] if p.val_loss is not None and p.probe_loss is not None]
+    if (reason := diverged_reason(last, reference, config)) or reference.best() is not None or not earlier:
+        return reason
+    best = min(earlier, key=lambda p: p.val_loss)
+    limit = config.diverge_ratio
+    if last.val_loss > limit * best.val_loss and last.probe_loss > limit * best.probe_loss:
+        return (
+            f"validation loss {last.val_loss:.4f} and probe loss {last.probe_loss:.4f} are above {limit:g} times those at "
+            f"{best.samples_seen} samples ({best.val_loss:.4f} and {best.probe_loss:.4f})"
+        )
+    return None
+
+
+def collapsed_reason(points: Sequence[Point], reference: Reference, config: SelectionConfig) -> str | None:
+    """Why a trial has collapsed: it has moved, and now gives one answer whatever the input is. None when it has not.
+
+    With the label prior known: as good as the prior at best, and the same class for `one_answer` of the rows, or the
+    prior's very loss on both splits. Without it: what it had learnt is lost on both splits; or one loss on both
+    splits throughout, after training began elsewhere, while other trials learnt (all margins are `underfit`).
+    """
+    last, margin = points[-1], config.underfit
+    prior, untuned = reference.prior_loss, reference.val_loss
+    if last.val_loss is None or last.probe_loss is None:
+        return None
+    earlier = [p for p in points[:-1] if p.val_loss is not None and p.probe_loss is not None]
+    seen = [loss for p in points for loss in (p.val_loss, p.probe_loss, p.train_loss) if loss is not None]
+    if prior is not None:
+        moved = untuned is None or any(abs(loss / untuned - 1) > margin for loss in seen)
+        if not moved or last.val_loss < prior * (1 - margin):
+            return None
+        if last.majority_share is not None:
+            if last.majority_share >= config.one_answer:
+                return (
+                    f"it answers {last.majority_share:.1%} of the validation rows with one class, at a loss of "
+                    f"{last.val_loss:.4f}; the label shares alone give {prior:.4f}"
+                )
+            return None
+        if max(abs(last.val_loss / prior - 1), abs(last.probe_loss / prior - 1)) < margin:
+            return (
+                f"validation loss {last.val_loss:.4f} and probe loss {last.probe_loss:.4f} are those of the label shares "
+                f"alone ({prior:.4f})"
+            )
+        return None
+    if earlier:
+        best = min(earlier, key=lambda p: p.val_loss)
+        lost = [last.val_loss / best.val_loss - 1, last.probe_loss / best.probe_loss - 1]
+        if min(lost) > 5 * margin:
+            return (
+                f"what it had learnt at {best.samples_seen} samples is lost: validation loss rose from {best.val_loss:.4f} "
+                f"to {last.val_loss:.4f}, and probe loss from {best.probe_loss:.4f} to {last.probe_loss:.4f}"
+            )
+    others = reference.achieved
+    level = [loss for p in (*earlier, last) for loss in (p.val_loss, p.probe_loss)]
+    flat = max(level) < min(level) * (1 + margin)
+    if untuned is None and others is not None and flat and max(seen) > max(level) * (1 + margin):
+        if others < last.val_loss * (1 - 5 * margin):
+            return (
+                f"validation and probe loss stay at {last.val_loss:.4f} whatever it trains on, where other trials "
+                f"reached {others:.4f}"
+            )
+    return None
+
+
+def _underfit(points: Sequence[Point], best: Point, reference: Reference, config: SelectionConfig) -> str | None:
+    untuned = reference.best()
+    if untuned is not None:
+        if best.val_loss > untuned * (1 - config.underfit):
+            return (
+                f"best validation loss {best.val_loss:.4f} is not {config.underfit:.0%} below that of not fine-tuning "
+                f"({untuned:.4f})"
+            )
+        return None
+    # nothing is known of not fine-tuning: a trial whose losses, in training too, all stand on one level learnt nothing
+    seen = [loss for p in points for loss in (p.val_loss, p.probe_loss, p.train_loss) if loss is not None]
+    if len(points) > 1 and max(seen) < min(seen) * (1 + config.underfit):
+        return f"losses stay between {min(seen):.4f} and {max(seen):.4f}, on training rows too: it learnt nothing"
+    return None
+
+
 def verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verdict:
     """What a trial did, from its evaluations."""
     if curve.status == "failed":
@@ -144,19 +338,17 @@ def verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verd
             return Verdict(word="still improving", reason="no evaluation yet")
         return Verdict(word="failed", reason=curve.reason or "it ended without an evaluation")
     last = points[-1]
-    if reason := diverged_reason(last, reference, config):
+    if reason := _diverged(points, reference, config):
         return Verdict(word="diverged", reason=reason)
     finite = [p for p in points if p.val_loss is not None]
     best = min(finite, key=lambda p: p.val_loss)
+    kept = "" if best is last else f"; its evaluation at {best.samples_seen} samples is judged by itself"
     if reason := overfit_reason(points, len(points) - 1, config):
-        kept = "" if best is last else f"; its evaluation at {best.samples_seen} samples is judged by itself"
         return Verdict(word="overfit", reason=reason + kept)
-    untuned = reference.best()
-    if untuned is not None and best.val_loss > untuned * (1 - config.underfit):
-        return Verdict(
-            word="underfit",
-            reason=f"best validation loss {best.val_loss:.4f} is not {config.underfit:.0%} below that of not fine-tuning ({untuned:.4f})",
-        )
+    if reason := collapsed_reason(points, reference, config):
+        return Verdict(word="collapsed", reason=reason + kept)
+    if reason := _underfit(points, best, reference, config):
+        return Verdict(word="underfit", reason=reason)
     if len(finite) > 1 and best is last:
         earlier = min(p.val_loss for p in finite[:-1])
         gain = 1 - last.val_loss / earlier if earlier > 0 else 0.0
@@ -189,6 +381,29 @@ def best_point(curve: Curve, config: SelectionConfig) -> Point | None:
     return min(candidates(curve, config), key=lambda p: (p.val_loss, p.samples_seen), default=None)
 
 
+def finalists(curves: Sequence[Curve], config: SelectionConfig) -> list[str]:
+    """The trials whose configurations are to be trained again: the best, one for each trial of the search."""
+    first = [curve for curve in curves if curve.finalist_of is None]
+    return [curve.id for curve, _ in _standing(first, config)[: config.finalists.top]]
+
+
+def final_ranking(curves: Sequence[Curve], config: SelectionConfig) -> list[Final]:
+    """The configurations that were trained again, the lowest mean first; those of which no new seed may win are left out."""
+    by_first: dict[str, dict[str, float]] = {}
+    for curve, point in _standing([curve for curve in curves if curve.finalist_of is not None], config):
+        by_first.setdefault(curve.finalist_of, {})[curve.id] = point.val_loss
+    found = [
+        Final(
+            trial=trial,
+            seeds=dict(sorted(losses.items())),
+            mean=statistics.fmean(losses.values()),
+            spread=statistics.stdev(losses.values()) if len(losses) > 1 else None,
+        )
+        for trial, losses in by_first.items()
+    ]
+    return sorted(found, key=lambda final: (final.mean, final.trial))
+
+
 def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Mean loss of b minus that of a over the same rows, and its standard error.
 
@@ -204,6 +419,39 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(mean), float(math.sqrt(rows / (rows - 1) * (residuals**2).sum()) / total)
 
 
+def bootstrap_intervals(
+    a: np.ndarray, others: Sequence[np.ndarray], *, level: float = 0.95, seed: int = 0
+) -> list[tuple[float, float]]:
+    """Intervals of `paired_difference(a, b)` for each b of `others`, by resampling rows (percentile method, Efron 1979).
+
+    Rows are drawn by Poisson counts (Hanley & MacGibbon 2006), the same for all candidates and in every call.
+    a, others: [N, 2] summed loss and number of targets of each row.
+    """
+    if not others:
+        return []
+    rows = len(a)
+    resamples = max(200, min(2000, BOOTSTRAP_CELLS // max(rows, 1)))
+    targets = a[:, 1].astype(np.float32)
+    differences = np.stack([(b[:, 0].astype(float) - a[:, 0]).astype(np.float32) for b in others])
+    counts = np.random.Generator(np.random.PCG64(seed)).poisson(1.0, (resamples, rows)).astype(np.float32)
+    means = (differences @ counts.T) / np.maximum(counts @ targets, 1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def compare(a: np.ndarray, b: np.ndarray, tie_standard_errors: float = 1.0) -> Difference:
+    """How far b's loss lies above a's. a, b: [N, 2] summed loss and number of targets of each row."""
+    mean, error = paired_difference(a, b)
+    ((low, high),) = bootstrap_intervals(a, [b])
+    return Difference(mean=mean, standard_error=error, low=low, high=high, tied=mean <= tie_standard_errors * error)
+
+
+def mean_interval(losses: np.ndarray) -> tuple[float, float]:
+    """95% bootstrap interval of the mean loss over rows [N, 2]."""
+    nothing = np.stack([np.zeros(len(losses)), losses[:, 1]], 1)
+    return bootstrap_intervals(nothing, [losses])[0]
+
+
 def select(
     curves: Sequence[Curve],
     config: SelectionConfig,
@@ -217,39 +465,108 @@ def select(
     parameters, then fewer samples. `losses(folder)` gives the per-example losses [N, 2] of an evaluation; `reference` is
     what the reason compares with.
     """
-    standing = [
-        (curve, point)
-        for curve in curves
-        if (point := best_point(curve, config)) is not None and point.checkpoint is not None
-    ]
+    standing = _standing(curves, config)
     if not standing:
         return None, _nothing(curves, config)
-    standing.sort(key=lambda item: (item[1].val_loss, item[1].trainable_parameters, item[1].samples_seen, item[0].id))
-    leader, lead_point = standing[0]
-    tied, differences = [(leader, lead_point)], {}
-    of_leader = losses(lead_point.folder)
-    for curve, point in standing[1:]:
-        other = losses(point.folder) if of_leader is not None else None
-        if other is None or of_leader is None or other.shape != of_leader.shape:
-            continue
-        difference, error = differences[curve.id] = paired_difference(of_leader, other)
-        if difference <= config.tie_standard_errors * error:
-            tied.append((curve, point))
-    chosen, point = min(
-        tied, key=lambda item: (item[1].trainable_parameters, item[1].samples_seen, item[1].val_loss, item[0].id)
-    )
+    leader = standing[0][0]
+    differences = _differences(standing, config, losses)
+    if finals := final_ranking(curves, config):
+        tied, why = _choose_final(standing, finals, config)
+        chosen, point = tied[0]
+    else:
+        tied = [(c, p) for c, p in standing if c is leader or (c.id in differences and differences[c.id].tied)]
+        chosen, point = min(tied, key=_cost)
+        why = _why_chosen(chosen, point, standing, tied, differences, config)
     sentences = [
-        *_why_chosen(chosen, point, standing, tied, differences, config),
+        *why,
         *_why_not_others(chosen, point, curves, config),
         *_against_not_tuning(point, reference, config),
     ]
     reason = "; ".join(sentences) + "."
     return Winner(
-        trial=chosen.id, point=point, reason=reason, tied=tuple(curve.id for curve, _ in tied if curve is not chosen)
+        trial=chosen.id,
+        point=point,
+        reason=reason,
+        tied=tuple(curve.id for curve, _ in tied if curve is not chosen),
+        differences=differences,
     ), reason
 
 
 Standing = Sequence[tuple[Curve, Point]]
+
+
+def _standing(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve, Point]]:
+    """Each trial that may win, with its best evaluation that may; the lowest loss first."""
+    found = [
+        (curve, point)
+        for curve in curves
+        if (point := best_point(curve, config)) is not None and point.checkpoint is not None
+    ]
+    return sorted(
+        found, key=lambda item: (item[1].val_loss, item[1].trainable_parameters, item[1].samples_seen, item[0].id)
+    )
+
+
+def _cost(item: tuple[Curve, Point]) -> tuple[Any, ...]:
+    curve, point = item
+    return point.trainable_parameters, point.samples_seen, point.val_loss, curve.id
+
+
+def _choose_final(
+    standing: Standing, finals: Sequence[Final], config: SelectionConfig
+) -> tuple[list[tuple[Curve, Point]], list[str]]:
+    """The best checkpoint of each configuration that is tied for the lowest mean, the cheapest first, and why it wins."""
+    best = finals[0]
+
+    def checkpoint(final: Final) -> tuple[Curve, Point]:
+        return next((c, p) for c, p in standing if final.trial in (c.id, c.finalist_of))
+
+    def is_tied(final: Final) -> bool:
+        error = math.sqrt(final.squared_error + best.squared_error)
+        return final.mean - best.mean <= config.tie_standard_errors * error
+
+    by_cost = sorted(
+        ((checkpoint(final), final) for final in finals if is_tied(final)), key=lambda each: _cost(each[0])
+    )
+    (chosen, point), final = by_cost[0]
+
+    def number(each: Final) -> str:
+        spread = "" if each.spread is None else f" ± {each.spread:.4f}"
+        return f"{each.mean:.4f}{spread}"
+
+    seeds = f"{len(final.seeds)} new seed{'s' if len(final.seeds) > 1 else ''}"
+    sentences = [f"{len(finals)} configuration{'s' if len(finals) > 1 else ''} ran again with new seeds"]
+    if final is best:
+        sentences.append(f"that of {final.trial} has the lowest mean validation loss over {seeds}, {number(final)}")
+        if len(finals) > 1 and len(by_cost) == 1:
+            sentences.append(f"the next, that of {finals[1].trial}, has {number(finals[1])}")
+    else:
+        sentences.append(
+            f"that of {final.trial}, {number(final)} over {seeds}, is tied with the lowest, {number(best)} of {best.trial}, "
+            "and cheaper"
+        )
+    others = [each.trial for _, each in by_cost[1:] if each is not best]
+    if others:
+        sentences.append(f"also within {config.tie_standard_errors:g} standard error: {', '.join(others)}")
+    sentences.append(f"its best checkpoint is that of {chosen.id}, {point.val_loss:.4f}")
+    return [each for each, _ in by_cost], sentences
+
+
+def _differences(
+    standing: Standing, config: SelectionConfig, losses: Callable[[str], np.ndarray | None]
+) -> dict[str, Difference]:
+    """Of all but the first, to the first; those without per-example losses over the same rows have none."""
+    of_leader = losses(standing[0][1].folder)
+    others = {curve.id: losses(point.folder) for curve, point in standing[1:]} if of_leader is not None else {}
+    others = {trial: other for trial, other in others.items() if other is not None and other.shape == of_leader.shape}
+    found = {}
+    for (trial, other), (low, high) in zip(
+        others.items(), bootstrap_intervals(of_leader, list(others.values())), strict=True
+    ):
+        mean, error = paired_difference(of_leader, other)
+        tied = mean <= config.tie_standard_errors * error
+        found[trial] = Difference(mean=mean, standard_error=error, low=low, high=high, tied=tied)
+    return found
 
 
 def _why_chosen(
@@ -257,7 +574,7 @@ def _why_chosen(
     point: Point,
     standing: Standing,
     tied: Standing,
-    differences: Mapping[str, tuple[float, float]],
+    differences: Mapping[str, Difference],
     config: SelectionConfig,
 ) -> list[str]:
     leader, lead_point = standing[0]
@@ -267,10 +584,10 @@ def _why_chosen(
             "that is not overfit"
         ]
     else:
-        difference, error = differences[chosen.id]
+        found = differences[chosen.id]
         sentences = [
             f"{chosen.id} is tied with {leader.id}, which has the lowest validation loss ({lead_point.val_loss:.4f}): its "
-            f"{point.val_loss:.4f} is {difference:.4f} ± {error:.4f} above, paired per example",
+            f"{point.val_loss:.4f} is {found.mean:.4f} ± {found.standard_error:.4f} above, paired per example",
             f"of the tied it is the cheapest ({point.trainable_parameters:,} trainable parameters, {point.samples_seen} samples, "
             f"against {lead_point.trainable_parameters:,} and {lead_point.samples_seen})",
         ]
@@ -278,8 +595,11 @@ def _why_chosen(
     if others:
         sentences.append(f"also within {config.tie_standard_errors:g} standard error: {', '.join(others)}")
     elif len(tied) == 1 and len(standing) > 1 and standing[1][0].id in differences:
-        difference, error = differences[standing[1][0].id]
-        sentences.append(f"the next, {standing[1][0].id}, is {difference:.4f} ± {error:.4f} above, paired per example")
+        found = differences[standing[1][0].id]
+        sentences.append(
+            f"the next, {standing[1][0].id}, is {found.mean:.4f} ± {found.standard_error:.4f} above, paired per example "
+            f"(95% interval {found.low:+.4f} to {found.high:+.4f})"
+        )
     return sentences
 
 

@@ -15,6 +15,11 @@ from sweeps.selection import Curve, Reference, SelectionConfig, diverged_reason,
 class SampleAsha(AsyncHyperBandScheduler):
     """Tune's asynchronous successive halving with samples seen as time; rungs can be filled again after a restart."""
 
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if trial.config.get("finalist"):  # every seed counts for its mean, also one that is behind
+            return TrialScheduler.CONTINUE
+        return super().on_trial_result(tune_controller, trial, result)
+
     def replay(self, curves: list[Curve]) -> None:
         """Fill the rungs with the evaluations of trials of an earlier process."""
         for curve in curves:

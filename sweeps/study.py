@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from search_spaces import Choice, Domain, Int, LogUniform, Space, Uniform
 from sweeps.config import ConfigError, SearchConfig, SweepConfig
 from sweeps.ledger import UNFINISHED, Ledger
-from sweeps.selection import best_point
+from sweeps.selection import best_point, finalists
 from trainables.errors import InputError
 
 STUDY = "study.journal"  # the study's file in the sweep's folder
@@ -120,6 +120,7 @@ class StudySearcher(Searcher):
         self._numbers: dict[str, int] = {}  # our id -> number in the study
         self._reasons: dict[str, str] = {}  # why the platform stopped a trial early
         self._known: dict[str, str] = {}  # parameters -> our id
+        self._exhausted = False
         self._waiting = self._reconcile()
 
     def _reconcile(self) -> list[str]:
@@ -137,7 +138,8 @@ class StudySearcher(Searcher):
                 self._study.tell(
                     frozen.number, state=TrialState.FAIL
                 )  # killed between being asked and being written down
-        for initial in self._config.search.initial:
+        # the first trial is what one would train without a search
+        for initial in self._config.search.initial or [self._space.middle()]:
             encoded = {name: plain(value) for name, value in self._space.encode(initial).items()}
             self._study.enqueue_trial(encoded, skip_if_exists=True)
         return self._ledger.unfinished()
@@ -152,15 +154,21 @@ class StudySearcher(Searcher):
         resumed = bool(self._waiting)
         if resumed:
             trial = self._waiting.pop(0)
-            params = dict(self._ledger.curve(trial).params)
+        elif (drawn := self._draw_unless_done()) is not None:
+            trial = drawn
+        elif self._config.selection.finalists.top and any(
+            self._ledger.curve(running).finalist_of is None for running in self._ids.values()
+        ):
+            return None  # who the finalists are shows when the last trial of the search has ended
+        elif (final := self._next_finalist()) is not None:
+            trial = final
         else:
-            drawn = self._draw() if len(self._ledger.curves()) < self._config.search.trials else None
-            if drawn is None:
-                return Searcher.FINISHED
-            trial, params = drawn
+            return Searcher.FINISHED
         self._ids[trial_id] = trial
-        self._on_start(trial, params, resumed)
-        return {**self._order, "id": trial, "params": self._config.complete(params)}
+        curve = self._ledger.curve(trial)
+        self._on_start(trial, dict(curve.params), resumed)
+        params = self._config.complete(curve.params)
+        return {**self._order, "id": trial, "params": params, "finalist": curve.finalist_of is not None}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: intermediate values are told with the end of the trial, from the ledger."""
@@ -210,8 +218,27 @@ class StudySearcher(Searcher):
         """Remember why the platform stops the Tune trial `trial_id`."""
         self._reasons[self._ids[trial_id]] = reason
 
-    def _draw(self) -> tuple[str, dict[str, Any]] | None:
-        """A new configuration that is valid and was not tried before; None when the space has no more."""
+    def _next_finalist(self) -> str | None:
+        """A configuration of the best with a seed that it was not trained with; None when all have been."""
+        curves = self._ledger.curves()
+        for first in finalists(curves, self._config.selection):
+            params = dict(self._ledger.curve(first).params)
+            seed = self._config.complete(params)["seed"]
+            known = {self._config.complete(c.params)["seed"] for c in curves if first in (c.id, c.finalist_of)}
+            for number in range(1, self._config.selection.finalists.seeds + 1):
+                new = (seed + number) % 2**32
+                if new not in known:
+                    trial = f"t{len(curves) + 1:04d}"
+                    self._ledger.begin(trial, {**params, "seed": new}, finalist_of=first)
+                    return trial
+        return None
+
+    def _draw_unless_done(self) -> str | None:
+        drawn = sum(curve.finalist_of is None for curve in self._ledger.curves())
+        return self._draw() if drawn < self._config.search.trials and not self._exhausted else None
+
+    def _draw(self) -> str | None:
+        """The trial of a new configuration that is valid and was not tried before; None when the space has no more."""
         invalid = ""
         for _ in range(MAX_REDRAWS):
             asked = self._study.ask()
@@ -227,6 +254,7 @@ class StudySearcher(Searcher):
             if signature in self._known:
                 self._tell_duplicate(asked, self._known[signature])
                 if self._config.search.sampler == "grid":  # it repeats itself only when nothing is left
+                    self._exhausted = True
                     self._say(f"The grid is exhausted: the sweep ends with {len(self._ledger.curves())} trials.")
                     return None
                 continue
@@ -234,12 +262,15 @@ class StudySearcher(Searcher):
             asked.set_user_attr("trial", trial)
             self._known[signature] = trial
             self._numbers[trial] = asked.number
-            self._ledger.begin(trial, params)
-            return trial, params
+            frozen = self._study.get_trials(deepcopy=False)[asked.number]
+            first = not self._ledger.curves() and "fixed_params" in frozen.system_attrs
+            self._ledger.begin(trial, params, default=first)
+            return trial
         if invalid and not self._ledger.curves():
             raise ConfigError(
                 f"search.space: {MAX_REDRAWS} configurations in a row are invalid, the last because: {invalid}"
             )
+        self._exhausted = True
         self._say(
             f"No new configuration in {MAX_REDRAWS} draws: the space is exhausted, the sweep ends with {len(self._ledger.curves())} trials."
         )

@@ -12,8 +12,9 @@ import numpy as np
 
 from sweeps.config import ConfigError, SweepConfig, dump
 from sweeps.ledger import Ledger
-from trainables.hyperparameters import company
-from trainables.model import Variant, keep_rows_apart, load_tokenizer, quantization, quiet, resolve
+from trainables.errands import variant
+from trainables.loading import load_checkpoint
+from trainables.model import Variant, load_tokenizer, quiet, resolve
 
 PEFT_METHODS = ("lora", "qlora", "ia3", "prompt")  # whose checkpoints are PEFT's
 TOLERANCE = 1e-5  # relative, CPU in float32
@@ -87,14 +88,15 @@ def verify(ledger: Ledger, config: SweepConfig) -> Check:
         data = ledger.store.fetch("data", Path(scratch))
         manifest = ledger.store.read_json("data/manifest.json")
         task = TASKS[config.task]
-        model = load_as_a_user(folder, config, task.auto_class, task.model_kwargs(manifest), device)
+        lies = variant(config.hyperparameters(winner["params"]))
+        model = load_checkpoint(folder, config.model, lies, task.auto_class, task.model_kwargs(manifest), device)
         validation = open_split(data, "validation")
         rows = np.arange(len(validation))
         tokenizer = load_tokenizer(config.model)
         found = measure(model, task, validation, rows, tokenizer.pad_token_id, 16384, device)
         measured = {"val_loss": found.loss, **task.metrics(*found.columns)}
     exact = device.type == "cpu" and config.train.precision != "bfloat16" and config.model.dtype in ("auto", "float32")
-    exact = exact and _variant(config, winner["params"]) == "plain"
+    exact = exact and lies == "plain"
     return Check(
         trial=winner["trial"],
         reported={"val_loss": evaluation["val_loss"], **evaluation["metrics"]},
@@ -108,45 +110,6 @@ def _reported(ledger: Ledger, winner: dict[str, Any]) -> dict[str, Any]:
     return ledger.store.read_json(
         f"{_relative(ledger, winner['checkpoint']).removesuffix('/checkpoint')}/evaluation.json"
     )
-
-
-def load_as_a_user(
-    folder: Path, config: SweepConfig, auto_class: str, model_kwargs: dict[str, Any], device: Any
-) -> Any:
-    """What the card tells a user to do: `from_pretrained`, and PEFT or `load_adapter` over the base for an adapter."""
-    import transformers
-
-    auto = getattr(transformers, auto_class)
-    described = folder / "adapter_config.json"
-    if not described.is_file():
-        return auto.from_pretrained(folder).to(device).eval()
-    variant = _variant(config, json.loads((folder / "winner.json").read_text())["params"])
-    extra: dict[str, Any] = {}
-    if variant != "plain":
-        extra = {"quantization_config": quantization(variant, device), "device_map": {"": device}}
-    base = auto.from_pretrained(
-        resolve(config.model.name),
-        revision=config.model.revision,
-        trust_remote_code=config.model.trust_remote_code,
-        **model_kwargs,
-        **extra,
-    )
-    if variant != "plain":
-        keep_rows_apart(base)
-    else:
-        base = base.to(device)
-    if json.loads(described.read_text()).get("adapter_type") == "bottleneck":
-        from trainables.methods.adapter import load_adapter
-
-        return load_adapter(base, folder).eval()
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(base, str(folder)).eval()
-
-
-def _variant(config: SweepConfig, params: dict[str, Any]) -> Variant:
-    """How the base lies in memory."""
-    return {"nf4": "nf4", "int8": "int8"}.get(company(config.hyperparameters(params)) or "", "plain")
 
 
 def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -> str:
@@ -200,7 +163,7 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
         + (" and PEFT:" if method in PEFT_METHODS else " and this project:" if method == "adapter" else ":"),
         "",
         "```python",
-        *_loading(config, method, _variant(config, winner["params"]), manifest),
+        *_loading(config, method, variant(config.hyperparameters(winner["params"])), manifest),
         "```",
         "",
         "## Data",

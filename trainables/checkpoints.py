@@ -4,6 +4,7 @@ Every time a trial boards a slot it writes under a new attempt, so a cut-off hos
 successor. `attempt.json` says where the attempt went on from; evaluations of older attempts after that point are void.
 """
 
+import io
 import math
 import shutil
 from collections.abc import Callable, Iterable
@@ -55,6 +56,13 @@ def write_evaluation(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return record
+
+
+def write_losses(store: Store, name: str, losses: np.ndarray) -> None:
+    """Per-example losses [N, 2] as a file by themselves: those of a baseline."""
+    content = io.BytesIO()
+    np.save(content, losses)
+    store.write_bytes(name, content.getvalue())
 
 
 def evaluation_folders(store: Store, trial: str, names: Iterable[str]) -> list[str]:

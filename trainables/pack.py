@@ -83,6 +83,7 @@ class Evaluation:
     metrics: dict[str, float]
     trainable_parameters: int
     finished: bool
+    majority_share: float | None  # of the validation rows that got the commonest answer; None for language models
     losses: np.ndarray  # [N, 2] float32: per validation row the summed loss and its number of targets
 
 
@@ -366,11 +367,24 @@ class Pack:
 
     def evaluate_base(self, method: str, options: Any = None) -> tuple[float, float, dict[str, float]]:
         """Validation loss, probe loss and metrics of the untuned base (its new head, if any, is random)."""
+        measured, probed = self.measure_base(method, options)
+        return measured.loss, probed.loss, self.metrics(measured)
+
+    def measure_base(self, method: str, options: Any = None) -> tuple["Measured", "Measured"]:
+        """What the untuned base makes of the validation rows and of the probe."""
         assert not self._aboard
         self._base_for(method, options)
         (measured,) = self._measure([""], self._validation, np.arange(len(self._validation)))
         (probed,) = self._measure([""], self._train, self._probe_rows)
-        return measured.loss, probed.loss, self._task.metrics(*measured.columns)
+        return measured, probed
+
+    def metrics(self, measured: "Measured") -> dict[str, float]:
+        return self._task.metrics(*measured.columns)
+
+    def forget_base(self) -> None:
+        """Free the base's memory; the next trial loads it again."""
+        assert not self._aboard
+        self._base, self._pristine = None, {}
 
     def _evaluation(self, trial: str, measured: "Measured", probe_loss: float) -> Evaluation:
         aboard = self._aboard[trial]
@@ -388,7 +402,8 @@ class Pack:
             metrics=self._task.metrics(*measured.columns),
             trainable_parameters=sum(p.numel() for p in self._engine.weights(trial).values()),
             finished=self.finished(hp, aboard.step),
-            losses=np.stack([measured.nll, measured.targets], 1).astype(np.float32),
+            majority_share=measured.majority_share,
+            losses=measured.losses,
         )
 
     def _measure(self, trials: Sequence[str], split: Split, rows: np.ndarray) -> list["Measured"]:
@@ -590,6 +605,18 @@ class Measured:
     def loss(self) -> float:
         """Mean over all targets."""
         return float(self.nll.sum() / self.targets.sum())
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Summed loss and number of targets of each row, float32 [N, 2]."""
+        return np.stack([self.nll, self.targets], 1).astype(np.float32)
+
+    @property
+    def majority_share(self) -> float | None:
+        """Of the rows that got the commonest answer."""
+        if self.predictions is None:
+            return None
+        return float(np.unique(self.predictions, return_counts=True)[1].max() / len(self.predictions))
 
     @property
     def columns(self) -> tuple:

@@ -61,6 +61,7 @@ class Board:
     measure: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # find out how many trials of these kinds should share
+    errand: tuple[str, dict[str, Any]] | None = None  # something to do with an empty slot: its name, and what
     stop: bool = False
 
 
@@ -74,6 +75,14 @@ class _Passenger:
     slot: str | None = None
     crashes: int = 0
     alone: bool = False  # it has been on board when a step failed, until its next evaluation
+
+
+@dataclass(kw_only=True)
+class _Errand:
+    what: dict[str, Any]
+    slot: str | None = None
+    crashes: int = 0
+    result: dict[str, Any] | None = None
 
 
 @dataclass(kw_only=True)
@@ -97,6 +106,7 @@ class Mailbox:
         self._measuring: dict[str, str] = {}  # the slot that finds out, of each kind
         self._progress: dict[str, dict[str, Any]] = {}
         self._lost: dict[str, str] = {}
+        self._errands: dict[str, _Errand] = {}
         self._stop: str | None = None
         self._close = False
         self._baseline: dict[str, Any] | None = None
@@ -155,6 +165,11 @@ class Mailbox:
                     self._answer(
                         trial, {"failed": f"its worker process died {MAX_CRASHES} times with no evaluation in between"}
                     )
+        for errand in self._errands.values():
+            if errand.slot == slot and errand.result is None:
+                errand.slot, errand.crashes = None, errand.crashes + 1
+                if errand.crashes >= MAX_CRASHES:
+                    errand.result = {"error": f"its worker process died {MAX_CRASHES} times"}
         for sort in [sort for sort, by in self._measuring.items() if by == slot]:
             self._limits[sort] = 1  # it died of trying more
             del self._measuring[sort]
@@ -191,6 +206,12 @@ class Mailbox:
         self._touch(slot)
         return self._board(slot) if slot in self._slots else None
 
+    async def publish_errand(self, slot: str, name: str, result: dict[str, Any]) -> Board | None:
+        self._errands[name].result = result
+        self._assign()
+        self._touch(slot)
+        return self._board(slot) if slot in self._slots else None
+
     async def publish_limit(self, slot: str, sort: str, limit: int) -> Board | None:
         """`limit` trials of kind `sort` should share a slot."""
         self._limits[sort] = limit
@@ -214,6 +235,12 @@ class Mailbox:
             self._progress[trial] = {"samples_seen": samples_seen, "samples_per_s": samples_per_s}
 
     # --- for the sweep ---
+
+    async def errand(self, name: str, what: dict[str, Any]) -> None:
+        """Let an empty slot do `what` (see trainables.errands); the snapshot has what came of it."""
+        if name not in self._errands:
+            self._errands[name] = _Errand(what=what)
+            self._assign()
 
     async def expect(self, trial: str, params: dict[str, Any]) -> None:
         """A trial that will ask to advance: a place is kept for it."""
@@ -261,6 +288,9 @@ class Mailbox:
         for passenger in self._passengers.values():
             if passenger.slot == slot:
                 passenger.slot, passenger.crashes = None, passenger.crashes + 1
+        for errand in self._errands.values():
+            if errand.slot == slot:
+                errand.slot = None
         self._assign()
 
     async def stop_trials(self, reason: str) -> None:
@@ -284,6 +314,7 @@ class Mailbox:
             "progress": dict(self._progress),
             "baseline": self._baseline,
             "limits": dict(self._limits),
+            "errands": {name: errand.result for name, errand in self._errands.items()},
         }
 
     # --- inside ---
@@ -326,6 +357,12 @@ class Mailbox:
             if open_slots:
                 # of the emptiest the one that was kept before, or two could be filled again in turn
                 self._reserved.add(min(open_slots, key=lambda slot: (len(self._aboard(slot)), slot not in kept, slot)))
+        busy = {errand.slot for errand in self._errands.values() if errand.result is None}
+        free = [slot for slot in self._slots if slot not in busy and not self._aboard(slot)]
+        for errand in self._errands.values():
+            if errand.result is None and errand.slot is None and free:
+                errand.slot = free.pop(0)
+                self._touch(errand.slot)
 
     def _fits(self, passenger: _Passenger, aboard: list[_Passenger], limit: int | None = None) -> bool:
         if not aboard:
@@ -364,6 +401,9 @@ class Mailbox:
             trials=trials,
             baseline=self._baseline is None and self._baseline_slot == slot,
             measure=self._to_measure(slot),
+            errand=next(
+                ((name, e.what) for name, e in self._errands.items() if e.slot == slot and e.result is None), None
+            ),
             stop=self._close,
         )
 
@@ -499,17 +539,22 @@ def slot_loop(loop_config: dict[str, SlotConfig]) -> None:
         link.broken(wrong)
         return
     link.register()
-    crew = _Crew(link=link, pack=pack, store=store, rank=rank, size=size)
+    crew = _Crew(config=config, link=link, pack=pack, store=store, rank=rank, size=size)
     while True:
         board = link.board
-        link.refresh(block=not (any(go for _, go in board.trials.values()) or board.baseline or board.measure))
+        waiting = any(go for _, go in board.trials.values()) or board.baseline or board.measure or board.errand
+        link.refresh(block=not waiting)
         board = link.board
         if board.stop:
             return
         for trial in [t for t in pack.trials if t not in board.trials]:
             pack.leave(trial)
         if board.baseline and not pack.trials:
-            link.publish("publish_baseline", _measure_baseline(pack, config.baseline))
+            link.publish("publish_baseline", crew.measure_baseline(config.baseline))
+        if board.errand is not None and not pack.trials:
+            name, what = board.errand
+            pack.forget_base()
+            link.publish("publish_errand", name, link.from_rank_zero(crew.errand(what) if rank == 0 else None))
         for sort, params in board.measure.items():
             link.publish("publish_limit", sort, _how_many(pack, params, config.most, link))
         for trial, (params, go) in board.trials.items():
@@ -558,19 +603,6 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     return store, pack
 
 
-def _measure_baseline(pack: Any, params: dict[str, Any]) -> dict[str, Any]:
-    """The untuned base's numbers, or {"error": …}: a sweep is possible without them."""
-    from trainables.checkpoints import finite_or_none
-
-    try:
-        hp = parse(params)
-        val_loss, probe_loss, metrics = pack.evaluate_base(hp.method, hp.options)
-    except Exception as error:  # the trials will meet the same fault, each at its own border
-        traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {error}"}
-    return finite_or_none({"val_loss": val_loss, "probe_loss": probe_loss, "metrics": metrics})
-
-
 def _how_many(pack: Any, params: dict[str, Any], most: int, link: _Link) -> int:
     """How many trials like this one should share the slot: twice as many, as long as that pays and fits."""
 
@@ -594,7 +626,8 @@ def _how_many(pack: Any, params: dict[str, Any], most: int, link: _Link) -> int:
 class _Crew:
     """What a worker does with the trials on board."""
 
-    def __init__(self, *, link: _Link, pack: Any, store: Any, rank: int, size: int) -> None:
+    def __init__(self, *, config: SlotConfig, link: _Link, pack: Any, store: Any, rank: int, size: int) -> None:
+        self._config = config
         self._link, self._pack, self._store = link, pack, store
         self._rank, self._size = rank, size
         self._attempts: dict[str, int] = {}
@@ -658,6 +691,32 @@ class _Crew:
         began, seen = self._began[trial]
         now = self._pack.progress(trial)
         self._link.progress(trial, now, (now - seen) / max(time.monotonic() - began, 1e-9))
+
+    def measure_baseline(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The untuned base's numbers, or {"error": …}: a sweep is possible without them."""
+        from trainables.checkpoints import finite_or_none, write_losses
+
+        try:
+            hp = parse(params)
+            measured, probed = self._pack.measure_base(hp.method, hp.options)
+            metrics = self._pack.metrics(measured)
+            if self._rank == 0:
+                write_losses(self._store, "baselines/validation/untuned.npy", measured.losses)
+        except Exception as error:  # the trials will meet the same fault, each at its own border
+            traceback.print_exc()
+            return {"error": f"{type(error).__name__}: {error}"}
+        return finite_or_none({"val_loss": measured.loss, "probe_loss": probed.loss, "metrics": metrics})
+
+    def errand(self, what: dict[str, Any]) -> dict[str, Any]:
+        """What came of an errand, or {"error": …}: a sweep is possible without."""
+        from trainables.errands import run
+
+        try:
+            return run(self._store, self._config, what)
+        except Exception as error:  # the border between an errand and its slot
+            traceback.print_exc()
+            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            return {"error": f"{type(error).__name__}: {first}"[:500]}
 
     def guard(self, trials: list[str], action: Callable[[], None]) -> None:
         """Run `action`; what goes wrong there is the end of a trial, not of the slot. Whose end it is, with several on

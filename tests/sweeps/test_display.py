@@ -108,7 +108,12 @@ def test_baselines_stand_at_the_bottom():
             board(
                 trial("t0001", evaluation(1, 1.5, accuracy=0.8)),
                 winner="t0001",
-                untuned={"val_loss": 1.1, "probe_loss": 1.2, "metrics": {"accuracy": 0.3}},
+                untuned={
+                    "val_loss": 1.1,
+                    "probe_loss": 1.2,
+                    "metrics": {"accuracy": 0.3},
+                    "words": "the untuned model",
+                },
                 prior={"val_loss": 0.5, "metrics": {"accuracy": 0.6}, "class": "[good]"},
             )
         )

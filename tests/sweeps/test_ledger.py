@@ -259,7 +259,7 @@ def test_baselines(ledger):
     ledger.store.write_json("baseline.json", untuned)
     ledger.store.write_json("data/manifest.json", manifest({"a": 9, "b": 1}, {"a": 9, "b": 1}))
     assert list(ledger.baselines()) == ["untuned", "prior"]
-    assert ledger.baselines()["untuned"] == untuned
+    assert ledger.baselines()["untuned"] == {**untuned, "words": "the untuned model"}
     reference = ledger.reference()
     assert (reference.val_loss, reference.probe_loss) == (0.7, 0.6)
     assert reference.best() == reference.prior_loss == pytest.approx(0.3251, abs=1e-4)
@@ -273,9 +273,11 @@ EVALUATION_KEYS = {
     "epoch",
     "val_loss",
     "probe_loss",
+    "train_loss",
     "metrics",
     "trainable_parameters",
     "checkpoint",
+    "folder",
 }
 
 
@@ -287,13 +289,15 @@ def test_the_board_has_the_documented_keys_and_is_strict_json(ledger):
     ledger.set_status("finished", 1.0)
     text = json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False)
     board = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-    assert set(board) == {"sweep", "folder", "status", "metric", "winner", "baselines", "trials"}
+    measured = {"baselines", "test", "cost", "tokens_per_request", "worth"}
+    assert set(board) == {"sweep", "folder", "status", "metric", "winner", "trials", "finalists", *measured}
     assert (board["sweep"], board["status"], board["metric"]) == ("quick", "finished", "val_loss")
     assert board["folder"] == str(ledger.store.local)
     assert set(board["winner"]) == {"trial", "params", "reason", "tied", *EVALUATION_KEYS}
     assert board["winner"]["trial"] == "t0001"
     assert board["winner"]["params"] == {"method": "lora", "targets": ["q_proj"], "rank": 8}
     trial_keys = {"id", "status", "status_reason", "verdict", "verdict_reason", "params", "evaluations"}
+    trial_keys |= {"default", "finalist_of", "difference"}
     assert all(set(trial) == trial_keys for trial in board["trials"])
     evaluations = [evaluation for trial in board["trials"] for evaluation in trial["evaluations"]]
     assert all(set(evaluation) == {*EVALUATION_KEYS, "excluded"} for evaluation in evaluations)

@@ -9,12 +9,16 @@ import pytest
 
 from sweeps.selection import (
     Curve,
+    FinalistsConfig,
     Point,
     Reference,
     SelectionConfig,
     best_point,
+    bootstrap_intervals,
     candidates,
     diverged_reason,
+    final_ranking,
+    finalists,
     overfit_reason,
     paired_difference,
     select,
@@ -111,12 +115,13 @@ def test_the_other_boundaries_are_exact():
     assert verdict(curve(2.0, 1.4999999), UNTUNED, EXACT).word == "still improving"
     assert verdict(curve(3.0), UNTUNED, EXACT).word == "healthy"  # 25% below 4.0
     assert verdict(curve(3.0000001), UNTUNED, EXACT).word == "underfit"
-    assert verdict(curve(1.0, 8.0), UNTUNED, EXACT).word == "healthy"  # twice 4.0, not more
-    assert verdict(curve(1.0, 8.0000001), UNTUNED, EXACT).word == "diverged"
+    untuned = Reference(val_loss=4.0)
+    assert verdict(curve(1.0, 8.0), untuned, SelectionConfig()).word == "collapsed"  # twice 4.0, not more
+    assert verdict(curve(1.0, 8.0000001), untuned, SelectionConfig()).word == "diverged"
 
 
 def test_underfit_and_diverged_compare_with_the_better_way_of_not_fine_tuning():
-    prior = Reference(val_loss=4.0, prior_loss=2.0)
+    prior = Reference(val_loss=2.0, prior_loss=4.0)
     assert verdict(curve(1.6), prior, EXACT).word == "underfit"
     assert verdict(curve(1.5), prior, EXACT).word == "healthy"
     assert verdict(curve(1.0, 5.0), prior, EXACT).word == "diverged"
@@ -420,3 +425,92 @@ def test_thresholds_that_make_no_sense_are_refused(field, value, message):
     with pytest.raises(ValueError) as caught:
         SelectionConfig(**{field: value})
     assert str(caught.value) == message
+
+
+# --- finalists ---
+
+
+def again(first, *losses, config=None):
+    """New seeds of the trial `first`, one evaluation each."""
+    return [
+        dataclasses.replace(curve(loss, id=f"{first}-{number}"), finalist_of=first)
+        for number, loss in enumerate(losses, start=1)
+    ]
+
+
+def test_finalists_are_the_best_configurations_of_the_search():
+    curves = [curve(2.0, id="a"), curve(1.0, id="b"), curve(3.0, id="c"), curve(1.5, id="d"), *again("b", 0.5)]
+    config = SelectionConfig(finalists=FinalistsConfig(top=2))
+    assert finalists(curves, config) == ["b", "d"]
+    assert finalists(curves, SelectionConfig()) == []
+
+
+def test_the_lowest_mean_over_new_seeds_wins_and_not_the_lucky_one():
+    lucky, steady = curve(0.9, id="lucky"), curve(1.0, id="steady")
+    curves = [lucky, steady, *again("lucky", 1.2, 1.3, 1.25), *again("steady", 1.01, 1.0, 0.99)]
+    winner, reason = select(curves, SelectionConfig(), no_losses)
+    assert winner.trial == "steady-3" and winner.point.val_loss == 0.99
+    assert "that of steady has the lowest mean validation loss over 3 new seeds, 1.0000 ± 0.0100" in reason
+    assert "the next, that of lucky, has 1.2500 ± 0.0500" in reason
+    ranking = final_ranking(curves, SelectionConfig())
+    assert [final.trial for final in ranking] == ["steady", "lucky"] and ranking[0].mean == pytest.approx(1.0)
+
+
+def test_the_first_seed_does_not_count_but_its_checkpoint_may_win():
+    curves = [curve(0.8, id="a"), curve(1.0, id="b"), *again("a", 0.9, 0.9), *again("b", 1.0, 1.1)]
+    winner, _ = select(curves, SelectionConfig(), no_losses)
+    assert final_ranking(curves, SelectionConfig())[0].mean == pytest.approx(0.9)
+    assert winner.trial == "a" and winner.point.val_loss == 0.8
+
+
+def test_among_configurations_that_their_seeds_cannot_tell_apart_the_cheaper_wins():
+    dear, cheap = curve(1.0, id="dear", parameters=1000), curve(1.1, id="cheap", parameters=10)
+    of_cheap = [
+        dataclasses.replace(c, points=[dataclasses.replace(p, trainable_parameters=10) for p in c.points])
+        for c in again("cheap", 1.0, 1.2)
+    ]
+    of_dear = [
+        dataclasses.replace(c, points=[dataclasses.replace(p, trainable_parameters=1000) for p in c.points])
+        for c in again("dear", 0.95, 1.15)
+    ]
+    winner, reason = select([dear, cheap, *of_cheap, *of_dear], SelectionConfig(), no_losses)
+    assert winner.trial == "cheap-1" and "is tied with the lowest, 1.0500 ± 0.1414 of dear, and cheaper" in reason
+
+
+def test_without_new_seeds_that_may_win_the_search_decides():
+    failed = dataclasses.replace(curve(id="a-1", status="failed", reason="it broke"), finalist_of="a")
+    winner, _ = select([curve(1.0, id="a"), curve(0.9, id="b"), failed], SelectionConfig(), no_losses)
+    assert winner.trial == "b"
+
+
+# --- intervals ---
+
+
+def test_an_interval_covers_the_true_difference_as_often_as_it_says():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(200):
+        easy = rng.exponential(1.0, 150)
+        a = np.stack([easy, np.ones(150)], 1)
+        b = np.stack([easy + 0.1 + rng.normal(0, 0.5, 150), np.ones(150)], 1)
+        ((low, high),) = bootstrap_intervals(a, [b])
+        covered += low < 0.1 < high
+    assert 180 <= covered <= 198  # of 200, at 95%
+
+
+def test_intervals_are_the_same_in_every_call_and_in_any_company():
+    rng = np.random.default_rng(1)
+    a, b, c = (np.stack([rng.exponential(1.0, 50), rng.integers(1, 9, 50)], 1) for _ in range(3))
+    assert bootstrap_intervals(a, [b])[0] == pytest.approx(bootstrap_intervals(a, [c, b])[1], rel=1e-6)
+    assert bootstrap_intervals(a, []) == []
+
+
+def test_the_winner_knows_how_far_the_others_are_behind():
+    rng = np.random.default_rng(2)
+    easy = rng.exponential(1.0, 300)
+    near = {"a": 0.0, "b": 0.001, "c": 0.5}
+    rows = {id: np.stack([easy + gap + rng.normal(0, 0.2, 300), np.ones(300)], 1) for id, gap in near.items()}
+    curves = [curve(float(rows[id][:, 0].mean()), id=id) for id in near]
+    winner, _ = select(curves, SelectionConfig(), lambda folder: rows[folder.split("/")[1]])
+    assert set(winner.differences) == set(near) - {min(near, key=lambda id: rows[id][:, 0].mean())}
+    c = winner.differences["c"]
+    assert c.low < c.mean < c.high and c.low > 0.4 and not c.tied

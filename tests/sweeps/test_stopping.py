@@ -160,7 +160,7 @@ def test_after_a_restart_the_rungs_are_as_they_were():
     ],
 )
 def test_what_is_hopeless(losses, why):
-    reason = hopeless(curve(*losses), UNTUNED, EarlyStoppingConfig(), SELECTION)
+    reason = hopeless(curve(*losses), UNTUNED, EarlyStoppingConfig(overfit_patience=1), SELECTION)
     assert reason is None if why is None else reason.startswith(why)
 
 
@@ -178,8 +178,8 @@ def test_each_kind_can_be_switched_off():
     overfit, diverged = curve((2.0, 2.0), (2.6, 1.5)), curve(2.0, None)
     assert hopeless(overfit, UNTUNED, EarlyStoppingConfig(overfit=False), SELECTION) is None
     assert hopeless(diverged, UNTUNED, EarlyStoppingConfig(overfit=False), SELECTION) is not None
-    assert hopeless(diverged, UNTUNED, EarlyStoppingConfig(diverged=False), SELECTION) is None
-    assert hopeless(overfit, UNTUNED, EarlyStoppingConfig(diverged=False), SELECTION) is not None
+    assert hopeless(diverged, UNTUNED, EarlyStoppingConfig(diverged=False, overfit_patience=1), SELECTION) is None
+    assert hopeless(overfit, UNTUNED, EarlyStoppingConfig(diverged=False, overfit_patience=1), SELECTION) is not None
 
 
 def test_without_a_baseline_only_what_is_not_finite_has_diverged():
@@ -196,7 +196,7 @@ def stopper(tmp_path):
     ledger.begin("t0001", {})
     stops = []
     made = HopelessStopper(
-        config=EarlyStoppingConfig(),
+        config=EarlyStoppingConfig(overfit_patience=1),
         selection=SELECTION,
         ledger=ledger,
         reference=lambda: UNTUNED,

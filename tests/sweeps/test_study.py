@@ -39,7 +39,7 @@ class Sweep:
             "model": {"name": "tiny"},
             "data": {"train": "rows.csv"},
             "search": {"space": space, **search},
-            "selection": {"overfit_rise": 0.25, "overfit_gap": 0.5},
+            "selection": {"overfit_rise": 0.25, "overfit_gap": 0.5, **(selection or {})},
         }
         self.config = from_tree(OmegaConf.create(tree), (), "sweep.yaml")
         self.ledger = Ledger(str(folder)).load()
@@ -544,3 +544,48 @@ def test_every_preset_can_be_searched_and_tried_first(preset):
             {name: json.dumps(v) if isinstance(v, list) else v for name, v in space.encode(params).items()}
         )
         assert space.sample(suggest_with(study.ask())) == params
+
+
+# --- the default configuration, and finalists ---
+
+
+def test_the_first_trial_is_what_one_would_train_without_a_search(tmp_path):
+    space = {"learning_rate": {"log_uniform": [1e-5, 1e-3]}, "method": {"choice": ["lora", "full"]}}
+    searching = Sweep(tmp_path, {**space, "batch_size": 8, "epochs": 1}, trials=3)
+    first, second = searching.ask(), searching.ask()
+    assert first.params["learning_rate"] == 1e-4 and first.params["method"] == "lora"
+    board = searching.ledger.board("quick", searching.config.selection)
+    assert [trial["default"] for trial in board["trials"]] == [True, False] and second.id == "t0002"
+
+
+def test_the_best_configurations_run_again_with_new_seeds_when_the_search_has_ended(tmp_path):
+    selection = {"finalists": {"top": 2, "seeds": 2}}
+    searching = Sweep(tmp_path, trials=3, selection=selection)
+    asked = [searching.ask() for _ in range(3)]
+    for loss, each in zip((2.0, 1.0, 3.0), asked, strict=True):
+        searching.evaluate(each, loss)
+    for each in asked[:2]:
+        searching.end(each, ended="finished")
+    assert searching.searcher.suggest("too early") is None  # the last trial of the search may still be the best
+    searching.end(asked[2], ended="finished")
+    finals = [searching.ask() for _ in range(4)]
+    assert searching.ask() is None
+    assert [searching.ledger.curve(final.id).finalist_of for final in finals] == ["t0002", "t0002", "t0001", "t0001"]
+    assert all(final.finalist for final in finals) and not asked[0].finalist
+    for final, first in zip(finals, (asked[1], asked[1], asked[0], asked[0]), strict=True):
+        assert {**final.params, "seed": 0} == {**first.params, "seed": 0} and final.params["seed"] != first.params["seed"]
+    assert finals[0].params["seed"] != finals[1].params["seed"]
+    assert len(searching.study.trials) == 3  # Optuna learns nothing from a seed
+
+
+def test_finalists_that_were_interrupted_go_on_and_none_runs_twice(tmp_path):
+    selection = {"finalists": {"top": 1, "seeds": 2}}
+    searching = Sweep(tmp_path, trials=2, selection=selection)
+    for loss in (2.0, 1.0):
+        searching.run(loss)
+    searching.run(1.5)
+    running = searching.ask()
+    later = Sweep(tmp_path, trials=2, selection=selection)
+    again = later.ask()
+    assert (again.id, again.params, again.finalist) == (running.id, running.params, True)
+    assert later.ask() is None

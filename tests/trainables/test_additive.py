@@ -11,11 +11,12 @@ import transformers
 from peft import PeftModel
 
 from sweeps.config import SweepConfig
-from sweeps.winner import _loading, load_as_a_user
+from sweeps.winner import _loading
 from trainables.data.batches import batch_indices
 from trainables.data.config import DataConfig
 from trainables.errors import InputError
 from trainables.hyperparameters import OPTIONS, AdapterOptions, Ia3Options, PromptOptions, company, kind, parse
+from trainables.loading import load_checkpoint
 from trainables.methods import ADDITIVE
 from trainables.methods.adapter import load_adapter
 from trainables.methods.ia3 import scaled_layers
@@ -189,7 +190,9 @@ def test_the_card_and_verify_load_it(lab, method, model, tmp_path, monkeypatch):
     winner = (tmp_path / "checkpoint").rename(tmp_path / "winner")
     (winner / "winner.json").write_text(json.dumps({"params": params}))
     config = SweepConfig(name="quick", model=ModelConfig(name=name), data=DataConfig(train="rows.csv"), task=task.name)
-    loaded = load_as_a_user(winner, config, task.auto_class, task.model_kwargs(CLASSES), torch.device("cpu"))
+    loaded = load_checkpoint(
+        winner, config.model, "plain", task.auto_class, task.model_kwargs(CLASSES), torch.device("cpu")
+    )
     torch.testing.assert_close(lab.logits(model, loaded), expected, rtol=1e-5, atol=1e-5)
     lines = _loading(config, method, "plain", {**CLASSES, "max_length": 12})
     said = {}

@@ -513,3 +513,44 @@ async def test_progress_is_that_of_trials_on_board(mailbox):
 def test_boards_compare_by_what_they_say():
     assert Board(version=1) == Board(version=1) != Board(version=1, stop=True)
     assert repr(Mailbox("quick")) == "quick:mailbox"
+
+
+# --- errands ---
+
+
+@story
+async def test_an_errand_waits_for_a_slot_without_trials(mailbox):
+    await ask(mailbox, "t1")
+    await mailbox.register("a")
+    await mailbox.errand("test", {"kind": "test"})
+    assert (await mailbox.take("a", 0)).errand is None
+    await mailbox.publish("a", "t1", {"evaluation": {"step": 1}})
+    await mailbox.leave("t1")
+    board = await mailbox.take("a", 0)
+    assert board.errand == ("test", {"kind": "test"})
+    await mailbox.publish_errand("a", "test", {"loss": 1.0})
+    assert (await mailbox.take("a", 0)).errand is None
+    assert (await mailbox.snapshot())["errands"] == {"test": {"loss": 1.0}}
+
+
+@story
+async def test_two_errands_run_side_by_side_and_one_slot_takes_one_after_another(mailbox):
+    await mailbox.register("a")
+    for name in ("one", "two", "three"):
+        await mailbox.errand(name, {"kind": name})
+        await mailbox.errand(name, {"kind": name})  # asked again, it is the same
+    assert (await mailbox.register("b")).errand == ("two", {"kind": "two"})
+    assert (await mailbox.take("a", 0)).errand == ("one", {"kind": "one"})
+    assert (await mailbox.publish_errand("a", "one", {})).errand == ("three", {"kind": "three"})
+
+
+@story
+async def test_an_errand_whose_slot_dies_is_done_again_and_given_up_in_the_end(mailbox):
+    await mailbox.errand("one", {"kind": "one"})
+    await mailbox.register("a")
+    await mailbox.slot_lost("a", "gone")
+    assert (await mailbox.register("b")).errand == ("one", {"kind": "one"})
+    for _ in range(MAX_CRASHES - 1):
+        assert (await mailbox.register("b")).errand is not None
+    assert (await mailbox.register("b")).errand is None
+    assert "died" in (await mailbox.snapshot())["errands"]["one"]["error"]

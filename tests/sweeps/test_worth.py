@@ -1,0 +1,96 @@
+"""Was it worth it? The paragraph from a board."""
+
+import numpy as np
+import pytest
+
+from sweeps.worth import worth
+
+ROWS = 400
+
+
+def board(*, winner=0.5, untuned=0.9, default=None, test=None, baselines=None, **more):
+    evaluation = {"val_loss": winner, "folder": "trials/t0002/best", "checkpoint": "somewhere", "excluded": None}
+    trials = [{"id": "t0002", "default": False, "evaluations": [evaluation]}]
+    if default is not None:
+        first = {"val_loss": default, "folder": "trials/t0001/best", "checkpoint": "somewhere", "excluded": None}
+        trials.insert(0, {"id": "t0001", "default": True, "evaluations": [first]})
+    return {
+        "winner": {"trial": "t0002", **evaluation},
+        "baselines": baselines or {"untuned": {"val_loss": untuned, "words": "the untuned model"}},
+        "trials": trials,
+        "test": test,
+        **more,
+    }
+
+
+def rows(mean, seed=0, spread=0.3):
+    """Losses of rows whose mean is `mean`; those of one seed are paired."""
+    noise = np.random.default_rng(seed).normal(0, spread, ROWS)
+    return np.stack([mean + noise - noise.mean(), np.ones(ROWS)], 1).astype(np.float32)
+
+
+def losses(**by_folder):
+    return lambda folder: by_folder.get(folder.replace("/", "_"))
+
+
+def test_a_gain_beyond_noise_was_worth_it():
+    found = worth(board(), losses(trials_t0002_best=rows(0.5), baselines_validation_untuned=rows(0.9, seed=1)))
+    assert found["verdict"] == "yes" and found["best_baseline"] == "untuned" and found["split"] == "validation"
+    assert found["gain"] == pytest.approx(0.4) and found["interval"][0] < 0.4 < found["interval"][1]
+    assert found["words"].startswith(
+        "Yes, fine-tuning was worth it: validation loss 0.5000 against 0.9000 of the best way"
+    )
+    assert "the untuned model: 0.4000 lower (95% interval +0.3" in found["words"]
+
+
+def test_a_gain_within_noise_is_not_clear():
+    found = worth(
+        board(winner=0.895), losses(trials_t0002_best=rows(0.895), baselines_validation_untuned=rows(0.9, seed=1))
+    )
+    assert found["verdict"] == "within noise" and "is within noise" in found["words"]
+
+
+def test_a_baseline_that_is_better_says_no():
+    found = worth(
+        board(winner=1.2), losses(trials_t0002_best=rows(1.2), baselines_validation_untuned=rows(0.9, seed=1))
+    )
+    assert found["verdict"] == "no" and found["words"].startswith("No, fine-tuning was not worth it")
+
+
+def test_the_best_baseline_counts_and_not_the_first():
+    others = {
+        "untuned": {"val_loss": 2.0, "words": "the untuned model"},
+        "few_shot": {"val_loss": 0.6, "words": "4 examples in the prompt", "tokens_per_request": 420.0},
+        "broken": {"val_loss": None, "words": "nothing"},
+    }
+    found = worth(board(baselines=others, tokens_per_request=31.0), losses())
+    assert found["best_baseline"] == "few_shot" and found["interval"] is None
+    assert "a request is 31 tokens long with the winner, 420 with 4 examples in the prompt" in found["words"]
+
+
+def test_where_the_test_split_was_scored_it_decides():
+    scores = {"winner": {"loss": 0.7}, "prior": {"loss": 0.65, "words": "train's label shares"}}
+    found = worth(board(test={"scores": scores}), losses())
+    assert found["split"] == "test" and found["verdict"] == "no" and "test loss 0.7000 against 0.6500" in found["words"]
+
+
+def test_what_the_search_added_over_the_default():
+    files = losses(trials_t0002_best=rows(0.5), trials_t0001_best=rows(0.6, seed=1))
+    assert "The search lowered validation loss by 0.1000 (95%" in worth(board(default=0.6), files)["words"]
+    files = losses(trials_t0002_best=rows(0.5), trials_t0001_best=rows(0.501, seed=1))
+    assert (
+        "over the default configuration, t0001, is within noise: +0.0010" in worth(board(default=0.501), files)["words"]
+    )
+    won = board(default=0.6)
+    won["winner"]["trial"] = "t0001"
+    assert "nothing better than the default configuration, t0001" in worth(won, losses())["words"]
+
+
+def test_what_it_cost():
+    cost = {"device": "GPU", "device_seconds": 3 * 3600.0}
+    assert "The sweep took 3.0 GPU hours for 1 trials." in worth(board(cost=cost), losses())["words"]
+
+
+def test_without_a_winner_or_anything_to_compare_with_there_is_nothing_to_say():
+    assert worth({**board(), "winner": None}, losses()) is None
+    assert worth(board(baselines={"untuned": {"val_loss": None}}), losses()) is None
