@@ -22,8 +22,10 @@ $(QUICKSTART): $(READY) sweeps/quickstart.py
 quickstart: $(QUICKSTART)
 	$(BIN)/python -m sweeps run sweeps/quickstart.yaml
 
+# Ray's tests by themselves: a sweep fills two cores
 test: $(QUICKSTART)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray"
+	$(BIN)/python -m pytest -m ray
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -84,20 +84,35 @@ def best(
 
 @app.command()
 def verify(folder: Folder) -> None:
-    """Load the winner with transformers and PEFT alone, evaluate it again, compare with what was reported.
+    """Load winner and finalists with transformers and PEFT alone, evaluate them again, compare with what was reported.
+
+    The winner also on the test split, where it was scored; and that data and base model are what they were.
 
     Example: python -m sweeps verify runs/quickstart-20260101-120000
     """
-    from sweeps.winner import verify as check_winner
+    from sweeps.winner import altered
+    from sweeps.winner import verify as check_again
 
     ledger, config = _open(folder)
-    found = check_winner(ledger, config)
-    for name, reported in found.reported.items():
-        print(f"{name}: reported {reported:.8g}, measured {found.measured.get(name, float('nan')):.8g}")
-    if not found.agrees:
-        print(f"MISMATCH: trial {found.trial} does not give what was reported (tolerance {found.tolerance:g} relative)")
+    wrong = altered(ledger, config)
+    for words in wrong:
+        print(f"MISMATCH: {words}")
+    for check in check_again(ledger.load(), config):
+        print(f"{check.what}:")
+        for name, reported in check.reported.items():
+            print(f"  {name}: reported {reported:.8g}, measured {check.measured.get(name, float('nan')):.8g}")
+        if check.agrees:
+            print(f"  gives what was reported (tolerance {check.tolerance:g} relative)")
+        else:
+            print(f"  MISMATCH: does not give what was reported (tolerance {check.tolerance:g} relative)")
+            wrong.append(check.what)
+    if wrong:
         raise typer.Exit(1)
-    print(f"The winner, trial {found.trial}, gives what was reported (tolerance {found.tolerance:g} relative).")
+    print(
+        "Data and base model are those that the sweep began with."
+        if ledger.store.exists("base.json")
+        else "The data are as prepared."
+    )
 
 
 @app.command()

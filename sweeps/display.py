@@ -182,7 +182,7 @@ def test_words(test: Mapping[str, Any]) -> str:
     score = test["scores"]["winner"]
     words = (
         f"loss {score['loss']:.4f} (95% interval {score['low']:.4f} to {score['high']:.4f}) on {test['split']['rows']} rows, "
-        f"{test['optimism']:+.4f} beside validation"
+        f"{abs(test['optimism']):.4f} {'above' if test['optimism'] > 0 else 'below'} that on validation"
     )
     words += "".join(f", {name} {value:.4f}" for name, value in score["metrics"].items())
     if before := test["scored_before"]:

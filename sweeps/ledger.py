@@ -3,6 +3,7 @@
 sweep.yaml              the resolved configuration
 status.json             running | finished | interrupted | failed, and a heartbeat
 study.journal           the Optuna study
+base.json               which base model it is
 data/                   prepared splits and their manifest
 baseline.json           losses of the untuned model
 trials/<id>/trial.json  parameters;  outcome.json: how it ended;  attempt-<n>/step-<s>/: its evaluations
@@ -112,6 +113,10 @@ class Ledger:
 
     def curves(self) -> list[Curve]:
         return [self.curve(trial) for trial in sorted(self._curves)]
+
+    def is_compared(self, trial: str) -> bool:
+        """Whether `trial` is there to be compared with: the default configuration, or a finalist."""
+        return self._curves[trial]["default"] or self._curves[trial]["finalist_of"] is not None
 
     def unfinished(self) -> list[str]:
         return [trial for trial, entry in sorted(self._curves.items()) if entry["status"] == "running"]

@@ -22,7 +22,7 @@ from sweeps.plan import first_of_each_method, max_epochs, prepare_data
 from sweeps.selection import Curve, best_point, finalists, verdict
 from trainables.checkpoints import CHECKPOINT
 from trainables.data.config import DataConfig
-from trainables.model import load_tokenizer
+from trainables.model import fingerprint, load_tokenizer
 
 SLOT_END_TIMEOUT_S = 30.0
 ERRANDS = {"baselines": "other ways than fine-tuning", "test": "the winner on the sealed test split"}
@@ -76,6 +76,7 @@ def start(config: SweepConfig, console: Console) -> Outcome:
         # bad data is refused here, before there is a folder of a sweep that never began
         prepare_data(config, Path(scratch) / "data")
         ledger.store.write_bytes("sweep.yaml", dump(config).encode())
+        ledger.store.write_json("base.json", fingerprint(config.model))
         staged = ledger.store.scratch()
         shutil.copytree(Path(scratch) / "data", staged, dirs_exist_ok=True)
         ledger.store.publish(staged, "data", last="manifest.json")

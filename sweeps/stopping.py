@@ -16,7 +16,7 @@ class SampleAsha(AsyncHyperBandScheduler):
     """Tune's asynchronous successive halving with samples seen as time; rungs can be filled again after a restart."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if trial.config.get("finalist"):  # every seed counts for its mean, also one that is behind
+        if trial.config["compared"]:  # the default and the finalists are judged by what they reach, also behind others
             return TrialScheduler.CONTINUE
         return super().on_trial_result(tune_controller, trial, result)
 

@@ -168,7 +168,7 @@ class StudySearcher(Searcher):
         curve = self._ledger.curve(trial)
         self._on_start(trial, dict(curve.params), resumed)
         params = self._config.complete(curve.params)
-        return {**self._order, "id": trial, "params": params, "finalist": curve.finalist_of is not None}
+        return {**self._order, "id": trial, "params": params, "compared": self._ledger.is_compared(trial)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: intermediate values are told with the end of the trial, from the ledger."""

@@ -12,9 +12,10 @@ import numpy as np
 
 from sweeps.config import ConfigError, SweepConfig, dump
 from sweeps.ledger import Ledger
+from trainables.data.store import split_fingerprint
 from trainables.errands import variant
 from trainables.loading import load_checkpoint
-from trainables.model import Variant, load_tokenizer, quiet, resolve
+from trainables.model import Variant, fingerprint, load_tokenizer, quiet, resolve
 
 PEFT_METHODS = ("lora", "qlora", "ia3", "prompt")  # whose checkpoints are PEFT's
 TOLERANCE = 1e-5  # relative, CPU in float32
@@ -49,12 +50,12 @@ def _relative(ledger: Ledger, checkpoint: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What `verify` compared: reported and measured validation loss and metrics."""
+    """A checkpoint's reported and measured loss and metrics on one split."""
 
-    trial: str
+    what: str
     reported: dict[str, float]
     measured: dict[str, float]
-    tolerance: float
+    tolerance: float  # relative
 
     @property
     def agrees(self) -> bool:
@@ -64,9 +65,10 @@ class Check:
         )
 
 
-def verify(ledger: Ledger, config: SweepConfig) -> Check:
-    """Load `winner/` as a user would (transformers and PEFT alone), evaluate it on the validation split, compare.
+def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
+    """Load winner and finalists as a user would (transformers and PEFT alone), evaluate them again, compare.
 
+    The winner on the validation split and, where it was scored, on the test split; finalists on the validation split.
     Raises ConfigError when there is no winner to verify.
     """
     import torch
@@ -76,40 +78,78 @@ def verify(ledger: Ledger, config: SweepConfig) -> Check:
     from trainables.tasks import TASKS
 
     quiet()
-    if not ledger.store.exists("winner/winner.json"):
+    store = ledger.store
+    if not store.exists("winner/winner.json"):
         raise ConfigError(
-            f"{ledger.store.path('')}: there is no winner to verify; the sweep has not ended, or nothing could win"
+            f"{store.path('')}: there is no winner to verify; the sweep has not ended, or nothing could win"
         )
-    winner = ledger.store.read_json("winner/winner.json")
-    evaluation = _reported(ledger, winner)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = ledger.store.fetch("winner", Path(scratch))
-        data = ledger.store.fetch("data", Path(scratch))
-        manifest = ledger.store.read_json("data/manifest.json")
-        task = TASKS[config.task]
-        lies = variant(config.hyperparameters(winner["params"]))
-        model = load_checkpoint(folder, config.model, lies, task.auto_class, task.model_kwargs(manifest), device)
-        validation = open_split(data, "validation")
-        rows = np.arange(len(validation))
-        tokenizer = load_tokenizer(config.model)
-        found = measure(model, task, validation, rows, tokenizer.pad_token_id, 16384, device)
-        measured = {"val_loss": found.loss, **task.metrics(*found.columns)}
+    winner = store.read_json("winner/winner.json")
+    device, task = torch.device("cuda" if torch.cuda.is_available() else "cpu"), TASKS[config.task]
+    kwargs = task.model_kwargs(store.read_json("data/manifest.json"))
+    pad_token_id = load_tokenizer(config.model).pad_token_id
     exact = device.type == "cpu" and config.train.precision != "bfloat16" and config.model.dtype in ("auto", "float32")
-    exact = exact and lies == "plain"
-    return Check(
-        trial=winner["trial"],
-        reported={"val_loss": evaluation["val_loss"], **evaluation["metrics"]},
-        measured=measured,
-        tolerance=TOLERANCE if exact else LOW_PRECISION_TOLERANCE,
-    )
+    checks: list[Check] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        data = store.fetch("data", Path(scratch))
+
+        def check(name: str, folder: str, params: dict[str, Any], reported: dict[str, dict[str, float]]) -> None:
+            lies = variant(config.hyperparameters(params))
+            local = store.fetch(folder, Path(scratch))
+            model = load_checkpoint(local, config.model, lies, task.auto_class, kwargs, device)
+            for split_name, numbers in reported.items():
+                split = open_split(data, split_name)
+                found = measure(model, task, split, np.arange(len(split)), pad_token_id, 16384, device)
+                measured = {"loss": found.loss, **task.metrics(*found.columns)}
+                tolerance = TOLERANCE if exact and lies == "plain" else LOW_PRECISION_TOLERANCE
+                checks.append(
+                    Check(what=f"{name}, {split_name}", reported=numbers, measured=measured, tolerance=tolerance)
+                )
+
+        reported = {"validation": _reported(ledger, winner["checkpoint"])}
+        test = store.read_json("test.json") if store.exists("test.json") else None
+        if test is not None and (test["trial"], test["step"]) == (winner["trial"], winner["step"]):
+            score = test["scores"]["winner"]
+            reported["test"] = {"loss": score["loss"], **score["metrics"]}
+        check(f"the winner, {winner['trial']}", "winner", winner["params"], reported)
+        board = ledger.board(config.name, config.selection)
+        finals = {trial for final in board["finalists"] for trial in final["seeds"]} - {winner["trial"]}
+        for trial in board["trials"]:
+            kept = [e["checkpoint"] for e in trial["evaluations"] if e["checkpoint"] is not None]
+            if trial["id"] in finals and kept:
+                check(
+                    f"finalist {trial['id']}",
+                    _relative(ledger, kept[-1]),
+                    trial["params"],
+                    {"validation": _reported(ledger, kept[-1])},
+                )
+    return checks
 
 
-def _reported(ledger: Ledger, winner: dict[str, Any]) -> dict[str, Any]:
+def altered(ledger: Ledger, config: SweepConfig) -> list[str]:
+    """What is no longer as it was when the sweep began, in words: prepared data, and the files of the base model."""
+    found = []
+    manifest = ledger.store.read_json("data/manifest.json")
+    with tempfile.TemporaryDirectory() as scratch:
+        data = ledger.store.fetch("data", Path(scratch))
+        described = {name: split.get("fingerprint") for name, split in manifest["splits"].items()}
+        if ledger.store.exists("test.json"):
+            described["test"] = ledger.store.read_json("test.json")["split"]["fingerprint"]
+        for name, expected in described.items():
+            if expected is not None and split_fingerprint(data / f"{name}.arrow") != expected:
+                found.append(f"data/{name}.arrow is not what the sweep prepared")
+    if ledger.store.exists("base.json"):
+        before, now = ledger.store.read_json("base.json"), fingerprint(config.model)
+        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        if changed:
+            found.append(f"the base model {config.model.name} has changed: {', '.join(changed[:3])}")
+    return found
+
+
+def _reported(ledger: Ledger, checkpoint: str) -> dict[str, float]:
     """The evaluation as the slot wrote it when it saved the checkpoint."""
-    return ledger.store.read_json(
-        f"{_relative(ledger, winner['checkpoint']).removesuffix('/checkpoint')}/evaluation.json"
-    )
+    folder = _relative(ledger, checkpoint).removesuffix("/checkpoint")
+    evaluation = ledger.store.read_json(f"{folder}/evaluation.json")
+    return {"loss": evaluation["val_loss"], **evaluation["metrics"]}
 
 
 def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -> str:

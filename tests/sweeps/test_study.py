@@ -571,9 +571,11 @@ def test_the_best_configurations_run_again_with_new_seeds_when_the_search_has_en
     finals = [searching.ask() for _ in range(4)]
     assert searching.ask() is None
     assert [searching.ledger.curve(final.id).finalist_of for final in finals] == ["t0002", "t0002", "t0001", "t0001"]
-    assert all(final.finalist for final in finals) and not asked[0].finalist
+    assert all(final.compared for final in finals) and [each.compared for each in asked] == [True, False, False]
     for final, first in zip(finals, (asked[1], asked[1], asked[0], asked[0]), strict=True):
-        assert {**final.params, "seed": 0} == {**first.params, "seed": 0} and final.params["seed"] != first.params["seed"]
+        assert {**final.params, "seed": 0} == {**first.params, "seed": 0} and final.params["seed"] != first.params[
+            "seed"
+        ]
     assert finals[0].params["seed"] != finals[1].params["seed"]
     assert len(searching.study.trials) == 3  # Optuna learns nothing from a seed
 
@@ -587,5 +589,5 @@ def test_finalists_that_were_interrupted_go_on_and_none_runs_twice(tmp_path):
     running = searching.ask()
     later = Sweep(tmp_path, trials=2, selection=selection)
     again = later.ask()
-    assert (again.id, again.params, again.finalist) == (running.id, running.params, True)
+    assert (again.id, again.params, again.compared) == (running.id, running.params, True)
     assert later.ask() is None

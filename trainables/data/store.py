@@ -22,14 +22,27 @@ def write_split(path: Path, encoded: Encoded) -> str:
         columns["labels"] = _lists(encoded.labels)
     if encoded.token_type_ids is not None:
         columns["token_type_ids"] = _lists(encoded.token_type_ids)
-    digest = hashlib.sha256()
-    for name, column in columns.items():
-        digest.update(f"{name} {column.type} {len(column)}\n".encode())
-        for array in _arrays(column):
-            digest.update(array)
     batch = pa.record_batch(columns)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
+    return _digest(batch)
+
+
+def split_fingerprint(path: Path) -> str:
+    """What `write_split` returned for this file, from its content now; empty where it cannot be read."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            return _digest(pa.ipc.open_file(source).get_batch(0))
+    except (OSError, pa.ArrowException):
+        return ""
+
+
+def _digest(batch: pa.RecordBatch) -> str:
+    digest = hashlib.sha256()
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        digest.update(f"{name} {column.type} {len(column)}\n".encode())
+        for array in _arrays(column):
+            digest.update(array)
     return digest.hexdigest()
 
 
