@@ -264,17 +264,17 @@ def collapsed_reason(points: Sequence[Point], reference: Reference, config: Sele
     """Why a trial has collapsed: it has moved, and now gives one answer whatever the input is. None when it has not.
 
     With the label prior known: as good as the prior at best, and the same class for `one_answer` of the rows, or the
-    prior's very loss on both splits. Without it: what it had learnt is lost on both splits; or one loss on both
-    splits throughout, after training began elsewhere, while other trials learnt (all margins are `underfit`).
+    prior's very loss on both splits. Without it: what it had learnt is lost on both splits; or its losses stay
+    where they are though training began elsewhere, while other trials learnt (all margins are `underfit`).
     """
     last, margin = points[-1], config.underfit
     prior, untuned = reference.prior_loss, reference.val_loss
     if last.val_loss is None or last.probe_loss is None:
         return None
     earlier = [p for p in points[:-1] if p.val_loss is not None and p.probe_loss is not None]
-    seen = [loss for p in points for loss in (p.val_loss, p.probe_loss, p.train_loss) if loss is not None]
     if prior is not None:
-        moved = untuned is None or any(abs(loss / untuned - 1) > margin for loss in seen)
+        seen = [loss for p in points for loss in (p.val_loss, p.probe_loss, p.train_loss) if loss is not None]
+        moved = untuned is None or any(abs(loss / untuned - 1) > margin / 4 for loss in seen)
         if not moved or last.val_loss < prior * (1 - margin):
             return None
         if last.majority_share is not None:
@@ -299,15 +299,20 @@ def collapsed_reason(points: Sequence[Point], reference: Reference, config: Sele
                 f"to {last.val_loss:.4f}, and probe loss from {best.probe_loss:.4f} to {last.probe_loss:.4f}"
             )
     others = reference.achieved
-    level = [loss for p in (*earlier, last) for loss in (p.val_loss, p.probe_loss)]
-    flat = max(level) < min(level) * (1 + margin)
-    if untuned is None and others is not None and flat and max(seen) > max(level) * (1 + margin):
+    stays = _is_flat(points, "val_loss", margin) and _is_flat(points, "probe_loss", margin)
+    if untuned is None and others is not None and stays and not _is_flat(points, "train_loss", margin):
         if others < last.val_loss * (1 - 5 * margin):
             return (
-                f"validation and probe loss stay at {last.val_loss:.4f} whatever it trains on, where other trials "
-                f"reached {others:.4f}"
+                f"validation loss stays at {last.val_loss:.4f} and probe loss at {last.probe_loss:.4f} whatever it trains on, "
+                f"where other trials reached {others:.4f}"
             )
     return None
+
+
+def _is_flat(points: Sequence[Point], name: str, margin: float) -> bool:
+    """Whether a loss stays on one level; what was never measured does."""
+    losses = [loss for point in points if (loss := getattr(point, name)) is not None]
+    return not losses or max(losses) < min(losses) * (1 + margin)
 
 
 def _underfit(points: Sequence[Point], best: Point, reference: Reference, config: SelectionConfig) -> str | None:
@@ -319,10 +324,12 @@ def _underfit(points: Sequence[Point], best: Point, reference: Reference, config
                 f"({untuned:.4f})"
             )
         return None
-    # nothing is known of not fine-tuning: a trial whose losses, in training too, all stand on one level learnt nothing
-    seen = [loss for p in points for loss in (p.val_loss, p.probe_loss, p.train_loss) if loss is not None]
-    if len(points) > 1 and max(seen) < min(seen) * (1 + config.underfit):
-        return f"losses stay between {min(seen):.4f} and {max(seen):.4f}, on training rows too: it learnt nothing"
+    # nothing is known of not fine-tuning: losses that stay where they are, from the first steps of training on, learnt nothing
+    trained = [p.train_loss for p in points if p.train_loss is not None]
+    if len(trained) > 1 and all(
+        _is_flat(points, name, config.underfit) for name in ("val_loss", "probe_loss", "train_loss")
+    ):
+        return f"training loss stays at {trained[0]:.4f} and validation loss at {best.val_loss:.4f}: it learnt nothing"
     return None
 
 

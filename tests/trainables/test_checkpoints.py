@@ -33,6 +33,7 @@ EXAMPLE = Evaluation(
     metrics={"accuracy": 0.75},
     trainable_parameters=10,
     finished=False,
+    majority_share=0.5,
     losses=np.array([[0.25, 1.0], [0.75, 1.0]], dtype=np.float32),
 )
 
@@ -87,6 +88,7 @@ def test_an_evaluation_is_all_that_its_folder_holds(store, tmp_path):
         "metrics": {"accuracy": 0.75},
         "trainable_parameters": 10,
         "finished": False,
+        "majority_share": 0.5,
         "attempt": 1,
         "folder": place(1, 5),
     }
