@@ -42,10 +42,10 @@ class Trained:
         )
 
     def curve(self, name: str, **params) -> Curve:
-        hp, points, reason = parse({**BASE, **params}), [], None
+        hp, points, reason, finished = parse({**BASE, **params}), [], None, False
         self.pack.join(name, hp)
         try:
-            while not points or not finished:
+            while not finished:
                 if self.pack.step([name]):
                     (found,) = self.pack.evaluate([name]).values()
                     finished = found.finished
