@@ -18,9 +18,10 @@ def diagnose(
 ) -> list[dict[str, str]]:
     """Verdict and reason of each trial in `file`, in the order of their first lines.
 
-    Columns: trial, samples_seen, val_loss, and probe_loss or train_loss or both; others are ignored. Where there is no
-    probe loss, the training loss stands for it. A line at 0 samples is the untuned model. Without such a line, or
-    `untuned_loss`, a trial is judged beside its own beginning and the other trials.
+    Columns: trial, samples_seen, val_loss, and probe_loss or train_loss or both; others are ignored, and so are lines
+    without a validation loss. Where there is no probe loss, the training loss stands for it. A line at 0 samples is the
+    untuned model. Without such a line, or `untuned_loss`, a trial is judged beside its own beginning and the other
+    trials.
     Raises ConfigError for what cannot be read.
     """
     curves = _read(file)
@@ -58,6 +59,8 @@ def _read(file: Path) -> list[Curve]:
         raise ConfigError(f"{file}: has no line below its header")
     points: dict[str, list[Point]] = {}
     for number, line in lines:
+        if not (line["val_loss"] or "").strip():
+            continue  # exports have a line for every step, most of them without an evaluation
         trial = (line["trial"] or "").strip()
         if not trial:
             raise ConfigError(f"{file}, line {number}: trial: is empty")
@@ -66,6 +69,8 @@ def _read(file: Path) -> list[Curve]:
         if any(other.samples_seen == point.samples_seen for other in earlier):
             raise ConfigError(f"{file}, line {number}: a second line of {trial} at {point.samples_seen} samples")
         earlier.append(point)
+    if not points:
+        raise ConfigError(f"{file}: no line has a val_loss")
     return [
         Curve(id=trial, status="complete", points=tuple(sorted(of_trial, key=lambda p: p.samples_seen)))
         for trial, of_trial in points.items()
@@ -79,7 +84,10 @@ def _point(line: Mapping[str, Any], where: str) -> Point:
             f"{where}: samples_seen: must be a whole number of 0 or more, got {(line['samples_seen'] or '').strip()!r}"
         )
     losses = {name: _number(line.get(name), f"{where}: {name}") for name in LOSSES}
-    probe = losses["probe_loss"] if "probe_loss" in line else losses["train_loss"]
+    measured = (line.get("probe_loss") or "").strip()
+    probe = losses["probe_loss"] if measured else losses["train_loss"]
+    if probe is None and not measured and not (line.get("train_loss") or "").strip():
+        raise ConfigError(f"{where}: neither a probe_loss nor a train_loss stands beside the val_loss")
     return Point(
         step=int(seen),
         samples_seen=int(seen),
@@ -93,7 +101,7 @@ def _point(line: Mapping[str, Any], where: str) -> Point:
 def _number(text: str | None, where: str) -> float | None:
     """None for what is empty or not finite."""
     text = (text or "").strip()
-    if text.lower() in ("", "none", "null"):
+    if not text:
         return None
     try:
         value = float(text)

@@ -57,7 +57,7 @@ def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
             "trial": trial["id"],
             "state": Text(trial["status"], style=STATES[trial["status"]]),
             "verdict": trial["verdict"],
-            "configuration": Text(format_params(trial["params"])),
+            "configuration": Text(format_params(trial["params"]) + _again(trial)),
         }
         if best is not None:
             cells |= {name: _number(best["metrics"].get(name)) for name in metrics}
@@ -194,11 +194,39 @@ def test_words(test: Mapping[str, Any]) -> str:
     return words
 
 
+def forgetting_words(found: Mapping[str, Any]) -> str:
+    """What the winner has lost of what its base knew."""
+    change = found["after"] - found["before"]
+    low_high = "" if found["interval"] is None else " (95% interval {:+.4f} to {:+.4f})".format(*found["interval"])
+    return (
+        f"loss on general text {found['before']:.4f} before and {found['after']:.4f} after, {change:+.4f}{low_high}; on the "
+        f"task's own prompts its predictions are {found['kl']:.4f} nats (KL) from the base's"
+    )
+
+
+def slices_words(slices: Mapping[str, Any]) -> str:
+    """The winner's loss for each value of a column, the worst first, on the last split that was scored."""
+    split = "test" if "test" in slices else "validation"
+    found = slices[split]
+    shown = [
+        f"{each['value'] or 'empty'} {each['loss']:.4f} ({each['low']:.4f} to {each['high']:.4f}, {each['rows']} rows)"
+        for each in found
+    ]
+    if len(shown) > 8:
+        shown = [*shown[:5], f"{len(shown) - 7} more", *shown[-2:]]
+    gap = f"; the gap between worst and best is {found[0]['loss'] - found[-1]['loss']:.4f}" if len(found) > 1 else ""
+    return f"{split} loss by {slices['column']}: {', '.join(shown)}{gap}"
+
+
 def interval(difference: Mapping[str, float] | None) -> str:
     """How far a trial's loss lies above the lowest, and between which bounds."""
     if difference is None:
         return "-"
     return f"{difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
+
+
+def _again(trial: Mapping[str, Any]) -> str:
+    return f" (again: {trial['finalist_of']})" if trial.get("finalist_of") else ""
 
 
 def _short(value: Any) -> str:

@@ -9,12 +9,14 @@ baseline.json           losses of the untuned model
 trials/<id>/trial.json  parameters;  outcome.json: how it ended;  attempt-<n>/step-<s>/: its evaluations
 baselines.json          other ways than fine-tuning;  baselines/SPLIT/NAME.npy: their losses of each row
 test.json               what the sealed test split gave, once there was a winner
+forgetting.json         loss on general text before and after, and how far predictions moved
 cost.json               what the sweep took
 winner/                 the checkpoint, its card, how to load it
 report.html
 """
 
 import io
+import json
 import math
 import os
 import socket
@@ -31,9 +33,12 @@ from sweeps.selection import (
     Reference,
     SelectionConfig,
     best_point,
+    by_slice,
+    compare,
     final_ranking,
     mean_interval,
     overfit_reason,
+    pareto,
     select,
     verdict,
 )
@@ -256,6 +261,12 @@ class Ledger:
             },
         )
 
+    def write_forgetting(self, measured: dict[str, Any]) -> None:
+        before, after = (self.losses(f"baselines/general/{name}") for name in ("before", "after"))
+        found = compare(before, after) if before is not None and after is not None else None
+        interval = [found.low, found.high] if found else None
+        self.store.write_json("forgetting.json", {**measured, "interval": interval})
+
     def board(self, name: str, config: SelectionConfig) -> dict[str, Any]:
         """Everything that `best --json` prints and the report shows."""
         curves, reference = self.curves(), self.reference()
@@ -279,6 +290,9 @@ class Ledger:
                 "reason": reason,
                 "tied": list(winner.tied),
             }
+        board["pareto"] = (
+            [{"trial": curve.id, **_shown(point)} for curve, point in pareto(curves, config)] if config.pareto else None
+        )
         board["finalists"] = [asdict(final) for final in final_ranking(curves, config)]
         differences = winner.differences if winner is not None else {}
         board["trials"] = []
@@ -301,18 +315,36 @@ class Ledger:
                     ],
                 }
             )
-        for name in ("test", "cost"):
+        for name in ("test", "cost", "forgetting"):
             board[name] = self.store.read_json(f"{name}.json") if self.store.exists(f"{name}.json") else None
-        board["tokens_per_request"] = self._tokens_per_request()
+        board["tokens_per_request"] = self._tokens_per_request(board["test"])
+        board["slices"] = None if winner is None else self._slices(winner.point.folder)
         board["worth"] = worth(board, self.losses)
         return board
 
-    def _tokens_per_request(self) -> float | None:
-        """Tokens of the validation rows that are not targets: what goes into the model for one answer, on average."""
+    def _slices(self, folder: str) -> dict[str, Any] | None:
+        """The winner's loss for each value of the column `data.slice`, on validation and, where it was scored, on test."""
+        if not self.store.exists("data/manifest.json"):
+            return None
+        column = self.store.read_json("data/manifest.json")["data"].get("slice")
+        if column is None:
+            return None
+        found = {}
+        for split, name in (("validation", folder), ("test", "baselines/test/winner")):
+            losses = self.losses(name)
+            if losses is not None:
+                lines = self.store.read_bytes(f"data/{split}.jsonl").decode().removesuffix("\n").split("\n")
+                found[split] = by_slice(losses, [json.loads(line)["slice"] for line in lines])
+        return {"column": column, **found}
+
+    def _tokens_per_request(self, test: dict[str, Any] | None) -> float | None:
+        """Tokens that are no targets of a row of the test split, where it was scored, or of validation, on average: what goes
+        into the model for one answer.
+        """
         if not self.store.exists("data/manifest.json"):
             return None
         manifest = self.store.read_json("data/manifest.json")
-        split = manifest["splits"]["validation"]
+        split = test["split"] if test is not None else manifest["splits"]["validation"]
         if manifest["task"] == "causal_lm":
             return None
         answers = split["targets"] if manifest["task"] == "instruction" else 0

@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.display import BEHIND, interval, test_words
+from sweeps.display import BEHIND, forgetting_words, interval, slices_words, test_words
 
 if TYPE_CHECKING:
     import optuna
@@ -124,6 +124,8 @@ def html_report(board: dict, study: optuna.Study | None, out: Path) -> Path:
     environment.filters |= {
         "interval": interval,
         "test_words": test_words,
+        "slices_words": slices_words,
+        "forgetting_words": forgetting_words,
         "loss": _loss_text,
         "value": _value_text,
         "tone": _tone,

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from sweeps.config import ConfigError, SweepConfig, dump
-from sweeps.display import Display, format_params, leaderboard, test_words
+from sweeps.display import Display, forgetting_words, format_params, leaderboard, slices_words, test_words
 from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
 from sweeps.plan import first_of_each_method, max_epochs, prepare_data
 from sweeps.selection import Curve, best_point, finalists, verdict
@@ -26,6 +26,7 @@ from trainables.model import fingerprint, load_tokenizer
 
 SLOT_END_TIMEOUT_S = 30.0
 ERRANDS = {"baselines": "other ways than fine-tuning", "test": "the winner on the sealed test split"}
+ERRANDS |= {"forgetting": "what the winner has forgotten"}
 GROW_S = 10.0  # between looks at the cluster's size
 
 
@@ -46,6 +47,21 @@ def new_folder(config: SweepConfig) -> Ledger:
         if not ledger.store.exists("sweep.yaml"):
             return ledger
         time.sleep(1.0)
+
+
+def general_text(config: SweepConfig) -> str:
+    """What forgetting is measured on."""
+    from trainables.forgetting import default_text
+
+    if config.selection.general_text is None:
+        return default_text()
+    try:
+        text = Path(config.selection.general_text).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"selection.general_text: cannot read {config.selection.general_text}: {error}") from error
+    if not text.strip():
+        raise ConfigError(f"selection.general_text: {config.selection.general_text} is empty")
+    return text
 
 
 def absolute_paths(config: SweepConfig) -> SweepConfig:
@@ -79,6 +95,8 @@ def start(config: SweepConfig, console: Console) -> Outcome:
         ledger.store.write_json("base.json", fingerprint(config.model))
         staged = ledger.store.scratch()
         shutil.copytree(Path(scratch) / "data", staged, dirs_exist_ok=True)
+        if config.task != "classification":
+            (staged / "general.txt").write_text(general_text(config), encoding="utf-8")
         ledger.store.publish(staged, "data", last="manifest.json")
     return _run(config, ledger, console, elapsed_s=0.0)
 
@@ -163,9 +181,16 @@ class _Sweep:
         if self.config.selection.baselines and self.config.task != "causal_lm" and not store.exists("baselines.json"):
             found["baselines"] = {"kind": "baselines"}
         winner = self.ledger.board(self.config.name, self.config.selection)["winner"]
-        if winner is not None and "test" in self.manifest["splits"] and not store.exists("test.json"):
-            params = self.config.complete(winner["params"])
-            found["test"] = {"kind": "test", "checkpoint": f"{winner['folder']}/{CHECKPOINT}", "params": params}
+        if winner is None:
+            return found
+        of_winner = {
+            "checkpoint": f"{winner['folder']}/{CHECKPOINT}",
+            "params": self.config.complete(winner["params"]),
+        }
+        if "test" in self.manifest["splits"] and not store.exists("test.json"):
+            found["test"] = {"kind": "test", **of_winner}
+        if self.config.task != "classification" and not store.exists("forgetting.json"):
+            found["forgetting"] = {"kind": "forgetting", **of_winner}
         return found
 
     def search(self) -> None:
@@ -292,6 +317,8 @@ class _Sweep:
                     self.display.say(f"not measured: {ERRANDS[name]}: {results[name]['error']}")
                 elif name == "baselines":
                     self.ledger.store.write_json("baselines.json", results[name])
+                elif name == "forgetting":
+                    self.ledger.write_forgetting(results[name])
                 else:
                     self.ledger.write_test(results[name], self.config.selection)
             time.sleep(0.2)
@@ -533,8 +560,15 @@ def print_board(console: Console, board: dict[str, Any]) -> None:
         style="bold",
     )
     lines = [f"Reason: {winner['reason']}"]
+    if board.get("pareto"):
+        front = [f"{p['trial']} {p['val_loss']:.4f} with {p['trainable_parameters']:,}" for p in board["pareto"]]
+        lines.append(f"Validation loss against trainable parameters, none beaten in both: {'; '.join(front)}")
     if board.get("test"):
         lines.append(f"Test: {test_words(board['test'])}")
+    if board.get("slices"):
+        lines.append(f"Slices: {slices_words(board['slices'])}")
+    if board.get("forgetting"):
+        lines.append(f"Forgetting: {forgetting_words(board['forgetting'])}")
     if board.get("worth"):
         lines.append(f"Worth it? {board['worth']['words']}")
     for line in lines:

@@ -48,6 +48,8 @@ class SelectionConfig:
     diverge_ratio: float = 2.0  # validation and probe loss above so many times the untuned model's
     tie_standard_errors: float = 1.0  # a candidate closer to the best than this, paired per example, is tied with it
     finalists: FinalistsConfig = field(default_factory=FinalistsConfig)
+    general_text: str | None = None  # file on which forgetting is measured (language models); None: Python's manual
+    pareto: bool = False  # also show which trials no other beats in validation loss and in trainable size at once
     baselines: bool = True  # measure other ways than fine-tuning too: embeddings, examples in the prompt
 
     def __post_init__(self) -> None:
@@ -394,6 +396,15 @@ def finalists(curves: Sequence[Curve], config: SelectionConfig) -> list[str]:
     return [curve.id for curve, _ in _standing(first, config)[: config.finalists.top]]
 
 
+def pareto(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve, Point]]:
+    """The trials that none beats in validation loss without more trainable parameters; the lowest loss first."""
+    front: list[tuple[Curve, Point]] = []
+    for curve, point in _standing(curves, config):  # by loss, then size
+        if not front or point.trainable_parameters < front[-1][1].trainable_parameters:
+            front.append((curve, point))
+    return front
+
+
 def final_ranking(curves: Sequence[Curve], config: SelectionConfig) -> list[Final]:
     """The configurations that were trained again, the lowest mean first; those of which no new seed may win are left out."""
     by_first: dict[str, dict[str, float]] = {}
@@ -451,6 +462,17 @@ def compare(a: np.ndarray, b: np.ndarray, tie_standard_errors: float = 1.0) -> D
     mean, error = paired_difference(a, b)
     ((low, high),) = bootstrap_intervals(a, [b])
     return Difference(mean=mean, standard_error=error, low=low, high=high, tied=mean <= tie_standard_errors * error)
+
+
+def by_slice(losses: np.ndarray, values: Sequence[str]) -> list[dict[str, Any]]:
+    """Mean loss of the rows of each value, the worst first. losses: [N, 2], as elsewhere; values: of each row [N]."""
+    found = []
+    for value in sorted(set(values)):
+        of_value = losses[[each == value for each in values]]
+        low, high = mean_interval(of_value)
+        loss = float(of_value[:, 0].sum() / of_value[:, 1].sum())
+        found.append({"value": value, "rows": len(of_value), "loss": loss, "low": low, "high": high})
+    return sorted(found, key=lambda each: -each["loss"])
 
 
 def mean_interval(losses: np.ndarray) -> tuple[float, float]:

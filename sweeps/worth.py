@@ -77,7 +77,7 @@ def _costs(board: Mapping[str, Any], named: str, baseline: Mapping[str, Any]) ->
             f"The sweep took {_hours(cost['device_seconds'])} {cost['device']} hours for {len(board['trials'])} trials"
         )
     own, other = board.get("tokens_per_request"), baseline.get("tokens_per_request")
-    if own and other:
+    if own and other and abs(own - other) >= 1:
         parts.append(f"a request is {own:.0f} tokens long with the winner, {other:.0f} with {named}")
     return f"{'; '.join(parts)}." if parts else ""
 

@@ -19,7 +19,7 @@ CPU_TOKENS = 4096
 
 
 def run(store: Store, config: Any, what: dict[str, Any]) -> dict[str, Any]:
-    """`what["kind"]`: baselines or test. `config`: of the slot (model, task, max_tokens, ...)."""
+    """`what["kind"]`: baselines, test or forgetting. `config`: of the slot (model, task, max_tokens, ...)."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -28,6 +28,8 @@ def run(store: Store, config: Any, what: dict[str, Any]) -> dict[str, Any]:
         data = store.fetch("data", Path(scratch))
         if what["kind"] == "baselines":
             return _baselines(store, config, data, "validation", max_tokens, device)
+        if what["kind"] == "forgetting":
+            return _forgetting(store, config, data, what, device)
         return _test(store, config, data, what, max_tokens, device)
 
 
@@ -79,10 +81,34 @@ def _test(store: Store, config: Any, data: Path, what: dict[str, Any], max_token
             measured = measure(load(), task, split, rows, config.pad_token_id, max_tokens, device)
             write_losses(store, f"baselines/test/{name}.npy", measured.losses)
             found[name] = {"loss": measured.loss, "metrics": task.metrics(*measured.columns)}
+            if name == "untuned":
+                found[name]["words"] = "the untuned model"
     for name, measured in _baselines(store, config, data, "test", max_tokens, device).items():
         found[name] = {**measured, "loss": measured.get("val_loss")}
         found[name].pop("val_loss", None)
     return finite_or_none({"split": described, "scores": found})
+
+
+def _forgetting(store: Store, config: Any, data: Path, what: dict[str, Any], device: Any) -> dict[str, Any]:
+    from trainables.data.prepare import open_split
+    from trainables.forgetting import measure_forgetting
+    from trainables.loading import load_base_model, load_checkpoint
+    from trainables.tasks import TASKS
+
+    auto_class, lies = TASKS[config.task].auto_class, variant(parse(what["params"]))
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = store.fetch(what["checkpoint"], Path(scratch))
+        found = measure_forgetting(
+            load_checkpoint(checkpoint, config.model, lies, auto_class, {}, device),
+            lambda: load_base_model(config.model, lies, auto_class, {}, device),
+            load_tokenizer(config.model),
+            store.read_bytes("data/general.txt").decode(),
+            open_split(data, "validation"),
+            device,
+        )
+    for name, losses in zip(("before", "after"), found.pop("losses"), strict=True):
+        write_losses(store, f"baselines/general/{name}.npy", losses)
+    return finite_or_none(found)
 
 
 def variant(hp: Any) -> Variant:

@@ -88,12 +88,19 @@ def test_without_a_probe_the_training_loss_stands_for_it(tmp_path):
     assert words(file) == {"t": "overfit"}
 
 
+def test_lines_without_an_evaluation_are_left_out_and_an_empty_probe_is_the_training_loss(tmp_path):
+    text = "t,100,0.9,,0.72\nt,150,0.8,,\nt,200,0.7,,0.68\nt,300,0.66,,0.678\nt,350,0.6,,\n"
+    assert words(written(tmp_path, HEADER + text)) == {"t": "healthy"}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("trial,val_loss\n", "no column samples_seen; it has trial, val_loss"),
         ("trial,samples_seen,val_loss\n", "neither a column probe_loss nor train_loss"),
         (HEADER, "has no line below its header"),
+        (HEADER + "t,100,1,1,\n", "no line has a val_loss"),
+        (HEADER + "t,100,,,1\n", "line 2: neither a probe_loss nor a train_loss stands beside the val_loss"),
         (HEADER + "t,100,1,1,abc\n", "line 2: val_loss: must be a number, got 'abc'"),
         (HEADER + "t,many,1,1,1\n", "line 2: samples_seen: must be a number, got 'many'"),
         (HEADER + "t,-5,1,1,1\n", "line 2: samples_seen: must be a whole number of 0 or more, got '-5'"),

@@ -289,8 +289,8 @@ def test_the_board_has_the_documented_keys_and_is_strict_json(ledger):
     ledger.set_status("finished", 1.0)
     text = json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False)
     board = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-    measured = {"baselines", "test", "cost", "tokens_per_request", "worth"}
-    assert set(board) == {"sweep", "folder", "status", "metric", "winner", "trials", "finalists", *measured}
+    measured = {"baselines", "test", "cost", "forgetting", "slices", "tokens_per_request", "worth"}
+    assert set(board) == {"sweep", "folder", "status", "metric", "winner", "trials", "finalists", "pareto", *measured}
     assert (board["sweep"], board["status"], board["metric"]) == ("quick", "finished", "val_loss")
     assert board["folder"] == str(ledger.store.local)
     assert set(board["winner"]) == {"trial", "params", "reason", "tied", *EVALUATION_KEYS}

@@ -15,12 +15,14 @@ from sweeps.selection import (
     SelectionConfig,
     best_point,
     bootstrap_intervals,
+    by_slice,
     candidates,
     diverged_reason,
     final_ranking,
     finalists,
     overfit_reason,
     paired_difference,
+    pareto,
     select,
     verdict,
 )
@@ -425,6 +427,25 @@ def test_thresholds_that_make_no_sense_are_refused(field, value, message):
     with pytest.raises(ValueError) as caught:
         SelectionConfig(**{field: value})
     assert str(caught.value) == message
+
+
+def test_losses_by_slice_stand_with_the_worst_first():
+    losses = np.array([[1.0, 1], [2.0, 1], [6.0, 2], [1.0, 1]])
+    found = by_slice(losses, ["de", "de", "fr", "de"])
+    assert [(each["value"], each["rows"]) for each in found] == [("fr", 1), ("de", 3)]
+    assert [each["loss"] for each in found] == pytest.approx([3.0, 4 / 3])
+    assert all(each["low"] <= each["loss"] <= each["high"] for each in found)
+
+
+def test_the_pareto_front_has_what_none_beats_in_loss_and_size():
+    curves = [
+        curve(1.0, id="best", parameters=100),
+        curve(1.0, id="as-good-but-larger", parameters=200),
+        curve(1.5, id="worse-and-larger", parameters=150),
+        curve(1.2, id="smaller", parameters=50),
+        curve(2.0, id="smallest", parameters=5),
+    ]
+    assert [c.id for c, _ in pareto(curves, SelectionConfig())] == ["best", "smaller", "smallest"]
 
 
 # --- finalists ---

@@ -389,3 +389,18 @@ def test_real_groups_stay_whole(shared_data, tmp_path, tokenizer):
     ]
     assert not seen[0] & seen[1]
     assert sum(split["read"] for split in manifest["splits"].values()) == 877
+
+
+def test_the_column_of_slices_stays_beside_the_rows_in_the_order_of_their_tokens(table, tokenizer, tmp_path):
+    out = tmp_path / "out"
+    prepare(DataConfig(train=str(table), validation=0.2, slice="author"), "classification", tokenizer, 0, out)
+    author = {row["text"]: row["author"] for row in csv.DictReader(table.open())}
+    rows = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
+    assert rows and [row["slice"] for row in rows] == [author[row["text"]] for row in rows]
+    split = open_split(out, "validation")
+    for row, tokens in zip(rows, split.rows(range(len(split))), strict=True):
+        assert tokenizer.decode(tokens["input_ids"], skip_special_tokens=True) == row["text"]
+    with pytest.raises(InputError, match="has no column 'nobody'"):
+        prepare(DataConfig(train=str(table), slice="nobody"), "classification", tokenizer, 0, out)
+    with pytest.raises(InputError, match="data.slice: is for classification"):
+        prepare(DataConfig(train=str(table), slice="author"), "causal_lm", tokenizer, 0, out)

@@ -28,6 +28,10 @@ class DataConfig:
     """Column of the class, a string or an integer (classification)."""
     group: str | None = None
     """Column naming what a row comes from (file, author, query): rows of one group never fall in two splits."""
+    slice: str | None = None
+    """Column whose values the winner's loss is also shown for, one by one: language, source, a protected attribute
+    (classification).
+    """
     max_length: int | None = None
     """Tokens kept of a row; in causal_lm the tokens of a block. None: the model's context, but at most 512
     (instruction: 1024).

@@ -7,7 +7,7 @@ import numpy as np
 
 from trainables.data.config import DataConfig
 from trainables.data.records import Encoded, Encoding, Record, batched, duplicate_key, groups
-from trainables.data.sources import Table, shorten
+from trainables.data.sources import Table, is_missing, shorten
 from trainables.errors import InputError
 
 
@@ -23,6 +23,7 @@ class Labelled:
         texts = table.texts(data.text, "text")
         pairs = table.texts(data.text_pair, "text_pair") if data.text_pair else None
         labels = table.column(data.label, "label")
+        slices = table.column(data.slice, "slice") if data.slice else None
         records = []
         for i, (text, label, group) in enumerate(zip(texts, labels, groups(table, data), strict=True)):
             if not isinstance(label, str | int):
@@ -34,6 +35,8 @@ class Labelled:
             value = {"text": text, "label": str(label)}
             if pairs:
                 value["text_pair"] = pairs[i]
+            if slices is not None:
+                value["slice"] = "" if is_missing(slices[i]) else str(slices[i])
             records.append(
                 Record(
                     value=value,

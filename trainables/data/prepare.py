@@ -41,6 +41,8 @@ def prepare(
         raise InputError(
             f"task: {task!r} is unknown; allowed are {', '.join(FORMATS)}.{did_you_mean(task, list(FORMATS))}"
         )
+    if data.slice is not None and task != "classification":
+        raise InputError(f"data.slice: is for classification, where a row is one answer; got task {task}")
     form = FORMATS[task]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
