@@ -25,8 +25,11 @@ from trainables.data.config import DataConfig
 from trainables.model import fingerprint, load_tokenizer
 
 SLOT_END_TIMEOUT_S = 30.0
-ERRANDS = {"baselines": "other ways than fine-tuning", "test": "the winner on the sealed test split"}
-ERRANDS |= {"forgetting": "what the winner has forgotten"}
+ERRANDS = {
+    "baselines": "other ways than fine-tuning",
+    "test": "the winner on the sealed test split",
+    "forgetting": "what the winner has forgotten",
+}
 GROW_S = 10.0  # between looks at the cluster's size
 
 
