@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sweeps.config import ConfigError, SweepConfig, dump
+from sweeps.display import test_words
 from sweeps.ledger import Ledger
 from trainables.data.store import split_fingerprint
 from trainables.errands import variant
@@ -171,13 +172,15 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
         "",
         winner["reason"],
         "",
+        *([f"Worth it? {board['worth']['words']}", ""] if board.get("worth") else []),
+        *([f"Test: {test_words(board['test'])}.", ""] if board.get("test") else []),
         "## Numbers",
         "",
         "| measured | value |",
         "|---|---|",
         *(f"| {name} | {value:.6g} |" for name, value in numbers.items() if value is not None),
         *(
-            f"| validation loss, {name} | {baseline['val_loss']:.6g} |"
+            f"| validation loss, {baseline.get('words', name)} | {baseline['val_loss']:.6g} |"
             for name, baseline in board["baselines"].items()
             if baseline["val_loss"] is not None
         ),
