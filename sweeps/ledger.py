@@ -32,6 +32,7 @@ from sweeps.selection import (
     Point,
     Reference,
     SelectionConfig,
+    Winner,
     best_point,
     by_slice,
     compare,
@@ -46,6 +47,7 @@ from sweeps.worth import worth
 from trainables.checkpoints import CHECKPOINT, EVALUATION, LOSSES, STATE, evaluation_folders
 from trainables.store import Store
 
+WORDS = {"untuned": "the untuned model", "prior": "train's label shares"}
 INTERRUPTED, NO_SLOT = "interrupted", "no slot could run"
 UNFINISHED = (INTERRUPTED, NO_SLOT)  # reasons for stopping that leave running trials to be resumed
 HEARTBEAT_S = 10.0
@@ -122,6 +124,10 @@ class Ledger:
     def is_compared(self, trial: str) -> bool:
         """Whether `trial` is there to be compared with: the default configuration, or a finalist."""
         return self._curves[trial]["default"] or self._curves[trial]["finalist_of"] is not None
+
+    def drawn(self) -> int:
+        """Trials of the search itself: finalists repeat them."""
+        return sum(entry["finalist_of"] is None for entry in self._curves.values())
 
     def unfinished(self) -> list[str]:
         return [trial for trial, entry in sorted(self._curves.items()) if entry["status"] == "running"]
@@ -222,25 +228,26 @@ class Ledger:
             measured = self.store.read_json("baseline.json")
             if "error" not in measured:
                 found["untuned"] = measured
-        if self.store.exists("data/manifest.json"):
-            prior = label_prior(self.store.read_json("data/manifest.json"))
-            if prior is not None:
-                found["prior"] = prior
+        manifest = self._manifest()
+        if manifest is not None and (prior := label_prior(manifest)) is not None:
+            found["prior"] = prior
         if self.store.exists("baselines.json"):
             measured = self.store.read_json("baselines.json")
             found |= {name: baseline for name, baseline in measured.items() if "error" not in baseline}
-        for name, words in (("untuned", "the untuned model"), ("prior", "train's label shares")):
-            if name in found:
-                found[name]["words"] = words
+        for name in found.keys() & WORDS.keys():
+            found[name]["words"] = WORDS[name]
         return found
 
     def write_test(self, measured: dict[str, Any], config: SelectionConfig) -> None:
         """Keep what the test split gave, with intervals, how optimistic validation was, and who scored the same split before."""
-        winner = self.board("", config)["winner"]
+        winner, _ = self.select(config)
+        assert winner is not None, "the test split is scored for a winner"
         manifest, scores = self.store.read_json("data/manifest.json"), measured["scores"]
         if (prior := label_prior(manifest, "test")) is not None:
-            scores["prior"] = {"loss": prior["val_loss"], "metrics": prior["metrics"], "words": "train's label shares"}
+            scores["prior"] = {"loss": prior["val_loss"], "metrics": prior["metrics"]}
         for name, score in scores.items():
+            if name in WORDS:
+                score["words"] = WORDS[name]
             losses = self.losses(f"baselines/test/{name}")
             if losses is not None:
                 score["low"], score["high"] = mean_interval(losses)
@@ -252,11 +259,11 @@ class Ledger:
         self.store.write_json(
             "test.json",
             {
-                "trial": winner["trial"],
-                "step": winner["step"],
+                "trial": winner.trial,
+                "step": winner.point.step,
                 "split": measured["split"],
                 "scores": scores,
-                "optimism": scores["winner"]["loss"] - winner["val_loss"],
+                "optimism": scores["winner"]["loss"] - winner.point.val_loss,
                 "scored_before": before,
             },
         )
@@ -267,10 +274,14 @@ class Ledger:
         interval = [found.low, found.high] if found else None
         self.store.write_json("forgetting.json", {**measured, "interval": interval})
 
+    def select(self, config: SelectionConfig, reference: Reference | None = None) -> tuple[Winner | None, str]:
+        """The winner so far, and the reason in words."""
+        return select(self.curves(), config, self.losses, reference)
+
     def board(self, name: str, config: SelectionConfig) -> dict[str, Any]:
         """Everything that `best --json` prints and the report shows."""
-        curves, reference = self.curves(), self.reference()
-        winner, reason = select(curves, config, self.losses, reference)
+        curves, reference, manifest = self.curves(), self.reference(), self._manifest()
+        winner, reason = self.select(config, reference)
         board: dict[str, Any] = {
             "sweep": name,
             "folder": self.store.path("").rstrip("/"),
@@ -317,16 +328,15 @@ class Ledger:
             )
         for name in ("test", "cost", "forgetting"):
             board[name] = self.store.read_json(f"{name}.json") if self.store.exists(f"{name}.json") else None
-        board["tokens_per_request"] = self._tokens_per_request(board["test"])
-        board["slices"] = None if winner is None else self._slices(winner.point.folder)
+        board["tokens_per_request"] = _tokens_per_request(manifest, board["test"]) if manifest is not None else None
+        board["slices"] = None
+        if winner is not None and manifest is not None:
+            board["slices"] = self._slices(winner.point.folder, manifest["data"].get("slice"))
         board["worth"] = worth(board, self.losses)
         return board
 
-    def _slices(self, folder: str) -> dict[str, Any] | None:
-        """The winner's loss for each value of the column `data.slice`, on validation and, where it was scored, on test."""
-        if not self.store.exists("data/manifest.json"):
-            return None
-        column = self.store.read_json("data/manifest.json")["data"].get("slice")
+    def _slices(self, folder: str, column: str | None) -> dict[str, Any] | None:
+        """The winner's loss for each value of `column`, on validation and, where it was scored, on test."""
         if column is None:
             return None
         found = {}
@@ -337,18 +347,19 @@ class Ledger:
                 found[split] = by_slice(losses, [json.loads(line)["slice"] for line in lines])
         return {"column": column, **found}
 
-    def _tokens_per_request(self, test: dict[str, Any] | None) -> float | None:
-        """Tokens that are no targets of a row of the test split, where it was scored, or of validation, on average: what goes
-        into the model for one answer.
-        """
-        if not self.store.exists("data/manifest.json"):
-            return None
-        manifest = self.store.read_json("data/manifest.json")
-        split = test["split"] if test is not None else manifest["splits"]["validation"]
-        if manifest["task"] == "causal_lm":
-            return None
-        answers = split["targets"] if manifest["task"] == "instruction" else 0
-        return (split["tokens"] - answers) / split["rows"]
+    def _manifest(self) -> dict[str, Any] | None:
+        return self.store.read_json("data/manifest.json") if self.store.exists("data/manifest.json") else None
+
+
+def _tokens_per_request(manifest: dict[str, Any], test: dict[str, Any] | None) -> float | None:
+    """Tokens that are no targets of a row of the test split, where it was scored, or of validation, on average: what goes
+    into the model for one answer.
+    """
+    if manifest["task"] == "causal_lm":
+        return None
+    split = test["split"] if test is not None else manifest["splits"]["validation"]
+    answers = split["targets"] if manifest["task"] == "instruction" else 0
+    return (split["tokens"] - answers) / split["rows"]
 
 
 def label_prior(manifest: dict[str, Any], split: str = "validation") -> dict[str, Any] | None:

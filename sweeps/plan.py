@@ -12,7 +12,6 @@ from sweeps.config import ConfigError, SweepConfig
 from trainables.hyperparameters import OPTIONS, parse
 from trainables.model import check_files, load_model_config, load_tokenizer, quiet
 
-GPU_TOKENS = 16384  # of a pass on a GPU, where `train.max_tokens` says nothing
 SIZES = ("rank", "bottleneck", "virtual_tokens")  # hyperparameters that say how much a trial adds to the base
 
 
@@ -114,12 +113,13 @@ def _memory(config: SweepConfig) -> list[str]:
     """How many trials GPUs could train at once, for each method that shares a base, at the largest size drawn."""
     from trainables.memory import estimate, gpu_table
     from trainables.methods import ADDITIVE
+    from trainables.pack import PASS_TOKENS
     from trainables.slot import MAX_PACK
     from trainables.tasks import TASKS
 
     model, train, auto_class = config.model, config.train, TASKS[config.task].auto_class
     half = model.dtype in ("bfloat16", "float16") or model.dtype == "auto" and auto_class == "AutoModelForCausalLM"
-    model_config, tokens = load_model_config(model), train.max_tokens or GPU_TOKENS
+    model_config, tokens = load_model_config(model), train.max_tokens or PASS_TOKENS["cuda"]
     most = MAX_PACK if config.cluster.pack == "auto" else config.cluster.pack
     drawn = [hp for hp in map(parse, config.draws()) if hp.method in ADDITIVE]
     drawn.sort(key=lambda hp: tuple(getattr(hp.options, name, 0) for name in (*SIZES, "dropout")))

@@ -173,8 +173,7 @@ class _Sweep:
     # --- the search ---
 
     def trials_left(self) -> bool:
-        curves, finals = self.ledger.curves(), self.config.selection.finalists
-        drawn = sum(curve.finalist_of is None for curve in curves)
+        curves, finals, drawn = self.ledger.curves(), self.config.selection.finalists, self.ledger.drawn()
         again = finals.seeds * len(finalists(curves, self.config.selection)) if finals.top else 0
         return bool(self.ledger.unfinished()) or drawn < self.config.search.trials or len(curves) - drawn < again
 
@@ -183,12 +182,12 @@ class _Sweep:
         store, found = self.ledger.store, {}
         if self.config.selection.baselines and self.config.task != "causal_lm" and not store.exists("baselines.json"):
             found["baselines"] = {"kind": "baselines"}
-        winner = self.ledger.board(self.config.name, self.config.selection)["winner"]
+        winner, _ = self.ledger.select(self.config.selection)
         if winner is None:
             return found
         of_winner = {
-            "checkpoint": f"{winner['folder']}/{CHECKPOINT}",
-            "params": self.config.complete(winner["params"]),
+            "checkpoint": f"{winner.point.folder}/{CHECKPOINT}",
+            "params": self.config.complete(self.ledger.curve(winner.trial).params),
         }
         if "test" in self.manifest["splits"] and not store.exists("test.json"):
             found["test"] = {"kind": "test", **of_winner}

@@ -459,9 +459,16 @@ def bootstrap_intervals(
 
 def compare(a: np.ndarray, b: np.ndarray, tie_standard_errors: float = 1.0) -> Difference:
     """How far b's loss lies above a's. a, b: [N, 2] summed loss and number of targets of each row."""
-    mean, error = paired_difference(a, b)
-    ((low, high),) = bootstrap_intervals(a, [b])
-    return Difference(mean=mean, standard_error=error, low=low, high=high, tied=mean <= tie_standard_errors * error)
+    return _compare_all(a, [b], tie_standard_errors)[0]
+
+
+def _compare_all(a: np.ndarray, others: Sequence[np.ndarray], tie_standard_errors: float) -> list[Difference]:
+    found = []
+    for b, (low, high) in zip(others, bootstrap_intervals(a, others), strict=True):
+        mean, error = paired_difference(a, b)
+        tied = mean <= tie_standard_errors * error
+        found.append(Difference(mean=mean, standard_error=error, low=low, high=high, tied=tied))
+    return found
 
 
 def by_slice(losses: np.ndarray, values: Sequence[str]) -> list[dict[str, Any]]:
@@ -588,14 +595,8 @@ def _differences(
     of_leader = losses(standing[0][1].folder)
     others = {curve.id: losses(point.folder) for curve, point in standing[1:]} if of_leader is not None else {}
     others = {trial: other for trial, other in others.items() if other is not None and other.shape == of_leader.shape}
-    found = {}
-    for (trial, other), (low, high) in zip(
-        others.items(), bootstrap_intervals(of_leader, list(others.values())), strict=True
-    ):
-        mean, error = paired_difference(of_leader, other)
-        tied = mean <= config.tie_standard_errors * error
-        found[trial] = Difference(mean=mean, standard_error=error, low=low, high=high, tied=tied)
-    return found
+    found = _compare_all(of_leader, list(others.values()), config.tie_standard_errors)
+    return dict(zip(others, found, strict=True))
 
 
 def _why_chosen(

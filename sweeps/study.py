@@ -234,8 +234,8 @@ class StudySearcher(Searcher):
         return None
 
     def _draw_unless_done(self) -> str | None:
-        drawn = sum(curve.finalist_of is None for curve in self._ledger.curves())
-        return self._draw() if drawn < self._config.search.trials and not self._exhausted else None
+        left = self._ledger.drawn() < self._config.search.trials and not self._exhausted
+        return self._draw() if left else None
 
     def _draw(self) -> str | None:
         """The trial of a new configuration that is valid and was not tried before; None when the space has no more."""

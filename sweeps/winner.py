@@ -14,8 +14,8 @@ from sweeps.config import ConfigError, SweepConfig, dump
 from sweeps.display import test_words
 from sweeps.ledger import Ledger
 from trainables.data.store import split_fingerprint
-from trainables.errands import variant
 from trainables.loading import load_checkpoint
+from trainables.methods import variant_of
 from trainables.model import Variant, fingerprint, load_tokenizer, quiet, resolve
 
 PEFT_METHODS = ("lora", "qlora", "ia3", "prompt")  # whose checkpoints are PEFT's
@@ -94,7 +94,7 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
         data = store.fetch("data", Path(scratch))
 
         def check(name: str, folder: str, params: dict[str, Any], reported: dict[str, dict[str, float]]) -> None:
-            lies = variant(config.hyperparameters(params))
+            lies = _variant(config, params)
             local = store.fetch(folder, Path(scratch))
             model = load_checkpoint(local, config.model, lies, task.auto_class, kwargs, device)
             for split_name, numbers in reported.items():
@@ -153,6 +153,11 @@ def _reported(ledger: Ledger, checkpoint: str) -> dict[str, float]:
     return {"loss": evaluation["val_loss"], **evaluation["metrics"]}
 
 
+def _variant(config: SweepConfig, params: dict[str, Any]) -> Variant:
+    hp = config.hyperparameters(params)
+    return variant_of(hp.method, hp.options)
+
+
 def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -> str:
     """README.md of the winner: what it is, how good, from what data, and the lines that load it."""
     winner = board["winner"]
@@ -206,7 +211,7 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
         + (" and PEFT:" if method in PEFT_METHODS else " and this project:" if method == "adapter" else ":"),
         "",
         "```python",
-        *_loading(config, method, variant(config.hyperparameters(winner["params"])), manifest),
+        *_loading(config, method, _variant(config, winner["params"]), manifest),
         "```",
         "",
         "## Data",

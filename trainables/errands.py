@@ -10,20 +10,19 @@ from typing import Any
 import numpy as np
 
 from trainables.checkpoints import finite_or_none, write_losses
-from trainables.hyperparameters import company, parse
-from trainables.model import Variant, load_tokenizer
+from trainables.hyperparameters import parse
+from trainables.model import load_tokenizer
 from trainables.store import Store
-
-MAX_TOKENS = {"cuda": 16384}  # of a pass, where `train.max_tokens` says nothing
-CPU_TOKENS = 4096
 
 
 def run(store: Store, config: Any, what: dict[str, Any]) -> dict[str, Any]:
     """`what["kind"]`: baselines, test or forgetting. `config`: of the slot (model, task, max_tokens, ...)."""
     import torch
 
+    from trainables.pack import PASS_TOKENS
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    max_tokens = config.max_tokens or MAX_TOKENS.get(device.type, CPU_TOKENS)
+    max_tokens = config.max_tokens or PASS_TOKENS[device.type]
     with tempfile.TemporaryDirectory() as scratch:
         data = store.fetch("data", Path(scratch))
         if what["kind"] == "baselines":
@@ -56,6 +55,7 @@ def _test(store: Store, config: Any, data: Path, what: dict[str, Any], max_token
     """Tokenise the test split, now that there is a winner, and score winner, untuned base and baselines on it."""
     from trainables.data.prepare import open_split, read_manifest, tokenise_split
     from trainables.loading import load_base_model, load_checkpoint
+    from trainables.methods import variant_of
     from trainables.pack import measure
     from trainables.tasks import TASKS
 
@@ -64,28 +64,28 @@ def _test(store: Store, config: Any, data: Path, what: dict[str, Any], max_token
         store.write_bytes("data/test.arrow", (data / "test.arrow").read_bytes())
     manifest, task = read_manifest(data), TASKS[config.task]
     kwargs, split = task.model_kwargs(manifest), open_split(data, "test")
-    rows = np.arange(len(split))
-    base = variant(parse(config.baseline))
+    tuned, untuned = parse(what["params"]), parse(config.baseline)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = store.fetch(what["checkpoint"], Path(scratch))
+        shared = (task.auto_class, kwargs, device)
         loads = {
             "winner": lambda: load_checkpoint(
-                checkpoint, config.model, variant(parse(what["params"])), task.auto_class, kwargs, device
-            ),
-            "untuned": lambda: load_base_model(config.model, base, task.auto_class, kwargs, device),
+                checkpoint, config.model, variant_of(tuned.method, tuned.options), *shared
+            )
         }
+        if (
+            config.task != "classification"
+        ):  # there its head is new: a number that says nothing, another on each machine
+            loads["untuned"] = lambda: load_base_model(
+                config.model, variant_of(untuned.method, untuned.options), *shared
+            )
         found: dict[str, Any] = {}
         for name, load in loads.items():
-            if name == "untuned" and config.task == "classification":
-                continue  # its head is new: a number that says nothing, and another one on each machine
-            measured = measure(load(), task, split, rows, config.pad_token_id, max_tokens, device)
+            measured = measure(load(), task, split, np.arange(len(split)), config.pad_token_id, max_tokens, device)
             write_losses(store, f"baselines/test/{name}.npy", measured.losses)
             found[name] = {"loss": measured.loss, "metrics": task.metrics(*measured.columns)}
-            if name == "untuned":
-                found[name]["words"] = "the untuned model"
-    for name, measured in _baselines(store, config, data, "test", max_tokens, device).items():
-        found[name] = {**measured, "loss": measured.get("val_loss")}
-        found[name].pop("val_loss", None)
+    for name, other in _baselines(store, config, data, "test", max_tokens, device).items():
+        found[name] = {"loss": other.pop("val_loss", None), **other}
     return finite_or_none({"split": described, "scores": found})
 
 
@@ -93,24 +93,21 @@ def _forgetting(store: Store, config: Any, data: Path, what: dict[str, Any], dev
     from trainables.data.prepare import open_split
     from trainables.forgetting import measure_forgetting
     from trainables.loading import load_base_model, load_checkpoint
+    from trainables.methods import variant_of
     from trainables.tasks import TASKS
 
-    auto_class, lies = TASKS[config.task].auto_class, variant(parse(what["params"]))
+    tuned, auto_class = parse(what["params"]), TASKS[config.task].auto_class
+    lies = variant_of(tuned.method, tuned.options)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = store.fetch(what["checkpoint"], Path(scratch))
         found = measure_forgetting(
             load_checkpoint(checkpoint, config.model, lies, auto_class, {}, device),
             lambda: load_base_model(config.model, lies, auto_class, {}, device),
             load_tokenizer(config.model),
-            store.read_bytes("data/general.txt").decode(),
+            (data / "general.txt").read_text(encoding="utf-8"),
             open_split(data, "validation"),
             device,
         )
     for name, losses in zip(("before", "after"), found.pop("losses"), strict=True):
         write_losses(store, f"baselines/general/{name}.npy", losses)
     return finite_or_none(found)
-
-
-def variant(hp: Any) -> Variant:
-    """How the base of a trial lies in memory."""
-    return {"nf4": "nf4", "int8": "int8"}.get(company(hp) or "", "plain")

@@ -25,8 +25,8 @@ from trainables import flat
 from trainables.data.batches import batch_indices, cut_passes, steps_per_epoch
 from trainables.data.prepare import Split, open_split
 from trainables.dropout import FunctionDropout, RowKeys, replace_dropout
-from trainables.hyperparameters import OPTIONS, Hyperparameters, company, virtual_tokens
-from trainables.methods import ADDITIVE, REPLACING
+from trainables.hyperparameters import Hyperparameters, company, virtual_tokens
+from trainables.methods import ADDITIVE, REPLACING, variant_of
 from trainables.model import BaseModel, ModelConfig, Variant, base_dtype, hidden_states, load_model
 from trainables.solo import Solo, initialise
 from trainables.stack import Addition, Pass, Stack, TrainedModule, copy_of, seeded
@@ -34,6 +34,7 @@ from trainables.tasks import TASKS, Task
 
 WEIGHTS_FILE = "adapter_model.safetensors"  # PEFT's name
 STATE_FILE = "training_state.safetensors"
+PASS_TOKENS = {"cpu": 4096, "cuda": 16384}  # of a pass, by device, where `train.max_tokens` says nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,9 @@ class PackSettings:
     """What is the same for every trial of a sweep."""
 
     evaluate_every: int | None = None  # samples between evaluations; None: once an epoch
-    max_tokens: int = 4096  # padded tokens of one forward and backward pass; memory only, never the result
+    max_tokens: int = PASS_TOKENS[
+        "cpu"
+    ]  # padded tokens of one forward and backward pass; memory only, never the result
     autocast: torch.dtype | None = None
     gradient_checkpointing: bool = False
     flat: bool | None = None  # passes of language models without padding; None: on GPUs, where that is measured to pay
@@ -486,9 +489,7 @@ class Pack:
     # --- the base ---
 
     def _base_for(self, method: str, options: Any = None) -> BaseModel:
-        variant: Variant = "plain"
-        if method in ADDITIVE:
-            variant = ADDITIVE[method].variant(options or OPTIONS[method]())
+        variant = variant_of(method, options)
         dtype = self._base_dtype(method)
         if self._base is None or (self._base.variant, self._base.dtype) != (variant, dtype):
             self._base, self._pristine = None, {}  # free the old base before the new one is loaded

@@ -571,7 +571,7 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     import torch
 
     from trainables.model import check_files, quiet
-    from trainables.pack import PackSettings, World, open_pack
+    from trainables.pack import PASS_TOKENS, PackSettings, World, open_pack
     from trainables.store import Store
 
     quiet()
@@ -585,7 +585,7 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     )
     settings = PackSettings(
         evaluate_every=config.evaluate_every,
-        max_tokens=config.max_tokens or (16384 if device.type == "cuda" else 4096),
+        max_tokens=config.max_tokens or PASS_TOKENS[device.type],
         autocast=torch.bfloat16 if bf16 else None,
         gradient_checkpointing=config.gradient_checkpointing,
         probe_rows=config.probe_rows,

@@ -154,34 +154,18 @@ def open_pack(sweep: Path) -> tuple[Any, Any]:
     import torch
 
     from sweeps.config import load
-    from trainables.data.prepare import open_split, read_manifest
-    from trainables.model import base_dtype, load_model, load_tokenizer
-    from trainables.pack import Pack, PackSettings, World
-    from trainables.tasks import TASKS
+    from trainables import pack
+    from trainables.model import load_tokenizer
 
     config = load(sweep / "sweep.yaml")
-    task, device, pad = TASKS[config.task], torch.device("cpu"), load_tokenizer(config.model).pad_token_id
-    pack = Pack(
-        load_base=lambda variant, dtype: load_model(
-            config.model,
-            auto_class=task.auto_class,
-            variant=variant,
-            dtype=dtype,
-            device=device,
-            seed=config.seed,
-            pad_token_id=pad,
-            model_kwargs=task.model_kwargs(read_manifest(sweep / "data")),
-        ),
-        base_dtype=lambda method: base_dtype(config.model, method, task.auto_class, device),
-        task=task,
-        train=open_split(sweep / "data", "train"),
-        validation=open_split(sweep / "data", "validation"),
-        pad_token_id=pad,
-        settings=PackSettings(probe_rows=config.train.probe_rows, seed=config.seed),
-        device=device,
-        world=World(),
+    return config, pack.open_pack(
+        sweep / "data",
+        model=config.model,
+        task=config.task,
+        pad_token_id=load_tokenizer(config.model).pad_token_id,
+        settings=pack.PackSettings(probe_rows=config.train.probe_rows, seed=config.seed),
+        device=torch.device("cpu"),
     )
-    return config, pack
 
 
 def require(*paths: Path) -> None:

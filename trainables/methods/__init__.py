@@ -7,6 +7,7 @@ base itself, and then a trial has the base for itself and gives it back exactly 
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainables.hyperparameters import OPTIONS
 from trainables.methods.adapter import Adapter
 from trainables.methods.full import Full
 from trainables.methods.ia3 import Ia3
@@ -52,3 +53,8 @@ ADDITIVE: dict[str, Additive] = {
     "adapter": Adapter(),
 }
 REPLACING: dict[str, Replacing] = {"full": Full(), "partial": Partial()}
+
+
+def variant_of(method: str, options: Any = None) -> Variant:
+    """How the base of a trial lies in memory; `options` None: the method's defaults."""
+    return ADDITIVE[method].variant(options or OPTIONS[method]()) if method in ADDITIVE else "plain"
