@@ -22,10 +22,9 @@ $(QUICKSTART): $(READY) sweeps/quickstart.py
 quickstart: $(QUICKSTART)
 	$(BIN)/python -m sweeps run sweeps/quickstart.yaml
 
-# Ray's tests by themselves: a sweep fills two cores
+# in the order of the folders, so that the files that start Ray clusters do not come last
 test: $(QUICKSTART)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray"
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,9 +1,11 @@
 """Join a Ray cluster or start one, and cut it into slots."""
 
+import fcntl
 import logging
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,7 +162,19 @@ def _start(namespace: str, temp_dir: Path | None) -> str | None:
         raise ClusterError(
             f"{temp_dir}: Ray's temporary folder may have {MAX_TEMP_DIR} characters at most, for its sockets"
         )
-    port = _free_dashboard_port()
+    with _alone():
+        return _init(namespace, temp_dir, _free_dashboard_port())
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One start at a time on this machine: until a dashboard listens on the port that was free, another finds it free too."""
+    with (Path(tempfile.gettempdir()) / f"finetune-sweeps-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _init(namespace: str, temp_dir: Path | None, port: int) -> str | None:
     cores = None  # Ray counts them, and sees a container's limit but not this process's affinity
     if sys.platform == "linux" and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
         cores = len(os.sched_getaffinity(0))

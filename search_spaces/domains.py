@@ -180,7 +180,9 @@ class Choice:
         for own in self.values:
             if same(own, value):
                 return own
-        raise SpaceError(f"got {value!r}, allowed: {self}")
+        words = [own for own in self.values if isinstance(own, str)]
+        hint = did_you_mean(value, words) if isinstance(value, str) else ""
+        raise SpaceError(f"got {value!r}, allowed: {self}{'.' if hint else ''}{hint}")
 
 
 Domain = LogUniform | Uniform | Int | Choice

@@ -9,6 +9,7 @@ class SpaceError(ValueError):
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """`" Did you mean 'rank'?"`, or an empty string when nothing known is close to the word."""
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    """`" Did you mean 'rank'?"`, or an empty string when nothing known is close to the word; case does not count."""
+    spelled = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(str(word).lower(), spelled, n=1)
+    return f" Did you mean {spelled[close[0]]!r}?" if close else ""

@@ -42,6 +42,7 @@ from search_spaces.expressions import evaluate, is_expression, is_name, names_in
 
 Suggest = Callable[[str, Domain], Any]
 _BRANCH = re.compile(r"[\w-]+")
+_PRESETS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 When = tuple[tuple[str, Any], ...]  # (("method", "lora"), ("init", "pissa"))
 
 
@@ -249,20 +250,31 @@ def load_space(source: str | Mapping[str, Any], where: str = "search.space", fol
         return Space.from_dict(source, where)
     if not isinstance(source, str):
         raise SpaceError(f"{where}: give parameters, a preset's name or the path of a YAML file, got {source!r}")
-    presets = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
-    path = presets.get(source) or (folder or Path()) / Path(source).expanduser()
-    if not path.is_file():
-        hint = did_you_mean(source, presets)
-        raise SpaceError(f"{where}: no preset and no file {source!r}.{hint} Presets: {', '.join(presets)}")
-    try:
-        # OmegaConf reads 1e-5 as a number, which YAML 1.1 takes for text, and refuses a key that stands twice.
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise SpaceError(f"{where}: {path} is not readable: {' '.join(str(error).split())}") from error
+    tree = load_tree(source, where, folder)
     try:
         return Space.from_dict(tree, "space")
     except SpaceError as error:
-        raise SpaceError(f"{where}: {path}: {error}") from None
+        raise SpaceError(f"{where}: {_path(source, folder)}: {error}") from None
+
+
+def load_tree(source: str, where: str = "search.space", folder: Path | None = None) -> Any:
+    """What a preset or a YAML file (relative to `folder`) holds, unchecked: the mapping that could stand inline.
+
+    SpaceError if there is no such preset or file, or it is not YAML.
+    """
+    path = _path(source, folder)
+    if not path.is_file():
+        hint = did_you_mean(source, _PRESETS)
+        raise SpaceError(f"{where}: no preset and no file {source!r}.{hint} Presets: {', '.join(_PRESETS)}")
+    try:
+        # OmegaConf reads 1e-5 as a number, which YAML 1.1 takes for text, and refuses a key that stands twice.
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise SpaceError(f"{where}: {path} is not readable: {' '.join(str(error).split())}") from error
+
+
+def _path(source: str, folder: Path | None) -> Path:
+    return _PRESETS.get(source) or (folder or Path()) / Path(source).expanduser()
 
 
 def _read(tree: Mapping[Any, Any], when: When, where: str) -> Iterator[Parameter]:

@@ -78,6 +78,9 @@ def best(
         from sweeps.run import print_board
 
         print_board(_console(), board)
+        for what, name in (("Checkpoint", "winner"), ("Report", "report.html")):
+            if ledger.store.exists("winner/winner.json" if name == "winner" else name):
+                print(f"{what}: {ledger.store.path(name)}")
     if board["winner"] is None:
         raise typer.Exit(1)
 

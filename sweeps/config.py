@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
@@ -15,7 +15,7 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 from yaml import YAMLError
 
 from cluster.config import ClusterConfig
-from search_spaces import Choice, Domain, Int, LogUniform, Space, load_space
+from search_spaces import Choice, Domain, Int, LogUniform, Space, SpaceError, load_space, load_tree
 from sweeps.selection import SelectionConfig
 from sweeps.tracking import TrackingConfig
 from trainables.data.config import DataConfig
@@ -164,6 +164,20 @@ class SweepConfig:
             raise ConfigError(f"name: must be 1 to 64 letters, digits, dots, dashes or underscores, got {self.name!r}")
         if self.seed < 0:
             raise ConfigError(f"seed: must be 0 or more, got {self.seed}")
+        limits = self.selection.limits
+        if limits.of_forgetting and self.task == "classification":
+            raise ConfigError(
+                "selection.limits: forgetting and kl are measured of language models (task instruction or causal_lm), "
+                "got task classification"
+            )
+        if limits.of_slices and self.data.slice is None:
+            raise ConfigError(
+                "selection.limits: limits on slices need data.slice, the column that tells them; got none"
+            )
+        if limits.slice_accuracy is not None and self.task != "classification":
+            raise ConfigError(
+                f"selection.limits.slice_accuracy: is for classification, got task {self.task}; slice_loss is for all"
+            )
         if not self.data.train:
             raise ConfigError(
                 "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or hf:owner/name"
@@ -248,12 +262,30 @@ def _override(given: DictConfig, override: str) -> None:
     if not equals or not re.fullmatch(r"\w+(\.[\w-]+|\[\d+\])*", key):
         raise ConfigError(f"{override}: an override must be key=value, such as search.trials=4")
     try:
+        if key.startswith("search.space."):
+            key = _open_space(given, key)
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
         OmegaConf.update(given, key, parsed["value"], merge=False, force_add=True)
     except YAMLError as error:
         raise ConfigError(f"{override}: not valid YAML{_yaml_problem(error)}") from error
+    except SpaceError as error:
+        raise ConfigError(f"{override}: {error}") from error
     except (OmegaConfBaseException, IndexError, TypeError) as error:
         raise ConfigError(f"{override}: there is no {key} to set") from error
+
+
+def _open_space(given: DictConfig, key: str) -> str:
+    """Put what a preset or a file holds in the place of its name, for `key` to be set in it. Returns the key as it stands
+    there: what is shown as lora.rank is method.lora.rank.
+    """
+    source = OmegaConf.select(given, "search.space")
+    if isinstance(source, str):
+        OmegaConf.update(given, "search.space", load_tree(source), merge=False)
+    path = key.removeprefix("search.space.")
+    branches = OmegaConf.select(given, "search.space.method")
+    if re.split(r"[.\[]", path)[0] in OPTIONS and isinstance(branches, DictConfig):
+        return f"search.space.method.{path}"
+    return key
 
 
 def _yaml_problem(error: YAMLError | UnicodeDecodeError) -> str:
@@ -290,14 +322,35 @@ def _check_sections(given: Any, hint: Any, key: str) -> None:
     for name, value in given.items():
         at = f"{key}.{name}" if key else str(name)
         if name not in hints:
-            near = difflib.get_close_matches(str(name), hints, 1)
-            raise ConfigError(
-                f"{at}: unknown key. " + (f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(hints)}")
-            )
+            raise ConfigError(f"{at}: unknown key. {_meant(str(name), hints)}")
         _check_sections(value, hints[name], at)
     for part in dataclasses.fields(hint):
         if part.default is part.default_factory is dataclasses.MISSING and part.name not in given:
             raise ConfigError(f"{f'{key}.' if key else ''}{part.name}: not given; must be {_allowed(hints[part.name])}")
+
+
+def _meant(name: str, here: Iterable[str]) -> str:
+    """What an unknown key may stand for: a near name in its own section, else in another the same, nearly the same, or
+    the only one that begins with it.
+    """
+    places: dict[str, list[str]] = {}
+    for own, place in (*_keys(SweepConfig), *((own, f"search.space.{own}") for own in HYPERPARAMETERS)):
+        places.setdefault(own, []).append(place)
+    # a key of another section is seldom a slip of one here that it only resembles, as search.pack is none of space
+    if near := difflib.get_close_matches(name, here, 1, 0.8 if name in places else 0.6):
+        return f"Did you mean {near[0]!r}?"
+    near = difflib.get_close_matches(name, places, 1, 0.8) or [own for own in places if own.startswith(f"{name}_")]
+    if len(near) == 1:
+        return f"Did you mean {' or '.join(places[near[0]])}?"
+    return f"Allowed: {', '.join(here)}"
+
+
+def _keys(schema: type, section: str = "") -> Iterator[tuple[str, str]]:
+    """Every key of a sweep file: (its name, where it stands)."""
+    for name, hint in get_type_hints(schema).items():
+        yield name, section + name
+        if dataclasses.is_dataclass(hint):
+            yield from _keys(hint, f"{section}{name}.")
 
 
 def _explain(error: OmegaConfBaseException, tree: Any) -> str:
@@ -350,9 +403,7 @@ def _check_hyperparameters(config: SweepConfig) -> None:
         if name in fixed:
             raise ConfigError(f"train.{name}: also varies in search.space; set it in one place")
         if name not in HYPERPARAMETERS:
-            near = difflib.get_close_matches(name, HYPERPARAMETERS, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Allowed: {', '.join(HYPERPARAMETERS)}."
-            raise ConfigError(f"search.space.{path}: not a hyperparameter.{hint}")
+            raise ConfigError(f"search.space.{path}: not a hyperparameter. {_meant(name, HYPERPARAMETERS)}")
     if "method" not in fixed and not any(path == "method" for path, _ in space.parameters):
         raise ConfigError(f"search.space.method: not given; one of {', '.join(OPTIONS)}, here or as train.method")
     wrong: dict[str, str] = {}
@@ -369,6 +420,8 @@ def _check_hyperparameters(config: SweepConfig) -> None:
             continue
         if reason.partition(":")[0] in fixed:
             raise ConfigError(f"train.{reason}")
+        if method not in OPTIONS:
+            raise ConfigError(f"search.space.{reason}")
         raise ConfigError(f"search.space: no configuration of method {method} is valid: {reason}")
     _check_values(config)
     for number, initial in enumerate(config.search.initial):

@@ -22,8 +22,11 @@ def diagnose(
     without a validation loss. Where there is no probe loss, the training loss stands for it. A line at 0 samples is the
     untuned model. Without such a line, or `untuned_loss`, a trial is judged beside its own beginning and the other
     trials.
-    Raises ConfigError for what cannot be read.
+    Raises ConfigError for what cannot be read, and for an `untuned_loss` or a `prior_loss` that no model can have.
     """
+    for option, loss in (("--untuned-loss", untuned_loss), ("--prior-loss", prior_loss)):
+        if loss is not None and not 0 <= loss < math.inf:
+            raise ConfigError(f"{option}: must be a finite number of 0 or more, got {loss}")
     curves = _read(file)
     reference = Reference(val_loss=untuned_loss, prior_loss=prior_loss)
     losses = [p.val_loss for curve in curves for p in curve.points if p.val_loss is not None]

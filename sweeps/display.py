@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sweeps.selection import Curve, SelectionConfig, best_point
 
+LOST = ("forgetting", "kl")  # what is measured of a language model where it has a limit
 BEHIND = "above the best (95%)"
 WIDE = 150  # columns that the whole leaderboard needs
 STATES = {"running": "yellow", "complete": "green", "pruned": "cyan", "failed": "red"}
@@ -38,13 +39,14 @@ def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
     winner = board["winner"] or {}
     metrics = sorted({name for trial in board["trials"] for e in trial["evaluations"] for name in e["metrics"]})
     compared = [BEHIND] if any(trial.get("difference") for trial in board["trials"]) else []
-    columns = ["", "trial", "val loss", *compared, "probe", *metrics, "epoch", "state", "verdict", "configuration"]
+    lost = [name for name in LOST if any(e.get(name) is not None for t in board["trials"] for e in t["evaluations"])]
+    numbers = ["val loss", *compared, "probe", *metrics, *lost, "epoch"]
+    columns = ["", "trial", *numbers, "state", "verdict", "configuration"]
     if width < WIDE:
         columns = ["", "trial", "val loss", *metrics[:1], "verdict", "configuration"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        numeric = name in ("val loss", BEHIND, "probe", "epoch", *metrics)
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=name != "configuration")
+        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name != "configuration")
 
     def add(cells: dict[str, Any], style: str | None) -> None:
         table.add_row(*(cells.get(name, "-") for name in columns), style=style)
@@ -61,6 +63,7 @@ def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
         }
         if best is not None:
             cells |= {name: _number(best["metrics"].get(name)) for name in metrics}
+            cells |= {name: _number(best.get(name)) for name in lost}
             cells |= {
                 "val loss": _number(best["val_loss"]),
                 "probe": _number(best["probe_loss"]),
@@ -71,7 +74,9 @@ def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
         words = baseline.get("words", name)
         if name == "prior":
             words = f"always {baseline['class']}, at train's label shares"
+        words += f" ({cost})" if (cost := baseline_cost(baseline)) else ""
         cells = {name: _number(baseline["metrics"].get(name)) for name in metrics}
+        cells[BEHIND] = interval(baseline.get("difference"))
         cells |= {"val loss": _number(baseline["val_loss"]), "probe": _number(baseline.get("probe_loss"))}
         add(
             {**cells, "": "", "state": "", "epoch": "0", "verdict": "baseline", "configuration": Text(words)},
@@ -208,14 +213,19 @@ def slices_words(slices: Mapping[str, Any]) -> str:
     """The winner's loss for each value of a column, the worst first, on the last split that was scored."""
     split = "test" if "test" in slices else "validation"
     found = slices[split]
-    shown = [
-        f"{each['value'] or 'empty'} {each['loss']:.4f} ({each['low']:.4f} to {each['high']:.4f}, {each['rows']} rows)"
-        for each in found
-    ]
+    shown = [_slice_words(each) for each in found]
     if len(shown) > 8:
         shown = [*shown[:5], f"{len(shown) - 7} more", *shown[-2:]]
-    gap = f"; the gap between worst and best is {found[0]['loss'] - found[-1]['loss']:.4f}" if len(found) > 1 else ""
-    return f"{split} loss by {slices['column']}: {', '.join(shown)}{gap}"
+    gap = ""
+    if len(found) > 1 and found[0]["loss"] is not None and found[-1]["loss"] is not None:
+        gap = f"; worst {found[0]['value'] or 'empty'}, {found[0]['loss'] - found[-1]['loss']:.4f} above the best"
+    return f"{split} loss by {slices['column']}: {'; '.join(shown)}{gap}"
+
+
+def _slice_words(part: Mapping[str, Any]) -> str:
+    bounds = "" if part["low"] is None else f"{part['low']:.4f} to {part['high']:.4f}, "
+    accuracy = "" if part.get("accuracy") is None else f", accuracy {part['accuracy']:.4f}"
+    return f"{part['value'] or 'empty'} {_number(part['loss'])} ({bounds}{part['rows']} rows{accuracy})"
 
 
 def interval(difference: Mapping[str, float] | None) -> str:
@@ -225,8 +235,36 @@ def interval(difference: Mapping[str, float] | None) -> str:
     return f"{difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
 
 
+def baseline_cost(baseline: Mapping[str, Any]) -> str:
+    """What a baseline took to measure, and how long its requests are."""
+    parts = []
+    if (seconds := baseline.get("seconds")) is not None:
+        parts.append(f"{seconds:.1f} s" if seconds < 60 else duration(seconds))
+    if (tokens := baseline.get("tokens_per_request")) is not None:
+        parts.append(f"{tokens:.0f} tokens a request")
+    return ", ".join(parts)
+
+
+def pareto_table(pareto: Mapping[str, Any]) -> Table:
+    """The trials that none beats in validation loss and in a cost at once."""
+    cost = pareto["cost"]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("trial", "val loss", cost.replace("_", " ")):
+        table.add_column(name, justify="left" if name == "trial" else "right")
+    for point in pareto["front"]:
+        table.add_row(point["trial"], _number(point["val_loss"]), cost_words(point[cost]))
+    return table
+
+
+def cost_words(cost: float) -> str:
+    """Parameters as they are; arithmetic as a multiple of the untuned model's."""
+    return f"{cost:,}" if isinstance(cost, int) else f"{cost:.3f} times"
+
+
 def _again(trial: Mapping[str, Any]) -> str:
-    return f" (again: {trial['finalist_of']})" if trial.get("finalist_of") else ""
+    if trial.get("finalist_of"):
+        return f" (again: {trial['finalist_of']})"
+    return " (the default)" if trial.get("default") else ""
 
 
 def _short(value: Any) -> str:

@@ -16,7 +16,6 @@ report.html
 """
 
 import io
-import json
 import math
 import os
 import socket
@@ -34,20 +33,24 @@ from sweeps.selection import (
     SelectionConfig,
     Winner,
     best_point,
-    by_slice,
     compare,
+    excluded_reason,
     final_ranking,
     mean_interval,
-    overfit_reason,
     pareto,
     select,
+    slice_intervals,
     verdict,
 )
 from sweeps.worth import worth
 from trainables.checkpoints import CHECKPOINT, EVALUATION, LOSSES, STATE, evaluation_folders
 from trainables.store import Store
 
-WORDS = {"untuned": "the untuned model", "prior": "train's label shares"}
+WORDS = {
+    "untuned": "the untuned model",
+    "prior": "train's label shares",
+    "default": "the default configuration",
+}
 INTERRUPTED, NO_SLOT = "interrupted", "no slot could run"
 UNFINISHED = (INTERRUPTED, NO_SLOT)  # reasons for stopping that leave running trials to be resumed
 HEARTBEAT_S = 10.0
@@ -129,6 +132,14 @@ class Ledger:
         """Trials of the search itself: finalists repeat them."""
         return sum(entry["finalist_of"] is None for entry in self._curves.values())
 
+    def default(self, config: SelectionConfig) -> tuple[Curve, Point] | None:
+        """The default configuration with its checkpoint that may win, where it has one."""
+        for trial in [trial for trial, entry in self._curves.items() if entry["default"]]:
+            point = best_point(self.curve(trial), config)
+            if point is not None and point.checkpoint is not None:
+                return self.curve(trial), point
+        return None
+
     def unfinished(self) -> list[str]:
         return [trial for trial, entry in sorted(self._curves.items()) if entry["status"] == "running"]
 
@@ -167,7 +178,10 @@ class Ledger:
         targets of each row.
         """
         name = f"{folder}.npy" if folder.startswith("baselines/") else f"{folder}/{LOSSES}"
-        return np.load(io.BytesIO(self.store.read_bytes(name))) if self.store.exists(name) else None
+        return self._array(name) if self.store.exists(name) else None
+
+    def _array(self, name: str) -> np.ndarray:
+        return np.load(io.BytesIO(self.store.read_bytes(name)))
 
     def _point(self, evaluation: dict[str, Any], *, kept: bool) -> Point:
         folder = evaluation["folder"]
@@ -180,7 +194,11 @@ class Ledger:
             train_loss=evaluation.get("train_loss"),
             majority_share=evaluation.get("majority_share"),
             metrics=evaluation["metrics"],
+            slices=evaluation.get("slices") or {},
+            forgetting=evaluation.get("forgetting"),
+            kl=evaluation.get("kl"),
             trainable_parameters=evaluation["trainable_parameters"],
+            inference_cost=evaluation.get("inference_cost", 1.0),
             checkpoint=self.store.path(f"{folder}/{CHECKPOINT}") if kept else None,
             folder=folder,
         )
@@ -269,8 +287,7 @@ class Ledger:
         )
 
     def write_forgetting(self, measured: dict[str, Any]) -> None:
-        before, after = (self.losses(f"baselines/general/{name}") for name in ("before", "after"))
-        found = compare(before, after) if before is not None and after is not None else None
+        found = compare(*(self.losses(f"baselines/general/{name}") for name in ("before", "after")))
         interval = [found.low, found.high] if found else None
         self.store.write_json("forgetting.json", {**measured, "interval": interval})
 
@@ -302,10 +319,16 @@ class Ledger:
                 "tied": list(winner.tied),
             }
         board["pareto"] = (
-            [{"trial": curve.id, **_shown(point)} for curve, point in pareto(curves, config)] if config.pareto else None
+            {"cost": config.pareto, "front": [{"trial": c.id, **_shown(point)} for c, point in pareto(curves, config)]}
+            if config.pareto
+            else None
         )
         board["finalists"] = [asdict(final) for final in final_ranking(curves, config)]
         differences = winner.differences if winner is not None else {}
+        lowest = self.losses(winner.lowest) if winner is not None else None
+        for name, baseline in board["baselines"].items():
+            found = compare(lowest, self.losses(f"baselines/validation/{name}"))
+            baseline["difference"] = None if found is None else asdict(found)
         board["trials"] = []
         for curve in curves:
             judged = verdict(curve, reference, config)
@@ -321,7 +344,7 @@ class Ledger:
                     "default": self._curves[curve.id]["default"],
                     "finalist_of": curve.finalist_of,
                     "evaluations": [
-                        {**_shown(point), "excluded": overfit_reason(list(curve.points), index, config)}
+                        {**_shown(point), "excluded": excluded_reason(list(curve.points), index, config)}
                         for index, point in enumerate(curve.points)
                     ],
                 }
@@ -331,21 +354,39 @@ class Ledger:
         board["tokens_per_request"] = _tokens_per_request(manifest, board["test"]) if manifest is not None else None
         board["slices"] = None
         if winner is not None and manifest is not None:
-            board["slices"] = self._slices(winner.point.folder, manifest["data"].get("slice"))
+            board["slices"] = self._slices(winner.point, manifest, board["test"])
         board["worth"] = worth(board, self.losses)
         return board
 
-    def _slices(self, folder: str, column: str | None) -> dict[str, Any] | None:
-        """The winner's loss for each value of `column`, on validation and, where it was scored, on test."""
-        if column is None:
+    def _slices(self, point: Point, manifest: dict[str, Any], test: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The winner's loss and metrics for each value of `data.slice`, on validation and, where it was scored, on test;
+        the worst first.
+        """
+        if manifest["data"].get("slice") is None:
             return None
-        found = {}
-        for split, name in (("validation", folder), ("test", "baselines/test/winner")):
-            losses = self.losses(name)
-            if losses is not None:
-                lines = self.store.read_bytes(f"data/{split}.jsonl").decode().removesuffix("\n").split("\n")
-                found[split] = by_slice(losses, [json.loads(line)["slice"] for line in lines])
-        return {"column": column, **found}
+        measured = {"validation": (point.slices, point.folder)}
+        if test is not None:
+            measured["test"] = (test["scores"]["winner"].get("slices", {}), "baselines/test/winner")
+        found: dict[str, Any] = {"column": manifest["data"]["slice"]}
+        for split, (slices, folder) in measured.items():
+            if not slices:
+                continue
+            intervals: dict[str, tuple[float, float]] = {}
+            losses, of_rows = self.losses(folder), f"data/{split}.slices.npy"
+            if losses is not None and self.store.exists(of_rows):
+                intervals = slice_intervals(losses, self._array(of_rows), manifest["encoding"]["slices"])
+            found[split] = sorted(
+                (
+                    {
+                        "value": value,
+                        **each,
+                        **dict(zip(("low", "high"), intervals.get(value, (None, None)), strict=True)),
+                    }
+                    for value, each in slices.items()
+                ),
+                key=lambda each: -math.inf if each["loss"] is None else -each["loss"],
+            )
+        return found if len(found) > 1 else None
 
     def _manifest(self) -> dict[str, Any] | None:
         return self.store.read_json("data/manifest.json") if self.store.exists("data/manifest.json") else None
@@ -383,6 +424,10 @@ def _shown(point: Point) -> dict[str, Any]:
         "probe_loss": point.probe_loss,
         "train_loss": point.train_loss,
         "metrics": dict(point.metrics),
+        "slices": {value: dict(each) for value, each in point.slices.items()},
+        "forgetting": point.forgetting,
+        "kl": point.kl,
+        "inference_cost": point.inference_cost,
         "trainable_parameters": point.trainable_parameters,
         "checkpoint": point.checkpoint,
         "folder": point.folder,

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from sweeps.config import ConfigError, SweepConfig
-from trainables.hyperparameters import OPTIONS, parse
+from trainables.hyperparameters import OPTIONS, company, parse
 from trainables.model import check_files, load_model_config, load_tokenizer, quiet
 
 SIZES = ("rank", "bottleneck", "virtual_tokens")  # hyperparameters that say how much a trial adds to the base
@@ -28,6 +28,11 @@ def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
     more = max(draw.get("virtual_tokens", 0) for draw in config.draws())
     longest = max(split.get("longest", 0) for split in manifest["splits"].values())
     if more and context is not None and longest + more > context:
+        if context - more < 2:
+            raise ConfigError(
+                f"virtual_tokens: must be below the model's context of {context} tokens (at most {context - 2}: a row "
+                f"needs 2), got {more}"
+            )
         raise ConfigError(
             f"virtual_tokens: {more} and the longest row of {longest} tokens do not fit the model's context of {context}; "
             f"set data.max_length to {context - more} or less"
@@ -70,9 +75,9 @@ def print_plan(config: SweepConfig, console: Console) -> None:
         say(
             f"  labels: {', '.join(map(str, manifest['labels']))}; majority {manifest['majority_label']} with {share} of validation"
         )
-    for note in manifest["notes"]:
-        say(f"  note: {note}")
     search, rows = config.search, manifest["splits"]["train"]["rows"]
+    for note in [*manifest["notes"], *_large_batches(config, rows)]:
+        say(f"  note: {note}")
     space = config.space()
     size = space.size()
     say(
@@ -88,12 +93,63 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     say(
         f"  steps per trial: {min(steps)} to {max(steps)}; {mean * rows * search.trials:,.0f} samples in all if no trial stops early"
     )
+    for line in _afterwards(config, manifest):
+        say(line)
     say(f"Slots: {_slots(config)}")
+    say(f"Packs: {_packs(config)}")
     for line in _memory(config):
-        say(f"Memory: {line}")
+        say(line)
     if search.time_budget:
         say(f"Time budget: {search.time_budget}")
     say("No problem found.")
+
+
+def _afterwards(config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
+    """What is run and measured beside the trials of the search."""
+    from trainables.baselines import names
+
+    selection, lines = config.selection, []
+    if (finals := selection.finalists).top:
+        lines.append(
+            f"Finalists: {finals.top * finals.seeds} trials more, the best {finals.top} configuration(s) again with "
+            f"{finals.seeds} new seed(s) each"
+        )
+    limits = {name: value for name, value in vars(selection.limits).items() if value is not None}
+    rows = limits.pop("slice_rows")
+    if limits:
+        of_slices = f" (slices of {rows} rows and more)" if selection.limits.of_slices else ""
+        lines.append(f"Limits: {', '.join(f'{name} {value:g}' for name, value in limits.items())}{of_slices}")
+    if selection.baselines and (ways := names(config.model, config.task)):
+        lines.append(f"Beside the trials: {', '.join(ways)}; at most {selection.baseline_minutes:g} minutes a split")
+    if "test" in manifest["splits"]:
+        lines.append("Then: the test split, scored once, for the winner and what it is compared with")
+    if config.task != "classification":
+        lines.append(
+            f"Then: what the winner has forgotten of {selection.general_text or 'general text (Python manual)'}"
+        )
+    return lines
+
+
+def _large_batches(config: SweepConfig, rows: int) -> list[str]:
+    large = sorted({draw["batch_size"] for draw in config.draws() if draw["batch_size"] > rows})
+    sizes = " and ".join(map(str, large[:1] + large[1:][-1:]))
+    return [f"batch_size {sizes}: above the {rows} rows of train, so a step is a whole epoch"] if large else []
+
+
+def _packs(config: SweepConfig) -> str:
+    """Which trials may share a base."""
+    from trainables.methods import ADDITIVE
+    from trainables.slot import MAX_PACK
+
+    together: dict[str, list[str]] = {}  # methods that share one base
+    for draw in first_of_each_method(config):
+        if draw["method"] in ADDITIVE:
+            together.setdefault(company(parse(draw)), []).append(draw["method"])
+    pack = config.cluster.pack
+    if not together or pack == 1:
+        return "none, every trial has a slot to itself"
+    most = f"as many as a slot finds to pay, at most {MAX_PACK}" if pack == "auto" else f"at most {pack}"
+    return f"trials of {', or of '.join(' and '.join(methods) for methods in together.values())} share a base, {most}"
 
 
 def _slots(config: SweepConfig) -> str:
@@ -129,7 +185,7 @@ def _memory(config: SweepConfig) -> list[str]:
     for (method, variant), hp in sorted(largest.items()):
         sizes = {name.replace("_", " "): getattr(hp.options, name) for name in SIZES if hasattr(hp.options, name)}
         at = "".join(f" at {name} {value}" for name, value in sizes.items())
-        what = f"{method}{at} over {model.name}" + (f" in {variant}" if variant != "plain" else "")
+        what = f"{method}{at}" + (f" over {variant}" if variant != "plain" else "")
         try:
             found = estimate(
                 model_config,
@@ -142,13 +198,13 @@ def _memory(config: SweepConfig) -> list[str]:
                 gradient_checkpointing=train.gradient_checkpointing,
             )
         except Exception as error:  # an architecture that the formula does not know is no fault of the sweep
-            lines.append(f"no estimate for {what}: {' '.join(str(error).split())[:200] or type(error).__name__}")
+            lines.append(f"  no estimate for {what}: {' '.join(str(error).split())[:200] or type(error).__name__}")
             continue
         lines.append(
-            f"{what}: base {_size(found.base)}, a pass of {tokens} tokens {_size(found.activations)}, {_size(found.per_trial)} per trial; "
-            f"trials at once: {gpu_table(found, most)} (an estimate; a slot measures it)"
+            f"  {what}: base {_size(found.base)}, a pass {_size(found.activations)}, a trial {_size(found.per_trial)}; "
+            f"trials at once: {gpu_table(found, most)}"
         )
-    return lines
+    return [f"Memory on GPUs (an estimate; a slot measures it), passes of {tokens} tokens:", *lines] if lines else []
 
 
 def _size(count: int) -> str:

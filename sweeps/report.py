@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.display import BEHIND, forgetting_words, interval, slices_words, test_words
+from sweeps.display import BEHIND, LOST, cost_words, forgetting_words, interval, test_words
 
 if TYPE_CHECKING:
     import optuna
@@ -124,7 +124,9 @@ def html_report(board: dict, study: optuna.Study | None, out: Path) -> Path:
     environment.filters |= {
         "interval": interval,
         "test_words": test_words,
-        "slices_words": slices_words,
+        "bounds": _bounds,
+        "rounded": _rounded,
+        "cost_words": cost_words,
         "forgetting_words": forgetting_words,
         "loss": _loss_text,
         "value": _value_text,
@@ -138,6 +140,8 @@ def html_report(board: dict, study: optuna.Study | None, out: Path) -> Path:
         verdicts=_verdict_counts(board),
         tied=(board["winner"] or {}).get("tied", []),
         baselines=_baselines(board),
+        baseline_names=list(board.get("baselines", {})),
+        lost=[name for name in LOST if any(row.shown and row.shown.get(name) is not None for row in rows)],
         statuses=Counter(trial["status"] for trial in board["trials"]),
         metric_names=_names(row.shown["metrics"] for row in rows if row.shown),
         param_columns=_param_columns(board),
@@ -201,6 +205,18 @@ def _loss_text(value: Any) -> str:
     if not _is_finite(value):
         return str(value)
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
+
+
+def _bounds(part: dict | None) -> str:
+    """A loss with its 95% interval, where it has one."""
+    if part is None:
+        return "–"
+    between = "" if part.get("low") is None else f" ({_loss_text(part['low'])} to {_loss_text(part['high'])})"
+    return _loss_text(part.get("loss")) + between
+
+
+def _rounded(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def _value_text(value: Any) -> str:

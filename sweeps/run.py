@@ -16,13 +16,22 @@ from typing import Any
 from rich.console import Console
 
 from sweeps.config import ConfigError, SweepConfig, dump
-from sweeps.display import Display, forgetting_words, format_params, leaderboard, slices_words, test_words
+from sweeps.display import (
+    LOST,
+    Display,
+    forgetting_words,
+    format_params,
+    leaderboard,
+    pareto_table,
+    slices_words,
+    test_words,
+)
 from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
 from sweeps.plan import first_of_each_method, max_epochs, prepare_data
-from sweeps.selection import Curve, best_point, finalists, verdict
+from sweeps.selection import Curve, Point, best_point, finalists, verdict
 from trainables.checkpoints import CHECKPOINT
 from trainables.data.config import DataConfig
-from trainables.model import fingerprint, load_tokenizer
+from trainables.model import fingerprint, load_model_config, load_tokenizer
 
 SLOT_END_TIMEOUT_S = 30.0
 ERRANDS = {
@@ -30,6 +39,7 @@ ERRANDS = {
     "test": "the winner on the sealed test split",
     "forgetting": "what the winner has forgotten",
 }
+BASELINES = {"kind": "baselines"}
 GROW_S = 10.0  # between looks at the cluster's size
 
 
@@ -89,6 +99,8 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
 
 def start(config: SweepConfig, console: Console) -> Outcome:
     """Run a new sweep."""
+    from trainables.forgetting import write_general
+
     config = absolute_paths(config)
     ledger = new_folder(config)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
@@ -99,7 +111,10 @@ def start(config: SweepConfig, console: Console) -> Outcome:
         staged = ledger.store.scratch()
         shutil.copytree(Path(scratch) / "data", staged, dirs_exist_ok=True)
         if config.task != "classification":
-            (staged / "general.txt").write_text(general_text(config), encoding="utf-8")
+            context = getattr(load_model_config(config.model).get_text_config(), "max_position_embeddings", None)
+            if context is not None:  # virtual tokens stand before general text too
+                context -= max(draw.get("virtual_tokens", 0) for draw in config.draws())
+            write_general(general_text(config), load_tokenizer(config.model), context, staged)
         ledger.store.publish(staged, "data", last="manifest.json")
     return _run(config, ledger, console, elapsed_s=0.0)
 
@@ -180,20 +195,26 @@ class _Sweep:
     def to_measure(self) -> dict[str, dict[str, Any]]:
         """What is still to be measured when the trials have ended, by name; see trainables.errands."""
         store, found = self.ledger.store, {}
-        if self.config.selection.baselines and self.config.task != "causal_lm" and not store.exists("baselines.json"):
-            found["baselines"] = {"kind": "baselines"}
+        if self._wants_baselines():
+            found["baselines"] = BASELINES
         winner, _ = self.ledger.select(self.config.selection)
         if winner is None:
             return found
-        of_winner = {
-            "checkpoint": f"{winner.point.folder}/{CHECKPOINT}",
-            "params": self.config.complete(self.ledger.curve(winner.trial).params),
-        }
+        of_winner = self._trained(self.ledger.curve(winner.trial), winner.point)
         if "test" in self.manifest["splits"] and not store.exists("test.json"):
-            found["test"] = {"kind": "test", **of_winner}
+            default = self.ledger.default(self.config.selection)
+            other = default is not None and default[0].id != winner.trial
+            found["test"] = {"kind": "test", **of_winner, "default": self._trained(*default) if other else None}
         if self.config.task != "classification" and not store.exists("forgetting.json"):
             found["forgetting"] = {"kind": "forgetting", **of_winner}
         return found
+
+    def _trained(self, curve: Curve, point: Point) -> dict[str, Any]:
+        return {"checkpoint": f"{point.folder}/{CHECKPOINT}", "params": self.config.complete(curve.params)}
+
+    def _wants_baselines(self) -> bool:
+        wanted = self.config.selection.baselines and self.config.task != "causal_lm"
+        return wanted and not self.ledger.store.exists("baselines.json")
 
     def search(self) -> None:
         """Run trials until there are no more to run; leaves no process behind."""
@@ -319,6 +340,8 @@ class _Sweep:
                     self.display.say(f"not measured: {ERRANDS[name]}: {results[name]['error']}")
                 elif name == "baselines":
                     self.ledger.store.write_json("baselines.json", results[name])
+                    for broken in [each for each in results[name].values() if "error" in each]:
+                        self.display.say(f"not measured: {broken['words']}: {broken['error']}")
                 elif name == "forgetting":
                     self.ledger.write_forgetting(results[name])
                 else:
@@ -358,6 +381,8 @@ class _Sweep:
             gradient_checkpointing=train.gradient_checkpointing,
             most=min(MAX_PACK, math.ceil(self.config.search.trials / plan.slots)),
             probe_rows=train.probe_rows,
+            forgetting=self.config.selection.limits.of_forgetting,
+            baseline_minutes=self.config.selection.baseline_minutes,
             threads=plan.threads_per_worker,
         )
 
@@ -407,7 +432,8 @@ class _Sweep:
             return
         self.ledger.prune(trial, self.config.selection)
         self.tracker.evaluation(trial, evaluation)
-        metrics = "".join(f", {name} {value:.4f}" for name, value in evaluation["metrics"].items() if value is not None)
+        numbers = {**evaluation["metrics"], **{name: evaluation.get(name) for name in LOST}}
+        metrics = "".join(f", {name} {value:.4f}" for name, value in numbers.items() if value is not None)
         losses = [
             f"{evaluation[name]:.4f}" if evaluation[name] is not None else "not finite"
             for name in ("val_loss", "probe_loss")
@@ -453,6 +479,7 @@ class _Sweep:
 
         beat = grown = time.monotonic()
         told: set[str] = set()
+        asked = False
         while self._watching:
             time.sleep(0.5)
             try:
@@ -476,6 +503,9 @@ class _Sweep:
             if time.monotonic() - grown > GROW_S:
                 grown = time.monotonic()
                 self._grow()
+            if not asked and len(self.ledger.curves()) >= self.config.search.trials and self._wants_baselines():
+                asked = True  # a slot that finds no more trials need not wait for the last of the others
+                self._mailbox.errand.remote("baselines", BASELINES)
             if self._budget is not None and self.elapsed_s() > self._budget:
                 self._stop(f"the time budget of {self.config.search.time_budget} is spent")
             if self.stopped is not None:
@@ -562,9 +592,6 @@ def print_board(console: Console, board: dict[str, Any]) -> None:
         style="bold",
     )
     lines = [f"Reason: {winner['reason']}"]
-    if board.get("pareto"):
-        front = [f"{p['trial']} {p['val_loss']:.4f} with {p['trainable_parameters']:,}" for p in board["pareto"]]
-        lines.append(f"Validation loss against trainable parameters, none beaten in both: {'; '.join(front)}")
     if board.get("test"):
         lines.append(f"Test: {test_words(board['test'])}")
     if board.get("slices"):
@@ -575,6 +602,9 @@ def print_board(console: Console, board: dict[str, Any]) -> None:
         lines.append(f"Worth it? {board['worth']['words']}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if board.get("pareto"):
+        console.print(f"Pareto front of validation loss and {board['pareto']['cost'].replace('_', ' ')}:")
+        console.print(pareto_table(board["pareto"]))
 
 
 class _SignalHandler:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,43 @@ class FinalistsConfig:
             raise ValueError(f"selection.finalists.top: must be 0 or more, got {self.top}")
         if self.seeds < 1:
             raise ValueError(f"selection.finalists.seeds: must be at least 1, got {self.seeds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """What a checkpoint must keep to in order to win, whatever its validation loss. None: no limit.
+
+    Limits on what is forgotten are for language models, and make every evaluation measure it. Limits on slices need
+    `data.slice`.
+    """
+
+    forgetting: float | None = None  # nats per token by which the loss on general text may lie above the base's
+    kl: float | None = None  # nats by which predictions on the task's prompts may diverge from the base's
+    slice_loss: float | None = None  # highest loss that a slice may have
+    slice_gap: float | None = None  # nats that may lie between the losses of the worst and the best slice
+    slice_accuracy: float | None = None  # lowest accuracy that a slice may have (classification)
+    slice_rows: int = 30  # slices of fewer rows count for none of these: their numbers are mostly noise
+
+    def __post_init__(self) -> None:
+        for name in ("kl", "slice_loss", "slice_gap"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"selection.limits.{name}: must be above 0, got {value}")
+        if self.forgetting is not None and not math.isfinite(self.forgetting):
+            raise ValueError(f"selection.limits.forgetting: must be a finite number, got {self.forgetting}")
+        if self.slice_accuracy is not None and not 0 < self.slice_accuracy <= 1:
+            raise ValueError(
+                f"selection.limits.slice_accuracy: must be above 0 and at most 1, got {self.slice_accuracy}"
+            )
+        if self.slice_rows < 1:
+            raise ValueError(f"selection.limits.slice_rows: must be at least 1, got {self.slice_rows}")
+
+    @property
+    def of_forgetting(self) -> bool:
+        return self.forgetting is not None or self.kl is not None
+
+    @property
+    def of_slices(self) -> bool:
+        return any(limit is not None for limit in (self.slice_loss, self.slice_gap, self.slice_accuracy))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +86,12 @@ class SelectionConfig:
     tie_standard_errors: float = 1.0  # a candidate closer to the best than this, paired per example, is tied with it
     finalists: FinalistsConfig = field(default_factory=FinalistsConfig)
     general_text: str | None = None  # file on which forgetting is measured (language models); None: Python's manual
-    pareto: bool = False  # also show which trials no other beats in validation loss and in trainable size at once
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    pareto: Literal["trainable_parameters", "inference_cost"] | None = (
+        None  # also show which trials none beats in validation loss and in this at once
+    )
     baselines: bool = True  # measure other ways than fine-tuning too: embeddings, examples in the prompt
+    baseline_minutes: float = 10.0  # for that, on each split; what is not done by then is left out
 
     def __post_init__(self) -> None:
         for name in ("overfit_rise", "noise", "improving", "underfit", "tie_standard_errors"):
@@ -62,6 +103,8 @@ class SelectionConfig:
             raise ValueError(f"selection.diverge_ratio: must be above 1, got {self.diverge_ratio}")
         if not 0.5 < self.one_answer <= 1:
             raise ValueError(f"selection.one_answer: must be above 0.5 and at most 1, got {self.one_answer}")
+        if not self.baseline_minutes > 0:
+            raise ValueError(f"selection.baseline_minutes: must be above 0, got {self.baseline_minutes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +119,11 @@ class Point:
     train_loss: float | None = None  # mean in training mode since the evaluation before
     majority_share: float | None = None  # of the validation rows that got the commonest answer (classification)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    slices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # rows, loss and metrics, by value
+    forgetting: float | None = None  # rise of the loss on general text over the base's; None: not measured
+    kl: float | None = None  # divergence of its predictions on the task's prompts from the base's
     trainable_parameters: int = 0
+    inference_cost: float = 1.0  # arithmetic of a request over that of the untuned base
     checkpoint: str | None = None
     folder: str = ""  # names its per-example losses
 
@@ -150,6 +197,7 @@ class Winner:
     point: Point
     reason: str
     tied: tuple[str, ...] = ()
+    lowest: str = ""  # folder of the evaluation with the lowest loss
     differences: Mapping[str, Difference] = field(default_factory=dict)  # of the other candidates, to the lowest loss
 
 
@@ -185,6 +233,46 @@ def overfit_reason(points: Sequence[Point], index: int, config: SelectionConfig)
             f"{point.val_loss:.4f} (limit {config.overfit_gap:.0%}): the training rows are memorised"
         )
     return None
+
+
+def limit_reason(point: Point, limits: LimitsConfig) -> str | None:
+    """Which limit the evaluation goes beyond, or None. What a limit needs and was not measured is beyond it."""
+    lost = (
+        ("forgetting", "its loss on general text rose by", point.forgetting, limits.forgetting),
+        ("KL", "its predictions on the task's prompts are from the base's by a KL of", point.kl, limits.kl),
+    )
+    for what, words, value, limit in lost:
+        if limit is not None and value is None:
+            return f"its {what} was not measured, and has a limit of {limit:g}"
+        if limit is not None and value > limit:
+            return f"{words} {value:.4f} nats (limit {limit:g})"
+    if not limits.of_slices:
+        return None
+    slices = {value: each for value, each in point.slices.items() if each["rows"] >= limits.slice_rows}
+    if not slices:
+        return f"no slice has the {limits.slice_rows} rows that its limit asks for"
+
+    def number(each: Mapping[str, float], name: str, absent: float) -> float:
+        return absent if each.get(name) is None else each[name]
+
+    by_loss = sorted((number(each, "loss", math.inf), value) for value, each in slices.items())
+    (best, easy), (worst, hard) = by_loss[0], by_loss[-1]
+    if limits.slice_loss is not None and worst > limits.slice_loss:
+        return f"its loss on the slice {hard!r} is {worst:.4f} (limit {limits.slice_loss:g})"
+    if limits.slice_gap is not None and not worst - best <= limits.slice_gap:
+        return (
+            f"its losses on the slices {hard!r} and {easy!r} are {worst - best:.4f} apart, {worst:.4f} and {best:.4f} "
+            f"(limit {limits.slice_gap:g})"
+        )
+    accuracy, lowest = min((number(each, "accuracy", 0.0), value) for value, each in slices.items())
+    if limits.slice_accuracy is not None and accuracy < limits.slice_accuracy:
+        return f"its accuracy on the slice {lowest!r} is {accuracy:.4f} (at least {limits.slice_accuracy:g} is asked)"
+    return None
+
+
+def excluded_reason(points: Sequence[Point], index: int, config: SelectionConfig) -> str | None:
+    """Why the evaluation `points[index]` may not win, or None: overfit, or beyond a limit."""
+    return overfit_reason(points, index, config) or limit_reason(points[index], config.limits)
 
 
 def _rises_out_of_noise(points: Sequence[Point], index: int, config: SelectionConfig) -> bool:
@@ -374,14 +462,14 @@ def verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verd
 
 
 def candidates(curve: Curve, config: SelectionConfig) -> list[Point]:
-    """The evaluations of a trial that may win: finite, and not overfit."""
+    """The evaluations of a trial that may win: finite, not overfit, and within the limits."""
     if curve.status == "failed":
         return []
     points = list(curve.points)
     return [
         p
         for i, p in enumerate(points)
-        if p.val_loss is not None and p.probe_loss is not None and overfit_reason(points, i, config) is None
+        if p.val_loss is not None and p.probe_loss is not None and excluded_reason(points, i, config) is None
     ]
 
 
@@ -397,10 +485,13 @@ def finalists(curves: Sequence[Curve], config: SelectionConfig) -> list[str]:
 
 
 def pareto(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve, Point]]:
-    """The trials that none beats in validation loss without more trainable parameters; the lowest loss first."""
+    """The trials that none beats in validation loss without being worse in `config.pareto`; the lowest loss first."""
     front: list[tuple[Curve, Point]] = []
-    for curve, point in _standing(curves, config):  # by loss, then size
-        if not front or point.trainable_parameters < front[-1][1].trainable_parameters:
+    if config.pareto is None:
+        return front
+    standing = _standing(curves, config)
+    for curve, point in sorted(standing, key=lambda each: (each[1].val_loss, getattr(each[1], config.pareto))):
+        if not front or getattr(point, config.pareto) < getattr(front[-1][1], config.pareto):
             front.append((curve, point))
     return front
 
@@ -452,14 +543,21 @@ def bootstrap_intervals(
     targets = a[:, 1].astype(np.float32)
     differences = np.stack([(b[:, 0].astype(float) - a[:, 0]).astype(np.float32) for b in others])
     counts = np.random.Generator(np.random.PCG64(seed)).poisson(1.0, (resamples, rows)).astype(np.float32)
-    means = (differences @ counts.T) / np.maximum(counts @ targets, 1)
+    drawn = counts @ targets
+    some = drawn > 0 if drawn.any() else slice(None)  # of a handful of rows a resample may have none
+    means = (differences @ counts.T)[:, some] / np.maximum(drawn[some], 1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-def compare(a: np.ndarray, b: np.ndarray, tie_standard_errors: float = 1.0) -> Difference:
-    """How far b's loss lies above a's. a, b: [N, 2] summed loss and number of targets of each row."""
-    return _compare_all(a, [b], tie_standard_errors)[0]
+def compare(a: np.ndarray | None, b: np.ndarray | None) -> Difference | None:
+    """How far b's loss lies above a's; None where the two were not measured on the same rows.
+
+    a, b: [N, 2] summed loss and number of targets of each row.
+    """
+    if a is None or b is None or a.shape != b.shape:
+        return None
+    return _compare_all(a, [b], tie_standard_errors=1.0)[0]
 
 
 def _compare_all(a: np.ndarray, others: Sequence[np.ndarray], tie_standard_errors: float) -> list[Difference]:
@@ -471,15 +569,9 @@ def _compare_all(a: np.ndarray, others: Sequence[np.ndarray], tie_standard_error
     return found
 
 
-def by_slice(losses: np.ndarray, values: Sequence[str]) -> list[dict[str, Any]]:
-    """Mean loss of the rows of each value, the worst first. losses: [N, 2], as elsewhere; values: of each row [N]."""
-    found = []
-    for value in sorted(set(values)):
-        of_value = losses[[each == value for each in values]]
-        low, high = mean_interval(of_value)
-        loss = float(of_value[:, 0].sum() / of_value[:, 1].sum())
-        found.append({"value": value, "rows": len(of_value), "loss": loss, "low": low, "high": high})
-    return sorted(found, key=lambda each: -each["loss"])
+def slice_intervals(losses: np.ndarray, of_rows: np.ndarray, values: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """`mean_interval` of the rows of each slice, by its value. losses: [N, 2]; of_rows [N]: positions in `values`."""
+    return {values[i]: mean_interval(losses[of_rows == i]) for i in np.unique(of_rows).tolist()}
 
 
 def mean_interval(losses: np.ndarray) -> tuple[float, float]:
@@ -524,6 +616,7 @@ def select(
         point=point,
         reason=reason,
         tied=tuple(curve.id for curve, _ in tied if curve is not chosen),
+        lowest=standing[0][1].folder,
         differences=differences,
     ), reason
 
@@ -611,7 +704,11 @@ def _why_chosen(
     if chosen is leader:
         sentences = [
             f"{chosen.id} has the lowest validation loss, {point.val_loss:.4f}, of {len(standing)} trials with a checkpoint "
-            "that is not overfit"
+            + (
+                "that is not overfit"
+                if config.limits == LimitsConfig()
+                else "that is not overfit and keeps to the limits"
+            )
         ]
     else:
         found = differences[chosen.id]
@@ -642,9 +739,11 @@ def _why_not_others(chosen: Curve, point: Point, curves: Sequence[Curve], config
             f"is {later[-1].val_loss:.4f}"
         )
     overfit = [c.id for c in curves if any(overfit_reason(list(c.points), i, config) for i in range(len(c.points)))]
-    if overfit:
-        trials = "1 trial" if len(overfit) == 1 else f"{len(overfit)} trials"
-        sentences.append(f"{trials} had overfit checkpoints, which could not win: {', '.join(overfit)}")
+    beyond = [c.id for c in curves if any(limit_reason(point, config.limits) for point in c.points)]
+    for trials, what in ((overfit, "overfit checkpoints"), (beyond, "checkpoints beyond a limit")):
+        if trials:
+            count = "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
+            sentences.append(f"{count} had {what}, which could not win: {', '.join(trials)}")
     return sentences
 
 
@@ -664,12 +763,15 @@ def _nothing(curves: Sequence[Curve], config: SelectionConfig) -> str:
     if not curves:
         return "Nothing may win: no trial has started."
     failed = [c.id for c in curves if c.status == "failed"]
-    overfit = [c.id for c in curves if c.id not in failed and c.points and not candidates(c, config)]
+    barred = [c for c in curves if c.id not in failed and c.points and not candidates(c, config)]
+    beyond = [c.id for c in barred if any(limit_reason(point, config.limits) for point in c.points)]
+    overfit = [c.id for c in barred if c.id not in beyond]
     without = [c.id for c in curves if c.id not in failed and not c.points]
     parts = [
         f"{len(ids)} {word} ({', '.join(ids[:5])}{', …' if len(ids) > 5 else ''})"
         for ids, word in (
             (failed, "failed"),
+            (beyond, "beyond a limit wherever not overfit"),
             (overfit, "overfit or not finite at every evaluation"),
             (without, "without an evaluation"),
         )

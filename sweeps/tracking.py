@@ -485,6 +485,8 @@ def _row(evaluation: dict[str, Any]) -> dict[str, Any]:
         "probe_loss": "probe/loss",
         "train_loss": "train/loss",
         "learning_rate": "train/learning_rate",
+        "forgetting": "val/forgetting",
+        "kl": "val/kl",
     }
     row = {name: evaluation.get(key) for key, name in names.items()}
     row |= {f"val/{name}": value for name, value in (evaluation.get("metrics") or {}).items()}

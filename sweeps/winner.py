@@ -16,7 +16,7 @@ from sweeps.ledger import Ledger
 from trainables.data.store import split_fingerprint
 from trainables.loading import load_checkpoint
 from trainables.methods import variant_of
-from trainables.model import Variant, fingerprint, load_tokenizer, quiet, resolve
+from trainables.model import UNQUANTISED, Variant, fingerprint, load_tokenizer, quiet, resolve
 
 PEFT_METHODS = ("lora", "qlora", "ia3", "prompt")  # whose checkpoints are PEFT's
 TOLERANCE = 1e-5  # relative, CPU in float32
@@ -262,12 +262,12 @@ def _loading(config: SweepConfig, method: str, variant: Variant, manifest: dict[
                 "id2label=dict(enumerate(labels))",
                 "label2id={label: i for i, label in enumerate(labels)}",
             ]
-        if variant == "nf4":
-            arguments.append(
-                'quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'
-            )
-        if variant == "int8":
-            arguments.append("quantization_config=BitsAndBytesConfig(load_in_8bit=True)")
+        if variant != "plain":
+            how = "load_in_8bit=True"
+            if variant == "nf4":
+                how = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
+            lines.append(f"quantised = BitsAndBytesConfig({how}, llm_int8_skip_modules={UNQUANTISED!r})")
+            arguments.append("quantization_config=quantised")
         lines.append(f"base = {auto}.from_pretrained({', '.join(arguments)})")
         if method == "adapter":
             lines.insert(2, "from trainables.methods.adapter import load_adapter")

@@ -23,7 +23,7 @@ def worth(board: Mapping[str, Any], losses: Losses) -> dict[str, Any] | None:
     test = board.get("test")
     if test is not None and "winner" in test.get("scores", {}):
         split, own_folder, own = "test", "baselines/test/winner", test["scores"]["winner"]["loss"]
-        others = {name: score for name, score in test["scores"].items() if name != "winner"}
+        others = {name: score for name, score in test["scores"].items() if name not in ("winner", "default")}
         measured = {name: score.get("loss") for name, score in others.items()}
     else:
         split, own_folder, own = "validation", winner["folder"], winner["val_loss"]
@@ -54,8 +54,7 @@ def worth(board: Mapping[str, Any], losses: Losses) -> dict[str, Any] | None:
 
 
 def _difference(own: str, other: str, losses: Losses) -> Difference | None:
-    a, b = losses(own), losses(other)
-    return compare(a, b) if a is not None and b is not None and a.shape == b.shape else None
+    return compare(losses(own), losses(other))
 
 
 def _answer(
@@ -79,6 +78,8 @@ def _costs(board: Mapping[str, Any], named: str, baseline: Mapping[str, Any]) ->
     own, other = board.get("tokens_per_request"), baseline.get("tokens_per_request")
     if own and other and abs(own - other) >= 1:
         parts.append(f"a request is {own:.0f} tokens long with the winner, {other:.0f} with {named}")
+    if (times := board["winner"].get("inference_cost", 1.0)) > 1.005:
+        parts.append(f"it computes {times:.2f} times what the untuned model does")
     return f"{'; '.join(parts)}." if parts else ""
 
 
@@ -93,22 +94,27 @@ def _searched(board: Mapping[str, Any], losses: Losses) -> str:
     default = next((trial for trial in board["trials"] if trial["default"]), None)
     if default is None:
         return ""
-    if winner["trial"] == default["id"]:
+    again = [trial["id"] for trial in board["trials"] if trial.get("finalist_of") == default["id"]]
+    if winner["trial"] in (default["id"], *again):
         return f"The search found nothing better than the default configuration, {default['id']}."
     may_win = [e for e in default["evaluations"] if e["checkpoint"] is not None and e["excluded"] is None]
     if not may_win:
         return f"The default configuration, {default['id']}, gave no checkpoint that may win."
-    best = min(may_win, key=lambda e: e["val_loss"])
-    gain = best["val_loss"] - winner["val_loss"]
-    difference = _difference(winner["folder"], best["folder"], losses)
+    scores = (board.get("test") or {}).get("scores", {})
+    if "default" in scores:  # of the validation rows the search has made use
+        split, gain = "test", scores["default"]["loss"] - scores["winner"]["loss"]
+        difference = _difference("baselines/test/winner", "baselines/test/default", losses)
+    else:
+        best = min(may_win, key=lambda e: e["val_loss"])
+        split, gain = "validation", best["val_loss"] - winner["val_loss"]
+        difference = _difference(winner["folder"], best["folder"], losses)
+    lowered = f"The search lowered {split} loss by {gain:.4f}"
     if difference is None:
-        return (
-            f"The search lowered validation loss by {gain:.4f} from that of the default configuration, {default['id']}."
-        )
+        return f"{lowered} from that of the default configuration, {default['id']}."
     interval = f"95% interval {difference.low:+.4f} to {difference.high:+.4f}"
     if difference.low > 0:
-        return (
-            f"The search lowered validation loss by {gain:.4f} ({interval}) from that of the default configuration, "
-            f"{default['id']}."
-        )
-    return f"What the search added over the default configuration, {default['id']}, is within noise: {gain:+.4f} ({interval})."
+        return f"{lowered} ({interval}) from that of the default configuration, {default['id']}."
+    return (
+        f"What the search added over the default configuration, {default['id']}, is within noise: {gain:+.4f} of {split} "
+        f"loss ({interval})."
+    )

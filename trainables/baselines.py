@@ -66,6 +66,8 @@ class _Bench:
     max_tokens: int
     seed: int
     device: torch.device
+    minutes: float
+    deadline: float  # by time.perf_counter
 
     @property
     def rows(self) -> list[Row]:
@@ -95,6 +97,23 @@ class _Embedded:
     seconds: float
 
 
+def names(model: ModelConfig, task: str) -> list[str]:
+    """What `measure_baselines` will measure, in words."""
+    return [WORDS[name] for name in _embedding_ways(task) + _prompt_ways(model, task)]
+
+
+def _embedding_ways(task: str) -> list[str]:
+    return ["embeddings_logistic", "embeddings_neighbours"] if task == "classification" else []
+
+
+def _prompt_ways(model: ModelConfig, task: str) -> list[str]:
+    if task == "instruction":
+        return ["few_shot", "retrieved"]  # zero-shot is the untuned base
+    architecture = (load_model_config(model).architectures or [""])[0]
+    speaks = architecture.endswith(("ForCausalLM", "LMHeadModel"))
+    return ["zero_shot", "few_shot", "retrieved"] if task == "classification" and speaks else []
+
+
 def measure_baselines(
     data: Path,
     *,
@@ -105,6 +124,7 @@ def measure_baselines(
     seed: int,
     device: torch.device,
     split: str = "validation",
+    minutes: float = math.inf,
 ) -> dict[str, dict[str, Any]]:
     """What the frozen base makes of `split` of the folder `data` that `trainables.data.prepare.prepare` wrote.
 
@@ -116,6 +136,7 @@ def measure_baselines(
     of all of train. Labels of `split` are looked at only to score.
 
     max_tokens: padded tokens of a forward pass; memory only, never the result.
+    minutes: for all of it; a baseline that is not done by then has broken.
 
     Returns of each baseline `val_loss` (mean nats per example or target token), `metrics` of the task, `losses` float32
     [N, 2] (summed loss and targets of each row of `split`), `seconds` (wall clock, embeddings that it uses included,
@@ -138,20 +159,21 @@ def measure_baselines(
         max_tokens=max_tokens,
         seed=seed,
         device=device,
+        minutes=minutes,
+        deadline=time.perf_counter() + 60 * minutes,
     )
     if task == "instruction":
-        return _contained(["few_shot", "retrieved"], lambda: _instruction(bench))
+        return _contained(_prompt_ways(model, task), lambda: _instruction(bench))
     return _classification(bench)
 
 
 def _classification(bench: _Bench) -> Found:
-    architecture = (load_model_config(bench.model).architectures or [""])[0]
-    prompts = ["zero_shot", "few_shot", "retrieved"] if architecture.endswith(("ForCausalLM", "LMHeadModel")) else []
+    prompts = _prompt_ways(bench.model, bench.task.name)
     embedded = None
     try:
         embedded = _embed_texts(bench)
     except Exception as error:
-        found = _failed(error, ["embeddings_logistic", "embeddings_neighbours", *prompts[2:]])
+        found = _failed(error, [*_embedding_ways(bench.task.name), *prompts[2:]])
     else:
         found = _attempt("embeddings_logistic", lambda: _logistic(bench, embedded), embedded.seconds)
         found |= _attempt("embeddings_neighbours", lambda: _neighbours(bench, embedded), embedded.seconds)
@@ -270,6 +292,8 @@ def _in_passes(bench: _Bench, lengths: Sequence[int] | np.ndarray, run: Callable
     """`run` for all rows, told which; for half as many where memory does not do."""
     passes = cut_passes(np.asarray(lengths), bench.max_tokens)
     while passes:
+        if time.perf_counter() > bench.deadline:
+            raise TimeoutError(f"not done within {bench.minutes:g} minutes (selection.baseline_minutes)")
         rows = passes.pop(0)
         try:
             with torch.no_grad():

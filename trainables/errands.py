@@ -44,6 +44,7 @@ def _baselines(store: Store, config: Any, data: Path, split: str, max_tokens: in
         seed=config.seed,
         device=device,
         split=split,
+        minutes=config.baseline_minutes,
     )
     for name, measured in found.items():
         if (losses := measured.pop("losses", None)) is not None:
@@ -52,8 +53,10 @@ def _baselines(store: Store, config: Any, data: Path, split: str, max_tokens: in
 
 
 def _test(store: Store, config: Any, data: Path, what: dict[str, Any], max_tokens: int, device: Any) -> dict[str, Any]:
-    """Tokenise the test split, now that there is a winner, and score winner, untuned base and baselines on it."""
-    from trainables.data.prepare import open_split, read_manifest, tokenise_split
+    """Tokenise the test split, now that there is a winner, and score it, the default configuration, the untuned base and
+    baselines on it.
+    """
+    from trainables.data.prepare import SLICES, open_slices, open_split, read_manifest, tokenise_split
     from trainables.loading import load_base_model, load_checkpoint
     from trainables.methods import variant_of
     from trainables.pack import measure
@@ -61,18 +64,22 @@ def _test(store: Store, config: Any, data: Path, what: dict[str, Any], max_token
 
     described = tokenise_split(data, "test", load_tokenizer(config.model))
     if store.local is None:
-        store.write_bytes("data/test.arrow", (data / "test.arrow").read_bytes())
+        for name in ("test.arrow", SLICES.format("test")):
+            if (data / name).exists():
+                store.write_bytes(f"data/{name}", (data / name).read_bytes())
+    slices = open_slices(data, "test")
     manifest, task = read_manifest(data), TASKS[config.task]
     kwargs, split = task.model_kwargs(manifest), open_split(data, "test")
-    tuned, untuned = parse(what["params"]), parse(config.baseline)
+    untuned, shared = parse(config.baseline), (task.auto_class, kwargs, device)
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = store.fetch(what["checkpoint"], Path(scratch))
-        shared = (task.auto_class, kwargs, device)
-        loads = {
-            "winner": lambda: load_checkpoint(
-                checkpoint, config.model, variant_of(tuned.method, tuned.options), *shared
-            )
-        }
+
+        def load(trained: dict[str, Any]) -> Any:
+            tuned, checkpoint = parse(trained["params"]), store.fetch(trained["checkpoint"], Path(scratch))
+            return load_checkpoint(checkpoint, config.model, variant_of(tuned.method, tuned.options), *shared)
+
+        loads = {"winner": lambda: load(what)}
+        if what["default"] is not None:
+            loads["default"] = lambda: load(what["default"])
         if (
             config.task != "classification"
         ):  # there its head is new: a number that says nothing, another on each machine
@@ -80,10 +87,11 @@ def _test(store: Store, config: Any, data: Path, what: dict[str, Any], max_token
                 config.model, variant_of(untuned.method, untuned.options), *shared
             )
         found: dict[str, Any] = {}
-        for name, load in loads.items():
-            measured = measure(load(), task, split, np.arange(len(split)), config.pad_token_id, max_tokens, device)
+        for name, loaded in loads.items():
+            measured = measure(loaded(), task, split, np.arange(len(split)), config.pad_token_id, max_tokens, device)
             write_losses(store, f"baselines/test/{name}.npy", measured.losses)
             found[name] = {"loss": measured.loss, "metrics": task.metrics(*measured.columns)}
+            found[name]["slices"] = measured.by_slice(task, slices)
     for name, other in _baselines(store, config, data, "test", max_tokens, device).items():
         found[name] = {"loss": other.pop("val_loss", None), **other}
     return finite_or_none({"split": described, "scores": found})
@@ -91,7 +99,7 @@ def _test(store: Store, config: Any, data: Path, what: dict[str, Any], max_token
 
 def _forgetting(store: Store, config: Any, data: Path, what: dict[str, Any], device: Any) -> dict[str, Any]:
     from trainables.data.prepare import open_split
-    from trainables.forgetting import measure_forgetting
+    from trainables.forgetting import GENERAL, measure_forgetting
     from trainables.loading import load_base_model, load_checkpoint
     from trainables.methods import variant_of
     from trainables.tasks import TASKS
@@ -103,8 +111,7 @@ def _forgetting(store: Store, config: Any, data: Path, what: dict[str, Any], dev
         found = measure_forgetting(
             load_checkpoint(checkpoint, config.model, lies, auto_class, {}, device),
             lambda: load_base_model(config.model, lies, auto_class, {}, device),
-            load_tokenizer(config.model),
-            (data / "general.txt").read_text(encoding="utf-8"),
+            open_split(data, GENERAL),
             open_split(data, "validation"),
             device,
         )

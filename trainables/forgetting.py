@@ -5,15 +5,20 @@ Letters of shapes: T tokens, V vocabulary, N blocks of text.
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.data.store import Split
+from trainables.data.records import Encoded
+from trainables.data.store import Split, write_split
+from trainables.errors import InputError
 from trainables.tasks.causal_lm import IGNORED
 
+GENERAL = "general"  # name of the split that holds general text
 BLOCK = 512  # tokens of general text that are read in one go
 BLOCKS, PROMPTS = 128, 64  # measured, at most
 
@@ -25,13 +30,23 @@ def default_text() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))[:400_000]
 
 
+def write_general(text: str, tokenizer: Any, context: int | None, folder: Path) -> None:
+    """Write the split of general text: at most 128 blocks of 512 tokens, or of as many as the model reads."""
+    ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
+    length = min(BLOCK, context or BLOCK)
+    blocks = [block for i in range(0, len(ids), length) if len(block := ids[i : i + length]) > 1]
+    if not blocks:
+        raise InputError(f"selection.general_text: must be at least 2 tokens long, got {len(ids)}")
+    write_split(folder / f"{GENERAL}.arrow", Encoded(input_ids=[blocks[i] for i in _spread(len(blocks), BLOCKS)]))
+
+
 def measure_forgetting(
-    tuned: Any, load_base: Callable[[], Any], tokenizer: Any, text: str, prompts: Split, device: torch.device
+    tuned: Any, load_base: Callable[[], Any], general: Split, prompts: Split, device: torch.device
 ) -> dict[str, Any]:
     """How `tuned` (in eval mode) differs from its base.
 
-    general: mean loss per token of `text` in nats, `before` and `after` fine-tuning, over at most 128 blocks of 512 tokens;
-    `losses` [2, N, 2] are their sums and tokens.
+    Mean loss per token of `general` in nats, `before` and `after` fine-tuning; `losses` [2, N, 2] are sums and tokens of
+    its blocks.
     kl: mean over the tokens of at most 64 rows of `prompts` that are no targets (all, where all are) of the Kullback-Leibler
     divergence of the predictions of `tuned` from those of the base, in nats.
 
@@ -41,32 +56,82 @@ def measure_forgetting(
         base, off = tuned, tuned.disable_adapter
     else:
         base, off = load_base(), contextlib.nullcontext
-    context = getattr(tuned.config.get_text_config(), "max_position_embeddings", None) or BLOCK
-    blocks = _blocks(tokenizer, text, min(BLOCK, context))
-    losses = np.zeros((2, len(blocks), 2))
+    losses = np.zeros((2, len(general), 2))
     divergence, positions = 0.0, 0
     with torch.no_grad():
-        for row, ids in enumerate(blocks):
+        for number, row in enumerate(general.rows(range(len(general)))):
+            ids = _ids(row, device)
             with off():
-                losses[0, row] = _loss(base, ids.to(device))
-            losses[1, row] = _loss(tuned, ids.to(device))
+                losses[0, number] = _loss(base, ids)
+            losses[1, number] = _loss(tuned, ids)
         for row in prompts.rows(_spread(len(prompts), PROMPTS)):
-            ids = torch.from_numpy(row["input_ids"].astype(np.int64))[None].to(device)
-            asked = np.asarray(row["labels"]) == IGNORED
-            asked = torch.from_numpy(asked if asked.any() else np.ones_like(asked)).to(device)
+            ids, asked = _ids(row, device), torch.from_numpy(_asked(row)).to(device)
             with off():
-                before = base(input_ids=ids).logits[0][asked].float().log_softmax(-1)
-            after = tuned(input_ids=ids).logits[0][asked].float().log_softmax(-1)
+                before = _logits(base, ids)[asked].log_softmax(-1)
+            after = _logits(tuned, ids)[asked].log_softmax(-1)
             divergence += float((before.exp() * (before - after)).sum())
             positions += len(before)
     before_loss, after_loss = (float(each[:, 0].sum() / each[:, 1].sum()) for each in losses)
     return {"before": before_loss, "after": after_loss, "losses": losses, "kl": divergence / max(positions, 1)}
 
 
-def _blocks(tokenizer: Any, text: str, length: int) -> list[Tensor]:
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    blocks = [block for block in ids.split(length) if len(block) > 1]
-    return [blocks[i] for i in _spread(len(blocks), BLOCKS)]
+@dataclass(frozen=True)
+class Drawn:
+    """Rows of prompts [N] in the place of a `Split`: their targets are tokens that the base has drawn after them.
+
+    The mean loss of a model on them, less that of the base itself, is an unbiased estimate of the divergence of the
+    model's predictions from the base's.
+    """
+
+    rows_N: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.rows_N)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(row["input_ids"]) for row in self.rows_N], dtype=np.int32)
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        return [self.rows_N[i] for i in indices]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembered:
+    """What an untuned base gives: its mean loss on general text, and on the tokens that it drew itself."""
+
+    general: float
+    drawn: Drawn
+    own: float
+
+
+def draw_continuations(
+    logits: Callable[[dict[str, Any]], Tensor], prompts: Split, seed: int, agree: Callable[[Tensor], Tensor]
+) -> Drawn:
+    """Let the base draw the next token at each place of at most 64 rows of `prompts` that is no target.
+
+    logits: of a row [T, V]; agree: what the first worker drew, on every worker.
+    """
+    generator, found = torch.Generator().manual_seed(seed), []
+    for row in prompts.rows(_spread(len(prompts), PROMPTS)):
+        asked = _asked(row)[:-1]  # what comes after the last token has no place among the labels
+        if not asked.any():
+            continue
+        shares = logits(row)[:-1][torch.from_numpy(asked)].float().softmax(-1).cpu()
+        labels = np.full(len(row["input_ids"]), IGNORED, dtype=np.int32)
+        labels[1:][asked] = agree(torch.multinomial(shares, 1, generator=generator)[:, 0]).numpy()
+        found.append({"input_ids": row["input_ids"], "labels": labels})
+    return Drawn(found)
+
+
+def _ids(row: dict[str, Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(row["input_ids"].astype(np.int64)).to(device)
+
+
+def _asked(row: dict[str, Any]) -> np.ndarray:
+    """Which tokens of a row are the task's prompt [T]: those that are no targets, or all."""
+    asked = np.asarray(row["labels"]) == IGNORED
+    return asked if asked.any() else np.ones_like(asked)
 
 
 def _spread(count: int, most: int) -> Sequence[int]:
@@ -76,5 +141,10 @@ def _spread(count: int, most: int) -> Sequence[int]:
 
 def _loss(model: Any, ids_T: Tensor) -> tuple[float, int]:
     """Summed loss of a block, and its tokens that are predicted."""
-    logits = model(input_ids=ids_T[None]).logits[0, :-1].float()
-    return float(torch.nn.functional.cross_entropy(logits, ids_T[1:], reduction="sum")), len(ids_T) - 1
+    loss = torch.nn.functional.cross_entropy(_logits(model, ids_T)[:-1], ids_T[1:], reduction="sum")
+    return float(loss), len(ids_T) - 1
+
+
+def _logits(model: Any, ids_T: Tensor) -> Tensor:
+    """[T, V], without those of virtual tokens that a method puts before the text."""
+    return model(input_ids=ids_T[None]).logits[0, -len(ids_T) :].float()

@@ -195,7 +195,9 @@ def parse(params: Mapping[str, Any]) -> Hyperparameters:
     given = dict(params)
     method = given.pop("method", None)
     if not isinstance(method, str) or method not in OPTIONS:
-        raise InputError(f"method: must be one of {', '.join(OPTIONS)}, got {method!r}")
+        near = difflib.get_close_matches(method.lower(), OPTIONS, 1) if isinstance(method, str) else []
+        hint = f". Did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"method: must be one of {', '.join(OPTIONS)}, got {method!r}{hint}")
     options = OPTIONS[method]
     option_names = [f.name for f in fields(options)]
     for name in given:

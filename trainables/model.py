@@ -31,6 +31,10 @@ class ModelConfig:
             raise InputError("model.name: not given; a hub id, a folder, or package:PACKAGE/FOLDER")
 
 
+# of a quantised base: heads, and the poolers below them, which a checkpoint of a language model does not have
+UNQUANTISED = ["classifier", "score", "pre_classifier", "lm_head", "embed_out", r".*\.pooler"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
     """A loaded base, and the names of its modules that are always trained: what stands above the backbone of a classifier."""
@@ -263,15 +267,14 @@ def quantization(variant: Variant, device: Any) -> Any:
     from transformers import BitsAndBytesConfig
 
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    skipped = ["classifier", "score", "pre_classifier", "lm_head", "embed_out"]
     if variant == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTISED)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
-        llm_int8_skip_modules=skipped,
+        llm_int8_skip_modules=UNQUANTISED,
     )
 
 

@@ -23,14 +23,17 @@ from torch import Tensor
 
 from trainables import flat
 from trainables.data.batches import batch_indices, cut_passes, steps_per_epoch
-from trainables.data.prepare import Split, open_split
+from trainables.data.prepare import Slices, Split, open_slices, open_split
 from trainables.dropout import FunctionDropout, RowKeys, replace_dropout
+from trainables.forgetting import GENERAL, Drawn, Remembered, draw_continuations
 from trainables.hyperparameters import Hyperparameters, company, virtual_tokens
 from trainables.methods import ADDITIVE, REPLACING, variant_of
 from trainables.model import BaseModel, ModelConfig, Variant, base_dtype, hidden_states, load_model
 from trainables.solo import Solo, initialise
 from trainables.stack import Addition, Pass, Stack, TrainedModule, copy_of, seeded
 from trainables.tasks import TASKS, Task
+
+Rows = Split | Drawn
 
 WEIGHTS_FILE = "adapter_model.safetensors"  # PEFT's name
 STATE_FILE = "training_state.safetensors"
@@ -56,6 +59,12 @@ class World:
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """The first worker's values, on every worker."""
+        kept = tensor if self.rank == 0 else torch.zeros_like(tensor)
+        self.sum([kept])
+        return kept
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackSettings:
@@ -70,6 +79,7 @@ class PackSettings:
     flat: bool | None = None  # passes of language models without padding; None: on GPUs, where that is measured to pay
     probe_rows: int = 512
     seed: int = 0
+    forgetting: bool = False  # measure with every evaluation of a language model what it has lost of its base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +97,10 @@ class Evaluation:
     trainable_parameters: int
     finished: bool
     majority_share: float | None  # of the validation rows that got the commonest answer; None for language models
+    slices: dict[str, dict[str, float]]  # of the validation rows of each slice: `rows`, `loss` and the metrics
+    forgetting: float | None  # rise of the loss on general text over the base's; None: not measured
+    kl: float | None  # estimate of the divergence of its predictions on the task's prompts from the base's, in nats
+    inference_cost: float  # arithmetic of a request over that of the untuned base
     losses: np.ndarray  # [N, 2] float32: per validation row the summed loss and its number of targets
 
 
@@ -121,12 +135,17 @@ class Pack:
         settings: PackSettings,
         device: torch.device,
         world: World,
+        slices: Slices | None = None,
+        general: Split | None = None,
     ) -> None:
         self._load_base = load_base
         self._base_dtype = base_dtype  # of a method's base
         self._task = task
         self._train = train
         self._validation = validation
+        self._slices = slices
+        self._general = general  # where given, what is forgotten of it is measured with every evaluation
+        self._remembered: dict[tuple[Variant, torch.dtype], Remembered] = {}  # of each base
         self._pad_token_id = pad_token_id
         self._settings = settings
         self._device = device
@@ -364,9 +383,39 @@ class Pack:
         validation = self._measure(trials, self._validation, np.arange(len(self._validation)))
         probe = self._measure(trials, self._train, self._probe_rows)
         return {
-            trial: self._evaluation(trial, measured, probed.loss)
-            for trial, measured, probed in zip(trials, validation, probe, strict=True)
+            trial: self._evaluation(trial, measured, probed.loss, *lost)
+            for trial, measured, probed, lost in zip(trials, validation, probe, self._forgotten(trials), strict=True)
         }
+
+    def _forgotten(self, trials: Sequence[str]) -> list[tuple[float | None, float | None]]:
+        """`forgetting` and `kl` of an `Evaluation`, of each trial."""
+        if self._general is None:
+            return [(None, None)] * len(trials)
+        assert self._base is not None
+        base = self._remembered[self._base.variant, self._base.dtype]
+        general = self._measure(trials, self._general, np.arange(len(self._general)))
+        drawn = self._measure(trials, base.drawn, np.arange(len(base.drawn)))
+        return [(g.loss - base.general, d.loss - base.own) for g, d in zip(general, drawn, strict=True)]
+
+    def _remember(self, base: BaseModel) -> None:
+        """Measure the untuned base, so that what trials forget of it can be told."""
+        if self._general is None or (base.variant, base.dtype) in self._remembered:
+            return
+
+        def logits(row: dict[str, Any]) -> Tensor:
+            batch = self._task.collate([row], self._pad_token_id)
+            del batch["labels"]
+            flat.passing(None)
+            with torch.no_grad(), self._precision():
+                return base.model(**{name: tensor.to(self._device) for name, tensor in batch.items()}).logits[0]
+
+        def agree(drawn: Tensor) -> Tensor:
+            return self._world.from_first(drawn.to(self._device)).cpu()
+
+        drawn = draw_continuations(logits, self._validation, self._settings.seed, agree)
+        (general,) = self._measure([""], self._general, np.arange(len(self._general)))
+        (own,) = self._measure([""], drawn, np.arange(len(drawn)))
+        self._remembered[base.variant, base.dtype] = Remembered(general=general.loss, drawn=drawn, own=own.loss)
 
     def evaluate_base(self, method: str, options: Any = None) -> tuple[float, float, dict[str, float]]:
         """Validation loss, probe loss and metrics of the untuned base (its new head, if any, is random)."""
@@ -389,11 +438,14 @@ class Pack:
         assert not self._aboard
         self._base, self._pristine = None, {}
 
-    def _evaluation(self, trial: str, measured: "Measured", probe_loss: float) -> Evaluation:
+    def _evaluation(
+        self, trial: str, measured: "Measured", probe_loss: float, forgetting: float | None, kl: float | None
+    ) -> Evaluation:
         aboard = self._aboard[trial]
         hp = aboard.hyperparameters
         train_loss = aboard.train_nll / aboard.train_targets if aboard.train_targets else None
         aboard.train_nll, aboard.train_targets = 0.0, 0
+        trained = sum(p.numel() for p in self._engine.weights(trial).values())
         return Evaluation(
             step=aboard.step,
             samples_seen=self._samples(hp, aboard.step),
@@ -403,13 +455,32 @@ class Pack:
             train_loss=train_loss,
             learning_rate=learning_rate(hp, max(aboard.step - 1, 0), self.total_steps(hp)),
             metrics=self._task.metrics(*measured.columns),
-            trainable_parameters=sum(p.numel() for p in self._engine.weights(trial).values()),
+            trainable_parameters=trained,
             finished=self.finished(hp, aboard.step),
             majority_share=measured.majority_share,
+            slices=measured.by_slice(self._task, self._slices),
+            forgetting=forgetting,
+            kl=kl,
+            inference_cost=self._inference_cost(hp, trained),
             losses=measured.losses,
         )
 
-    def _measure(self, trials: Sequence[str], split: Split, rows: np.ndarray) -> list["Measured"]:
+    def _inference_cost(self, hp: Hyperparameters, trained: int) -> float:
+        """Arithmetic of a request over that of the untuned base: 2 x parameters x tokens (Kaplan et al. 2020, section 2.1).
+
+        What can be merged into the base costs nothing; the length of a request is that of the validation rows.
+        """
+        assert self._base is not None
+        model, own = self._base.model, 0
+        if hp.method in ADDITIVE and ADDITIVE[hp.method].stays_beside:
+            own = trained - sum(p.numel() for name, p in model.named_parameters() if self._base.in_head(name))
+        computed, output = model.num_parameters(exclude_embeddings=True), model.get_output_embeddings()
+        if output is not None and output.weight is model.get_input_embeddings().weight:
+            computed += output.weight.numel()  # one table for both, and the output layer multiplies by it
+        longer = virtual_tokens(hp) / float(self._validation.lengths.mean())
+        return (1 + own / computed) * (1 + longer)
+
+    def _measure(self, trials: Sequence[str], split: Rows, rows: np.ndarray) -> list["Measured"]:
         """What each of `trials` makes of `rows`; every batch passes once for all of them."""
         assert self._base is not None
         self._base.model.eval()
@@ -497,6 +568,7 @@ class Pack:
             replace_dropout(self._base.model, self._keys)
             self._function_dropout = self._watch_functions(self._base)
             self._flat_cost = self._measure_flat(self._base)
+            self._remember(self._base)
         return self._base
 
     def _measure_flat(self, base: BaseModel) -> float:
@@ -586,6 +658,8 @@ def open_pack(
         task=what,
         train=open_split(data, "train"),
         validation=open_split(data, "validation"),
+        slices=open_slices(data, "validation"),
+        general=open_split(data, GENERAL) if settings.forgetting else None,
         pad_token_id=pad_token_id,
         settings=settings,
         device=device,
@@ -593,7 +667,7 @@ def open_pack(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Measured:
     """What a model makes of rows [N]: summed losses, targets, predicted and true classes (None for language models)."""
 
@@ -611,6 +685,14 @@ class Measured:
     def losses(self) -> np.ndarray:
         """Summed loss and number of targets of each row, float32 [N, 2]."""
         return np.stack([self.nll, self.targets], 1).astype(np.float32)
+
+    def by_slice(self, task: Task, slices: Slices | None) -> dict[str, dict[str, float]]:
+        """Rows, loss and metrics of each slice, by its value."""
+        found = {}
+        for value, rows in slices or ():
+            part = Measured(*(None if column is None else column[rows] for column in self.columns))
+            found[value] = {"rows": len(rows), "loss": part.loss, **task.metrics(*part.columns)}
+        return found
 
     @property
     def majority_share(self) -> float | None:
@@ -645,7 +727,7 @@ def _measure(
     losses: Callable[[dict[str, Tensor], Sequence[int]], tuple[Tensor, Tensor, Tensor | None]],
     copies: int,
     task: Task,
-    split: Split,
+    split: Rows,
     rows: np.ndarray,
     pad_token_id: int,
     max_tokens: int,

@@ -48,6 +48,8 @@ class SlotConfig:
     gradient_checkpointing: bool
     most: int  # trials that `auto` tries to let share the slot
     probe_rows: int
+    forgetting: bool  # measure with every evaluation what a trial has lost of its base
+    baseline_minutes: float
     threads: int
 
 
@@ -336,14 +338,21 @@ class Mailbox:
 
         Who fits nowhere reserves the slot that will be free first; a pack is as large as the kind of it that gains least.
         """
-        kept, self._reserved = self._reserved, set()
+        kept, self._reserved, busy = self._reserved, set(), self._busy()
+        if any(slot not in busy and not self._aboard(slot) for slot in self._slots):
+            for passenger in self._passengers.values():
+                if (
+                    passenger.slot is not None and passenger.slot in busy
+                ):  # nobody trains there before the errand is done
+                    self._touch(passenger.slot)
+                    passenger.slot = None
         for trial, passenger in self._passengers.items():
             if passenger.slot is not None:
                 continue
             open_slots = [slot for slot in self._slots if slot not in self._reserved]
             fitting = [slot for slot in open_slots if self._fits(passenger, self._aboard(slot))]
             if fitting:
-                passenger.slot = min(fitting, key=lambda slot: (len(self._aboard(slot)), slot))
+                passenger.slot = min(fitting, key=lambda slot: (slot in busy, len(self._aboard(slot)), slot))
                 self._measure(passenger, passenger.slot)
                 self._touch(passenger.slot)
                 self._progress.setdefault(trial, {"samples_seen": 0, "samples_per_s": 0.0})
@@ -357,12 +366,16 @@ class Mailbox:
             if open_slots:
                 # of the emptiest the one that was kept before, or two could be filled again in turn
                 self._reserved.add(min(open_slots, key=lambda slot: (len(self._aboard(slot)), slot not in kept, slot)))
-        busy = {errand.slot for errand in self._errands.values() if errand.result is None}
+        busy = self._busy()
         free = [slot for slot in self._slots if slot not in busy and not self._aboard(slot)]
         for errand in self._errands.values():
             if errand.result is None and errand.slot is None and free:
                 errand.slot = free.pop(0)
                 self._touch(errand.slot)
+
+    def _busy(self) -> set[str | None]:
+        """Slots that are on an errand."""
+        return {errand.slot for errand in self._errands.values() if errand.result is None}
 
     def _fits(self, passenger: _Passenger, aboard: list[_Passenger], limit: int | None = None) -> bool:
         if not aboard:
@@ -590,6 +603,7 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
         gradient_checkpointing=config.gradient_checkpointing,
         probe_rows=config.probe_rows,
         seed=config.seed,
+        forgetting=config.forgetting,
     )
     pack = open_pack(
         data,

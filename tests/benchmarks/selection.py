@@ -41,9 +41,11 @@ The second table asks `verdict` about trials whose trend is known, with independ
 
 import argparse
 import importlib.metadata
+import json
 import math
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +56,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from sweeps.ledger import Ledger  # noqa: E402
 from sweeps.selection import Curve, Point, Reference, SelectionConfig, select, verdict  # noqa: E402
 
 
@@ -90,6 +93,7 @@ ROWS, PROBE_ROWS, TRAIN_ROWS_PER_ROW = (100, 500, 2000), 512, 9
 TRIALS, EPOCHS, WIGGLE, OVERFIT_RISE = (20, 60), (3, 12), 0.003, 0.02
 OVERFIT_SHARE = (0.0, 0.8)
 OTHERS = {"healthy": 0.45, "still improving": 0.25, "underfit": 0.12, "diverged": 0.09, "collapsed": 0.09}
+TRIALS_READ = 1000
 NOISES, EVALUATIONS, RISES, CURVES_PER_CELL = (0.002, 0.005, 0.01, 0.02), (4, 6, 10, 20), (0.05, 0.1, 0.2), 1000
 CONFIG = SelectionConfig()
 
@@ -344,6 +348,37 @@ def verdicts_table(seed: int, curves: int = CURVES_PER_CELL) -> str:
     return "\n".join(lines)
 
 
+def reading(folder: Path, trials: int = TRIALS_READ, evaluations: int = 5, rows: int = 2000) -> str:
+    """What it takes to read a sweep's folder of so many trials, and to select in it."""
+    rng = np.random.default_rng(0)
+    difficulty = rng.exponential(1, rows)
+    for number in range(trials):
+        trial = f"trials/t{number:04d}"
+        (folder / trial).mkdir(parents=True)
+        (folder / trial / "trial.json").write_text(json.dumps({"id": f"t{number:04d}", "params": {"method": "lora"}}))
+        (folder / trial / "outcome.json").write_text('{"status": "complete", "reason": null}')
+        for step in range(1, evaluations + 1):
+            at = f"{trial}/attempt-1/step-{step:08d}"
+            (folder / at / "checkpoint").mkdir(parents=True)
+            (folder / at / "checkpoint/adapter_model.safetensors").touch()
+            losses = np.stack([difficulty * (2 - step / 10 + 0.1 * rng.random(rows)), np.ones(rows)], 1)
+            np.save(folder / at / "losses.npy", losses.astype(np.float32))
+            loss = float(losses[:, 0].mean())
+            record = {"step": step, "samples_seen": step, "epoch": step, "val_loss": loss, "probe_loss": loss - 0.01}
+            record |= {"metrics": {}, "trainable_parameters": 1000, "folder": at}
+            (folder / at / "evaluation.json").write_text(json.dumps(record))
+    began = time.perf_counter()
+    ledger = Ledger(str(folder)).load()
+    read = time.perf_counter()
+    winner, _ = ledger.select(CONFIG)
+    done = time.perf_counter()
+    assert winner is not None and not {"ray", "torch"} & set(sys.modules)
+    return (
+        f"A folder of {trials:,} trials with {evaluations} evaluations each of {rows:,} rows: read in {read - began:.2f} s, "
+        f"selected in {done - read:.2f} s"
+    )
+
+
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--sweeps", type=int, default=200)
@@ -366,7 +401,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{given.sweeps} sweeps, seed {given.seed}, {CURVES_PER_CELL} trials a share of the second table; "
         f"Python {platform.python_version()}, numpy {importlib.metadata.version('numpy')}"
     )
-    tables = "\n\n".join([about, choices_table(choices), verdicts_table(given.seed)])
+    with tempfile.TemporaryDirectory() as folder:
+        read = reading(Path(folder))
+    tables = "\n\n".join([about, choices_table(choices), verdicts_table(given.seed), read])
     print(f"{tables}\n\n{time.perf_counter() - began:.0f} s")
     if given.out:
         given.out.write_text(tables + "\n")

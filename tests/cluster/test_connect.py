@@ -1,8 +1,10 @@
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,14 @@ def no_cluster_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name, raising=False)
     yield
     assert not ray.is_initialized()
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """For Ray's sockets, whose paths are limited."""
+    folder = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def script(code: str, **env: str) -> subprocess.Popen:
@@ -66,10 +76,11 @@ def test_temp_dir_too_long() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_ray_of_our_own_ends_with_the_connection_and_with_its_driver(tmp_path: Path) -> None:
+def test_a_ray_of_our_own_ends_with_the_connection_and_with_its_driver(short_folder: Path, tmp_path: Path) -> None:
     code = """
 import os, requests, time
-with connect(ClusterConfig(), namespace="mine", temp_dir=Path("/tmp/rt-own")) as outer:
+folder = Path(os.environ["FOLDER"])
+with connect(ClusterConfig(), namespace="mine", temp_dir=folder) as outer:
     assert outer.own and outer.namespace == "mine" and outer.dashboard_url.startswith("http://127.0.0.1:")
     assert "RAY_API_SERVER_ADDRESS" not in os.environ
     @ray.remote
@@ -80,11 +91,11 @@ with connect(ClusterConfig(), namespace="mine", temp_dir=Path("/tmp/rt-own")) as
         assert not inner.own and inner.namespace == "mine" and inner.dashboard_url == outer.dashboard_url
     assert ray.is_initialized()
 assert not ray.is_initialized()
-with connect(ClusterConfig(), namespace="mine", temp_dir=Path("/tmp/rt-own")):
+with connect(ClusterConfig(), namespace="mine", temp_dir=folder):
     print("up", flush=True)
     time.sleep(100)
 """
-    driver = script(code, HOME=str(tmp_path))
+    driver = script(code, HOME=str(tmp_path), FOLDER=str(short_folder))
     assert driver.stdout.readline() == "up\n", driver.communicate()[1]
     family = psutil.Process(driver.pid).children(recursive=True)
     assert any("raylet" in process.name() for process in family)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces import Choice, Int, LogUniform, Space, SpaceError, Uniform, load_space
+from search_spaces import Choice, Int, LogUniform, Space, SpaceError, Uniform, load_space, load_tree
 
 EXAMPLE = """
 method:
@@ -371,7 +371,10 @@ def test_encode_takes_partial_configurations_and_consistent_fixed_and_tied_value
         ),
         ({"rank": 8}, "try[0].rank: only some branches of 'method' have it; give 'method' as well"),
         ({"method": "full", "rank": 8}, "try[0].rank: not a parameter where method is full, only where method is lora"),
-        ({"method": "qlora"}, "try[0].method: got 'qlora', allowed: one of full, lora"),
+        ({"method": "lorra"}, "try[0].method: got 'lorra', allowed: one of full, lora. Did you mean 'lora'?"),
+        ({"method": "FULL"}, "try[0].method: got 'FULL', allowed: one of full, lora. Did you mean 'full'?"),
+        ({"method": "prompt"}, "try[0].method: got 'prompt', allowed: one of full, lora"),
+        ({"method": 3}, "try[0].method: got 3, allowed: one of full, lora"),
         ({"method": "lora", "rank": 7}, "try[0].rank: got 7, allowed: one of 4, 8, 16"),
         ({"epochs": 2.0}, "try[0].epochs: got 2.0, allowed: int 1 … 4"),
         ({"epochs": True}, "try[0].epochs: got True, allowed: int 1 … 4"),
@@ -406,6 +409,22 @@ def test_encode_tells_true_from_one():
     for params in ({"rslora": 1}, {"n": True}):
         with pytest.raises(SpaceError, match="allowed: one of"):
             space.encode(params)
+
+
+def test_suggestions_do_not_mind_case_and_keep_that_of_what_is_known():
+    space = Space.from_dict({"method": {"IA3": {}, "LoRA": {}}, "targets": {"choice": ["Wqkv", ["q", "v"], 3]}})
+    for params, name in (({"method": "ia3"}, "IA3"), ({"method": "lorra"}, "LoRA"), ({"targets": "wqv"}, "Wqkv")):
+        with pytest.raises(SpaceError, match=rf"\. Did you mean '{name}'\?$"):
+            space.encode(params)
+
+
+def test_load_tree_gives_what_a_preset_or_a_file_holds(tmp_path):
+    (tmp_path / "space.yaml").write_text(EXAMPLE)
+    tree = load_tree("space.yaml", folder=tmp_path)
+    assert tree["method"]["lora"]["alpha"] == "2 * rank" and tree["weight_decay"] == 0.01
+    assert list(tree) == ["method", "batch_size", "epochs", "weight_decay"]
+    for preset in ("encoder_small", "llm_qlora"):
+        assert Space.from_dict(load_tree(preset)).parameters == load_space(preset).parameters
 
 
 def test_load_space_takes_mappings_presets_and_files(tmp_path):

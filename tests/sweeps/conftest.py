@@ -1,10 +1,8 @@
-import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -49,7 +47,7 @@ def ray_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sweeps(ray_tmp: Path):
     """`python -m sweeps` as a user calls it."""
 
-    def call(*arguments: str, timeout: float = 240, **env: str) -> Finished:
+    def call(*arguments: str, timeout: float = 400, **env: str) -> Finished:
         done = subprocess.run(
             [sys.executable, "-m", "sweeps", *map(str, arguments)],
             cwd=ROOT,
@@ -88,5 +86,23 @@ def start_sweeps(ray_tmp: Path):
             process.wait()
 
 
-def board(finished: Finished) -> dict[str, Any]:
-    return json.loads(finished.out)
+@pytest.fixture
+def shakespeare(shared_data: Path, tmp_path: Path):
+    """Writes the file of a sweep over a play with a tiny real language model; `more` is the rest of the file."""
+
+    def write(more: str) -> Path:
+        defaults = {"train": "{probe_rows: 64}", "cluster": "{slots: 1}"}
+        file = tmp_path / "shakespeare.yaml"
+        file.write_text(f"""
+name: shakespeare
+task: causal_lm
+storage: {tmp_path}/runs
+model: {{name: {shared_data}/models/stories260K}}
+data: {{train: {shared_data}/text/tinyshakespeare.txt, validation: 0.02, max_length: 64, rows: 320}}
+{more}
+""")
+        with file.open("a") as stream:
+            stream.writelines(f"{key}: {value}\n" for key, value in defaults.items() if f"\n{key}:" not in more)
+        return file
+
+    return write

@@ -2,11 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
 from cluster.config import ClusterConfig
+from search_spaces import load_space, load_tree
 from sweeps.config import (
     HYPERPARAMETERS,
     ConfigError,
@@ -18,7 +20,8 @@ from sweeps.config import (
     from_tree,
     load,
 )
-from sweeps.selection import SelectionConfig
+from sweeps.plan import prepare_data
+from sweeps.selection import LimitsConfig, SelectionConfig
 from trainables.data.config import DataConfig
 from trainables.hyperparameters import COMMON, OPTIONS
 from trainables.model import ModelConfig
@@ -51,6 +54,7 @@ def section(schema):
 
 
 TOP = ", ".join(field.name for field in dataclasses.fields(SweepConfig))
+METHOD = f"must be one of {', '.join(OPTIONS)}"
 PRESETS = ", ".join(path.stem for path in sorted((ROOT / "search_spaces").glob("*.yaml")))
 
 # (override, what the one line says after "sweep.yaml: ")
@@ -76,6 +80,26 @@ WRONG_VALUES = [
     ("tracking.wndb=off", "tracking.wndb: unknown key. Did you mean 'wandb'?"),
     ("cluster.slot=2", "cluster.slot: unknown key. Did you mean 'slots'?"),
     ("xyz=red", f"xyz: unknown key. Allowed: {TOP}"),
+    # keys of another section
+    ("pack=2", "pack: unknown key. Did you mean cluster.pack?"),
+    ("search.pack=2", "search.pack: unknown key. Did you mean cluster.pack?"),
+    ("train.pack=2", "train.pack: unknown key. Did you mean cluster.pack?"),
+    ("trials=30", "trials: unknown key. Did you mean search.trials?"),
+    ("train.validation=0.2", "train.validation: unknown key. Did you mean data.validation?"),
+    ("cluster.trails=30", "cluster.trails: unknown key. Did you mean search.trials?"),
+    ("max=3", f"max: unknown key. Allowed: {TOP}"),  # of which there are several
+    ("early_stopping={asha: false}", "early_stopping: unknown key. Did you mean search.early_stopping?"),
+    ("search.asha=false", "search.asha: unknown key. Did you mean search.early_stopping.asha?"),
+    ("top=3", "top: unknown key. Did you mean selection.finalists.top?"),
+    ("search.cluster={slots: 2}", "search.cluster: unknown key. Did you mean cluster?"),
+    ("data.name=x", "data.name: unknown key. Did you mean name or model.name?"),
+    ("batch=8", "batch: unknown key. Did you mean train.batch_size or search.space.batch_size?"),
+    ("search.rank=8", "search.rank: unknown key. Did you mean train.rank or search.space.rank?"),
+    (
+        "train.batch=8",
+        "train.batch: unknown key. Did you mean 'batch_size'?",
+    ),  # a near name in the same section is nearer
+    ("selection.finalists.seed=3", "selection.finalists.seed: unknown key. Did you mean 'seeds'?"),
     # sections that are none
     ("model=tiny", f"model: must be {section(ModelConfig)}, got 'tiny'"),
     ("data=rows.csv", f"data: must be {section(DataConfig)}, got 'rows.csv'"),
@@ -148,7 +172,9 @@ WRONG_VALUES = [
     ),
     ("search.space=[1]", "search.space: give parameters, a preset's name or the path of a YAML file, got [1]"),
     ("search.space.rnk={int: [1, 4]}", "search.space.rnk: not a hyperparameter. Did you mean 'rank'?"),
-    ("search.space.colour=red", f"search.space.colour: not a hyperparameter. Allowed: {', '.join(HYPERPARAMETERS)}."),
+    ("search.space.trials=30", "search.space.trials: not a hyperparameter. Did you mean search.trials?"),
+    ("search.space.pack={choice: [1, 2]}", "search.space.pack: not a hyperparameter. Did you mean cluster.pack?"),
+    ("search.space.colour=red", f"search.space.colour: not a hyperparameter. Allowed: {', '.join(HYPERPARAMETERS)}"),
     (
         "search.space.learning_rate={log_uniform: [1, 0.1]}",
         "search.space.learning_rate: log_uniform needs low < high, got [1.0, 0.1]; a fixed value is written alone",
@@ -158,11 +184,13 @@ WRONG_VALUES = [
         "search.space.learning_rate: unknown distribution 'log_unifrm'. Did you mean 'log_uniform'? "
         "Allowed: log_uniform, uniform, int, choice",
     ),
+    ("search.space.method=lorra", f"search.space.method: {METHOD}, got 'lorra'. Did you mean 'lora'?"),
+    ("search.space.method={choice: [full, IA3]}", f"search.space.method: {METHOD}, got 'IA3'. Did you mean 'ia3'?"),
     (
-        "search.space.method=lorra",
-        "search.space: no configuration of method lorra is valid: method: must be one of "
-        f"{', '.join(OPTIONS)}, got 'lorra'",
+        "search.space.method={lora: {rank: 8}, qlorra: {rank: 8}}",
+        f"search.space.method: {METHOD}, got 'qlorra'. Did you mean 'qlora'?",
     ),
+    ("search.space.method=best", f"search.space.method: {METHOD}, got 'best'"),
     (
         "search.space.batch_size=0",
         "search.space: no configuration of method lora is valid: batch_size: must be at least 1, got 0",
@@ -201,6 +229,24 @@ WRONG_VALUES = [
     ("selection.underfit=-1", "selection.underfit: must be 0 or more, got -1.0"),
     ("selection.diverge_ratio=1", "selection.diverge_ratio: must be above 1, got 1.0"),
     ("selection.tie_standard_errors=-1", "selection.tie_standard_errors: must be 0 or more, got -1.0"),
+    (
+        "selection.pareto=size",
+        "selection.pareto: must be one of trainable_parameters, inference_cost or null, got 'size'",
+    ),
+    ("selection.baseline_minutes=0", "selection.baseline_minutes: must be above 0, got 0.0"),
+    ("selection.limits=0.5", f"selection.limits: must be {section(LimitsConfig)}, got 0.5"),
+    ("selection.limits.forgeting=1", "selection.limits.forgeting: unknown key. Did you mean 'forgetting'?"),
+    ("forgetting=1", "forgetting: unknown key. Did you mean selection.limits.forgetting?"),
+    ("selection.limits.kl=0", "selection.limits.kl: must be above 0, got 0.0"),
+    ("selection.limits.kl=much", "selection.limits.kl: must be a number or null, got 'much'"),
+    ("selection.limits.slice_loss=-1", "selection.limits.slice_loss: must be above 0, got -1.0"),
+    ("selection.limits.slice_gap=0", "selection.limits.slice_gap: must be above 0, got 0.0"),
+    (
+        "selection.limits.slice_accuracy=90",
+        "selection.limits.slice_accuracy: must be above 0 and at most 1, got 90.0",
+    ),
+    ("selection.limits.slice_rows=0", "selection.limits.slice_rows: must be at least 1, got 0"),
+    ("selection.limits.slice_rows=null", "selection.limits.slice_rows: must be a whole number, got null"),
     # tracking
     ("tracking.wandb=on", "tracking.wandb: must be one of auto, online, offline, off, got true"),
     (
@@ -356,6 +402,61 @@ def test_overrides_are_yaml_and_replace_what_was_there():
     assert config.cluster.resources_per_worker == {"CPU": 2.0}
 
 
+PRESET = GOOD.replace(SPACE, "encoder_small")
+
+
+@pytest.mark.parametrize("preset", PRESETS.split(", "))
+def test_an_override_inside_a_preset_leaves_the_rest_of_it(preset):
+    text = PRESET.replace("encoder_small", preset)
+    space = loaded(text).space()
+    middle = space.middle()
+    for name in load_tree(preset):
+        if name == "method":
+            continue
+        config = loaded(text, f"search.space.{name}={middle[name]}")
+        fixed = load_space({name: middle[name]}).parameters
+        assert dict(config.space().parameters) == dict(space.parameters) | dict(fixed)
+    assert from_tree(OmegaConf.create(dump(config)), (), "sweep.yaml") == config
+
+
+def test_an_override_of_a_presets_methods():
+    config = loaded(PRESET, "search.space.method={full: {learning_rate: 1e-4}}")
+    expected = [("method", "one of full"), ("full.learning_rate", "fixed 0.0001")]
+    whole = loaded(PRESET).space().parameters
+    assert config.space().parameters == expected + [(key, what) for key, what in whole if "." not in key][1:]
+
+
+@pytest.mark.parametrize("key", ["lora.rank", "method.lora.rank"])  # as `check` shows it, and as the preset has it
+@pytest.mark.parametrize("inline", [False, True])
+def test_an_override_inside_a_branch(key, inline):
+    whole = loaded(PRESET).space()
+    text = dump(loaded(PRESET, "search.space.batch_size={choice: [16, 32]}")) if inline else PRESET
+    parameters = dict(loaded(text, f"search.space.{key}=8").space().parameters)
+    assert parameters == {**dict(whole.parameters), "lora.rank": "fixed 8"}
+
+
+def test_overrides_inside_a_file_and_inside_a_preset_named_by_an_override():
+    Path("mine.yaml").write_text(f"{SPACE}\n")
+    config = loaded(GOOD.replace(SPACE, "mine.yaml"), "search.space.batch_size=3", "search.space.epochs=1")
+    assert config.search.space == {**loaded().search.space, "batch_size": 3, "epochs": 1}
+    config = loaded(
+        GOOD, "search.space=encoder_small", "search.space.lora.rank=8", "search.space.ia3.learning_rate=1e-3"
+    )
+    assert dict(config.space().parameters)["lora.rank"] == "fixed 8"
+    assert dict(config.space().parameters)["ia3.learning_rate"] == "fixed 0.001"
+    assert len(config.space().parameters) == len(loaded(PRESET).space().parameters) + 1
+
+
+def test_an_override_inside_a_preset_that_there_is_not():
+    text, override = GOOD.replace(SPACE, "encoder_smal"), "search.space.batch_size=3"
+    assert message(text, override) == (
+        f"{override}: search.space: no preset and no file 'encoder_smal'. Did you mean 'encoder_small'? Presets: {PRESETS}"
+    )
+    Path("list.yaml").write_text("[1, 2]\n")
+    text = GOOD.replace(SPACE, "list.yaml")
+    assert message(text, override) == f"{override}: there is no search.space.batch_size to set"
+
+
 @pytest.mark.parametrize("word", ["off", "'off'", "Off"])
 def test_tracking_can_be_switched_off_as_one_writes_it(word):
     assert loaded(GOOD + f"tracking: {{wandb: {word}}}\n").tracking.wandb == "off"
@@ -411,6 +512,24 @@ def test_a_branch_in_which_nothing_is_valid_is_refused():
     )
 
 
+@pytest.mark.parametrize(
+    ("method", "hint"), [("qlorra", ". Did you mean 'qlora'?"), ("IA3", ". Did you mean 'ia3'?"), ("best", "")]
+)
+def test_a_fixed_method_that_there_is_not(method, hint):
+    text = GOOD.replace("method: lora, ", "") + f"train: {{method: {method}}}\n"
+    assert message(text) == f"sweep.yaml: train.method: {METHOD}, got {method!r}{hint}"
+
+
+@pytest.mark.parametrize(
+    ("method", "hint"), [("qlorra", ". Did you mean 'qlora'?"), ("IA3", ". Did you mean 'ia3'?"), ("best", "")]
+)
+def test_a_method_to_try_first_that_there_is_not(method, hint):
+    text = GOOD.replace("method: lora", "method: {choice: [qlora, ia3]}")
+    assert message(text, f"search.initial=[{{method: {method}}}]") == (
+        f"sweep.yaml: search.initial[0].method: got {method!r}, allowed: one of qlora, ia3{hint}"
+    )
+
+
 def test_what_is_missing_in_every_branch_is_named():
     space = "{method: lora, learning_rate: 1e-3, epochs: 2}"
     assert message(GOOD.replace(SPACE, space)) == (
@@ -449,3 +568,108 @@ def test_the_ready_sweeps_are_valid_and_their_dumps_load_to_the_same(file, monke
     monkeypatch.chdir(ROOT)
     config = load(file)
     assert from_tree(OmegaConf.create(dump(config)), (), file.name) == config
+
+
+@pytest.mark.parametrize("name", ["selection", "tracking", "cluster"])
+def test_the_reference_has_every_setting_with_its_default(name):
+    """What it says of the other sections are examples, and what is required."""
+    file = ROOT / "sweeps" / "reference.yaml"
+
+    def keys(given, schema):
+        assert list(sorted(given)) == sorted(field.name for field in dataclasses.fields(schema))
+        for field in dataclasses.fields(schema):
+            if dataclasses.is_dataclass(type(getattr(schema, field.name))):
+                keys(given[field.name], getattr(schema, field.name))
+
+    default = getattr(loaded(), name)
+    keys(OmegaConf.to_container(OmegaConf.load(file))[name], default)
+    assert getattr(load(file), name) == default
+
+
+# --- limits ---
+
+OF_LANGUAGE_MODELS = (
+    "selection.limits: forgetting and kl are measured of language models (task instruction or causal_lm), got task "
+    "classification"
+)
+WITHOUT_SLICES = "selection.limits: limits on slices need data.slice, the column that tells them; got none"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["selection.limits.forgetting=0.1"], OF_LANGUAGE_MODELS),
+        (["selection.limits.forgetting=0"], OF_LANGUAGE_MODELS),
+        (["selection.limits.kl=0.1"], OF_LANGUAGE_MODELS),
+        (["selection.limits.kl=0.1", "task=classification"], OF_LANGUAGE_MODELS),
+        (["selection.limits.slice_loss=1"], WITHOUT_SLICES),
+        (["selection.limits.slice_gap=1", "task=causal_lm"], WITHOUT_SLICES),
+        (["selection.limits.slice_accuracy=0.5"], WITHOUT_SLICES),
+        (
+            ["selection.limits.slice_accuracy=0.5", "data.slice=language", "task=instruction"],
+            "selection.limits.slice_accuracy: is for classification, got task instruction; slice_loss is for all",
+        ),
+        (
+            ["selection.limits.slice_accuracy=0.5", "data.slice=language", "task=causal_lm"],
+            "selection.limits.slice_accuracy: is for classification, got task causal_lm; slice_loss is for all",
+        ),
+    ],
+)
+def test_limits_that_do_not_fit_task_or_data_are_refused(overrides, line):
+    assert message(GOOD, *overrides) == f"sweep.yaml: {line}"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["selection.limits.slice_rows=5"],  # no limit by itself
+        ["selection.limits={forgetting: 0.1, kl: 0.2}", "task=instruction"],
+        ["selection.limits={forgetting: -0.1}", "task=causal_lm"],
+        ["selection.limits={slice_loss: 1, slice_gap: 0.5, slice_accuracy: 0.5}", "data.slice=language"],
+        ["selection.limits={slice_loss: 1, slice_gap: 0.5}", "data.slice=language", "task=causal_lm"],
+        ["selection.limits={kl: 0.2, slice_loss: 1, slice_rows: 9}", "data.slice=language", "task=instruction"],
+    ],
+)
+def test_limits_that_fit_task_and_data_are_kept_and_dumped(overrides):
+    config = loaded(GOOD, *overrides)
+    given = OmegaConf.from_dotlist([o for o in overrides if o.startswith("selection.")]).selection.limits
+    assert config.selection.limits == LimitsConfig(**given)
+    assert from_tree(OmegaConf.create(dump(config)), (), "sweep.yaml") == config
+
+
+def test_limits_are_off_and_the_front_has_a_cost_or_none():
+    assert loaded().selection.limits == LimitsConfig()
+    assert not LimitsConfig().of_forgetting and not LimitsConfig().of_slices
+    assert loaded().selection.pareto is None
+    for cost in ("trainable_parameters", "inference_cost"):
+        assert loaded(GOOD, f"selection.pareto={cost}").selection.pareto == cost
+
+
+# --- what is only known beside the model ---
+
+
+@pytest.mark.parametrize(
+    ("virtual_tokens", "advice"),
+    [
+        (
+            500,
+            "500 and the longest row of 16 tokens do not fit the model's context of 512; set data.max_length to 12 or less",
+        ),
+        (
+            510,
+            "510 and the longest row of 16 tokens do not fit the model's context of 512; set data.max_length to 2 or less",
+        ),
+        (511, "must be below the model's context of 512 tokens (at most 510: a row needs 2), got 511"),
+        (600, "must be below the model's context of 512 tokens (at most 510: a row needs 2), got 600"),
+    ],
+)
+def test_virtual_tokens_that_leave_no_room_for_a_row(monkeypatch, virtual_tokens, advice):
+    monkeypatch.setattr("trainables.data.sources.check_sources", lambda data: None)
+    monkeypatch.setattr("trainables.data.prepare.prepare", lambda *_: {"splits": {"train": {"longest": 16}}})
+    monkeypatch.setattr("sweeps.plan.check_files", lambda model: None)
+    monkeypatch.setattr("sweeps.plan.load_tokenizer", lambda model: None)
+    monkeypatch.setattr("sweeps.plan.load_model_config", lambda model: SimpleNamespace(max_position_embeddings=512))
+    config = loaded(GOOD, "search.space.method=prompt", f"train.virtual_tokens={virtual_tokens}")
+    with pytest.raises(ConfigError) as caught:
+        prepare_data(config, Path("data"))
+    assert str(caught.value) == f"virtual_tokens: {advice}"

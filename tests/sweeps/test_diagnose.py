@@ -115,6 +115,15 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path, text, said):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["untuned_loss", "prior_loss"])
+def test_a_loss_to_compare_with_must_be_one(tmp_path, name, value):
+    with pytest.raises(ConfigError) as error:
+        words(written(tmp_path, HEADER + CURVES), **{name: value})
+    option = f"--{name.replace('_', '-')}"
+    assert str(error.value) == f"{option}: must be a finite number of 0 or more, got {value}"
+
+
 def test_the_command_prints_json_or_lines(tmp_path):
     file = written(tmp_path, HEADER + CURVES)
     command = [sys.executable, "-m", "sweeps", "diagnose"]
@@ -125,6 +134,10 @@ def test_the_command_prints_json_or_lines(tmp_path):
     assert all(set(trial) == {"id", "verdict", "verdict_reason"} and trial["verdict_reason"] for trial in trials)
     done = subprocess.run([*command, "none.csv"], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 2 and done.stderr.strip() == "none.csv: there is no such file"
+    command = [*command, str(file), "--untuned-loss", "-1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "--untuned-loss: must be a finite number of 0 or more, got -1.0"
 
 
 # --- noise ---

@@ -6,7 +6,18 @@ import re
 import pytest
 from rich.console import Console
 
-from sweeps.display import STATES, Display, duration, format_params, leaderboard, ranked
+from sweeps.display import (
+    STATES,
+    Display,
+    baseline_cost,
+    cost_words,
+    duration,
+    format_params,
+    leaderboard,
+    pareto_table,
+    ranked,
+    slices_words,
+)
 from sweeps.run import print_board
 from sweeps.selection import Curve, Point, SelectionConfig
 
@@ -165,6 +176,53 @@ def test_lists_in_a_configuration_are_shown_and_not_taken_for_markup():
     assert row[-3:] == ["lora", "targets=[q_proj,v_proj]", "patterns=[/x]"]
 
 
+@pytest.mark.parametrize("names", [(), ("forgetting",), ("kl",), ("forgetting", "kl")])
+def test_what_is_forgotten_has_columns_only_where_it_was_measured(names):
+    first, second = evaluation(1, 1.0), evaluation(1, 2.0)
+    for each in (first, second):
+        each |= {"forgetting": None, "kl": None}
+    first |= {name: value for name, value in (("forgetting", -0.125), ("kl", 0.25)) if name in names}
+    table = leaderboard(board(trial("t0001", first), trial("t0002", second), winner="t0001"))
+    head, _, *lines = [line.split() for line in printed(table)]
+    assert [name for name in head if name in ("forgetting", "kl")] == list(names)
+    values = [value for name, value in (("forgetting", "-0.1250"), ("kl", "0.2500")) if name in names]
+    assert lines[0][: 4 + len(values)] == ["*", "t0001", "1.0000", "1.0000", *values]
+    assert lines[1][: 3 + len(values)] == ["t0002", "2.0000", "2.0000", *["-"] * len(values)]
+
+
+def test_evaluations_of_before_it_was_measured_have_no_such_columns():
+    head = printed(leaderboard(board(trial("t0001", evaluation(1, 1.0)))))[0]
+    assert "forgetting" not in head and "kl" not in head
+
+
+def test_baselines_stand_with_what_they_cost_and_how_far_behind_they_are():
+    behind = {"mean": 0.5, "standard_error": 0.1, "low": 0.25, "high": 0.75, "tied": False}
+    way = {"val_loss": 1.5, "metrics": {}, "words": "prompt with [4] examples"}
+    of_trial = trial("t0002", evaluation(1, 1.2)) | {"difference": behind | {"mean": 0.2}}
+    made = board(
+        trial("t0001", evaluation(1, 1.0)),
+        of_trial,
+        winner="t0001",
+        few_shot=way | {"seconds": 61.0, "tokens_per_request": 420.4, "difference": behind},
+        prior={"val_loss": 0.7, "metrics": {}, "class": "good", "difference": None, "seconds": 0.04},
+    )
+    lines = printed(leaderboard(made))
+    assert lines[4].split("  ")[-1].strip() == "prompt with [4] examples (1m01s, 420 tokens a request)"
+    assert "+0.5000 (+0.2500 to +0.7500)" in lines[4]
+    assert lines[5].split("  ")[-1].strip() == "always good, at train's label shares (0.0 s)"
+    assert "+" not in lines[5]
+
+
+def test_the_default_configuration_and_what_ran_again_are_named():
+    made = board(
+        trial("t0001", evaluation(1, 1.0), method="lora", rank=8) | {"default": True, "finalist_of": None},
+        trial("t0002", evaluation(1, 1.1), method="lora", rank=4) | {"default": False, "finalist_of": None},
+        trial("t0003", evaluation(1, 1.2), method="lora", rank=8, seed=1) | {"default": False, "finalist_of": "t0001"},
+    )
+    ends = [line.split("  ")[-1].strip() for line in printed(leaderboard(made))[2:]]
+    assert ends == ["lora rank=8 (the default)", "lora rank=4", "lora rank=8 seed=1 (again: t0001)"]
+
+
 def test_every_configuration_can_be_read_whole_in_a_narrow_terminal():
     params = {name: 1 for name in ("method", "learning_rate", "batch_size", "epochs", "weight_decay", "rank", "alpha")}
     file = io.StringIO()
@@ -179,7 +237,102 @@ def test_the_board_ends_with_winner_and_reason():
     assert printed(lambda console: print_board(console, board()))[-1] == "Nothing may win: no trial has started."
 
 
+PARETO = {
+    "front": [
+        {"trial": "t0001", "val_loss": 1.0, "trainable_parameters": 294912, "inference_cost": 1.0},
+        {"trial": "t0002", "val_loss": 1.5, "trainable_parameters": 900, "inference_cost": 1.02345},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("cost", "values"),
+    [("trainable_parameters", ["294,912", "900"]), ("inference_cost", ["1.000 times", "1.023 times"])],
+)
+def test_the_pareto_front(cost, values):
+    head, _, *lines = printed(pareto_table(PARETO | {"cost": cost}))
+    assert head.split() == ["trial", "val", "loss", *cost.split("_")]
+    assert [line.split() for line in lines] == [
+        ["t0001", "1.0000", *values[0].split()],
+        ["t0002", "1.5000", *values[1].split()],
+    ]
+    made = board(trial("t0001", evaluation(1, 1.0)), winner="t0001")
+    assert not any("Pareto" in line for line in printed(lambda console: print_board(console, made)))
+    made["pareto"] = PARETO | {"cost": cost}
+    said = printed(lambda console: print_board(console, made))
+    assert said[-5] == f"Pareto front of validation loss and {cost.replace('_', ' ')}:"
+    assert [line.split() for line in said[-4:]] == [line.split() for line in printed(pareto_table(made["pareto"]))]
+
+
+def part(value, loss, rows=40, *, low=None, high=None, **more):
+    return {"value": value, "loss": loss, "rows": rows, "low": low, "high": high, **more}
+
+
+def test_slices_in_words():
+    found = {
+        "column": "language",
+        "validation": [
+            part("de", 2.0, 1200, low=1.75, high=2.25, accuracy=0.5),
+            part("", 1.5),
+            part("fr", 0.75, 7, accuracy=None),
+        ],
+    }
+    words = (
+        "validation loss by language: de 2.0000 (1.7500 to 2.2500, 1200 rows, accuracy 0.5000); empty 1.5000 (40 rows); "
+        "fr 0.7500 (7 rows); worst de, 1.2500 above the best"
+    )
+    assert slices_words(found) == words
+    tested = slices_words(found | {"test": [part("", 3.0), part("de", 2.5)]})
+    assert tested == (
+        "test loss by language: empty 3.0000 (40 rows); de 2.5000 (40 rows); worst empty, 0.5000 above the best"
+    )
+    made = board(trial("t0001", evaluation(1, 1.0)), winner="t0001") | {"slices": found}
+    assert f"Slices: {words}" in printed(lambda console: print_board(console, made))
+
+
+def test_one_slice_alone_is_not_compared_and_one_without_a_loss_neither():
+    assert slices_words({"column": "x", "validation": [part("a", 1.0)]}) == "validation loss by x: a 1.0000 (40 rows)"
+    found = {"column": "x", "validation": [part("b", None), part("a", 1.0)]}
+    assert slices_words(found) == "validation loss by x: b - (40 rows); a 1.0000 (40 rows)"
+
+
+def test_of_many_slices_the_worst_and_the_best_are_said():
+    def said(count):
+        found = [part(f"s{i}", 10.0 - i, 1) for i in range(count)]
+        return re.findall(r"s\d+|\d+ more", slices_words({"column": "x", "validation": found}))
+
+    assert said(8) == [f"s{i}" for i in range(8)] + ["s0"]
+    assert said(9) == ["s0", "s1", "s2", "s3", "s4", "2 more", "s7", "s8", "s0"]
+    assert said(12) == ["s0", "s1", "s2", "s3", "s4", "5 more", "s10", "s11", "s0"]
+
+
 # --- words and numbers ---
+
+
+@pytest.mark.parametrize(
+    ("baseline", "words"),
+    [
+        ({}, ""),
+        ({"seconds": None, "tokens_per_request": None}, ""),
+        ({"seconds": 0.0}, "0.0 s"),
+        ({"seconds": 12.345}, "12.3 s"),
+        ({"seconds": 60.0}, "1m00s"),
+        ({"seconds": 4000}, "1h06m"),
+        ({"tokens_per_request": 419.6}, "420 tokens a request"),
+        ({"seconds": 2, "tokens_per_request": 31.0}, "2.0 s, 31 tokens a request"),
+    ],
+)
+def test_what_a_baseline_costs(baseline, words):
+    assert baseline_cost(baseline) == words
+
+
+def test_what_a_point_of_the_front_costs():
+    assert [cost_words(cost) for cost in (12, 1234567, 1.0, 1.5004)] == [
+        "12",
+        "1,234,567",
+        "1.000 times",
+        "1.500 times",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,9 +17,10 @@ import numpy as np
 import pytest
 
 from sweeps.ledger import DEAD_AFTER_S, Ledger, label_prior
-from sweeps.selection import SelectionConfig
+from sweeps.selection import LimitsConfig, SelectionConfig, compare, mean_interval
 from trainables.checkpoints import CHECKPOINT, EVALUATION, LOSSES, STATE, begin_attempt, write_evaluation
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = SelectionConfig(overfit_rise=0.25, overfit_gap=0.5)
 
 
@@ -34,6 +36,10 @@ class Evaluation:
     metrics: dict = field(default_factory=lambda: {"accuracy": 0.5})
     trainable_parameters: int = 100
     finished: bool = False
+    slices: dict = field(default_factory=dict)
+    forgetting: float | None = None
+    kl: float | None = None
+    inference_cost: float = 1.0
     losses: np.ndarray | None = None
 
 
@@ -136,6 +142,39 @@ def test_half_written_things_are_not_read(ledger):
     assert again(ledger).curves() == ledger.curves()
 
 
+def test_what_is_measured_beside_the_loss_is_read_back(ledger):
+    ledger.begin("t0001", {})
+    slices = {"de": {"rows": 3, "loss": 1.5, "accuracy": 0.25}, "": {"rows": 1, "loss": math.nan}}
+    more = {"forgetting": 0.125, "kl": -0.5, "inference_cost": 1.25, "slices": slices}
+    ledger.record("t0001", write(ledger, "t0001", 1, 2.0, **more))
+    read = again(ledger)
+    assert read.curves() == ledger.curves()
+    (point,) = read.curve("t0001").points
+    assert (point.forgetting, point.kl, point.inference_cost) == (0.125, -0.5, 1.25)
+    assert point.slices == {"de": slices["de"], "": {"rows": 1, "loss": None}}
+
+
+NEW_KEYS = ("slices", "forgetting", "kl", "inference_cost")
+
+
+def test_a_folder_of_before_they_were_measured_is_still_read(ledger):
+    run(ledger, "t0001", 3.0, 1.0)
+    for file in ledger.store.local.rglob(EVALUATION):
+        kept = {key: value for key, value in json.loads(file.read_text()).items() if key not in NEW_KEYS}
+        file.write_text(json.dumps(kept))
+    read = again(ledger)
+    assert read.curves() == ledger.curves()
+    board = read.board("quick", dataclasses.replace(CONFIG, pareto="inference_cost"))
+    assert {key: board["winner"][key] for key in NEW_KEYS} == (
+        {"slices": {}, "forgetting": None, "kl": None, "inference_cost": 1.0}
+    )
+    assert board["pareto"]["front"][0]["inference_cost"] == 1.0
+    limits = dataclasses.replace(CONFIG, limits=LimitsConfig(kl=1.0))
+    assert read.board("quick", limits)["trials"][0]["evaluations"][0]["excluded"] == (
+        "its KL was not measured, and has a limit of 1"
+    )
+
+
 def test_per_example_losses(ledger):
     losses = np.arange(6, dtype=np.float32).reshape(3, 2)
     record = write(ledger, "t0001", 1, 2.0, losses=losses)
@@ -167,6 +206,40 @@ def test_the_best_is_the_best_that_may_win(ledger):
     winner = ledger.board("quick", CONFIG)["winner"]
     assert (winner["step"], winner["val_loss"]) == (2, 2.0)
     assert Path(winner["checkpoint"]).is_dir()
+
+
+def test_the_best_is_the_best_within_the_limits(ledger):
+    """The lowest losses are those of checkpoints that forget too much; also while the trial runs, and after a kill."""
+    limits = dataclasses.replace(CONFIG, limits=LimitsConfig(forgetting=0.5))
+    ledger.begin("t0001", {"method": "lora"})
+    begin_attempt(ledger.store, "t0001")
+    for step, (loss, forgetting) in enumerate([(3.0, 0.1), (2.0, 0.5), (1.5, 0.6), (1.0, None)], start=1):
+        ledger.record("t0001", write(ledger, "t0001", step, loss, forgetting=forgetting))
+        ledger.prune("t0001", limits)
+    assert on_disk(ledger, "t0001", CHECKPOINT) == [2, 4]  # the last is what it goes on from
+    ledger.finish("t0001", "complete", None)
+    ledger.prune("t0001", limits)
+    assert on_disk(ledger, "t0001", CHECKPOINT) == [2]
+    winner = again(ledger).board("quick", limits)["winner"]
+    assert (winner["step"], winner["val_loss"], winner["forgetting"]) == (2, 2.0, 0.5)
+    assert Path(winner["checkpoint"]).is_dir()
+
+
+def test_where_nothing_keeps_to_the_limits_no_checkpoint_is_kept(ledger):
+    limits = dataclasses.replace(CONFIG, limits=LimitsConfig(kl=0.5))
+    ledger.begin("t0001", {"method": "lora"})
+    for step, kl in ((1, 0.6), (2, None)):
+        ledger.record("t0001", write(ledger, "t0001", step, 2.0, kl=kl))
+    ledger.finish("t0001", "complete", None)
+    ledger.prune("t0001", limits)
+    assert on_disk(ledger, "t0001", CHECKPOINT) == []
+    board = ledger.board("quick", limits)
+    assert board["winner"] is None
+    assert board["reason"] == "Nothing may win: of 1 trials, 1 beyond a limit wherever not overfit (t0001)."
+    assert [e["excluded"] for e in board["trials"][0]["evaluations"]] == [
+        "its predictions on the task's prompts are from the base's by a KL of 0.6000 nats (limit 0.5)",
+        "its KL was not measured, and has a limit of 0.5",
+    ]
 
 
 def test_where_nothing_may_win_nothing_is_kept_but_what_a_running_trial_goes_on_from(ledger):
@@ -275,6 +348,10 @@ EVALUATION_KEYS = {
     "probe_loss",
     "train_loss",
     "metrics",
+    "slices",
+    "forgetting",
+    "kl",
+    "inference_cost",
     "trainable_parameters",
     "checkpoint",
     "folder",
@@ -335,6 +412,220 @@ def test_the_board_names_the_tied(ledger):
     winner = ledger.board("quick", CONFIG)["winner"]
     assert (winner["trial"], winner["tied"]) == ("t0002", ["t0001"])
     assert winner["reason"].startswith("t0002 is tied with t0001")
+
+
+def rows_of(mean, seed=0, rows=200):
+    """Losses of rows [rows, 2] whose mean is `mean`, one target each."""
+    noise = np.random.default_rng(seed).normal(0, 0.3, rows)
+    return np.stack([mean + noise - noise.mean(), np.ones(rows)], 1).astype(np.float32)
+
+
+def put(ledger, name, array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    ledger.store.write_bytes(name, buffer.getvalue())
+
+
+def test_baselines_stand_with_their_difference_to_the_lowest_loss(ledger):
+    """The winner is tied with the lowest and cheaper: what is compared with is the lowest, as for the trials."""
+    losses = {"t0001": rows_of(1.0, seed=1), "t0002": rows_of(1.001, seed=2)}
+    for trial, size in (("t0001", 1000), ("t0002", 10)):
+        ledger.begin(trial, {})
+        loss = float(losses[trial][:, 0].mean())
+        ledger.record(trial, write(ledger, trial, 1, loss, losses=losses[trial], trainable_parameters=size))
+        ledger.finish(trial, "complete", None)
+    ways = {
+        name: {"val_loss": loss, "metrics": {}, "words": f"the {name} way", "seconds": 1.5}
+        for name, loss in (("few_shot", 1.4), ("other_rows", 1.3), ("without_losses", 1.2))
+    }
+    ledger.store.write_json("baselines.json", ways | {"broken": {"error": "out of memory", "words": "it"}})
+    put(ledger, "baselines/validation/few_shot.npy", rows_of(1.4, seed=3))
+    put(ledger, "baselines/validation/other_rows.npy", rows_of(1.3, seed=3, rows=150))
+    board = json.loads(json.dumps(ledger.board("quick", CONFIG), allow_nan=False))
+    assert board["winner"]["trial"] == "t0002"
+    assert set(board["baselines"]) == set(ways)
+    found = board["baselines"]["few_shot"]["difference"]
+    assert found == dataclasses.asdict(compare(losses["t0001"], rows_of(1.4, seed=3)))
+    assert found["mean"] == pytest.approx(0.4, abs=1e-5) and found["low"] < 0.4 < found["high"] and not found["tied"]
+    assert board["baselines"]["other_rows"]["difference"] is None
+    assert board["baselines"]["without_losses"]["difference"] is None
+    assert board["baselines"]["few_shot"]["seconds"] == 1.5
+
+
+def test_without_a_winner_baselines_have_no_difference(ledger):
+    ledger.store.write_json("baselines.json", {"few_shot": {"val_loss": 1.4, "metrics": {}, "words": "so"}})
+    put(ledger, "baselines/validation/few_shot.npy", rows_of(1.4))
+    assert ledger.board("quick", CONFIG)["baselines"]["few_shot"]["difference"] is None
+
+
+def sliced(ledger, *, test=False):
+    """A sweep whose winner was measured by language, as a slot leaves it."""
+    values, of_rows = ["de", "en", "fr"], np.repeat([0, 1, 2], [60, 80, 60])
+    counts = {"rows": 200, "tokens": 2000}
+    splits = {"train": {"rows": 900}, "validation": counts}
+    if test:
+        splits["test"] = {"raw_fingerprint": "f" * 64, "read": 200}
+    ledger.store.write_json(
+        "data/manifest.json",
+        {
+            "task": "classification",
+            "data": {"slice": "language"},
+            "encoding": {"slices": values},
+            "splits": splits,
+        },
+    )
+
+    def by_slice(losses):
+        found = {}
+        for i, value in enumerate(values):
+            of = losses[of_rows == i]
+            found[value] = {"rows": len(of), "loss": float(of[:, 0].mean()), "accuracy": 0.25 * (i + 1)}
+        return found
+
+    level = np.array([0.5, 2.0, 1.0])[of_rows][:, None] * [1, 0]
+    losses = (rows_of(0.0, seed=5) + level).astype(np.float32)
+    put(ledger, "data/validation.slices.npy", of_rows)
+    ledger.begin("t0001", {"method": "lora"})
+    begin_attempt(ledger.store, "t0001")
+    ledger.record("t0001", write(ledger, "t0001", 1, 3.0, losses=losses + 1, slices=by_slice(losses + [1, 0])))
+    mean = float(losses[:, 0].mean())
+    ledger.record("t0001", write(ledger, "t0001", 2, mean, losses=losses, slices=by_slice(losses)))
+    ledger.finish("t0001", "complete", None)
+    if test:
+        of_test = losses[::-1] + np.array([0.5, 0], np.float32)
+        put(ledger, "data/test.slices.npy", of_rows)
+        put(ledger, "baselines/test/winner.npy", of_test)
+        score = {"loss": float(of_test[:, 0].mean()), "metrics": {}, "slices": by_slice(of_test)}
+        score["slices"]["en"]["loss"] = None  # it was not finite
+        ledger.write_test({"split": counts, "scores": {"winner": score}}, CONFIG)
+        return losses, of_test, of_rows
+    return losses, None, of_rows
+
+
+def test_the_board_has_the_winner_by_slice_with_intervals_and_the_worst_first(ledger):
+    losses, _, of_rows = sliced(ledger)
+    board = json.loads(json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False))
+    found = board["slices"]
+    assert set(found) == {"column", "validation"} and found["column"] == "language"
+    assert [(each["value"], each["rows"], each["accuracy"]) for each in found["validation"]] == [
+        ("en", 80, 0.5),
+        ("fr", 60, 0.75),
+        ("de", 60, 0.25),
+    ]
+    for each in found["validation"]:
+        own = losses[of_rows == ["de", "en", "fr"].index(each["value"])]
+        assert each["loss"] == pytest.approx(own[:, 0].mean(), rel=1e-6)
+        assert (each["low"], each["high"]) == mean_interval(own)
+        assert each["low"] < each["loss"] < each["high"]
+    assert board["winner"]["slices"]["de"]["loss"] == found["validation"][-1]["loss"]
+
+
+def test_slices_of_the_test_split_stand_beside_and_one_without_a_loss_comes_first(ledger):
+    _, losses, of_rows = sliced(ledger, test=True)
+    board = json.loads(json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False))
+    assert [each["value"] for each in board["slices"]["validation"]] == ["en", "fr", "de"]
+    found = {each["value"]: each for each in board["slices"]["test"]}
+    assert list(found)[0] == "en" and found["en"]["loss"] is None
+    assert found["de"]["loss"] != found["fr"]["loss"] and list(found)[1] == max(
+        ("de", "fr"), key=lambda value: found[value]["loss"]
+    )
+    for value in ("de", "fr"):
+        own = losses[of_rows == ["de", "en", "fr"].index(value)]
+        assert (found[value]["low"], found[value]["high"]) == mean_interval(own)
+
+
+def test_slices_without_the_rows_of_each_have_no_intervals(ledger):
+    sliced(ledger)
+    (ledger.store.local / "data" / "validation.slices.npy").unlink()
+    found = again(ledger).board("quick", CONFIG)["slices"]["validation"]
+    assert [(each["value"], each["low"], each["high"]) for each in found] == [
+        ("en", None, None),
+        ("fr", None, None),
+        ("de", None, None),
+    ]
+
+
+def test_without_a_column_or_a_winner_there_are_no_slices(ledger):
+    sliced(ledger)
+    manifest = ledger.store.read_json("data/manifest.json")
+    beyond = dataclasses.replace(CONFIG, limits=LimitsConfig(slice_loss=0.5))
+    assert ledger.board("quick", beyond)["slices"] is None
+    ledger.store.write_json("data/manifest.json", manifest | {"data": {"slice": None}})
+    assert ledger.board("quick", CONFIG)["slices"] is None
+
+
+def test_where_the_slices_of_rows_were_not_measured_there_are_none(ledger):
+    """A folder of before: it names the column, and knows of no slice."""
+    run(ledger, "t0001", 3.0, 1.0)
+    splits = {"train": {"rows": 9}, "validation": {"rows": 4, "tokens": 40}}
+    manifest = {"task": "classification", "data": {"slice": "language"}, "encoding": {}, "splits": splits}
+    ledger.store.write_json("data/manifest.json", manifest)
+    assert again(ledger).board("quick", CONFIG)["slices"] is None
+
+
+@pytest.mark.parametrize(
+    ("cost", "front"),
+    [("trainable_parameters", ["t0002", "t0001"]), ("inference_cost", ["t0002"]), (None, None)],
+)
+def test_the_board_has_the_pareto_front(ledger, cost, front):
+    for trial, loss, size, times in (("t0001", 1.5, 10, 1.5), ("t0002", 1.0, 100, 1.25), ("t0003", 2.0, 50, 1.5)):
+        ledger.begin(trial, {})
+        made = write(ledger, trial, 1, loss, trainable_parameters=size, inference_cost=times)
+        ledger.record(trial, made)
+        ledger.finish(trial, "complete", None)
+    found = ledger.board("quick", dataclasses.replace(CONFIG, pareto=cost))["pareto"]
+    if cost is None:
+        assert found is None
+        return
+    assert found["cost"] == cost
+    assert [point["trial"] for point in found["front"]] == front
+    assert set(found["front"][0]) == {"trial", *EVALUATION_KEYS}
+    assert (found["front"][0]["trainable_parameters"], found["front"][0]["inference_cost"]) == (100, 1.25)
+
+
+# --- `best`, of a folder that was carried elsewhere ---
+
+SWEEP = """\
+name: quick
+model: {name: tiny}
+task: classification
+data: {train: rows.csv, slice: language}
+search: {space: {method: lora, learning_rate: {log_uniform: [1e-5, 1e-2]}, batch_size: 8, epochs: 2}}
+selection: {pareto: inference_cost, limits: {slice_accuracy: 0.1}}
+"""
+
+
+def test_best_needs_neither_ray_nor_torch_and_says_the_same_wherever_the_folder_lies(ledger, tmp_path):
+    sliced(ledger, test=True)
+    ledger.store.write_bytes("sweep.yaml", SWEEP.encode())
+    ledger.store.write_json("baselines.json", {"few_shot": {"val_loss": 1.4, "metrics": {}, "words": "a prompt"}})
+    ledger.set_status("finished", 1.0)
+    copied = tmp_path / "elsewhere" / "under-another-name"
+    shutil.copytree(ledger.store.local, copied)
+    code = "\n".join(
+        [
+            "import sys",
+            "from sweeps.__main__ import app",
+            "heavy = {'ray', 'torch', 'transformers', 'peft', 'datasets', 'optuna', 'wandb'}",
+            "app(sys.argv[1:], standalone_mode=False)",
+            "print(sorted(heavy & set(sys.modules)), file=sys.stderr)",
+        ]
+    )
+
+    def best(folder, *options):
+        command = [sys.executable, "-c", code, "best", str(folder), *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr.strip()) == (0, "[]")
+        return done.stdout
+
+    words = best(ledger.store.local)
+    assert "Winner: t0001, step 2 (epoch 1): lora" in words and "Slices: test loss by language: en - (" in words
+    assert "Pareto front of validation loss and inference cost:" in words
+    assert best(copied) == words
+    here, there = (json.loads(best(folder, "--json")) for folder in (ledger.store.local, copied))
+    assert there["folder"] == str(copied) != here["folder"]
+    assert there["winner"]["checkpoint"] == here["winner"]["checkpoint"].replace(here["folder"], there["folder"])
+    assert json.dumps(there) == json.dumps(here).replace(here["folder"], there["folder"])
 
 
 def test_a_moved_folder_still_names_its_checkpoints(ledger, tmp_path):

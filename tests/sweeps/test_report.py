@@ -109,6 +109,45 @@ def realistic():
     return made | {"baselines": {"untuned": untuned, "prior": {"val_loss": 1.0431, "metrics": {"accuracy": 0.45}}}}
 
 
+def whole():
+    """The realistic board with all that a sweep may have measured."""
+    made = realistic()
+    made["baselines"]["untuned"]["difference"] = {"mean": 0.5765, "low": 0.5, "high": 0.6512345}
+    made["baselines"]["few_shot"] = {
+        "val_loss": 0.9,
+        "metrics": {"accuracy": 0.5},
+        "words": "prompt with 4 examples",
+        "seconds": 12.34,
+        "tokens_per_request": 1234.4,
+        "difference": {"mean": 0.3779, "low": -0.1, "high": 0.8},
+    }
+    few_shot = {"loss": 0.95, "low": 0.9, "high": 1.0, "metrics": {"accuracy": 0.48}}
+    scores = {
+        "winner": {"loss": 0.55, "low": 0.5, "high": 0.6, "metrics": {"accuracy": 0.63}},
+        "few_shot": few_shot,
+        "prior": {"loss": 1.05, "metrics": {"accuracy": 0.44}},
+    }
+    made["test"] = {"scores": scores, "split": {"rows": 500}, "optimism": 0.0279, "scored_before": []}
+    made["tokens_per_request"] = 31.0
+    made["slices"] = {
+        "column": "language",
+        "validation": [
+            {"value": "de", "rows": 1200, "loss": None, "low": None, "high": None, "accuracy": None},
+            {"value": "fr", "rows": 40, "loss": 0.9, "low": 0.8, "high": 1.05, "accuracy": 0.5},
+            {"value": "", "rows": 7, "loss": 0.25, "low": None, "high": None, "accuracy": 1.0},
+        ],
+        "test": [{"value": "fr", "rows": 50, "loss": 0.7, "low": 0.6, "high": 0.8, "accuracy": 0.625}],
+    }
+    made["pareto"] = {
+        "cost": "trainable_parameters",
+        "front": [
+            {"trial": "t0007", "val_loss": 0.5221, "trainable_parameters": 294912, "inference_cost": 1.02},
+            {"trial": "t0001", "val_loss": 1.0589, "trainable_parameters": 36864, "inference_cost": 1.0},
+        ],
+    }
+    return made
+
+
 DOMAINS = {
     "method": CategoricalDistribution(["lora", "full", "partial"]),
     "learning_rate": FloatDistribution(1e-6, 1e-1, log=True),
@@ -159,6 +198,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags, self.open, self.text, self.scripts = [], [], {}, []
         self.header, self.rows = [], []
+        self.tables = {}  # the cells of each row of a section's tables, but for the leaderboard's
         self.feed(text)
         self.close()
         figures = next(body for attributes, body in self.scripts if attributes.get("id") == "figures")
@@ -171,12 +211,14 @@ class Page(HTMLParser):
             self.open.append((tag, attributes))
         if tag == "script":
             self.scripts.append([attributes, ""])
-        if tag == "tr" and "data-trial" in attributes:
-            self.rows.append({"wins": "wins" in attributes.get("class", ""), "cells": []})
-        if tag == "td":
-            self.rows[-1]["cells"].append("")
-        if tag == "th":
-            self.header.append("")
+        if tag == "tr":
+            wins = "wins" in attributes.get("class", "")
+            if "data-trial" in attributes:
+                self.rows.append({"wins": wins, "cells": []})
+            elif not self.in_leaderboard():
+                self.tables.setdefault(self.section(), []).append({"wins": wins, "cells": []})
+        if tag in ("td", "th"):
+            self.cells(tag).append("")
 
     def handle_endtag(self, tag):
         assert self.open and self.open[-1][0] == tag, f"</{tag}> closes <{self.open[-1][0]}>"
@@ -190,12 +232,30 @@ class Page(HTMLParser):
         for tag, attributes in self.open:
             key = attributes.get("id") or tag
             self.text[key] = self.text.get(key, "") + data
-        if "td" in names:
-            self.rows[-1]["cells"][-1] += data
-        if "th" in names:
-            self.header[-1] += data
+        for tag in {"td", "th"} & set(names):
+            self.cells(tag)[-1] += data
+
+    def section(self):
+        return next(attributes.get("id") for tag, attributes in reversed(self.open) if tag == "section")
+
+    def sections(self):
+        return [attributes["id"] for tag, attributes in self.tags if tag == "section" and "id" in attributes]
+
+    def in_leaderboard(self):
+        return self.section() == "leaderboard"
+
+    def cells(self, tag):
+        """Where a cell of the row that is open goes."""
+        if not self.in_leaderboard():
+            return self.tables[self.section()][-1]["cells"]
+        return self.header if tag == "th" else self.rows[-1]["cells"]
+
+    def lines(self, section):
+        """The words of a section's tables, the heads too."""
+        return [[" ".join(cell.split()) for cell in row["cells"]] for row in self.tables[section]]
 
     def table(self):
+        """The leaderboard."""
         header = [name.strip() for name in self.header]
         return [dict(zip(header, (cell.strip() for cell in row["cells"]), strict=True)) for row in self.rows]
 
@@ -263,12 +323,12 @@ def test_page_leads_with_the_winner_and_its_reason(page):
     read = page(made, study_of(made))
     assert read.words("title") == "tweets-lora-or-full · sweep report"
     assert read.words("h1") == "tweets-lora-or-full" and read.words("status") == "finished"
-    sections = [attributes["id"] for tag, attributes in read.tags if tag == "section" and "id" in attributes]
-    assert sections == ["winner", "leaderboard", "curves", "parallel", "importances", "timeline"]
+    assert read.sections() == ["winner", "leaderboard", "baselines", "curves", "parallel", "importances", "timeline"]
     said = read.words("winner")
     for part in ("Winner ★ t0007", made["winner"]["reason"], "validation loss 0.5221", "probe loss 0.4221", "14,400"):
         assert part in said
-    assert "not fine-tuned: loss 1.0986" in said and "trials/checkpoint-900" in said and "learning_rate 0.0013" in said
+    assert "runs/tweets-lora-or-full/winner" in said and "learning_rate 0.0013" in said
+    assert read.lines("baselines")[2][:2] == ["not fine-tuned", "1.0986"]
 
 
 def test_table_has_every_trial_in_order_with_conditional_parameters_kept_apart(page):
@@ -296,6 +356,118 @@ def test_table_has_every_trial_in_order_with_conditional_parameters_kept_apart(p
     full = next(row for row in table if row["trial"] == "t0008")
     assert full["alpha"] == "–" and full["layers"] == "–" and full["batch_size"] == "16"
     assert "epochs = 3" in read.words("leaderboard"), "what never varies is said once"
+
+
+def test_other_ways_stand_below_the_winner_with_what_they_cost(page):
+    read = page(whole())
+    assert read.words("baselines").startswith("Other ways than fine-tuning What needs no training")
+    head = ["way", "val loss", "above the best (95%)", "accuracy", "test loss (95%)", "tokens a request"]
+    assert read.lines("baselines") == [
+        [*head, "seconds to measure"],
+        ["t0007, the winner", "0.5221", "", "0.6390", "0.5500 (0.5000 to 0.6000)", "31", ""],
+        ["not fine-tuned", "1.0986", "+0.5765 (+0.5000 to +0.6512)", "0.3400", "–", "–", "–"],
+        ["label shares only", "1.0431", "-", "0.4500", "1.0500", "–", "–"],
+        [
+            *("prompt with 4 examples", "0.9000", "+0.3779 (-0.1000 to +0.8000)", "0.5000"),
+            *("0.9500 (0.9000 to 1.0000)", "1,234", "12.3"),
+        ],
+    ]
+    assert [row["wins"] for row in read.tables["baselines"]] == [False, True, False, False, False]
+
+
+def test_other_ways_without_a_test_split_have_no_column_for_it(page):
+    read = page(realistic())
+    assert read.lines("baselines") == [
+        ["way", "val loss", "above the best (95%)", "accuracy", "tokens a request", "seconds to measure"],
+        ["t0007, the winner", "0.5221", "", "0.6390", "–", ""],
+        ["not fine-tuned", "1.0986", "-", "0.3400", "–", "–"],
+        ["label shares only", "1.0431", "-", "0.4500", "–", "–"],
+    ]
+
+
+def test_other_ways_stand_there_before_there_is_a_winner(page):
+    made = board([], status="running") | {"baselines": {"untuned": {"val_loss": 0.7, "metrics": {"accuracy": 0.5}}}}
+    read = page(made)
+    assert [line[0] for line in read.lines("baselines")] == ["way", "not fine-tuned"]
+
+
+def test_the_winner_by_slice_on_both_splits(page):
+    read = page(whole())
+    assert read.words("slices").startswith("The winner by language The worst slice first")
+    assert read.lines("slices") == [
+        ["validation", "rows", "loss (95%)", "accuracy"],
+        ["de", "1,200", "–", "–"],
+        ["fr", "40", "0.9000 (0.8000 to 1.0500)", "0.5000"],
+        ["empty", "7", "0.2500", "1.0000"],
+        ["test", "rows", "loss (95%)", "accuracy"],
+        ["fr", "50", "0.7000 (0.6000 to 0.8000)", "0.6250"],
+    ]
+    made = whole()
+    del made["slices"]["test"]
+    assert [line[0] for line in page(made).lines("slices")] == ["validation", "de", "fr", "empty"]
+
+
+@pytest.mark.parametrize(
+    ("cost", "title", "column"),
+    [
+        ("trainable_parameters", "trainable parameters", ["294,912", "36,864"]),
+        ("inference_cost", "inference cost", ["1.020 times", "1.000 times"]),
+    ],
+)
+def test_the_pareto_front(page, cost, title, column):
+    made = whole()
+    made["pareto"]["cost"] = cost
+    read = page(made)
+    assert f"Validation loss against {title}" in read.words("pareto")
+    assert read.lines("pareto") == [
+        ["trial", "val loss", title],
+        ["t0007", "0.5221", column[0]],
+        ["t0001", "1.0589", column[1]],
+    ]
+
+
+def test_sections_of_what_was_not_measured_are_absent(page):
+    with_all = ["winner", "leaderboard", "baselines", "slices", "pareto"]
+    assert page(whole()).sections()[:5] == with_all
+    made = whole() | {"baselines": {}, "slices": None, "pareto": None, "test": None}
+    assert page(made).sections()[:3] == ["winner", "leaderboard", "curves"]
+    for name in ("baselines", "slices", "pareto"):  # boards of before it was there
+        made.pop(name)
+    assert page(made).sections()[:3] == ["winner", "leaderboard", "curves"]
+
+
+def test_what_is_forgotten_has_columns_only_where_it_was_measured(page):
+    made = realistic()
+    for t in made["trials"]:
+        for e in t["evaluations"]:
+            e |= {"forgetting": None, "kl": None}
+    made["winner"] |= {"forgetting": None, "kl": None}
+    read = page(made)
+    assert not {"forgetting", "kl"} & set(read.table()[0]) and "forgetting" not in read.words("winner")
+    for t in made["trials"]:
+        for e in t["evaluations"]:
+            e["kl"] = e["step"] / 10_000
+    made["winner"]["kl"] = 0.09
+    read = page(made)
+    assert list(read.table()[0])[7:10] == ["accuracy", "kl", "samples seen"]
+    assert {row["trial"].split()[0]: row["kl"] for row in read.table()}.items() >= {
+        "t0007": "0.0900",
+        "t0011": "0.0500",  # its best, whose loss is shown too
+        "t0006": "–",  # it failed before any
+    }.items()
+    assert "kl 0.0900" in read.words("winner") and "forgetting" not in read.words("winner")
+
+
+def test_the_reason_of_a_checkpoint_beyond_a_limit_stands_in_the_leaderboard(page):
+    beyond = trial("t0001", "healthy", [(0.4, 0.3)])
+    beyond["evaluations"][0]["excluded"] = "its loss on the slice 'de' is 2.5000 (limit 2)"
+    within = trial("t0002", "healthy", [(0.5, 0.4)])
+    within["evaluations"][0]["excluded"] = None
+    table = page(board([beyond, within], winner=("t0002", 0, "the lowest within the limits"))).table()
+    assert [(row["trial"], row["#"], row["why excluded"]) for row in table] == [
+        ("t0002 ★", "1", ""),
+        ("t0001", "–", "its loss on the slice 'de' is 2.5000 (limit 2)"),
+    ]
 
 
 def test_page_loads_nothing(page):
@@ -331,7 +503,12 @@ def hostile():
             e["metrics"] = {evil: 0.5}
     winner = (trials[0]["id"], 1, closing + evil)
     made = board(trials, winner=winner, status=f"odd{attribute}", name=f"s{evil}{closing}")
-    return made | {"baselines": {evil: {"val_loss": 0.65, "probe_loss": 0.65}}}
+    part = {"rows": 40, "loss": 0.5, "low": None, "high": None, evil: 0.5}
+    made["slices"] = {"column": f"c{evil}", "validation": [{"value": v, **part} for v in (evil, attribute, closing)]}
+    front = [{"trial": trials[0]["id"], "val_loss": 0.5, "inference_cost": 1.0}]
+    made["pareto"] = {"cost": "inference_cost", "front": front}
+    other = {"val_loss": 0.65, "probe_loss": 0.65, "words": closing}
+    return made | {"baselines": {evil: {"val_loss": 0.65, "probe_loss": 0.65}, "few_shot": other}}
 
 
 def test_hostile_names_stay_text(page):
@@ -342,6 +519,12 @@ def test_hostile_names_stay_text(page):
     assert not [t for t, a in read.tags if t == "img" or any(name.startswith("on") for name in a)]
     assert made["sweep"] in read.text["h1"] and made["winner"]["reason"] in read.text["winner"]
     assert [row["trial"] for row in read.table()][0].startswith(made["trials"][0]["id"])
+    evil, closing = list(made["baselines"])[0], made["baselines"]["few_shot"]["words"]
+    assert [row["cells"][0] for row in read.tables["baselines"][2:]] == [evil, closing]
+    values = [part["value"] for part in made["slices"]["validation"]]
+    assert [row["cells"][0] for row in read.tables["slices"][1:]] == values and evil in values and closing in values
+    assert f"The winner by c{evil}" in read.text["slices"]
+    assert read.tables["pareto"][1]["cells"][0] == made["trials"][0]["id"]
     for figure in read.figures.values():
         texts = json.dumps([trace["text"] for trace in figure["data"]])
         assert "<script" not in texts, "plotly reads HTML in hover texts"

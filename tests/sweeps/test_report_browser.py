@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from test_report import Page, board, hostile, realistic, study_of, trial
+from test_report import Page, board, hostile, realistic, study_of, trial, whole
 
 from sweeps.report import html_report, leaderboard
 
@@ -76,6 +76,23 @@ def test_everything_is_drawn_without_an_error(browse, dark):
     assert titles and not [title for title in titles if re.search("cloud|share|link|edit", title, re.I)]
 
 
+def test_the_other_tables_stand_in_nobodys_way(browse):
+    """Columns sort and trials can be followed in the leaderboard; what is below it stays as it was."""
+    script = """
+      [...document.querySelectorAll('#leaderboard thead button')].find(b => b.textContent.trim() === 'rank').click();
+      document.querySelector('tr[data-trial=t0003] td.trial button').click();
+      document.querySelector('.chips button[data-tone=overfit]').click();
+    """
+    made = whole()
+    dom, before = browse(made, study_of(made), script=script), browse(made, study_of(made))
+    assert dom.plots == PLOTS
+    assert [row["rank"] for row in dom.table()] == ["4", "8", "8", "16", "32", "32", "64"] + ["–"] * 7
+    rows = {a["data-trial"]: a for t, a in dom.tags if t == "tr" and "data-trial" in a}
+    assert [id for id, a in rows.items() if "focus" in a.get("class", "")] == ["t0003"]
+    for section in ("baselines", "slices", "pareto"):
+        assert dom.tables[section] == before.tables[section] and len(dom.tables[section]) >= 3
+
+
 def test_hostile_names_do_not_run(browse):
     dom = browse(hostile())  # each would set data-error
     assert dom.plots == ["plot-val_loss", "plot-probe_loss", "plot-parallel"]
@@ -88,7 +105,7 @@ def test_columns_sort_both_ways_with_absent_values_last(browse):
     ranks = [[row["rank"] for row in dom.table()] for dom in (up, down)]
     assert ranks[0] == ["4", "8", "8", "16", "32", "32", "64"] + ["–"] * 7
     assert ranks[1] == ["64", "32", "32", "16", "8", "8", "4"] + ["–"] * 7
-    assert [a["aria-sort"] for t, a in up.tags if t == "th"].count("ascending") == 1
+    assert [a.get("aria-sort") for t, a in up.tags if t == "th"].count("ascending") == 1
 
 
 def test_a_verdict_can_be_hidden_and_a_trial_followed(browse):
@@ -126,6 +143,6 @@ def test_boards_with_little_in_them(browse, made, plots):
 
 def test_a_narrow_screen_scrolls_inside_its_containers(browse):
     script = "document.documentElement.dataset.overflow = document.documentElement.scrollWidth - innerWidth"
-    made = realistic()
+    made = whole()
     dom = browse(made, study_of(made), script=script, width=500)  # Chromium's narrowest window
     assert int(dom.root["data-overflow"]) <= 0

@@ -10,20 +10,24 @@ import pytest
 from sweeps.selection import (
     Curve,
     FinalistsConfig,
+    LimitsConfig,
     Point,
     Reference,
     SelectionConfig,
     best_point,
     bootstrap_intervals,
-    by_slice,
     candidates,
     diverged_reason,
+    excluded_reason,
     final_ranking,
     finalists,
+    limit_reason,
+    mean_interval,
     overfit_reason,
     paired_difference,
     pareto,
     select,
+    slice_intervals,
     verdict,
 )
 
@@ -429,12 +433,307 @@ def test_thresholds_that_make_no_sense_are_refused(field, value, message):
     assert str(caught.value) == message
 
 
-def test_losses_by_slice_stand_with_the_worst_first():
-    losses = np.array([[1.0, 1], [2.0, 1], [6.0, 2], [1.0, 1]])
-    found = by_slice(losses, ["de", "de", "fr", "de"])
-    assert [(each["value"], each["rows"]) for each in found] == [("fr", 1), ("de", 3)]
-    assert [each["loss"] for each in found] == pytest.approx([3.0, 4 / 3])
-    assert all(each["low"] <= each["loss"] <= each["high"] for each in found)
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("kl", 0.0, "selection.limits.kl: must be above 0, got 0.0"),
+        ("kl", math.nan, "selection.limits.kl: must be above 0, got nan"),
+        ("slice_loss", -1.0, "selection.limits.slice_loss: must be above 0, got -1.0"),
+        ("slice_gap", 0.0, "selection.limits.slice_gap: must be above 0, got 0.0"),
+        ("slice_accuracy", 0.0, "selection.limits.slice_accuracy: must be above 0 and at most 1, got 0.0"),
+        ("slice_accuracy", 1.5, "selection.limits.slice_accuracy: must be above 0 and at most 1, got 1.5"),
+        ("slice_accuracy", math.nan, "selection.limits.slice_accuracy: must be above 0 and at most 1, got nan"),
+        ("slice_rows", 0, "selection.limits.slice_rows: must be at least 1, got 0"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(field, value, message):
+    with pytest.raises(ValueError) as caught:
+        LimitsConfig(**{field: value})
+    assert str(caught.value) == message
+
+
+def test_which_limits_there_are():
+    none = LimitsConfig()
+    assert not none.of_forgetting and not none.of_slices
+    assert LimitsConfig(slice_rows=5) != none and not LimitsConfig(slice_rows=5).of_slices
+    for name in ("forgetting", "kl"):
+        limits = LimitsConfig(**{name: 0.5})
+        assert limits.of_forgetting and not limits.of_slices
+    for name in ("slice_loss", "slice_gap", "slice_accuracy"):
+        limits = LimitsConfig(**{name: 0.5})
+        assert limits.of_slices and not limits.of_forgetting
+    # less than nothing may be asked of forgetting: that general text is told better than before
+    assert LimitsConfig(forgetting=0.0).of_forgetting and LimitsConfig(forgetting=-0.5).of_forgetting
+
+
+# --- limits ---
+
+
+def slices(rows=30, **losses):
+    """What an evaluation knows of its slices, from the loss of each, or (loss, accuracy)."""
+    found = {}
+    for value, loss in losses.items():
+        loss, accuracy = loss if isinstance(loss, tuple) else (loss, 0.5)
+        found[value] = {"rows": rows, "loss": loss, "accuracy": accuracy}
+    return found
+
+
+def measured(trial, *each):
+    """The trial with more measured of each of its evaluations."""
+    points = [dataclasses.replace(point, **more) for point, more in zip(trial.points, each, strict=True)]
+    return dataclasses.replace(trial, points=tuple(points))
+
+
+def limited(**limits):
+    return dataclasses.replace(EXACT, limits=LimitsConfig(**limits))
+
+
+# (limit, what is just within it, what is beyond it, and in which words)
+LIMITS = [
+    (
+        {"forgetting": 0.25},
+        {"forgetting": 0.25},
+        {"forgetting": 0.5},
+        "its loss on general text rose by 0.5000 nats (limit 0.25)",
+    ),
+    (
+        {"kl": 0.25},
+        {"kl": 0.25},
+        {"kl": 0.5},
+        "its predictions on the task's prompts are from the base's by a KL of 0.5000 nats (limit 0.25)",
+    ),
+    (
+        {"slice_loss": 2.0},
+        {"slices": slices(fr=1.0, de=2.0, en=1.5)},
+        {"slices": slices(fr=1.0, de=2.5, en=1.5)},
+        "its loss on the slice 'de' is 2.5000 (limit 2)",
+    ),
+    (
+        {"slice_gap": 1.0},
+        {"slices": slices(fr=1.0, de=2.0, en=1.5)},
+        {"slices": slices(fr=1.0, de=2.5, en=1.5)},
+        "its losses on the slices 'de' and 'fr' are 1.5000 apart, 2.5000 and 1.0000 (limit 1)",
+    ),
+    (
+        {"slice_accuracy": 0.5},
+        {"slices": slices(fr=(2.0, 0.75), de=(1.0, 0.5), en=(1.5, 0.625))},
+        {"slices": slices(fr=(2.0, 0.75), de=(1.0, 0.25), en=(1.5, 0.625))},
+        "its accuracy on the slice 'de' is 0.2500 (at least 0.5 is asked)",
+    ),
+]
+EACH_LIMIT = pytest.mark.parametrize(
+    ("limit", "within", "beyond", "words"), LIMITS, ids=[name for limit, *_ in LIMITS for name in limit]
+)
+
+
+@EACH_LIMIT
+def test_the_boundary_of_a_limit_is_exact_and_its_reason_is_in_words(limit, within, beyond, words):
+    inside, outside = measured(curve(1.0, 1.0), within, beyond).points
+    assert limit_reason(inside, LimitsConfig(**limit)) is None
+    assert limit_reason(outside, LimitsConfig(**limit)) == words
+    assert limit_reason(outside, LimitsConfig()) is None
+
+
+@EACH_LIMIT
+def test_a_better_checkpoint_beyond_a_limit_cannot_win(limit, within, beyond, words):
+    better, worse = measured(curve(1.0, id="t0001"), beyond), measured(curve(2.0, id="t0002"), within)
+    assert select([better, worse], EXACT, no_losses)[0].trial == "t0001"
+    winner, reason = select([better, worse], limited(**limit), no_losses)
+    assert winner.trial == "t0002"
+    assert winner.lowest == worse.points[0].folder  # what the others are compared with may win too
+    assert reason.startswith("t0002 has the lowest validation loss, 2.0000, of 1 trials")
+    assert reason.endswith("1 trial had checkpoints beyond a limit, which could not win: t0001.")
+
+
+@EACH_LIMIT
+def test_an_earlier_checkpoint_of_the_same_trial_wins_where_the_best_is_beyond(limit, within, beyond, words):
+    trial = measured(curve(3.0, 2.0, 1.0), within, within, beyond)
+    winner, reason = select([trial, measured(curve(2.5, id="t0002"), within)], limited(**limit), no_losses)
+    assert (winner.trial, winner.point.step) == ("t0001", 2)
+    assert "its checkpoint is that of step 2 (epoch 2), not the trial's last, whose validation loss is 1.0000" in reason
+    assert [p.step for p in candidates(trial, limited(**limit))] == [1, 2]
+
+
+@EACH_LIMIT
+def test_a_trial_of_which_nothing_keeps_to_the_limits_cannot_win(limit, within, beyond, words):
+    trial = measured(curve(2.0, 1.0), beyond, beyond)
+    assert best_point(trial, limited(**limit)) is None
+    memorised = measured(curve((1.0, 0.1), id="t0002"), within)
+    winner, reason = select([trial, memorised], limited(**limit), no_losses)
+    assert winner is None
+    assert reason == (
+        "Nothing may win: of 2 trials, 1 beyond a limit wherever not overfit (t0001); "
+        "1 overfit or not finite at every evaluation (t0002)."
+    )
+
+
+def test_a_trial_that_is_beyond_a_limit_before_it_overfits_is_counted_once():
+    trial = measured(curve((2.0, 2.0), (1.0, 0.1), None), {"kl": 2.0}, {"kl": 0.5}, {"kl": 0.5})
+    winner, reason = select([trial], limited(kl=1.0), no_losses)
+    assert winner is None
+    assert reason == "Nothing may win: of 1 trials, 1 beyond a limit wherever not overfit (t0001)."
+
+
+def test_several_trials_beyond_a_limit_are_counted_apart_from_the_overfit():
+    beyond = [measured(curve(1.0, id=f"t000{n}"), {"kl": 2.0}) for n in (1, 2)]
+    memorised = measured(curve((1.0, 0.1), id="t0003"), {"kl": 0.1})
+    good = measured(curve(3.0, id="t0004"), {"kl": 0.1})
+    _, reason = select([*beyond, memorised, good], limited(kl=1.0), no_losses)
+    assert reason.endswith(
+        "1 trial had overfit checkpoints, which could not win: t0003; "
+        "2 trials had checkpoints beyond a limit, which could not win: t0001, t0002."
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "more", "words"),
+    [
+        ({"forgetting": 0.25}, {}, "its forgetting was not measured, and has a limit of 0.25"),
+        ({"forgetting": -1.0}, {}, "its forgetting was not measured, and has a limit of -1"),
+        ({"kl": 0.25}, {"forgetting": 0.0}, "its KL was not measured, and has a limit of 0.25"),
+        ({"slice_loss": 2.0}, {"slices": slices(a=1.0, b=None)}, "its loss on the slice 'b' is inf (limit 2)"),
+        (
+            {"slice_gap": 9.0},
+            {"slices": slices(a=1.0, b=None)},
+            "its losses on the slices 'b' and 'a' are inf apart, inf and 1.0000 (limit 9)",
+        ),
+        (
+            {"slice_accuracy": 0.25},
+            {"slices": slices(a=1.0, b=(1.0, None))},
+            "its accuracy on the slice 'b' is 0.0000 (at least 0.25 is asked)",
+        ),
+        (
+            {"slice_accuracy": 0.25},
+            {"slices": {"a": {"rows": 30, "loss": 1.0}}},
+            "its accuracy on the slice 'a' is 0.0000 (at least 0.25 is asked)",
+        ),
+    ],
+)
+def test_a_number_that_was_not_measured_is_beyond_its_limit(limit, more, words):
+    (point,) = measured(curve(1.0), more).points
+    assert limit_reason(point, LimitsConfig(**limit)) == words
+
+
+def test_where_no_slice_has_a_loss_there_is_no_gap_within_a_limit():
+    (point,) = measured(curve(1.0), {"slices": slices(a=None, b=None)}).points
+    assert limit_reason(point, LimitsConfig(slice_gap=1.0)) is not None
+
+
+@pytest.mark.parametrize(
+    ("limit", "small"),
+    [({"slice_loss": 2.0}, 9.0), ({"slice_gap": 1.0}, 9.0), ({"slice_accuracy": 0.5}, (1.0, 0.0))],
+)
+def test_small_slices_do_not_count(limit, small):
+    large = slices(a=1.0, b=1.5)
+    (point,) = measured(curve(1.0), {"slices": large | slices(rows=29, c=small)}).points
+    assert limit_reason(point, LimitsConfig(**limit)) is None
+    assert limit_reason(point, LimitsConfig(**limit, slice_rows=29)) is not None
+    (point,) = measured(curve(1.0), {"slices": large | slices(rows=30, c=small)}).points
+    assert limit_reason(point, LimitsConfig(**limit)) is not None
+
+
+@pytest.mark.parametrize("found", [{}, slices(rows=29, a=1.0)], ids=["no slices", "only small ones"])
+@pytest.mark.parametrize("limit", [{"slice_loss": 2.0}, {"slice_gap": 1.0}, {"slice_accuracy": 0.5}])
+def test_where_no_slice_is_large_enough_nothing_wins(limit, found):
+    trial = measured(curve(1.0), {"slices": found})
+    assert limit_reason(trial.points[0], LimitsConfig(**limit)) == "no slice has the 30 rows that its limit asks for"
+    assert select([trial], limited(**limit), no_losses)[0] is None
+    assert select([trial], EXACT, no_losses)[0].trial == "t0001"  # without a limit on slices none is needed
+
+
+def test_one_slice_alone_has_no_gap():
+    (point,) = measured(curve(1.0), {"slices": slices(a=1.0)}).points
+    assert limit_reason(point, LimitsConfig(slice_gap=0.001)) is None
+
+
+def test_every_limit_is_kept_at_once_and_overfitting_is_said_first():
+    config = limited(forgetting=0.5, kl=0.5, slice_loss=2.0)
+    good = {"forgetting": 0.1, "kl": 0.1, "slices": slices(a=1.0)}
+    assert excluded_reason(measured(curve(1.0), good).points, 0, config) is None
+    for wrong in ({"forgetting": 1.0}, {"kl": 1.0}, {"slices": slices(a=3.0)}):
+        assert excluded_reason(measured(curve(1.0), good | wrong).points, 0, config) is not None
+    both = measured(curve((1.0, 0.01)), good | {"kl": 1.0})
+    assert "the training rows are memorised" in excluded_reason(both.points, 0, config)
+
+
+def test_what_is_remembered_better_than_before_keeps_to_any_limit():
+    (point,) = measured(curve(1.0), {"forgetting": -0.75, "kl": 0.0}).points
+    assert limit_reason(point, LimitsConfig(forgetting=0.0, kl=0.001)) is None
+    assert limit_reason(point, LimitsConfig(forgetting=-1.0)) == (
+        "its loss on general text rose by -0.7500 nats (limit -1)"
+    )
+
+
+def test_finalists_are_chosen_among_those_within_the_limits():
+    config = dataclasses.replace(limited(kl=1.0), finalists=FinalistsConfig(top=2))
+    kls = {"a": (1.0, 2.0), "b": (1.5, 0.5), "c": (1.7, 0.5), "d": (1.6, 2.0)}
+    curves = [measured(curve(loss, id=id), {"kl": kl}) for id, (loss, kl) in kls.items()]
+    assert finalists(curves, config) == ["b", "c"]
+    # a trial stands with what keeps to the limits: its best is beyond, an earlier one is not
+    early = measured(curve(1.4, 0.5, id="e"), {"kl": 0.5}, {"kl": 2.0})
+    assert finalists([*curves, early], config) == ["e", "b"]
+
+
+def test_new_seeds_beyond_a_limit_count_for_nothing():
+    config = limited(kl=1.0)
+    first, *seeds = curve(1.0, id="a"), *again("a", 0.5, 1.5, 1.25)
+    kept = [
+        measured(first, {"kl": 0.5}),
+        *(measured(c, {"kl": kl}) for c, kl in zip(seeds, (2.0, 0.5, 0.5), strict=True)),
+    ]
+    (final,) = final_ranking(kept, config)
+    assert final.seeds == {"a-2": 1.5, "a-3": 1.25} and final.mean == 1.375
+    assert select(kept, config, no_losses)[0].trial == "a"
+
+
+def test_the_tied_are_those_within_the_limits():
+    """The lowest is beyond; of the others the next leads, and the cheaper of those tied with it wins."""
+    lowest, second, third = (
+        measured(curve(loss, id=id, parameters=size), {"kl": kl})
+        for id, loss, size, kl in (("t0001", 1.0, 1, 2.0), ("t0002", 1.01, 1000, 0.5), ("t0003", 1.02, 10, 0.5))
+    )
+    trials = [
+        (lowest, per_example(1.0, noise=0.5, seed=1)),
+        (second, per_example(1.01, noise=0.5, seed=2)),
+        (third, per_example(1.02, noise=0.5, seed=3)),
+    ]
+    assert judged(*trials)[0].trial == "t0001"
+    winner, reason = judged(*trials, config=limited(kl=1.0))
+    assert (winner.trial, winner.tied, winner.lowest) == ("t0003", ("t0002",), second.points[0].folder)
+    assert set(winner.differences) == {"t0003"}
+    assert reason.startswith("t0003 is tied with t0002, which has the lowest validation loss (1.0100)")
+
+
+# --- slices ---
+
+
+def test_every_slice_has_the_interval_of_its_own_rows():
+    rng = np.random.default_rng(4)
+    targets = rng.integers(1, 9, 90).astype(float)
+    of_rows = np.repeat([2, 0], [60, 30])  # positions in the values; of the second there is no row
+    level = np.where(of_rows == 2, 1.0, 3.0)
+    losses = np.stack([targets * (level + rng.normal(0, 0.3, 90)), targets], 1)
+    found = slice_intervals(losses, of_rows, ["de", "en", "fr"])
+    assert set(found) == {"de", "fr"}
+    assert found["de"] == mean_interval(losses[60:]) and found["fr"] == mean_interval(losses[:60])
+    for value, rows in (("de", losses[60:]), ("fr", losses[:60])):
+        low, high = found[value]
+        assert low < rows[:, 0].sum() / rows[:, 1].sum() < high < low + 0.5
+    assert all(type(bound) is float for bounds in found.values() for bound in bounds)  # they go into JSON
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_the_interval_of_a_handful_of_rows_lies_among_their_losses(rows):
+    """However often resampling leaves out all of them: no rows have no mean, and not that of 0."""
+    losses = np.stack([np.linspace(2.5, 3.0, rows), np.ones(rows)], 1)
+    low, high = mean_interval(losses)
+    assert 2.4999 < low <= losses[:, 0].mean() + 1e-6 and losses[:, 0].mean() - 1e-6 <= high < 3.0001
+
+
+# --- the Pareto front ---
+
+BY_SIZE = SelectionConfig(pareto="trainable_parameters")
+BY_COST = SelectionConfig(pareto="inference_cost")
 
 
 def test_the_pareto_front_has_what_none_beats_in_loss_and_size():
@@ -444,8 +743,44 @@ def test_the_pareto_front_has_what_none_beats_in_loss_and_size():
         curve(1.5, id="worse-and-larger", parameters=150),
         curve(1.2, id="smaller", parameters=50),
         curve(2.0, id="smallest", parameters=5),
+        curve(1.9, id="as-small-as-another", parameters=50),
     ]
-    assert [c.id for c, _ in pareto(curves, SelectionConfig())] == ["best", "smaller", "smallest"]
+    assert [c.id for c, _ in pareto(curves, BY_SIZE)] == ["best", "smaller", "smallest"]
+    assert [c.id for c, _ in pareto(curves[::-1], BY_SIZE)] == ["best", "smaller", "smallest"]
+    assert pareto(curves, SelectionConfig()) == []
+
+
+def test_the_pareto_front_by_what_a_request_costs_is_another():
+    costs = {"merged": (1.2, 900, 1.0), "adapter": (1.0, 100, 1.03), "prompt": (1.1, 5, 1.5), "dear": (1.3, 1, 1.6)}
+    curves = [
+        measured(curve(loss, id=id, parameters=size), {"inference_cost": cost})
+        for id, (loss, size, cost) in costs.items()
+    ]
+    assert [(c.id, p.inference_cost) for c, p in pareto(curves, BY_COST)] == [("adapter", 1.03), ("merged", 1.0)]
+    assert [c.id for c, _ in pareto(curves, BY_SIZE)] == ["adapter", "prompt", "dear"]
+
+
+def test_of_two_that_tie_in_one_number_the_pareto_front_has_the_one_that_is_better_in_the_other():
+    same_loss = [
+        measured(curve(1.0, id="a-dear"), {"inference_cost": 1.2}),
+        measured(curve(1.0, id="b-cheap"), {"inference_cost": 1.1}),
+    ]
+    assert [c.id for c, _ in pareto(same_loss, BY_COST)] == ["b-cheap"]
+    same_cost = [measured(curve(loss, id=f"loss-{loss}"), {"inference_cost": 1.1}) for loss in (1.5, 1.0)]
+    assert [c.id for c, _ in pareto(same_cost, BY_COST)] == ["loss-1.0"]
+    both = [measured(curve(1.0, id=id), {"inference_cost": 1.1}) for id in ("t0002", "t0001")]
+    assert [c.id for c, _ in pareto(both, BY_COST)] == ["t0001"]
+
+
+def test_the_pareto_front_has_only_what_may_win():
+    curves = [
+        measured(curve(1.0, id="beyond", parameters=1), {"kl": 2.0}),
+        measured(curve((0.5, 0.001), id="memorised", parameters=1), {"kl": 0.1}),
+        measured(curve(1.0, id="gone", parameters=1, kept=False), {"kl": 0.1}),
+        measured(curve(2.0, id="good", parameters=100), {"kl": 0.1}),
+    ]
+    config = dataclasses.replace(BY_SIZE, limits=LimitsConfig(kl=1.0))
+    assert [c.id for c, _ in pareto(curves, config)] == ["good"]
 
 
 # --- finalists ---

@@ -33,9 +33,10 @@ SMALL = FIXED | {"learning_rate": {"choice": [1e-4, 1e-3]}, "rank": {"choice": [
 class Sweep:
     """A sweep without Tune and slots: a searcher, its study and its ledger, and what it said."""
 
-    def __init__(self, folder, space=CONTINUOUS, *, stopped=None, selection=None, **search):
+    def __init__(self, folder, space=CONTINUOUS, *, stopped=None, selection=None, task="classification", **search):
         tree = {
             "name": "quick",
+            "task": task,
             "model": {"name": "tiny"},
             "data": {"train": "rows.csv"},
             "search": {"space": space, **search},
@@ -69,8 +70,8 @@ class Sweep:
         given = self.searcher.suggest(tune_id)
         return None if given == Searcher.FINISHED else SimpleNamespace(tune_id=tune_id, **given)
 
-    def evaluate(self, asked, *losses):
-        """Evaluations as a slot writes them, and as the sweep takes note of them; one number is both losses."""
+    def evaluate(self, asked, *losses, kl=()):
+        """Evaluations as a slot writes them, and as the sweep takes note of them; one number is both losses. kl: of each."""
         points = self.ledger.curve(asked.id).points
         for step, loss in enumerate(losses, start=len(points) + 1):
             val, probe = loss if isinstance(loss, tuple) else (loss, loss)
@@ -82,6 +83,7 @@ class Sweep:
                 "val_loss": val if val is None or math.isfinite(val) else None,
                 "probe_loss": probe if probe is None or math.isfinite(probe) else None,
                 "metrics": {},
+                "kl": kl[step - 1 - len(points)] if kl else None,
                 "trainable_parameters": 1,
                 "folder": folder,
             }
@@ -208,6 +210,46 @@ def test_a_trial_of_which_nothing_may_win_is_the_worst_there_is_and_not_ignored(
     for asked in (diverged, memorised):
         frozen = sweep.frozen(asked)
         assert (frozen.state, frozen.value, frozen.intermediate_values) == (PRUNED, None, {})
+
+
+LIMITED = {"task": "instruction", "selection": {"limits": {"kl": 0.5}}}
+
+
+@pytest.mark.parametrize(
+    ("result", "state"),
+    [({"ended": "finished"}, COMPLETE), ({"ended": "stopped", "reason": "the time budget of 8h is spent"}, PRUNED)],
+    ids=["finished", "stopped"],
+)
+def test_optuna_is_told_the_best_loss_within_the_limits(tmp_path, result, state):
+    sweep = Sweep(tmp_path, **LIMITED)
+    asked = sweep.ask()
+    sweep.evaluate(asked, 3.0, 2.0, 2.5, 1.0, kl=(0.1, 0.5, 0.4, 0.6))  # the lowest has moved too far
+    sweep.end(asked, **result)
+    frozen = sweep.frozen(asked)
+    assert (frozen.state, frozen.value) == (state, 2.0)
+    assert sweep.ledger.curve(asked.id).points[3].val_loss == 1.0
+
+
+@pytest.mark.parametrize("kl", [(0.6, 2.0), (None, None), (0.6, None)])
+@pytest.mark.parametrize("result", [{"ended": "finished"}, {"ended": None, "samples_seen": 20}])
+def test_a_trial_of_which_nothing_keeps_to_the_limits_is_pruned_without_a_value(tmp_path, result, kl):
+    sweep = Sweep(tmp_path, **LIMITED)
+    asked = sweep.ask()
+    sweep.evaluate(asked, 2.0, 1.0, kl=kl)
+    sweep.end(asked, **result)
+    frozen = sweep.frozen(asked)
+    assert (frozen.state, frozen.value, frozen.intermediate_values) == (PRUNED, None, {})
+
+
+def test_finalists_are_those_within_the_limits(tmp_path):
+    selection = LIMITED["selection"] | {"finalists": {"top": 1, "seeds": 1}}
+    sweep = Sweep(tmp_path, **LIMITED | {"selection": selection}, trials=2)
+    for loss, kl in ((1.0, 0.9), (2.0, 0.1)):
+        asked = sweep.ask()
+        sweep.evaluate(asked, loss, kl=(kl,))
+        sweep.end(asked, ended="finished")
+    final = sweep.ask()
+    assert final.compared and sweep.ledger.curve(final.id).finalist_of == "t0002"
 
 
 def test_tpe_leaves_the_region_that_diverges(tmp_path):

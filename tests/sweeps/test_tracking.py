@@ -305,11 +305,14 @@ def test_three_trials_and_a_winner_offline(tmp_path, track, lines, capfd):
 def test_optional_and_missing_values(tmp_path, track):
     tracker = track()
     tracker.evaluation("t0001", evaluation(10, train_loss=2.0, learning_rate=1e-4))
-    tracker.evaluation("t0001", evaluation(20, probe_loss=None, metrics=None))
+    tracker.evaluation("t0001", evaluation(20, probe_loss=None, metrics=None, forgetting=None, kl=None))
+    tracker.evaluation("t0001", evaluation(30, forgetting=-0.125, kl=0.25))
     tracker.close()
-    first, second = rows(*folders(tmp_path))
+    first, second, third = rows(*folders(tmp_path))
     assert first.items() >= {"train/loss": 2.0, "train/learning_rate": 1e-4}.items()
     assert "probe/loss" not in second and "train/loss" not in second
+    assert not [name for row in (first, second) for name in row if name in ("val/forgetting", "val/kl")]
+    assert third.items() >= {"val/forgetting": -0.125, "val/kl": 0.25}.items()
 
 
 def test_a_resumed_sweep_goes_on_with_its_runs(tmp_path, track):

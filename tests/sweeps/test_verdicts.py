@@ -70,7 +70,7 @@ class Trained:
 def curves(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Curve, Reference]]:
     """By what they were set up to be."""
     tmp, text = tmp_path_factory.mktemp("curves"), str(shared_data / "text" / "tinyshakespeare.txt")
-    texts = DataConfig(train=text, validation=0.01, max_length=64, rows=2000)
+    texts = DataConfig(train=text, validation=0.01, max_length=64, rows=1200)
     many = Trained(shared_data, tmp / "many", "causal_lm", texts)
     few = Trained(shared_data, tmp / "few", "causal_lm", replace(texts, rows=300))
     tweets = DataConfig(train=str(shared_data / "tweets" / "train.csv"), validation=0.1, max_length=32, rows=600)

@@ -86,9 +86,34 @@ def test_what_the_search_added_over_the_default():
     assert "nothing better than the default configuration, t0001" in worth(won, losses())["words"]
 
 
+def test_what_the_search_added_is_told_on_the_test_split_once_that_is_scored():
+    test = {"scores": {name: {"loss": loss} for name, loss in (("winner", 0.5), ("default", 0.55), ("untuned", 0.9))}}
+    files = losses(baselines_test_winner=rows(0.5), baselines_test_default=rows(0.55, seed=1))
+    found = worth(board(default=0.7, test=test), files)
+    assert "The search lowered test loss by 0.0500 (95%" in found["words"]
+    assert found["best_baseline"] == "untuned", "the default configuration is fine-tuning too"
+
+
+def test_a_winner_that_repeats_the_default_with_another_seed_is_nothing_better():
+    won = board(default=0.6)
+    won["trials"].append({"id": "t0003", "default": False, "finalist_of": "t0001", "evaluations": []})
+    won["winner"]["trial"] = "t0003"
+    assert "nothing better than the default configuration, t0001" in worth(won, losses())["words"]
+
+
 def test_what_it_cost():
     cost = {"device": "GPU", "device_seconds": 3 * 3600.0}
     assert "The sweep took 3.0 GPU hours for 1 trials." in worth(board(cost=cost), losses())["words"]
+
+
+@pytest.mark.parametrize(("times", "said"), [(1.0, None), (1.005, None), (1.006, "1.01"), (1.25, "1.25"), (None, None)])
+def test_what_a_request_of_the_winner_computes(times, said):
+    made = board(cost={"device": "GPU", "device_seconds": 7200.0})
+    if times is not None:  # a board of before it was measured has none
+        made["winner"]["inference_cost"] = times
+    words = worth(made, losses())["words"]
+    more = f"; it computes {said} times what the untuned model does" if said else ""
+    assert f"The sweep took 2.0 GPU hours for 1 trials{more}." in words
 
 
 def test_without_a_winner_or_anything_to_compare_with_there_is_nothing_to_say():

@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainables.checkpoints import STATE, write_evaluation
+from trainables.data.prepare import Slices
 from trainables.data.records import Encoded
 from trainables.data.store import Split, write_split
+from trainables.forgetting import GENERAL, write_general
 from trainables.hyperparameters import Hyperparameters, parse
 from trainables.model import BaseModel, ModelConfig, load_model
 from trainables.pack import Evaluation, Pack, PackSettings, World
@@ -129,6 +131,20 @@ class Lab:
             self._splits[task, name] = Split(path)
         return self._splits[task, name]
 
+    def general(self) -> Split:
+        """General text for language models, one token a letter, in blocks as long as the models read."""
+
+        def letters(text: str, **_: Any) -> dict[str, list[int]]:
+            return {"input_ids": [1 + ord(letter) % (VOCABULARY - 1) for letter in text]}
+
+        folder = self.root / "general"
+        if not folder.exists():
+            folder.mkdir()
+            write_general(
+                "What was known before, and may be lost. " * 6, letters, SHAPE["max_position_embeddings"], folder
+            )
+        return Split(folder / f"{GENERAL}.arrow")
+
     def base(
         self, model: str, *, variant: Any = "plain", dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> BaseModel:
@@ -169,6 +185,9 @@ class Lab:
         dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
         world: World | None = None,
         train: Any = None,
+        validation: Any = None,
+        slices: Slices | None = None,
+        general: Split | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> Pack:
@@ -182,7 +201,9 @@ class Lab:
             base_dtype=lambda method: dtypes.get(method, dtype),
             task=self.task(model),
             train=train or self.split(model),
-            validation=self.split(model, "validation"),
+            validation=validation or self.split(model, "validation"),
+            slices=slices,
+            general=general,
             pad_token_id=PAD,
             settings=PackSettings(seed=seed, **settings),
             device=CPU,

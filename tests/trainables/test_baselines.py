@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from trainables import baselines
-from trainables.baselines import measure_baselines
+from trainables.baselines import measure_baselines, names
 from trainables.data.config import DataConfig
 from trainables.data.prepare import open_split, prepare
 from trainables.data.records import Encoded
@@ -211,6 +211,95 @@ def test_one_model_is_loaded_at_a_time(prompter, tickets, monkeypatch):
         monkeypatch.setattr(baselines, name, watched(getattr(baselines, name)))
     found = measured(tickets, prompter, "classification")
     assert len(loaded) == 2 and not any("error" in each for each in found.values())
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [
+        ("bert", "classification"),
+        ("bert-language-model", "classification"),
+        ("prompter", "classification"),
+        ("prompter", "instruction"),
+        ("prompter", "causal_lm"),
+    ],
+)
+def test_what_will_be_measured_is_told_before(lab, prompter, tickets, tmp_path, model, task):
+    """In the words of the results and in their order."""
+    folder = prompter if model == "prompter" else lab.folder(model)
+    data = tickets
+    if task == "instruction":
+        data = write(tmp_path / "chats", train=chats(1, 9), validation=chats(2, 5, prompt=6))
+    found = measured(data, folder, task)
+    assert not any("error" in each for each in found.values())
+    assert names(ModelConfig(name=str(folder)), task) == [each["words"] for each in found.values()]
+    assert len(found) == {"causal_lm": 0, "instruction": 2, "classification": 5 if model == "prompter" else 2}[task]
+
+
+# --- how long it may take ---
+
+
+class Clock:
+    """In the place of the module `time` in baselines: it stands, but for leaps of an hour."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def perf_counter(self):
+        return self.now
+
+    def leap(self, function):
+        def run(*args, **more):
+            self.now += 3600
+            return function(*args, **more)
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(baselines, "time", Clock())
+    return baselines.time
+
+
+LATE = "TimeoutError: not done within 30 minutes (selection.baseline_minutes)"
+
+
+def errors(found):
+    return {name: each.get("error") for name, each in found.items()}
+
+
+def test_what_takes_too_long_says_so(prompter, tickets, tmp_path, clock, monkeypatch):
+    """The time is up with the first pass: everything needs passes, of the embeddings or of its own."""
+    monkeypatch.setattr(baselines, "_in_passes", clock.leap(baselines._in_passes))
+    found = measured(tickets, prompter, "classification", minutes=30)
+    assert errors(found) == dict.fromkeys([*EMBEDDINGS, *PROMPTS], LATE)
+    assert {name: each["words"] for name, each in found.items()} == baselines.WORDS
+    chat = write(tmp_path / "chats", train=chats(1, 9), validation=chats(2, 5, prompt=6))
+    assert errors(measured(chat, prompter, "instruction", minutes=30)) == dict.fromkeys(PROMPTS[1:], LATE)
+
+
+def test_what_was_done_before_the_time_was_up_stays(prompter, tickets, tmp_path, clock, monkeypatch):
+    whole = measured(tickets, prompter, "classification", minutes=30)
+    monkeypatch.setattr(baselines, "_language_model", clock.leap(baselines._language_model))
+    found = measured(tickets, prompter, "classification", minutes=30)
+    assert errors(found) == {**dict.fromkeys(EMBEDDINGS), **dict.fromkeys(PROMPTS, LATE)}
+    same({name: found[name] for name in EMBEDDINGS}, {name: whole[name] for name in EMBEDDINGS})
+
+    chat = write(tmp_path / "chats", train=chats(1, 9), validation=chats(2, 5, prompt=6))
+    monkeypatch.undo()
+    monkeypatch.setattr(baselines, "time", clock)
+    monkeypatch.setattr(baselines, "_embed", clock.leap(baselines._embed))
+    found = measured(chat, prompter, "instruction", minutes=30)
+    assert errors(found) == {"few_shot": None, "retrieved": LATE}
+
+
+def test_the_time_is_counted_in_minutes_and_from_the_start(prompter, tickets, clock, monkeypatch):
+    """An hour passes at the embeddings, and at each of two stems of the labels of each prompt: seven in all."""
+    monkeypatch.setattr(baselines, "_in_passes", clock.leap(baselines._in_passes))
+    for minutes, late in ((200, PROMPTS[1:]), (419, PROMPTS[2:]), (421, [])):
+        found = errors(measured(tickets, prompter, "classification", minutes=minutes))
+        assert [name for name, error in found.items() if error] == late
+    assert set(errors(measured(tickets, prompter, "classification")).values()) == {None}
 
 
 # --- embeddings ---

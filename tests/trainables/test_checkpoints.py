@@ -34,6 +34,10 @@ EXAMPLE = Evaluation(
     trainable_parameters=10,
     finished=False,
     majority_share=0.5,
+    slices={"de": {"rows": 2, "loss": 0.5, "accuracy": 0.75}},
+    forgetting=0.25,
+    kl=0.125,
+    inference_cost=1.0,
     losses=np.array([[0.25, 1.0], [0.75, 1.0]], dtype=np.float32),
 )
 
@@ -89,6 +93,10 @@ def test_an_evaluation_is_all_that_its_folder_holds(store, tmp_path):
         "trainable_parameters": 10,
         "finished": False,
         "majority_share": 0.5,
+        "slices": {"de": {"rows": 2, "loss": 0.5, "accuracy": 0.75}},
+        "forgetting": 0.25,
+        "kl": 0.125,
+        "inference_cost": 1.0,
         "attempt": 1,
         "folder": place(1, 5),
     }

@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainables.data.config import DataConfig
-from trainables.data.prepare import open_split, prepare, read_manifest, tokenise_split
+from trainables.data.prepare import MAX_SLICES, open_slices, open_split, prepare, read_manifest, tokenise_split
 from trainables.data.sources import read_source
 from trainables.errors import InputError
 
@@ -391,16 +391,191 @@ def test_real_groups_stay_whole(shared_data, tmp_path, tokenizer):
     assert sum(split["read"] for split in manifest["splits"].values()) == 877
 
 
+# Slices
+
+
+def slices_of(folder, name):
+    """The slice of each row of a tokenised split, by its value."""
+    slices = open_slices(folder, name)
+    assert len(slices.of_rows) == len(open_split(folder, name))
+    return [slices.values[number] for number in slices.of_rows]
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def texts_of(folder, name, tokenizer):
+    split = open_split(folder, name)
+    rows = split.rows(range(len(split)))
+    return [tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in rows]
+
+
 def test_the_column_of_slices_stays_beside_the_rows_in_the_order_of_their_tokens(table, tokenizer, tmp_path):
     out = tmp_path / "out"
-    prepare(DataConfig(train=str(table), validation=0.2, slice="author"), "classification", tokenizer, 0, out)
+    data = DataConfig(train=str(table), validation=0.2, slice="author")
+    manifest = prepare(data, "classification", tokenizer, 0, out)
     author = {row["text"]: row["author"] for row in csv.DictReader(table.open())}
     rows = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
     assert rows and [row["slice"] for row in rows] == [author[row["text"]] for row in rows]
-    split = open_split(out, "validation")
-    for row, tokens in zip(rows, split.rows(range(len(split))), strict=True):
-        assert tokenizer.decode(tokens["input_ids"], skip_special_tokens=True) == row["text"]
+    texts = texts_of(out, "validation", tokenizer)
+    assert texts == [row["text"] for row in rows]
+    assert slices_of(out, "validation") == [author[text] for text in texts]
+    assert manifest["encoding"]["slices"] == sorted({author[text] for text in texts})
+    parts = dict(open_slices(out, "validation"))
+    assert list(parts) == manifest["encoding"]["slices"]
+    for value, positions in parts.items():
+        assert [author[texts[i]] for i in positions] == [value] * len(positions)
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(len(texts)))
+    assert open_slices(out, "train") is None
     with pytest.raises(InputError, match="has no column 'nobody'"):
         prepare(DataConfig(train=str(table), slice="nobody"), "classification", tokenizer, 0, out)
-    with pytest.raises(InputError, match="data.slice: is for classification"):
-        prepare(DataConfig(train=str(table), slice="author"), "causal_lm", tokenizer, 0, out)
+
+
+def test_without_a_column_there_are_no_slices(table, tokenizer, tmp_path):
+    """Nor those that the folder had before."""
+    sliced, plain = (DataConfig(train=str(table), slice=column) for column in ("author", None))
+    prepare(sliced, "classification", tokenizer, 0, tmp_path / "out")
+    assert prepare(plain, "classification", tokenizer, 0, tmp_path / "out")["encoding"]["slices"] == []
+    assert not list(open_slices(tmp_path / "out", "validation") or ())
+    prepare(plain, "classification", tokenizer, 0, tmp_path / "new")
+    assert open_slices(tmp_path / "new", "validation") is None
+    assert not any("slice" in json.loads(line) for line in (tmp_path / "new/validation.jsonl").open())
+
+
+def test_the_slices_of_the_test_split_come_with_its_tokens_and_are_numbered_alike(tokenizer, tmp_path):
+    """`en` is in validation alone, `de` in both, `fr` in the test alone; `it`, that only train has, does not count."""
+
+    def rows(first, *languages):
+        return [{"text": f"w{first + i}", "label": i % 2, "lang": lang} for i, lang in enumerate(languages)]
+
+    parts = {"train": rows(0, "it", "de", "it", "en"), "validation": rows(20, "en", "de", "en", "de")}
+    parts["test"] = rows(40, "fr", "de", "fr")
+    files = {name: write_rows(tmp_path / f"{name}.jsonl", part) for name, part in parts.items()}
+    out = tmp_path / "out"
+    manifest = prepare(DataConfig(**files, slice="lang"), "classification", tokenizer, 0, out)
+    assert manifest["encoding"]["slices"] == ["de", "en", "fr"]
+    assert open_slices(out, "test") is None and not (out / "test.slices.npy").exists()
+    assert [value for value, _ in open_slices(out, "validation")] == ["de", "en"]
+    tokenise_split(out, "test", tokenizer)
+    assert slices_of(out, "validation") == ["en", "de", "en", "de"]
+    assert slices_of(out, "test") == ["fr", "de", "fr"]
+    assert open_slices(out, "test").of_rows.tolist() == [2, 0, 2]
+    assert open_slices(out, "test").values == open_slices(out, "validation").values
+    assert {value: rows.tolist() for value, rows in open_slices(out, "test")} == {"de": [1], "fr": [0, 2]}
+
+
+def test_rows_that_are_dropped_do_not_shift_the_slices_of_the_others(tokenizer, tmp_path):
+    """Instructions whose answer begins after max_length."""
+
+    def rows(first, count):
+        long = " ".join(["w1"] * 40)
+        return [
+            {"prompt": f"w{first + i} {long if i % 3 == 0 else ''}", "completion": "w5", "source": f"s{i % 4}"}
+            for i in range(count)
+        ]
+
+    files = {"train": rows(100, 9), "validation": rows(200, 14), "test": rows(300, 10)}
+    files = {name: write_rows(tmp_path / f"{name}.jsonl", part) for name, part in files.items()}
+    out, data = tmp_path / "out", DataConfig(**files, slice="source", max_length=20)
+    manifest = prepare(data, "instruction", tokenizer, 0, out)
+    described = tokenise_split(out, "test", tokenizer)
+    assert manifest["splits"]["validation"]["dropped"] == 5 and described["dropped"] == 4
+    for name, first, count in (("validation", 200, 14), ("test", 300, 10)):
+        found = [text.split() for text in texts_of(out, name, tokenizer)]
+        numbers = [next(int(w[1:]) for w in text if w != "w5" and w.startswith("w")) - first for text in found]
+        assert numbers == [i for i in range(count) if i % 3]
+        assert slices_of(out, name) == [f"s{i % 4}" for i in numbers]
+
+
+def test_blocks_are_of_the_slice_of_their_document(tokenizer, tmp_path):
+    """One that ends in a block of a single token, which is dropped, does not shift the next."""
+    lengths = [3, 40, 15, 31, 1, 14, 15, 60]  # of words; with <s> and </s>, 15 words are a block of 16 and one token
+    rows = [{"text": " ".join([f"w{i}"] * length), "of": "ab"[i % 2]} for i, length in enumerate(lengths)]
+    more = [{"text": f"w{i} w{i}", "of": "c"} for i in range(100, 110)]
+    files = {"train": more, "validation": rows, "test": [{**row, "text": row["text"] + " w7"} for row in rows[::-1]]}
+    files = {name: write_rows(tmp_path / f"{name}.jsonl", part) for name, part in files.items()}
+    out = tmp_path / "out"
+    data = DataConfig(**files, slice="of", max_length=16)
+    manifest = prepare(data, "causal_lm", tokenizer, 0, out)
+    assert manifest["encoding"]["slices"] == ["a", "b"] and manifest["splits"]["validation"]["dropped"] == 3
+    assert tokenise_split(out, "test", tokenizer)["dropped"] == 1
+    for name in ("validation", "test"):
+        found = slices_of(out, name)
+        assert len(found) > len(rows) and found.count("a") != found.count("b")
+        for text, value in zip(texts_of(out, name, tokenizer), found, strict=True):
+            if words_here := set(text.split()) - {"w7"}:
+                (word,) = words_here
+                assert value == "ab"[int(word[1:]) % 2]
+
+
+def test_training_rows_that_are_drawn_do_not_touch_the_slices(documents, tokenizer, tmp_path):
+    rows = [{**json.loads(line), "of": f"{i % 5}"} for i, line in enumerate(documents.open())]
+    file = write_rows(tmp_path / "sliced.jsonl", rows)
+    whole, drawn = (
+        prepare(
+            DataConfig(train=file, slice="of", max_length=16, rows=count), "causal_lm", tokenizer, 0, tmp_path / name
+        )
+        for name, count in (("whole", None), ("drawn", 20))
+    )
+    assert drawn["splits"]["train"]["rows"] == 20 < whole["splits"]["train"]["rows"]
+    assert slices_of(tmp_path / "whole", "validation") == slices_of(tmp_path / "drawn", "validation")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"cross_documents": True},
+            "data.slice: cannot be told of blocks that run on into the next document (cross_documents)",
+        ),
+        ({"train": "{}/a.txt"}, "data.slice: {}/a.txt is one document, which has no columns; give a table"),
+    ],
+)
+def test_documents_without_slices_of_their_own_are_refused(documents, tokenizer, tmp_path, settings, message):
+    (tmp_path / "a.txt").write_text("w1 w2\n" * 100)
+    settings = {name: value.format(tmp_path) if isinstance(value, str) else value for name, value in settings.items()}
+    data = DataConfig(**{"train": str(documents), "slice": "text", **settings})
+    with pytest.raises(InputError) as error:
+        prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")
+    assert str(error.value) == message.format(tmp_path)
+
+
+def test_more_slices_than_anyone_reads_are_refused(tokenizer, tmp_path):
+    """Of the splits that are measured together: a hundred are allowed, however many train has."""
+    assert MAX_SLICES == 100
+
+    def rows(first, *values):
+        return [{"text": f"w{first + i}", "label": i % 2, "of": value} for i, value in enumerate(values)]
+
+    def files(most):
+        parts = {
+            "train": rows(0, *range(300)),
+            "validation": rows(300, *range(most)),
+            "test": rows(600, *range(60), 999),
+        }
+        return {name: write_rows(tmp_path / f"{name}.jsonl", part) for name, part in parts.items()}
+
+    prepared = prepare(DataConfig(**files(99), slice="of"), "classification", tokenizer, 0, tmp_path / "out")
+    assert len(prepared["encoding"]["slices"]) == 100
+    with pytest.raises(InputError) as error:
+        prepare(DataConfig(**files(100), slice="of"), "classification", tokenizer, 0, tmp_path / "out")
+    assert str(error.value) == "data.slice: 'of' has 101 values; at most 100 can be measured one by one"
+
+
+def test_a_slice_that_a_row_lacks_is_empty(tokenizer, tmp_path):
+    """Absent, null and empty are one slice; numbers and truths are told in words."""
+    given = ["de", None, "", 3, 2.5, True, float("nan")]
+    rows = [{"text": f"w{i}", "label": i % 2, "of": value} for i, value in enumerate(given)] + [
+        {"text": "w9", "label": 1}
+    ]
+    train = [{"text": f"w{i}", "label": i % 2} for i in range(50, 60)] + [{"text": "w70", "label": 0, "of": "de"}]
+    data = DataConfig(
+        train=write_rows(tmp_path / "train.jsonl", train),
+        validation=write_rows(tmp_path / "validation.jsonl", rows),
+        slice="of",
+    )
+    manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
+    assert slices_of(tmp_path / "out", "validation") == ["de", "", "", "3", "2.5", "True", "", ""]
+    assert manifest["encoding"]["slices"] == ["", "2.5", "3", "True", "de"]

@@ -80,7 +80,19 @@ def test_extreme_values_stay_what_they_are(value):
 
 MISTAKES = [
     ({}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got None"),
-    ({"method": "lroa"}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got 'lroa'"),
+    (
+        {"method": "lroa"},
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got 'lroa'. Did you mean 'lora'?",
+    ),
+    (
+        {"method": "qlorra"},
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got 'qlorra'. Did you mean 'qlora'?",
+    ),
+    (
+        {"method": "IA3"},
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got 'IA3'. Did you mean 'ia3'?",
+    ),
+    ({"method": "best"}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got 'best'"),
     ({"method": ["lora"]}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got ['lora']"),
     (
         {"method": "full", "batch_size": 8, "epochs": 1},

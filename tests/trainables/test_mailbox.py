@@ -554,3 +554,84 @@ async def test_an_errand_whose_slot_dies_is_done_again_and_given_up_in_the_end(m
         assert (await mailbox.register("b")).errand is not None
     assert (await mailbox.register("b")).errand is None
     assert "died" in (await mailbox.snapshot())["errands"]["one"]["error"]
+
+
+@story
+async def test_an_errand_asked_for_early_waits_until_a_slot_is_free(mailbox):
+    await mailbox.errand("one", {"kind": "one"})
+    assert (await mailbox.snapshot())["errands"] == {"one": None}
+    await ask(mailbox, "t1")
+    board = await mailbox.register("a")
+    assert list(board.trials) == ["t1"] and board.errand is None, "who waits for a slot comes first"
+    taking = asyncio.ensure_future(mailbox.take("a", board.version))
+    await asyncio.sleep(0)
+    await mailbox.leave("t1")
+    assert (await taking).errand == ("one", {"kind": "one"})
+
+
+@story
+async def test_a_trial_boards_a_free_slot_rather_than_one_on_an_errand(mailbox):
+    """Though the other would be the first by name."""
+    await mailbox.register("a")
+    await mailbox.errand("one", {"kind": "one"})
+    await mailbox.register("b")
+    await ask(mailbox, "t1")
+    assert await aboard(mailbox) == {"a": [], "b": ["t1"]}
+    assert (await mailbox.take("a", 0)).errand == ("one", {"kind": "one"})
+
+
+@story
+async def test_a_trial_shares_a_slot_rather_than_board_one_on_an_errand(packs):
+    await packs.register("a")
+    await packs.errand("one", {"kind": "one"})
+    await packs.register("b")
+    await ask(packs, "t1", "t2", **LORA)
+    assert await aboard(packs) == {"a": [], "b": ["t1", "t2"]}
+
+
+@story
+async def test_a_trial_boards_a_slot_on_an_errand_where_there_is_no_other(mailbox):
+    """It trains as soon as the errand is done; the errand stays."""
+    await mailbox.register("a")
+    await mailbox.errand("one", {"kind": "one"})
+    await mailbox.register("b")
+    await ask(mailbox, "t1", "t2")
+    assert await aboard(mailbox) == {"a": ["t2"], "b": ["t1"]}
+    board = await mailbox.take("a", 0)
+    assert board.errand == ("one", {"kind": "one"}) and board.trials == {"t2": (PARAMS, True)}
+    board = await mailbox.publish_errand("a", "one", {"loss": 1.0})
+    assert board.errand is None and list(board.trials) == ["t2"]
+
+
+@story
+async def test_a_slot_whose_errand_is_done_is_as_free_as_any(mailbox):
+    await mailbox.register("a")
+    await mailbox.errand("one", {"kind": "one"})
+    await mailbox.register("b")
+    await mailbox.publish_errand("a", "one", {})
+    await ask(mailbox, "t1")
+    assert await aboard(mailbox) == {"a": ["t1"], "b": []}
+
+
+@story
+async def test_an_errand_is_given_to_no_slot_that_has_a_trial_or_an_errand(mailbox):
+    await ask(mailbox, "t1")
+    await mailbox.register("a")
+    await mailbox.register("b")
+    for name in ("one", "two"):
+        await mailbox.errand(name, {"kind": name})
+    assert (await mailbox.take("a", 0)).errand is None
+    assert (await mailbox.take("b", 0)).errand == ("one", {"kind": "one"})
+    await mailbox.leave("t1")
+    assert (await mailbox.take("a", 0)).errand == ("two", {"kind": "two"})
+
+
+@story
+async def test_a_trial_that_waits_for_an_errand_moves_to_a_slot_that_gets_free(mailbox):
+    await mailbox.register("a")
+    await mailbox.errand("one", {"kind": "one"})
+    await mailbox.register("b")
+    await ask(mailbox, "t1", "t2")
+    await mailbox.leave("t1")
+    assert await aboard(mailbox) == {"a": [], "b": ["t2"]}
+    assert (await mailbox.take("a", 0)).trials == {} and (await mailbox.take("a", 0)).errand is not None

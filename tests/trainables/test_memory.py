@@ -356,16 +356,39 @@ def sweep(tmp_path):
     return make
 
 
-def test_check_says_how_many_trials_fit(sweep, tmp_path):
-    (line,) = sweeps.plan._memory(sweep())
-    assert line.startswith(f"qlora at rank 64 over {tmp_path} in nf4: base 3.6 GiB, a pass of 4096 tokens ")
-    assert ", 2.7 GiB per trial; trials at once: T4 16 GB " in line
-    assert line.endswith(" (an estimate; a slot measures it)")
+HEADER = "Memory on GPUs (an estimate; a slot measures it), passes of 4096 tokens:"
+
+
+def test_check_says_how_many_trials_fit(sweep):
+    header, line = sweeps.plan._memory(sweep())
+    assert header == HEADER
+    assert line.startswith("  qlora at rank 64 over nf4: base 3.6 GiB, a pass ")
+    assert " GiB, a trial 2.7 GiB; trials at once: T4 16 GB " in line
+
+
+def test_check_says_of_how_many_tokens_a_pass_is(sweep):
+    (header, line), (small, other) = (sweeps.plan._memory(sweep(f"train.max_tokens={n}")) for n in (4096, 1024))
+    assert header == HEADER and small == HEADER.replace("4096", "1024")
+    assert line.split(", a pass ")[0] == other.split(", a pass ")[0] and line != other
+
+
+def test_check_has_a_line_for_each_method_that_shares_at_its_largest_size(sweep):
+    """One header for all; what lies unquantised says so by saying nothing, and small sizes are in MiB."""
+    space = (
+        "{method: {full: {}, lora: {rank: {choice: [16, 8]}}, prompt: {virtual_tokens: {choice: [4, 20]}}}, "
+        "learning_rate: 1e-4, batch_size: 8, epochs: 1}"
+    )
+    header, *lines = sweeps.plan._memory(sweep(f"search.space={space}", "search.initial=[]"))
+    assert header == HEADER and len(lines) == 2
+    assert lines[0].startswith("  lora at rank 16: base 12.6 GiB, a pass ")
+    assert lines[1].startswith("  prompt at virtual tokens 20: base 12.6 GiB, a pass ")
+    # 20 vectors of 4096: weight, gradient and two moments in 4 bytes, and the weight in 2
+    assert ", a trial 1.4 MiB; " in lines[1]
 
 
 def test_check_counts_no_more_trials_than_a_slot_may_take(sweep):
-    (line,) = sweeps.plan._memory(sweep("cluster.pack=3"))
-    assert "H200 141 GB 3 " in line
+    _, line = sweeps.plan._memory(sweep("cluster.pack=3"))
+    assert "H200 141 GB 3" in line and line.endswith(" 3")
 
 
 def test_check_has_no_line_for_methods_that_do_not_share(sweep):
@@ -373,6 +396,7 @@ def test_check_has_no_line_for_methods_that_do_not_share(sweep):
     assert sweeps.plan._memory(sweep(f"search.space={space}", "search.initial=[]")) == []
 
 
-def test_check_goes_on_without_an_estimate(sweep, tmp_path):
-    (line,) = sweeps.plan._memory(sweep(model_type="distilbert"))
-    assert line.startswith(f"no estimate for qlora at rank 64 over {tmp_path} in nf4: Unrecognized configuration class")
+def test_check_goes_on_without_an_estimate(sweep):
+    header, line = sweeps.plan._memory(sweep(model_type="distilbert"))
+    assert header == HEADER
+    assert line.startswith("  no estimate for qlora at rank 64 over nf4: Unrecognized configuration class")

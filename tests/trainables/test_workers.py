@@ -79,7 +79,7 @@ def train_all(lab: Any, folder: Path, world: World) -> None:
             pack.step(["t"])
     except NonFinite as error:
         exploded = str(error)
-    torch.save((found, exploded, packed, explode_in_company(lab, world)), folder / "found.pt")
+    torch.save((found, exploded, packed, explode_in_company(lab, world), forget(lab, world)), folder / "found.pt")
 
 
 def train_pack(
@@ -103,6 +103,16 @@ def train_pack(
                 weights[trial] = load_file(folder / trial / "checkpoint" / WEIGHTS_FILE)
                 pack.leave(trial)
     raise AssertionError
+
+
+def forget(lab: Any, world: World) -> dict[str, tuple[float, float]]:
+    """What trials have forgotten of their base after some steps. Workers left to themselves would draw unlike tokens."""
+    pack = lab.pack("llama", dtype=torch.float64, world=world, general=lab.general(), seed=world.rank)
+    for trial, rank in {"a": 2, "b": 8}.items():
+        pack.join(trial, lab.params("lora", rank=rank, learning_rate=3e-2))
+    for _ in range(3):
+        pack.step(pack.trials)
+    return {trial: (each.forgetting, each.kl) for trial, each in pack.evaluate(pack.trials).items()}
 
 
 def explode_in_company(lab: Any, world: World) -> tuple[dict[str, str], float]:
@@ -196,14 +206,14 @@ def test_the_first_worker_saves_alone(lab, results, folders, name):
 
 
 def test_a_trial_explodes_on_every_worker_at_the_same_step(results):
-    alone, zero, one = (exploded for _, exploded, _, _ in results)
+    alone, zero, one = (exploded for _, exploded, *_ in results)
     assert alone is not None and alone == zero == one
 
 
 @pytest.mark.parametrize("model", PACKED)
 def test_a_pack_over_two_workers_equals_one_over_one(lab, results, model):
     """Some passes have no row of some trial on some worker."""
-    alone, *ranks = (packed[model] for _, _, packed, _ in results)
+    alone, *ranks = (packed[model] for _, _, packed, *_ in results)
     expected_histories, expected_weights = alone
     for histories, weights in ranks:
         for trial in UNLIKE:
@@ -218,8 +228,18 @@ def test_a_pack_over_two_workers_equals_one_over_one(lab, results, model):
 
 
 def test_a_trial_of_a_pack_explodes_alone_on_every_worker(results):
-    (reasons, loss), *ranks = (exploded for _, _, _, exploded in results)
+    (reasons, loss), *ranks = (exploded for _, _, _, exploded, _ in results)
     assert list(reasons) == ["exploding"]
     for their_reasons, their_loss in ranks:
         assert their_reasons == reasons
         assert their_loss == pytest.approx(loss, rel=1e-10)
+
+
+def test_two_workers_find_forgotten_what_one_finds(results):
+    """The first worker's draws are on both; each passes a part of the rows."""
+    alone, *ranks = (forgotten for *_, forgotten in results)
+    assert all(abs(number) > 1e-4 for pair in alone.values() for number in pair)
+    for forgotten in ranks:
+        assert forgotten.keys() == alone.keys()
+        for trial in alone:
+            assert forgotten[trial] == pytest.approx(alone[trial], rel=1e-8)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trainables.data.config import DataConfig
-from trainables.data.records import Encoded, Encoding, Record, batched, duplicate_key, groups
+from trainables.data.records import Encoded, Encoding, Record, batched, duplicate_key, groups, slices
 from trainables.data.sources import Table, did_you_mean, is_missing, shorten
 from trainables.errors import InputError
 
@@ -48,7 +48,8 @@ class Chat:
     def read(self, table: Table, data: DataConfig) -> tuple[str, list[Record]]:
         name, convert = _recognise(table)
         records = []
-        for i, (row, group) in enumerate(zip(table.rows, groups(table, data), strict=True)):
+        parts = groups(table, data), slices(table, data)
+        for i, (row, group, part) in enumerate(zip(table.rows, *parts, strict=True)):
             value = convert(table, i, row)
             messages = value["messages"]
             if not any(_is_learnt(message) for message in messages):
@@ -56,14 +57,21 @@ class Chat:
             said = [text for m in messages for text in (m["role"], m["content"], json.dumps(m.get("tool_calls", "")))]
             first_user = next((m["content"] for m in messages if m["role"] == "user"), messages[-1]["content"])
             records.append(
-                Record(value=value, place=table.place(i), key=duplicate_key(*said), shown=first_user, group=group)
+                Record(
+                    value=value,
+                    place=table.place(i),
+                    key=duplicate_key(*said),
+                    shown=first_user,
+                    group=group,
+                    slice=part,
+                )
             )
         return name, records
 
     def encode(self, records: list[Record], tokenizer: Any, encoding: Encoding) -> Encoded:
         """Rows longer than max_length lose their end; a row that has no token of the assistant left is dropped."""
-        input_ids, labels, truncated, dropped, endless = [], [], 0, 0, 0
-        for ids, mask, endless_answers in _tokenise(records, tokenizer):
+        input_ids, labels, origin, truncated, dropped, endless = [], [], [], 0, 0, 0
+        for number, (ids, mask, endless_answers) in enumerate(_tokenise(records, tokenizer)):
             endless += endless_answers
             if len(ids) > encoding.max_length:
                 ids, mask = ids[: encoding.max_length], mask[: encoding.max_length]
@@ -72,6 +80,7 @@ class Chat:
                 dropped += 1
                 continue
             input_ids.append(ids)
+            origin.append(number)
             labels.append(np.where(mask, ids, IGNORED).astype(np.int32))
         if not input_ids:
             raise InputError(
@@ -79,7 +88,12 @@ class Chat:
                 f"{encoding.max_length} tokens reach the assistant's answer; raise it"
             )
         return Encoded(
-            input_ids=input_ids, labels=labels, truncated=truncated, dropped=dropped, endless_answers=endless
+            input_ids=input_ids,
+            labels=labels,
+            origin=np.array(origin),
+            truncated=truncated,
+            dropped=dropped,
+            endless_answers=endless,
         )
 
 

@@ -29,9 +29,7 @@ class DataConfig:
     group: str | None = None
     """Column naming what a row comes from (file, author, query): rows of one group never fall in two splits."""
     slice: str | None = None
-    """Column whose values the winner's loss is also shown for, one by one: language, source, a protected attribute
-    (classification).
-    """
+    """Column whose values are also measured one by one: language, source, a protected attribute."""
     max_length: int | None = None
     """Tokens kept of a row; in causal_lm the tokens of a block. None: the model's context, but at most 512
     (instruction: 1024).

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from trainables.data.config import DataConfig
-from trainables.data.records import Encoded, Encoding, Record, batched, duplicate_key, groups
+from trainables.data.records import Encoded, Encoding, Record, batched, duplicate_key, groups, slices
 from trainables.data.sources import Table
+from trainables.errors import InputError
 
 
 class Documents:
@@ -16,7 +17,9 @@ class Documents:
     def read(self, table: Table, data: DataConfig) -> tuple[str, list[Record]]:
         """A .txt file is one document; of a table, each row's text column is one."""
         texts = table.texts("text" if table.is_document else data.text, "text")
-        group_of = [None] if table.is_document else groups(table, data)
+        if table.is_document and data.slice is not None:
+            raise InputError(f"data.slice: {table.name} is one document, which has no columns; give a table")
+        parts = ([None], [None]) if table.is_document else (groups(table, data), slices(table, data))
         return "document" if table.is_document else "text", [
             Record(
                 value={"text": text},
@@ -24,9 +27,10 @@ class Documents:
                 key=duplicate_key(text),
                 shown=text[:200],
                 group=group,
+                slice=part,
                 weight=len(text),
             )
-            for i, (text, group) in enumerate(zip(texts, group_of, strict=True))
+            for i, (text, group, part) in enumerate(zip(texts, *parts, strict=True))
         ]
 
     def encode(self, records: list[Record], tokenizer: Any, encoding: Encoding) -> Encoded:
@@ -48,10 +52,16 @@ class Documents:
         if encoding.cross_documents:
             documents = [np.concatenate(documents)]
         blocks = [
-            ids[i : i + encoding.max_length] for ids in documents for i in range(0, len(ids), encoding.max_length)
+            (number, ids[i : i + encoding.max_length])
+            for number, ids in enumerate(documents)
+            for i in range(0, len(ids), encoding.max_length)
         ]
-        kept = [block for block in blocks if len(block) >= 2]
-        return Encoded(input_ids=kept, dropped=len(blocks) - len(kept))
+        kept = [(number, block) for number, block in blocks if len(block) >= 2]
+        return Encoded(
+            input_ids=[block for _, block in kept],
+            origin=np.array([number for number, _ in kept], dtype=np.int64),
+            dropped=len(blocks) - len(kept),
+        )
 
 
 def draw_blocks(encoded: Encoded, rows: int, seed: int) -> Encoded:
@@ -59,7 +69,8 @@ def draw_blocks(encoded: Encoded, rows: int, seed: int) -> Encoded:
     if len(encoded.input_ids) <= rows:
         return encoded
     chosen = np.sort(np.random.default_rng([seed, 3]).choice(len(encoded.input_ids), rows, replace=False))
-    return replace(encoded, input_ids=[encoded.input_ids[i] for i in chosen])
+    origin = None if encoded.origin is None else encoded.origin[chosen]
+    return replace(encoded, input_ids=[encoded.input_ids[i] for i in chosen], origin=origin)
 
 
 def cut_tail(document: Record, shares: dict[str, float]) -> dict[str, list[Record]]:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from trainables.data.config import DataConfig
-from trainables.data.records import Encoded, Encoding, Record, batched, duplicate_key, groups
-from trainables.data.sources import Table, is_missing, shorten
+from trainables.data.records import Encoded, Encoding, Record, batched, duplicate_key, groups, slices
+from trainables.data.sources import Table, shorten
 from trainables.errors import InputError
 
 
@@ -23,9 +23,9 @@ class Labelled:
         texts = table.texts(data.text, "text")
         pairs = table.texts(data.text_pair, "text_pair") if data.text_pair else None
         labels = table.column(data.label, "label")
-        slices = table.column(data.slice, "slice") if data.slice else None
         records = []
-        for i, (text, label, group) in enumerate(zip(texts, labels, groups(table, data), strict=True)):
+        parts = groups(table, data), slices(table, data)
+        for i, (text, label, group, part) in enumerate(zip(texts, labels, *parts, strict=True)):
             if not isinstance(label, str | int):
                 raise table.error(
                     i, f"{data.label!r} must be a string or an integer, got {type(label).__name__} {shorten(label)}"
@@ -35,8 +35,6 @@ class Labelled:
             value = {"text": text, "label": str(label)}
             if pairs:
                 value["text_pair"] = pairs[i]
-            if slices is not None:
-                value["slice"] = "" if is_missing(slices[i]) else str(slices[i])
             records.append(
                 Record(
                     value=value,
@@ -45,6 +43,7 @@ class Labelled:
                     shown=text,
                     label=str(label),
                     group=group,
+                    slice=part,
                 )
             )
         return "text+text_pair+label" if pairs else "text+label", records

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,36 @@ from trainables.data.splits import Splits, check_labels, draw_rows, separate, sp
 from trainables.data.store import Split, open_split, write_split
 from trainables.errors import InputError
 
-__all__ = ["FORMATS", "Split", "open_split", "prepare", "read_manifest", "tokenise_split"]
+__all__ = [
+    "FORMATS",
+    "SLICES",
+    "Slices",
+    "Split",
+    "open_slices",
+    "open_split",
+    "prepare",
+    "read_manifest",
+    "tokenise_split",
+]
+
+SLICES = "{}.slices.npy"  # beside a split's tokens: the slice of each row
+MAX_SLICES = 100
 
 FORMATS: dict[str, Format] = {"classification": Labelled(), "instruction": Chat(), "causal_lm": Documents()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """Parts of a split by the values of a column: `of_rows` [N] are positions in `values`."""
+
+    values: tuple[str, ...]
+    of_rows: np.ndarray
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each value that occurs, and the positions of its rows."""
+        for number, value in enumerate(self.values):
+            if len(rows := np.flatnonzero(self.of_rows == number)):
+                yield value, rows
 
 
 def prepare(
@@ -41,8 +69,8 @@ def prepare(
         raise InputError(
             f"task: {task!r} is unknown; allowed are {', '.join(FORMATS)}.{did_you_mean(task, list(FORMATS))}"
         )
-    if data.slice is not None and task != "classification":
-        raise InputError(f"data.slice: is for classification, where a row is one answer; got task {task}")
+    if data.slice is not None and data.cross_documents:
+        raise InputError("data.slice: cannot be told of blocks that run on into the next document (cross_documents)")
     form = FORMATS[task]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +91,9 @@ def prepare(
             raise InputError(
                 f"data.rows: {data.rows} row(s) of train leave out the label(s) {', '.join(lost)}; raise it"
             )
-    encoding = Encoding(max_length=max_length, labels=labels, cross_documents=data.cross_documents)
+    encoding = Encoding(
+        max_length=max_length, labels=labels, slices=_slices(splits, data), cross_documents=data.cross_documents
+    )
 
     manifest: dict[str, Any] = {
         "task": task,
@@ -94,7 +124,7 @@ def prepare(
             encoded = form.encode(records, tokenizer, encoding)
             if name == "train" and data.rows is not None:
                 encoded = draw_blocks(encoded, data.rows, seed)
-            described |= _write_tokens(folder, name, encoded)
+            described |= _write_tokens(folder, name, encoded, records, encoding)
         manifest["splits"][name] = described
     manifest["notes"] = _notes(manifest)
     content = json.dumps(manifest, indent=1, ensure_ascii=False)
@@ -123,7 +153,8 @@ def tokenise_split(folder: Path, name: str, tokenizer: Any) -> dict[str, Any]:
         raise InputError(f"data.{name}: {folder} has no {name} split, only {', '.join(manifest['splits'])}")
     if manifest["tokenizer"] != _tokenizer_digest(tokenizer):
         raise InputError(f"data.{name}: the tokenizer is not the one that {folder} was prepared with")
-    encoding = Encoding(**{**manifest["encoding"], "labels": tuple(manifest["labels"])})
+    kept = manifest["encoding"]
+    encoding = Encoding(**{**kept, "labels": tuple(kept["labels"]), "slices": tuple(kept["slices"])})
     path = Path(folder) / f"{name}.jsonl"
     lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     records = [
@@ -133,10 +164,30 @@ def tokenise_split(folder: Path, name: str, tokenizer: Any) -> dict[str, Any]:
             key=b"",
             shown="",
             label=value.get("label"),
+            slice=value.get("slice"),
         )
         for number, line in enumerate(lines, start=1)
     ]
-    return _write_tokens(Path(folder), name, FORMATS[manifest["task"]].encode(records, tokenizer, encoding))
+    encoded = FORMATS[manifest["task"]].encode(records, tokenizer, encoding)
+    return _write_tokens(Path(folder), name, encoded, records, encoding)
+
+
+def open_slices(folder: Path, name: str) -> Slices | None:
+    """Of which slice each row of a tokenised split is; None where the sweep names no column for it."""
+    manifest, path = read_manifest(folder), Path(folder) / SLICES.format(name)
+    if manifest is None or not path.exists():
+        return None
+    return Slices(values=tuple(manifest["encoding"]["slices"]), of_rows=np.load(path))
+
+
+def _slices(splits: Splits, data: DataConfig) -> tuple[str, ...]:
+    """The values of `data.slice` in the splits that are measured."""
+    found = sorted({r.slice for name in splits if name != "train" for r in splits[name] if r.slice is not None})
+    if len(found) > MAX_SLICES:
+        raise InputError(
+            f"data.slice: {data.slice!r} has {len(found)} values; at most {MAX_SLICES} can be measured one by one"
+        )
+    return tuple(found)
 
 
 def _max_length(data: DataConfig, form: Format, tokenizer: Any, context: int | None) -> int:
@@ -196,17 +247,24 @@ def _check_filled(splits: Splits, data: DataConfig) -> None:
 
 
 def _write_raw(path: Path, records: list[Record]) -> str:
-    content = "".join(json.dumps(r.value, ensure_ascii=False) + "\n" for r in records).encode()
+    values = (r.value if r.slice is None else {**r.value, "slice": r.slice} for r in records)
+    content = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
     path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 
-def _write_tokens(folder: Path, name: str, encoded: Encoded) -> dict[str, Any]:
+def _write_tokens(
+    folder: Path, name: str, encoded: Encoded, records: list[Record], encoding: Encoding
+) -> dict[str, Any]:
     if not encoded.input_ids:
         raise InputError(f"data.{name}: no rows are left after tokenisation")
     partial = folder / f"{name}.arrow.partial"
     fingerprint = write_split(partial, encoded)
     os.replace(partial, folder / f"{name}.arrow")
+    if encoding.slices and name != "train":
+        position = {value: i for i, value in enumerate(encoding.slices)}
+        of_records = np.array([position[r.slice] for r in records])
+        np.save(folder / SLICES.format(name), of_records if encoded.origin is None else of_records[encoded.origin])
     lengths = np.array([len(ids) for ids in encoded.input_ids])
     return {
         "rows": len(lengths),

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trainables.data.config import DataConfig
-from trainables.data.sources import Table
+from trainables.data.sources import Table, is_missing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +24,8 @@ class Record:
     """Text by which the user will know it."""
     label: str | None = None
     group: str | None = None
+    slice: str | None = None
+    """Value of the column whose values are also measured one by one."""
     weight: int = 1
     """What a split by share counts: rows, or characters where rows are whole documents."""
 
@@ -36,6 +38,8 @@ class Encoding:
 
     max_length: int
     labels: tuple[str, ...] = ()
+    slices: tuple[str, ...] = ()
+    """Values of `data.slice` in what is measured; a row's slice is its position here."""
     cross_documents: bool = False
 
 
@@ -48,6 +52,8 @@ class Encoded:
     input_ids: list[np.ndarray]
     labels: np.ndarray | list[np.ndarray] | None = None
     token_type_ids: list[np.ndarray] | None = None
+    origin: np.ndarray | None = None
+    """The record that each row is of, by position [N]; None: every record is one row."""
     truncated: int = 0
     """Rows that were cut to max_length."""
     dropped: int = 0
@@ -75,6 +81,15 @@ def groups(table: Table, data: DataConfig) -> list[str | None]:
     if data.group is None:
         return [None] * len(table.rows)
     return [str(group) for group in table.column(data.group, "group")]
+
+
+def slices(table: Table, data: DataConfig) -> list[str | None]:
+    """Of each row; empty where the column is."""
+    if data.slice is None:
+        return [None] * len(table.rows)
+    table.check_column(data.slice, "slice")
+    values = [row.get(data.slice) for row in table.rows]
+    return ["" if is_missing(value) else str(value) for value in values]
 
 
 def batched(items: list, size: int = 1000) -> list[list]:

@@ -49,16 +49,19 @@ class Table:
         """The values of `column` [rows]. Raises InputError, naming `setting`, where the table or one of its rows lacks
         it.
         """
+        self.check_column(column, setting)
+        for index, row in enumerate(self.rows):
+            if is_missing(row.get(column)):
+                raise self.error(index, f"{column!r} is missing")
+        return [row[column] for row in self.rows]
+
+    def check_column(self, column: str, setting: str) -> None:
         columns = self.columns()
         if column not in columns:
             raise InputError(
                 f"data.{setting}: {self.name} has no column {column!r}, only {', '.join(columns)}."
                 + did_you_mean(column, columns)
             )
-        for index, row in enumerate(self.rows):
-            if is_missing(row.get(column)):
-                raise self.error(index, f"{column!r} is missing")
-        return [row[column] for row in self.rows]
 
     def texts(self, column: str, setting: str) -> list[str]:
         """Like `column`, and every value is a string with something in it."""

@@ -22,6 +22,9 @@ from trainables.stack import Addition
 class Additive(Protocol):
     """What a trial adds to the frozen base, and at which of its modules. Heads are added by the pack."""
 
+    stays_beside: bool
+    """Whether weights that it adds are computed with beside the base's when the model is used: they cannot be merged."""
+
     def variant(self, options: Any) -> Variant:
         """The kind of base that it trains over; trials of one variant share it."""
 

@@ -53,6 +53,8 @@ def _on_hidden_states(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 class Adapter:
     """Bottleneck adapters over a frozen base, the identity at the start. `load_adapter` loads what leaves."""
 
+    stays_beside = True
+
     def variant(self, options: AdapterOptions) -> Variant:
         return "plain"
 

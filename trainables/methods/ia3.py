@@ -83,6 +83,8 @@ class Scale(Place):
 class Ia3:
     """IA3 over a frozen base: learned scales, all 1 at the start. What leaves is PEFT's format."""
 
+    stays_beside = False
+
     def variant(self, options: Ia3Options) -> Variant:
         return "plain"
 

@@ -130,6 +130,8 @@ def _rescale(h_NR: Tensor, scales: Sequence[float], segments: Segments) -> None:
 class Lora:
     """LoRA over a frozen base; a new head is trained in full and saved with the adapter. What leaves is PEFT's format."""
 
+    stays_beside = False
+
     def variant(self, options: LoraOptions) -> Variant:
         return "plain"
 

@@ -44,6 +44,8 @@ class VirtualTokens(Place):
 class Prompt:
     """Prompt tuning over a frozen base: vectors that stand before the input. What leaves is PEFT's format."""
 
+    stays_beside = False
+
     def variant(self, options: PromptOptions) -> Variant:
         return "plain"
 

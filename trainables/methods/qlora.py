@@ -6,5 +6,7 @@ from trainables.model import Variant
 class QLora(Lora):
     """LoRA over a base in 4-bit NormalFloat with double quantisation, or in 8-bit integers."""
 
+    stays_beside = True  # its base has no weights that it could be added to
+
     def variant(self, options: QLoraOptions) -> Variant:
         return "nf4" if options.bits == 4 else "int8"

@@ -1,0 +1,125 @@
+"""Whole sweeps whose processes are interrupted and killed."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def wait_for(condition, timeout_s: float, what: str) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"no {what} within {timeout_s} s")
+
+
+def folder_of(storage: Path) -> Path | None:
+    return next(iter(sorted(storage.glob("*-*"))), None) if storage.is_dir() else None
+
+
+def test_ctrl_c_and_kill_9_then_resume_lose_nothing_and_repeat_nothing(
+    start_sweeps, sweeps, shakespeare, tmp_path: Path
+) -> None:
+    file = shakespeare("""
+search:
+  trials: 5
+  early_stopping: {asha: false}
+  space:
+    method:
+      full: {learning_rate: {log_uniform: [3e-4, 3e-3]}}
+      lora: {learning_rate: {log_uniform: [2e-3, 2e-2]}, rank: {choice: [4, 8]}, alpha: 2 * rank}
+    batch_size: 16
+    epochs: 3
+""")
+    process = start_sweeps(tmp_path / "log", "run", file)
+
+    def evaluated() -> Path | None:
+        folder = folder_of(tmp_path / "runs")
+        return folder if folder and [*folder.glob("trials/*/attempt-*/step-*")] else None
+
+    folder = wait_for(evaluated, 400, "evaluation")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=90) == 1
+    log = (tmp_path / "log").read_text()
+    assert f"python -m sweeps resume {folder}" in log and "Traceback" not in log, log
+    assert json.loads(sweeps("best", folder, "--json").out)["status"] == "interrupted"
+
+    process = start_sweeps(tmp_path / "log2", "resume", folder)
+
+    def two_ended_and_one_under_way() -> bool:
+        open_trials = [p for p in folder.glob("trials/*") if not (p / "outcome.json").exists()]
+        ended = len([*folder.glob("trials/*/outcome.json")])
+        return ended >= 2 and any([*p.glob("attempt-*/step-*")] for p in open_trials)
+
+    wait_for(two_ended_and_one_under_way, 400, f"trial under way; {(tmp_path / 'log2').read_text()}")
+    ended = {
+        p.parent.name: (p.read_bytes(), sorted(p.parent.rglob("evaluation.json")))
+        for p in folder.glob("trials/*/outcome.json")
+    }
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert json.loads(sweeps("best", folder, "--json").out)["status"] == "interrupted"
+    done = sweeps("resume", folder)
+    assert done.code == 0, done.out + done.err
+    board = json.loads(sweeps("best", folder, "--json").out)
+    assert [t["id"] for t in board["trials"]] == [f"t{n:04d}" for n in range(1, 6)]
+    assert {t["status"] for t in board["trials"]} == {"complete"}
+    for trial in board["trials"]:
+        assert [e["epoch"] for e in trial["evaluations"]] == [1, 2, 3]
+    for name, (outcome, evaluations) in ended.items():
+        assert (folder / "trials" / name / "outcome.json").read_bytes() == outcome
+        assert sorted((folder / "trials" / name).rglob("evaluation.json")) == evaluations
+    journal = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
+    study = optuna.load_study(study_name=folder.name, storage=optuna.storages.JournalStorage(journal))
+    assert not [t for t in study.trials if not t.state.is_finished()]
+    assert len({str(sorted(t["params"].items())) for t in board["trials"]}) == 5
+
+
+def test_a_killed_worker_costs_no_more_than_the_work_since_the_last_checkpoints(
+    start_sweeps, sweeps, shakespeare, tmp_path: Path
+) -> None:
+    """Three trials share its base; each goes on from a checkpoint of its own."""
+    file = shakespeare("""
+train: {method: lora, rank: 4, alpha: 8, batch_size: 8, evaluate_every: 64, probe_rows: 64, epochs: 2}
+cluster: {slots: 1, pack: 3}
+search:
+  trials: 3
+  early_stopping: {asha: false}
+  space: {learning_rate: {choice: [0.001, 0.002, 0.004]}}
+""")
+    process = start_sweeps(tmp_path / "log", "run", file)
+
+    def evaluated() -> Path | None:
+        folder = folder_of(tmp_path / "runs")
+        trials = [*folder.glob("trials/*")] if folder else []
+        enough = len(trials) == 3 and all(len([*trial.glob("attempt-1/step-*")]) >= 2 for trial in trials)
+        return folder if enough else None
+
+    folder = wait_for(evaluated, 400, "evaluations of all three")
+    workers = [
+        p
+        for p in psutil.Process(process.pid).children(recursive=True)
+        if "ray::" in " ".join(p.cmdline()[:1])
+        and "Slot" in " ".join(p.cmdline())
+        or folder.name + "-slot0" in " ".join(p.cmdline()[:1])
+    ]
+    assert workers, [p.cmdline()[:1] for p in psutil.Process(process.pid).children(recursive=True)]
+    workers[0].kill()
+    assert process.wait(timeout=400) == 0, (tmp_path / "log").read_text()
+    board = json.loads(sweeps("best", folder, "--json").out)
+    assert {t["status"] for t in board["trials"]} == {"complete"}
+    for trial in board["trials"]:
+        attempt = json.loads((folder / f"trials/{trial['id']}/attempt-2/attempt.json").read_text())
+        assert attempt["from"].startswith(f"trials/{trial['id']}/attempt-1/step-"), "it goes on from a checkpoint"
+        steps = [e["step"] for e in trial["evaluations"]]
+        assert steps == sorted(set(steps)) and steps[-1] == 80 and len(steps) == 10

@@ -1,0 +1,119 @@
+"""Whole sweeps of other kinds: chats, a time budget, nothing that may win, two workers and a pack."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sweeps.config import load
+from trainables.pack import PackSettings, open_pack
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def test_instruction_sweep_over_chat_jsonl(sweeps, shared_data: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (shared_data / "chat" / "alpaca_demo.jsonl").read_text().splitlines()]
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{row['instruction']} {row['input']}".strip()},
+                {"role": "assistant", "content": row["output"]},
+            ]
+        }
+        for row in rows
+        if len(row["output"]) < 300
+    ]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, chats[:200])))
+    file = tmp_path / "chat.yaml"
+    file.write_text(f"""
+name: chat
+task: instruction
+storage: {tmp_path}/runs
+model: {{name: {shared_data}/models/stories260K}}
+data: {{train: {tmp_path}/chat.jsonl, validation: 0.2, max_length: 256}}
+train: {{probe_rows: 64}}
+cluster: {{slots: 1}}
+search:
+  trials: 3
+  space:
+    method:
+      full: {{learning_rate: {{log_uniform: [5e-4, 3e-3]}}}}
+      qlora: {{learning_rate: {{log_uniform: [2e-3, 2e-2]}}, rank: 4, alpha: 8}}
+    batch_size: 8
+    epochs: {{int: [1, 2]}}
+selection: {{limits: {{forgetting: 5, kl: 9}}}}
+""")
+    done = sweeps("run", file)
+    assert done.code == 0, done.out + done.err
+    board = json.loads(sweeps("best", done.last_line, "--json").out)
+    winner = board["winner"]
+    assert winner["val_loss"] < board["baselines"]["untuned"]["val_loss"]
+    assert all(e["forgetting"] < 5 and 0 < e["kl"] < 9 for t in board["trials"] for e in t["evaluations"])
+    lost = board["forgetting"]["after"] - board["forgetting"]["before"]  # by transformers and PEFT alone
+    assert winner["forgetting"] == pytest.approx(lost, abs=0.02) and winner["kl"] == pytest.approx(board["forgetting"]["kl"], rel=0.5)
+    done = sweeps("verify", done.last_line)
+    assert done.code == 0, done.out + done.err
+
+
+def test_a_time_budget_stops_in_order_and_still_selects(sweeps, shakespeare) -> None:
+    file = shakespeare("""
+search:
+  trials: 500
+  time_budget: 60s
+  space: {method: full, learning_rate: {log_uniform: [3e-4, 3e-3]}, batch_size: 16, epochs: 2}
+""")
+    done = sweeps("run", file)
+    assert done.code == 0 and "time budget" in done.out, done.out + done.err
+    board = json.loads(sweeps("best", done.last_line, "--json").out)
+    assert board["winner"] is not None and board["status"] == "finished" and len(board["trials"]) < 500
+    assert "running" not in {t["status"] for t in board["trials"]}
+
+
+def test_when_nothing_may_win_it_says_so_and_exits_1(sweeps, shakespeare) -> None:
+    file = shakespeare("""
+search:
+  trials: 2
+  space: {method: partial, layers: {choice: [7, 8]}, learning_rate: 0.001, batch_size: 16, epochs: 1}
+""")
+    done = sweeps("run", file)
+    assert done.code == 1 and "Nothing may win" in done.out and "the model has 5 layers" in done.out, (
+        done.out + done.err
+    )
+    done = sweeps("best", done.last_line, "--json")
+    assert done.code == 1 and json.loads(done.out)["winner"] is None and "failed" in json.loads(done.out)["reason"]
+
+
+def test_two_workers_and_a_pack_under_ray_give_what_each_trial_gives_alone_without_ray(sweeps, shakespeare) -> None:
+    file = shakespeare("""
+cluster: {workers_per_slot: 2, slots: 1, resources_per_worker: {CPU: 1}, pack: 2}
+search:
+  trials: 2
+  early_stopping: {asha: false}
+  space: {method: lora, rank: {choice: [2, 8]}, learning_rate: 0.001, batch_size: 16, epochs: 2}
+""")
+    done = sweeps("run", file)
+    assert done.code == 0, done.out + done.err
+    folder = Path(done.last_line)
+    config = load(folder / "sweep.yaml")
+    pack = open_pack(
+        folder / "data",
+        model=config.model,
+        task="causal_lm",
+        pad_token_id=0,
+        settings=PackSettings(probe_rows=config.train.probe_rows, seed=config.seed),
+        device=torch.device("cpu"),
+    )
+    trials = json.loads(sweeps("best", folder, "--json").out)["trials"]
+    assert len(trials) == 2
+    for trial in trials:
+        pack.join("t", config.hyperparameters(trial["params"]))
+        for evaluation in trial["evaluations"]:
+            while not pack.step(["t"]):
+                pass
+            own = pack.evaluate(["t"])["t"]
+            assert own.step == evaluation["step"]
+            assert (own.val_loss, own.probe_loss) == pytest.approx(
+                (evaluation["val_loss"], evaluation["probe_loss"]), rel=1e-4
+            )
+        pack.leave("t")

