@@ -114,6 +114,11 @@ def _searched(board: Mapping[str, Any], losses: Losses) -> str:
     interval = f"95% interval {difference.low:+.4f} to {difference.high:+.4f}"
     if difference.low > 0:
         return f"{lowered} ({interval}) from that of the default configuration, {default['id']}."
+    if difference.high < 0:
+        return (
+            f"The search added nothing: the {split} loss of the default configuration, {default['id']}, is {-gain:.4f} lower than "
+            f"the winner's ({interval})."
+        )
     return (
         f"What the search added over the default configuration, {default['id']}, is within noise: {gain:+.4f} of {split} "
         f"loss ({interval})."

@@ -94,6 +94,13 @@ def test_what_the_search_added_is_told_on_the_test_split_once_that_is_scored():
     assert found["best_baseline"] == "untuned", "the default configuration is fine-tuning too"
 
 
+def test_a_default_that_is_better_on_the_test_split_is_said_to_be():
+    test = {"scores": {name: {"loss": loss} for name, loss in (("winner", 0.55), ("default", 0.5), ("untuned", 0.9))}}
+    files = losses(baselines_test_winner=rows(0.55, seed=1), baselines_test_default=rows(0.5))
+    words = worth(board(default=0.7, test=test), files)["words"]
+    assert "The search added nothing: the test loss of the default configuration, t0001, is 0.0500 lower than the winner's (95%" in words
+
+
 def test_a_winner_that_repeats_the_default_with_another_seed_is_nothing_better():
     won = board(default=0.6)
     won["trials"].append({"id": "t0003", "default": False, "finalist_of": "t0001", "evaluations": []})
