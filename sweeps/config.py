@@ -164,6 +164,8 @@ class SweepConfig:
             raise ConfigError(f"name: must be 1 to 64 letters, digits, dots, dashes or underscores, got {self.name!r}")
         if self.seed < 0:
             raise ConfigError(f"seed: must be 0 or more, got {self.seed}")
+        if self.selection.general_text is not None and self.task == "classification":
+            raise ConfigError("selection.general_text: is for language models, got task classification")
         limits = self.selection.limits
         if limits.of_forgetting and self.task == "classification":
             raise ConfigError(

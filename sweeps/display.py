@@ -190,6 +190,10 @@ def test_words(test: Mapping[str, Any]) -> str:
         f"{abs(test['optimism']):.4f} {'above' if test['optimism'] > 0 else 'below'} that on validation"
     )
     words += "".join(f", {name} {value:.4f}" for name, value in score["metrics"].items())
+    if (default := test["scores"].get("default")) is not None:
+        words += (
+            f"; the default configuration has {default['loss']:.4f} ({default['low']:.4f} to {default['high']:.4f})"
+        )
     if before := test["scored_before"]:
         others = ", ".join(each["sweep"] for each in before[:3]) + (", ..." if len(before) > 3 else "")
         words += (

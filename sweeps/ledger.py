@@ -355,7 +355,8 @@ class Ledger:
         board["slices"] = None
         if winner is not None and manifest is not None:
             board["slices"] = self._slices(winner.point, manifest, board["test"])
-        board["worth"] = worth(board, self.losses)
+        waits = config.baselines and board["status"] == "running" and not self.store.exists("baselines.json")
+        board["worth"] = None if waits else worth(board, self.losses)
         return board
 
     def _slices(self, point: Point, manifest: dict[str, Any], test: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -37,7 +37,28 @@ def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
             f"virtual_tokens: {more} and the longest row of {longest} tokens do not fit the model's context of {context}; "
             f"set data.max_length to {context - more} or less"
         )
+    counts, limits = manifest["splits"]["validation"].get("slice_counts"), config.selection.limits
+    if limits.of_slices and max(counts.values()) < limits.slice_rows:
+        raise ConfigError(
+            f"selection.limits.slice_rows: must be at most {max(counts.values())}, the rows of the largest slice of "
+            f"{config.data.slice!r} in validation, got {limits.slice_rows}: no checkpoint could keep to a limit on slices"
+        )
     return manifest
+
+
+def general_text(config: SweepConfig) -> str:
+    """What forgetting is measured on."""
+    from trainables.forgetting import default_text
+
+    if config.selection.general_text is None:
+        return default_text()
+    try:
+        text = Path(config.selection.general_text).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"selection.general_text: cannot read {config.selection.general_text}: {error}") from error
+    if not text.strip():
+        raise ConfigError(f"selection.general_text: {config.selection.general_text} is empty")
+    return text
 
 
 def first_of_each_method(config: SweepConfig) -> list[dict[str, Any]]:
@@ -57,6 +78,8 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     """Data, space, trials, slots, steps; raises what `run` would raise, and trains nothing."""
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         manifest = prepare_data(config, Path(scratch))
+    if config.task != "classification":
+        general_text(config)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -76,6 +99,9 @@ def print_plan(config: SweepConfig, console: Console) -> None:
             f"  labels: {', '.join(map(str, manifest['labels']))}; majority {manifest['majority_label']} with {share} of validation"
         )
     search, rows = config.search, manifest["splits"]["train"]["rows"]
+    if counts := manifest["splits"]["validation"].get("slice_counts"):
+        parts = ", ".join(f"{value or 'empty'} {count}" for value, count in sorted(counts.items()))
+        say(f"  slices of validation by {config.data.slice}: {parts}")
     for note in [*manifest["notes"], *_large_batches(config, rows)]:
         say(f"  note: {note}")
     space = config.space()
@@ -110,8 +136,9 @@ def _afterwards(config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
 
     selection, lines = config.selection, []
     if (finals := selection.finalists).top:
+        top = min(finals.top, config.search.trials)
         lines.append(
-            f"Finalists: {finals.top * finals.seeds} trials more, the best {finals.top} configuration(s) again with "
+            f"Finalists: {top * finals.seeds} trials more, the best {top} configuration(s) again with "
             f"{finals.seeds} new seed(s) each"
         )
     limits = {name: value for name, value in vars(selection.limits).items() if value is not None}

@@ -27,7 +27,7 @@ from sweeps.display import (
     test_words,
 )
 from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
-from sweeps.plan import first_of_each_method, max_epochs, prepare_data
+from sweeps.plan import first_of_each_method, general_text, max_epochs, prepare_data
 from sweeps.selection import Curve, Point, best_point, finalists, verdict
 from trainables.checkpoints import CHECKPOINT
 from trainables.data.config import DataConfig
@@ -62,21 +62,6 @@ def new_folder(config: SweepConfig) -> Ledger:
         time.sleep(1.0)
 
 
-def general_text(config: SweepConfig) -> str:
-    """What forgetting is measured on."""
-    from trainables.forgetting import default_text
-
-    if config.selection.general_text is None:
-        return default_text()
-    try:
-        text = Path(config.selection.general_text).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"selection.general_text: cannot read {config.selection.general_text}: {error}") from error
-    if not text.strip():
-        raise ConfigError(f"selection.general_text: {config.selection.general_text} is empty")
-    return text
-
-
 def absolute_paths(config: SweepConfig) -> SweepConfig:
     """The configuration with data files and model folder as absolute paths: the sweep's folder must not depend on where it began."""
 
@@ -106,6 +91,8 @@ def start(config: SweepConfig, console: Console) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         # bad data is refused here, before there is a folder of a sweep that never began
         prepare_data(config, Path(scratch) / "data")
+        if config.task != "classification":
+            text = general_text(config)
         ledger.store.write_bytes("sweep.yaml", dump(config).encode())
         ledger.store.write_json("base.json", fingerprint(config.model))
         staged = ledger.store.scratch()
@@ -114,7 +101,7 @@ def start(config: SweepConfig, console: Console) -> Outcome:
             context = getattr(load_model_config(config.model).get_text_config(), "max_position_embeddings", None)
             if context is not None:  # virtual tokens stand before general text too
                 context -= max(draw.get("virtual_tokens", 0) for draw in config.draws())
-            write_general(general_text(config), load_tokenizer(config.model), context, staged)
+            write_general(text, load_tokenizer(config.model), context, staged)
         ledger.store.publish(staged, "data", last="manifest.json")
     return _run(config, ledger, console, elapsed_s=0.0)
 

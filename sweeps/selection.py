@@ -777,4 +777,8 @@ def _nothing(curves: Sequence[Curve], config: SelectionConfig) -> str:
         )
         if ids
     ]
-    return f"Nothing may win: of {len(curves)} trials, {'; '.join(parts) or 'none has a checkpoint'}."
+    near = [p for c in curves if c.id in beyond for p in c.points if p.val_loss is not None]
+    best = min((p for p in near if limit_reason(p, config.limits)), key=lambda p: p.val_loss, default=None)
+    count = "1 trial" if len(curves) == 1 else f"{len(curves)} trials"
+    why = "" if best is None else f" Of those, {best.val_loss:.4f} is out because {limit_reason(best, config.limits)}."
+    return f"Nothing may win: of {count}, {'; '.join(parts) or 'none has a checkpoint'}.{why}"

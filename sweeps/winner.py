@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from sweeps.config import ConfigError, SweepConfig, dump
-from sweeps.display import test_words
+from sweeps.display import forgetting_words, slices_words, test_words
 from sweeps.ledger import Ledger
+from trainables.data.sources import source_fingerprint
 from trainables.data.store import split_fingerprint
 from trainables.loading import load_checkpoint
 from trainables.methods import variant_of
@@ -127,7 +128,9 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
 
 
 def altered(ledger: Ledger, config: SweepConfig) -> list[str]:
-    """What is no longer as it was when the sweep began, in words: prepared data, and the files of the base model."""
+    """What is no longer as it was when the sweep began, in words: prepared data, the files that they came from where those
+    are still here, and the files of the base model.
+    """
     found = []
     manifest = ledger.store.read_json("data/manifest.json")
     with tempfile.TemporaryDirectory() as scratch:
@@ -138,6 +141,10 @@ def altered(ledger: Ledger, config: SweepConfig) -> list[str]:
         for name, expected in described.items():
             if expected is not None and split_fingerprint(data / f"{name}.arrow") != expected:
                 found.append(f"data/{name}.arrow is not what the sweep prepared")
+    for name, source in manifest["sources"].items():
+        now = source_fingerprint(source["source"])
+        if now is not None and now != source["sha256"]:
+            found.append(f"data.{name}: {source['source']} is no longer the file that the sweep read")
     if ledger.store.exists("base.json"):
         before, now = ledger.store.read_json("base.json"), fingerprint(config.model)
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
@@ -179,6 +186,8 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
         "",
         *([f"Worth it? {board['worth']['words']}", ""] if board.get("worth") else []),
         *([f"Test: {test_words(board['test'])}.", ""] if board.get("test") else []),
+        *([f"Slices: {slices_words(board['slices'])}.", ""] if board.get("slices") else []),
+        *([f"Forgetting: {forgetting_words(board['forgetting'])}.", ""] if board.get("forgetting") else []),
         "## Numbers",
         "",
         "| measured | value |",

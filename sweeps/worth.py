@@ -66,7 +66,7 @@ def _answer(
         return f"Yes, fine-tuning was worth it: {numbers}: {gain:.4f} lower{interval}."
     if verdict == "within noise":
         return f"It is not clear that fine-tuning was worth it: {numbers}, a difference of {gain:+.4f}{interval} is within noise."
-    return f"No, fine-tuning was not worth it: {numbers}{interval}."
+    return f"No, fine-tuning was not worth it: {numbers}: {-gain:.4f} higher{interval}."
 
 
 def _costs(board: Mapping[str, Any], named: str, baseline: Mapping[str, Any]) -> str:

@@ -235,7 +235,10 @@ def test_where_nothing_keeps_to_the_limits_no_checkpoint_is_kept(ledger):
     assert on_disk(ledger, "t0001", CHECKPOINT) == []
     board = ledger.board("quick", limits)
     assert board["winner"] is None
-    assert board["reason"] == "Nothing may win: of 1 trials, 1 beyond a limit wherever not overfit (t0001)."
+    assert board["reason"] == (
+        "Nothing may win: of 1 trial, 1 beyond a limit wherever not overfit (t0001). Of those, 2.0000 is out because "
+        "its predictions on the task's prompts are from the base's by a KL of 0.6000 nats (limit 0.5)."
+    )
     assert [e["excluded"] for e in board["trials"][0]["evaluations"]] == [
         "its predictions on the task's prompts are from the base's by a KL of 0.6000 nats (limit 0.5)",
         "its KL was not measured, and has a limit of 0.5",
@@ -388,6 +391,16 @@ def test_the_board_has_the_documented_keys_and_is_strict_json(ledger):
     assert second["evaluations"][1]["excluded"].startswith("validation loss rose 50.0% above its minimum")
     assert [e["checkpoint"] is None for e in second["evaluations"]] == [False, True, True]
     assert second["evaluations"][0]["excluded"] is second["evaluations"][2]["excluded"] is None
+
+
+def test_whether_it_was_worth_it_waits_for_the_baselines(ledger):
+    run(ledger, "t0001", 3.0, 1.0)
+    ledger.store.write_json("baseline.json", {"val_loss": 2.0, "probe_loss": 2.0, "metrics": {}})
+    ledger.set_status("running", 1.0)
+    assert ledger.board("quick", CONFIG)["worth"] is None
+    assert ledger.board("quick", dataclasses.replace(CONFIG, baselines=False))["worth"] is not None
+    ledger.store.write_json("baselines.json", {})
+    assert ledger.board("quick", CONFIG)["worth"] is not None
 
 
 def test_without_a_winner_the_board_says_why(ledger):

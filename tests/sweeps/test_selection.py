@@ -200,18 +200,18 @@ def test_trials_that_still_run_and_trials_that_were_stopped_may_win():
     ("curves", "words"),
     [
         ([], "Nothing may win: no trial has started."),
-        ([curve(1.0, status="failed")], "Nothing may win: of 1 trials, 1 failed (t0001)."),
+        ([curve(1.0, status="failed")], "Nothing may win: of 1 trial, 1 failed (t0001)."),
         (
             [curve((1.0, 0.1), id="t0001"), curve(None, id="t0002")],
             "Nothing may win: of 2 trials, 2 overfit or not finite at every evaluation (t0001, t0002).",
         ),
-        ([curve(status="running")], "Nothing may win: of 1 trials, 1 without an evaluation (t0001)."),
+        ([curve(status="running")], "Nothing may win: of 1 trial, 1 without an evaluation (t0001)."),
         (
             [curve(status="failed", id="t0001"), curve((1.0, 0.1), id="t0002"), curve(status="pruned", id="t0003")],
             "Nothing may win: of 3 trials, 1 failed (t0001); 1 overfit or not finite at every evaluation (t0002); "
             "1 without an evaluation (t0003).",
         ),
-        ([curve(1.0, kept=False)], "Nothing may win: of 1 trials, none has a checkpoint."),
+        ([curve(1.0, kept=False)], "Nothing may win: of 1 trial, none has a checkpoint."),
         (
             [curve(status="failed", id=f"t{n:04d}") for n in range(1, 8)],
             "Nothing may win: of 7 trials, 7 failed (t0001, t0002, t0003, t0004, t0005, …).",
@@ -563,7 +563,7 @@ def test_a_trial_of_which_nothing_keeps_to_the_limits_cannot_win(limit, within, 
     assert winner is None
     assert reason == (
         "Nothing may win: of 2 trials, 1 beyond a limit wherever not overfit (t0001); "
-        "1 overfit or not finite at every evaluation (t0002)."
+        f"1 overfit or not finite at every evaluation (t0002). Of those, 1.0000 is out because {words}."
     )
 
 
@@ -571,7 +571,7 @@ def test_a_trial_that_is_beyond_a_limit_before_it_overfits_is_counted_once():
     trial = measured(curve((2.0, 2.0), (1.0, 0.1), None), {"kl": 2.0}, {"kl": 0.5}, {"kl": 0.5})
     winner, reason = select([trial], limited(kl=1.0), no_losses)
     assert winner is None
-    assert reason == "Nothing may win: of 1 trials, 1 beyond a limit wherever not overfit (t0001)."
+    assert reason.startswith("Nothing may win: of 1 trial, 1 beyond a limit wherever not overfit (t0001). Of those, 2.0000 is")
 
 
 def test_several_trials_beyond_a_limit_are_counted_apart_from_the_overfit():

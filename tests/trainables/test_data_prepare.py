@@ -542,6 +542,18 @@ def test_documents_without_slices_of_their_own_are_refused(documents, tokenizer,
     assert str(error.value) == message.format(tmp_path)
 
 
+def test_a_test_split_is_the_same_whichever_column_slices_it(table, tokenizer, tmp_path):
+    """A register counts who scores it."""
+    found = []
+    for number, column in enumerate([None, "author"]):
+        data = DataConfig(train=str(table), validation=0.2, test=0.2, slice=column)
+        found.append(prepare(data, "classification", tokenizer, 0, tmp_path / str(number))["splits"])
+    assert found[0]["test"]["raw_fingerprint"] == found[1]["test"]["raw_fingerprint"]
+    counted = found[1]["validation"]
+    assert sum(counted["slice_counts"].values()) == counted["rows"] and "slice_counts" not in found[0]["validation"]
+    assert "slice_counts" not in found[1]["test"], "it is sealed"
+
+
 def test_more_slices_than_anyone_reads_are_refused(tokenizer, tmp_path):
     """Of the splits that are measured together: a hundred are allowed, however many train has."""
     assert MAX_SLICES == 100

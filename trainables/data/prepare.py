@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -247,10 +247,13 @@ def _check_filled(splits: Splits, data: DataConfig) -> None:
 
 
 def _write_raw(path: Path, records: list[Record]) -> str:
-    values = (r.value if r.slice is None else {**r.value, "slice": r.slice} for r in records)
-    content = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
-    path.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
+    """Returns the SHA-256 of the rows, whichever column of theirs slices them."""
+
+    def lines(values: Iterable[dict[str, Any]]) -> bytes:
+        return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
+
+    path.write_bytes(lines(r.value if r.slice is None else {**r.value, "slice": r.slice} for r in records))
+    return hashlib.sha256(lines(r.value for r in records)).hexdigest()
 
 
 def _write_tokens(
@@ -261,10 +264,13 @@ def _write_tokens(
     partial = folder / f"{name}.arrow.partial"
     fingerprint = write_split(partial, encoded)
     os.replace(partial, folder / f"{name}.arrow")
+    counts: dict[str, Any] = {}
     if encoding.slices and name != "train":
         position = {value: i for i, value in enumerate(encoding.slices)}
         of_records = np.array([position[r.slice] for r in records])
-        np.save(folder / SLICES.format(name), of_records if encoded.origin is None else of_records[encoded.origin])
+        of_rows = of_records if encoded.origin is None else of_records[encoded.origin]
+        np.save(folder / SLICES.format(name), of_rows)
+        counts["slice_counts"] = {value: len(rows) for value, rows in Slices(values=encoding.slices, of_rows=of_rows)}
     lengths = np.array([len(ids) for ids in encoded.input_ids])
     return {
         "rows": len(lengths),
@@ -276,6 +282,7 @@ def _write_tokens(
         "mean_length": float(lengths.mean()),
         "longest": int(lengths.max()),
         "fingerprint": fingerprint,
+        **counts,
     }
 
 

@@ -134,6 +134,12 @@ def read_source(source: str, key: str) -> Table:
     return _not_empty(reader(content, key, source))
 
 
+def source_fingerprint(source: str) -> str | None:
+    """SHA-256 of a source's file as it is now, as `read_source` gives it; None for what is on a hub or no longer here."""
+    path = Path(source).expanduser()
+    return None if source.startswith("hf:") or not path.is_file() else _digest(path.read_bytes())
+
+
 def _not_empty(table: Table) -> Table:
     if not table.rows:
         raise InputError(f"{table.key}: {table.name}: no rows")
