@@ -35,6 +35,7 @@ def open_study(path: Path, name: str, config: SearchConfig, seed: int, *, read_o
         for left in path.parent.glob(f"{path.name}*.lock*"):
             left.unlink()
     storage = JournalStorage(JournalFileBackend(str(path)))
+    name = next(iter(optuna.get_all_study_names(storage)), name)  # that of a folder which was renamed since
     if read_only:
         return optuna.load_study(study_name=name, storage=storage)
     study = optuna.create_study(study_name=name, storage=storage, direction="minimize", load_if_exists=True)

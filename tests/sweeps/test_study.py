@@ -555,6 +555,14 @@ def test_other_tools_read_the_study(tmp_path):
     assert len(read_only.trials) == 2
 
 
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_folder_that_was_renamed_keeps_its_study(tmp_path, read_only):
+    sweep = Sweep(tmp_path)
+    sweep.study.ask()
+    found = open_study(sweep.journal, "renamed", sweep.config.search, 0, read_only=read_only)
+    assert found.study_name == "quick" and len(found.trials) == 1
+
+
 def test_optuna_dashboard_shows_the_study(tmp_path):
     dashboard = pytest.importorskip("optuna_dashboard")
     sweep = Sweep(tmp_path)
