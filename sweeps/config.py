@@ -303,6 +303,14 @@ def _yaml_words(given: DictConfig) -> DictConfig:
     return given
 
 
+def with_own_space(config: SweepConfig) -> SweepConfig:
+    """The configuration with the search space itself in the place of a preset's or a file's name, which may change."""
+    if not isinstance(config.search.space, str):
+        return config
+    space = load_tree(config.search.space)
+    return dataclasses.replace(config, search=dataclasses.replace(config.search, space=space))
+
+
 def dump(config: SweepConfig) -> str:
     """The resolved configuration as YAML; `load` reads it back to the same."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.submit import JobOutcome, is_loopback, parse_address, stage
 from cluster.submit import submit as submit_job
-from sweeps.config import ConfigError, SweepConfig, dump
+from sweeps.config import ConfigError, SweepConfig, dump, with_own_space
 
 PASSED_ON = (
     "HF_HUB_OFFLINE",
@@ -30,10 +30,18 @@ def submit_sweep(config: SweepConfig, *, address: str, wait: bool, print_line: C
     files: dict[str, Path] = {}
     data = replace(
         config.data,
-        **{name: _shipped(name, getattr(config.data, name), files) for name in ("train", "validation", "test")},
+        **{
+            name: _shipped(f"data.{name}", getattr(config.data, name), files)
+            for name in ("train", "validation", "test")
+        },
     )
+    general = _shipped("selection.general_text", config.selection.general_text, files)
     config = replace(
-        config, data=data, storage=_storage(config, address), cluster=replace(config.cluster, address=None)
+        with_own_space(config),
+        data=data,
+        selection=replace(config.selection, general_text=general),
+        storage=_storage(config, address),
+        cluster=replace(config.cluster, address=None),
     )
     with TemporaryDirectory(prefix="finetune-sweeps-submit-") as scratch:
         files["sweep.yaml"] = Path(scratch) / "sweep.yaml"
@@ -60,15 +68,16 @@ def submit_sweep(config: SweepConfig, *, address: str, wait: bool, print_line: C
     return outcome
 
 
-def _shipped(name: str, source: Any, files: dict[str, Path]) -> Any:
-    """A data source as the job finds it: files of this machine go along as data/NAME.EXTENSION."""
+def _shipped(key: str, source: Any, files: dict[str, Path]) -> Any:
+    """A source as the job finds it: files of this machine go along as data/NAME.EXTENSION. `key`: its place in the sweep file."""
     if not isinstance(source, str) or source.startswith("hf:") or "://" in source:
         return source
     path = Path(source).expanduser()
     if not path.is_file():
-        raise ConfigError(f"data.{name}: no such file: {source}")
-    files[f"data/{name}{path.suffix}"] = path
-    return f"data/{name}{path.suffix}"
+        raise ConfigError(f"{key}: no such file: {source}")
+    name = f"data/{key.rsplit('.', 1)[1]}{path.suffix}"
+    files[name] = path
+    return name
 
 
 def _storage(config: SweepConfig, address: str) -> str:

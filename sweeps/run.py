@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sweeps.config import ConfigError, SweepConfig, dump
+from sweeps.config import ConfigError, SweepConfig, dump, with_own_space
 from sweeps.display import (
     LOST,
     Display,
@@ -86,7 +86,7 @@ def start(config: SweepConfig, console: Console) -> Outcome:
     """Run a new sweep."""
     from trainables.forgetting import write_general
 
-    config = absolute_paths(config)
+    config = with_own_space(absolute_paths(config))
     ledger = new_folder(config)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         # bad data is refused here, before there is a folder of a sweep that never began

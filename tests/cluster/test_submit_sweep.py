@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -19,6 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def test_submit_runs_the_sweep_as_a_job_whose_page_and_actors_read_well(
     ray_head, shared_data: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "manual.txt").write_text("The manual says what each word of the language does. " * 60)
+    (tmp_path / "space.yaml").write_text(
+        "{method: lora, rank: 4, alpha: 8, learning_rate: {log_uniform: [3e-3, 1e-2]}, batch_size: 16, epochs: 2}"
+    )
     (tmp_path / "lm.yaml").write_text(f"""
 name: submitted
 task: causal_lm
@@ -30,7 +35,8 @@ cluster: {{slots: 1}}
 search:
   trials: 2
   early_stopping: {{asha: false}}
-  space: {{method: lora, rank: 4, alpha: 8, learning_rate: {{log_uniform: [3e-3, 1e-2]}}, batch_size: 16, epochs: 2}}
+  space: {tmp_path}/space.yaml
+selection: {{general_text: {tmp_path}/manual.txt}}
 """)
     seen: dict[str, dict] = {}
     done = threading.Event()
@@ -76,6 +82,8 @@ search:
     )
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "status.json").read_text())["status"] == "finished"
+    told = yaml.safe_load((folder / "sweep.yaml").read_text())
+    assert told["selection"]["general_text"] == "data/general_text.txt" and told["search"]["space"]["rank"] == 4
     assert any(name.startswith("trial t0001 ") and f"{folder.name} t0001: lora" in name for name in seen), list(seen)
     assert any(f"{folder.name}-slot0" in name for name in seen), list(seen)
 

@@ -87,11 +87,23 @@ def start_sweeps(ray_tmp: Path):
 
 
 @pytest.fixture
-def shakespeare(shared_data: Path, tmp_path: Path):
+def general_text(tmp_path: Path) -> Path:
+    """A file of it that is read in a moment: the default is 65,000 tokens."""
+    file = tmp_path / "general.txt"
+    file.write_text("The manual says what each word of the language does, and what it does not do. " * 40)
+    return file
+
+
+@pytest.fixture
+def shakespeare(shared_data: Path, general_text: Path, tmp_path: Path):
     """Writes the file of a sweep over a play with a tiny real language model; `more` is the rest of the file."""
 
     def write(more: str) -> Path:
-        defaults = {"train": "{probe_rows: 64}", "cluster": "{slots: 1}"}
+        defaults = {
+            "train": "{probe_rows: 64}",
+            "cluster": "{slots: 1}",
+            "selection": f"{{general_text: {general_text}}}",
+        }
         file = tmp_path / "shakespeare.yaml"
         file.write_text(f"""
 name: shakespeare

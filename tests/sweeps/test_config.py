@@ -19,6 +19,7 @@ from sweeps.config import (
     dump,
     from_tree,
     load,
+    with_own_space,
 )
 from sweeps.plan import prepare_data
 from sweeps.selection import LimitsConfig, SelectionConfig
@@ -635,6 +636,18 @@ def test_limits_that_fit_task_and_data_are_kept_and_dumped(overrides):
     given = OmegaConf.from_dotlist([o for o in overrides if o.startswith("selection.")]).selection.limits
     assert config.selection.limits == LimitsConfig(**given)
     assert from_tree(OmegaConf.create(dump(config)), (), "sweep.yaml") == config
+
+
+def test_a_sweep_keeps_the_space_itself_not_the_name_of_a_file_that_may_change(tmp_path):
+    (tmp_path / "space.yaml").write_text("{method: full, learning_rate: {log_uniform: [1e-5, 1e-4]}, batch_size: 8, epochs: 1}")
+    config = loaded(GOOD, f"search.space={tmp_path}/space.yaml")
+    own = with_own_space(config)
+    (tmp_path / "space.yaml").unlink()
+    again = from_tree(OmegaConf.create(dump(own)), (), "sweep.yaml")
+    assert again.search.space == {"method": "full", "learning_rate": {"log_uniform": [1e-5, 1e-4]}, "batch_size": 8, "epochs": 1}
+    assert with_own_space(own) is own
+    preset = with_own_space(loaded(GOOD, "search.space=encoder_small"))
+    assert preset.draws() == loaded(GOOD, "search.space=encoder_small").draws()
 
 
 def test_limits_are_off_and_the_front_has_a_cost_or_none():

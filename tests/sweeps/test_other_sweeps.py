@@ -12,7 +12,7 @@ from trainables.pack import PackSettings, open_pack
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def test_instruction_sweep_over_chat_jsonl(sweeps, shared_data: Path, tmp_path: Path) -> None:
+def test_instruction_sweep_over_chat_jsonl(sweeps, shared_data: Path, general_text: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (shared_data / "chat" / "alpaca_demo.jsonl").read_text().splitlines()]
     chats = [
         {
@@ -42,7 +42,7 @@ search:
       qlora: {{learning_rate: {{log_uniform: [2e-3, 2e-2]}}, rank: 4, alpha: 8}}
     batch_size: 8
     epochs: {{int: [1, 2]}}
-selection: {{limits: {{forgetting: 5, kl: 9}}}}
+selection: {{general_text: {general_text}, limits: {{forgetting: 5, kl: 9}}}}
 """)
     done = sweeps("run", file)
     assert done.code == 0, done.out + done.err
