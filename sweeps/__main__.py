@@ -78,9 +78,10 @@ def best(
         from sweeps.run import print_board
 
         print_board(_console(), board)
-        for what, name in (("Checkpoint", "winner"), ("Report", "report.html")):
-            if ledger.store.exists("winner/winner.json" if name == "winner" else name):
-                print(f"{what}: {ledger.store.path(name)}")
+        if ledger.store.exists("winner/winner.json"):
+            print(f"Checkpoint: {ledger.store.path('winner')}")
+        if ledger.store.exists("report.html"):
+            print(f"Report: {ledger.store.path('report.html')}")
     if board["winner"] is None:
         raise typer.Exit(1)
 

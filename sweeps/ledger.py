@@ -376,17 +376,11 @@ class Ledger:
             losses, of_rows = self.losses(folder), f"data/{split}.slices.npy"
             if losses is not None and self.store.exists(of_rows):
                 intervals = slice_intervals(losses, self._array(of_rows), manifest["encoding"]["slices"])
-            found[split] = sorted(
-                (
-                    {
-                        "value": value,
-                        **each,
-                        **dict(zip(("low", "high"), intervals.get(value, (None, None)), strict=True)),
-                    }
-                    for value, each in slices.items()
-                ),
-                key=lambda each: -math.inf if each["loss"] is None else -each["loss"],
-            )
+            parts = []
+            for value, each in slices.items():
+                low, high = intervals.get(value, (None, None))
+                parts.append({"value": value, **each, "low": low, "high": high})
+            found[split] = sorted(parts, key=lambda each: -math.inf if each["loss"] is None else -each["loss"])
         return found if len(found) > 1 else None
 
     def _manifest(self) -> dict[str, Any] | None:

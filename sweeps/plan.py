@@ -16,15 +16,19 @@ SIZES = ("rank", "bottleneck", "virtual_tokens")  # hyperparameters that say how
 
 
 def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
-    """Check the model's files; read, split and tokenise the data into `folder`. Returns the manifest."""
+    """Check the model's files; read, split and tokenise the data, general text of language models too, into `folder`.
+    Returns the manifest.
+    """
     from trainables.data.prepare import prepare
     from trainables.data.sources import check_sources
+    from trainables.forgetting import write_general
 
     quiet()
     check_sources(config.data)
     check_files(config.model)
     context = getattr(load_model_config(config.model), "max_position_embeddings", None)
-    manifest = prepare(config.data, config.task, load_tokenizer(config.model), config.seed, folder, context)
+    tokenizer = load_tokenizer(config.model)
+    manifest = prepare(config.data, config.task, tokenizer, config.seed, folder, context)
     more = max(draw.get("virtual_tokens", 0) for draw in config.draws())
     longest = max(split.get("longest", 0) for split in manifest["splits"].values())
     if more and context is not None and longest + more > context:
@@ -43,10 +47,13 @@ def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
             f"selection.limits.slice_rows: must be at most {max(counts.values())}, the rows of the largest slice of "
             f"{config.data.slice!r} in validation, got {limits.slice_rows}: no checkpoint could keep to a limit on slices"
         )
+    if config.task != "classification":
+        room = None if context is None else context - more  # virtual tokens stand before general text too
+        write_general(_general_text(config), tokenizer, room, folder)
     return manifest
 
 
-def general_text(config: SweepConfig) -> str:
+def _general_text(config: SweepConfig) -> str:
     """What forgetting is measured on."""
     from trainables.forgetting import default_text
 
@@ -78,8 +85,6 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     """Data, space, trials, slots, steps; raises what `run` would raise, and trains nothing."""
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         manifest = prepare_data(config, Path(scratch))
-    if config.task != "classification":
-        general_text(config)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

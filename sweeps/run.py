@@ -27,11 +27,11 @@ from sweeps.display import (
     test_words,
 )
 from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
-from sweeps.plan import first_of_each_method, general_text, max_epochs, prepare_data
+from sweeps.plan import first_of_each_method, max_epochs, prepare_data
 from sweeps.selection import Curve, Point, best_point, finalists, verdict
 from trainables.checkpoints import CHECKPOINT
 from trainables.data.config import DataConfig
-from trainables.model import fingerprint, load_model_config, load_tokenizer
+from trainables.model import fingerprint, load_tokenizer
 
 SLOT_END_TIMEOUT_S = 30.0
 ERRANDS = {
@@ -84,24 +84,15 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
 
 def start(config: SweepConfig, console: Console) -> Outcome:
     """Run a new sweep."""
-    from trainables.forgetting import write_general
-
     config = with_own_space(absolute_paths(config))
     ledger = new_folder(config)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         # bad data is refused here, before there is a folder of a sweep that never began
         prepare_data(config, Path(scratch) / "data")
-        if config.task != "classification":
-            text = general_text(config)
         ledger.store.write_bytes("sweep.yaml", dump(config).encode())
         ledger.store.write_json("base.json", fingerprint(config.model))
         staged = ledger.store.scratch()
         shutil.copytree(Path(scratch) / "data", staged, dirs_exist_ok=True)
-        if config.task != "classification":
-            context = getattr(load_model_config(config.model).get_text_config(), "max_position_embeddings", None)
-            if context is not None:  # virtual tokens stand before general text too
-                context -= max(draw.get("virtual_tokens", 0) for draw in config.draws())
-            write_general(text, load_tokenizer(config.model), context, staged)
         ledger.store.publish(staged, "data", last="manifest.json")
     return _run(config, ledger, console, elapsed_s=0.0)
 

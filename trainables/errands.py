@@ -80,9 +80,8 @@ def _test(store: Store, config: Any, data: Path, what: dict[str, Any], max_token
         loads = {"winner": lambda: load(what)}
         if what["default"] is not None:
             loads["default"] = lambda: load(what["default"])
-        if (
-            config.task != "classification"
-        ):  # there its head is new: a number that says nothing, another on each machine
+        # the head of an untuned classifier is new: its number says nothing, and is another on each machine
+        if config.task != "classification":
             loads["untuned"] = lambda: load_base_model(
                 config.model, variant_of(untuned.method, untuned.options), *shared
             )

@@ -1,12 +1,11 @@
 """What one trial trains with: typed, complete, checked before the trial takes a slot."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from trainables.errors import InputError
+from trainables.errors import InputError, did_you_mean
 
 SMALL_RANK = 16  # up to here the base's own matrix products hide those of the adapters
 
@@ -195,16 +194,14 @@ def parse(params: Mapping[str, Any]) -> Hyperparameters:
     given = dict(params)
     method = given.pop("method", None)
     if not isinstance(method, str) or method not in OPTIONS:
-        near = difflib.get_close_matches(method.lower(), OPTIONS, 1) if isinstance(method, str) else []
-        hint = f". Did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"method: must be one of {', '.join(OPTIONS)}, got {method!r}{hint}")
+        hint = did_you_mean(method.lower(), OPTIONS) if isinstance(method, str) else ""
+        raise InputError(f"method: must be one of {', '.join(OPTIONS)}, got {method!r}{'.' if hint else ''}{hint}")
     options = OPTIONS[method]
     option_names = [f.name for f in fields(options)]
     for name in given:
         if name not in COMMON and name not in option_names:
             allowed = [*COMMON, *option_names]
-            near = difflib.get_close_matches(name, allowed, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Allowed: {', '.join(allowed)}."
+            hint = did_you_mean(name, allowed) or f" Allowed: {', '.join(allowed)}."
             raise InputError(f"{name}: not a hyperparameter of method {method}.{hint}")
     common = _typed(Hyperparameters, {k: v for k, v in given.items() if k in COMMON})
     missing = [

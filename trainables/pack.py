@@ -71,9 +71,8 @@ class PackSettings:
     """What is the same for every trial of a sweep."""
 
     evaluate_every: int | None = None  # samples between evaluations; None: once an epoch
-    max_tokens: int = PASS_TOKENS[
-        "cpu"
-    ]  # padded tokens of one forward and backward pass; memory only, never the result
+    # padded tokens of one forward and backward pass; memory only, never the result
+    max_tokens: int = PASS_TOKENS["cpu"]
     autocast: torch.dtype | None = None
     gradient_checkpointing: bool = False
     flat: bool | None = None  # passes of language models without padding; None: on GPUs, where that is measured to pay

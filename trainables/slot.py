@@ -341,9 +341,7 @@ class Mailbox:
         kept, self._reserved, busy = self._reserved, set(), self._busy()
         if any(slot not in busy and not self._aboard(slot) for slot in self._slots):
             for passenger in self._passengers.values():
-                if (
-                    passenger.slot is not None and passenger.slot in busy
-                ):  # nobody trains there before the errand is done
+                if passenger.slot in busy:  # nobody trains there before the errand is done
                     self._touch(passenger.slot)
                     passenger.slot = None
         for trial, passenger in self._passengers.items():
@@ -373,9 +371,9 @@ class Mailbox:
                 errand.slot = free.pop(0)
                 self._touch(errand.slot)
 
-    def _busy(self) -> set[str | None]:
+    def _busy(self) -> set[str]:
         """Slots that are on an errand."""
-        return {errand.slot for errand in self._errands.values() if errand.result is None}
+        return {e.slot for e in self._errands.values() if e.slot is not None and e.result is None}
 
     def _fits(self, passenger: _Passenger, aboard: list[_Passenger], limit: int | None = None) -> bool:
         if not aboard:

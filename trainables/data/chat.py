@@ -11,8 +11,8 @@ import numpy as np
 
 from trainables.data.config import DataConfig
 from trainables.data.records import Encoded, Encoding, Record, batched, duplicate_key, groups, slices
-from trainables.data.sources import Table, did_you_mean, is_missing, shorten
-from trainables.errors import InputError
+from trainables.data.sources import Table, is_missing, shorten
+from trainables.errors import InputError, did_you_mean
 
 Message = dict[str, Any]
 

@@ -16,10 +16,10 @@ from trainables.data.config import DataConfig
 from trainables.data.documents import Documents, cut_tail, draw_blocks
 from trainables.data.labelled import Labelled, sorted_labels
 from trainables.data.records import Encoded, Encoding, Format, Record
-from trainables.data.sources import did_you_mean, read_source
+from trainables.data.sources import read_source
 from trainables.data.splits import Splits, check_labels, draw_rows, separate, split_by_share
 from trainables.data.store import Split, open_split, write_split
-from trainables.errors import InputError
+from trainables.errors import InputError, did_you_mean
 
 __all__ = [
     "FORMATS",

@@ -1,7 +1,6 @@
 """Read rows from a file or from the Hugging Face hub, or say in one line why not."""
 
 import csv
-import difflib
 import hashlib
 import io
 import json
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.data.config import DataConfig
-from trainables.errors import InputError
+from trainables.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +84,6 @@ class Table:
 
 def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
-
-
-def did_you_mean(word: str, words: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, list(words), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def shorten(value: Any, characters: int = 60) -> str:
