@@ -95,6 +95,8 @@ class TrainConfig:
         None  # padded tokens in one pass; memory only, results do not depend on it; None: 4096 (CPU), 16384 (GPU)
     )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; auto: bfloat16 on GPUs that have it
+    # of the weights that full and partial fine-tuning leave; auto: the type of the base's own files
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     gradient_checkpointing: bool = False  # trade compute for memory
     probe_rows: int = 512  # training rows whose loss is measured beside the validation loss
 

@@ -356,6 +356,7 @@ class _Sweep:
             evaluate_every=None if train.evaluate_every == "epoch" else int(train.evaluate_every),
             max_tokens=train.max_tokens,
             precision=train.precision,
+            save_dtype=train.save_dtype,
             gradient_checkpointing=train.gradient_checkpointing,
             most=min(MAX_PACK, math.ceil(self.config.search.trials / plan.slots)),
             probe_rows=train.probe_rows,

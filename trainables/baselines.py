@@ -23,6 +23,7 @@ from trainables.data.prepare import Split, open_split
 from trainables.errors import InputError
 from trainables.model import (
     BaseModel,
+    BaseSpec,
     ModelConfig,
     base_dtype,
     hidden_states,
@@ -265,16 +266,10 @@ def _backbone(bench: _Bench) -> Any:
 
 
 def _language_model(bench: _Bench) -> BaseModel:
-    return load_model(
-        bench.model,
-        auto_class="AutoModelForCausalLM",
-        variant="plain",
-        dtype=bench.dtype,
-        device=bench.device,
-        seed=bench.seed,
-        pad_token_id=bench.pad_token_id,
-        model_kwargs={},
+    spec = BaseSpec(
+        model=bench.model, auto_class="AutoModelForCausalLM", dtype=bench.dtype, pad_token_id=bench.pad_token_id
     )
+    return load_model(spec, device=bench.device, seed=bench.seed)
 
 
 def _context(base: BaseModel) -> float:

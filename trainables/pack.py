@@ -28,7 +28,7 @@ from trainables.dropout import FunctionDropout, RowKeys, replace_dropout
 from trainables.forgetting import GENERAL, Drawn, Remembered, draw_continuations
 from trainables.hyperparameters import Hyperparameters, company, virtual_tokens
 from trainables.methods import ADDITIVE, REPLACING, variant_of
-from trainables.model import BaseModel, ModelConfig, Variant, base_dtype, hidden_states, load_model
+from trainables.model import BaseModel, BaseSpec, ModelConfig, Variant, base_dtype, hidden_states, load_model
 from trainables.solo import Solo, initialise
 from trainables.stack import Addition, Pass, Stack, TrainedModule, copy_of, seeded
 from trainables.tasks import TASKS, Task
@@ -78,6 +78,7 @@ class PackSettings:
     flat: bool | None = None  # passes of language models without padding; None: on GPUs, where that is measured to pay
     probe_rows: int = 512
     seed: int = 0
+    save_dtype: torch.dtype | None = None  # of weights that full and partial fine-tuning leave; None: the base's own
     forgetting: bool = False  # measure with every evaluation of a language model what it has lost of its base
 
 
@@ -175,7 +176,7 @@ class Pack:
         base = self._base_for(hp.method, hp.options)
         try:
             if hp.method in REPLACING:
-                self._engine = Solo(base, self._pristine, trial, hp)
+                self._engine = Solo(base, self._pristine, trial, hp, self._settings.save_dtype)
             else:
                 if self._engine is None:
                     self._engine = Stack(base, self._keys, compute=self._settings.autocast, device=self._device)
@@ -379,11 +380,13 @@ class Pack:
 
     def evaluate(self, trials: Sequence[str]) -> dict[str, Evaluation]:
         """Validation and probe losses of `trials` in eval mode, as the checkpoint of this moment would give them."""
-        validation = self._measure(trials, self._validation, np.arange(len(self._validation)))
-        probe = self._measure(trials, self._train, self._probe_rows)
+        with self._engine.as_saved() if isinstance(self._engine, Solo) else contextlib.nullcontext():
+            validation = self._measure(trials, self._validation, np.arange(len(self._validation)))
+            probe = self._measure(trials, self._train, self._probe_rows)
+            forgotten = self._forgotten(trials)
         return {
             trial: self._evaluation(trial, measured, probed.loss, *lost)
-            for trial, measured, probed, lost in zip(trials, validation, probe, self._forgotten(trials), strict=True)
+            for trial, measured, probed, lost in zip(trials, validation, probe, forgotten, strict=True)
         }
 
     def _forgotten(self, trials: Sequence[str]) -> list[tuple[float | None, float | None]]:
@@ -516,7 +519,8 @@ class Pack:
         assert engine is not None
         hp = aboard.hyperparameters
         if isinstance(engine, Solo):
-            REPLACING[hp.method].save(engine.base.model, target)
+            with engine.as_saved(rounded=False):
+                REPLACING[hp.method].save(engine.base, target)
         else:
             target.mkdir(parents=True, exist_ok=True)
             save_file(_on_cpu(engine.weights(trial)), target / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -528,7 +532,7 @@ class Pack:
         aboard.step = int(json.loads((folder / "evaluation.json").read_text())["step"])
         moments, hp = load_file(folder / STATE_FILE), aboard.hyperparameters
         if isinstance(self._engine, Solo):
-            REPLACING[hp.method].load(self._engine.base.model, folder / "checkpoint")
+            REPLACING[hp.method].load(self._engine.base, folder / "checkpoint")
             self._engine.restore(moments, aboard.step)
         elif self._engine is not None:
             self._engine.restore(trial, load_file(folder / "checkpoint" / WEIGHTS_FILE), moments)
@@ -642,17 +646,20 @@ def open_pack(
 ) -> Pack:
     """A pack over the folder that `trainables.data.prepare.prepare` wrote."""
     what, manifest = TASKS[task], json.loads((data / "manifest.json").read_text())
-    return Pack(
-        load_base=lambda variant, dtype: load_model(
-            model,
+
+    def load_base(variant: Variant, dtype: torch.dtype) -> BaseModel:
+        spec = BaseSpec(
+            model=model,
             auto_class=what.auto_class,
             variant=variant,
             dtype=dtype,
-            device=device,
-            seed=settings.seed,
             pad_token_id=pad_token_id,
-            model_kwargs=what.model_kwargs(manifest),
-        ),
+            labels=tuple(manifest["labels"]),
+        )
+        return load_model(spec, device=device, seed=settings.seed)
+
+    return Pack(
+        load_base=load_base,
         base_dtype=lambda method: base_dtype(model, method, what.auto_class, device),
         task=what,
         train=open_split(data, "train"),

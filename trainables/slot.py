@@ -45,6 +45,7 @@ class SlotConfig:
     evaluate_every: int | None
     max_tokens: int | None
     precision: str
+    save_dtype: str
     gradient_checkpointing: bool
     most: int  # trials that `auto` tries to let share the slot
     probe_rows: int
@@ -598,6 +599,7 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
         evaluate_every=config.evaluate_every,
         max_tokens=config.max_tokens or PASS_TOKENS[device.type],
         autocast=torch.bfloat16 if bf16 else None,
+        save_dtype=None if config.save_dtype == "auto" else getattr(torch, config.save_dtype),
         gradient_checkpointing=config.gradient_checkpointing,
         probe_rows=config.probe_rows,
         seed=config.seed,

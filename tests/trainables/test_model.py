@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import tokenizers
@@ -300,17 +301,7 @@ def load_altered(lab, tmp_path, model, change):
     shutil.copytree(lab.folder(model), folder)
     weights = load_file(folder / "model.safetensors")
     save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
-    task = lab.task(model)
-    return load_model(
-        ModelConfig(name=str(folder)),
-        auto_class=task.auto_class,
-        variant="plain",
-        dtype=torch.float32,
-        device=CPU,
-        seed=0,
-        pad_token_id=0,
-        model_kwargs=task.model_kwargs({"labels": ["a", "b", "c"]}),
-    )
+    return load_model(replace(lab.spec(model), model=ModelConfig(name=str(folder))), device=CPU, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -347,16 +338,7 @@ def test_an_encoder_is_no_causal_language_model(lab, tmp_path):
     weights = lab.folder("bert") / "model.safetensors"
     shutil.copy(weights, folder / "model.safetensors")
     with pytest.raises(InputError, match="lack .*: they are not those of a causal language model$"):
-        load_model(
-            ModelConfig(name=str(folder)),
-            auto_class="AutoModelForCausalLM",
-            variant="plain",
-            dtype=torch.float32,
-            device=CPU,
-            seed=0,
-            pad_token_id=0,
-            model_kwargs={},
-        )
+        load_model(replace(lab.spec("llama"), model=ModelConfig(name=str(folder))), device=CPU, seed=0)
 
 
 def test_padding_with_the_end_token_freezes_no_embedding(lab, tmp_path):

@@ -13,14 +13,6 @@ class Classification:
     name = "classification"
     auto_class = "AutoModelForSequenceClassification"
 
-    def model_kwargs(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        labels = manifest["labels"]
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-        }
-
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         batch = pad(rows, pad_token_id)
         batch["labels"] = torch.tensor([row["labels"] for row in rows])
