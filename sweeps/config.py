@@ -152,6 +152,7 @@ class SweepConfig:
     name: str = ""  # part of the folder's name
     storage: str = "runs"  # folder or fsspec URL under which the sweep's folder is made
     seed: int = 0
+    rehearse: bool = True  # take every method through its whole life at a size of seconds before anything is spent
     task: Literal["classification", "instruction", "causal_lm"] = "classification"
     model: ModelConfig
     data: DataConfig

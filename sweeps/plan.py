@@ -3,6 +3,7 @@
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,31 @@ def _general_text(config: SweepConfig) -> str:
     return text
 
 
+def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> None:
+    """Rehearse the sweep with its prepared data, and say what came of it; ConfigError where something would go wrong."""
+    if not config.rehearse:
+        return
+    from trainables.rehearsal import rehearse
+
+    found = rehearse(config.model, config.task, data, config.draws(), load_tokenizer(config.model).pad_token_id)
+    if found.size is None:
+        say(f"Not rehearsed: {config.model.name} cannot be made small ({found.why_not})")
+        return
+    if found.problems:
+        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
+        raise ConfigError(
+            f"model.name: {config.model.name}, rehearsed with {found.size}: {found.problems[0]}{more}; leave the method out, "
+            "choose another model, or set rehearse=false to try it nevertheless"
+        )
+    say(
+        f"Rehearsed with {found.size}, in {found.seconds:.1f} s: every method trains, loads again to the same loss and goes on"
+    )
+    for each in found.found:
+        told = [f"reaches {each.covers:.0%} of the backbone's weight matrices"] if each.covers else []
+        told += ["can share a base"] if each.shares else []
+        say(f"  {each.what}: {', '.join(told) or 'alone'}")
+
+
 def first_of_each_method(config: SweepConfig) -> list[dict[str, Any]]:
     """A configuration of each method that the sweep may draw."""
     found: dict[str, dict[str, Any]] = {}
@@ -83,8 +109,10 @@ def max_epochs(config: SweepConfig) -> float:
 
 def print_plan(config: SweepConfig, console: Console) -> None:
     """Data, space, trials, slots, steps; raises what `run` would raise, and trains nothing."""
+    rehearsal: list[str] = []
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         manifest = prepare_data(config, Path(scratch))
+        rehearsed(config, Path(scratch), rehearsal.append)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -125,6 +153,8 @@ def print_plan(config: SweepConfig, console: Console) -> None:
         f"  steps per trial: {min(steps)} to {max(steps)}; {mean * rows * search.trials:,.0f} samples in all if no trial stops early"
     )
     for line in _afterwards(config, manifest):
+        say(line)
+    for line in rehearsal:
         say(line)
     say(f"Slots: {_slots(config)}")
     say(f"Packs: {_packs(config)}")

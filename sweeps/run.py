@@ -27,7 +27,7 @@ from sweeps.display import (
     test_words,
 )
 from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
-from sweeps.plan import first_of_each_method, max_epochs, prepare_data
+from sweeps.plan import first_of_each_method, max_epochs, prepare_data, rehearsed
 from sweeps.selection import Curve, Point, best_point, finalists, verdict
 from trainables.checkpoints import CHECKPOINT
 from trainables.data.config import DataConfig
@@ -89,6 +89,7 @@ def start(config: SweepConfig, console: Console) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         # bad data is refused here, before there is a folder of a sweep that never began
         prepare_data(config, Path(scratch) / "data")
+        rehearsed(config, Path(scratch) / "data", lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
         ledger.store.write_bytes("sweep.yaml", dump(config).encode())
         ledger.store.write_json("base.json", fingerprint(config.model))
         staged = ledger.store.scratch()

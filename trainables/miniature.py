@@ -8,6 +8,7 @@ from typing import Any
 from trainables.errors import InputError
 
 LAYERS, HEAD_WIDTH, EXPERTS = 2, 16, 4
+NARROW = 64  # the least width: weights in 4 bits lie in blocks of 64
 MOST_PARAMETERS = 60_000_000  # of a miniature, embeddings of the real vocabulary among them
 SPREAD = 0.1  # standard deviation of what is added to drawn weights, so that every layer matters to the loss
 
@@ -115,6 +116,7 @@ def _narrow(config: Any) -> Any:
         few = few_groups * min(max(1, heads // groups), 2)
         head = getattr(part, "head_dim", None) or width // heads
         small_head = min(head, HEAD_WIDTH)
+        few *= -(-NARROW // (few * small_head))
         narrow = few * small_head
         if narrow >= width:
             continue

@@ -223,7 +223,7 @@ def load_pretrained(
     extra: dict[str, Any] = {}
     if source is None:
         config = config or spec.config()
-        _check_class(spec, config)
+        check_class(spec, config)
     if config is not None:
         extra["config"] = config
     if spec.variant != "plain" and source is None:
@@ -250,7 +250,7 @@ def load_pretrained(
     return model.eval(), info
 
 
-def _check_class(spec: BaseSpec, config: Any) -> None:
+def check_class(spec: BaseSpec, config: Any) -> None:
     """Raise InputError where transformers has no model of this architecture for the task."""
     import transformers
 
