@@ -6,6 +6,7 @@ writes what `from_pretrained` of transformers loads. Nothing is downloaded: a mo
 configuration class, with two layers where it can have so few.
 """
 
+import string
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 CONTEXT = 64
-CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,;:!?'\"-()#@/%&*+=_"
+CHARACTERS = string.ascii_letters + string.digits + " \n.,;:!?'\"-()#@/%&*+=_"
 SPREAD = 0.12  # standard deviation of what is added to every weight, so that every layer matters to the loss
 AUTO_CLASSES = {"causal": "AutoModelForCausalLM", "classification": "AutoModelForSequenceClassification"}
 
@@ -27,6 +28,8 @@ class Family:
     tokens: tuple[str, ...]
     roles: dict[str, str]  # pad_token, eos_token, ...: which of the tokens
     frame: str = "$A"  # $A is the text
+    padding_side: str = "right"
+    bytes: bool = False  # text is cut into bytes, which the vocabulary spells as GPT-2's does
 
 
 FAMILIES = {
@@ -66,6 +69,7 @@ FAMILIES = {
             "mask_token": "<mask>",
         },
         frame="$A <sep> <cls>",
+        padding_side="left",
     ),
     "xlm": Family(
         tokens=("<s>", "</s>", "<pad>", "<unk>"),
@@ -75,6 +79,7 @@ FAMILIES = {
     "gpt2": Family(
         tokens=("<|endoftext|>",),
         roles={"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
+        bytes=True,
     ),
     "llama": Family(
         tokens=("<unk>", "<s>", "</s>"),
@@ -89,6 +94,7 @@ FAMILIES = {
     "qwen": Family(  # pads with a token of its own, of which the model's configuration knows nothing
         tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
         roles={"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"},
+        bytes=True,
     ),
     "t5": Family(
         tokens=("<pad>", "</s>", "<unk>"),
@@ -214,6 +220,22 @@ ZOO: dict[str, Architecture] = {
     "xlm": _encoder("xlm", XLM, "xlm", sees_the_future=True),
     "layoutlm": _encoder("layoutlm", BERT),
     "ibert": _encoder("ibert", ROBERTA, "roberta"),
+    "nomic_bert": _encoder("nomic_bert", BERT),
+    "gte": _encoder("gte", BERT),
+    "eurobert": _encoder("eurobert", {**LLAMA, "num_key_value_heads": 4}),
+    "rembert": _encoder(
+        "rembert", {**BERT, "input_embedding_size": 16, "output_embedding_size": 32}, causal=AS_DECODER
+    ),
+    "luke": _encoder("luke", {**ROBERTA, "entity_vocab_size": 10, "entity_emb_size": 16}, "roberta"),
+    "mra": _encoder("mra", ROBERTA, "roberta"),
+    "yoso": _encoder("yoso", {**ROBERTA, "use_expectation": True}, "roberta"),
+    "xmod": _encoder("xmod", {**ROBERTA, "languages": ["en_XX"], "default_language": "en_XX"}, "roberta"),
+    "megatron-bert": _encoder("megatron-bert", BERT, causal=AS_DECODER),
+    "roberta-prelayernorm": _encoder("roberta-prelayernorm", ROBERTA, "roberta", causal=AS_DECODER),
+    "xlm-roberta-xl": _encoder("xlm-roberta-xl", ROBERTA, "roberta", causal=AS_DECODER),
+    "data2vec-text": _encoder("data2vec-text", ROBERTA, "roberta", causal=AS_DECODER),
+    "fnet": _encoder("fnet", BERT),
+    "modernbert-decoder": _decoder("modernbert-decoder", {**BERT, "local_attention": 16}, "roberta"),
     # --- decoders ---
     "gpt2": _decoder("gpt2", GPT2, "gpt2"),
     "gpt_neo": _decoder(
@@ -261,6 +283,20 @@ ZOO: dict[str, Architecture] = {
     "biogpt": _decoder("biogpt", BERT, "roberta"),
     "xglm": _decoder("xglm", {"d_model": 32, "num_layers": 2, "attention_heads": 2, "ffn_dim": 64}, "roberta"),
     "persimmon": _decoder("persimmon", BERT, "gpt2"),
+    "openai-gpt": _decoder("openai-gpt", GPT2, "gpt2"),
+    "ctrl": _decoder("ctrl", {**GPT2, "dff": 64}, "gpt2"),
+    "gpt_neox_japanese": _decoder("gpt_neox_japanese", {**BERT, "intermediate_multiple_size": 2}, "gpt2"),
+    "cohere2": _decoder("cohere2", {**LLAMA, "sliding_window": 16}, "gemma"),
+    "olmo3": _decoder("olmo3", {**LLAMA, "sliding_window": 16}, "roberta"),
+    "ministral": _decoder("ministral", {**GEMMA, "sliding_window": 16}),
+    "exaone4": _decoder("exaone4", {**LLAMA, "sliding_window": 16, "sliding_window_pattern": 2}),
+    "arcee": _decoder("arcee", LLAMA),
+    "apertus": _decoder("apertus", LLAMA, "gemma"),
+    "seed_oss": _decoder("seed_oss", GEMMA, "roberta"),
+    "ernie4_5": _decoder("ernie4_5", GEMMA, "gemma"),
+    "hunyuan_v1_dense": _decoder("hunyuan_v1_dense", GEMMA, "gemma"),
+    "diffllama": _decoder("diffllama", LLAMA),
+    "bitnet": _decoder("bitnet", LLAMA),
     # --- mixtures of experts ---
     "mixtral": _decoder("mixtral", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2_moe": _decoder(
@@ -289,7 +325,19 @@ ZOO: dict[str, Architecture] = {
     "granitemoe": _decoder("granitemoe", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}, "gpt2"),
     "gpt_oss": _decoder(
         "gpt_oss",
-        {**LLAMA, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
+        {
+            **LLAMA,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 16,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 150000.0,
+                "factor": 2.0,
+                "original_max_position_embeddings": CONTEXT // 2,
+            },
+        },
         "gpt2",
     ),
     "dbrx": _decoder(
@@ -309,6 +357,50 @@ ZOO: dict[str, Architecture] = {
         {**BERT, "num_key_value_heads": 2, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
     "phimoe": _decoder("phimoe", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "ernie4_5_moe": _decoder(
+        "ernie4_5_moe",
+        {
+            **LLAMA,
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_intermediate_size": 32,
+            "moe_num_shared_experts": 1,
+            "moe_layer_start_index": 1,
+        },
+        "gemma",
+    ),
+    "minimax": _decoder(
+        "minimax", {**GEMMA, "num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 16}, "llama"
+    ),
+    "flex_olmo": _decoder("flex_olmo", {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2}, "roberta"),
+    "dots1": _decoder(
+        "dots1",
+        {
+            **GEMMA,
+            **EXPERTS,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+    "qwen3_next": _decoder(
+        "qwen3_next",
+        {
+            **GEMMA,
+            **EXPERTS,
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 32,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+        "qwen",
+        pads=False,
+    ),
     # --- state spaces, recurrences, and their mixtures with attention ---
     "mamba": _decoder("mamba", MAMBA, "gemma"),
     "mamba2": _decoder("mamba2", {**MAMBA, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 16}, "gemma"),
@@ -374,6 +466,36 @@ ZOO: dict[str, Architecture] = {
         },
         "gemma",
     ),
+    "lfm2": _decoder("lfm2", {**LLAMA, "layer_types": ["conv", "full_attention"]}, "gemma"),
+    "falcon_h1": _decoder(
+        "falcon_h1",
+        {
+            **GEMMA,
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_n_groups": 1,
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 16,
+        },
+        "gemma",
+    ),
+    "granitemoehybrid": _decoder(
+        "granitemoehybrid",
+        {
+            **LLAMA,
+            "layer_types": ["mamba", "attention"],
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 32,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_n_groups": 1,
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 16,
+        },
+        "gpt2",
+    ),
     # --- encoders with a decoder ---
     "t5": _encoder("t5", T5, "t5"),
     "mt5": _encoder("mt5", T5, "t5"),
@@ -381,6 +503,8 @@ ZOO: dict[str, Architecture] = {
     "bart": _encoder("bart", BART, "roberta"),
     "mbart": _encoder("mbart", BART, "roberta"),
     "pegasus": _encoder("pegasus", BART, "t5"),
+    "plbart": _encoder("plbart", BART, "roberta"),
+    "mvp": _encoder("mvp", BART, "roberta"),
     "led": _encoder(
         "led",
         {
@@ -396,17 +520,22 @@ ZOO: dict[str, Architecture] = {
 
 def tokenizer(family: str, length: int = CONTEXT) -> Any:
     """One token a character, framed as the family frames a text; without a padding token where the family has none."""
-    from tokenizers import Tokenizer, normalizers, pre_tokenizers
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Split
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE, WordLevel
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     what = FAMILIES[family]
-    ids = {token: number for number, token in enumerate([*what.tokens, *CHARACTERS])}
-    core = Tokenizer(WordLevel(ids, unk_token=what.roles["unk_token"]))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Sequence([Split("", "isolated")])
+    characters = CHARACTERS.translate({ord(" "): "Ġ", ord("\n"): "Ċ"}) if what.bytes else CHARACTERS
+    ids = {token: number for number, token in enumerate([*what.tokens, *characters])}
+    if what.bytes:
+        core = Tokenizer(BPE(ids, [], unk_token=what.roles["unk_token"]))
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        core.decoder = decoders.ByteLevel()
+    else:
+        core = Tokenizer(WordLevel(ids, unk_token=what.roles["unk_token"]))
+        core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+        core.decoder = decoders.Fuse()
     used = [token for token in what.frame.split() if token != "$A"]
     if used:
         core.post_processor = TemplateProcessing(
@@ -414,7 +543,11 @@ def tokenizer(family: str, length: int = CONTEXT) -> Any:
         )
     names = ["input_ids", "token_type_ids", "attention_mask"] if family == "bert" else ["input_ids", "attention_mask"]
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, model_max_length=length, model_input_names=names, **what.roles
+        tokenizer_object=core,
+        model_max_length=length,
+        model_input_names=names,
+        padding_side=what.padding_side,
+        **what.roles,
     )
 
 
@@ -423,10 +556,10 @@ def config(name: str, task: Task, **more: Any) -> Any:
     from transformers import AutoConfig
 
     kind, words = ZOO[name], tokenizer(ZOO[name].family)
-    ids = {role: getattr(words, role) for role in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    # by default these may be tokens that a vocabulary so small does not have
+    ids = {f"{role}_token_id": getattr(words, f"{role}_token_id") for role in ("bos", "eos", "pad", "cls", "sep")}
     if not kind.pads:
         del ids["pad_token_id"]
-    # some pad by default with a token that a vocabulary so small does not have; where neither pads, none is named
     given = {**ids, **kind.config, **(kind.causal if task == "causal" else {}), **more}
     return AutoConfig.for_model(kind.model_type, vocab_size=len(words), **given)
 
