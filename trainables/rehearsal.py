@@ -27,7 +27,7 @@ from trainables.errors import InputError
 from trainables.hyperparameters import Hyperparameters, PartialOptions, parse
 from trainables.loading import base_spec, complete, load_checkpoint, loading_code
 from trainables.methods import ADDITIVE, REPLACING, variant_of
-from trainables.model import BaseModel, BaseSpec, ModelConfig, check_class
+from trainables.model import BaseModel, BaseSpec, ModelConfig, check_causal, check_class
 from trainables.pack import Pack, PackSettings, measure, open_pack
 from trainables.structure import above_backbone, coverage, layer_lists, on_meta
 from trainables.tasks import TASKS
@@ -92,6 +92,8 @@ def rehearse(
         )
         if drawn is None:
             return Rehearsal(size=None, why_not=size, seconds=time.perf_counter() - began)
+        if not spec.is_classifier:
+            check_causal(drawn, model.name)
         drawn.save_pretrained(folder / "model")
         small = replace(model, name=str(folder / "model"), revision=None, sha256=None, dtype="float32")
         stage = _Stage(folder=folder, model=small, task=task, labels=manifest["labels"], pad_token_id=pad_token_id)

@@ -45,7 +45,7 @@ class Replacing(Protocol):
         """Write what transformers loads, as safetensors."""
 
     def load(self, base: BaseModel, folder: Path) -> None:
-        """Read what `save` wrote into the base, bit for bit."""
+        """Read what `attach` lets train from what `save` wrote into the base, bit for bit."""
 
 
 ADDITIVE: dict[str, Additive] = {

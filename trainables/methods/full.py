@@ -23,11 +23,12 @@ class Full:
             base.model.config = own
 
     def load(self, base: BaseModel, folder: Path) -> None:
-        """As a user loads it: transformers may keep weights under other names on disk than in the model."""
+        """What is trained, as a user loads it: transformers may keep weights under other names on disk than in the model."""
         from trainables.loading import load_checkpoint
 
         assert base.spec is not None
         saved = dict(load_checkpoint(folder, base.spec, torch.device("cpu")).named_parameters())
         with torch.no_grad():
             for name, parameter in base.model.named_parameters():
-                parameter.copy_(saved[name])
+                if parameter.requires_grad:
+                    parameter.copy_(saved[name])
