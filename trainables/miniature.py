@@ -32,7 +32,7 @@ def candidates(config: Any) -> Iterator[tuple[str, Any]]:
         own = copy.deepcopy(config)
         try:
             change(own)
-        except (TypeError, ValueError, AttributeError, ZeroDivisionError):  # an architecture of other settings
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError, NotImplementedError):  # an architecture of other settings
             continue
         yield words, own
 
