@@ -31,6 +31,7 @@ from trainables.model import (
     load_tokenizer,
     resolve,
 )
+from trainables.streams import stream
 from trainables.tasks import TASKS, Task
 from trainables.tasks.causal_lm import IGNORED, pad, widen
 
@@ -153,7 +154,7 @@ def measure_baselines(
         task=TASKS[task],
         labels=json.loads((data / "manifest.json").read_text(encoding="utf-8"))["labels"],
         train=train,
-        pool=np.sort(_random(seed, 9).permutation(len(train))[:POOL_ROWS]),
+        pool=np.sort(stream("baselines: pool", seed).permutation(len(train))[:POOL_ROWS]),
         split=open_split(data, split),
         pad_token_id=pad_token_id,
         max_tokens=max_tokens,
@@ -236,10 +237,6 @@ def _classified(bench: _Bench, log_probabilities: np.ndarray, tokens: Iterable[i
     labels = bench.split.labels
     nll = -log_probabilities[np.arange(len(labels)), labels]
     return _scored(bench, nll, np.ones_like(labels), tokens, log_probabilities.argmax(1), labels)
-
-
-def _random(seed: int, purpose: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64([seed, purpose]))
 
 
 # --- the frozen model ---
@@ -377,7 +374,7 @@ def _logistic(bench: _Bench, embedded: _Embedded) -> dict[str, Any]:
 
     x, y = features(embedded.pool), torch.from_numpy(bench.train.labels[bench.pool]).to(bench.device)
     prior = torch.from_numpy(bench.prior).log().to(bench.device)
-    folds = torch.from_numpy(_random(bench.seed, 10).permutation(len(y)) % min(FOLDS, len(y))).to(bench.device)
+    folds = torch.from_numpy(stream("baselines: folds", bench.seed).permutation(len(y)) % min(FOLDS, len(y))).to(bench.device)
     weights = _fit(x, y, prior, _choose_penalty(x, y, prior, folds))
     found = (features(embedded.rows) @ weights + prior).log_softmax(1)
     return _classified(bench, found.cpu().numpy(), bench.split.lengths)
@@ -436,7 +433,7 @@ def _fit(x: Tensor, y: Tensor, prior: Tensor, penalty: float, start: Tensor | No
 def _instruction(bench: _Bench) -> Found:
     base = _language_model(bench)
     pool, rows = bench.examples, bench.rows
-    drawn = _random(bench.seed, 11).permutation(len(pool))[:EXAMPLES]
+    drawn = stream("baselines: examples", bench.seed).permutation(len(pool))[:EXAMPLES]
 
     def nearest() -> np.ndarray:
         prompts = [[{"input_ids": row["input_ids"][: _prompt_length(row)]} for row in part] for part in (pool, rows)]
@@ -499,7 +496,7 @@ def _prompted(bench: _Bench, embedded: _Embedded | None) -> Found:
     base, tokenizer, count = _language_model(bench), load_tokenizer(bench.model), len(bench.split)
 
     def drawn() -> np.ndarray:
-        return _balanced(bench.train.labels[bench.pool], len(bench.labels), _random(bench.seed, 12))
+        return _balanced(bench.train.labels[bench.pool], len(bench.labels), stream("baselines: balanced", bench.seed))
 
     def nearest() -> np.ndarray:
         assert embedded is not None

@@ -31,6 +31,7 @@ from trainables.methods import ADDITIVE, REPLACING, variant_of
 from trainables.model import BaseModel, ModelConfig, Variant, base_dtype, hidden_states, load_model
 from trainables.solo import Solo, initialise
 from trainables.stack import Addition, Pass, Stack, TrainedModule, copy_of, seeded
+from trainables.streams import stream
 from trainables.tasks import TASKS, Task
 
 Rows = Split | Drawn
@@ -158,7 +159,7 @@ class Pack:
         self._aboard: dict[str, Aboard] = {}
         self._engine: Solo | Stack | None = None  # holds what the trials on board train
         # the probe is the same for all trials, so that their probe losses compare
-        chosen = np.random.Generator(np.random.PCG64([settings.seed, 7])).permutation(len(train))[: settings.probe_rows]
+        chosen = stream("probe", settings.seed).permutation(len(train))[: settings.probe_rows]
         self._probe_rows = np.sort(chosen)
 
     @property
@@ -577,7 +578,7 @@ class Pack:
         if not wanted or base.output is None or lengths.min() == lengths.max() or not flat.prepare(base.model):
             return math.inf
         # the longest and some others; the seed of the sweep chooses, so that all workers of a slot choose alike
-        some = np.random.Generator(np.random.PCG64([self._settings.seed, 8])).permutation(len(lengths))
+        some = stream("timed rows", self._settings.seed).permutation(len(lengths))
         rows = np.array([lengths.argmax(), *some[: max(1, self._max_tokens // int(lengths.max()) - 1)]])
         batch = self._batch(self._train, rows)
         del batch["labels"]
