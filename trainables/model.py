@@ -257,7 +257,7 @@ def load_model(
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    output = _output_layer(model) if auto_class == "AutoModelForCausalLM" else None
+    output = output_layer(model) if auto_class == "AutoModelForCausalLM" else None
     return BaseModel(model=model, variant=variant, dtype=dtype, head=head, new=new, output=output)
 
 
@@ -288,8 +288,8 @@ def hidden_states(output: Any) -> Iterator[None]:
         del output.forward
 
 
-def _output_layer(model: Any) -> Any:
-    """The output layer, unless the model does something with what comes out of it (some cap or scale their logits)."""
+def output_layer(model: Any) -> Any:
+    """The output layer of a language model, unless the model does something with what comes out of it (some cap or scale their logits)."""
     import torch
 
     output = model.get_output_embeddings()

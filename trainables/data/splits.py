@@ -3,8 +3,6 @@
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-import numpy as np
-
 from trainables.data.records import Record
 from trainables.data.sources import shorten
 from trainables.errors import InputError
