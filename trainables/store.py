@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import stat
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +57,24 @@ class Store:
             return
         target = self.local / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with temporary.open("xb") as stream:
+                stream.write(content)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)  # half of it, where the disk is full
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, json.dumps(value, indent=1, allow_nan=False).encode())
 
     def scratch(self) -> Path:
         """A fresh local folder to prepare something in for `publish`; on the same file system where the store is local."""
-        if self.local:
-            self.local.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".partial-", dir=self.local))
+        if not self.local:
+            return Path(tempfile.mkdtemp(prefix=".partial-"))
+        folder = self.local / f".partial-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True)
+        return folder
 
     def clear_scratch(self) -> None:
         """Delete what a killed process had begun to prepare; only when no process of the sweep runs."""
@@ -82,7 +88,7 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():  # left by an attempt that was cut off after its rename
                 shutil.rmtree(target)
-            os.chmod(folder, 0o755)
+            _obey_umask(folder)
             os.rename(folder, target)
             return
         for file in sorted(folder.rglob("*"), key=lambda file: file == folder / last):
@@ -111,3 +117,15 @@ class Store:
                 os.remove(path)
         elif self._fs.exists(path):
             self._fs.rm(path, recursive=True)
+
+
+def _obey_umask(folder: Path) -> None:
+    """Give all below `folder` the rights that it was made with: some libraries write files that only their owner reads,
+    and a copy has the rights of its original.
+    """
+    rights = stat.S_IMODE(folder.stat().st_mode)
+    for below, folders, files in os.walk(folder):
+        for names, wanted in ((folders, rights), (files, rights & 0o666)):
+            for path in (Path(below, name) for name in names):
+                if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != wanted:
+                    path.chmod(wanted)
