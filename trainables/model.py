@@ -158,20 +158,26 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
+def computes_in_bf16(device: Any) -> bool:
+    """Whether `device` is a GPU that multiplies in bfloat16 itself. Older ones (T4, V100) emulate it, slower than float32."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def base_dtype(config: ModelConfig, method: str, auto_class: str, device: Any) -> Any:
     """Type of the base weights for `method` on `device`.
 
-    auto: bfloat16 for frozen language models on GPUs that have it; float32 on CPUs and where weights of the base are
-    trained (full and partial fine-tuning, the head of a classifier: bfloat16 weights lose small updates).
+    auto: bfloat16 for frozen bases on GPUs that have it, since what trials add to them, heads too, is kept in float32
+    (trainables.stack); float32 on CPUs and where weights of the base are trained (full and partial fine-tuning: bfloat16
+    weights lose small updates).
     """
     import torch
 
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
-    frozen = method not in ("full", "partial") and auto_class == "AutoModelForCausalLM"
-    if frozen and device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    frozen = method not in ("full", "partial")
+    return torch.bfloat16 if frozen and computes_in_bf16(device) else torch.float32
 
 
 def load_model(
@@ -262,18 +268,21 @@ def load_model(
 
 
 def quantization(variant: Variant, device: Any) -> Any:
-    """What transformers needs to load a base as `variant`; heads and output layers stay as they are."""
+    """What transformers needs to load a base as `variant`; heads and output layers stay as they are.
+
+    Without bfloat16, 4-bit weights are multiplied in float32: in float16, activations of some models overflow, and small
+    gradients vanish where no loss is scaled.
+    """
     import torch
     from transformers import BitsAndBytesConfig
 
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     if variant == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTISED)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
+        bnb_4bit_compute_dtype=torch.bfloat16 if computes_in_bf16(device) else torch.float32,
         llm_int8_skip_modules=UNQUANTISED,
     )
 

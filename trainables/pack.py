@@ -200,7 +200,7 @@ class Pack:
         with seeded(hp.seed, self._device):
             heads = []
             for name in base.head:
-                module = copy_of(base.model.get_submodule(name))
+                module = copy_of(base.model.get_submodule(name)).to(torch.promote_types(base.dtype, torch.float32))
                 for new in base.new:
                     if new == name or new.startswith(f"{name}."):
                         initialise(base.model, module.get_submodule(new.removeprefix(name).removeprefix(".")))

@@ -581,7 +581,7 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     import ray.train.torch
     import torch
 
-    from trainables.model import check_files, quiet
+    from trainables.model import check_files, computes_in_bf16, quiet
     from trainables.pack import PASS_TOKENS, PackSettings, World, open_pack
     from trainables.store import Store
 
@@ -591,9 +591,7 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     store = Store(config.storage)
     data = store.fetch("data", Path(os.environ.get("TMPDIR", "/tmp")) / f"finetune-sweeps-{os.getpid()}")
     check_files(config.model)
-    bf16 = config.precision == "bfloat16" or (
-        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
+    bf16 = config.precision == "bfloat16" or (config.precision == "auto" and computes_in_bf16(device))
     settings = PackSettings(
         evaluate_every=config.evaluate_every,
         max_tokens=config.max_tokens or PASS_TOKENS[device.type],
