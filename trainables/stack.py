@@ -260,7 +260,7 @@ class TrainedModule(Place):
     def _forward(self, x: Tensor) -> Tensor:
         self._inner.train(self.module.training)
         whole, outputs = self.stack.passing, []
-        x = x.to(self.stack.dtype)  # of the weights, which would lose small updates in the type of a half-precision base
+        x = x.to(self.stack.dtype)  # in the type of a half-precision base, weights would lose small updates
         with torch.autocast(x.device.type, enabled=False):
             for (lane, first, last), (_, start, stop) in zip(whole.segments, whole.scaled(len(x)), strict=True):
                 with self.stack.keys.only(first, last):
