@@ -6,10 +6,14 @@ import shutil
 import stat
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
+
+from trainables.errors import InputError
 
 
 class Store:
@@ -21,15 +25,30 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = str(url).rstrip("/")
-        self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:  # a protocol that nobody knows, or whose package is not installed
+            raise InputError(f"{self.url}: cannot be opened as a folder or URL: {error}") from error
         self.local = Path(self._root) if "file" in self._fs.protocol else None
 
     def path(self, name: str) -> str:
         """What a user can type to get at `name`: a path, or a URL."""
         return str(self.local / name) if self.local else f"{self.url}/{name}"
 
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Inside, whatever the library of an object store raises is an OSError, as of any other disk."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise OSError(f"{self.url}: {type(error).__name__}: {first}") from error
+
     def exists(self, name: str) -> bool:
-        return self._fs.exists(f"{self._root}/{name}")
+        with self._reaching():
+            return self._fs.exists(f"{self._root}/{name}")
 
     def find(self, below: str = "") -> list[str]:
         """Names of all files below a folder, sorted; one listing, whatever the file system."""
@@ -38,22 +57,29 @@ class Store:
             cut = len(str(self.local)) + 1
             names = [os.path.join(folder, file)[cut:] for folder, _, files in os.walk(top) for file in files]
         else:
-            self._fs.invalidate_cache()
             top = f"{self._root}/{below}" if below else self._root
-            names = [name[len(self._root) :].lstrip("/") for name in self._fs.find(top)] if self._fs.exists(top) else []
+            with self._reaching():
+                self._fs.invalidate_cache()
+                found = self._fs.find(top) if self._fs.exists(top) else []
+            names = [name[len(self._root) :].lstrip("/") for name in found]
         return sorted(names)
 
     def read_bytes(self, name: str) -> bytes:
         if self.local:
             return (self.local / name).read_bytes()
-        return self._fs.cat_file(f"{self._root}/{name}")
+        with self._reaching():
+            return self._fs.cat_file(f"{self._root}/{name}")
 
     def read_json(self, name: str) -> Any:
-        return json.loads(self.read_bytes(name))
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise InputError(f"{self.path(name)}: damaged, it is not JSON ({error})") from error
 
     def write_bytes(self, name: str, content: bytes) -> None:
         if not self.local:
-            self._fs.pipe_file(f"{self._root}/{name}", content)
+            with self._reaching():
+                self._fs.pipe_file(f"{self._root}/{name}", content)
             return
         target = self.local / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +119,8 @@ class Store:
             return
         for file in sorted(folder.rglob("*"), key=lambda file: file == folder / last):
             if file.is_file():
-                self._fs.put_file(str(file), f"{self._root}/{name}/{file.relative_to(folder).as_posix()}")
+                with self._reaching():
+                    self._fs.put_file(str(file), f"{self._root}/{name}/{file.relative_to(folder).as_posix()}")
         shutil.rmtree(folder)
 
     def fetch(self, name: str, into: Path) -> Path:
@@ -104,7 +131,8 @@ class Store:
         for file in self.find(name):
             local = into / file
             local.parent.mkdir(parents=True, exist_ok=True)
-            self._fs.get_file(f"{self._root}/{file}", str(local))
+            with self._reaching():
+                self._fs.get_file(f"{self._root}/{file}", str(local))
         return target
 
     def delete(self, name: str) -> None:
@@ -115,8 +143,10 @@ class Store:
                 shutil.rmtree(path)
             elif os.path.exists(path):
                 os.remove(path)
-        elif self._fs.exists(path):
-            self._fs.rm(path, recursive=True)
+        else:
+            with self._reaching():
+                if self._fs.exists(path):
+                    self._fs.rm(path, recursive=True)
 
 
 def _obey_umask(folder: Path) -> None:
