@@ -38,7 +38,7 @@ WANDB_TABLE_ROWS = 25
 PROBE_TIMEOUT_S = 3.0
 
 
-class ReportError(RuntimeError):
+class ReportError(OSError):
     """A report that cannot be made or sent; the message is one line for the user."""
 
 

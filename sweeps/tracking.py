@@ -204,7 +204,8 @@ class _Sink:
         self._group_url: str | None = None
         self._offline_runs: set[str] = set()
         self._incomplete: list[str] = []
-        (folder / "state").mkdir(parents=True, exist_ok=True)
+        for below in ("state", "wandb/logs"):  # wandb would make its folders with rights of its own, not the umask's
+            (folder / below).mkdir(parents=True, exist_ok=True)
         self._start_service()
         if not self._always_offline:
             self._log_in()

@@ -32,8 +32,9 @@ from trainables.model import (
     load_tokenizer,
     resolve,
 )
+from trainables.streams import stream
 from trainables.tasks import TASKS, Task
-from trainables.tasks.causal_lm import IGNORED, pad, widen
+from trainables.tasks.causal_lm import IGNORED, pad, tokens_at_once, widen
 
 POOL_ROWS = 5_000  # of train, at most, that are embedded and that examples come from
 EXAMPLES = 4
@@ -154,7 +155,7 @@ def measure_baselines(
         task=TASKS[task],
         labels=json.loads((data / "manifest.json").read_text(encoding="utf-8"))["labels"],
         train=train,
-        pool=np.sort(_random(seed, 9).permutation(len(train))[:POOL_ROWS]),
+        pool=np.sort(stream("baselines: pool", seed).permutation(len(train))[:POOL_ROWS]),
         split=open_split(data, split),
         pad_token_id=pad_token_id,
         max_tokens=max_tokens,
@@ -239,10 +240,6 @@ def _classified(bench: _Bench, log_probabilities: np.ndarray, tokens: Iterable[i
     return _scored(bench, nll, np.ones_like(labels), tokens, log_probabilities.argmax(1), labels)
 
 
-def _random(seed: int, purpose: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64([seed, purpose]))
-
-
 # --- the frozen model ---
 
 
@@ -283,9 +280,11 @@ def _outputs(base: BaseModel, batch: dict[str, Tensor]) -> Tensor:
         return base.model(**batch).logits
 
 
-def _in_passes(bench: _Bench, lengths: Sequence[int] | np.ndarray, run: Callable[[np.ndarray], None]) -> None:
-    """`run` for all rows, told which; for half as many where memory does not do."""
-    passes = cut_passes(np.asarray(lengths), bench.max_tokens)
+def _in_passes(
+    bench: _Bench, lengths: Sequence[int] | np.ndarray, run: Callable[[np.ndarray], None], tokens: float = math.inf
+) -> None:
+    """`run` for all rows, told which, with at most `tokens` in a pass; for half as many where memory does not do."""
+    passes = cut_passes(np.asarray(lengths), int(min(bench.max_tokens, tokens)))
     while passes:
         if time.perf_counter() > bench.deadline:
             raise TimeoutError(f"not done within {bench.minutes:g} minutes (selection.baseline_minutes)")
@@ -299,6 +298,11 @@ def _in_passes(bench: _Bench, lengths: Sequence[int] | np.ndarray, run: Callable
             torch.cuda.empty_cache()
             half = len(rows) // 2
             passes[:0] = [rows[:half], rows[half:]]
+
+
+def _tokens_of_a_pass(base: BaseModel) -> float:
+    """As many as have a bounded number of logits, where those of all are there at once."""
+    return math.inf if base.output is not None else tokens_at_once(base.model.config.get_text_config().vocab_size)
 
 
 def _on_device(bench: _Bench, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -372,7 +376,9 @@ def _logistic(bench: _Bench, embedded: _Embedded) -> dict[str, Any]:
 
     x, y = features(embedded.pool), torch.from_numpy(bench.train.labels[bench.pool]).to(bench.device)
     prior = torch.from_numpy(bench.prior).log().to(bench.device)
-    folds = torch.from_numpy(_random(bench.seed, 10).permutation(len(y)) % min(FOLDS, len(y))).to(bench.device)
+    folds = torch.from_numpy(stream("baselines: folds", bench.seed).permutation(len(y)) % min(FOLDS, len(y))).to(
+        bench.device
+    )
     weights = _fit(x, y, prior, _choose_penalty(x, y, prior, folds))
     found = (features(embedded.rows) @ weights + prior).log_softmax(1)
     return _classified(bench, found.cpu().numpy(), bench.split.lengths)
@@ -431,7 +437,7 @@ def _fit(x: Tensor, y: Tensor, prior: Tensor, penalty: float, start: Tensor | No
 def _instruction(bench: _Bench) -> Found:
     base = _language_model(bench)
     pool, rows = bench.examples, bench.rows
-    drawn = _random(bench.seed, 11).permutation(len(pool))[:EXAMPLES]
+    drawn = stream("baselines: examples", bench.seed).permutation(len(pool))[:EXAMPLES]
 
     def nearest() -> np.ndarray:
         prompts = [[{"input_ids": row["input_ids"][: _prompt_length(row)]} for row in part] for part in (pool, rows)]
@@ -464,7 +470,7 @@ def _continued(bench: _Bench, base: BaseModel, chosen: Sequence[Sequence[int]] |
         nll_B, targets_B = bench.task.row_losses(_outputs(base, batch), labels, base.output)
         nll[at], targets[at] = nll_B.double().cpu(), targets_B.cpu()
 
-    _in_passes(bench, [length for length, _ in sizes], run)
+    _in_passes(bench, [length for length, _ in sizes], run, _tokens_of_a_pass(base))
     return _scored(bench, nll, targets, [prompt for _, prompt in sizes])
 
 
@@ -494,7 +500,7 @@ def _prompted(bench: _Bench, embedded: _Embedded | None) -> Found:
     base, tokenizer, count = _language_model(bench), load_tokenizer(bench.model), len(bench.split)
 
     def drawn() -> np.ndarray:
-        return _balanced(bench.train.labels[bench.pool], len(bench.labels), _random(bench.seed, 12))
+        return _balanced(bench.train.labels[bench.pool], len(bench.labels), stream("baselines: balanced", bench.seed))
 
     def nearest() -> np.ndarray:
         assert embedded is not None
@@ -577,7 +583,7 @@ def _label_scores(bench: _Bench, base: BaseModel, prompts: list[list[int]], labe
             for c, label in done.items():
                 scores[at, c] = log_probabilities[:, ahead[: len(label)], label].double().sum(1).cpu()
 
-        _in_passes(bench, lengths + len(stem), run)
+        _in_passes(bench, lengths + len(stem), run, _tokens_of_a_pass(base))
 
     for stem in sorted(stems):
         if not any(other != stem and other[: len(stem)] == stem for other in stems):

@@ -194,20 +194,26 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
+def computes_in_bf16(device: Any) -> bool:
+    """Whether `device` is a GPU that multiplies in bfloat16 itself. Older ones (T4, V100) emulate it, slower than float32."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def base_dtype(config: ModelConfig, method: str, auto_class: str, device: Any) -> Any:
     """Type of the base weights for `method` on `device`.
 
-    auto: bfloat16 for frozen language models on GPUs that have it; float32 on CPUs and where weights of the base are
-    trained (full and partial fine-tuning, the head of a classifier: bfloat16 weights lose small updates).
+    auto: bfloat16 for frozen bases on GPUs that have it, since what trials add to them, heads too, is kept in float32
+    (trainables.stack); float32 on CPUs and where weights of the base are trained (full and partial fine-tuning: bfloat16
+    weights lose small updates).
     """
     import torch
 
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
-    frozen = method not in ("full", "partial") and auto_class == "AutoModelForCausalLM"
-    if frozen and device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    frozen = method not in ("full", "partial")
+    return torch.bfloat16 if frozen and computes_in_bf16(device) else torch.float32
 
 
 def load_pretrained(
@@ -322,7 +328,7 @@ def load_model(spec: BaseSpec, *, device: Any, seed: int) -> BaseModel:
         parameter.requires_grad_(False)
     if not spec.is_classifier:
         check_causal(model, spec.model.name)
-    output = None if spec.is_classifier else _output_layer(model)
+    output = None if spec.is_classifier else output_layer(model)
     return BaseModel(
         model=model,
         variant=spec.variant,
@@ -358,18 +364,21 @@ def check_causal(model: Any, name: str) -> None:
 
 
 def quantization(variant: Variant, device: Any, skipped: list[str]) -> Any:
-    """What transformers needs to load a base as `variant`. `skipped`: names of the modules that stay as they are."""
+    """What transformers needs to load a base as `variant`. `skipped`: names of the modules that stay as they are.
+
+    Without bfloat16, 4-bit weights are multiplied in float32: in float16, activations of some models overflow, and small
+    gradients vanish where no loss is scaled.
+    """
     import torch
     from transformers import BitsAndBytesConfig
 
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     if variant == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
+        bnb_4bit_compute_dtype=torch.bfloat16 if computes_in_bf16(device) else torch.float32,
         llm_int8_skip_modules=skipped,
     )
 
@@ -384,8 +393,8 @@ def hidden_states(output: Any) -> Iterator[None]:
         del output.forward
 
 
-def _output_layer(model: Any) -> Any:
-    """The output layer, unless the model does something with what comes out of it (some cap or scale their logits)."""
+def output_layer(model: Any) -> Any:
+    """The output layer of a language model, unless the model does something with what comes out of it (some cap or scale their logits)."""
     import torch
 
     output = model.get_output_embeddings()

@@ -28,10 +28,21 @@ from trainables.dropout import FunctionDropout, RowKeys, replace_dropout
 from trainables.forgetting import GENERAL, Drawn, Remembered, draw_continuations
 from trainables.hyperparameters import Hyperparameters, company, virtual_tokens
 from trainables.methods import ADDITIVE, REPLACING, variant_of
-from trainables.model import BaseModel, BaseSpec, ModelConfig, Variant, base_dtype, hidden_states, load_model
+from trainables.model import (
+    BaseModel,
+    BaseSpec,
+    ModelConfig,
+    Variant,
+    base_dtype,
+    hidden_states,
+    load_model,
+    output_layer,
+)
 from trainables.solo import Solo, initialise
 from trainables.stack import Addition, Pass, Stack, TrainedModule, copy_of, seeded
+from trainables.streams import stream
 from trainables.tasks import TASKS, Task
+from trainables.tasks.causal_lm import tokens_at_once
 
 Rows = Split | Drawn
 
@@ -159,7 +170,7 @@ class Pack:
         self._aboard: dict[str, Aboard] = {}
         self._engine: Solo | Stack | None = None  # holds what the trials on board train
         # the probe is the same for all trials, so that their probe losses compare
-        chosen = np.random.Generator(np.random.PCG64([settings.seed, 7])).permutation(len(train))[: settings.probe_rows]
+        chosen = stream("probe", settings.seed).permutation(len(train))[: settings.probe_rows]
         self._probe_rows = np.sort(chosen)
 
     @property
@@ -199,7 +210,7 @@ class Pack:
         with seeded(hp.seed, self._device):
             heads = []
             for name in base.head:
-                module = copy_of(base.model.get_submodule(name))
+                module = copy_of(base.model.get_submodule(name)).to(torch.promote_types(base.dtype, torch.float32))
                 for new in base.new:
                     if new == name or new.startswith(f"{name}."):
                         initialise(base.model, module.get_submodule(new.removeprefix(name).removeprefix(".")))
@@ -404,17 +415,22 @@ class Pack:
         if self._general is None or (base.variant, base.dtype) in self._remembered:
             return
 
-        def logits(row: dict[str, Any]) -> Tensor:
+        def states(row: dict[str, Any]) -> Tensor:
             batch = self._task.collate([row], self._pad_token_id)
             del batch["labels"]
             flat.passing(None)
             with torch.no_grad(), self._precision():
-                return base.model(**{name: tensor.to(self._device) for name, tensor in batch.items()}).logits[0]
+                with hidden_states(base.output) if base.output is not None else contextlib.nullcontext():
+                    return base.model(**{name: tensor.to(self._device) for name, tensor in batch.items()}).logits[0]
+
+        def logits(states_TD: Tensor) -> Tensor:
+            with torch.no_grad(), self._precision():
+                return states_TD if base.output is None else base.output(states_TD)
 
         def agree(drawn: Tensor) -> Tensor:
             return self._world.from_first(drawn.to(self._device)).cpu()
 
-        drawn = draw_continuations(logits, self._validation, self._settings.seed, agree)
+        drawn = draw_continuations(states, self._validation, self._settings.seed, agree, logits)
         (general,) = self._measure([""], self._general, np.arange(len(self._general)))
         (own,) = self._measure([""], drawn, np.arange(len(drawn)))
         self._remembered[base.variant, base.dtype] = Remembered(general=general.loss, drawn=drawn, own=own.loss)
@@ -581,7 +597,7 @@ class Pack:
         if not wanted or base.output is None or lengths.min() == lengths.max() or not flat.prepare(base.model):
             return math.inf
         # the longest and some others; the seed of the sweep chooses, so that all workers of a slot choose alike
-        some = np.random.Generator(np.random.PCG64([self._settings.seed, 8])).permutation(len(lengths))
+        some = stream("timed rows", self._settings.seed).permutation(len(lengths))
         rows = np.array([lengths.argmax(), *some[: max(1, self._max_tokens // int(lengths.max()) - 1)]])
         batch = self._batch(self._train, rows)
         del batch["labels"]
@@ -607,7 +623,7 @@ class Pack:
         del batch["labels"]
         self._keys.set(0, 0, torch.zeros(1, dtype=torch.int64, device=self._device))
         base.model.train()
-        with torch.no_grad(), mode:
+        with torch.no_grad(), mode, hidden_states(base.output) if base.output is not None else contextlib.nullcontext():
             base.model(**batch)
         base.model.eval()
         if mode.used:
@@ -716,14 +732,20 @@ def measure(
     model: Any, task: Task, split: Split, rows: np.ndarray, pad_token_id: int, max_tokens: int, device: torch.device
 ) -> Measured:
     """What a plain `model` makes of `rows` in eval mode."""
+    was_training = model.training
+    model.eval()
+    output = None
+    if task.auto_class == "AutoModelForCausalLM":
+        output = output_layer(model)
+        if output is None:  # all logits of a pass are there at once
+            max_tokens = min(max_tokens, tokens_at_once(model.config.get_text_config().vocab_size))
 
     def losses(batch: dict[str, Tensor], _: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         labels = batch.pop("labels")
-        logits = model(**batch).logits
-        return *task.row_losses(logits, labels), task.predictions(logits, labels)
+        with hidden_states(output) if output is not None else contextlib.nullcontext():
+            logits = model(**batch).logits
+        return *task.row_losses(logits, labels, output), task.predictions(logits, labels)
 
-    was_training = model.training
-    model.eval()
     (found,) = _measure(losses, 1, task, split, rows, pad_token_id, max_tokens, device, World())
     model.train(was_training)
     return found

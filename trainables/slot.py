@@ -8,7 +8,6 @@ need know.
 
 import asyncio
 import math
-import os
 import tempfile
 import time
 import traceback
@@ -582,7 +581,7 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     import ray.train.torch
     import torch
 
-    from trainables.model import check_files, quiet
+    from trainables.model import check_files, computes_in_bf16, quiet
     from trainables.pack import PASS_TOKENS, PackSettings, World, open_pack
     from trainables.store import Store
 
@@ -590,11 +589,8 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     torch.set_num_threads(max(1, config.threads))
     device = ray.train.torch.get_device()
     store = Store(config.storage)
-    data = store.fetch("data", Path(os.environ.get("TMPDIR", "/tmp")) / f"finetune-sweeps-{os.getpid()}")
     check_files(config.model)
-    bf16 = config.precision == "bfloat16" or (
-        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
+    bf16 = config.precision == "bfloat16" or (config.precision == "auto" and computes_in_bf16(device))
     settings = PackSettings(
         evaluate_every=config.evaluate_every,
         max_tokens=config.max_tokens or PASS_TOKENS[device.type],
@@ -605,15 +601,18 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
         seed=config.seed,
         forgetting=config.forgetting,
     )
-    pack = open_pack(
-        data,
-        model=config.model,
-        task=config.task,
-        pad_token_id=config.pad_token_id,
-        settings=settings,
-        device=device,
-        world=World(rank=rank, size=size),
-    )
+    with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
+        # a pack maps the files of an object store's copy into memory, and they then need no name: whenever and however
+        # a worker ends, it leaves none behind
+        pack = open_pack(
+            store.fetch("data", Path(scratch)),
+            model=config.model,
+            task=config.task,
+            pad_token_id=config.pad_token_id,
+            settings=settings,
+            device=device,
+            world=World(rank=rank, size=size),
+        )
     return store, pack
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 
+UMASK = 0o007  # of a group that shares its storage
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -43,7 +44,7 @@ search:
     batch_size: {{choice: [16, 32]}}
     epochs: {{int: [1, 2]}}
 """)
-    done = sweeps("run", file)
+    done = sweeps("run", file, umask=UMASK)
     assert done.code == 0, done.out + done.err
     return {"done": done, "folder": Path(done.last_line), "file": file}
 
@@ -54,6 +55,19 @@ def test_a_sweep_ends_with_its_leaderboard_winner_reason_and_folder(tweets: dict
     assert "the untuned model" in out and "always neutral" in out
     assert (tweets["folder"] / "winner" / "README.md").is_file() and (tweets["folder"] / "report.html").is_file()
     assert tweets["folder"].name.startswith("tweets-")
+
+
+def test_all_below_its_folder_obeys_the_umask(tweets: dict[str, Any]) -> None:
+    """Data, checkpoints, winner, study, page, and what Weights & Biases writes."""
+    folder: Path = tweets["folder"]
+    found = [folder, *folder.rglob("*")]
+    assert len({path.relative_to(folder).parts[0] for path in found[1:]}) > 8
+    wrong = [
+        (str(path.relative_to(folder)), oct(path.stat().st_mode & 0o777))
+        for path in found
+        if not path.is_symlink() and path.stat().st_mode & 0o777 != (0o777 if path.is_dir() else 0o666) & ~UMASK
+    ]
+    assert wrong == []
 
 
 def test_best_prints_the_documented_json(tweets: dict[str, Any], sweeps) -> None:
