@@ -819,7 +819,7 @@ class _Crew:
         """One step for `trials`; whoever's evaluation is due then is evaluated, saved and published."""
         from trainables.pack import NonFinite
 
-        pack, link = self._pack, self._link
+        pack = self._pack
         try:
             due = pack.step(trials)
         except NonFinite as error:
