@@ -408,12 +408,16 @@ class Stack:
         try:
             made = self._made(lanes, layout, self._kept(), values or {})
         except torch.OutOfMemoryError:
-            if self._device.type == "cpu":
+            if not self._waits_elsewhere():
                 raise
             made = None
         if made is None:  # not inside `except`: there the traceback still holds what was made
             made = self._made_apart(lanes, layout, values or {})
         self._swap(lanes, layout, made)
+
+    def _waits_elsewhere(self) -> bool:
+        """Whether there is other memory than that of the device."""
+        return self._device.type != "cpu"
 
     def _kept(self) -> dict[str, Tensor]:
         """What an arrangement must not lose: weights and moments."""
