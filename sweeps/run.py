@@ -40,7 +40,9 @@ ERRANDS = {
     "forgetting": "what the winner has forgotten",
 }
 BASELINES = {"kind": "baselines"}
+WATCH_S = 0.5  # between rounds of the watching thread
 GROW_S = 10.0  # between looks at the cluster's size
+ASK_TIMEOUT_S = 10.0  # the mailbox may be starting again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,9 @@ class _Sweep:
         self._name_plates: dict[str, Any] = {}
         self._slots: list[threading.Thread] = []
         self._lost: dict[str, str] = {}  # slots that are gone for good, and why
+        self._aside: dict[str, dict[str, str]] = {}  # slots that failed one trial after another, and those trials
+        self._limits: dict[str, int] = {}  # how many trials of a kind share a slot, as far as was said
+        self._asked_for_baselines = False
         self._watching = False
         self._reference = ledger.reference()
         self._has_baseline = ledger.store.exists("baseline.json")
@@ -250,10 +255,17 @@ class _Sweep:
                     self._watching = False
                     watcher.join()
                     self.display.stop()
-                    ray.get(self._mailbox.close.remote())
-                    for slot in self._slots:
-                        slot.join(SLOT_END_TIMEOUT_S)
+                    self._close_slots()
                     self._save_study()
+
+    def _close_slots(self) -> None:
+        import ray
+
+        deadline = time.monotonic() + SLOT_END_TIMEOUT_S
+        while any(slot.is_alive() for slot in self._slots) and time.monotonic() < deadline:
+            ray.get(self._mailbox.close.remote())  # again and again: a mailbox that was restarted has not heard of it
+            for slot in self._slots:
+                slot.join(1.0)
 
     def _tune(self, space: Any, study: Any, connection: Any) -> None:
         import ray
@@ -386,8 +398,7 @@ class _Sweep:
                 except ray.exceptions.RayError:  # the cluster itself is gone; the main thread hears of it from Tune
                     return
                 self.display.say(f"{name} is lost: {self._lost[name]}")
-                if len(self._lost) == len(self._slots):
-                    self._stop(NO_SLOT)
+                self._stop_without_slots()
 
         thread = threading.Thread(target=run, name=name, daemon=True)
         self._watching = True
@@ -451,62 +462,115 @@ class _Sweep:
         if self.stopped is None:
             self.stopped = reason
             self.display.say(f"Stopping: {reason}")
-            ray.get(self._mailbox.stop_trials.remote(reason))
+            ray.get(self._mailbox.stop_trials.remote(reason), timeout=ASK_TIMEOUT_S)
 
     def _watch(self) -> None:
-        """Heartbeat, time budget, the untuned model's numbers, and the live table."""
+        """Everything that goes on beside the trials. No duty may silence another, failing or hanging: without a heartbeat
+        another host would resume the same sweep, without the time budget it would not end.
+        """
+        duties = {
+            "heartbeat": (self._heartbeat, HEARTBEAT_S),
+            "time budget": (self._keep_to_the_budget, WATCH_S),
+            "reminding the mailbox": (self._remind, WATCH_S),
+            "looking at the slots": (self._look, WATCH_S),
+            "growing with the cluster": (self._grow, GROW_S),
+        }
+        threads = [
+            threading.Thread(target=self._repeat, args=(name, *duty), name=name, daemon=True)
+            for name, duty in duties.items()
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _repeat(self, name: str, duty: Callable[[], None], every_s: float) -> None:
+        told: set[type] = set()
+        done = time.monotonic()
+        while self._watching:
+            time.sleep(min(WATCH_S, every_s))
+            if time.monotonic() - done < every_s:
+                continue
+            done = time.monotonic()
+            try:
+                duty()
+            except Exception as error:  # the border of a watching thread: it must outlive whatever goes wrong in its duty
+                if type(error) not in told:
+                    told.add(type(error))
+                    self.display.say(f"The sweep goes on, but {name} failed: {type(error).__name__}: {error}")
+
+    def _keep_to_the_budget(self) -> None:
+        if self._budget is not None and self.elapsed_s() > self._budget:
+            self._stop(f"the time budget of {self.config.search.time_budget} is spent")
+
+    def _remind(self) -> None:
+        """Tell the mailbox what it may have forgotten: one that was restarted knows nothing."""
+        if self._has_baseline:
+            self._mailbox.skip_baseline.remote()
+        if self.stopped is not None:
+            self._mailbox.stop_trials.remote(self.stopped)
+        self._mailbox.expect_slots.remote(len(self._slots))
+        for slot, error in list(self._lost.items()):
+            self._mailbox.slot_lost.remote(slot, error)
+
+    def _look(self) -> None:
+        """What the slots have found out, and the live table."""
         import ray
 
-        beat = grown = time.monotonic()
-        told: set[str] = set()
-        asked = False
-        while self._watching:
-            time.sleep(0.5)
-            try:
-                snapshot = ray.get(self._mailbox.snapshot.remote(), timeout=30)
-            except ray.exceptions.RayError:
-                continue  # the mailbox is starting again
-            if not self._has_baseline and snapshot["baseline"] is not None:
-                self._has_baseline = True
-                self.ledger.store.write_json("baseline.json", snapshot["baseline"])
-                self._reference = self.ledger.reference()
-                if "val_loss" in snapshot["baseline"]:
-                    self.display.say(f"the untuned model: val loss {snapshot['baseline']['val_loss']:.4f}")
-            for sort, limit in snapshot["limits"].items():
-                if sort not in told:
-                    told.add(sort)
-                    shared = f"{limit} trials share a slot" if limit > 1 else "sharing a slot does not pay"
-                    self.display.say(f"measured: {shared} ({sort})")
-            if time.monotonic() - beat > HEARTBEAT_S:
-                beat = time.monotonic()
-                self._heartbeat()
-            if time.monotonic() - grown > GROW_S:
-                grown = time.monotonic()
-                self._grow()
-            if not asked and len(self.ledger.curves()) >= self.config.search.trials and self._wants_baselines():
-                asked = True  # a slot that finds no more trials need not wait for the last of the others
-                self._mailbox.errand.remote("baselines", BASELINES)
-            if self._budget is not None and self.elapsed_s() > self._budget:
-                self._stop(f"the time budget of {self.config.search.time_budget} is spent")
-            if self.stopped is not None:
-                # again: a mailbox that was restarted has not heard of it
-                self._mailbox.stop_trials.remote(self.stopped)
-            self.display.refresh(self.ledger.curves(), snapshot, self._total_samples)
+        try:
+            snapshot = ray.get(self._mailbox.snapshot.remote(), timeout=ASK_TIMEOUT_S)
+        except ray.exceptions.RayError:
+            return  # the mailbox is starting again
+        if not self._has_baseline and snapshot["baseline"] is not None:
+            self._has_baseline = True
+            self.ledger.store.write_json("baseline.json", snapshot["baseline"])
+            self._reference = self.ledger.reference()
+            if "val_loss" in snapshot["baseline"]:
+                self.display.say(f"the untuned model: val loss {snapshot['baseline']['val_loss']:.4f}")
+        for sort, limit in snapshot["limits"].items():
+            if self._limits.get(sort) != limit:
+                self._limits[sort] = limit
+                shared = f"{limit} trials share a slot" if limit > 1 else "a trial has a slot to itself"
+                self.display.say(f"measured: {shared} ({sort})")
+        for slot, failed in snapshot["aside"].items():
+            if slot not in self._aside:
+                last = list(failed.values())[-1]
+                self.display.say(
+                    f"{slot} gets no more trials: {len(failed)} failed on it one after another "
+                    f"({', '.join(failed)}; the last: {last}); they go on elsewhere"
+                )
+        self._aside = snapshot["aside"]
+        self._stop_without_slots()
+        left = len(self.ledger.curves()) < self.config.search.trials
+        if not self._asked_for_baselines and not left and self._wants_baselines():
+            self._asked_for_baselines = (
+                True  # a slot that finds no more trials need not wait for the last of the others
+            )
+            self._mailbox.errand.remote("baselines", BASELINES)
+        self.display.refresh(self.ledger.curves(), snapshot, self._total_samples)
+
+    def _stop_without_slots(self) -> None:
+        if self._slots and len(self._lost.keys() | self._aside.keys()) == len(self._slots):
+            self._stop(NO_SLOT)
 
     def _grow(self) -> None:
-        """Start the slots that a cluster has room for since nodes have joined it."""
+        """Start the slots that a cluster has room for since nodes have joined it, and those in the place of lost ones."""
         import ray
 
+        from cluster import ClusterError
         from cluster.connect import plan_slots
 
         cluster, trials = self.config.cluster, self.config.search.trials
-        plan = plan_slots(ray.cluster_resources(), ray.nodes(), cluster, trials)
+        try:
+            plan = plan_slots(ray.cluster_resources(), ray.nodes(), cluster, trials, can_grow=True)
+        except ClusterError:  # no room for any now
+            return
         more = plan.slots - (len(self._slots) - len(self._lost))
         if more > 0 and self.stopped is None:
-            self.display.say(f"The cluster has grown: {plan.reason}")
+            self.display.say(f"Starting {more} more {'slot' if more == 1 else 'slots'}: {plan.reason}")
             for _ in range(more):
                 self._start(plan)
-            ray.get(self._mailbox.expect_slots.remote(len(self._slots)))
+            ray.get(self._mailbox.expect_slots.remote(len(self._slots)), timeout=ASK_TIMEOUT_S)
 
     def _heartbeat(self) -> None:
         try:

@@ -6,7 +6,8 @@ mask of an element is a hash of where it stands, so cutting, company, resuming a
 Shapes: B rows, T tokens, D channels; `keys_B` is int64, one key for each row of the batch.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 FUNCTIONS = 1 << 20  # layers from here on are calls of functions, not modules
+WIDEST = 1 << 20  # of a dimension of attention weights
 DRAWN_TOGETHER = 1 << 24  # elements of a mask that are drawn at once
 
 
@@ -24,6 +26,8 @@ class RowKeys:
     def __init__(self) -> None:
         self.keys_B: Tensor | None = None
         self.positions_B: Tensor | None = None
+        self.without_rows: Set[int] = frozenset()  # layers that see no rows, or not one after another
+        self._step_1: Tensor | None = None  # of all rows of a pass, where one trial's rows pass
 
     def __deepcopy__(self, memo: dict) -> "RowKeys":
         return self  # a copy of a trained head sees the rows of the pass too
@@ -35,6 +39,18 @@ class RowKeys:
         """
         self.keys_B = _mix(_mix(_mix(rows_B.long() + 1) + seed) + step)
         self.positions_B = positions_B
+        self._step_1 = _mix(_mix(_mix(torch.zeros_like(rows_B.long())) + seed) + step)[:1]  # no row is named so
+
+    def of(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Keys and positions of `x` at `layer`: of its rows; where it has none, one for the trial's step, so that its
+        mask does not depend on how the step is cut into passes.
+        """
+        assert self.keys_B is not None, "RowKeys.set must name the rows of this pass"
+        if layer in self.without_rows:
+            return self._step_1, None
+        rows = x.shape[0] if self.positions_B is None else x.shape[:-1].numel()
+        assert rows % len(self.keys_B) == 0, "RowKeys.set must name the rows of this pass"
+        return self.keys_B, self.positions_B
 
     @contextmanager
     def only(self, start: int, stop: int) -> Iterator[None]:
@@ -68,14 +84,13 @@ class RowDropout(nn.Module):
 
 def row_dropout(x: Tensor, keys: RowKeys, layer: int, p: float | Tensor) -> Tensor:
     """Dropout of `x` at `layer` for the rows that `keys` names; `p` is one probability, or one for each row [B]."""
-    keys_B, positions_B = keys.keys_B, keys.positions_B
     # some models flatten rows, [B, T, D] to [B * T, D]: in memory, and so in the mask, it is the same
-    rows = x.shape[0] if positions_B is None else x.shape[:-1].numel()
-    assert keys_B is not None and rows % len(keys_B) == 0, "RowKeys.set must name the rows of this pass"
+    keys_B, positions_B = keys.of(layer, x)
+    if isinstance(p, Tensor):
+        p = p[: len(keys_B)]
     inner = x.numel() // len(keys_B)
     size = max(1, DRAWN_TOGETHER // inner)
-    # the offset of an element inside its row does not depend on padding: later positions come after earlier ones
-    offsets = torch.arange(inner, device=x.device, dtype=torch.int64)
+    offsets = _offsets((x.shape[0] // len(keys_B), *x.shape[1:]) if positions_B is None else (inner,), x.device)
     first_B = torch.zeros_like(keys_B) if positions_B is None else positions_B * inner
     row = _mix(keys_B + layer * 0x9E3779B9) + first_B  # hashed again below, with the offset
     threshold_B = (torch.as_tensor(p, dtype=torch.float64, device=x.device) * (1 << 24)).long().expand(len(keys_B))
@@ -91,6 +106,21 @@ def row_dropout(x: Tensor, keys: RowKeys, layer: int, p: float | Tensor) -> Tens
     return x * keep.view(x.shape) / (1.0 - p)
 
 
+def _offsets(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A number for each element of a row of `shape`, which padding does not change.
+
+    Of [T, D] later positions come after earlier ones, so that numbers may be without gaps, as in a pass without padding.
+    Attention weights [H, T, T] are padded within: there each dimension has digits of its own.
+    """
+    shape = shape[1:] if shape[0] == 1 else shape
+    if len(shape) <= 2:
+        return torch.arange(math.prod(shape), device=device)
+    offsets = torch.zeros(1, dtype=torch.int64, device=device)
+    for size in shape:
+        offsets = (offsets[:, None] * WIDEST + torch.arange(size, device=device)).flatten()
+    return offsets
+
+
 def replace_dropout(model: nn.Module, keys: RowKeys) -> None:
     """Put a `RowDropout` in the place of every `nn.Dropout` below `model`; layers are numbered in the order of their names."""
     layer = sum(isinstance(module, RowDropout) for module in model.modules())
@@ -102,7 +132,8 @@ def replace_dropout(model: nn.Module, keys: RowKeys) -> None:
 
 
 class FunctionDropout(TorchFunctionMode):
-    """Inside, `torch.nn.functional.dropout` is `row_dropout` too, for models that drop out in functions, not modules.
+    """Inside, `torch.nn.functional.dropout` is `row_dropout` too, for models that drop out in functions, not modules; and
+    fused attention, whose masks nobody could draw by row, drops nothing out.
 
     A call's layer is its place in the pass.
     """
@@ -133,6 +164,9 @@ class FunctionDropout(TorchFunctionMode):
             yield
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention and (kwargs or {}).get("dropout_p"):
+            self.used = True
+            return func(*args, **{**kwargs, "dropout_p": 0.0})
         if func is not nn.functional.dropout:
             return func(*args, **(kwargs or {}))
         x, p, training = _dropout_arguments(*args, **(kwargs or {}))

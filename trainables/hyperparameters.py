@@ -7,8 +7,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trainables.errors import InputError, did_you_mean
 
-SMALL_RANK = 16  # up to here the base's own matrix products hide those of the adapters
-
 
 @dataclass(frozen=True, kw_only=True)
 class FullOptions:
@@ -174,16 +172,20 @@ def virtual_tokens(hp: Hyperparameters) -> int:
 
 
 def kind(hp: Hyperparameters) -> str:
-    """Trials of one kind take alike long for a step: company, and batch size and rank to the nearest power of two; small
-    ranks cost alike.
+    """Trials of one kind take alike long for a step, and alike much memory: company, what they add to the base and where,
+    and batch size and rank to the nearest power of two.
     """
-    words = [f"{company(hp)} base", f"batch size {2 ** round(math.log2(hp.batch_size))}"]
+    words = [f"{company(hp)} base", f"batch size {_power_of_two(hp.batch_size)}"]
     for name in ("rank", "bottleneck"):
         if (size := getattr(hp.options, name, None)) is not None:
-            words.append(
-                f"{name} up to {SMALL_RANK}" if size <= SMALL_RANK else f"{name} {2 ** round(math.log2(size))}"
-            )
+            words.append(f"{name} {_power_of_two(size)}")
+    if (targets := getattr(hp.options, "targets", None)) is not None:
+        words[-1] += f" on {targets if isinstance(targets, str) else ' and '.join(targets)}"
     return ", ".join(words)
+
+
+def _power_of_two(size: int) -> int:
+    return 2 ** round(math.log2(size))
 
 
 COMMON = tuple(f.name for f in fields(Hyperparameters) if f.name not in ("method", "options"))

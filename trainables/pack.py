@@ -24,10 +24,13 @@ from torch import Tensor
 from trainables import flat
 from trainables.data.batches import batch_indices, cut_passes, steps_per_epoch
 from trainables.data.prepare import Slices, Split, open_slices, open_split
-from trainables.dropout import FunctionDropout, RowKeys, replace_dropout
+from trainables.dropout import FunctionDropout, RowDropout, RowKeys, replace_dropout
+from trainables.errors import InputError
 from trainables.forgetting import GENERAL, Drawn, Remembered, draw_continuations
 from trainables.hyperparameters import Hyperparameters, company, virtual_tokens
+from trainables.memory import release
 from trainables.methods import ADDITIVE, REPLACING, variant_of
+from trainables.methods.lora import FIRST_LAYER
 from trainables.model import (
     BaseModel,
     BaseSpec,
@@ -38,9 +41,11 @@ from trainables.model import (
     load_model,
     output_layer,
 )
+from trainables.sharing import without_rows
 from trainables.solo import Solo, initialise
 from trainables.stack import Addition, Pass, Stack, TrainedModule, copy_of, seeded
 from trainables.streams import stream
+from trainables.structure import is_linear, layer_lists, linear_layers
 from trainables.tasks import TASKS, Task
 from trainables.tasks.causal_lm import tokens_at_once
 
@@ -48,6 +53,10 @@ Rows = Split | Drawn
 
 WEIGHTS_FILE = "adapter_model.safetensors"  # PEFT's name
 STATE_FILE = "training_state.safetensors"
+SAME, SAME_HALF = (
+    1e-3,
+    5e-2,
+)  # losses that differ by no more are those of the same trial, in float32 and in half precision
 PASS_TOKENS = {"cpu": 4096, "cuda": 16384}  # of a pass, by device, where `train.max_tokens` says nothing
 
 
@@ -133,6 +142,31 @@ class NonFinite(ArithmeticError):
         self.reasons = reasons
 
 
+class NotShared(RuntimeError):
+    """Trials over this base would act on each other's rows: each must have it alone."""
+
+
+class Budget:
+    """Padded tokens of a pass: halved when memory runs out, and whole again when trials come or go or time has passed."""
+
+    PATIENCE = 100  # steps without trouble after which twice the tokens are tried again
+
+    def __init__(self, most: int) -> None:
+        self._most = self.tokens = most
+        self._steps = 0
+
+    def halve(self) -> None:
+        self.tokens, self._steps = self.tokens // 2, 0
+
+    def begin_anew(self) -> None:
+        self.tokens, self._steps = self._most, 0
+
+    def made_step(self) -> None:
+        self._steps += 1
+        if self.tokens < self._most and self._steps >= self.PATIENCE:
+            self.tokens, self._steps = min(2 * self.tokens, self._most), 0
+
+
 class Pack:
     def __init__(
         self,
@@ -161,11 +195,13 @@ class Pack:
         self._settings = settings
         self._device = device
         self._world = world
-        self._max_tokens = settings.max_tokens
+        self._budget = Budget(settings.max_tokens)
         self._keys = RowKeys()
         self._base: BaseModel | None = None
         self._function_dropout: FunctionDropout | None = None
         self._flat_cost = math.inf  # of a token in a flat pass; 1: that of one in a padded pass
+        self._without_rows: set[str] = set()  # modules of the base that do not see rows one after another
+        self._shared: dict[str, bool] = {}  # whether trials can share the base, of the methods that asked
         self._pristine: dict[str, Tensor] = {}  # weights of the base that training has changed at some time
         self._aboard: dict[str, Aboard] = {}
         self._engine: Solo | Stack | None = None  # holds what the trials on board train
@@ -180,12 +216,20 @@ class Pack:
     # --- joining and leaving ---
 
     def join(self, trial: str, hyperparameters: Hyperparameters, checkpoint: Path | None = None) -> None:
-        """Take `trial` on board, from its start or from an evaluation folder that `save` wrote with its training state."""
+        """Take `trial` on board, from its start or from an evaluation folder that `save` wrote with its training state.
+
+        Raises NotShared or torch.OutOfMemoryError; who was on board goes on as if nothing had been tried.
+        """
         hp = hyperparameters
         others = {company(aboard.hyperparameters) for aboard in self._aboard.values()}
         assert not others or (company(hp) is not None and others == {company(hp)}), f"{trial} cannot share this base"
         base = self._base_for(hp.method, hp.options)
+        if others and not all(self._shared.values()):
+            raise NotShared(f"{type(base.model).__name__} cannot be shared: each trial must have it alone")
+        self._budget.begin_anew()
         try:
+            if hp.method in ADDITIVE and not others and hp.method not in self._shared:
+                self._shared[hp.method] = self._can_share(base, hp)
             if hp.method in REPLACING:
                 self._engine = Solo(base, self._pristine, trial, hp, self._settings.save_dtype)
             else:
@@ -226,13 +270,15 @@ class Pack:
             if trial in self._engine.trials:
                 self._engine.leave(trial)
         else:
-            self._engine, self._base, self._pristine = None, None, {}
+            self._engine = None
+            self.forget_base()
 
     def leave(self, trial: str) -> None:
         """Put `trial` off board; when the last one leaves, the base is again exactly what it was."""
         del self._aboard[trial]
         assert self._engine is not None and self._base is not None
         self._engine.leave(trial)
+        self._budget.begin_anew()
         if not self._aboard:
             self._engine, model = None, self._base.model
             if self._settings.gradient_checkpointing:
@@ -292,25 +338,29 @@ class Pack:
         workers.
         """
         assert self._engine is not None
-        while True:
-            try:
-                nll, targets = self._own_gradients(trials, rows)
-                break
-            except torch.OutOfMemoryError:
-                if (
-                    self._max_tokens
-                    <= max(int(self._train.lengths[each].max()) for each in rows) + self._virtual_tokens()
-                ):
-                    raise
-                # no result depends on the budget: forget the half-done step and take it again in smaller passes
-                self._max_tokens //= 2
-                torch.cuda.empty_cache()
+        nll, targets = self._own_gradients(trials, rows)
         self._world.sum(self._engine.gradients())
         self._world.sum([nll])
         return nll, targets
 
     def _own_gradients(self, trials: Sequence[str], rows: Sequence[np.ndarray]) -> tuple[Tensor, list[int]]:
-        """The part of this worker."""
+        """The part of this worker. No result depends on the budget: where memory does not suffice, the half-done step is
+        forgotten and taken again in smaller passes.
+        """
+        longest = max(int(self._train.lengths[each].max()) for each in rows) + self._virtual_tokens()
+        while True:
+            try:
+                found = self._in_passes(trials, rows)
+            except torch.OutOfMemoryError:
+                if self._budget.tokens <= longest:
+                    raise
+            else:
+                self._budget.made_step()
+                return found
+            self._budget.halve()  # not inside `except`: there the traceback still holds the graph
+            release(self._device)
+
+    def _in_passes(self, trials: Sequence[str], rows: Sequence[np.ndarray]) -> tuple[Tensor, list[int]]:
         engine = self._engine
         assert engine is not None
         engine.zero_grad()
@@ -326,7 +376,7 @@ class Pack:
         lengths = self._train.lengths[row]
         mine = np.argsort(lengths, kind="stable")[self._world.rank :: self._world.size]
         nll = torch.zeros(len(trials), dtype=torch.float64, device=self._device)
-        for chosen in cut_passes(lengths[mine] + self._virtual_tokens(), self._max_tokens):
+        for chosen in cut_passes(lengths[mine] + self._virtual_tokens(), self._budget.tokens):
             at = mine[chosen]
             at = at[np.argsort(lane[at], kind="stable")]
             rows_of_pass = self._flat_rows(lengths[at])
@@ -363,9 +413,10 @@ class Pack:
         return nll_B, targets_B, self._task.predictions(logits, labels)
 
     def time_step(self, hyperparameters: Hyperparameters, copies: int) -> float:
-        """Seconds that this worker takes for a step of `copies` trials like this one. Who is on board loses nothing.
+        """Seconds that this worker takes for a step of `copies` trials like this one, in passes as small as memory wants
+        them. Who is on board loses nothing.
 
-        Raises torch.OutOfMemoryError: so many do not fit.
+        Raises torch.OutOfMemoryError: so many do not fit. NotShared: they cannot be company.
         """
         names = [f"to be timed {number}" for number in range(copies)]
         try:
@@ -454,7 +505,9 @@ class Pack:
     def forget_base(self) -> None:
         """Free the base's memory; the next trial loads it again."""
         assert not self._aboard
-        self._base, self._pristine = None, {}
+        if self._base is not None:
+            self._base, self._pristine, self._function_dropout = None, {}, None
+            release(self._device)
 
     def _evaluation(
         self, trial: str, measured: "Measured", probe_loss: float, forgetting: float | None, kl: float | None
@@ -582,13 +635,93 @@ class Pack:
         variant = variant_of(method, options)
         dtype = self._base_dtype(method)
         if self._base is None or (self._base.variant, self._base.dtype) != (variant, dtype):
-            self._base, self._pristine = None, {}  # free the old base before the new one is loaded
+            self.forget_base()  # before the new one is loaded
             self._base = self._load_base(variant, dtype)
             replace_dropout(self._base.model, self._keys)
+            self._without_rows, self._shared = self._find_without_rows(self._base), {}
             self._function_dropout = self._watch_functions(self._base)
             self._flat_cost = self._measure_flat(self._base)
             self._remember(self._base)
         return self._base
+
+    def _find_without_rows(self, base: BaseModel) -> set[str]:
+        """Modules at which trials may add something, and dropout, that do not see rows one after another."""
+        model = base.model
+        linear = [name for name, module in model.named_modules() if is_linear(module)]
+        dropout = {name: module.layer for name, module in model.named_modules() if isinstance(module, RowDropout)}
+        try:
+            lists = layer_lists(model)
+        except InputError:  # then no method adds to layers
+            lists = []
+        each = [f"{stack}.{number}" for stack, layers in lists for number in range(len(layers))]
+        longest = self._train.rows([int(self._train.lengths.argmax())])[0]["input_ids"].astype(np.int64)
+        # both ends of a row, where its special tokens are: all inputs of all layers are kept for a moment
+        ids_T = torch.from_numpy(longest if len(longest) <= 16 else np.concatenate([longest[:8], longest[-8:]]))
+
+        def run(ids_3T: Tensor) -> None:
+            flat.passing(None)
+            batch = {"input_ids": ids_3T, "attention_mask": torch.ones_like(ids_3T)}
+            with self._precision():
+                model(**{name: x.to(self._device) for name, x in batch.items()})
+
+        self._keys.without_rows = frozenset()
+        found = without_rows(model, [*linear, *base.head, *dropout, *each], run, ids_T, self._other(base, ids_T))
+        numbers = {name: FIRST_LAYER + number for number, name in enumerate(linear_layers(model, base.head))}
+        self._keys.without_rows = frozenset({**numbers, **dropout}[name] for name in found & {*numbers, *dropout})
+        return found
+
+    def _other(self, base: BaseModel, ids_T: Tensor) -> Tensor:
+        """A row as long as another, with other tokens; those that stay tell a classifier where rows begin and end."""
+        first = self._train.rows(range(min(len(self._train), 64)))
+        seen = torch.unique(torch.from_numpy(np.concatenate([row["input_ids"] for row in first])).long())
+        config = base.model.config.get_text_config().to_dict()
+        special = {value for name, value in config.items() if name.endswith("_token_id") and isinstance(value, int)}
+        special |= {self._pad_token_id} | ({int(ids_T[0]), int(ids_T[-1])} if len(ids_T) > 2 else set())
+        others = [token for token in seen.tolist() if token not in special] or seen.tolist()
+        kept = special if base.head else set()
+        moved = [
+            t if t in kept else others[(others.index(t) + 1 if t in others else 0) % len(others)]
+            for t in ids_T.tolist()
+        ]
+        return torch.tensor(moved)
+
+    def _can_share(self, base: BaseModel, hp: Hyperparameters) -> bool:
+        """Whether trials like `hp` can share the base: its modules see rows apart, and two trials in one pass over rows of
+        unlike lengths have the losses that each has alone.
+        """
+        if self._without_rows:
+            return False
+        lengths = self._train.lengths
+        order = np.argsort(lengths, kind="stable")
+        rows = np.array([order[0], order[len(order) // 2], order[-1]])  # one trial has the longest, the other the rest
+        owner = np.array([0, 0, 1])
+        self._engine = pair = Stack(base, self._keys, compute=self._settings.autocast, device=self._device)
+        try:
+            with seeded(self._settings.seed, self._device):
+                for name in ("one", "other"):
+                    additions = self._additions(base, hp)
+                    for addition in additions:
+                        addition.values.update({n: x + 0.1 * torch.randn_like(x) for n, x in addition.values.items()})
+                    pair.join(name, additions)
+
+            def losses(chosen: np.ndarray) -> Tensor:
+                self._keys.set(0, 0, self._on_device(rows[chosen]))
+                with torch.no_grad(), self._dropping_out():
+                    nll_B, targets_B, _ = self._losses(self._batch(self._train, rows[chosen]), owner[chosen], None)
+                return nll_B / targets_B.clamp(min=1)
+
+            base.model.train()  # with dropout, whose masks must be the same too
+            together = losses(np.arange(3))
+            alone = torch.cat([losses(np.flatnonzero(owner == lane)) for lane in (0, 1)])
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            base.model.eval()
+            for name in pair.trials:
+                pair.leave(name)
+            self._engine = None
+        limit = SAME_HALF if self._settings.autocast or base.dtype.itemsize < 4 else SAME
+        return torch.allclose(together, alone, rtol=limit, atol=limit, equal_nan=True)
 
     def _measure_flat(self, base: BaseModel) -> float:
         lengths, wanted = self._train.lengths, self._settings.flat
@@ -598,7 +731,7 @@ class Pack:
             return math.inf
         # the longest and some others; the seed of the sweep chooses, so that all workers of a slot choose alike
         some = stream("timed rows", self._settings.seed).permutation(len(lengths))
-        rows = np.array([lengths.argmax(), *some[: max(1, self._max_tokens // int(lengths.max()) - 1)]])
+        rows = np.array([lengths.argmax(), *some[: max(1, self._budget.tokens // int(lengths.max()) - 1)]])
         batch = self._batch(self._train, rows)
         del batch["labels"]
 
@@ -778,6 +911,7 @@ def _measure(
         at = mine[positions]
         batch = task.collate(split.rows(rows[at]), pad_token_id)
         labels = batch["labels"]
+        found = None
         try:
             # not inference mode: what a model caches in it could not be trained with afterwards
             with torch.no_grad():
@@ -785,7 +919,8 @@ def _measure(
         except torch.OutOfMemoryError:
             if len(positions) * len(which) == 1:
                 raise
-            torch.cuda.empty_cache()
+        if found is None:  # not inside `except`: there the traceback still holds what was computed
+            release(device)
             half = -(-len(positions) // 2)
             halves = [(positions[:half], which), (positions[half:], which)]
             if len(positions) == 1:

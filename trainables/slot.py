@@ -8,11 +8,13 @@ need know.
 
 import asyncio
 import math
+import re
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +25,18 @@ from trainables.hyperparameters import company, kind, parse
 from trainables.model import ModelConfig
 
 TAKE_TIMEOUT_S = 10.0  # a slot without news looks again after this long
-MAX_CRASHES = 3  # a trial whose slot dies this often with no evaluation in between has failed
+MAX_CRASHES = 3  # a trial whose slot dies this often with no evaluation in between has failed there
+MAX_FAILURES = (
+    3  # trials that may fail on a slot one after another, with no evaluation in between, before it gets no more
+)
 MAX_PACK = 16  # trials that `auto` lets share a base
+LINK_TIMEOUT = timedelta(days=30)  # the other workers wait for the first as long as an errand takes it
+# errors after which a process gets no more out of its device, as torch words those that it has no class for
+BROKEN = re.compile(
+    r"\b(CUDA|HIP|cuDNN|cuBLAS|cuSOLVER|cuSPARSE|cuFFT|MIOpen|NCCL|RCCL)( driver| internal)? error\b"
+    r"|\b(CUDNN|CUBLAS|CUSOLVER|CUSPARSE|CUFFT|MIOPEN)_STATUS_|Triton Error|device-side assert",
+    re.IGNORECASE,
+)
 PAYS = 1.05  # twice the trials must take less per trial by this factor for `auto` to let them share
 
 
@@ -77,6 +89,8 @@ class _Passenger:
     slot: str | None = None
     crashes: int = 0
     alone: bool = False  # it has been on board when a step failed, until its next evaluation
+    tried: set[str] = field(default_factory=set)  # slots on which it failed since its last evaluation
+    failure: dict[str, Any] | None = None  # what came of it on the last of them
 
 
 @dataclass(kw_only=True)
@@ -91,10 +105,20 @@ class _Errand:
 class _Place:
     version: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    proved: bool = False  # a trial was evaluated here
+    failed: dict[str, str] = field(default_factory=dict)  # trials that failed here since one was evaluated, and how
+    crashes: int = 0  # while it measured the untuned base
+
+    @property
+    def aside(self) -> bool:
+        """Whether it gets no more trials: that so many fail one after another is its fault, not theirs."""
+        return len(self.failed) >= MAX_FAILURES
 
 
 class Mailbox:
-    """Who waits, who is on board where, and what came of it. An actor; all of it can be rebuilt by asking again."""
+    """Who waits, who is on board where, and what came of it. An actor; all of it can be rebuilt by asking again: every
+    method does what is right of a mailbox that has just been restarted and knows nothing.
+    """
 
     def __init__(self, sweep: str, pack: int | Literal["auto"] = 1, slots: int = 0) -> None:
         """`pack`: trials that may share a slot; auto: as many as pays, which slots measure. `slots`: that will register."""
@@ -157,6 +181,8 @@ class Mailbox:
 
     async def register(self, slot: str) -> Board:
         """A slot's workers have started (again): whoever was on board goes on from the last checkpoint."""
+        place = self._slots.setdefault(slot, _Place())
+        place.version, place.changed = place.version + 1, asyncio.Event()
         for trial, passenger in list(self._passengers.items()):
             if passenger.slot == slot:
                 passenger.crashes += 1
@@ -164,9 +190,8 @@ class Mailbox:
                 if passenger.alone:
                     passenger.slot = None
                 if passenger.crashes >= MAX_CRASHES:
-                    self._answer(
-                        trial, {"failed": f"its worker process died {MAX_CRASHES} times with no evaluation in between"}
-                    )
+                    how = f"its worker process died {MAX_CRASHES} times with no evaluation in between"
+                    self._failed(slot, trial, {"failed": how})
         for errand in self._errands.values():
             if errand.slot == slot and errand.result is None:
                 errand.slot, errand.crashes = None, errand.crashes + 1
@@ -175,7 +200,10 @@ class Mailbox:
         for sort in [sort for sort, by in self._measuring.items() if by == slot]:
             self._limits[sort] = 1  # it died of trying more
             del self._measuring[sort]
-        self._slots[slot] = _Place(version=self._slots[slot].version + 1 if slot in self._slots else 1)
+        if self._baseline is None and self._baseline_slot == slot:
+            place.crashes += 1
+            if place.crashes >= MAX_CRASHES:
+                self._baseline = {"error": f"its worker process died {MAX_CRASHES} times"}
         if self._baseline is None and self._baseline_slot is None:
             self._baseline_slot = slot
         self._assign()
@@ -195,13 +223,55 @@ class Mailbox:
         return self._board(slot) if slot in self._slots else None  # it may have been lost in the meantime
 
     async def publish(self, slot: str, trial: str, outcome: dict[str, Any]) -> Board | None:
-        """What came of `trial`: {"evaluation": …} (it waits for the next advance), or {"failed": …} / {"diverged": …}."""
+        """What came of `trial`: {"evaluation": …} (it waits for the next advance), or {"failed": …} / {"diverged": …};
+        {"failed": …, "certain": True}: it would fail on every slot.
+        """
         passenger = self._passengers.get(trial)
         if passenger is not None and passenger.slot == slot:
-            passenger.crashes, passenger.alone = 0, False
-            self._answer(trial, outcome)
+            if "failed" in outcome and not outcome.get("certain"):
+                self._failed(slot, trial, outcome)
+            else:
+                passenger.crashes, passenger.alone, passenger.failure = 0, False, None
+                passenger.tried.clear()
+                self._answer(trial, outcome)
+                if "failed" not in outcome and slot in self._slots:
+                    place = self._slots[slot]
+                    place.proved, place.failed = True, {}
+            self._assign()
             self._touch(slot)
         return self._board(slot) if slot in self._slots else None
+
+    def _failed(self, slot: str, trial: str, outcome: dict[str, Any]) -> None:
+        """Whose fault it was, the trial's or the slot's, shows on another slot: it tries again there, if there is one.
+
+        It is the trial's where it fails on a slot that works, and where no slot is left to try.
+        """
+        passenger, place = self._passengers[trial], self._slots.get(slot)
+        passenger.tried.add(slot)
+        passenger.failure, passenger.slot, passenger.alone, passenger.crashes = outcome, None, True, 0
+        if place is None:
+            return
+        if len(passenger.tried) > 1 and place.proved and not place.failed:
+            for each in self._slots.values():
+                each.failed.pop(trial, None)
+            self._answer(trial, outcome)
+            return
+        place.failed[trial] = outcome["failed"]
+        if place.aside:
+            self._clear(slot)
+
+    def _clear(self, slot: str) -> None:
+        """Whoever is on board of `slot`, or measured there, goes elsewhere."""
+        for passenger in self._aboard(slot):
+            passenger.slot = None
+        self._measuring = {sort: by for sort, by in self._measuring.items() if by != slot}
+        for errand in self._errands.values():
+            if errand.slot == slot and errand.result is None:
+                errand.slot = None
+        if self._baseline_slot == slot and self._baseline is None:
+            self._baseline_slot = min((each for each in self._open() if each != slot), default=None)
+            if self._baseline_slot is not None:
+                self._touch(self._baseline_slot)
 
     async def publish_baseline(self, slot: str, baseline: dict[str, Any]) -> Board | None:
         self._baseline = baseline
@@ -209,7 +279,9 @@ class Mailbox:
         return self._board(slot) if slot in self._slots else None
 
     async def publish_errand(self, slot: str, name: str, result: dict[str, Any]) -> Board | None:
-        self._errands[name].result = result
+        errand = self._errands.setdefault(name, _Errand(what={}))  # who asks for it later finds it done
+        if errand.result is None:
+            errand.result = result
         self._assign()
         self._touch(slot)
         return self._board(slot) if slot in self._slots else None
@@ -218,6 +290,17 @@ class Mailbox:
         """`limit` trials of kind `sort` should share a slot."""
         self._limits[sort] = limit
         self._measuring.pop(sort, None)
+        self._assign()
+        self._touch(slot)
+        return self._board(slot) if slot in self._slots else None
+
+    async def no_room(self, slot: str, trial: str, aboard: int) -> Board | None:
+        """`trial` cannot join the `aboard` trials on the slot: no more of its kind are tried, and it waits for a place."""
+        passenger = self._passengers.get(trial)
+        if passenger is not None and passenger.slot == slot:
+            passenger.slot = None
+            self._limits[passenger.kind] = max(1, min(aboard, self._limits.get(passenger.kind, aboard)))
+            self._measuring.pop(passenger.kind, None)
         self._assign()
         self._touch(slot)
         return self._board(slot) if slot in self._slots else None
@@ -255,12 +338,12 @@ class Mailbox:
 
     async def room(self) -> int:
         """How many more trials could train now, as far as one can say of trials that are not drawn yet."""
-        starting = max(0, self._planned - len(self._slots) - len(self._lost))
+        starting = self._starting()
         waiting = sum(p.slot is None for p in self._passengers.values()) - len(self._reserved)
         if waiting > starting:  # one is drawn that has no place: it may show what the next would find
             return 0
         free = starting - waiting
-        for slot in self._slots:
+        for slot in self._open():
             aboard = self._aboard(slot)
             if slot in self._reserved:
                 continue
@@ -271,8 +354,10 @@ class Mailbox:
         return free
 
     async def skip_baseline(self) -> None:
-        """The untuned base was measured by an earlier process of the sweep."""
-        self._baseline_slot = "-"
+        """The untuned base is measured: an earlier process of the sweep did, or the mailbox has forgotten it."""
+        told, self._baseline_slot = self._baseline_slot, "-"
+        if told is not None and told != "-":
+            self._touch(told)
 
     async def slot_broken(self, slot: str, error: str) -> None:
         """A slot cannot start; its run ends, and the sweep learns why from `slot_lost`."""
@@ -281,18 +366,10 @@ class Mailbox:
     async def slot_lost(self, slot: str, error: str) -> None:
         """A slot is gone for good; its trials board another."""
         self._lost.setdefault(slot, error)
+        for passenger in self._aboard(slot):
+            passenger.crashes += 1
         self._slots.pop(slot, None)
-        self._measuring = {sort: by for sort, by in self._measuring.items() if by != slot}
-        if self._baseline_slot == slot and self._baseline is None:
-            self._baseline_slot = min(self._slots, default=None)
-            if self._baseline_slot is not None:
-                self._touch(self._baseline_slot)
-        for passenger in self._passengers.values():
-            if passenger.slot == slot:
-                passenger.slot, passenger.crashes = None, passenger.crashes + 1
-        for errand in self._errands.values():
-            if errand.slot == slot:
-                errand.slot = None
+        self._clear(slot)
         self._assign()
 
     async def stop_trials(self, reason: str) -> None:
@@ -313,6 +390,7 @@ class Mailbox:
         return {
             "slots": {slot: [t for t, p in self._passengers.items() if p.slot == slot] for slot in self._slots},
             "lost": dict(self._lost),
+            "aside": {slot: dict(place.failed) for slot, place in self._slots.items() if place.aside},
             "progress": dict(self._progress),
             "baseline": self._baseline,
             "limits": dict(self._limits),
@@ -330,8 +408,18 @@ class Mailbox:
     def _aboard(self, slot: str) -> list[_Passenger]:
         return [p for p in self._passengers.values() if p.slot == slot]
 
+    def _open(self) -> list[str]:
+        """Slots that trials may board."""
+        return [slot for slot, place in self._slots.items() if not place.aside]
+
+    def _starting(self) -> int:
+        """Slots that will register."""
+        return max(0, self._planned - len(self._slots) - len(self._lost))
+
     def _limit(self, passenger: _Passenger) -> int:
-        return self._limits.get(passenger.kind, 1) if self._pack == "auto" else self._pack
+        if self._pack == "auto":
+            return self._limits.get(passenger.kind, 1)
+        return min(self._pack, self._limits.get(passenger.kind, self._pack))
 
     def _assign(self) -> None:
         """Board whoever waits, in the order of their coming, each on the slot with the most room.
@@ -339,7 +427,7 @@ class Mailbox:
         Who fits nowhere reserves the slot that will be free first; a pack is as large as the kind of it that gains least.
         """
         kept, self._reserved, busy = self._reserved, set(), self._busy()
-        if any(slot not in busy and not self._aboard(slot) for slot in self._slots):
+        if any(slot not in busy and not self._aboard(slot) for slot in self._open()):
             for passenger in self._passengers.values():
                 if passenger.slot in busy:  # nobody trains there before the errand is done
                     self._touch(passenger.slot)
@@ -347,7 +435,11 @@ class Mailbox:
         for trial, passenger in self._passengers.items():
             if passenger.slot is not None:
                 continue
-            open_slots = [slot for slot in self._slots if slot not in self._reserved]
+            left = [slot for slot in self._open() if slot not in passenger.tried]
+            if passenger.failure is not None and not left and not self._starting() and self._open():
+                self._answer(trial, passenger.failure)
+                continue
+            open_slots = [slot for slot in left if slot not in self._reserved]
             fitting = [slot for slot in open_slots if self._fits(passenger, self._aboard(slot))]
             if fitting:
                 passenger.slot = min(fitting, key=lambda slot: (slot in busy, len(self._aboard(slot)), slot))
@@ -365,7 +457,7 @@ class Mailbox:
                 # of the emptiest the one that was kept before, or two could be filled again in turn
                 self._reserved.add(min(open_slots, key=lambda slot: (len(self._aboard(slot)), slot not in kept, slot)))
         busy = self._busy()
-        free = [slot for slot in self._slots if slot not in busy and not self._aboard(slot)]
+        free = [slot for slot in self._open() if slot not in busy and not self._aboard(slot)]
         for errand in self._errands.values():
             if errand.result is None and errand.slot is None and free:
                 errand.slot = free.pop(0)
@@ -466,7 +558,8 @@ class _Link:
         if size > 1:
             import torch.distributed
 
-            self._group = torch.distributed.new_group(backend="gloo")  # boards are objects: the CPU carries them
+            # boards are objects: the CPU carries them
+            self._group = torch.distributed.new_group(backend="gloo", timeout=LINK_TIMEOUT)
 
     def register(self) -> None:
         if self._rank == 0:
@@ -484,14 +577,21 @@ class _Link:
                 self._accept(board)
         self._share()
 
-    def tell(self, news: str, *values: Any) -> None:
-        """Rank 0 tells the mailbox `news` of this slot; the other workers are not told of the board that follows from it."""
+    def tell(self, news: str, *values: Any) -> bool:
+        """Rank 0 tells the mailbox `news` of this slot; the other workers are not told of the board that follows from it.
+        Returns whether the mailbox knew the slot.
+        """
+        board = None
         if self._rank == 0:
-            self._accept(ray.get(getattr(self._mailbox, news).remote(self._config.slot, *values)))
+            board = ray.get(getattr(self._mailbox, news).remote(self._config.slot, *values))
+            self._accept(board)
+        return board is not None
 
-    def publish(self, news: str, *values: Any) -> None:
-        self.tell(news, *values)
+    def publish(self, news: str, *values: Any) -> bool:
+        """The same, and every worker is told."""
+        known = self.from_rank_zero(self.tell(news, *values))
         self._share()
+        return known
 
     def broken(self, error: str) -> None:
         if self._rank == 0:
@@ -568,6 +668,10 @@ def slot_loop(loop_config: dict[str, SlotConfig]) -> None:
             link.publish("publish_errand", name, link.from_rank_zero(crew.errand(what) if rank == 0 else None))
         for sort, params in board.measure.items():
             link.publish("publish_limit", sort, _how_many(pack, params, config.most, link))
+        for trial, (_, go) in board.trials.items():
+            if go and trial in crew.unheard:
+                crew.tell(trial, crew.unheard.pop(trial))
+        board = link.board
         for trial, (params, go) in board.trials.items():
             if go and trial not in pack.trials:
                 crew.guard([trial], lambda t=trial, p=params: crew.join(t, p))
@@ -622,18 +726,35 @@ def _how_many(pack: Any, params: dict[str, Any], most: int, link: _Link) -> int:
     def seconds(copies: int) -> float:
         try:
             return pack.time_step(parse(params), copies)
-        except Exception:  # too little memory, or a trial that cannot train: then its own join will say so
+        except Exception as error:  # too little memory, or a trial that cannot train: then its own join will say so
+            if ends_worker(error):
+                raise
             return math.inf
 
     per_trial: dict[int, float] = {}
     copies = 1
     while copies <= most:
         per_trial[copies] = max(link.gather(seconds(copies))) / copies
-        if per_trial[copies] > min(per_trial.values()) * PAYS:
+        if math.isinf(per_trial[copies]) or per_trial[copies] > min(per_trial.values()) * PAYS:
             break
         copies *= 2
     # the fewest that are nearly as good as the best
     return min(copies for copies, each in per_trial.items() if each <= min(per_trial.values()) * PAYS)
+
+
+def ends_worker(error: BaseException | None) -> bool:
+    """Whether a process can get nothing more out of its accelerator, or of the other workers, after `error`: it is no
+    trial's end but the worker's, which Ray Train starts anew.
+    """
+    import torch
+
+    from trainables.stack import Wrecked
+
+    if error is None or isinstance(error, torch.OutOfMemoryError):
+        return False
+    if isinstance(error, torch.AcceleratorError | torch.distributed.DistError | Wrecked):
+        return True
+    return isinstance(error, RuntimeError) and bool(BROKEN.search(str(error))) or ends_worker(error.__cause__)
 
 
 class _Crew:
@@ -648,6 +769,7 @@ class _Crew:
             str, tuple[float, int]
         ] = {}  # when a trial last began to train towards an evaluation, and where
         self._told = 0.0
+        self.unheard: dict[str, dict[str, Any]] = {}  # what came of trials when the mailbox had just been restarted
 
     def join(self, trial: str, params: dict[str, Any]) -> None:
         """Board a trial: a new attempt, going on from the newest evaluation that can be resumed, if there is one."""
@@ -656,27 +778,55 @@ class _Crew:
         pack, link, store = self._pack, self._link, self._store
         self._attempts[trial], origin = link.from_rank_zero(begin_attempt(store, trial) if self._rank == 0 else None)
         if origin is None:
-            pack.join(trial, parse(params))
+            boarded = self._board(trial, params, None)
         else:
             record = store.read_json(f"{origin}/{EVALUATION}")
             if record["finished"]:  # all was done before the cut; only the news of it was lost
-                link.publish("publish", trial, {"evaluation": record})
+                self.tell(trial, {"evaluation": record})
                 return
             with tempfile.TemporaryDirectory() as scratch:
-                pack.join(trial, parse(params), store.fetch(origin, Path(scratch)))
-        self._began[trial] = (time.monotonic(), pack.progress(trial))
+                boarded = self._board(trial, params, store.fetch(origin, Path(scratch)))
+        if boarded:
+            self._began[trial] = (time.monotonic(), pack.progress(trial))
+
+    def _board(self, trial: str, params: dict[str, Any], checkpoint: Path | None) -> bool:
+        """Whether there was room beside those on board; a trial that does not fit even alone has failed."""
+        import torch
+
+        from trainables.pack import NotShared
+
+        pack, hp, company = self._pack, parse(params), len(self._pack.trials)
+        if not company:
+            pack.join(trial, hp, checkpoint)
+            return True
+        room = True
+        try:
+            pack.join(trial, hp, checkpoint)
+        except (torch.OutOfMemoryError, NotShared):
+            room = False
+        if all(self._link.gather(room)):
+            return True
+        if trial in pack.trials:
+            pack.leave(trial)
+        self._link.publish("no_room", trial, company)
+        return False
+
+    def tell(self, trial: str, outcome: dict[str, Any]) -> None:
+        """Publish what came of a trial; a mailbox that has forgotten it is told again when the trial boards again."""
+        if not self._link.publish("publish", trial, outcome):
+            self.unheard[trial] = outcome
 
     def step(self, trials: list[str]) -> None:
         """One step for `trials`; whoever's evaluation is due then is evaluated, saved and published."""
         from trainables.pack import NonFinite
 
-        pack, link = self._pack, self._link
+        pack = self._pack
         try:
             due = pack.step(trials)
         except NonFinite as error:
             for trial, reason in error.reasons.items():
                 pack.leave(trial)
-                link.publish("publish", trial, {"diverged": reason})
+                self.tell(trial, {"diverged": reason})
             due = pack.due(trial for trial in trials if trial not in error.reasons)
         if due:
             for trial, evaluation in pack.evaluate(due).items():
@@ -697,7 +847,7 @@ class _Crew:
                 self._store, trial, attempt, evaluation, lambda folder: self._pack.save(trial, folder)
             )
             self._tell_progress(trial)
-        self._link.publish("publish", trial, {"evaluation": record})
+        self.tell(trial, {"evaluation": record})
         self._began[trial] = (time.monotonic(), self._pack.progress(trial))
 
     def _tell_progress(self, trial: str) -> None:
@@ -717,6 +867,8 @@ class _Crew:
                 write_losses(self._store, "baselines/validation/untuned.npy", measured.losses)
         except Exception as error:  # the trials will meet the same fault, each at its own border
             traceback.print_exc()
+            if ends_worker(error):
+                raise
             return {"error": f"{type(error).__name__}: {error}"}
         return finite_or_none({"val_loss": measured.loss, "probe_loss": probed.loss, "metrics": metrics})
 
@@ -728,38 +880,50 @@ class _Crew:
             return run(self._store, self._config, what)
         except Exception as error:  # the border between an errand and its slot
             traceback.print_exc()
-            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            return {"error": f"{type(error).__name__}: {first}"[:500]}
+            if ends_worker(error):
+                raise
+            return {"error": _first_line(error)}
 
     def guard(self, trials: list[str], action: Callable[[], None]) -> None:
         """Run `action`; what goes wrong there is the end of a trial, not of the slot. Whose end it is, with several on
         board, shows when each has gone on alone.
         """
-        pack, link = self._pack, self._link
+        import torch
+
+        pack, link, apart = self._pack, self._link, len(trials) > 1
         try:
             action()
             return
         except InputError as error:
-            outcome = {"failed": str(error)}
+            outcome = {"failed": str(error), "certain": True}
         except Exception as error:  # the border between a trial and its slot: whatever it was, the slot goes on
-            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            outcome = {"failed": f"{type(error).__name__}: {first}"[:500]}
+            outcome = {"failed": _first_line(error)}
+            if isinstance(error, torch.OutOfMemoryError):
+                apart = len({*pack.trials, *trials}) > 1  # also those that wait take memory
+                outcome["failed"] = f"it does not fit the device even alone: {outcome['failed']}"[:500]
             log = f"trials/{trials[0]}/error.txt"
             self._store.write_bytes(log, traceback.format_exc().encode())
             outcome["log"] = self._store.path(log)
+            if ends_worker(error):
+                raise
             if self._size > 1:  # the other workers stand in the middle of a collective call: only a restart frees them
-                if len(trials) == 1:
-                    link.tell("publish", trials[0], outcome)
-                else:
+                if apart:
                     link.tell("part", trials)
+                else:
+                    link.tell("publish", trials[0], outcome)
                 raise
         for trial in trials:
             if trial in pack.trials:
                 pack.leave(trial)
-        if len(trials) == 1:
-            link.publish("publish", trials[0], outcome)
-        else:
+        if apart:
             link.publish("part", trials)
+        else:
+            self.tell(trials[0], outcome)
+
+
+def _first_line(error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return f"{type(error).__name__}: {first}"[:500]
 
 
 def run_slot(config: SlotConfig, *, workers: int, resources_per_worker: dict[str, float], folder: str) -> None:

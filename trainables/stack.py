@@ -25,6 +25,11 @@ from trainables.model import BaseModel
 
 UPDATE_ELEMENTS = 1 << 24  # of the matrix in one go, so that an update's temporaries stay small
 TWINS = ("exp_avg", "exp_avg_sq")  # Adam's moments, by torch's names
+VACANT = ""  # the trial of a row that nobody has any more
+
+
+class Wrecked(RuntimeError):
+    """The device has no room for what trials on board had there: their worker must end, and they go on elsewhere."""
 
 
 Segments = tuple[tuple[int, int, int], ...]
@@ -48,7 +53,11 @@ class Pass:
         return cls(segments=tuple(segments), lanes_B=torch.as_tensor(lanes_B, device=device))
 
     def scaled(self, length: int) -> Segments:
-        """The segments of a tensor of `length` vectors: rows flattened into tokens."""
+        """The segments of a tensor of `length` vectors: rows flattened into tokens. Where one trial's rows pass, every
+        vector is that trial's, also of a tensor that has no rows.
+        """
+        if len(self.segments) == 1:
+            return ((self.segments[0][0], 0, length),)
         factor, rest = divmod(length, len(self.lanes_B))
         assert rest == 0, "a tensor's first dimension must be rows, or rows times tokens"
         return tuple((lane, start * factor, stop * factor) for lane, start, stop in self.segments)
@@ -150,14 +159,18 @@ class GroupedLinear(torch.autograd.Function):
 
 
 class Gathered(torch.autograd.Function):
-    """[B, ...]: of each row of a pass, its trial's vector or matrix. Its gradient is added to `grad` in place, but not
-    for trials that have nothing at this place.
+    """[B, ...]: of each row of a pass, its trial's vector or matrix; [1, ...] where all rows are one trial's. Its gradient
+    is added to `grad` in place, but not for trials that have nothing at this place.
     """
 
     @staticmethod
     def forward(
         ctx: Any, anchor: Tensor, weight_K: Tensor, grad_K: Tensor, passing: Pass, here: Sequence[bool]
     ) -> Tensor:
+        if len(passing.segments) == 1:
+            lane = passing.segments[0][0]
+            ctx.rest = (grad_K, [(lane, 0, 1)] if here[lane] else [])
+            return weight_K[lane : lane + 1].clone()
         ctx.rest = (grad_K, [segment for segment in passing.segments if here[segment[0]]])
         return weight_K[passing.lanes_B]
 
@@ -324,6 +337,19 @@ class _Layout:
         return self.view(matrix_KP, column)[row][tuple(slice(size) for size in shape)]
 
 
+@dataclass(kw_only=True)
+class _Made:
+    """Matrices [K, P] of a layout and the places that look into them."""
+
+    weights: Tensor
+    low: Tensor  # the weights in the type of the arithmetic
+    grads: Tensor
+    moments: dict[str, Tensor]
+    places: dict[tuple[type[Place], str], Place] = field(default_factory=dict)
+    decayed_P: Tensor = field(init=False)
+    fast_P: Tensor = field(init=False)
+
+
 class Stack:
     """The trials that share `base`, their weights, gradients and moments, and the places at which they act."""
 
@@ -353,77 +379,126 @@ class Stack:
     # --- joining and leaving ---
 
     def join(self, trial: str, additions: Sequence[Addition]) -> None:
-        shapes, options = {}, {}
+        """Take a trial on board; where memory does not suffice (torch.OutOfMemoryError), the others are as they were."""
+        shapes, options, values = {}, {}, {}
         for addition in additions:
             options[addition.kind, addition.place] = addition.options
             for name, value in addition.values.items():
-                shapes[_Column(addition.kind, addition.place, name)] = tuple(value.shape)
-        self._arrange([*self._lanes, _Lane(trial=trial, options=options, shapes=shapes)])
-        self.load(trial, {(a.kind, a.place, name): value for a in additions for name, value in a.values.items()})
+                column = _Column(addition.kind, addition.place, name)
+                shapes[column], values[column] = tuple(value.shape), value
+        lane = _Lane(trial=trial, options=options, shapes=shapes)
+        self._arrange([*(lane for lane in self._lanes if lane.trial != VACANT), lane], values)
 
     def leave(self, trial: str) -> None:
-        self._arrange([lane for lane in self._lanes if lane.trial != trial])
+        """Put a trial off board. Where memory does not suffice for a smaller matrix, its row stays until someone joins."""
+        try:
+            self._arrange([lane for lane in self._lanes if lane.trial not in (trial, VACANT)])
+        except torch.OutOfMemoryError:
+            self._lanes[self.lane(trial)].trial = VACANT
 
-    def _arrange(self, lanes: list[_Lane]) -> None:
-        """Lay the matrix out for `lanes`: those that were on board keep their values."""
-        before, rows = self._layout, {lane.trial: row for row, lane in enumerate(self._lanes)}
+    def _arrange(self, lanes: list[_Lane], values: Mapping[_Column, Tensor] | None = None) -> None:
+        """Lay the matrix out for `lanes`: those that were on board keep their values, the last of them may bring `values`.
+
+        All that is new is made before anything old is given up, which takes the memory of both layouts. Where that does
+        not fit on an accelerator, weights and moments wait in the host's memory: that takes the larger of both.
+        """
         layout = _Layout.of(lanes)
+        try:
+            made = self._made(lanes, layout, self._kept(), values or {})
+        except torch.OutOfMemoryError:
+            if not self._waits_elsewhere():
+                raise
+            made = None
+        if made is None:  # not inside `except`: there the traceback still holds what was made
+            made = self._made_apart(lanes, layout, values or {})
+        self._swap(lanes, layout, made)
 
-        def moved(old_KP: Tensor) -> Tensor:
-            new_KP = old_KP.new_zeros(len(lanes), layout.width)
+    def _waits_elsewhere(self) -> bool:
+        """Whether there is other memory than that of the device."""
+        return self._device.type != "cpu"
+
+    def _kept(self) -> dict[str, Tensor]:
+        """What an arrangement must not lose: weights and moments."""
+        return {"weights": self._weights, **self._moments}
+
+    def _made_apart(self, lanes: list[_Lane], layout: "_Layout", values: Mapping[_Column, Tensor]) -> "_Made":
+        before, old = self._layout, {name: matrix.cpu() for name, matrix in self._kept().items()}
+        self._undo()
+        self._places, self._moments = {}, dict.fromkeys(TWINS, self._weights[:0].clone())
+        self._weights = self._grads = self._low = self._moments[TWINS[0]]
+        error = None
+        try:
+            return self._made(lanes, layout, old, values)
+        except torch.OutOfMemoryError as raised:
+            error = raised.with_traceback(None)
+        try:
+            self._swap(self._lanes, before, self._made(self._lanes, before, old, {}))
+        except torch.OutOfMemoryError as raised:
+            raise Wrecked("out of memory while the trials on board were put back to where they were") from raised
+        raise error
+
+    def _made(
+        self, lanes: list[_Lane], layout: "_Layout", old: Mapping[str, Tensor], values: Mapping[_Column, Tensor]
+    ) -> "_Made":
+        """All that a layout needs, out of the `old` weights and moments, with nothing yet in use."""
+        before, rows = self._layout, {lane.trial: row for row, lane in enumerate(self._lanes)}
+
+        def moved(name: str) -> Tensor:
+            new_KP = torch.zeros(len(lanes), layout.width, dtype=self.dtype, device=self._device)
             for row, lane in enumerate(lanes):
                 if lane.trial in rows:
                     for column, shape in lane.shapes.items():
-                        part = before.own(old_KP, column, rows[lane.trial], shape)
+                        part = before.own(old[name], column, rows[lane.trial], shape)
                         layout.own(new_KP, column, row, shape).copy_(part)
             return new_KP
 
         with torch.no_grad():
-            self._grads = self._low = self._weights[:0]  # freed first: one twin at a time is copied
-            self._unbind()
-            self._weights = moved(self._weights)
-            for name in TWINS:
-                self._moments[name] = moved(self._moments[name])
-            self._grads = torch.zeros_like(self._weights)
-        self._lanes, self._layout = lanes, layout
-        self._refresh(allocate=True)
-        self._bind()
-
-    def _unbind(self) -> None:
-        for _, undo in self._places.values():
-            undo()
-        self._places = {}
-
-    def _bind(self) -> None:
+            weights = moved("weights")
+            for column, value in values.items():
+                layout.own(weights, column, len(lanes) - 1, tuple(value.shape)).copy_(value)
+            made = _Made(
+                weights=weights,
+                low=weights if self._compute == self.dtype else weights.to(self._compute),
+                moments={name: moved(name) for name in TWINS},
+                grads=torch.zeros_like(weights),
+            )
         by_place: dict[tuple[type[Place], str], list[str]] = {}
-        for column in self._layout.columns:
+        for column in layout.columns:
             by_place.setdefault((column.kind, column.place), []).append(column.tensor)
         for (kind, name), tensors in by_place.items():
-            place = kind(self, name)
+            place = made.places[kind, name] = kind(self, name)
             stacked = {
                 tensor: Stacked(
-                    weight=self._layout.view(self._weights, _Column(kind, name, tensor)),
-                    compute=self._layout.view(self._low, _Column(kind, name, tensor)),
-                    grad=self._layout.view(self._grads, _Column(kind, name, tensor)),
+                    weight=layout.view(made.weights, _Column(kind, name, tensor)),
+                    compute=layout.view(made.low, _Column(kind, name, tensor)),
+                    grad=layout.view(made.grads, _Column(kind, name, tensor)),
                 )
                 for tensor in tensors
             }
-            place.bind(stacked, [lane.options.get((kind, name)) for lane in self._lanes])
-            self._places[kind, name] = (place, place.install())
-        columns = torch.arange(self._layout.width)
+            place.bind(stacked, [lane.options.get((kind, name)) for lane in lanes])
+        columns = torch.arange(layout.width)
         decayed, fast = torch.zeros(len(columns)), torch.zeros(len(columns))
-        for column, (start, shape) in self._layout.columns.items():
+        for column, (start, shape) in layout.columns.items():
             decayed[start : start + math.prod(shape)] = float(len(shape) >= 2)  # never biases and norms
             fast[start : start + math.prod(shape)] = float(column.tensor in column.kind.fast)
-        self._decayed_P = decayed.to(self._device, self.dtype)
-        self._fast_P = fast.to(self._device, self.dtype)
+        made.decayed_P = decayed.to(self._device, self.dtype)
+        made.fast_P = fast.to(self._device, self.dtype)
+        return made
 
-    def _refresh(self, *, allocate: bool = False) -> None:
-        if self._compute == self.dtype:
-            self._low = self._weights
-        elif allocate:
-            self._low = self._weights.to(self._compute)
-        else:
+    def _swap(self, lanes: list[_Lane], layout: "_Layout", made: "_Made") -> None:
+        """Use what was made; needs no memory."""
+        self._undo()
+        self._lanes, self._layout = lanes, layout
+        self._weights, self._low, self._grads = made.weights, made.low, made.grads
+        self._moments, self._decayed_P, self._fast_P = made.moments, made.decayed_P, made.fast_P
+        self._places = {at: (place, place.install()) for at, place in made.places.items()}
+
+    def _undo(self) -> None:
+        for _, undo in self._places.values():
+            undo()
+
+    def _refresh(self) -> None:
+        if self._low is not self._weights:
             self._low.copy_(self._weights)
 
     # --- passes ---
@@ -510,13 +585,6 @@ class Stack:
 
     def moments(self, trial: str) -> dict[str, Tensor]:
         return {f"{name}/{key}": view for name in TWINS for key, view in self._own(self._moments[name], trial)}
-
-    def load(self, trial: str, values: Mapping[tuple[type[Place], str, str], Tensor]) -> None:
-        row = self.lane(trial)
-        with torch.no_grad():
-            for (kind, place, tensor), value in values.items():
-                self._layout.own(self._weights, _Column(kind, place, tensor), row, tuple(value.shape)).copy_(value)
-        self._refresh()
 
     @torch.no_grad()
     def restore(self, trial: str, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:

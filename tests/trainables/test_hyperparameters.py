@@ -12,6 +12,7 @@ from trainables.hyperparameters import (
     LoraOptions,
     PartialOptions,
     QLoraOptions,
+    kind,
     parse,
 )
 
@@ -189,3 +190,24 @@ def test_what_would_only_fail_in_the_slot_is_refused_before(name, value):
 def test_every_method_has_options():
     assert list(OPTIONS) == ["full", "partial", "lora", "qlora", "ia3", "prompt", "adapter"]
     assert parse({**FULL, "method": "qlora", "rank": 16}).options == QLoraOptions(rank=16, bits=4)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"rank": 1, "targets": "attention"}, {"rank": 16, "targets": "all-linear"}, False),
+        ({"rank": 1}, {"rank": 16}, False),
+        ({"rank": 8, "targets": "attention"}, {"rank": 8}, False),
+        ({"rank": 8, "targets": ["q_proj"]}, {"rank": 8, "targets": ["q_proj", "v_proj"]}, False),
+        ({"rank": 7}, {"rank": 9}, True),
+        ({"rank": 8, "alpha": 4.0, "learning_rate": 1e-4, "epochs": 3}, {"rank": 8}, True),
+        ({"batch_size": 16}, {"batch_size": 17}, True),
+        ({"batch_size": 16}, {"batch_size": 32}, False),
+        ({}, {"method": "qlora"}, False),
+    ],
+)
+def test_a_kind_is_of_trials_that_take_alike_much_memory_and_time(one, other, same):
+    kinds = {
+        kind(parse({"method": "lora", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1, **p})) for p in (one, other)
+    }
+    assert (len(kinds) == 1) is same

@@ -6,7 +6,8 @@ import inspect
 import pytest
 
 from trainables import slot
-from trainables.slot import MAX_CRASHES, Board, Mailbox
+from trainables.hyperparameters import kind, parse
+from trainables.slot import MAX_CRASHES, MAX_FAILURES, Board, Mailbox
 
 PARAMS = {"method": "full", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1}
 LORA = {**PARAMS, "method": "lora", "rank": 8}
@@ -635,3 +636,278 @@ async def test_a_trial_that_waits_for_an_errand_moves_to_a_slot_that_gets_free(m
     await mailbox.leave("t1")
     assert await aboard(mailbox) == {"a": [], "b": ["t2"]}
     assert (await mailbox.take("a", 0)).trials == {} and (await mailbox.take("a", 0)).errand is not None
+
+
+# --- slots at fault ---
+
+BROKE = {"failed": "RuntimeError: no kernel image"}
+
+
+async def fail(mailbox, slot, outcome=BROKE):
+    """Whoever is on board of a slot fails there."""
+    (trial,) = (await aboard(mailbox))[slot]
+    await mailbox.publish(slot, trial, dict(outcome))
+    return trial
+
+
+async def prove(mailbox, slot, trial):
+    """A trial is evaluated on a slot and leaves."""
+    waiting = await ask(mailbox, trial)
+    assert (await aboard(mailbox))[slot] == [trial]
+    await mailbox.publish(slot, trial, {"evaluation": {"step": 1}})
+    await waiting
+    await mailbox.leave(trial)
+
+
+@story
+async def test_a_slot_that_fails_every_trial_gets_no_more_and_they_go_on_elsewhere(mailbox):
+    await mailbox.register("bad")
+    await mailbox.register("good")
+    waiting = dict(zip("abcdef", await ask(mailbox, *"abcdef"), strict=True))
+    failed = [await fail(mailbox, "bad") for _ in range(MAX_FAILURES)]
+    assert (await mailbox.snapshot())["aside"] == {"bad": dict.fromkeys(failed, BROKE["failed"])}
+    assert (await mailbox.take("bad", 0)).trials == {}
+    done = set()
+    while done != set("abcdef"):
+        assert (await aboard(mailbox))["bad"] == []
+        (trial,) = (await aboard(mailbox))["good"]
+        await mailbox.publish("good", trial, {"evaluation": {"step": 5}})
+        assert await waiting[trial] == {"evaluation": {"step": 5}}
+        await mailbox.leave(trial)
+        done.add(trial)
+    assert await mailbox.room() == 1
+    await mailbox.errand("one", {"kind": "one"})
+    assert (await mailbox.take("good", 0)).errand and (await mailbox.take("bad", 0)).errand is None
+    assert (await mailbox.register("bad")).trials == {}, "nor after a new start"
+
+
+@story
+async def test_a_trial_that_fails_also_on_a_slot_that_works_has_failed(mailbox):
+    """And it says nothing about the slots, not even where three such trials come one after another."""
+    await mailbox.register("one")
+    await prove(mailbox, "one", "before")
+    await mailbox.register("two")
+    for trial in ("t1", "t2", "t3", "t4"):
+        waiting = await ask(mailbox, trial)
+        assert await fail(mailbox, "one") == trial
+        assert not waiting.done() and await aboard(mailbox) == {"one": [], "two": [trial]}
+        await fail(mailbox, "two")
+        if trial == "t1":  # two has shown nothing yet either
+            assert await waiting == BROKE, "there is no third slot"
+            await mailbox.leave(trial)
+            await ask(mailbox, "busy")
+            await prove(mailbox, "two", "proof")
+            await mailbox.leave("busy")
+            continue
+        assert await waiting == BROKE
+        await mailbox.leave(trial)
+    assert (await mailbox.snapshot())["aside"] == {}
+
+
+@story
+async def test_a_trial_fails_at_once_where_there_is_no_other_slot_and_the_third_ends_the_slot(mailbox):
+    await mailbox.register("only")
+    for trial in ("t1", "t2"):
+        waiting = await ask(mailbox, trial)
+        await fail(mailbox, "only")
+        assert await waiting == BROKE
+        await mailbox.leave(trial)
+    third = await ask(mailbox, "t3")
+    await fail(mailbox, "only")
+    assert list((await mailbox.snapshot())["aside"]) == ["only"] and not third.done(), (
+        "the sweep ends, and it goes on later"
+    )
+    await mailbox.stop_trials("no slot could run")
+    assert await third == {"stopped": "no slot could run"}
+
+
+@story
+async def test_an_evaluation_starts_the_count_of_failures_anew(mailbox):
+    await mailbox.register("only")
+    for number in range(3 * MAX_FAILURES):
+        trial = f"t{number}"
+        waiting = await ask(mailbox, trial)
+        outcome = BROKE if number % MAX_FAILURES else {"evaluation": {"step": 1}}
+        await mailbox.publish("only", trial, dict(outcome))
+        assert await waiting == outcome
+        await mailbox.leave(trial)
+    assert (await mailbox.snapshot())["aside"] == {}
+
+
+@story
+async def test_configurations_that_fail_anywhere_say_nothing_about_the_slot(mailbox):
+    await mailbox.register("a")
+    await mailbox.register("b")
+    refused = {"failed": "targets: no such layer", "certain": True}
+    for number in range(2 * MAX_FAILURES):
+        waiting = await ask(mailbox, f"t{number}")
+        (slot,) = [slot for slot, trials in (await aboard(mailbox)).items() if trials]
+        await mailbox.publish(slot, f"t{number}", dict(refused))
+        assert await waiting == refused
+        await mailbox.leave(f"t{number}")
+    assert (await mailbox.snapshot())["aside"] == {}
+
+
+@story
+async def test_a_slot_whose_process_dies_under_every_trial_is_set_aside_too(mailbox):
+    await mailbox.register("a")
+    await mailbox.register("b")
+    waiting = await ask(mailbox, "t1", "t2", "t3", "t4")
+    for _ in range(MAX_CRASHES * MAX_FAILURES):
+        await mailbox.register("a")
+    assert list((await mailbox.snapshot())["aside"]) == ["a"]
+    assert not any(each.done() for each in waiting)
+    assert await aboard(mailbox) == {"a": [], "b": ["t2"]}
+
+
+@story
+async def test_a_trial_waits_for_a_slot_that_starts_rather_than_fail_again_on_the_same(auto):
+    await auto.register("a")
+    waiting = await ask(auto, "t1", **LORA)
+    await fail(auto, "a")
+    assert await aboard(auto) == {"a": []} and not waiting.done()
+    await auto.register("b")
+    assert await aboard(auto) == {"a": [], "b": ["t1"]}
+
+
+@story
+async def test_a_trial_that_failed_and_whose_last_other_slot_is_lost_has_failed(mailbox):
+    await mailbox.register("a")
+    await mailbox.register("b")
+    waiting, _ = await ask(mailbox, "t1", "t2")
+    await fail(mailbox, "a")
+    assert not waiting.done()
+    await mailbox.slot_lost("b", "its node died")
+    assert await waiting == BROKE
+
+
+@story
+async def test_another_slot_measures_the_untuned_base_when_the_first_is_set_aside_or_keeps_dying(mailbox):
+    await mailbox.register("a")
+    await mailbox.register("b")
+    for trial in ("t1", "t2", "t3", "t4"):
+        await mailbox.expect(trial, PARAMS)
+    for _ in range(MAX_FAILURES):
+        await fail(mailbox, "a")
+    assert not (await mailbox.take("a", 0)).baseline and (await mailbox.take("b", 0)).baseline
+    for _ in range(MAX_CRASHES):
+        board = await mailbox.register("b")
+    assert not board.baseline and "died" in (await mailbox.snapshot())["baseline"]["error"]
+
+
+# --- who does not fit ---
+
+
+@story
+async def test_who_does_not_fit_beside_the_others_waits_and_boards_when_there_is_room():
+    mailbox = Mailbox("sweep", pack=4)
+    await mailbox.register("a")
+    *_, late = await ask(mailbox, "t1", "t2", "t3", **LORA)
+    assert (await aboard(mailbox))["a"] == ["t1", "t2", "t3"]
+    board = await mailbox.no_room("a", "t3", 2)
+    assert list(board.trials) == ["t1", "t2"] and not late.done()
+    await mailbox.leave("t1")
+    assert (await aboard(mailbox))["a"] == ["t2", "t3"], "as many as were there before"
+    await ask(mailbox, "t4", **LORA)
+    assert (await aboard(mailbox))["a"] == ["t2", "t3"]
+    await mailbox.no_room("a", "t3", 1)
+    await mailbox.register("b")
+    assert await aboard(mailbox) == {"a": ["t2"], "b": ["t3"]}, "of a base that nobody can share"
+    assert (await mailbox.snapshot())["limits"] == {kind(parse(LORA)): 1}
+
+
+@story
+async def test_a_fixed_number_of_trials_is_not_exceeded_by_what_is_measured(packs):
+    await packs.register("a")
+    await packs.publish_limit("a", kind(parse(LORA)), 8)
+    await ask(packs, "t1", "t2", "t3", **LORA)
+    assert await aboard(packs) == {"a": ["t1", "t2"]}
+
+
+@story
+async def test_what_is_measured_is_not_raised_by_who_does_not_fit(auto):
+    await auto.register("a")
+    await ask(auto, "t1", **LORA)
+    await auto.publish_limit("a", kind(parse(LORA)), 2)
+    await ask(auto, "t2", **LORA)
+    await auto.no_room("a", "t2", 5)
+    assert (await auto.snapshot())["limits"] == {kind(parse(LORA)): 2}
+
+
+# --- a mailbox that was restarted ---
+
+
+@story
+async def test_an_errand_that_was_under_way_is_done_when_a_restarted_mailbox_hears_of_it(mailbox):
+    assert await mailbox.publish_errand("a", "test", {"loss": 1.0}) is None
+    await mailbox.register("a")
+    await mailbox.errand("test", {"kind": "test"})
+    assert (await mailbox.take("a", 0)).errand is None
+    assert (await mailbox.snapshot())["errands"] == {"test": {"loss": 1.0}}
+
+
+@story
+async def test_an_errand_that_is_done_twice_has_its_first_result(mailbox):
+    await mailbox.register("a")
+    await mailbox.errand("test", {"kind": "test"})
+    await mailbox.publish_errand("b", "test", {"loss": 1.0})
+    await mailbox.publish_errand("a", "test", {"loss": 2.0})
+    assert (await mailbox.snapshot())["errands"] == {"test": {"loss": 1.0}}
+
+
+@story
+async def test_a_restarted_mailbox_is_reminded_that_the_untuned_base_is_measured(mailbox):
+    assert (await mailbox.register("a")).baseline
+    await mailbox.skip_baseline()
+    assert not (await mailbox.take("a", 1)).baseline
+    assert not (await mailbox.register("b")).baseline
+
+
+CALLS = {
+    "advance": ("t1", PARAMS),
+    "leave": ("t1",),
+    "register": ("a",),
+    "take": ("a", 7),
+    "publish": ("a", "t1", {"evaluation": {"step": 5}}),
+    "publish_baseline": ("a", {"val_loss": 1.0}),
+    "publish_errand": ("a", "test", {}),
+    "publish_limit": ("a", "kind", 2),
+    "part": ("a", ["t1", "t2"]),
+    "no_room": ("a", "t1", 2),
+    "progress": ("t1", 40, 1.0),
+    "errand": ("test", {"kind": "test"}),
+    "expect": ("t1", PARAMS),
+    "expect_slots": (2,),
+    "room": (),
+    "skip_baseline": (),
+    "slot_broken": ("a", "why"),
+    "slot_lost": ("a", "why"),
+    "stop_trials": ("why",),
+    "close": (),
+    "snapshot": (),
+}
+
+
+def test_every_method_is_called_on_a_mailbox_that_knows_nothing():
+    public = {name for name, value in vars(Mailbox).items() if not name.startswith("_") and callable(value)}
+    assert public == CALLS.keys()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_mailbox_that_knows_nothing_takes_every_call_and_serves_a_trial_afterwards(name):
+    async def tell():
+        mailbox = Mailbox("sweep", pack=2, slots=1)
+        call = asyncio.ensure_future(getattr(mailbox, name)(*CALLS[name]))
+        await asyncio.sleep(0)
+        board = await mailbox.register("a")
+        if name == "stop_trials":
+            assert await mailbox.advance("t1", PARAMS) == {"stopped": "why"}
+            return
+        waiting = await ask(mailbox, "t1")
+        board = await mailbox.take("a", 0)
+        assert list(board.trials) == ["t1"] and board.stop is (name == "close")
+        await mailbox.publish("a", "t1", {"evaluation": {"step": 9}})
+        assert await waiting == {"evaluation": {"step": 9}}
+        await call
+
+    asyncio.run(asyncio.wait_for(tell(), 10))

@@ -33,6 +33,7 @@ class VirtualTokens(Place):
         embedded_BTD = self.module.get_input_embeddings()(batch["input_ids"])
         prompts, stack = self._prompts, self.stack
         prompts_BVD = Gathered.apply(stack.anchor, prompts.weight, prompts.grad, stack.passing, self._here)
+        prompts_BVD = prompts_BVD.expand(len(embedded_BTD), -1, -1)  # it is one where one trial's rows pass
         rest = {name: x for name, x in batch.items() if name != "input_ids"}
         for name, filled in (("attention_mask", 1), ("token_type_ids", 0)):
             if name in batch:

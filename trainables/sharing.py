@@ -1,0 +1,65 @@
+"""Whether trials can share a base: its modules must see rows apart, or a trial would act on the rows of another.
+
+Most modules are given [B, T, D] or [B * T, D]. Some have no rows (DeBERTa projects its table of relative positions), some
+have them elsewhere (XLNet's first dimension is time): the model itself is asked, with rows of which one changes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROWS = 3  # of a trying pass; the one in the middle changes
+CHANGED = {torch.float32: 1e-4, torch.float64: 1e-8}  # share of the largest element; rounding is less
+CHANGED_HALF = 3e-2  # the same in half precision
+
+
+@torch.no_grad()
+def without_rows(
+    model: nn.Module, watched: Sequence[str], run: Callable[[Tensor], Any], ids_T: Tensor, changed_T: Tensor
+) -> set[str]:
+    """Those of the modules `watched` whose input is not one vector after another of the first row, then of the next.
+
+    run: a pass over ids [3, T] without padding. ids_T, changed_T: a row, and one that differs from it.
+    """
+    before = _inputs(model, watched, run, torch.stack([ids_T, ids_T, ids_T]))
+    after = _inputs(model, watched, run, torch.stack([ids_T, changed_T, ids_T]))
+    return {
+        name
+        for name in before
+        if len(before[name]) != len(after[name]) or not all(map(_middle_third, before[name], after[name]))
+    }
+
+
+def _inputs(
+    model: nn.Module, watched: Sequence[str], run: Callable[[Tensor], Any], ids_3T: Tensor
+) -> dict[str, list[Tensor]]:
+    """What each module is given at each of its calls, as vectors."""
+    found: dict[str, list[Tensor]] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point()]
+            for x in given[:1]:
+                found.setdefault(name, []).append(x.detach().reshape(-1, x.shape[-1]).clone())
+
+        return record
+
+    hooks = [model.get_submodule(n).register_forward_pre_hook(hook(n), with_kwargs=True) for n in watched]
+    try:
+        run(ids_3T)
+    finally:
+        for each in hooks:
+            each.remove()
+    return found
+
+
+def _middle_third(before_ND: Tensor, after_ND: Tensor) -> bool:
+    """Whether there is a change, and all of it in the middle third of the vectors."""
+    if before_ND.shape != after_ND.shape or len(before_ND) % ROWS:
+        return False
+    limit = CHANGED.get(before_ND.dtype, CHANGED_HALF) * before_ND.abs().max()
+    third = len(before_ND) // ROWS
+    rows = ((after_ND - before_ND).abs().amax(1) > limit).view(ROWS, third).any(1).tolist()
+    return rows == [False, True, False]
