@@ -19,6 +19,8 @@ from sweeps.config import ConfigError, SweepConfig, dump, with_own_space
 from sweeps.display import (
     LOST,
     Display,
+    alternatives_table,
+    classes_table,
     forgetting_words,
     format_params,
     leaderboard,
@@ -578,8 +580,15 @@ def print_board(console: Console, board: dict[str, Any]) -> None:
         lines.append(f"Forgetting: {forgetting_words(board['forgetting'])}")
     if board.get("worth"):
         lines.append(f"Worth it? {board['worth']['words']}")
+    for left_out in board.get("not_measured") or ():
+        lines.append(f"Not measured on {left_out['split']}: {left_out['words']}: {left_out['error']}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if metrics := board.get("metrics"):
+        console.print(alternatives_table(metrics))
+        for split, found in (metrics["classes"] or {}).items():
+            console.print(f"The winner's answers on {split}, by class:", highlight=False)
+            console.print(classes_table(found))
     if board.get("pareto"):
         console.print(f"Pareto front of validation loss and {board['pareto']['cost'].replace('_', ' ')}:")
         console.print(pareto_table(board["pareto"]))
