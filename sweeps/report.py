@@ -337,6 +337,8 @@ def _curves(board: dict) -> Section:
     near = [v for b in baselines for v in b[1:] if _is_finite(v) and low <= v <= top + 0.35 * (top - low)]
     high = max([top, *near])
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 0.1
+    drawable = sorted((b for b in baselines if b[1] in near or b[2] in near), key=lambda b: (b[1] not in near, b[1] or 0.0))
+    lettered = dict(zip((words for words, *_ in drawable), LETTERS, strict=False))  # one letter in both plots
     winning_id = None if winner is None else winner["trial"]
     plots, drawn, above = [], set(), set()
     for column, (key, title) in enumerate((("val_loss", "Validation loss"), ("probe_loss", "Probe loss")), start=1):
@@ -357,7 +359,7 @@ def _curves(board: dict) -> Section:
             star |= {"x": [winner["samples_seen"]], "y": [winner[key]], "text": [won]}
             traces.append(star | {"meta": {"trial": winning_id, "tone": "winner", "winner": True}})
         shown = sorted((b[column], b[0]) for b in baselines if b[column] in near)
-        lines, letters = _baseline_lines([y for y, _ in shown], low - margin, high + margin)
+        lines, letters = _baseline_lines([(y, lettered[words]) for y, words in shown], low - margin, high + margin)
         layout = {
             "xaxis": {"title": {"text": "samples seen"}, "rangemode": "tozero"},
             "yaxis": {"title": {"text": title.lower()}, "range": [low - margin, high + margin]},
@@ -365,7 +367,7 @@ def _curves(board: dict) -> Section:
             "annotations": letters,
             "margin": {"r": 26},
         }
-        said = [(LETTERS[i], f"{words} {_loss_text(y)}") for i, (y, words) in enumerate(shown)]
+        said = [(lettered[words], f"{words} {_loss_text(y)}") for y, words in shown]
         plots.append(Plot(id=f"plot-{key}", title=title, height=380, data=traces, layout=layout, key=said))
     notes = []
     if above:
@@ -378,21 +380,23 @@ def _curves(board: dict) -> Section:
     return Section(plots=plots, notes=notes)
 
 
-def _baseline_lines(losses: list[float], low: float, high: float) -> tuple[list[dict], list[dict]]:
-    """A dotted line for each loss, the lowest first, and its letter beside the axis, where no curve runs; letters of near
+def _baseline_lines(lettered: list[tuple[float, str]], low: float, high: float) -> tuple[list[dict], list[dict]]:
+    """A dotted line for each loss, the lowest first, and its letter beside the plot, where no curve runs; letters of near
     losses are moved apart.
     """
     across = {"type": "line", "layer": "below", "line": {"dash": "dot"}, "xref": "paper", "x0": 0, "x1": 1}
     beside = {"name": "tick", "showarrow": False, "xref": "paper", "x": 1, "xanchor": "left", "xshift": 4}
     space, places = LETTER_SPACE * (high - low), []
-    for y in losses:
+    for y, _ in lettered:
         places.append(max(y, places[-1] + space) if places else y)
     top = high
     for i in reversed(range(len(places))):  # what was pushed beyond the top comes down again
         places[i] = min(places[i], top)
         top = places[i] - space
-    letters = [beside | {"text": LETTERS[i], "y": y, "yanchor": "middle"} for i, y in enumerate(places)]
-    return [across | {"y0": y, "y1": y} for y in losses], letters
+    letters = [
+        beside | {"text": letter, "y": y, "yanchor": "middle"} for y, (_, letter) in zip(places, lettered, strict=True)
+    ]
+    return [across | {"y0": y, "y1": y} for y, _ in lettered], letters
 
 
 @dataclass(frozen=True, kw_only=True)
