@@ -129,19 +129,20 @@ def _compared(
     """For each metric how far the alternatives lie above the winner: the default configuration, and of the other ways
     (`baselines`) that of the lowest loss and that of the best metric.
 
-    The way of the lowest loss was not chosen by its metric. That of the best metric was, among `of`: its interval is
-    as much wider as that takes (Bonferroni).
+    Intervals are for one of `of` comparisons (Bonferroni): one a metric for the default configuration
+    and for the way of the lowest loss, which was not chosen by its metric; one a metric and way for that of the best metric.
     """
     ways = [name for name in answers if name not in ("winner", "default")]
     asked: list[tuple[str, str, str, int]] = []
-    for metric in measured["winner"]["metrics"]:
+    metrics = list(measured["winner"]["metrics"])
+    for metric in metrics:
         if "default" in answers:
-            asked.append((metric, "default", "default", 1))
+            asked.append((metric, "default", "default", len(metrics)))
         if ways:
             by_loss = min(ways, key=lambda name: measured[name]["loss"])
             best = max(ways, key=lambda name: measured[name]["metrics"][metric])
-            asked.append((metric, "baselines", by_loss, 1))
-            asked += [(metric, "baselines", best, len(ways) - 1)] if best != by_loss else []
+            asked.append((metric, "baselines", by_loss, len(metrics)))
+            asked += [(metric, "baselines", best, (len(ways) - 1) * len(metrics))] if best != by_loss else []
     names = {"winner", *(name for _, _, name, _ in asked)}
     drawn = resampled_metrics({name: answers[name] for name in names}, classes, groups) if asked else {}
     found = []
@@ -214,8 +215,8 @@ def disagreements(metrics: Mapping[str, Any] | None, split: str, verdict: str) -
 
 def _numbers(compared: Mapping[str, Any], higher: float, lower: float, sign: int = 1) -> str:
     low, high = sorted((sign * compared["low"], sign * compared["high"]))
-    chosen = f", for the best of {compared['of'] + 1}" if compared["of"] > 1 else ""
-    return f"{higher:.3f} against {lower:.3f} (95% interval {low:+.3f} to {high:+.3f}{chosen})"
+    many = f", corrected for {compared['of']} comparisons" if compared["of"] > 1 else ""
+    return f"{higher:.3f} against {lower:.3f} (95% interval {low:+.3f} to {high:+.3f}{many})"
 
 
 def metric_words(metric: str) -> str:

@@ -337,7 +337,9 @@ def _curves(board: dict) -> Section:
     near = [v for b in baselines for v in b[1:] if _is_finite(v) and low <= v <= top + 0.35 * (top - low)]
     high = max([top, *near])
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 0.1
-    drawable = sorted((b for b in baselines if b[1] in near or b[2] in near), key=lambda b: (b[1] not in near, b[1] or 0.0))
+    drawable = sorted(
+        (b for b in baselines if b[1] in near or b[2] in near), key=lambda b: (b[1] not in near, b[1] or 0.0)
+    )
     lettered = dict(zip((words for words, *_ in drawable), LETTERS, strict=False))  # one letter in both plots
     winning_id = None if winner is None else winner["trial"]
     plots, drawn, above = [], set(), set()
