@@ -306,6 +306,8 @@ class _Sink:
 
     def _mark(self, trial: str, run: _Run, mark: dict[str, Any]) -> None:
         was_open = run.live is not None
+        if not was_open and mark.items() <= run.summary.items():
+            return  # by an earlier process
         run.summary |= mark
         live = self._reopen(trial, run)
         live.summary.update(mark)

@@ -405,6 +405,12 @@ def test_a_resumed_sweep_goes_on_with_its_runs(tmp_path, track):
     assert marked["tags"] == ["lora", "winner"]
     assert unmarked["summary"]["winner"] is False and unmarked["tags"] == ["lora"]
 
+    pieces = len(folders(tmp_path, "t0001"))
+    tracker = track()  # a finished sweep that is resumed marks its winner once more
+    tracker.winner("t0001", "lower", "/a")
+    close_in_time(tracker)
+    assert len(folders(tmp_path, "t0001")) == pieces
+
 
 def test_calls_return_at_once(track, monkeypatch):
     import wandb
@@ -582,7 +588,7 @@ def test_offline_runs_are_merged_by_sync(tmp_path, track, server):
     tracker.winner("t0001", "the only one", "/a")
     tracker.close()
     command = [sys.executable, "-m", "wandb", "sync", str(tmp_path / "tracking/wandb")]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=tmp_path)
     (run,) = server.runs.values()
     assert [row["_step"] for row in run["history"]] == [10, 20]
     assert run["summary"].items() >= {"winner": True, "status": "complete", "val/loss": 1.8, "best/step": 20}.items()
@@ -609,7 +615,7 @@ def test_a_finished_trial_of_a_sweep_that_was_killed_is_uploaded_whole(tmp_path,
     process.kill()
     process.wait()
     command = [sys.executable, "-m", "wandb", "sync", str(tmp_path / "tracking/wandb")]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=tmp_path)
     (run,) = server.runs.values()
     assert [row["_step"] for row in run["history"]] == [1]
     assert run["summary"].items() >= {"status": "complete", "best/val_loss": 1.5, "val/loss": 1.5}.items()
