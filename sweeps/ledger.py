@@ -7,7 +7,7 @@ base.json               which base model it is
 data/                   prepared splits and their manifest
 baseline.json           losses of the untuned model
 trials/<id>/trial.json  parameters;  outcome.json: how it ended;  attempt-<n>/step-<s>/: its evaluations
-baselines.json          other ways than fine-tuning;  baselines/SPLIT/NAME.npy: their losses of each row
+baselines.json          other ways than fine-tuning;  baselines/SPLIT/NAME.npy, NAME.predictions.npy: of each row
 test.json               what the sealed test split gave, once there was a winner
 forgetting.json         loss on general text before and after, and how far predictions moved
 cost.json               what the sweep took
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from sweeps.metrics import default_evaluation, metrics_of
 from sweeps.selection import (
     Curve,
     Point,
@@ -43,7 +44,7 @@ from sweeps.selection import (
     verdict,
 )
 from sweeps.worth import worth
-from trainables.checkpoints import CHECKPOINT, EVALUATION, LOSSES, STATE, evaluation_folders
+from trainables.checkpoints import CHECKPOINT, EVALUATION, LOSSES, PREDICTIONS, STATE, evaluation_folders
 from trainables.store import Store
 
 WORDS = {
@@ -178,6 +179,11 @@ class Ledger:
         targets of each row.
         """
         name = f"{folder}.npy" if folder.startswith("baselines/") else f"{folder}/{LOSSES}"
+        return self._array(name) if self.store.exists(name) else None
+
+    def predictions(self, folder: str) -> np.ndarray | None:
+        """Predicted and true class of each row [N, 2] of an evaluation or a baseline; None where there are none."""
+        name = f"{folder}.{PREDICTIONS}" if folder.startswith("baselines/") else f"{folder}/{PREDICTIONS}"
         return self._array(name) if self.store.exists(name) else None
 
     def _array(self, name: str) -> np.ndarray:
@@ -355,9 +361,37 @@ class Ledger:
         board["slices"] = None
         if winner is not None and manifest is not None:
             board["slices"] = self._slices(winner.point, manifest, board["test"])
+        board["metrics"] = self._metrics(board, manifest) if winner is not None else None
+        board["not_measured"] = self._not_measured(board["test"])
         waits = config.baselines and board["status"] == "running" and not self.store.exists("baselines.json")
         board["worth"] = None if waits else worth(board, self.losses)
         return board
+
+    def _metrics(self, board: dict[str, Any], manifest: dict[str, Any] | None) -> dict[str, Any]:
+        folders = {"winner": board["winner"]["folder"], "default": (default_evaluation(board) or {}).get("folder", "")}
+
+        def predictions(split: str, name: str) -> np.ndarray | None:
+            own = split == "validation" and name in folders
+            return self.predictions(folders[name] if own else f"baselines/{split}/{name}")
+
+        def groups(split: str) -> np.ndarray | None:
+            name = f"data/{split}.groups.npy"
+            return self._array(name) if self.store.exists(name) else None
+
+        labels = (manifest or {}).get("labels") or None
+        return metrics_of(board, labels, predictions, groups)
+
+    def _not_measured(self, test: dict[str, Any] | None) -> list[dict[str, str]]:
+        """`split`, `words` and `error` of each baseline that was left out."""
+        measured = {"validation": {}, "test": {} if test is None else test["scores"]}
+        if self.store.exists("baselines.json"):
+            measured["validation"] = self.store.read_json("baselines.json")
+        return [
+            {"split": split, "words": each["words"], "error": each["error"]}
+            for split, found in measured.items()
+            for each in found.values()
+            if "error" in each
+        ]
 
     def _slices(self, point: Point, manifest: dict[str, Any], test: dict[str, Any] | None) -> dict[str, Any] | None:
         """The winner's loss and metrics for each value of `data.slice`, on validation and, where it was scored, on test;

@@ -1,5 +1,7 @@
 """From a configuration to a winner: prepare data, open study and slots, run Tune, select, hand over, report."""
 
+import hashlib
+import json
 import math
 import os
 import shutil
@@ -8,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from sweeps.config import ConfigError, SweepConfig, dump, with_own_space
 from sweeps.display import (
     LOST,
     Display,
+    alternatives_table,
+    classes_table,
     forgetting_words,
     format_params,
     leaderboard,
@@ -115,6 +119,19 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
     return _run(config, ledger, console, elapsed_s=elapsed_s)
 
 
+def tracked(config: SweepConfig, manifest: dict[str, Any], base: dict[str, str]) -> dict[str, Any]:
+    """Task, model and data as they stand in the configuration of every W&B run; base: what `fingerprint` gave."""
+    data: dict[str, Any] = {}
+    for name in [name for name in ("train", "validation", "test") if name in manifest["splits"]]:
+        split = manifest["splits"][name]
+        rows, digest = split.get("rows", split.get("read")), split.get("fingerprint", split.get("raw_fingerprint"))
+        source = manifest["sources"].get(name, manifest["sources"]["train"])  # a share of train
+        data[name] = {"source": source["source"], "rows": rows, "fingerprint": digest}
+    files = hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest() if base else None
+    model = {name: getattr(config.model, name) for name in ("name", "revision", "dtype")}
+    return {"task": config.task, "model": {**model, "fingerprint": base.get("commit", files)}, "data": data}
+
+
 def _run(config: SweepConfig, ledger: Ledger, console: Console, *, elapsed_s: float) -> Outcome:
     sweep = _Sweep(config, ledger, console, elapsed_s)
     ledger.set_status("running", elapsed_s)
@@ -154,7 +171,9 @@ class _Sweep:
         local = ledger.store.local
         self._scratch = Path(tempfile.mkdtemp(prefix="finetune-sweeps-"))
         self._tracking = (local or self._scratch) / "tracking"
-        self.tracker = Tracker(config.tracking, ledger.name, self._tracking, self.display.say)
+        base = ledger.store.read_json("base.json") if ledger.store.exists("base.json") else {}
+        about = tracked(config, self.manifest, base)
+        self.tracker = Tracker(config.tracking, ledger.name, self._tracking, self.display.say, about)
         self._mailbox: Any = None
         self._name_plates: dict[str, Any] = {}
         self._slots: list[threading.Thread] = []
@@ -447,7 +466,7 @@ class _Sweep:
             status=curve.status,
             verdict=judged.word,
             verdict_reason=judged.reason,
-            best={"val_loss": best.val_loss, "step": best.step} if best else None,
+            best=asdict(best) if best else None,
         )
         number = f", best val loss {best.val_loss:.4f} at epoch {best.epoch:g}" if best else ""
         why = f" ({curve.reason})" if curve.reason else ""
@@ -644,8 +663,15 @@ def print_board(console: Console, board: dict[str, Any]) -> None:
         lines.append(f"Forgetting: {forgetting_words(board['forgetting'])}")
     if board.get("worth"):
         lines.append(f"Worth it? {board['worth']['words']}")
+    for left_out in board.get("not_measured") or ():
+        lines.append(f"Not measured on {left_out['split']}: {left_out['words']}: {left_out['error']}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if metrics := board.get("metrics"):
+        console.print(alternatives_table(metrics))
+        for split, found in (metrics["classes"] or {}).items():
+            console.print(f"The winner's answers on {split}, by class:", highlight=False)
+            console.print(classes_table(found))
     if board.get("pareto"):
         console.print(f"Pareto front of validation loss and {board['pareto']['cost'].replace('_', ' ')}:")
         console.print(pareto_table(board["pareto"]))

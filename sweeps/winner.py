@@ -12,7 +12,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from sweeps.config import ConfigError, SweepConfig, dump
-from sweeps.display import forgetting_words, slices_words, test_words
+from sweeps.display import alternatives_columns, answered_words, forgetting_words, slices_words, test_words
 from sweeps.ledger import Ledger
 from trainables.data.sources import source_fingerprint
 from trainables.data.store import split_fingerprint
@@ -206,10 +206,12 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any], l
             if baseline["val_loss"] is not None
         ),
         "",
+        *_alternatives(board.get("metrics")),
         "Losses are means in nats per "
         + ("example" if config.task == "classification" else "target token")
         + f". Check them with `python -m sweeps verify {board['folder']}`.",
         "",
+        *_classes(board.get("metrics")),
         "## Curve",
         "",
         "| samples seen | epoch | validation loss | probe loss |",
@@ -256,6 +258,40 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any], l
         "",
     ]
     return "\n".join(lines)
+
+
+def _alternatives(metrics: dict[str, Any] | None) -> list[str]:
+    """The table of the winner and all that it is compared with, on both splits."""
+    if metrics is None:
+        return []
+    splits, names = ("validation", "test"), alternatives_columns(metrics)
+    lines = [
+        f"| compared | {' | '.join(f'{split} {name}' for split in splits for name in names)} |",
+        f"|---|{'---|' * (len(splits) * len(names))}",
+    ]
+    for each in metrics["alternatives"]:
+        found = [each[split] or {"loss": None, "metrics": {}} for split in splits]
+        numbers = [{"loss": of["loss"], **of["metrics"]}.get(name) for of in found for name in names]
+        lines.append(f"| {each['words']} | {' | '.join('' if n is None else f'{n:.4f}' for n in numbers)} |")
+    return [*lines, ""]
+
+
+def _classes(metrics: dict[str, Any] | None) -> list[str]:
+    """What the winner answers, a table for each split."""
+    lines = []
+    for split, found in ((metrics or {}).get("classes") or {}).items():
+        lines += [
+            f"## Answers on {split}, by class",
+            "",
+            "| class | rows | answered | recall | precision | its rows are answered |",
+            "|---|---|---|---|---|---|",
+        ]
+        for each in found["classes"]:
+            shares = ["" if each[name] is None else f"{each[name]:.3f}" for name in ("recall", "precision")]
+            cells = [each["label"], str(each["rows"]), str(each["answered"]), *shares, answered_words(each)]
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append("")
+    return lines
 
 
 def _usage(load: list[str], config: SweepConfig, manifest: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trainables.checkpoints import finite_or_none, write_losses
+from trainables.checkpoints import finite_or_none, write_rows
 from trainables.hyperparameters import parse
 from trainables.model import BaseSpec, load_tokenizer
 from trainables.store import Store
@@ -47,8 +47,9 @@ def _baselines(store: Store, config: Any, data: Path, split: str, max_tokens: in
         minutes=config.baseline_minutes,
     )
     for name, measured in found.items():
-        if (losses := measured.pop("losses", None)) is not None:
-            write_losses(store, f"baselines/{split}/{name}.npy", losses)
+        losses, predictions = (measured.pop(each, None) for each in ("losses", "predictions"))
+        if losses is not None:
+            write_rows(store, f"baselines/{split}/{name}", losses, predictions)
     return finite_or_none(found)
 
 
@@ -85,7 +86,7 @@ def _test(store: Store, config: Any, data: Path, what: dict[str, Any], max_token
         found: dict[str, Any] = {}
         for name, loaded in loads.items():
             measured = measure(loaded(), task, split, np.arange(len(split)), config.pad_token_id, max_tokens, device)
-            write_losses(store, f"baselines/test/{name}.npy", measured.losses)
+            write_rows(store, f"baselines/test/{name}", measured.losses, measured.classes)
             found[name] = {"loss": measured.loss, "metrics": task.metrics(*measured.columns)}
             found[name]["slices"] = measured.by_slice(task, slices)
     for name, other in _baselines(store, config, data, "test", max_tokens, device).items():
@@ -109,7 +110,7 @@ def _forgetting(store: Store, config: Any, data: Path, what: dict[str, Any], dev
             device,
         )
     for name, losses in zip(("before", "after"), found.pop("losses"), strict=True):
-        write_losses(store, f"baselines/general/{name}.npy", losses)
+        write_rows(store, f"baselines/general/{name}", losses)
     return finite_or_none(found)
 
 

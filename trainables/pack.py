@@ -122,6 +122,7 @@ class Evaluation:
     kl: float | None  # estimate of the divergence of its predictions on the task's prompts from the base's, in nats
     inference_cost: float  # arithmetic of a request over that of the untuned base
     losses: np.ndarray  # [N, 2] float32: per validation row the summed loss and its number of targets
+    predictions: np.ndarray | None = None  # [N, 2] int32: per validation row predicted and true class; None: no classes
 
 
 @dataclass(kw_only=True)
@@ -534,6 +535,7 @@ class Pack:
             kl=kl,
             inference_cost=self._inference_cost(hp, trained),
             losses=measured.losses,
+            predictions=measured.classes,
         )
 
     def _inference_cost(self, hp: Hyperparameters, trained: int) -> float:
@@ -840,6 +842,13 @@ class Measured:
     def losses(self) -> np.ndarray:
         """Summed loss and number of targets of each row, float32 [N, 2]."""
         return np.stack([self.nll, self.targets], 1).astype(np.float32)
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """Predicted and true class of each row, int32 [N, 2]; None for language models."""
+        if self.predictions is None:
+            return None
+        return np.stack([self.predictions, self.labels], 1).astype(np.int32)
 
     def by_slice(self, task: Task, slices: Slices | None) -> dict[str, dict[str, float]]:
         """Rows, loss and metrics of each slice, by its value."""

@@ -857,14 +857,14 @@ class _Crew:
 
     def measure_baseline(self, params: dict[str, Any]) -> dict[str, Any]:
         """The untuned base's numbers, or {"error": …}: a sweep is possible without them."""
-        from trainables.checkpoints import finite_or_none, write_losses
+        from trainables.checkpoints import finite_or_none, write_rows
 
         try:
             hp = parse(params)
             measured, probed = self._pack.measure_base(hp.method, hp.options)
             metrics = self._pack.metrics(measured)
             if self._rank == 0:
-                write_losses(self._store, "baselines/validation/untuned.npy", measured.losses)
+                write_rows(self._store, "baselines/validation/untuned", measured.losses, measured.classes)
         except Exception as error:  # the trials will meet the same fault, each at its own border
             traceback.print_exc()
             if ends_worker(error):

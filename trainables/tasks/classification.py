@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainables.classes import class_metrics, count_classes
 from trainables.tasks.causal_lm import pad, widen
 
 
@@ -32,10 +33,6 @@ class Classification:
     def metrics(
         self, nll: np.ndarray, targets: np.ndarray, predictions: np.ndarray | None, labels: np.ndarray | None
     ) -> dict[str, float]:
-        """Accuracy, and F1 averaged over the classes that occur among labels or predictions."""
+        """Those of `trainables.classes`."""
         assert predictions is not None and labels is not None
-        f1 = []
-        for c in np.union1d(labels, predictions):
-            hits = np.count_nonzero((labels == c) & (predictions == c))
-            f1.append(2 * hits / (np.count_nonzero(labels == c) + np.count_nonzero(predictions == c)))
-        return {"accuracy": float(np.mean(predictions == labels)), "macro_f1": float(np.mean(f1))}
+        return class_metrics(count_classes(predictions, labels, 1 + int(max(predictions.max(), labels.max()))))
