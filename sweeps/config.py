@@ -189,8 +189,16 @@ class SweepConfig:
         return load_space(self.search.space)
 
     def draws(self) -> list[dict[str, Any]]:
-        """Complete configurations drawn at random from the space, always the same ones: what trials will look like."""
-        return [params for params, _ in self._survey()]
+        """Valid complete configurations drawn at random from the space, always the same: what trials will look like."""
+        return [params for params, _ in self._survey() if self._is_valid(params)]
+
+    @staticmethod
+    def _is_valid(params: Mapping[str, Any]) -> bool:
+        try:
+            parse(params)
+        except InputError:
+            return False
+        return True
 
     def _survey(self) -> list[tuple[dict[str, Any], dict[str, Domain]]]:
         """Draws, each with the domains that it was drawn from."""
@@ -418,7 +426,7 @@ def _check_hyperparameters(config: SweepConfig) -> None:
         raise ConfigError(f"search.space.method: not given; one of {', '.join(OPTIONS)}, here or as train.method")
     wrong: dict[str, str] = {}
     right: set[str] = set()
-    for draw in config.draws():
+    for draw, _ in config._survey():
         method = str(draw.get("method"))
         try:
             parse(draw)
