@@ -28,7 +28,7 @@ from sweeps.display import (
     test_words,
 )
 from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
-from sweeps.plan import check_storage, first_of_each_method, max_epochs, prepare_data, storage_url
+from sweeps.plan import check_storage, first_of_each_method, prepare_data, storage_url
 from sweeps.selection import Curve, Point, best_point, finalists, verdict
 from trainables.checkpoints import CHECKPOINT
 from trainables.data.config import DataConfig
@@ -277,12 +277,11 @@ class _Sweep:
             say=self.display.say,
         )
         stopping = self.config.search.early_stopping
-        finished = [curve for curve in self.ledger.curves() if curve.status != "running"]
         tune.Tuner(
             Trial,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=make_scheduler(stopping, self.rows, max_epochs(self.config), finished),
+                scheduler=make_scheduler(self.config, self.rows, self.ledger.curves()),
                 num_samples=-1,
                 reuse_actors=True,
             ),

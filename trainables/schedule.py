@@ -30,9 +30,16 @@ def learning_rate(hp: Hyperparameters, step: int, total: int) -> float:
     warmup = math.ceil(round(hp.warmup_ratio * total, 6))
     if step < warmup:
         return hp.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
+    return hp.learning_rate * (1 - _decay(hp, (step - warmup) / max(1, total - warmup)))
+
+
+def annealed(hp: Hyperparameters, share: float) -> float:
+    """How far the rate has come down from its peak when a trial is `share` through: 0 up to the peak, 1 where it is 0."""
+    return _decay(hp, max(0.0, share - hp.warmup_ratio) / max(1e-9, 1 - hp.warmup_ratio))
+
+
+def _decay(hp: Hyperparameters, done: float) -> float:
+    """Share of the peak rate that is gone when the part after the warm-up is `done` (0 to 1)."""
     if hp.schedule == "linear":
-        return hp.learning_rate * (1 - done)
-    if hp.schedule == "cosine":
-        return hp.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-    return hp.learning_rate
+        return done
+    return 0.5 * (1 - math.cos(math.pi * done)) if hp.schedule == "cosine" else 0.0
