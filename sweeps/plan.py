@@ -151,11 +151,7 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     for note in [*manifest["notes"], *_large_batches(config, rows), *_odd_epochs(drawn, rows)]:
         say(f"  note: {note}")
     space = config.space()
-    size = space.size()
-    say(
-        f"Search: {search.trials} trials by {search.sampler}"
-        + (f" of {size} configurations" if size is not None else "")
-    )
+    say(f"Search: {search_words(config)}")
     for path, what in space.parameters:
         say(f"  {path}: {what}")
     for name, value in config.train.fixed().items():
@@ -174,6 +170,18 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     if search.time_budget:
         say(f"Time budget: {search.time_budget}")
     say("No problem found.")
+
+
+def search_words(config: SweepConfig) -> str:
+    """How many trials are searched how, and how many of them at random."""
+    search, size = config.search, config.space().size()
+    of = f" of {size} configurations" if size is not None else ""
+    words, first = f"{search.trials} trials by {search.sampler}{of}", search.random_trials()
+    if search.sampler != "tpe" or first == 0:
+        return words
+    if first >= search.trials:
+        return f"{words}: a random search, as the sampler learns only from {first} trials on (search.startup_trials)"
+    return f"{words}, the first {first} at random, and what starts before those have ended"
 
 
 def _afterwards(config: SweepConfig, manifest: dict[str, Any]) -> list[str]:

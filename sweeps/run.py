@@ -28,7 +28,7 @@ from sweeps.display import (
     test_words,
 )
 from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
-from sweeps.plan import check_storage, first_of_each_method, prepare_data, storage_url
+from sweeps.plan import check_storage, first_of_each_method, prepare_data, search_words, storage_url
 from sweeps.selection import Curve, Point, best_point, finalists, verdict
 from trainables.checkpoints import CHECKPOINT
 from trainables.data.config import DataConfig
@@ -201,7 +201,7 @@ class _Sweep:
         import ray
 
         from cluster.connect import connect, plan_slots
-        from sweeps.study import STUDY, open_study
+        from sweeps.study import STUDY, follow_space, open_study
         from trainables.slot import start_mailbox
 
         os.environ.update(
@@ -221,12 +221,15 @@ class _Sweep:
         if self.ledger.store.local is None and self.ledger.store.exists(STUDY):
             self._study_file.write_bytes(self.ledger.store.read_bytes(STUDY))
         study = open_study(self._study_file, self.ledger.name, self.config.search, self.config.seed)
+        study = follow_space(study, self.config, self.ledger, self.display.say)
         with connect(self.config.cluster, namespace=f"sweep-{self.ledger.name}") as connection:
             if connection.dashboard_url:
                 token = f" (its token: {connection.dashboard_token})" if connection.dashboard_token else ""
                 self.display.say(f"Ray dashboard: {connection.dashboard_url}{token}")
             plan = plan_slots(ray.cluster_resources(), ray.nodes(), self.config.cluster, self.config.search.trials)
             self.display.say(plan.reason)
+            if self.trials_left():
+                self.display.say(f"search: {search_words(self.config)}")
             pack = self.config.cluster.pack if plan.slots < self.config.search.trials else 1
             self._mailbox = start_mailbox(self.ledger.name, "mailbox", pack, plan.slots)
             if self._has_baseline:

@@ -39,7 +39,9 @@ class Tuned:
 
     def report(self, id, *results, compared=False, done=False, **params):
         """What the scheduler says to (samples seen, validation loss); `done`: with the last of them the trial has ended."""
-        trial = SimpleNamespace(trial_id=f"tune-{id}", config={"id": id, "params": PARAMS | params, "compared": compared})
+        trial = SimpleNamespace(
+            trial_id=f"tune-{id}", config={"id": id, "params": PARAMS | params, "compared": compared}
+        )
         self.scheduler.on_trial_add(None, trial)
         said = []
         for samples, loss in results:
