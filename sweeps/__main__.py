@@ -79,7 +79,7 @@ def best(
         from sweeps.run import print_board
 
         print_board(_console(), board)
-        if ledger.store.exists("winner/winner.json"):
+        if board["winner"] is not None and ledger.holds(board["winner"]):
             print(f"Checkpoint: {ledger.store.path('winner')}")
         if ledger.store.exists("report.html"):
             print(f"Report: {ledger.store.path('report.html')}")

@@ -203,7 +203,8 @@ def test_words(test: Mapping[str, Any]) -> str:
             f"; the default configuration has {default['loss']:.4f} ({default['low']:.4f} to {default['high']:.4f})"
         )
     if before := test["scored_before"]:
-        others = ", ".join(each["sweep"] for each in before[:3]) + (", ..." if len(before) > 3 else "")
+        names = list(dict.fromkeys(each["sweep"] for each in before))
+        others = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         words += (
             f"; CAREFUL: this test split has now been scored {len(before) + 1} times (before by {others}), "
             "so it is no longer unseen"

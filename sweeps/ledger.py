@@ -277,9 +277,11 @@ class Ledger:
                 score["low"], score["high"] = mean_interval(losses)
         scored = Store(self.store.url.rsplit("/", 1)[0])  # beside the sweeps: the others look there too
         register = f"test-sets/{manifest['splits']['test']['raw_fingerprint'][:16]}.json"
+        own = {"sweep": self.name, "trial": winner.trial, "step": winner.point.step}
         before = scored.read_json(register) if scored.exists(register) else []
-        before = [each for each in before if each["sweep"] != self.name]
-        scored.write_json(register, [*before, {"sweep": self.name, "time": time.time()}])
+        # a checkpoint that is measured again, after a kill, is no second look; another winner of this sweep is
+        before = [each for each in before if any(each.get(name) != value for name, value in own.items())]
+        scored.write_json(register, [*before, {**own, "time": time.time()}])
         self.store.write_json(
             "test.json",
             {
@@ -292,10 +294,28 @@ class Ledger:
             },
         )
 
-    def write_forgetting(self, measured: dict[str, Any]) -> None:
+    def write_forgetting(self, measured: dict[str, Any], config: SelectionConfig) -> None:
+        winner, _ = self.select(config)
+        assert winner is not None, "what is forgotten is measured of a winner"
         found = compare(*(self.losses(f"baselines/general/{name}") for name in ("before", "after")))
         interval = [found.low, found.high] if found else None
-        self.store.write_json("forgetting.json", {**measured, "interval": interval})
+        of = {"trial": winner.trial, "step": winner.point.step}
+        self.store.write_json("forgetting.json", {**of, **measured, "interval": interval})
+
+    def of_winner(self, name: str, winner: Winner | None) -> dict[str, Any] | None:
+        """What `test` or `forgetting` gave the winner; None when it was not measured, or of a checkpoint that won before."""
+        if winner is None or not self.store.exists(f"{name}.json"):
+            return None
+        found = self.store.read_json(f"{name}.json")
+        own = (found.get("trial"), found.get("step")) == (winner.trial, winner.point.step)
+        return found if own else None
+
+    def holds(self, winner: dict[str, Any]) -> bool:
+        """Whether `winner/` holds this one, and not one that won before."""
+        if not self.store.exists("winner/winner.json"):
+            return False
+        held = self.store.read_json("winner/winner.json")
+        return (held["trial"], held["step"]) == (winner["trial"], winner["step"])
 
     def select(self, config: SelectionConfig, reference: Reference | None = None) -> tuple[Winner | None, str]:
         """The winner so far, and the reason in words."""
@@ -355,8 +375,9 @@ class Ledger:
                     ],
                 }
             )
-        for name in ("test", "cost", "forgetting"):
-            board[name] = self.store.read_json(f"{name}.json") if self.store.exists(f"{name}.json") else None
+        board["cost"] = self.store.read_json("cost.json") if self.store.exists("cost.json") else None
+        for name in ("test", "forgetting"):
+            board[name] = self.of_winner(name, winner)
         board["tokens_per_request"] = _tokens_per_request(manifest, board["test"]) if manifest is not None else None
         board["slices"] = None
         if winner is not None and manifest is not None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import tempfile
@@ -31,11 +32,19 @@ from sweeps.display import (
     test_words,
 )
 from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
-from sweeps.plan import first_of_each_method, max_epochs, prepare_data, rehearsed
+from sweeps.plan import (
+    check_storage,
+    first_of_each_method,
+    prepare_data,
+    rehearsed,
+    search_words,
+    storage_url,
+)
 from sweeps.selection import Curve, Point, best_point, finalists, verdict
 from trainables.checkpoints import CHECKPOINT
 from trainables.data.config import DataConfig
 from trainables.model import fingerprint, load_tokenizer
+from trainables.schedule import trained_samples
 
 SLOT_END_TIMEOUT_S = 30.0
 ERRANDS = {
@@ -59,13 +68,12 @@ class Outcome:
 
 
 def new_folder(config: SweepConfig) -> Ledger:
-    """The ledger of a new sweep in STORAGE/NAME-YYYYMMDD-HHMMSS; nothing is written yet."""
-    storage = config.storage if "://" in config.storage else str(Path(config.storage).expanduser().absolute())
+    """The ledger of a new sweep in STORAGE/NAME-YYYYMMDD-HHMMSS, a folder that no other sweep has."""
     while True:
-        ledger = Ledger(f"{storage}/{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
-        if not ledger.store.exists("sweep.yaml"):
+        ledger = Ledger(f"{storage_url(config)}/{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        if ledger.store.claim():
             return ledger
-        time.sleep(1.0)
+        time.sleep(random.uniform(0.5, 1.5))  # who wants the same name at the same moment must not do so again
 
 
 def absolute_paths(config: SweepConfig) -> SweepConfig:
@@ -91,11 +99,12 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
 def start(config: SweepConfig, console: Console) -> Outcome:
     """Run a new sweep."""
     config = with_own_space(absolute_paths(config))
-    ledger = new_folder(config)
+    check_storage(config)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         # bad data is refused here, before there is a folder of a sweep that never began
         prepare_data(config, Path(scratch) / "data")
         rehearsed(config, Path(scratch) / "data", lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+        ledger = new_folder(config)
         ledger.store.write_bytes("sweep.yaml", dump(config).encode())
         ledger.store.write_json("base.json", fingerprint(config.model))
         staged = ledger.store.scratch()
@@ -197,18 +206,18 @@ class _Sweep:
 
     def to_measure(self) -> dict[str, dict[str, Any]]:
         """What is still to be measured when the trials have ended, by name; see trainables.errands."""
-        store, found = self.ledger.store, {}
+        found: dict[str, dict[str, Any]] = {}
         if self._wants_baselines():
             found["baselines"] = BASELINES
         winner, _ = self.ledger.select(self.config.selection)
         if winner is None:
             return found
         of_winner = self._trained(self.ledger.curve(winner.trial), winner.point)
-        if "test" in self.manifest["splits"] and not store.exists("test.json"):
+        if "test" in self.manifest["splits"] and self.ledger.of_winner("test", winner) is None:
             default = self.ledger.default(self.config.selection)
             other = default is not None and default[0].id != winner.trial
             found["test"] = {"kind": "test", **of_winner, "default": self._trained(*default) if other else None}
-        if self.config.task != "classification" and not store.exists("forgetting.json"):
+        if self.config.task != "classification" and self.ledger.of_winner("forgetting", winner) is None:
             found["forgetting"] = {"kind": "forgetting", **of_winner}
         return found
 
@@ -224,7 +233,7 @@ class _Sweep:
         import ray
 
         from cluster.connect import connect, plan_slots
-        from sweeps.study import STUDY, open_study
+        from sweeps.study import STUDY, follow_space, open_study
         from trainables.slot import start_mailbox
 
         os.environ.update(
@@ -244,12 +253,15 @@ class _Sweep:
         if self.ledger.store.local is None and self.ledger.store.exists(STUDY):
             self._study_file.write_bytes(self.ledger.store.read_bytes(STUDY))
         study = open_study(self._study_file, self.ledger.name, self.config.search, self.config.seed)
+        study = follow_space(study, self.config, self.ledger, self.display.say)
         with connect(self.config.cluster, namespace=f"sweep-{self.ledger.name}") as connection:
             if connection.dashboard_url:
                 token = f" (its token: {connection.dashboard_token})" if connection.dashboard_token else ""
                 self.display.say(f"Ray dashboard: {connection.dashboard_url}{token}")
             plan = plan_slots(ray.cluster_resources(), ray.nodes(), self.config.cluster, self.config.search.trials)
             self.display.say(plan.reason)
+            if self.trials_left():
+                self.display.say(f"search: {search_words(self.config)}")
             pack = self.config.cluster.pack if plan.slots < self.config.search.trials else 1
             self._mailbox = start_mailbox(self.ledger.name, "mailbox", pack, plan.slots)
             if self._has_baseline:
@@ -307,12 +319,11 @@ class _Sweep:
             say=self.display.say,
         )
         stopping = self.config.search.early_stopping
-        finished = [curve for curve in self.ledger.curves() if curve.status != "running"]
         tune.Tuner(
             Trial,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=make_scheduler(stopping, self.rows, max_epochs(self.config), finished),
+                scheduler=make_scheduler(self.config, self.rows, self.ledger.curves()),
                 num_samples=-1,
                 reuse_actors=True,
             ),
@@ -353,7 +364,7 @@ class _Sweep:
                     for broken in [each for each in results[name].values() if "error" in each]:
                         self.display.say(f"not measured: {broken['words']}: {broken['error']}")
                 elif name == "forgetting":
-                    self.ledger.write_forgetting(results[name])
+                    self.ledger.write_forgetting(results[name], self.config.selection)
                 else:
                     self.ledger.write_test(results[name], self.config.selection)
             time.sleep(0.2)
@@ -606,7 +617,7 @@ class _Sweep:
             self.ledger.store.write_bytes(STUDY, self._study_file.read_bytes())
 
     def _total_samples(self, curve: Curve) -> int:
-        return round(float(self.config.complete(curve.params)["epochs"]) * self.rows)
+        return trained_samples(self.rows, self.config.hyperparameters(curve.params))
 
     def _signals(self) -> Any:
         """Ctrl-C and SIGTERM stop the sweep in order; a second one ends it at once."""

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainables import flat
-from trainables.data.batches import batch_indices, cut_passes, steps_per_epoch
+from trainables.data.batches import batch_indices, cut_passes
 from trainables.data.prepare import Slices, Split, open_slices, open_split
 from trainables.dropout import FunctionDropout, RowDropout, RowKeys, replace_dropout
 from trainables.errors import InputError
@@ -41,6 +41,7 @@ from trainables.model import (
     load_model,
     output_layer,
 )
+from trainables.schedule import learning_rate, samples_seen, total_steps
 from trainables.sharing import without_rows
 from trainables.solo import Solo, initialise
 from trainables.stack import Addition, Pass, Stack, TrainedModule, copy_of, seeded
@@ -611,7 +612,7 @@ class Pack:
     # --- counting ---
 
     def total_steps(self, hp: Hyperparameters) -> int:
-        return _ceil(hp.epochs * steps_per_epoch(len(self._train), hp.batch_size))
+        return total_steps(len(self._train), hp)
 
     def finished(self, hp: Hyperparameters, step: int) -> bool:
         return step >= self.total_steps(hp)
@@ -622,8 +623,7 @@ class Pack:
         return self._samples(aboard.hyperparameters, aboard.step)
 
     def _samples(self, hp: Hyperparameters, step: int) -> int:
-        epochs, rest = divmod(step, steps_per_epoch(len(self._train), hp.batch_size))
-        return epochs * len(self._train) + rest * hp.batch_size
+        return samples_seen(len(self._train), hp, step)
 
     def _due(self, aboard: Aboard) -> bool:
         hp = aboard.hyperparameters
@@ -963,21 +963,3 @@ def _measure(
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def learning_rate(hp: Hyperparameters, step: int, total_steps: int) -> float:
-    """Rate of optimiser step `step` (0-based): linear warm-up, then linear or cosine decay to 0, or constant."""
-    warmup = _ceil(hp.warmup_ratio * total_steps)
-    if step < warmup:
-        return hp.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, total_steps - warmup)
-    if hp.schedule == "linear":
-        return hp.learning_rate * (1 - done)
-    if hp.schedule == "cosine":
-        return hp.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-    return hp.learning_rate
-
-
-def _ceil(product: float) -> int:
-    """1.1 epochs of 10 steps are 11 steps, though their product is a little more."""
-    return math.ceil(round(product, 6))

@@ -31,6 +31,26 @@ class Store:
             raise InputError(f"{self.url}: cannot be opened as a folder or URL: {error}") from error
         self.local = Path(self._root) if "file" in self._fs.protocol else None
 
+    def claim(self) -> bool:
+        """Make the root for the caller alone; False when somebody else has it, or wants it at the same moment.
+
+        An object store makes no folders: there everybody leaves a token and looks who else did. At most one sees none but its
+        own where a listing shows what was written before it.
+        """
+        if self.local:
+            self.local.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.local.mkdir()
+            except FileExistsError:
+                return False
+            return True
+        token = f"claims/{uuid.uuid4().hex}"
+        self.write_bytes(token, b"")
+        if self.find() == [token]:
+            return True
+        self.delete(token)
+        return False
+
     def path(self, name: str) -> str:
         """What a user can type to get at `name`: a path, or a URL."""
         return str(self.local / name) if self.local else f"{self.url}/{name}"

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sweeps.display import test_words as spoken
 from sweeps.ledger import DEAD_AFTER_S, Ledger, label_prior
 from sweeps.selection import LimitsConfig, SelectionConfig, compare, mean_interval
 from trainables.checkpoints import (
@@ -762,3 +763,47 @@ def test_reading_and_selecting_many_trials(tmp_path, capsys):
         print(f"\n200 trials x 5 evaluations: read {loaded - began:.2f} s, board {done - loaded:.2f} s of CPU")
     assert len(board["trials"]) == 200
     assert board["winner"]["trial"] == "t0000"
+
+
+# --- what is measured of the winner alone ---
+
+
+@pytest.fixture
+def sealed(ledger):
+    """A sweep with a test split."""
+    splits = {"train": {"rows": 9}, "validation": {"rows": 4}, "test": {"raw_fingerprint": "f" * 64, "read": 4}}
+    manifest = {"task": "causal_lm", "data": {}, "encoding": {}, "splits": splits}
+    ledger.store.write_json("data/manifest.json", manifest)
+    return ledger
+
+
+def scored(ledger, loss):
+    """The board after the winner's test split and what it has forgotten were measured."""
+    score = {"loss": loss, "metrics": {}}
+    put(ledger, "baselines/test/winner.npy", rows_of(loss))
+    ledger.write_test({"split": {"rows": 4, "fingerprint": "f"}, "scores": {"winner": score}}, CONFIG)
+    ledger.write_forgetting({"before": 1.0, "after": loss, "kl": 0.1}, CONFIG)
+    return again(ledger).board("quick", CONFIG)
+
+
+def test_what_was_measured_of_a_former_winner_is_not_shown_with_a_better_trial(sealed):
+    run(sealed, "t0001", 2.0, 1.0)
+    board = scored(sealed, 1.1)
+    assert (board["test"]["scores"]["winner"]["loss"], board["forgetting"]["after"]) == (1.1, 1.1)
+    assert board["test"]["scored_before"] == []
+    run(sealed, "t0002", 0.5)
+    board = again(sealed).board("quick", CONFIG)
+    assert board["winner"]["trial"] == "t0002"
+    assert (board["test"], board["forgetting"]) == (None, None)
+
+
+def test_a_second_look_of_the_same_sweep_counts_and_measuring_one_checkpoint_again_does_not(sealed):
+    run(sealed, "t0001", 2.0, 1.0)
+    scored(sealed, 1.1)
+    assert scored(sealed, 1.1)["test"]["scored_before"] == []  # after a kill
+    run(sealed, "t0002", 0.5)
+    board = scored(sealed, 0.6)
+    assert board["test"]["scores"]["winner"]["loss"] == 0.6
+    (before,) = board["test"]["scored_before"]
+    assert (before["sweep"], before["trial"], before["step"]) == (sealed.name, "t0001", 2)
+    assert f"has now been scored 2 times (before by {sealed.name})" in spoken(board["test"])

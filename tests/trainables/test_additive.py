@@ -17,7 +17,7 @@ from trainables.methods import ADDITIVE
 from trainables.methods.adapter import load_adapter
 from trainables.methods.ia3 import scaled_layers
 from trainables.model import BaseModel
-from trainables.pack import learning_rate
+from trainables.schedule import learning_rate
 from trainables.stack import Pass
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")

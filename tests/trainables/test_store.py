@@ -2,12 +2,19 @@
 
 import json
 import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import PIPE
 
 import fsspec
 import pytest
 
 from trainables.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -212,3 +219,43 @@ def test_a_relative_folder_stays_what_it_was(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert store.read_json("a.json") == 1
     assert store.path("a.json") == str(tmp_path / "sweep" / "a.json")
+
+
+# --- a folder for one alone ---
+
+
+@pytest.mark.parametrize("storage", ["{}/new/runs", "memory://claims-{}"])
+def test_of_those_who_want_a_folder_at_once_one_at_most_gets_it(tmp_path, storage):
+    """Threads that begin together, again and again; whoever loses takes another name, as a sweep does."""
+    storage = storage.format(str(tmp_path) if "{}/" in storage else tmp_path.name)
+    together = threading.Barrier(8)
+
+    def want(name):
+        together.wait()
+        return Store(f"{storage}/{name}").claim()
+
+    with ThreadPoolExecutor(8) as pool:
+        for name in range(40):
+            got = [*pool.map(want, [name] * 8)]
+            assert sum(got) <= 1
+            assert storage.startswith("memory") or sum(got) == 1
+            assert not Store(f"{storage}/{name}").claim() or not any(got)
+
+
+def test_processes_that_start_in_the_same_second_get_folders_of_their_own(tmp_path):
+    code = "import sys; from trainables.store import Store; sys.stdin.readline(); print(Store(sys.argv[1]).claim())"
+    command = [sys.executable, "-c", code, str(tmp_path / "runs" / "quick-20260101-120000")]
+    started = [subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT) for _ in range(4)]
+    for process in started:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    got = [process.communicate()[0].strip() for process in started]
+    assert sorted(got) == ["False", "False", "False", "True"]
+
+
+@pytest.mark.parametrize("storage", ["{}/runs", "memory://taken-{}"])
+def test_a_folder_in_which_something_lies_is_somebody_elses(tmp_path, storage):
+    store = Store(storage.format(str(tmp_path) if "{}/" in storage else tmp_path.name) + "/quick")
+    store.write_bytes("sweep.yaml", b"")
+    assert not store.claim()
+    assert store.find() == ["sweep.yaml"]
