@@ -155,6 +155,11 @@ def _afterwards(config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
         lines.append(f"Beside the trials: {', '.join(ways)}; at most {selection.baseline_minutes:g} minutes a split")
     if "test" in manifest["splits"]:
         lines.append("Then: the test split, scored once, for the winner and what it is compared with")
+    else:
+        lines.append(
+            "No test split: what is claimed of the winner rests on the rows by which it was chosen, allowing for that; "
+            "data.test: 0.1 would set rows apart that it has not seen (recommended)"
+        )
     if config.task != "classification":
         lines.append(
             f"Then: what the winner has forgotten of {selection.general_text or 'general text (Python manual)'}"

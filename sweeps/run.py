@@ -19,6 +19,7 @@ from sweeps.config import ConfigError, SweepConfig, dump, with_own_space
 from sweeps.display import (
     LOST,
     Display,
+    expected_words,
     forgetting_words,
     format_params,
     leaderboard,
@@ -28,7 +29,7 @@ from sweeps.display import (
 )
 from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
 from sweeps.plan import first_of_each_method, max_epochs, prepare_data
-from sweeps.selection import Curve, Point, best_point, finalists, verdict
+from sweeps.selection import Curve, Point, best_point, finalists, standing_verdict
 from trainables.checkpoints import CHECKPOINT
 from trainables.data.config import DataConfig
 from trainables.model import fingerprint, load_tokenizer
@@ -427,7 +428,7 @@ class _Sweep:
         ray.kill(self._name_plates.pop(trial))
         self.ledger.prune(trial, self.config.selection)
         curve = self.ledger.curve(trial)
-        judged = verdict(curve, self._reference, self.config.selection)
+        judged = standing_verdict(curve, self._reference, self.config.selection)
         best = best_point(curve, self.config.selection)
         self.tracker.trial_finished(
             trial,
@@ -438,7 +439,7 @@ class _Sweep:
         )
         number = f", best val loss {best.val_loss:.4f} at epoch {best.epoch:g}" if best else ""
         why = f" ({curve.reason})" if curve.reason else ""
-        self.display.say(f"{trial} {curve.status}{why}{number}; {judged.word}")
+        self.display.say(f"{trial} {curve.status}{why}{number}; {judged.shown}")
 
     # --- watching over it ---
 
@@ -570,6 +571,8 @@ def print_board(console: Console, board: dict[str, Any]) -> None:
         style="bold",
     )
     lines = [f"Reason: {winner['reason']}"]
+    if winner.get("expected"):
+        lines.append(f"Validation loss: {winner['val_loss']:.4f}, {expected_words(winner['expected'])}")
     if board.get("test"):
         lines.append(f"Test: {test_words(board['test'])}")
     if board.get("slices"):

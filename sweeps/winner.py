@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sweeps.config import ConfigError, SweepConfig, dump
-from sweeps.display import forgetting_words, slices_words, test_words
+from sweeps.display import expected_words, forgetting_words, slices_words, test_words, verdict_words
 from sweeps.ledger import Ledger
 from trainables.data.sources import source_fingerprint
 from trainables.data.store import split_fingerprint
@@ -172,6 +172,7 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
     method = winner["params"].get("method", config.train.method)
     numbers = {
         "validation loss": winner["val_loss"],
+        **({f"validation loss, {expected_words(found)}": found["mean"]} if (found := winner.get("expected")) else {}),
         "probe loss (training rows)": winner["probe_loss"],
         **winner["metrics"],
     }
@@ -212,7 +213,7 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
             for e in trial["evaluations"]
         ),
         "",
-        f"Verdict: {trial['verdict']} ({trial['verdict_reason']}). The checkpoint here is that of {winner['samples_seen']} samples.",
+        f"Verdict: {verdict_words(trial)} ({trial['verdict_reason']}). The checkpoint here is that of {winner['samples_seen']} samples.",
         "",
         "## How to load it",
         "",

@@ -49,6 +49,8 @@ def write_evaluation(
     folder = store.scratch()
     try:
         save(folder)
+        files = [path for path in (folder / CHECKPOINT).rglob("*") if path.is_file()]
+        record["checkpoint_bytes"] = sum(path.stat().st_size for path in files)
         np.save(folder / LOSSES, losses)
         Store(str(folder)).write_json(EVALUATION, record)
         store.publish(folder, record["folder"], last=EVALUATION)
