@@ -15,7 +15,7 @@ from sweeps.selection import Curve, SelectionConfig, best_point
 
 LOST = ("forgetting", "kl")  # what is measured of a language model where it has a limit
 BEHIND = "above the best (95%)"
-NO_INTERVAL = "too few groups for an interval"
+NO_INTERVAL = "too few for an interval"
 WIDE = 150  # columns that the whole leaderboard needs
 STATES = {"running": "yellow", "complete": "green", "pruned": "cyan", "failed": "red"}
 

@@ -7,6 +7,7 @@ Each line is the summed loss and the number of targets of one *unit*: of a row, 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -69,6 +70,7 @@ def bootstrap_intervals(
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
+@lru_cache(maxsize=2)  # a board asks for the same again and again
 def _resamples(units: int, seed: int) -> np.ndarray:
     """How often each of `units` is drawn in each resample [R, units]."""
     resamples = max(200, min(2000, BOOTSTRAP_CELLS // max(units, 1)))
@@ -126,16 +128,16 @@ def compare_all(a: np.ndarray, others: Sequence[np.ndarray], tie_standard_errors
 
 def gain_interval(
     chosen: np.ndarray, candidates: Sequence[np.ndarray], others: Sequence[np.ndarray], *, level: float = 0.95
-) -> tuple[float, float] | None:
+) -> tuple[float, float]:
     """Interval of how far the loss of `chosen` lies below the lowest of `others`, where `chosen` is one of `candidates`
-    and was chosen, by whatever rule, on these same units [N, 2]; None where they are too few.
+    and was chosen, by whatever rule, on these same units [N, 2]; without bounds where they are too few to tell.
 
     The bounds hold for every pair of a candidate and another at once, so for the pair that was looked at too: resampled
     differences are centred, divided by their standard errors, and the bounds lie as many standard errors away as the
     largest of them (White 2000, "A reality check for data snooping"; Romano & Wolf 2005).
     """
     if len(chosen) < MIN_UNITS:
-        return None
+        return -math.inf, math.inf
     counts, targets = _resamples(len(chosen), seed=0), chosen[:, 1].astype(np.float32)
     drawn, total = np.maximum(counts @ targets, 1), targets.sum(dtype=float)
 

@@ -525,7 +525,10 @@ def wandb_report(board: dict, entity: str | None, project: str, group: str) -> R
     best = "best/val_loss"
     # A run set that names no entity or project is of the report's own project, and is built without asking the server.
     runs = {
-        "order": [wr.OrderBy(wr.SummaryMetric(best), ascending=True)],
+        "order": [
+            wr.OrderBy(wr.SummaryMetric("winner"), ascending=False),
+            wr.OrderBy(wr.SummaryMetric(best), ascending=True),
+        ],
         "visible_columns": [
             *("run:displayName", "run:state"),
             *(f"summary:{name}" for name in ("winner", "verdict", "verdict_reason", "status", best, "samples_seen")),

@@ -449,6 +449,9 @@ def verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verd
         )
         return Verdict(word=TOO_EARLY, reason="no evaluation yet" if curve.status == "running" else why)
     word, reason = _judge(points, reference, config)
+    if len(points) < 2 and word != "diverged":  # one evaluation shows what there is, and not where it goes
+        so_far = f"one evaluation, validation loss {points[0].val_loss:.4f} at {points[0].samples_seen} samples"
+        word, reason = TOO_EARLY, so_far if word == "healthy" else f"{so_far}: {reason}"
     told = memorised(points[-1], config)
     return Verdict(word=word, reason=f"{reason}; {told}" if told else reason)
 
@@ -460,10 +463,6 @@ def _judge(points: Sequence[Point], reference: Reference, config: SelectionConfi
         return "diverged", reason
     finite = [p for p in points if p.val_loss is not None]
     best = min(finite, key=lambda p: p.val_loss)
-    if len(points) < 2:
-        known = collapsed_reason(points, reference, config) or _underfit(points, best, reference, config)
-        so_far = f"one evaluation, validation loss {best.val_loss:.4f} at {best.samples_seen} samples"
-        return TOO_EARLY, f"{so_far}: {known}" if known else so_far
     kept = "" if best is last else f"; its evaluation at {best.samples_seen} samples is judged by itself"
     if reason := overfit_reason(points, len(points) - 1, config):
         return "overfit", reason + kept
@@ -709,6 +708,8 @@ def _differences(
     of_leader = losses(standing[0][1].folder)
     others = {curve.id: losses(point.folder) for curve, point in standing[1:]} if of_leader is not None else {}
     others = {trial: other for trial, other in others.items() if other is not None and other.shape == of_leader.shape}
+    if not others:
+        return {}
     found = compare_all(of_leader, list(others.values()), config.tie_standard_errors)
     return dict(zip(others, found, strict=True))
 
@@ -785,7 +786,8 @@ def _why_not_others(chosen: Curve, point: Point, curves: Sequence[Curve], config
             which = "later" if min(own) > point.step else "earlier" if max(own) < point.step else "other"
             sentences.append(f"{which} checkpoints of {chosen.id} are {what}, and could not win")
         if others := [trial for trial, steps in barred.items() if steps]:
-            count = "1 other trial" if len(others) == 1 else f"{len(others)} other trials"
+            other = "other " if own else ""
+            count = f"1 {other}trial" if len(others) == 1 else f"{len(others)} {other}trials"
             of_these = "overfit checkpoints" if what == "overfit" else f"checkpoints {what}"
             sentences.append(f"{count} had {of_these}, which could not win: {', '.join(others)}")
     return sentences

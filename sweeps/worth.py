@@ -1,11 +1,12 @@
 """Was it worth it? One paragraph from what a sweep measured. Pure: numbers in, words out."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sweeps.intervals import gain_interval
+from sweeps.intervals import MIN_UNITS, gain_interval
 
 Losses = Callable[[str], np.ndarray | None]
 Interval = tuple[float, float]
@@ -50,7 +51,7 @@ def worth(board: Mapping[str, Any], losses: Losses) -> dict[str, Any] | None:
         "split": split,
         "best_baseline": best,
         "gain": gain,
-        "interval": None if interval is None else list(interval),
+        "interval": list(interval) if _is_known(interval) else None,
         "words": " ".join(sentences),
     }
 
@@ -59,7 +60,7 @@ def _interval(
     own: str, rivals: Sequence[np.ndarray | None], board: Mapping[str, Any], split: str, losses: Losses
 ) -> Interval | None:
     """Of how far the winner lies below the lowest of `rivals`, the first of which has the lowest mean. None where that was not
-    measured on the same units, or they are too few.
+    measured on the same units; without bounds where these are too few.
     """
     chosen, lowest = losses(own), rivals[0]
     if chosen is None or lowest is None or lowest.shape != chosen.shape:
@@ -88,16 +89,22 @@ def _verdict(gain: float, interval: Interval | None) -> str:
     return "yes" if interval[0] > 0 else "no" if interval[1] < 0 else "within noise"
 
 
+def _is_known(interval: Interval | None) -> bool:
+    return interval is not None and math.isfinite(interval[0])
+
+
 def _bounds(interval: Interval | None, split: str) -> str:
-    """Interval in words; on the rows by which the winner was chosen it is the wider for that."""
+    """An interval in words; on the rows by which the winner was chosen it is the wider for that."""
     if interval is None:
-        return "no interval can be told"
+        return ""
+    if not _is_known(interval):
+        return f" (no interval: {split} has fewer than {MIN_UNITS} groups of rows)"
     allowing = ", the choice among all checkpoints allowed for" if split == "validation" else ""
-    return f"95% interval {interval[0]:+.4f} to {interval[1]:+.4f}{allowing}"
+    return f" (95% interval {interval[0]:+.4f} to {interval[1]:+.4f}{allowing})"
 
 
 def _answer(verdict: str, split: str, own: float, named: str, best: float, gain: float, bounds: Interval | None) -> str:
-    interval = f" ({_bounds(bounds, split)})"
+    interval = _bounds(bounds, split)
     numbers = f"{split} loss {own:.4f} against {best:.4f} of the best way without it, {named}"
     if verdict == "yes":
         return f"Yes, fine-tuning was worth it: {numbers}: {gain:.4f} lower{interval}."
@@ -149,15 +156,15 @@ def _searched(board: Mapping[str, Any], losses: Losses) -> str:
     verdict, bounds = _verdict(gain, interval), _bounds(interval, split)
     if verdict == "yes":
         return (
-            f"The search lowered {split} loss by {gain:.4f} ({bounds}) from that of the default configuration, "
+            f"The search lowered {split} loss by {gain:.4f}{bounds} from that of the default configuration, "
             f"{default['id']}."
         )
     if verdict == "no":
         return (
             f"The search added nothing: the {split} loss of the default configuration, {default['id']}, is {-gain:.4f} lower than "
-            f"the winner's ({bounds})."
+            f"the winner's{bounds}."
         )
     return (
         f"What the search added over the default configuration, {default['id']}, is within noise: {gain:+.4f} of {split} "
-        f"loss ({bounds})."
+        f"loss{bounds}."
     )

@@ -157,9 +157,16 @@ def test_of_a_language_model_what_it_forgets_is_measured(plan, tmp_path):
 def test_slices_are_counted_and_a_limit_that_none_is_large_enough_for_is_refused(plan):
     lines = plan()
     assert line(lines, "  slices of validation by ") == "language: de 8, fr 4"
-    with pytest.raises(ConfigError, match="^selection.limits.slice_rows: must be at most [0-9]+, the rows of the largest slice of "):
+    with pytest.raises(
+        ConfigError, match="^selection.limits.slice_rows: must be at most [0-9]+, the rows of the largest slice of "
+    ):
         plan("selection.limits={slice_gap: 0.5, slice_rows: 1000}")
     plan("selection.limits={slice_rows: 1000}")  # without a limit it counts for nothing
+
+
+def test_a_test_split_is_recommended_where_there_is_none(plan):
+    advice = "data.test: 0.1 would set rows apart that it has not seen (recommended)"
+    assert any(advice in line for line in plan()) and not any(advice in line for line in plan("data.test=0.2"))
 
 
 def test_no_more_finalists_are_planned_than_there_are_trials(plan):
