@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from sweeps.config import ConfigError, SweepConfig
+from sweeps.intervals import MIN_UNITS
 from trainables.hyperparameters import OPTIONS, company, parse
 from trainables.model import check_files, load_model_config, load_tokenizer, quiet
 
@@ -107,7 +108,7 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     if counts := manifest["splits"]["validation"].get("slice_counts"):
         parts = ", ".join(f"{value or 'empty'} {count}" for value, count in sorted(counts.items()))
         say(f"  slices of validation by {config.data.slice}: {parts}")
-    for note in [*manifest["notes"], *_large_batches(config, rows)]:
+    for note in [*manifest["notes"], *_large_batches(config, rows), *_few_groups(manifest)]:
         say(f"  note: {note}")
     space = config.space()
     size = space.size()
@@ -171,6 +172,16 @@ def _large_batches(config: SweepConfig, rows: int) -> list[str]:
     large = sorted({draw["batch_size"] for draw in config.draws() if draw["batch_size"] > rows})
     sizes = " and ".join(map(str, large[:1] + large[1:][-1:]))
     return [f"batch_size {sizes}: above the {rows} rows of train, so a step is a whole epoch"] if large else []
+
+
+def _few_groups(manifest: dict[str, Any]) -> list[str]:
+    groups = manifest["splits"]["validation"].get("groups", MIN_UNITS)
+    if groups >= MIN_UNITS:
+        return []
+    return [
+        f"validation: its rows belong to {groups} group(s) or document(s), which with fewer than {MIN_UNITS} tell nothing of "
+        "noise: no intervals, no ties"
+    ]
 
 
 def _packs(config: SweepConfig) -> str:
