@@ -78,6 +78,7 @@ class BaseModel:
     dtype: Any  # torch.dtype that was asked for
     head: tuple[str, ...] = ()
     new: tuple[str, ...] = ()  # those of the head that the checkpoint did not bring; drawn from each trial's seed
+    fixed: frozenset[str] = frozenset()  # parameters that the model itself never trains, such as tables of sinusoids
     spec: BaseSpec | None = None  # how it was loaded; None: it was drawn, and not loaded at all
     config: Any = None  # transformers configuration of what leaves: without what only training sets
     # a language model's output layer, where its logits are just what that layer gives: the loss is then computed from
@@ -324,6 +325,7 @@ def load_model(spec: BaseSpec, *, device: Any, seed: int) -> BaseModel:
     else:
         # the padding token is often the end-of-text token too, and torch gives the row of a padding index no gradient
         model.get_input_embeddings().padding_idx = None
+    fixed = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if not spec.is_classifier:
@@ -336,6 +338,7 @@ def load_model(spec: BaseSpec, *, device: Any, seed: int) -> BaseModel:
         head=head,
         new=new,
         output=output,
+        fixed=fixed,
         spec=spec,
         config=leaves,
     )

@@ -542,7 +542,7 @@ def test_what_is_missing_in_every_branch_is_named():
 
 def test_train_has_every_hyperparameter_and_no_other():
     """A method that gains an option must gain a field here too."""
-    settings = ("evaluate_every", "max_tokens", "precision", "gradient_checkpointing", "probe_rows")
+    settings = ("evaluate_every", "max_tokens", "precision", "save_dtype", "gradient_checkpointing", "probe_rows")
     fields = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in settings]
     assert sorted(fields) == sorted(HYPERPARAMETERS)
     options = {field.name for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
