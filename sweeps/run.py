@@ -157,6 +157,7 @@ class _Sweep:
         self._slots: list[threading.Thread] = []
         self._lost: dict[str, str] = {}  # slots that are gone for good, and why
         self._watching = False
+        self._beating = threading.Lock()
         self._reference = ledger.reference()
         self._has_baseline = ledger.store.exists("baseline.json")
 
@@ -448,6 +449,8 @@ class _Sweep:
 
         if self.stopped is None:
             self.stopped = reason
+            if reason == INTERRUPTED:
+                self._heartbeat()  # first of all: a job that is stopped may have seconds to live
             self.display.say(f"Stopping: {reason}")
             ray.get(self._mailbox.stop_trials.remote(reason))
 
@@ -508,8 +511,10 @@ class _Sweep:
 
     def _heartbeat(self) -> None:
         try:
-            self.ledger.set_status("running", self.elapsed_s())
-            self._save_study()
+            with self._beating:
+                ending = self.stopped == INTERRUPTED
+                self.ledger.set_status("interrupted" if ending else "running", self.elapsed_s(), ending=ending)
+                self._save_study()
         except OSError as error:  # a store that does not answer for a while, or a full disk: the trials go on
             self.display.say(f"The sweep's folder cannot be written: {error}")
 
