@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -649,6 +649,8 @@ def open_pack(
 ) -> Pack:
     """A pack over the folder that `trainables.data.prepare.prepare` wrote."""
     what, manifest = TASKS[task], json.loads((data / "manifest.json").read_text())
+    if settings.autocast is None and model.dtype == "auto":
+        model = replace(model, dtype="float32")  # without autocast the arithmetic has the type of the weights
     return Pack(
         load_base=lambda variant, dtype: load_model(
             model,

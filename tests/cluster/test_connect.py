@@ -83,7 +83,7 @@ with connect(ClusterConfig(), namespace="mine", temp_dir=folder) as outer:
     @ray.remote
     def told(): return os.environ["RAY_API_SERVER_ADDRESS"]
     assert ray.get(told.remote()) == outer.dashboard_url
-    assert requests.get(outer.dashboard_url, timeout=10).ok
+    assert requests.get(outer.dashboard_url).ok
     with connect(ClusterConfig(), namespace="other") as inner:
         assert not inner.own and inner.namespace == "mine" and inner.dashboard_url == outer.dashboard_url
     assert ray.is_initialized()
