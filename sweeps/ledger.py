@@ -227,11 +227,13 @@ class Ledger:
 
     # --- the sweep ---
 
-    def set_status(self, status: str, elapsed_s: float) -> None:
+    def set_status(self, status: str, elapsed_s: float, *, ending: bool = False) -> None:
+        """ending: the process that writes this is on its way to an orderly end, and may be killed before it comes there."""
         self.store.write_json(
             "status.json",
             {
                 "status": status,
+                "ending": ending,
                 "pid": os.getpid(),
                 "began": _began(os.getpid()),
                 "host": socket.gethostname(),
@@ -246,11 +248,11 @@ class Ledger:
             return "interrupted", 0.0
         written = self.store.read_json("status.json")
         status = written["status"]
-        if status == "running":
+        if status == "running" or written.get("ending"):
             if written["host"] == socket.gethostname():
                 alive = _runs(written["pid"], written["began"])
             else:
-                alive = time.time() - written["time"] < DEAD_AFTER_S
+                alive = status == "running" and time.time() - written["time"] < DEAD_AFTER_S
             status = "running" if alive else "interrupted"
         return status, written["elapsed_s"]
 

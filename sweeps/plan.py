@@ -319,6 +319,7 @@ def _memory(config: SweepConfig) -> list[str]:
     from trainables.tasks import TASKS
 
     model, train, auto_class = config.model, config.train, TASKS[config.task].auto_class
+    single = model.dtype == "float32" or model.dtype == "auto" and train.precision == "float32"
     model_config, tokens = load_model_config(model), train.max_tokens or PASS_TOKENS["cuda"]
     most = MAX_PACK if config.cluster.pack == "auto" else config.cluster.pack
     drawn = [hp for hp in map(parse, config.draws()) if hp.method in ADDITIVE]
@@ -335,7 +336,7 @@ def _memory(config: SweepConfig) -> list[str]:
                 model_config,
                 auto_class,
                 hp,
-                dtype_bytes=4 if model.dtype == "float32" else 2,
+                dtype_bytes=4 if single else 2,
                 compute_bytes=4 if train.precision == "float32" else 2,
                 variant=variant,
                 max_tokens=tokens,

@@ -192,6 +192,7 @@ class _Sweep:
         self._limits: dict[str, int] = {}  # how many trials of a kind share a slot, as far as was said
         self._asked_for_baselines = False
         self._watching = False
+        self._beating = threading.Lock()
         self._reference = ledger.reference()
         self._has_baseline = ledger.store.exists("baseline.json")
 
@@ -492,6 +493,8 @@ class _Sweep:
 
         if self.stopped is None:
             self.stopped = reason
+            if reason == INTERRUPTED:
+                self._heartbeat()  # first of all: a job that is stopped may have seconds to live
             self.display.say(f"Stopping: {reason}")
             ray.get(self._mailbox.stop_trials.remote(reason), timeout=ASK_TIMEOUT_S)
 
@@ -605,8 +608,10 @@ class _Sweep:
 
     def _heartbeat(self) -> None:
         try:
-            self.ledger.set_status("running", self.elapsed_s())
-            self._save_study()
+            with self._beating:
+                ending = self.stopped == INTERRUPTED
+                self.ledger.set_status("interrupted" if ending else "running", self.elapsed_s(), ending=ending)
+                self._save_study()
         except OSError as error:  # a store that does not answer for a while, or a full disk: the trials go on
             self.display.say(f"The sweep's folder cannot be written: {error}")
 

@@ -202,8 +202,9 @@ def computes_in_bf16(device: Any) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def base_dtype(config: ModelConfig, method: str, auto_class: str, device: Any) -> Any:
-    """Type of the base weights for `method` on `device`.
+def base_dtype(config: ModelConfig, method: str, device: Any, precision: str = "auto") -> Any:
+    """Type of the base weights for `method` on `device`. precision: of the arithmetic, `train.precision`; without autocast
+    that is the type of the weights, so who asks for float32 gets them so.
 
     auto: bfloat16 for frozen bases on GPUs that have it, since what trials add to them, heads too, is kept in float32
     (trainables.stack); float32 on CPUs and where weights of the base are trained (full and partial fine-tuning: bfloat16
@@ -213,7 +214,7 @@ def base_dtype(config: ModelConfig, method: str, auto_class: str, device: Any) -
 
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
-    frozen = method not in ("full", "partial")
+    frozen = method not in ("full", "partial") and precision != "float32"
     return torch.bfloat16 if frozen and computes_in_bf16(device) else torch.float32
 
 
