@@ -9,6 +9,7 @@ targets: {choice: [all-linear, [q_proj, v_proj]]}
 """
 
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,9 @@ class LogUniform:
         short = float(f"{exact:.2g}")
         return short if self.low <= short <= self.high else exact
 
+    def draw(self, generator: random.Random) -> float:
+        return min(self.high, max(self.low, self.low * (self.high / self.low) ** generator.random()))
+
     def match(self, value: object) -> float:
         """The value as this domain holds it; SpaceError if it lies outside."""
         return _match_between(value, self.low, self.high, self)
@@ -103,6 +107,9 @@ class Uniform:
 
     def middle(self) -> float:
         return (self.low + self.high) / 2
+
+    def draw(self, generator: random.Random) -> float:
+        return generator.uniform(self.low, self.high)
 
     def match(self, value: object) -> float:
         """The value as this domain holds it; SpaceError if it lies outside."""
@@ -136,11 +143,19 @@ class Int:
         return f"int {self.low} … {self.high}{' (log)' if self.log else ''}{steps}"
 
     def __len__(self) -> int:
-        return (self.high - self.low) // self.step + 1
+        return len(self.values)
+
+    @property
+    def values(self) -> range:
+        """All that there are."""
+        return range(self.low, self.high + 1, self.step)
 
     def middle(self) -> int:
         middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
         return self.low + self.step * round((middle - self.low) / self.step)
+
+    def draw(self, generator: random.Random) -> int:
+        return generator.choice(self.values)
 
     def match(self, value: object) -> int:
         """The value as this domain holds it; SpaceError if it lies outside."""
@@ -174,6 +189,9 @@ class Choice:
     def middle(self) -> Any:
         """The first: who writes a list begins with what is usual."""
         return self.values[0]
+
+    def draw(self, generator: random.Random) -> Any:
+        return generator.choice(self.values)
 
     def match(self, value: object) -> Any:
         """The value as this domain holds it; SpaceError if it is not one of them."""

@@ -108,6 +108,11 @@ class Space:
         """What to show a person, in order: [("method", "one of full, lora"), ("lora.alpha", "= 2 * rank"), …]."""
         return [(parameter.key, str(parameter.what)) for parameter in self._parameters]
 
+    @property
+    def domains(self) -> dict[str, Domain]:
+        """The domain of every free parameter, by its key."""
+        return {parameter.key: parameter.what for parameter in self._free()}
+
     def sample(self, suggest: Suggest) -> dict[str, Any]:
         """One configuration, flat and in the order of the YAML: {"method": "lora", "rank": 8, "alpha": 16, …}.
 
@@ -146,6 +151,26 @@ class Space:
             if not (same(own, given) or is_number(own) and is_number(given) and isclose(own, given)):
                 raise SpaceError(f"{where}.{name}: got {given!r}, but it is {show(own)} ({active[name].what})")
         return encoded
+
+    def configurations(self) -> Iterator[dict[str, Any]]:
+        """Every way to take the branches and set the free parameters of a finite space, one after another, each as `encode`
+        gives it.
+        """
+        assert self.size() is not None, "a float varies"
+        free = list(self._free())
+
+        def walk(number: int, values: dict[str, Any], encoded: dict[str, Any]) -> Iterator[dict[str, Any]]:
+            if number == len(free):
+                yield encoded
+                return
+            parameter = free[number]
+            if not parameter.is_active(values):
+                yield from walk(number + 1, values, encoded)
+                return
+            for value in parameter.what.values:
+                yield from walk(number + 1, {**values, parameter.name: value}, {**encoded, parameter.key: value})
+
+        return walk(0, {}, {})
 
     def size(self) -> int | None:
         """How many configurations there are; None if a float varies."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from yaml import YAMLError
 
 from cluster import ClusterError
 from search_spaces import SpaceError
@@ -78,7 +79,7 @@ def best(
         from sweeps.run import print_board
 
         print_board(_console(), board)
-        if ledger.store.exists("winner/winner.json"):
+        if board["winner"] is not None and ledger.holds(board["winner"]):
             print(f"Checkpoint: {ledger.store.path('winner')}")
         if ledger.store.exists("report.html"):
             print(f"Report: {ledger.store.path('report.html')}")
@@ -192,9 +193,11 @@ def _open(folder: str) -> tuple[Ledger, SweepConfig]:
     ledger = Ledger(folder if "://" in folder else str(Path(folder).expanduser().absolute()))
     if not ledger.store.exists("sweep.yaml"):
         raise ConfigError(f"{folder}: not a sweep's folder (it has no sweep.yaml)")
-    return ledger, from_tree(
-        OmegaConf.create(ledger.store.read_bytes("sweep.yaml").decode()), (), f"{folder}/sweep.yaml"
-    )
+    try:
+        tree = OmegaConf.create(ledger.store.read_bytes("sweep.yaml").decode())
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{folder}/sweep.yaml: damaged, it is not YAML ({error})") from error
+    return ledger, from_tree(tree, (), f"{folder}/sweep.yaml")
 
 
 def _console() -> Console:
@@ -221,6 +224,9 @@ def main() -> None:
     except (ConfigError, InputError, SpaceError, ClusterError) as error:
         print(" ".join(str(error).split("\n")), file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # the outside world: a disk, a store, a network or a server that does not do its part
+        print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 from yaml import YAMLError
 
 from cluster.config import ClusterConfig
-from search_spaces import Choice, Domain, Int, LogUniform, Space, SpaceError, load_space, load_tree
+from search_spaces import Choice, Domain, Space, SpaceError, load_space, load_tree
 from sweeps.selection import SelectionConfig
 from sweeps.tracking import TrackingConfig
 from trainables.data.config import DataConfig
@@ -23,6 +23,8 @@ from trainables.errors import InputError
 from trainables.hyperparameters import COMMON, OPTIONS, Hyperparameters, parse
 from trainables.model import ModelConfig
 
+# a quarter of the trials, within these: TPE needs a few losses to tell good from bad, and of 7 trials 10 would be all
+MIN_STARTUP, MAX_STARTUP = 3, 10
 DRAWS = 200  # configurations drawn to know what a space holds
 
 
@@ -59,7 +61,7 @@ class SearchConfig:
     space: Any = None  # name of a preset (search_spaces/*.yaml), a YAML file, or the space itself
     trials: int = 20  # in all, over every resume
     sampler: Literal["tpe", "random", "grid"] = "tpe"  # tpe: Optuna's multivariate TPE with constant liar
-    startup_trials: int = 10  # random trials before TPE models the space
+    startup_trials: str | int = "auto"  # random trials before TPE models the space; auto: fits the number of trials
     initial: list[dict[str, Any]] = field(
         default_factory=list
     )  # configurations to try first; what they leave open is sampled
@@ -71,9 +73,16 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise ConfigError(f"search.trials: must be at least 1, got {self.trials}")
-        if self.startup_trials < 0:
-            raise ConfigError(f"search.startup_trials: must be 0 or more, got {self.startup_trials}")
+        startup = self.startup_trials
+        if not (startup == "auto" or (isinstance(startup, int) and startup >= 0)):
+            raise ConfigError(f"search.startup_trials: must be auto or 0 or more trials, got {startup!r}")
         self.time_budget_s()
+
+    def random_trials(self) -> int:
+        """Trials at random before TPE models the space."""
+        if isinstance(self.startup_trials, int):
+            return self.startup_trials
+        return min(MAX_STARTUP, max(MIN_STARTUP, round(self.trials / 4)))
 
     def time_budget_s(self) -> float | None:
         if self.time_budget is None:
@@ -95,6 +104,8 @@ class TrainConfig:
         None  # padded tokens in one pass; memory only, results do not depend on it; None: 4096 (CPU), 16384 (GPU)
     )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; auto: bfloat16 on GPUs that have it
+    # of the weights that full and partial fine-tuning leave; auto: the type of the base's own files
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     gradient_checkpointing: bool = False  # trade compute for memory
     probe_rows: int = 512  # training rows whose loss is measured beside the validation loss
 
@@ -150,6 +161,7 @@ class SweepConfig:
     name: str = ""  # part of the folder's name
     storage: str = "runs"  # folder or fsspec URL under which the sweep's folder is made
     seed: int = 0
+    rehearse: bool = True  # take every method through its whole life at a size of seconds before anything is spent
     task: Literal["classification", "instruction", "causal_lm"] = "classification"
     model: ModelConfig
     data: DataConfig
@@ -189,28 +201,34 @@ class SweepConfig:
         return load_space(self.search.space)
 
     def draws(self) -> list[dict[str, Any]]:
-        """Complete configurations drawn at random from the space, always the same ones: what trials will look like."""
-        return [params for params, _ in self._survey()]
+        """Valid complete configurations drawn at random from the space, always the same: what trials will look like."""
+        return [params for params, _ in self._survey() if self._is_valid(params)]
+
+    @staticmethod
+    def _is_valid(params: Mapping[str, Any]) -> bool:
+        try:
+            parse(params)
+        except InputError:
+            return False
+        return True
 
     def _survey(self) -> list[tuple[dict[str, Any], dict[str, Domain]]]:
-        """Draws, each with the domains that it was drawn from."""
+        """Draws, each with the domains that it was drawn from; without those in which a tied value has none."""
         space, generator = self.space(), random.Random(0)
-        found = []
+        found, broken = [], None
         for _ in range(DRAWS):
             asked: dict[str, Domain] = {}
 
             def suggest(name: str, domain: Domain, asked: dict[str, Domain] = asked) -> Any:
                 asked[name] = domain
-                match domain:
-                    case Choice(values=values):
-                        return generator.choice(values)
-                    case Int(low=low, high=high, step=step):
-                        return generator.randrange(low, high + 1, step)
-                    case LogUniform(low=low, high=high):
-                        return min(high, max(low, low * (high / low) ** generator.random()))
-                return generator.uniform(domain.low, domain.high)
+                return domain.draw(generator)
 
-            found.append((self.complete(space.sample(suggest)), asked))
+            try:
+                found.append((self.complete(space.sample(suggest)), asked))
+            except SpaceError as error:
+                broken = error
+        if broken is not None and not found:
+            raise broken
         return found
 
     def hyperparameters(self, params: Mapping[str, Any]) -> Hyperparameters:
@@ -418,7 +436,7 @@ def _check_hyperparameters(config: SweepConfig) -> None:
         raise ConfigError(f"search.space.method: not given; one of {', '.join(OPTIONS)}, here or as train.method")
     wrong: dict[str, str] = {}
     right: set[str] = set()
-    for draw in config.draws():
+    for draw, _ in config._survey():
         method = str(draw.get("method"))
         try:
             parse(draw)

@@ -15,6 +15,8 @@ from sweeps.selection import Curve, SelectionConfig, best_point
 LOST = ("forgetting", "kl")  # what is measured of a language model where it has a limit
 BEHIND = "above the best (95%)"
 WIDE = 150  # columns that the whole leaderboard needs
+LIVE = 100  # columns that the whole live table needs
+MOST_CLASSES = 12  # of the winner's, in a terminal
 STATES = {"running": "yellow", "complete": "green", "pruned": "cyan", "failed": "red"}
 
 
@@ -143,15 +145,20 @@ class Display:
         """Draw the table anew. `totals(curve)`: the samples that a trial sees when it trains to its end."""
         if self._live is None:
             return
+        narrow = self.console.width < LIVE
+        columns = ["trial", "state", "best val loss", "progress", "rows/s", "slot", "configuration"]
+        if narrow:  # what is left of the width is the configuration's
+            columns = ["trial", "val loss", "progress", "slot", "configuration"]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("trial", "state", "best val loss", "progress", "rows/s", "slot", "configuration"):
+        for name in columns:
             table.add_column(
                 name,
                 no_wrap=name != "configuration",
-                justify="right" if name in ("best val loss", "rows/s") else "left",
+                justify="right" if name in ("val loss", "best val loss", "rows/s") else "left",
             )
         done = 0.0
-        where = {trial: slot for slot, trials in snapshot["slots"].items() for trial in trials}
+        slots = {slot.removeprefix(f"{self._name}-"): trials for slot, trials in snapshot["slots"].items()}
+        where = {trial: slot for slot, trials in slots.items() for trial in trials}
         for curve in curves:
             progress = snapshot["progress"].get(curve.id, {"samples_seen": 0, "samples_per_s": 0.0})
             share = 1.0 if curve.status != "running" else min(1.0, progress["samples_seen"] / max(1, totals(curve)))
@@ -159,17 +166,18 @@ class Display:
             best = best_point(curve, self._selection)
             if curve.status == "running" or len(curves) <= 20 or curve is curves[-1]:
                 bar = "█" * round(10 * share) + "·" * (10 - round(10 * share))
-                table.add_row(
-                    curve.id,
-                    Text(curve.status, style=STATES[curve.status]),
-                    _number(best.val_loss) if best else "-",
-                    f"{bar} {share:4.0%}" if curve.status == "running" else "",
-                    f"{progress['samples_per_s']:.0f}"
-                    if curve.status == "running" and progress["samples_per_s"]
-                    else "",
-                    where.get(curve.id, "waits") if curve.status == "running" else "",
-                    Text(format_params(curve.params)),
-                )
+                runs, state = curve.status == "running", Text(curve.status, style=STATES[curve.status])
+                cells = {
+                    "trial": curve.id,
+                    "state": state,
+                    "best val loss": _number(best.val_loss) if best else "-",
+                    "progress": f"{bar} {share:4.0%}" if runs else state if narrow else "",
+                    "rows/s": f"{progress['samples_per_s']:.0f}" if runs and progress["samples_per_s"] else "",
+                    "slot": where.get(curve.id, "waits") if runs else "",
+                    "configuration": Text(format_params(curve.params)),
+                }
+                cells["val loss"] = cells["best val loss"]
+                table.add_row(*(cells[name] for name in columns))
         elapsed = time.monotonic() - self._began
         self._done_before = done if self._done_before is None else self._done_before  # by an earlier process
         fresh = done - self._done_before
@@ -195,7 +203,8 @@ def test_words(test: Mapping[str, Any]) -> str:
             f"; the default configuration has {default['loss']:.4f} ({default['low']:.4f} to {default['high']:.4f})"
         )
     if before := test["scored_before"]:
-        others = ", ".join(each["sweep"] for each in before[:3]) + (", ..." if len(before) > 3 else "")
+        names = list(dict.fromkeys(each["sweep"] for each in before))
+        others = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         words += (
             f"; CAREFUL: this test split has now been scored {len(before) + 1} times (before by {others}), "
             "so it is no longer unseen"
@@ -230,6 +239,57 @@ def _slice_words(part: Mapping[str, Any]) -> str:
     bounds = "" if part["low"] is None else f"{part['low']:.4f} to {part['high']:.4f}, "
     accuracy = "" if part.get("accuracy") is None else f", accuracy {part['accuracy']:.4f}"
     return f"{part['value'] or 'empty'} {_number(part['loss'])} ({bounds}{part['rows']} rows{accuracy})"
+
+
+def alternatives_table(metrics: Mapping[str, Any]) -> Table:
+    """Loss and metrics of the winner and of all that it is compared with, on each split that was measured."""
+    splits = [split for split in ("validation", "test") if any(each[split] for each in metrics["alternatives"])]
+    columns = alternatives_columns(metrics)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("\nway")
+    for split in splits:
+        for name in columns:
+            table.add_column(f"{split}\n{name}", justify="right", no_wrap=True)
+    for each in metrics["alternatives"]:
+        measured = [each[split] or {} for split in splits]
+        numbers = [
+            {"loss": found.get("loss"), **found.get("metrics", {})}.get(name) for found in measured for name in columns
+        ]
+        table.add_row(Text(each["words"]), *map(_number, numbers), style="bold" if each["name"] == "winner" else None)
+    return table
+
+
+def alternatives_columns(metrics: Mapping[str, Any]) -> list[str]:
+    """`loss` and the metrics that any alternative has."""
+    measured = [each[split] for each in metrics["alternatives"] for split in ("validation", "test") if each[split]]
+    return list(dict.fromkeys(["loss", *(name for found in measured for name in found["metrics"])]))
+
+
+def classes_table(found: Mapping[str, Any]) -> Table:
+    """What the winner answers, by class; where there are many the ones that it finds least."""
+    classes = found["classes"]
+    if len(classes) > MOST_CLASSES:
+        classes = sorted(classes, key=lambda each: (each["recall"] is None, each["recall"]))[:MOST_CLASSES]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("class", "rows", "answered", "recall", "precision", "its rows are answered"):
+        table.add_column(name, justify="right" if name in ("rows", "answered", "recall", "precision") else "left")
+    for each in classes:
+        table.add_row(
+            Text(each["label"], style="yellow" if each["label"] in found["hardly"] else ""),
+            str(each["rows"]),
+            str(each["answered"]),
+            _share(each["recall"]),
+            _share(each["precision"]),
+            Text(answered_words(each)),
+        )
+    return table
+
+
+def answered_words(of_class: Mapping[str, Any]) -> str:
+    """The answers that the rows of a class got, the commonest first: a row of the confusion matrix in words."""
+    answers = list(of_class["answered_as"].items())
+    more = f", {sum(count for _, count in answers[4:])} other" if len(answers) > 4 else ""
+    return ", ".join(f"{label} {count}" for label, count in answers[:4]) + more
 
 
 def interval(difference: Mapping[str, float] | None) -> str:
@@ -277,6 +337,10 @@ def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(str, value)) + "]"
     return str(value)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _number(value: float | None) -> str:

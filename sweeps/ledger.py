@@ -7,7 +7,7 @@ base.json               which base model it is
 data/                   prepared splits and their manifest
 baseline.json           losses of the untuned model
 trials/<id>/trial.json  parameters;  outcome.json: how it ended;  attempt-<n>/step-<s>/: its evaluations
-baselines.json          other ways than fine-tuning;  baselines/SPLIT/NAME.npy: their losses of each row
+baselines.json          other ways than fine-tuning;  baselines/SPLIT/NAME.npy, NAME.predictions.npy: of each row
 test.json               what the sealed test split gave, once there was a winner
 forgetting.json         loss on general text before and after, and how far predictions moved
 cost.json               what the sweep took
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from sweeps.metrics import default_evaluation, metrics_of
 from sweeps.selection import (
     Curve,
     Point,
@@ -43,7 +44,7 @@ from sweeps.selection import (
     verdict,
 )
 from sweeps.worth import worth
-from trainables.checkpoints import CHECKPOINT, EVALUATION, LOSSES, STATE, evaluation_folders
+from trainables.checkpoints import CHECKPOINT, EVALUATION, LOSSES, PREDICTIONS, STATE, evaluation_folders
 from trainables.store import Store
 
 WORDS = {
@@ -180,6 +181,11 @@ class Ledger:
         name = f"{folder}.npy" if folder.startswith("baselines/") else f"{folder}/{LOSSES}"
         return self._array(name) if self.store.exists(name) else None
 
+    def predictions(self, folder: str) -> np.ndarray | None:
+        """Predicted and true class of each row [N, 2] of an evaluation or a baseline; None where there are none."""
+        name = f"{folder}.{PREDICTIONS}" if folder.startswith("baselines/") else f"{folder}/{PREDICTIONS}"
+        return self._array(name) if self.store.exists(name) else None
+
     def _array(self, name: str) -> np.ndarray:
         return np.load(io.BytesIO(self.store.read_bytes(name)))
 
@@ -271,9 +277,11 @@ class Ledger:
                 score["low"], score["high"] = mean_interval(losses)
         scored = Store(self.store.url.rsplit("/", 1)[0])  # beside the sweeps: the others look there too
         register = f"test-sets/{manifest['splits']['test']['raw_fingerprint'][:16]}.json"
+        own = {"sweep": self.name, "trial": winner.trial, "step": winner.point.step}
         before = scored.read_json(register) if scored.exists(register) else []
-        before = [each for each in before if each["sweep"] != self.name]
-        scored.write_json(register, [*before, {"sweep": self.name, "time": time.time()}])
+        # a checkpoint that is measured again, after a kill, is no second look; another winner of this sweep is
+        before = [each for each in before if any(each.get(name) != value for name, value in own.items())]
+        scored.write_json(register, [*before, {**own, "time": time.time()}])
         self.store.write_json(
             "test.json",
             {
@@ -286,10 +294,28 @@ class Ledger:
             },
         )
 
-    def write_forgetting(self, measured: dict[str, Any]) -> None:
+    def write_forgetting(self, measured: dict[str, Any], config: SelectionConfig) -> None:
+        winner, _ = self.select(config)
+        assert winner is not None, "what is forgotten is measured of a winner"
         found = compare(*(self.losses(f"baselines/general/{name}") for name in ("before", "after")))
         interval = [found.low, found.high] if found else None
-        self.store.write_json("forgetting.json", {**measured, "interval": interval})
+        of = {"trial": winner.trial, "step": winner.point.step}
+        self.store.write_json("forgetting.json", {**of, **measured, "interval": interval})
+
+    def of_winner(self, name: str, winner: Winner | None) -> dict[str, Any] | None:
+        """What `test` or `forgetting` gave the winner; None when it was not measured, or of a checkpoint that won before."""
+        if winner is None or not self.store.exists(f"{name}.json"):
+            return None
+        found = self.store.read_json(f"{name}.json")
+        own = (found.get("trial"), found.get("step")) == (winner.trial, winner.point.step)
+        return found if own else None
+
+    def holds(self, winner: dict[str, Any]) -> bool:
+        """Whether `winner/` holds this one, and not one that won before."""
+        if not self.store.exists("winner/winner.json"):
+            return False
+        held = self.store.read_json("winner/winner.json")
+        return (held["trial"], held["step"]) == (winner["trial"], winner["step"])
 
     def select(self, config: SelectionConfig, reference: Reference | None = None) -> tuple[Winner | None, str]:
         """The winner so far, and the reason in words."""
@@ -349,15 +375,44 @@ class Ledger:
                     ],
                 }
             )
-        for name in ("test", "cost", "forgetting"):
-            board[name] = self.store.read_json(f"{name}.json") if self.store.exists(f"{name}.json") else None
+        board["cost"] = self.store.read_json("cost.json") if self.store.exists("cost.json") else None
+        for name in ("test", "forgetting"):
+            board[name] = self.of_winner(name, winner)
         board["tokens_per_request"] = _tokens_per_request(manifest, board["test"]) if manifest is not None else None
         board["slices"] = None
         if winner is not None and manifest is not None:
             board["slices"] = self._slices(winner.point, manifest, board["test"])
+        board["metrics"] = self._metrics(board, manifest) if winner is not None else None
+        board["not_measured"] = self._not_measured(board["test"])
         waits = config.baselines and board["status"] == "running" and not self.store.exists("baselines.json")
         board["worth"] = None if waits else worth(board, self.losses)
         return board
+
+    def _metrics(self, board: dict[str, Any], manifest: dict[str, Any] | None) -> dict[str, Any]:
+        folders = {"winner": board["winner"]["folder"], "default": (default_evaluation(board) or {}).get("folder", "")}
+
+        def predictions(split: str, name: str) -> np.ndarray | None:
+            own = split == "validation" and name in folders
+            return self.predictions(folders[name] if own else f"baselines/{split}/{name}")
+
+        def groups(split: str) -> np.ndarray | None:
+            name = f"data/{split}.groups.npy"
+            return self._array(name) if self.store.exists(name) else None
+
+        labels = (manifest or {}).get("labels") or None
+        return metrics_of(board, labels, predictions, groups)
+
+    def _not_measured(self, test: dict[str, Any] | None) -> list[dict[str, str]]:
+        """`split`, `words` and `error` of each baseline that was left out."""
+        measured = {"validation": {}, "test": {} if test is None else test["scores"]}
+        if self.store.exists("baselines.json"):
+            measured["validation"] = self.store.read_json("baselines.json")
+        return [
+            {"split": split, "words": each["words"], "error": each["error"]}
+            for split, found in measured.items()
+            for each in found.values()
+            if "error" in each
+        ]
 
     def _slices(self, point: Point, manifest: dict[str, Any], test: dict[str, Any] | None) -> dict[str, Any] | None:
         """The winner's loss and metrics for each value of `data.slice`, on validation and, where it was scored, on test;

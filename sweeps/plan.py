@@ -1,18 +1,57 @@
 """What a sweep will do, known before it starts: `check` prints it, and `run` builds on it."""
 
-import math
+import errno
 import os
 import tempfile
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from sweeps.config import ConfigError, SweepConfig
-from trainables.hyperparameters import OPTIONS, company, parse
+from trainables.hyperparameters import OPTIONS, Hyperparameters, company, parse
 from trainables.model import check_files, load_model_config, load_tokenizer, quiet
+from trainables.schedule import total_steps, trained_samples
+from trainables.store import Store
 
+STRAYS = 0.05  # share of its epochs by which a trial may train more or less before the plan says so
 SIZES = ("rank", "bottleneck", "virtual_tokens")  # hyperparameters that say how much a trial adds to the base
+
+
+def storage_url(config: SweepConfig) -> str:
+    """Under which the sweep's folder is made: a path of this machine is made absolute."""
+    return config.storage if "://" in config.storage else str(Path(config.storage).expanduser().absolute())
+
+
+def check_storage(config: SweepConfig) -> None:
+    """Try that the sweep's folder could be made and written, before anything is spent; leaves nothing behind."""
+    try:
+        store = Store(storage_url(config))
+        if store.local is None:
+            probe = f".writable-{uuid.uuid4().hex}"
+            store.write_bytes(probe, b"")
+            store.delete(probe)
+            return
+        # in what is there already: another sweep may be making the rest at this moment
+        os.rmdir(tempfile.mkdtemp(prefix=".writable-", dir=_nearest(store.local)))
+    except Exception as error:  # the border to file systems, each with errors of its own
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"storage: cannot write to {config.storage}: {reason}; give a folder or an fsspec URL that can be written"
+        ) from error
+
+
+def _nearest(folder: Path) -> Path:
+    """`folder`, or what there is of the folders above it."""
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return _nearest(folder.parent)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder")
+    return folder
 
 
 def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
@@ -68,6 +107,31 @@ def _general_text(config: SweepConfig) -> str:
     return text
 
 
+def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> None:
+    """Rehearse the sweep with its prepared data, and say what came of it; ConfigError where something would go wrong."""
+    if not config.rehearse:
+        return
+    from trainables.rehearsal import rehearse
+
+    found = rehearse(config.model, config.task, data, config.draws(), load_tokenizer(config.model).pad_token_id)
+    if found.size is None:
+        say(f"Not rehearsed: {config.model.name} cannot be made small ({found.why_not})")
+        return
+    if found.problems:
+        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
+        raise ConfigError(
+            f"model.name: {config.model.name}, rehearsed with {found.size}: {found.problems[0]}{more}; leave the method out, "
+            "choose another model, or set rehearse=false to try it nevertheless"
+        )
+    say(
+        f"Rehearsed with {found.size}, in {found.seconds:.1f} s: every method trains, loads again to the same loss and goes on"
+    )
+    for each in found.found:
+        told = [f"reaches {each.covers:.0%} of the backbone's weight matrices"] if each.covers else []
+        told += ["can share a base"] if each.shares else []
+        say(f"  {each.what}: {', '.join(told) or 'alone'}")
+
+
 def first_of_each_method(config: SweepConfig) -> list[dict[str, Any]]:
     """A configuration of each method that the sweep may draw."""
     found: dict[str, dict[str, Any]] = {}
@@ -83,8 +147,11 @@ def max_epochs(config: SweepConfig) -> float:
 
 def print_plan(config: SweepConfig, console: Console) -> None:
     """Data, space, trials, slots, steps; raises what `run` would raise, and trains nothing."""
+    rehearsal: list[str] = []
+    check_storage(config)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         manifest = prepare_data(config, Path(scratch))
+        rehearsed(config, Path(scratch), rehearsal.append)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -107,24 +174,23 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     if counts := manifest["splits"]["validation"].get("slice_counts"):
         parts = ", ".join(f"{value or 'empty'} {count}" for value, count in sorted(counts.items()))
         say(f"  slices of validation by {config.data.slice}: {parts}")
-    for note in [*manifest["notes"], *_large_batches(config, rows)]:
+    drawn = [parse(draw) for draw in config.draws()]
+    for note in [*manifest["notes"], *_large_batches(config, rows), *_odd_epochs(drawn, rows)]:
         say(f"  note: {note}")
     space = config.space()
-    size = space.size()
-    say(
-        f"Search: {search.trials} trials by {search.sampler}"
-        + (f" of {size} configurations" if size is not None else "")
-    )
+    say(f"Search: {search_words(config)}")
     for path, what in space.parameters:
         say(f"  {path}: {what}")
     for name, value in config.train.fixed().items():
         say(f"  {name}: fixed {value}")
-    steps = [math.ceil(draw["epochs"] * math.ceil(rows / draw["batch_size"])) for draw in config.draws()]
-    mean = sum(draw["epochs"] for draw in config.draws()) / len(config.draws())
+    steps = [total_steps(rows, hp) for hp in drawn]
+    mean = sum(trained_samples(rows, hp) for hp in drawn) / len(drawn)
     say(
-        f"  steps per trial: {min(steps)} to {max(steps)}; {mean * rows * search.trials:,.0f} samples in all if no trial stops early"
+        f"  steps per trial: {min(steps)} to {max(steps)}; {mean * search.trials:,.0f} samples in all if no trial stops early"
     )
     for line in _afterwards(config, manifest):
+        say(line)
+    for line in rehearsal:
         say(line)
     say(f"Slots: {_slots(config)}")
     say(f"Packs: {_packs(config)}")
@@ -133,6 +199,18 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     if search.time_budget:
         say(f"Time budget: {search.time_budget}")
     say("No problem found.")
+
+
+def search_words(config: SweepConfig) -> str:
+    """How many trials are searched how, and how many of them at random."""
+    search, size = config.search, config.space().size()
+    of = f" of {size} configurations" if size is not None else ""
+    words, first = f"{search.trials} trials by {search.sampler}{of}", search.random_trials()
+    if search.sampler != "tpe" or first == 0:
+        return words
+    if first >= search.trials:
+        return f"{words}: a random search, as the sampler learns only from {first} trials on (search.startup_trials)"
+    return f"{words}, the first {first} at random, and what starts before those have ended"
 
 
 def _afterwards(config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
@@ -166,6 +244,20 @@ def _large_batches(config: SweepConfig, rows: int) -> list[str]:
     large = sorted({draw["batch_size"] for draw in config.draws() if draw["batch_size"] > rows})
     sizes = " and ".join(map(str, large[:1] + large[1:][-1:]))
     return [f"batch_size {sizes}: above the {rows} rows of train, so a step is a whole epoch"] if large else []
+
+
+def _odd_epochs(drawn: Sequence[Hyperparameters], rows: int) -> list[str]:
+    """Where whole batches train far more or less than the epochs that are asked for."""
+    strays = {}
+    for hp in drawn:
+        epochs = trained_samples(rows, hp) / rows
+        if abs(epochs - hp.epochs) > STRAYS * hp.epochs:
+            strays[hp.epochs, hp.batch_size] = epochs
+    if not strays:
+        return []
+    (epochs, size), trained = max(strays.items(), key=lambda each: abs(each[1] / each[0][0] - 1))
+    others = f"; so do {len(strays) - 1} other pairs of the two" if len(strays) > 1 else ""
+    return [f"epochs {epochs:g} at batch_size {size} trains {trained:.2g} epochs, as steps take whole batches{others}"]
 
 
 def _packs(config: SweepConfig) -> str:
@@ -206,7 +298,6 @@ def _memory(config: SweepConfig) -> list[str]:
     from trainables.tasks import TASKS
 
     model, train, auto_class = config.model, config.train, TASKS[config.task].auto_class
-    half = model.dtype in ("bfloat16", "float16") or model.dtype == "auto" and auto_class == "AutoModelForCausalLM"
     model_config, tokens = load_model_config(model), train.max_tokens or PASS_TOKENS["cuda"]
     most = MAX_PACK if config.cluster.pack == "auto" else config.cluster.pack
     drawn = [hp for hp in map(parse, config.draws()) if hp.method in ADDITIVE]
@@ -223,7 +314,7 @@ def _memory(config: SweepConfig) -> list[str]:
                 model_config,
                 auto_class,
                 hp,
-                dtype_bytes=2 if half else 4,
+                dtype_bytes=4 if model.dtype == "float32" else 2,
                 compute_bytes=4 if train.precision == "float32" else 2,
                 variant=variant,
                 max_tokens=tokens,

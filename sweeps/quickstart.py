@@ -14,7 +14,7 @@ import io
 import os
 import re
 import sys
-import tempfile
+import uuid
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -114,15 +114,13 @@ def write_csv(rows: Sequence[Row], out: Path) -> None:
     writer.writerow(["text", "label", "file"])
     writer.writerows((row.text, row.label, row.file) for row in rows)
     out.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(text.getvalue().encode())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, out)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def make(out: Path) -> str:

@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.display import BEHIND, LOST, cost_words, forgetting_words, interval, test_words
+from sweeps.display import BEHIND, LOST, answered_words, cost_words, forgetting_words, interval, test_words
 
 if TYPE_CHECKING:
     import optuna
@@ -32,13 +32,16 @@ VERDICTS = ("healthy", "still improving", "underfit", "overfit", "collapsed", "d
 CANNOT_WIN = ("overfit", "diverged", "failed")
 ABSENT = object()  # a parameter that a trial does not have, as None is a value
 
+MATRIX_CLASSES = 20  # whose confusion matrix is drawn
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of baselines, beside the curves
+LETTER_SPACE = 15 / 300  # of one letter above another, as a share of the axis
 MIN_COMPLETE_TRIALS = 10  # for importances
 TARGET_TRIALS = 5  # PED-ANOVA asks for at least five trials in its top quantile
 WANDB_TABLE_ROWS = 25
 PROBE_TIMEOUT_S = 3.0
 
 
-class ReportError(RuntimeError):
+class ReportError(OSError):
     """A report that cannot be made or sent; the message is one line for the user."""
 
 
@@ -95,6 +98,21 @@ def _baselines(board: dict) -> dict[str, dict]:
     }
 
 
+def _by_way(board: dict) -> dict[str, dict]:
+    """Metrics on each split, by the name of the winner, the default configuration or a baseline: `validation`, `test`."""
+    scores = (board.get("test") or {}).get("scores", {})
+    found = {
+        name: {
+            "validation": board.get("baselines", {}).get(name, {}).get("metrics", {}),
+            "test": scores.get(name, {}).get("metrics", {}),
+        }
+        for name in {*board.get("baselines", {}), *scores}
+    }
+    for each in (board.get("metrics") or {}).get("alternatives", []):
+        found[each["name"]] = {split: (each[split] or {}).get("metrics", {}) for split in ("validation", "test")}
+    return found
+
+
 # --- HTML ---
 
 
@@ -125,6 +143,8 @@ def html_report(board: dict, study: optuna.Study | None, out: Path) -> Path:
         "interval": interval,
         "test_words": test_words,
         "bounds": _bounds,
+        "answered_words": answered_words,
+        "share": _share_text,
         "rounded": _rounded,
         "cost_words": cost_words,
         "forgetting_words": forgetting_words,
@@ -141,6 +161,9 @@ def html_report(board: dict, study: optuna.Study | None, out: Path) -> Path:
         tied=(board["winner"] or {}).get("tied", []),
         baselines=_baselines(board),
         baseline_names=list(board.get("baselines", {})),
+        by_way=_by_way(board),
+        alternatives={each["name"]: each for each in (board.get("metrics") or {}).get("alternatives", [])},
+        matrix_classes=MATRIX_CLASSES,
         lost=[name for name in LOST if any(row.shown and row.shown.get(name) is not None for row in rows)],
         statuses=Counter(trial["status"] for trial in board["trials"]),
         metric_names=_names(row.shown["metrics"] for row in rows if row.shown),
@@ -219,6 +242,10 @@ def _rounded(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
+def _share_text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
 def _value_text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
@@ -274,6 +301,8 @@ class Plot:
     """Pixels below which the plot scrolls sideways instead of shrinking."""
     data: list[dict]
     layout: dict
+    key: list[tuple[str, str]] = field(default_factory=list)
+    """What the letters in the plot stand for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +337,10 @@ def _curves(board: dict) -> Section:
     near = [v for b in baselines for v in b[1:] if _is_finite(v) and low <= v <= top + 0.35 * (top - low)]
     high = max([top, *near])
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 0.1
+    drawable = sorted(
+        (b for b in baselines if b[1] in near or b[2] in near), key=lambda b: (b[1] not in near, b[1] or 0.0)
+    )
+    lettered = dict(zip((words for words, *_ in drawable), LETTERS, strict=False))  # one letter in both plots
     winning_id = None if winner is None else winner["trial"]
     plots, drawn, above = [], set(), set()
     for column, (key, title) in enumerate((("val_loss", "Validation loss"), ("probe_loss", "Probe loss")), start=1):
@@ -327,20 +360,17 @@ def _curves(board: dict) -> Section:
             star = {"type": "scatter", "mode": "markers", "marker": {"symbol": "star", "size": 15}, "hoverinfo": "text"}
             star |= {"x": [winner["samples_seen"]], "y": [winner[key]], "text": [won]}
             traces.append(star | {"meta": {"trial": winning_id, "tone": "winner", "winner": True}})
+        shown = sorted((b[column], b[0]) for b in baselines if b[column] in near)
+        lines, letters = _baseline_lines([(y, lettered[words]) for y, words in shown], low - margin, high + margin)
         layout = {
             "xaxis": {"title": {"text": "samples seen"}, "rangemode": "tozero"},
             "yaxis": {"title": {"text": title.lower()}, "range": [low - margin, high + margin]},
-            "shapes": [],
-            "annotations": [],
+            "shapes": lines,
+            "annotations": letters,
+            "margin": {"r": 26},
         }
-        shown = sorted(((b[column], b[0]) for b in baselines if b[column] in near), reverse=True)
-        for i, (y, words) in enumerate(shown):
-            across = {"type": "line", "layer": "below", "line": {"dash": "dot"}, "xref": "paper", "x0": 0, "x1": 1}
-            said = {"text": _shielded(f"{words} {_loss_text(y)}"), "name": "tick", "showarrow": False}
-            said |= {"xref": "paper", "x": 1, "xanchor": "right", "y": y, "yanchor": "top" if i else "bottom"}
-            layout["shapes"].append(across | {"y0": y, "y1": y})
-            layout["annotations"].append(said)
-        plots.append(Plot(id=f"plot-{key}", title=title, height=380, data=traces, layout=layout))
+        said = [(lettered[words], f"{words} {_loss_text(y)}") for y, words in shown]
+        plots.append(Plot(id=f"plot-{key}", title=title, height=380, data=traces, layout=layout, key=said))
     notes = []
     if above:
         notes.append(f"Losses of {_join(sorted(above))} go beyond the top of the axis; double-click a plot for all.")
@@ -350,6 +380,25 @@ def _curves(board: dict) -> Section:
     if undrawn := [trial["id"] for trial in trials if trial["id"] not in drawn]:
         notes.append(f"Not drawn, having no finite loss: {_join(undrawn)}.")
     return Section(plots=plots, notes=notes)
+
+
+def _baseline_lines(lettered: list[tuple[float, str]], low: float, high: float) -> tuple[list[dict], list[dict]]:
+    """A dotted line for each loss, the lowest first, and its letter beside the plot, where no curve runs; letters of near
+    losses are moved apart.
+    """
+    across = {"type": "line", "layer": "below", "line": {"dash": "dot"}, "xref": "paper", "x0": 0, "x1": 1}
+    beside = {"name": "tick", "showarrow": False, "xref": "paper", "x": 1, "xanchor": "left", "xshift": 4}
+    space, places = LETTER_SPACE * (high - low), []
+    for y, _ in lettered:
+        places.append(max(y, places[-1] + space) if places else y)
+    top = high
+    for i in reversed(range(len(places))):  # what was pushed beyond the top comes down again
+        places[i] = min(places[i], top)
+        top = places[i] - space
+    letters = [
+        beside | {"text": letter, "y": y, "yanchor": "middle"} for y, (_, letter) in zip(places, lettered, strict=True)
+    ]
+    return [across | {"y0": y, "y1": y} for y, _ in lettered], letters
 
 
 @dataclass(frozen=True, kw_only=True)

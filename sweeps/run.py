@@ -1,14 +1,17 @@
 """From a configuration to a winner: prepare data, open study and slots, run Tune, select, hand over, report."""
 
+import hashlib
+import json
 import math
 import os
+import random
 import shutil
 import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from sweeps.config import ConfigError, SweepConfig, dump, with_own_space
 from sweeps.display import (
     LOST,
     Display,
+    alternatives_table,
+    classes_table,
     forgetting_words,
     format_params,
     leaderboard,
@@ -27,11 +32,19 @@ from sweeps.display import (
     test_words,
 )
 from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
-from sweeps.plan import first_of_each_method, max_epochs, prepare_data
+from sweeps.plan import (
+    check_storage,
+    first_of_each_method,
+    prepare_data,
+    rehearsed,
+    search_words,
+    storage_url,
+)
 from sweeps.selection import Curve, Point, best_point, finalists, verdict
 from trainables.checkpoints import CHECKPOINT
 from trainables.data.config import DataConfig
 from trainables.model import fingerprint, load_tokenizer
+from trainables.schedule import trained_samples
 
 SLOT_END_TIMEOUT_S = 30.0
 ERRANDS = {
@@ -55,13 +68,12 @@ class Outcome:
 
 
 def new_folder(config: SweepConfig) -> Ledger:
-    """The ledger of a new sweep in STORAGE/NAME-YYYYMMDD-HHMMSS; nothing is written yet."""
-    storage = config.storage if "://" in config.storage else str(Path(config.storage).expanduser().absolute())
+    """The ledger of a new sweep in STORAGE/NAME-YYYYMMDD-HHMMSS, a folder that no other sweep has."""
     while True:
-        ledger = Ledger(f"{storage}/{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
-        if not ledger.store.exists("sweep.yaml"):
+        ledger = Ledger(f"{storage_url(config)}/{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        if ledger.store.claim():
             return ledger
-        time.sleep(1.0)
+        time.sleep(random.uniform(0.5, 1.5))  # who wants the same name at the same moment must not do so again
 
 
 def absolute_paths(config: SweepConfig) -> SweepConfig:
@@ -87,10 +99,12 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
 def start(config: SweepConfig, console: Console) -> Outcome:
     """Run a new sweep."""
     config = with_own_space(absolute_paths(config))
-    ledger = new_folder(config)
+    check_storage(config)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         # bad data is refused here, before there is a folder of a sweep that never began
         prepare_data(config, Path(scratch) / "data")
+        rehearsed(config, Path(scratch) / "data", lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+        ledger = new_folder(config)
         ledger.store.write_bytes("sweep.yaml", dump(config).encode())
         ledger.store.write_json("base.json", fingerprint(config.model))
         staged = ledger.store.scratch()
@@ -112,6 +126,19 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
         if curve.status != "running":
             ledger.prune(curve.id, config.selection)  # a kill can come between the end of a trial and its pruning
     return _run(config, ledger, console, elapsed_s=elapsed_s)
+
+
+def tracked(config: SweepConfig, manifest: dict[str, Any], base: dict[str, str]) -> dict[str, Any]:
+    """Task, model and data as they stand in the configuration of every W&B run; base: what `fingerprint` gave."""
+    data: dict[str, Any] = {}
+    for name in [name for name in ("train", "validation", "test") if name in manifest["splits"]]:
+        split = manifest["splits"][name]
+        rows, digest = split.get("rows", split.get("read")), split.get("fingerprint", split.get("raw_fingerprint"))
+        source = manifest["sources"].get(name, manifest["sources"]["train"])  # a share of train
+        data[name] = {"source": source["source"], "rows": rows, "fingerprint": digest}
+    files = hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest() if base else None
+    model = {name: getattr(config.model, name) for name in ("name", "revision", "dtype")}
+    return {"task": config.task, "model": {**model, "fingerprint": base.get("commit", files)}, "data": data}
 
 
 def _run(config: SweepConfig, ledger: Ledger, console: Console, *, elapsed_s: float) -> Outcome:
@@ -153,7 +180,9 @@ class _Sweep:
         local = ledger.store.local
         self._scratch = Path(tempfile.mkdtemp(prefix="finetune-sweeps-"))
         self._tracking = (local or self._scratch) / "tracking"
-        self.tracker = Tracker(config.tracking, ledger.name, self._tracking, self.display.say)
+        base = ledger.store.read_json("base.json") if ledger.store.exists("base.json") else {}
+        about = tracked(config, self.manifest, base)
+        self.tracker = Tracker(config.tracking, ledger.name, self._tracking, self.display.say, about)
         self._mailbox: Any = None
         self._name_plates: dict[str, Any] = {}
         self._slots: list[threading.Thread] = []
@@ -177,18 +206,18 @@ class _Sweep:
 
     def to_measure(self) -> dict[str, dict[str, Any]]:
         """What is still to be measured when the trials have ended, by name; see trainables.errands."""
-        store, found = self.ledger.store, {}
+        found: dict[str, dict[str, Any]] = {}
         if self._wants_baselines():
             found["baselines"] = BASELINES
         winner, _ = self.ledger.select(self.config.selection)
         if winner is None:
             return found
         of_winner = self._trained(self.ledger.curve(winner.trial), winner.point)
-        if "test" in self.manifest["splits"] and not store.exists("test.json"):
+        if "test" in self.manifest["splits"] and self.ledger.of_winner("test", winner) is None:
             default = self.ledger.default(self.config.selection)
             other = default is not None and default[0].id != winner.trial
             found["test"] = {"kind": "test", **of_winner, "default": self._trained(*default) if other else None}
-        if self.config.task != "classification" and not store.exists("forgetting.json"):
+        if self.config.task != "classification" and self.ledger.of_winner("forgetting", winner) is None:
             found["forgetting"] = {"kind": "forgetting", **of_winner}
         return found
 
@@ -204,7 +233,7 @@ class _Sweep:
         import ray
 
         from cluster.connect import connect, plan_slots
-        from sweeps.study import STUDY, open_study
+        from sweeps.study import STUDY, follow_space, open_study
         from trainables.slot import start_mailbox
 
         os.environ.update(
@@ -224,12 +253,15 @@ class _Sweep:
         if self.ledger.store.local is None and self.ledger.store.exists(STUDY):
             self._study_file.write_bytes(self.ledger.store.read_bytes(STUDY))
         study = open_study(self._study_file, self.ledger.name, self.config.search, self.config.seed)
+        study = follow_space(study, self.config, self.ledger, self.display.say)
         with connect(self.config.cluster, namespace=f"sweep-{self.ledger.name}") as connection:
             if connection.dashboard_url:
                 token = f" (its token: {connection.dashboard_token})" if connection.dashboard_token else ""
                 self.display.say(f"Ray dashboard: {connection.dashboard_url}{token}")
             plan = plan_slots(ray.cluster_resources(), ray.nodes(), self.config.cluster, self.config.search.trials)
             self.display.say(plan.reason)
+            if self.trials_left():
+                self.display.say(f"search: {search_words(self.config)}")
             pack = self.config.cluster.pack if plan.slots < self.config.search.trials else 1
             self._mailbox = start_mailbox(self.ledger.name, "mailbox", pack, plan.slots)
             if self._has_baseline:
@@ -287,12 +319,11 @@ class _Sweep:
             say=self.display.say,
         )
         stopping = self.config.search.early_stopping
-        finished = [curve for curve in self.ledger.curves() if curve.status != "running"]
         tune.Tuner(
             Trial,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=make_scheduler(stopping, self.rows, max_epochs(self.config), finished),
+                scheduler=make_scheduler(self.config, self.rows, self.ledger.curves()),
                 num_samples=-1,
                 reuse_actors=True,
             ),
@@ -333,7 +364,7 @@ class _Sweep:
                     for broken in [each for each in results[name].values() if "error" in each]:
                         self.display.say(f"not measured: {broken['words']}: {broken['error']}")
                 elif name == "forgetting":
-                    self.ledger.write_forgetting(results[name])
+                    self.ledger.write_forgetting(results[name], self.config.selection)
                 else:
                     self.ledger.write_test(results[name], self.config.selection)
             time.sleep(0.2)
@@ -368,6 +399,7 @@ class _Sweep:
             evaluate_every=None if train.evaluate_every == "epoch" else int(train.evaluate_every),
             max_tokens=train.max_tokens,
             precision=train.precision,
+            save_dtype=train.save_dtype,
             gradient_checkpointing=train.gradient_checkpointing,
             most=min(MAX_PACK, math.ceil(self.config.search.trials / plan.slots)),
             probe_rows=train.probe_rows,
@@ -445,7 +477,7 @@ class _Sweep:
             status=curve.status,
             verdict=judged.word,
             verdict_reason=judged.reason,
-            best={"val_loss": best.val_loss, "step": best.step} if best else None,
+            best=asdict(best) if best else None,
         )
         number = f", best val loss {best.val_loss:.4f} at epoch {best.epoch:g}" if best else ""
         why = f" ({curve.reason})" if curve.reason else ""
@@ -585,7 +617,7 @@ class _Sweep:
             self.ledger.store.write_bytes(STUDY, self._study_file.read_bytes())
 
     def _total_samples(self, curve: Curve) -> int:
-        return round(float(self.config.complete(curve.params)["epochs"]) * self.rows)
+        return trained_samples(self.rows, self.config.hyperparameters(curve.params))
 
     def _signals(self) -> Any:
         """Ctrl-C and SIGTERM stop the sweep in order; a second one ends it at once."""
@@ -642,8 +674,15 @@ def print_board(console: Console, board: dict[str, Any]) -> None:
         lines.append(f"Forgetting: {forgetting_words(board['forgetting'])}")
     if board.get("worth"):
         lines.append(f"Worth it? {board['worth']['words']}")
+    for left_out in board.get("not_measured") or ():
+        lines.append(f"Not measured on {left_out['split']}: {left_out['words']}: {left_out['error']}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if metrics := board.get("metrics"):
+        console.print(alternatives_table(metrics))
+        for split, found in (metrics["classes"] or {}).items():
+            console.print(f"The winner's answers on {split}, by class:", highlight=False)
+            console.print(classes_table(found))
     if board.get("pareto"):
         console.print(f"Pareto front of validation loss and {board['pareto']['cost'].replace('_', ' ')}:")
         console.print(pareto_table(board["pareto"]))

@@ -1,49 +1,81 @@
 """Early stopping, in samples seen: batch size and epochs differ between trials, so steps and epochs do not compare."""
 
-from collections.abc import Callable
-from types import SimpleNamespace
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray.tune import Stopper
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from sweeps.config import EarlyStoppingConfig
+from sweeps.config import EarlyStoppingConfig, SweepConfig
 from sweeps.ledger import Ledger
+from sweeps.plan import max_epochs
 from sweeps.selection import Curve, Reference, SelectionConfig, diverged_reason, overfit_reason
+from trainables.hyperparameters import Hyperparameters, parse
+from trainables.schedule import annealed, trained_samples
+
+ALIKE = 0.05  # of the peak rate: runs whose rates have come down alike but for so much are compared both ways
 
 
-class SampleAsha(AsyncHyperBandScheduler):
-    """Tune's asynchronous successive halving with samples seen as time; rungs can be filled again after a restart."""
+class SampleAsha(FIFOScheduler):
+    """Asynchronous successive halving (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934) that compares like with like.
+
+    A trial's first evaluation at or beyond a rung (a number of samples) is compared with those of other trials at the same rung,
+    and it goes on if it is among the best 1 / `reduction_factor` of them, or the best. A falling rate lowers the loss by itself: a run
+    that is a third through its schedule lies behind a finished short one that it is going to beat. So a trial is compared only
+    with trials whose rate has, at that rung, not come down further than its own. Who is behind those is behind.
+    """
+
+    def __init__(self, rungs: Sequence[int], reduction_factor: float, rows: int) -> None:
+        super().__init__()
+        # of each rung, by the sweep's id of the trial: validation loss, and how far the rate had come down
+        self._rungs: dict[int, dict[str, tuple[float, float]]] = {rung: {} for rung in sorted(rungs, reverse=True)}
+        self._reduction_factor, self._rows = reduction_factor, rows
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if trial.config["compared"]:  # the default and the finalists are judged by what they reach, also behind others
-            return TrialScheduler.CONTINUE
-        return super().on_trial_result(tune_controller, trial, result)
+        goes_on = self._report(trial, result)
+        # the default and the finalists are judged by what they reach, also behind others
+        return TrialScheduler.CONTINUE if goes_on or trial.config["compared"] else TrialScheduler.STOP
 
-    def replay(self, curves: list[Curve]) -> None:
-        """Fill the rungs with the evaluations of trials of an earlier process."""
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._report(trial, result)
+
+    def _report(self, trial: Any, result: dict[str, Any]) -> bool:
+        if "samples_seen" not in result:
+            return True
+        hp = parse(trial.config["params"])
+        return self.report(trial.config["id"], hp, result["samples_seen"], result["val_loss"])
+
+    def report(self, trial: str, hp: Hyperparameters, samples_seen: int, loss: float) -> bool:
+        """Take note of an evaluation; whether the trial may go on after it."""
+        rung = next((rung for rung in self._rungs if samples_seen >= rung), None)
+        if rung is None or trial in self._rungs[rung]:
+            return True
+        down = annealed(hp, min(1.0, samples_seen / trained_samples(self._rows, hp)))
+        peers = [other for other, further in self._rungs[rung].values() if further <= down + ALIKE]
+        self._rungs[rung][trial] = loss, down
+        return sum(other < loss for other in peers) < max(1, (len(peers) + 1) // self._reduction_factor)
+
+    def replay(self, curves: Sequence[Curve], hyperparameters: Callable[[Curve], Hyperparameters]) -> None:
+        """Fill the rungs with the evaluations of trials of an earlier process. Finalists only repeat others."""
         for curve in curves:
-            stand_in = SimpleNamespace(trial_id=curve.id)
-            for point in curve.points:
-                if point.val_loss is not None:
-                    self._brackets[0].on_result(stand_in, point.samples_seen, -point.val_loss)
+            for point in curve.points if curve.finalist_of is None else ():
+                loss = math.inf if point.val_loss is None else point.val_loss
+                self.report(curve.id, hyperparameters(curve), point.samples_seen, loss)
 
 
-def make_scheduler(config: EarlyStoppingConfig, rows: int, max_epochs: float, finished: list[Curve]) -> TrialScheduler:
-    """ASHA over samples seen: the first rung at `grace_epochs`, the following ones `reduction_factor` times further each."""
-    grace = max(1, round(config.grace_epochs * rows))
-    if not config.asha or max_epochs * rows <= grace:
+def make_scheduler(config: SweepConfig, rows: int, curves: Sequence[Curve]) -> TrialScheduler:
+    """ASHA over samples seen: the first rung at `grace_epochs`, the following ones `reduction_factor` times further each.
+    `curves`: trials of earlier processes.
+    """
+    stopping = config.search.early_stopping
+    grace, longest = max(1, round(stopping.grace_epochs * rows)), max_epochs(config) * rows
+    if not stopping.asha or longest <= grace:
         return FIFOScheduler()
-    asha = SampleAsha(
-        time_attr="samples_seen",
-        metric="val_loss",
-        mode="min",
-        grace_period=grace,
-        max_t=max(grace, round(max_epochs * rows)),
-        reduction_factor=config.reduction_factor,
-        stop_last_trials=False,  # a trial that reaches the end of its epochs ends by itself
-    )
-    asha.replay(finished)
+    count = math.floor(math.log(longest / grace, stopping.reduction_factor) + 1e-9) + 1
+    rungs = [round(grace * stopping.reduction_factor**number) for number in range(count)]
+    asha = SampleAsha(rungs, stopping.reduction_factor, rows)
+    asha.replay(curves, lambda curve: config.hyperparameters(curve.params))
     return asha
 
 

@@ -9,6 +9,9 @@ What wandb 0.31 does, and what follows from it here (tests/sweeps/test_tracking.
   Both are mended in one way: end the service, start it again, reopen what is needed under the same id (`_Sink.reset`).
 - Reopening a run offline makes a second folder. `wandb sync` uploads the folders of one id in order of start time, and
   the last summary and metric definitions win. So what a run was told is kept in `state/<trial>.json` and said again.
+  Offline runs of the best finished trials stay open until the end: one of them is to be marked as the winner.
+- A row that is logged overwrites the summary. So a trial's summary is written when it has ended: with the numbers of the
+  checkpoint that stands for it, not of its last evaluation.
 - `_step` follows the trial's own step, so it goes on rising after a resume and no row is written twice.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import contextlib
 import copy
 import hashlib
 import http.client
@@ -42,6 +46,8 @@ PROBE_TIMEOUT_S = 3.0
 INIT_TIMEOUT_S = 8.0
 FINISH_TIMEOUT_S = 15.0
 FLUSH_INTERVAL_S = 1
+MOST_OPEN = 16
+"""Offline runs of finished trials that stay open; each takes some 2 MB."""
 MAX_FAILURES = 3
 """Jobs that may fail in a row (each was tried twice) before tracking is given up."""
 
@@ -77,9 +83,17 @@ class Tracker:
         sweep: Name of the sweep's folder: the group of its runs, and the first part of their ids.
         folder: Local folder for all that wandb writes; it and the environment's WANDB_* folders are set here.
         log: Takes one line for people. It is called from the background thread too.
+        about: What all trials of the sweep have in common (task, model, data): it goes into the config of each run.
     """
 
-    def __init__(self, config: TrackingConfig, sweep: str, folder: Path, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: TrackingConfig,
+        sweep: str,
+        folder: Path,
+        log: Callable[[str], None],
+        about: dict[str, Any] | None = None,
+    ) -> None:
         self._log = log
         self._jobs: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
         self._logged: set[str] = set()
@@ -92,7 +106,9 @@ class Tracker:
             return
         folder = folder.absolute()
         _pin_folders(folder)
-        self._thread = threading.Thread(target=self._work, args=(config, sweep, folder), name="tracking", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, args=(config, sweep, folder, about or {}), name="tracking", daemon=True
+        )
         self._thread.start()
 
     def trial_started(self, trial: str, params: dict) -> None:
@@ -104,7 +120,11 @@ class Tracker:
         self._put("evaluation", trial, evaluation)
 
     def trial_finished(self, trial: str, *, status: str, verdict: str, verdict_reason: str, best: dict | None) -> None:
-        """Write the trial's outcome into its run's summary and finish the run (exit code 1 if `status` is failed)."""
+        """Write the trial's outcome into its run's summary and finish the run (exit code 1 if `status` is failed).
+
+        best: the evaluation of the checkpoint that stands for the trial; the summary then has its numbers, under the
+        names of the curves and under `best/`. None where the trial has none, and the summary is that of the last one.
+        """
         self._put("trial_finished", trial, status, verdict, verdict_reason, best)
 
     def winner(self, trial: str, reason: str, checkpoint: str) -> None:
@@ -141,9 +161,9 @@ class Tracker:
             self._logged.add(kind)
             self._log(f"W&B: {line}")
 
-    def _work(self, config: TrackingConfig, sweep: str, folder: Path) -> None:
+    def _work(self, config: TrackingConfig, sweep: str, folder: Path, about: dict[str, Any]) -> None:
         try:
-            sink = _Sink(config, sweep, folder, self._say)
+            sink = _Sink(config, sweep, folder, about, self._say)
         except Exception as error:
             self._open = False
             self._say("start", f"not tracking, because it did not start ({_one_line(error)})")
@@ -187,12 +207,23 @@ class _Run:
     online: bool = False
     finishing: threading.Thread | None = None
 
+    @property
+    def ended(self) -> bool:
+        return self.summary.get("status", "running") != "running"
+
 
 class _Sink:
     """Talks to wandb, from one thread (but `wandb.Run.finish`, which may wait for uploads, gets threads of its own)."""
 
-    def __init__(self, config: TrackingConfig, sweep: str, folder: Path, say: Callable[[str, str], None]) -> None:
-        self._config, self._sweep, self._folder, self._say = config, sweep, folder, say
+    def __init__(
+        self,
+        config: TrackingConfig,
+        sweep: str,
+        folder: Path,
+        about: dict[str, Any],
+        say: Callable[[str, str], None],
+    ) -> None:
+        self._config, self._sweep, self._folder, self._about, self._say = config, sweep, folder, about, say
         self._group = sweep[:128]
         self._runs: dict[str, _Run] = {}
         self._service: Any = None
@@ -204,7 +235,8 @@ class _Sink:
         self._group_url: str | None = None
         self._offline_runs: set[str] = set()
         self._incomplete: list[str] = []
-        (folder / "state").mkdir(parents=True, exist_ok=True)
+        for below in ("state", "wandb/logs"):  # wandb would make its folders with rights of its own, not the umask's
+            (folder / below).mkdir(parents=True, exist_ok=True)
         self._start_service()
         if not self._always_offline:
             self._log_in()
@@ -252,11 +284,19 @@ class _Sink:
         run = self._run(trial)
         outcome = {"status": status, "verdict": verdict, "verdict_reason": verdict_reason}
         if best:
-            outcome |= {"best/val_loss": best["val_loss"], "best/step": best["step"]}
+            outcome |= _row(best) | _best(best)
         self._reopen(trial, run).summary.update(outcome)
         run.summary |= outcome
-        self._finish(run)
+        if run.online or not best or status == "failed":
+            self._finish(run)
+        self._finish_behind()
         self._save(trial, run)
+
+    def _finish_behind(self) -> None:
+        """Finish the runs of finished trials that many others are ahead of."""
+        ended = [run for run in self._runs.values() if run.live and run.ended and not run.summary.get("winner")]
+        for run in sorted(ended, key=lambda run: run.summary["best/val_loss"])[MOST_OPEN:]:
+            self._finish(run)
 
     def _winner(self, trial: str, reason: str, checkpoint: str) -> None:
         for path in sorted((self._folder / "state").glob("*.json")):
@@ -267,6 +307,8 @@ class _Sink:
 
     def _mark(self, trial: str, run: _Run, mark: dict[str, Any]) -> None:
         was_open = run.live is not None
+        if not was_open and mark.items() <= run.summary.items():
+            return  # by an earlier process
         run.summary |= mark
         live = self._reopen(trial, run)
         live.summary.update(mark)
@@ -277,7 +319,9 @@ class _Sink:
 
     def _close(self) -> None:
         for run in self._runs.values():
-            if run.live:
+            if run.live and run.ended:
+                self._finish(run)
+            elif run.live:
                 run.live.mark_preempting()
                 self._finish(run, exit_code=1)
         for run in self._runs.values():
@@ -353,9 +397,12 @@ class _Sink:
             )
         )
         sys.exit, sys.excepthook = exit_, excepthook
-        ours = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
+        ours = []
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that was killed may end meanwhile
+                ours += [(child.create_time(), child)] if child.name().startswith("wandb-core") else []
         with self._service_lock:
-            self._service = max(ours, key=lambda child: child.create_time())
+            self._service = max(ours, key=lambda each: each[0])[1]
         self._base_url = session.settings.base_url
 
     def _log_in(self) -> None:
@@ -428,7 +475,7 @@ class _Sink:
                 group=self._group,
                 job_type="trial",
                 tags=self._tags(run),
-                config=run.params,
+                config=self._about | run.params,
                 resume="allow",
             )
         except Exception as error:
@@ -491,6 +538,13 @@ def _row(evaluation: dict[str, Any]) -> dict[str, Any]:
     row = {name: evaluation.get(key) for key, name in names.items()}
     row |= {f"val/{name}": value for name, value in (evaluation.get("metrics") or {}).items()}
     return {name: value for name, value in row.items() if value is not None}
+
+
+def _best(evaluation: dict[str, Any]) -> dict[str, Any]:
+    names = ("step", "samples_seen", "epoch", "val_loss", "probe_loss")
+    found = {f"best/{name}": evaluation.get(name) for name in names}
+    found |= {f"best/{name}": value for name, value in (evaluation.get("metrics") or {}).items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _define_metric(live: wandb.Run, key: str) -> None:

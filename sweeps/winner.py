@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from sweeps.config import ConfigError, SweepConfig, dump
-from sweeps.display import forgetting_words, slices_words, test_words
+from sweeps.display import alternatives_columns, answered_words, forgetting_words, slices_words, test_words
 from sweeps.ledger import Ledger
 from trainables.data.sources import source_fingerprint
 from trainables.data.store import split_fingerprint
-from trainables.loading import load_checkpoint
-from trainables.methods import variant_of
-from trainables.model import UNQUANTISED, Variant, fingerprint, load_tokenizer, quiet, resolve
+from trainables.loading import base_spec, complete, load_checkpoint, loading_code
+from trainables.model import BaseSpec, fingerprint, load_tokenizer, quiet
+from trainables.tasks import TASKS
 
 PEFT_METHODS = ("lora", "qlora", "ia3", "prompt")  # whose checkpoints are PEFT's
+FOLDER = "winner"
 TOLERANCE = 1e-5  # relative, CPU in float32
 LOW_PRECISION_TOLERANCE = 2e-2  # relative: bfloat16 or 4-bit arithmetic, or another device than the one that trained
 
@@ -38,11 +40,23 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: dict[str, Any]) -> str
 
         tokenizer.chat_template = default_chat_template(tokenizer)
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card(config, board, manifest), encoding="utf-8")
-    ledger.store.delete("winner")
+    spec = _spec(config, winner["params"], manifest, tokenizer.pad_token_id)
+    complete(folder, spec, FOLDER)
+    loading = _usage(loading_code(folder, spec, FOLDER), config, manifest)
+    (folder / "README.md").write_text(card(config, board, manifest, loading), encoding="utf-8")
+    ledger.store.delete(FOLDER)
     (folder / "winner.json").write_text(json.dumps(winner, indent=1))
-    ledger.store.publish(folder, "winner", last="winner.json")
-    return ledger.store.path("winner")
+    ledger.store.publish(folder, FOLDER, last="winner.json")
+    return ledger.store.path(FOLDER)
+
+
+def _spec(config: SweepConfig, params: dict[str, Any], manifest: dict[str, Any], pad_token_id: int) -> BaseSpec:
+    """The base of a trial with these parameters, on this machine."""
+    import torch
+
+    hp, device = config.hyperparameters(params), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task = TASKS[config.task]
+    return base_spec(config.model, task, manifest["labels"], pad_token_id, hp.method, hp.options, device)
 
 
 def _relative(ledger: Ledger, checkpoint: str) -> str:
@@ -77,7 +91,6 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
 
     from trainables.data.prepare import open_split
     from trainables.pack import measure
-    from trainables.tasks import TASKS
 
     quiet()
     store = ledger.store
@@ -87,7 +100,7 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
         )
     winner = store.read_json("winner/winner.json")
     device, task = torch.device("cuda" if torch.cuda.is_available() else "cpu"), TASKS[config.task]
-    kwargs = task.model_kwargs(store.read_json("data/manifest.json"))
+    manifest = store.read_json("data/manifest.json")
     pad_token_id = load_tokenizer(config.model).pad_token_id
     exact = device.type == "cpu" and config.train.precision != "bfloat16" and config.model.dtype in ("auto", "float32")
     checks: list[Check] = []
@@ -95,14 +108,13 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
         data = store.fetch("data", Path(scratch))
 
         def check(name: str, folder: str, params: dict[str, Any], reported: dict[str, dict[str, float]]) -> None:
-            lies = _variant(config, params)
-            local = store.fetch(folder, Path(scratch))
-            model = load_checkpoint(local, config.model, lies, task.auto_class, kwargs, device)
+            spec = _spec(config, params, manifest, pad_token_id)
+            model = load_checkpoint(store.fetch(folder, Path(scratch)), spec, device)
             for split_name, numbers in reported.items():
                 split = open_split(data, split_name)
                 found = measure(model, task, split, np.arange(len(split)), pad_token_id, 16384, device)
                 measured = {"loss": found.loss, **task.metrics(*found.columns)}
-                tolerance = TOLERANCE if exact and lies == "plain" else LOW_PRECISION_TOLERANCE
+                tolerance = TOLERANCE if exact and spec.variant == "plain" else LOW_PRECISION_TOLERANCE
                 checks.append(
                     Check(what=f"{name}, {split_name}", reported=numbers, measured=measured, tolerance=tolerance)
                 )
@@ -160,13 +172,8 @@ def _reported(ledger: Ledger, checkpoint: str) -> dict[str, float]:
     return {"loss": evaluation["val_loss"], **evaluation["metrics"]}
 
 
-def _variant(config: SweepConfig, params: dict[str, Any]) -> Variant:
-    hp = config.hyperparameters(params)
-    return variant_of(hp.method, hp.options)
-
-
-def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -> str:
-    """README.md of the winner: what it is, how good, from what data, and the lines that load it."""
+def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any], loading: list[str]) -> str:
+    """README.md of the winner: what it is, how good, from what data, and the lines of Python that load it."""
     winner = board["winner"]
     trial = next(t for t in board["trials"] if t["id"] == winner["trial"])
     method = winner["params"].get("method", config.train.method)
@@ -199,10 +206,12 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
             if baseline["val_loss"] is not None
         ),
         "",
+        *_alternatives(board.get("metrics")),
         "Losses are means in nats per "
         + ("example" if config.task == "classification" else "target token")
         + f". Check them with `python -m sweeps verify {board['folder']}`.",
         "",
+        *_classes(board.get("metrics")),
         "## Curve",
         "",
         "| samples seen | epoch | validation loss | probe loss |",
@@ -220,7 +229,7 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
         + (" and PEFT:" if method in PEFT_METHODS else " and this project:" if method == "adapter" else ":"),
         "",
         "```python",
-        *_loading(config, method, _variant(config, winner["params"]), manifest),
+        *loading,
         "```",
         "",
         "## Data",
@@ -244,56 +253,70 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any]) -
         "```",
         "",
         "```yaml",
-        dump(config).rstrip(),
+        _dump_without_nulls(config).rstrip(),
         "```",
         "",
     ]
     return "\n".join(lines)
 
 
-def _loading(config: SweepConfig, method: str, variant: Variant, manifest: dict[str, Any]) -> list[str]:
-    """Python that loads the winner, from the sweep's folder, and uses it once."""
-    classification = config.task == "classification"
-    auto = "AutoModelForSequenceClassification" if classification else "AutoModelForCausalLM"
+def _alternatives(metrics: dict[str, Any] | None) -> list[str]:
+    """The table of the winner and all that it is compared with, on both splits."""
+    if metrics is None:
+        return []
+    splits, names = ("validation", "test"), alternatives_columns(metrics)
     lines = [
-        "import torch",
-        f"from transformers import {auto}, AutoTokenizer" + (", BitsAndBytesConfig" if variant != "plain" else ""),
+        f"| compared | {' | '.join(f'{split} {name}' for split in splits for name in names)} |",
+        f"|---|{'---|' * (len(splits) * len(names))}",
     ]
-    if method in (*PEFT_METHODS, "adapter"):
-        arguments = [repr(resolve(config.model.name))]
-        if (
-            classification
-        ):  # the base has no such head; the adapter brings it, so transformers' note that it is new does not matter
-            labels = [str(label) for label in manifest["labels"]]
-            lines.append(f"labels = {labels!r}")
-            arguments += [
-                "num_labels=len(labels)",
-                "id2label=dict(enumerate(labels))",
-                "label2id={label: i for i, label in enumerate(labels)}",
-            ]
-        if variant != "plain":
-            how = "load_in_8bit=True"
-            if variant == "nf4":
-                how = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
-            lines.append(f"quantised = BitsAndBytesConfig({how}, llm_int8_skip_modules={UNQUANTISED!r})")
-            arguments.append("quantization_config=quantised")
-        lines.append(f"base = {auto}.from_pretrained({', '.join(arguments)})")
-        if method == "adapter":
-            lines.insert(2, "from trainables.methods.adapter import load_adapter")
-            lines.append('model = load_adapter(base, "winner").eval()')
-        else:
-            lines.insert(1, "from peft import PeftModel")
-            lines.append('model = PeftModel.from_pretrained(base, "winner").eval()')
-    else:
-        lines.append(f'model = {auto}.from_pretrained("winner").eval()')
-    lines.append('tokenizer = AutoTokenizer.from_pretrained("winner")')
-    if classification:
+    for each in metrics["alternatives"]:
+        found = [each[split] or {"loss": None, "metrics": {}} for split in splits]
+        numbers = [{"loss": of["loss"], **of["metrics"]}.get(name) for of in found for name in names]
+        lines.append(f"| {each['words']} | {' | '.join('' if n is None else f'{n:.4f}' for n in numbers)} |")
+    return [*lines, ""]
+
+
+def _classes(metrics: dict[str, Any] | None) -> list[str]:
+    """What the winner answers, a table for each split."""
+    lines = []
+    for split, found in ((metrics or {}).get("classes") or {}).items():
         lines += [
-            f'batch = tokenizer(["a text"], truncation=True, max_length={manifest["max_length"]}, padding=True, return_tensors="pt")',
-            "with torch.no_grad():",
-            "    print([model.config.id2label[i] for i in model(**batch).logits.argmax(-1).tolist()])",
+            f"## Answers on {split}, by class",
+            "",
+            "| class | rows | answered | recall | precision | its rows are answered |",
+            "|---|---|---|---|---|---|",
         ]
+        for each in found["classes"]:
+            shares = ["" if each[name] is None else f"{each[name]:.3f}" for name in ("recall", "precision")]
+            cells = [each["label"], str(each["rows"]), str(each["answered"]), *shares, answered_words(each)]
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append("")
     return lines
+
+
+def _usage(load: list[str], config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
+    """Python that loads the winner, from the sweep's folder, and uses it once."""
+    lines = [*load, f'tokenizer = AutoTokenizer.from_pretrained("{FOLDER}")']
+    if config.task != "classification":
+        return lines
+    cut = f'truncation=True, max_length={manifest["max_length"]}, padding=True, return_tensors="pt"'
+    return [
+        *lines,
+        f'batch = tokenizer(["a text"], {cut})',
+        "with torch.no_grad():",
+        "    print([model.config.id2label[i] for i in model(**batch).logits.argmax(-1).tolist()])",
+    ]
+
+
+def _dump_without_nulls(config: SweepConfig) -> str:
+    """The configuration as YAML, without what is not set."""
+
+    def given(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: kept for key, value in tree.items() if (kept := given(value)) not in (None, {}, [])}
+        return tree
+
+    return OmegaConf.to_yaml(OmegaConf.create(given(OmegaConf.to_container(OmegaConf.create(dump(config))))))
 
 
 def _show(value: float | None) -> str:

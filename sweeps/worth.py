@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from sweeps.metrics import disagreements, hardly_answered
 from sweeps.selection import Difference, compare
 
 Losses = Callable[[str], np.ndarray | None]
@@ -39,6 +40,7 @@ def worth(board: Mapping[str, Any], losses: Losses) -> dict[str, Any] | None:
     verdict = "yes" if beyond else "within noise" if difference is not None and difference.high > 0 else "no"
     named = others[best].get("words", best)
     sentences = [_answer(verdict, split, own, named, measured[best], gain, difference)]
+    sentences += by_metrics(board, split, verdict)
     if costs := _costs(board, named, others[best]):
         sentences.append(costs)
     if searched := _searched(board, losses):
@@ -51,6 +53,13 @@ def worth(board: Mapping[str, Any], losses: Losses) -> dict[str, Any] | None:
         "interval": None if difference is None else [difference.low, difference.high],
         "words": " ".join(sentences),
     }
+
+
+def by_metrics(board: Mapping[str, Any], split: str, verdict: str) -> list[str]:
+    """What the task's own metrics say that the loss does not; verdict: by the loss."""
+    metrics = board.get("metrics")
+    hardly = hardly_answered(metrics, split)
+    return [*disagreements(metrics, split, verdict), *([hardly] if hardly else [])]
 
 
 def _difference(own: str, other: str, losses: Losses) -> Difference | None:

@@ -23,6 +23,7 @@ from trainables.data.prepare import Split, open_split
 from trainables.errors import InputError
 from trainables.model import (
     BaseModel,
+    BaseSpec,
     ModelConfig,
     base_dtype,
     hidden_states,
@@ -31,8 +32,9 @@ from trainables.model import (
     load_tokenizer,
     resolve,
 )
+from trainables.streams import stream
 from trainables.tasks import TASKS, Task
-from trainables.tasks.causal_lm import IGNORED, pad, widen
+from trainables.tasks.causal_lm import IGNORED, pad, tokens_at_once, widen
 
 POOL_ROWS = 5_000  # of train, at most, that are embedded and that examples come from
 EXAMPLES = 4
@@ -139,9 +141,13 @@ def measure_baselines(
     minutes: for all of it; a baseline that is not done by then has broken.
 
     Returns of each baseline `val_loss` (mean nats per example or target token), `metrics` of the task, `losses` float32
-    [N, 2] (summed loss and targets of each row of `split`), `seconds` (wall clock, embeddings that it uses included,
-    loading the model not), `tokens_per_request` (mean tokens of a prompt with its examples, or of what is embedded) and
-    `words` for people. One that broke has `error` ("Type: first line") and `words`; the others still come.
+    [N, 2] (summed loss and targets of each row of `split`), `predictions` int32 [N, 2] (predicted and true class of each
+    row; None for language models), `seconds` (wall clock, embeddings that it uses included, loading the model not),
+    `tokens_per_request` (mean tokens of a prompt with its examples, or of what is embedded) and `words` for people.
+    Prompts with examples have `examples_per_request` too, those that the context held, and prompts of classification
+    `text_share`, the share of their texts' tokens that it held, both means over the rows; `words` say where they are not
+    all. One that broke has `error` ("Type: first line") and `words`; the others still come. One that would be another
+    under its own name (a prompt that holds no example, or nothing of any text) has the reason as its `error`.
 
     Raises InputError where the model's configuration cannot be read.
     """
@@ -153,7 +159,7 @@ def measure_baselines(
         task=TASKS[task],
         labels=json.loads((data / "manifest.json").read_text(encoding="utf-8"))["labels"],
         train=train,
-        pool=np.sort(_random(seed, 9).permutation(len(train))[:POOL_ROWS]),
+        pool=np.sort(stream("baselines: pool", seed).permutation(len(train))[:POOL_ROWS]),
         split=open_split(data, split),
         pad_token_id=pad_token_id,
         max_tokens=max_tokens,
@@ -187,6 +193,10 @@ def _classification(bench: _Bench) -> Found:
 # --- the border: a baseline that breaks costs neither the others nor who asked ---
 
 
+class _Degenerate(Exception):
+    """A baseline that would be another one under its own name; the message says why."""
+
+
 def _contained(names: Sequence[str], measure: Callable[[], Found]) -> Found:
     """What `measure` gives, or its exception as the error of all `names`. Then the accelerator's memory is given back."""
     try:
@@ -204,12 +214,13 @@ def _attempt(name: str, measure: Callable[[], dict[str, Any]], spent: float = 0.
         found = measure()
     except Exception as error:
         return _failed(error, [name])
-    return {name: {**found, "seconds": spent + time.perf_counter() - began, "words": WORDS[name]}}
+    return {name: {"words": WORDS[name], **found, "seconds": spent + time.perf_counter() - began}}
 
 
 def _failed(error: Exception, names: Iterable[str]) -> Found:
     first = (str(error).strip().splitlines() or [""])[0]
-    return {name: {"error": f"{type(error).__name__}: {first}", "words": WORDS[name]} for name in names}
+    said = first if isinstance(error, _Degenerate) else f"{type(error).__name__}: {first}"
+    return {name: {"error": said, "words": WORDS[name]} for name in names}
 
 
 def _scored(
@@ -227,6 +238,7 @@ def _scored(
         "val_loss": float(nll.sum() / targets.sum()),
         "metrics": bench.task.metrics(nll, targets, predictions, labels),
         "losses": np.stack([nll, targets], 1).astype(np.float32),
+        "predictions": None if predictions is None else np.stack([predictions, labels], 1).astype(np.int32),
         "tokens_per_request": float(np.mean(list(tokens))),
     }
 
@@ -236,10 +248,6 @@ def _classified(bench: _Bench, log_probabilities: np.ndarray, tokens: Iterable[i
     labels = bench.split.labels
     nll = -log_probabilities[np.arange(len(labels)), labels]
     return _scored(bench, nll, np.ones_like(labels), tokens, log_probabilities.argmax(1), labels)
-
-
-def _random(seed: int, purpose: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64([seed, purpose]))
 
 
 # --- the frozen model ---
@@ -265,16 +273,10 @@ def _backbone(bench: _Bench) -> Any:
 
 
 def _language_model(bench: _Bench) -> BaseModel:
-    return load_model(
-        bench.model,
-        auto_class="AutoModelForCausalLM",
-        variant="plain",
-        dtype=bench.dtype,
-        device=bench.device,
-        seed=bench.seed,
-        pad_token_id=bench.pad_token_id,
-        model_kwargs={},
+    spec = BaseSpec(
+        model=bench.model, auto_class="AutoModelForCausalLM", dtype=bench.dtype, pad_token_id=bench.pad_token_id
     )
+    return load_model(spec, device=bench.device, seed=bench.seed)
 
 
 def _context(base: BaseModel) -> float:
@@ -288,9 +290,11 @@ def _outputs(base: BaseModel, batch: dict[str, Tensor]) -> Tensor:
         return base.model(**batch).logits
 
 
-def _in_passes(bench: _Bench, lengths: Sequence[int] | np.ndarray, run: Callable[[np.ndarray], None]) -> None:
-    """`run` for all rows, told which; for half as many where memory does not do."""
-    passes = cut_passes(np.asarray(lengths), bench.max_tokens)
+def _in_passes(
+    bench: _Bench, lengths: Sequence[int] | np.ndarray, run: Callable[[np.ndarray], None], tokens: float = math.inf
+) -> None:
+    """`run` for all rows, told which, with at most `tokens` in a pass; for half as many where memory does not do."""
+    passes = cut_passes(np.asarray(lengths), int(min(bench.max_tokens, tokens)))
     while passes:
         if time.perf_counter() > bench.deadline:
             raise TimeoutError(f"not done within {bench.minutes:g} minutes (selection.baseline_minutes)")
@@ -304,6 +308,11 @@ def _in_passes(bench: _Bench, lengths: Sequence[int] | np.ndarray, run: Callable
             torch.cuda.empty_cache()
             half = len(rows) // 2
             passes[:0] = [rows[:half], rows[half:]]
+
+
+def _tokens_of_a_pass(base: BaseModel) -> float:
+    """As many as have a bounded number of logits, where those of all are there at once."""
+    return math.inf if base.output is not None else tokens_at_once(base.model.config.get_text_config().vocab_size)
 
 
 def _on_device(bench: _Bench, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -353,7 +362,9 @@ def _nearest(queries: np.ndarray, keys: np.ndarray, count: int, *, same: bool = 
 def _neighbours(bench: _Bench, embedded: _Embedded) -> dict[str, Any]:
     """(votes of the k nearest + class share in train) / (k + 1), with the k that has the least leave-one-out loss."""
     classes, prior = bench.train.labels[bench.pool], bench.prior
-    counts = sorted({min(k, len(classes) - 1) for k in NEIGHBOURS})
+    if len(classes) < 2:
+        raise _Degenerate("train has a single row, which is every row's neighbour")
+    counts = [k for k in NEIGHBOURS if k <= max(1, len(classes) // 2)]  # more would be train's label shares again
     near = classes[_nearest(embedded.pool, embedded.pool, counts[-1], same=True)]
     every = np.arange(len(classes))
     losses = [-np.log(_votes(near[:, :k], prior)[every, classes]).mean() for k in counts]
@@ -377,7 +388,9 @@ def _logistic(bench: _Bench, embedded: _Embedded) -> dict[str, Any]:
 
     x, y = features(embedded.pool), torch.from_numpy(bench.train.labels[bench.pool]).to(bench.device)
     prior = torch.from_numpy(bench.prior).log().to(bench.device)
-    folds = torch.from_numpy(_random(bench.seed, 10).permutation(len(y)) % min(FOLDS, len(y))).to(bench.device)
+    folds = torch.from_numpy(stream("baselines: folds", bench.seed).permutation(len(y)) % min(FOLDS, len(y))).to(
+        bench.device
+    )
     weights = _fit(x, y, prior, _choose_penalty(x, y, prior, folds))
     found = (features(embedded.rows) @ weights + prior).log_softmax(1)
     return _classified(bench, found.cpu().numpy(), bench.split.lengths)
@@ -436,15 +449,43 @@ def _fit(x: Tensor, y: Tensor, prior: Tensor, penalty: float, start: Tensor | No
 def _instruction(bench: _Bench) -> Found:
     base = _language_model(bench)
     pool, rows = bench.examples, bench.rows
-    drawn = _random(bench.seed, 11).permutation(len(pool))[:EXAMPLES]
+    drawn = stream("baselines: examples", bench.seed).permutation(len(pool))[:EXAMPLES]
 
     def nearest() -> np.ndarray:
         prompts = [[{"input_ids": row["input_ids"][: _prompt_length(row)]} for row in part] for part in (pool, rows)]
         embedded = _embed(bench, base.model.base_model, *prompts)
         return _nearest(embedded.rows, embedded.pool, EXAMPLES)[:, ::-1]
 
-    found = _attempt("few_shot", lambda: _continued(bench, base, [drawn] * len(rows)))
-    return found | _attempt("retrieved", lambda: _continued(bench, base, nearest()))
+    found = _attempt("few_shot", lambda: _continued(bench, base, "few_shot", [drawn] * len(rows)))
+    return found | _attempt("retrieved", lambda: _continued(bench, base, "retrieved", nearest()))
+
+
+def _fitted(
+    name: str, pool: int, shown: int, examples: Sequence[int], context: float, kept: Sequence[float] = ()
+) -> dict[str, Any]:
+    """What the context held of what the prompts of baseline `name` were to hold, and the baseline's words with it.
+
+    pool: rows that examples come from; shown: examples that each prompt was to hold; examples: those that it held [N];
+    kept: share of its text that it held [N], where texts may be cut.
+    """
+    found: dict[str, Any] = {}
+    words, said = WORDS[name], []
+    if shown == pool:  # drawn or nearest, they are the same
+        words = f"prompt with all {pool} rows of train" if pool > 1 else "prompt with the only row of train"
+        words += ", the nearest last" if pool > 1 and name == "retrieved" else ""
+    if shown:
+        found["examples_per_request"] = mean = float(np.mean(examples))
+        if not mean:
+            raise _Degenerate(f"no example fits beside a row into the {context:,.0f} tokens of the model")
+        if mean < shown:
+            said.append(f"{min(max(mean, 0.1), shown - 0.1):.1f} fitted")
+    if len(kept):
+        found["text_share"] = share = float(np.mean(kept))
+        if not share:
+            raise _Degenerate(f"nothing of any text fits into the {context:,.0f} tokens of the model")
+        if share < 1:
+            said.append(f"texts cut to {min(max(share, 0.01), 0.99):.0%}")
+    return {**found, "words": f"{words} ({', '.join(said)})" if said else words}
 
 
 def _prompt_length(row: Row) -> int:
@@ -452,7 +493,9 @@ def _prompt_length(row: Row) -> int:
     return int(np.flatnonzero(row["labels"][1:] != IGNORED)[0]) + 1
 
 
-def _continued(bench: _Bench, base: BaseModel, chosen: Sequence[Sequence[int]] | np.ndarray) -> dict[str, Any]:
+def _continued(
+    bench: _Bench, base: BaseModel, name: str, chosen: Sequence[Sequence[int]] | np.ndarray
+) -> dict[str, Any]:
     """Each row of the split after the examples `chosen` for it [N, k]."""
     pool, rows = bench.examples, bench.rows
     bos, context = base.model.config.get_text_config().bos_token_id, _context(base)
@@ -460,7 +503,9 @@ def _continued(bench: _Bench, base: BaseModel, chosen: Sequence[Sequence[int]] |
     def joined(i: int) -> Row:
         return _join([pool[j] for j in chosen[i]], rows[i], bos, context)
 
-    sizes = [(len(row["input_ids"]), _prompt_length(row)) for row in map(joined, range(len(rows)))]
+    sizes = [(len(row["input_ids"]), _prompt_length(row), row["examples"]) for row in map(joined, range(len(rows)))]
+    lengths, prompts, examples = zip(*sizes, strict=True)
+    fitted = _fitted(name, len(pool), len(chosen[0]), examples, context)
     nll, targets = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
 
     def run(at: np.ndarray) -> None:
@@ -469,14 +514,14 @@ def _continued(bench: _Bench, base: BaseModel, chosen: Sequence[Sequence[int]] |
         nll_B, targets_B = bench.task.row_losses(_outputs(base, batch), labels, base.output)
         nll[at], targets[at] = nll_B.double().cpu(), targets_B.cpu()
 
-    _in_passes(bench, [length for length, _ in sizes], run)
-    return _scored(bench, nll, targets, [prompt for _, prompt in sizes])
+    _in_passes(bench, lengths, run, _tokens_of_a_pass(base))
+    return _scored(bench, nll, targets, prompts) | fitted
 
 
 def _join(examples: list[Row], row: Row, bos: int | None, context: float) -> Row:
     """`row` after as many of the last `examples` as the context holds; only the first of all keeps its `bos`.
 
-    Its targets are those that it has alone.
+    Its `examples` are so many. Its targets are those that it has alone.
     """
     alone = np.where(np.arange(len(row["labels"])) == 0, IGNORED, row["labels"])  # nothing predicts the first token
     parts = [*((e["input_ids"], np.full(len(e["input_ids"]), IGNORED)) for e in examples), (row["input_ids"], alone)]
@@ -489,7 +534,7 @@ def _join(examples: list[Row], row: Row, bos: int | None, context: float) -> Row
         if sum(len(ids) for ids, _ in kept) <= context:
             break
     ids, labels = (np.concatenate(column) for column in zip(*kept, strict=True))
-    return {"input_ids": ids, "labels": labels}
+    return {"input_ids": ids, "labels": labels, "examples": len(kept) - 1}
 
 
 # --- classification: prompts for a causal language model ---
@@ -499,16 +544,18 @@ def _prompted(bench: _Bench, embedded: _Embedded | None) -> Found:
     base, tokenizer, count = _language_model(bench), load_tokenizer(bench.model), len(bench.split)
 
     def drawn() -> np.ndarray:
-        return _balanced(bench.train.labels[bench.pool], len(bench.labels), _random(bench.seed, 12))
+        return _balanced(bench.train.labels[bench.pool], len(bench.labels), stream("baselines: balanced", bench.seed))
 
     def nearest() -> np.ndarray:
         assert embedded is not None
         return _nearest(embedded.rows, embedded.pool, EXAMPLES)[:, ::-1]
 
-    found = _attempt("zero_shot", lambda: _answered(bench, base, tokenizer, [[]] * count))
-    found |= _attempt("few_shot", lambda: _answered(bench, base, tokenizer, [drawn()] * count))
+    found = _attempt("zero_shot", lambda: _answered(bench, base, tokenizer, "zero_shot", [[]] * count))
+    found |= _attempt("few_shot", lambda: _answered(bench, base, tokenizer, "few_shot", [drawn()] * count))
     if embedded is not None:
-        found |= _attempt("retrieved", lambda: _answered(bench, base, tokenizer, nearest()), embedded.seconds)
+        found |= _attempt(
+            "retrieved", lambda: _answered(bench, base, tokenizer, "retrieved", nearest()), embedded.seconds
+        )
     return found
 
 
@@ -522,10 +569,10 @@ def _balanced(classes: np.ndarray, count: int, random: np.random.Generator) -> n
 
 
 def _answered(
-    bench: _Bench, base: BaseModel, tokenizer: Any, chosen: Sequence[Sequence[int]] | np.ndarray
+    bench: _Bench, base: BaseModel, tokenizer: Any, name: str, chosen: Sequence[Sequence[int]] | np.ndarray
 ) -> dict[str, Any]:
     """Each row's prompt, with the examples `chosen` for it [N, k], and what the model makes of the labels after it."""
-    labels = [_tokens(tokenizer, f" {label}") for label in bench.labels]
+    labels = _label_tokens(tokenizer, bench.labels)
     room = _context(base) - max(map(len, labels)) + 1  # a label's last token does not go into the model
     first = tokenizer("a", verbose=False)["input_ids"][:1]
     begin = first if first == [tokenizer.bos_token_id] else []
@@ -533,9 +580,11 @@ def _answered(
     def text(row: Row) -> str:
         return tokenizer.decode(row["input_ids"], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def prompt(row: Row, examples: list[str]) -> list[int]:
-        """Within `room`: the first examples go first, then the end of the text."""
-        row = dict(row)
+    def prompt(row: Row, examples: list[str]) -> tuple[list[int], int, float]:
+        """Within `room`: the first examples go first, then the end of the text. Also how many examples are left, and how
+        much of the text.
+        """
+        row, whole = dict(row), len(row["input_ids"])
         while len(tokens := begin + _tokens(tokenizer, "".join(examples) + f"Text: {text(row)}\nLabel:")) > room:
             if not examples and not len(row["input_ids"]):
                 raise ValueError(f"a prompt does not fit into the {_context(base)} tokens of the model")
@@ -543,16 +592,31 @@ def _answered(
                 examples = examples[1:]
             else:
                 row["input_ids"] = row["input_ids"][: int(room) - len(tokens)]
-        return tokens
+        left = len(row["input_ids"])
+        return tokens, len(examples), 1.0 if left == whole else left / whole if text(row) else 0.0
 
     pool = bench.examples
     shown = {
         j: f"Text: {text(pool[j])}\nLabel: {bench.labels[pool[j]['labels']]}\n\n"
         for j in {int(j) for examples in chosen for j in examples}
     }
-    prompts = [prompt(row, [shown[j] for j in near]) for row, near in zip(bench.rows, chosen, strict=True)]
+    made = [prompt(row, [shown[j] for j in near]) for row, near in zip(bench.rows, chosen, strict=True)]
+    prompts, examples, kept = zip(*made, strict=True)
+    fitted = _fitted(name, len(pool), len(chosen[0]), examples, _context(base), kept)
     scores = _label_scores(bench, base, prompts, labels)
-    return _classified(bench, scores - np.logaddexp.reduce(scores, axis=1, keepdims=True), map(len, prompts))
+    found = _classified(bench, scores - np.logaddexp.reduce(scores, axis=1, keepdims=True), map(len, prompts))
+    return found | fitted
+
+
+def _label_tokens(tokenizer: Any, labels: Sequence[str]) -> list[list[int]]:
+    """The tokens of each label after a prompt; labels that no prompt could tell apart are refused."""
+    found, first = [_tokens(tokenizer, f" {label}") for label in labels], {}
+    for label, tokens in zip(labels, found, strict=True):
+        if not tokens:
+            raise _Degenerate(f"the label {label!r} is no token to the tokenizer")
+        if (other := first.setdefault(tuple(tokens), label)) != label:
+            raise _Degenerate(f"the labels {other!r} and {label!r} are the same tokens to the tokenizer")
+    return found
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:
@@ -582,7 +646,7 @@ def _label_scores(bench: _Bench, base: BaseModel, prompts: list[list[int]], labe
             for c, label in done.items():
                 scores[at, c] = log_probabilities[:, ahead[: len(label)], label].double().sum(1).cpu()
 
-        _in_passes(bench, lengths + len(stem), run)
+        _in_passes(bench, lengths + len(stem), run, _tokens_of_a_pass(base))
 
     for stem in sorted(stems):
         if not any(other != stem and other[: len(stem)] == stem for other in stems):

@@ -1,4 +1,5 @@
-"""What a trial leaves behind: `trials/<id>/attempt-<n>/step-<s>/` with `evaluation.json`, `losses.npy` and `checkpoint/`.
+"""What a trial leaves behind: `trials/<id>/attempt-<n>/step-<s>/` with `evaluation.json`, `losses.npy`, `predictions.npy`
+(classification) and `checkpoint/`.
 
 Every time a trial boards a slot it writes under a new attempt, so a cut-off host that still runs cannot overwrite its
 successor. `attempt.json` says where the attempt went on from; evaluations of older attempts after that point are void.
@@ -17,6 +18,7 @@ import numpy as np
 from trainables.store import Store
 
 EVALUATION, CHECKPOINT, LOSSES, STATE = "evaluation.json", "checkpoint", "losses.npy", "training_state.safetensors"
+PREDICTIONS = "predictions.npy"
 
 
 def finite_or_none(value: Any) -> Any:
@@ -44,12 +46,14 @@ def write_evaluation(
 ) -> dict[str, Any]:
     """Publish an evaluation together with its checkpoint, which `save(folder)` writes; returns evaluation.json."""
     record = finite_or_none({**asdict(evaluation), "attempt": attempt})
-    losses = record.pop("losses")
+    losses, predictions = record.pop("losses"), record.pop("predictions", None)
     record["folder"] = f"trials/{trial}/attempt-{attempt}/step-{evaluation.step:08d}"
     folder = store.scratch()
     try:
         save(folder)
         np.save(folder / LOSSES, losses)
+        if predictions is not None:
+            np.save(folder / PREDICTIONS, predictions)
         Store(str(folder)).write_json(EVALUATION, record)
         store.publish(folder, record["folder"], last=EVALUATION)
     except BaseException:  # a full disk, most likely: half a checkpoint must not fill it further
@@ -58,11 +62,15 @@ def write_evaluation(
     return record
 
 
-def write_losses(store: Store, name: str, losses: np.ndarray) -> None:
-    """Per-example losses [N, 2] as a file by themselves: those of a baseline."""
-    content = io.BytesIO()
-    np.save(content, losses)
-    store.write_bytes(name, content.getvalue())
+def write_rows(store: Store, name: str, losses: np.ndarray, predictions: np.ndarray | None = None) -> None:
+    """What was measured of each row by something that is no trial, as `NAME.npy` (losses [N, 2]) and, where there are
+    classes, `NAME.predictions.npy` (predicted and true class [N, 2]).
+    """
+    for file, array in ((f"{name}.npy", losses), (f"{name}.{PREDICTIONS}", predictions)):
+        if array is not None:
+            content = io.BytesIO()
+            np.save(content, array)
+            store.write_bytes(file, content.getvalue())
 
 
 def evaluation_folders(store: Store, trial: str, names: Iterable[str]) -> list[str]:

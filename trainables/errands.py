@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from trainables.checkpoints import finite_or_none, write_losses
+from trainables.checkpoints import finite_or_none, write_rows
 from trainables.hyperparameters import parse
-from trainables.model import load_tokenizer
+from trainables.model import BaseSpec, load_tokenizer
 from trainables.store import Store
 
 
@@ -47,8 +47,9 @@ def _baselines(store: Store, config: Any, data: Path, split: str, max_tokens: in
         minutes=config.baseline_minutes,
     )
     for name, measured in found.items():
-        if (losses := measured.pop("losses", None)) is not None:
-            write_losses(store, f"baselines/{split}/{name}.npy", losses)
+        losses, predictions = (measured.pop(each, None) for each in ("losses", "predictions"))
+        if losses is not None:
+            write_rows(store, f"baselines/{split}/{name}", losses, predictions)
     return finite_or_none(found)
 
 
@@ -58,7 +59,6 @@ def _test(store: Store, config: Any, data: Path, what: dict[str, Any], max_token
     """
     from trainables.data.prepare import SLICES, open_slices, open_split, read_manifest, tokenise_split
     from trainables.loading import load_base_model, load_checkpoint
-    from trainables.methods import variant_of
     from trainables.pack import measure
     from trainables.tasks import TASKS
 
@@ -69,26 +69,24 @@ def _test(store: Store, config: Any, data: Path, what: dict[str, Any], max_token
                 store.write_bytes(f"data/{name}", (data / name).read_bytes())
     slices = open_slices(data, "test")
     manifest, task = read_manifest(data), TASKS[config.task]
-    kwargs, split = task.model_kwargs(manifest), open_split(data, "test")
-    untuned, shared = parse(config.baseline), (task.auto_class, kwargs, device)
+    split = open_split(data, "test")
     with tempfile.TemporaryDirectory() as scratch:
 
         def load(trained: dict[str, Any]) -> Any:
-            tuned, checkpoint = parse(trained["params"]), store.fetch(trained["checkpoint"], Path(scratch))
-            return load_checkpoint(checkpoint, config.model, variant_of(tuned.method, tuned.options), *shared)
+            checkpoint = store.fetch(trained["checkpoint"], Path(scratch))
+            return load_checkpoint(checkpoint, _spec(config, manifest["labels"], trained["params"], device), device)
 
         loads = {"winner": lambda: load(what)}
         if what["default"] is not None:
             loads["default"] = lambda: load(what["default"])
         # the head of an untuned classifier is new: its number says nothing, and is another on each machine
         if config.task != "classification":
-            loads["untuned"] = lambda: load_base_model(
-                config.model, variant_of(untuned.method, untuned.options), *shared
-            )
+            untuned = _spec(config, manifest["labels"], config.baseline, device)
+            loads["untuned"] = lambda: load_base_model(untuned, device)
         found: dict[str, Any] = {}
         for name, loaded in loads.items():
             measured = measure(loaded(), task, split, np.arange(len(split)), config.pad_token_id, max_tokens, device)
-            write_losses(store, f"baselines/test/{name}.npy", measured.losses)
+            write_rows(store, f"baselines/test/{name}", measured.losses, measured.classes)
             found[name] = {"loss": measured.loss, "metrics": task.metrics(*measured.columns)}
             found[name]["slices"] = measured.by_slice(task, slices)
     for name, other in _baselines(store, config, data, "test", max_tokens, device).items():
@@ -100,20 +98,26 @@ def _forgetting(store: Store, config: Any, data: Path, what: dict[str, Any], dev
     from trainables.data.prepare import open_split
     from trainables.forgetting import GENERAL, measure_forgetting
     from trainables.loading import load_base_model, load_checkpoint
-    from trainables.methods import variant_of
-    from trainables.tasks import TASKS
 
-    tuned, auto_class = parse(what["params"]), TASKS[config.task].auto_class
-    lies = variant_of(tuned.method, tuned.options)
+    spec = _spec(config, [], what["params"], device)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = store.fetch(what["checkpoint"], Path(scratch))
         found = measure_forgetting(
-            load_checkpoint(checkpoint, config.model, lies, auto_class, {}, device),
-            lambda: load_base_model(config.model, lies, auto_class, {}, device),
+            load_checkpoint(checkpoint, spec, device),
+            lambda: load_base_model(spec, device),
             open_split(data, GENERAL),
             open_split(data, "validation"),
             device,
         )
     for name, losses in zip(("before", "after"), found.pop("losses"), strict=True):
-        write_losses(store, f"baselines/general/{name}.npy", losses)
+        write_rows(store, f"baselines/general/{name}", losses)
     return finite_or_none(found)
+
+
+def _spec(config: Any, labels: list[str], params: dict[str, Any], device: Any) -> BaseSpec:
+    """The base of a trial with these parameters."""
+    from trainables.loading import base_spec
+    from trainables.tasks import TASKS
+
+    hp = parse(params)
+    return base_spec(config.model, TASKS[config.task], labels, config.pad_token_id, hp.method, hp.options, device)

@@ -4,7 +4,7 @@ Letters of shapes: T tokens, V vocabulary, N blocks of text.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from torch import Tensor
 from trainables.data.records import Encoded
 from trainables.data.store import Split, write_split
 from trainables.errors import InputError
-from trainables.tasks.causal_lm import IGNORED
+from trainables.model import hidden_states, output_layer
+from trainables.tasks.causal_lm import IGNORED, token_losses, tokens_at_once, widen
 
 GENERAL = "general"  # name of the split that holds general text
 BLOCK = 512  # tokens of general text that are read in one go
 BLOCKS, PROMPTS = 128, 64  # measured, at most
+PLACES = 128  # at which tokens are drawn in one go: of each, all logits are there
 
 
 def default_text() -> str:
@@ -53,26 +55,53 @@ def measure_forgetting(
     The base is `tuned` with its adapters switched off where PEFT can do that, else `load_base()`.
     """
     if hasattr(tuned, "disable_adapter"):
-        base, off = tuned, tuned.disable_adapter
+        base = _Reader(tuned, tuned.disable_adapter)
     else:
-        base, off = load_base(), contextlib.nullcontext
+        base = _Reader(load_base())
+    read = _Reader(tuned)
     losses = np.zeros((2, len(general), 2))
     divergence, positions = 0.0, 0
     with torch.no_grad():
         for number, row in enumerate(general.rows(range(len(general)))):
             ids = _ids(row, device)
-            with off():
-                losses[0, number] = _loss(base, ids)
-            losses[1, number] = _loss(tuned, ids)
+            losses[0, number], losses[1, number] = base.loss(ids), read.loss(ids)
         for row in prompts.rows(_spread(len(prompts), PROMPTS)):
             ids, asked = _ids(row, device), torch.from_numpy(_asked(row)).to(device)
-            with off():
-                before = _logits(base, ids)[asked].log_softmax(-1)
-            after = _logits(tuned, ids)[asked].log_softmax(-1)
-            divergence += float((before.exp() * (before - after)).sum())
-            positions += len(before)
+            for before, after in zip(base.predictions(ids, asked), read.predictions(ids, asked), strict=True):
+                divergence += float((before.exp() * (before - after)).sum())
+                positions += len(before)
     before_loss, after_loss = (float(each[:, 0].sum() / each[:, 1].sum()) for each in losses)
     return {"before": before_loss, "after": after_loss, "losses": losses, "kl": divergence / max(positions, 1)}
+
+
+class _Reader:
+    """A model that reads a text; with as few logits at a time as training has, where it lets them be computed apart."""
+
+    def __init__(self, model: Any, off: Callable[[], Any] = contextlib.nullcontext) -> None:
+        """`off`: what the model is run under."""
+        self._model, self._off = model, off
+        self._output = output_layer(model) if hasattr(model, "get_output_embeddings") else None
+
+    def _states(self, ids_T: Tensor) -> Tensor:
+        """What goes into the output layer [T, D], or logits [T, V]; without those of virtual tokens before the text."""
+        with hidden_states(self._output) if self._output is not None else contextlib.nullcontext():
+            return self._model(input_ids=ids_T[None]).logits[0, -len(ids_T) :]
+
+    def loss(self, ids_T: Tensor) -> tuple[float, int]:
+        """Summed over the text, and its tokens that are predicted."""
+        with self._off():
+            nll, targets = token_losses(self._states(ids_T)[None], ids_T[None], self._output)
+        return float(nll), int(targets)
+
+    def predictions(self, ids_T: Tensor, asked_T: Tensor) -> Iterator[Tensor]:
+        """Log-probabilities of what comes after each of the tokens that are `asked` for, some tokens at a time [*, V]."""
+        with self._off():
+            states = self._states(ids_T)[asked_T]
+        width = states.shape[-1] if self._output is None else self._output.weight.shape[0]
+        for part in states.split(tokens_at_once(width)):
+            with self._off():
+                logits = part if self._output is None else self._output(part)
+            yield widen(logits).log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -106,20 +135,26 @@ class Remembered:
 
 
 def draw_continuations(
-    logits: Callable[[dict[str, Any]], Tensor], prompts: Split, seed: int, agree: Callable[[Tensor], Tensor]
+    states: Callable[[dict[str, Any]], Tensor],
+    prompts: Split,
+    seed: int,
+    agree: Callable[[Tensor], Tensor],
+    logits: Callable[[Tensor], Tensor] = lambda states: states,
 ) -> Drawn:
     """Let the base draw the next token at each place of at most 64 rows of `prompts` that is no target.
 
-    logits: of a row [T, V]; agree: what the first worker drew, on every worker.
+    states: of a row [T, D], of which `logits` makes [T, V]; agree: what the first worker drew, on every worker.
     """
     generator, found = torch.Generator().manual_seed(seed), []
     for row in prompts.rows(_spread(len(prompts), PROMPTS)):
         asked = _asked(row)[:-1]  # what comes after the last token has no place among the labels
         if not asked.any():
             continue
-        shares = logits(row)[:-1][torch.from_numpy(asked)].float().softmax(-1).cpu()
+        parts = states(row)[:-1][torch.from_numpy(asked)].split(PLACES)
+        shares = (logits(part).float().softmax(-1).cpu() for part in parts)
+        drawn = torch.cat([torch.multinomial(each, 1, generator=generator)[:, 0] for each in shares])
         labels = np.full(len(row["input_ids"]), IGNORED, dtype=np.int32)
-        labels[1:][asked] = agree(torch.multinomial(shares, 1, generator=generator)[:, 0]).numpy()
+        labels[1:][asked] = agree(drawn).numpy()
         found.append({"input_ids": row["input_ids"], "labels": labels})
     return Drawn(found)
 
@@ -137,14 +172,3 @@ def _asked(row: dict[str, Any]) -> np.ndarray:
 def _spread(count: int, most: int) -> Sequence[int]:
     """At most `most` of `count` positions, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist() if count else []
-
-
-def _loss(model: Any, ids_T: Tensor) -> tuple[float, int]:
-    """Summed loss of a block, and its tokens that are predicted."""
-    loss = torch.nn.functional.cross_entropy(_logits(model, ids_T)[:-1], ids_T[1:], reduction="sum")
-    return float(loss), len(ids_T) - 1
-
-
-def _logits(model: Any, ids_T: Tensor) -> Tensor:
-    """[T, V], without those of virtual tokens that a method puts before the text."""
-    return model(input_ids=ids_T[None]).logits[0, -len(ids_T) :].float()

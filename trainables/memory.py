@@ -64,12 +64,12 @@ def estimate(
     import torch
 
     from trainables.methods import ADDITIVE, REPLACING
-    from trainables.methods.lora import linear_layers
+    from trainables.structure import linear_layers
 
     with torch.device("meta"):
         base = _meta_base(model_config, auto_class, variant)
         model = base.model
-        linear = {name: model.get_submodule(name) for name in linear_layers(base)}
+        linear = {name: model.get_submodule(name) for name in linear_layers(model, base.head)}
         if hp.method in ADDITIVE:
             additions = ADDITIVE[hp.method].plan(base, hp.options)
             heads = [parameter for name, parameter in model.named_parameters() if base.in_head(name)]
@@ -125,17 +125,14 @@ def _meta_base(model_config: Any, auto_class: str, variant: Variant) -> BaseMode
     import torch
     import transformers
 
+    from trainables.structure import above_backbone
+
     model = getattr(transformers, auto_class).from_config(copy.deepcopy(model_config))  # which it may change
     if model.config._attn_implementation == "eager":
         raise InputError(f"{type(model).__name__} has no fused attention; what its attention takes depends on the rows")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    above = [
-        name
-        for name, child in model.named_children()
-        if name != model.base_model_prefix and next(child.parameters(), None) is not None
-    ]
-    head = tuple(above) if auto_class == "AutoModelForSequenceClassification" else ()
+    head = tuple(above_backbone(model)) if auto_class == "AutoModelForSequenceClassification" else ()
     return BaseModel(model=model, variant=variant, dtype=torch.float32, head=head)
 
 
@@ -191,11 +188,10 @@ def _activation_bytes(
     logits and their loss: the larger of both, since one is over when the other begins. casts: autograd keeps the weights
     too, each in the type of the arithmetic.
     """
-    from trainables.methods.lora import features
-    from trainables.methods.partial import layer_list
+    from trainables.structure import features, layer_lists
     from trainables.tasks.causal_lm import CHUNK_LOGITS
 
-    stack, layers = layer_list(model)
+    stack, layers = layer_lists(model)[0]
     kept, cast = [0], [0]  # bytes of each layer: of its tensors per token, of its weights
     masks = max((features(linear[name])[0] for name in fed & linear.keys()), default=0) * MASK_BYTES if dropout else 0
     for number, layer in enumerate(layers):

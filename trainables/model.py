@@ -1,10 +1,11 @@
 """Load the base model and its tokenizer: from a hub, a folder, or a Python package that carries the files."""
 
+import copy
 import hashlib
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -31,8 +32,41 @@ class ModelConfig:
             raise InputError("model.name: not given; a hub id, a folder, or package:PACKAGE/FOLDER")
 
 
-# of a quantised base: heads, and the poolers below them, which a checkpoint of a language model does not have
-UNQUANTISED = ["classifier", "score", "pre_classifier", "lm_head", "embed_out", r".*\.pooler"]
+@dataclass(frozen=True, kw_only=True)
+class BaseSpec:
+    """Which base, and made fit for what. The same wherever a base is loaded, be it for training, for the test, for
+    verification or by the code on a winner's card: a base that is loaded otherwise is another model.
+    """
+
+    model: ModelConfig
+    auto_class: str  # name of the class of transformers
+    variant: Variant = "plain"
+    dtype: Any = None  # torch.dtype of the weights that are not quantised; None: that of the checkpoint
+    pad_token_id: int  # the tokenizer's, which the model's configuration need not name, or may name otherwise
+    labels: tuple[str, ...] = ()  # classes; none for language models
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the task sets in the model's configuration."""
+        found: dict[str, Any] = {"pad_token_id": self.pad_token_id}
+        if self.is_classifier:
+            found |= {
+                "num_labels": len(self.labels),
+                "id2label": dict(enumerate(self.labels)),
+                "label2id": {label: i for i, label in enumerate(self.labels)},
+            }
+        return found
+
+    @property
+    def is_classifier(self) -> bool:
+        return self.auto_class == "AutoModelForSequenceClassification"
+
+    def config(self) -> Any:
+        """The transformers configuration with these settings."""
+        config = load_model_config(self.model)
+        for name, value in self.settings.items():
+            setattr(config, name, value)
+        return config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +78,8 @@ class BaseModel:
     dtype: Any  # torch.dtype that was asked for
     head: tuple[str, ...] = ()
     new: tuple[str, ...] = ()  # those of the head that the checkpoint did not bring; drawn from each trial's seed
+    spec: BaseSpec | None = None  # how it was loaded; None: it was drawn, and not loaded at all
+    config: Any = None  # transformers configuration of what leaves: without what only training sets
     # a language model's output layer, where its logits are just what that layer gives: the loss is then computed from
     # hidden states, of targets alone and in chunks
     output: Any = None
@@ -158,80 +194,118 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
+def computes_in_bf16(device: Any) -> bool:
+    """Whether `device` is a GPU that multiplies in bfloat16 itself. Older ones (T4, V100) emulate it, slower than float32."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def base_dtype(config: ModelConfig, method: str, auto_class: str, device: Any) -> Any:
     """Type of the base weights for `method` on `device`.
 
-    auto: bfloat16 for frozen language models on GPUs that have it; float32 on CPUs and where weights of the base are
-    trained (full and partial fine-tuning, the head of a classifier: bfloat16 weights lose small updates).
+    auto: bfloat16 for frozen bases on GPUs that have it, since what trials add to them, heads too, is kept in float32
+    (trainables.stack); float32 on CPUs and where weights of the base are trained (full and partial fine-tuning: bfloat16
+    weights lose small updates).
     """
     import torch
 
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
-    frozen = method not in ("full", "partial") and auto_class == "AutoModelForCausalLM"
-    if frozen and device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    frozen = method not in ("full", "partial")
+    return torch.bfloat16 if frozen and computes_in_bf16(device) else torch.float32
 
 
-def load_model(
-    config: ModelConfig,
-    *,
-    auto_class: str,
-    variant: Variant,
-    dtype: Any,
-    device: Any,
-    seed: int,
-    pad_token_id: int,
-    model_kwargs: Mapping[str, Any],
-) -> BaseModel:
-    """The base in eval mode on `device`. A new head is drawn from `seed`, so every load gives the same one.
+def load_pretrained(
+    spec: BaseSpec, device: Any, *, source: str | Path | None = None, config: Any = None
+) -> tuple[Any, dict[str, Any]]:
+    """The model of `spec` on `device` in eval mode, and what transformers tells of loading it.
+
+    source: a folder that holds the same model with other weights, as full fine-tuning leaves it. config: instead of
+    that which `spec` gives, or the folder has.
+    """
+    import transformers
+
+    extra: dict[str, Any] = {}
+    if source is None:
+        config = config or spec.config()
+        check_class(spec, config)
+    if config is not None:
+        extra["config"] = config
+    if spec.variant != "plain" and source is None:
+        extra["quantization_config"] = quantization(spec.variant, device, unquantised(spec, config))
+        extra["device_map"] = {"": device}
+    try:
+        model, info = getattr(transformers, spec.auto_class).from_pretrained(
+            source or resolve(spec.model.name),
+            revision=spec.model.revision if source is None else None,
+            trust_remote_code=spec.model.trust_remote_code,
+            dtype=spec.dtype or "auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=spec.is_classifier,
+            **extra,
+        )
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise _hub_error(spec.model, error) from error
+    if spec.variant != "plain" and source is None:
+        keep_rows_apart(model)
+    else:
+        model.to(device)
+    return model.eval(), info
+
+
+def check_class(spec: BaseSpec, config: Any) -> None:
+    """Raise InputError where transformers has no model of this architecture for the task."""
+    import transformers
+
+    known = getattr(transformers, spec.auto_class)._model_mapping
+    own_code = getattr(config, "auto_map", None) or {}
+    if type(config) not in known and spec.auto_class not in own_code:
+        what = "classifies texts" if spec.is_classifier else "is a causal language model"
+        raise InputError(
+            f"model.name: transformers has no {config.model_type} that {what} ({spec.auto_class}); choose another model, "
+            "or another task"
+        )
+
+
+def unquantised(spec: BaseSpec, config: Any) -> list[str]:
+    """Names of the linear layers that a quantised base keeps as they are."""
+    import transformers
+
+    from trainables.structure import on_meta, outside_layers
+
+    return outside_layers(on_meta(getattr(transformers, spec.auto_class), config, spec.model.trust_remote_code))
+
+
+def load_model(spec: BaseSpec, *, device: Any, seed: int) -> BaseModel:
+    """The base in eval mode on `device`, for training. A new head is drawn from `seed`, so every load gives the same one.
 
     A classifier whose head has other classes than the data gets a new head.
 
     Attention dropout is set to 0 (inside fused attention it cannot be drawn per row); other dropout stays as configured.
+    Raises InputError where the weights are not those of the task's architecture, or where a language model sees what it
+    is to predict.
     """
     import torch
-    import transformers
 
-    extra: dict[str, Any] = {}
-    model_config = load_model_config(config)
+    from trainables.structure import above_backbone
+
+    leaves = spec.config()
+    config = copy.deepcopy(leaves)
     for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
-        if getattr(model_config, name, 0):
-            setattr(model_config, name, 0.0)
-    for name, value in model_kwargs.items():
-        setattr(model_config, name, value)
-    model_config.pad_token_id = pad_token_id
-    if auto_class == "AutoModelForCausalLM":
-        model_config.use_cache = False
-    if variant != "plain":
-        extra["quantization_config"] = quantization(variant, device)
-        extra["device_map"] = {"": device}
+        if getattr(config, name, 0):
+            setattr(config, name, 0.0)
+    if not spec.is_classifier:
+        config.use_cache = False
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a new head is announced as a warning; here it is what was asked for
         torch.manual_seed(seed)
-        try:
-            model, info = getattr(transformers, auto_class).from_pretrained(
-                resolve(config.name),
-                config=model_config,
-                revision=config.revision,
-                trust_remote_code=config.trust_remote_code,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=auto_class == "AutoModelForSequenceClassification",
-                **extra,
-            )
-        except (OSError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise _hub_error(config, error) from error
-    if variant != "plain":
-        keep_rows_apart(model)
-    else:
-        model.to(device)
+        model, info = load_pretrained(spec, device, config=config)
     missing = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     new: tuple[str, ...] = ()
-    if auto_class == "AutoModelForSequenceClassification":
+    if spec.is_classifier:
         # above the backbone, or its pooler: anything else that is missing would be trained from scratch unnoticed
         outside = (f"{model.base_model_prefix}.",)
         new = tuple(
@@ -239,42 +313,73 @@ def load_model(
         )
     lacking = sorted(key for key in missing if not key.startswith(tuple(f"{module}." for module in new)))
     if lacking:
-        what = "a causal language model" if auto_class == "AutoModelForCausalLM" else "this architecture"
+        what = "this architecture" if spec.is_classifier else "a causal language model"
         raise InputError(
-            f"model.name: the weights of {config.name} lack {', '.join(lacking[:3])}: they are not those of {what}"
+            f"model.name: the weights of {spec.model.name} lack {', '.join(lacking[:3])}: they are not those of {what}"
         )
     head: tuple[str, ...] = ()
-    if auto_class == "AutoModelForSequenceClassification":
-        above = [
-            name
-            for name, child in model.named_children()
-            if name != model.base_model_prefix and next(child.parameters(), None) is not None
-        ]
+    if spec.is_classifier:
+        above = above_backbone(model)
         head = (*above, *(name for name in new if name.split(".")[0] not in above))
-    if auto_class == "AutoModelForCausalLM":
+    else:
         # the padding token is often the end-of-text token too, and torch gives the row of a padding index no gradient
         model.get_input_embeddings().padding_idx = None
-    model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    output = _output_layer(model) if auto_class == "AutoModelForCausalLM" else None
-    return BaseModel(model=model, variant=variant, dtype=dtype, head=head, new=new, output=output)
+    if not spec.is_classifier:
+        check_causal(model, spec.model.name)
+    output = None if spec.is_classifier else output_layer(model)
+    return BaseModel(
+        model=model,
+        variant=spec.variant,
+        dtype=spec.dtype,
+        head=head,
+        new=new,
+        output=output,
+        spec=spec,
+        config=leaves,
+    )
 
 
-def quantization(variant: Variant, device: Any) -> Any:
-    """What transformers needs to load a base as `variant`; heads and output layers stay as they are."""
+def check_causal(model: Any, name: str) -> None:
+    """Raise InputError where a token has a say in what the model predicts before it: such a model reaches any loss
+    without learning anything.
+    """
+    import torch
+
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(8, device=model.device)[None] * 7 + 3) % vocabulary
+    changed, at = ids.clone(), 5
+    changed[0, at] = (changed[0, at] + 1 + vocabulary // 2) % vocabulary
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        before, after = (model(input_ids=x, attention_mask=mask).logits[0].float() for x in (ids, changed))
+    moved = (after - before).abs().amax(dim=-1)
+    # what cannot see it computes the same; a thousandth is room for kernels that round otherwise
+    if bool(moved[:at].max() > 1e-3 * moved[at:].max()):
+        raise InputError(
+            f"model.name: {name} ({type(model).__name__}) sees the tokens that it is to predict; choose a causal language "
+            "model, or task classification"
+        )
+
+
+def quantization(variant: Variant, device: Any, skipped: list[str]) -> Any:
+    """What transformers needs to load a base as `variant`. `skipped`: names of the modules that stay as they are.
+
+    Without bfloat16, 4-bit weights are multiplied in float32: in float16, activations of some models overflow, and small
+    gradients vanish where no loss is scaled.
+    """
     import torch
     from transformers import BitsAndBytesConfig
 
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     if variant == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTISED)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
-        llm_int8_skip_modules=UNQUANTISED,
+        bnb_4bit_compute_dtype=torch.bfloat16 if computes_in_bf16(device) else torch.float32,
+        llm_int8_skip_modules=skipped,
     )
 
 
@@ -288,8 +393,8 @@ def hidden_states(output: Any) -> Iterator[None]:
         del output.forward
 
 
-def _output_layer(model: Any) -> Any:
-    """The output layer, unless the model does something with what comes out of it (some cap or scale their logits)."""
+def output_layer(model: Any) -> Any:
+    """The output layer of a language model, unless the model does something with what comes out of it (some cap or scale their logits)."""
     import torch
 
     output = model.get_output_embeddings()

@@ -19,11 +19,10 @@ import numpy as np
 import torch
 import torch.distributed
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from trainables import flat
-from trainables.data.batches import batch_indices, cut_passes, steps_per_epoch
+from trainables.data.batches import batch_indices, cut_passes
 from trainables.data.prepare import Slices, Split, open_slices, open_split
 from trainables.dropout import FunctionDropout, RowDropout, RowKeys, replace_dropout
 from trainables.errors import InputError
@@ -31,13 +30,25 @@ from trainables.forgetting import GENERAL, Drawn, Remembered, draw_continuations
 from trainables.hyperparameters import Hyperparameters, company, virtual_tokens
 from trainables.memory import release
 from trainables.methods import ADDITIVE, REPLACING, variant_of
-from trainables.methods.lora import FIRST_LAYER, linear_layers
-from trainables.methods.partial import layer_list
-from trainables.model import BaseModel, ModelConfig, Variant, base_dtype, hidden_states, load_model
+from trainables.methods.lora import FIRST_LAYER
+from trainables.model import (
+    BaseModel,
+    BaseSpec,
+    ModelConfig,
+    Variant,
+    base_dtype,
+    hidden_states,
+    load_model,
+    output_layer,
+)
+from trainables.schedule import learning_rate, samples_seen, total_steps
 from trainables.sharing import without_rows
 from trainables.solo import Solo, initialise
 from trainables.stack import Addition, Pass, Stack, TrainedModule, copy_of, seeded
+from trainables.streams import stream
+from trainables.structure import is_linear, layer_lists, linear_layers
 from trainables.tasks import TASKS, Task
+from trainables.tasks.causal_lm import tokens_at_once
 
 Rows = Split | Drawn
 
@@ -88,6 +99,7 @@ class PackSettings:
     flat: bool | None = None  # passes of language models without padding; None: on GPUs, where that is measured to pay
     probe_rows: int = 512
     seed: int = 0
+    save_dtype: torch.dtype | None = None  # of weights that full and partial fine-tuning leave; None: the base's own
     forgetting: bool = False  # measure with every evaluation of a language model what it has lost of its base
 
 
@@ -111,6 +123,7 @@ class Evaluation:
     kl: float | None  # estimate of the divergence of its predictions on the task's prompts from the base's, in nats
     inference_cost: float  # arithmetic of a request over that of the untuned base
     losses: np.ndarray  # [N, 2] float32: per validation row the summed loss and its number of targets
+    predictions: np.ndarray | None = None  # [N, 2] int32: per validation row predicted and true class; None: no classes
 
 
 @dataclass(kw_only=True)
@@ -197,7 +210,7 @@ class Pack:
         self._aboard: dict[str, Aboard] = {}
         self._engine: Solo | Stack | None = None  # holds what the trials on board train
         # the probe is the same for all trials, so that their probe losses compare
-        chosen = np.random.Generator(np.random.PCG64([settings.seed, 7])).permutation(len(train))[: settings.probe_rows]
+        chosen = stream("probe", settings.seed).permutation(len(train))[: settings.probe_rows]
         self._probe_rows = np.sort(chosen)
 
     @property
@@ -222,7 +235,7 @@ class Pack:
             if hp.method in ADDITIVE and not others and hp.method not in self._shared:
                 self._shared[hp.method] = self._can_share(base, hp)
             if hp.method in REPLACING:
-                self._engine = Solo(base, self._pristine, trial, hp)
+                self._engine = Solo(base, self._pristine, trial, hp, self._settings.save_dtype)
             else:
                 if self._engine is None:
                     self._engine = Stack(base, self._keys, compute=self._settings.autocast, device=self._device)
@@ -245,7 +258,7 @@ class Pack:
         with seeded(hp.seed, self._device):
             heads = []
             for name in base.head:
-                module = copy_of(base.model.get_submodule(name))
+                module = copy_of(base.model.get_submodule(name)).to(torch.promote_types(base.dtype, torch.float32))
                 for new in base.new:
                     if new == name or new.startswith(f"{name}."):
                         initialise(base.model, module.get_submodule(new.removeprefix(name).removeprefix(".")))
@@ -433,11 +446,13 @@ class Pack:
 
     def evaluate(self, trials: Sequence[str]) -> dict[str, Evaluation]:
         """Validation and probe losses of `trials` in eval mode, as the checkpoint of this moment would give them."""
-        validation = self._measure(trials, self._validation, np.arange(len(self._validation)))
-        probe = self._measure(trials, self._train, self._probe_rows)
+        with self._engine.as_saved() if isinstance(self._engine, Solo) else contextlib.nullcontext():
+            validation = self._measure(trials, self._validation, np.arange(len(self._validation)))
+            probe = self._measure(trials, self._train, self._probe_rows)
+            forgotten = self._forgotten(trials)
         return {
             trial: self._evaluation(trial, measured, probed.loss, *lost)
-            for trial, measured, probed, lost in zip(trials, validation, probe, self._forgotten(trials), strict=True)
+            for trial, measured, probed, lost in zip(trials, validation, probe, forgotten, strict=True)
         }
 
     def _forgotten(self, trials: Sequence[str]) -> list[tuple[float | None, float | None]]:
@@ -455,17 +470,22 @@ class Pack:
         if self._general is None or (base.variant, base.dtype) in self._remembered:
             return
 
-        def logits(row: dict[str, Any]) -> Tensor:
+        def states(row: dict[str, Any]) -> Tensor:
             batch = self._task.collate([row], self._pad_token_id)
             del batch["labels"]
             flat.passing(None)
             with torch.no_grad(), self._precision():
-                return base.model(**{name: tensor.to(self._device) for name, tensor in batch.items()}).logits[0]
+                with hidden_states(base.output) if base.output is not None else contextlib.nullcontext():
+                    return base.model(**{name: tensor.to(self._device) for name, tensor in batch.items()}).logits[0]
+
+        def logits(states_TD: Tensor) -> Tensor:
+            with torch.no_grad(), self._precision():
+                return states_TD if base.output is None else base.output(states_TD)
 
         def agree(drawn: Tensor) -> Tensor:
             return self._world.from_first(drawn.to(self._device)).cpu()
 
-        drawn = draw_continuations(logits, self._validation, self._settings.seed, agree)
+        drawn = draw_continuations(states, self._validation, self._settings.seed, agree, logits)
         (general,) = self._measure([""], self._general, np.arange(len(self._general)))
         (own,) = self._measure([""], drawn, np.arange(len(drawn)))
         self._remembered[base.variant, base.dtype] = Remembered(general=general.loss, drawn=drawn, own=own.loss)
@@ -518,6 +538,7 @@ class Pack:
             kl=kl,
             inference_cost=self._inference_cost(hp, trained),
             losses=measured.losses,
+            predictions=measured.classes,
         )
 
     def _inference_cost(self, hp: Hyperparameters, trained: int) -> float:
@@ -572,7 +593,8 @@ class Pack:
         assert engine is not None
         hp = aboard.hyperparameters
         if isinstance(engine, Solo):
-            REPLACING[hp.method].save(engine.base.model, target)
+            with engine.as_saved(rounded=False):
+                REPLACING[hp.method].save(engine.base, target)
         else:
             target.mkdir(parents=True, exist_ok=True)
             save_file(_on_cpu(engine.weights(trial)), target / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -584,7 +606,7 @@ class Pack:
         aboard.step = int(json.loads((folder / "evaluation.json").read_text())["step"])
         moments, hp = load_file(folder / STATE_FILE), aboard.hyperparameters
         if isinstance(self._engine, Solo):
-            REPLACING[hp.method].load(self._engine.base.model, folder / "checkpoint")
+            REPLACING[hp.method].load(self._engine.base, folder / "checkpoint")
             self._engine.restore(moments, aboard.step)
         elif self._engine is not None:
             self._engine.restore(trial, load_file(folder / "checkpoint" / WEIGHTS_FILE), moments)
@@ -592,7 +614,7 @@ class Pack:
     # --- counting ---
 
     def total_steps(self, hp: Hyperparameters) -> int:
-        return _ceil(hp.epochs * steps_per_epoch(len(self._train), hp.batch_size))
+        return total_steps(len(self._train), hp)
 
     def finished(self, hp: Hyperparameters, step: int) -> bool:
         return step >= self.total_steps(hp)
@@ -603,8 +625,7 @@ class Pack:
         return self._samples(aboard.hyperparameters, aboard.step)
 
     def _samples(self, hp: Hyperparameters, step: int) -> int:
-        epochs, rest = divmod(step, steps_per_epoch(len(self._train), hp.batch_size))
-        return epochs * len(self._train) + rest * hp.batch_size
+        return samples_seen(len(self._train), hp, step)
 
     def _due(self, aboard: Aboard) -> bool:
         hp = aboard.hyperparameters
@@ -630,15 +651,16 @@ class Pack:
     def _find_without_rows(self, base: BaseModel) -> dict[str, tuple[bool, ...]]:
         """Modules at which trials may add something, and dropout, that do not see rows one after another."""
         model = base.model
-        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+        linear = [name for name, module in model.named_modules() if is_linear(module)]
         dropout = {name: module.layer for name, module in model.named_modules() if isinstance(module, RowDropout)}
         try:
-            stack, layers = layer_list(model)
+            lists = layer_lists(model)
         except InputError:  # then no method adds to layers
-            stack, layers = "", ()
-        each = [f"{stack}.{number}" for number in range(len(layers))]
-        longest = self._train.rows([int(self._train.lengths.argmax())])[0]
-        ids_T = torch.from_numpy(longest["input_ids"].astype(np.int64))
+            lists = []
+        each = [f"{stack}.{number}" for stack, layers in lists for number in range(len(layers))]
+        longest = self._train.rows([int(self._train.lengths.argmax())])[0]["input_ids"].astype(np.int64)
+        # both ends of a row, where its special tokens are: all inputs of all layers are kept for a moment
+        ids_T = torch.from_numpy(longest if len(longest) <= 16 else np.concatenate([longest[:8], longest[-8:]]))
 
         def run(ids_3T: Tensor) -> None:
             flat.passing(None)
@@ -648,7 +670,7 @@ class Pack:
 
         self._keys.without_rows = {}
         found = without_rows(model, [*linear, *base.head, *dropout, *each], run, ids_T, self._other(base, ids_T))
-        numbers = {name: FIRST_LAYER + number for number, name in enumerate(linear_layers(base))}
+        numbers = {name: FIRST_LAYER + number for number, name in enumerate(linear_layers(model, base.head))}
         self._keys.without_rows = {
             layer: found[name] for name, layer in {**numbers, **dropout}.items() if name in found
         }
@@ -714,7 +736,7 @@ class Pack:
         if not wanted or base.output is None or lengths.min() == lengths.max() or not flat.prepare(base.model):
             return math.inf
         # the longest and some others; the seed of the sweep chooses, so that all workers of a slot choose alike
-        some = np.random.Generator(np.random.PCG64([self._settings.seed, 8])).permutation(len(lengths))
+        some = stream("timed rows", self._settings.seed).permutation(len(lengths))
         rows = np.array([lengths.argmax(), *some[: max(1, self._budget.tokens // int(lengths.max()) - 1)]])
         batch = self._batch(self._train, rows)
         del batch["labels"]
@@ -740,7 +762,7 @@ class Pack:
         del batch["labels"]
         self._keys.set(0, 0, torch.zeros(1, dtype=torch.int64, device=self._device))
         base.model.train()
-        with torch.no_grad(), mode:
+        with torch.no_grad(), mode, hidden_states(base.output) if base.output is not None else contextlib.nullcontext():
             base.model(**batch)
         base.model.eval()
         if mode.used:
@@ -779,17 +801,20 @@ def open_pack(
 ) -> Pack:
     """A pack over the folder that `trainables.data.prepare.prepare` wrote."""
     what, manifest = TASKS[task], json.loads((data / "manifest.json").read_text())
-    return Pack(
-        load_base=lambda variant, dtype: load_model(
-            model,
+
+    def load_base(variant: Variant, dtype: torch.dtype) -> BaseModel:
+        spec = BaseSpec(
+            model=model,
             auto_class=what.auto_class,
             variant=variant,
             dtype=dtype,
-            device=device,
-            seed=settings.seed,
             pad_token_id=pad_token_id,
-            model_kwargs=what.model_kwargs(manifest),
-        ),
+            labels=tuple(manifest["labels"]),
+        )
+        return load_model(spec, device=device, seed=settings.seed)
+
+    return Pack(
+        load_base=load_base,
         base_dtype=lambda method: base_dtype(model, method, what.auto_class, device),
         task=what,
         train=open_split(data, "train"),
@@ -822,6 +847,13 @@ class Measured:
         """Summed loss and number of targets of each row, float32 [N, 2]."""
         return np.stack([self.nll, self.targets], 1).astype(np.float32)
 
+    @property
+    def classes(self) -> np.ndarray | None:
+        """Predicted and true class of each row, int32 [N, 2]; None for language models."""
+        if self.predictions is None:
+            return None
+        return np.stack([self.predictions, self.labels], 1).astype(np.int32)
+
     def by_slice(self, task: Task, slices: Slices | None) -> dict[str, dict[str, float]]:
         """Rows, loss and metrics of each slice, by its value."""
         found = {}
@@ -846,14 +878,20 @@ def measure(
     model: Any, task: Task, split: Split, rows: np.ndarray, pad_token_id: int, max_tokens: int, device: torch.device
 ) -> Measured:
     """What a plain `model` makes of `rows` in eval mode."""
+    was_training = model.training
+    model.eval()
+    output = None
+    if task.auto_class == "AutoModelForCausalLM":
+        output = output_layer(model)
+        if output is None:  # all logits of a pass are there at once
+            max_tokens = min(max_tokens, tokens_at_once(model.config.get_text_config().vocab_size))
 
     def losses(batch: dict[str, Tensor], _: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         labels = batch.pop("labels")
-        logits = model(**batch).logits
-        return *task.row_losses(logits, labels), task.predictions(logits, labels)
+        with hidden_states(output) if output is not None else contextlib.nullcontext():
+            logits = model(**batch).logits
+        return *task.row_losses(logits, labels, output), task.predictions(logits, labels)
 
-    was_training = model.training
-    model.eval()
     (found,) = _measure(losses, 1, task, split, rows, pad_token_id, max_tokens, device, World())
     model.train(was_training)
     return found
@@ -929,21 +967,3 @@ def _measure(
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def learning_rate(hp: Hyperparameters, step: int, total_steps: int) -> float:
-    """Rate of optimiser step `step` (0-based): linear warm-up, then linear or cosine decay to 0, or constant."""
-    warmup = _ceil(hp.warmup_ratio * total_steps)
-    if step < warmup:
-        return hp.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, total_steps - warmup)
-    if hp.schedule == "linear":
-        return hp.learning_rate * (1 - done)
-    if hp.schedule == "cosine":
-        return hp.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-    return hp.learning_rate
-
-
-def _ceil(product: float) -> int:
-    """1.1 epochs of 10 steps are 11 steps, though their product is a little more."""
-    return math.ceil(round(product, 6))

@@ -8,7 +8,6 @@ need know.
 
 import asyncio
 import math
-import os
 import re
 import tempfile
 import time
@@ -57,6 +56,7 @@ class SlotConfig:
     evaluate_every: int | None
     max_tokens: int | None
     precision: str
+    save_dtype: str
     gradient_checkpointing: bool
     most: int  # trials that `auto` tries to let share the slot
     probe_rows: int
@@ -685,7 +685,7 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     import ray.train.torch
     import torch
 
-    from trainables.model import check_files, quiet
+    from trainables.model import check_files, computes_in_bf16, quiet
     from trainables.pack import PASS_TOKENS, PackSettings, World, open_pack
     from trainables.store import Store
 
@@ -693,29 +693,30 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     torch.set_num_threads(max(1, config.threads))
     device = ray.train.torch.get_device()
     store = Store(config.storage)
-    data = store.fetch("data", Path(os.environ.get("TMPDIR", "/tmp")) / f"finetune-sweeps-{os.getpid()}")
     check_files(config.model)
-    bf16 = config.precision == "bfloat16" or (
-        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
+    bf16 = config.precision == "bfloat16" or (config.precision == "auto" and computes_in_bf16(device))
     settings = PackSettings(
         evaluate_every=config.evaluate_every,
         max_tokens=config.max_tokens or PASS_TOKENS[device.type],
         autocast=torch.bfloat16 if bf16 else None,
+        save_dtype=None if config.save_dtype == "auto" else getattr(torch, config.save_dtype),
         gradient_checkpointing=config.gradient_checkpointing,
         probe_rows=config.probe_rows,
         seed=config.seed,
         forgetting=config.forgetting,
     )
-    pack = open_pack(
-        data,
-        model=config.model,
-        task=config.task,
-        pad_token_id=config.pad_token_id,
-        settings=settings,
-        device=device,
-        world=World(rank=rank, size=size),
-    )
+    with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
+        # a pack maps the files of an object store's copy into memory, and they then need no name: whenever and however
+        # a worker ends, it leaves none behind
+        pack = open_pack(
+            store.fetch("data", Path(scratch)),
+            model=config.model,
+            task=config.task,
+            pad_token_id=config.pad_token_id,
+            settings=settings,
+            device=device,
+            world=World(rank=rank, size=size),
+        )
     return store, pack
 
 
@@ -856,14 +857,14 @@ class _Crew:
 
     def measure_baseline(self, params: dict[str, Any]) -> dict[str, Any]:
         """The untuned base's numbers, or {"error": …}: a sweep is possible without them."""
-        from trainables.checkpoints import finite_or_none, write_losses
+        from trainables.checkpoints import finite_or_none, write_rows
 
         try:
             hp = parse(params)
             measured, probed = self._pack.measure_base(hp.method, hp.options)
             metrics = self._pack.metrics(measured)
             if self._rank == 0:
-                write_losses(self._store, "baselines/validation/untuned.npy", measured.losses)
+                write_rows(self._store, "baselines/validation/untuned", measured.losses, measured.classes)
         except Exception as error:  # the trials will meet the same fault, each at its own border
             traceback.print_exc()
             if ends_worker(error):

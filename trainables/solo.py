@@ -1,6 +1,7 @@
 """A trial that trains weights of the base itself, and so has it alone. No Ray here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,13 +12,28 @@ from trainables.methods import REPLACING
 from trainables.model import BaseModel
 from trainables.stack import TWINS, Pass, seeded
 
+WEIGHTS = "weights"  # in the optimiser's state: those that a checkpoint holds with fewer digits
+
 
 class Solo:
     """One trial and its base; the same interface as `Stack`."""
 
-    def __init__(self, base: BaseModel, pristine: dict[str, Tensor], trial: str, hp: Hyperparameters) -> None:
-        """`pristine` collects the weights that are changed here, as they were, so that `leave` can put them back."""
+    def __init__(
+        self,
+        base: BaseModel,
+        pristine: dict[str, Tensor],
+        trial: str,
+        hp: Hyperparameters,
+        save_dtype: torch.dtype | None = None,
+    ) -> None:
+        """`pristine` collects the weights that are changed here, as they were, so that `leave` can put them back.
+
+        save_dtype: of the weights in a checkpoint; None: that of the base's own files where it is trained in float32,
+        else that in which it is trained.
+        """
         self.base = base
+        own = getattr(base.config, "dtype", None) if base.dtype is torch.float32 else None  # a wider one is for arithmetic
+        self._save_dtype = save_dtype or own or base.dtype
         self.trials = [trial]
         self._pristine = pristine
         with seeded(hp.seed, base.model.device):
@@ -83,17 +99,38 @@ class Solo:
                 group["lr"] = rate
             self._optimizer.step()
 
+    @contextmanager
+    def as_saved(self, *, rounded: bool = True) -> Iterator[None]:
+        """Inside, the weights are those that a checkpoint holds, in its type or, `rounded`, with its digits: what is
+        measured must be what is loaded again.
+        """
+        kept = [(p, p.data) for p in self.base.model.parameters() if p.is_floating_point()]
+        try:
+            for parameter, data in kept:
+                parameter.data = data.to(self._save_dtype).to(data.dtype if rounded else self._save_dtype)
+            yield
+        finally:
+            for parameter, data in kept:
+                parameter.data = data
+
     def weights(self, trial: str) -> dict[str, Tensor]:
         return dict(self._parameters)
 
     def moments(self, trial: str) -> dict[str, Tensor]:
+        """And the weights themselves, where a checkpoint holds them with fewer digits."""
         state = self._optimizer.state
-        return {
+        found = {
             f"{twin}/{name}": state[p][twin] for twin in TWINS for name, p in self._parameters.items() if p in state
         }
+        if torch.promote_types(self._save_dtype, self.base.dtype) != self._save_dtype:
+            found |= {f"{WEIGHTS}/{name}": p for name, p in self._parameters.items()}
+        return found
 
     def restore(self, moments: Mapping[str, Tensor], step: int) -> None:
         for name, parameter in self._parameters.items():
+            if (whole := moments.get(f"{WEIGHTS}/{name}")) is not None:
+                with torch.no_grad():
+                    parameter.copy_(whole)
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(float(step), device=parameter.device),
                 **{twin: moments[f"{twin}/{name}"].to(parameter.device) for twin in TWINS},

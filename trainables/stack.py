@@ -272,14 +272,12 @@ class TrainedModule(Place):
 
     def _forward(self, x: Tensor) -> Tensor:
         self._inner.train(self.module.training)
-        autocast = torch.is_autocast_enabled(x.device.type)
         whole, outputs = self.stack.passing, []
-        for (lane, first, last), (_, start, stop) in zip(whole.segments, whole.scaled(len(x)), strict=True):
-            weights = self._parameters[lane]
-            if not autocast:  # a base in half precision; the gradient comes back in the matrix's type
-                weights = {name: leaf.to(x.dtype) for name, leaf in weights.items()}
-            with self.stack.keys.only(first, last):
-                outputs.append(torch.func.functional_call(self._inner, weights, (x[start:stop],)))
+        x = x.to(self.stack.dtype)  # in the type of a half-precision base, weights would lose small updates
+        with torch.autocast(x.device.type, enabled=False):
+            for (lane, first, last), (_, start, stop) in zip(whole.segments, whole.scaled(len(x)), strict=True):
+                with self.stack.keys.only(first, last):
+                    outputs.append(torch.func.functional_call(self._inner, self._parameters[lane], (x[start:stop],)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

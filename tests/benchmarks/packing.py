@@ -134,19 +134,17 @@ def peak_gib() -> float:
 def load(model: Path, job: Job) -> Any:
     import torch
 
-    from trainables.model import ModelConfig, load_model
+    from trainables.model import BaseSpec, ModelConfig, load_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return load_model(
-        ModelConfig(name=str(model)),
+    spec = BaseSpec(
+        model=ModelConfig(name=str(model)),
         auto_class="AutoModelForCausalLM",
         variant="nf4" if job.base == "nf4" else "plain",
         dtype=torch.float32 if job.base == "float32" else torch.bfloat16,
-        device=device,
-        seed=0,
         pad_token_id=0,
-        model_kwargs={},
     )
+    return load_model(spec, device=device, seed=0)
 
 
 def packed(model: Path, job: Job, length: int, seconds: float) -> Rate:

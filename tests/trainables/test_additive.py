@@ -1,7 +1,6 @@
 """IA3, prompt tuning and bottleneck adapters: alone, beside one another and beside LoRA, against PEFT, and loaded again."""
 
 import contextlib
-import itertools
 import json
 
 import numpy as np
@@ -10,18 +9,15 @@ import torch
 import transformers
 from peft import PeftModel
 
-from sweeps.config import SweepConfig
-from sweeps.winner import _loading
 from trainables.data.batches import batch_indices
-from trainables.data.config import DataConfig
 from trainables.errors import InputError
 from trainables.hyperparameters import OPTIONS, AdapterOptions, Ia3Options, PromptOptions, company, kind, parse
-from trainables.loading import load_checkpoint
+from trainables.loading import complete, load_checkpoint, loading_code
 from trainables.methods import ADDITIVE
 from trainables.methods.adapter import load_adapter
 from trainables.methods.ia3 import scaled_layers
-from trainables.model import BaseModel, ModelConfig
-from trainables.pack import learning_rate
+from trainables.model import BaseModel
+from trainables.schedule import learning_rate
 from trainables.stack import Pass
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -181,23 +177,18 @@ def test_what_leaves_gives_the_same_logits_when_it_is_loaded(lab, method, model,
 @pytest.mark.parametrize("model", ["bert", "llama"])
 @pytest.mark.parametrize("method", OPTION)
 def test_the_card_and_verify_load_it(lab, method, model, tmp_path, monkeypatch):
-    pack, task = lab.pack(model), lab.task(model)
+    pack = lab.pack(model)
     pack.join("t", lab.params(method, **OPTION[method], learning_rate=3e-2))
     pack.step(["t"])
     expected = lab.logits_aboard(model, pack, "t")
     pack.save("t", tmp_path)
-    name, params = str(lab.folder(model)), {"method": method, "learning_rate": 3e-2, "batch_size": 4, "epochs": 2}
     winner = (tmp_path / "checkpoint").rename(tmp_path / "winner")
-    (winner / "winner.json").write_text(json.dumps({"params": params}))
-    config = SweepConfig(name="quick", model=ModelConfig(name=name), data=DataConfig(train="rows.csv"), task=task.name)
-    loaded = load_checkpoint(
-        winner, config.model, "plain", task.auto_class, task.model_kwargs(CLASSES), torch.device("cpu")
-    )
+    loaded = load_checkpoint(winner, lab.spec(model), torch.device("cpu"))
     torch.testing.assert_close(lab.logits(model, loaded), expected, rtol=1e-5, atol=1e-5)
-    lines = _loading(config, method, "plain", {**CLASSES, "max_length": 12})
+    complete(winner, lab.spec(model), "winner")
     said = {}
     monkeypatch.chdir(tmp_path)
-    exec("\n".join(itertools.takewhile(lambda line: not line.startswith("tokenizer"), lines)), said)
+    exec("\n".join(loading_code(winner, lab.spec(model), "winner")), said)
     torch.testing.assert_close(lab.logits(model, said["model"]), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -148,8 +148,13 @@ def test_a_result_holds_what_a_board_shows(prompter, tickets):
     found = measured(tickets, prompter, "classification")
     assert list(found) == [*EMBEDDINGS, *PROMPTS]
     labels = open_split(tickets, "validation").labels
-    for each in found.values():
-        assert each.keys() == {"val_loss", "metrics", "losses", "seconds", "tokens_per_request", "words"}
+    always = {"val_loss", "metrics", "losses", "predictions", "seconds", "tokens_per_request", "words"}
+    more = {"zero_shot": {"text_share"}, "few_shot": {"text_share", "examples_per_request"}}
+    more["retrieved"] = more["few_shot"]
+    for name, each in found.items():
+        assert each.keys() == always | more.get(name, set())
+        assert each["predictions"].dtype == np.int32 and each["predictions"][:, 1].tolist() == labels.tolist()
+        assert each["metrics"]["accuracy"] == pytest.approx(np.mean(each["predictions"][:, 0] == labels))
         assert each["losses"].dtype == np.float32 and each["losses"][:, 1].tolist() == [1] * len(labels)
         assert each["val_loss"] == pytest.approx(each["losses"][:, 0].mean(), rel=1e-6)
         assert each["metrics"].keys() == {"accuracy", "macro_f1"}
@@ -485,12 +490,56 @@ def test_the_example_with_the_nearest_prompt_stands_last_and_the_context_drops_t
     assert [each["tokens_per_request"] for each in found.values()] == [18 + 4] * 2
 
 
-def test_without_room_for_examples_a_row_stands_alone(lab, tmp_path):
-    rows = chats(2, 3, prompt=30)
-    found = measured(write(tmp_path, train=chats(1, 6, 5), validation=rows), lab.folder("gpt2"), "instruction")
+NO_ROOM = "no example fits beside a row into the 40 tokens of the model"
+
+
+def test_without_room_for_any_example_there_is_no_prompt_with_examples(lab, tmp_path):
+    """It would be the untuned model under another name."""
+    train, rows = chats(1, 6, 5), chats(2, 3, prompt=34)
+    found = measured(write(tmp_path, train=train, validation=rows), lab.folder("gpt2"), "instruction")
+    assert errors(found) == {"few_shot": NO_ROOM, "retrieved": NO_ROOM}
+    assert not any("val_loss" in each for each in found.values())
+
+
+def test_how_many_examples_fitted_is_said(lab, tmp_path):
+    """Examples take 8 tokens each of a context of 40: none, one, two, and three of them fit beside rows of so many."""
+    rows = [chats(2, 1, prompt=size - 3) for size in (34, 26, 20, 16)]
+    joined = tuple([part for row in rows for part in row[column]] for column in (0, 1))
+    data = write(tmp_path, train=chats(1, 9, prompt=5), validation=joined)
+    found = measured(data, lab.folder("gpt2"), "instruction")
+    assert [each["examples_per_request"] for each in found.values()] == [6 / 4] * 2
+    assert [each["words"] for each in found.values()] == [
+        "prompt with 4 examples (1.5 fitted)",
+        "prompt with the 4 nearest examples (1.5 fitted)",
+    ]
     plain = AutoModelForCausalLM.from_pretrained(lab.folder("gpt2")).eval()
-    for each in found.values():
-        np.testing.assert_allclose(each["losses"][:, 0], [continued(plain, row, 3) for row in rows[0]], rtol=1e-5)
+    alone = continued(plain, rows[0][0][0], 3)
+    assert found["few_shot"]["losses"][0, 0] == pytest.approx(alone, rel=1e-5), "a row stands alone where none fits"
+
+
+@pytest.mark.parametrize(("most", "last", "said"), [(0, 1, "0.1"), (4, 3, "3.9"), (4, 4, None), (2, 3, "2.0")])
+def test_a_few_and_nearly_all_are_not_rounded_to_none_and_all(most, last, said):
+    found = baselines._fitted("few_shot", 100, 4, [most] * 99 + [last], 40.0)
+    assert found["words"] == "prompt with 4 examples" + (f" ({said} fitted)" if said else "")
+    assert found["examples_per_request"] == pytest.approx((99 * most + last) / 100)
+
+
+@pytest.mark.parametrize("task", ["instruction", "classification"])
+@pytest.mark.parametrize("rows", [1, 3, 4, 5])
+def test_examples_that_are_all_of_train_are_said_to_be(prompter, tmp_path, task, rows):
+    """Drawn ones and the nearest are then the same."""
+    if task == "instruction":
+        data = write(tmp_path, train=chats(1, rows), validation=chats(2, 3))
+    else:
+        data = write(
+            tmp_path, LABELS, train=(texts(1, rows, 3), classes(2, rows)), validation=(texts(3, 3, 3), [0, 1, 2])
+        )
+    found = measured(data, prompter, task)
+    whole = {1: "the only row of train", 3: "all 3 rows of train", 4: "all 4 rows of train"}.get(rows)
+    assert found["few_shot"]["words"] == f"prompt with {whole or '4 examples'}"
+    last = ", the nearest last" if rows > 1 else ""
+    assert found["retrieved"]["words"] == "prompt with " + (f"{whole}{last}" if whole else "the 4 nearest examples")
+    assert found["few_shot"]["examples_per_request"] == min(rows, 4)
 
 
 # --- classification by prompts ---
@@ -557,9 +606,65 @@ def test_a_text_that_leaves_no_room_for_its_prompt_loses_its_end(prompter, tmp_p
     found = measured(data, prompter, "classification")
     plain = AutoModelForCausalLM.from_pretrained(prompter).eval()
     expected = -answered(plain, [BOS, *shown(text[: 40 - 4])])[2]  # with 3 tokens of the prompt and 1 of a label
-    for name in PROMPTS:
-        assert found[name]["losses"][0, 0] == pytest.approx(expected, rel=1e-5)
-        assert found[name]["tokens_per_request"] == 39
+    assert found["zero_shot"]["losses"][0, 0] == pytest.approx(expected, rel=1e-5)
+    assert found["zero_shot"]["tokens_per_request"] == 39 and found["zero_shot"]["text_share"] == 36 / 40
+    assert found["zero_shot"]["words"] == "prompt without examples (texts cut to 90%)"
+    assert {name: errors(found)[name] for name in PROMPTS[1:]} == dict.fromkeys(PROMPTS[1:], NO_ROOM)
+
+
+def test_examples_and_texts_that_fit_in_part_are_both_said(prompter, tmp_path):
+    long, short = texts(5, 1, 40), [[7, 8]]
+    long[0] += [9] * (40 - len(long[0]))
+    data = write(tmp_path, LABELS, train=(texts(1, 8, 3), classes(2, 8)), validation=(long + short, [2, 0]))
+    found = measured(data, prompter, "classification")["few_shot"]
+    assert found["examples_per_request"] == 2 and found["text_share"] == (36 / 40 + 1) / 2
+    assert found["words"] == "prompt with 4 examples (2.0 fitted, texts cut to 95%)"
+
+
+def test_a_prompt_that_holds_nothing_of_any_text_is_left_out(prompter, tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "_context", lambda base: 4)  # of `<s> Text: Label:` and a label of two tokens
+    data = write(tmp_path, LABELS, train=(texts(1, 8), classes(2, 8)), validation=(texts(3, 2), [2, 0]))
+    found = measured(data, prompter, "classification")
+    assert errors(found)["zero_shot"] == "nothing of any text fits into the 4 tokens of the model"
+    assert not [name for name in PROMPTS if "val_loss" in found[name]]
+
+
+def test_a_text_that_is_empty_is_not_cut(prompter, tmp_path):
+    data = write(tmp_path, LABELS, train=(texts(1, 8, 3), classes(2, 8)), validation=([[BOS], [BOS, 7]], [2, 0]))
+    found = measured(data, prompter, "classification")
+    assert [found[name]["words"] for name in PROMPTS] == [baselines.WORDS[name] for name in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        (["a", "unheard of", "a a"], None),
+        (["a", "b", "b "], "the labels 'b' and 'b ' are the same tokens to the tokenizer"),
+        (["x", "y"], "the labels 'x' and 'y' are the same tokens to the tokenizer"),  # both unknown
+        (["a", " "], "the label ' ' is no token to the tokenizer"),
+    ],
+)
+def test_labels_that_no_prompt_can_tell_apart_are_not_prompted_for(prompter, tmp_path, labels, why):
+    kinds = [i % len(labels) for i in range(8)]
+    data = write(tmp_path, labels, train=(texts(1, 8, 3), kinds), validation=(texts(3, 2, 3), [0, 1]))
+    found = errors(measured(data, prompter, "classification"))
+    assert found == {**dict.fromkeys(EMBEDDINGS), **dict.fromkeys(PROMPTS, why)}
+
+
+@pytest.mark.parametrize(("rows", "most"), [(2, 1), (9, 1), (10, 5), (40, 15), (99, 15), (100, 50)])
+def test_neighbours_are_never_most_of_train(lab, tmp_path, monkeypatch, rows, most):
+    """All of train would vote for its own label shares, which are a baseline already."""
+    counts, votes = [], baselines._votes
+    monkeypatch.setattr(baselines, "_votes", lambda near, prior: counts.append(near.shape[1]) or votes(near, prior))
+    data = write(tmp_path, ["a", "b"], train=(texts(1, rows), classes(2, rows, "ab")), validation=(texts(3, 2), [0, 1]))
+    measured(data, lab.folder("bert"), "classification")
+    assert max(counts) == most <= rows / 2
+
+
+def test_a_single_row_of_train_has_no_neighbours(lab, tmp_path):
+    data = write(tmp_path, ["a", "b"], train=(texts(1, 1), [0]), validation=(texts(3, 2), [0, 1]))
+    found = measured(data, lab.folder("bert"), "classification")
+    assert found["embeddings_neighbours"]["error"] == "train has a single row, which is every row's neighbour"
 
 
 def test_examples_are_of_as_many_classes_as_can_be():

@@ -1,5 +1,6 @@
 """Attempts, and evaluations that appear together with their checkpoints."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -13,11 +14,13 @@ from trainables.checkpoints import (
     CHECKPOINT,
     EVALUATION,
     LOSSES,
+    PREDICTIONS,
     STATE,
     begin_attempt,
     evaluation_folders,
     finite_or_none,
     write_evaluation,
+    write_rows,
 )
 from trainables.pack import Evaluation
 from trainables.store import Store
@@ -59,6 +62,23 @@ def write(store, attempt, step, *, finished=False, state=True, trial="t0001"):
             (folder / STATE).write_text("moments")
 
     return write_evaluation(store, trial, attempt, replace(EXAMPLE, step=step, finished=finished), save)
+
+
+def test_predictions_lie_beside_the_losses_where_there_are_any(store):
+    answers = np.array([[0, 1], [1, 1]], dtype=np.int32)
+
+    def save(folder: Path) -> None:
+        (folder / CHECKPOINT).mkdir()
+
+    begin_attempt(store, "t0001")
+    record = write_evaluation(store, "t0001", 1, replace(EXAMPLE, predictions=answers), save)
+    assert "predictions" not in record and "losses" not in record
+    read = np.load(io.BytesIO(store.read_bytes(f"{record['folder']}/{PREDICTIONS}")))
+    assert np.array_equal(read, answers) and read.dtype == np.int32
+    write_rows(store, "baselines/test/winner", EXAMPLE.losses, answers)
+    write_rows(store, "baselines/test/untuned", EXAMPLE.losses)
+    names = ["untuned.npy", "winner.npy", "winner.predictions.npy"]
+    assert sorted(store.find("baselines")) == [f"baselines/test/{name}" for name in names]
 
 
 def folders(store, trial="t0001"):

@@ -33,9 +33,7 @@ TRIALS = {
 
 def plain(lab, model, folder):
     """The model of a checkpoint as its user loads it."""
-    task = lab.task(model)
-    kwargs = {"num_labels": 3} if task.name == "classification" else {}
-    return load_checkpoint(folder, ModelConfig(name=str(lab.folder(model))), "plain", task.auto_class, kwargs, CPU)
+    return load_checkpoint(folder, lab.spec(model), CPU)
 
 
 def f1(labels, predictions):

@@ -22,7 +22,6 @@ from trainables.forgetting import (
     write_general,
 )
 from trainables.loading import load_checkpoint
-from trainables.model import ModelConfig
 from trainables.pack import World
 
 pytestmark = [
@@ -50,8 +49,7 @@ def loaded(lab, folder, method, dtype=torch.float32):
     """A checkpoint as its user loads it."""
     if method == "full":
         return lab.plain("llama", folder, dtype=dtype)
-    config = ModelConfig(name=str(lab.folder("llama")))
-    return load_checkpoint(folder, config, "plain", "AutoModelForCausalLM", {}, CPU).to(dtype)
+    return load_checkpoint(folder, lab.spec("llama"), CPU).to(dtype)
 
 
 def trained(lab, tmp_path, method, **params):

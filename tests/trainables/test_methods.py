@@ -206,7 +206,9 @@ def with_added(lab, case: Case, folder: Path, dtype: torch.dtype = torch.float32
     """What a user gets from transformers and PEFT."""
     quantised = {}
     if case.variant != "plain":
-        quantised = {"quantization_config": trainables.model.quantization(case.variant, torch.device("cpu"))}
+        spec = lab.spec(case.model, variant=case.variant)
+        kept = trainables.model.unquantised(spec, spec.config())
+        quantised = {"quantization_config": trainables.model.quantization(case.variant, torch.device("cpu"), kept)}
     base = lab.plain(case.model, dtype=dtype, **quantised)
     trainables.model.keep_rows_apart(base)  # the fast path of some CPUs computes in bfloat16
     return NOT_IN_PEFT.get(case.method, peft.PeftModel.from_pretrained)(base, folder, **more).eval()
@@ -424,7 +426,7 @@ def test_a_stack_alone_leaves_no_trace_on_its_base(lab, added):
         ),
         ("lora", "llama", {"targets": ("lm_head",)}, "targets: no linear layer is called 'lm_head'; this model has "),
         ("lora", "bert", {"targets": ("classifier",)}, "targets: no linear layer is called 'classifier'; "),
-        ("partial", "bert", {"layers": 3}, "layers: the model has 2 layers, got 3"),
+        ("partial", "bert", {"layers": 3}, "layers: must be at most the model's 2 layers, got 3"),
         (
             "partial",
             "bert",

@@ -4,6 +4,8 @@ import hashlib
 import json
 import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -15,15 +17,18 @@ from trainables.model import (
     ModelConfig,
     base_dtype,
     check_files,
+    computes_in_bf16,
     load_model,
     load_model_config,
     load_tokenizer,
+    quantization,
     resolve,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
@@ -281,12 +286,30 @@ def test_type_of_the_base_on_a_cpu(dtype, method, auto_class, expected):
         ("qlora", "AutoModelForCausalLM", torch.bfloat16),
         ("full", "AutoModelForCausalLM", torch.float32),
         ("partial", "AutoModelForCausalLM", torch.float32),
-        ("lora", "AutoModelForSequenceClassification", torch.float32),
+        ("lora", "AutoModelForSequenceClassification", torch.bfloat16),
+        ("prompt", "AutoModelForSequenceClassification", torch.bfloat16),
+        ("full", "AutoModelForSequenceClassification", torch.float32),
     ],
 )
 def test_only_what_stays_frozen_is_small_on_a_gpu(monkeypatch, method, auto_class, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert base_dtype(ModelConfig(name="m"), method, auto_class, torch.device("cuda")) == expected
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert base_dtype(ModelConfig(name="m"), method, auto_class, GPU) == expected
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("auto_class", ["AutoModelForCausalLM", "AutoModelForSequenceClassification"])
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(monkeypatch, method, auto_class):
+    """T4 and V100, of which torch says that they support it."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert torch.cuda.is_bf16_supported() and not computes_in_bf16(GPU) and not computes_in_bf16(CPU)
+    assert base_dtype(ModelConfig(name="m"), method, auto_class, GPU) == torch.float32
+    assert quantization("nf4", GPU, []).bnb_4bit_compute_dtype == torch.float32
+
+
+def test_one_function_tells_whether_a_gpu_has_bfloat16():
+    files = (ROOT / package for package in ("trainables", "sweeps", "cluster"))
+    found = [file.name for folder in files for file in folder.rglob("*.py") if "is_bf16_supported" in file.read_text()]
+    assert found == ["model.py"]
 
 
 # --- weights that do not fit ---
@@ -300,17 +323,7 @@ def load_altered(lab, tmp_path, model, change):
     shutil.copytree(lab.folder(model), folder)
     weights = load_file(folder / "model.safetensors")
     save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
-    task = lab.task(model)
-    return load_model(
-        ModelConfig(name=str(folder)),
-        auto_class=task.auto_class,
-        variant="plain",
-        dtype=torch.float32,
-        device=CPU,
-        seed=0,
-        pad_token_id=0,
-        model_kwargs=task.model_kwargs({"labels": ["a", "b", "c"]}),
-    )
+    return load_model(replace(lab.spec(model), model=ModelConfig(name=str(folder))), device=CPU, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -347,16 +360,7 @@ def test_an_encoder_is_no_causal_language_model(lab, tmp_path):
     weights = lab.folder("bert") / "model.safetensors"
     shutil.copy(weights, folder / "model.safetensors")
     with pytest.raises(InputError, match="lack .*: they are not those of a causal language model$"):
-        load_model(
-            ModelConfig(name=str(folder)),
-            auto_class="AutoModelForCausalLM",
-            variant="plain",
-            dtype=torch.float32,
-            device=CPU,
-            seed=0,
-            pad_token_id=0,
-            model_kwargs={},
-        )
+        load_model(replace(lab.spec("llama"), model=ModelConfig(name=str(folder))), device=CPU, seed=0)
 
 
 def test_padding_with_the_end_token_freezes_no_embedding(lab, tmp_path):

@@ -2,12 +2,19 @@
 
 import json
 import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import PIPE
 
 import fsspec
 import pytest
 
 from trainables.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -151,12 +158,56 @@ def test_deleted_is_gone_and_nothing_else(store):
     assert store.find() == ["t/10/a"]
 
 
-def test_others_can_read_what_is_published(tmp_path):
+@pytest.fixture(params=[0o022, 0o002, 0o077, 0o027], ids=oct)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def wrong_rights(folder: Path, umask: int) -> dict[str, str]:
+    """Of all at and below a folder, what does not have the rights that this umask leaves."""
+    rights = {path: path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
+    wanted = {path: (0o777 if path.is_dir() else 0o666) & ~umask for path in rights}
+    assert len(rights) > 1
+    return {str(path.relative_to(folder)): oct(rights[path]) for path in rights if rights[path] != wanted[path]}
+
+
+def test_what_is_written_and_published_obeys_the_umask(tmp_path, umask):
+    """Whatever the rights of files that libraries write, and of folders that were copied."""
+    store = Store(str(tmp_path / "sweep"))
+    store.write_json("below/a.json", 1)
+    store.write_json("below/a.json", 2)
+    folder = prepared(store, weights="w", sub__more="m", done="1")
+    (folder / "weights").chmod(0o600)
+    (folder / "sub/more").chmod(0o777)
+    (folder / "sub").chmod(0o700)
+    store.publish(folder, "t/step-1", last="done")
+    store.publish(prepared(store, done="1"), "t/step-1", last="done")
+    assert wrong_rights(tmp_path / "sweep", umask) == {}
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "adapter"])
+def test_checkpoints_obey_the_umask(lab, tmp_path, umask, method):
+    """safetensors writes files that only their owner reads."""
+    pack = lab.pack("bert")
+    pack.join("t", lab.params(method))
+    _, folder = lab.publish(pack, tmp_path / "sweep")
+    assert (folder / "checkpoint").is_dir() and (folder / "training_state.safetensors").is_file()
+    assert wrong_rights(tmp_path / "sweep", umask) == {}
+
+
+def test_a_write_that_breaks_leaves_nothing(tmp_path, monkeypatch):
     store = Store(str(tmp_path))
-    store.write_json("a.json", 1)
-    store.publish(prepared(store, done="1"), "t", last="done")
-    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o644
-    assert (tmp_path / "t").stat().st_mode & 0o777 == 0o755
+    store.write_bytes("a", b"old")
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        store.write_bytes("a", b"new")
+    assert store.find() == ["a"] and store.read_bytes("a") == b"old"
 
 
 def test_a_relative_folder_stays_what_it_was(tmp_path, monkeypatch):
@@ -168,3 +219,43 @@ def test_a_relative_folder_stays_what_it_was(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert store.read_json("a.json") == 1
     assert store.path("a.json") == str(tmp_path / "sweep" / "a.json")
+
+
+# --- a folder for one alone ---
+
+
+@pytest.mark.parametrize("storage", ["{}/new/runs", "memory://claims-{}"])
+def test_of_those_who_want_a_folder_at_once_one_at_most_gets_it(tmp_path, storage):
+    """Threads that begin together, again and again; whoever loses takes another name, as a sweep does."""
+    storage = storage.format(str(tmp_path) if "{}/" in storage else tmp_path.name)
+    together = threading.Barrier(8)
+
+    def want(name):
+        together.wait()
+        return Store(f"{storage}/{name}").claim()
+
+    with ThreadPoolExecutor(8) as pool:
+        for name in range(40):
+            got = [*pool.map(want, [name] * 8)]
+            assert sum(got) <= 1
+            assert storage.startswith("memory") or sum(got) == 1
+            assert not Store(f"{storage}/{name}").claim() or not any(got)
+
+
+def test_processes_that_start_in_the_same_second_get_folders_of_their_own(tmp_path):
+    code = "import sys; from trainables.store import Store; sys.stdin.readline(); print(Store(sys.argv[1]).claim())"
+    command = [sys.executable, "-c", code, str(tmp_path / "runs" / "quick-20260101-120000")]
+    started = [subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT) for _ in range(4)]
+    for process in started:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    got = [process.communicate()[0].strip() for process in started]
+    assert sorted(got) == ["False", "False", "False", "True"]
+
+
+@pytest.mark.parametrize("storage", ["{}/runs", "memory://taken-{}"])
+def test_a_folder_in_which_something_lies_is_somebody_elses(tmp_path, storage):
+    store = Store(storage.format(str(tmp_path) if "{}/" in storage else tmp_path.name) + "/quick")
+    store.write_bytes("sweep.yaml", b"")
+    assert not store.claim()
+    assert store.find() == ["sweep.yaml"]

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from trainables.data.chat import IGNORED as DATA_IGNORED
+from trainables.model import BaseSpec, ModelConfig
 from trainables.tasks import TASKS
 from trainables.tasks.causal_lm import IGNORED
 
@@ -106,9 +107,13 @@ def test_row_losses_equal_the_model_s_own_on_one_row():
     nll, targets = TASKS["causal_lm"].row_losses(output.logits, batch["labels"])
     torch.testing.assert_close(nll.sum() / targets.sum(), output.loss)
 
-    manifest = {"labels": ["bad", "good", "so so"]}
-    kwargs = TASKS["classification"].model_kwargs(manifest)
-    model = LlamaForSequenceClassification(LlamaConfig(**sizes, **kwargs)).eval()
+    spec = BaseSpec(
+        model=ModelConfig(name="any"),
+        auto_class=TASKS["classification"].auto_class,
+        pad_token_id=0,
+        labels=("bad", "good", "so so"),
+    )
+    model = LlamaForSequenceClassification(LlamaConfig(**{**sizes, **spec.settings})).eval()
     assert model.config.id2label == {0: "bad", 1: "good", 2: "so so"}
     assert model.config.label2id == {"bad": 0, "good": 1, "so so": 2}
     batch = TASKS["classification"].collate([{**row, "labels": i} for i, row in enumerate(ROWS)], 0)

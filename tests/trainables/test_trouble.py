@@ -1,20 +1,12 @@
 """Memory that runs out at the worst moments, errors that end a worker, and bases that nobody can share."""
 
-import gc
 import math
-import weakref
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainables.hyperparameters import parse
-from trainables.pack import Budget, NotShared
-from trainables.slot import _Crew, _how_many, ends_worker
 from trainables.stack import Wrecked
 
 OUT = "CUDA out of memory. Tried to allocate 2.00 GiB. (simulated)"

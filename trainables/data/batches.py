@@ -13,6 +13,7 @@ def epoch_order(n_rows: int, seed: int, epoch: int) -> np.ndarray:
     """Order of the rows in an epoch: a read-only permutation of 0..n_rows-1 [n_rows], a function of the arguments
     alone.
     """
+    # no named stream (trainables.streams): a trial that is resumed goes on in the order that it began in
     order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n_rows)
     order.flags.writeable = False
     return order

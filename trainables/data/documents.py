@@ -9,6 +9,7 @@ from trainables.data.config import DataConfig
 from trainables.data.records import Encoded, Encoding, Record, batched, duplicate_key, groups, slices
 from trainables.data.sources import Table
 from trainables.errors import InputError
+from trainables.streams import stream
 
 
 class Documents:
@@ -68,7 +69,7 @@ def draw_blocks(encoded: Encoded, rows: int, seed: int) -> Encoded:
     """At most `rows` blocks of `encoded`, in their order."""
     if len(encoded.input_ids) <= rows:
         return encoded
-    chosen = np.sort(np.random.default_rng([seed, 3]).choice(len(encoded.input_ids), rows, replace=False))
+    chosen = np.sort(stream("blocks", seed).choice(len(encoded.input_ids), rows, replace=False))
     origin = None if encoded.origin is None else encoded.origin[chosen]
     return replace(encoded, input_ids=[encoded.input_ids[i] for i in chosen], origin=origin)
 

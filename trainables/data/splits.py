@@ -3,11 +3,10 @@
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-import numpy as np
-
 from trainables.data.records import Record
 from trainables.data.sources import shorten
 from trainables.errors import InputError
+from trainables.streams import stream
 
 Splits = dict[str, list[Record]]
 
@@ -53,7 +52,7 @@ def split_by_share(records: list[Record], shares: dict[str, float], seed: int) -
         )
         return by_label + size * (size + 2 * (filled[name] - share * whole)) / (share * whole)
 
-    order = np.random.default_rng([seed, 1]).permutation(len(members)).tolist()
+    order = stream("split", seed).permutation(len(members)).tolist()
     for unit in sorted(order, key=lambda unit: -sizes[unit].bit_length()):  # stable: random among units of like size
         name = min(shares, key=lambda name, unit=unit: added_distance(name, unit))
         have[name].update(weights[unit])
@@ -66,7 +65,7 @@ def draw_rows(records: list[Record], rows: int, seed: int) -> list[Record]:
     """At most `rows` of `records`, in their order, with each label's share kept."""
     if rows >= len(records):
         return records
-    order = np.random.default_rng([seed, 2]).permutation(len(records))
+    order = stream("rows", seed).permutation(len(records))
     totals = Counter(record.label for record in records)
     seen: Counter = Counter()
     rank = []

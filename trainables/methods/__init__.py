@@ -41,11 +41,11 @@ class Replacing(Protocol):
     def attach(self, base: BaseModel, options: Any) -> None:
         """Set `requires_grad` of what is trained."""
 
-    def save(self, model: Any, folder: Path) -> None:
+    def save(self, base: BaseModel, folder: Path) -> None:
         """Write what transformers loads, as safetensors."""
 
-    def load(self, model: Any, folder: Path) -> None:
-        """Read what `save` wrote into `model`, bit for bit."""
+    def load(self, base: BaseModel, folder: Path) -> None:
+        """Read what `attach` lets train from what `save` wrote into the base, bit for bit."""
 
 
 ADDITIVE: dict[str, Additive] = {

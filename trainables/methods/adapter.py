@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainables.errors import InputError
 from trainables.hyperparameters import AdapterOptions
-from trainables.methods.partial import layer_list
 from trainables.model import BaseModel, Variant
 from trainables.stack import Addition, Gathered, GroupedLinear, Place, Stacked
+from trainables.structure import layer_lists
 
 
 class Bottleneck(Place):
@@ -77,6 +78,7 @@ class Adapter:
         described = {
             "adapter_type": "bottleneck",
             "base_model_name_or_path": base.model.name_or_path,
+            "revision": base.spec.model.revision if base.spec else None,
             "bottleneck": options.bottleneck,
             "activation": "relu",
             "layers": _layers(base),  # h + up(relu(down(h))) of the hidden states h that each of them gives
@@ -86,7 +88,11 @@ class Adapter:
 
 
 def _layers(base: BaseModel) -> list[str]:
-    name, layers = layer_list(base.model)
+    (name, layers), *others = layer_lists(base.model)
+    if others:
+        raise InputError(
+            f"method: adapter finds no layers in {type(base.model).__name__}, whose parts lie in lists of their own; choose another"
+        )
     return [f"{name}.{number}" for number in range(len(layers))]
 
 

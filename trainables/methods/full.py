@@ -1,5 +1,6 @@
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from trainables.hyperparameters import FullOptions
 from trainables.model import BaseModel
@@ -12,16 +13,22 @@ class Full:
         for parameter in base.model.parameters():
             parameter.requires_grad_(True)
 
-    def save(self, model: Any, folder: Path) -> None:
-        model.save_pretrained(folder)
+    def save(self, base: BaseModel, folder: Path) -> None:
+        """With the configuration that a user expects: what only training sets stays out of it."""
+        own = base.model.config
+        base.model.config = base.config or own
+        try:
+            base.model.save_pretrained(folder)
+        finally:
+            base.model.config = own
 
-    def load(self, model: Any, folder: Path) -> None:
-        from safetensors.torch import load_file
+    def load(self, base: BaseModel, folder: Path) -> None:
+        """What is trained, as a user loads it: transformers may keep weights under other names on disk than in the model."""
+        from trainables.loading import load_checkpoint
 
-        weights: dict[str, Any] = {}
-        for file in sorted(folder.glob("*.safetensors")):  # large models are saved in several files
-            weights.update(load_file(file))
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-        tied = set(model.all_tied_weights_keys)
-        lost = [name for name in missing if name not in tied]
-        assert not unexpected and not lost, f"{folder} does not fit the model: missing {lost}, unexpected {unexpected}"
+        assert base.spec is not None
+        saved = dict(load_checkpoint(folder, base.spec, torch.device("cpu")).named_parameters())
+        with torch.no_grad():
+            for name, parameter in base.model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(saved[name])

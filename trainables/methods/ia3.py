@@ -8,43 +8,59 @@ from torch import Tensor
 
 from trainables.errors import InputError
 from trainables.hyperparameters import Ia3Options
-from trainables.methods.lora import features, linear_layers
 from trainables.model import BaseModel, Variant
 from trainables.stack import Addition, Gathered, Place, Stacked
+from trainables.structure import attends, features, in_layers, linear_layers, served_by_peft
 
-# keys and values (or what holds them, fused), and the last layer of the feed-forward, as the architectures that PEFT
-# does not know name them
-KEYS_VALUES = re.compile(
-    r"(^|\.)((k|v|key|value)(_proj|_lin)?|qkv(_proj)?|Wqkv|c_attn|query_key_value)$|(^|\.)attention\.(in|qkv)_proj$"
-)
-FEED_FORWARD = re.compile(
-    r"(^|\.)(down_proj|fc2|lin2|ff2|w2|wo|fc_out|dense_4h_to_h)$|(^|\.)(mlp|ffn|feed_forward)\.(c_proj|Wo|dense_2)$"
-    r"|(^|\.)(?<!attention\.)output\.dense$"
-)
+KEYS_VALUES = {"k", "v", "kv", "qkv", "key", "value"}  # parts of the names of projections that give keys or values
 
 
 def scaled_layers(base: BaseModel) -> dict[str, str]:
-    """Full names of the linear layers that IA3 scales, each with what is scaled: its "input" or its "output"."""
+    """Full names of the linear layers that IA3 scales, each with what is scaled: its "input" or its "output".
+
+    PEFT knows them of some architectures. Of the others: projections that give keys or values, alone or fused, and the
+    layers of the feed-forward that lead back to the model's width.
+    """
     from peft.utils.constants import (
         TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
         TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
     )
 
-    linear, architecture = linear_layers(base), base.model.config.model_type
+    model = base.model
+    linear, architecture = linear_layers(model, base.head), model.config.model_type
     targets = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(architecture)
     feed_forward = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(architecture)
     if targets and feed_forward:
         chosen = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in targets)]
         found = {name: "input" if name.endswith(tuple(feed_forward)) else "output" for name in chosen}
     else:
-        found = {name: "output" for name in linear if KEYS_VALUES.search(name)}
-        found |= {name: "input" for name in linear if FEED_FORWARD.search(name)}
+        found = _keys_and_values(model, attends(model, linear)) | _back_to_width(model, linear)
+    found = {name: found[name] for name in served_by_peft(model, [name for name in linear if name in found])}
     if set(found.values()) != {"input", "output"}:
         raise InputError(
-            f"method: ia3 scales keys, values and feed-forward layers, and knows none of {type(base.model).__name__}; "
+            f"method: ia3 scales keys, values and feed-forward layers, and knows none of {type(model).__name__}; "
             "choose another method"
         )
-    return {name: found[name] for name in linear if name in found}
+    return found
+
+
+def _keys_and_values(model: Any, attention: Sequence[str]) -> dict[str, str]:
+    named = [name for name in attention if KEYS_VALUES & set(re.findall(r"[A-Z]?[a-z]+", name.rsplit(".", 1)[-1]))]
+    if not named:  # queries, keys and values in one, whatever it is called
+        named = [name for name in attention if _ratio(model, name) >= 2]
+    return dict.fromkeys(named, "output")
+
+
+def _back_to_width(model: Any, linear: Sequence[str]) -> dict[str, str]:
+    inside = set(in_layers(model)) - set(attends(model, linear))
+    width = model.config.get_text_config().hidden_size
+    back = [name for name in linear if name in inside and features(model.get_submodule(name))[1] == width]
+    return dict.fromkeys([name for name in back if _ratio(model, name) != 1], "input")
+
+
+def _ratio(model: Any, name: str) -> float:
+    inputs, outputs = features(model.get_submodule(name))
+    return outputs / inputs
 
 
 class Scale(Place):
@@ -104,6 +120,7 @@ class Ia3:
         modules: dict[str, Any] = {name: base.model.get_submodule(name) for name in scaled}
         IA3Config(
             base_model_name_or_path=base.model.name_or_path,
+            revision=base.spec.model.revision if base.spec else None,
             target_modules=list(scaled),
             feedforward_modules=[name for name, side in scaled.items() if side == "input"],
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules.values()),  # GPT-2's layers

@@ -1,4 +1,3 @@
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,35 +10,21 @@ from trainables.errors import InputError
 from trainables.hyperparameters import LoraOptions
 from trainables.model import BaseModel, Variant
 from trainables.stack import Addition, Place, Segments, Stack, Stacked, accumulate, grouped_matmul
+from trainables.structure import attends, features, linear_layers, served_by_peft
 
-# the query, key, value and output projections, as the architectures of transformers name them
-ATTENTION = re.compile(
-    r"(^|\.)(q|k|v|o|query|key|value|qkv|c_attn|query_key_value)(_proj|_lin|_attn)?$|(^|\.)out_(proj|lin)$"
-    r"|attention\.(output\.)?dense$|attn\.c_proj$"
-)
 FIRST_LAYER = 1 << 16  # number of the first place among the layers that drop out; the base's own come before
 
 
-def linear_layers(base: BaseModel) -> list[str]:
-    """Full names of the linear layers of the backbone, in the model's order."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    output = base.model.get_output_embeddings()
-    return [
-        name
-        for name, module in base.model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output and not base.in_head(name)
-    ]
-
-
 def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]:
-    """Full names of the linear layers that `targets` means in this model; the head is never among them."""
-    linear = linear_layers(base)
+    """Full names of the linear layers that `targets` means in this model, and that PEFT will adapt when it loads the
+    adapter; the head is never among them.
+    """
+    model = base.model
+    linear = linear_layers(model, base.head)
     if targets == "all-linear":
-        return linear
-    if targets == "attention":
-        chosen = [name for name in linear if ATTENTION.search(name)]
+        chosen = linear
+    elif targets == "attention":
+        chosen = attends(model, linear)
     else:
         chosen = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in targets)]
         for target in targets:
@@ -47,15 +32,15 @@ def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]
                 endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
                 raise InputError(f"targets: no linear layer is called {target!r}; this model has {', '.join(endings)}")
     if not chosen:
-        raise InputError(f"targets: no attention layer found in {type(base.model).__name__}; name the modules instead")
-    return chosen
-
-
-def features(module: Any) -> tuple[int, int]:
-    """Channels in and out of a linear layer, which may be quantised or GPT-2's Conv1D."""
-    if hasattr(module, "in_features"):
-        return module.in_features, module.out_features
-    return tuple(module.weight.shape)
+        what = "linear layer" if targets == "all-linear" else "attention layer"
+        raise InputError(
+            f"targets: no {what} found in {type(model).__name__}; name the modules, or choose another method"
+        )
+    served = served_by_peft(model, chosen)
+    refused = sorted({name.rsplit(".", 1)[-1] for name in set(chosen) - set(served)})
+    if not served or (refused and isinstance(targets, tuple)):
+        raise InputError(f"targets: PEFT does not load adapters of {', '.join(refused)} into {type(model).__name__}")
+    return served
 
 
 class LowRank(Place):
@@ -65,7 +50,7 @@ class LowRank(Place):
 
     def __init__(self, stack: Stack, name: str) -> None:
         super().__init__(stack, name)
-        self._layer = FIRST_LAYER + linear_layers(stack.base).index(name)
+        self._layer = FIRST_LAYER + linear_layers(stack.base.model, stack.base.head).index(name)
 
     @staticmethod
     def key(place: str, tensor: str) -> str:
@@ -153,6 +138,7 @@ class Lora:
         targets = target_modules(base, options.targets)
         LoraConfig(
             base_model_name_or_path=base.model.name_or_path,
+            revision=base.spec.model.revision if base.spec else None,
             r=options.rank,
             lora_alpha=options.alpha,
             lora_dropout=options.dropout,

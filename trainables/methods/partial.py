@@ -1,19 +1,10 @@
 import fnmatch
 
-from torch import nn
-
 from trainables.errors import InputError
 from trainables.hyperparameters import PartialOptions
 from trainables.methods.full import Full
 from trainables.model import BaseModel
-
-
-def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The model's stack of layers: its longest ModuleList (encoder.layer, model.layers, transformer.h, …)."""
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise InputError(f"layers: {type(model).__name__} has no list of layers; name parameters with patterns instead")
-    return max(lists, key=lambda item: len(item[1]))
+from trainables.structure import layer_lists
 
 
 class Partial:
@@ -25,10 +16,11 @@ class Partial:
     def attach(self, base: BaseModel, options: PartialOptions) -> None:
         model = base.model
         if options.layers is not None:
-            name, layers = layer_list(model)
-            if options.layers > len(layers):
-                raise InputError(f"layers: the model has {len(layers)} layers, got {options.layers}")
-            chosen = [f"{name}.{i}." for i in range(len(layers) - options.layers, len(layers))]
+            lists = layer_lists(model)
+            count = len(lists[0][1])
+            if options.layers > count:
+                raise InputError(f"layers: must be at most the model's {count} layers, got {options.layers}")
+            chosen = [f"{name}.{i}." for name, _ in lists for i in range(count - options.layers, count)]
             for parameter_name, parameter in model.named_parameters():
                 parameter.requires_grad_(parameter_name.startswith(tuple(chosen)))
         else:

@@ -17,9 +17,6 @@ class Task(Protocol):
     auto_class: str
     """Name of the class of transformers that loads the model."""
 
-    def model_kwargs(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """What `from_pretrained` needs to know of the data."""
-
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         """Rows of a `Split`, padded on the right: input_ids, attention_mask and perhaps token_type_ids int64 [B, T];
         labels int64 [B] or [B, T] (-100: no loss)."""

@@ -19,9 +19,6 @@ class CausalLM:
     name = "causal_lm"
     auto_class = "AutoModelForCausalLM"
 
-    def model_kwargs(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         return collate_tokens(rows, pad_token_id)
 
@@ -85,7 +82,7 @@ def token_losses(logits: Tensor, labels: Tensor, output: Any = None) -> tuple[Te
     targets = labels[:, 1:]
     is_target = targets != IGNORED
     x, y = logits[:, :-1][is_target], targets[is_target]
-    size = max(1, CHUNK_LOGITS // output.weight.shape[0]) if output is not None else len(y)
+    size = tokens_at_once(output.weight.shape[0]) if output is not None else len(y)
     if len(y) <= size:
         nll = _nll(x, y, output)
     elif torch.is_grad_enabled():
@@ -95,6 +92,11 @@ def token_losses(logits: Tensor, labels: Tensor, output: Any = None) -> tuple[Te
         nll = torch.cat([_nll(*part, output) for part in zip(x.split(size), y.split(size), strict=True)])
     row = is_target.nonzero()[:, 0]
     return nll.new_zeros(len(labels)).index_add(0, row, nll), is_target.sum(dim=1)
+
+
+def tokens_at_once(vocabulary: int) -> int:
+    """Tokens whose logits are at most `CHUNK_LOGITS` numbers."""
+    return max(1, CHUNK_LOGITS // vocabulary)
 
 
 def _nll(x: Tensor, y: Tensor, output: Any) -> Tensor:

@@ -6,20 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainables.classes import class_metrics, count_classes
 from trainables.tasks.causal_lm import pad, widen
 
 
 class Classification:
     name = "classification"
     auto_class = "AutoModelForSequenceClassification"
-
-    def model_kwargs(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        labels = manifest["labels"]
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-        }
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         batch = pad(rows, pad_token_id)
@@ -40,10 +33,6 @@ class Classification:
     def metrics(
         self, nll: np.ndarray, targets: np.ndarray, predictions: np.ndarray | None, labels: np.ndarray | None
     ) -> dict[str, float]:
-        """Accuracy, and F1 averaged over the classes that occur among labels or predictions."""
+        """Those of `trainables.classes`."""
         assert predictions is not None and labels is not None
-        f1 = []
-        for c in np.union1d(labels, predictions):
-            hits = np.count_nonzero((labels == c) & (predictions == c))
-            f1.append(2 * hits / (np.count_nonzero(labels == c) + np.count_nonzero(predictions == c)))
-        return {"accuracy": float(np.mean(predictions == labels)), "macro_f1": float(np.mean(f1))}
+        return class_metrics(count_classes(predictions, labels, 1 + int(max(predictions.max(), labels.max()))))

@@ -12,9 +12,6 @@ class Instruction:
     name = "instruction"
     auto_class = "AutoModelForCausalLM"
 
-    def model_kwargs(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         return collate_tokens(rows, pad_token_id)
 

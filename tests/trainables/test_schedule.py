@@ -1,0 +1,49 @@
+"""How many steps a trial trains, and how many rows those see."""
+
+import pytest
+
+from trainables.hyperparameters import parse
+from trainables.schedule import samples_seen, total_steps, trained_samples
+
+
+def params(batch_size, epochs):
+    return parse({"method": "full", "learning_rate": 1e-4, "batch_size": batch_size, "epochs": epochs})
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "epochs", "steps", "samples"),
+    [
+        (80, 24, 0.3, 1, 24),  # as near to 24 rows as whole batches come
+        (80, 24, 0.5, 2, 48),
+        (80, 24, 0.9, 3, 72),
+        (80, 24, 1, 4, 80),  # the last batch of an epoch is short
+        (80, 24, 1.3, 5, 104),
+        (80, 24, 2, 8, 160),
+        (80, 24, 2.6, 10, 208),
+        (95, 10, 1.1, 11, 105),
+        (95, 10, 2.05, 20, 190),  # of a twentieth of an epoch the nearest number of batches is none
+        (95, 10, 8.2, 82, 780),
+        (100, 10, 1.1, 11, 110),  # 1.1 is a little more than 11 tenths in binary
+        (100, 10, 0.7, 7, 70),
+        (80, 24, 0.01, 1, 24),  # at least one step
+        (80, 100, 0.5, 1, 80),  # a batch above the rows is a whole epoch
+        (80, 100, 3, 3, 240),
+        (1, 1, 1, 1, 1),
+        (1000, 1, 0.2345, 234, 234),
+    ],
+)
+def test_a_trial_trains_what_its_epochs_say(rows, batch_size, epochs, steps, samples):
+    hp = params(batch_size, epochs)
+    assert total_steps(rows, hp) == steps
+    assert trained_samples(rows, hp) == samples == samples_seen(rows, hp, steps)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 80, 96, 97, 1000])
+@pytest.mark.parametrize("batch_size", [1, 7, 24, 96, 2000])
+def test_whole_epochs_are_whole_and_parts_are_within_half_a_batch(rows, batch_size):
+    for epochs in (1, 2, 3, 7):
+        assert trained_samples(rows, params(batch_size, epochs)) == epochs * rows
+    for tenths in range(1, 40):
+        trained = trained_samples(rows, params(batch_size, tenths / 10))
+        first = min(batch_size, rows)  # at least one step
+        assert trained == first or abs(trained - tenths / 10 * rows) <= batch_size / 2 + 1e-6
