@@ -10,10 +10,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.leaderboard import leaderboard as ranked
 from sweeps.selection import Curve, SelectionConfig, best_point
 
 LOST = ("forgetting", "kl")  # what is measured of a language model where it has a limit
 BEHIND = "above the best (95%)"
+NO_INTERVAL = "too few for an interval"
 WIDE = 150  # columns that the whole leaderboard needs
 LIVE = 100  # columns that the whole live table needs
 MOST_CLASSES = 12  # of the winner's, in a terminal
@@ -33,12 +35,11 @@ def duration(seconds: float) -> str:
 
 
 def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
-    """The trials of a board, best first: those that may win by validation loss, then the rest.
+    """The trials of a board in their order (sweeps.leaderboard).
 
     Trials that are tied with the winner have a `=` before them. Below WIDE columns only what decides is shown: id, loss,
     first metric, verdict, configuration.
     """
-    winner = board["winner"] or {}
     metrics = sorted({name for trial in board["trials"] for e in trial["evaluations"] for name in e["metrics"]})
     compared = [BEHIND] if any(trial.get("difference") for trial in board["trials"]) else []
     lost = [name for name in LOST if any(e.get(name) is not None for t in board["trials"] for e in t["evaluations"])]
@@ -53,14 +54,14 @@ def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
     def add(cells: dict[str, Any], style: str | None) -> None:
         table.add_row(*(cells.get(name, "-") for name in columns), style=style)
 
-    for trial, best in ranked(board):
-        won = trial["id"] == winner.get("trial")
+    for row in ranked(board):
+        trial, best = row.trial, row.shown
         cells: dict[str, Any] = {
-            "": "*" if won else "=" if trial["id"] in winner.get("tied", ()) else "",
+            "": "*" if row.wins else "=" if row.tied else "",
             BEHIND: interval(trial.get("difference")),
             "trial": trial["id"],
             "state": Text(trial["status"], style=STATES[trial["status"]]),
-            "verdict": trial["verdict"],
+            "verdict": verdict_words(trial),
             "configuration": Text(format_params(trial["params"]) + _again(trial)),
         }
         if best is not None:
@@ -71,7 +72,7 @@ def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
                 "probe": _number(best["probe_loss"]),
                 "epoch": f"{best['epoch']:g}",
             }
-        add(cells, "bold" if won else None)
+        add(cells, "bold" if row.wins else None)
     for name, baseline in board["baselines"].items():
         words = baseline.get("words", name)
         if name == "prior":
@@ -85,29 +86,6 @@ def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
             "dim",
         )
     return table
-
-
-def ranked(board: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Trials with the evaluation that stands for each: the lowest of those that may win, else the lowest."""
-
-    def best(trial: dict[str, Any]) -> dict[str, Any] | None:
-        points = [e for e in trial["evaluations"] if e["val_loss"] is not None]
-        may_win = [e for e in points if e["checkpoint"] is not None and e["excluded"] is None]
-        return min(may_win or points, key=lambda e: e["val_loss"], default=None)
-
-    rows = [(trial, best(trial)) for trial in board["trials"]]
-    winner = (board["winner"] or {}).get("trial")
-    return sorted(
-        rows,
-        key=lambda row: (
-            row[0]["id"] != winner,
-            row[1] is None
-            or row[1]["checkpoint"] is None
-            or row[1]["excluded"] is not None,  # what may not win comes last
-            row[1]["val_loss"] if row[1] else float("inf"),
-            row[0]["id"],
-        ),
-    )
 
 
 class Display:
@@ -190,18 +168,30 @@ class Display:
         self._live.update(Group(Text(head, style="bold"), table), refresh=True)
 
 
+def verdict_words(trial: Mapping[str, Any]) -> str:
+    """The verdict of the checkpoint that stands for a trial, and what befell the trial after it."""
+    later = f", later {trial['verdict_later']}" if trial.get("verdict_later") else ""
+    return f"{trial['verdict'] or ''}{later}"
+
+
+def expected_words(expected: Mapping[str, Any]) -> str:
+    """What new seeds of the winner's configuration say of it."""
+    seeds = len(expected["seeds"])
+    spread = "" if expected["spread"] is None else f" ± {expected['spread']:.4f}"
+    of_failed = f"; {len(expected['failed'])} more gave no checkpoint that may win" if expected["failed"] else ""
+    return f"expected {expected['mean']:.4f}{spread}, the mean of {seeds} new seed{'s' if seeds > 1 else ''}{of_failed}"
+
+
 def test_words(test: Mapping[str, Any]) -> str:
     """What the sealed test split gave the winner."""
     score = test["scores"]["winner"]
     words = (
-        f"loss {score['loss']:.4f} (95% interval {score['low']:.4f} to {score['high']:.4f}) on {test['split']['rows']} rows, "
+        f"loss {score['loss']:.4f} ({_interval_words(score)}) on {test['split']['rows']} rows, "
         f"{abs(test['optimism']):.4f} {'above' if test['optimism'] > 0 else 'below'} that on validation"
     )
     words += "".join(f", {name} {value:.4f}" for name, value in score["metrics"].items())
     if (default := test["scores"].get("default")) is not None:
-        words += (
-            f"; the default configuration has {default['loss']:.4f} ({default['low']:.4f} to {default['high']:.4f})"
-        )
+        words += f"; the default configuration has {default['loss']:.4f} ({_interval_words(default, short=True)})"
     if before := test["scored_before"]:
         names = list(dict.fromkeys(each["sweep"] for each in before))
         others = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -210,6 +200,12 @@ def test_words(test: Mapping[str, Any]) -> str:
             "so it is no longer unseen"
         )
     return words
+
+
+def _interval_words(score: Mapping[str, Any], *, short: bool = False) -> str:
+    if score.get("low") is None:
+        return NO_INTERVAL
+    return f"{'' if short else '95% interval '}{score['low']:.4f} to {score['high']:.4f}"
 
 
 def forgetting_words(found: Mapping[str, Any]) -> str:
@@ -236,7 +232,7 @@ def slices_words(slices: Mapping[str, Any]) -> str:
 
 
 def _slice_words(part: Mapping[str, Any]) -> str:
-    bounds = "" if part["low"] is None else f"{part['low']:.4f} to {part['high']:.4f}, "
+    bounds = f"{NO_INTERVAL}, " if part["low"] is None else f"{part['low']:.4f} to {part['high']:.4f}, "
     accuracy = "" if part.get("accuracy") is None else f", accuracy {part['accuracy']:.4f}"
     return f"{part['value'] or 'empty'} {_number(part['loss'])} ({bounds}{part['rows']} rows{accuracy})"
 
@@ -296,6 +292,8 @@ def interval(difference: Mapping[str, float] | None) -> str:
     """How far a trial's loss lies above the lowest, and between which bounds."""
     if difference is None:
         return "-"
+    if difference["low"] is None:
+        return f"{difference['mean']:+.4f} ({NO_INTERVAL})"
     return f"{difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
 
 

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from sweeps.intervals import by_unit, compare, mean_interval, slice_intervals
+from sweeps.leaderboard import leaderboard
 from sweeps.metrics import default_evaluation, metrics_of
 from sweeps.selection import (
     Curve,
@@ -34,14 +36,11 @@ from sweeps.selection import (
     SelectionConfig,
     Winner,
     best_point,
-    compare,
     excluded_reason,
     final_ranking,
-    mean_interval,
     pareto,
     select,
-    slice_intervals,
-    verdict,
+    standing_verdict,
 )
 from sweeps.worth import worth
 from trainables.checkpoints import CHECKPOINT, EVALUATION, LOSSES, PREDICTIONS, STATE, evaluation_folders
@@ -65,6 +64,7 @@ class Ledger:
         self.store = Store(url)
         self.name = self.store.url.rsplit("/", 1)[-1]
         self._curves: dict[str, dict[str, Any]] = {}
+        self._group_of_rows: dict[str, np.ndarray | None] = {}
 
     # --- trials, as they run ---
 
@@ -175,19 +175,34 @@ class Ledger:
         return self
 
     def losses(self, folder: str) -> np.ndarray | None:
-        """Per-example losses [N, 2] of an evaluation, or of a baseline (`baselines/SPLIT/NAME`): summed loss and number of
-        targets of each row.
+        """Losses [G, 2] of an evaluation, or of a baseline (`baselines/SPLIT/NAME`): summed loss and number of targets of
+        each unit, a row or the rows that belong together (see sweeps.intervals).
         """
-        name = f"{folder}.npy" if folder.startswith("baselines/") else f"{folder}/{LOSSES}"
-        return self._array(name) if self.store.exists(name) else None
+        of_rows = self.row_losses(folder)
+        split = folder.split("/")[1] if folder.startswith("baselines/") else "validation"
+        return None if of_rows is None else by_unit(of_rows, self._groups(split))
+
+    def row_losses(self, folder: str) -> np.ndarray | None:
+        """The same of each row [N, 2]."""
+        return self._array(f"{folder}.npy" if folder.startswith("baselines/") else f"{folder}/{LOSSES}")
 
     def predictions(self, folder: str) -> np.ndarray | None:
         """Predicted and true class of each row [N, 2] of an evaluation or a baseline; None where there are none."""
-        name = f"{folder}.{PREDICTIONS}" if folder.startswith("baselines/") else f"{folder}/{PREDICTIONS}"
-        return self._array(name) if self.store.exists(name) else None
+        return self._array(
+            f"{folder}.{PREDICTIONS}" if folder.startswith("baselines/") else f"{folder}/{PREDICTIONS}"
+        )
 
-    def _array(self, name: str) -> np.ndarray:
-        return np.load(io.BytesIO(self.store.read_bytes(name)))
+    def _groups(self, split: str) -> np.ndarray | None:
+        """Which rows of a split belong together [N]; None where each stands for itself."""
+        if split not in self._group_of_rows:
+            found = self._array(f"data/{split}.groups.npy")
+            if found is None and split == "test":  # which is tokenised late
+                return None
+            self._group_of_rows[split] = found
+        return self._group_of_rows[split]
+
+    def _array(self, name: str) -> np.ndarray | None:
+        return np.load(io.BytesIO(self.store.read_bytes(name))) if self.store.exists(name) else None
 
     def _point(self, evaluation: dict[str, Any], *, kept: bool) -> Point:
         folder = evaluation["folder"]
@@ -205,6 +220,7 @@ class Ledger:
             kl=evaluation.get("kl"),
             trainable_parameters=evaluation["trainable_parameters"],
             inference_cost=evaluation.get("inference_cost", 1.0),
+            checkpoint_bytes=evaluation.get("checkpoint_bytes", 4 * evaluation["trainable_parameters"]),
             checkpoint=self.store.path(f"{folder}/{CHECKPOINT}") if kept else None,
             folder=folder,
         )
@@ -274,7 +290,7 @@ class Ledger:
                 score["words"] = WORDS[name]
             losses = self.losses(f"baselines/test/{name}")
             if losses is not None:
-                score["low"], score["high"] = mean_interval(losses)
+                score["low"], score["high"] = mean_interval(losses) or (None, None)
         scored = Store(self.store.url.rsplit("/", 1)[0])  # beside the sweeps: the others look there too
         register = f"test-sets/{manifest['splits']['test']['raw_fingerprint'][:16]}.json"
         own = {"sweep": self.name, "trial": winner.trial, "step": winner.point.step}
@@ -298,7 +314,7 @@ class Ledger:
         winner, _ = self.select(config)
         assert winner is not None, "what is forgotten is measured of a winner"
         found = compare(*(self.losses(f"baselines/general/{name}") for name in ("before", "after")))
-        interval = [found.low, found.high] if found else None
+        interval = [found.low, found.high] if found and found.low is not None else None
         of = {"trial": winner.trial, "step": winner.point.step}
         self.store.write_json("forgetting.json", {**of, **measured, "interval": interval})
 
@@ -343,6 +359,7 @@ class Ledger:
                 "params": dict(params),
                 "reason": reason,
                 "tied": list(winner.tied),
+                "expected": None if winner.expected is None else asdict(winner.expected),
             }
         board["pareto"] = (
             {"cost": config.pareto, "front": [{"trial": c.id, **_shown(point)} for c, point in pareto(curves, config)]}
@@ -357,7 +374,7 @@ class Ledger:
             baseline["difference"] = None if found is None else asdict(found)
         board["trials"] = []
         for curve in curves:
-            judged = verdict(curve, reference, config)
+            judged = standing_verdict(curve, reference, config)
             board["trials"].append(
                 {
                     "id": curve.id,
@@ -365,6 +382,7 @@ class Ledger:
                     "status_reason": curve.reason,
                     "verdict": judged.word,
                     "verdict_reason": judged.reason,
+                    "verdict_later": judged.later,
                     "difference": asdict(differences[curve.id]) if curve.id in differences else None,
                     "params": dict(curve.params),
                     "default": self._curves[curve.id]["default"],
@@ -375,6 +393,7 @@ class Ledger:
                     ],
                 }
             )
+        board["trials"] = [{"rank": row.rank, **row.trial} for row in leaderboard(board)]
         board["cost"] = self.store.read_json("cost.json") if self.store.exists("cost.json") else None
         for name in ("test", "forgetting"):
             board[name] = self.of_winner(name, winner)
@@ -427,13 +446,13 @@ class Ledger:
         for split, (slices, folder) in measured.items():
             if not slices:
                 continue
-            intervals: dict[str, tuple[float, float]] = {}
-            losses, of_rows = self.losses(folder), f"data/{split}.slices.npy"
-            if losses is not None and self.store.exists(of_rows):
-                intervals = slice_intervals(losses, self._array(of_rows), manifest["encoding"]["slices"])
+            intervals: dict[str, tuple[float, float] | None] = {}
+            losses, of_rows = self.row_losses(folder), self._array(f"data/{split}.slices.npy")
+            if losses is not None and of_rows is not None:
+                intervals = slice_intervals(losses, of_rows, manifest["encoding"]["slices"], self._groups(split))
             parts = []
             for value, each in slices.items():
-                low, high = intervals.get(value, (None, None))
+                low, high = intervals.get(value) or (None, None)
                 parts.append({"value": value, **each, "low": low, "high": high})
             found[split] = sorted(parts, key=lambda each: -math.inf if each["loss"] is None else -each["loss"])
         return found if len(found) > 1 else None
@@ -479,6 +498,7 @@ def _shown(point: Point) -> dict[str, Any]:
         "kl": point.kl,
         "inference_cost": point.inference_cost,
         "trainable_parameters": point.trainable_parameters,
+        "checkpoint_bytes": point.checkpoint_bytes,
         "checkpoint": point.checkpoint,
         "folder": point.folder,
     }

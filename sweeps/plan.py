@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from sweeps.config import ConfigError, SweepConfig
+from sweeps.intervals import MIN_UNITS
 from trainables.hyperparameters import OPTIONS, Hyperparameters, company, parse
 from trainables.model import check_files, load_model_config, load_tokenizer, quiet
 from trainables.schedule import total_steps, trained_samples
@@ -175,7 +176,12 @@ def print_plan(config: SweepConfig, console: Console) -> None:
         parts = ", ".join(f"{value or 'empty'} {count}" for value, count in sorted(counts.items()))
         say(f"  slices of validation by {config.data.slice}: {parts}")
     drawn = [parse(draw) for draw in config.draws()]
-    for note in [*manifest["notes"], *_large_batches(config, rows), *_odd_epochs(drawn, rows)]:
+    for note in [
+        *manifest["notes"],
+        *_large_batches(config, rows),
+        *_odd_epochs(drawn, rows),
+        *_few_groups(manifest),
+    ]:
         say(f"  note: {note}")
     space = config.space()
     say(f"Search: {search_words(config)}")
@@ -233,6 +239,11 @@ def _afterwards(config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
         lines.append(f"Beside the trials: {', '.join(ways)}; at most {selection.baseline_minutes:g} minutes a split")
     if "test" in manifest["splits"]:
         lines.append("Then: the test split, scored once, for the winner and what it is compared with")
+    else:
+        lines.append(
+            "No test split: what is claimed of the winner rests on the rows by which it was chosen, allowing for that; "
+            "data.test: 0.1 would set rows apart that it has not seen (recommended)"
+        )
     if config.task != "classification":
         lines.append(
             f"Then: what the winner has forgotten of {selection.general_text or 'general text (Python manual)'}"
@@ -258,6 +269,16 @@ def _odd_epochs(drawn: Sequence[Hyperparameters], rows: int) -> list[str]:
     (epochs, size), trained = max(strays.items(), key=lambda each: abs(each[1] / each[0][0] - 1))
     others = f"; so do {len(strays) - 1} other pairs of the two" if len(strays) > 1 else ""
     return [f"epochs {epochs:g} at batch_size {size} trains {trained:.2g} epochs, as steps take whole batches{others}"]
+
+
+def _few_groups(manifest: dict[str, Any]) -> list[str]:
+    groups = manifest["splits"]["validation"].get("groups", MIN_UNITS)
+    if groups >= MIN_UNITS:
+        return []
+    return [
+        f"validation: its rows belong to {groups} group(s) or document(s), which with fewer than {MIN_UNITS} tell nothing of "
+        "noise: no intervals, no ties"
+    ]
 
 
 def _packs(config: SweepConfig) -> str:

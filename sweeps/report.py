@@ -1,8 +1,7 @@
 """What a person reads after a sweep: one HTML page that needs no network, and the same as a Weights & Biases Report.
 
 Both take the *board*, the dictionary that `best --json` prints: the sweep's name, folder, status and metric, its winner
-(or the reason why nothing may win), baselines, and every trial with its verdict, parameters and evaluations. Where
-evaluations carry `excluded` (why this checkpoint cannot win, or None), that decides what ranks; else the verdict does.
+(or the reason why nothing may win), baselines, and every trial with its verdict, parameters and evaluations.
 """
 
 from __future__ import annotations
@@ -22,14 +21,26 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.display import BEHIND, LOST, answered_words, cost_words, forgetting_words, interval, test_words
+from sweeps.display import (
+    BEHIND,
+    LOST,
+    answered_words,
+    cost_words,
+    expected_words,
+    forgetting_words,
+    interval,
+    test_words,
+    verdict_words,
+)
+from sweeps.leaderboard import Row, leaderboard
 
 if TYPE_CHECKING:
     import optuna
     from wandb_workspaces.reports.v2 import Report
 
-VERDICTS = ("healthy", "still improving", "underfit", "overfit", "collapsed", "diverged", "failed")
-CANNOT_WIN = ("overfit", "diverged", "failed")
+VERDICTS = tuple(
+    "healthy, still improving, too early to tell, underfit, overfit, collapsed, diverged, failed".split(", ")
+)
 ABSENT = object()  # a parameter that a trial does not have, as None is a value
 
 MATRIX_CLASSES = 20  # whose confusion matrix is drawn
@@ -43,51 +54,6 @@ PROBE_TIMEOUT_S = 3.0
 
 class ReportError(OSError):
     """A report that cannot be made or sent; the message is one line for the user."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One trial's line of the leaderboard."""
-
-    trial: dict
-    """The trial, as on the board."""
-    shown: dict | None
-    """The evaluation whose numbers are shown: the winner's for its trial, else the best that may win, else the best."""
-    rank: int | None
-    """1 = lowest validation loss among the trials that may win; None where the trial may not."""
-    wins: bool
-    excluded: str
-    """Why the trial may not win, in words; empty where it may."""
-
-
-def leaderboard(board: dict) -> list[Row]:
-    """The trials by their best validation loss that may win; after them those that have none, with the reason."""
-    winner, ranked, unranked = board["winner"], [], []
-    for trial in board["trials"]:
-        wins = winner is not None and winner["trial"] == trial["id"]
-        finite = sorted((e for e in trial["evaluations"] if _is_finite(e["val_loss"])), key=lambda e: e["val_loss"])
-        sound = [winner] if wins else [e for e in finite if not _why_excluded(trial, e)]
-        if sound:
-            ranked.append((trial, sound[0], wins))
-        elif finite:
-            unranked.append((trial, finite[0], _why_excluded(trial, finite[0])))
-        elif trial["status"] == "running":
-            unranked.append((trial, None, "no evaluation yet"))
-        else:
-            unranked.append((trial, None, trial["verdict_reason"] or "no evaluation with a finite validation loss"))
-    ranked.sort(key=lambda entry: entry[1]["val_loss"])
-    unranked.sort(key=lambda entry: entry[1]["val_loss"] if entry[1] else math.inf)
-    return [
-        Row(trial=trial, shown=shown, rank=rank, wins=wins, excluded="")
-        for rank, (trial, shown, wins) in enumerate(ranked, start=1)
-    ] + [Row(trial=trial, shown=shown, rank=None, wins=False, excluded=why) for trial, shown, why in unranked]
-
-
-def _why_excluded(trial: dict, evaluation: dict) -> str:
-    by_verdict = (trial["verdict_reason"] or trial["verdict"]) if trial["verdict"] in CANNOT_WIN else ""
-    if trial["verdict"] == "failed" or "excluded" not in evaluation:
-        return by_verdict
-    return evaluation["excluded"] or ("" if _is_finite(evaluation["probe_loss"]) else "its probe loss is not finite")
 
 
 def _baselines(board: dict) -> dict[str, dict]:
@@ -148,6 +114,7 @@ def html_report(board: dict, study: optuna.Study | None, out: Path) -> Path:
         "rounded": _rounded,
         "cost_words": cost_words,
         "forgetting_words": forgetting_words,
+        "expected_words": expected_words,
         "loss": _loss_text,
         "value": _value_text,
         "tone": _tone,
@@ -158,7 +125,6 @@ def html_report(board: dict, study: optuna.Study | None, out: Path) -> Path:
         rows=rows,
         compared=any(row.trial.get("difference") for row in rows),
         verdicts=_verdict_counts(board),
-        tied=(board["winner"] or {}).get("tied", []),
         baselines=_baselines(board),
         baseline_names=list(board.get("baselines", {})),
         by_way=_by_way(board),
@@ -269,7 +235,7 @@ def _tone(word: str | None) -> str:
 
 
 def _hover(trial: dict, first_line: str) -> str:
-    lines = [f"<b>{_shielded(trial['id'])}</b> {_shielded(str(trial['verdict'] or ''))}", first_line]
+    lines = [f"<b>{_shielded(trial['id'])}</b> {_shielded(verdict_words(trial))}", first_line]
     lines += [f"{_shielded(name)} = {_shielded(_short(_value_text(v), 60))}" for name, v in trial["params"].items()]
     return "<br>".join(line for line in lines if line)
 
@@ -609,7 +575,10 @@ def wandb_report(board: dict, entity: str | None, project: str, group: str) -> R
     best = "best/val_loss"
     # A run set that names no entity or project is of the report's own project, and is built without asking the server.
     runs = {
-        "order": [wr.OrderBy(wr.SummaryMetric(best), ascending=True)],
+        "order": [
+            wr.OrderBy(wr.SummaryMetric("winner"), ascending=False),
+            wr.OrderBy(wr.SummaryMetric(best), ascending=True),
+        ],
         "visible_columns": [
             *("run:displayName", "run:state"),
             *(f"summary:{name}" for name in ("winner", "verdict", "verdict_reason", "status", best, "samples_seen")),
@@ -697,6 +666,7 @@ def _winner_markdown(board: dict) -> str:
         return f"**No winner{' yet' if board['status'] == 'running' else ''}.** {_markdown(board['reason'])}"
     numbers = [
         f"validation loss **{_loss_text(winner['val_loss'])}**",
+        *([_markdown(expected_words(winner["expected"]))] if winner.get("expected") else []),
         f"probe loss {_loss_text(winner['probe_loss'])}",
         *(f"{_markdown(name)} {_loss_text(value)}" for name, value in winner["metrics"].items()),
         f"after {winner['samples_seen']:,} samples",
@@ -728,7 +698,8 @@ def _leaderboard_markdown(rows: list[Row], params: list[str], metrics: list[str]
     lines = [[_markdown(cell) for cell in head], ["---"] * len(head)]
     for row in rows[:WANDB_TABLE_ROWS]:
         shown = row.shown or {"val_loss": None, "probe_loss": None, "metrics": {}, "samples_seen": "–"}
-        cells = [row.rank or "–", row.trial["id"], row.trial["verdict"] or "–", row.trial["status"]]
+        cells = [f"{row.rank or '–'}{' =' if row.tied else ''}", row.trial["id"], verdict_words(row.trial) or "–"]
+        cells += [row.trial["status"]]
         cells += [_loss_text(shown["val_loss"]), interval(row.trial.get("difference")), _loss_text(shown["probe_loss"])]
         cells += [_loss_text(shown["metrics"].get(name)) for name in metrics]
         cells += [shown["samples_seen"]]

@@ -24,6 +24,7 @@ from sweeps.display import (
     Display,
     alternatives_table,
     classes_table,
+    expected_words,
     forgetting_words,
     format_params,
     leaderboard,
@@ -40,7 +41,7 @@ from sweeps.plan import (
     search_words,
     storage_url,
 )
-from sweeps.selection import Curve, Point, best_point, finalists, verdict
+from sweeps.selection import Curve, Point, best_point, finalists, standing_verdict
 from trainables.checkpoints import CHECKPOINT
 from trainables.data.config import DataConfig
 from trainables.model import fingerprint, load_tokenizer
@@ -470,7 +471,7 @@ class _Sweep:
         ray.kill(self._name_plates.pop(trial))
         self.ledger.prune(trial, self.config.selection)
         curve = self.ledger.curve(trial)
-        judged = verdict(curve, self._reference, self.config.selection)
+        judged = standing_verdict(curve, self._reference, self.config.selection)
         best = best_point(curve, self.config.selection)
         self.tracker.trial_finished(
             trial,
@@ -481,7 +482,7 @@ class _Sweep:
         )
         number = f", best val loss {best.val_loss:.4f} at epoch {best.epoch:g}" if best else ""
         why = f" ({curve.reason})" if curve.reason else ""
-        self.display.say(f"{trial} {curve.status}{why}{number}; {judged.word}")
+        self.display.say(f"{trial} {curve.status}{why}{number}; {judged.shown}")
 
     # --- watching over it ---
 
@@ -666,6 +667,8 @@ def print_board(console: Console, board: dict[str, Any]) -> None:
         style="bold",
     )
     lines = [f"Reason: {winner['reason']}"]
+    if winner.get("expected"):
+        lines.append(f"Validation loss: {winner['val_loss']:.4f}, {expected_words(winner['expected'])}")
     if board.get("test"):
         lines.append(f"Test: {test_words(board['test'])}")
     if board.get("slices"):

@@ -12,7 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-BOOTSTRAP_CELLS = 1 << 23  # resamples times rows: 4,000 rows and fewer are drawn 2,000 times
+from sweeps.intervals import MIN_UNITS, Difference, compare_all
+
+TOO_EARLY = "too early to tell"
+LOST_LATER = ("overfit", "diverged", "collapsed")  # what is said of a trial's last evaluation, and not of those before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +77,7 @@ class SelectionConfig:
         0.02  # validation loss above the trial's minimum, while probe loss fell: Prechelt's generalisation loss
     )
     noise: float = 4.0  # a rise must also exceed so many standard deviations of the noise that the curve itself shows
-    overfit_gap: float = (
-        0.9  # (validation - probe) / validation above this is memorisation: probe loss under a tenth of validation loss
-    )
+    overfit_gap: float = 0.9  # (validation - probe) / validation above this is told: the training rows are memorised
     improving: float = 0.01  # a last evaluation that is the best by more than this is still improving
     underfit: float = (
         0.02  # a best loss less than this below the untuned model's (and the label prior's) has learnt nothing
@@ -84,6 +85,9 @@ class SelectionConfig:
     one_answer: float = 0.99  # the same class for so large a share of the validation rows is no answer to the input
     diverge_ratio: float = 2.0  # validation and probe loss above so many times the untuned model's
     tie_standard_errors: float = 1.0  # a candidate closer to the best than this, paired per example, is tied with it
+    prefer: Literal["lowest", "cheapest"] = (
+        "lowest"  # of the tied: the lowest validation loss, or what costs least to use
+    )
     finalists: FinalistsConfig = field(default_factory=FinalistsConfig)
     general_text: str | None = None  # file on which forgetting is measured (language models); None: Python's manual
     limits: LimitsConfig = field(default_factory=LimitsConfig)
@@ -124,6 +128,7 @@ class Point:
     kl: float | None = None  # divergence of its predictions on the task's prompts from the base's
     trainable_parameters: int = 0
     inference_cost: float = 1.0  # arithmetic of a request over that of the untuned base
+    checkpoint_bytes: int = 0  # what the checkpoint takes on disk: an adapter, or a whole model
     checkpoint: str | None = None
     folder: str = ""  # names its per-example losses
 
@@ -160,17 +165,11 @@ class Reference:
 class Verdict:
     word: str
     reason: str
+    later: str | None = None  # what befell the trial after the checkpoint that this is the verdict of
 
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """How far a candidate's validation loss lies above the lowest one, paired per example, in nats."""
-
-    mean: float
-    standard_error: float
-    low: float  # 95% bootstrap interval
-    high: float
-    tied: bool  # within `tie_standard_errors` of the lowest
+    @property
+    def shown(self) -> str:
+        return f"{self.word}, later {self.later}" if self.later else self.word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,13 +181,16 @@ class Final:
 
     trial: str  # which had it first
     seeds: Mapping[str, float]  # validation loss, by the trial of each new seed
+    failed: tuple[str, ...] = ()  # new seeds that ended without a checkpoint that may win
     mean: float
-    spread: float | None  # standard deviation over the new seeds; None for a single one
+    spread: float | None  # standard deviation over the new seeds; None for a single one, of which it is not known
 
     @property
-    def squared_error(self) -> float:
-        """Of the mean."""
-        return 0.0 if self.spread is None else self.spread**2 / len(self.seeds)
+    def median(self) -> str:
+        """The trial whose checkpoint stands for the configuration: neither a lucky seed nor an unlucky one. Of an even
+        number the better of the middle two.
+        """
+        return sorted(self.seeds, key=lambda trial: (self.seeds[trial], trial))[(len(self.seeds) - 1) // 2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +199,7 @@ class Winner:
     point: Point
     reason: str
     tied: tuple[str, ...] = ()
+    expected: Final | None = None  # where it ran again with new seeds: their mean is what to expect of it
     lowest: str = ""  # folder of the evaluation with the lowest loss
     differences: Mapping[str, Difference] = field(default_factory=dict)  # of the other candidates, to the lowest loss
 
@@ -206,7 +209,7 @@ def overfit_reason(points: Sequence[Point], index: int, config: SelectionConfig)
 
     Overfit: its validation loss lies more than `overfit_rise` above the lowest before it (Prechelt 1998, "Early stopping
     - but when?", generalisation loss), and by more than the curve's own noise explains, while the probe loss fell since
-    then; or its gap exceeds `overfit_gap`.
+    then. A gap between the two alone is no harm: on an easy task every good model has one.
     """
     point = points[index]
     if point.val_loss is None or point.probe_loss is None:
@@ -227,12 +230,20 @@ def overfit_reason(points: Sequence[Point], index: int, config: SelectionConfig)
                 f"to {point.val_loss:.4f} at {point.samples_seen}) while probe loss fell from {lowest.probe_loss:.4f} "
                 f"to {point.probe_loss:.4f}"
             )
-    if point.val_loss > 0 and (point.val_loss - point.probe_loss) / point.val_loss > config.overfit_gap:
-        return (
-            f"probe loss {point.probe_loss:.4f} is {1 - point.probe_loss / point.val_loss:.0%} below validation loss "
-            f"{point.val_loss:.4f} (limit {config.overfit_gap:.0%}): the training rows are memorised"
-        )
     return None
+
+
+def memorised(point: Point, config: SelectionConfig) -> str | None:
+    """What is told of an evaluation whose probe loss lies more than `overfit_gap` below its validation loss; else None."""
+    if point.val_loss is None or point.probe_loss is None or point.val_loss <= 0:
+        return None
+    gap = (point.val_loss - point.probe_loss) / point.val_loss
+    if gap <= config.overfit_gap:
+        return None
+    return (
+        f"the training rows are memorised: probe loss {point.probe_loss:.4f} is {gap:.1%} below validation loss "
+        f"{point.val_loss:.4f}"
+    )
 
 
 def limit_reason(point: Point, limits: LimitsConfig) -> str | None:
@@ -431,34 +442,61 @@ def verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verd
     if curve.reason and curve.reason.startswith("diverged"):
         return Verdict(word="diverged", reason=curve.reason.removeprefix("diverged: "))
     if not points:
-        if curve.status == "running":
-            return Verdict(word="still improving", reason="no evaluation yet")
-        return Verdict(word="failed", reason=curve.reason or "it ended without an evaluation")
+        why = (
+            f"it ended before its first evaluation: {curve.reason}"
+            if curve.reason
+            else "it ended without an evaluation"
+        )
+        return Verdict(word=TOO_EARLY, reason="no evaluation yet" if curve.status == "running" else why)
+    word, reason = _judge(points, reference, config)
+    if len(points) < 2 and word != "diverged":  # one evaluation shows what there is, and not where it goes
+        so_far = f"one evaluation, validation loss {points[0].val_loss:.4f} at {points[0].samples_seen} samples"
+        word, reason = TOO_EARLY, so_far if word == "healthy" else f"{so_far}: {reason}"
+    told = memorised(points[-1], config)
+    return Verdict(word=word, reason=f"{reason}; {told}" if told else reason)
+
+
+def _judge(points: Sequence[Point], reference: Reference, config: SelectionConfig) -> tuple[str, str]:
+    """Word and reason from a trial's evaluations, at least one."""
     last = points[-1]
     if reason := _diverged(points, reference, config):
-        return Verdict(word="diverged", reason=reason)
+        return "diverged", reason
     finite = [p for p in points if p.val_loss is not None]
     best = min(finite, key=lambda p: p.val_loss)
     kept = "" if best is last else f"; its evaluation at {best.samples_seen} samples is judged by itself"
     if reason := overfit_reason(points, len(points) - 1, config):
-        return Verdict(word="overfit", reason=reason + kept)
+        return "overfit", reason + kept
     if reason := collapsed_reason(points, reference, config):
-        return Verdict(word="collapsed", reason=reason + kept)
+        return "collapsed", reason + kept
     if reason := _underfit(points, best, reference, config):
-        return Verdict(word="underfit", reason=reason)
+        return "underfit", reason
     if len(finite) > 1 and best is last:
         earlier = min(p.val_loss for p in finite[:-1])
         gain = 1 - last.val_loss / earlier if earlier > 0 else 0.0
         if gain > config.improving:
-            return Verdict(
-                word="still improving",
-                reason=f"the last evaluation is the best, {gain:.1%} below the one before ({earlier:.4f} to {last.val_loss:.4f}); "
-                "more training may help",
+            return "still improving", (
+                f"the last evaluation is the best, {gain:.1%} below the one before ({earlier:.4f} to {last.val_loss:.4f}); "
+                "more training may help"
             )
+    return "healthy", _lowest(best)
+
+
+def _lowest(best: Point) -> str:
     gap = f", probe {best.probe_loss:.4f}" if best.probe_loss is not None else ""
-    return Verdict(
-        word="healthy", reason=f"lowest validation loss {best.val_loss:.4f}{gap} at {best.samples_seen} samples"
-    )
+    return f"lowest validation loss {best.val_loss:.4f}{gap} at {best.samples_seen} samples"
+
+
+def standing_verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verdict:
+    """The verdict of the checkpoint that stands for a trial: what befell the trial after it is told, and is not its name."""
+    judged, point = verdict(curve, reference, config), best_point(curve, config)
+    if judged.word not in LOST_LATER or point is None or point is curve.points[-1]:
+        return judged
+    word, reason = _judge(curve.points[: curve.points.index(point) + 1], reference, config)
+    if word in LOST_LATER:
+        return judged
+    if word != "underfit":  # the last of a shortened curve would always be still improving
+        word, reason = "healthy", _lowest(point)
+    return Verdict(word=word, reason=f"{reason}; later it {judged.word}: {judged.reason}", later=judged.word)
 
 
 def candidates(curve: Curve, config: SelectionConfig) -> list[Point]:
@@ -497,87 +535,35 @@ def pareto(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve
 
 
 def final_ranking(curves: Sequence[Curve], config: SelectionConfig) -> list[Final]:
-    """The configurations that were trained again, the lowest mean first; those of which no new seed may win are left out."""
+    """The configurations that were trained again: fewest failed seeds first, then the lowest mean; those of which no new
+    seed may win are left out.
+    """
     by_first: dict[str, dict[str, float]] = {}
     for curve, point in _standing([curve for curve in curves if curve.finalist_of is not None], config):
         by_first.setdefault(curve.finalist_of, {})[curve.id] = point.val_loss
+    failed = failed_seeds(curves, config)
     found = [
         Final(
             trial=trial,
             seeds=dict(sorted(losses.items())),
+            failed=failed.get(trial, ()),
             mean=statistics.fmean(losses.values()),
             spread=statistics.stdev(losses.values()) if len(losses) > 1 else None,
         )
         for trial, losses in by_first.items()
     ]
-    return sorted(found, key=lambda final: (final.mean, final.trial))
+    return sorted(found, key=lambda final: (len(final.failed), final.mean, final.trial))
 
 
-def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Mean loss of b minus that of a over the same rows, and its standard error.
-
-    a, b: [N, 2] summed loss and number of targets of each row. With targets t_i and differences d_i the mean is the ratio
-    D = sum d / sum t; its standard error sqrt(N / (N - 1) * sum (d_i - D t_i)^2) / sum t (Cochran 1977, ratio estimator).
-    """
-    differences, targets = b[:, 0].astype(float) - a[:, 0], a[:, 1].astype(float)
-    total, rows = targets.sum(), len(targets)
-    mean = differences.sum() / total
-    if rows < 2:
-        return float(mean), math.inf
-    residuals = differences - mean * targets
-    return float(mean), float(math.sqrt(rows / (rows - 1) * (residuals**2).sum()) / total)
-
-
-def bootstrap_intervals(
-    a: np.ndarray, others: Sequence[np.ndarray], *, level: float = 0.95, seed: int = 0
-) -> list[tuple[float, float]]:
-    """Intervals of `paired_difference(a, b)` for each b of `others`, by resampling rows (percentile method, Efron 1979).
-
-    Rows are drawn by Poisson counts (Hanley & MacGibbon 2006), the same for all candidates and in every call.
-    a, others: [N, 2] summed loss and number of targets of each row.
-    """
-    if not others:
-        return []
-    rows = len(a)
-    resamples = max(200, min(2000, BOOTSTRAP_CELLS // max(rows, 1)))
-    targets = a[:, 1].astype(np.float32)
-    differences = np.stack([(b[:, 0].astype(float) - a[:, 0]).astype(np.float32) for b in others])
-    counts = np.random.Generator(np.random.PCG64(seed)).poisson(1.0, (resamples, rows)).astype(np.float32)
-    drawn = counts @ targets
-    some = drawn > 0 if drawn.any() else slice(None)  # of a handful of rows a resample may have none
-    means = (differences @ counts.T)[:, some] / np.maximum(drawn[some], 1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
-
-
-def compare(a: np.ndarray | None, b: np.ndarray | None) -> Difference | None:
-    """How far b's loss lies above a's; None where the two were not measured on the same rows.
-
-    a, b: [N, 2] summed loss and number of targets of each row.
-    """
-    if a is None or b is None or a.shape != b.shape:
-        return None
-    return _compare_all(a, [b], tie_standard_errors=1.0)[0]
-
-
-def _compare_all(a: np.ndarray, others: Sequence[np.ndarray], tie_standard_errors: float) -> list[Difference]:
-    found = []
-    for b, (low, high) in zip(others, bootstrap_intervals(a, others), strict=True):
-        mean, error = paired_difference(a, b)
-        tied = mean <= tie_standard_errors * error
-        found.append(Difference(mean=mean, standard_error=error, low=low, high=high, tied=tied))
+def failed_seeds(curves: Sequence[Curve], config: SelectionConfig) -> dict[str, tuple[str, ...]]:
+    """New seeds that ended without a checkpoint that may win, by the trial whose configuration they repeat."""
+    again = [curve for curve in curves if curve.finalist_of is not None and curve.status != "running"]
+    standing = {curve.id for curve, _ in _standing(again, config)}
+    found: dict[str, tuple[str, ...]] = {}
+    for curve in sorted(again, key=lambda curve: curve.id):
+        if curve.id not in standing:
+            found[curve.finalist_of] = (*found.get(curve.finalist_of, ()), curve.id)
     return found
-
-
-def slice_intervals(losses: np.ndarray, of_rows: np.ndarray, values: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """`mean_interval` of the rows of each slice, by its value. losses: [N, 2]; of_rows [N]: positions in `values`."""
-    return {values[i]: mean_interval(losses[of_rows == i]) for i in np.unique(of_rows).tolist()}
-
-
-def mean_interval(losses: np.ndarray) -> tuple[float, float]:
-    """95% bootstrap interval of the mean loss over rows [N, 2]."""
-    nothing = np.stack([np.zeros(len(losses)), losses[:, 1]], 1)
-    return bootstrap_intervals(nothing, [losses])[0]
 
 
 def select(
@@ -588,25 +574,28 @@ def select(
 ) -> tuple[Winner | None, str]:
     """The winner, and the reason in words (also when there is none).
 
-    Each trial stands with its best evaluation that is not overfit. The lowest validation loss leads; those within
-    `tie_standard_errors` of it, paired per example, are tied, and among the tied the cheaper one wins: fewer trainable
-    parameters, then fewer samples. `losses(folder)` gives the per-example losses [N, 2] of an evaluation; `reference` is
-    what the reason compares with.
+    Each trial stands with its best evaluation that is not overfit. The lowest validation loss wins; those within
+    `tie_standard_errors` of it, paired by unit, are tied with it, and `prefer: cheapest` lets the one of these win that
+    costs least to use. Where configurations ran again with new seeds, these decide. `losses(folder)` gives the losses
+    [N, 2] of the units of an evaluation (see sweeps.intervals); `reference` is what the reason compares with.
     """
     standing = _standing(curves, config)
     if not standing:
         return None, _nothing(curves, config)
-    leader = standing[0][0]
-    differences = _differences(standing, config, losses)
-    if finals := final_ranking(curves, config):
-        tied, why = _choose_final(standing, finals, config)
-        chosen, point = tied[0]
+    finals, failed = final_ranking(curves, config), failed_seeds(curves, config)
+    if not finals:  # what never ran again leaves behind what ran again and failed each time
+        standing = [each for each in standing if each[0].id not in failed] or standing
+    leader, differences = standing[0][0], _differences(standing, config, losses)
+    if finals:
+        tied, expected, why = _choose_final(standing, finals, config)
     else:
         tied = [(c, p) for c, p in standing if c is leader or (c.id in differences and differences[c.id].tied)]
-        chosen, point = min(tied, key=_cost)
-        why = _why_chosen(chosen, point, standing, tied, differences, config)
+        tied, expected = _preferred_first(tied, config), None
+        why = _why_chosen(standing, tied, differences, config)
+    chosen, point = tied[0]
     sentences = [
         *why,
+        *_failed_words(finals, failed),
         *_why_not_others(chosen, point, curves, config),
         *_against_not_tuning(point, reference, config),
     ]
@@ -615,7 +604,8 @@ def select(
         trial=chosen.id,
         point=point,
         reason=reason,
-        tied=tuple(curve.id for curve, _ in tied if curve is not chosen),
+        tied=tuple(curve.id for curve, _ in tied[1:]),
+        expected=expected,
         lowest=standing[0][1].folder,
         differences=differences,
     ), reason
@@ -631,103 +621,152 @@ def _standing(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Cu
         for curve in curves
         if (point := best_point(curve, config)) is not None and point.checkpoint is not None
     ]
-    return sorted(
-        found, key=lambda item: (item[1].val_loss, item[1].trainable_parameters, item[1].samples_seen, item[0].id)
-    )
+    return sorted(found, key=lambda item: (item[1].val_loss, *_cost(item)))
 
 
 def _cost(item: tuple[Curve, Point]) -> tuple[Any, ...]:
+    """What a checkpoint costs whoever uses it, and last what it cost to train. The number of trained parameters is no part
+    of it: after training they cost nothing.
+    """
     curve, point = item
-    return point.trainable_parameters, point.samples_seen, point.val_loss, curve.id
+    return point.inference_cost, point.checkpoint_bytes, point.samples_seen, curve.id
+
+
+def _preferred_first(tied: Standing, config: SelectionConfig) -> list[tuple[Curve, Point]]:
+    return sorted(tied, key=_cost) if config.prefer == "cheapest" else list(tied)
 
 
 def _choose_final(
     standing: Standing, finals: Sequence[Final], config: SelectionConfig
-) -> tuple[list[tuple[Curve, Point]], list[str]]:
-    """The best checkpoint of each configuration that is tied for the lowest mean, the cheapest first, and why it wins."""
-    best = finals[0]
-
-    def checkpoint(final: Final) -> tuple[Curve, Point]:
-        return next((c, p) for c, p in standing if final.trial in (c.id, c.finalist_of))
-
-    def is_tied(final: Final) -> bool:
-        error = math.sqrt(final.squared_error + best.squared_error)
-        return final.mean - best.mean <= config.tie_standard_errors * error
-
-    by_cost = sorted(
-        ((checkpoint(final), final) for final in finals if is_tied(final)), key=lambda each: _cost(each[0])
-    )
-    (chosen, point), final = by_cost[0]
-
-    def number(each: Final) -> str:
-        spread = "" if each.spread is None else f" ± {each.spread:.4f}"
-        return f"{each.mean:.4f}{spread}"
-
+) -> tuple[list[tuple[Curve, Point]], Final, list[str]]:
+    """The checkpoint that stands for each configuration tied for the lowest mean, the chosen first; that one's new seeds; and
+    why it wins.
+    """
+    best, by_trial = finals[0], {curve.id: (curve, point) for curve, point in standing}
+    final_of = {final.median: final for final in finals if final is best or _is_tied(final, best, finals, config)}
+    tied = _preferred_first([by_trial[median] for median in final_of], config)
+    final = final_of[tied[0][0].id]
     seeds = f"{len(final.seeds)} new seed{'s' if len(final.seeds) > 1 else ''}"
     sentences = [f"{len(finals)} configuration{'s' if len(finals) > 1 else ''} ran again with new seeds"]
     if final is best:
-        sentences.append(f"that of {final.trial} has the lowest mean validation loss over {seeds}, {number(final)}")
-        if len(finals) > 1 and len(by_cost) == 1:
-            sentences.append(f"the next, that of {finals[1].trial}, has {number(finals[1])}")
+        sentences.append(
+            f"that of {final.trial} has the lowest mean validation loss over {seeds}, {_mean_words(final)}"
+        )
+        if len(finals) > 1 and len(tied) == 1:
+            sentences.append(f"the next, that of {finals[1].trial}, has {_mean_words(finals[1])}")
     else:
         sentences.append(
-            f"that of {final.trial}, {number(final)} over {seeds}, is tied with the lowest, {number(best)} of {best.trial}, "
-            "and cheaper"
+            f"that of {final.trial}, {_mean_words(final)} over {seeds}, is tied with the lowest, {_mean_words(best)} of "
+            f"{best.trial}, and cheaper to use"
         )
-    others = [each.trial for _, each in by_cost[1:] if each is not best]
+    others = [final_of[curve.id].trial for curve, _ in tied[1:] if final_of[curve.id] is not best]
     if others:
         sentences.append(f"also within {config.tie_standard_errors:g} standard error: {', '.join(others)}")
-    sentences.append(f"its best checkpoint is that of {chosen.id}, {point.val_loss:.4f}")
-    return [each for each, _ in by_cost], sentences
+    sentences += _cheaper_words(tied, config)
+    which = "the median of its new seeds" if len(final.seeds) > 1 else "its new seed"
+    (curve, point) = tied[0]
+    sentences.append(f"what is handed over is {which}, {curve.id} with {point.val_loss:.4f}; to expect is the mean")
+    return tied, final, sentences
+
+
+def _is_tied(final: Final, best: Final, finals: Sequence[Final], config: SelectionConfig) -> bool:
+    """Whether two means are closer than their standard errors; of a single seed the spread is taken to be that of the other
+    configurations, and without any it is unknown, so that nothing is tied.
+    """
+    known = [(each.spread, len(each.seeds) - 1) for each in finals if each.spread is not None]
+    if not known or len(final.failed) != len(best.failed):
+        return False
+    pooled = math.sqrt(sum(spread**2 * free for spread, free in known) / sum(free for _, free in known))
+    spreads = [(pooled if each.spread is None else each.spread, len(each.seeds)) for each in (final, best)]
+    error = math.sqrt(sum(spread**2 / seeds for spread, seeds in spreads))
+    return final.mean - best.mean <= config.tie_standard_errors * error
+
+
+def _mean_words(final: Final) -> str:
+    return f"{final.mean:.4f} (one seed)" if final.spread is None else f"{final.mean:.4f} ± {final.spread:.4f}"
+
+
+def _failed_words(finals: Sequence[Final], failed: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """That new seeds failed, and what follows from it."""
+    ran = {final.trial: len(final.seeds) for final in finals}
+    sentences = []
+    for trial, seeds in sorted(failed.items()):
+        count = f"{len(seeds)} of {len(seeds) + ran.get(trial, 0)}"
+        follows = (
+            "so it wins over none whose seeds all ran" if finals else "so nothing else is known of it than its first"
+        )
+        sentences.append(
+            f"{count} new seeds of {trial} gave no checkpoint that may win ({', '.join(seeds)}), {follows}"
+        )
+    return sentences
 
 
 def _differences(
     standing: Standing, config: SelectionConfig, losses: Callable[[str], np.ndarray | None]
 ) -> dict[str, Difference]:
-    """Of all but the first, to the first; those without per-example losses over the same rows have none."""
+    """Of all but the first, to the first; those without losses over the same units have none."""
     of_leader = losses(standing[0][1].folder)
     others = {curve.id: losses(point.folder) for curve, point in standing[1:]} if of_leader is not None else {}
     others = {trial: other for trial, other in others.items() if other is not None and other.shape == of_leader.shape}
-    found = _compare_all(of_leader, list(others.values()), config.tie_standard_errors)
+    if not others:
+        return {}
+    found = compare_all(of_leader, list(others.values()), config.tie_standard_errors)
     return dict(zip(others, found, strict=True))
 
 
 def _why_chosen(
-    chosen: Curve,
-    point: Point,
-    standing: Standing,
-    tied: Standing,
-    differences: Mapping[str, Difference],
-    config: SelectionConfig,
+    standing: Standing, tied: Standing, differences: Mapping[str, Difference], config: SelectionConfig
 ) -> list[str]:
-    leader, lead_point = standing[0]
+    (chosen, point), (leader, lead_point) = tied[0], standing[0]
     if chosen is leader:
+        keeps = "" if config.limits == LimitsConfig() else " and keeps to the limits"
         sentences = [
             f"{chosen.id} has the lowest validation loss, {point.val_loss:.4f}, of {len(standing)} trials with a checkpoint "
-            + (
-                "that is not overfit"
-                if config.limits == LimitsConfig()
-                else "that is not overfit and keeps to the limits"
-            )
+            f"that is not overfit{keeps}"
         ]
     else:
         found = differences[chosen.id]
         sentences = [
             f"{chosen.id} is tied with {leader.id}, which has the lowest validation loss ({lead_point.val_loss:.4f}): its "
             f"{point.val_loss:.4f} is {found.mean:.4f} ± {found.standard_error:.4f} above, paired per example",
-            f"of the tied it is the cheapest ({point.trainable_parameters:,} trainable parameters, {point.samples_seen} samples, "
-            f"against {lead_point.trainable_parameters:,} and {lead_point.samples_seen})",
+            f"of the tied it is the cheapest to use ({_cost_words(point)}, against {_cost_words(lead_point)})",
         ]
     others = [curve.id for curve, _ in tied if curve.id not in (chosen.id, leader.id)]
     if others:
-        sentences.append(f"also within {config.tie_standard_errors:g} standard error: {', '.join(others)}")
+        also = "also within" if chosen is not leader else "within"
+        sentences.append(f"{also} {config.tie_standard_errors:g} standard error of it: {', '.join(others)}")
+        sentences += _cheaper_words(tied, config)
     elif len(tied) == 1 and len(standing) > 1 and standing[1][0].id in differences:
         found = differences[standing[1][0].id]
-        sentences.append(
-            f"the next, {standing[1][0].id}, is {found.mean:.4f} ± {found.standard_error:.4f} above, paired per example "
-            f"(95% interval {found.low:+.4f} to {found.high:+.4f})"
-        )
+        how_far = f"the next, {standing[1][0].id}, is {found.mean:.4f}"
+        if found.standard_error is None:
+            sentences.append(
+                f"{how_far} above: whether beyond noise cannot be told from fewer than {MIN_UNITS} groups of rows"
+            )
+        else:
+            sentences.append(
+                f"{how_far} ± {found.standard_error:.4f} above, paired per example (95% interval {found.low:+.4f} to "
+                f"{found.high:+.4f})"
+            )
     return sentences
+
+
+def _cheaper_words(tied: Standing, config: SelectionConfig) -> list[str]:
+    """Which of the tied would cost less in every request, where the winner was not chosen by that."""
+    (_, point), (other, cheaper) = tied[0], min(tied, key=_cost)
+    if config.prefer == "cheapest" or not cheaper.inference_cost < point.inference_cost - 5e-4:
+        return []
+    return [
+        f"of these {other.id} costs less in use ({cheaper.inference_cost:.3f} against {point.inference_cost:.3f} times the "
+        "arithmetic of the untuned model): selection.prefer=cheapest would choose it"
+    ]
+
+
+def _cost_words(point: Point) -> str:
+    return (
+        f"{point.inference_cost:.3f} times the untuned model's arithmetic, {point.checkpoint_bytes / 1e6:,.1f} MB on disk, "
+        f"{point.samples_seen} samples"
+    )
 
 
 def _why_not_others(chosen: Curve, point: Point, curves: Sequence[Curve], config: SelectionConfig) -> list[str]:
@@ -738,12 +777,19 @@ def _why_not_others(chosen: Curve, point: Point, curves: Sequence[Curve], config
             f"its checkpoint is that of step {point.step} (epoch {point.epoch:g}), not the trial's last, whose validation loss "
             f"is {later[-1].val_loss:.4f}"
         )
-    overfit = [c.id for c in curves if any(overfit_reason(list(c.points), i, config) for i in range(len(c.points)))]
-    beyond = [c.id for c in curves if any(limit_reason(point, config.limits) for point in c.points)]
-    for trials, what in ((overfit, "overfit checkpoints"), (beyond, "checkpoints beyond a limit")):
-        if trials:
-            count = "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
-            sentences.append(f"{count} had {what}, which could not win: {', '.join(trials)}")
+    for reason, what in (
+        (lambda points, i: overfit_reason(points, i, config), "overfit"),
+        (lambda points, i: limit_reason(points[i], config.limits), "beyond a limit"),
+    ):
+        barred = {c.id: [p.step for i, p in enumerate(c.points) if reason(list(c.points), i)] for c in curves}
+        if own := barred.pop(chosen.id):
+            which = "later" if min(own) > point.step else "earlier" if max(own) < point.step else "other"
+            sentences.append(f"{which} checkpoints of {chosen.id} are {what}, and could not win")
+        if others := [trial for trial, steps in barred.items() if steps]:
+            other = "other " if own else ""
+            count = f"1 {other}trial" if len(others) == 1 else f"{len(others)} {other}trials"
+            of_these = "overfit checkpoints" if what == "overfit" else f"checkpoints {what}"
+            sentences.append(f"{count} had {of_these}, which could not win: {', '.join(others)}")
     return sentences
 
 

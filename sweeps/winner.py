@@ -12,7 +12,15 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from sweeps.config import ConfigError, SweepConfig, dump
-from sweeps.display import alternatives_columns, answered_words, forgetting_words, slices_words, test_words
+from sweeps.display import (
+    alternatives_columns,
+    answered_words,
+    expected_words,
+    forgetting_words,
+    slices_words,
+    test_words,
+    verdict_words,
+)
 from sweeps.ledger import Ledger
 from trainables.data.sources import source_fingerprint
 from trainables.data.store import split_fingerprint
@@ -179,6 +187,7 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any], l
     method = winner["params"].get("method", config.train.method)
     numbers = {
         "validation loss": winner["val_loss"],
+        **({f"validation loss, {expected_words(found)}": found["mean"]} if (found := winner.get("expected")) else {}),
         "probe loss (training rows)": winner["probe_loss"],
         **winner["metrics"],
     }
@@ -221,7 +230,7 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any], l
             for e in trial["evaluations"]
         ),
         "",
-        f"Verdict: {trial['verdict']} ({trial['verdict_reason']}). The checkpoint here is that of {winner['samples_seen']} samples.",
+        f"Verdict: {verdict_words(trial)} ({trial['verdict_reason']}). The checkpoint here is that of {winner['samples_seen']} samples.",
         "",
         "## How to load it",
         "",

@@ -1,22 +1,25 @@
 """Was it worth it? One paragraph from what a sweep measured. Pure: numbers in, words out."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from sweeps.intervals import MIN_UNITS, gain_interval
 from sweeps.metrics import disagreements, hardly_answered
-from sweeps.selection import Difference, compare
 
 Losses = Callable[[str], np.ndarray | None]
+Interval = tuple[float, float]
 
 
 def worth(board: Mapping[str, Any], losses: Losses) -> dict[str, Any] | None:
     """`{"verdict", "words", ...}`: whether fine-tuning beat the best way without it beyond noise, by how much, at what cost, and
     what the search added over the default configuration. None where there is no winner or nothing to compare with.
 
-    board: as `best --json` prints it, without this. `losses(folder)`: per-example losses [N, 2] of an evaluation or a
-    baseline. Differences are of validation loss, in nats, or of test loss where the sealed test has been scored.
+    board: as `best --json` prints it, without this. `losses(folder)`: losses [N, 2] of the units of an evaluation or a
+    baseline (see sweeps.intervals). Differences are of validation loss, in nats, or of test loss where the sealed test has
+    been scored. On validation rows the winner was chosen, so there the intervals allow for that.
     """
     winner = board["winner"]
     if winner is None:
@@ -34,12 +37,12 @@ def worth(board: Mapping[str, Any], losses: Losses) -> dict[str, Any] | None:
     if not measured or own is None:
         return None
     best = min(measured, key=lambda name: measured[name])
-    difference = _difference(own_folder, f"baselines/{split}/{best}", losses)
+    rivals = [losses(f"baselines/{split}/{name}") for name in sorted(measured, key=lambda name: name != best)]
+    interval = _interval(own_folder, rivals, board, split, losses)
     gain = measured[best] - own
-    beyond = gain > 0 and (difference is None or difference.low > 0)
-    verdict = "yes" if beyond else "within noise" if difference is not None and difference.high > 0 else "no"
+    verdict = _verdict(gain, interval)
     named = others[best].get("words", best)
-    sentences = [_answer(verdict, split, own, named, measured[best], gain, difference)]
+    sentences = [_answer(verdict, split, own, named, measured[best], gain, interval)]
     sentences += by_metrics(board, split, verdict)
     if costs := _costs(board, named, others[best]):
         sentences.append(costs)
@@ -50,7 +53,7 @@ def worth(board: Mapping[str, Any], losses: Losses) -> dict[str, Any] | None:
         "split": split,
         "best_baseline": best,
         "gain": gain,
-        "interval": None if difference is None else [difference.low, difference.high],
+        "interval": list(interval) if _is_known(interval) else None,
         "words": " ".join(sentences),
     }
 
@@ -62,14 +65,55 @@ def by_metrics(board: Mapping[str, Any], split: str, verdict: str) -> list[str]:
     return [*disagreements(metrics, split, verdict), *([hardly] if hardly else [])]
 
 
-def _difference(own: str, other: str, losses: Losses) -> Difference | None:
-    return compare(losses(own), losses(other))
+def _interval(
+    own: str, rivals: Sequence[np.ndarray | None], board: Mapping[str, Any], split: str, losses: Losses
+) -> Interval | None:
+    """Of how far the winner lies below the lowest of `rivals`, the first of which has the lowest mean. None where that was not
+    measured on the same units; without bounds where these are too few.
+    """
+    chosen, lowest = losses(own), rivals[0]
+    if chosen is None or lowest is None or lowest.shape != chosen.shape:
+        return None
+    candidates = [chosen]
+    if split == "validation":
+        candidates += [found for folder in _candidates(board) if (found := losses(folder)) is not None]
+    alike = [each for each in rivals if each is not None and each.shape == chosen.shape]
+    return gain_interval(chosen, [each for each in candidates if each.shape == chosen.shape], alike)
 
 
-def _answer(
-    verdict: str, split: str, own: float, named: str, best: float, gain: float, difference: Difference | None
-) -> str:
-    interval = "" if difference is None else f" (95% interval {difference.low:+.4f} to {difference.high:+.4f})"
+def _candidates(board: Mapping[str, Any]) -> list[str]:
+    """Folders of all evaluations among which the winner was chosen."""
+    return [
+        evaluation["folder"]
+        for trial in board["trials"]
+        if trial.get("status") != "failed"
+        for evaluation in trial["evaluations"]
+        if evaluation["val_loss"] is not None and evaluation["excluded"] is None
+    ]
+
+
+def _verdict(gain: float, interval: Interval | None) -> str:
+    if interval is None:
+        return "yes" if gain > 0 else "no"
+    return "yes" if interval[0] > 0 else "no" if interval[1] < 0 else "within noise"
+
+
+def _is_known(interval: Interval | None) -> bool:
+    return interval is not None and math.isfinite(interval[0])
+
+
+def _bounds(interval: Interval | None, split: str) -> str:
+    """An interval in words; on the rows by which the winner was chosen it is the wider for that."""
+    if interval is None:
+        return ""
+    if not _is_known(interval):
+        return f" (no interval: {split} has fewer than {MIN_UNITS} groups of rows)"
+    allowing = ", the choice among all checkpoints allowed for" if split == "validation" else ""
+    return f" (95% interval {interval[0]:+.4f} to {interval[1]:+.4f}{allowing})"
+
+
+def _answer(verdict: str, split: str, own: float, named: str, best: float, gain: float, bounds: Interval | None) -> str:
+    interval = _bounds(bounds, split)
     numbers = f"{split} loss {own:.4f} against {best:.4f} of the best way without it, {named}"
     if verdict == "yes":
         return f"Yes, fine-tuning was worth it: {numbers}: {gain:.4f} lower{interval}."
@@ -112,23 +156,24 @@ def _searched(board: Mapping[str, Any], losses: Losses) -> str:
     scores = (board.get("test") or {}).get("scores", {})
     if "default" in scores:  # of the validation rows the search has made use
         split, gain = "test", scores["default"]["loss"] - scores["winner"]["loss"]
-        difference = _difference("baselines/test/winner", "baselines/test/default", losses)
+        own, other = "baselines/test/winner", "baselines/test/default"
     else:
         best = min(may_win, key=lambda e: e["val_loss"])
         split, gain = "validation", best["val_loss"] - winner["val_loss"]
-        difference = _difference(winner["folder"], best["folder"], losses)
-    lowered = f"The search lowered {split} loss by {gain:.4f}"
-    if difference is None:
-        return f"{lowered} from that of the default configuration, {default['id']}."
-    interval = f"95% interval {difference.low:+.4f} to {difference.high:+.4f}"
-    if difference.low > 0:
-        return f"{lowered} ({interval}) from that of the default configuration, {default['id']}."
-    if difference.high < 0:
+        own, other = winner["folder"], best["folder"]
+    interval = _interval(own, [losses(other)], board, split, losses)
+    verdict, bounds = _verdict(gain, interval), _bounds(interval, split)
+    if verdict == "yes":
+        return (
+            f"The search lowered {split} loss by {gain:.4f}{bounds} from that of the default configuration, "
+            f"{default['id']}."
+        )
+    if verdict == "no":
         return (
             f"The search added nothing: the {split} loss of the default configuration, {default['id']}, is {-gain:.4f} lower than "
-            f"the winner's ({interval})."
+            f"the winner's{bounds}."
         )
     return (
         f"What the search added over the default configuration, {default['id']}, is within noise: {gain:+.4f} of {split} "
-        f"loss ({interval})."
+        f"loss{bounds}."
     )

@@ -51,6 +51,8 @@ def write_evaluation(
     folder = store.scratch()
     try:
         save(folder)
+        files = [path for path in (folder / CHECKPOINT).rglob("*") if path.is_file()]
+        record["checkpoint_bytes"] = sum(path.stat().st_size for path in files)
         np.save(folder / LOSSES, losses)
         if predictions is not None:
             np.save(folder / PREDICTIONS, predictions)

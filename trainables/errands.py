@@ -57,14 +57,14 @@ def _test(store: Store, config: Any, data: Path, what: dict[str, Any], max_token
     """Tokenise the test split, now that there is a winner, and score it, the default configuration, the untuned base and
     baselines on it.
     """
-    from trainables.data.prepare import SLICES, open_slices, open_split, read_manifest, tokenise_split
+    from trainables.data.prepare import GROUPS, SLICES, open_slices, open_split, read_manifest, tokenise_split
     from trainables.loading import load_base_model, load_checkpoint
     from trainables.pack import measure
     from trainables.tasks import TASKS
 
     described = tokenise_split(data, "test", load_tokenizer(config.model))
     if store.local is None:
-        for name in ("test.arrow", SLICES.format("test")):
+        for name in ("test.arrow", SLICES.format("test"), GROUPS.format("test")):
             if (data / name).exists():
                 store.write_bytes(f"data/{name}", (data / name).read_bytes())
     slices = open_slices(data, "test")

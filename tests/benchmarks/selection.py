@@ -1,13 +1,15 @@
-"""How good the chosen checkpoint is: four ways to choose one, over simulated sweeps whose truth is known.
+"""How good the chosen checkpoint is, and how often what is claimed of it is false, over simulated sweeps whose truth is known.
 
-    python tests/benchmarks/selection.py                      # 200 sweeps, half a minute on one core
+    python tests/benchmarks/selection.py                      # 200 sweeps, some minutes on one core
     python tests/benchmarks/selection.py --sweeps 1000 --out selection.md
 
 The ways:
   last checkpoint         the trial whose last evaluation has the lowest validation loss, and its last checkpoint
   lowest training loss    the same by the probe loss (training rows in eval mode)
   bare argmin             the lowest validation loss of all evaluations of all trials
+  half of the rows        the same by one half of the validation rows, so that the other half can be reported
   sweeps.selection        `select` as it is shipped, with its defaults
+  prefer: cheapest        the same, and among the tied what costs least to use
 
 Every evaluation has a true (population) loss, which no way sees. They see the mean over a finite validation split and over
 probe rows. The loss of row i under evaluation t of trial k is
@@ -37,6 +39,19 @@ true training loss. Regret is its true loss minus the lowest true loss of all ch
 the measured one. Means have their standard errors over sweeps; all ways choose from the same sweeps.
 
 The second table asks `verdict` about trials whose trend is known, with independent noise on validation and probe losses.
+
+The third is about what is claimed: that the winner is better than the default configuration (the first trial) and than the
+best of three baselines, which have a difficulty of their own and one evaluation. In sweeps of equal trials, default and
+baselines are as good as every trial, so each claim is false; in the others they are worse by so much, and a claim is
+right. A claim is a lower bound above 0 (95% interval, so 2.5% of claims may be false). The ways to bound the gain:
+  as if not chosen        the paired bootstrap of winner and rival
+  half of the rows        the same on the half by which the winner was not chosen
+  out of bag              chosen anew on every resample, its gain measured on the rows that are not in it (percentiles)
+  all at once             `gain_interval`: the bound of all candidates at once, on all rows
+
+The fourth counts how often a 95% interval holds the truth where rows come in groups, whose rows share a part of what makes
+them hard: of one mean, and of one paired difference. `rho` is the correlation of two rows of a group; groups are of 1 to 20
+rows.
 """
 
 import argparse
@@ -56,6 +71,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from sweeps.intervals import by_unit, compare, gain_interval, mean_interval  # noqa: E402
 from sweeps.ledger import Ledger  # noqa: E402
 from sweeps.selection import Curve, Point, Reference, SelectionConfig, select, verdict  # noqa: E402
 
@@ -76,6 +92,7 @@ class Method:
     parameters: int
     overfits: float  # beside full fine-tuning
     excess: float  # scale of its trials' floors above the sweep's
+    megabytes: float  # of its checkpoint
 
 
 TASKS = (
@@ -83,11 +100,11 @@ TASKS = (
     Task(untuned=(2.0, 4.0), floor=(0.5, 0.85), difficulty=0.3, trial_effect=0.03, evaluation_effect=0.02),  # text
 )
 METHODS = (
-    Method(parameters=100_000_000, overfits=1.0, excess=0.05),  # full
-    Method(parameters=30_000_000, overfits=1.0, excess=0.05),  # the upper layers
-    Method(parameters=10_000_000, overfits=0.7, excess=0.05),  # LoRA, rank 64
-    Method(parameters=1_000_000, overfits=0.5, excess=0.05),  # LoRA, rank 8
-    Method(parameters=100_000, overfits=0.2, excess=0.08),  # IA3
+    Method(parameters=100_000_000, overfits=1.0, excess=0.05, megabytes=400),  # full
+    Method(parameters=30_000_000, overfits=1.0, excess=0.05, megabytes=400),  # the upper layers
+    Method(parameters=10_000_000, overfits=0.7, excess=0.05, megabytes=40),  # LoRA, rank 64
+    Method(parameters=1_000_000, overfits=0.5, excess=0.05, megabytes=4),  # LoRA, rank 8
+    Method(parameters=100_000, overfits=0.2, excess=0.08, megabytes=0.4),  # IA3
 )
 ROWS, PROBE_ROWS, TRAIN_ROWS_PER_ROW = (100, 500, 2000), 512, 9
 TRIALS, EPOCHS, WIGGLE, OVERFIT_RISE = (20, 60), (3, 12), 0.003, 0.02
@@ -95,7 +112,9 @@ OVERFIT_SHARE = (0.0, 0.8)
 OTHERS = {"healthy": 0.45, "still improving": 0.25, "underfit": 0.12, "diverged": 0.09, "collapsed": 0.09}
 TRIALS_READ = 1000
 NOISES, EVALUATIONS, RISES, CURVES_PER_CELL = (0.002, 0.005, 0.01, 0.02), (4, 6, 10, 20), (0.05, 0.1, 0.2), 1000
-CONFIG = SelectionConfig()
+EQUAL_TRIALS, GAINS, BASELINES = (10, 20, 40), (0.02, 0.05, 0.1), 3
+CORRELATIONS, GROUPS, GROUP_ROWS = (0.0, 0.1, 0.3), (10, 30, 100), 20
+CONFIG, CHEAPEST = SelectionConfig(), SelectionConfig(prefer="cheapest")
 
 
 def trend(
@@ -205,6 +224,7 @@ def simulate(index: int, seed: int) -> Sweep:
                     val_loss=float(on_rows[i].mean()) if finite else None,
                     probe_loss=float(on_probe[i]) if finite else None,
                     trainable_parameters=method.parameters,
+                    checkpoint_bytes=int(1e6 * method.megabytes),
                     checkpoint=folder,
                     folder=folder,
                 )
@@ -230,18 +250,29 @@ def bare_argmin(sweep: Sweep) -> Point:
     return min((p for c in sweep.curves for p in c.points if p.val_loss is not None), key=lambda p: p.val_loss)
 
 
-def platform_select(sweep: Sweep) -> Point:
-    winner, reason = select(sweep.curves, CONFIG, sweep.losses)
+def half_of_the_rows(sweep: Sweep) -> Point:
+    points = [p for c in sweep.curves for p in c.points if p.val_loss is not None]
+    return min(points, key=lambda p: sweep.row_losses[p.folder][::2].mean())
+
+
+def platform_select(sweep: Sweep, config: SelectionConfig = CONFIG) -> Point:
+    winner, reason = select(sweep.curves, config, sweep.losses)
     if winner is None:
         raise RuntimeError(reason)
     return winner.point
+
+
+def cheapest_select(sweep: Sweep) -> Point:
+    return platform_select(sweep, CHEAPEST)
 
 
 WAYS: Mapping[str, Callable[[Sweep], Point]] = {
     "last checkpoint": last_checkpoint,
     "lowest training loss": lowest_training_loss,
     "bare argmin": bare_argmin,
+    "half of the rows": half_of_the_rows,
     "sweeps.selection": platform_select,
+    "prefer: cheapest": cheapest_select,
 }
 
 
@@ -348,6 +379,131 @@ def verdicts_table(seed: int, curves: int = CURVES_PER_CELL) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """What one sweep says of its winner, whatever way bounds the gain: whether it is better than the default, and than the best
+    of the baselines.
+    """
+
+    default: bool
+    baseline: bool
+
+
+def ones(losses: np.ndarray) -> np.ndarray:
+    """Losses [N] of rows as what intervals take [N, 2]."""
+    return np.stack([losses, np.ones_like(losses)], axis=1)
+
+
+def lower_bound(way: str, trials: np.ndarray, rival: np.ndarray, rng: np.random.Generator) -> float:
+    """Of how far the best of `trials` [K, N] lies below the lowest of `rival` [B, N], both chosen on these rows."""
+    if way == "half of the rows":
+        chosen, other = (each[:, ::2].mean(axis=1).argmin() for each in (trials, rival))
+        return compare(ones(trials[chosen, 1::2]), ones(rival[other, 1::2])).low
+    chosen, other = (each.mean(axis=1).argmin() for each in (trials, rival))
+    if way == "as if not chosen":
+        return compare(ones(trials[chosen]), ones(rival[other])).low
+    if way == "all at once":
+        return gain_interval(ones(trials[chosen]), [ones(each) for each in trials], [ones(each) for each in rival])[0]
+    rows, resamples = trials.shape[1], 200
+    drawn = rng.integers(0, rows, (resamples, rows)) + rows * np.arange(resamples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=resamples * rows).reshape(resamples, rows).astype(np.float32)
+    outside = (counts == 0).astype(np.float32)
+
+    def lowest(losses: np.ndarray) -> np.ndarray:
+        """Mean outside each resample of what has the lowest mean inside it."""
+        chosen = (counts @ losses.T).argmin(axis=1)
+        return (outside @ losses.T)[np.arange(len(counts)), chosen] / outside.sum(axis=1)
+
+    return float(np.quantile(lowest(rival) - lowest(trials), 0.025))
+
+
+BOUNDS = ("as if not chosen", "half of the rows", "out of bag", "all at once")
+
+
+def claims(count: int, gain: float, sweeps: int, seed: int) -> dict[str, list[Claims]]:
+    """What sweeps of `count` trials claim, by each way to bound the gain; the default and the baselines are worse by the share
+    `gain`, and trials are equal. Every other sweep has five evaluations a trial, the others one.
+    """
+    found: dict[str, list[Claims]] = {way: [] for way in BOUNDS}
+    for index in sorted(range(sweeps), key=lambda index: index % len(ROWS)):
+        rng = np.random.default_rng([seed, count, round(1000 * gain), index])
+        rows, task = ROWS[index % len(ROWS)], TASKS[index // len(ROWS) % len(TASKS)]
+        evaluations = (1, 5)[index // len(ROWS) // len(TASKS) % 2]
+        shape = 1 / task.difficulty**2
+        difficulty = rng.gamma(shape, 1 / shape, rows).astype(np.float32)
+        level = np.ones(evaluations)
+        default = rows_of(level * (1 + gain), difficulty, task, rng)
+        others = np.concatenate([rows_of(level, difficulty, task, rng) for _ in range(count - 1)])
+        trials = np.concatenate([default, others])
+        own = rng.gamma(shape, 1 / shape, rows).astype(np.float32)
+        baselines = np.concatenate([rows_of(np.array([1 + gain]), own, task, rng) for _ in range(BASELINES)])
+        wins = trials.mean(axis=1).argmin() < evaluations  # the default itself
+        for way in BOUNDS:
+            lowered = not wins and lower_bound(way, trials, default, rng) > 0
+            found[way].append(Claims(default=lowered, baseline=lower_bound(way, trials, baselines, rng) > 0))
+    return found
+
+
+CLAIMS = f"""\
+| claim | way to bound the gain | {" | ".join(f"false, {count} equal trials" for count in EQUAL_TRIALS)} | {" | ".join(f"right, {gain:.0%} better" for gain in GAINS)} |
+|---|---|{"---|" * (len(EQUAL_TRIALS) + len(GAINS))}"""
+
+
+def claims_table(sweeps: int, seed: int) -> str:
+    """Shares of sweeps that claim a gain: false where all trials are equal (three times as many sweeps, as a small share
+    needs), right where default and baselines are worse.
+    """
+    cells = [(count, 0.0) for count in EQUAL_TRIALS] + [(EQUAL_TRIALS[1], gain) for gain in GAINS]
+    measured = [claims(count, gain, sweeps if gain else 3 * sweeps, seed) for count, gain in cells]
+    lines = [CLAIMS]
+    for claim, words in (("default", "the search lowered the loss"), ("baseline", "worth it")):
+        for way in BOUNDS:
+            shares = [np.mean([getattr(each, claim) for each in found[way]]) for found in measured]
+            lines.append(f"| {words} | {way} | {' | '.join(f'{share:.1%}' for share in shares)} |")
+    return "\n".join(lines)
+
+
+def alike(spread: float, rho: float, of_rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Factors [N] with mean 1; of their variance the share `rho` is that of the groups, `of_rows` [N]."""
+    of_groups, own = rng.standard_normal(of_rows.max() + 1)[of_rows], rng.standard_normal(len(of_rows))
+    sigma = math.sqrt(math.log1p(spread**2))
+    return np.exp(sigma * (math.sqrt(rho) * of_groups + math.sqrt(1 - rho) * own) - sigma**2 / 2)
+
+
+def covered(groups: int, rho: float, sweeps: int, seed: int) -> dict[str, float]:
+    """How often 95% intervals hold the truth, of rows and of groups, of a mean and of a paired difference."""
+    hits: dict[str, list[bool]] = {
+        f"{what}, {unit}": [] for what in ("mean", "difference") for unit in ("rows", "groups")
+    }
+    of_rows, task = np.repeat(np.arange(groups), np.resize(np.arange(1, GROUP_ROWS + 1), groups)), TASKS[0]
+    for index in range(sweeps):
+        rng = np.random.default_rng([seed, groups, round(100 * rho), index])
+        difficulty = alike(task.difficulty, rho, of_rows, rng)
+        first, second = (truth * difficulty * alike(task.trial_effect, rho, of_rows, rng) for truth in (1.0, 1.05))
+        for unit, which in (("rows", None), ("groups", of_rows)):
+            a, b = (by_unit(ones(each), which) for each in (first, second))
+            low, high = mean_interval(a) or (math.nan, math.nan)
+            hits[f"mean, {unit}"].append(low <= 1 <= high)
+            found = compare(a, b)
+            hits[f"difference, {unit}"].append(found.low <= 0.05 <= found.high)
+    return {name: float(np.mean(each)) for name, each in hits.items()}
+
+
+COVERAGE = """\
+| groups | rho | mean, by rows | mean, by groups | difference, by rows | difference, by groups |
+|---|---|---|---|---|---|"""
+
+
+def coverage_table(sweeps: int, seed: int) -> str:
+    lines = [COVERAGE]
+    for groups in GROUPS:
+        for rho in CORRELATIONS:
+            found = covered(groups, rho, sweeps, seed)
+            cells = [found[f"{what}, {unit}"] for what in ("mean", "difference") for unit in ("rows", "groups")]
+            lines.append(f"| {groups} | {rho:g} | {' | '.join(f'{cell:.1%}' for cell in cells)} |")
+    return "\n".join(lines)
+
+
 def reading(folder: Path, trials: int = TRIALS_READ, evaluations: int = 5, rows: int = 2000) -> str:
     """What it takes to read a sweep's folder of so many trials, and to select in it."""
     rng = np.random.default_rng(0)
@@ -403,7 +559,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         read = reading(Path(folder))
-    tables = "\n\n".join([about, choices_table(choices), verdicts_table(given.seed), read])
+    measured = claims_table(given.sweeps, given.seed), coverage_table(5 * given.sweeps, given.seed)
+    tables = "\n\n".join([about, choices_table(choices), verdicts_table(given.seed), *measured, read])
     print(f"{tables}\n\n{time.perf_counter() - began:.0f} s")
     if given.out:
         given.out.write_text(tables + "\n")

@@ -21,7 +21,9 @@ def arm(name: str, ends: list[float], training: float, cpu_per_s: float) -> over
 
 def test_help_names_the_options() -> None:
     done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "--trials" in done.stdout and "--out" in done.stdout and "--child" not in done.stdout
+    assert (
+        done.returncode == 0 and "--trials" in done.stdout and "--out" in done.stdout and "--child" not in done.stdout
+    )
 
 
 def test_one_trial_has_no_second() -> None:
@@ -53,8 +55,30 @@ def test_table_compares_with_the_first_arm() -> None:
     header, rule, first, second = overhead.table([ours, stock]).splitlines()
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (header, rule, first, second)]
     assert len({len(row) for row in cells}) == 1
-    assert cells[2] == ["ours", "1.000 (1.000–1.000)", "0.500", "0.500", "1.0", "1.00", "0.250", "0.75", "1.0", "4.0000, 3.0000"]
-    assert cells[3] == ["stock", "10.500 (9.000–12.000)", "0.500", "10.000", "20.0", "21.00", "0.250", "20.75", "27.7", "4.0000, 3.0000"]
+    assert cells[2] == [
+        "ours",
+        "1.000 (1.000–1.000)",
+        "0.500",
+        "0.500",
+        "1.0",
+        "1.00",
+        "0.250",
+        "0.75",
+        "1.0",
+        "4.0000, 3.0000",
+    ]
+    assert cells[3] == [
+        "stock",
+        "10.500 (9.000–12.000)",
+        "0.500",
+        "10.000",
+        "20.0",
+        "21.00",
+        "0.250",
+        "20.75",
+        "27.7",
+        "4.0000, 3.0000",
+    ]
 
 
 def test_no_overhead_has_no_ratio() -> None:
@@ -68,7 +92,13 @@ def test_learning_rates_differ_and_stay_the_same() -> None:
 
 def test_clock_counts_children_after_their_end() -> None:
     burn = "import time\nwhile time.process_time() < 0.8: pass"
-    with subprocess.Popen([sys.executable, "-c", f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {burn!r}]); time.sleep(1)"]) as root:
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {burn!r}]); time.sleep(1)",
+        ]
+    ) as root:
         with arms.TreeClock(psutil.Process(root.pid)) as clock:
             root.wait(60)
     assert 0.3 < clock.at(time.time()) < 2.0

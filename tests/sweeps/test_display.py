@@ -156,10 +156,10 @@ def test_a_trial_stands_with_the_checkpoint_that_is_kept():
 def test_a_running_trial_stands_with_what_could_win_and_not_with_what_it_goes_on_from():
     """While it runs, its last checkpoint is kept too, even an excluded one."""
     last = evaluation(2, 1.0, 0.01, excluded="memorised")
-    ((_, best),) = ranked(board(trial("t0001", evaluation(1, 2.0), last, status="running")))
-    assert best["val_loss"] == 2.0
-    ((_, best),) = ranked(board(trial("t0001", evaluation(1, 1.0), evaluation(2, 1.5), status="running")))
-    assert best["val_loss"] == 1.0
+    (row,) = ranked(board(trial("t0001", evaluation(1, 2.0), last, status="running")))
+    assert row.shown["val_loss"] == 2.0
+    (row,) = ranked(board(trial("t0001", evaluation(1, 1.0), evaluation(2, 1.5), status="running")))
+    assert row.shown["val_loss"] == 1.0
 
 
 def test_losses_that_are_not_finite_and_metrics_that_are_missing_are_dashes():
@@ -281,22 +281,24 @@ def test_slices_in_words():
         ],
     }
     words = (
-        "validation loss by language: de 2.0000 (1.7500 to 2.2500, 1200 rows, accuracy 0.5000); empty 1.5000 (40 rows); "
-        "fr 0.7500 (7 rows); worst de, 1.2500 above the best"
+        "validation loss by language: de 2.0000 (1.7500 to 2.2500, 1200 rows, accuracy 0.5000); empty 1.5000 "
+        "(too few for an interval, 40 rows); fr 0.7500 (too few for an interval, 7 rows); worst de, 1.2500 above the best"
     )
     assert slices_words(found) == words
     tested = slices_words(found | {"test": [part("", 3.0), part("de", 2.5)]})
     assert tested == (
-        "test loss by language: empty 3.0000 (40 rows); de 2.5000 (40 rows); worst empty, 0.5000 above the best"
+        "test loss by language: empty 3.0000 (too few for an interval, 40 rows); "
+        "de 2.5000 (too few for an interval, 40 rows); worst empty, 0.5000 above the best"
     )
     made = board(trial("t0001", evaluation(1, 1.0)), winner="t0001") | {"slices": found}
     assert f"Slices: {words}" in printed(lambda console: print_board(console, made))
 
 
 def test_one_slice_alone_is_not_compared_and_one_without_a_loss_neither():
-    assert slices_words({"column": "x", "validation": [part("a", 1.0)]}) == "validation loss by x: a 1.0000 (40 rows)"
+    few = "too few for an interval, 40 rows"
+    assert slices_words({"column": "x", "validation": [part("a", 1.0)]}) == f"validation loss by x: a 1.0000 ({few})"
     found = {"column": "x", "validation": [part("b", None), part("a", 1.0)]}
-    assert slices_words(found) == "validation loss by x: b - (40 rows); a 1.0000 (40 rows)"
+    assert slices_words(found) == f"validation loss by x: b - ({few}); a 1.0000 ({few})"
 
 
 def test_of_many_slices_the_worst_and_the_best_are_said():

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from sweeps.display import test_words as spoken
+from sweeps.intervals import compare, mean_interval
 from sweeps.ledger import DEAD_AFTER_S, Ledger, label_prior
-from sweeps.selection import LimitsConfig, SelectionConfig, compare, mean_interval
+from sweeps.selection import LimitsConfig, SelectionConfig
 from trainables.checkpoints import (
     CHECKPOINT,
     EVALUATION,
@@ -210,8 +211,8 @@ def test_an_ended_trial_keeps_its_best_checkpoint_alone(ledger):
 
 
 def test_the_best_is_the_best_that_may_win(ledger):
-    """The lowest loss is that of a memorised checkpoint: the one kept is that of the lowest loss before it."""
-    run(ledger, "t0001", (3.0, 2.9), (2.0, 1.9), (1.0, 0.1), (1.5, 0.05))
+    """The last is overfit: the one kept is that of the lowest loss before it."""
+    run(ledger, "t0001", (3.0, 2.9), (2.0, 1.9), (2.6, 0.1), (2.7, 0.05))
     assert on_disk(ledger, "t0001", CHECKPOINT) == [2]
     winner = ledger.board("quick", CONFIG)["winner"]
     assert (winner["step"], winner["val_loss"]) == (2, 2.0)
@@ -256,9 +257,9 @@ def test_where_nothing_keeps_to_the_limits_no_checkpoint_is_kept(ledger):
 
 
 def test_where_nothing_may_win_nothing_is_kept_but_what_a_running_trial_goes_on_from(ledger):
-    run(ledger, "t0001", (3.0, 0.1), math.nan, ended=None)
+    run(ledger, "t0001", (3.0, math.nan), math.nan, ended=None)
     assert on_disk(ledger, "t0001", CHECKPOINT) == on_disk(ledger, "t0001", STATE) == [2]
-    run(ledger, "t0002", (3.0, 0.1), math.nan)
+    run(ledger, "t0002", (3.0, math.nan), math.nan)
     assert on_disk(ledger, "t0002", CHECKPOINT) == []
 
 
@@ -366,6 +367,7 @@ EVALUATION_KEYS = {
     "kl",
     "inference_cost",
     "trainable_parameters",
+    "checkpoint_bytes",
     "checkpoint",
     "folder",
 }
@@ -384,18 +386,18 @@ def test_the_board_has_the_documented_keys_and_is_strict_json(ledger):
     assert set(board) == {"sweep", "folder", "status", "metric", "winner", "trials", "finalists", "pareto", *measured}
     assert (board["sweep"], board["status"], board["metric"]) == ("quick", "finished", "val_loss")
     assert board["folder"] == str(ledger.store.local)
-    assert set(board["winner"]) == {"trial", "params", "reason", "tied", *EVALUATION_KEYS}
+    assert set(board["winner"]) == {"trial", "params", "reason", "tied", "expected", *EVALUATION_KEYS}
     assert board["winner"]["trial"] == "t0001"
     assert board["winner"]["params"] == {"method": "lora", "targets": ["q_proj"], "rank": 8}
     trial_keys = {"id", "status", "status_reason", "verdict", "verdict_reason", "params", "evaluations"}
-    trial_keys |= {"default", "finalist_of", "difference"}
+    trial_keys |= {"default", "finalist_of", "difference", "rank", "verdict_later"}
     assert all(set(trial) == trial_keys for trial in board["trials"])
     evaluations = [evaluation for trial in board["trials"] for evaluation in trial["evaluations"]]
     assert all(set(evaluation) == {*EVALUATION_KEYS, "excluded"} for evaluation in evaluations)
-    assert [(trial["status"], trial["verdict"]) for trial in board["trials"]] == [
-        ("complete", "still improving"),
-        ("pruned", "diverged"),
-        ("failed", "failed"),
+    assert [(t["status"], t["verdict"], t["verdict_later"], t["rank"]) for t in board["trials"]] == [
+        ("complete", "still improving", None, 1),
+        ("pruned", "underfit", "diverged", 2),  # the checkpoint that stands for it is no better than the untuned model
+        ("failed", "failed", None, None),
     ]
     second = board["trials"][1]
     assert [e["val_loss"] for e in second["evaluations"]] == [2.0, 3.0, None]
@@ -429,13 +431,31 @@ def test_the_board_names_the_tied(ledger):
         moved = (
             losses + np.array([shift, 0]) + (0.2 * np.sin(np.arange(50))[:, None] if shift else 0) * np.array([1, 0])
         )
-        parameters = 10 if shift else 1000
-        made = write(ledger, trial, 1, float(moved[:, 0].mean()), losses=moved, trainable_parameters=parameters)
+        cost = 1.0 if shift else 1.25
+        made = write(ledger, trial, 1, float(moved[:, 0].mean()), losses=moved, inference_cost=cost)
         ledger.record(trial, made)
         ledger.finish(trial, "complete", None)
-    winner = ledger.board("quick", CONFIG)["winner"]
-    assert (winner["trial"], winner["tied"]) == ("t0002", ["t0001"])
-    assert winner["reason"].startswith("t0002 is tied with t0001")
+    board = ledger.board("quick", CONFIG)
+    assert (board["winner"]["trial"], board["winner"]["tied"]) == ("t0001", ["t0002"])
+    assert "of these t0002 costs less in use (1.000 against 1.250" in board["winner"]["reason"]
+    assert [(trial["id"], trial["rank"]) for trial in board["trials"]] == [("t0001", 1), ("t0002", 2)]
+    board = ledger.board("quick", dataclasses.replace(CONFIG, prefer="cheapest"))
+    assert (board["winner"]["trial"], board["winner"]["tied"]) == ("t0002", ["t0001"])
+    assert board["winner"]["reason"].startswith("t0002 is tied with t0001")
+    assert [(trial["id"], trial["rank"]) for trial in board["trials"]] == [("t0002", 1), ("t0001", 2)]
+
+
+def test_the_board_says_what_to_expect_where_the_winner_ran_again(ledger):
+    run(ledger, "t0001", 1.0)
+    for trial, loss in (("t0002", 1.1), ("t0003", 1.3), ("t0004", 1.15)):
+        run(ledger, trial, loss)
+        begun = ledger.store.local / f"trials/{trial}/trial.json"
+        begun.write_text(json.dumps(json.loads(begun.read_text()) | {"finalist_of": "t0001"}))
+    board = json.loads(json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False))
+    assert (board["winner"]["trial"], board["winner"]["val_loss"]) == ("t0004", pytest.approx(1.15))
+    assert board["winner"]["expected"] == board["finalists"][0]
+    assert board["finalists"][0]["mean"] == pytest.approx(3.55 / 3) and board["finalists"][0]["failed"] == []
+    assert [trial["id"] for trial in board["trials"]] == ["t0004", "t0001", "t0002", "t0003"]
 
 
 def rows_of(mean, seed=0, rows=200):
@@ -453,10 +473,10 @@ def put(ledger, name, array):
 def test_baselines_stand_with_their_difference_to_the_lowest_loss(ledger):
     """The winner is tied with the lowest and cheaper: what is compared with is the lowest, as for the trials."""
     losses = {"t0001": rows_of(1.0, seed=1), "t0002": rows_of(1.001, seed=2)}
-    for trial, size in (("t0001", 1000), ("t0002", 10)):
+    for trial, cost in (("t0001", 1.5), ("t0002", 1.0)):
         ledger.begin(trial, {})
         loss = float(losses[trial][:, 0].mean())
-        ledger.record(trial, write(ledger, trial, 1, loss, losses=losses[trial], trainable_parameters=size))
+        ledger.record(trial, write(ledger, trial, 1, loss, losses=losses[trial], inference_cost=cost))
         ledger.finish(trial, "complete", None)
     ways = {
         name: {"val_loss": loss, "metrics": {}, "words": f"the {name} way", "seconds": 1.5}
@@ -465,7 +485,8 @@ def test_baselines_stand_with_their_difference_to_the_lowest_loss(ledger):
     ledger.store.write_json("baselines.json", ways | {"broken": {"error": "out of memory", "words": "it"}})
     put(ledger, "baselines/validation/few_shot.npy", rows_of(1.4, seed=3))
     put(ledger, "baselines/validation/other_rows.npy", rows_of(1.3, seed=3, rows=150))
-    board = json.loads(json.dumps(ledger.board("quick", CONFIG), allow_nan=False))
+    cheapest = dataclasses.replace(CONFIG, prefer="cheapest")
+    board = json.loads(json.dumps(ledger.board("quick", cheapest), allow_nan=False))
     assert board["winner"]["trial"] == "t0002"
     assert set(board["baselines"]) == set(ways)
     found = board["baselines"]["few_shot"]["difference"]
@@ -676,6 +697,48 @@ def test_the_board_has_the_pareto_front(ledger, cost, front):
     assert [point["trial"] for point in found["front"]] == front
     assert set(found["front"][0]) == {"trial", *EVALUATION_KEYS}
     assert (found["front"][0]["trainable_parameters"], found["front"][0]["inference_cost"]) == (100, 1.25)
+
+
+# --- rows that belong together ---
+
+
+def grouped(ledger, groups, *losses):
+    """Trials with these losses of rows [N], and which rows belong together [N]."""
+    for number, of_rows in enumerate(losses, start=1):
+        trial = f"t{number:04d}"
+        ledger.begin(trial, {})
+        both = np.stack([of_rows, np.ones(len(of_rows))], 1)
+        ledger.record(trial, write(ledger, trial, 1, float(of_rows.mean()), losses=both))
+        ledger.finish(trial, "complete", None)
+    if groups is not None:
+        put(ledger, "data/validation.groups.npy", groups)
+    return {
+        trial["id"]: trial["difference"] for trial in Ledger(ledger.store.url).load().board("quick", CONFIG)["trials"]
+    }
+
+
+def test_rows_of_one_group_count_as_one_observation(ledger, tmp_path):
+    """Twenty rows of a group that are all alike say no more than one of them."""
+    rng = np.random.default_rng(0)
+    once = 1.0 + rng.normal(0, 0.3, (2, 40)) + [[0.0], [0.1]]
+    alone = grouped(Ledger(str(tmp_path / "alone")), None, *once)["t0002"]
+    of_groups = grouped(ledger, np.repeat(np.arange(40), 20), *np.repeat(once, 20, axis=1))["t0002"]
+    assert of_groups == pytest.approx(alone, rel=1e-5)
+    blind = grouped(Ledger(str(tmp_path / "blind")), None, *np.repeat(once, 20, axis=1))["t0002"]
+    assert blind["standard_error"] < 0.3 * of_groups["standard_error"]
+
+
+def test_too_few_groups_have_no_interval_and_no_tie_and_that_is_said(ledger):
+    rows = 1.0 + np.random.default_rng(0).normal(0, 0.3, (2, 90)) + [[0.0], [0.1]]
+    found = grouped(ledger, np.repeat(np.arange(9), 10), *rows)["t0002"]
+    assert found["mean"] == pytest.approx(rows[1].mean() - rows[0].mean(), rel=1e-5) and not found["tied"]
+    assert found["standard_error"] is found["low"] is found["high"] is None
+    ledger.store.write_json("baselines.json", {"few_shot": {"val_loss": 1.4, "metrics": {}, "words": "a prompt"}})
+    put(ledger, "baselines/validation/few_shot.npy", np.stack([rows[0] + 0.4, np.ones(90)], 1))
+    board = json.loads(json.dumps(ledger.board("quick", CONFIG), allow_nan=False))
+    assert "whether beyond noise cannot be told from fewer than 10 groups of rows" in board["winner"]["reason"]
+    assert board["worth"]["verdict"] == "within noise" and board["worth"]["interval"] is None
+    assert "(no interval: validation has fewer than 10 groups of rows)" in board["worth"]["words"]
 
 
 # --- `best`, of a folder that was carried elsewhere ---

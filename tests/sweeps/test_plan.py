@@ -164,6 +164,11 @@ def test_slices_are_counted_and_a_limit_that_none_is_large_enough_for_is_refused
     plan("selection.limits={slice_rows: 1000}")  # without a limit it counts for nothing
 
 
+def test_a_test_split_is_recommended_where_there_is_none(plan):
+    advice = "data.test: 0.1 would set rows apart that it has not seen (recommended)"
+    assert any(advice in line for line in plan()) and not any(advice in line for line in plan("data.test=0.2"))
+
+
 def test_no_more_finalists_are_planned_than_there_are_trials(plan):
     lines = plan("search.trials=3", "selection.finalists={top: 9, seeds: 2}")
     assert line(lines, "Finalists: ") == "6 trials more, the best 3 configuration(s) again with 2 new seed(s) each"

@@ -2,6 +2,7 @@
 
 import datetime
 import http.server
+import io
 import json
 import math
 import re
@@ -16,7 +17,9 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
 
+from sweeps.display import leaderboard as table
 from sweeps.metrics import by_class
 from sweeps.report import ReportError, _baseline_lines, html_report, leaderboard, save_wandb_report, wandb_report
 
@@ -323,8 +326,8 @@ def test_the_winner_shows_its_own_checkpoint_even_where_its_trial_went_overfit_o
     other = trial("t0002", "healthy", [(0.48, 0.4)])
     rows = leaderboard(board([late, other], winner=("t0001", 1, "tied, and cheaper")))
     assert [(row.trial["id"], row.rank, row.wins, row.shown["val_loss"]) for row in rows] == [
-        ("t0002", 1, False, 0.48),
-        ("t0001", 2, True, 0.5),
+        ("t0001", 1, True, 0.5),
+        ("t0002", 2, False, 0.48),
     ]
 
 
@@ -342,6 +345,39 @@ def test_excluded_on_an_evaluation_decides_over_the_verdict_but_not_over_failure
         ("t0003", None, 0.2, "its probe loss is not finite"),
         ("t0002", None, 0.3, "lost"),
     ]
+
+
+def test_one_order_of_trials_in_terminal_page_report_and_json(page):
+    """With a winner that has not the lowest loss, ties, and trials that may not win."""
+    made = realistic() | {"baselines": {}}
+    made["winner"] = {"trial": "t0012", "params": {}, "reason": "cheaper", "tied": ["t0007"]}
+    made["winner"] |= made["trials"][12]["evaluations"][-1]
+    in_order = [row.trial["id"] for row in leaderboard(made)]
+    assert in_order[:2] == ["t0012", "t0007"] and sorted(in_order) == [t["id"] for t in made["trials"]]
+    shuffled = made | {"trials": made["trials"][::-1]}
+    assert [row.trial["id"] for row in leaderboard(shuffled)] == in_order
+    file = io.StringIO()
+    Console(file=file, width=250).print(table(made))
+    assert re.findall(r"t00\d\d", file.getvalue()) == in_order
+    assert [row["trial"].split()[0] for row in page(made).table()] == in_order
+    markdown = wandb_report(made, None, "project", "group").blocks[2].text
+    assert re.findall(r"t00\d\d", markdown)[: len(in_order)] == in_order
+
+
+def test_a_verdict_is_of_the_checkpoint_and_what_befell_the_trial_later_stands_beside_it(page):
+    late = trial("t0001", "healthy", [(0.9, 0.8), (0.5, 0.4), (0.7, 0.1)]) | {"verdict_later": "overfit"}
+    late["evaluations"][2]["excluded"] = late["evaluations"][1]["excluded"] = late["evaluations"][0]["excluded"] = None
+    (row,) = page(board([late], winner=("t0001", 1, "lowest"))).table()
+    assert row["verdict"].split() == ["healthy", "later", "overfit"]
+
+
+def test_the_number_to_expect_stands_beside_the_winners(page):
+    made = board([trial("t0003", "healthy", [(0.9, 0.8), (0.5, 0.4)])], winner=("t0003", 1, "lowest mean"))
+    seeds = {"t0002": 0.51, "t0003": 0.5}
+    made["winner"]["expected"] = {"trial": "t0001", "seeds": seeds, "failed": ["t0004"], "mean": 0.505, "spread": 0.007}
+    words = "expected 0.5050 ± 0.0070, the mean of 2 new seeds; 1 more gave no checkpoint that may win"
+    assert words in page(made).words("winner")
+    assert words in wandb_report(made, None, "project", "group").blocks[0].text.replace("\\", "")
 
 
 # --- the page ---

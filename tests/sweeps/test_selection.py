@@ -7,6 +7,8 @@ import random
 import numpy as np
 import pytest
 
+from sweeps.config import EarlyStoppingConfig
+from sweeps.intervals import bootstrap_intervals, mean_interval, paired_difference, slice_intervals
 from sweeps.selection import (
     Curve,
     FinalistsConfig,
@@ -15,21 +17,19 @@ from sweeps.selection import (
     Reference,
     SelectionConfig,
     best_point,
-    bootstrap_intervals,
     candidates,
     diverged_reason,
     excluded_reason,
     final_ranking,
     finalists,
     limit_reason,
-    mean_interval,
     overfit_reason,
-    paired_difference,
     pareto,
     select,
-    slice_intervals,
+    standing_verdict,
     verdict,
 )
+from sweeps.stopping import hopeless
 
 EXACT = SelectionConfig(
     overfit_rise=0.25, overfit_gap=0.5, improving=0.25, underfit=0.25, diverge_ratio=2.0, tie_standard_errors=1.0
@@ -68,13 +68,22 @@ def no_losses(folder):
 @pytest.mark.parametrize(
     ("losses", "word", "why"),
     [
-        ([2.0], "healthy", "lowest validation loss 2.0000, probe 2.0000 at 10 samples"),
+        ([2.0], "too early to tell", "one evaluation, validation loss 2.0000 at 10 samples"),
+        ([2.0, 2.0], "healthy", "lowest validation loss 2.0000, probe 2.0000 at 10 samples"),
         ([2.0, 1.75], "healthy", "lowest validation loss 1.7500"),
         ([2.0, 1.0], "still improving", "the last evaluation is the best, 50.0% below the one before"),
         ([2.0, 1.0, 1.125], "healthy", "at 20 samples"),
-        ([3.5], "underfit", "best validation loss 3.5000 is not 25% below that of not fine-tuning (4.0000)"),
+        ([3.5, 3.5], "underfit", "best validation loss 3.5000 is not 25% below that of not fine-tuning (4.0000)"),
+        ([3.5], "too early to tell", "at 10 samples: best validation loss 3.5000 is not 25% below"),
         ([(2.0, 2.0), (2.75, 1.5)], "overfit", "validation loss rose 37.5% above its minimum (2.0000 at 10 samples"),
-        ([(2.0, 0.75)], "overfit", "the training rows are memorised"),
+        ([(2.0, 1.5), (1.9, 0.75)], "healthy", "; the training rows are memorised: probe loss 0.7500 is 60.5% below"),
+        (
+            [(2.0, 1.5), (1.0, 0.25)],
+            "still improving",
+            "; the training rows are memorised: probe loss 0.2500 is 75.0% below",
+        ),
+        ([(3.9, 1.5), (3.8, 0.5)], "underfit", "; the training rows are memorised"),
+        ([(2.0, 2.0), (2.75, 0.5)], "overfit", "; the training rows are memorised"),
         ([1.0, 9.0], "diverged", "validation loss 9.0000 and probe loss 9.0000 are above 2 times"),
         ([1.0, None], "diverged", "a loss was not finite at 20 samples"),
         ([(1.0, None)], "diverged", "a loss was not finite at 10 samples"),
@@ -96,9 +105,95 @@ def test_the_verdict_of_a_trial_that_failed_never_started_or_was_dropped_as_dive
     assert (judged.word, judged.reason) == ("failed", "out of memory")
     assert verdict(curve(status="failed"), UNTUNED, EXACT).reason == "it failed"
     assert verdict(curve(status="running"), UNTUNED, EXACT).reason == "no evaluation yet"
-    assert verdict(curve(status="pruned", reason="the time budget"), UNTUNED, EXACT).word == "failed"
+    judged = verdict(curve(status="running"), UNTUNED, EXACT)
+    assert (judged.word, judged.reason) == ("too early to tell", "no evaluation yet")
+    judged = verdict(curve(status="pruned", reason="the time budget"), UNTUNED, EXACT)
+    assert judged.word == "too early to tell"
+    assert judged.reason == "it ended before its first evaluation: the time budget"
     judged = verdict(curve(2.0, status="pruned", reason="diverged: the loss is not finite"), UNTUNED, EXACT)
     assert (judged.word, judged.reason) == ("diverged", "the loss is not finite")
+
+
+EXCELLENT = [
+    (0.20, 0.19),
+    (0.060, 0.0055),
+    (0.050, 0.0040),
+    (0.045, 0.0030),
+]  # probe loss under a tenth from the second on
+
+
+def test_a_gap_alone_is_told_and_excludes_nothing_and_stops_nothing():
+    trial, config = curve(*EXCELLENT), SelectionConfig()
+    untuned = Reference(val_loss=0.7, probe_loss=0.7)
+    assert len(candidates(trial, config)) == 4
+    winner, _ = select([trial, curve((0.15, 0.14), id="t0002")], config, no_losses)
+    assert (winner.trial, winner.point.val_loss) == ("t0001", 0.045)
+    found = verdict(trial, untuned, config)
+    assert found.word == "still improving"
+    assert found.reason.endswith(
+        "the training rows are memorised: probe loss 0.0030 is 93.3% below validation loss 0.0450"
+    )
+    assert hopeless(trial, untuned, EarlyStoppingConfig(), config) is None
+    for loss in (0.0447, 0.0452):  # no longer improving; a rise within tolerance
+        found = verdict(curve(*EXCELLENT, (loss, 0.0020)), untuned, config)
+        assert found.word == "healthy" and "memorised: probe loss 0.0020" in found.reason
+    rose = curve(*EXCELLENT, (0.060, 0.0020), (0.080, 0.0010))
+    assert verdict(rose, untuned, config).word == "overfit" and best_point(rose, config).val_loss == 0.045
+    assert hopeless(rose, untuned, EarlyStoppingConfig(), config).startswith("overfit: validation loss rose")
+
+
+# --- the verdict of what stands for a trial ---
+
+
+@pytest.mark.parametrize(
+    ("losses", "word", "later", "why"),
+    [
+        (
+            [(2.0, 2.0), (1.0, 0.9), (1.5, 0.8)],
+            "healthy",
+            "overfit",
+            "lowest validation loss 1.0000, probe 0.9000 at 20",
+        ),
+        ([(1.0, 0.9), (1.5, 0.8)], "healthy", "overfit", "at 10 samples; later it overfit: validation loss rose 50.0%"),
+        ([2.0, 1.0, 9.0], "healthy", "diverged", "later it diverged: validation loss 9.0000"),
+        ([2.0, 1.0, None], "healthy", "diverged", "later it diverged: a loss was not finite"),
+        ([(3.9, 3.0), (5.0, 2.0)], "underfit", "overfit", "best validation loss 3.9000 is not 25% below"),
+        ([9.0, 9.5], "diverged", None, "are above 2 times"),
+        ([2.0, 1.0], "still improving", None, "more training may help"),
+        ([2.0, 1.0, 1.1], "healthy", None, "at 20 samples"),
+        ([2.0], "too early to tell", None, "one evaluation"),
+        ([], "too early to tell", None, "ended without an evaluation"),
+    ],
+)
+def test_the_verdict_of_what_stands_for_a_trial_is_not_what_befell_it_later(losses, word, later, why):
+    found = standing_verdict(curve(*losses), UNTUNED, EXACT)
+    assert (found.word, found.later) == (word, later) and why in found.reason
+    assert found.shown == (f"{word}, later {later}" if later else word)
+
+
+def test_one_evaluation_at_the_majoritys_accuracy_is_not_healthy():
+    (point,) = curve(0.69).points
+    pruned = curve(status="pruned")
+    for share in (0.95, 1.0):
+        stopped = dataclasses.replace(pruned, points=(dataclasses.replace(point, majority_share=share),))
+        found = standing_verdict(stopped, Reference(val_loss=0.75, prior_loss=0.69), SelectionConfig())
+        assert found.word == "too early to tell"
+        assert ("with one class" in found.reason) == (share == 1.0)
+    lost = dataclasses.replace(pruned, points=curve(None).points)
+    assert standing_verdict(lost, UNTUNED, EXACT).word == "diverged", "a loss that is no number says enough"
+
+
+def test_the_winner_is_not_named_among_those_that_could_not_win():
+    trial = curve((2.0, 2.0), (1.0, 0.9), (1.5, 0.8), id="t0002")
+    _, reason = select([curve(1.75, id="t0001"), trial], EXACT, no_losses)
+    assert "later checkpoints of t0002 are overfit, and could not win" in reason and "win: t0002" not in reason
+    other = curve((2.0, 2.0), (1.1, 0.9), (1.5, 0.8), id="t0003")
+    _, reason = select([trial, other], EXACT, no_losses)
+    assert "1 other trial had overfit checkpoints, which could not win: t0003" in reason
+    early = curve((2.0, 2.0), (3.0, 1.5), (1.0, 0.8), id="t0004")
+    assert "earlier checkpoints of t0004 are overfit" in select([early], EXACT, no_losses)[1]
+    both = curve((2.0, 2.0), (3.0, 1.5), (1.0, 0.8), (1.5, 0.7), id="t0004")
+    assert "other checkpoints of t0004 are overfit" in select([both], EXACT, no_losses)[1]
 
 
 @pytest.mark.parametrize(
@@ -107,8 +202,6 @@ def test_the_verdict_of_a_trial_that_failed_never_started_or_was_dropped_as_dive
         # overfit by rise: from 2.0, a quarter up is 2.5; the probe loss must have fallen
         ([(2.0, 2.0), (2.5, 1.5)], [(2.0, 2.0), (2.5000001, 1.5)]),
         ([(2.0, 2.0), (2.6, 2.0)], [(2.0, 2.0), (2.6, 1.9999999)]),
-        # overfit by gap: half of 2.0 is 1.0
-        ([(2.0, 1.0)], [(2.0, 0.9999999)]),
     ],
 )
 def test_the_boundaries_of_overfit_are_exact(at_the_boundary, beyond):
@@ -119,8 +212,10 @@ def test_the_boundaries_of_overfit_are_exact(at_the_boundary, beyond):
 def test_the_other_boundaries_are_exact():
     assert verdict(curve(2.0, 1.5), UNTUNED, EXACT).word == "healthy"  # 25% better, not more
     assert verdict(curve(2.0, 1.4999999), UNTUNED, EXACT).word == "still improving"
-    assert verdict(curve(3.0), UNTUNED, EXACT).word == "healthy"  # 25% below 4.0
-    assert verdict(curve(3.0000001), UNTUNED, EXACT).word == "underfit"
+    assert verdict(curve(3.0, 3.0), UNTUNED, EXACT).word == "healthy"  # 25% below 4.0
+    assert verdict(curve(3.0000001, 3.0000001), UNTUNED, EXACT).word == "underfit"
+    assert "memorised" not in verdict(curve(2.0, (2.0, 1.0)), UNTUNED, EXACT).reason  # half, not more
+    assert "memorised" in verdict(curve(2.0, (2.0, 0.9999999)), UNTUNED, EXACT).reason
     untuned = Reference(val_loss=4.0)
     assert verdict(curve(1.0, 8.0), untuned, SelectionConfig()).word == "collapsed"  # twice 4.0, not more
     assert verdict(curve(1.0, 8.0000001), untuned, SelectionConfig()).word == "diverged"
@@ -128,10 +223,10 @@ def test_the_other_boundaries_are_exact():
 
 def test_underfit_and_diverged_compare_with_the_better_way_of_not_fine_tuning():
     prior = Reference(val_loss=2.0, prior_loss=4.0)
-    assert verdict(curve(1.6), prior, EXACT).word == "underfit"
-    assert verdict(curve(1.5), prior, EXACT).word == "healthy"
+    assert verdict(curve(1.6, 1.6), prior, EXACT).word == "underfit"
+    assert verdict(curve(1.5, 1.5), prior, EXACT).word == "healthy"
     assert verdict(curve(1.0, 5.0), prior, EXACT).word == "diverged"
-    assert verdict(curve(100.0), Reference(), EXACT).word == "healthy"  # nothing to compare with
+    assert verdict(curve(100.0, 100.0), Reference(), EXACT).word == "healthy"  # nothing to compare with
 
 
 def test_a_high_validation_loss_alone_is_overfitting_and_no_divergence():
@@ -162,10 +257,18 @@ def test_a_validation_loss_of_zero_is_no_division_by_zero():
 # --- what may win ---
 
 
+def overfit(loss, id):
+    """A trial whose last evaluation, the only one with a checkpoint, is overfit: its loss is half above the one before."""
+    trial = curve((loss / 1.5, loss / 1.5), (loss, loss / 2), id=id)
+    first, last = trial.points
+    return dataclasses.replace(trial, points=(dataclasses.replace(first, checkpoint=None), last))
+
+
 def test_overfit_candidates_cannot_win_even_with_the_lowest_loss():
-    memorised = curve((0.5, 0.01), id="t0001")
+    """Its earlier checkpoint, which is not, is gone."""
+    rose = overfit(0.5, id="t0001")
     honest = curve((2.0, 1.9), id="t0002")
-    winner, reason = select([memorised, honest], EXACT, no_losses)
+    winner, reason = select([rose, honest], EXACT, no_losses)
     assert winner.trial == "t0002"
     assert "1 trial had overfit checkpoints, which could not win: t0001" in reason
 
@@ -202,12 +305,12 @@ def test_trials_that_still_run_and_trials_that_were_stopped_may_win():
         ([], "Nothing may win: no trial has started."),
         ([curve(1.0, status="failed")], "Nothing may win: of 1 trial, 1 failed (t0001)."),
         (
-            [curve((1.0, 0.1), id="t0001"), curve(None, id="t0002")],
+            [curve((1.0, None), id="t0001"), curve(None, id="t0002")],
             "Nothing may win: of 2 trials, 2 overfit or not finite at every evaluation (t0001, t0002).",
         ),
         ([curve(status="running")], "Nothing may win: of 1 trial, 1 without an evaluation (t0001)."),
         (
-            [curve(status="failed", id="t0001"), curve((1.0, 0.1), id="t0002"), curve(status="pruned", id="t0003")],
+            [curve(status="failed", id="t0001"), curve(None, id="t0002"), curve(status="pruned", id="t0003")],
             "Nothing may win: of 3 trials, 1 failed (t0001); 1 overfit or not finite at every evaluation (t0002); "
             "1 without an evaluation (t0003).",
         ),
@@ -241,14 +344,43 @@ def judged(*trials, config=EXACT):
     return select([trial for trial, _ in trials], config, table.get)
 
 
-def test_of_two_trials_whose_difference_is_noise_the_one_with_fewer_trainable_parameters_wins():
-    large = curve(1.0, id="t0001", parameters=1000)
-    small = curve(1.01, id="t0002", parameters=10)
-    winner, reason = judged((large, per_example(1.0, noise=0.5, seed=1)), (small, per_example(1.01, noise=0.5, seed=2)))
-    assert winner.trial == "t0002"
-    assert winner.tied == ("t0001",)
+CHEAPEST = dataclasses.replace(EXACT, prefer="cheapest")
+
+
+def costing(trial, inference, megabytes=1):
+    """The trial with what its checkpoints cost in use."""
+    cost = {"inference_cost": inference, "checkpoint_bytes": int(megabytes * 1e6)}
+    return dataclasses.replace(trial, points=tuple(dataclasses.replace(p, **cost) for p in trial.points))
+
+
+def test_of_two_trials_whose_difference_is_noise_the_lower_wins_and_the_tie_is_told():
+    large, small = curve(1.0, id="t0001", parameters=1000), curve(1.01, id="t0002", parameters=10)
+    rows = per_example(1.0, noise=0.5, seed=1), per_example(1.01, noise=0.5, seed=2)
+    winner, reason = judged((large, rows[0]), (small, rows[1]))
+    assert (winner.trial, winner.tied) == ("t0001", ("t0002",))
+    assert reason.startswith("t0001 has the lowest validation loss, 1.0000, of 2 trials")
+    assert "within 1 standard error of it: t0002" in reason
+    assert "in use" not in reason, "trained parameters cost nothing once they are trained"
+    dear, cheap = costing(large, 1.04), costing(small, 1.0)
+    winner, reason = judged((dear, rows[0]), (cheap, rows[1]))
+    assert winner.trial == "t0001"
+    assert "of these t0002 costs less in use (1.000 against 1.040 times the arithmetic of the untuned model)" in reason
+    winner, reason = judged((costing(large, 1.0), rows[0]), (costing(small, 1.04), rows[1]))
+    assert winner.trial == "t0001" and "in use" not in reason
+
+
+def test_prefer_cheapest_lets_the_tied_one_win_that_costs_least_in_use():
+    large, small = costing(curve(1.0, id="t0001"), 1.04, 5), costing(curve(1.01, id="t0002"), 1.0, 400)
+    rows = per_example(1.0, noise=0.5, seed=1), per_example(1.01, noise=0.5, seed=2)
+    winner, reason = judged((large, rows[0]), (small, rows[1]), config=CHEAPEST)
+    assert (winner.trial, winner.tied) == ("t0002", ("t0001",))
     assert "t0002 is tied with t0001, which has the lowest validation loss (1.0000): its 1.0100 is 0.0100 ± " in reason
-    assert "the cheapest (10 trainable parameters, 10 samples, against 1,000 and 10)" in reason
+    assert (
+        "of the tied it is the cheapest to use (1.000 times the untuned model's arithmetic, 400.0 MB on disk, 10 samples, "
+        "against 1.040 times the untuned model's arithmetic, 5.0 MB on disk, 10 samples)" in reason
+    )
+    far = costing(curve(2.0, id="t0002"), 1.0)
+    assert judged((large, rows[0]), (far, per_example(2.0, noise=0.5, seed=2)), config=CHEAPEST)[0].trial == "t0001"
 
 
 def test_a_clear_difference_is_no_tie_though_the_rows_differ_much_more():
@@ -263,27 +395,28 @@ def test_a_clear_difference_is_no_tie_though_the_rows_differ_much_more():
     assert "the next, t0002, is 0.0100 ± 0.000" in reason
 
 
-def test_among_the_tied_parameters_count_first_then_samples():
-    early, late = curve(1.01, id="t0001", parameters=10), curve(2.0, 1.0, id="t0002", parameters=10)
+def test_the_cheapest_is_so_by_arithmetic_then_size_on_disk_then_samples():
+    early, late = curve(1.01, id="t0001", parameters=99), curve(2.0, 1.0, id="t0002")
     table = {early.points[0].folder: per_example(1.01, noise=0.5), late.points[1].folder: per_example(1.0, noise=0.5)}
     table[early.points[0].folder][:, 0] += np.random.default_rng(5).normal(0, 0.5, 400)
-    assert select([early, late], EXACT, table.get)[0].trial == "t0001"  # 10 samples against 20
-    larger = curve(1.01, id="t0001", parameters=11)
-    winner, reason = select([larger, late], EXACT, table.get)
-    assert winner.trial == "t0002"  # fewer parameters, more samples
-    assert winner.tied == ("t0001",)
-    assert "also within 1 standard error: t0001" in reason
+
+    def wins(of_early, of_late):
+        return select([costing(early, *of_early), costing(late, *of_late)], CHEAPEST, table.get)[0].trial
+
+    assert wins((1.0, 1), (1.0, 1)) == "t0001"  # 10 samples against 20, however many parameters were trained
+    assert wins((1.0, 1.1), (1.0, 1)) == "t0002"  # a smaller file, more samples
+    assert wins((1.0, 900), (1.01, 1)) == "t0001"  # less arithmetic, a larger file
 
 
 def test_the_tie_ends_at_its_limit():
-    best, other = curve(1.0, id="t0001", parameters=1000), curve(1.01, id="t0002", parameters=10)
+    best, other = curve(1.0, id="t0001"), curve(1.01, id="t0002")
     losses = per_example(1.0, noise=0.2, seed=1), per_example(1.01, noise=0.2, seed=2)
     difference, error = paired_difference(*losses)
     assert 0 < difference < error
     within = dataclasses.replace(EXACT, tie_standard_errors=difference / error * 1.0001)
     beyond = dataclasses.replace(EXACT, tie_standard_errors=difference / error * 0.9999)
-    assert judged((best, losses[0]), (other, losses[1]), config=within)[0].trial == "t0002"
-    assert judged((best, losses[0]), (other, losses[1]), config=beyond)[0].trial == "t0001"
+    assert judged((best, losses[0]), (other, losses[1]), config=within)[0].tied == ("t0002",)
+    assert judged((best, losses[0]), (other, losses[1]), config=beyond)[0].tied == ()
 
 
 def test_ties_are_with_the_lowest_loss_and_do_not_chain():
@@ -298,18 +431,19 @@ def test_ties_are_with_the_lowest_loss_and_do_not_chain():
     assert paired_difference(second, third)[0] < paired_difference(second, third)[1]
     assert paired_difference(base, third)[0] > paired_difference(base, third)[1]
     trials = [
-        (curve(1.0, id="t0001", parameters=1000), base),
-        (curve(1.01, id="t0002", parameters=100), second),
-        (curve(1.02, id="t0003", parameters=1), third),
+        (costing(curve(1.0, id="t0001"), 1.2), base),
+        (costing(curve(1.01, id="t0002"), 1.1), second),
+        (costing(curve(1.02, id="t0003"), 1.0), third),
     ]
+    winner, _ = judged(*trials, config=CHEAPEST)
+    assert (winner.trial, winner.tied) == ("t0002", ("t0001",))
     winner, _ = judged(*trials)
-    assert winner.trial == "t0002"
-    assert winner.tied == ("t0001",)
+    assert (winner.trial, winner.tied) == ("t0001", ("t0002",))
 
 
 def test_without_per_example_losses_the_lowest_wins_and_equal_ones_go_to_the_cheaper():
     assert select([curve(1.0, id="t0002"), curve(1.01, id="t0001", parameters=1)], EXACT, no_losses)[0].trial == "t0002"
-    equal = [curve(1.0, id="t0001", parameters=9), curve(1.0, id="t0002", parameters=1)]
+    equal = [costing(curve(1.0, id="t0001"), 1.0, 9), costing(curve(1.0, id="t0002"), 1.0, 1)]
     assert select(equal, EXACT, no_losses)[0].trial == "t0002"
     assert select([curve(1.0, id="t0002"), curve(1.0, id="t0001")], EXACT, no_losses)[0].trial == "t0001"
 
@@ -558,8 +692,8 @@ def test_an_earlier_checkpoint_of_the_same_trial_wins_where_the_best_is_beyond(l
 def test_a_trial_of_which_nothing_keeps_to_the_limits_cannot_win(limit, within, beyond, words):
     trial = measured(curve(2.0, 1.0), beyond, beyond)
     assert best_point(trial, limited(**limit)) is None
-    memorised = measured(curve((1.0, 0.1), id="t0002"), within)
-    winner, reason = select([trial, memorised], limited(**limit), no_losses)
+    unfinished = measured(curve((1.0, None), id="t0002"), within)
+    winner, reason = select([trial, unfinished], limited(**limit), no_losses)
     assert winner is None
     assert reason == (
         "Nothing may win: of 2 trials, 1 beyond a limit wherever not overfit (t0001); "
@@ -568,17 +702,19 @@ def test_a_trial_of_which_nothing_keeps_to_the_limits_cannot_win(limit, within, 
 
 
 def test_a_trial_that_is_beyond_a_limit_before_it_overfits_is_counted_once():
-    trial = measured(curve((2.0, 2.0), (1.0, 0.1), None), {"kl": 2.0}, {"kl": 0.5}, {"kl": 0.5})
+    trial = measured(curve((2.0, 2.0), (3.0, 0.1), None), {"kl": 2.0}, {"kl": 0.5}, {"kl": 0.5})
     winner, reason = select([trial], limited(kl=1.0), no_losses)
     assert winner is None
-    assert reason.startswith("Nothing may win: of 1 trial, 1 beyond a limit wherever not overfit (t0001). Of those, 2.0000 is")
+    assert reason.startswith(
+        "Nothing may win: of 1 trial, 1 beyond a limit wherever not overfit (t0001). Of those, 2.0000 is"
+    )
 
 
 def test_several_trials_beyond_a_limit_are_counted_apart_from_the_overfit():
     beyond = [measured(curve(1.0, id=f"t000{n}"), {"kl": 2.0}) for n in (1, 2)]
-    memorised = measured(curve((1.0, 0.1), id="t0003"), {"kl": 0.1})
+    rose = measured(overfit(1.0, id="t0003"), {"kl": 0.1}, {"kl": 0.1})
     good = measured(curve(3.0, id="t0004"), {"kl": 0.1})
-    _, reason = select([*beyond, memorised, good], limited(kl=1.0), no_losses)
+    _, reason = select([*beyond, rose, good], limited(kl=1.0), no_losses)
     assert reason.endswith(
         "1 trial had overfit checkpoints, which could not win: t0003; "
         "2 trials had checkpoints beyond a limit, which could not win: t0001, t0002."
@@ -652,8 +788,8 @@ def test_every_limit_is_kept_at_once_and_overfitting_is_said_first():
     assert excluded_reason(measured(curve(1.0), good).points, 0, config) is None
     for wrong in ({"forgetting": 1.0}, {"kl": 1.0}, {"slices": slices(a=3.0)}):
         assert excluded_reason(measured(curve(1.0), good | wrong).points, 0, config) is not None
-    both = measured(curve((1.0, 0.01)), good | {"kl": 1.0})
-    assert "the training rows are memorised" in excluded_reason(both.points, 0, config)
+    both = measured(curve((1.0, 1.0), (1.5, 0.5)), good, good | {"kl": 1.0})
+    assert "validation loss rose 50.0% above its minimum" in excluded_reason(both.points, 1, config)
 
 
 def test_what_is_remembered_better_than_before_keeps_to_any_limit():
@@ -674,7 +810,7 @@ def test_finalists_are_chosen_among_those_within_the_limits():
     assert finalists([*curves, early], config) == ["e", "b"]
 
 
-def test_new_seeds_beyond_a_limit_count_for_nothing():
+def test_new_seeds_beyond_a_limit_have_failed():
     config = limited(kl=1.0)
     first, *seeds = curve(1.0, id="a"), *again("a", 0.5, 1.5, 1.25)
     kept = [
@@ -682,15 +818,15 @@ def test_new_seeds_beyond_a_limit_count_for_nothing():
         *(measured(c, {"kl": kl}) for c, kl in zip(seeds, (2.0, 0.5, 0.5), strict=True)),
     ]
     (final,) = final_ranking(kept, config)
-    assert final.seeds == {"a-2": 1.5, "a-3": 1.25} and final.mean == 1.375
-    assert select(kept, config, no_losses)[0].trial == "a"
+    assert final.seeds == {"a-2": 1.5, "a-3": 1.25} and final.mean == 1.375 and final.failed == ("a-1",)
+    assert select(kept, config, no_losses)[0].trial == "a-3"
 
 
 def test_the_tied_are_those_within_the_limits():
-    """The lowest is beyond; of the others the next leads, and the cheaper of those tied with it wins."""
+    """The lowest is beyond; of the others the next leads, and where asked for the cheaper of those tied with it wins."""
     lowest, second, third = (
-        measured(curve(loss, id=id, parameters=size), {"kl": kl})
-        for id, loss, size, kl in (("t0001", 1.0, 1, 2.0), ("t0002", 1.01, 1000, 0.5), ("t0003", 1.02, 10, 0.5))
+        measured(curve(loss, id=id), {"kl": kl, "inference_cost": cost})
+        for id, loss, cost, kl in (("t0001", 1.0, 1.0, 2.0), ("t0002", 1.01, 1.2, 0.5), ("t0003", 1.02, 1.1, 0.5))
     )
     trials = [
         (lowest, per_example(1.0, noise=0.5, seed=1)),
@@ -698,7 +834,9 @@ def test_the_tied_are_those_within_the_limits():
         (third, per_example(1.02, noise=0.5, seed=3)),
     ]
     assert judged(*trials)[0].trial == "t0001"
-    winner, reason = judged(*trials, config=limited(kl=1.0))
+    winner, _ = judged(*trials, config=limited(kl=1.0))
+    assert (winner.trial, winner.tied, winner.lowest) == ("t0002", ("t0003",), second.points[0].folder)
+    winner, reason = judged(*trials, config=dataclasses.replace(limited(kl=1.0), prefer="cheapest"))
     assert (winner.trial, winner.tied, winner.lowest) == ("t0003", ("t0002",), second.points[0].folder)
     assert set(winner.differences) == {"t0003"}
     assert reason.startswith("t0003 is tied with t0002, which has the lowest validation loss (1.0100)")
@@ -722,8 +860,13 @@ def test_every_slice_has_the_interval_of_its_own_rows():
     assert all(type(bound) is float for bounds in found.values() for bound in bounds)  # they go into JSON
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4])
-def test_the_interval_of_a_handful_of_rows_lies_among_their_losses(rows):
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_a_handful_of_rows_has_no_interval(rows):
+    assert mean_interval(np.stack([np.linspace(2.5, 3.0, rows), np.ones(rows)], 1)) is None
+
+
+@pytest.mark.parametrize("rows", [10, 11, 12])
+def test_the_interval_of_few_rows_lies_among_their_losses(rows):
     """However often resampling leaves out all of them: no rows have no mean, and not that of 0."""
     losses = np.stack([np.linspace(2.5, 3.0, rows), np.ones(rows)], 1)
     low, high = mean_interval(losses)
@@ -775,7 +918,7 @@ def test_of_two_that_tie_in_one_number_the_pareto_front_has_the_one_that_is_bett
 def test_the_pareto_front_has_only_what_may_win():
     curves = [
         measured(curve(1.0, id="beyond", parameters=1), {"kl": 2.0}),
-        measured(curve((0.5, 0.001), id="memorised", parameters=1), {"kl": 0.1}),
+        measured(overfit(0.5, id="rose"), {"kl": 0.1}, {"kl": 0.1}),
         measured(curve(1.0, id="gone", parameters=1, kept=False), {"kl": 0.1}),
         measured(curve(2.0, id="good", parameters=100), {"kl": 0.1}),
     ]
@@ -805,38 +948,90 @@ def test_the_lowest_mean_over_new_seeds_wins_and_not_the_lucky_one():
     lucky, steady = curve(0.9, id="lucky"), curve(1.0, id="steady")
     curves = [lucky, steady, *again("lucky", 1.2, 1.3, 1.25), *again("steady", 1.01, 1.0, 0.99)]
     winner, reason = select(curves, SelectionConfig(), no_losses)
-    assert winner.trial == "steady-3" and winner.point.val_loss == 0.99
+    assert winner.trial == "steady-2" and winner.point.val_loss == 1.0, "the median, not the luckiest of the new seeds"
+    assert winner.expected.mean == pytest.approx(1.0) and winner.expected.trial == "steady"
+    assert "what is handed over is the median of its new seeds, steady-2 with 1.0000; to expect is the mean" in reason
     assert "that of steady has the lowest mean validation loss over 3 new seeds, 1.0000 ± 0.0100" in reason
     assert "the next, that of lucky, has 1.2500 ± 0.0500" in reason
     ranking = final_ranking(curves, SelectionConfig())
     assert [final.trial for final in ranking] == ["steady", "lucky"] and ranking[0].mean == pytest.approx(1.0)
 
 
-def test_the_first_seed_does_not_count_but_its_checkpoint_may_win():
-    curves = [curve(0.8, id="a"), curve(1.0, id="b"), *again("a", 0.9, 0.9), *again("b", 1.0, 1.1)]
+def test_neither_the_first_seed_nor_its_checkpoint_counts():
+    """It was chosen because it was lucky."""
+    curves = [curve(0.8, id="a"), curve(1.0, id="b"), *again("a", 0.92, 0.88, 0.9), *again("b", 1.0, 1.1)]
     winner, _ = select(curves, SelectionConfig(), no_losses)
     assert final_ranking(curves, SelectionConfig())[0].mean == pytest.approx(0.9)
-    assert winner.trial == "a" and winner.point.val_loss == 0.8
+    assert winner.trial == "a-3" and winner.point.val_loss == 0.9
+    assert winner.expected.mean == pytest.approx(0.9)
 
 
-def test_among_configurations_that_their_seeds_cannot_tell_apart_the_cheaper_wins():
-    dear, cheap = curve(1.0, id="dear", parameters=1000), curve(1.1, id="cheap", parameters=10)
-    of_cheap = [
-        dataclasses.replace(c, points=[dataclasses.replace(p, trainable_parameters=10) for p in c.points])
-        for c in again("cheap", 1.0, 1.2)
+def test_of_configurations_that_their_seeds_cannot_tell_apart_the_lower_wins_or_if_asked_the_cheaper():
+    first = curve(1.0, id="dear"), curve(1.1, id="cheap")
+    seeds = [
+        *(costing(c, 1.0) for c in again("cheap", 1.0, 1.2)),
+        *(costing(c, 1.5) for c in again("dear", 0.95, 1.15)),
     ]
-    of_dear = [
-        dataclasses.replace(c, points=[dataclasses.replace(p, trainable_parameters=1000) for p in c.points])
-        for c in again("dear", 0.95, 1.15)
-    ]
-    winner, reason = select([dear, cheap, *of_cheap, *of_dear], SelectionConfig(), no_losses)
-    assert winner.trial == "cheap-1" and "is tied with the lowest, 1.0500 ± 0.1414 of dear, and cheaper" in reason
+    winner, reason = select([*first, *seeds], SelectionConfig(), no_losses)
+    assert (winner.trial, winner.tied) == ("dear-1", ("cheap-1",))
+    assert "also within 1 standard error: cheap; of these cheap-1 costs less in use (1.000 against 1.500" in reason
+    winner, reason = select([*first, *seeds], SelectionConfig(prefer="cheapest"), no_losses)
+    assert (winner.trial, winner.tied) == ("cheap-1", ("dear-1",))
+    assert "is tied with the lowest, 1.0500 ± 0.1414 of dear, and cheaper to use" in reason
+    assert winner.expected.trial == "cheap" and winner.expected.mean == pytest.approx(1.1)
+
+
+def broken(first, number, how):
+    """A new seed of `first` that gave nothing which may win."""
+    ends = {
+        "failed": curve(id=f"{first}-{number}", status="failed", reason="it broke"),
+        "failed late": curve(0.4, id=f"{first}-{number}", status="failed", reason="it broke"),
+        "diverged": curve(None, id=f"{first}-{number}", status="pruned", reason="diverged: no number"),
+        "stopped": curve(id=f"{first}-{number}", status="pruned", reason="the time budget"),
+    }
+    return dataclasses.replace(ends[how], finalist_of=first)
+
+
+@pytest.mark.parametrize("how", ["failed", "failed late", "diverged", "stopped"])
+def test_failed_seeds_count_against_a_configuration(how):
+    lone = [curve(0.5, id="a"), *again("a", 0.495), broken("a", 2, how), broken("a", 3, how)]
+    sound = [curve(0.51, id="b"), *again("b", 0.5, 0.505, 0.51)]
+    winner, reason = select([*lone, *sound], SelectionConfig(), no_losses)
+    assert winner.trial == "b-2" and winner.expected.mean == pytest.approx(0.505) and winner.tied == ()
+    assert (
+        "2 of 3 new seeds of a gave no checkpoint that may win (a-2, a-3), so it wins over none whose seeds all ran"
+        in reason
+    )
+    (_, final) = final_ranking([*lone, *sound], SelectionConfig())
+    assert final.failed == ("a-2", "a-3") and dict(final.seeds) == {"a-1": 0.495}
+
+
+def test_a_new_seed_that_still_runs_has_not_failed():
+    running = dataclasses.replace(curve(id="a-2", status="running"), finalist_of="a")
+    (final,) = final_ranking([curve(1.0, id="a"), *again("a", 1.0), running], SelectionConfig())
+    assert final.failed == ()
+
+
+def test_the_spread_of_a_single_seed_is_that_of_the_others_or_unknown():
+    """Not 0: 1.01 alone may be 1.0 with another seed."""
+    alone = [curve(1.0, id="a"), curve(1.1, id="b"), *again("a", 1.01), *again("b", 1.0)]
+    winner, reason = select(alone, SelectionConfig(), no_losses)
+    assert (winner.trial, winner.tied, winner.expected.spread) == ("b-1", (), None)
+    assert "over 1 new seed, 1.0000 (one seed)" in reason
+    beside = [*alone[:3], *again("b", 0.9, 1.0, 1.1)]
+    winner, _ = select(beside, SelectionConfig(), no_losses)
+    assert (winner.trial, winner.tied) == ("b-2", ("a-1",)), "0.01 apart, where seeds of b differ by 0.1"
 
 
 def test_without_new_seeds_that_may_win_the_search_decides():
-    failed = dataclasses.replace(curve(id="a-1", status="failed", reason="it broke"), finalist_of="a")
+    """And what ran again and failed each time stands behind what never did."""
+    failed = broken("a", 1, "failed")
     winner, _ = select([curve(1.0, id="a"), curve(0.9, id="b"), failed], SelectionConfig(), no_losses)
     assert winner.trial == "b"
+    winner, reason = select([curve(0.8, id="a"), curve(0.9, id="b"), failed], SelectionConfig(), no_losses)
+    assert winner.trial == "b" and winner.expected is None
+    assert "1 of 1 new seeds of a gave no checkpoint that may win (a-1)" in reason
+    assert select([curve(0.8, id="a"), failed], SelectionConfig(), no_losses)[0].trial == "a"
 
 
 # --- intervals ---

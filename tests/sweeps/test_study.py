@@ -129,7 +129,7 @@ def test_a_suggestion_is_a_complete_configuration_and_is_written_down_at_once(tm
 
 def test_optuna_is_told_the_best_loss_that_may_win_and_never_the_last(tmp_path):
     sweep = Sweep(tmp_path)
-    asked = sweep.run((3.0, 2.9), (2.0, 1.9), (2.1, 2.0), (1.0, 0.1), (2.9, 0.05))  # the fourth is memorised
+    asked = sweep.run((3.0, 2.9), (2.0, 1.9), (2.1, 2.0), (1.0, math.nan), (2.9, 0.05))  # the fourth has no probe loss
     frozen = sweep.frozen(asked)
     assert (frozen.state, frozen.value) == (COMPLETE, 2.0)
     assert frozen.intermediate_values == {10: 3.0, 20: 2.0, 30: 2.1, 40: 1.0, 50: 2.9}
@@ -235,7 +235,7 @@ def test_tpe_takes_a_trial_that_was_behind_its_like_for_good_only_for_want_of_be
     assert split_by_tpe(sweep.study) == {"t0003"}
 
 
-@pytest.mark.parametrize("losses", [(math.inf,), (2.0, math.inf), (), ((1.0, 0.1),)])
+@pytest.mark.parametrize("losses", [(math.inf,), (2.0, math.inf), (), ((1.0, math.nan),)])
 @pytest.mark.parametrize("ended", ["finished", "diverged", None])
 def test_whatever_the_losses_no_trial_stays_running(tmp_path, losses, ended):
     sweep = Sweep(tmp_path)
@@ -250,11 +250,11 @@ def test_whatever_the_losses_no_trial_stays_running(tmp_path, losses, ended):
 def test_a_trial_of_which_nothing_may_win_is_the_worst_there_is_and_not_ignored(tmp_path):
     """TPE ignores FAIL, and then goes on proposing what diverges; PRUNED without a value it counts as bad."""
     sweep = Sweep(tmp_path)
-    diverged, memorised = sweep.ask(), sweep.ask()
+    diverged, blind = sweep.ask(), sweep.ask()
     sweep.end(diverged, ended="diverged", reason="nan at step 3")
-    sweep.evaluate(memorised, (0.5, 0.01))
-    sweep.end(memorised, ended="finished")
-    for asked in (diverged, memorised):
+    sweep.evaluate(blind, (0.5, math.nan))
+    sweep.end(blind, ended="finished")
+    for asked in (diverged, blind):
         frozen = sweep.frozen(asked)
         assert (frozen.state, frozen.value, frozen.intermediate_values) == (PRUNED, None, {})
 

@@ -98,7 +98,50 @@ def test_a_default_that_is_better_on_the_test_split_is_said_to_be():
     test = {"scores": {name: {"loss": loss} for name, loss in (("winner", 0.55), ("default", 0.5), ("untuned", 0.9))}}
     files = losses(baselines_test_winner=rows(0.55, seed=1), baselines_test_default=rows(0.5))
     words = worth(board(default=0.7, test=test), files)["words"]
-    assert "The search added nothing: the test loss of the default configuration, t0001, is 0.0500 lower than the winner's (95%" in words
+    assert (
+        "The search added nothing: the test loss of the default configuration, t0001, is 0.0500 lower than the winner's (95%"
+        in words
+    )
+
+
+def many_equal(count, seed):
+    """A board of trials that are all as good as the default, the first, and as a baseline; losses by folder."""
+    rng = np.random.default_rng(seed)
+    hard = rng.gamma(2.0, 0.5, ROWS)
+    names = [f"trials/t{number:04d}/best" for number in range(1, count + 1)]
+    table = {name: hard * rng.lognormal(-0.02, 0.2, ROWS) for name in [*names, "baselines/validation/few_shot"]}
+    table = {name: np.stack([found, np.ones(ROWS)], 1) for name, found in table.items()}
+    mean = {name: float(found[:, 0].mean()) for name, found in table.items()}
+    trials = [
+        {
+            "id": name.split("/")[1],
+            "default": name == names[0],
+            "evaluations": [{"val_loss": mean[name], "folder": name, "checkpoint": "it", "excluded": None}],
+        }
+        for name in names
+    ]
+    best = min(trials, key=lambda trial: trial["evaluations"][0]["val_loss"])
+    baselines = {"few_shot": {"val_loss": mean["baselines/validation/few_shot"], "words": "a prompt"}}
+    winner = {"trial": best["id"], **best["evaluations"][0]}
+    return {"winner": winner, "trials": trials, "baselines": baselines, "test": None}, table.get
+
+
+def test_of_equal_trials_the_best_is_no_better_than_the_default_or_the_baseline():
+    """The lowest of thirty equal losses lies below any one of them, by about two standard errors; that is no gain."""
+    worth_it, lowered = 0, 0
+    for seed in range(60):
+        found = worth(*many_equal(30, seed))
+        worth_it += found["verdict"] == "yes"
+        lowered += "The search lowered" in found["words"]
+    assert worth_it <= 5 and lowered <= 5  # 1.5 of 60 at 2.5%; without allowing for the choice 19 and 19
+
+
+def test_that_the_choice_is_allowed_for_is_said():
+    words = worth(*many_equal(30, 1))["words"]
+    assert words.count("the choice among all checkpoints allowed for") == 2
+    scores = {name: {"loss": loss} for name, loss in (("winner", 0.5), ("default", 0.55), ("untuned", 0.9))}
+    files = losses(baselines_test_winner=rows(0.5), baselines_test_untuned=rows(0.9, seed=1))
+    assert "allowed for" not in worth(board(default=0.7, test={"scores": scores}), files)["words"]
 
 
 def test_a_winner_that_repeats_the_default_with_another_seed_is_nothing_better():

@@ -118,6 +118,7 @@ def test_an_evaluation_is_all_that_its_folder_holds(store, tmp_path):
         "kl": 0.125,
         "inference_cost": 1.0,
         "attempt": 1,
+        "checkpoint_bytes": 3,  # on disk, whatever of it is trained
         "folder": place(1, 5),
     }
     losses = np.load(store.fetch(record["folder"], tmp_path / "fetched") / LOSSES)

@@ -16,7 +16,16 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainables.data.config import DataConfig
-from trainables.data.prepare import MAX_SLICES, open_slices, open_split, prepare, read_manifest, tokenise_split
+from trainables.data.prepare import (
+    GROUPS,
+    MAX_SLICES,
+    RUNS,
+    open_slices,
+    open_split,
+    prepare,
+    read_manifest,
+    tokenise_split,
+)
 from trainables.data.sources import read_source
 from trainables.errors import InputError
 
@@ -591,3 +600,84 @@ def test_a_slice_that_a_row_lacks_is_empty(tokenizer, tmp_path):
     manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
     assert slices_of(tmp_path / "out", "validation") == ["de", "", "", "3", "2.5", "True", "", ""]
     assert manifest["encoding"]["slices"] == ["", "2.5", "3", "True", "de"]
+
+
+# Which rows belong together
+
+
+def groups_of(folder, name):
+    groups = np.load(folder / GROUPS.format(name))
+    assert len(groups) == len(open_split(folder, name))
+    return groups.tolist()
+
+
+def test_rows_of_one_group_belong_together_in_the_order_of_their_tokens(table, tokenizer, tmp_path):
+    data = DataConfig(train=str(table), validation=0.2, test=0.2, group="author", max_length=12)
+    manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
+    rows = {row["text"]: row["author"] for row in csv.DictReader(table.open())}
+    for name in ("validation", "test"):
+        if name == "test":
+            assert not (tmp_path / "out" / GROUPS.format("test")).exists()
+            described = tokenise_split(tmp_path / "out", "test", tokenizer)
+        else:
+            described = manifest["splits"]["validation"]
+        lines = (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()
+        authors = [rows[json.loads(line)["text"]] for line in lines]
+        groups = groups_of(tmp_path / "out", name)
+        assert (
+            described["groups"] == len(set(authors)) == len(set(groups)) == len(set(zip(authors, groups, strict=True)))
+        )
+    assert not (tmp_path / "out" / GROUPS.format("train")).exists()
+
+
+def test_rows_without_a_group_stand_for_themselves(table, tokenizer, tmp_path):
+    manifest = prepare(DataConfig(train=str(table), validation=0.2), "classification", tokenizer, 0, tmp_path / "out")
+    assert not (tmp_path / "out" / GROUPS.format("validation")).exists()
+    assert "groups" not in manifest["splits"]["validation"]
+
+
+def test_blocks_of_one_document_belong_together(tmp_path, tokenizer):
+    lengths = [3, 25, 9, 40]
+    for name, lines in (("train", [" ".join(["w1"] * 30)]), ("validation", [" ".join([f"w{n}"] * n) for n in lengths])):
+        text = "\n".join(json.dumps({"text": line, "author": "ab"[i % 2]}) for i, line in enumerate(lines))
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    data = DataConfig(train=f"{tmp_path}/train.jsonl", validation=f"{tmp_path}/validation.jsonl", max_length=10)
+    manifest = prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")
+    blocks = [len(ids) for ids in (range(0, n + 2, 10) for n in lengths)]
+    blocks[2] -= 1  # of eleven tokens the last predicts nothing
+    assert groups_of(tmp_path / "out", "validation") == np.repeat(range(4), blocks).tolist()
+    assert manifest["splits"]["validation"]["groups"] == 4
+    data = DataConfig(**(vars(data) | {"cross_documents": True}))
+    prepare(data, "causal_lm", tokenizer, 0, tmp_path / "across")
+    starts = np.cumsum([0, *(n + 2 for n in lengths)])
+    began = [int(np.searchsorted(starts, at, side="right")) - 1 for at in range(0, starts[-1], 10)]
+    assert groups_of(tmp_path / "across", "validation") == began[: len(groups_of(tmp_path / "across", "validation"))]
+
+
+def test_blocks_of_documents_of_one_group_belong_together(tmp_path, tokenizer):
+    """And a test split is the same whichever column groups it: a register counts who scores it."""
+    for name, authors in (("train", "xy"), ("validation", "aba"), ("test", "ccd")):
+        lines = [json.dumps({"text": " ".join([name, f"w{i}"] * 7), "author": a}) for i, a in enumerate(authors)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    files = {name: f"{tmp_path}/{name}.jsonl" for name in ("train", "validation", "test")}
+    found = []
+    for column in ("author", None):
+        data, folder = DataConfig(**files, group=column, max_length=10), tmp_path / str(column)
+        found.append(prepare(data, "causal_lm", tokenizer, 0, folder)["splits"]["test"]["raw_fingerprint"])
+        tokenise_split(folder, "test", tokenizer)
+    assert found[0] == found[1]
+    assert groups_of(tmp_path / "author", "validation") == [0, 0, 1, 1, 0, 0]
+    assert groups_of(tmp_path / "author", "test") == [0, 0, 0, 0, 1, 1]
+    assert groups_of(tmp_path / "None", "test") == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("count", [5, 200])
+def test_a_split_that_is_one_document_falls_into_runs_of_neighbouring_blocks(tmp_path, tokenizer, count):
+    (tmp_path / "train.txt").write_text(" ".join(["w1"] * 50))
+    (tmp_path / "validation.txt").write_text(" ".join(f"w{i % 1000}" for i in range(10 * count - 2)))
+    data = DataConfig(train=f"{tmp_path}/train.txt", validation=f"{tmp_path}/validation.txt", max_length=10)
+    prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")
+    groups = groups_of(tmp_path / "out", "validation")
+    assert len(groups) == count and groups == sorted(groups) and len(set(groups)) == min(count, RUNS)
+    sizes = Counter(groups).values()
+    assert max(sizes) - min(sizes) <= 1

@@ -50,10 +50,12 @@ class Documents:
                 if eos is not None and (not ids or ids[-1] != eos):
                     ids.append(eos)
                 documents.append(np.array(ids, dtype=np.int32))
+        starts = np.zeros(1, dtype=np.int64)  # of documents, in tokens of what is cut into blocks
         if encoding.cross_documents:
+            starts = np.cumsum([0, *(len(ids) for ids in documents[:-1])])
             documents = [np.concatenate(documents)]
         blocks = [
-            (number, ids[i : i + encoding.max_length])
+            (number + int(np.searchsorted(starts, i, side="right")) - 1, ids[i : i + encoding.max_length])
             for number, ids in enumerate(documents)
             for i in range(0, len(ids), encoding.max_length)
         ]

@@ -23,6 +23,7 @@ from trainables.errors import InputError, did_you_mean
 
 __all__ = [
     "FORMATS",
+    "GROUPS",
     "SLICES",
     "Slices",
     "Split",
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 SLICES = "{}.slices.npy"  # beside a split's tokens: the slice of each row
+GROUPS = "{}.groups.npy"  # and which rows belong together, so that they count as one observation
+RUNS = 30  # of neighbouring blocks, which belong together where a whole split is one document
 MAX_SLICES = 100
 
 FORMATS: dict[str, Format] = {"classification": Labelled(), "instruction": Chat(), "causal_lm": Documents()}
@@ -165,6 +168,7 @@ def tokenise_split(folder: Path, name: str, tokenizer: Any) -> dict[str, Any]:
             shown="",
             label=value.get("label"),
             slice=value.get("slice"),
+            group=value.get("group"),
         )
         for number, line in enumerate(lines, start=1)
     ]
@@ -247,12 +251,15 @@ def _check_filled(splits: Splits, data: DataConfig) -> None:
 
 
 def _write_raw(path: Path, records: list[Record]) -> str:
-    """Returns the SHA-256 of the rows, whichever column of theirs slices them."""
+    """Returns the SHA-256 of the rows, whichever columns of theirs slice and group them."""
 
     def lines(values: Iterable[dict[str, Any]]) -> bytes:
         return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
 
-    path.write_bytes(lines(r.value if r.slice is None else {**r.value, "slice": r.slice} for r in records))
+    columns = ("slice", "group")
+    path.write_bytes(
+        lines(r.value | {c: value for c in columns if (value := getattr(r, c)) is not None} for r in records)
+    )
     return hashlib.sha256(lines(r.value for r in records)).hexdigest()
 
 
@@ -271,6 +278,9 @@ def _write_tokens(
         of_rows = of_records if encoded.origin is None else of_records[encoded.origin]
         np.save(folder / SLICES.format(name), of_rows)
         counts["slice_counts"] = {value: len(rows) for value, rows in Slices(values=encoding.slices, of_rows=of_rows)}
+    if name != "train" and (groups := _groups(encoded, records)) is not None:
+        np.save(folder / GROUPS.format(name), groups)
+        counts["groups"] = len(np.unique(groups))
     lengths = np.array([len(ids) for ids in encoded.input_ids])
     return {
         "rows": len(lengths),
@@ -284,6 +294,18 @@ def _write_tokens(
         "fingerprint": fingerprint,
         **counts,
     }
+
+
+def _groups(encoded: Encoded, records: list[Record]) -> np.ndarray | None:
+    """Which rows belong together [N]: those of one `data.group`, else of one document; None where each stands for itself."""
+    if records[0].group is not None:
+        _, of_records = np.unique([r.group for r in records], return_inverse=True)
+        return of_records if encoded.origin is None else of_records[encoded.origin]
+    if encoded.origin is None:
+        return None
+    if len(records) == 1:  # a single text says nothing of others; of itself, its parts do
+        return np.arange(len(encoded.origin)) * RUNS // max(len(encoded.origin), RUNS)
+    return encoded.origin
 
 
 def _targets(encoded: Encoded) -> int:
