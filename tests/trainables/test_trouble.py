@@ -259,7 +259,7 @@ def test_a_trial_that_does_not_fit_beside_the_others_waits_for_another_place(lab
     crew = crew_of(pack, tmp_path)
     crew.join("a", params)
     before = state(pack, "a")
-    with RunsOut(60):
+    with RunsOut(20):
         crew.guard(["b"], lambda: crew.join("b", params))
     assert crew._link.told == [("no_room", "b", 1)] and pack.trials == ["a"] and same(state(pack, "a"), before)
     crew.guard(["b"], lambda: crew.join("b", params))
