@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import math
 import weakref
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ import trainables.pack
 from trainables.errors import InputError
 from trainables.memory import GB, MemoryEstimate, too_large
 from trainables.pack import Budget, NotShared
-from trainables.slot import Board, _Crew, _how_many, ends_worker
+from trainables.slot import Board, _Crew, _how_many, _Link, ends_worker
 from trainables.stack import Wrecked
 from trainables.store import Store
 
@@ -281,6 +282,17 @@ def test_news_that_a_restarted_mailbox_did_not_take_are_kept_for_when_the_trial_
     crew._link.known = True
     crew.tell("a", crew.unheard.pop("a"))
     assert crew.unheard == {}
+
+
+def test_workers_wait_for_the_first_as_long_as_an_errand_takes_it(tmp_path, monkeypatch):
+    """Torch's own limit is half an hour."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        group = _Link(SimpleNamespace(), 1, 2)._group
+        assert group._get_backend(torch.device("cpu")).options._timeout >= timedelta(days=7)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 # --- how many trials, in passes of how many tokens ---
