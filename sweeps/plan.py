@@ -62,6 +62,7 @@ def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
     from trainables.data.prepare import prepare
     from trainables.data.sources import check_sources
     from trainables.forgetting import write_general
+    from trainables.memory import too_large
 
     quiet()
     check_sources(config.data)
@@ -87,10 +88,28 @@ def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
             f"selection.limits.slice_rows: must be at most {max(counts.values())}, the rows of the largest slice of "
             f"{config.data.slice!r} in validation, got {limits.slice_rows}: no checkpoint could keep to a limit on slices"
         )
+    _refuse_unknown_ids(config, folder, tokenizer)
+    if config.cluster.address is None and (largest := device_bytes()) is not None:
+        if (why := too_large(smallest_estimates(config), largest)) is not None:
+            raise ConfigError(why)
     if config.task != "classification":
         room = None if context is None else context - more  # virtual tokens stand before general text too
         write_general(_general_text(config), tokenizer, room, folder)
     return manifest
+
+
+def _refuse_unknown_ids(config: SweepConfig, folder: Path, tokenizer: Any) -> None:
+    """A token beyond the embedding ends a GPU's context, and every trial with it."""
+    from trainables.data.prepare import open_split
+
+    rows = getattr(load_model_config(config.model).get_text_config(), "vocab_size", None)
+    largest = max(open_split(folder, name).largest_id for name in ("train", "validation"))
+    found = max(largest, tokenizer.pad_token_id)
+    if rows is not None and found >= rows:
+        raise ConfigError(
+            f"model.name: the tokenizer of {config.model.name} gives the data ids up to {found}, and the model has an "
+            f"embedding of {rows} tokens; take the tokenizer that the model was trained with, or a model with more"
+        )
 
 
 def _general_text(config: SweepConfig) -> str:
@@ -312,45 +331,90 @@ def _slots(config: SweepConfig) -> str:
 
 def _memory(config: SweepConfig) -> list[str]:
     """How many trials GPUs could train at once, for each method that shares a base, at the largest size drawn."""
-    from trainables.memory import estimate, gpu_table
+    from trainables.memory import gib, gpu_table
     from trainables.methods import ADDITIVE
-    from trainables.pack import PASS_TOKENS
     from trainables.slot import MAX_PACK
-    from trainables.tasks import TASKS
 
-    model, train, auto_class = config.model, config.train, TASKS[config.task].auto_class
-    single = model.dtype == "float32" or model.dtype == "auto" and train.precision == "float32"
-    model_config, tokens = load_model_config(model), train.max_tokens or PASS_TOKENS["cuda"]
     most = MAX_PACK if config.cluster.pack == "auto" else config.cluster.pack
     drawn = [hp for hp in map(parse, config.draws()) if hp.method in ADDITIVE]
-    drawn.sort(key=lambda hp: tuple(getattr(hp.options, name, 0) for name in (*SIZES, "dropout")))
+    drawn.sort(key=_size_of)
     # one for each method and kind of base, the last of the same being the largest
     largest = {(hp.method, ADDITIVE[hp.method].variant(hp.options)): hp for hp in drawn}
     lines = []
-    for (method, variant), hp in sorted(largest.items()):
-        sizes = {name.replace("_", " "): getattr(hp.options, name) for name in SIZES if hasattr(hp.options, name)}
-        at = "".join(f" at {name} {value}" for name, value in sizes.items())
-        what = f"{method}{at}" + (f" over {variant}" if variant != "plain" else "")
+    for _, hp in sorted(largest.items(), key=lambda item: item[0]):
+        what = _words(hp)
         try:
-            found = estimate(
-                model_config,
-                auto_class,
-                hp,
-                dtype_bytes=4 if single else 2,
-                compute_bytes=4 if train.precision == "float32" else 2,
-                variant=variant,
-                max_tokens=tokens,
-                gradient_checkpointing=train.gradient_checkpointing,
-            )
+            found = _estimate(config, hp)
         except Exception as error:  # an architecture that the formula does not know is no fault of the sweep
             lines.append(f"  no estimate for {what}: {' '.join(str(error).split())[:200] or type(error).__name__}")
             continue
         lines.append(
-            f"  {what}: base {_size(found.base)}, a pass {_size(found.activations)}, a trial {_size(found.per_trial)}; "
+            f"  {what}: base {gib(found.base)}, a pass {gib(found.activations)}, a trial {gib(found.per_trial)}; "
             f"trials at once: {gpu_table(found, most)}"
         )
+    tokens = _pass_tokens(config)
     return [f"Memory on GPUs (an estimate; a slot measures it), passes of {tokens} tokens:", *lines] if lines else []
 
 
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+def smallest_estimates(config: SweepConfig) -> dict[str, Any]:
+    """What the smallest trial of each method and kind of base takes on a GPU, by words for it; empty where that cannot be
+    said of each.
+    """
+    from trainables.methods import variant_of
+
+    drawn = sorted(map(parse, config.draws()), key=_size_of, reverse=True)
+    smallest = {(hp.method, variant_of(hp.method, hp.options)): hp for hp in drawn}
+    try:
+        return {_words(hp): _estimate(config, hp) for hp in smallest.values()}
+    except Exception:  # an architecture that the formula does not know is no fault of the sweep
+        return {}
+
+
+def device_bytes() -> int | None:
+    """Memory of the largest GPU of this machine; None: it has none."""
+    import torch
+
+    sizes = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
+    return max(sizes, default=None)
+
+
+def _estimate(config: SweepConfig, hp: Hyperparameters) -> Any:
+    """What trials like `hp` take on a GPU."""
+    from trainables.memory import estimate
+    from trainables.methods import variant_of
+    from trainables.tasks import TASKS
+
+    frozen = hp.method not in ("full", "partial") and config.train.precision != "float32"
+    half = config.model.dtype in ("bfloat16", "float16") or config.model.dtype == "auto" and frozen
+    return estimate(
+        load_model_config(config.model),
+        TASKS[config.task].auto_class,
+        hp,
+        dtype_bytes=2 if half else 4,
+        compute_bytes=4 if config.train.precision == "float32" else 2,
+        variant=variant_of(hp.method, hp.options),
+        max_tokens=_pass_tokens(config),
+        gradient_checkpointing=config.train.gradient_checkpointing,
+    )
+
+
+def _pass_tokens(config: SweepConfig) -> int:
+    from trainables.pack import PASS_TOKENS
+
+    return config.train.max_tokens or PASS_TOKENS["cuda"]
+
+
+def _size_of(hp: Hyperparameters) -> tuple[float, ...]:
+    """By which trials of a method take more or less memory."""
+    sizes = [getattr(hp.options, name, None) or 0 for name in (*SIZES, "layers")]
+    return (*sizes, getattr(hp.options, "targets", None) == "all-linear", getattr(hp.options, "dropout", 0))
+
+
+def _words(hp: Hyperparameters) -> str:
+    """`qlora at rank 8 over nf4`."""
+    from trainables.methods import variant_of
+
+    sizes = {name.replace("_", " "): getattr(hp.options, name) for name in SIZES if hasattr(hp.options, name)}
+    variant = variant_of(hp.method, hp.options)
+    at = "".join(f" at {name} {value}" for name, value in sizes.items())
+    return f"{hp.method}{at}" + (f" over {variant}" if variant != "plain" else "")

@@ -39,6 +39,7 @@ from sweeps.plan import (
     prepare_data,
     rehearsed,
     search_words,
+    smallest_estimates,
     storage_url,
 )
 from sweeps.selection import Curve, Point, best_point, finalists, standing_verdict
@@ -104,7 +105,11 @@ def start(config: SweepConfig, console: Console) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         # bad data is refused here, before there is a folder of a sweep that never began
         prepare_data(config, Path(scratch) / "data")
-        rehearsed(config, Path(scratch) / "data", lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+        rehearsed(
+            config,
+            Path(scratch) / "data",
+            lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+        )
         ledger = new_folder(config)
         ledger.store.write_bytes("sweep.yaml", dump(config).encode())
         ledger.store.write_json("base.json", fingerprint(config.model))
@@ -408,6 +413,7 @@ class _Sweep:
             forgetting=self.config.selection.limits.of_forgetting,
             baseline_minutes=self.config.selection.baseline_minutes,
             threads=plan.threads_per_worker,
+            estimates=smallest_estimates(self.config) if plan.resources_per_worker.get("GPU") else {},
         )
 
         def run() -> None:
@@ -429,7 +435,8 @@ class _Sweep:
                     self._lost[name] = ray.get(self._mailbox.snapshot.remote())["lost"][name]
                 except ray.exceptions.RayError:  # the cluster itself is gone; the main thread hears of it from Tune
                     return
-                self.display.say(f"{name} is lost: {self._lost[name]}")
+                again = list(self._lost.values()).count(self._lost[name]) > 1
+                self.display.say(f"{name} is lost: {'for the same reason' if again else self._lost[name]}")
                 self._stop_without_slots()
 
         thread = threading.Thread(target=run, name=name, daemon=True)
@@ -528,7 +535,9 @@ class _Sweep:
             done = time.monotonic()
             try:
                 duty()
-            except Exception as error:  # the border of a watching thread: it must outlive whatever goes wrong in its duty
+            except (
+                Exception
+            ) as error:  # the border of a watching thread: it must outlive whatever goes wrong in its duty
                 if type(error) not in told:
                     told.add(type(error))
                     self.display.say(f"The sweep goes on, but {name} failed: {type(error).__name__}: {error}")

@@ -7,7 +7,7 @@ Shapes: B rows, T tokens, D channels; `keys_B` is int64, one key for each row of
 """
 
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -26,8 +26,10 @@ class RowKeys:
     def __init__(self) -> None:
         self.keys_B: Tensor | None = None
         self.positions_B: Tensor | None = None
-        self.without_rows: Set[int] = frozenset()  # layers that see no rows, or not one after another
-        self._step_1: Tensor | None = None  # of all rows of a pass, where one trial's rows pass
+        # layers that see no rows, or not one after another: of each of their calls in a pass, whether they do
+        self.without_rows: Mapping[int, tuple[bool, ...]] = {}
+        self._calls: dict[int, int] = {}
+        self.of_the_step: Tensor | None = None  # [1], where one trial's rows pass
 
     def __deepcopy__(self, memo: dict) -> "RowKeys":
         return self  # a copy of a trained head sees the rows of the pass too
@@ -38,16 +40,18 @@ class RowKeys:
         positions in their rows; every token is then named.
         """
         self.keys_B = _mix(_mix(_mix(rows_B.long() + 1) + seed) + step)
-        self.positions_B = positions_B
-        self._step_1 = _mix(_mix(_mix(torch.zeros_like(rows_B.long())) + seed) + step)[:1]  # no row is named so
+        self.positions_B, self._calls = positions_B, {}
+        self.of_the_step = _mix(_mix(_mix(torch.zeros_like(rows_B.long())) + seed) + step)[:1]  # no row is named so
 
     def of(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Keys and positions of `x` at `layer`: of its rows; where it has none, one for the trial's step, so that its
         mask does not depend on how the step is cut into passes.
         """
         assert self.keys_B is not None, "RowKeys.set must name the rows of this pass"
-        if layer in self.without_rows:
-            return self._step_1, None
+        if told := self.without_rows.get(layer):
+            call = self._calls[layer] = self._calls.get(layer, -1) + 1  # recomputation calls again, in the same order
+            if not told[call % len(told)]:
+                return self.of_the_step, None
         rows = x.shape[0] if self.positions_B is None else x.shape[:-1].numel()
         assert rows % len(self.keys_B) == 0, "RowKeys.set must name the rows of this pass"
         return self.keys_B, self.positions_B
@@ -90,7 +94,11 @@ def row_dropout(x: Tensor, keys: RowKeys, layer: int, p: float | Tensor) -> Tens
         p = p[: len(keys_B)]
     inner = x.numel() // len(keys_B)
     size = max(1, DRAWN_TOGETHER // inner)
-    offsets = _offsets((x.shape[0] // len(keys_B), *x.shape[1:]) if positions_B is None else (inner,), x.device)
+    if keys_B is keys.of_the_step:
+        # most often a table of relative positions, of which long rows use more to either side: counted from its middle
+        offsets = torch.arange(inner, device=x.device) - inner // x.shape[-1] // 2 * x.shape[-1]
+    else:
+        offsets = _offsets((x.shape[0] // len(keys_B), *x.shape[1:]) if positions_B is None else (inner,), x.device)
     first_B = torch.zeros_like(keys_B) if positions_B is None else positions_B * inner
     row = _mix(keys_B + layer * 0x9E3779B9) + first_B  # hashed again below, with the offset
     threshold_B = (torch.as_tensor(p, dtype=torch.float64, device=x.device) * (1 << 24)).long().expand(len(keys_B))

@@ -11,6 +11,7 @@ import numpy as np
 
 from trainables.checkpoints import finite_or_none, write_rows
 from trainables.hyperparameters import parse
+from trainables.memory import release
 from trainables.model import BaseSpec, load_tokenizer
 from trainables.store import Store
 
@@ -23,13 +24,16 @@ def run(store: Store, config: Any, what: dict[str, Any]) -> dict[str, Any]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     max_tokens = config.max_tokens or PASS_TOKENS[device.type]
-    with tempfile.TemporaryDirectory() as scratch:
-        data = store.fetch("data", Path(scratch))
-        if what["kind"] == "baselines":
-            return _baselines(store, config, data, "validation", max_tokens, device)
-        if what["kind"] == "forgetting":
-            return _forgetting(store, config, data, what, device)
-        return _test(store, config, data, what, max_tokens, device)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            data = store.fetch("data", Path(scratch))
+            if what["kind"] == "baselines":
+                return _baselines(store, config, data, "validation", max_tokens, device)
+            if what["kind"] == "forgetting":
+                return _forgetting(store, config, data, what, device)
+            return _test(store, config, data, what, max_tokens, device)
+    finally:
+        release(device)  # the slot's next base comes after
 
 
 def _baselines(store: Store, config: Any, data: Path, split: str, max_tokens: int, device: Any) -> dict[str, Any]:
@@ -89,6 +93,7 @@ def _test(store: Store, config: Any, data: Path, what: dict[str, Any], max_token
             write_rows(store, f"baselines/test/{name}", measured.losses, measured.classes)
             found[name] = {"loss": measured.loss, "metrics": task.metrics(*measured.columns)}
             found[name]["slices"] = measured.by_slice(task, slices)
+            release(device)  # before the next one is loaded
     for name, other in _baselines(store, config, data, "test", max_tokens, device).items():
         found[name] = {"loss": other.pop("val_loss", None), **other}
     return finite_or_none({"split": described, "scores": found})

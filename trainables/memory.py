@@ -39,6 +39,10 @@ class MemoryEstimate:
     per_trial: int  # weights, gradients and Adam moments of one trial, as far as they are not the base's own
     shared: bool  # whether several trials can train over one base
 
+    def fits(self, device_bytes: int) -> bool:
+        """Whether a device of that size could hold one trial's weights beside the base's, however small its passes are."""
+        return self.base + self.per_trial <= device_bytes
+
     def trials(self, device_bytes: int, most: int) -> int:
         """How many trials fit a device of that size, `most` at the most; 0 where not even one does."""
         free = device_bytes * (1 - RESERVE) - self.base - self.activations
@@ -102,6 +106,24 @@ def estimate(
         per_trial=sum(tensor.numel() for tensor in trained) * per_parameter,
         shared=hp.method in ADDITIVE,
     )
+
+
+def too_large(found: Mapping[str, MemoryEstimate], device_bytes: int) -> str | None:
+    """Why no trial can train on a device of that size; None: some can, or nothing is known.
+
+    found: what the sweep may train, in words, with the estimate of each.
+    """
+    if not found or any(each.fits(device_bytes) for each in found.values()):
+        return None
+    least = min(found, key=lambda what: found[what].base + found[what].per_trial)
+    return (
+        f"model.name: does not fit a device of {gib(device_bytes)}: {least} takes {gib(found[least].base)} for the base "
+        f"and {gib(found[least].per_trial)} for a trial; take a smaller model, method qlora, or a larger device"
+    )
+
+
+def gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def release(device: Any) -> None:

@@ -202,7 +202,9 @@ class Pack:
         self._base: BaseModel | None = None
         self._function_dropout: FunctionDropout | None = None
         self._flat_cost = math.inf  # of a token in a flat pass; 1: that of one in a padded pass
-        self._without_rows: set[str] = set()  # modules of the base that do not see rows one after another
+        self._without_rows: dict[
+            str, tuple[bool, ...]
+        ] = {}  # modules of the base that do not see rows one after another
         self._shared: dict[str, bool] = {}  # whether trials can share the base, of the methods that asked
         self._pristine: dict[str, Tensor] = {}  # weights of the base that training has changed at some time
         self._aboard: dict[str, Aboard] = {}
@@ -646,7 +648,7 @@ class Pack:
             self._remember(self._base)
         return self._base
 
-    def _find_without_rows(self, base: BaseModel) -> set[str]:
+    def _find_without_rows(self, base: BaseModel) -> dict[str, tuple[bool, ...]]:
         """Modules at which trials may add something, and dropout, that do not see rows one after another."""
         model = base.model
         linear = [name for name, module in model.named_modules() if is_linear(module)]
@@ -666,10 +668,12 @@ class Pack:
             with self._precision():
                 model(**{name: x.to(self._device) for name, x in batch.items()})
 
-        self._keys.without_rows = frozenset()
+        self._keys.without_rows = {}
         found = without_rows(model, [*linear, *base.head, *dropout, *each], run, ids_T, self._other(base, ids_T))
         numbers = {name: FIRST_LAYER + number for number, name in enumerate(linear_layers(model, base.head))}
-        self._keys.without_rows = frozenset({**numbers, **dropout}[name] for name in found & {*numbers, *dropout})
+        self._keys.without_rows = {
+            layer: found[name] for name, layer in {**numbers, **dropout}.items() if name in found
+        }
         return found
 
     def _other(self, base: BaseModel, ids_T: Tensor) -> Tensor:

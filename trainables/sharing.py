@@ -18,18 +18,22 @@ CHANGED_HALF = 3e-2  # the same in half precision
 @torch.no_grad()
 def without_rows(
     model: nn.Module, watched: Sequence[str], run: Callable[[Tensor], Any], ids_T: Tensor, changed_T: Tensor
-) -> set[str]:
-    """Those of the modules `watched` whose input is not one vector after another of the first row, then of the next.
+) -> dict[str, tuple[bool, ...]]:
+    """Those of the modules `watched` whose input is not always one vector after another of the first row, then of the next;
+    of each, at which of its calls in a pass it is.
 
     run: a pass over ids [3, T] without padding. ids_T, changed_T: a row, and one that differs from it.
     """
     before = _inputs(model, watched, run, torch.stack([ids_T, ids_T, ids_T]))
     after = _inputs(model, watched, run, torch.stack([ids_T, changed_T, ids_T]))
-    return {
-        name
-        for name in before
-        if len(before[name]) != len(after[name]) or not all(map(_middle_third, before[name], after[name]))
-    }
+    found = {}
+    for name in before:
+        told = tuple(map(_middle_third, before[name], after[name]))
+        if len(before[name]) != len(after[name]):
+            told = (False,)
+        if not all(told):
+            found[name] = told
+    return found
 
 
 def _inputs(

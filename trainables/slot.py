@@ -22,6 +22,7 @@ import ray
 
 from trainables.errors import InputError
 from trainables.hyperparameters import company, kind, parse
+from trainables.memory import MemoryEstimate, too_large
 from trainables.model import ModelConfig
 
 TAKE_TIMEOUT_S = 10.0  # a slot without news looks again after this long
@@ -63,6 +64,7 @@ class SlotConfig:
     forgetting: bool  # measure with every evaluation what a trial has lost of its base
     baseline_minutes: float
     threads: int
+    estimates: dict[str, MemoryEstimate] = field(default_factory=dict)  # on a GPU, of the smallest trials of the sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -692,6 +694,10 @@ def _prepare(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
     quiet()
     torch.set_num_threads(max(1, config.threads))
     device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        why = too_large(config.estimates, torch.cuda.get_device_properties(device).total_memory)
+        if why is not None:
+            raise InputError(why)
     store = Store(config.storage)
     check_files(config.model)
     bf16 = config.precision == "bfloat16" or (config.precision == "auto" and computes_in_bf16(device))

@@ -158,6 +158,41 @@ class GroupedLinear(torch.autograd.Function):
         return dx_NI, None, None, None, None
 
 
+class GroupedScale(torch.autograd.Function):
+    """x * s_k for the vectors of trial k, and x where a trial has nothing at this place. The gradient of s is added to
+    `grad` in place. Scales are not kept for each vector: in a pass without padding each token is one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NC: Tensor,
+        anchor: Tensor,
+        scale_KC: Tensor,
+        grad_KC: Tensor,
+        segments: Segments,
+        here: Sequence[bool],
+    ) -> Tensor:
+        ctx.save_for_backward(x_NC)
+        ctx.rest = (scale_KC, grad_KC, [segment for segment in segments if here[segment[0]]])
+        return _scale(x_NC, scale_KC, ctx.rest[2])
+
+    @staticmethod
+    def backward(ctx: Any, dy_NC: Tensor) -> tuple:
+        (x_NC,), (scale_KC, grad_KC, segments) = ctx.saved_tensors, ctx.rest
+        for lane, start, stop in segments:
+            grad_KC[lane].add_((dy_NC[start:stop].to(grad_KC.dtype) * x_NC[start:stop]).sum(0))
+        dx_NC = _scale(dy_NC, scale_KC, segments) if ctx.needs_input_grad[0] else None
+        return dx_NC, None, None, None, None, None
+
+
+def _scale(x_NC: Tensor, scale_KC: Tensor, segments: Sequence[tuple[int, int, int]]) -> Tensor:
+    out_NC = x_NC.clone()
+    for lane, start, stop in segments:
+        out_NC[start:stop] = x_NC[start:stop] * scale_KC[lane]
+    return out_NC
+
+
 class Gathered(torch.autograd.Function):
     """[B, ...]: of each row of a pass, its trial's vector or matrix; [1, ...] where all rows are one trial's. Its gradient
     is added to `grad` in place, but not for trials that have nothing at this place.

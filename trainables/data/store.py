@@ -75,6 +75,11 @@ class Split:
         return len(self.lengths)
 
     @property
+    def largest_id(self) -> int:
+        """Of the tokens of all rows."""
+        return int(self._columns["input_ids"][1].max())
+
+    @property
     def labels(self) -> np.ndarray | None:
         """The class of each row, int64 [N]; None for language models."""
         column = self._columns.get("labels", ())

@@ -9,7 +9,7 @@ from torch import Tensor
 from trainables.errors import InputError
 from trainables.hyperparameters import Ia3Options
 from trainables.model import BaseModel, Variant
-from trainables.stack import Addition, Gathered, Place, Stacked
+from trainables.stack import Addition, GroupedScale, Place, Stacked
 from trainables.structure import attends, features, in_layers, linear_layers, served_by_peft
 
 KEYS_VALUES = {"k", "v", "kv", "qkv", "key", "value"}  # parts of the names of projections that give keys or values
@@ -77,8 +77,6 @@ class Scale(Place):
     def bind(self, tensors: Mapping[str, Stacked], options: Sequence[Ia3Options | None]) -> None:
         ((self._side, self._scale),) = tensors.items()
         self._here = [each is not None for each in options]
-        others = self._scale.weight.new_tensor([float(not here) for here in self._here])
-        self._others_K1 = None if all(self._here) else others[:, None]  # who has nothing here is scaled by 1
 
     def install(self) -> Callable[[], None]:
         if self._side == "input":
@@ -88,12 +86,9 @@ class Scale(Place):
         return self.module.register_forward_hook(lambda _, inputs, output: self._scaled(output)).remove
 
     def _scaled(self, x: Tensor) -> Tensor:
-        whole = self.stack.passing
-        scale_BC = Gathered.apply(self.stack.anchor, self._scale.weight, self._scale.grad, whole, self._here)
-        if self._others_K1 is not None:
-            scale_BC = scale_BC + self._others_K1[whole.lanes_B]
-        scaled = x.reshape(len(scale_BC), -1, x.shape[-1]) * scale_BC[:, None]  # some models flatten rows into tokens
-        return scaled.reshape(x.shape).to(x.dtype)
+        x_NC, here, stack = x.reshape(-1, x.shape[-1]), self._here, self.stack
+        segments = stack.passing.scaled(len(x_NC))
+        return GroupedScale.apply(x_NC, stack.anchor, self._scale.weight, self._scale.grad, segments, here).view(x.shape)
 
 
 class Ia3:

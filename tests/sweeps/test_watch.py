@@ -1,0 +1,217 @@
+"""What goes on beside the trials goes on whatever part of it fails: heartbeat, time budget, growing, reminding."""
+
+import asyncio
+import io
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from rich.console import Console
+
+from cluster import ClusterError
+from sweeps import run
+from sweeps.config import load
+from sweeps.ledger import NO_SLOT, Ledger
+from sweeps.run import _Sweep
+from trainables.slot import Mailbox
+
+LORA = {"method": "lora", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1}
+
+
+class Actor:
+    """A mailbox called as an actor is, without Ray: what a call returns is the answer itself."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self.mailbox, self.called = mailbox, []
+
+    def __getattr__(self, name: str) -> Any:
+        def remote(*args: Any) -> Any:
+            self.called.append(name)
+            return asyncio.run(getattr(self.mailbox, name)(*args))
+
+        return type("Method", (), {"remote": staticmethod(remote)})
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A sweep whose slots are threads that wait; what it says is in `sweep.said`."""
+    monkeypatch.setattr(run, "WATCH_S", 0.01)
+    monkeypatch.setattr(run, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(run, "GROW_S", 0.02)
+    monkeypatch.setattr(ray, "get", lambda answer, timeout=None: answer)
+    file = tmp_path / "s.yaml"
+    file.write_text(f"""
+name: s
+task: causal_lm
+storage: {tmp_path}/runs
+model: {{name: nobody/knows}}
+data: {{train: {tmp_path}/a.txt, validation: 0.1}}
+search: {{trials: 4, time_budget: 1h, space: {{method: lora, learning_rate: 1e-3, batch_size: 8, epochs: 1}}}}
+selection: {{baselines: false}}
+cluster: {{slots: 2}}
+tracking: {{wandb: "off"}}
+""")
+    folder = tmp_path / "runs" / "s-1"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "manifest.json").write_text(
+        json.dumps({"splits": {"train": {"rows": 100}}, "sources": {"train": {"source": "a.txt"}}, "notes": []})
+    )
+    heard = io.StringIO()
+    made = _Sweep(load(file), Ledger(str(folder)), Console(file=heard, width=300), 0.0)
+    made.said = heard.getvalue
+    made._mailbox = Actor(Mailbox("s", slots=2))
+    ended = threading.Event()
+    made._start = lambda plan: made._slots.append(threading.Thread(target=ended.wait, daemon=True))
+    for _ in range(2):
+        made._start(None)
+    yield made
+    made._watching = False
+    ended.set()
+    made.close()
+
+
+def watch(sweep: Any, until: Any) -> None:
+    """Let it be watched over until something has happened."""
+    sweep._watching = True
+    watcher = threading.Thread(target=sweep._watch, daemon=True)
+    watcher.start()
+    deadline = time.monotonic() + 60
+    while not until() and time.monotonic() < deadline and watcher.is_alive():
+        time.sleep(0.01)
+    happened = until()
+    assert happened and watcher.is_alive(), sweep.said()
+    sweep._watching = False
+    watcher.join(30)
+    assert not watcher.is_alive()
+
+
+def count(sweep: Any, monkeypatch: pytest.MonkeyPatch, *duties: str) -> dict[str, int]:
+    """How often each duty was done."""
+    done = dict.fromkeys(duties, 0)
+
+    def counted(name: str, duty: Any) -> Any:
+        def call() -> None:
+            done[name] += 1
+            duty()
+
+        return call
+
+    for name in duties:
+        monkeypatch.setattr(sweep, name, counted(name, getattr(sweep, name)))
+    return done
+
+
+DUTIES = ("_heartbeat", "_keep_to_the_budget", "_remind", "_look", "_grow")
+
+
+@pytest.mark.parametrize("broken", DUTIES)
+def test_a_duty_that_fails_silences_no_other_and_is_told_once(sweep, monkeypatch, broken):
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "nodes", list)
+
+    def fail() -> None:
+        raise ClusterError("cluster: 2 slots do not fit, only 1")
+
+    monkeypatch.setattr(sweep, broken, fail)
+    done = count(sweep, monkeypatch, *DUTIES)
+    watch(sweep, lambda: all(times >= 4 for times in done.values()))
+    assert sweep.said().count("2 slots do not fit") == 1
+    assert sweep.ledger.status()[0] == "running" or broken == "_heartbeat"
+
+
+@pytest.mark.parametrize("hanging", ["_look", "_grow"])
+def test_a_duty_that_hangs_silences_no_other(sweep, monkeypatch, hanging):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {})
+    monkeypatch.setattr(ray, "nodes", list)
+    released = threading.Event()
+    monkeypatch.setattr(sweep, hanging, released.wait)
+    done = count(sweep, monkeypatch, "_heartbeat", "_keep_to_the_budget")
+    sweep._watching = True
+    watcher = threading.Thread(target=sweep._watch, daemon=True)
+    watcher.start()
+    deadline = time.monotonic() + 60
+    while min(done.values()) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    sweep._watching = False
+    released.set()
+    watcher.join(30)
+    assert min(done.values()) >= 5
+
+
+def node(cpus: float, alive: bool = True) -> dict[str, Any]:
+    return {"Alive": alive, "Resources": {"CPU": cpus}}
+
+
+def test_a_lost_node_ends_nothing_and_its_slot_starts_again_when_there_is_room(sweep, monkeypatch):
+    """`cluster.slots: 2`, of which one lay on a node that died."""
+    nodes = [node(1.0), node(1.0, alive=False)]
+    monkeypatch.setattr(
+        ray, "cluster_resources", lambda: {"CPU": sum(n["Resources"]["CPU"] for n in nodes if n["Alive"])}
+    )
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    done = count(sweep, monkeypatch, *DUTIES)
+    watch(sweep, lambda: min(done.values()) >= 3)
+    assert len(sweep._slots) == 2 and "failed" not in sweep.said()
+    sweep._lost["s-1-slot1"] = "its node died"
+    watch(sweep, lambda: len(sweep._slots) == 3)
+    nodes[:] = [node(1.0, alive=False)]
+    watch(sweep, lambda: min(done.values()) >= 20)
+    assert len(sweep._slots) == 3 and "failed" not in sweep.said(), "no room for any is no fault either"
+
+
+def test_a_mailbox_that_was_restarted_is_told_again_what_the_sweep_knows(sweep, monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [node(2.0)])
+    sweep._has_baseline = True
+    sweep._lost["s-1-slot0"] = "its node died"
+    fresh = sweep._mailbox.mailbox = Mailbox("s", slots=7)
+    asyncio.run(fresh.register("s-1-slot1"))
+    watch(sweep, lambda: fresh._lost and fresh._planned != 7 and fresh._baseline_slot == "-")
+    assert not asyncio.run(fresh.take("s-1-slot1", 0)).baseline
+    sweep._stop("the budget is spent")
+    fresh = sweep._mailbox.mailbox = Mailbox("s", slots=7)
+    watch(sweep, lambda: fresh._stop == "the budget is spent")
+
+
+def test_slots_that_fail_every_trial_are_named_and_without_any_other_the_sweep_ends(sweep, monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [node(2.0)])
+    mailbox = sweep._mailbox.mailbox
+
+    async def fail(slot: str) -> None:
+        for number in range(3):
+            await mailbox.expect(f"{slot} t{number}", LORA)
+            (trial,) = [t for t, p in mailbox._passengers.items() if p.slot == slot][:1]
+            await mailbox.publish(slot, trial, {"failed": "RuntimeError: broken"})
+
+    async def first() -> None:
+        await mailbox.register("good")
+        await mailbox.register("bad")
+        await mailbox.expect("t", {**LORA, "method": "full"})  # good has it
+        await fail("bad")
+
+    asyncio.run(first())
+    watch(sweep, lambda: "bad gets no more trials" in sweep.said())
+    assert "RuntimeError: broken" in sweep.said() and sweep.stopped is None
+    sweep._aside = {}
+    sweep._lost["good"] = "its node died"
+    monkeypatch.setattr(sweep, "_grow", lambda: None)
+    watch(sweep, lambda: sweep.stopped is not None)
+    assert sweep.stopped == NO_SLOT
+
+
+def test_the_time_budget_ends_a_sweep_whose_mailbox_does_not_answer(sweep, monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [node(2.0)])
+    sweep._budget = 0.0
+
+    def silent(answer: Any, timeout: float | None = None) -> Any:
+        raise ray.exceptions.GetTimeoutError("no answer")
+
+    monkeypatch.setattr(ray, "get", silent)
+    watch(sweep, lambda: sweep.stopped is not None and sweep.ledger.store.exists("status.json"))
+    assert "budget" in sweep.stopped
