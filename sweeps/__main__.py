@@ -40,14 +40,15 @@ def run(file: File, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def resume(folder: Folder) -> None:
-    """Go on with an interrupted sweep.
+def resume(folder: Folder, overrides: Overrides = None) -> None:
+    """Go on with an interrupted sweep, or extend or amend one: any setting of search, selection, cluster, tracking and most of
+    train can be overridden.
 
-    Example: python -m sweeps resume runs/quickstart-20260101-120000
+    Example: python -m sweeps resume runs/quickstart-20260101-120000 search.trials=50 search.time_budget=4h
     """
     from sweeps.run import resume as go_on
 
-    ledger, config = _open(folder)
+    ledger, config = _open(folder, overrides or [])
     _finish(go_on(ledger, config, _console()))
 
 
@@ -186,14 +187,17 @@ def report(
     print(write_report(ledger.load(), config, wandb=wandb))
 
 
-def _open(folder: str) -> tuple[Ledger, SweepConfig]:
+def _open(folder: str, overrides: list[str] | None = None) -> tuple[Ledger, SweepConfig]:
     from omegaconf import OmegaConf
 
-    ledger = Ledger(folder if "://" in folder else str(Path(folder).expanduser().absolute()))
+    try:
+        ledger = Ledger(folder if "://" in folder else str(Path(folder).expanduser().absolute()))
+    except (ValueError, ImportError) as error:  # a protocol that fsspec does not know, or whose package is not there
+        raise ConfigError(f"{folder}: {error}") from error
     if not ledger.store.exists("sweep.yaml"):
         raise ConfigError(f"{folder}: not a sweep's folder (it has no sweep.yaml)")
     return ledger, from_tree(
-        OmegaConf.create(ledger.store.read_bytes("sweep.yaml").decode()), (), f"{folder}/sweep.yaml"
+        OmegaConf.create(ledger.store.read_bytes("sweep.yaml").decode()), overrides or (), f"{folder}/sweep.yaml"
     )
 
 

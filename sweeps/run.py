@@ -14,9 +14,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from sweeps.config import ConfigError, SweepConfig, dump, with_own_space
+from sweeps.config import (
+    ConfigError,
+    SweepConfig,
+    as_trained,
+    check_resumable,
+    differences,
+    dump,
+    from_tree,
+    with_own_space,
+)
 from sweeps.display import (
     LOST,
     Display,
@@ -91,7 +101,7 @@ def start(config: SweepConfig, console: Console) -> Outcome:
         # bad data is refused here, before there is a folder of a sweep that never began
         prepare_data(config, Path(scratch) / "data")
         ledger = new_folder(config)
-        ledger.store.write_bytes("sweep.yaml", dump(config).encode())
+        _write_configuration(ledger, config)
         ledger.store.write_json("base.json", fingerprint(config.model))
         staged = ledger.store.scratch()
         shutil.copytree(Path(scratch) / "data", staged, dirs_exist_ok=True)
@@ -100,7 +110,9 @@ def start(config: SweepConfig, console: Console) -> Outcome:
 
 
 def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
-    """Go on with a sweep: finished trials are kept, unfinished ones go on from their last checkpoints."""
+    """Go on with a sweep, maybe with another configuration: finished trials are kept, unfinished ones go on from their last
+    checkpoints with what they began.
+    """
     status, elapsed_s = ledger.status()
     if status == "running":
         raise ConfigError(f"{ledger.store.path('')}: this sweep is running; `best` shows how far it is")
@@ -108,10 +120,37 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
         raise ConfigError(f"{ledger.store.path('')}: has no prepared data, so it never began; run it anew")
     ledger.store.clear_scratch()
     ledger.load()
+    config = with_own_space(config)
+    for line in _amend(ledger, config):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for curve in ledger.curves():
         if curve.status != "running":
             ledger.prune(curve.id, config.selection)  # a kill can come between the end of a trial and its pruning
     return _run(config, ledger, console, elapsed_s=elapsed_s)
+
+
+def _amend(ledger: Ledger, config: SweepConfig) -> list[str]:
+    """Let the sweep go on as `config`; says what has changed since it last ran. Raises ConfigError for what cannot."""
+    ran_with = ledger.store.find("configurations")
+    last = ran_with[-1] if ran_with else "sweep.yaml"
+    former = from_tree(OmegaConf.create(ledger.store.read_bytes(last).decode()), (), ledger.store.path(last))
+    found = differences(former, config)
+    if not found:
+        return []
+    check_resumable(former, config)
+    for curve in ledger.curves():
+        params = as_trained(former, config, curve.params)
+        if params != curve.params:
+            ledger.restate(curve.id, params)
+    _write_configuration(ledger, config)
+    return [f"Changed: {words}" for words in found]
+
+
+def _write_configuration(ledger: Ledger, config: SweepConfig) -> None:
+    """The last of `configurations` is what trials were run with, also when somebody edits sweep.yaml."""
+    number = len(ledger.store.find("configurations")) + 1
+    ledger.store.write_bytes(f"configurations/{number:03d}.yaml", dump(config).encode())
+    ledger.store.write_bytes("sweep.yaml", dump(config).encode())
 
 
 def _run(config: SweepConfig, ledger: Ledger, console: Console, *, elapsed_s: float) -> Outcome:
