@@ -209,10 +209,9 @@ def _console() -> Console:
 
 def _finish(outcome: Any) -> None:
     print(outcome.folder, flush=True)
-    if outcome.interrupted:
+    if outcome.status == "interrupted":
         print(f"Interrupted. Go on with: python -m sweeps resume {outcome.folder}", file=sys.stderr)
-        raise typer.Exit(1)
-    if outcome.board["winner"] is None:
+    if outcome.status != "finished" or outcome.board["winner"] is None:
         raise typer.Exit(1)
 
 

@@ -52,7 +52,8 @@ WORDS = {
     "default": "the default configuration",
 }
 INTERRUPTED, NO_SLOT = "interrupted", "no slot could run"
-UNFINISHED = (INTERRUPTED, NO_SLOT)  # reasons for stopping that leave running trials to be resumed
+ALIKE = "three trials failed with one cause, and none has succeeded"
+UNFINISHED = (INTERRUPTED, NO_SLOT, ALIKE)  # reasons for stopping that leave running trials to be resumed
 HEARTBEAT_S = 10.0
 DEAD_AFTER_S = 60.0  # a sweep of another machine that has not written its heartbeat for so long does not run
 

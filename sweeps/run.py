@@ -37,7 +37,7 @@ from sweeps.display import (
     slices_words,
     test_words,
 )
-from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
+from sweeps.ledger import ALIKE, HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
 from sweeps.plan import check_storage, first_of_each_method, prepare_data, search_words, storage_url
 from sweeps.selection import Curve, Point, best_point, finalists, verdict
 from trainables.checkpoints import CHECKPOINT
@@ -61,7 +61,7 @@ class Outcome:
 
     board: dict[str, Any]
     folder: str
-    interrupted: bool = False
+    status: str  # finished | interrupted | failed
 
 
 def new_folder(config: SweepConfig) -> Ledger:
@@ -198,6 +198,8 @@ class _Sweep:
         self._slots: list[threading.Thread] = []
         self._lost: dict[str, str] = {}  # slots that are gone for good, and why
         self._watching = False
+        self._succeeded = False  # whether a trial of this process was evaluated
+        self._failures: list[str] = []  # why trials of this process failed
         self._reference = ledger.reference()
         self._has_baseline = ledger.store.exists("baseline.json")
 
@@ -451,6 +453,7 @@ class _Sweep:
     def _evaluated(self, trial: str, evaluation: dict[str, Any]) -> None:
         if not self.ledger.record(trial, evaluation):
             return
+        self._succeeded = self._succeeded or evaluation["val_loss"] is not None
         self.ledger.prune(trial, self.config.selection)
         self.tracker.evaluation(trial, evaluation)
         numbers = {**evaluation["metrics"], **{name: evaluation.get(name) for name in LOST}}
@@ -482,6 +485,12 @@ class _Sweep:
         number = f", best val loss {best.val_loss:.4f} at epoch {best.epoch:g}" if best else ""
         why = f" ({curve.reason})" if curve.reason else ""
         self.display.say(f"{trial} {curve.status}{why}{number}; {judged.word}")
+        if curve.status == "failed":
+            from sweeps.stopping import common_cause
+
+            self._failures.append(curve.reason or "")
+            if not self._succeeded and common_cause(self._failures) is not None:
+                self._stop(ALIKE)
 
     # --- watching over it ---
 
@@ -583,7 +592,7 @@ class _Sweep:
         from sweeps.publish import write_report
         from sweeps.winner import hand_over
 
-        status = {INTERRUPTED: "interrupted", NO_SLOT: "failed"}.get(self.stopped or "", "finished")
+        status = {INTERRUPTED: "interrupted", NO_SLOT: "failed", ALIKE: "failed"}.get(self.stopped or "", "finished")
         self.ledger.set_status(status, self.elapsed_s())
         board = self.ledger.board(self.config.name, self.config.selection)
         lines = []
@@ -592,10 +601,15 @@ class _Sweep:
             self.tracker.winner(board["winner"]["trial"], board["winner"]["reason"], folder)
             lines.append(f"Checkpoint: {folder}")
         lines.append(f"Report: {write_report(self.ledger, self.config)}")
+        if self.stopped == ALIKE:
+            from sweeps.stopping import common_cause
+
+            cause = common_cause(self._failures)
+            lines.append(f"Stopped, as {ALIKE}: {cause}. Mend it and go on: python -m sweeps resume {board['folder']}")
         print_board(self.console, board)
         for line in lines:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        return Outcome(board=board, folder=board["folder"], interrupted=status == "interrupted")
+        return Outcome(board=board, folder=board["folder"], status=status)
 
 
 def print_board(console: Console, board: dict[str, Any]) -> None:

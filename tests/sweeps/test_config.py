@@ -643,12 +643,19 @@ def test_limits_that_fit_task_and_data_are_kept_and_dumped(overrides):
 
 
 def test_a_sweep_keeps_the_space_itself_not_the_name_of_a_file_that_may_change(tmp_path):
-    (tmp_path / "space.yaml").write_text("{method: full, learning_rate: {log_uniform: [1e-5, 1e-4]}, batch_size: 8, epochs: 1}")
+    (tmp_path / "space.yaml").write_text(
+        "{method: full, learning_rate: {log_uniform: [1e-5, 1e-4]}, batch_size: 8, epochs: 1}"
+    )
     config = loaded(GOOD, f"search.space={tmp_path}/space.yaml")
     own = with_own_space(config)
     (tmp_path / "space.yaml").unlink()
     again = from_tree(OmegaConf.create(dump(own)), (), "sweep.yaml")
-    assert again.search.space == {"method": "full", "learning_rate": {"log_uniform": [1e-5, 1e-4]}, "batch_size": 8, "epochs": 1}
+    assert again.search.space == {
+        "method": "full",
+        "learning_rate": {"log_uniform": [1e-5, 1e-4]},
+        "batch_size": 8,
+        "epochs": 1,
+    }
     assert with_own_space(own) is own
     preset = with_own_space(loaded(GOOD, "search.space=encoder_small"))
     assert preset.draws() == loaded(GOOD, "search.space=encoder_small").draws()
@@ -726,10 +733,16 @@ def test_what_can_change_when_a_sweep_is_resumed(override):
         ("storage=elsewhere", "storage: cannot change when a sweep is resumed ('runs' to 'elsewhere'): it is where"),
         ("seed=1", "seed: cannot change when a sweep is resumed (0 to 1): data, order and heads hang on it"),
         ("model.name=other", "model.name: cannot change when a sweep is resumed ("),
-        ("model.dtype=bfloat16", "model.dtype: cannot change when a sweep is resumed ('auto' to 'bfloat16'): losses of"),
+        (
+            "model.dtype=bfloat16",
+            "model.dtype: cannot change when a sweep is resumed ('auto' to 'bfloat16'): losses of",
+        ),
         ("data.rows=9", "data.rows: cannot change when a sweep is resumed (null to 9): losses on other data do not"),
         ("data.test=other.csv", "data.test: cannot change when a sweep is resumed (null to 'other.csv'): losses on"),
-        ("train.evaluate_every=9", "train.evaluate_every: cannot change when a sweep is resumed ('epoch' to 9): trials"),
+        (
+            "train.evaluate_every=9",
+            "train.evaluate_every: cannot change when a sweep is resumed ('epoch' to 9): trials",
+        ),
         ("train.probe_rows=9", "train.probe_rows: cannot change when a sweep is resumed (512 to 9): probe losses on"),
         ("train.precision=float32", "train.precision: cannot change when a sweep is resumed ('auto' to 'float32'): "),
     ],
@@ -746,7 +759,9 @@ def test_a_limit_on_what_was_not_measured_cannot_be_added_to_a_sweep_that_has_ru
         loaded(*language_model, *limits)
         for limits in ((), ["selection.limits.kl=1"], ["selection.limits.kl=2", "selection.limits.forgetting=1"])
     )
-    with pytest.raises(ConfigError, match=r"^selection\.limits\.kl: cannot change .*: it was not measured of the trials"):
+    with pytest.raises(
+        ConfigError, match=r"^selection\.limits\.kl: cannot change .*: it was not measured of the trials"
+    ):
         check_resumable(without, with_kl)
     check_resumable(with_kl, without)
     check_resumable(with_kl, with_both)  # one of the two has both measured
