@@ -36,7 +36,7 @@ class ConfigError(ValueError):
 class EarlyStoppingConfig:
     """Stops trials that are behind (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934), overfit or diverged."""
 
-    asha: bool = True  # compare trials at the same number of samples seen, and stop the worse ones
+    asha: bool = True  # compare trials at the same samples seen, like with like, and stop the worse ones
     grace_epochs: float = 1.0  # epochs that every trial may train before it is compared
     reduction_factor: float = 3.0  # of the trials that reach a rung, one in so many goes on
     overfit: bool = True  # stop a trial that has clearly overfit
@@ -66,7 +66,7 @@ class SearchConfig:
         default_factory=list
     )  # configurations to try first; what they leave open is sampled
     time_budget: str | None = (
-        None  # wall clock, as 90s, 30m, 8h or 2d; running trials are then stopped, the best so far wins
+        None  # wall clock over every resume, as 90s, 30m, 8h or 2d; running trials are then stopped, the best so far wins
     )
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 

@@ -496,7 +496,9 @@ def _importances(board: dict, study: optuna.Study | None) -> Section:
         f"({directions}). PED-ANOVA, as shares of the sum."
     ]
     if stopped:
-        notes.append(f"{stopped} of them were behind and stopped early; they count with the best loss that they reached.")
+        notes.append(
+            f"{stopped} of them were behind and stopped early; they count with the best loss that they reached."
+        )
     settled = 10 * TARGET_TRIALS
     if len(told) < settled:
         notes.append(f"With {len(told)} trials the shares are rough; trust them from about {settled} on.")

@@ -681,7 +681,9 @@ def test_importances_are_drawn_from_seven_trials_of_which_most_were_pruned(page)
     read = page(board([]), study)
     assert set(read.figures["plot-importances"]["data"][0]["y"]) == {"x", "noise"}
     said = read.words("importances")
-    assert "the best 4 of 7 trials" in said and "With 7 trials the shares are rough; trust them from about 50 on" in said
+    assert (
+        "the best 4 of 7 trials" in said and "With 7 trials the shares are rough; trust them from about 50 on" in said
+    )
     assert "5 of them were behind and stopped early; they count with the best loss that they reached." in said
 
 
