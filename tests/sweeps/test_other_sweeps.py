@@ -51,7 +51,9 @@ selection: {{general_text: {general_text}, limits: {{forgetting: 5, kl: 9}}}}
     assert winner["val_loss"] < board["baselines"]["untuned"]["val_loss"]
     assert all(e["forgetting"] < 5 and 0 < e["kl"] < 9 for t in board["trials"] for e in t["evaluations"])
     lost = board["forgetting"]["after"] - board["forgetting"]["before"]  # by transformers and PEFT alone
-    assert winner["forgetting"] == pytest.approx(lost, abs=0.02) and winner["kl"] == pytest.approx(board["forgetting"]["kl"], rel=0.5)
+    assert winner["forgetting"] == pytest.approx(lost, abs=0.02) and winner["kl"] == pytest.approx(
+        board["forgetting"]["kl"], rel=0.5
+    )
     done = sweeps("verify", done.last_line)
     assert done.code == 0, done.out + done.err
 
@@ -95,6 +97,30 @@ search:
     )
     done = sweeps("best", done.last_line, "--json")
     assert done.code == 1 and json.loads(done.out)["winner"] is None and "failed" in json.loads(done.out)["reason"]
+
+
+def test_three_failures_with_one_cause_end_the_sweep_which_goes_on_when_it_is_mended(sweeps, shakespeare) -> None:
+    """And it goes on with more trials, in another space."""
+    file = shakespeare("""
+search:
+  trials: 30
+  space: {method: {partial: {layers: {int: [7, 99]}}}, learning_rate: {log_uniform: [1e-4, 1e-3]}, batch_size: 16, epochs: 1}
+""")
+    done = sweeps("run", file)
+    assert done.code == 1 and "Stopped, as three trials failed with one cause, and none has succeeded: " in done.out
+    folder = done.last_line
+    board = json.loads(sweeps("best", folder, "--json").out)
+    assert board["status"] == "failed" and 3 <= sum(t["status"] == "failed" for t in board["trials"]) < 10
+    began = len(board["trials"])
+    refused = sweeps("resume", folder, "data.rows=9")
+    assert refused.code == 2 and refused.err.startswith("data.rows: cannot change when a sweep is resumed")
+    done = sweeps("resume", folder, "search.space.method.partial.layers={choice: [1, 2]}", f"search.trials={began + 2}")
+    assert done.code == 0, done.out + done.err
+    assert "Changed: search.space\n" in done.out and f"Changed: search.trials: 30 to {began + 2}\n" in done.out
+    assert f"The search space has changed: 0 of {began} trials fit it" in done.out
+    board = json.loads(sweeps("best", folder, "--json").out)
+    assert board["status"] == "finished" and board["winner"]["params"]["layers"] in (1, 2)
+    assert [t["status"] for t in board["trials"]][-2:] == ["complete", "complete"]
 
 
 def test_two_workers_and_a_pack_under_ray_give_what_each_trial_gives_alone_without_ray(sweeps, shakespeare) -> None:

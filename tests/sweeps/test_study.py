@@ -766,6 +766,20 @@ def test_a_space_that_has_changed_keeps_what_fits_it(tmp_path, name):
     assert len(third.study.trials) == len(second.study.trials)
 
 
+def test_an_unfinished_trial_that_has_shown_nothing_and_lies_outside_the_space_is_ended(tmp_path):
+    first = Sweep(tmp_path, SMALL)
+    asked = [first.ask() for _ in range(3)]
+    first.evaluate(asked[0], 1.0)
+    outside = [one.id for one in asked[1:] if one.params["rank"] == 4]
+    assert 0 < len(outside)
+    second = Sweep(tmp_path, SMALL | {"rank": 8})
+    going_on = [second.ask().id for _ in range(3 - len(outside))]
+    assert going_on == [one.id for one in asked if one.id not in outside]
+    for trial in outside:
+        assert second.ledger.curve(trial).status == "pruned"
+        assert second.ledger.curve(trial).reason == "the search space has changed, and it lies outside"
+
+
 def test_a_space_that_is_as_it_was_keeps_its_study(tmp_path):
     first = Sweep(tmp_path, SMALL)
     first.run(1.0)
