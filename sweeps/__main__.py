@@ -150,7 +150,7 @@ def diagnose(
         return
     width = max(len(trial["id"]) for trial in trials)
     for trial in trials:
-        print(f"{trial['id']:<{width}}  {trial['verdict']:<15}  {trial['verdict_reason']}")
+        print(f"{trial['id']:<{width}}  {trial['verdict']:<17}  {trial['verdict_reason']}")
 
 
 @app.command()

@@ -752,8 +752,8 @@ def test_too_few_groups_have_no_interval_and_no_tie_and_that_is_said(ledger):
     put(ledger, "baselines/validation/few_shot.npy", np.stack([rows[0] + 0.4, np.ones(90)], 1))
     board = json.loads(json.dumps(ledger.board("quick", CONFIG), allow_nan=False))
     assert "whether beyond noise cannot be told from fewer than 10 groups of rows" in board["winner"]["reason"]
-    assert board["worth"]["verdict"] == "within noise" and board["worth"]["interval"] is None
-    assert "(no interval: validation has fewer than 10 groups of rows)" in board["worth"]["words"]
+    assert board["worth"]["verdict"] == "unknown" and board["worth"]["interval"] is None
+    assert "cannot be told from noise, as validation has fewer than 10 groups of rows" in board["worth"]["words"]
 
 
 # --- `best`, of a folder that was carried elsewhere ---

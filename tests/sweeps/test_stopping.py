@@ -264,6 +264,15 @@ def test_what_is_hopeless(losses, why):
     assert reason is None if why is None else reason.startswith(why)
 
 
+def test_a_gap_alone_stops_nothing():
+    """Each is better than the one before; the probe loss is under a tenth of the validation loss from the second on."""
+    excellent = [(0.20, 0.19), (0.060, 0.0055), (0.050, 0.0040), (0.045, 0.0030)]
+    untuned, config = Reference(val_loss=0.7, probe_loss=0.7), SelectionConfig()
+    assert hopeless(curve(*excellent), untuned, EarlyStoppingConfig(), config) is None
+    rose = curve(*excellent, (0.060, 0.0020), (0.080, 0.0010))
+    assert hopeless(rose, untuned, EarlyStoppingConfig(), config).startswith("overfit: validation loss rose")
+
+
 def test_patience_counts_overfit_evaluations_in_a_row():
     patient = EarlyStoppingConfig(overfit_patience=2)
     up, down = (2.6, 1.5), (2.4, 1.4)
