@@ -36,6 +36,7 @@ ROWS, VALIDATION_ROWS, TOKENS = 12, 6, 96  # of a rehearsal; longer rows are cut
 STEPS = 2
 CPU = torch.device("cpu")
 RELOADED, QUANTISED, TOGETHER = 1e-4, 2e-3, 1e-3  # relative differences of losses that rounding explains
+BY_CARD = 2e-2  # the same over a quantised base by the code on the card: bitsandbytes rounds activations there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +254,8 @@ class _Stage:
         spec = self._spec(hp.method, hp.options)
         tolerance = RELOADED if spec.variant == "plain" else QUANTISED
         self._compare("loaded again", self._loss(load_checkpoint(saved / "checkpoint", spec, CPU)), loss, tolerance)
-        self._compare("loaded by the code on the card", self._loss(self._by_the_card(saved, spec)), loss, tolerance)
+        by_card = BY_CARD if spec.variant != "plain" else tolerance
+        self._compare("loaded by the code on the card", self._loss(self._by_the_card(saved, spec)), loss, by_card)
         again = self._pack()
         again.join("one", hp, saved)
         self._compare("gone on from its checkpoint", _trained(again, ["one"], 1)["one"], alone, tolerance)
