@@ -678,7 +678,7 @@ def test_timing_an_empty_pack_leaves_the_base(lab, tmp_path):
     lab.assert_same(lab.run(pack, tmp_path / "after", hp), expected)
 
 
-def test_a_timed_step_that_does_not_fit_keeps_the_budget(lab, tmp_path):
+def test_a_timed_step_that_fits_in_no_pass_keeps_the_budget(lab, tmp_path):
     trials = unlike(lab, "bert", dropout=True, only="ae")
     pack = lab.pack("bert", max_tokens=100)
     for trial, hp in trials.items():
@@ -697,7 +697,7 @@ def test_a_timed_step_that_does_not_fit_keeps_the_budget(lab, tmp_path):
     hp = lab.params("lora", batch_size=18)
     with pytest.raises(torch.OutOfMemoryError):
         pack.time_step(hp, 4)
-    assert len(sizes) == 3 and pack.trials == ["a", "e"]
+    assert sizes[-1] <= 25 and pack.trials == ["a", "e"], "smaller passes were tried, as in a step"
     for trial in trials:
         after = snapshot(pack, trial)
         assert all(torch.equal(after[name], before[trial][name]) for name in before[trial])
