@@ -41,14 +41,15 @@ def run(file: File, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def resume(folder: Folder) -> None:
-    """Go on with an interrupted sweep.
+def resume(folder: Folder, overrides: Overrides = None) -> None:
+    """Go on with an interrupted sweep, or extend or amend one: any setting of search, selection, cluster, tracking and most of
+    train can be overridden.
 
-    Example: python -m sweeps resume runs/quickstart-20260101-120000
+    Example: python -m sweeps resume runs/quickstart-20260101-120000 search.trials=50 search.time_budget=4h
     """
     from sweeps.run import resume as go_on
 
-    ledger, config = _open(folder)
+    ledger, config = _open(folder, overrides or [])
     _finish(go_on(ledger, config, _console()))
 
 
@@ -149,7 +150,7 @@ def diagnose(
         return
     width = max(len(trial["id"]) for trial in trials)
     for trial in trials:
-        print(f"{trial['id']:<{width}}  {trial['verdict']:<15}  {trial['verdict_reason']}")
+        print(f"{trial['id']:<{width}}  {trial['verdict']:<17}  {trial['verdict_reason']}")
 
 
 @app.command()
@@ -187,17 +188,20 @@ def report(
     print(write_report(ledger.load(), config, wandb=wandb))
 
 
-def _open(folder: str) -> tuple[Ledger, SweepConfig]:
+def _open(folder: str, overrides: list[str] | None = None) -> tuple[Ledger, SweepConfig]:
     from omegaconf import OmegaConf
 
-    ledger = Ledger(folder if "://" in folder else str(Path(folder).expanduser().absolute()))
+    try:
+        ledger = Ledger(folder if "://" in folder else str(Path(folder).expanduser().absolute()))
+    except (ValueError, ImportError) as error:  # a protocol that fsspec does not know, or whose package is not there
+        raise ConfigError(f"{folder}: {error}") from error
     if not ledger.store.exists("sweep.yaml"):
         raise ConfigError(f"{folder}: not a sweep's folder (it has no sweep.yaml)")
     try:
         tree = OmegaConf.create(ledger.store.read_bytes("sweep.yaml").decode())
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{folder}/sweep.yaml: damaged, it is not YAML ({error})") from error
-    return ledger, from_tree(tree, (), f"{folder}/sweep.yaml")
+    return ledger, from_tree(tree, overrides or (), f"{folder}/sweep.yaml")
 
 
 def _console() -> Console:
@@ -208,10 +212,9 @@ def _console() -> Console:
 
 def _finish(outcome: Any) -> None:
     print(outcome.folder, flush=True)
-    if outcome.interrupted:
+    if outcome.status == "interrupted":
         print(f"Interrupted. Go on with: python -m sweeps resume {outcome.folder}", file=sys.stderr)
-        raise typer.Exit(1)
-    if outcome.board["winner"] is None:
+    if outcome.status != "finished" or outcome.board["winner"] is None:
         raise typer.Exit(1)
 
 

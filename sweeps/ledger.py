@@ -1,6 +1,6 @@
 """The sweep's folder: what is written, read back, kept and deleted. Reading needs neither Ray nor torch.
 
-sweep.yaml              the resolved configuration
+sweep.yaml              the resolved configuration;  configurations/001.yaml ...: those that it has run with
 status.json             running | finished | interrupted | failed, and a heartbeat
 study.journal           the Optuna study
 base.json               which base model it is
@@ -52,7 +52,8 @@ WORDS = {
     "default": "the default configuration",
 }
 INTERRUPTED, NO_SLOT = "interrupted", "no slot could run"
-UNFINISHED = (INTERRUPTED, NO_SLOT)  # reasons for stopping that leave running trials to be resumed
+ALIKE = "three trials failed with one cause, and none has succeeded"
+UNFINISHED = (INTERRUPTED, NO_SLOT, ALIKE)  # reasons for stopping that leave running trials to be resumed
 HEARTBEAT_S = 10.0
 DEAD_AFTER_S = 60.0  # a sweep of another machine that has not written its heartbeat for so long does not run
 
@@ -84,6 +85,12 @@ class Ledger:
             "default": default,
             "finalist_of": finalist_of,
         }
+
+    def restate(self, trial: str, params: dict[str, Any]) -> None:
+        """Write the parameters of a trial anew, which say the same under another configuration."""
+        begun = self.store.read_json(f"trials/{trial}/trial.json")
+        self.store.write_json(f"trials/{trial}/trial.json", {**begun, "params": params})
+        self._curves[trial]["params"] = params
 
     def record(self, trial: str, evaluation: dict[str, Any]) -> bool:
         """Take note of an evaluation that the slot has written; False when it was known already."""
@@ -227,11 +234,13 @@ class Ledger:
 
     # --- the sweep ---
 
-    def set_status(self, status: str, elapsed_s: float) -> None:
+    def set_status(self, status: str, elapsed_s: float, *, ending: bool = False) -> None:
+        """ending: the process that writes this is on its way to an orderly end, and may be killed before it comes there."""
         self.store.write_json(
             "status.json",
             {
                 "status": status,
+                "ending": ending,
                 "pid": os.getpid(),
                 "began": _began(os.getpid()),
                 "host": socket.gethostname(),
@@ -246,11 +255,11 @@ class Ledger:
             return "interrupted", 0.0
         written = self.store.read_json("status.json")
         status = written["status"]
-        if status == "running":
+        if status == "running" or written.get("ending"):
             if written["host"] == socket.gethostname():
                 alive = _runs(written["pid"], written["began"])
             else:
-                alive = time.time() - written["time"] < DEAD_AFTER_S
+                alive = status == "running" and time.time() - written["time"] < DEAD_AFTER_S
             status = "running" if alive else "interrupted"
         return status, written["elapsed_s"]
 

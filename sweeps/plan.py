@@ -384,7 +384,8 @@ def _estimate(config: SweepConfig, hp: Hyperparameters) -> Any:
     from trainables.methods import variant_of
     from trainables.tasks import TASKS
 
-    half = config.model.dtype != "float32" and (config.model.dtype != "auto" or hp.method not in ("full", "partial"))
+    frozen = hp.method not in ("full", "partial") and config.train.precision != "float32"
+    half = config.model.dtype in ("bfloat16", "float16") or config.model.dtype == "auto" and frozen
     return estimate(
         load_model_config(config.model),
         TASKS[config.task].auto_class,

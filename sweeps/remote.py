@@ -11,10 +11,13 @@ from cluster.submit import JobOutcome, is_loopback, parse_address, stage
 from cluster.submit import submit as submit_job
 from sweeps.config import ConfigError, SweepConfig, dump, with_own_space
 
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # seconds from the signal that stops a job to the one that kills it
+ORDERLY_END_S = 60  # Ray's own default is 3
 PASSED_ON = (
     "HF_HUB_OFFLINE",
     "WANDB_MODE",
     "WANDB_BASE_URL",
+    STOP_WAIT,
 )  # settings; keys and tokens belong into the cluster's environment
 
 
@@ -58,7 +61,8 @@ def submit_sweep(config: SweepConfig, *, address: str, wait: bool, print_line: C
                     "trials": str(config.search.trials),
                     "storage": config.storage,
                 },
-                env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+                env={STOP_WAIT: str(ORDERLY_END_S)}
+                | {name: os.environ[name] for name in PASSED_ON if name in os.environ},
                 wait=wait,
                 print_line=print_line,
             )

@@ -46,7 +46,7 @@ ABSENT = object()  # a parameter that a trial does not have, as None is a value
 MATRIX_CLASSES = 20  # whose confusion matrix is drawn
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of baselines, beside the curves
 LETTER_SPACE = 15 / 300  # of one letter above another, as a share of the axis
-MIN_COMPLETE_TRIALS = 10  # for importances
+MIN_TRIALS = 5  # for importances: two of the best and two of the others are the least that can be compared
 TARGET_TRIALS = 5  # PED-ANOVA asks for at least five trials in its top quantile
 WANDB_TABLE_ROWS = 25
 PROBE_TIMEOUT_S = 3.0
@@ -460,25 +460,33 @@ def _importances(board: dict, study: optuna.Study | None) -> Section:
     cannot = f"Importances for {_objective(board, study)} cannot be computed: "
     if study is None:
         return Section(missing=cannot + "they need the Optuna study, and this report was written without it.")
+    import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
 
-    objective = _objective(board, study)
-    trials = study.get_trials(deepcopy=False)
-    complete = [t for t in trials if t.state == TrialState.COMPLETE and all(map(math.isfinite, t.values))]
-    if len(complete) < MIN_COMPLETE_TRIALS:
+    objective, trials = _objective(board, study), study.get_trials(deepcopy=False)
+    # a pruned trial has a loss too: the best that it reached
+    told = [
+        optuna.create_trial(values=t.values, params=t.params, distributions=t.distributions)
+        for t in trials
+        if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and t.values and all(map(math.isfinite, t.values))
+    ]
+    stopped = sum(t.state == TrialState.PRUNED and bool(t.values) for t in trials)
+    if len(told) < MIN_TRIALS:
         counts = Counter(trial.state.name.lower() for trial in trials)
         held = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no trial"
-        needs = f"they need {MIN_COMPLETE_TRIALS} complete trials with a finite {objective}"
-        return Section(missing=f"{cannot}{needs}, and there are {len(complete)} (the study holds {held}).")
-    if len({tuple(trial.values) for trial in complete}) == 1:
-        return Section(missing=f"{cannot}all {len(complete)} complete trials have the same {objective}.")
-    if not any(trial.params for trial in complete):
+        needs = f"they need {MIN_TRIALS} trials with a finite {objective}"
+        return Section(missing=f"{cannot}{needs}, and there are {len(told)} (the study holds {held}).")
+    if len({tuple(trial.values) for trial in told}) == 1:
+        return Section(missing=f"{cannot}all {len(told)} trials have the same {objective}.")
+    if not any(trial.params for trial in told):
         return Section(missing=f"{cannot}the study varies no parameter.")
-    target = max(0.1, TARGET_TRIALS / len(complete))
+    target = max(0.1, min(0.5, TARGET_TRIALS / len(told)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        shares = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=target))
+        of_told = optuna.create_study(directions=study.directions)
+        of_told.add_trials(told)
+        shares = get_param_importances(of_told, evaluator=PedAnovaImportanceEvaluator(target_quantile=target))
     ordered = sorted(shares.items(), key=lambda item: (item[1], item[0]))
     bars = {
         "type": "bar",
@@ -497,14 +505,18 @@ def _importances(board: dict, study: optuna.Study | None) -> Section:
         "bargap": 0.4,
     }
     directions = ", ".join(f"{direction.name.lower()}d" for direction in study.directions)
-    best = f"the best {math.ceil(target * len(complete))} of the {len(complete)} complete ones"
+    best = f"the best {math.ceil(target * len(told))} of {len(told)} trials"
     notes = [
         f"How much each parameter decided whether a trial came among {best} by the study's objective, {objective} "
         f"({directions}). PED-ANOVA, as shares of the sum."
     ]
+    if stopped:
+        notes.append(
+            f"{stopped} of them were behind and stopped early; they count with the best loss that they reached."
+        )
     settled = 10 * TARGET_TRIALS
-    if len(complete) < settled:
-        notes.append(f"With {len(complete)} complete trials the shares are rough; trust them from about {settled} on.")
+    if len(told) < settled:
+        notes.append(f"With {len(told)} trials the shares are rough; trust them from about {settled} on.")
     if unsure := sorted({n for w in caught for n in re.findall(r"parameter `(.+?)` have less", str(w.message))}):
         notes.append(f"Least certain, as too few trials have it or too few lack it: {_join(unsure)}.")
     plot = Plot(id="plot-importances", height=40 + 34 * len(ordered), data=[bars], layout=layout)

@@ -16,9 +16,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from sweeps.config import ConfigError, SweepConfig, dump, with_own_space
+from sweeps.config import (
+    ConfigError,
+    SweepConfig,
+    as_trained,
+    check_resumable,
+    differences,
+    dump,
+    from_tree,
+    with_own_space,
+)
 from sweeps.display import (
     LOST,
     Display,
@@ -32,7 +42,7 @@ from sweeps.display import (
     slices_words,
     test_words,
 )
-from sweeps.ledger import HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
+from sweeps.ledger import ALIKE, HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED, Ledger
 from sweeps.plan import (
     check_storage,
     first_of_each_method,
@@ -66,7 +76,7 @@ class Outcome:
 
     board: dict[str, Any]
     folder: str
-    interrupted: bool = False
+    status: str  # finished | interrupted | failed
 
 
 def new_folder(config: SweepConfig) -> Ledger:
@@ -111,7 +121,7 @@ def start(config: SweepConfig, console: Console) -> Outcome:
             lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
         )
         ledger = new_folder(config)
-        ledger.store.write_bytes("sweep.yaml", dump(config).encode())
+        _write_configuration(ledger, config)
         ledger.store.write_json("base.json", fingerprint(config.model))
         staged = ledger.store.scratch()
         shutil.copytree(Path(scratch) / "data", staged, dirs_exist_ok=True)
@@ -120,7 +130,9 @@ def start(config: SweepConfig, console: Console) -> Outcome:
 
 
 def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
-    """Go on with a sweep: finished trials are kept, unfinished ones go on from their last checkpoints."""
+    """Go on with a sweep, maybe with another configuration: finished trials are kept, unfinished ones go on from their last
+    checkpoints with what they began.
+    """
     status, elapsed_s = ledger.status()
     if status == "running":
         raise ConfigError(f"{ledger.store.path('')}: this sweep is running; `best` shows how far it is")
@@ -128,6 +140,9 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
         raise ConfigError(f"{ledger.store.path('')}: has no prepared data, so it never began; run it anew")
     ledger.store.clear_scratch()
     ledger.load()
+    config = with_own_space(config)
+    for line in _amend(ledger, config):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for curve in ledger.curves():
         if curve.status != "running":
             ledger.prune(curve.id, config.selection)  # a kill can come between the end of a trial and its pruning
@@ -145,6 +160,30 @@ def tracked(config: SweepConfig, manifest: dict[str, Any], base: dict[str, str])
     files = hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest() if base else None
     model = {name: getattr(config.model, name) for name in ("name", "revision", "dtype")}
     return {"task": config.task, "model": {**model, "fingerprint": base.get("commit", files)}, "data": data}
+
+
+def _amend(ledger: Ledger, config: SweepConfig) -> list[str]:
+    """Let the sweep go on as `config`; says what has changed since it last ran. Raises ConfigError for what cannot."""
+    ran_with = ledger.store.find("configurations")
+    last = ran_with[-1] if ran_with else "sweep.yaml"
+    former = from_tree(OmegaConf.create(ledger.store.read_bytes(last).decode()), (), ledger.store.path(last))
+    found = differences(former, config)
+    if not found:
+        return []
+    check_resumable(former, config)
+    for curve in ledger.curves():
+        params = as_trained(former, config, curve.params)
+        if params != curve.params:
+            ledger.restate(curve.id, params)
+    _write_configuration(ledger, config)
+    return [f"Changed: {words}" for words in found]
+
+
+def _write_configuration(ledger: Ledger, config: SweepConfig) -> None:
+    """The last of `configurations` is what trials were run with, also when somebody edits sweep.yaml."""
+    number = len(ledger.store.find("configurations")) + 1
+    ledger.store.write_bytes(f"configurations/{number:03d}.yaml", dump(config).encode())
+    ledger.store.write_bytes("sweep.yaml", dump(config).encode())
 
 
 def _run(config: SweepConfig, ledger: Ledger, console: Console, *, elapsed_s: float) -> Outcome:
@@ -197,6 +236,9 @@ class _Sweep:
         self._limits: dict[str, int] = {}  # how many trials of a kind share a slot, as far as was said
         self._asked_for_baselines = False
         self._watching = False
+        self._beating = threading.Lock()
+        self._succeeded = False  # whether a trial of this process was evaluated
+        self._failures: list[str] = []  # why trials of this process failed
         self._reference = ledger.reference()
         self._has_baseline = ledger.store.exists("baseline.json")
 
@@ -459,6 +501,7 @@ class _Sweep:
     def _evaluated(self, trial: str, evaluation: dict[str, Any]) -> None:
         if not self.ledger.record(trial, evaluation):
             return
+        self._succeeded = self._succeeded or evaluation["val_loss"] is not None
         self.ledger.prune(trial, self.config.selection)
         self.tracker.evaluation(trial, evaluation)
         numbers = {**evaluation["metrics"], **{name: evaluation.get(name) for name in LOST}}
@@ -490,6 +533,12 @@ class _Sweep:
         number = f", best val loss {best.val_loss:.4f} at epoch {best.epoch:g}" if best else ""
         why = f" ({curve.reason})" if curve.reason else ""
         self.display.say(f"{trial} {curve.status}{why}{number}; {judged.shown}")
+        if curve.status == "failed":
+            from sweeps.stopping import common_cause
+
+            self._failures.append(curve.reason or "")
+            if not self._succeeded and common_cause(self._failures) is not None:
+                self._stop(ALIKE)
 
     # --- watching over it ---
 
@@ -499,6 +548,8 @@ class _Sweep:
 
         if self.stopped is None:
             self.stopped = reason
+            if reason == INTERRUPTED:
+                self._heartbeat()  # first of all: a job that is stopped may have seconds to live
             self.display.say(f"Stopping: {reason}")
             ray.get(self._mailbox.stop_trials.remote(reason), timeout=ASK_TIMEOUT_S)
 
@@ -614,8 +665,10 @@ class _Sweep:
 
     def _heartbeat(self) -> None:
         try:
-            self.ledger.set_status("running", self.elapsed_s())
-            self._save_study()
+            with self._beating:
+                ending = self.stopped == INTERRUPTED
+                self.ledger.set_status("interrupted" if ending else "running", self.elapsed_s(), ending=ending)
+                self._save_study()
         except OSError as error:  # a store that does not answer for a while, or a full disk: the trials go on
             self.display.say(f"The sweep's folder cannot be written: {error}")
 
@@ -646,7 +699,7 @@ class _Sweep:
         from sweeps.publish import write_report
         from sweeps.winner import hand_over
 
-        status = {INTERRUPTED: "interrupted", NO_SLOT: "failed"}.get(self.stopped or "", "finished")
+        status = {INTERRUPTED: "interrupted", NO_SLOT: "failed", ALIKE: "failed"}.get(self.stopped or "", "finished")
         self.ledger.set_status(status, self.elapsed_s())
         board = self.ledger.board(self.config.name, self.config.selection)
         lines = []
@@ -655,10 +708,15 @@ class _Sweep:
             self.tracker.winner(board["winner"]["trial"], board["winner"]["reason"], folder)
             lines.append(f"Checkpoint: {folder}")
         lines.append(f"Report: {write_report(self.ledger, self.config)}")
+        if self.stopped == ALIKE:
+            from sweeps.stopping import common_cause
+
+            cause = common_cause(self._failures)
+            lines.append(f"Stopped, as {ALIKE}: {cause}. Mend it and go on: python -m sweeps resume {board['folder']}")
         print_board(self.console, board)
         for line in lines:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        return Outcome(board=board, folder=board["folder"], interrupted=status == "interrupted")
+        return Outcome(board=board, folder=board["folder"], status=status)
 
 
 def print_board(console: Console, board: dict[str, Any]) -> None:

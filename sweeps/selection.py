@@ -450,8 +450,7 @@ def verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verd
         return Verdict(word=TOO_EARLY, reason="no evaluation yet" if curve.status == "running" else why)
     word, reason = _judge(points, reference, config)
     if len(points) < 2 and word != "diverged":  # one evaluation shows what there is, and not where it goes
-        so_far = f"one evaluation, validation loss {points[0].val_loss:.4f} at {points[0].samples_seen} samples"
-        word, reason = TOO_EARLY, so_far if word == "healthy" else f"{so_far}: {reason}"
+        word, reason = TOO_EARLY, _one(points[0]) + ("" if word == "healthy" else f": {reason}")
     told = memorised(points[-1], config)
     return Verdict(word=word, reason=f"{reason}; {told}" if told else reason)
 
@@ -481,6 +480,10 @@ def _judge(points: Sequence[Point], reference: Reference, config: SelectionConfi
     return "healthy", _lowest(best)
 
 
+def _one(point: Point) -> str:
+    return f"one evaluation, validation loss {point.val_loss:.4f} at {point.samples_seen} samples"
+
+
 def _lowest(best: Point) -> str:
     gap = f", probe {best.probe_loss:.4f}" if best.probe_loss is not None else ""
     return f"lowest validation loss {best.val_loss:.4f}{gap} at {best.samples_seen} samples"
@@ -489,12 +492,14 @@ def _lowest(best: Point) -> str:
 def standing_verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verdict:
     """The verdict of the checkpoint that stands for a trial: what befell the trial after it is told, and is not its name."""
     judged, point = verdict(curve, reference, config), best_point(curve, config)
-    if judged.word not in LOST_LATER or point is None or point is curve.points[-1]:
+    if judged.word not in LOST_LATER or point is None:
         return judged
     word, reason = _judge(curve.points[: curve.points.index(point) + 1], reference, config)
     if word in LOST_LATER:
         return judged
-    if word != "underfit":  # the last of a shortened curve would always be still improving
+    if len(curve.points) < 2:
+        word, reason = TOO_EARLY, _one(point)
+    elif word != "underfit":  # the last of a shortened curve would always be still improving
         word, reason = "healthy", _lowest(point)
     return Verdict(word=word, reason=f"{reason}; later it {judged.word}: {judged.reason}", later=judged.word)
 

@@ -1,6 +1,8 @@
 """Early stopping, in samples seen: batch size and epochs differ between trials, so steps and epochs do not compare."""
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +16,7 @@ from sweeps.selection import Curve, Reference, SelectionConfig, diverged_reason,
 from trainables.hyperparameters import Hyperparameters, parse
 from trainables.schedule import annealed, trained_samples
 
-ALIKE = 0.05  # of the peak rate: runs whose rates have come down alike but for so much are compared both ways
+ALIKE = 0.1  # of the peak rate: runs whose rates have come down alike but for so much are compared both ways
 
 
 class SampleAsha(FIFOScheduler):
@@ -77,6 +79,19 @@ def make_scheduler(config: SweepConfig, rows: int, curves: Sequence[Curve]) -> T
     asha = SampleAsha(rungs, stopping.reduction_factor, rows)
     asha.replay(curves, lambda curve: config.hyperparameters(curve.params))
     return asha
+
+
+def common_cause(reasons: Sequence[str], least: int = 3) -> str | None:
+    """The cause that `least` or more failures share, or None. Trials' names, numbers, paths and logs do not tell causes apart."""
+    causes = Counter(map(_cause, reasons))
+    cause, count = causes.most_common(1)[0] if causes else ("", 0)
+    return next(reason for reason in reasons if _cause(reason) == cause) if count >= least else None
+
+
+def _cause(reason: str) -> str:
+    words = re.sub(r" \(log: [^)]*\)$", "", reason)
+    words = re.sub(r"(\w+:)?(/[^\s/:]+)+", "PATH", words)
+    return re.sub(r"0x[0-9a-f]+|[-+]?\d+(\.\d+)?(e[-+]?\d+)?", "N", words)
 
 
 class HopelessStopper(Stopper):

@@ -269,7 +269,15 @@ class StudySearcher(Searcher):
         for initial in self._config.search.initial or middle:
             encoded = {name: plain(value) for name, value in self._space.encode(initial).items()}
             self._study.enqueue_trial(encoded, skip_if_exists=True)
-        return self._ledger.unfinished()
+        return [trial for trial in self._ledger.unfinished() if not self._drop(trial)]
+
+    def _drop(self, trial: str) -> bool:
+        """End an unfinished trial that has shown nothing yet and lies outside the space, which has changed since it was drawn."""
+        curve = self._ledger.curve(trial)
+        if trial in self._numbers or curve.points or curve.finalist_of is not None:
+            return False
+        self._ledger.finish(trial, "pruned", "the search space has changed, and it lies outside")
+        return True
 
     # --- Tune's interface ---
 

@@ -64,7 +64,8 @@ def _spec(config: SweepConfig, params: dict[str, Any], manifest: dict[str, Any],
 
     hp, device = config.hyperparameters(params), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = TASKS[config.task]
-    return base_spec(config.model, task, manifest["labels"], pad_token_id, hp.method, hp.options, device)
+    labels, precision = manifest["labels"], config.train.precision
+    return base_spec(config.model, task, labels, pad_token_id, hp.method, hp.options, device, precision)
 
 
 def _relative(ledger: Ledger, checkpoint: str) -> str:

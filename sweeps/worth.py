@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ Interval = tuple[float, float]
 
 def worth(board: Mapping[str, Any], losses: Losses) -> dict[str, Any] | None:
     """`{"verdict", "words", ...}`: whether fine-tuning beat the best way without it beyond noise, by how much, at what cost, and
-    what the search added over the default configuration. None where there is no winner or nothing to compare with.
+    what the search added over the default configuration. The verdict is yes, no, within noise, or unknown where too few
+    units were measured to tell noise. None where there is no winner or nothing to compare with.
 
     board: as `best --json` prints it, without this. `losses(folder)`: losses [N, 2] of the units of an evaluation or a
     baseline (see sweeps.intervals). Differences are of validation loss, in nats, or of test loss where the sealed test has
     been scored. On validation rows the winner was chosen, so there the intervals allow for that.
     """
-    winner = board["winner"]
+    winner, losses = board["winner"], cache(losses)  # both sentences ask for those of every checkpoint
     if winner is None:
         return None
     test = board.get("test")
@@ -95,6 +97,8 @@ def _candidates(board: Mapping[str, Any]) -> list[str]:
 def _verdict(gain: float, interval: Interval | None) -> str:
     if interval is None:
         return "yes" if gain > 0 else "no"
+    if not _is_known(interval):
+        return "unknown"
     return "yes" if interval[0] > 0 else "no" if interval[1] < 0 else "within noise"
 
 
@@ -104,12 +108,14 @@ def _is_known(interval: Interval | None) -> bool:
 
 def _bounds(interval: Interval | None, split: str) -> str:
     """An interval in words; on the rows by which the winner was chosen it is the wider for that."""
-    if interval is None:
-        return ""
     if not _is_known(interval):
-        return f" (no interval: {split} has fewer than {MIN_UNITS} groups of rows)"
+        return ""
     allowing = ", the choice among all checkpoints allowed for" if split == "validation" else ""
     return f" (95% interval {interval[0]:+.4f} to {interval[1]:+.4f}{allowing})"
+
+
+def _cannot_tell(split: str) -> str:
+    return f"cannot be told from noise, as {split} has fewer than {MIN_UNITS} groups of rows"
 
 
 def _answer(verdict: str, split: str, own: float, named: str, best: float, gain: float, bounds: Interval | None) -> str:
@@ -119,6 +125,8 @@ def _answer(verdict: str, split: str, own: float, named: str, best: float, gain:
         return f"Yes, fine-tuning was worth it: {numbers}: {gain:.4f} lower{interval}."
     if verdict == "within noise":
         return f"It is not clear that fine-tuning was worth it: {numbers}, a difference of {gain:+.4f}{interval} is within noise."
+    if verdict == "unknown":
+        return f"It is not known whether fine-tuning was worth it: {numbers}, a difference of {gain:+.4f}, {_cannot_tell(split)}."
     return f"No, fine-tuning was not worth it: {numbers}: {-gain:.4f} higher{interval}."
 
 
@@ -172,6 +180,11 @@ def _searched(board: Mapping[str, Any], losses: Losses) -> str:
         return (
             f"The search added nothing: the {split} loss of the default configuration, {default['id']}, is {-gain:.4f} lower than "
             f"the winner's{bounds}."
+        )
+    if verdict == "unknown":
+        return (
+            f"What the search added over the default configuration, {default['id']}, {gain:+.4f} of {split} loss, "
+            f"{_cannot_tell(split)}."
         )
     return (
         f"What the search added over the default configuration, {default['id']}, is within noise: {gain:+.4f} of {split} "

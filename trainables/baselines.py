@@ -87,7 +87,7 @@ class _Bench:
     @property
     def dtype(self) -> torch.dtype:
         """Of a base that nothing trains, whatever its class."""
-        return base_dtype(self.model, "lora", "AutoModelForCausalLM", self.device)
+        return base_dtype(self.model, "lora", self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

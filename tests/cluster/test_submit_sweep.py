@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,7 +13,9 @@ import pytest
 import requests
 import yaml
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+import cluster.submit as submit_module
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -44,7 +47,7 @@ selection: {{general_text: {tmp_path}/manual.txt}}
     def watch_actors() -> None:
         headers = {"Authorization": f"Bearer {Path(ray_head.env['RAY_AUTH_TOKEN_PATH']).read_text()}"}
         while not done.is_set():
-            answer = requests.get(f"{ray_head.dashboard_url}/logical/actors", headers=headers, timeout=10)
+            answer = requests.get(f"{ray_head.dashboard_url}/logical/actors", headers=headers)
             for actor in answer.json()["data"]["actors"].values():
                 seen[f"{actor.get('name')} | {actor.get('reprName')} | {actor.get('actorClass')}"] = actor
             time.sleep(1)
@@ -67,7 +70,6 @@ selection: {{general_text: {tmp_path}/manual.txt}}
             env={**os.environ, **ray_head.env},
             capture_output=True,
             text=True,
-            timeout=600,
         )
     finally:
         done.set()
@@ -88,6 +90,81 @@ selection: {{general_text: {tmp_path}/manual.txt}}
     assert any(f"{folder.name}-slot0" in name for name in seen), list(seen)
 
 
+@pytest.fixture
+def submitted(ray_head, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Submits a sweep of three trials; returns its job's client and id, and the sweep's folder once a trial has ended and
+    the next has been evaluated.
+    """
+    ray_head.use(monkeypatch)
+    (tmp_path / "manual.txt").write_text("The manual says what each word of the language does. " * 60)
+    (tmp_path / "lm.yaml").write_text(f"""
+name: stopped
+task: causal_lm
+storage: {tmp_path}/runs
+model: {{name: {shared_data}/models/stories260K}}
+data: {{train: {shared_data}/text/tinyshakespeare.txt, validation: 0.02, max_length: 64, rows: 320}}
+train: {{method: full, batch_size: 8, epochs: 6, probe_rows: 64}}
+cluster: {{slots: 1}}
+search:
+  trials: 3
+  early_stopping: {{asha: false, overfit: false, diverged: false}}
+  space: {{learning_rate: {{choice: [0.0003, 0.001, 0.003]}}}}
+selection: {{general_text: {tmp_path}/manual.txt}}
+""")
+
+    def submit(**env: str):
+        command = ["submit", str(tmp_path / "lm.yaml"), "--address", ray_head.dashboard_url]
+        done = sweeps(*command, **ray_head.env, **env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        job = re.match(r"Job (\S+): ", done.stdout.splitlines()[-1])[1]
+        client = submit_module._client(*submit_module.parse_address(ray_head.dashboard_url))
+        while True:
+            ended = [*(tmp_path / "runs").glob("*/trials/*/outcome.json")]
+            begun = {path.parts[-3] for path in (tmp_path / "runs").glob("*/trials/*/attempt-*/step-*")}
+            if ended and len(begun) > len(ended):
+                break
+            assert not client.get_job_status(job).is_terminal(), client.get_job_logs(job)
+            time.sleep(0.2)
+        (folder,) = (tmp_path / "runs").iterdir()
+        return client, job, folder
+
+    return submit
+
+
+def sweeps(*arguments: object, **env: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sweeps", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("wait", [None, "3"], ids=["as submitted", "with the 3 s that Ray gives"])
+def test_a_job_that_is_stopped_ends_in_order_or_loses_nothing_that_was_evaluated(ray_head, submitted, wait) -> None:
+    client, job, folder = submitted(**({} if wait is None else {"RAY_JOB_STOP_WAIT_TIME_S": wait}))
+    client.stop_job(job)
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(0.2)
+    assert client.get_job_status(job).value == "STOPPED"
+    if wait is None:
+        told = json.loads((folder / "status.json").read_text())
+        assert (told["status"], told["ending"]) == ("interrupted", False), client.get_job_logs(job)
+        assert f"python -m sweeps resume {folder}" in client.get_job_logs(job) and (folder / "report.html").is_file()
+    stopped = json.loads(sweeps("best", folder, "--json").stdout)
+    assert stopped["status"] == "interrupted"
+    kept = {
+        path: path.read_bytes() for name in ("evaluation", "outcome") for path in folder.glob(f"trials/**/{name}.json")
+    }
+    done = sweeps("resume", folder, **ray_head.env, RAY_ADDRESS=ray_head.address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path: path.read_bytes() for path in kept} == kept
+    board = json.loads(sweeps("best", folder, "--json").stdout)
+    assert board["status"] == "finished" and [t["status"] for t in board["trials"]] == ["complete"] * 3
+    for trial in board["trials"]:
+        assert [e["epoch"] for e in trial["evaluations"]] == [1, 2, 3, 4, 5, 6], "nothing is lost, and nothing twice"
+        (before,) = [t for t in stopped["trials"] if t["id"] == trial["id"]] or [None]
+        if before is not None:
+            told = [e["val_loss"] for e in before["evaluations"]]
+            assert [e["val_loss"] for e in trial["evaluations"]][: len(told)] == told
+
+
 def test_submit_names_what_the_user_can_put_right(ray_head, shared_data: Path, tmp_path: Path) -> None:
     text = f"name: x\ntask: causal_lm\nmodel: {{name: {shared_data}/models/stories260K}}\ndata: {{train: missing.txt}}\nsearch: {{space: llm_small}}\n"
     (tmp_path / "x.yaml").write_text(text)
@@ -95,7 +172,7 @@ def test_submit_names_what_the_user_can_put_right(ray_head, shared_data: Path, t
     def submit(*arguments: str, **env: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "sweeps", "submit", str(tmp_path / "x.yaml"), *arguments]
         return subprocess.run(
-            command, cwd=ROOT, env={**os.environ, **ray_head.env, **env}, capture_output=True, text=True, timeout=120
+            command, cwd=ROOT, env={**os.environ, **ray_head.env, **env}, capture_output=True, text=True
         )
 
     for answer, words in (

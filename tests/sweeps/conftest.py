@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +48,9 @@ def ray_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sweeps(ray_tmp: Path):
     """`python -m sweeps` as a user calls it."""
 
-    def call(*arguments: str, umask: int = -1, **env: str) -> Finished:
+    def call(*arguments: str, program: Sequence[str] = ("-m", "sweeps"), umask: int = -1, **env: str) -> Finished:
         done = subprocess.run(
-            [sys.executable, "-m", "sweeps", *map(str, arguments)],
+            [sys.executable, *program, *map(str, arguments)],
             cwd=ROOT,
             env={**environment(ray_tmp), **env},
             capture_output=True,

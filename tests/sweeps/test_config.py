@@ -16,6 +16,9 @@ from sweeps.config import (
     SearchConfig,
     SweepConfig,
     TrainConfig,
+    as_trained,
+    check_resumable,
+    differences,
     dump,
     from_tree,
     load,
@@ -143,7 +146,8 @@ WRONG_VALUES = [
         "search.sampler=grid",
         "search.sampler: grid needs a finite space, got one in which a float varies; allowed: tpe, random",
     ),
-    ("search.startup_trials=-1", "search.startup_trials: must be 0 or more, got -1"),
+    ("search.startup_trials=-1", "search.startup_trials: must be auto or 0 or more trials, got -1"),
+    ("search.startup_trials=few", "search.startup_trials: must be auto or 0 or more trials, got 'few'"),
     ("search.time_budget=8", "search.time_budget: must be a number with s, m, h or d, such as 8h, got '8'"),
     ("search.time_budget=0h", "search.time_budget: must be a number with s, m, h or d, such as 8h, got '0h'"),
     ("search.time_budget=8 hours", "search.time_budget: must be a number with s, m, h or d, such as 8h, got '8 hours'"),
@@ -542,7 +546,7 @@ def test_what_is_missing_in_every_branch_is_named():
 
 def test_train_has_every_hyperparameter_and_no_other():
     """A method that gains an option must gain a field here too."""
-    settings = ("evaluate_every", "max_tokens", "precision", "gradient_checkpointing", "probe_rows")
+    settings = ("evaluate_every", "max_tokens", "precision", "save_dtype", "gradient_checkpointing", "probe_rows")
     fields = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in settings]
     assert sorted(fields) == sorted(HYPERPARAMETERS)
     options = {field.name for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
@@ -639,12 +643,19 @@ def test_limits_that_fit_task_and_data_are_kept_and_dumped(overrides):
 
 
 def test_a_sweep_keeps_the_space_itself_not_the_name_of_a_file_that_may_change(tmp_path):
-    (tmp_path / "space.yaml").write_text("{method: full, learning_rate: {log_uniform: [1e-5, 1e-4]}, batch_size: 8, epochs: 1}")
+    (tmp_path / "space.yaml").write_text(
+        "{method: full, learning_rate: {log_uniform: [1e-5, 1e-4]}, batch_size: 8, epochs: 1}"
+    )
     config = loaded(GOOD, f"search.space={tmp_path}/space.yaml")
     own = with_own_space(config)
     (tmp_path / "space.yaml").unlink()
     again = from_tree(OmegaConf.create(dump(own)), (), "sweep.yaml")
-    assert again.search.space == {"method": "full", "learning_rate": {"log_uniform": [1e-5, 1e-4]}, "batch_size": 8, "epochs": 1}
+    assert again.search.space == {
+        "method": "full",
+        "learning_rate": {"log_uniform": [1e-5, 1e-4]},
+        "batch_size": 8,
+        "epochs": 1,
+    }
     assert with_own_space(own) is own
     preset = with_own_space(loaded(GOOD, "search.space=encoder_small"))
     assert preset.draws() == loaded(GOOD, "search.space=encoder_small").draws()
@@ -686,3 +697,96 @@ def test_virtual_tokens_that_leave_no_room_for_a_row(monkeypatch, virtual_tokens
     with pytest.raises(ConfigError) as caught:
         prepare_data(config, Path("data"))
     assert str(caught.value) == f"virtual_tokens: {advice}"
+
+
+# --- what a sweep that is resumed may change ---
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "search.trials=50",
+        "search.time_budget=4h",
+        "search.sampler=random",
+        "search.early_stopping.asha=false",
+        "search.space.batch_size=4",
+        "train.weight_decay=0.1",
+        "train.max_tokens=512",
+        "train.gradient_checkpointing=true",
+        "selection.overfit_rise=0.1",
+        "selection.finalists={top: 2, seeds: 1}",
+        "tracking.wandb=off",
+        "cluster.slots=1",
+    ],
+)
+def test_what_can_change_when_a_sweep_is_resumed(override):
+    key = override.partition("=")[0]
+    check_resumable(loaded(), loaded(GOOD, override))
+    (words, *others) = differences(loaded(), loaded(GOOD, override))
+    assert key.startswith(words.partition(": ")[0]) or words.startswith(key)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("name=other", "name: cannot change when a sweep is resumed ('quick' to 'other'): it names the sweep's folder"),
+        ("storage=elsewhere", "storage: cannot change when a sweep is resumed ('runs' to 'elsewhere'): it is where"),
+        ("seed=1", "seed: cannot change when a sweep is resumed (0 to 1): data, order and heads hang on it"),
+        ("model.name=other", "model.name: cannot change when a sweep is resumed ("),
+        (
+            "model.dtype=bfloat16",
+            "model.dtype: cannot change when a sweep is resumed ('auto' to 'bfloat16'): losses of",
+        ),
+        ("data.rows=9", "data.rows: cannot change when a sweep is resumed (null to 9): losses on other data do not"),
+        ("data.test=other.csv", "data.test: cannot change when a sweep is resumed (null to 'other.csv'): losses on"),
+        (
+            "train.evaluate_every=9",
+            "train.evaluate_every: cannot change when a sweep is resumed ('epoch' to 9): trials",
+        ),
+        ("train.probe_rows=9", "train.probe_rows: cannot change when a sweep is resumed (512 to 9): probe losses on"),
+        ("train.precision=float32", "train.precision: cannot change when a sweep is resumed ('auto' to 'float32'): "),
+    ],
+)
+def test_what_cannot_change_when_a_sweep_is_resumed(override, words):
+    with pytest.raises(ConfigError) as caught:
+        check_resumable(loaded(), loaded(GOOD, override, "search.trials=50"))
+    assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
+
+
+def test_a_limit_on_what_was_not_measured_cannot_be_added_to_a_sweep_that_has_run():
+    language_model = [GOOD, "task=causal_lm"]
+    without, with_kl, with_both = (
+        loaded(*language_model, *limits)
+        for limits in ((), ["selection.limits.kl=1"], ["selection.limits.kl=2", "selection.limits.forgetting=1"])
+    )
+    with pytest.raises(
+        ConfigError, match=r"^selection\.limits\.kl: cannot change .*: it was not measured of the trials"
+    ):
+        check_resumable(without, with_kl)
+    check_resumable(with_kl, without)
+    check_resumable(with_kl, with_both)  # one of the two has both measured
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (["train.weight_decay=0.05"], ["train.weight_decay=0.1"]),
+        (["train.weight_decay=0.05"], []),
+        ([], ["train.weight_decay=0.1"]),
+        ([], ["search.space.weight_decay={choice: [0.1, 0.2]}"]),
+        (["train.weight_decay=0.05"], ["search.space.weight_decay={choice: [0.1, 0.2]}"]),
+        ([], ["train.rank=64"]),
+        ([], ["train.patterns=[a, b]"]),
+        (["train.targets=attention"], ["train.targets=[q_proj]"]),
+        ([], ["train.schedule=cosine", "train.warmup_ratio=0.2"]),
+    ],
+)
+def test_a_trial_keeps_what_it_was_trained_with_whatever_is_fixed_afterwards(before, after):
+    former, config = loaded(GOOD, *before), loaded(GOOD, *after)
+    for params in [draw for draw, _ in former._survey()][:20]:
+        sampled = {name: value for name, value in params.items() if name not in (*former.train.fixed(), "seed")}
+        hp = former.hyperparameters(sampled)
+        restated = as_trained(former, config, sampled)
+        assert config.hyperparameters(restated) == hp
+        assert as_trained(former, config, restated) == restated  # a kill between two of them does no harm
+    assert as_trained(former, former, sampled) == sampled

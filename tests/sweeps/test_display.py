@@ -20,6 +20,7 @@ from sweeps.display import (
     ranked,
     slices_words,
 )
+from sweeps.display import test_words as words_of_the_test
 from sweeps.metrics import by_class
 from sweeps.run import print_board
 from sweeps.selection import Curve, Point, SelectionConfig
@@ -160,6 +161,35 @@ def test_a_running_trial_stands_with_what_could_win_and_not_with_what_it_goes_on
     assert row.shown["val_loss"] == 2.0
     (row,) = ranked(board(trial("t0001", evaluation(1, 1.0), evaluation(2, 1.5), status="running")))
     assert row.shown["val_loss"] == 1.0
+
+
+def test_what_befell_a_trial_after_its_checkpoint_stands_beside_the_verdict():
+    made = board(trial("t0001", evaluation(1, 1.0)) | {"verdict_later": "overfit"}, winner="t0001")
+    assert "healthy, later overfit" in printed(leaderboard(made))[-1]
+
+
+def test_what_to_expect_of_the_winner_is_printed_with_its_own_number():
+    made = board(trial("t0002", evaluation(1, 0.99)), winner="t0002")
+    made["winner"]["expected"] = {"seeds": {"t0002": 0.99, "t0003": 1.01}, "failed": (), "mean": 1.0, "spread": 0.0141}
+    lines = printed(lambda console: print_board(console, made))
+    assert "Validation loss: 0.9900, expected 1.0000 ± 0.0141, the mean of 2 new seeds" in lines
+    made["winner"]["expected"] |= {"seeds": {"t0002": 0.99}, "failed": ("t0003",), "spread": None, "mean": 0.99}
+    lines = printed(lambda console: print_board(console, made))
+    assert (
+        "Validation loss: 0.9900, expected 0.9900, the mean of 1 new seed; 1 more gave no checkpoint that may win"
+        in lines
+    )
+
+
+def test_where_there_are_too_few_groups_no_interval_is_shown_and_that_is_said():
+    second = trial("t0002", evaluation(1, 1.1)) | {"difference": {"mean": 0.1, "low": None, "high": None}}
+    made = board(trial("t0001", evaluation(1, 1.0)), second, winner="t0001")
+    assert "+0.1000 (too few for an interval)" in printed(leaderboard(made))[-1]
+    test = {"optimism": 0.1, "split": {"rows": 90}, "scored_before": []}
+    test["scores"] = {"winner": {"loss": 1.1, "low": None, "high": None, "metrics": {}}}
+    assert (
+        words_of_the_test(test) == "loss 1.1000 (too few for an interval) on 90 rows, 0.1000 above that on validation"
+    )
 
 
 def test_losses_that_are_not_finite_and_metrics_that_are_missing_are_dashes():

@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 UMASK = 0o007  # of a group that shares its storage
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +93,13 @@ def test_best_prints_the_documented_json(tweets: dict[str, Any], sweeps) -> None
         winner["val_loss"] < board["baselines"]["prior"]["val_loss"]
         and winner["val_loss"] < board["baselines"]["untuned"]["val_loss"]
     )
-    assert board["trials"][0]["params"]["method"] == "full" and board["trials"][0]["params"]["learning_rate"] == 1e-4
-    assert (
-        all(e["val_loss"] >= winner["val_loss"] for t in board["trials"] for e in t["evaluations"] if not e["excluded"])
-        or winner["tied"]
+    first = next(trial for trial in board["trials"] if trial["id"] == "t0001")
+    assert first["params"]["method"] == "full" and first["params"]["learning_rate"] == 1e-4
+    assert all(
+        e["val_loss"] >= winner["val_loss"] for t in board["trials"] for e in t["evaluations"] if not e["excluded"]
     )
+    assert board["trials"][0]["id"] == winner["trial"] and [t["rank"] for t in board["trials"]] == [1, 2, 3, 4]
+    assert winner["checkpoint_bytes"] > 1000
 
 
 def test_the_winner_stands_beside_other_ways_and_is_scored_once_on_the_sealed_test(
@@ -108,11 +110,14 @@ def test_the_winner_stands_beside_other_ways_and_is_scored_once_on_the_sealed_te
     assert board["baselines"]["embeddings_logistic"]["val_loss"] < board["baselines"]["prior"]["val_loss"]
     scores, split = board["test"]["scores"], board["test"]["split"]
     default = {"default"} if board["winner"]["trial"] != "t0001" else set()
-    assert set(scores) == {"winner", "prior", "embeddings_logistic", "embeddings_neighbours"} | default and split["rows"] == 100
+    assert (
+        set(scores) == {"winner", "prior", "embeddings_logistic", "embeddings_neighbours"} | default
+        and split["rows"] == 100
+    )
     own = scores["winner"]
     assert own["low"] < own["loss"] < own["high"] and board["test"]["scored_before"] == []
     assert board["test"]["optimism"] == pytest.approx(own["loss"] - board["winner"]["val_loss"])
-    assert board["trials"][0]["default"] and not any(trial["default"] for trial in board["trials"][1:])
+    assert [trial["id"] for trial in board["trials"] if trial["default"]] == ["t0001"]
     assert board["worth"]["split"] == "test" and board["worth"]["interval"][0] < board["worth"]["gain"]
     assert board["cost"]["device"] == "CPU core" and board["cost"]["device_seconds"] > 10
     for words in ("Worth it? ", "Test: loss ", "logistic regression on frozen embeddings"):
@@ -125,14 +130,19 @@ def test_the_winner_stands_beside_other_ways_and_is_scored_once_on_the_sealed_te
 
 def test_the_winner_is_measured_by_slice_on_both_splits(tweets: dict[str, Any], sweeps) -> None:
     board = json.loads(sweeps("best", tweets["folder"], "--json").out)
-    slices, losses = board["slices"], {"validation": board["winner"]["val_loss"], "test": board["test"]["scores"]["winner"]["loss"]}
+    slices, losses = (
+        board["slices"],
+        {"validation": board["winner"]["val_loss"], "test": board["test"]["scores"]["winner"]["loss"]},
+    )
     assert slices["column"] == "label" and "Slices: test loss by label: " in tweets["done"].out
     for split, loss in losses.items():
         parts = slices[split]
         assert {part["value"] for part in parts} == {"negative", "neutral", "positive"}
         assert sum(part["rows"] for part in parts) == 100
         assert sum(part["rows"] * part["loss"] for part in parts) / 100 == pytest.approx(loss, rel=1e-6)
-        assert parts == sorted(parts, key=lambda part: -part["loss"]) and all(p["low"] < p["loss"] < p["high"] for p in parts)
+        assert parts == sorted(parts, key=lambda part: -part["loss"]) and all(
+            p["low"] < p["loss"] < p["high"] for p in parts
+        )
         assert all(0 <= part["accuracy"] <= 1 for part in parts)
 
 
@@ -143,7 +153,8 @@ def test_the_study_says_what_became_of_the_trials(tweets: dict[str, Any], sweeps
     told = {t.user_attrs["trial"]: t for t in study.trials if "trial" in t.user_attrs}
     for trial in board["trials"]:
         allowed = [e["val_loss"] for e in trial["evaluations"] if not e["excluded"]]
-        assert told[trial["id"]].state.name == {"complete": "COMPLETE", "pruned": "PRUNED"}[trial["status"]]
+        behind = (trial["status_reason"] or "").startswith("behind the others")
+        assert told[trial["id"]].state.name == ("PRUNED" if behind else "COMPLETE")
         assert told[trial["id"]].value == pytest.approx(min(allowed))
 
 
@@ -167,7 +178,7 @@ def test_verify_agrees_and_an_altered_checkpoint_does_not(tweets: dict[str, Any]
 def test_the_card_loads_the_winner_with_its_label_names(tweets: dict[str, Any]) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (tweets["folder"] / "winner" / "README.md").read_text(), re.S)
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tweets["folder"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=tweets["folder"], capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout.strip() in ("['negative']", "['neutral']", "['positive']"), (
         done.stdout + done.stderr

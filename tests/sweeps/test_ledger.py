@@ -305,6 +305,21 @@ def test_a_sweep_whose_process_is_gone_is_interrupted(ledger):
     assert ledger.status() == ("finished", 12.5)
 
 
+def test_a_sweep_that_is_ending_runs_while_its_process_does_and_is_interrupted_for_other_machines(ledger):
+    """Its process may be killed at once, and nobody may then have to wait for a heartbeat that has stopped."""
+    ledger.set_status("interrupted", 12.5, ending=True)
+    assert ledger.status() == ("running", 12.5)
+    rewrite_status(ledger, host="another")
+    assert ledger.status() == ("interrupted", 12.5)
+    ledger.set_status("interrupted", 12.5, ending=True)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+        rewrite_status(ledger, pid=process.pid)
+        assert ledger.status() == ("interrupted", 12.5)
+    ledger.set_status("interrupted", 12.5)  # it has come to its end
+    assert ledger.status() == ("interrupted", 12.5)
+
+
 def test_a_sweep_whose_process_number_was_given_to_another_is_interrupted(ledger):
     """In a container the next process often has the same number, and the host the same name."""
     ledger.set_status("running", 12.5)
@@ -737,8 +752,8 @@ def test_too_few_groups_have_no_interval_and_no_tie_and_that_is_said(ledger):
     put(ledger, "baselines/validation/few_shot.npy", np.stack([rows[0] + 0.4, np.ones(90)], 1))
     board = json.loads(json.dumps(ledger.board("quick", CONFIG), allow_nan=False))
     assert "whether beyond noise cannot be told from fewer than 10 groups of rows" in board["winner"]["reason"]
-    assert board["worth"]["verdict"] == "within noise" and board["worth"]["interval"] is None
-    assert "(no interval: validation has fewer than 10 groups of rows)" in board["worth"]["words"]
+    assert board["worth"]["verdict"] == "unknown" and board["worth"]["interval"] is None
+    assert "cannot be told from noise, as validation has fewer than 10 groups of rows" in board["worth"]["words"]
 
 
 # --- `best`, of a folder that was carried elsewhere ---
@@ -775,7 +790,7 @@ def test_best_needs_neither_ray_nor_torch_and_says_the_same_wherever_the_folder_
 
     def best(folder, *options):
         command = [sys.executable, "-c", code, "best", str(folder), *options]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode, done.stderr.strip()) == (0, "[]")
         return done.stdout
 

@@ -9,7 +9,7 @@ import torch
 from sweeps.config import load
 from trainables.pack import PackSettings, open_pack
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
 
 
 def test_instruction_sweep_over_chat_jsonl(sweeps, shared_data: Path, general_text: Path, tmp_path: Path) -> None:
@@ -51,19 +51,34 @@ selection: {{general_text: {general_text}, limits: {{forgetting: 5, kl: 9}}}}
     assert winner["val_loss"] < board["baselines"]["untuned"]["val_loss"]
     assert all(e["forgetting"] < 5 and 0 < e["kl"] < 9 for t in board["trials"] for e in t["evaluations"])
     lost = board["forgetting"]["after"] - board["forgetting"]["before"]  # by transformers and PEFT alone
-    assert winner["forgetting"] == pytest.approx(lost, abs=0.02) and winner["kl"] == pytest.approx(board["forgetting"]["kl"], rel=0.5)
+    assert winner["forgetting"] == pytest.approx(lost, abs=0.02) and winner["kl"] == pytest.approx(
+        board["forgetting"]["kl"], rel=0.5
+    )
     done = sweeps("verify", done.last_line)
     assert done.code == 0, done.out + done.err
 
 
+CLOCK_RUNS_OUT = """
+import sys
+from sweeps.__main__ import main
+from sweeps.run import _Sweep
+
+elapsed_s = _Sweep.elapsed_s
+spent = lambda sweep: [*sweep.ledger.store.local.glob("trials/*/attempt-*/step-*")]
+_Sweep.elapsed_s = lambda sweep: elapsed_s(sweep) + (100 * 3600 if spent(sweep) else 0)
+main()
+"""
+
+
 def test_a_time_budget_stops_in_order_and_still_selects(sweeps, shakespeare) -> None:
+    """It is spent as soon as the first trial has been evaluated, however long that takes."""
     file = shakespeare("""
 search:
   trials: 500
-  time_budget: 60s
+  time_budget: 100h
   space: {method: full, learning_rate: {log_uniform: [3e-4, 3e-3]}, batch_size: 16, epochs: 2}
 """)
-    done = sweeps("run", file)
+    done = sweeps("run", file, program=["-c", CLOCK_RUNS_OUT])
     assert done.code == 0 and "time budget" in done.out, done.out + done.err
     board = json.loads(sweeps("best", done.last_line, "--json").out)
     assert board["winner"] is not None and board["status"] == "finished" and len(board["trials"]) < 500
@@ -82,6 +97,30 @@ search:
     )
     done = sweeps("best", done.last_line, "--json")
     assert done.code == 1 and json.loads(done.out)["winner"] is None and "failed" in json.loads(done.out)["reason"]
+
+
+def test_three_failures_with_one_cause_end_the_sweep_which_goes_on_when_it_is_mended(sweeps, shakespeare) -> None:
+    """And it goes on with more trials, in another space."""
+    file = shakespeare("""
+search:
+  trials: 30
+  space: {method: {partial: {layers: {int: [7, 99]}}}, learning_rate: {log_uniform: [1e-4, 1e-3]}, batch_size: 16, epochs: 1}
+""")
+    done = sweeps("run", file)
+    assert done.code == 1 and "Stopped, as three trials failed with one cause, and none has succeeded: " in done.out
+    folder = done.last_line
+    board = json.loads(sweeps("best", folder, "--json").out)
+    assert board["status"] == "failed" and 3 <= sum(t["status"] == "failed" for t in board["trials"]) < 10
+    began = len(board["trials"])
+    refused = sweeps("resume", folder, "data.rows=9")
+    assert refused.code == 2 and refused.err.startswith("data.rows: cannot change when a sweep is resumed")
+    done = sweeps("resume", folder, "search.space.method.partial.layers={choice: [1, 2]}", f"search.trials={began + 2}")
+    assert done.code == 0, done.out + done.err
+    assert "Changed: search.space\n" in done.out and f"Changed: search.trials: 30 to {began + 2}\n" in done.out
+    assert f"The search space has changed: 0 of {began} trials fit it" in done.out
+    board = json.loads(sweeps("best", folder, "--json").out)
+    assert board["status"] == "finished" and board["winner"]["params"]["layers"] in (1, 2)
+    assert [t["status"] for t in board["trials"]][-2:] == ["complete", "complete"]
 
 
 def test_two_workers_and_a_pack_under_ray_give_what_each_trial_gives_alone_without_ray(sweeps, shakespeare) -> None:

@@ -776,8 +776,9 @@ def test_importances_name_the_objective_and_include_conditional_parameters(page)
     made = realistic()
     read = page(made, study_of(made))
     said = read.words("importances")
-    assert "What mattered for val_loss" in said and "With 10 complete trials the shares are rough" in said
-    assert "the best 5 of the 10 complete ones by the study's objective, val_loss (minimized)" in said
+    told = [t for t in study_of(made).trials if t.values and math.isfinite(t.value)]
+    assert "What mattered for val_loss" in said and f"With {len(told)} trials the shares are rough" in said
+    assert f"the best 5 of {len(told)} trials by the study's objective, val_loss (minimized)" in said
     bars = read.figures["plot-importances"]["data"][0]
     assert set(bars["y"]) == set(DOMAINS) and bars["x"] == sorted(bars["x"]) and sum(bars["x"]) == pytest.approx(1)
 
@@ -795,6 +796,23 @@ def test_importances_find_what_matters_with_conditional_parameters(page):
     study.optimize(objective, n_trials=80)
     bars = page(board([]), study).figures["plot-importances"]["data"][0]
     assert bars["y"][-1] == "learning_rate" and set(bars["y"]) == {"method", "learning_rate", "noise", "rank"}
+
+
+def test_importances_are_drawn_from_seven_trials_of_which_most_were_pruned(page):
+    study = optuna.create_study()
+    domains = {"x": IntDistribution(0, 99), "noise": IntDistribution(0, 99)}
+    for number in range(7):
+        state = TrialState.COMPLETE if number < 2 else TrialState.PRUNED
+        params = {"x": number, "noise": number * 37 % 100}
+        made = optuna.trial.create_trial(state=state, value=float(number), params=params, distributions=domains)
+        study.add_trial(made)
+    read = page(board([]), study)
+    assert set(read.figures["plot-importances"]["data"][0]["y"]) == {"x", "noise"}
+    said = read.words("importances")
+    assert (
+        "the best 4 of 7 trials" in said and "With 7 trials the shares are rough; trust them from about 50 on" in said
+    )
+    assert "5 of them were behind and stopped early; they count with the best loss that they reached." in said
 
 
 def constant_study(n, value=1.0):
@@ -822,8 +840,8 @@ def study_without_params(n):
     [
         (None, "Importances for val_loss cannot be computed: they need the Optuna study"),
         (optuna.create_study(), "there are 0 (the study holds no trial)"),
-        (constant_study(9), "10 complete trials with a finite val_loss, and there are 9 (the study holds 9 complete)"),
-        (constant_study(12), "all 12 complete trials have the same val_loss"),
+        (constant_study(4), "5 trials with a finite val_loss, and there are 4 (the study holds 4 complete)"),
+        (constant_study(12), "all 12 trials have the same val_loss"),
         (constant_study(12, math.inf), "and there are 0 (the study holds 12 complete)"),
         (study_without_params(12), "the study varies no parameter"),
         (named_study(3), "Importances for nats cannot be computed"),

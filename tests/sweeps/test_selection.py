@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 
-from sweeps.config import EarlyStoppingConfig
 from sweeps.intervals import bootstrap_intervals, mean_interval, paired_difference, slice_intervals
 from sweeps.selection import (
     Curve,
@@ -29,7 +28,6 @@ from sweeps.selection import (
     standing_verdict,
     verdict,
 )
-from sweeps.stopping import hopeless
 
 EXACT = SelectionConfig(
     overfit_rise=0.25, overfit_gap=0.5, improving=0.25, underfit=0.25, diverge_ratio=2.0, tie_standard_errors=1.0
@@ -122,7 +120,7 @@ EXCELLENT = [
 ]  # probe loss under a tenth from the second on
 
 
-def test_a_gap_alone_is_told_and_excludes_nothing_and_stops_nothing():
+def test_a_gap_alone_is_told_and_excludes_nothing():
     trial, config = curve(*EXCELLENT), SelectionConfig()
     untuned = Reference(val_loss=0.7, probe_loss=0.7)
     assert len(candidates(trial, config)) == 4
@@ -133,13 +131,11 @@ def test_a_gap_alone_is_told_and_excludes_nothing_and_stops_nothing():
     assert found.reason.endswith(
         "the training rows are memorised: probe loss 0.0030 is 93.3% below validation loss 0.0450"
     )
-    assert hopeless(trial, untuned, EarlyStoppingConfig(), config) is None
     for loss in (0.0447, 0.0452):  # no longer improving; a rise within tolerance
         found = verdict(curve(*EXCELLENT, (loss, 0.0020)), untuned, config)
         assert found.word == "healthy" and "memorised: probe loss 0.0020" in found.reason
     rose = curve(*EXCELLENT, (0.060, 0.0020), (0.080, 0.0010))
     assert verdict(rose, untuned, config).word == "overfit" and best_point(rose, config).val_loss == 0.045
-    assert hopeless(rose, untuned, EarlyStoppingConfig(), config).startswith("overfit: validation loss rose")
 
 
 # --- the verdict of what stands for a trial ---
@@ -169,6 +165,16 @@ def test_the_verdict_of_what_stands_for_a_trial_is_not_what_befell_it_later(loss
     found = standing_verdict(curve(*losses), UNTUNED, EXACT)
     assert (found.word, found.later) == (word, later) and why in found.reason
     assert found.shown == (f"{word}, later {later}" if later else word)
+
+
+def test_a_trial_that_was_dropped_as_diverged_has_its_sound_checkpoint_still():
+    """The loss that was no number came between two evaluations."""
+    dropped = curve(2.0, 1.0, status="pruned", reason="diverged: the loss is not finite at step 35")
+    found = standing_verdict(dropped, UNTUNED, EXACT)
+    assert (found.word, found.later) == ("healthy", "diverged")
+    assert found.reason.endswith("later it diverged: the loss is not finite at step 35")
+    found = standing_verdict(dataclasses.replace(dropped, points=dropped.points[:1]), UNTUNED, EXACT)
+    assert (found.word, found.later) == ("too early to tell", "diverged")
 
 
 def test_one_evaluation_at_the_majoritys_accuracy_is_not_healthy():

@@ -11,7 +11,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from sweeps.config import EarlyStoppingConfig, SearchConfig, SweepConfig
 from sweeps.ledger import Ledger
 from sweeps.selection import Curve, Point, Reference, SelectionConfig
-from sweeps.stopping import HopelessStopper, SampleAsha, hopeless, make_scheduler
+from sweeps.stopping import HopelessStopper, SampleAsha, common_cause, hopeless, make_scheduler
 from trainables.data.config import DataConfig
 from trainables.model import ModelConfig
 
@@ -222,7 +222,7 @@ def test_runs_at_a_constant_rate_are_compared_at_equal_samples():
         ({"epochs": 3, "schedule": "constant"}, {"epochs": 3}, CONTINUE),
         ({"epochs": 3}, {"epochs": 3, "schedule": "constant"}, STOP),
         ({"epochs": 1.5, "schedule": "constant"}, {"epochs": 9, "schedule": "constant"}, STOP),
-        ({"epochs": 3, "schedule": "cosine"}, {"epochs": 3}, CONTINUE),  # a cosine comes down later at first
+        ({"epochs": 5, "schedule": "cosine"}, {"epochs": 5}, CONTINUE),  # a cosine comes down later at first
         ({"epochs": 3}, {"epochs": 3, "schedule": "cosine"}, STOP),
         ({"epochs": 3, "warmup_ratio": 0.9}, {"epochs": 3}, CONTINUE),
     ],
@@ -264,6 +264,15 @@ def test_what_is_hopeless(losses, why):
     assert reason is None if why is None else reason.startswith(why)
 
 
+def test_a_gap_alone_stops_nothing():
+    """Each is better than the one before; the probe loss is under a tenth of the validation loss from the second on."""
+    excellent = [(0.20, 0.19), (0.060, 0.0055), (0.050, 0.0040), (0.045, 0.0030)]
+    untuned, config = Reference(val_loss=0.7, probe_loss=0.7), SelectionConfig()
+    assert hopeless(curve(*excellent), untuned, EarlyStoppingConfig(), config) is None
+    rose = curve(*excellent, (0.060, 0.0020), (0.080, 0.0010))
+    assert hopeless(rose, untuned, EarlyStoppingConfig(), config).startswith("overfit: validation loss rose")
+
+
 def test_patience_counts_overfit_evaluations_in_a_row():
     patient = EarlyStoppingConfig(overfit_patience=2)
     up, down = (2.6, 1.5), (2.4, 1.4)
@@ -285,6 +294,38 @@ def test_each_kind_can_be_switched_off():
 def test_without_a_baseline_only_what_is_not_finite_has_diverged():
     assert hopeless(curve(1.0, 1e6), Reference(), EarlyStoppingConfig(), SELECTION) is None
     assert hopeless(curve(1.0, None), Reference(), EarlyStoppingConfig(), SELECTION) is not None
+
+
+# --- failures alike ---
+
+OOM = "OutOfMemoryError: CUDA out of memory. Tried to allocate {} MiB. GPU {} has a total capacity of 79.1 GiB"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "cause"),
+    [
+        ([], None),
+        (["layers: the model has 5 layers, got 7"] * 2, None),
+        ([f"layers: the model has 5 layers, got {n}" for n in (7, 8, 9)], "layers: the model has 5 layers, got 7"),
+        (
+            [f"KeyError: 'x' (log: trials/t000{n}/log.txt)" for n in (1, 2, 3)],
+            "KeyError: 'x' (log: trials/t0001/log.txt)",
+        ),
+        ([OOM.format(1.5e3, 0), "KeyError: 'x'", OOM.format(20, 1), OOM.format("3.25", 0)], OOM.format(1.5e3, 0)),
+        (["KeyError: 'x'", "KeyError: 'y'", "KeyError: 'z'"], None),
+        (
+            [f"OSError: /tmp/a{n}/t000{n}/x.bin is not there" for n in (1, 2, 3)],
+            "OSError: /tmp/a1/t0001/x.bin is not there",
+        ),
+        (
+            [f"ValueError: <Tensor at 0x7f{n}a> of trial t000{n}" for n in (1, 2, 3)],
+            "ValueError: <Tensor at 0x7f1a> of trial t0001",
+        ),
+        (["a", "b"] * 2, None),
+    ],
+)
+def test_failures_have_one_cause_whatever_is_each_trials_own(reasons, cause):
+    assert common_cause(reasons) == cause
 
 
 # --- the stopper that Tune asks ---

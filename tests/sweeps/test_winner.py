@@ -1,15 +1,18 @@
 """What `verify` says of data and model that are no longer what they were."""
 
 import hashlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from sweeps.config import load
 from sweeps.ledger import Ledger
 from sweeps.metrics import by_class
-from sweeps.winner import _alternatives, _classes, altered
+from sweeps.winner import _alternatives, _classes, altered, card
 
+ROOT = Path(__file__).resolve().parents[2]
 CONTENT = b"text,label\na,b\n"
 
 
@@ -53,3 +56,22 @@ def test_the_card_has_the_metrics_of_all_that_is_compared_and_the_answers_by_cla
         "",
     ]
     assert _alternatives(None) == _classes(None) == _classes({"classes": None}) == []
+
+
+def test_the_card_says_what_to_expect_where_the_winner_ran_again(tmp_path):
+    config = load(ROOT / "sweeps" / "gpt2_tweets.yaml")
+    seeds = {"t0002": 0.49, "t0003": 0.5}
+    evaluation = {"samples_seen": 10, "epoch": 1.0, "val_loss": 0.49, "probe_loss": 0.4, "metrics": {}}
+    params = {"method": "full", "learning_rate": 1e-4, "batch_size": 8, "epochs": 1}
+    trial = {"id": "t0002", "verdict": "healthy", "verdict_later": "overfit", "verdict_reason": "it is"}
+    board = {
+        "winner": {"trial": "t0002", "params": params, "reason": "Lowest mean.", **evaluation},
+        "trials": [trial | {"evaluations": [evaluation]}],
+        "baselines": {},
+        "folder": "runs/quick",
+    }
+    board["winner"]["expected"] = {"seeds": seeds, "failed": [], "mean": 0.495, "spread": 0.007}
+    told = card(config, board, {"splits": {}, "sources": {}, "labels": ["a", "b"], "max_length": 32}, [])
+    assert "| validation loss | 0.49 |" in told
+    assert "| validation loss, expected 0.4950 ± 0.0070, the mean of 2 new seeds | 0.495 |" in told
+    assert "Verdict: healthy, later overfit (it is)" in told

@@ -84,7 +84,7 @@ def test_a_frozen_classifier_lies_on_a_gpu_in_bfloat16_and_its_head_in_float32(l
         load_base=lambda variant, dtype: load_model(
             lab.spec("bert", variant=variant, dtype=dtype), device=device, seed=0
         ),
-        base_dtype=lambda method: base_dtype(config, method, task.auto_class, device),
+        base_dtype=lambda method: base_dtype(config, method, device),
         task=task,
         train=lab.split("bert"),
         validation=lab.split("bert", "validation"),

@@ -1,6 +1,7 @@
 """Where a slot's worker keeps its copy of the data of an object store."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -71,6 +72,27 @@ def test_it_has_no_name_when_a_worker_begins_so_that_a_killed_one_leaves_nothing
         pass
     found = pack.evaluate(["t"])["t"]
     assert found.finished and np.isfinite(found.val_loss)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "expected"),
+    [
+        ("auto", "auto", torch.bfloat16),
+        ("auto", "bfloat16", torch.bfloat16),
+        ("auto", "float32", torch.float32),
+        ("bfloat16", "float32", torch.bfloat16),
+        ("float32", "auto", torch.float32),
+    ],
+)
+def test_who_asks_for_float32_gets_no_weights_in_bfloat16(config, temporary, monkeypatch, dtype, precision, expected):
+    """Arithmetic has the type of the weights where there is no autocast."""
+    import ray.train.torch
+
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    config = replace(config, precision=precision, model=replace(config.model, dtype=dtype))
+    _, pack = _prepare(config, 0, 1)
+    assert pack._base_dtype("lora") == expected
 
 
 def test_it_cannot_be_foretold_and_only_the_user_reads_it(config, temporary, monkeypatch) -> None:

@@ -7,11 +7,11 @@ from trainables.model import BaseModel
 
 
 class Full:
-    """Full fine-tuning: every weight is trained."""
+    """Full fine-tuning: every weight is trained that the model itself does not keep fixed."""
 
     def attach(self, base: BaseModel, options: FullOptions) -> None:
-        for parameter in base.model.parameters():
-            parameter.requires_grad_(True)
+        for name, parameter in base.model.named_parameters():
+            parameter.requires_grad_(name not in base.fixed)
 
     def save(self, base: BaseModel, folder: Path) -> None:
         """With the configuration that a user expects: what only training sets stays out of it."""
