@@ -14,6 +14,7 @@ from trainables.data.batches import batch_indices, steps_per_epoch
 from trainables.errors import InputError
 from trainables.methods.lora import target_modules
 from trainables.pack import NonFinite
+from trainables.schedule import total_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 
@@ -126,7 +127,7 @@ def solo(lab, model, dtype, hp, checkpoint, *, passes=1, padding=0):
     trained = [parameter for group in groups for parameter in group["params"]]
     n, n_validation = len(lab.split(model)), len(lab.split(model, "validation"))
     epoch = steps_per_epoch(n, hp.batch_size)
-    total = math.ceil(round(hp.epochs * epoch, 6))
+    total = total_steps(n, hp)
     losses, since = [], np.zeros(2)
     for step in range(total):
         module.train()
