@@ -27,7 +27,7 @@ from trainables.data.prepare import Slices, Split, open_slices, open_split
 from trainables.dropout import FunctionDropout, RowDropout, RowKeys, replace_dropout
 from trainables.errors import InputError
 from trainables.forgetting import GENERAL, Drawn, Remembered, draw_continuations
-from trainables.hyperparameters import Hyperparameters, company, virtual_tokens
+from trainables.hyperparameters import OPTIONS, Hyperparameters, company, virtual_tokens
 from trainables.memory import release
 from trainables.methods import ADDITIVE, REPLACING, variant_of
 from trainables.methods.lora import FIRST_LAYER
@@ -228,10 +228,10 @@ class Pack:
         base = self._base_for(hp.method, hp.options)
         if others and not all(self._shared.values()):
             raise NotShared(f"{type(base.model).__name__} cannot be shared: each trial must have it alone")
+        if not self._shared and not others:
+            self._try_sharing(base, hp.method, hp.options)
         self._budget.begin_anew()
         try:
-            if hp.method in ADDITIVE and not others and hp.method not in self._shared:
-                self._shared[hp.method] = self._can_share(base, hp)
             if hp.method in REPLACING:
                 self._engine = Solo(base, self._pristine, trial, hp, self._settings.save_dtype)
             else:
@@ -646,6 +646,7 @@ class Pack:
             self._function_dropout = self._watch_functions(self._base)
             self._flat_cost = self._measure_flat(self._base)
             self._remember(self._base)
+            self._try_sharing(self._base, method, options)
         return self._base
 
     def _find_without_rows(self, base: BaseModel) -> dict[str, tuple[bool, ...]]:
@@ -700,6 +701,16 @@ class Pack:
             for t in ids_T.tolist()
         ]
         return torch.tensor(moved)
+
+    def _try_sharing(self, base: BaseModel, method: str, options: Any) -> None:
+        """Once for a base, with the first method that would share it."""
+        if method in REPLACING:
+            return
+        hp = Hyperparameters(
+            method=method, learning_rate=1.0, batch_size=1, epochs=1, options=options or OPTIONS[method]()
+        )
+        with contextlib.suppress(InputError):  # the method does not suit the base; a trial's own join says so
+            self._shared[method] = self._can_share(base, hp)
 
     def _can_share(self, base: BaseModel, hp: Hyperparameters) -> bool:
         """Whether trials like `hp` can share the base: its modules see rows apart, and two trials in one pass over rows of

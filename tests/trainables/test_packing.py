@@ -14,6 +14,7 @@ from trainables.data.batches import batch_indices, steps_per_epoch
 from trainables.errors import InputError
 from trainables.methods.lora import target_modules
 from trainables.pack import NonFinite
+from trainables.schedule import total_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 
@@ -126,7 +127,7 @@ def solo(lab, model, dtype, hp, checkpoint, *, passes=1, padding=0):
     trained = [parameter for group in groups for parameter in group["params"]]
     n, n_validation = len(lab.split(model)), len(lab.split(model, "validation"))
     epoch = steps_per_epoch(n, hp.batch_size)
-    total = math.ceil(round(hp.epochs * epoch, 6))
+    total = total_steps(n, hp)
     losses, since = [], np.zeros(2)
     for step in range(total):
         module.train()
@@ -678,7 +679,7 @@ def test_timing_an_empty_pack_leaves_the_base(lab, tmp_path):
     lab.assert_same(lab.run(pack, tmp_path / "after", hp), expected)
 
 
-def test_a_timed_step_that_does_not_fit_keeps_the_budget(lab, tmp_path):
+def test_a_timed_step_that_fits_in_no_pass_keeps_the_budget(lab, tmp_path):
     trials = unlike(lab, "bert", dropout=True, only="ae")
     pack = lab.pack("bert", max_tokens=100)
     for trial, hp in trials.items():
@@ -697,7 +698,7 @@ def test_a_timed_step_that_does_not_fit_keeps_the_budget(lab, tmp_path):
     hp = lab.params("lora", batch_size=18)
     with pytest.raises(torch.OutOfMemoryError):
         pack.time_step(hp, 4)
-    assert len(sizes) == 3 and pack.trials == ["a", "e"]
+    assert sizes[-1] <= 25 and pack.trials == ["a", "e"], "smaller passes were tried, as in a step"
     for trial in trials:
         after = snapshot(pack, trial)
         assert all(torch.equal(after[name], before[trial][name]) for name in before[trial])
