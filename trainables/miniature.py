@@ -16,7 +16,7 @@ _COUNTS_LAYERS = re.compile(r"layers$|^n_layer$|^num_blocks$")
 _COUNTS_EXPERTS = re.compile(r"^(num|n)_(local_|routed_)?experts$|^moe_num_experts$")
 _CHOSEN_EXPERTS = re.compile(r"experts_per_tok|^moe_top_?k$|^top_k_experts$")
 _INSIDE = re.compile(r"intermediate|ffn|inner|d_ff|mlp_dim|hidden_dim$|feed_forward")
-_OF_A_HEAD = re.compile(r"(^|_)(head_dim|d_kv|rotary_dim)$|head_size$")
+_OF_A_HEAD = re.compile(r"(^|_)(head_dim|d_head|d_kv|rotary_dim)$|head_size$")
 _RANKS = re.compile(r"lora_rank$")
 # heads, their width and the factor by which a state-space layer is wider than the model: the first two give the third
 _STATE_SPACE = (("num_heads", "head_dim", "expand"), ("mamba_n_heads", "mamba_d_head", "mamba_expand"))

@@ -38,6 +38,7 @@ def begun(tmp_path):
     _write_configuration(ledger, configuration())
     splits = {"train": {"rows": 10}, "validation": SPLIT, "test": {"raw_fingerprint": "f" * 64, "read": 4}}
     manifest = {"task": "causal_lm", "data": {}, "encoding": {}, "notes": [], "splits": splits}
+    manifest["sources"] = {name: {"source": f"{name}.txt"} for name in splits}
     ledger.store.write_json("data/manifest.json", manifest)
     for trial, loss in (("t0001", 3.0), ("t0002", 2.0)):
         run(ledger, trial, loss)

@@ -20,7 +20,7 @@ def sweep(tmp_path, monkeypatch):
     one.display = SimpleNamespace(say=lambda line: one.calls.append(line))
     one._save_study = lambda: one.calls.append(f"study, {one.ledger.store.read_json('status.json')['status']}")
     one._mailbox = SimpleNamespace(stop_trials=SimpleNamespace(remote=lambda reason: one.calls.append("trials")))
-    monkeypatch.setattr("ray.get", lambda value: value)
+    monkeypatch.setattr("ray.get", lambda value, timeout=None: value)
     return one
 
 

@@ -313,6 +313,7 @@ def test_real_tokenizer_that_loses_characters(name, shared_data, tmp_path):
     assert manifest["splits"]["train"]["endless_answers"] == 0
     split = open_split(tmp_path, "train")
     first = split.rows([0])[0]
-    message = json.loads((shared_data / f"chat/{name}.jsonl").read_text().splitlines()[0])
-    said = message["messages"][-1]["content"] if "messages" in message else message["output"]
-    assert answers(tokenizer, first["input_ids"], first["labels"])[0].startswith(said[:40])
+    said = set()
+    for row in map(json.loads, (shared_data / f"chat/{name}.jsonl").read_text().splitlines()):
+        said |= {m["content"][:40] for m in row.get("messages", []) if m["role"] == "assistant"} | {row.get("output", "")[:40]}
+    assert answers(tokenizer, first["input_ids"], first["labels"])[0][:40] in said

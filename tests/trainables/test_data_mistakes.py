@@ -81,7 +81,7 @@ MISTAKES = [
     ("classification", {"a.csv": GOOD, "b.csv": "text,label\nx,yes\ny,maybe\n"}, {"train": "a.csv", "validation": "b.csv"}, "data.validation: b.csv row 2: label 'maybe' is nowhere in train, which has 'no', 'yes'"),
     ("classification", {"a.csv": GOOD + "rare,rare\n"}, {"train": "a.csv"}, "data.label: 'rare' has a single row, too few to be both in train and in validation; leave it out, or give data.validation as a file"),
     ("classification", {"a.csv": GOOD}, {"train": "a.csv", "rows": 0}, "data.rows: must be at least 1, got 0"),
-    ("classification", {"a.csv": GOOD}, {"train": "a.csv", "rows": 1}, "data.rows: 1 row(s) of train leave out the label(s) yes; raise it"),
+    ("classification", {"a.csv": GOOD}, {"train": "a.csv", "rows": 1}, "data.rows: 1 row(s) of train leave out the label(s) no; raise it"),
     ("classification", {"a.csv": GOOD}, {"train": "a.csv", "max_length": 1}, "data.max_length: must be at least 2 tokens, got 1"),
     ("classification", {"a.csv": GOOD}, {"train": "a.csv", "max_length": 200}, "data.max_length: the model takes at most 64 tokens, got 200"),
     ("classification", {"a.csv": GOOD}, {"train": "hf:owner/name?spilt=train"}, "data.train: hf:owner/name?spilt=train: unknown option 'spilt'; allowed are split, config, revision. Did you mean 'split'?"),

@@ -42,6 +42,7 @@ def config(shared_data, tmp_path):
         evaluate_every=None,
         max_tokens=None,
         precision="auto",
+        save_dtype="auto",
         gradient_checkpointing=False,
         most=1,
         probe_rows=8,

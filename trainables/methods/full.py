@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ class Full:
     def save(self, base: BaseModel, folder: Path) -> None:
         """With the configuration that a user expects: what only training sets stays out of it."""
         own = base.model.config
-        base.model.config = base.config or own
+        base.model.config = copy.deepcopy(base.config or own)  # saving writes into it
         try:
             base.model.save_pretrained(folder)
         finally:
