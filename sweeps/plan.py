@@ -13,7 +13,7 @@ from rich.console import Console
 from sweeps.config import ConfigError, SweepConfig
 from sweeps.intervals import MIN_UNITS
 from trainables.hyperparameters import OPTIONS, Hyperparameters, company, parse
-from trainables.model import check_files, load_model_config, load_tokenizer, quiet
+from trainables.model import check_files, context_length, load_model_config, load_tokenizer, quiet
 from trainables.schedule import total_steps, trained_samples
 from trainables.store import Store
 
@@ -67,7 +67,7 @@ def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
     quiet()
     check_sources(config.data)
     check_files(config.model)
-    context = getattr(load_model_config(config.model), "max_position_embeddings", None)
+    context = context_length(load_model_config(config.model))
     tokenizer = load_tokenizer(config.model)
     manifest = prepare(config.data, config.task, tokenizer, config.seed, folder, context)
     more = max(draw.get("virtual_tokens", 0) for draw in config.draws())

@@ -26,6 +26,7 @@ from trainables.model import (
     BaseSpec,
     ModelConfig,
     base_dtype,
+    context_length,
     hidden_states,
     load_model,
     load_model_config,
@@ -281,7 +282,7 @@ def _language_model(bench: _Bench) -> BaseModel:
 
 def _context(base: BaseModel) -> float:
     """Tokens that the model takes; infinite where it does not say."""
-    return getattr(base.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    return context_length(base.model.config) or math.inf
 
 
 def _outputs(base: BaseModel, batch: dict[str, Tensor]) -> Tensor:

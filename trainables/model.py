@@ -173,6 +173,12 @@ def load_model_config(config: ModelConfig) -> Any:
         raise _hub_error(config, error) from error
 
 
+def context_length(config: Any) -> int | None:
+    """Tokens that a model of this transformers configuration takes; None where it does not say, or takes any number."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
 def load_tokenizer(config: ModelConfig) -> Any:
     """The tokenizer, padding on the right, with a padding token (the end-of-text token where the model names none)."""
     from transformers import AutoTokenizer

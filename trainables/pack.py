@@ -42,7 +42,7 @@ from trainables.model import (
     output_layer,
 )
 from trainables.schedule import learning_rate, samples_seen, total_steps
-from trainables.sharing import without_rows
+from trainables.sharing import feels_padding, without_rows
 from trainables.solo import Solo, initialise
 from trainables.stack import Addition, Pass, Stack, TrainedModule, copy_of, seeded
 from trainables.streams import stream
@@ -54,10 +54,8 @@ Rows = Split | Drawn
 
 WEIGHTS_FILE = "adapter_model.safetensors"  # PEFT's name
 STATE_FILE = "training_state.safetensors"
-SAME, SAME_HALF = (
-    1e-3,
-    5e-2,
-)  # losses that differ by no more are those of the same trial, in float32 and in half precision
+# losses that differ by no more are the same: of a trial in company, of a row beside padding, and both in half precision
+SAME, SAME_ROW, SAME_HALF = 1e-3, 1e-4, 5e-2
 PASS_TOKENS = {"cpu": 4096, "cuda": 16384}  # of a pass, by device, where `train.max_tokens` says nothing
 
 
@@ -206,9 +204,9 @@ class Pack:
         self._base: BaseModel | None = None
         self._function_dropout: FunctionDropout | None = None
         self._flat_cost = math.inf  # of a token in a flat pass; 1: that of one in a padded pass
-        self._without_rows: dict[
-            str, tuple[bool, ...]
-        ] = {}  # modules of the base that do not see rows one after another
+        # modules of the base that do not see rows one after another
+        self._without_rows: dict[str, tuple[bool, ...]] = {}
+        self._padded = True  # rows of unlike lengths may share a pass
         self._shared: dict[str, bool] = {}  # whether trials can share the base, of the methods that asked
         self._pristine: dict[str, Tensor] = {}  # weights of the base that training has changed at some time
         self._aboard: dict[str, Aboard] = {}
@@ -383,7 +381,7 @@ class Pack:
         lengths = self._train.lengths[row]
         mine = np.argsort(lengths, kind="stable")[self._world.rank :: self._world.size]
         nll = torch.zeros(len(trials), dtype=torch.float64, device=self._device)
-        for chosen in cut_passes(lengths[mine] + self._virtual_tokens(), self._budget.tokens):
+        for chosen in cut_passes(lengths[mine] + self._virtual_tokens(), self._budget.tokens, padded=self._padded):
             at = mine[chosen]
             at = at[np.argsort(lane[at], kind="stable")]
             rows_of_pass = self._flat_rows(lengths[at])
@@ -584,6 +582,7 @@ class Pack:
             self._device,
             self._world,
             self._virtual_tokens(),
+            self._padded,
         )
         by_trial = {order[lane]: each for lane, each in zip(lanes, found, strict=True)}
         return [by_trial[trial] for trial in trials]
@@ -647,6 +646,7 @@ class Pack:
             self._base = self._load_base(variant, dtype)
             replace_dropout(self._base.model, self._keys)
             self._without_rows, self._shared = self._find_without_rows(self._base), {}
+            self._padded = not self._feels_padding(self._base)
             self._function_dropout = self._watch_functions(self._base)
             self._flat_cost = self._measure_flat(self._base)
             self._remember(self._base)
@@ -680,6 +680,16 @@ class Pack:
             layer: found[name] for name, layer in {**numbers, **dropout}.items() if name in found
         }
         return found
+
+    def _feels_padding(self, base: BaseModel) -> bool:
+        """Whether rows of unlike lengths may not share a pass."""
+
+        def losses(rows: np.ndarray) -> Tensor:
+            nll_B, targets_B, _ = self._losses(self._batch(self._train, rows), np.zeros(len(rows), dtype=int), None)
+            return nll_B / targets_B.clamp(min=1)
+
+        half = self._settings.autocast or base.dtype.itemsize < 4
+        return feels_padding(losses, self._train.lengths, SAME_HALF if half else SAME_ROW)
 
     def _other(self, base: BaseModel, ids_T: Tensor) -> Tensor:
         """A row as long as another, with other tokens; those that stay tell a classifier where rows begin and end."""
@@ -907,7 +917,14 @@ def measure(
             logits = model(**batch).logits
         return *task.row_losses(logits, labels, output), task.predictions(logits, labels)
 
-    (found,) = _measure(losses, 1, task, split, rows, pad_token_id, max_tokens, device, World())
+    def of_rows(at: np.ndarray) -> Tensor:
+        batch = task.collate(split.rows(rows[at]), pad_token_id)
+        nll_B, targets_B, _ = losses({name: x.to(device) for name, x in batch.items()}, [0])
+        return nll_B / targets_B.clamp(min=1)
+
+    limit = SAME_ROW if next(model.parameters()).dtype.itemsize >= 4 else SAME_HALF
+    padded = not feels_padding(of_rows, split.lengths[rows], limit)
+    (found,) = _measure(losses, 1, task, split, rows, pad_token_id, max_tokens, device, World(), padded=padded)
     model.train(was_training)
     return found
 
@@ -923,6 +940,7 @@ def _measure(
     device: torch.device,
     world: World,
     more_tokens: int = 0,
+    padded: bool = True,
 ) -> list[Measured]:
     """`losses(batch, which)` gives losses, targets and predictions of a batch for several of the `copies` of a model, one
     copy's rows after another's. `more_tokens` stand before each row in the model.
@@ -932,7 +950,8 @@ def _measure(
     results = torch.zeros(4, copies, len(rows), dtype=torch.float64)
     classes = False
     passes = [
-        (positions, list(range(copies))) for positions in cut_passes(lengths[mine] + more_tokens, max_tokens // copies)
+        (positions, list(range(copies)))
+        for positions in cut_passes(lengths[mine] + more_tokens, max_tokens // copies, padded=padded)
     ]
     while passes:
         positions, which = passes.pop(0)

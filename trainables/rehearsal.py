@@ -36,6 +36,7 @@ ROWS, VALIDATION_ROWS, TOKENS = 12, 6, 96  # of a rehearsal; longer rows are cut
 STEPS = 2
 CPU = torch.device("cpu")
 RELOADED, QUANTISED, TOGETHER = 1e-4, 2e-3, 1e-3  # relative differences of losses that rounding explains
+BY_CARD = 2e-2  # the same over a quantised base by the code on the card: bitsandbytes rounds activations there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ def rehearse(
     assert manifest is not None, "the data are prepared before they are rehearsed with"
     spec = base_spec(model, TASKS[task], manifest["labels"], pad_token_id, hps[0].method, hps[0].options)
     check_class(spec, spec.config())
+    real = _shapes(spec)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         folder = Path(scratch)
         _some_rows(data, folder / "data", manifest, task)
@@ -99,7 +101,7 @@ def rehearse(
         stage = _Stage(folder=folder, model=small, task=task, labels=manifest["labels"], pad_token_id=pad_token_id)
         torch.set_num_threads(1)  # so small a model has nothing to divide
         try:
-            found = tuple(stage.rehearse(hp, spec) for hp in hps)
+            found = tuple(stage.rehearse(hp, real) for hp in hps)
         finally:
             torch.set_num_threads(threads)
     return Rehearsal(size=size, found=found, seconds=time.perf_counter() - began)
@@ -125,22 +127,27 @@ def _words(hp: Hyperparameters) -> str:
     return words + (f" over {variant}" if variant != "plain" else "")
 
 
-def _covers(spec: BaseSpec, hp: Hyperparameters) -> float:
-    """Share of the real backbone's weight matrices that a trial adapts or trains; InputError where it can do neither."""
+def _shapes(spec: BaseSpec) -> BaseModel:
+    """A base without its weights, frozen."""
     import transformers
 
     shapes = on_meta(getattr(transformers, spec.auto_class), spec.config(), spec.model.trust_remote_code)
+    head = tuple(above_backbone(shapes)) if spec.is_classifier else ()
+    return BaseModel(model=shapes, variant="plain", dtype=torch.float32, head=head)
+
+
+def _covers(real: BaseModel, hp: Hyperparameters) -> float:
+    """Share of the real backbone's weight matrices that a trial adapts or trains; InputError where it can do neither."""
+    shapes = real.model
     for parameter in shapes.parameters():
         parameter.requires_grad_(False)
-    head = tuple(above_backbone(shapes)) if spec.is_classifier else ()
-    base = BaseModel(model=shapes, variant=spec.variant, dtype=torch.float32, head=head)
     if hp.method in REPLACING:
-        REPLACING[hp.method].attach(base, hp.options)
+        REPLACING[hp.method].attach(real, hp.options)
         trained = {name for name, parameter in shapes.named_parameters() if parameter.requires_grad}
-        return coverage(shapes, {name.removesuffix(".weight") for name in trained}, head)
+        return coverage(shapes, {name.removesuffix(".weight") for name in trained}, real.head)
     with torch.device("meta"):
-        additions = ADDITIVE[hp.method].plan(base, hp.options)
-    return coverage(shapes, {addition.place for addition in additions}, head)
+        additions = ADDITIVE[hp.method].plan(real, hp.options)
+    return coverage(shapes, {addition.place for addition in additions}, real.head)
 
 
 def _some_rows(data: Path, folder: Path, manifest: Mapping[str, Any], task: str) -> None:
@@ -183,12 +190,12 @@ class _Stage:
     labels: list[str]
     pad_token_id: int
 
-    def rehearse(self, hp: Hyperparameters, spec: BaseSpec) -> Rehearsed:
-        """`spec`: of the real base, on whose shapes the trial is planned first."""
+    def rehearse(self, hp: Hyperparameters, real: BaseModel) -> Rehearsed:
+        """`real`: the shapes of the real base, on which the trial is planned first."""
         began = time.perf_counter()
         shares, problem, covers = False, None, None
         try:
-            covers = _covers(spec, hp)
+            covers = _covers(real, hp)
             small = self._fitted(hp)
             if small is not None:
                 shares = self._life(small)
@@ -206,25 +213,18 @@ class _Stage:
         """
         options = hp.options
         if isinstance(options, PartialOptions):
-            shapes = self._shapes()
+            small = _shapes(self._spec("full"))
             if options.layers is not None:
-                options = replace(options, layers=min(options.layers, len(layer_lists(shapes)[0][1])))
+                options = replace(options, layers=min(options.layers, len(layer_lists(small.model)[0][1])))
             else:
                 try:
-                    base = BaseModel(model=shapes, variant="plain", dtype=torch.float32)
-                    REPLACING[hp.method].attach(base, options)
+                    REPLACING[hp.method].attach(small, options)
                 except InputError:
                     return None
         rate = 1e-2 if hp.method in ADDITIVE else 1e-3
         return replace(
             hp, options=options, learning_rate=rate, batch_size=3, epochs=10, schedule="constant", warmup_ratio=0.0
         )
-
-    def _shapes(self) -> Any:
-        import transformers
-
-        auto = getattr(transformers, TASKS[self.task].auto_class)
-        return on_meta(auto, self._spec("full").config(), self.model.trust_remote_code)
 
     def _spec(self, method: str, options: Any = None) -> BaseSpec:
         return base_spec(self.model, TASKS[self.task], self.labels, self.pad_token_id, method, options)
@@ -253,15 +253,16 @@ class _Stage:
         spec = self._spec(hp.method, hp.options)
         tolerance = RELOADED if spec.variant == "plain" else QUANTISED
         self._compare("loaded again", self._loss(load_checkpoint(saved / "checkpoint", spec, CPU)), loss, tolerance)
-        self._compare("loaded by the code on the card", self._loss(self._by_the_card(saved, spec)), loss, tolerance)
+        by_card = BY_CARD if spec.variant != "plain" else tolerance
+        self._compare("loaded by the code on the card", self._loss(self._by_the_card(saved, spec)), loss, by_card)
         again = self._pack()
         again.join("one", hp, saved)
         self._compare("gone on from its checkpoint", _trained(again, ["one"], 1)["one"], alone, tolerance)
         again.leave("one")
-        return hp.method in ADDITIVE and self._in_company(hp, alone)
+        return hp.method in ADDITIVE and self._in_company(again, hp, alone)
 
-    def _in_company(self, hp: Hyperparameters, alone: float) -> bool:
-        pack = self._pack()
+    @staticmethod
+    def _in_company(pack: Pack, hp: Hyperparameters, alone: float) -> bool:
         try:
             pack.join("one", hp)
             pack.join("other", replace(hp, seed=hp.seed + 1, learning_rate=hp.learning_rate / 2))

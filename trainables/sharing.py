@@ -7,6 +7,7 @@ have them elsewhere (XLNet's first dimension is time): the model itself is asked
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,20 @@ def without_rows(
         if not all(told):
             found[name] = told
     return found
+
+
+@torch.no_grad()
+def feels_padding(losses: Callable[[np.ndarray], Tensor], lengths: np.ndarray, limit: float) -> bool:
+    """Whether what a model makes of a row depends on how much padding stands behind it: some leak it through convolutions
+    or landmarks, some read the answer at the last position whatever is there.
+
+    losses: of the rows at these positions [B], in one pass; lengths: of all rows; limit: what rounding explains, relative.
+    """
+    short, long = int(lengths.argmin()), int(lengths.argmax())
+    if lengths[short] == lengths[long]:
+        return False
+    alone, padded = losses(np.array([short])), losses(np.array([short, long]))[:1]
+    return not torch.allclose(alone, padded, rtol=limit, atol=limit, equal_nan=True)
 
 
 def _inputs(

@@ -169,9 +169,10 @@ def _wrapped(model: Any, adapter: str, names: Sequence[str]) -> set[str]:
 def on_meta(model_class: Any, config: Any, trust_remote_code: bool = False) -> Any:
     """A model's shapes without its weights. `model_class`: a class of models, or an Auto class."""
     import torch
+    from transformers.initialization import no_init_weights
 
     own = copy.deepcopy(config)  # which the model may change
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         if hasattr(model_class, "from_config"):
             return model_class.from_config(own, trust_remote_code=trust_remote_code)
         return model_class(own)

@@ -30,18 +30,26 @@ def batch_indices(n_rows: int, batch_size: int, seed: int, step: int) -> np.ndar
     return epoch_order(n_rows, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
 
 
-def cut_passes(lengths: np.ndarray, max_tokens: int, overhead_tokens: int = 256) -> list[np.ndarray]:
+def cut_passes(
+    lengths: np.ndarray, max_tokens: int, overhead_tokens: int = 256, *, padded: bool = True
+) -> list[np.ndarray]:
     """Cut rows into forward passes of like lengths, the longest first, at the least cost.
 
     The cost of a pass is rows * longest row + `overhead_tokens` (what starting a pass costs, in tokens), and its first
     term is at most `max_tokens`; a row that is longer than that makes a pass of its own. Exact, by dynamic programming
     over the rows sorted by length.
 
+    padded: rows of unlike lengths may share a pass. Without, only rows of one length do.
     lengths: tokens of each row [N]. Returns positions into `lengths`; each of 0..N-1 is in exactly one pass.
     """
     order = np.argsort(lengths, kind="stable")
     sorted_lengths = np.asarray(lengths, dtype=np.int64)[order]
     n = len(order)
+    if not padded:
+        alike = np.split(order, np.flatnonzero(np.diff(sorted_lengths)) + 1) if n else []
+        sizes = [max(1, max_tokens // max(int(lengths[rows[0]]), 1)) for rows in alike]
+        parts = [rows[i : i + size] for rows, size in zip(alike, sizes, strict=True) for i in range(0, len(rows), size)]
+        return parts[::-1]
     positions = np.arange(n + 1)
     cost = np.zeros(n + 1, dtype=np.int64)  # cost[j]: least cost of the j shortest rows
     start = np.zeros(n + 1, dtype=np.int64)  # start[j]: where their last pass begins

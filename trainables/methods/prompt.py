@@ -6,7 +6,7 @@ from torch import Tensor
 
 from trainables.errors import InputError
 from trainables.hyperparameters import PromptOptions
-from trainables.model import BaseModel, Variant
+from trainables.model import BaseModel, Variant, context_length
 from trainables.stack import Addition, Gathered, Place, Stacked
 
 
@@ -58,7 +58,7 @@ class Prompt:
                 f"method: prompt cannot train {type(base.model).__name__}, which finds the end of a row by its token "
                 "ids; allowed with a classifier over an encoder, or with task causal_lm or instruction"
             )
-        context = getattr(config, "max_position_embeddings", None)
+        context = context_length(config)
         if context is not None and options.virtual_tokens >= context:
             raise InputError(
                 f"virtual_tokens: must be below the model's context of {context} tokens, got {options.virtual_tokens}"

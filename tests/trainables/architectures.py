@@ -1,0 +1,161 @@
+"""Which methods train which architectures: every family at its real size, rehearsed as `check` does it.
+
+    .venv/bin/python -m tests.trainables.architectures      # writes docs/architectures.md
+
+A family is its own configuration class with its defaults (a vocabulary of 1,000 saves time); no weights are needed.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers as t
+
+from trainables.data.records import Encoded
+from trainables.data.store import write_split
+from trainables.errors import InputError
+from trainables.model import ModelConfig, quiet
+from trainables.rehearsal import rehearse
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
+CLASSES = ["bad", "so so", "good"]
+VOCABULARY, PAD, END = 1000, 0, 1
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "partial": {"method": "partial", "layers": 1},
+    "lora": {"method": "lora"},
+    "lora, attention": {"method": "lora", "targets": "attention"},
+    "qlora 4": {"method": "qlora", "bits": 4},
+    "qlora 8": {"method": "qlora", "bits": 8},
+    "ia3": {"method": "ia3"},
+    "adapter": {"method": "adapter"},
+    "prompt": {"method": "prompt", "virtual_tokens": 3},
+}
+TOGETHER, ALONE, REFUSED = "●", "○", "–"
+LANGUAGE, CLASSIFICATION = "causal_lm", "classification"
+BOTH = (LANGUAGE, CLASSIFICATION)
+
+
+@dataclass(frozen=True)
+class Family:
+    config: Callable[[], Any]
+    tasks: tuple[str, ...]
+    models: str  # whose it is, for people
+
+
+def _config(name: str, **more: Any) -> Callable[[], Any]:
+    ids = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": END, "bos_token_id": 2}
+    return lambda: getattr(t, f"{name}Config")(**ids | more)
+
+
+FAMILIES = {
+    "bert": Family(_config("Bert"), (CLASSIFICATION,), "BERT, MiniLM, BGE"),
+    "roberta": Family(_config("Roberta"), (CLASSIFICATION,), "RoBERTa, BERTweet"),
+    "distilbert": Family(_config("DistilBert"), (CLASSIFICATION,), "DistilBERT"),
+    "electra": Family(_config("Electra"), (CLASSIFICATION,), "ELECTRA"),
+    "albert": Family(_config("Albert"), (CLASSIFICATION,), "ALBERT"),
+    "deberta-v2": Family(
+        _config("DebertaV2", relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False),
+        (CLASSIFICATION,),
+        "DeBERTa v2 and v3",
+    ),
+    "modernbert": Family(_config("ModernBert", cls_token_id=2, sep_token_id=END), (CLASSIFICATION,), "ModernBERT"),
+    "xlnet": Family(_config("XLNet"), (CLASSIFICATION,), "XLNet"),
+    "t5": Family(_config("T5", decoder_start_token_id=PAD), (CLASSIFICATION,), "T5, Flan-T5"),
+    "bart": Family(_config("Bart", decoder_start_token_id=END), (CLASSIFICATION,), "BART"),
+    "gpt2": Family(_config("GPT2"), BOTH, "GPT-2"),
+    "gpt_neox": Family(_config("GPTNeoX"), BOTH, "Pythia, GPT-NeoX"),
+    "opt": Family(_config("OPT"), BOTH, "OPT"),
+    "bloom": Family(_config("Bloom", hidden_size=1024, n_head=16, n_layer=24), BOTH, "BLOOM"),
+    "falcon": Family(_config("Falcon"), BOTH, "Falcon"),
+    "mpt": Family(_config("Mpt"), BOTH, "MPT"),
+    "phi": Family(_config("Phi"), BOTH, "Phi 1 and 2"),
+    "llama": Family(_config("Llama", num_key_value_heads=8), BOTH, "Llama 2 and 3, Code Llama, SmolLM, TinyLlama"),
+    "mistral": Family(_config("Mistral"), BOTH, "Mistral"),
+    "qwen2": Family(
+        _config("Qwen2", hidden_size=896, num_attention_heads=14, num_key_value_heads=2), BOTH, "Qwen2, Qwen2.5"
+    ),
+    "qwen3": Family(_config("Qwen3"), BOTH, "Qwen3"),
+    "gemma2": Family(_config("Gemma2"), BOTH, "Gemma 2"),
+    "mixtral": Family(_config("Mixtral"), BOTH, "Mixtral"),
+    "qwen3_moe": Family(_config("Qwen3Moe"), BOTH, "Qwen3 MoE"),
+    "deepseek_v3": Family(_config("DeepseekV3"), (LANGUAGE,), "DeepSeek V3"),
+    "mamba": Family(_config("Mamba"), (LANGUAGE,), "Mamba"),
+}
+
+
+def found(name: str, task: str) -> dict[str, tuple[str, str]]:
+    """What came of each method: its sign, and why it is refused."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        FAMILIES[name].config().save_pretrained(folder / "model")
+        _write_rows(folder / "data", task)
+        trials = [{"learning_rate": 1e-3, "batch_size": 3, "epochs": 1, **options} for options in METHODS.values()]
+        rehearsed = rehearse(ModelConfig(name=str(folder / "model")), task, folder / "data", trials, PAD)
+    assert rehearsed.size is not None, f"{name} cannot be made small: {rehearsed.why_not}"
+    signs = {}
+    for method, each in zip(METHODS, rehearsed.found, strict=True):
+        sign = REFUSED if each.problem else TOGETHER if each.shares else ALONE
+        signs[method] = (sign, (each.problem or "").replace(str(folder), "…"))
+    return signs
+
+
+def _write_rows(folder: Path, task: str) -> None:
+    folder.mkdir()
+    for split, rows in (("train", 12), ("validation", 6)):
+        rng = np.random.default_rng(rows)
+        ids = [np.append(rng.integers(8, VOCABULARY, rng.integers(3, 17)), END).astype(np.int32) for _ in range(rows)]
+        labels: Any = rng.integers(0, len(CLASSES), rows) if task == CLASSIFICATION else ids
+        write_split(folder / f"{split}.arrow", Encoded(input_ids=ids, labels=labels))
+    (folder / "manifest.json").write_text(json.dumps({"labels": CLASSES if task == CLASSIFICATION else []}))
+
+
+def line(name: str, task: str, signs: dict[str, tuple[str, str]]) -> str:
+    """A family's line of the table."""
+    cells = [FAMILIES[name].models, f"`{name}`", task, *(sign for sign, _ in signs.values())]
+    return f"| {' | '.join(cells)} |"
+
+
+def document() -> str:
+    lines, reasons = [], []
+    for name, family in FAMILIES.items():
+        for task in family.tasks:
+            signs = found(name, task)
+            lines.append(line(name, task, signs))
+            print(lines[-1], flush=True)
+            reasons += [f"- `{name}`, {task}, {method}: {why}" for method, (_, why) in signs.items() if why]
+    return "\n".join(
+        [
+            "# Which methods train which architectures",
+            "",
+            "Every family's own configuration, shrunk and rehearsed as `check` does it (two steps on drawn weights, saved, loaded again by",
+            "verification and by the card's code, resumed, and in company of another trial).",
+            "",
+            f"{TOGETHER} several trials share a base, each with the result that it has alone; {ALONE} each trial has a base to itself; {REFUSED} refused",
+            "before anything is spent, for the reason below. What is not in the table is rehearsed all the same.",
+            "",
+            f"| models | architecture | task | {' | '.join(METHODS)} |",
+            f"|---|---|---|{'---|' * len(METHODS)}",
+            *lines,
+            "",
+            "## Why some are refused",
+            "",
+            *reasons,
+            "",
+            "Made by `.venv/bin/python -m tests.trainables.architectures`; `tests/trainables/test_architectures.py` holds every line of it.",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    quiet()
+    try:
+        DOCUMENT.write_text(document(), encoding="utf-8")
+    except InputError as error:
+        sys.exit(str(error))
