@@ -718,13 +718,14 @@ class Pack:
 
     def _can_share(self, base: BaseModel, hp: Hyperparameters) -> bool:
         """Whether trials like `hp` can share the base: its modules see rows apart, and two trials in one pass over rows of
-        unlike lengths have the losses that each has alone.
+        unlike lengths, where the base takes such passes, have the losses that each has alone.
         """
         if self._without_rows:
             return False
         lengths = self._train.lengths
         order = np.argsort(lengths, kind="stable")
-        rows = np.array([order[0], order[len(order) // 2], order[-1]])  # one trial has the longest, the other the rest
+        # one trial has the longest, the other the rest
+        rows = np.array([order[0], order[len(order) // 2], order[-1]] if self._padded else [order[-1]] * 3)
         owner = np.array([0, 0, 1])
         self._engine = pair = Stack(base, self._keys, compute=self._settings.autocast, device=self._device)
         try:
