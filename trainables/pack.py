@@ -147,19 +147,23 @@ class NotShared(RuntimeError):
 
 
 class Budget:
-    """Padded tokens of a pass: halved when memory runs out, and whole again when trials come or go or time has passed."""
+    """Padded tokens of a pass: halved when memory runs out, and whole again when fewer trials are on board than were then.
+    What else took the memory may be gone too: after some steps without trouble, twice the tokens are tried.
+    """
 
-    PATIENCE = 100  # steps without trouble after which twice the tokens are tried again
+    PATIENCE = 100  # steps
 
     def __init__(self, most: int) -> None:
         self._most = self.tokens = most
-        self._steps = 0
+        self._aboard = self._steps = 0
 
-    def halve(self) -> None:
-        self.tokens, self._steps = self.tokens // 2, 0
+    def halve(self, aboard: int) -> None:
+        self.tokens, self._aboard, self._steps = self.tokens // 2, aboard, 0
 
-    def begin_anew(self) -> None:
-        self.tokens, self._steps = self._most, 0
+    def begin(self, aboard: int) -> None:
+        """A step of so many trials."""
+        if aboard < self._aboard:
+            self.tokens, self._aboard = self._most, 0
 
     def made_step(self) -> None:
         self._steps += 1
@@ -230,7 +234,6 @@ class Pack:
             raise NotShared(f"{type(base.model).__name__} cannot be shared: each trial must have it alone")
         if not self._shared and not others:
             self._try_sharing(base, hp.method, hp.options)
-        self._budget.begin_anew()
         try:
             if hp.method in REPLACING:
                 self._engine = Solo(base, self._pristine, trial, hp, self._settings.save_dtype)
@@ -280,7 +283,6 @@ class Pack:
         del self._aboard[trial]
         assert self._engine is not None and self._base is not None
         self._engine.leave(trial)
-        self._budget.begin_anew()
         if not self._aboard:
             self._engine, model = None, self._base.model
             if self._settings.gradient_checkpointing:
@@ -350,6 +352,7 @@ class Pack:
         forgotten and taken again in smaller passes.
         """
         longest = max(int(self._train.lengths[each].max()) for each in rows) + self._virtual_tokens()
+        self._budget.begin(len(self._aboard))
         while True:
             try:
                 found = self._in_passes(trials, rows)
@@ -359,7 +362,7 @@ class Pack:
             else:
                 self._budget.made_step()
                 return found
-            self._budget.halve()  # not inside `except`: there the traceback still holds the graph
+            self._budget.halve(len(self._aboard))  # not inside `except`: there the traceback still holds the graph
             release(self._device)
 
     def _in_passes(self, trials: Sequence[str], rows: Sequence[np.ndarray]) -> tuple[Tensor, list[int]]:
@@ -639,6 +642,7 @@ class Pack:
         dtype = self._base_dtype(method)
         if self._base is None or (self._base.variant, self._base.dtype) != (variant, dtype):
             self.forget_base()  # before the new one is loaded
+            self._budget = Budget(self._settings.max_tokens)
             self._base = self._load_base(variant, dtype)
             replace_dropout(self._base.model, self._keys)
             self._without_rows, self._shared = self._find_without_rows(self._base), {}
@@ -714,13 +718,14 @@ class Pack:
 
     def _can_share(self, base: BaseModel, hp: Hyperparameters) -> bool:
         """Whether trials like `hp` can share the base: its modules see rows apart, and two trials in one pass over rows of
-        unlike lengths have the losses that each has alone.
+        unlike lengths, where the base takes such passes, have the losses that each has alone.
         """
         if self._without_rows:
             return False
         lengths = self._train.lengths
         order = np.argsort(lengths, kind="stable")
-        rows = np.array([order[0], order[len(order) // 2], order[-1]])  # one trial has the longest, the other the rest
+        # one trial has the longest, the other the rest
+        rows = np.array([order[0], order[len(order) // 2], order[-1]] if self._padded else [order[-1]] * 3)
         owner = np.array([0, 0, 1])
         self._engine = pair = Stack(base, self._keys, compute=self._settings.autocast, device=self._device)
         try:

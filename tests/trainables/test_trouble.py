@@ -354,32 +354,43 @@ def test_a_step_that_is_timed_finds_its_budget_as_a_step_does(lab):
     assert max(sizes) > 40 >= sizes[-1]
 
 
-def test_the_token_budget_is_whole_again_at_new_company_and_after_some_time(lab):
+def test_the_token_budget_grows_again_after_some_time():
     budget = Budget(100)
-    budget.halve()
-    budget.halve()
+    budget.halve(1)
+    budget.halve(1)
     assert budget.tokens == 25
     for _ in range(Budget.PATIENCE):
+        budget.begin(1)
         assert budget.tokens == 25
         budget.made_step()
     assert budget.tokens == 50
     for _ in range(3 * Budget.PATIENCE):
         budget.made_step()
     assert budget.tokens == 100
+
+
+def test_the_token_budget_is_whole_again_when_fewer_are_on_board(lab):
     pack = lab.pack("bert", max_tokens=400)
-    pack.join("a", lab.params("lora", batch_size=18))
+    for trial in "ab":
+        pack.join(trial, lab.params("lora", batch_size=18))
     sizes = runs_out_above(lab, 40)
-    pack.step(["a"])
-    assert sizes[-1] <= 40
-    for change in (lambda: pack.join("b", lab.params("lora")), lambda: pack.leave("b")):
-        pack.step(["a"])
+
+    def largest() -> int:
         tried = len(sizes)
-        pack.step(["a"])
-        assert max(sizes[tried:]) <= 40, "it does not run out again at each step"
-        change()
-        tried = len(sizes)
-        pack.step(["a"])
-        assert max(sizes[tried:]) > 40
+        pack.step(pack.trials)
+        return max(sizes[tried:])
+
+    assert largest() > 40 >= sizes[-1]
+    assert largest() <= 40, "it does not run out again at each step"
+    pack.leave("b")
+    assert largest() > 40 >= largest()
+    pack.join("c", lab.params("lora", batch_size=18))
+    assert largest() <= 40
+    pack.leave("a")
+    pack.leave("c")
+    pack.join("next", lab.params("qlora", batch_size=18))  # over another base
+    runs_out_above(lab, 40)
+    assert pack._budget.tokens == 400
 
 
 # --- memory that is given back ---
