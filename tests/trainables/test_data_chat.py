@@ -316,4 +316,4 @@ def test_real_tokenizer_that_loses_characters(name, shared_data, tmp_path):
     said = set()
     for row in map(json.loads, (shared_data / f"chat/{name}.jsonl").read_text().splitlines()):
         said |= {m["content"][:40] for m in row.get("messages", []) if m["role"] == "assistant"} | {row.get("output", "")[:40]}
-    assert answers(tokenizer, first["input_ids"], first["labels"])[0][:40] in said
+    assert answers(tokenizer, first["input_ids"], first["labels"])[0].startswith(tuple(said - {""}))

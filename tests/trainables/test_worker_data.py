@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -90,6 +91,8 @@ def test_who_asks_for_float32_gets_no_weights_in_bfloat16(config, temporary, mon
     import ray.train.torch
 
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("trainables.slot.too_large", lambda estimates, device_bytes: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1 << 34))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     config = replace(config, precision=precision, model=replace(config.model, dtype=dtype))
     _, pack = _prepare(config, 0, 1)
