@@ -17,7 +17,7 @@ _COUNTS_EXPERTS = re.compile(r"^(num|n)_(local_|routed_)?experts$|^moe_num_exper
 _CHOSEN_EXPERTS = re.compile(r"experts_per_tok|^moe_top_?k$|^top_k_experts$")
 _INSIDE = re.compile(r"intermediate|ffn|inner|d_ff|mlp_dim|hidden_dim$|feed_forward")
 _OF_A_HEAD = re.compile(r"(^|_)(head_dim|d_head|d_kv|rotary_dim)$|head_size$")
-_RANKS = re.compile(r"lora_rank$")
+_LATENT = re.compile(r"lora_rank$|^(qk_|v_)\w*head_dim$")  # of latent attention: sums of these are widths too
 # heads, their width and the factor by which a state-space layer is wider than the model: the first two give the third
 _STATE_SPACE = (("num_heads", "head_dim", "expand"), ("mamba_n_heads", "mamba_d_head", "mamba_expand"))
 
@@ -129,10 +129,10 @@ def _narrow(config: Any) -> Any:
                 setattr(part, name, min(value, 2))
             elif name in ("n_group", "topk_group"):
                 setattr(part, name, 1)
+            elif _LATENT.search(name):
+                setattr(part, name, min(value, NARROW))
             elif _OF_A_HEAD.search(name):
                 setattr(part, name, min(value, small_head))
-            elif _RANKS.search(name):
-                setattr(part, name, min(value, HEAD_WIDTH))
             elif name.endswith("heads") or name == "n_head":
                 setattr(part, name, few_groups if "key_value" in name or "kv" in name else min(value, few))
             elif _INSIDE.search(name):

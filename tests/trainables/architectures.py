@@ -6,6 +6,7 @@ A family is its own configuration class with its defaults (a vocabulary of 1,000
 """
 
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -122,13 +123,17 @@ def line(name: str, task: str, signs: dict[str, tuple[str, str]]) -> str:
 
 
 def document() -> str:
-    lines, reasons = [], []
+    lines: list[str] = []
+    reasons: dict[str, list[str]] = {}
     for name, family in FAMILIES.items():
         for task in family.tasks:
             signs = found(name, task)
             lines.append(line(name, task, signs))
             print(lines[-1], flush=True)
-            reasons += [f"- `{name}`, {task}, {method}: {why}" for method, (_, why) in signs.items() if why]
+            for method, (_, why) in signs.items():
+                if why:
+                    words = f"{method}: {re.sub(r'[A-Z][A-Za-z0-9]+For[A-Z][A-Za-z]+', 'it', why)}"
+                    reasons.setdefault(words, []).append(f"`{name}` ({task})")
     return "\n".join(
         [
             "# Which methods train which architectures",
@@ -145,7 +150,7 @@ def document() -> str:
             "",
             "## Why some are refused",
             "",
-            *reasons,
+            *(f"- {words}: {', '.join(names)}" for words, names in reasons.items()),
             "",
             "Made by `.venv/bin/python -m tests.trainables.architectures`; `tests/trainables/test_architectures.py` holds every line of it.",
             "",
