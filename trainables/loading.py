@@ -121,5 +121,10 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
     if spec.model.trust_remote_code:
         arguments.append("trust_remote_code=True")
     load.append(f"base = {auto}.from_pretrained({', '.join([base, *arguments])})")
+    if spec.variant == "nf4":
+        load += [
+            "for layer in base.modules():  # what bitsandbytes computes faster on some CPUs is wrong, or fails",
+            "    layer.support_avx512bf16_for_cpu = False",
+        ]
     loader = "load_adapter" if bottleneck else "PeftModel.from_pretrained"
     return [*load, f'model = {loader}(base, "{name}").eval()']

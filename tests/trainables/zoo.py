@@ -589,11 +589,11 @@ def draw(name: str, task: Task, *, seed: int = 1, **more: Any) -> Any:
     return model.eval()
 
 
-def make(name: str, task: Task, folder: Path, *, seed: int = 1, **more: Any) -> Path:
+def make(name: str, task: Task, folder: Path, *, seed: int = 1, length: int = CONTEXT, **more: Any) -> Path:
     """Write a random model and its tokenizer into `folder`, which is returned. A classifier has a head of three classes.
 
-    more: given to the configuration.
+    length: what the tokenizer cuts rows to; more: given to the configuration.
     """
     draw(name, task, seed=seed, **more).save_pretrained(folder)
-    tokenizer(ZOO[name].family).save_pretrained(folder)
+    tokenizer(ZOO[name].family, length).save_pretrained(folder)
     return folder
