@@ -192,6 +192,8 @@ def _run(config: SweepConfig, ledger: Ledger, console: Console, *, elapsed_s: fl
     try:
         if sweep.trials_left() or sweep.to_measure():
             sweep.search()
+        elif elapsed_s > 0:
+            console.print("Nothing is left to do: all trials have ended, and all is measured.", highlight=False)
         outcome = sweep.conclude()
     except BaseException as error:
         interrupted = sweep.stopped == INTERRUPTED or isinstance(error, KeyboardInterrupt)
@@ -727,7 +729,7 @@ def print_board(console: Console, board: dict[str, Any]) -> None:
         return
     winner = board["winner"]
     console.print(
-        f"Winner: {winner['trial']}, step {winner['step']} (epoch {winner['epoch']:g}): {format_params(winner['params'])}",
+        f"{'Winner so far' if board['status'] == 'running' else 'Winner'}: {winner['trial']}, step {winner['step']} (epoch {winner['epoch']:g}): {format_params(winner['params'])}",
         highlight=False,
         markup=False,
         soft_wrap=True,

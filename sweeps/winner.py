@@ -274,7 +274,8 @@ def _alternatives(metrics: dict[str, Any] | None) -> list[str]:
     """The table of the winner and all that it is compared with, on both splits."""
     if metrics is None:
         return []
-    splits, names = ("validation", "test"), alternatives_columns(metrics)
+    splits = [split for split in ("validation", "test") if any(each[split] for each in metrics["alternatives"])]
+    names = alternatives_columns(metrics)
     lines = [
         f"| compared | {' | '.join(f'{split} {name}' for split in splits for name in names)} |",
         f"|---|{'---|' * (len(splits) * len(names))}",

@@ -256,6 +256,8 @@ def load_pretrained(
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
+        if source is not None:
+            raise InputError(f"{source}: could not load the trained model: {str(error).splitlines()[0][:300]}") from error
         raise _hub_error(spec.model, error) from error
     if spec.variant != "plain" and source is None:
         keep_rows_apart(model)

@@ -43,10 +43,10 @@ def test_the_card_has_the_metrics_of_all_that_is_compared_and_the_answers_by_cla
     ]
     alternatives = [{**each, "test": None} for each in alternatives]
     assert _alternatives({"alternatives": alternatives}) == [
-        "| compared | validation loss | validation macro_f1 | test loss | test macro_f1 |",
-        "|---|---|---|---|---|",
-        "| the winner, t0001 | 0.5000 | 0.2500 |  |  |",
-        "| train's label shares | 1.5000 |  |  |  |",
+        "| compared | validation loss | validation macro_f1 |",
+        "|---|---|---|",
+        "| the winner, t0001 | 0.5000 | 0.2500 |",
+        "| train's label shares | 1.5000 |  |",
         "",
     ]
     found = by_class(np.array([[0, 0], [1, 0], [1, 1]]), ["a|b", "c"])
