@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import importlib.util
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -117,6 +118,11 @@ def resolve(name: str) -> str:
         return str(folder)
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if (folder / "adapter_config.json").is_file():
+            raise InputError(
+                f"model.name: {name} is an adapter, not a model by itself; give the base that it was trained over, or a folder "
+                "with both merged (in PEFT: load it, then `merge_and_unload()` and `save_pretrained(FOLDER)`)"
+            )
         if not (folder / "config.json").is_file():
             raise InputError(f"model.name: {name} is a folder without config.json, so it holds no model")
         return str(folder.resolve())
@@ -126,10 +132,13 @@ def resolve(name: str) -> str:
 
 
 def check_files(config: ModelConfig) -> None:
-    """Compare `model.safetensors` with `config.sha256`, where given."""
+    """That a folder or package has whole weights; where `config.sha256` is given, that `model.safetensors` has it."""
+    folder = Path(resolve(config.name))
     if config.sha256 is None:
+        if folder.is_dir():
+            _check_weights(config.name, folder)
         return
-    file = Path(resolve(config.name)) / "model.safetensors"
+    file = folder / "model.safetensors"
     if not file.is_file():
         raise InputError(f"model.sha256: needs a folder or package with model.safetensors, and {config.name} has none")
     with file.open("rb") as stream:
@@ -138,6 +147,28 @@ def check_files(config: ModelConfig) -> None:
         raise InputError(
             f"model.sha256: {file.name} has {found}, expected {config.sha256}; the file is not the one you meant"
         )
+
+
+def _check_weights(name: str, folder: Path) -> None:
+    """Raise InputError where `folder` holds no weights, lacks some of the files that its index names, or has a file that was
+    cut off; only headers are read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise InputError(f"model.name: {name} holds no weights (no *.safetensors or *.bin beside its config.json)")
+    for index in folder.glob("*.index.json"):
+        shards = json.loads(index.read_text()).get("weight_map", {}).values()
+        if lacking := sorted({shard for shard in shards if not (folder / shard).is_file()}):
+            raise InputError(f"model.name: {name} lacks {', '.join(lacking[:3])}, which its {index.name} names")
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise InputError(
+                f"model.name: {name}: {file.name} is damaged or cut off ({error}); copy it again"
+            ) from error
 
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:
@@ -191,6 +222,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
         if isinstance(error, InputError):
             raise
         raise _hub_error(config, error) from error
+    if not set(tokenizer.get_vocab()) - set(
+        tokenizer.all_special_tokens
+    ):  # transformers makes one up where there is none
+        raise InputError(
+            f"model.name: {config.name} has no tokenizer, or one without a vocabulary; are its files there?"
+        )
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:

@@ -133,7 +133,7 @@ def _shapes(spec: BaseSpec) -> BaseModel:
 
     shapes = on_meta(getattr(transformers, spec.auto_class), spec.config(), spec.model.trust_remote_code)
     head = tuple(above_backbone(shapes)) if spec.is_classifier else ()
-    return BaseModel(model=shapes, variant="plain", dtype=torch.float32, head=head)
+    return BaseModel(model=shapes, variant="plain", dtype=torch.float32, head=head, spec=spec)
 
 
 def _covers(real: BaseModel, hp: Hyperparameters) -> float:
@@ -204,6 +204,8 @@ class _Stage:
         except Exception as error:  # the border: whatever it is, the sweep must hear of it now
             first = " ".join(str(error).split())[:300]
             problem = first if isinstance(error, _Differs) else f"{type(error).__name__}: {first}"
+        if problem is not None:  # the miniature's folder is gone when this is read
+            problem = problem.replace(str(self.folder / "model"), real.spec.model.name if real.spec else "the model")
         seconds = time.perf_counter() - began
         return Rehearsed(what=_words(hp), problem=problem, shares=shares, covers=covers, seconds=seconds)
 

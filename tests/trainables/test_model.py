@@ -90,6 +90,16 @@ def test_names_that_lead_nowhere(package, tmp_path, monkeypatch, name, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_adapter_is_no_base(tmp_path, beside):
+    """Nor is a classifier's that has its base beside it, as a winner has."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    if beside:
+        (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"is an adapter, not a model by itself; give the base .*merge_and_unload"):
+        resolve(str(tmp_path))
+
+
 def test_a_model_must_be_named():
     with pytest.raises(InputError, match=r"^model.name: not given; a hub id, a folder, or package:PACKAGE/FOLDER$"):
         ModelConfig()
@@ -127,6 +137,39 @@ def test_the_weights_are_compared_with_their_digest(lab):
     assert str(caught.value) == (
         f"model.sha256: model.safetensors has {digest}, expected {'0' * 64}; the file is not the one you meant"
     )
+
+
+def test_weights_that_are_not_whole_are_found_without_loading_them(lab, tmp_path):
+    def complaint(change):
+        folder = tmp_path / change.__name__
+        shutil.copytree(lab.folder("bert"), folder)
+        change(folder)
+        with pytest.raises(InputError) as caught:
+            check_files(ModelConfig(name=str(folder)))
+        return str(caught.value).replace(str(folder), "FOLDER")
+
+    def none(folder):
+        (folder / "model.safetensors").unlink()
+
+    def cut(folder):
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+    def lacking(folder):
+        index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    assert complaint(none) == "model.name: FOLDER holds no weights (no *.safetensors or *.bin beside its config.json)"
+    assert complaint(cut).startswith("model.name: FOLDER: model.safetensors is damaged or cut off (")
+    assert complaint(lacking) == (
+        "model.name: FOLDER lacks model-00002.safetensors, which its model.safetensors.index.json names"
+    )
+
+
+def test_a_folder_without_a_tokenizer(lab, tmp_path):
+    shutil.copy(lab.folder("bert") / "config.json", tmp_path)
+    with pytest.raises(InputError, match="has no tokenizer, or one without a vocabulary; are its files there"):
+        load_tokenizer(ModelConfig(name=str(tmp_path)))
 
 
 def test_a_digest_needs_a_file(tmp_path):

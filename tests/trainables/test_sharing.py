@@ -9,7 +9,7 @@ from trainables.data.records import Encoded
 from trainables.data.store import Split, write_split
 from trainables.dropout import RowKeys, row_dropout
 from trainables.pack import NotShared
-from trainables.sharing import without_rows
+from trainables.sharing import feels_padding, without_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 
@@ -160,6 +160,20 @@ def test_a_module_that_sees_rows_at_one_of_its_calls():
 
     model, ids = Twice("rows"), torch.arange(1, 9)
     assert without_rows(model, ["linear"], model, ids, ids + 3) == {"linear": (True, False)}
+
+
+@pytest.mark.parametrize("leaks", [None, 0, 2, 4])
+def test_padding_is_tried_behind_rows_of_several_lengths(leaks):
+    """What leaks through a convolution shows in some rows, and hardly in others."""
+    lengths = np.array([9, 3, 12, 5, 7])
+
+    def losses(rows: np.ndarray) -> torch.Tensor:
+        padding = torch.tensor(lengths[rows].max() - lengths[rows]).double()
+        return 1 + 1e-2 * padding * torch.tensor(
+            [leaks is not None and row == np.argsort(lengths)[leaks] for row in rows]
+        )
+
+    assert feels_padding(losses, lengths, 1e-4) == (leaks in (0, 2))  # nothing stands behind the longest
 
 
 def test_dropout_of_what_has_no_rows_is_a_function_of_the_step():
