@@ -39,9 +39,7 @@ def without_rows(
 
 
 @torch.no_grad()
-def feels_padding(
-    losses: Callable[[np.ndarray], Tensor], lengths: np.ndarray, limit: float, max_tokens: int
-) -> bool:
+def feels_padding(losses: Callable[[np.ndarray], Tensor], lengths: np.ndarray, limit: float, max_tokens: int) -> bool:
     """Whether what a model makes of a row depends on how much padding stands behind it: some leak it through convolutions
     or landmarks, some read the answer at the last position whatever is there.
 

@@ -173,7 +173,7 @@ def test_padding_is_tried_behind_rows_of_several_lengths(leaks):
             [leaks is not None and row == np.argsort(lengths)[leaks] for row in rows]
         )
 
-    assert feels_padding(losses, lengths, 1e-4) == (leaks in (0, 2))  # nothing stands behind the longest
+    assert feels_padding(losses, lengths, 1e-4, 64) == (leaks in (0, 2))  # nothing stands behind the longest
 
 
 def test_dropout_of_what_has_no_rows_is_a_function_of_the_step():
