@@ -137,6 +137,8 @@ def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> No
     if found.size is None:
         say(f"Not rehearsed: {config.model.name} cannot be made small ({found.why_not})")
         return
+    if refused := [each for each in found.found if each.by_settings]:
+        raise ConfigError(f"search.space: method {refused[0].what}: {refused[0].problem}")
     if found.problems:
         more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
         raise ConfigError(

@@ -728,8 +728,10 @@ def print_board(console: Console, board: dict[str, Any]) -> None:
         console.print(board["reason"], highlight=False, markup=False, soft_wrap=True)
         return
     winner = board["winner"]
+    so_far = " so far" if board["status"] == "running" else ""
     console.print(
-        f"{'Winner so far' if board['status'] == 'running' else 'Winner'}: {winner['trial']}, step {winner['step']} (epoch {winner['epoch']:g}): {format_params(winner['params'])}",
+        f"Winner{so_far}: {winner['trial']}, step {winner['step']} (epoch {winner['epoch']:g}): "
+        f"{format_params(winner['params'])}",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -219,6 +219,11 @@ class Pack:
     def trials(self) -> list[str]:
         return list(self._aboard)
 
+    @property
+    def padded(self) -> bool:
+        """Whether rows of unlike lengths may share a pass over the base that is loaded."""
+        return self._padded
+
     # --- joining and leaving ---
 
     def join(self, trial: str, hyperparameters: Hyperparameters, checkpoint: Path | None = None) -> None:
@@ -902,9 +907,18 @@ class Measured:
 
 
 def measure(
-    model: Any, task: Task, split: Split, rows: np.ndarray, pad_token_id: int, max_tokens: int, device: torch.device
+    model: Any,
+    task: Task,
+    split: Split,
+    rows: np.ndarray,
+    pad_token_id: int,
+    max_tokens: int,
+    device: torch.device,
+    padded: bool | None = None,
 ) -> Measured:
-    """What a plain `model` makes of `rows` in eval mode."""
+    """What a plain `model` makes of `rows` in eval mode. padded: rows of unlike lengths may share a pass; None: if the
+    model does not feel it.
+    """
     was_training = model.training
     model.eval()
     output = None
@@ -925,7 +939,8 @@ def measure(
         return nll_B / targets_B.clamp(min=1)
 
     limit = SAME_ROW if next(model.parameters()).dtype.itemsize >= 4 else SAME_HALF
-    padded = not feels_padding(of_rows, split.lengths[rows], limit, max_tokens)
+    if padded is None:
+        padded = not feels_padding(of_rows, split.lengths[rows], limit, max_tokens)
     (found,) = _measure(losses, 1, task, split, rows, pad_token_id, max_tokens, device, World(), padded=padded)
     model.train(was_training)
     return found

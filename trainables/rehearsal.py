@@ -45,6 +45,7 @@ class Rehearsed:
 
     what: str  # in words: "lora on attention", "qlora over nf4"
     problem: str | None = None  # why such trials cannot be trained, or cannot be trusted
+    by_settings: bool = False  # the problem is one of the settings, on the real model's shapes
     shares: bool = False  # whether a trial in company equals itself alone
     covers: float | None = None  # share of the real backbone's weight matrices that are trained or adapted
     seconds: float = 0.0
@@ -86,7 +87,7 @@ def rehearse(
     spec = base_spec(model, TASKS[task], manifest["labels"], pad_token_id, hps[0].method, hps[0].options)
     check_class(spec, spec.config())
     real = _shapes(spec)
-    with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch, torch.random.fork_rng(devices=[]):
         folder = Path(scratch)
         _some_rows(data, folder / "data", manifest, task)
         drawn, size = miniature.draw(
@@ -193,21 +194,23 @@ class _Stage:
     def rehearse(self, hp: Hyperparameters, real: BaseModel) -> Rehearsed:
         """`real`: the shapes of the real base, on which the trial is planned first."""
         began = time.perf_counter()
-        shares, problem, covers = False, None, None
+        shares, problem, by_settings, covers = False, None, False, None
         try:
             covers = _covers(real, hp)
             small = self._fitted(hp)
             if small is not None:
                 shares = self._life(small)
         except InputError as error:
-            problem = str(error)
+            problem, by_settings = str(error), covers is None
         except Exception as error:  # the border: whatever it is, the sweep must hear of it now
             first = " ".join(str(error).split())[:300]
             problem = first if isinstance(error, _Differs) else f"{type(error).__name__}: {first}"
         if problem is not None:  # the miniature's folder is gone when this is read
             problem = problem.replace(str(self.folder / "model"), real.spec.model.name if real.spec else "the model")
         seconds = time.perf_counter() - began
-        return Rehearsed(what=_words(hp), problem=problem, shares=shares, covers=covers, seconds=seconds)
+        return Rehearsed(
+            what=_words(hp), problem=problem, by_settings=by_settings, shares=shares, covers=covers, seconds=seconds
+        )
 
     def _fitted(self, hp: Hyperparameters) -> Hyperparameters | None:
         """The trial at the size of the miniature, with a rate at which two steps show; None: it names parameters that the
@@ -254,9 +257,11 @@ class _Stage:
         pack.leave("one")
         spec = self._spec(hp.method, hp.options)
         tolerance = RELOADED if spec.variant == "plain" else QUANTISED
-        self._compare("loaded again", self._loss(load_checkpoint(saved / "checkpoint", spec, CPU)), loss, tolerance)
+        self._compare(
+            "loaded again", self._loss(load_checkpoint(saved / "checkpoint", spec, CPU), pack), loss, tolerance
+        )
         by_card = BY_CARD if spec.variant != "plain" else tolerance
-        self._compare("loaded by the code on the card", self._loss(self._by_the_card(saved, spec)), loss, by_card)
+        self._compare("loaded by the code on the card", self._loss(self._by_the_card(saved, spec), pack), loss, by_card)
         again = self._pack()
         again.join("one", hp, saved)
         self._compare("gone on from its checkpoint", _trained(again, ["one"], 1)["one"], alone, tolerance)
@@ -282,10 +287,11 @@ class _Stage:
         exec("\n".join(loading_code(winner, spec, str(winner))), said)
         return said["model"]
 
-    def _loss(self, model: Any) -> float:
+    def _loss(self, model: Any, pack: Pack) -> float:
+        """In passes as those of `pack`: a model that is loaded without its padding token must not hide it in others."""
         split = open_split(self.folder / "data", "validation")
         rows, task = np.arange(len(split)), TASKS[self.task]
-        return measure(model, task, split, rows, self.pad_token_id, 4096, CPU).loss
+        return measure(model, task, split, rows, self.pad_token_id, 4096, CPU, pack.padded).loss
 
     @staticmethod
     def _compare(what: str, found: float, expected: float, tolerance: float) -> None:

@@ -1,0 +1,92 @@
+"""What a rehearsal finds before anything is spent, and how an architecture is made small."""
+
+import pytest
+import torch
+import transformers
+
+import trainables.rehearsal
+from tests.trainables.architectures import PAD, _write_rows
+from trainables import miniature
+from trainables.errors import InputError
+from trainables.model import ModelConfig
+from trainables.rehearsal import rehearse
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
+]
+LLAMA = {"vocab_size": 1000, "num_key_value_heads": 8, "pad_token_id": PAD, "num_hidden_layers": 12}
+RATE = {"learning_rate": 1e-3, "batch_size": 3, "epochs": 1}
+
+
+@pytest.fixture
+def rehearsed(tmp_path):
+    """What came of trials over a configuration; no weights are needed."""
+
+    def run(config, task, *trials):
+        config.save_pretrained(tmp_path / "model")
+        _write_rows(tmp_path / "data", task)
+        return rehearse(
+            ModelConfig(name=str(tmp_path / "model")), task, tmp_path / "data", [RATE | t for t in trials], PAD
+        )
+
+    return run
+
+
+def test_each_kind_of_trial_is_rehearsed_once(rehearsed):
+    found = rehearsed(
+        transformers.LlamaConfig(**LLAMA),
+        "causal_lm",
+        {"method": "lora", "rank": 4},
+        {"method": "lora", "rank": 8},
+        {"method": "lora", "targets": "attention"},
+        {"method": "partial", "layers": 2},
+        {"method": "partial", "layers": 12},
+    )
+    assert [each.what for each in found.found] == ["lora on all-linear", "lora on attention", "partial"]
+    assert found.problems == [] and found.size.startswith("2 layers of width 64, ")
+    assert [each.shares for each in found.found] == [True, True, False]
+    assert [each.covers for each in found.found] == pytest.approx([1.0, 0.3, 1.0], abs=0.1)
+
+
+def test_what_the_real_model_does_not_have_is_told_of_the_settings(rehearsed):
+    found = rehearsed(transformers.LlamaConfig(**LLAMA), "causal_lm", {"method": "partial", "layers": 13})
+    assert found.problems == ["partial: layers: must be at most the model's 12 layers, got 13"]
+    assert found.found[0].by_settings
+
+
+def test_a_checkpoint_that_is_loaded_as_another_model_is_caught(rehearsed, monkeypatch):
+    """Here without the padding token that training sets, as the card said it once."""
+    real = trainables.rehearsal.loading_code
+
+    def forgetful(folder, spec, name):
+        return [line.replace(f", pad_token_id={PAD}", ", pad_token_id=5") for line in real(folder, spec, name)]
+
+    monkeypatch.setattr(trainables.rehearsal, "complete", lambda *_: False)
+    monkeypatch.setattr(trainables.rehearsal, "loading_code", forgetful)
+    found = rehearsed(transformers.LlamaConfig(**LLAMA), "classification", {"method": "lora"})
+    assert len(found.problems) == 1
+    assert "lora on all-linear: loaded by the code on the card it gives a validation loss of " in found.problems[0]
+
+
+def test_a_model_that_sees_the_future_is_refused(rehearsed):
+    config = transformers.BertConfig(vocab_size=1000, pad_token_id=PAD)
+    with pytest.raises(InputError, match="sees the tokens that it is to predict"):
+        rehearsed(config, "causal_lm", {"method": "full"})
+
+
+def test_a_model_without_a_class_for_the_task_is_refused(rehearsed):
+    with pytest.raises(InputError, match="^model.name: transformers has no mamba that classifies texts"):
+        rehearsed(transformers.MambaConfig(vocab_size=1000, pad_token_id=PAD), "classification", {"method": "full"})
+
+
+def test_what_cannot_be_made_small_is_said(rehearsed, monkeypatch):
+    monkeypatch.setattr(miniature, "MOST_PARAMETERS", 10)
+    found = rehearsed(transformers.LlamaConfig(**LLAMA), "causal_lm", {"method": "lora"})
+    assert found.size is None and found.found == () and "few layers, narrow: " in found.why_not
+
+
+def test_rehearsing_leaves_no_trace(rehearsed):
+    threads, state = torch.get_num_threads(), torch.random.get_rng_state()
+    rehearsed(transformers.LlamaConfig(**LLAMA), "causal_lm", {"method": "lora"})
+    assert torch.get_num_threads() == threads and torch.equal(torch.random.get_rng_state(), state)
