@@ -151,6 +151,7 @@ def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> No
     for each in found.found:
         told = [f"reaches {each.covers:.0%} of the backbone's weight matrices"] if each.covers else []
         told += ["can share a base"] if each.shares else []
+        told += [f"a pass takes {each.memory:.1f} times the estimate"] if each.memory else []
         say(f"  {each.what}: {', '.join(told) or 'alone'}")
 
 

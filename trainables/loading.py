@@ -88,6 +88,8 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
     if not (folder / ADAPTER).is_file() or (folder / "config.json").is_file():
         remote = ", trust_remote_code=True" if spec.model.trust_remote_code else ""
         load.append(f"from transformers import {auto}, AutoTokenizer")
+        if (folder / ADAPTER).is_file():  # PEFT looks for the base under the name that the adapter gives it
+            load.append(f"# or AutoPeftModelForSequenceClassification of peft, which needs the folder to be {name!r} from here")
         return [*load, f'model = {auto}.from_pretrained("{name}", {dtype}{remote}).eval()']
     base, arguments = repr(spec.model.name), [dtype, f"pad_token_id={spec.pad_token_id}"]
     if spec.model.name.startswith("package:"):

@@ -41,6 +41,7 @@ from trainables.model import (
     load_model,
     output_layer,
 )
+from trainables.peak import Peak
 from trainables.schedule import learning_rate, samples_seen, total_steps
 from trainables.sharing import feels_padding, without_rows
 from trainables.solo import Solo, initialise
@@ -447,6 +448,15 @@ class Pack:
             for name in names:
                 if name in self._aboard:
                     self.leave(name)
+
+    def memory_of_a_pass(self, trial: str) -> tuple[int, int]:
+        """Bytes that the passes of the next step of `trial` take at their peak, and padded tokens of the largest of them if
+        one holds all its rows. The trial makes no step.
+        """
+        rows = self._rows(self._aboard[trial])
+        with Peak() as peak:
+            self._own_gradients([trial], [rows])
+        return peak.bytes, len(rows) * (int(self._train.lengths[rows].max()) + self._virtual_tokens())
 
     # --- evaluation ---
 

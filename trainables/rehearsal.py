@@ -26,6 +26,7 @@ from trainables.data.store import Split, write_split
 from trainables.errors import InputError
 from trainables.hyperparameters import Hyperparameters, PartialOptions, parse
 from trainables.loading import base_spec, complete, load_checkpoint, loading_code
+from trainables.memory import estimate
 from trainables.methods import ADDITIVE, REPLACING, variant_of
 from trainables.model import BaseModel, BaseSpec, ModelConfig, check_causal, check_class
 from trainables.pack import Pack, PackSettings, measure, open_pack
@@ -48,6 +49,7 @@ class Rehearsed:
     by_settings: bool = False  # the problem is one of the settings, on the real model's shapes
     shares: bool = False  # whether a trial in company equals itself alone
     covers: float | None = None  # share of the real backbone's weight matrices that are trained or adapted
+    memory: float | None = None  # what a pass took over what `trainables.memory` estimates; None: it has no estimate
     seconds: float = 0.0
 
 
@@ -194,12 +196,12 @@ class _Stage:
     def rehearse(self, hp: Hyperparameters, real: BaseModel) -> Rehearsed:
         """`real`: the shapes of the real base, on which the trial is planned first."""
         began = time.perf_counter()
-        shares, problem, by_settings, covers = False, None, False, None
+        shares, memory, problem, by_settings, covers = False, None, None, False, None
         try:
             covers = _covers(real, hp)
             small = self._fitted(hp)
             if small is not None:
-                shares = self._life(small)
+                shares, memory = self._life(small)
         except InputError as error:
             problem, by_settings = str(error), covers is None
         except Exception as error:  # the border: whatever it is, the sweep must hear of it now
@@ -207,9 +209,14 @@ class _Stage:
             problem = first if isinstance(error, _Differs) else f"{type(error).__name__}: {first}"
         if problem is not None:  # the miniature's folder is gone when this is read
             problem = problem.replace(str(self.folder / "model"), real.spec.model.name if real.spec else "the model")
-        seconds = time.perf_counter() - began
         return Rehearsed(
-            what=_words(hp), problem=problem, by_settings=by_settings, shares=shares, covers=covers, seconds=seconds
+            what=_words(hp),
+            problem=problem,
+            by_settings=by_settings,
+            shares=shares,
+            covers=covers,
+            memory=memory,
+            seconds=time.perf_counter() - began,
         )
 
     def _fitted(self, hp: Hyperparameters) -> Hyperparameters | None:
@@ -245,14 +252,15 @@ class _Stage:
             device=CPU,
         )
 
-    def _life(self, hp: Hyperparameters) -> bool:
-        """Train, save, load, go on, and train in company; whether company changes nothing."""
+    def _life(self, hp: Hyperparameters) -> tuple[bool, float | None]:
+        """Train, save, load, go on, and train in company; whether company changes nothing, and `Rehearsed.memory`."""
         pack, saved = self._pack(), self.folder / "saved"
         shutil.rmtree(saved, ignore_errors=True)
         pack.join("one", hp)
         loss = _trained(pack, ["one"], STEPS)["one"]
         pack.save("one", saved)
         (saved / "evaluation.json").write_text(json.dumps({"step": STEPS}))
+        memory = self._memory(pack, hp) if hp.method in ADDITIVE else None
         alone = _trained(pack, ["one"], 1)["one"]
         pack.leave("one")
         spec = self._spec(hp.method, hp.options)
@@ -266,7 +274,26 @@ class _Stage:
         again.join("one", hp, saved)
         self._compare("gone on from its checkpoint", _trained(again, ["one"], 1)["one"], alone, tolerance)
         again.leave("one")
-        return hp.method in ADDITIVE and self._in_company(again, hp, alone)
+        return hp.method in ADDITIVE and self._in_company(again, hp, alone), memory
+
+    def _memory(self, pack: Pack, hp: Hyperparameters) -> float | None:
+        """What a pass of the trial "one" takes over what is estimated of it."""
+        took, tokens = pack.memory_of_a_pass("one")
+        spec = self._spec(hp.method, hp.options)
+        try:
+            found = estimate(
+                spec.config(),
+                spec.auto_class,
+                hp,
+                dtype_bytes=4,
+                compute_bytes=4,
+                variant=spec.variant,
+                max_tokens=tokens,
+                gradient_checkpointing=False,
+            )
+        except Exception:  # an architecture that the formula does not know: `check` says so where it prints estimates
+            return None
+        return took / found.activations
 
     @staticmethod
     def _in_company(pack: Pack, hp: Hyperparameters, alone: float) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import time
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ import peft
 import pytest
 import torch
 import transformers
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import sweeps.plan
 from sweeps.config import load
@@ -21,6 +18,7 @@ from trainables.hyperparameters import parse
 from trainables.memory import GB, MemoryEstimate, estimate, gpu_table
 from trainables.methods import REPLACING
 from trainables.model import BaseModel, ModelConfig, load_model_config
+from trainables.peak import Peak
 from trainables.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -157,32 +155,6 @@ def test_a_trial_that_trains_the_base_has_gradients_and_moments():
 # --- a pass ---
 
 
-class Live(TorchDispatchMode):
-    """Bytes of the tensors that operators made and that still live; the most of them at any moment."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._alive: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                key, size = id(storage), storage.nbytes()
-                if key not in given and key not in self._alive:
-                    self.live += size
-                    self.peak = max(self.peak, self.live)
-                    self._alive[key] = weakref.ref(storage, lambda _, key=key, size=size: self._gone(key, size))
-        return out
-
-    def _gone(self, key: int, size: int) -> None:
-        self.live -= size
-        del self._alive[key]
-
-
 def adapted(
     name: str, targets: str = "all-linear", dtype: torch.dtype = torch.float32, dropout: float = 0.0
 ) -> tuple[Any, Any]:
@@ -226,12 +198,12 @@ def measured(model: Any, task: Any, autocast: bool = False) -> int:
     mask = torch.ones_like(ids)
     mask[0, -3:] = 0
     labels = torch.zeros(ROWS, dtype=torch.int64) if task.name == "classification" else ids
-    with Live() as live:
+    with Peak() as live:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             logits = model(input_ids=ids, attention_mask=mask).logits
         nll, _ = task.row_losses(logits, labels)
         nll.sum().backward()
-    return live.peak
+    return live.bytes
 
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16

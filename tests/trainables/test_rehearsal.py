@@ -46,6 +46,9 @@ def test_each_kind_of_trial_is_rehearsed_once(rehearsed):
     assert [each.what for each in found.found] == ["lora on all-linear", "lora on attention", "partial"]
     assert found.problems == [] and found.size.startswith("2 layers of width 64, ")
     assert [each.shares for each in found.found] == [True, True, False]
+    # the formula for memory holds at this size too; of weights that are trained themselves it is not asked
+    assert [each.memory is None for each in found.found] == [False, False, True]
+    assert all(0.5 < each.memory < 2 for each in found.found[:2])
     assert [each.covers for each in found.found] == pytest.approx([1.0, 0.3, 1.0], abs=0.1)
 
 
