@@ -72,7 +72,7 @@ search:
     done = sweeps("resume", folder)
     assert done.code == 0, done.out + done.err
     board = json.loads(sweeps("best", folder, "--json").out)
-    assert [t["id"] for t in board["trials"]] == [f"t{n:04d}" for n in range(1, 5)]
+    assert sorted(t["id"] for t in board["trials"]) == [f"t{n:04d}" for n in range(1, 5)]
     assert {t["status"] for t in board["trials"]} == {"complete"}
     for trial in board["trials"]:
         assert [e["epoch"] for e in trial["evaluations"]] == [1, 2, 3]
