@@ -129,7 +129,7 @@ def _narrow(config: Any) -> Any:
                 setattr(part, name, min(value, 2))
             elif name in ("n_group", "topk_group"):
                 setattr(part, name, 1)
-            elif _LATENT.search(name):
+            elif _LATENT.search(name) or name == "head_dim" and value == getattr(part, "qk_rope_head_dim", None):
                 setattr(part, name, min(value, NARROW))
             elif _OF_A_HEAD.search(name):
                 setattr(part, name, min(value, small_head))
