@@ -423,12 +423,8 @@ class Ledger:
             own = split == "validation" and name in folders
             return self.predictions(folders[name] if own else f"baselines/{split}/{name}")
 
-        def groups(split: str) -> np.ndarray | None:
-            name = f"data/{split}.groups.npy"
-            return self._array(name) if self.store.exists(name) else None
-
         labels = (manifest or {}).get("labels") or None
-        return metrics_of(board, labels, predictions, groups)
+        return metrics_of(board, labels, predictions, self._groups)
 
     def _not_measured(self, test: dict[str, Any] | None) -> list[dict[str, str]]:
         """`split`, `words` and `error` of each baseline that was left out."""

@@ -4,7 +4,6 @@ Letters of shapes: N rows that are answered, M rows of train, D width of the mod
 of the longest row, V vocabulary.
 """
 
-import contextlib
 import json
 import math
 import time
@@ -287,7 +286,7 @@ def _context(base: BaseModel) -> float:
 
 def _outputs(base: BaseModel, batch: dict[str, Tensor]) -> Tensor:
     """What goes into the output layer [B, T, D], or the logits [B, T, V] of a model whose `output` is None."""
-    with hidden_states(base.output) if base.output is not None else contextlib.nullcontext():
+    with hidden_states(base.output):
         return base.model(**batch).logits
 
 

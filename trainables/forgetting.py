@@ -84,7 +84,7 @@ class _Reader:
 
     def _states(self, ids_T: Tensor) -> Tensor:
         """What goes into the output layer [T, D], or logits [T, V]; without those of virtual tokens before the text."""
-        with hidden_states(self._output) if self._output is not None else contextlib.nullcontext():
+        with hidden_states(self._output):
             return self._model(input_ids=ids_T[None]).logits[0, -len(ids_T) :]
 
     def loss(self, ids_T: Tensor) -> tuple[float, int]:

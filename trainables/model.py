@@ -434,7 +434,10 @@ def quantization(variant: Variant, device: Any, skipped: list[str]) -> Any:
 
 @contextmanager
 def hidden_states(output: Any) -> Iterator[None]:
-    """Inside, a language model gives the inputs of its `output` layer in the place of its logits."""
+    """Inside, a language model gives the inputs of its `output` layer in the place of its logits; None: its logits."""
+    if output is None:
+        yield
+        return
     output.forward = lambda hidden: hidden
     try:
         yield

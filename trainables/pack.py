@@ -413,7 +413,7 @@ class Pack:
         if rows is not None:
             batch, lanes_B = rows.flatten(batch), np.repeat(lanes_B, rows.lengths)
         with self._precision():
-            with hidden_states(output) if output is not None else contextlib.nullcontext():
+            with hidden_states(output):
                 if self._engine is not None:
                     logits = self._engine.forward(batch, Pass.of(lanes_B, self._device)).logits
                 else:
@@ -491,7 +491,7 @@ class Pack:
             del batch["labels"]
             flat.passing(None)
             with torch.no_grad(), self._precision():
-                with hidden_states(base.output) if base.output is not None else contextlib.nullcontext():
+                with hidden_states(base.output):
                     return base.model(**{name: tensor.to(self._device) for name, tensor in batch.items()}).logits[0]
 
         def logits(states_TD: Tensor) -> Tensor:
@@ -685,7 +685,7 @@ class Pack:
         def run(ids_3T: Tensor) -> None:
             flat.passing(None)
             batch = {"input_ids": ids_3T, "attention_mask": torch.ones_like(ids_3T)}
-            with self._precision(), hidden_states(base.output) if base.output is not None else contextlib.nullcontext():
+            with self._precision(), hidden_states(base.output):
                 model(**{name: x.to(self._device) for name, x in batch.items()})
 
         self._keys.without_rows = {}
@@ -703,9 +703,12 @@ class Pack:
             nll_B, targets_B, _ = self._losses(self._batch(self._train, rows), np.zeros(len(rows), dtype=int), None)
             return nll_B / targets_B.clamp(min=1)
 
-        half = self._settings.autocast or base.dtype.itemsize < 4
-        limit = SAME_HALF if half else SAME_ROW
+        limit = SAME_HALF if self._rounds(base) else SAME_ROW
         return feels_padding(losses, self._train.lengths, limit, self._settings.max_tokens)
+
+    def _rounds(self, base: BaseModel) -> bool:
+        """Whether the arithmetic over `base` is in half precision."""
+        return self._settings.autocast is not None or base.dtype.itemsize < 4
 
     def _other(self, base: BaseModel, ids_T: Tensor) -> Tensor:
         """A row as long as another, with other tokens; those that stay tell a classifier where rows begin and end."""
@@ -768,7 +771,7 @@ class Pack:
             for name in pair.trials:
                 pair.leave(name)
             self._engine = None
-        limit = SAME_HALF if self._settings.autocast or base.dtype.itemsize < 4 else SAME
+        limit = SAME_HALF if self._rounds(base) else SAME
         return torch.allclose(together, alone, rtol=limit, atol=limit, equal_nan=True)
 
     def _measure_flat(self, base: BaseModel) -> float:
@@ -804,7 +807,7 @@ class Pack:
         del batch["labels"]
         self._keys.set(0, 0, torch.zeros(1, dtype=torch.int64, device=self._device))
         base.model.train()
-        with torch.no_grad(), mode, hidden_states(base.output) if base.output is not None else contextlib.nullcontext():
+        with torch.no_grad(), mode, hidden_states(base.output):
             base.model(**batch)
         base.model.eval()
         if mode.used:
@@ -939,7 +942,7 @@ def measure(
 
     def losses(batch: dict[str, Tensor], _: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         labels = batch.pop("labels")
-        with hidden_states(output) if output is not None else contextlib.nullcontext():
+        with hidden_states(output):
             logits = model(**batch).logits
         return *task.row_losses(logits, labels, output), task.predictions(logits, labels)
 

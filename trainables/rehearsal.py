@@ -75,7 +75,6 @@ def rehearse(
     data: Path,
     trials: Sequence[Mapping[str, Any]],
     pad_token_id: int,
-    precision: str = "",
 ) -> Rehearsal:
     """Rehearse each method and kind of base among `trials` (flat parameters), on the CPU.
 
