@@ -13,29 +13,41 @@ class ClusterConfig:
 
     # None: the cluster of RAY_ADDRESS (set inside a job), else a Ray of our own; auto or host:port: a running cluster
     address: str | None = None
-    workers_per_slot: int = 1  # processes that train one trial together; their gradients are averaged
+    workers_per_slot: int = (
+        1  # processes that train one trial together; their gradients are averaged
+    )
     # of Ray; None: {GPU: 1} where there are GPUs, else {CPU: half of the node's cores, 8 at most}
     resources_per_worker: dict[str, float] | None = None
-    slots: int | Literal["auto"] = "auto"  # that train side by side; auto: as many as fit, at most one per trial
+    slots: int | Literal["auto"] = (
+        "auto"  # that train side by side; auto: as many as fit, at most one per trial
+    )
     # trials that share one base model in a slot, where their methods allow it; auto: as many as fit and as pays, measured
-    pack: int | Literal["auto"] = "auto"
+    trials_per_slot: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.address is not None:
             check_ray_address(self.address, "cluster.address")
         if self.workers_per_slot < 1:
-            raise ClusterError(f"cluster.workers_per_slot: must be at least 1, got {self.workers_per_slot}")
+            raise ClusterError(
+                f"cluster.workers_per_slot: must be at least 1, got {self.workers_per_slot}"
+            )
         if self.slots != "auto" and self.slots < 1:
             raise ClusterError(f"cluster.slots: must be auto or at least 1, got {self.slots}")
-        if self.pack != "auto" and self.pack < 1:
-            raise ClusterError(f"cluster.pack: must be auto or at least 1, got {self.pack}")
+        if self.trials_per_slot != "auto" and self.trials_per_slot < 1:
+            raise ClusterError(
+                f"cluster.trials_per_slot: must be auto or at least 1, got {self.trials_per_slot}"
+            )
         if self.resources_per_worker is not None:
             if not self.resources_per_worker:
-                raise ClusterError("cluster.resources_per_worker: must name a resource, such as {GPU: 1}, got {}")
+                raise ClusterError(
+                    "cluster.resources_per_worker: must name a resource, such as {GPU: 1}, got {}"
+                )
             for name, amount in self.resources_per_worker.items():
                 if amount <= 0 or (amount > 1 and amount != int(amount)):
                     where = f"cluster.resources_per_worker.{name}"
-                    raise ClusterError(f"{where}: must be a whole number, or a part between 0 and 1, got {amount:g}")
+                    raise ClusterError(
+                        f"{where}: must be a whole number, or a part between 0 and 1, got {amount:g}"
+                    )
 
 
 def check_ray_address(address: str, where: str) -> None:
@@ -47,6 +59,8 @@ def check_ray_address(address: str, where: str) -> None:
             f"{where}: {address} is a dashboard's: give it to `submit`; here goes auto or the head's host:port"
         )
     if address.startswith("ray://"):
-        raise ClusterError(f"{where}: a sweep cannot run through Ray Client ({address}): use `submit http://host:8265`")
+        raise ClusterError(
+            f"{where}: a sweep cannot run through Ray Client ({address}): use `submit http://host:8265`"
+        )
     if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):\d{1,5}", address):
         raise ClusterError(f"{where}: must be auto or the head's host:port, got {address!r}")

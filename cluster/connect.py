@@ -21,9 +21,7 @@ from cluster.config import ClusterConfig, check_ray_address
 DASHBOARD_PORT = 8265
 PROBE_TIMEOUT_S = 5.0
 MAX_TEMP_DIR = 40  # characters: a Unix socket's path has 107 at most, and Ray's own folders below it take the rest
-TOKEN_HELP = (
-    "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to a file with it"
-)
+TOKEN_HELP = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to a file with it"
 MAX_CORES_PER_WORKER = 8  # more threads rarely speed up one small model on a CPU; more slots do
 
 
@@ -34,7 +32,9 @@ class Connection:
     namespace: str  # of named actors
     own: bool  # True: a Ray of our own on this machine, which ends with the connection
     dashboard_url: str | None
-    dashboard_token: str | None  # the command that prints the token that the dashboard asks for; None: it asks for none
+    dashboard_token: (
+        str | None
+    )  # the command that prints the token that the dashboard asks for; None: it asks for none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,9 @@ class SlotPlan:
 
 
 @contextmanager
-def connect(config: ClusterConfig, *, namespace: str, temp_dir: Path | None = None) -> Iterator[Connection]:
+def connect(
+    config: ClusterConfig, *, namespace: str, temp_dir: Path | None = None
+) -> Iterator[Connection]:
     """Join the cluster at `config.address`, else that of RAY_ADDRESS, else start a Ray of our own on this machine.
 
     What was started here is shut down at the end; a Ray that this process had already joined is used and left as it is.
@@ -66,7 +68,9 @@ def connect(config: ClusterConfig, *, namespace: str, temp_dir: Path | None = No
         if own:
             dashboard = _start(namespace, temp_dir)
         else:
-            dashboard = _join(address, "cluster.address" if config.address else "RAY_ADDRESS", namespace)
+            dashboard = _join(
+                address, "cluster.address" if config.address else "RAY_ADDRESS", namespace
+            )
         yield _connection(dashboard, namespace, own)
     finally:
         ray.shutdown()
@@ -100,9 +104,7 @@ def plan_slots(
         what = f"{wanted} slots do not fit, only {room}" if room else "not one slot fits"
         has = _amounts(resources)
         if len(alive) > 1:
-            has += (
-                f", its largest node {_amounts(max(alive, key=lambda node: (node.get('GPU', 0), node.get('CPU', 0))))}"
-            )
+            has += f", its largest node {_amounts(max(alive, key=lambda node: (node.get('GPU', 0), node.get('CPU', 0))))}"
         raise ClusterError(f"cluster: {what}: asked are {asked}; the cluster has {has}")
     reason = f"{wanted} {'slot' if wanted == 1 else 'slots'}: {asked}; the cluster has {_amounts(resources)}"
     if wanted > room:
@@ -153,7 +155,9 @@ def _connection(dashboard: str | None, namespace: str, own: bool) -> Connection:
         namespace=namespace,
         own=own,
         dashboard_url=f"http://{dashboard}" if dashboard else None,
-        dashboard_token="`ray get-auth-token`" if dashboard and os.environ.get("RAY_AUTH_MODE") == "token" else None,
+        dashboard_token="`ray get-auth-token`"
+        if dashboard and os.environ.get("RAY_AUTH_MODE") == "token"
+        else None,
     )
 
 
@@ -180,7 +184,9 @@ def _init(namespace: str, temp_dir: Path | None, port: int) -> str | None:
         cores = len(os.sched_getaffinity(0))
     # Ray Train's placement-group cleaner asks "the" cluster of this machine; where there are two it must be told which.
     given = os.environ.get("RAY_API_SERVER_ADDRESS")
-    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"  # the raylet hands it on to every worker
+    os.environ["RAY_API_SERVER_ADDRESS"] = (
+        f"http://127.0.0.1:{port}"  # the raylet hands it on to every worker
+    )
     try:
         return ray.init(
             address="local",
@@ -202,23 +208,31 @@ def _init(namespace: str, temp_dir: Path | None, port: int) -> str | None:
 
 def _join(address: str, where: str, namespace: str) -> str | None:
     check_ray_address(address, where)
-    if address != "auto" and not _answers(address):  # Ray itself would try for more than two minutes
+    if address != "auto" and not _answers(
+        address
+    ):  # Ray itself would try for more than two minutes
         raise ClusterError(
             f"{where}: nothing answers at {address}; does the head run, and is this its --port (default 6379)?"
         )
     try:
-        joined = ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
+        joined = ray.init(
+            address=address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR
+        )
         return joined.dashboard_url
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         if _is_about_tokens(error):
             raise ClusterError(f"{where}: {address} refused our token: {TOKEN_HELP}") from error
-        raise ClusterError(f"{where}: cannot join {address}: {' '.join(str(error).split())}") from error
+        raise ClusterError(
+            f"{where}: cannot join {address}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _is_about_tokens(error: BaseException | None) -> bool:
     """Ray wraps the head's refusal into a ConnectionError, and its traceback into the message of that one's cause."""
     while error is not None:
-        if isinstance(error, ray.exceptions.AuthenticationError) or "AuthenticationError" in str(error):
+        if isinstance(error, ray.exceptions.AuthenticationError) or "AuthenticationError" in str(
+            error
+        ):
             return True
         error = error.__cause__
     return False
@@ -227,7 +241,11 @@ def _is_about_tokens(error: BaseException | None) -> bool:
 def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    hosts = [host] if host not in ("localhost", "127.0.0.1", "::1") else [host, ray.util.get_node_ip_address()]
+    hosts = (
+        [host]
+        if host not in ("localhost", "127.0.0.1", "::1")
+        else [host, ray.util.get_node_ip_address()]
+    )
     for each in hosts:
         try:
             socket.create_connection((each, int(port)), timeout=PROBE_TIMEOUT_S).close()

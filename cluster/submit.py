@@ -63,8 +63,14 @@ def submit(
     With `wait` the job's log goes to `print_line`, line by line, until the job ends; Ctrl-C leaves the job running.
     Raises ClusterError: bad address, nothing answers, wrong or missing token, upload too large, contact lost.
     """
-    for each in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
-        logging.getLogger(f"ray.{each}").setLevel(logging.ERROR)  # they tell of every upload and every closed socket
+    for each in (
+        "dashboard.modules.dashboard_sdk",
+        "dashboard.modules.job.sdk",
+        "_private.runtime_env.packaging",
+    ):
+        logging.getLogger(f"ray.{each}").setLevel(
+            logging.ERROR
+        )  # they tell of every upload and every closed socket
     url, host, port = parse_address(address)
     client = _client(url, host, port)
     interpreter = python or (sys.executable if is_loopback(host) else "python")
@@ -104,18 +110,26 @@ def stage(packages_root: Path, files: Mapping[str, Path]) -> Iterator[Path]:
         folder = Path(temporary)
         for package in PACKAGES:
             shutil.copytree(
-                packages_root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+                packages_root / package,
+                folder / package,
+                ignore=shutil.ignore_patterns("__pycache__", "*.pyc"),
             )
         for name, source in files.items():
             relative = PurePosixPath(name)
             if relative.is_absolute() or ".." in relative.parts or not relative.parts:
-                raise ClusterError(f"{name}: a file that travels with a job needs a relative path inside its folder")
+                raise ClusterError(
+                    f"{name}: a file that travels with a job needs a relative path inside its folder"
+                )
             if relative.parts[0] in PACKAGES:
-                raise ClusterError(f"{name}: {relative.parts[0]} is a package of the platform; choose another name")
+                raise ClusterError(
+                    f"{name}: {relative.parts[0]} is a package of the platform; choose another name"
+                )
             target = folder / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns(".gitignore"))  # Ray would obey it
+                shutil.copytree(
+                    source, target, ignore=shutil.ignore_patterns(".gitignore")
+                )  # Ray would obey it
             elif source.is_file():
                 shutil.copyfile(source, target)
             else:
@@ -139,12 +153,16 @@ def parse_address(address: str) -> tuple[str, str, int]:
     """(url without a trailing slash, host, port) of a dashboard."""
     example = "such as http://127.0.0.1:8265"
     if address.startswith("ray://"):
-        raise ClusterError(f"submit: {address} is a Ray Client address; must be the dashboard's, {example}")
+        raise ClusterError(
+            f"submit: {address} is a Ray Client address; must be the dashboard's, {example}"
+        )
     try:
         parts = urlsplit(address if "://" in address else f"http://{address}")
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ClusterError(f"submit: must be the dashboard's address, {example}, got {address!r} ({error})") from error
+        raise ClusterError(
+            f"submit: must be the dashboard's address, {example}, got {address!r} ({error})"
+        ) from error
     if (
         parts.scheme not in ("http", "https")
         or not host
@@ -168,11 +186,16 @@ def is_loopback(host: str) -> bool:
 
 
 def _client(url: str, host: str, port: int) -> JobSubmissionClient:
-    for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray lets them override the address that it is given
+    for variable in (
+        "RAY_API_SERVER_ADDRESS",
+        "RAY_ADDRESS",
+    ):  # Ray lets them override the address that it is given
         if (other := os.environ.get(variable)) and other.rstrip("/") != url:
             raise ClusterError(f"submit: {variable}={other} would override {url}: unset it")
     try:
-        socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S).close()  # Ray's own request has no time limit
+        socket.create_connection(
+            (host, port), timeout=PROBE_TIMEOUT_S
+        ).close()  # Ray's own request has no time limit
     except OSError as error:
         raise ClusterError(
             f"submit: nothing answers at {url} ({error.strerror or error}); does the head run there?"
@@ -191,7 +214,9 @@ def _token_header(host: str) -> dict[str, str]:
         try:
             token = Path(path).read_text().strip()
         except OSError as error:
-            raise ClusterError(f"RAY_AUTH_TOKEN_PATH: cannot read {path}: {error.strerror}") from error
+            raise ClusterError(
+                f"RAY_AUTH_TOKEN_PATH: cannot read {path}: {error.strerror}"
+            ) from error
     default = Path.home() / ".ray" / "auth_token"
     if not token and (mode == "token" or is_loopback(host)) and default.is_file():
         token = default.read_text().strip()
@@ -205,21 +230,33 @@ def _one_line_errors(url: str) -> Iterator[None]:
     except ray.exceptions.AuthenticationError as error:
         raise ClusterError(f"submit: {url} refused our token: {TOKEN_HELP}") from error
     except (ConnectionError, requests.RequestException) as error:
-        raise ClusterError(f"submit: {url} does not answer as a Ray dashboard ({type(error).__name__})") from error
-    except RuntimeError as error:  # what the head answered: often a traceback, which ends with what went wrong
+        raise ClusterError(
+            f"submit: {url} does not answer as a Ray dashboard ({type(error).__name__})"
+        ) from error
+    except (
+        RuntimeError
+    ) as error:  # what the head answered: often a traceback, which ends with what went wrong
         raise ClusterError(f"submit: {url}: {str(error).strip().splitlines()[-1]}") from error
 
 
-async def _follow(client: JobSubmissionClient, job_id: str, url: str, print_line: Callable[[str], None]) -> None:
+async def _follow(
+    client: JobSubmissionClient, job_id: str, url: str, print_line: Callable[[str], None]
+) -> None:
     """Print the job's log until the job has ended."""
     lines = _Lines(print_line)
     while True:
         try:
             await _tail(client, job_id, lines)
             status = await asyncio.to_thread(client.get_job_status, job_id)
-        except (RuntimeError, OSError, aiohttp.ClientError) as error:  # requests' errors are OSErrors
+        except (
+            RuntimeError,
+            OSError,
+            aiohttp.ClientError,
+        ) as error:  # requests' errors are OSErrors
             if time.monotonic() - lines.contact > LOST_TIMEOUT_S:
-                raise ClusterError(f"submit: lost contact with {url}; {job_id} may go on there ({error})") from error
+                raise ClusterError(
+                    f"submit: lost contact with {url}; {job_id} may go on there ({error})"
+                ) from error
         else:
             if status.is_terminal():
                 break

@@ -4,4 +4,14 @@ from search_spaces.domains import Choice, Domain, Int, LogUniform, Uniform
 from search_spaces.errors import SpaceError
 from search_spaces.space import Space, load_space, load_tree
 
-__all__ = ["Choice", "Domain", "Int", "LogUniform", "Space", "SpaceError", "Uniform", "load_space", "load_tree"]
+__all__ = [
+    "Choice",
+    "Domain",
+    "Int",
+    "LogUniform",
+    "Space",
+    "SpaceError",
+    "Uniform",
+    "load_space",
+    "load_tree",
+]

@@ -52,12 +52,16 @@ def show(value: object) -> str:
 
 def _check_order(kind: str, low: float, high: float) -> None:
     if low >= high:
-        raise SpaceError(f"{kind} needs low < high, got {show([low, high])}; a fixed value is written alone")
+        raise SpaceError(
+            f"{kind} needs low < high, got {show([low, high])}; a fixed value is written alone"
+        )
 
 
 def _match_between(value: object, low: float, high: float, domain: object) -> float:
     # exp(log(low)) may fall short of low by a rounding error, so the bounds are compared with a tolerance.
-    inside = is_number(value) and (low <= value <= high or math.isclose(value, low) or math.isclose(value, high))
+    inside = is_number(value) and (
+        low <= value <= high or math.isclose(value, low) or math.isclose(value, high)
+    )
     if not inside:
         raise SpaceError(f"got {value!r}, allowed: {domain}")
     return float(value)
@@ -85,7 +89,9 @@ class LogUniform:
         return short if self.low <= short <= self.high else exact
 
     def draw(self, generator: random.Random) -> float:
-        return min(self.high, max(self.low, self.low * (self.high / self.low) ** generator.random()))
+        return min(
+            self.high, max(self.low, self.low * (self.high / self.low) ** generator.random())
+        )
 
     def match(self, value: object) -> float:
         """The value as this domain holds it; SpaceError if it lies outside."""
@@ -130,7 +136,9 @@ class Int:
         if not isinstance(self.log, bool):
             raise SpaceError(f"int: log must be true or false, got {show(self.log)}")
         if not is_whole(self.step) or self.step < 1:
-            raise SpaceError(f"int: step must be a whole number of at least 1, got {show(self.step)}")
+            raise SpaceError(
+                f"int: step must be a whole number of at least 1, got {show(self.step)}"
+            )
         if self.log and self.step != 1:
             raise SpaceError("int takes log or step, not both")
         if self.log and self.low < 1:
@@ -159,7 +167,11 @@ class Int:
 
     def match(self, value: object) -> int:
         """The value as this domain holds it; SpaceError if it lies outside."""
-        if not is_whole(value) or not self.low <= value <= self.high or (value - self.low) % self.step:
+        if (
+            not is_whole(value)
+            or not self.low <= value <= self.high
+            or (value - self.low) % self.step
+        ):
             raise SpaceError(f"got {value!r}, allowed: {self}")
         return value
 
@@ -219,7 +231,9 @@ def read_domain(tree: Mapping[Any, Any], where: str) -> Domain:
     for option in options:
         if option not in allowed:
             takes = f"takes {' and '.join(allowed)}" if allowed else "takes no options"
-            raise SpaceError(f"{where}: unknown option {option!r}.{did_you_mean(option, allowed)} {kind} {takes}")
+            raise SpaceError(
+                f"{where}: unknown option {option!r}.{did_you_mean(option, allowed)} {kind} {takes}"
+            )
     try:
         return _build(kind, tree[kind], options)
     except SpaceError as error:

@@ -39,7 +39,11 @@ def names_in(text: str) -> tuple[str, ...]:
                 found.append(name)
             case ast.Constant(value=value) if is_number(value):
                 pass
-            case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div() | ast.FloorDiv() | ast.Pow()) as node:
+            case (
+                ast.BinOp(
+                    op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div() | ast.FloorDiv() | ast.Pow()
+                ) as node
+            ):
                 nodes += [node.right, node.left]
             case ast.UnaryOp(op=ast.UAdd() | ast.USub(), operand=operand):
                 nodes.append(operand)
@@ -62,7 +66,11 @@ def evaluate(text: str, values: Mapping[str, Any]) -> Any:
     if isinstance(tree, ast.Name):
         return values[tree.id]
     given = {name: values[name] for name in names_in(text)}
-    with_values = f" with {', '.join(f'{name} = {show(value)}' for name, value in given.items())}" if given else ""
+    with_values = (
+        f" with {', '.join(f'{name} = {show(value)}' for name, value in given.items())}"
+        if given
+        else ""
+    )
     for name, value in given.items():
         if not is_number(value):
             raise SpaceError(f"{text!r}: {name} is not a number but {show(value)}")
@@ -73,7 +81,11 @@ def evaluate(text: str, values: Mapping[str, Any]) -> Any:
     if not is_number(result):
         raise SpaceError(f"{text!r}{with_values} is {result}, which is not a finite real number")
     literals = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-    if isinstance(result, float) and result.is_integer() and all(map(is_whole, [*literals, *given.values()])):
+    if (
+        isinstance(result, float)
+        and result.is_integer()
+        and all(map(is_whole, [*literals, *given.values()]))
+    ):
         return int(result)
     return result
 
@@ -104,7 +116,12 @@ def _compute(node: ast.expr, values: Mapping[str, float]) -> Any:
                 case ast.Pow():
                     # As floats first: 9 ** 9 ** 9 then overflows at once, where whole numbers would fill the memory.
                     approximate = float(left) ** float(right)
-                    whole = is_whole(left) and is_whole(right) and right >= 0 and math.isfinite(approximate)
+                    whole = (
+                        is_whole(left)
+                        and is_whole(right)
+                        and right >= 0
+                        and math.isfinite(approximate)
+                    )
                     return left**right if whole else approximate
     raise AssertionError(f"names_in let {ast.dump(node)} through")
 

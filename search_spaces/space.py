@@ -76,7 +76,9 @@ class Parameter:
         return ".".join([*(show(branch) for _, branch in self.when), self.name])
 
     def is_active(self, values: Mapping[str, Any]) -> bool:
-        return all(choice in values and same(values[choice], branch) for choice, branch in self.when)
+        return all(
+            choice in values and same(values[choice], branch) for choice, branch in self.when
+        )
 
     def may_be_active(self, values: Mapping[str, Any]) -> bool:
         """No choice among the values rules the parameter out."""
@@ -93,7 +95,9 @@ class Space:
     def from_dict(cls, tree: Mapping[str, Any], where: str = "search.space") -> "Space":
         """Read and check a whole tree; SpaceError with the dotted path of whatever is wrong."""
         if not isinstance(tree, Mapping):
-            raise SpaceError(f"{where}: a space maps parameter names to what they may be, got {tree!r}")
+            raise SpaceError(
+                f"{where}: a space maps parameter names to what they may be, got {tree!r}"
+            )
         if not tree:
             raise SpaceError(f"{where}: the space is empty; give at least one parameter")
         parameters = list(_read(tree, (), where))
@@ -122,10 +126,22 @@ class Space:
         values: dict[str, Any] = {}
         for parameter in self._free():
             if parameter.is_active(values):
-                values[parameter.name] = self._match(parameter, suggest(parameter.key, parameter.what), parameter.where)
-        active = {parameter.name: parameter for parameter in self._parameters if parameter.is_active(values)}
-        settled = {name: _settle(name, active, values, parameter.where) for name, parameter in active.items()}
-        return {name: list(value) if isinstance(value, list | tuple) else value for name, value in settled.items()}
+                values[parameter.name] = self._match(
+                    parameter, suggest(parameter.key, parameter.what), parameter.where
+                )
+        active = {
+            parameter.name: parameter
+            for parameter in self._parameters
+            if parameter.is_active(values)
+        }
+        settled = {
+            name: _settle(name, active, values, parameter.where)
+            for name, parameter in active.items()
+        }
+        return {
+            name: list(value) if isinstance(value, list | tuple) else value
+            for name, value in settled.items()
+        }
 
     def middle(self) -> dict[str, Any]:
         """The middle of every range and the first of every choice: what one would train without a search."""
@@ -143,13 +159,21 @@ class Space:
             if parameter.name in params and parameter.is_active(values):
                 value = self._match(parameter, params[parameter.name], f"{where}.{parameter.name}")
                 values[parameter.name] = encoded[parameter.key] = value
-        active = {parameter.name: parameter for parameter in self._parameters if parameter.is_active(values)}
+        active = {
+            parameter.name: parameter
+            for parameter in self._parameters
+            if parameter.is_active(values)
+        }
         for name, given in params.items():
             if name not in active:
                 raise SpaceError(f"{where}.{name}: {self._why_inactive(name, values)}")
             own = _settle(name, active, values, f"{where}.{name}")
-            if not (same(own, given) or is_number(own) and is_number(given) and isclose(own, given)):
-                raise SpaceError(f"{where}.{name}: got {given!r}, but it is {show(own)} ({active[name].what})")
+            if not (
+                same(own, given) or is_number(own) and is_number(given) and isclose(own, given)
+            ):
+                raise SpaceError(
+                    f"{where}.{name}: got {given!r}, but it is {show(own)} ({active[name].what})"
+                )
         return encoded
 
     def configurations(self) -> Iterator[dict[str, Any]]:
@@ -159,7 +183,9 @@ class Space:
         assert self.size() is not None, "a float varies"
         free = list(self._free())
 
-        def walk(number: int, values: dict[str, Any], encoded: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        def walk(
+            number: int, values: dict[str, Any], encoded: dict[str, Any]
+        ) -> Iterator[dict[str, Any]]:
             if number == len(free):
                 yield encoded
                 return
@@ -168,7 +194,9 @@ class Space:
                 yield from walk(number + 1, values, encoded)
                 return
             for value in parameter.what.values:
-                yield from walk(number + 1, {**values, parameter.name: value}, {**encoded, parameter.key: value})
+                yield from walk(
+                    number + 1, {**values, parameter.name: value}, {**encoded, parameter.key: value}
+                )
 
         return walk(0, {}, {})
 
@@ -209,7 +237,12 @@ class Space:
             if parameter.may_be_active(values):
                 choice = next(choice for choice, _ in parameter.when if choice not in values)
                 return f"only some branches of {choice!r} have it; give {choice!r} as well"
-        taken = {choice: values[choice] for parameter in named for choice, _ in parameter.when if choice in values}
+        taken = {
+            choice: values[choice]
+            for parameter in named
+            for choice, _ in parameter.when
+            if choice in values
+        }
         paths = " or ".join(dict.fromkeys(_describe(parameter.when) for parameter in named))
         return f"not a parameter where {_describe(tuple(taken.items()))}, only where {paths}"
 
@@ -217,7 +250,9 @@ class Space:
         for index, parameter in enumerate(self._parameters):
             for earlier in self._parameters[:index]:
                 if earlier.name == parameter.name and earlier.may_be_active(dict(parameter.when)):
-                    raise SpaceError(f"{parameter.where}: set twice on one path, also at {earlier.where}")
+                    raise SpaceError(
+                        f"{parameter.where}: set twice on one path, also at {earlier.where}"
+                    )
 
     def _check_tied(self) -> None:
         for parameter in self._parameters:
@@ -239,7 +274,9 @@ class Space:
             raise SpaceError(f"{where}: unknown name {name!r} in {text!r}.{hint}")
         if not self._is_covered(name, when):
             places = ", ".join(other.where for other in named)
-            raise SpaceError(f"{where}: {name!r} in {text!r} is not set on every path here, only at {places}")
+            raise SpaceError(
+                f"{where}: {name!r} in {text!r} is not set on every path here, only at {places}"
+            )
         for other in named:
             if not is_name(text) and other.may_be_active(when) and not _may_be_number(other.what):
                 raise SpaceError(f"{where}: {name!r} in {text!r} is not a number but {other.what}")
@@ -253,20 +290,30 @@ class Space:
             return True
         # What is not yet chosen is asked from the outside in, so that the choice itself is on the path.
         undecided = next(choice for choice, _ in possible[0].when if choice not in values)
-        choice = next(parameter for parameter in self._named(undecided) if parameter.is_active(values))
-        return all(self._is_covered(name, {**values, undecided: branch}) for branch in choice.what.values)
+        choice = next(
+            parameter for parameter in self._named(undecided) if parameter.is_active(values)
+        )
+        return all(
+            self._is_covered(name, {**values, undecided: branch}) for branch in choice.what.values
+        )
 
-    def _check_circle(self, parameter: Parameter, branches: Mapping[str, Any], trail: list[str]) -> None:
+    def _check_circle(
+        self, parameter: Parameter, branches: Mapping[str, Any], trail: list[str]
+    ) -> None:
         if parameter.name in trail:
             circle = " -> ".join([*trail[trail.index(parameter.name) :], parameter.name])
             raise SpaceError(f"{parameter.where}: tied in a circle: {circle}")
         if isinstance(parameter.what, Tied):
             for other in self._parameters:
                 if other.name in parameter.what.names and other.may_be_active(branches):
-                    self._check_circle(other, {**branches, **dict(other.when)}, [*trail, parameter.name])
+                    self._check_circle(
+                        other, {**branches, **dict(other.when)}, [*trail, parameter.name]
+                    )
 
 
-def load_space(source: str | Mapping[str, Any], where: str = "search.space", folder: Path | None = None) -> Space:
+def load_space(
+    source: str | Mapping[str, Any], where: str = "search.space", folder: Path | None = None
+) -> Space:
     """A space from a mapping that stands inline, a preset's name, or the path of a YAML file (relative to `folder`).
 
     SpaceError if there is no such preset or file, or what it holds is wrong.
@@ -274,7 +321,9 @@ def load_space(source: str | Mapping[str, Any], where: str = "search.space", fol
     if isinstance(source, Mapping):
         return Space.from_dict(source, where)
     if not isinstance(source, str):
-        raise SpaceError(f"{where}: give parameters, a preset's name or the path of a YAML file, got {source!r}")
+        raise SpaceError(
+            f"{where}: give parameters, a preset's name or the path of a YAML file, got {source!r}"
+        )
     tree = load_tree(source, where, folder)
     try:
         return Space.from_dict(tree, "space")
@@ -290,12 +339,16 @@ def load_tree(source: str, where: str = "search.space", folder: Path | None = No
     path = _path(source, folder)
     if not path.is_file():
         hint = did_you_mean(source, _PRESETS)
-        raise SpaceError(f"{where}: no preset and no file {source!r}.{hint} Presets: {', '.join(_PRESETS)}")
+        raise SpaceError(
+            f"{where}: no preset and no file {source!r}.{hint} Presets: {', '.join(_PRESETS)}"
+        )
     try:
         # OmegaConf reads 1e-5 as a number, which YAML 1.1 takes for text, and refuses a key that stands twice.
         return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise SpaceError(f"{where}: {path} is not readable: {' '.join(str(error).split())}") from error
+        raise SpaceError(
+            f"{where}: {path} is not readable: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _path(source: str, folder: Path | None) -> Path:
@@ -305,13 +358,19 @@ def _path(source: str, folder: Path | None) -> Path:
 def _read(tree: Mapping[Any, Any], when: When, where: str) -> Iterator[Parameter]:
     for name, value in tree.items():
         if not isinstance(name, str) or not name.isidentifier():
-            raise SpaceError(f"{where}: parameter names are words of letters, digits and _, got {name!r}")
+            raise SpaceError(
+                f"{where}: parameter names are words of letters, digits and _, got {name!r}"
+            )
         if name in KINDS:
-            raise SpaceError(f"{where}: {name!r} is a distribution and needs a parameter: NAME: {{{name}: …}}")
+            raise SpaceError(
+                f"{where}: {name!r} is a distribution and needs a parameter: NAME: {{{name}: …}}"
+            )
         at = f"{where}.{name}"
         if not isinstance(value, Mapping):
             if not is_plain(value):
-                raise SpaceError(f"{at}: a fixed value is a finite scalar or a list of them, got {value!r}")
+                raise SpaceError(
+                    f"{at}: a fixed value is a finite scalar or a list of them, got {value!r}"
+                )
             yield Parameter(name=name, when=when, what=Fixed(value=value), where=at)
         elif any(key in KINDS for key in value):
             yield Parameter(name=name, when=when, what=read_domain(value, at), where=at)
@@ -319,17 +378,25 @@ def _read(tree: Mapping[Any, Any], when: When, where: str) -> Iterator[Parameter
             yield from _read_branches(name, value, when, at)
 
 
-def _read_branches(name: str, branches: Mapping[Any, Any], when: When, where: str) -> Iterator[Parameter]:
+def _read_branches(
+    name: str, branches: Mapping[Any, Any], when: When, where: str
+) -> Iterator[Parameter]:
     if not branches:
         raise SpaceError(f"{where}: empty; give a distribution ({', '.join(KINDS)}) or branches")
     if not any(content is None or isinstance(content, Mapping) for content in branches.values()):
         kind, allowed = next(iter(branches)), ", ".join(KINDS)
-        raise SpaceError(f"{where}: unknown distribution {kind!r}.{did_you_mean(kind, KINDS)} Allowed: {allowed}")
+        raise SpaceError(
+            f"{where}: unknown distribution {kind!r}.{did_you_mean(kind, KINDS)} Allowed: {allowed}"
+        )
     for branch, content in branches.items():
         if not isinstance(branch, str | int) or not _BRANCH.fullmatch(show(branch)):
-            raise SpaceError(f"{where}: a branch is named by letters, digits, _ and -, got {branch!r}")
+            raise SpaceError(
+                f"{where}: a branch is named by letters, digits, _ and -, got {branch!r}"
+            )
         if content is not None and not isinstance(content, Mapping):
-            raise SpaceError(f"{where}.{show(branch)}: a branch holds parameters (NAME: …) or nothing, got {content!r}")
+            raise SpaceError(
+                f"{where}.{show(branch)}: a branch holds parameters (NAME: …) or nothing, got {content!r}"
+            )
     yield Parameter(name=name, when=when, what=Choice(tuple(branches)), where=where)
     for branch, content in branches.items():
         yield from _read(content or {}, (*when, (name, branch)), f"{where}.{show(branch)}")
@@ -348,7 +415,9 @@ def _read_text(parameter: Parameter, names: set[str]) -> Parameter:
     return replace(parameter, what=what)
 
 
-def _settle(name: str, active: Mapping[str, Parameter], values: Mapping[str, Any], where: str) -> Any:
+def _settle(
+    name: str, active: Mapping[str, Parameter], values: Mapping[str, Any], where: str
+) -> Any:
     """The value of a parameter on a path whose free values are given."""
     if name in values:
         return values[name]

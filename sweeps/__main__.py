@@ -12,8 +12,10 @@ from yaml import YAMLError
 
 from cluster import ClusterError
 from search_spaces import SpaceError
-from sweeps.config import ConfigError, SweepConfig, from_tree, load
-from sweeps.ledger import Ledger
+from sweeps.config.errors import ConfigError
+from sweeps.config.loading import from_tree, load
+from sweeps.config.schema import SweepConfig
+from sweeps.ledger.folder import Ledger
 from trainables.errors import InputError
 
 app = typer.Typer(
@@ -26,7 +28,9 @@ app = typer.Typer(
 
 File = Annotated[Path, typer.Argument(help="the sweep file (YAML)", show_default=False)]
 Folder = Annotated[str, typer.Argument(help="the sweep's folder", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as search.trials=4", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, such as search.trials=4", show_default=False)
+]
 
 
 @app.command()
@@ -35,7 +39,7 @@ def run(file: File, overrides: Overrides = None) -> None:
 
     Example: python -m sweeps run sweeps/quickstart.yaml search.trials=20
     """
-    from sweeps.run import start
+    from sweeps.run.sweep import start
 
     _finish(start(load(file, overrides or []), _console()))
 
@@ -47,7 +51,7 @@ def resume(folder: Folder, overrides: Overrides = None) -> None:
 
     Example: python -m sweeps resume runs/quickstart-20260101-120000 search.trials=50 search.time_budget=4h
     """
-    from sweeps.run import resume as go_on
+    from sweeps.run.sweep import resume as go_on
 
     ledger, config = _open(folder, overrides or [])
     _finish(go_on(ledger, config, _console()))
@@ -59,14 +63,15 @@ def check(file: File, overrides: Overrides = None) -> None:
 
     Example: python -m sweeps check sweeps/quickstart.yaml
     """
-    from sweeps.plan import print_plan
+    from sweeps.run.plan import print_plan
 
     print_plan(load(file, overrides or []), _console())
 
 
 @app.command()
 def best(
-    folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="print the board as JSON")] = False
+    folder: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="print the board as JSON")] = False,
 ) -> None:
     """Leaderboard, winner and reason, of a finished or a running sweep.
 
@@ -77,7 +82,7 @@ def best(
     if as_json:
         print(json.dumps(board, indent=1, allow_nan=False))
     else:
-        from sweeps.run import print_board
+        from sweeps.reporting.console import print_board
 
         print_board(_console(), board)
         if board["winner"] is not None and ledger.holds(board["winner"]):
@@ -96,8 +101,8 @@ def verify(folder: Folder) -> None:
 
     Example: python -m sweeps verify runs/quickstart-20260101-120000
     """
-    from sweeps.winner import altered
-    from sweeps.winner import verify as check_again
+    from sweeps.reporting.verify import altered
+    from sweeps.reporting.verify import verify as check_again
 
     ledger, config = _open(folder)
     wrong = altered(ledger, config)
@@ -106,11 +111,15 @@ def verify(folder: Folder) -> None:
     for check in check_again(ledger.load(), config):
         print(f"{check.what}:")
         for name, reported in check.reported.items():
-            print(f"  {name}: reported {reported:.8g}, measured {check.measured.get(name, float('nan')):.8g}")
+            print(
+                f"  {name}: reported {reported:.8g}, measured {check.measured.get(name, float('nan')):.8g}"
+            )
         if check.agrees:
             print(f"  gives what was reported (tolerance {check.tolerance:g} relative)")
         else:
-            print(f"  MISMATCH: does not give what was reported (tolerance {check.tolerance:g} relative)")
+            print(
+                f"  MISMATCH: does not give what was reported (tolerance {check.tolerance:g} relative)"
+            )
             wrong.append(check.what)
     if wrong:
         raise typer.Exit(1)
@@ -126,12 +135,16 @@ def diagnose(
     curves: Annotated[
         Path,
         typer.Argument(
-            help="CSV with columns trial, samples_seen, train_loss, probe_loss, val_loss", show_default=False
+            help="CSV with columns trial, samples_seen, train_loss, probe_loss, val_loss",
+            show_default=False,
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="print the verdicts as JSON")] = False,
     untuned_loss: Annotated[
-        float | None, typer.Option(help="validation loss of the untuned model, where no line at 0 samples says it")
+        float | None,
+        typer.Option(
+            help="validation loss of the untuned model, where no line at 0 samples says it"
+        ),
     ] = None,
     prior_loss: Annotated[
         float | None, typer.Option(help="validation loss of always answering with the label shares")
@@ -141,8 +154,8 @@ def diagnose(
 
     Example: python -m sweeps diagnose curves.csv --json
     """
-    from sweeps.diagnose import diagnose as judge
-    from sweeps.selection import SelectionConfig
+    from sweeps.selection.config import SelectionConfig
+    from sweeps.selection.diagnose import diagnose as judge
 
     trials = judge(curves, SelectionConfig(), untuned_loss=untuned_loss, prior_loss=prior_loss)
     if as_json:
@@ -158,7 +171,10 @@ def submit(
     file: File,
     overrides: Overrides = None,
     address: Annotated[
-        str, typer.Option(help="the cluster's dashboard, such as http://127.0.0.1:8265", show_default=False)
+        str,
+        typer.Option(
+            help="the cluster's dashboard, such as http://127.0.0.1:8265", show_default=False
+        ),
     ] = "",
     wait: Annotated[bool, typer.Option("--wait", help="follow the job's log to its end")] = False,
 ) -> None:
@@ -166,23 +182,26 @@ def submit(
 
     Example: python -m sweeps submit sweeps/quickstart.yaml --address http://127.0.0.1:8265 --wait
     """
-    from sweeps.remote import submit_sweep
+    from sweeps.run.remote import submit_sweep
 
     config = load(file, overrides or [])
-    outcome = submit_sweep(config, address=address, wait=wait, print_line=lambda line: print(line, flush=True))
+    outcome = submit_sweep(
+        config, address=address, wait=wait, print_line=lambda line: print(line, flush=True)
+    )
     if outcome.status in ("FAILED", "STOPPED"):
         raise typer.Exit(1)
 
 
 @app.command()
 def report(
-    folder: Folder, wandb: Annotated[bool, typer.Option("--wandb", help="publish it as a W&B Report too")] = False
+    folder: Folder,
+    wandb: Annotated[bool, typer.Option("--wandb", help="publish it as a W&B Report too")] = False,
 ) -> None:
     """Write report.html, one self-contained page, into the sweep's folder.
 
     Example: python -m sweeps report runs/quickstart-20260101-120000
     """
-    from sweeps.publish import write_report
+    from sweeps.reporting.publish import write_report
 
     ledger, config = _open(folder)
     print(write_report(ledger.load(), config, wandb=wandb))
@@ -193,7 +212,10 @@ def _open(folder: str, overrides: list[str] | None = None) -> tuple[Ledger, Swee
 
     try:
         ledger = Ledger(folder if "://" in folder else str(Path(folder).expanduser().absolute()))
-    except (ValueError, ImportError) as error:  # a protocol that fsspec does not know, or whose package is not there
+    except (
+        ValueError,
+        ImportError,
+    ) as error:  # a protocol that fsspec does not know, or whose package is not there
         raise ConfigError(f"{folder}: {error}") from error
     if not ledger.store.exists("sweep.yaml"):
         raise ConfigError(f"{folder}: not a sweep's folder (it has no sweep.yaml)")

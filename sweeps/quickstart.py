@@ -50,7 +50,18 @@ MAX_WORDS = 16
 
 # Tests, code that a package carries of others, and generated clients: little prose, or the same prose again and again.
 SKIPPED_FOLDERS = frozenset(
-    {"tests", "test", "testing", "_vendor", "vendor", "thirdparty_files", "rllib", "generated", "proto", "_generated"}
+    {
+        "tests",
+        "test",
+        "testing",
+        "_vendor",
+        "vendor",
+        "thirdparty_files",
+        "rllib",
+        "generated",
+        "proto",
+        "_generated",
+    }
 )
 Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 LEGAL = re.compile(r"copyright|licen[sc]e|all rights reserved", re.IGNORECASE)
@@ -76,7 +87,9 @@ def gather(folders: Sequence[Path]) -> list[Row]:
     for folder in folders:
         for row in _package_rows(folder):
             by_text[_normalised(row.text)].append(row)
-    unambiguous = [min(rows, key=_rank) for rows in by_text.values() if len({row.label for row in rows}) == 1]
+    unambiguous = [
+        min(rows, key=_rank) for rows in by_text.values() if len({row.label for row in rows}) == 1
+    ]
 
     kept: list[Row] = []
     per_label: Counter[str] = Counter()

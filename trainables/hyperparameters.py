@@ -54,9 +54,15 @@ class LoraOptions:
             raise InputError(f"dropout: must be in [0, 1), got {self.dropout}")
         if not 0 < self.loraplus_ratio < math.inf:
             raise InputError(f"loraplus_ratio: must be above 0, got {self.loraplus_ratio}")
-        if not self.targets or isinstance(self.targets, str) and self.targets not in ("all-linear", "attention"):
+        if (
+            not self.targets
+            or isinstance(self.targets, str)
+            and self.targets not in ("all-linear", "attention")
+        ):
             got = repr(self.targets) if isinstance(self.targets, str) else "an empty list"
-            raise InputError(f"targets: must be all-linear, attention or a list of module names, got {got}")
+            raise InputError(
+                f"targets: must be all-linear, attention or a list of module names, got {got}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +134,9 @@ class Hyperparameters:
     beta2: float = 0.999
     epsilon: float = 1e-8
     seed: int = 0  # of the head, the adapters, the order of the rows and dropout
-    options: FullOptions | PartialOptions | LoraOptions | Ia3Options | PromptOptions | AdapterOptions
+    options: (
+        FullOptions | PartialOptions | LoraOptions | Ia3Options | PromptOptions | AdapterOptions
+    )
 
     def __post_init__(self) -> None:
         for name, low_open, low, high in (
@@ -144,7 +152,11 @@ class Hyperparameters:
             ("seed", False, 0, 2**32 - 1),
         ):
             value = getattr(self, name)
-            inside = (value > low if low_open else value >= low) and value <= high and math.isfinite(value)
+            inside = (
+                (value > low if low_open else value >= low)
+                and value <= high
+                and math.isfinite(value)
+            )
             if not inside:
                 bound = f"{'above' if low_open else 'at least'} {low}" + (
                     f" and at most {high}" if high < math.inf else ""
@@ -155,7 +167,7 @@ class Hyperparameters:
                 raise InputError(f"{name}: must be below 1, got {getattr(self, name)}")
 
 
-def company(hp: Hyperparameters) -> str | None:
+def sharing_key(hp: Hyperparameters) -> str | None:
     """Trials of the same company can share a base: the kind of it. None: the trial needs a base for itself."""
     if hp.method in ("full", "partial"):
         return None
@@ -171,11 +183,11 @@ def virtual_tokens(hp: Hyperparameters) -> int:
     return getattr(hp.options, "virtual_tokens", 0)
 
 
-def kind(hp: Hyperparameters) -> str:
+def cost_class(hp: Hyperparameters) -> str:
     """Trials of one kind take alike long for a step, and alike much memory: company, what they add to the base and where,
     and batch size and rank to the nearest power of two.
     """
-    words = [f"{company(hp)} base", f"batch size {_power_of_two(hp.batch_size)}"]
+    words = [f"{sharing_key(hp)} base", f"batch size {_power_of_two(hp.batch_size)}"]
     for name in ("rank", "bottleneck"):
         if (size := getattr(hp.options, name, None)) is not None:
             words.append(f"{name} {_power_of_two(size)}")
@@ -197,7 +209,9 @@ def parse(params: Mapping[str, Any]) -> Hyperparameters:
     method = given.pop("method", None)
     if not isinstance(method, str) or method not in OPTIONS:
         hint = did_you_mean(method.lower(), OPTIONS) if isinstance(method, str) else ""
-        raise InputError(f"method: must be one of {', '.join(OPTIONS)}, got {method!r}{'.' if hint else ''}{hint}")
+        raise InputError(
+            f"method: must be one of {', '.join(OPTIONS)}, got {method!r}{'.' if hint else ''}{hint}"
+        )
     options = OPTIONS[method]
     option_names = [f.name for f in fields(options)]
     for name in given:
@@ -207,7 +221,9 @@ def parse(params: Mapping[str, Any]) -> Hyperparameters:
             raise InputError(f"{name}: not a hyperparameter of method {method}.{hint}")
     common = _typed(Hyperparameters, {k: v for k, v in given.items() if k in COMMON})
     missing = [
-        f.name for f in fields(Hyperparameters) if f.name in COMMON and f.default is MISSING and f.name not in common
+        f.name
+        for f in fields(Hyperparameters)
+        if f.name in COMMON and f.default is MISSING and f.name not in common
     ]
     if missing:
         raise InputError(f"{missing[0]}: not given; put it into search.space or into train")
@@ -227,7 +243,9 @@ def _cast(name: str, hint: Any, value: Any) -> Any:
     """`value` as `hint`; never rounds or clamps, so that a score is credited to the value that ran."""
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise InputError(f"{name}: must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
+            raise InputError(
+                f"{name}: must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}"
+            )
         return value
     kinds = get_args(hint) if get_args(hint) and get_origin(hint) is not tuple else (hint,)
     if value is None and type(None) in kinds:
@@ -247,9 +265,17 @@ def _cast(name: str, hint: Any, value: Any) -> Any:
         and all(isinstance(v, str) for v in value)
     ):
         return tuple(value)
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word", "NoneType": "null"}
+    words = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "a word",
+        "NoneType": "null",
+    }
     wanted = " or ".join(
-        words.get(getattr(k, "__name__", ""), "a list of names") if get_origin(k) is None else "a list of names"
+        words.get(getattr(k, "__name__", ""), "a list of names")
+        if get_origin(k) is None
+        else "a list of names"
         for k in kinds
     )
     raise InputError(f"{name}: must be {wanted}, got {value!r}")

@@ -24,4 +24,6 @@ Purpose = Literal[
 def stream(purpose: Purpose, *numbers: int) -> np.random.Generator:
     """Draws that are a function of `purpose` and `numbers` (a seed) alone, and unlike those of all others."""
     name = json.dumps([purpose, *map(int, numbers)])
-    return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")))
+    return np.random.Generator(
+        np.random.PCG64(int.from_bytes(hashlib.sha256(name.encode()).digest(), "big"))
+    )

@@ -37,8 +37,13 @@ class TreeClock:
         self._peak = 0
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=self._watch, args=(every, sample), name="tree clock", daemon=True)
-            for every, sample in ((SAMPLE_S, self._sample_cpu), (MEMORY_SAMPLE_S, self._sample_memory))
+            threading.Thread(
+                target=self._watch, args=(every, sample), name="tree clock", daemon=True
+            )
+            for every, sample in (
+                (SAMPLE_S, self._sample_cpu),
+                (MEMORY_SAMPLE_S, self._sample_memory),
+            )
         ]
 
     def __enter__(self) -> "TreeClock":
@@ -149,21 +154,21 @@ def run_arm(arguments: Sequence[str], log: Path, env: dict[str, str]) -> tuple[T
     return clock, wall
 
 
-def open_pack(sweep: Path) -> tuple[Any, Any]:
-    """A finished sweep's configuration, and a `Pack` on the CPU that trains its trials without Ray."""
+def open_group(sweep: Path) -> tuple[Any, Any]:
+    """A finished sweep's configuration, and a `TrialGroup` on the CPU that trains its trials without Ray."""
     import torch
 
-    from sweeps.config import load
-    from trainables import pack
-    from trainables.model import load_tokenizer
+    from sweeps.config.loading import load
+    from trainables.engine import group as group
+    from trainables.models.files import load_tokenizer
 
     config = load(sweep / "sweep.yaml")
-    return config, pack.open_pack(
+    return config, group.open_group(
         sweep / "data",
         model=config.model,
         task=config.task,
         pad_token_id=load_tokenizer(config.model).pad_token_id,
-        settings=pack.PackSettings(probe_rows=config.train.probe_rows, seed=config.seed),
+        settings=group.GroupSettings(probe_rows=config.train.probe_rows, seed=config.seed),
         device=torch.device("cpu"),
     )
 
@@ -172,7 +177,9 @@ def require(*paths: Path) -> None:
     """End the benchmark with one line where its data are missing."""
     for path in paths:
         if not path.exists():
-            raise SystemExit(f"{path}: not there; this benchmark needs the data laid beside the repository")
+            raise SystemExit(
+                f"{path}: not there; this benchmark needs the data laid beside the repository"
+            )
 
 
 def ratio(other: float, own: float) -> str:
@@ -182,7 +189,8 @@ def ratio(other: float, own: float) -> str:
 
 def machine() -> str:
     versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("ray", "optuna", "torch", "transformers")
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("ray", "optuna", "torch", "transformers")
     )
     return (
         f"{len(os.sched_getaffinity(0))} cores ({platform.machine()}), {psutil.virtual_memory().total / 2**30:.0f} GiB, "

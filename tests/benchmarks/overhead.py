@@ -9,7 +9,7 @@ losses are in the table: where they agree, the arms did the same work.
 Per trial = (end of the last trial - end of the first) / (trials - 1), so what is paid once is left out. An end is when
 the process that runs Tune hears of it. Overhead = per trial - the seconds in training steps and evaluations: those of
 the stock arms are measured inside their loops, those of the platform by training the same trials with
-`trainables.pack.Pack` in a process without Ray, which counts every disturbance by Ray as the platform's overhead.
+`trainables.engine.group.TrialGroup` in a process without Ray, which counts every disturbance by Ray as the platform's overhead.
 
 CPU seconds are those of an arm's whole process tree, sampled. What a process did between its last sample and its end
 is missed, which favours the arms that start and end many processes.
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arms import DATA, environment, machine, open_pack, ratio, require, run_arm
+from arms import DATA, environment, machine, open_group, ratio, require, run_arm
 
 MODEL = DATA / "models" / "stories260K"
 TEXT = DATA / "text" / "tinyshakespeare.txt"
@@ -38,7 +38,7 @@ TUNED = "stock, tuned (health check every 0.2 s, reuse_actors)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class RowResults:
     """One arm. Seconds per trial after the first."""
 
     name: str
@@ -100,19 +100,23 @@ def train_with_pack(sweep: Path, out: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    config, pack = open_pack(sweep)
+    config, group = open_group(sweep)
     found = []
     for number, params in enumerate(config.search.initial):
         trial = str(number)
-        pack.join(trial, config.hyperparameters(params))
+        group.join(trial, config.hyperparameters(params))
         wall, cpu = time.perf_counter(), time.process_time()
-        while not pack.step([trial]):
+        while not group.step([trial]):
             pass
-        loss = pack.evaluate([trial])[trial].val_loss
+        loss = group.evaluate([trial])[trial].val_loss
         found.append(
-            {"training": time.perf_counter() - wall, "training_cpu": time.process_time() - cpu, "val_loss": loss}
+            {
+                "training": time.perf_counter() - wall,
+                "training_cpu": time.process_time() - cpu,
+                "val_loss": loss,
+            }
         )
-        pack.leave(trial)
+        group.leave(trial)
     out.write_text(json.dumps(found))
 
 
@@ -128,7 +132,10 @@ def write_arrays(sweep: Path, out: Path) -> None:
         batch = TASKS["causal_lm"].collate(split.rows(np.arange(len(split))), 0)
         arrays |= {f"{name}_{key}": tensor.numpy() for key, tensor in batch.items()}
     rows = len(arrays["train_input_ids"])
-    order = [batch_indices(rows, BATCH_SIZE, SEED, step) for step in range(steps_per_epoch(rows, BATCH_SIZE))]
+    order = [
+        batch_indices(rows, BATCH_SIZE, SEED, step)
+        for step in range(steps_per_epoch(rows, BATCH_SIZE))
+    ]
     np.savez(out, order=np.concatenate(order), **arrays)
 
 
@@ -145,7 +152,9 @@ def stock_loop(config: dict[str, Any]) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=config["learning_rate"], weight_decay=0.0)
 
     def loss_and_targets(split: str, rows: torch.Tensor) -> tuple[torch.Tensor, int]:
-        batch = {key: data[f"{split}_{key}"][rows] for key in ("input_ids", "attention_mask", "labels")}
+        batch = {
+            key: data[f"{split}_{key}"][rows] for key in ("input_ids", "attention_mask", "labels")
+        }
         return model(**batch, use_cache=False).loss, int((batch["labels"][:, 1:] != -100).sum())
 
     wall, cpu = time.perf_counter(), time.process_time()
@@ -189,7 +198,12 @@ def run_stock(arrays: Path, out: Path, rates: Sequence[float], *, reuse_actors: 
     def train_driver(config: dict[str, Any]) -> None:
         ray.train.torch.TorchTrainer(
             stock_loop,
-            train_loop_config={**config, "model": str(MODEL), "arrays": str(arrays), "batch_size": BATCH_SIZE},
+            train_loop_config={
+                **config,
+                "model": str(MODEL),
+                "arrays": str(arrays),
+                "batch_size": BATCH_SIZE,
+            },
             scaling_config=ray.train.ScalingConfig(num_workers=1),
             run_config=ray.train.RunConfig(
                 name=f"train-{tune.get_context().get_trial_id()}",
@@ -201,7 +215,9 @@ def run_stock(arrays: Path, out: Path, rates: Sequence[float], *, reuse_actors: 
     ends: list[float] = []
 
     class Ends(tune.Callback):
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        def on_trial_complete(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
             ends.append(time.time())
 
     with connect(ClusterConfig(), namespace="overhead"):
@@ -211,12 +227,16 @@ def run_stock(arrays: Path, out: Path, rates: Sequence[float], *, reuse_actors: 
             tune_config=tune.TuneConfig(
                 metric="val_loss",
                 mode="min",
-                search_alg=OptunaSearch(points_to_evaluate=[{"learning_rate": rate} for rate in rates]),
+                search_alg=OptunaSearch(
+                    points_to_evaluate=[{"learning_rate": rate} for rate in rates]
+                ),
                 num_samples=len(rates),
                 max_concurrent_trials=1,
                 reuse_actors=reuse_actors,
             ),
-            run_config=tune.RunConfig(name="tune", storage_path=storage, callbacks=[Ends()], verbose=0),
+            run_config=tune.RunConfig(
+                name="tune", storage_path=storage, callbacks=[Ends()], verbose=0
+            ),
         ).fit()
     rows = {result.config["learning_rate"]: result.metrics for result in results}
     names = ("training", "training_cpu", "val_loss")
@@ -228,12 +248,15 @@ def run_stock(arrays: Path, out: Path, rates: Sequence[float], *, reuse_actors: 
 
 
 def summarise(
-    name: str, ends: Sequence[float], trials: Sequence[dict[str, float]], cpu_at: Callable[[float], float]
-) -> Measured:
+    name: str,
+    ends: Sequence[float],
+    trials: Sequence[dict[str, float]],
+    cpu_at: Callable[[float], float],
+) -> RowResults:
     """`ends`: time.time() of every trial's end; `trials`: training, training_cpu and val_loss of each."""
     ends, after_first = sorted(ends), trials[1:]
     assert len(ends) == len(trials) and after_first, (ends, trials)
-    return Measured(
+    return RowResults(
         name=name,
         gaps=tuple(b - a for a, b in zip(ends[:-1], ends[1:], strict=True)),
         cpu=(cpu_at(ends[-1]) - cpu_at(ends[0])) / len(after_first),
@@ -243,23 +266,44 @@ def summarise(
     )
 
 
-def measure(trials: int, work: Path, say: Callable[[str], None]) -> list[Measured]:
+def measure(trials: int, work: Path, say: Callable[[str], None]) -> list[RowResults]:
     rates, script = learning_rates(trials), str(Path(__file__).resolve())
     say(f"{PLATFORM} …")
     file = work / "overhead.yaml"
     file.write_text(sweep_file(work / "runs", rates))
-    clock, _ = run_arm(["-m", "sweeps", "run", str(file)], work / "platform.log", environment(work, {}))
+    clock, _ = run_arm(
+        ["-m", "sweeps", "run", str(file)], work / "platform.log", environment(work, {})
+    )
     (sweep,) = (work / "runs").iterdir()
     ends = [outcome.stat().st_mtime for outcome in sweep.glob("trials/*/outcome.json")]
-    run_arm([script, "--child", "pack", str(sweep), str(work / "pack.json")], work / "pack.log", environment(work, {}))
-    found = [summarise(PLATFORM, ends, _with_losses_of(sweep, json.loads((work / "pack.json").read_text())), clock.at)]
+    run_arm(
+        [script, "--child", "group", str(sweep), str(work / "group.json")],
+        work / "group.log",
+        environment(work, {}),
+    )
+    found = [
+        summarise(
+            PLATFORM,
+            ends,
+            _with_losses_of(sweep, json.loads((work / "group.json").read_text())),
+            clock.at,
+        )
+    ]
     for name, child, extra in (
         (STOCK, "stock", {}),
         (TUNED, "tuned", {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}),
     ):
         say(f"{name} …")
         out = work / f"{child}.json"
-        arguments = [script, "--trials", str(trials), "--child", child, str(work / "pack.npz"), str(out)]
+        arguments = [
+            script,
+            "--trials",
+            str(trials),
+            "--child",
+            child,
+            str(work / "group.npz"),
+            str(out),
+        ]
         clock, _ = run_arm(arguments, work / f"{child}.log", environment(work, extra))
         result = json.loads(out.read_text())
         found.append(summarise(name, result["ends"], result["trials"], clock.at))
@@ -268,14 +312,20 @@ def measure(trials: int, work: Path, say: Callable[[str], None]) -> list[Measure
 
 def _with_losses_of(sweep: Path, trials: Sequence[dict[str, float]]) -> list[dict[str, float]]:
     """`trials` of `train_with_pack` with the losses that the sweep itself measured."""
-    records = [json.loads(file.read_text()) for file in sorted(sweep.glob("trials/*/attempt-*/step-*/evaluation.json"))]
-    return [{**trial, "val_loss": record["val_loss"]} for trial, record in zip(trials, records, strict=True)]
+    records = [
+        json.loads(file.read_text())
+        for file in sorted(sweep.glob("trials/*/attempt-*/step-*/evaluation.json"))
+    ]
+    return [
+        {**trial, "val_loss": record["val_loss"]}
+        for trial, record in zip(trials, records, strict=True)
+    ]
 
 
 # --- the table ---
 
 
-def table(arms: Sequence[Measured]) -> str:
+def table(arms: Sequence[RowResults]) -> str:
     """Markdown; the first arm is what the others are compared with."""
     lines = [
         "| per trial after the first | wall s (min–max) | training s | overhead s | times ours | CPU s | training CPU s | overhead CPU s | times ours | val loss, first and last |",
@@ -300,10 +350,16 @@ def table(arms: Sequence[Measured]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--trials", type=int, default=8, help="trials of each arm, at least 2 (default: 8)")
+    found = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument(
+        "--trials", type=int, default=8, help="trials of each arm, at least 2 (default: 8)"
+    )
     found.add_argument("--out", type=Path, help="a file for the table, besides the terminal")
-    found.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # NAME IN OUT: one arm, in its own process
+    found.add_argument(
+        "--child", nargs=3, help=argparse.SUPPRESS
+    )  # NAME IN OUT: one arm, in its own process
     return found
 
 
@@ -314,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require(MODEL, TEXT)
     if given.child:
         name, source, out = given.child[0], Path(given.child[1]), Path(given.child[2])
-        if name == "pack":
+        if name == "group":
             train_with_pack(source, out)
             write_arrays(source, out.with_suffix(".npz"))
         else:

@@ -5,7 +5,7 @@
 
 For every base (bf16 and nf4 on a GPU, float32 on a CPU), batch size and rank:
   solo       one trial by peft.get_peft_model and torch.optim.AdamW, as most people train it
-  packed K   K trials with `trainables.pack.Pack`
+  packed K   K trials with `trainables.engine.group.TrialGroup`
   K at once  K processes with the solo loop, each with a base of its own, on the same device
 
 Rows are random tokens, all of one length. Tokens a second are those of all trials together, over the steps that fit
@@ -134,13 +134,15 @@ def peak_gib() -> float:
 def load(model: Path, job: Job) -> Any:
     import torch
 
-    from trainables.model import BaseSpec, ModelConfig, load_model
+    from trainables.models.base import BaseSpec
+    from trainables.models.config import ModelConfig
+    from trainables.models.loading import load_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = BaseSpec(
         model=ModelConfig(name=str(model)),
         auto_class="AutoModelForCausalLM",
-        variant="nf4" if job.base == "nf4" else "plain",
+        quantisation="nf4" if job.base == "nf4" else "plain",
         dtype=torch.float32 if job.base == "float32" else torch.bfloat16,
         pad_token_id=0,
     )
@@ -151,25 +153,28 @@ def packed(model: Path, job: Job, length: int, seconds: float) -> Rate:
     import numpy as np
     import torch
 
+    from trainables.data.arrow import Split, write_split
     from trainables.data.records import Encoded
-    from trainables.data.store import Split, write_split
-    from trainables.pack import Pack, PackSettings, World
+    from trainables.engine.distributed import World
+    from trainables.engine.group import GroupSettings, TrialGroup
     from trainables.tasks import TASKS
 
     rng, vocabulary = np.random.default_rng(0), 100
-    rows = [rng.integers(1, vocabulary, length).astype(np.int32) for _ in range(max(ROWS, job.batch))]
+    rows = [
+        rng.integers(1, vocabulary, length).astype(np.int32) for _ in range(max(ROWS, job.batch))
+    ]
     with tempfile.TemporaryDirectory() as folder:
         write_split(Path(folder) / "rows.arrow", Encoded(input_ids=rows, labels=None))
         split = Split(Path(folder) / "rows.arrow")
         base = load(model, job)
-        pack = Pack(
-            load_base=lambda variant, dtype: base,
+        group = TrialGroup(
+            load_base=lambda quantisation, dtype: base,
             base_dtype=lambda method: base.dtype,
             task=TASKS["causal_lm"],
             train=split,
             validation=split,
             pad_token_id=0,
-            settings=PackSettings(
+            settings=GroupSettings(
                 max_tokens=65536,
                 autocast=None if job.base == "float32" else torch.bfloat16,
             ),
@@ -178,8 +183,8 @@ def packed(model: Path, job: Job, length: int, seconds: float) -> Rate:
         )
         names = [str(k) for k in range(job.trials)]
         for name in names:
-            pack.join(name, hyperparameters(job))
-        rate = time_steps(lambda: pack.step(names), job.trials * job.batch * length, seconds)
+            group.join(name, hyperparameters(job))
+        rate = time_steps(lambda: group.step(names), job.trials * job.batch * length, seconds)
         return Rate(tokens_per_s=rate, gib=peak_gib())
 
 
@@ -188,10 +193,14 @@ def solo(model: Path, job: Job, length: int, seconds: float) -> Rate:
     from peft import LoraConfig, get_peft_model
 
     base = load(model, job).model
-    config = LoraConfig(r=job.rank, lora_alpha=2 * job.rank, target_modules=list(TARGETS), task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=job.rank, lora_alpha=2 * job.rank, target_modules=list(TARGETS), task_type="CAUSAL_LM"
+    )
     module = get_peft_model(base, config)
     module.train()
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(
+        [p for p in module.parameters() if p.requires_grad], lr=1e-4, fused=True
+    )
     generator = torch.Generator().manual_seed(0)
 
     def step() -> None:
@@ -207,7 +216,9 @@ def solo(model: Path, job: Job, length: int, seconds: float) -> Rate:
     return Rate(tokens_per_s=time_steps(step, job.batch * length, seconds), gib=peak_gib())
 
 
-def in_processes(arm: str, count: int, model: Path, job: Job, length: int, seconds: float) -> Rate | None:
+def in_processes(
+    arm: str, count: int, model: Path, job: Job, length: int, seconds: float
+) -> Rate | None:
     """`count` processes at once, their sums; None when one of them failed, most likely for memory."""
     work = [arm, str(model), json.dumps(job.__dict__), str(length), str(seconds)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -215,7 +226,9 @@ def in_processes(arm: str, count: int, model: Path, job: Job, length: int, secon
         environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // count))
     command = [sys.executable, __file__, "--child", *work]
     processes = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         for _ in range(count)
     ]
     rates = []
@@ -225,10 +238,14 @@ def in_processes(arm: str, count: int, model: Path, job: Job, length: int, secon
         except subprocess.TimeoutExpired:
             process.kill()
             out, _ = process.communicate()
-        rates.append(Rate(**json.loads(out.splitlines()[-1])) if process.returncode == 0 and out else None)
+        rates.append(
+            Rate(**json.loads(out.splitlines()[-1])) if process.returncode == 0 and out else None
+        )
     if None in rates:
         return None
-    return Rate(tokens_per_s=sum(rate.tokens_per_s for rate in rates), gib=sum(rate.gib for rate in rates))
+    return Rate(
+        tokens_per_s=sum(rate.tokens_per_s for rate in rates), gib=sum(rate.gib for rate in rates)
+    )
 
 
 def row(job: Job, alone: Rate | None, together: Rate | None, apart: Rate | None) -> str:
@@ -238,9 +255,21 @@ def row(job: Job, alone: Rate | None, together: Rate | None, apart: Rate | None)
         return ["-", "-"] if rate is None else [f"{rate.tokens_per_s:,.0f}", f"{rate.gib:.1f}"]
 
     def ratio(other: Rate | None) -> str:
-        return "-" if together is None or other is None else f"{together.tokens_per_s / other.tokens_per_s:.2f}"
+        return (
+            "-"
+            if together is None or other is None
+            else f"{together.tokens_per_s / other.tokens_per_s:.2f}"
+        )
 
-    found = [job.base, job.batch, job.rank, job.trials, *cells(alone), *cells(together), ratio(alone)]
+    found = [
+        job.base,
+        job.batch,
+        job.rank,
+        job.trials,
+        *cells(alone),
+        *cells(together),
+        ratio(alone),
+    ]
     return f"| {' | '.join(map(str, [*found, *cells(apart), ratio(apart)]))} |"
 
 
@@ -253,21 +282,35 @@ def machine() -> str:
     import psutil
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine()
+    )
     versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes")
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("torch", "transformers", "peft", "bitsandbytes")
     )
     cores, gib = len(os.sched_getaffinity(0)), psutil.virtual_memory().total / 2**30
     return f"{device}, {cores} cores, {gib:.0f} GiB, load {os.getloadavg()[0]:.2f} before the start; {versions}"
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     found.add_argument("--shape", choices=SHAPES, default="1b")
-    found.add_argument("--bases", nargs="+", choices=["bf16", "nf4", "float32"], help="default: bf16 nf4, or float32")
+    found.add_argument(
+        "--bases",
+        nargs="+",
+        choices=["bf16", "nf4", "float32"],
+        help="default: bf16 nf4, or float32",
+    )
     found.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16])
     found.add_argument("--ranks", nargs="+", type=int, default=[16])
-    found.add_argument("--trials", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="values of K")
+    found.add_argument(
+        "--trials", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="values of K"
+    )
     found.add_argument("--length", type=int, default=256, help="tokens of a row")
     found.add_argument("--seconds", type=float, default=5.0, help="of every measurement")
     found.add_argument("--no-processes", action="store_true", help="leave out K processes at once")
@@ -302,7 +345,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         common = (model, job, given.length, given.seconds)
                         alone = alone or in_processes("solo", 1, *common)
                         together = in_processes("packed", 1, *common)
-                        apart = in_processes("solo", trials, *common) if trials > 1 and not given.no_processes else None
+                        apart = (
+                            in_processes("solo", trials, *common)
+                            if trials > 1 and not given.no_processes
+                            else None
+                        )
                         lines.append(row(job, alone, together, apart))
                         print(lines[-1], flush=True)
     if given.out:

@@ -8,7 +8,7 @@ The ways:
   lowest training loss    the same by the probe loss (training rows in eval mode)
   bare argmin             the lowest validation loss of all evaluations of all trials
   half of the rows        the same by one half of the validation rows, so that the other half can be reported
-  sweeps.selection        `select` as it is shipped, with its defaults
+  sweeps.selection.ranking        `select` as it is shipped, with its defaults
   prefer: cheapest        the same, and among the tied what costs least to use
 
 Every evaluation has a true (population) loss, which no way sees. They see the mean over a finite validation split and over
@@ -71,9 +71,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from sweeps.intervals import by_unit, compare, gain_interval, mean_interval  # noqa: E402
-from sweeps.ledger import Ledger  # noqa: E402
-from sweeps.selection import Curve, Point, Reference, SelectionConfig, select, verdict  # noqa: E402
+from sweeps.ledger.folder import Ledger  # noqa: E402
+from sweeps.selection.config import SelectionConfig  # noqa: E402
+from sweeps.selection.curves import Curve, Point, Reference  # noqa: E402
+from sweeps.selection.ranking import select  # noqa: E402
+from sweeps.selection.statistics import by_unit, compare, gain_interval, mean_interval  # noqa: E402
+from sweeps.selection.verdicts import verdict  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,9 @@ class Task:
     """Losses in nats, as lowest and highest; standard deviations are shares of the mean."""
 
     untuned: tuple[float, float]
-    floor: tuple[float, float]  # the lowest loss that a sweep can reach, as a share of the untuned model's
+    floor: tuple[
+        float, float
+    ]  # the lowest loss that a sweep can reach, as a share of the untuned model's
     difficulty: float
     trial_effect: float  # the same for all evaluations of a trial
     evaluation_effect: float
@@ -96,8 +101,20 @@ class Method:
 
 
 TASKS = (
-    Task(untuned=(0.7, 1.6), floor=(0.4, 0.75), difficulty=0.7, trial_effect=0.22, evaluation_effect=0.15),  # classes
-    Task(untuned=(2.0, 4.0), floor=(0.5, 0.85), difficulty=0.3, trial_effect=0.03, evaluation_effect=0.02),  # text
+    Task(
+        untuned=(0.7, 1.6),
+        floor=(0.4, 0.75),
+        difficulty=0.7,
+        trial_effect=0.22,
+        evaluation_effect=0.15,
+    ),  # classes
+    Task(
+        untuned=(2.0, 4.0),
+        floor=(0.5, 0.85),
+        difficulty=0.3,
+        trial_effect=0.03,
+        evaluation_effect=0.02,
+    ),  # text
 )
 METHODS = (
     Method(parameters=100_000_000, overfits=1.0, excess=0.05, megabytes=400),  # full
@@ -109,16 +126,33 @@ METHODS = (
 ROWS, PROBE_ROWS, TRAIN_ROWS_PER_ROW = (100, 500, 2000), 512, 9
 TRIALS, EPOCHS, WIGGLE, OVERFIT_RISE = (20, 60), (3, 12), 0.003, 0.02
 OVERFIT_SHARE = (0.0, 0.8)
-OTHERS = {"healthy": 0.45, "still improving": 0.25, "underfit": 0.12, "diverged": 0.09, "collapsed": 0.09}
+OTHERS = {
+    "healthy": 0.45,
+    "still improving": 0.25,
+    "underfit": 0.12,
+    "diverged": 0.09,
+    "collapsed": 0.09,
+}
 TRIALS_READ = 1000
-NOISES, EVALUATIONS, RISES, CURVES_PER_CELL = (0.002, 0.005, 0.01, 0.02), (4, 6, 10, 20), (0.05, 0.1, 0.2), 1000
+NOISES, EVALUATIONS, RISES, CURVES_PER_CELL = (
+    (0.002, 0.005, 0.01, 0.02),
+    (4, 6, 10, 20),
+    (0.05, 0.1, 0.2),
+    1000,
+)
 EQUAL_TRIALS, GAINS, BASELINES = (10, 20, 40), (0.02, 0.05, 0.1), 3
 CORRELATIONS, GROUPS, GROUP_ROWS = (0.0, 0.1, 0.3), (10, 30, 100), 20
 CONFIG, CHEAPEST = SelectionConfig(), SelectionConfig(prefer="cheapest")
 
 
 def trend(
-    family: str, evaluations: int, rng: np.random.Generator, *, untuned: float, floor: float, rise: float | None = None
+    family: str,
+    evaluations: int,
+    rng: np.random.Generator,
+    *,
+    untuned: float,
+    floor: float,
+    rise: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Population loss and training loss of each evaluation, both [evaluations] in nats; nan is a loss that is no number.
 
@@ -141,7 +175,9 @@ def trend(
     if family == "healthy":
         return val, probe
     if family == "overfit":
-        turn = min(int(evaluations * rng.uniform(0.2, 0.7)), evaluations - 2)  # the evaluation with the lowest loss
+        turn = min(
+            int(evaluations * rng.uniform(0.2, 0.7)), evaluations - 2
+        )  # the evaluation with the lowest loss
         val = fall(4 / passed[turn])
         probe = val * (1 - gap)
         after = np.arange(1, evaluations - turn) / (evaluations - 1 - turn)
@@ -150,7 +186,9 @@ def trend(
         probe[turn + 1 :] = probe[turn] * rng.uniform(0.1, 0.7) ** after
         return val, probe
     broken = rng.integers(1, evaluations)
-    val[broken:] = probe[broken:] = untuned * (rng.uniform(3, 10) if family == "diverged" else rng.uniform(0.95, 1.1))
+    val[broken:] = probe[broken:] = untuned * (
+        rng.uniform(3, 10) if family == "diverged" else rng.uniform(0.95, 1.1)
+    )
     if family == "diverged" and rng.random() < 0.5:
         val[-1] = probe[-1] = np.nan
     return val, probe
@@ -164,12 +202,17 @@ def is_overfit(val: np.ndarray, probe: np.ndarray, index: int) -> bool:
     return bool(val[index] > val[lowest] * (1 + OVERFIT_RISE) and probe[index] < probe[lowest])
 
 
-def rows_of(true: np.ndarray, difficulty: np.ndarray, task: Task, rng: np.random.Generator) -> np.ndarray:
+def rows_of(
+    true: np.ndarray, difficulty: np.ndarray, task: Task, rng: np.random.Generator
+) -> np.ndarray:
     """Losses [evaluations, N] of one trial's evaluations, true losses [evaluations], on rows of these difficulties [N]."""
 
     def factor(spread: float, shape: tuple[int, ...]) -> np.ndarray:
         sigma = math.sqrt(math.log1p(spread**2))
-        return np.exp(np.float32(sigma) * rng.standard_normal(shape, dtype=np.float32) - np.float32(sigma**2 / 2))
+        return np.exp(
+            np.float32(sigma) * rng.standard_normal(shape, dtype=np.float32)
+            - np.float32(sigma**2 / 2)
+        )
 
     shape = (len(true), len(difficulty))
     shared = difficulty * factor(task.trial_effect, shape[1:])
@@ -202,7 +245,9 @@ def simulate(index: int, seed: int) -> Sweep:
     untuned, share = rng.uniform(*task.untuned), rng.uniform(*OVERFIT_SHARE)
     floor = untuned * rng.uniform(*task.floor)
     shape = 1 / task.difficulty**2
-    difficulty, of_probe = (rng.gamma(shape, 1 / shape, n).astype(np.float32) for n in (rows, PROBE_ROWS))
+    difficulty, of_probe = (
+        rng.gamma(shape, 1 / shape, n).astype(np.float32) for n in (rows, PROBE_ROWS)
+    )
     curves, truth, row_losses = [], {}, {}
     for trial in range(rng.integers(TRIALS[0], TRIALS[1] + 1)):
         method = METHODS[rng.integers(len(METHODS))]
@@ -211,8 +256,13 @@ def simulate(index: int, seed: int) -> Sweep:
         evaluations = int(rng.integers(EPOCHS[0], EPOCHS[1] + 1))
         own_floor = min(floor * (1 + rng.gamma(2, method.excess)), untuned)
         val, probe = trend(family, evaluations, rng, untuned=untuned, floor=own_floor)
-        val, probe = (losses * (1 + WIGGLE * rng.standard_normal(evaluations)) for losses in (val, probe))
-        on_rows, on_probe = rows_of(val, difficulty, task, rng), rows_of(probe, of_probe, task, rng).mean(axis=1)
+        val, probe = (
+            losses * (1 + WIGGLE * rng.standard_normal(evaluations)) for losses in (val, probe)
+        )
+        on_rows, on_probe = (
+            rows_of(val, difficulty, task, rng),
+            rows_of(probe, of_probe, task, rng).mean(axis=1),
+        )
         name, points = f"t{trial:04}", []
         for i in range(evaluations):
             folder, finite = f"{name}/{i + 1}", bool(np.isfinite(val[i]))
@@ -247,7 +297,10 @@ def lowest_training_loss(sweep: Sweep) -> Point:
 
 
 def bare_argmin(sweep: Sweep) -> Point:
-    return min((p for c in sweep.curves for p in c.points if p.val_loss is not None), key=lambda p: p.val_loss)
+    return min(
+        (p for c in sweep.curves for p in c.points if p.val_loss is not None),
+        key=lambda p: p.val_loss,
+    )
 
 
 def half_of_the_rows(sweep: Sweep) -> Point:
@@ -271,7 +324,7 @@ WAYS: Mapping[str, Callable[[Sweep], Point]] = {
     "lowest training loss": lowest_training_loss,
     "bare argmin": bare_argmin,
     "half of the rows": half_of_the_rows,
-    "sweeps.selection": platform_select,
+    "sweeps.selection.ranking": platform_select,
     "prefer: cheapest": cheapest_select,
 }
 
@@ -338,7 +391,12 @@ def choices_table(choices: Mapping[str, Sequence[Choice]]) -> str:
 
 
 def verdicts(
-    families: Sequence[str], evaluations: int, noise: float, rise: float | None, seed: int, curves: int
+    families: Sequence[str],
+    evaluations: int,
+    noise: float,
+    rise: float | None,
+    seed: int,
+    curves: int,
 ) -> list[str]:
     """What `verdict` says of so many trials of each of `families`; `noise` is a share of the loss."""
     rng = np.random.default_rng([seed, evaluations, round(1e6 * noise), round(1e6 * (rise or 0))])
@@ -349,13 +407,17 @@ def verdicts(
             untuned = rng.uniform(*task.untuned)
             floor = untuned * rng.uniform(*task.floor)
             trends = trend(family, evaluations, rng, untuned=untuned, floor=floor, rise=rise)
-            val, probe = (losses * (1 + noise * rng.standard_normal(evaluations)) for losses in trends)
+            val, probe = (
+                losses * (1 + noise * rng.standard_normal(evaluations)) for losses in trends
+            )
             points = [
                 Point(step=i, samples_seen=i, epoch=i, val_loss=float(v), probe_loss=float(p))
                 for i, (v, p) in enumerate(zip(val, probe, strict=True), 1)
             ]
             reference = Reference(val_loss=untuned, probe_loss=untuned)
-            words.append(verdict(Curve(id=family, status="complete", points=points), reference, CONFIG).word)
+            words.append(
+                verdict(Curve(id=family, status="complete", points=points), reference, CONFIG).word
+            )
     return words
 
 
@@ -369,12 +431,25 @@ def verdicts_table(seed: int, curves: int = CURVES_PER_CELL) -> str:
     lines, good = [VERDICTS], ("healthy", "still improving")
     for noise in NOISES:
         for evaluations in EVALUATIONS:
-            alarms = [word not in good for word in verdicts(good, evaluations, noise, None, seed, curves // 2)]
+            alarms = [
+                word not in good
+                for word in verdicts(good, evaluations, noise, None, seed, curves // 2)
+            ]
             hits = [
-                np.mean([word == "overfit" for word in verdicts(["overfit"], evaluations, noise, rise, seed, curves)])
+                np.mean(
+                    [
+                        word == "overfit"
+                        for word in verdicts(["overfit"], evaluations, noise, rise, seed, curves)
+                    ]
+                )
                 for rise in RISES
             ]
-            cells = [f"{noise:.1%}", str(evaluations), f"{np.mean(alarms):.1%}", *(f"{hit:.1%}" for hit in hits)]
+            cells = [
+                f"{noise:.1%}",
+                str(evaluations),
+                f"{np.mean(alarms):.1%}",
+                *(f"{hit:.1%}" for hit in hits),
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -403,10 +478,16 @@ def lower_bound(way: str, trials: np.ndarray, rival: np.ndarray, rng: np.random.
     if way == "as if not chosen":
         return compare(ones(trials[chosen]), ones(rival[other])).low
     if way == "all at once":
-        return gain_interval(ones(trials[chosen]), [ones(each) for each in trials], [ones(each) for each in rival])[0]
+        return gain_interval(
+            ones(trials[chosen]), [ones(each) for each in trials], [ones(each) for each in rival]
+        )[0]
     rows, resamples = trials.shape[1], 200
     drawn = rng.integers(0, rows, (resamples, rows)) + rows * np.arange(resamples)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=resamples * rows).reshape(resamples, rows).astype(np.float32)
+    counts = (
+        np.bincount(drawn.ravel(), minlength=resamples * rows)
+        .reshape(resamples, rows)
+        .astype(np.float32)
+    )
     outside = (counts == 0).astype(np.float32)
 
     def lowest(losses: np.ndarray) -> np.ndarray:
@@ -436,11 +517,15 @@ def claims(count: int, gain: float, sweeps: int, seed: int) -> dict[str, list[Cl
         others = np.concatenate([rows_of(level, difficulty, task, rng) for _ in range(count - 1)])
         trials = np.concatenate([default, others])
         own = rng.gamma(shape, 1 / shape, rows).astype(np.float32)
-        baselines = np.concatenate([rows_of(np.array([1 + gain]), own, task, rng) for _ in range(BASELINES)])
+        baselines = np.concatenate(
+            [rows_of(np.array([1 + gain]), own, task, rng) for _ in range(BASELINES)]
+        )
         wins = trials.mean(axis=1).argmin() < evaluations  # the default itself
         for way in BOUNDS:
             lowered = not wins and lower_bound(way, trials, default, rng) > 0
-            found[way].append(Claims(default=lowered, baseline=lower_bound(way, trials, baselines, rng) > 0))
+            found[way].append(
+                Claims(default=lowered, baseline=lower_bound(way, trials, baselines, rng) > 0)
+            )
     return found
 
 
@@ -465,7 +550,10 @@ def claims_table(sweeps: int, seed: int) -> str:
 
 def alike(spread: float, rho: float, of_rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Factors [N] with mean 1; of their variance the share `rho` is that of the groups, `of_rows` [N]."""
-    of_groups, own = rng.standard_normal(of_rows.max() + 1)[of_rows], rng.standard_normal(len(of_rows))
+    of_groups, own = (
+        rng.standard_normal(of_rows.max() + 1)[of_rows],
+        rng.standard_normal(len(of_rows)),
+    )
     sigma = math.sqrt(math.log1p(spread**2))
     return np.exp(sigma * (math.sqrt(rho) * of_groups + math.sqrt(1 - rho) * own) - sigma**2 / 2)
 
@@ -475,11 +563,17 @@ def covered(groups: int, rho: float, sweeps: int, seed: int) -> dict[str, float]
     hits: dict[str, list[bool]] = {
         f"{what}, {unit}": [] for what in ("mean", "difference") for unit in ("rows", "groups")
     }
-    of_rows, task = np.repeat(np.arange(groups), np.resize(np.arange(1, GROUP_ROWS + 1), groups)), TASKS[0]
+    of_rows, task = (
+        np.repeat(np.arange(groups), np.resize(np.arange(1, GROUP_ROWS + 1), groups)),
+        TASKS[0],
+    )
     for index in range(sweeps):
         rng = np.random.default_rng([seed, groups, round(100 * rho), index])
         difficulty = alike(task.difficulty, rho, of_rows, rng)
-        first, second = (truth * difficulty * alike(task.trial_effect, rho, of_rows, rng) for truth in (1.0, 1.05))
+        first, second = (
+            truth * difficulty * alike(task.trial_effect, rho, of_rows, rng)
+            for truth in (1.0, 1.05)
+        )
         for unit, which in (("rows", None), ("groups", of_rows)):
             a, b = (by_unit(ones(each), which) for each in (first, second))
             low, high = mean_interval(a) or (math.nan, math.nan)
@@ -499,7 +593,11 @@ def coverage_table(sweeps: int, seed: int) -> str:
     for groups in GROUPS:
         for rho in CORRELATIONS:
             found = covered(groups, rho, sweeps, seed)
-            cells = [found[f"{what}, {unit}"] for what in ("mean", "difference") for unit in ("rows", "groups")]
+            cells = [
+                found[f"{what}, {unit}"]
+                for what in ("mean", "difference")
+                for unit in ("rows", "groups")
+            ]
             lines.append(f"| {groups} | {rho:g} | {' | '.join(f'{cell:.1%}' for cell in cells)} |")
     return "\n".join(lines)
 
@@ -511,16 +609,26 @@ def reading(folder: Path, trials: int = TRIALS_READ, evaluations: int = 5, rows:
     for number in range(trials):
         trial = f"trials/t{number:04d}"
         (folder / trial).mkdir(parents=True)
-        (folder / trial / "trial.json").write_text(json.dumps({"id": f"t{number:04d}", "params": {"method": "lora"}}))
+        (folder / trial / "trial.json").write_text(
+            json.dumps({"id": f"t{number:04d}", "params": {"method": "lora"}})
+        )
         (folder / trial / "outcome.json").write_text('{"status": "complete", "reason": null}')
         for step in range(1, evaluations + 1):
             at = f"{trial}/attempt-1/step-{step:08d}"
             (folder / at / "checkpoint").mkdir(parents=True)
             (folder / at / "checkpoint/adapter_model.safetensors").touch()
-            losses = np.stack([difficulty * (2 - step / 10 + 0.1 * rng.random(rows)), np.ones(rows)], 1)
+            losses = np.stack(
+                [difficulty * (2 - step / 10 + 0.1 * rng.random(rows)), np.ones(rows)], 1
+            )
             np.save(folder / at / "losses.npy", losses.astype(np.float32))
             loss = float(losses[:, 0].mean())
-            record = {"step": step, "samples_seen": step, "epoch": step, "val_loss": loss, "probe_loss": loss - 0.01}
+            record = {
+                "step": step,
+                "samples_seen": step,
+                "epoch": step,
+                "val_loss": loss,
+                "probe_loss": loss - 0.01,
+            }
             record |= {"metrics": {}, "trainable_parameters": 1000, "folder": at}
             (folder / at / "evaluation.json").write_text(json.dumps(record))
     began = time.perf_counter()
@@ -536,7 +644,9 @@ def reading(folder: Path, trials: int = TRIALS_READ, evaluations: int = 5, rows:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     found.add_argument("--sweeps", type=int, default=200)
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--out", type=Path, help="a file for the tables, besides the terminal")
@@ -560,7 +670,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         read = reading(Path(folder))
     measured = claims_table(given.sweeps, given.seed), coverage_table(5 * given.sweeps, given.seed)
-    tables = "\n\n".join([about, choices_table(choices), verdicts_table(given.seed), *measured, read])
+    tables = "\n\n".join(
+        [about, choices_table(choices), verdicts_table(given.seed), *measured, read]
+    )
     print(f"{tables}\n\n{time.perf_counter() - began:.0f} s")
     if given.out:
         given.out.write_text(tables + "\n")

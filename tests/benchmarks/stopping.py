@@ -13,7 +13,7 @@ A simulated sweep draws 24 trials, each a configuration and a horizon, and runs 
   equal samples      Tune's ASHA in samples seen: a finished short run is compared with an unfinished long one
   share of schedule  rungs at shares of each trial's own epochs
   same horizon       rungs of its own for each number of epochs
-  sweeps.stopping    as it is shipped: equal samples, and only with trials whose rate has come down no further
+  sweeps.search.stopping    as it is shipped: equal samples, and only with trials whose rate has come down no further
 
 Regret is the lowest loss that was evaluated, above that of the same trials when nobody is stopped. `wrongly` is the share of the
 runs whose end would have been among the best quarter of the sweep, and that were stopped before it. `--toy` replays a formula
@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler  # noqa: E402
 
-from sweeps.stopping import SampleAsha  # noqa: E402
+from sweeps.search.scheduler import SampleAsha  # noqa: E402
 from trainables.hyperparameters import Hyperparameters, parse  # noqa: E402
 
 CURVES = Path(__file__).parent / "curves.json"
@@ -65,7 +65,13 @@ def nobody(rows: int) -> Decide:
 
 def tune_asha(time: Callable[[Run, int], float], grace: float, longest: float) -> Decide:
     asha = AsyncHyperBandScheduler(
-        "time", "loss", "min", max_t=longest, grace_period=grace, reduction_factor=FACTOR, stop_last_trials=False
+        "time",
+        "loss",
+        "min",
+        max_t=longest,
+        grace_period=grace,
+        reduction_factor=FACTOR,
+        stop_last_trials=False,
     )
 
     def decide(trial: str, run: Run, epoch: int, loss: float) -> bool:
@@ -101,7 +107,7 @@ WAYS = {
     "equal samples": equal_samples,
     "share of schedule": share_of_schedule,
     "same horizon": same_horizon,
-    "sweeps.stopping": shipped,
+    "sweeps.search.stopping": shipped,
 }
 
 
@@ -109,7 +115,9 @@ def replay(runs: Sequence[Run], decide: Decide) -> list[int]:
     """How many epochs of each of `runs` are trained, `SLOTS` at a time, each epoch taking as long as another."""
     trained = [0] * len(runs)
     waiting = iter(range(len(runs)))
-    busy = [(1.0 + slot / SLOTS, number) for slot, number in zip(range(SLOTS), waiting, strict=False)]
+    busy = [
+        (1.0 + slot / SLOTS, number) for slot, number in zip(range(SLOTS), waiting, strict=False)
+    ]
     while busy:
         now, number = heapq.heappop(busy)
         run = runs[number]
@@ -134,17 +142,27 @@ def simulate(recorded: dict[str, list[list[Run]]], sweeps: int) -> list[dict[str
             good = [n for n, run in enumerate(runs) if min(run.losses) <= quarter]
             for way, make in WAYS.items():
                 trained = replay(runs, make(100))
-                found = min(min(run.losses[:epochs]) for run, epochs in zip(runs, trained, strict=True))
+                found = min(
+                    min(run.losses[:epochs]) for run, epochs in zip(runs, trained, strict=True)
+                )
                 total = sums[way]
                 total[0] += sum(trained) / sum(run.epochs for run in runs)
                 total[1] += found - lowest
                 total[2] += (found - lowest) ** 2
-                total[3] += sum(min(runs[n].losses[: trained[n]]) > min(runs[n].losses) for n in good) / len(good)
+                total[3] += sum(
+                    min(runs[n].losses[: trained[n]]) > min(runs[n].losses) for n in good
+                ) / len(good)
         for way, (samples, regret, squares, wrongly) in sums.items():
             mean = regret / sweeps
             error = math.sqrt(max(0.0, squares / sweeps - mean**2) / sweeps)
             lines.append(
-                {"schedule": kind, "way": way, "samples": samples / sweeps, "regret": mean, "error": error}
+                {
+                    "schedule": kind,
+                    "way": way,
+                    "samples": samples / sweeps,
+                    "regret": mean,
+                    "error": error,
+                }
                 | {"wrongly": wrongly / sweeps}
             )
     return lines
@@ -155,7 +173,9 @@ def load(file: Path) -> dict[str, list[list[Run]]]:
     found: dict[str, dict[str, list[Run]]] = {}
     for trial in json.loads(file.read_text())["trials"]:
         params = trial["params"]
-        key = json.dumps({name: value for name, value in params.items() if name != "epochs"}, sort_keys=True)
+        key = json.dumps(
+            {name: value for name, value in params.items() if name != "epochs"}, sort_keys=True
+        )
         losses = [loss for _, loss, _ in trial["points"]]
         horizons = HORIZONS if params["schedule"] == "constant" else (int(params["epochs"]),)
         of = found.setdefault(params["schedule"], {}).setdefault(key, [])
@@ -163,7 +183,8 @@ def load(file: Path) -> dict[str, list[list[Run]]]:
             if len(losses) >= epochs:  # a run that exploded has no end
                 of.append(Run(hp=parse({**params, "epochs": epochs}), losses=losses[:epochs]))
     return {
-        schedule: [runs for runs in of.values() if len(runs) == len(HORIZONS)] for schedule, of in sorted(found.items())
+        schedule: [runs for runs in of.values() if len(runs) == len(HORIZONS)]
+        for schedule, of in sorted(found.items())
     }
 
 
@@ -174,16 +195,30 @@ def toy(configurations: int = 200) -> dict[str, list[list[Run]]]:
         for _ in range(configurations):
             learnt, runs = generator.uniform(0.1, 1.0), []
             for epochs in HORIZONS:
-                params = {"method": "full", "learning_rate": 1e-4, "batch_size": 10, "warmup_ratio": 0.0}
-                left = [1 - e / epochs if schedule == "linear" else 1.0 for e in range(1, epochs + 1)]
-                losses = [1 + math.exp(-learnt * e) + 0.5 * rate for e, rate in enumerate(left, start=1)]
-                runs.append(Run(hp=parse({**params, "epochs": epochs, "schedule": schedule}), losses=losses))
+                params = {
+                    "method": "full",
+                    "learning_rate": 1e-4,
+                    "batch_size": 10,
+                    "warmup_ratio": 0.0,
+                }
+                left = [
+                    1 - e / epochs if schedule == "linear" else 1.0 for e in range(1, epochs + 1)
+                ]
+                losses = [
+                    1 + math.exp(-learnt * e) + 0.5 * rate for e, rate in enumerate(left, start=1)
+                ]
+                runs.append(
+                    Run(hp=parse({**params, "epochs": epochs, "schedule": schedule}), losses=losses)
+                )
             found[schedule].append(runs)
     return found
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    rows = ["| schedule | way | samples | regret, nats | best quarter stopped wrongly |", "|---|---|---|---|---|"]
+    rows = [
+        "| schedule | way | samples | regret, nats | best quarter stopped wrongly |",
+        "|---|---|---|---|---|",
+    ]
     rows += [
         f"| {each['schedule']} | {each['way']} | {each['samples']:.1%} | {each['regret']:.4f} ± {each['error']:.4f} | "
         f"{each['wrongly']:.1%} |"
@@ -199,10 +234,10 @@ def record(out: Path, configurations: int) -> None:
     import torch
     from omegaconf import OmegaConf
 
-    from sweeps.config import from_tree
-    from sweeps.plan import prepare_data
-    from trainables.model import load_tokenizer
-    from trainables.pack import NonFinite, PackSettings, open_pack
+    from sweeps.config.loading import from_tree
+    from sweeps.run.preparation import prepare_data
+    from trainables.engine.group import GroupSettings, NonFinite, open_group
+    from trainables.models.files import load_tokenizer
 
     data = ROOT.parent / "shared" / "data"
     with tempfile.TemporaryDirectory() as scratch:
@@ -227,28 +262,33 @@ def record(out: Path, configurations: int) -> None:
         }
         config = from_tree(OmegaConf.create(sweep), (), "plays")
         rows = prepare_data(config, Path(scratch) / "data")["splits"]["train"]["rows"]
-        pack = open_pack(
+        group = open_group(
             Path(scratch) / "data",
             model=config.model,
             task=config.task,
-            settings=PackSettings(probe_rows=8),
+            settings=GroupSettings(probe_rows=8),
             pad_token_id=load_tokenizer(config.model).pad_token_id,
             device=torch.device("cpu"),
         )
         found = []
         for params in config.draws()[:configurations]:
-            for schedule, epochs in [("constant", max(HORIZONS)), *(("linear", horizon) for horizon in HORIZONS)]:
+            for schedule, epochs in [
+                ("constant", max(HORIZONS)),
+                *(("linear", horizon) for horizon in HORIZONS),
+            ]:
                 params = {**params, "epochs": epochs, "schedule": schedule}
                 hp, points = parse(params), []
-                pack.join("t", hp)
+                group.join("t", hp)
                 while not points or points[-1][0] < epochs * rows:
                     try:
-                        if pack.step(["t"]):
-                            of = pack.evaluate(["t"])["t"]
-                            points.append([of.samples_seen, round(of.val_loss, 5), round(of.probe_loss, 5)])
+                        if group.step(["t"]):
+                            of = group.evaluate(["t"])["t"]
+                            points.append(
+                                [of.samples_seen, round(of.val_loss, 5), round(of.probe_loss, 5)]
+                            )
                     except NonFinite:
                         break
-                pack.leave("t")
+                group.leave("t")
                 found.append({"params": params, "points": points})
             out.write_text(json.dumps({"rows": rows, "trials": found}))
             print(f"{len(found)} runs", flush=True)

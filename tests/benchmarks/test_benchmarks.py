@@ -13,16 +13,21 @@ import pytest
 SCRIPT = Path(overhead.__file__)
 
 
-def arm(name: str, ends: list[float], training: float, cpu_per_s: float) -> overhead.Measured:
+def arm(name: str, ends: list[float], training: float, cpu_per_s: float) -> overhead.RowResults:
     trials = [{"training": 99.0, "training_cpu": 99.0, "val_loss": 4.0}]  # the first does not count
-    trials += [{"training": training, "training_cpu": training / 2, "val_loss": 3.0}] * (len(ends) - 1)
+    trials += [{"training": training, "training_cpu": training / 2, "val_loss": 3.0}] * (
+        len(ends) - 1
+    )
     return overhead.summarise(name, ends, trials, lambda when: cpu_per_s * when)
 
 
 def test_help_names_the_options() -> None:
     done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
     assert (
-        done.returncode == 0 and "--trials" in done.stdout and "--out" in done.stdout and "--child" not in done.stdout
+        done.returncode == 0
+        and "--trials" in done.stdout
+        and "--out" in done.stdout
+        and "--child" not in done.stdout
     )
 
 
@@ -53,7 +58,10 @@ def test_every_trial_must_have_ended() -> None:
 def test_table_compares_with_the_first_arm() -> None:
     ours, stock = arm("ours", [0.0, 1.0, 2.0], 0.5, 1.0), arm("stock", [0.0, 9.0, 21.0], 0.5, 2.0)
     header, rule, first, second = overhead.table([ours, stock]).splitlines()
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (header, rule, first, second)]
+    cells = [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in (header, rule, first, second)
+    ]
     assert len({len(row) for row in cells}) == 1
     assert cells[2] == [
         "ours",
@@ -109,7 +117,9 @@ def test_clock_counts_children_after_their_end() -> None:
 @pytest.mark.skipif(arms.MEMORY != "PSS", reason="this kernel does not say what processes share")
 def test_shared_memory_counts_once() -> None:
     fork = "import os\nheld = b'x' * (64 << 20)\nos.fork()\nprint(flush=True)\nos.read(0, 1)"
-    with subprocess.Popen([sys.executable, "-c", fork], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as root:
+    with subprocess.Popen(
+        [sys.executable, "-c", fork], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as root:
         root.stdout.readline(), root.stdout.readline()  # both are there
         tree = [psutil.Process(root.pid), *psutil.Process(root.pid).children()]
         each = [arms.memory(process) for process in tree]

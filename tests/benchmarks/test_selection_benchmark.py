@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import selection  # pytest puts this folder on sys.path
 
-from sweeps.intervals import paired_difference
-from sweeps.selection import Curve, Point
+from sweeps.selection.curves import Curve, Point
+from sweeps.selection.statistics import paired_difference
 
 SCRIPT = Path(selection.__file__)
 
 
-def sweep(trials: dict[str, Sequence[tuple[float, float, float]]], parameters: dict[str, int]) -> selection.Sweep:
+def sweep(
+    trials: dict[str, Sequence[tuple[float, float, float]]], parameters: dict[str, int]
+) -> selection.Sweep:
     """Trials from (true loss, measured validation loss, measured probe loss) of each evaluation; ten samples apart."""
     curves, truth, row_losses = [], {}, {}
     for name, evaluations in trials.items():
@@ -23,7 +25,9 @@ def sweep(trials: dict[str, Sequence[tuple[float, float, float]]], parameters: d
         for i, (true, val, probe) in enumerate(evaluations, 1):
             folder = f"{name}/{i}"
             truth[folder] = selection.Truth(loss=true, overfit=name == "overfit" and i == 3)
-            spread = 0.12 if name == "cheap" else 0.1  # so its difference to the others has a standard error
+            spread = (
+                0.12 if name == "cheap" else 0.1
+            )  # so its difference to the others has a standard error
             row_losses[folder] = val + spread * np.tile([-1, 1, 1, -1], 3)
             points.append(
                 Point(
@@ -46,7 +50,9 @@ def small() -> selection.Sweep:
 
 def test_help_names_the_options() -> None:
     done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and all(option in done.stdout for option in ("--sweeps", "--seed", "--out"))
+    assert done.returncode == 0 and all(
+        option in done.stdout for option in ("--sweeps", "--seed", "--out")
+    )
 
 
 def test_too_few_sweeps_are_refused() -> None:
@@ -68,7 +74,9 @@ def test_families_do_what_their_names_say() -> None:
     rng = np.random.default_rng(1)
 
     def ends(family: str) -> np.ndarray:
-        return np.array([selection.trend(family, 10, rng, untuned=2.0, floor=1.0)[0][-2:] for _ in range(50)])
+        return np.array(
+            [selection.trend(family, 10, rng, untuned=2.0, floor=1.0)[0][-2:] for _ in range(50)]
+        )
 
     healthy, improving = ends("healthy"), ends("still improving")
     assert (healthy[:, 1] < 1.02).all() and (improving[:, 0] - improving[:, 1] > 0.01).all()
@@ -80,7 +88,9 @@ def test_families_do_what_their_names_say() -> None:
 
 @pytest.mark.parametrize("rise", [0.05, 0.2])
 def test_an_overfit_trial_rises_as_far_as_asked(rise: float) -> None:
-    val, probe = selection.trend("overfit", 8, np.random.default_rng(2), untuned=2.0, floor=1.0, rise=rise)
+    val, probe = selection.trend(
+        "overfit", 8, np.random.default_rng(2), untuned=2.0, floor=1.0, rise=rise
+    )
     assert val[-1] == pytest.approx(val.min() * (1 + rise)) and probe[-1] == probe.min()
 
 
@@ -94,7 +104,9 @@ def test_rows_have_the_true_loss_as_their_mean_and_their_differences_are_paired(
     rng, task, rows = np.random.default_rng(3), selection.TASKS[0], 200_000
     shape = 1 / task.difficulty**2
     difficulty = rng.gamma(shape, 1 / shape, rows).astype(np.float32)
-    first, second = (selection.rows_of(np.array([1.0, 1.0]), difficulty, task, rng) for _ in range(2))
+    first, second = (
+        selection.rows_of(np.array([1.0, 1.0]), difficulty, task, rng) for _ in range(2)
+    )
     assert first.mean(axis=1) == pytest.approx([1.0, 1.0], rel=0.01) and first.min() > 0
     ones = np.ones(rows)
     between, within = (
@@ -105,8 +117,14 @@ def test_rows_have_the_true_loss_as_their_mean_and_their_differences_are_paired(
 
 
 def test_sweeps_come_from_their_seed_alone() -> None:
-    first, again, other = selection.simulate(0, 1), selection.simulate(0, 1), selection.simulate(0, 2)
-    assert first.truth == again.truth and first.curves == again.curves and first.truth != other.truth
+    first, again, other = (
+        selection.simulate(0, 1),
+        selection.simulate(0, 1),
+        selection.simulate(0, 2),
+    )
+    assert (
+        first.truth == again.truth and first.curves == again.curves and first.truth != other.truth
+    )
     assert [selection.simulate(i, 1).rows for i in range(3)] == [100, 500, 2000]
     assert 20 <= len(first.curves) <= 60
     points = [p for c in first.curves for p in c.points if p.val_loss is not None]
@@ -121,16 +139,26 @@ def test_ways_choose_as_they_are_described() -> None:
         "lowest training loss": "overfit/3",
         "bare argmin": "overfit/2",
         "half of the rows": "overfit/2",
-        "sweeps.selection": "overfit/2",
+        "sweeps.selection.ranking": "overfit/2",
         "prefer: cheapest": "cheap/2",  # tied with overfit/2, and a smaller file
     }
 
 
 def test_choices_are_judged_by_their_truth() -> None:
     found = selection.judge(small(), selection.bare_argmin(small()))
-    assert (found.overfit, found.regret, found.parameters, found.samples, found.rows) == (False, 0.0, 1000, 20, 12)
+    assert (found.overfit, found.regret, found.parameters, found.samples, found.rows) == (
+        False,
+        0.0,
+        1000,
+        20,
+        12,
+    )
     found = selection.judge(small(), selection.lowest_training_loss(small()))
-    assert found.overfit and found.regret == pytest.approx(0.4) and found.relative == pytest.approx(0.5)
+    assert (
+        found.overfit
+        and found.regret == pytest.approx(0.4)
+        and found.relative == pytest.approx(0.5)
+    )
     found = selection.judge(small(), selection.last_checkpoint(small()))
     assert found.regret == pytest.approx(0.2) and found.optimism == pytest.approx(0.1)
 
@@ -150,7 +178,9 @@ def test_table_has_all_sweeps_and_each_size() -> None:
     table = selection.choices_table(
         {"a": [choice(100, 0.0), choice(500, 0.2)], "b": [choice(100, 0.4), choice(500, 0.0)]}
     )
-    header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    header, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+    ]
     assert [line[:2] for line in lines] == [[n, way] for n in ("all", "100", "500") for way in "ab"]
     assert {len(line) for line in lines} == {len(header)}
     assert lines[0][2:] == [
@@ -175,7 +205,9 @@ def test_without_noise_there_are_no_false_alarms_and_every_hit() -> None:
 
 
 def test_verdicts_table_counts_alarms_and_hits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def said(families: Sequence[str], evaluations: int, noise: float, rise: float | None, *_: int) -> list[str]:
+    def said(
+        families: Sequence[str], evaluations: int, noise: float, rise: float | None, *_: int
+    ) -> list[str]:
         assert list(families) == (["healthy", "still improving"] if rise is None else ["overfit"])
         return (
             ["overfit"] * round(100 * (rise or 0.03))
@@ -184,8 +216,15 @@ def test_verdicts_table_counts_alarms_and_hits(monkeypatch: pytest.MonkeyPatch) 
         )
 
     monkeypatch.setattr(selection, "verdicts", said)
-    header, _, *lines = [line.strip("| ").split(" | ") for line in selection.verdicts_table(0).splitlines()]
-    assert header == ["noise", "evaluations", "false alarms", *(f"hits, rise of {r}%" for r in (5, 10, 20))]
+    header, _, *lines = [
+        line.strip("| ").split(" | ") for line in selection.verdicts_table(0).splitlines()
+    ]
+    assert header == [
+        "noise",
+        "evaluations",
+        "false alarms",
+        *(f"hits, rise of {r}%" for r in (5, 10, 20)),
+    ]
     cells = [[f"{n}%", str(e)] for n in (0.2, 0.5, "1.0", "2.0") for e in (4, 6, 10, 20)]
     assert lines == [[*cell, "3.0%", "5.0%", "10.0%", "20.0%"] for cell in cells]
 
@@ -216,7 +255,9 @@ def test_a_gain_that_is_the_same_on_every_row_is_claimed_by_every_way(way: str) 
 def test_claims_are_of_every_way_and_every_sweep() -> None:
     found = selection.claims(3, 3.0, 12, 0)
     assert list(found) == list(selection.BOUNDS) and all(len(each) == 12 for each in found.values())
-    assert all(claim.default and claim.baseline for claim in found["as if not chosen"]), "three times worse is seen"
+    assert all(claim.default and claim.baseline for claim in found["as if not chosen"]), (
+        "three times worse is seen"
+    )
     assert found == selection.claims(3, 3.0, 12, 0)
 
 

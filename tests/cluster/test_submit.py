@@ -10,7 +10,11 @@ from cluster.submit import JobOutcome, _Lines, stage, submit
 
 
 def run(
-    head_or_url: object, working_dir: Path, *entry: str, wait: bool = True, env: dict[str, str] | None = None
+    head_or_url: object,
+    working_dir: Path,
+    *entry: str,
+    wait: bool = True,
+    env: dict[str, str] | None = None,
 ) -> tuple[JobOutcome, list[str]]:
     lines: list[str] = []
     outcome = submit(
@@ -28,7 +32,13 @@ def run(
 
 @pytest.fixture
 def no_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+    for name in (
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_ADDRESS",
+        "RAY_API_SERVER_ADDRESS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -38,7 +48,15 @@ def no_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["", "http://", "ftp://host:8265", "http://host:notaport", "http://host:99999", "ray://host:10001", "http://a b:1"],
+    [
+        "",
+        "http://",
+        "ftp://host:8265",
+        "http://host:notaport",
+        "http://host:99999",
+        "ray://host:10001",
+        "http://a b:1",
+    ],
 )
 def test_bad_address(address: str, tmp_path: Path, no_tokens: None) -> None:
     with pytest.raises(ClusterError, match=r"^submit: [^\n]*http://127\.0\.0\.1:8265[^\n]*$"):
@@ -48,20 +66,30 @@ def test_bad_address(address: str, tmp_path: Path, no_tokens: None) -> None:
 def test_nothing_answers(tmp_path: Path, no_tokens: None) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        with pytest.raises(ClusterError, match=r"^submit: nothing answers at http://127\.0\.0\.1:\d+ [^\n]*$"):
+        with pytest.raises(
+            ClusterError, match=r"^submit: nothing answers at http://127\.0\.0\.1:\d+ [^\n]*$"
+        ):
             run(f"http://127.0.0.1:{unused.getsockname()[1]}", tmp_path, "x")
 
 
-def test_environment_would_override(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_tokens: None) -> None:
+def test_environment_would_override(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_tokens: None
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
-    with pytest.raises(ClusterError, match="RAY_ADDRESS=http://elsewhere:8265 would override http://127.0.0.1:8265"):
+    with pytest.raises(
+        ClusterError, match="RAY_ADDRESS=http://elsewhere:8265 would override http://127.0.0.1:8265"
+    ):
         run("127.0.0.1", tmp_path, "x")
 
 
-def test_unreadable_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_tokens: None) -> None:
+def test_unreadable_token_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_tokens: None
+) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "missing"))
     with socket.create_server(("127.0.0.1", 0)) as server:
-        with pytest.raises(ClusterError, match="^RAY_AUTH_TOKEN_PATH: cannot read .*missing: No such file"):
+        with pytest.raises(
+            ClusterError, match="^RAY_AUTH_TOKEN_PATH: cannot read .*missing: No such file"
+        ):
             run(f"http://127.0.0.1:{server.getsockname()[1]}", tmp_path, "x")
 
 
@@ -80,9 +108,14 @@ def test_stage_takes_packages_and_files(tmp_path: Path) -> None:
     (tmp_path / "data" / "a.csv").write_text("1")
     (tmp_path / "data" / ".gitignore").write_text("*.csv")
     (tmp_path / "s.yaml").write_text("name: x")
-    with stage(root, {"sweep.yaml": tmp_path / "s.yaml", "inputs/data": tmp_path / "data"}) as folder:
+    with stage(
+        root, {"sweep.yaml": tmp_path / "s.yaml", "inputs/data": tmp_path / "data"}
+    ) as folder:
         found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert found == {f"{name}/__init__.py" for name in submit_module.PACKAGES} | {"sweep.yaml", "inputs/data/a.csv"}
+    assert found == {f"{name}/__init__.py" for name in submit_module.PACKAGES} | {
+        "sweep.yaml",
+        "inputs/data/a.csv",
+    }
     assert not folder.exists()
 
 
@@ -92,13 +125,20 @@ def test_stage_refuses_names(name: str, tmp_path: Path) -> None:
         pass
 
 
-def test_stage_refuses_missing_and_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_refuses_missing_and_large_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = packages(tmp_path / "root")
-    with pytest.raises(ClusterError, match="none.csv: no such file"), stage(root, {"x": tmp_path / "none.csv"}):
+    with (
+        pytest.raises(ClusterError, match="none.csv: no such file"),
+        stage(root, {"x": tmp_path / "none.csv"}),
+    ):
         pass
     monkeypatch.setattr(submit_module, "MAX_UPLOAD_MIB", 1)
     (tmp_path / "large").write_bytes(b"x" * (2 << 20))
-    with pytest.raises(ClusterError, match=r"^submit: 2 MiB to send, of which 2 in x; 1 can travel"):
+    with pytest.raises(
+        ClusterError, match=r"^submit: 2 MiB to send, of which 2 in x; 1 can travel"
+    ):
         with stage(root, {"x": tmp_path / "large"}):
             pass
 
@@ -133,7 +173,9 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "given.txt").write_text("from-a-file")
     (folder / "fails.py").write_text("import sys\nprint('about to fail')\nsys.exit(3)\n")
-    (folder / "sleeps.py").write_text("import time\nprint('asleep', flush=True)\ntime.sleep(100_000)\n")
+    (folder / "sleeps.py").write_text(
+        "import time\nprint('asleep', flush=True)\ntime.sleep(100_000)\n"
+    )
     return folder
 
 
@@ -145,7 +187,10 @@ def test_job_succeeds_and_its_log_is_followed(
     ray_head.use(monkeypatch)
     outcome, lines = run(ray_head, code, "joins", "two words", "it's", env={"GREETING": "hello"})
     assert (outcome.status, outcome.exit_code) == ("SUCCEEDED", 0), lines
-    assert outcome.job_id.startswith("demo-") and outcome.url == f"{ray_head.dashboard_url}/#/jobs/{outcome.job_id}"
+    assert (
+        outcome.job_id.startswith("demo-")
+        and outcome.url == f"{ray_head.dashboard_url}/#/jobs/{outcome.job_id}"
+    )
     assert "worker says hello from-a-file" in lines
     assert """arguments ['two words', "it's"]""" in lines
     assert lines[-1] == "no newline at the end"
@@ -189,7 +234,9 @@ def test_interrupt_leaves_the_job_running(
     assert client.get_job_info(outcome.job_id).metadata["job_name"] == "demo"
     client.stop_job(outcome.job_id)
     stopped: list[str] = []
-    asyncio.run(submit_module._follow(client, outcome.job_id, ray_head.dashboard_url, stopped.append))
+    asyncio.run(
+        submit_module._follow(client, outcome.job_id, ray_head.dashboard_url, stopped.append)
+    )
     assert client.get_job_status(outcome.job_id).value == "STOPPED" and "asleep" in stopped
 
 
@@ -202,6 +249,7 @@ def test_token_refused(
     if token is not None:
         monkeypatch.setenv("RAY_AUTH_TOKEN", token)
     with pytest.raises(
-        ClusterError, match=r"^submit: [^\n]* refused our token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ClusterError,
+        match=r"^submit: [^\n]* refused our token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
     ):
         run(ray_head, code, "fails")

@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def test_submit_runs_the_sweep_as_a_job_whose_page_and_actors_read_well(
     ray_head, shared_data: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "manual.txt").write_text("The manual says what each word of the language does. " * 60)
+    (tmp_path / "manual.txt").write_text(
+        "The manual says what each word of the language does. " * 60
+    )
     (tmp_path / "space.yaml").write_text(
         "{method: lora, rank: 4, alpha: 8, learning_rate: {log_uniform: [3e-3, 1e-2]}, batch_size: 16, epochs: 2}"
     )
@@ -45,11 +47,15 @@ selection: {{general_text: {tmp_path}/manual.txt}}
     done = threading.Event()
 
     def watch_actors() -> None:
-        headers = {"Authorization": f"Bearer {Path(ray_head.env['RAY_AUTH_TOKEN_PATH']).read_text()}"}
+        headers = {
+            "Authorization": f"Bearer {Path(ray_head.env['RAY_AUTH_TOKEN_PATH']).read_text()}"
+        }
         while not done.is_set():
             answer = requests.get(f"{ray_head.dashboard_url}/logical/actors", headers=headers)
             for actor in answer.json()["data"]["actors"].values():
-                seen[f"{actor.get('name')} | {actor.get('reprName')} | {actor.get('actorClass')}"] = actor
+                seen[
+                    f"{actor.get('name')} | {actor.get('reprName')} | {actor.get('actorClass')}"
+                ] = actor
             time.sleep(1)
 
     watcher = threading.Thread(target=watch_actors)
@@ -85,8 +91,13 @@ selection: {{general_text: {tmp_path}/manual.txt}}
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "status.json").read_text())["status"] == "finished"
     told = yaml.safe_load((folder / "sweep.yaml").read_text())
-    assert told["selection"]["general_text"] == "data/general_text.txt" and told["search"]["space"]["rank"] == 4
-    assert any(name.startswith("trial t0001 ") and f"{folder.name} t0001: lora" in name for name in seen), list(seen)
+    assert (
+        told["selection"]["general_text"] == "data/general_text.txt"
+        and told["search"]["space"]["rank"] == 4
+    )
+    assert any(
+        name.startswith("trial t0001 ") and f"{folder.name} t0001: lora" in name for name in seen
+    ), list(seen)
     assert any(f"{folder.name}-slot0" in name for name in seen), list(seen)
 
 
@@ -96,7 +107,9 @@ def submitted(ray_head, shared_data: Path, tmp_path: Path, monkeypatch: pytest.M
     the next has been evaluated.
     """
     ray_head.use(monkeypatch)
-    (tmp_path / "manual.txt").write_text("The manual says what each word of the language does. " * 60)
+    (tmp_path / "manual.txt").write_text(
+        "The manual says what each word of the language does. " * 60
+    )
     (tmp_path / "lm.yaml").write_text(f"""
 name: stopped
 task: causal_lm
@@ -120,7 +133,9 @@ selection: {{general_text: {tmp_path}/manual.txt}}
         client = submit_module._client(*submit_module.parse_address(ray_head.dashboard_url))
         while True:
             ended = [*(tmp_path / "runs").glob("*/trials/*/outcome.json")]
-            begun = {path.parts[-3] for path in (tmp_path / "runs").glob("*/trials/*/attempt-*/step-*")}
+            begun = {
+                path.parts[-3] for path in (tmp_path / "runs").glob("*/trials/*/attempt-*/step-*")
+            }
             if ended and len(begun) > len(ended):
                 break
             assert not client.get_job_status(job).is_terminal(), client.get_job_logs(job)
@@ -133,11 +148,15 @@ selection: {{general_text: {tmp_path}/manual.txt}}
 
 def sweeps(*arguments: object, **env: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "sweeps", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize("wait", [None, "3"], ids=["as submitted", "with the 3 s that Ray gives"])
-def test_a_job_that_is_stopped_ends_in_order_or_loses_nothing_that_was_evaluated(ray_head, submitted, wait) -> None:
+def test_a_job_that_is_stopped_ends_in_order_or_loses_nothing_that_was_evaluated(
+    ray_head, submitted, wait
+) -> None:
     client, job, folder = submitted(**({} if wait is None else {"RAY_JOB_STOP_WAIT_TIME_S": wait}))
     client.stop_job(job)
     while not client.get_job_status(job).is_terminal():
@@ -146,47 +165,72 @@ def test_a_job_that_is_stopped_ends_in_order_or_loses_nothing_that_was_evaluated
     if wait is None:
         told = json.loads((folder / "status.json").read_text())
         assert (told["status"], told["ending"]) == ("interrupted", False), client.get_job_logs(job)
-        assert f"python -m sweeps resume {folder}" in client.get_job_logs(job) and (folder / "report.html").is_file()
+        assert (
+            f"python -m sweeps resume {folder}" in client.get_job_logs(job)
+            and (folder / "report.html").is_file()
+        )
     stopped = json.loads(sweeps("best", folder, "--json").stdout)
     assert stopped["status"] == "interrupted"
     kept = {
-        path: path.read_bytes() for name in ("evaluation", "outcome") for path in folder.glob(f"trials/**/{name}.json")
+        path: path.read_bytes()
+        for name in ("evaluation", "outcome")
+        for path in folder.glob(f"trials/**/{name}.json")
     }
     done = sweeps("resume", folder, **ray_head.env, RAY_ADDRESS=ray_head.address)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path: path.read_bytes() for path in kept} == kept
     board = json.loads(sweeps("best", folder, "--json").stdout)
-    assert board["status"] == "finished" and [t["status"] for t in board["trials"]] == ["complete"] * 3
+    assert (
+        board["status"] == "finished" and [t["status"] for t in board["trials"]] == ["complete"] * 3
+    )
     for trial in board["trials"]:
-        assert [e["epoch"] for e in trial["evaluations"]] == [1, 2, 3, 4, 5, 6], "nothing is lost, and nothing twice"
+        assert [e["epoch"] for e in trial["evaluations"]] == [1, 2, 3, 4, 5, 6], (
+            "nothing is lost, and nothing twice"
+        )
         (before,) = [t for t in stopped["trials"] if t["id"] == trial["id"]] or [None]
         if before is not None:
             told = [e["val_loss"] for e in before["evaluations"]]
             assert [e["val_loss"] for e in trial["evaluations"]][: len(told)] == told
 
 
-def test_submit_names_what_the_user_can_put_right(ray_head, shared_data: Path, tmp_path: Path) -> None:
+def test_submit_names_what_the_user_can_put_right(
+    ray_head, shared_data: Path, tmp_path: Path
+) -> None:
     text = f"name: x\ntask: causal_lm\nmodel: {{name: {shared_data}/models/stories260K}}\ndata: {{train: missing.txt}}\nsearch: {{space: llm_small}}\n"
     (tmp_path / "x.yaml").write_text(text)
 
     def submit(*arguments: str, **env: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "sweeps", "submit", str(tmp_path / "x.yaml"), *arguments]
         return subprocess.run(
-            command, cwd=ROOT, env={**os.environ, **ray_head.env, **env}, capture_output=True, text=True
+            command,
+            cwd=ROOT,
+            env={**os.environ, **ray_head.env, **env},
+            capture_output=True,
+            text=True,
         )
 
     for answer, words in (
         (submit("--address", ray_head.dashboard_url), "data.train: no such file: missing.txt"),
         (submit(), "--address: not given"),
         (
-            submit("--address", "http://127.0.0.1:1", f"data.train={shared_data}/text/tinyshakespeare.txt"),
+            submit(
+                "--address",
+                "http://127.0.0.1:1",
+                f"data.train={shared_data}/text/tinyshakespeare.txt",
+            ),
             "nothing answers at http://127.0.0.1:1",
         ),
         (
-            submit("--address", "http://cluster.example:8265", f"data.train={shared_data}/text/tinyshakespeare.txt"),
+            submit(
+                "--address",
+                "http://cluster.example:8265",
+                f"data.train={shared_data}/text/tinyshakespeare.txt",
+            ),
             "storage: must be a URL",
         ),
     ):
-        assert answer.returncode == 2 and words in answer.stderr and len(answer.stderr.strip().splitlines()) == 1, (
-            answer.stderr
-        )
+        assert (
+            answer.returncode == 2
+            and words in answer.stderr
+            and len(answer.stderr.strip().splitlines()) == 1
+        ), answer.stderr

@@ -54,7 +54,9 @@ def learning_rates(preset: str) -> dict[str, LogUniform]:
             return draw(name, domain)
 
         method = load_space(preset).sample(suggest)["method"]
-        found[method] = next(domain for name, domain in asked.items() if name.endswith("learning_rate"))
+        found[method] = next(
+            domain for name, domain in asked.items() if name.endswith("learning_rate")
+        )
     return found
 
 
@@ -90,7 +92,15 @@ def test_configurations_hold_what_the_methods_take_and_can_be_tried_first(preset
         assert 0 < params["learning_rate"] < HIGHEST_RATE.get(params["method"], 0.01)
         assert params["schedule"] in ("linear", "cosine", "constant")
         assert 0 <= params["warmup_ratio"] <= 0.1
-        for whole in {"batch_size", "epochs", "layers", "rank", "alpha", "bottleneck", "virtual_tokens"} & set(params):
+        for whole in {
+            "batch_size",
+            "epochs",
+            "layers",
+            "rank",
+            "alpha",
+            "bottleneck",
+            "virtual_tokens",
+        } & set(params):
             assert type(params[whole]) is int and params[whole] >= 1
 
 

@@ -48,7 +48,9 @@ def ray_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sweeps(ray_tmp: Path):
     """`python -m sweeps` as a user calls it."""
 
-    def call(*arguments: str, program: Sequence[str] = ("-m", "sweeps"), umask: int = -1, **env: str) -> Finished:
+    def call(
+        *arguments: str, program: Sequence[str] = ("-m", "sweeps"), umask: int = -1, **env: str
+    ) -> Finished:
         done = subprocess.run(
             [sys.executable, *program, *map(str, arguments)],
             cwd=ROOT,
@@ -91,7 +93,9 @@ def start_sweeps(ray_tmp: Path):
 def general_text(tmp_path: Path) -> Path:
     """A file of it that is read in a moment: the default is 65,000 tokens."""
     file = tmp_path / "general.txt"
-    file.write_text("The manual says what each word of the language does, and what it does not do. " * 40)
+    file.write_text(
+        "The manual says what each word of the language does, and what it does not do. " * 40
+    )
     return file
 
 
@@ -115,7 +119,9 @@ data: {{train: {shared_data}/text/tinyshakespeare.txt, validation: 0.02, max_len
 {more}
 """)
         with file.open("a") as stream:
-            stream.writelines(f"{key}: {value}\n" for key, value in defaults.items() if f"\n{key}:" not in more)
+            stream.writelines(
+                f"{key}: {value}\n" for key, value in defaults.items() if f"\n{key}:" not in more
+            )
         return file
 
     return write

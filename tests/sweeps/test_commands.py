@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from sweeps.__main__ import main
-from sweeps.ledger import Ledger
+from sweeps.ledger.folder import Ledger
 
 SWEEP = """\
 name: quick
@@ -43,7 +43,9 @@ def lab_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import transformers
 
     folder = tmp_path_factory.mktemp("model")
-    words = tokenizers.models.WordLevel({"[PAD]": 0, "[UNK]": 1, "text": 2, "number": 3}, unk_token="[UNK]")
+    words = tokenizers.models.WordLevel(
+        {"[PAD]": 0, "[UNK]": 1, "text": 2, "number": 3}, unk_token="[UNK]"
+    )
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer(words), pad_token="[PAD]", unk_token="[UNK]"
     ).save_pretrained(folder)
@@ -68,7 +70,9 @@ def test_a_report_that_weights_and_biases_does_not_take(sweep, monkeypatch, caps
     monkeypatch.setenv("WANDB_API_KEY", "local-" + "a" * 40)
     code, said = ended(monkeypatch, capsys, "report", sweep, "--wandb")
     assert code == 1 and len(said.strip().splitlines()) == 1, said
-    assert said.startswith("W&B report: not saved to project 'finetune-sweeps': http://127.0.0.1:9 does not answer")
+    assert said.startswith(
+        "W&B report: not saved to project 'finetune-sweeps': http://127.0.0.1:9 does not answer"
+    )
     assert (sweep / "report.html").is_file(), "the page was written all the same"
 
 
@@ -89,12 +93,16 @@ def broken(*_, **__):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_a_line_for_what_it_cannot_reach(sweep, monkeypatch, capsys, command) -> None:
+def test_every_command_has_a_line_for_what_it_cannot_reach(
+    sweep, monkeypatch, capsys, command
+) -> None:
     """A path through a file, a hub, an object store whose library raises its own errors, a port where nobody listens."""
     url = "memory://a-store/quick"
     fsspec.filesystem("memory").pipe_file(f"{url}/sweep.yaml", (sweep / "sweep.yaml").read_bytes())
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", broken)
-    code, said = ended(monkeypatch, capsys, *(url if each == "FOLDER" else each for each in COMMANDS[command]))
+    code, said = ended(
+        monkeypatch, capsys, *(url if each == "FOLDER" else each for each in COMMANDS[command])
+    )
     assert code in (1, 2) and len(said.strip().splitlines()) == 1 and "Traceback" not in said, said
     if "FOLDER" in COMMANDS[command]:
         assert said.strip() == f"{url}: RuntimeError: the credentials have expired"
@@ -103,7 +111,11 @@ def test_every_command_has_a_line_for_what_it_cannot_reach(sweep, monkeypatch, c
 @pytest.mark.parametrize("command", ["resume", "best", "verify", "report"])
 @pytest.mark.parametrize(
     ("url", "words"),
-    [("nosuch://a/b", "Protocol not known: nosuch"), ("s3://nobody/nothing", "s3fs"), ("runs", "not a sweep's folder")],
+    [
+        ("nosuch://a/b", "Protocol not known: nosuch"),
+        ("s3://nobody/nothing", "s3fs"),
+        ("runs", "not a sweep's folder"),
+    ],
 )
 def test_a_folder_that_cannot_be_opened(sweep, monkeypatch, capsys, command, url, words) -> None:
     if url.startswith("s3") and importlib.util.find_spec("s3fs"):
@@ -116,7 +128,9 @@ def test_a_folder_that_cannot_be_opened(sweep, monkeypatch, capsys, command, url
 def test_a_damaged_file_is_named(sweep, monkeypatch, capsys, file) -> None:
     (sweep / file).write_text("{a: [")
     code, said = ended(monkeypatch, capsys, "report", sweep)
-    assert code == 2 and f"{sweep}/{file}: damaged" in said and len(said.strip().splitlines()) == 1, said
+    assert (
+        code == 2 and f"{sweep}/{file}: damaged" in said and len(said.strip().splitlines()) == 1
+    ), said
 
 
 def test_a_page_that_cannot_be_written(sweep, monkeypatch, capsys) -> None:

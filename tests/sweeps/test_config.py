@@ -9,26 +9,21 @@ from omegaconf import OmegaConf
 
 from cluster.config import ClusterConfig
 from search_spaces import load_space, load_tree
-from sweeps.config import (
+from sweeps.config.errors import ConfigError
+from sweeps.config.loading import dump, from_tree, load, with_own_space
+from sweeps.config.resuming import as_trained, check_resumable, differences
+from sweeps.config.schema import (
     HYPERPARAMETERS,
-    ConfigError,
     EarlyStoppingConfig,
     SearchConfig,
     SweepConfig,
     TrainConfig,
-    as_trained,
-    check_resumable,
-    differences,
-    dump,
-    from_tree,
-    load,
-    with_own_space,
 )
-from sweeps.plan import prepare_data
-from sweeps.selection import LimitsConfig, SelectionConfig
+from sweeps.run.preparation import prepare_data
+from sweeps.selection.config import LimitsConfig, SelectionConfig
 from trainables.data.config import DataConfig
 from trainables.hyperparameters import COMMON, OPTIONS
-from trainables.model import ModelConfig
+from trainables.models.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 READY = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -66,18 +61,30 @@ WRONG_VALUES = [
     # the sweep
     ("name=", "name: must be text, got null"),
     ("name=a/b", "name: must be 1 to 64 letters, digits, dots, dashes or underscores, got 'a/b'"),
-    ("name=.hidden", "name: must be 1 to 64 letters, digits, dots, dashes or underscores, got '.hidden'"),
-    (f"name={'a' * 65}", f"name: must be 1 to 64 letters, digits, dots, dashes or underscores, got '{'a' * 65}'"),
+    (
+        "name=.hidden",
+        "name: must be 1 to 64 letters, digits, dots, dashes or underscores, got '.hidden'",
+    ),
+    (
+        f"name={'a' * 65}",
+        f"name: must be 1 to 64 letters, digits, dots, dashes or underscores, got '{'a' * 65}'",
+    ),
     ("name=[a]", "name: must be text, got ['a']"),
     ("storage=", "storage: must be text, got null"),
     ("seed=-1", "seed: must be 0 or more, got -1"),
     ("seed=many", "seed: must be a whole number, got 'many'"),
     ("seed=true", "seed: must be a whole number, got true"),
-    ("task=clasification", "task: must be one of classification, instruction, causal_lm, got 'clasification'"),
+    (
+        "task=clasification",
+        "task: must be one of classification, instruction, causal_lm, got 'clasification'",
+    ),
     # unknown keys
     ("serch.trials=3", "serch: unknown key. Did you mean 'search'?"),
     ("search.trails=3", "search.trails: unknown key. Did you mean 'trials'?"),
-    ("search.early_stopping.ahsa=true", "search.early_stopping.ahsa: unknown key. Did you mean 'asha'?"),
+    (
+        "search.early_stopping.ahsa=true",
+        "search.early_stopping.ahsa: unknown key. Did you mean 'asha'?",
+    ),
     ("train.rnk=3", "train.rnk: unknown key. Did you mean 'rank'?"),
     ("model.nme=x", "model.nme: unknown key. Did you mean 'name'?"),
     ("data.txt=a", "data.txt: unknown key. Did you mean 'text'?"),
@@ -85,14 +92,23 @@ WRONG_VALUES = [
     ("cluster.slot=2", "cluster.slot: unknown key. Did you mean 'slots'?"),
     ("xyz=red", f"xyz: unknown key. Allowed: {TOP}"),
     # keys of another section
-    ("pack=2", "pack: unknown key. Did you mean cluster.pack?"),
-    ("search.pack=2", "search.pack: unknown key. Did you mean cluster.pack?"),
-    ("train.pack=2", "train.pack: unknown key. Did you mean cluster.pack?"),
+    ("trials_per_slot=2", "trials_per_slot: unknown key. Did you mean cluster.trials_per_slot?"),
+    (
+        "search.trials_per_slot=2",
+        "search.trials_per_slot: unknown key. Did you mean cluster.trials_per_slot?",
+    ),
+    (
+        "train.trials_per_slot=2",
+        "train.trials_per_slot: unknown key. Did you mean cluster.trials_per_slot?",
+    ),
     ("trials=30", "trials: unknown key. Did you mean search.trials?"),
     ("train.validation=0.2", "train.validation: unknown key. Did you mean data.validation?"),
     ("cluster.trails=30", "cluster.trails: unknown key. Did you mean search.trials?"),
     ("max=3", f"max: unknown key. Allowed: {TOP}"),  # of which there are several
-    ("early_stopping={asha: false}", "early_stopping: unknown key. Did you mean search.early_stopping?"),
+    (
+        "early_stopping={asha: false}",
+        "early_stopping: unknown key. Did you mean search.early_stopping?",
+    ),
     ("search.asha=false", "search.asha: unknown key. Did you mean search.early_stopping.asha?"),
     ("top=3", "top: unknown key. Did you mean selection.finalists.top?"),
     ("search.cluster={slots: 2}", "search.cluster: unknown key. Did you mean cluster?"),
@@ -108,7 +124,10 @@ WRONG_VALUES = [
     ("model=tiny", f"model: must be {section(ModelConfig)}, got 'tiny'"),
     ("data=rows.csv", f"data: must be {section(DataConfig)}, got 'rows.csv'"),
     ("search=3", f"search: must be {section(SearchConfig)}, got 3"),
-    ("search.early_stopping=false", f"search.early_stopping: must be {section(EarlyStoppingConfig)}, got false"),
+    (
+        "search.early_stopping=false",
+        f"search.early_stopping: must be {section(EarlyStoppingConfig)}, got false",
+    ),
     ("train=", f"train: must be {section(TrainConfig)}, got null"),
     ("selection=[1]", f"selection: must be {section(SelectionConfig)}, got [1]"),
     ("cluster=auto", f"cluster: must be {section(ClusterConfig)}, got 'auto'"),
@@ -131,8 +150,14 @@ WRONG_VALUES = [
         "data.validation=0",
         "data.validation: must be a file, or a share of train between 0 and 1 (both excluded), got 0",
     ),
-    ("data.validation=[a]", "data.validation: must be text or a whole number or a number or null, got ['a']"),
-    ("data.test=0.95", "data.validation + data.test: shares must leave rows for train, got 0.1 + 0.95"),
+    (
+        "data.validation=[a]",
+        "data.validation: must be text or a whole number or a number or null, got ['a']",
+    ),
+    (
+        "data.test=0.95",
+        "data.validation + data.test: shares must leave rows for train, got 0.1 + 0.95",
+    ),
     ("data.max_length=1", "data.max_length: must be at least 2 tokens, got 1"),
     ("data.rows=0", "data.rows: must be at least 1, got 0"),
     ("data.duplicates=keep", "data.duplicates: must be one of error, drop, got 'keep'"),
@@ -147,11 +172,26 @@ WRONG_VALUES = [
         "search.sampler: grid needs a finite space, got one in which a float varies; allowed: tpe, random",
     ),
     ("search.startup_trials=-1", "search.startup_trials: must be auto or 0 or more trials, got -1"),
-    ("search.startup_trials=few", "search.startup_trials: must be auto or 0 or more trials, got 'few'"),
-    ("search.time_budget=8", "search.time_budget: must be a number with s, m, h or d, such as 8h, got '8'"),
-    ("search.time_budget=0h", "search.time_budget: must be a number with s, m, h or d, such as 8h, got '0h'"),
-    ("search.time_budget=8 hours", "search.time_budget: must be a number with s, m, h or d, such as 8h, got '8 hours'"),
-    ("search.initial=3", "search.initial: must be a list, each item a mapping of names to values, got 3"),
+    (
+        "search.startup_trials=few",
+        "search.startup_trials: must be auto or 0 or more trials, got 'few'",
+    ),
+    (
+        "search.time_budget=8",
+        "search.time_budget: must be a number with s, m, h or d, such as 8h, got '8'",
+    ),
+    (
+        "search.time_budget=0h",
+        "search.time_budget: must be a number with s, m, h or d, such as 8h, got '0h'",
+    ),
+    (
+        "search.time_budget=8 hours",
+        "search.time_budget: must be a number with s, m, h or d, such as 8h, got '8 hours'",
+    ),
+    (
+        "search.initial=3",
+        "search.initial: must be a list, each item a mapping of names to values, got 3",
+    ),
     ("search.initial=[3]", "search.initial[0]: must be a mapping of names to values, got 3"),
     (
         "search.initial=[{learning_rate: 1e-4}, {rank: 3}]",
@@ -161,25 +201,61 @@ WRONG_VALUES = [
         "search.initial=[{learning_rate: 1}]",
         "search.initial[0].learning_rate: got 1, allowed: log-uniform 1e-05 … 0.001",
     ),
-    ("search.initial=[{batch_size: 4}]", "search.initial[0].batch_size: got 4, but it is 8 (fixed 8)"),
+    (
+        "search.initial=[{batch_size: 4}]",
+        "search.initial[0].batch_size: got 4, but it is 8 (fixed 8)",
+    ),
     # early stopping
-    ("search.early_stopping.grace_epochs=0", "search.early_stopping.grace_epochs: must be above 0, got 0.0"),
-    ("search.early_stopping.grace_epochs=one", "search.early_stopping.grace_epochs: must be a number, got 'one'"),
-    ("search.early_stopping.reduction_factor=1", "search.early_stopping.reduction_factor: must be above 1, got 1.0"),
-    ("search.early_stopping.overfit_patience=0", "search.early_stopping.overfit_patience: must be at least 1, got 0"),
-    ("search.early_stopping.asha=maybe", "search.early_stopping.asha: must be true or false, got 'maybe'"),
+    (
+        "search.early_stopping.grace_epochs=0",
+        "search.early_stopping.grace_epochs: must be above 0, got 0.0",
+    ),
+    (
+        "search.early_stopping.grace_epochs=one",
+        "search.early_stopping.grace_epochs: must be a number, got 'one'",
+    ),
+    (
+        "search.early_stopping.reduction_factor=1",
+        "search.early_stopping.reduction_factor: must be above 1, got 1.0",
+    ),
+    (
+        "search.early_stopping.overfit_patience=0",
+        "search.early_stopping.overfit_patience: must be at least 1, got 0",
+    ),
+    (
+        "search.early_stopping.asha=maybe",
+        "search.early_stopping.asha: must be true or false, got 'maybe'",
+    ),
     # the space
-    ("search.space=", "search.space: not given; the name of a preset, a YAML file, or the space itself"),
+    (
+        "search.space=",
+        "search.space: not given; the name of a preset, a YAML file, or the space itself",
+    ),
     ("search.space=nothing", f"search.space: no preset and no file 'nothing'. Presets: {PRESETS}"),
     (
         "search.space=encoder_smal",
         f"search.space: no preset and no file 'encoder_smal'. Did you mean 'encoder_small'? Presets: {PRESETS}",
     ),
-    ("search.space=[1]", "search.space: give parameters, a preset's name or the path of a YAML file, got [1]"),
-    ("search.space.rnk={int: [1, 4]}", "search.space.rnk: not a hyperparameter. Did you mean 'rank'?"),
-    ("search.space.trials=30", "search.space.trials: not a hyperparameter. Did you mean search.trials?"),
-    ("search.space.pack={choice: [1, 2]}", "search.space.pack: not a hyperparameter. Did you mean cluster.pack?"),
-    ("search.space.colour=red", f"search.space.colour: not a hyperparameter. Allowed: {', '.join(HYPERPARAMETERS)}"),
+    (
+        "search.space=[1]",
+        "search.space: give parameters, a preset's name or the path of a YAML file, got [1]",
+    ),
+    (
+        "search.space.rnk={int: [1, 4]}",
+        "search.space.rnk: not a hyperparameter. Did you mean 'rank'?",
+    ),
+    (
+        "search.space.trials=30",
+        "search.space.trials: not a hyperparameter. Did you mean search.trials?",
+    ),
+    (
+        "search.space.trials_per_slot={choice: [1, 2]}",
+        "search.space.trials_per_slot: not a hyperparameter. Did you mean cluster.trials_per_slot?",
+    ),
+    (
+        "search.space.colour=red",
+        f"search.space.colour: not a hyperparameter. Allowed: {', '.join(HYPERPARAMETERS)}",
+    ),
     (
         "search.space.learning_rate={log_uniform: [1, 0.1]}",
         "search.space.learning_rate: log_uniform needs low < high, got [1.0, 0.1]; a fixed value is written alone",
@@ -189,8 +265,14 @@ WRONG_VALUES = [
         "search.space.learning_rate: unknown distribution 'log_unifrm'. Did you mean 'log_uniform'? "
         "Allowed: log_uniform, uniform, int, choice",
     ),
-    ("search.space.method=lorra", f"search.space.method: {METHOD}, got 'lorra'. Did you mean 'lora'?"),
-    ("search.space.method={choice: [full, IA3]}", f"search.space.method: {METHOD}, got 'IA3'. Did you mean 'ia3'?"),
+    (
+        "search.space.method=lorra",
+        f"search.space.method: {METHOD}, got 'lorra'. Did you mean 'lora'?",
+    ),
+    (
+        "search.space.method={choice: [full, IA3]}",
+        f"search.space.method: {METHOD}, got 'IA3'. Did you mean 'ia3'?",
+    ),
     (
         "search.space.method={lora: {rank: 8}, qlorra: {rank: 8}}",
         f"search.space.method: {METHOD}, got 'qlorra'. Did you mean 'qlora'?",
@@ -205,27 +287,45 @@ WRONG_VALUES = [
         None,  # right: full and lora
     ),
     # fixed and varied at once, or fixed to what no trial can have
-    ("train.learning_rate=1e-4", "train.learning_rate: also varies in search.space; set it in one place"),
+    (
+        "train.learning_rate=1e-4",
+        "train.learning_rate: also varies in search.space; set it in one place",
+    ),
     ("train.method=lora", "train.method: also varies in search.space; set it in one place"),
     ("train.schedule=lin", "train.schedule: must be one of linear, cosine, constant, got 'lin'"),
     ("train.weight_decay=-1", "train.weight_decay: must be at least 0, got -1.0"),
     ("train.warmup_ratio=2", "train.warmup_ratio: must be at least 0 and at most 1, got 2.0"),
     ("train.seed=-1", "train.seed: must be at least 0 and at most 4294967295, got -1"),
     ("train.rank=0", "train.rank: must be at least 1, got 0"),
-    ("train.targets=some", "train.targets: must be all-linear, attention or a list of module names, got 'some'"),
+    (
+        "train.targets=some",
+        "train.targets: must be all-linear, attention or a list of module names, got 'some'",
+    ),
     # training
     ("train.rank=x", "train.rank: must be a whole number or null, got 'x'"),
     ("train.rank=2.5", "train.rank: must be a whole number or null, got 2.5"),
     ("train.weight_decay=[1]", "train.weight_decay: must be a number or null, got [1]"),
     ("train.patterns=3", "train.patterns: must be a list, each item text or null, got 3"),
-    ("train.evaluate_every=0", "train.evaluate_every: must be epoch or a number of samples above 0, got 0"),
-    ("train.evaluate_every=-3", "train.evaluate_every: must be epoch or a number of samples above 0, got -3"),
-    ("train.evaluate_every=often", "train.evaluate_every: must be epoch or a number of samples above 0, got 'often'"),
+    (
+        "train.evaluate_every=0",
+        "train.evaluate_every: must be epoch or a number of samples above 0, got 0",
+    ),
+    (
+        "train.evaluate_every=-3",
+        "train.evaluate_every: must be epoch or a number of samples above 0, got -3",
+    ),
+    (
+        "train.evaluate_every=often",
+        "train.evaluate_every: must be epoch or a number of samples above 0, got 'often'",
+    ),
     ("train.evaluate_every=1.5", "train.evaluate_every: must be text or a whole number, got 1.5"),
     ("train.max_tokens=0", "train.max_tokens: must be at least 1, got 0"),
     ("train.probe_rows=0", "train.probe_rows: must be at least 1, got 0"),
     ("train.precision=fp16", "train.precision: must be one of auto, float32, bfloat16, got 'fp16'"),
-    ("train.gradient_checkpointing=maybe", "train.gradient_checkpointing: must be true or false, got 'maybe'"),
+    (
+        "train.gradient_checkpointing=maybe",
+        "train.gradient_checkpointing: must be true or false, got 'maybe'",
+    ),
     # selection
     ("selection.overfit_rise=-1", "selection.overfit_rise: must be 0 or more, got -1.0"),
     ("selection.overfit_rise=x", "selection.overfit_rise: must be a number, got 'x'"),
@@ -233,14 +333,20 @@ WRONG_VALUES = [
     ("selection.improving=-1", "selection.improving: must be 0 or more, got -1.0"),
     ("selection.underfit=-1", "selection.underfit: must be 0 or more, got -1.0"),
     ("selection.diverge_ratio=1", "selection.diverge_ratio: must be above 1, got 1.0"),
-    ("selection.tie_standard_errors=-1", "selection.tie_standard_errors: must be 0 or more, got -1.0"),
+    (
+        "selection.tie_standard_errors=-1",
+        "selection.tie_standard_errors: must be 0 or more, got -1.0",
+    ),
     (
         "selection.pareto=size",
         "selection.pareto: must be one of trainable_parameters, inference_cost or null, got 'size'",
     ),
     ("selection.baseline_minutes=0", "selection.baseline_minutes: must be above 0, got 0.0"),
     ("selection.limits=0.5", f"selection.limits: must be {section(LimitsConfig)}, got 0.5"),
-    ("selection.limits.forgeting=1", "selection.limits.forgeting: unknown key. Did you mean 'forgetting'?"),
+    (
+        "selection.limits.forgeting=1",
+        "selection.limits.forgeting: unknown key. Did you mean 'forgetting'?",
+    ),
     ("forgetting=1", "forgetting: unknown key. Did you mean selection.limits.forgetting?"),
     ("selection.limits.kl=0", "selection.limits.kl: must be above 0, got 0.0"),
     ("selection.limits.kl=much", "selection.limits.kl: must be a number or null, got 'much'"),
@@ -251,7 +357,10 @@ WRONG_VALUES = [
         "selection.limits.slice_accuracy: must be above 0 and at most 1, got 90.0",
     ),
     ("selection.limits.slice_rows=0", "selection.limits.slice_rows: must be at least 1, got 0"),
-    ("selection.limits.slice_rows=null", "selection.limits.slice_rows: must be a whole number, got null"),
+    (
+        "selection.limits.slice_rows=null",
+        "selection.limits.slice_rows: must be a whole number, got null",
+    ),
     # tracking
     ("tracking.wandb=on", "tracking.wandb: must be one of auto, online, offline, off, got true"),
     (
@@ -273,7 +382,10 @@ WRONG_VALUES = [
         "cluster.resources_per_worker={GPU: 1.5}",
         "cluster.resources_per_worker.GPU: must be a whole number, or a part between 0 and 1, got 1.5",
     ),
-    ("cluster.resources_per_worker={GPU: x}", "cluster.resources_per_worker.GPU: must be a number, got 'x'"),
+    (
+        "cluster.resources_per_worker={GPU: x}",
+        "cluster.resources_per_worker.GPU: must be a number, got 'x'",
+    ),
     (
         "cluster.resources_per_worker=3",
         "cluster.resources_per_worker: must be a mapping of names to values or null, got 3",
@@ -288,7 +400,9 @@ WRONG_VALUES = [
 ]
 
 
-@pytest.mark.parametrize(("override", "line"), WRONG_VALUES, ids=[override[:60] for override, _ in WRONG_VALUES])
+@pytest.mark.parametrize(
+    ("override", "line"), WRONG_VALUES, ids=[override[:60] for override, _ in WRONG_VALUES]
+)
 def test_a_wrong_value_is_one_line_with_file_and_key(override, line):
     if line is None:
         loaded(GOOD, override)
@@ -303,7 +417,10 @@ def test_a_mistake_in_the_file_reads_as_one_in_an_override():
             continue
         tree = OmegaConf.create(GOOD)
         OmegaConf.update(
-            tree, key, OmegaConf.create(f"value: {value}").value if "$" not in value else value, merge=False
+            tree,
+            key,
+            OmegaConf.create(f"value: {value}").value if "$" not in value else value,
+            merge=False,
         )
         assert message(OmegaConf.to_yaml(tree)) == f"sweep.yaml: {line}", override
 
@@ -331,7 +448,10 @@ def test_a_mistake_in_the_file_reads_as_one_in_an_override():
         ),
         ("[1, 2]", "must be a mapping with name, model, task, data and search, got a list"),
         ("name: [1\n", "not valid YAML at line 2, column 1: did not find expected ',' or ']'"),
-        ("\tname: q", "not valid YAML at line 1, column 1: found character that cannot start any token"),
+        (
+            "\tname: q",
+            "not valid YAML at line 1, column 1: found character that cannot start any token",
+        ),
         ("name: a\nname: b\n", "not valid YAML at line 2, column 1: found duplicate key name"),
         (GOOD + "3: 4\n", f"3: unknown key. Allowed: {TOP}"),
     ],
@@ -345,15 +465,24 @@ def test_a_file_that_cannot_be_read():
         load(Path("missing.yaml"))
     with pytest.raises(ConfigError, match=r"^\.: no such file$"):
         load(Path("."))
-    assert message("3").startswith("sweep.yaml: must be a mapping with name, model, task, data and search")
+    assert message("3").startswith(
+        "sweep.yaml: must be a mapping with name, model, task, data and search"
+    )
     control = message("name: \x01")
-    assert control.startswith("sweep.yaml: not valid YAML: unacceptable character #x0001") and "\n" not in control
+    assert (
+        control.startswith("sweep.yaml: not valid YAML: unacceptable character #x0001")
+        and "\n" not in control
+    )
     Path("sweep.yaml").write_bytes(b"name: \xff\xfe")
-    with pytest.raises(ConfigError, match="^sweep.yaml: not valid YAML: 'utf-8' codec can't decode byte 0xff"):
+    with pytest.raises(
+        ConfigError, match="^sweep.yaml: not valid YAML: 'utf-8' codec can't decode byte 0xff"
+    ):
         load(Path("sweep.yaml"))
 
 
-@pytest.mark.parametrize("override", ["search.trials", "=3", "search..trials=3", ".=3", "--trials=3", "a b=3"])
+@pytest.mark.parametrize(
+    "override", ["search.trials", "=3", "search..trials=3", ".=3", "--trials=3", "a b=3"]
+)
 def test_an_override_that_is_none(override):
     expected = f"{override}: an override must be key=value, such as search.trials=4"
     assert message(GOOD, override) == expected
@@ -428,10 +557,15 @@ def test_an_override_of_a_presets_methods():
     config = loaded(PRESET, "search.space.method={full: {learning_rate: 1e-4}}")
     expected = [("method", "one of full"), ("full.learning_rate", "fixed 0.0001")]
     whole = loaded(PRESET).space().parameters
-    assert config.space().parameters == expected + [(key, what) for key, what in whole if "." not in key][1:]
+    assert (
+        config.space().parameters
+        == expected + [(key, what) for key, what in whole if "." not in key][1:]
+    )
 
 
-@pytest.mark.parametrize("key", ["lora.rank", "method.lora.rank"])  # as `check` shows it, and as the preset has it
+@pytest.mark.parametrize(
+    "key", ["lora.rank", "method.lora.rank"]
+)  # as `check` shows it, and as the preset has it
 @pytest.mark.parametrize("inline", [False, True])
 def test_an_override_inside_a_branch(key, inline):
     whole = loaded(PRESET).space()
@@ -442,10 +576,15 @@ def test_an_override_inside_a_branch(key, inline):
 
 def test_overrides_inside_a_file_and_inside_a_preset_named_by_an_override():
     Path("mine.yaml").write_text(f"{SPACE}\n")
-    config = loaded(GOOD.replace(SPACE, "mine.yaml"), "search.space.batch_size=3", "search.space.epochs=1")
+    config = loaded(
+        GOOD.replace(SPACE, "mine.yaml"), "search.space.batch_size=3", "search.space.epochs=1"
+    )
     assert config.search.space == {**loaded().search.space, "batch_size": 3, "epochs": 1}
     config = loaded(
-        GOOD, "search.space=encoder_small", "search.space.lora.rank=8", "search.space.ia3.learning_rate=1e-3"
+        GOOD,
+        "search.space=encoder_small",
+        "search.space.lora.rank=8",
+        "search.space.ia3.learning_rate=1e-3",
     )
     assert dict(config.space().parameters)["lora.rank"] == "fixed 8"
     assert dict(config.space().parameters)["ia3.learning_rate"] == "fixed 0.001"
@@ -473,7 +612,8 @@ def test_a_name_that_yaml_takes_for_a_number():
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("8h", 28800), ("2d", 172800), ("1.5h", 5400), ("8 h", 28800)]
+    ("text", "seconds"),
+    [("90s", 90), ("30m", 1800), ("8h", 28800), ("2d", 172800), ("1.5h", 5400), ("8 h", 28800)],
 )
 def test_time_budgets(text, seconds):
     assert loaded(GOOD, f"search.time_budget={text}").search.time_budget_s() == seconds
@@ -485,12 +625,24 @@ def test_no_time_budget():
 
 def test_what_is_fixed_is_laid_under_what_is_sampled_where_the_method_has_it():
     space = "{method: {full: {}, lora: {rank: {choice: [4, 8]}}}, learning_rate: 1e-3, batch_size: 8, epochs: 2}"
-    config = loaded(GOOD.replace(SPACE, space), "train.dropout=0.1", "train.weight_decay=0.5", "seed=7")
+    config = loaded(
+        GOOD.replace(SPACE, space), "train.dropout=0.1", "train.weight_decay=0.5", "seed=7"
+    )
     sampled = {"learning_rate": 1e-3, "batch_size": 8, "epochs": 2}
     full = config.complete({"method": "full", **sampled})
-    assert full == {"method": "full", **sampled, "weight_decay": 0.5, "seed": 7}  # full has no dropout
+    assert full == {
+        "method": "full",
+        **sampled,
+        "weight_decay": 0.5,
+        "seed": 7,
+    }  # full has no dropout
     lora = config.hyperparameters({"method": "lora", "rank": 4, **sampled})
-    assert (lora.options.dropout, lora.options.rank, lora.weight_decay, lora.seed) == (0.1, 4, 0.5, 7)
+    assert (lora.options.dropout, lora.options.rank, lora.weight_decay, lora.seed) == (
+        0.1,
+        4,
+        0.5,
+        7,
+    )
     assert config.complete({"method": "lora", "seed": 3})["seed"] == 3
 
 
@@ -502,7 +654,10 @@ def test_what_is_fixed_is_laid_under_what_is_sampled_where_the_method_has_it():
             "batch_size: 8, weight_decay: {uniform: [-0.1, 0.1]}",
             "search.space.weight_decay: must be at least 0, got -0.1",
         ),
-        ("batch_size: 8, rank: {choice: [8, 8.5]}", "search.space.rank: must be a whole number, got 8.5"),
+        (
+            "batch_size: 8, rank: {choice: [8, 8.5]}",
+            "search.space.rank: must be a whole number, got 8.5",
+        ),
     ],
 )
 def test_every_value_of_a_choice_and_every_end_of_a_range_must_be_valid(space, expected):
@@ -518,7 +673,8 @@ def test_a_branch_in_which_nothing_is_valid_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("method", "hint"), [("qlorra", ". Did you mean 'qlora'?"), ("IA3", ". Did you mean 'ia3'?"), ("best", "")]
+    ("method", "hint"),
+    [("qlorra", ". Did you mean 'qlora'?"), ("IA3", ". Did you mean 'ia3'?"), ("best", "")],
 )
 def test_a_fixed_method_that_there_is_not(method, hint):
     text = GOOD.replace("method: lora, ", "") + f"train: {{method: {method}}}\n"
@@ -526,7 +682,8 @@ def test_a_fixed_method_that_there_is_not(method, hint):
 
 
 @pytest.mark.parametrize(
-    ("method", "hint"), [("qlorra", ". Did you mean 'qlora'?"), ("IA3", ". Did you mean 'ia3'?"), ("best", "")]
+    ("method", "hint"),
+    [("qlorra", ". Did you mean 'qlora'?"), ("IA3", ". Did you mean 'ia3'?"), ("best", "")],
 )
 def test_a_method_to_try_first_that_there_is_not(method, hint):
     text = GOOD.replace("method: lora", "method: {choice: [qlora, ia3]}")
@@ -546,7 +703,14 @@ def test_what_is_missing_in_every_branch_is_named():
 
 def test_train_has_every_hyperparameter_and_no_other():
     """A method that gains an option must gain a field here too."""
-    settings = ("evaluate_every", "max_tokens", "precision", "save_dtype", "gradient_checkpointing", "probe_rows")
+    settings = (
+        "evaluate_every",
+        "max_tokens",
+        "precision",
+        "save_dtype",
+        "gradient_checkpointing",
+        "probe_rows",
+    )
     fields = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in settings]
     assert sorted(fields) == sorted(HYPERPARAMETERS)
     options = {field.name for kind in OPTIONS.values() for field in dataclasses.fields(kind)}
@@ -597,7 +761,9 @@ OF_LANGUAGE_MODELS = (
     "selection.limits: forgetting and kl are measured of language models (task instruction or causal_lm), got task "
     "classification"
 )
-WITHOUT_SLICES = "selection.limits: limits on slices need data.slice, the column that tells them; got none"
+WITHOUT_SLICES = (
+    "selection.limits: limits on slices need data.slice, the column that tells them; got none"
+)
 
 
 @pytest.mark.parametrize(
@@ -630,14 +796,27 @@ def test_limits_that_do_not_fit_task_or_data_are_refused(overrides, line):
         ["selection.limits.slice_rows=5"],  # no limit by itself
         ["selection.limits={forgetting: 0.1, kl: 0.2}", "task=instruction"],
         ["selection.limits={forgetting: -0.1}", "task=causal_lm"],
-        ["selection.limits={slice_loss: 1, slice_gap: 0.5, slice_accuracy: 0.5}", "data.slice=language"],
-        ["selection.limits={slice_loss: 1, slice_gap: 0.5}", "data.slice=language", "task=causal_lm"],
-        ["selection.limits={kl: 0.2, slice_loss: 1, slice_rows: 9}", "data.slice=language", "task=instruction"],
+        [
+            "selection.limits={slice_loss: 1, slice_gap: 0.5, slice_accuracy: 0.5}",
+            "data.slice=language",
+        ],
+        [
+            "selection.limits={slice_loss: 1, slice_gap: 0.5}",
+            "data.slice=language",
+            "task=causal_lm",
+        ],
+        [
+            "selection.limits={kl: 0.2, slice_loss: 1, slice_rows: 9}",
+            "data.slice=language",
+            "task=instruction",
+        ],
     ],
 )
 def test_limits_that_fit_task_and_data_are_kept_and_dumped(overrides):
     config = loaded(GOOD, *overrides)
-    given = OmegaConf.from_dotlist([o for o in overrides if o.startswith("selection.")]).selection.limits
+    given = OmegaConf.from_dotlist(
+        [o for o in overrides if o.startswith("selection.")]
+    ).selection.limits
     assert config.selection.limits == LimitsConfig(**given)
     assert from_tree(OmegaConf.create(dump(config)), (), "sweep.yaml") == config
 
@@ -683,16 +862,27 @@ def test_limits_are_off_and_the_front_has_a_cost_or_none():
             510,
             "510 and the longest row of 16 tokens do not fit the model's context of 512; set data.max_length to 2 or less",
         ),
-        (511, "must be below the model's context of 512 tokens (at most 510: a row needs 2), got 511"),
-        (600, "must be below the model's context of 512 tokens (at most 510: a row needs 2), got 600"),
+        (
+            511,
+            "must be below the model's context of 512 tokens (at most 510: a row needs 2), got 511",
+        ),
+        (
+            600,
+            "must be below the model's context of 512 tokens (at most 510: a row needs 2), got 600",
+        ),
     ],
 )
 def test_virtual_tokens_that_leave_no_room_for_a_row(monkeypatch, virtual_tokens, advice):
     monkeypatch.setattr("trainables.data.sources.check_sources", lambda data: None)
-    monkeypatch.setattr("trainables.data.prepare.prepare", lambda *_: {"splits": {"train": {"longest": 16}}})
-    monkeypatch.setattr("sweeps.plan.check_files", lambda model: None)
-    monkeypatch.setattr("sweeps.plan.load_tokenizer", lambda model: None)
-    monkeypatch.setattr("sweeps.plan.load_model_config", lambda model: transformers.LlamaConfig(max_position_embeddings=512))
+    monkeypatch.setattr(
+        "trainables.data.prepare.prepare", lambda *_: {"splits": {"train": {"longest": 16}}}
+    )
+    monkeypatch.setattr("sweeps.run.plan.check_files", lambda model: None)
+    monkeypatch.setattr("sweeps.run.plan.load_tokenizer", lambda model: None)
+    monkeypatch.setattr(
+        "sweeps.run.plan.load_model_config",
+        lambda model: transformers.LlamaConfig(max_position_embeddings=512),
+    )
     config = loaded(GOOD, "search.space.method=prompt", f"train.virtual_tokens={virtual_tokens}")
     with pytest.raises(ConfigError) as caught:
         prepare_data(config, Path("data"))
@@ -729,22 +919,43 @@ def test_what_can_change_when_a_sweep_is_resumed(override):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("name=other", "name: cannot change when a sweep is resumed ('quick' to 'other'): it names the sweep's folder"),
-        ("storage=elsewhere", "storage: cannot change when a sweep is resumed ('runs' to 'elsewhere'): it is where"),
-        ("seed=1", "seed: cannot change when a sweep is resumed (0 to 1): data, order and heads hang on it"),
+        (
+            "name=other",
+            "name: cannot change when a sweep is resumed ('quick' to 'other'): it names the sweep's folder",
+        ),
+        (
+            "storage=elsewhere",
+            "storage: cannot change when a sweep is resumed ('runs' to 'elsewhere'): it is where",
+        ),
+        (
+            "seed=1",
+            "seed: cannot change when a sweep is resumed (0 to 1): data, order and heads hang on it",
+        ),
         ("model.name=other", "model.name: cannot change when a sweep is resumed ("),
         (
             "model.dtype=bfloat16",
             "model.dtype: cannot change when a sweep is resumed ('auto' to 'bfloat16'): losses of",
         ),
-        ("data.rows=9", "data.rows: cannot change when a sweep is resumed (null to 9): losses on other data do not"),
-        ("data.test=other.csv", "data.test: cannot change when a sweep is resumed (null to 'other.csv'): losses on"),
+        (
+            "data.rows=9",
+            "data.rows: cannot change when a sweep is resumed (null to 9): losses on other data do not",
+        ),
+        (
+            "data.test=other.csv",
+            "data.test: cannot change when a sweep is resumed (null to 'other.csv'): losses on",
+        ),
         (
             "train.evaluate_every=9",
             "train.evaluate_every: cannot change when a sweep is resumed ('epoch' to 9): trials",
         ),
-        ("train.probe_rows=9", "train.probe_rows: cannot change when a sweep is resumed (512 to 9): probe losses on"),
-        ("train.precision=float32", "train.precision: cannot change when a sweep is resumed ('auto' to 'float32'): "),
+        (
+            "train.probe_rows=9",
+            "train.probe_rows: cannot change when a sweep is resumed (512 to 9): probe losses on",
+        ),
+        (
+            "train.precision=float32",
+            "train.precision: cannot change when a sweep is resumed ('auto' to 'float32'): ",
+        ),
     ],
 )
 def test_what_cannot_change_when_a_sweep_is_resumed(override, words):
@@ -757,10 +968,15 @@ def test_a_limit_on_what_was_not_measured_cannot_be_added_to_a_sweep_that_has_ru
     language_model = [GOOD, "task=causal_lm"]
     without, with_kl, with_both = (
         loaded(*language_model, *limits)
-        for limits in ((), ["selection.limits.kl=1"], ["selection.limits.kl=2", "selection.limits.forgetting=1"])
+        for limits in (
+            (),
+            ["selection.limits.kl=1"],
+            ["selection.limits.kl=2", "selection.limits.forgetting=1"],
+        )
     )
     with pytest.raises(
-        ConfigError, match=r"^selection\.limits\.kl: cannot change .*: it was not measured of the trials"
+        ConfigError,
+        match=r"^selection\.limits\.kl: cannot change .*: it was not measured of the trials",
     ):
         check_resumable(without, with_kl)
     check_resumable(with_kl, without)
@@ -784,9 +1000,15 @@ def test_a_limit_on_what_was_not_measured_cannot_be_added_to_a_sweep_that_has_ru
 def test_a_trial_keeps_what_it_was_trained_with_whatever_is_fixed_afterwards(before, after):
     former, config = loaded(GOOD, *before), loaded(GOOD, *after)
     for params in [draw for draw, _ in former._survey()][:20]:
-        sampled = {name: value for name, value in params.items() if name not in (*former.train.fixed(), "seed")}
+        sampled = {
+            name: value
+            for name, value in params.items()
+            if name not in (*former.train.fixed(), "seed")
+        }
         hp = former.hyperparameters(sampled)
         restated = as_trained(former, config, sampled)
         assert config.hyperparameters(restated) == hp
-        assert as_trained(former, config, restated) == restated  # a kill between two of them does no harm
+        assert (
+            as_trained(former, config, restated) == restated
+        )  # a kill between two of them does no harm
     assert as_trained(former, former, sampled) == sampled

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sweeps.config import ConfigError
-from sweeps.diagnose import diagnose
-from sweeps.selection import Curve, Point, Reference, SelectionConfig, curve_noise, verdict
+from sweeps.config.errors import ConfigError
+from sweeps.selection.config import SelectionConfig
+from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.diagnose import diagnose
+from sweeps.selection.noise import curve_noise
+from sweeps.selection.verdicts import verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = "trial,samples_seen,train_loss,probe_loss,val_loss\n"
@@ -67,7 +70,9 @@ def test_a_verdict_for_each_trial_in_the_order_of_the_file(tmp_path):
 def test_the_order_of_lines_and_columns_does_not_matter(tmp_path):
     lines = CURVES.splitlines()
     turned = [",".join(reversed(line.split(","))) for line in reversed(lines)]
-    file = written(tmp_path, "val_loss,probe_loss,train_loss, samples_seen ,trial\n" + "\n".join(turned))
+    file = written(
+        tmp_path, "val_loss,probe_loss,train_loss, samples_seen ,trial\n" + "\n".join(turned)
+    )
     assert words(file) == EXPECTED
 
 
@@ -80,11 +85,16 @@ def test_a_line_at_zero_samples_is_the_untuned_model(tmp_path):
 
 def test_losses_at_the_label_shares_are_a_collapse(tmp_path):
     curve = "t,100,2.0,1.41,1.40\nt,200,1.5,1.36,1.37\n"
-    assert words(written(tmp_path, HEADER + curve), untuned_loss=1.5, prior_loss=1.36) == {"t": "collapsed"}
+    assert words(written(tmp_path, HEADER + curve), untuned_loss=1.5, prior_loss=1.36) == {
+        "t": "collapsed"
+    }
 
 
 def test_without_a_probe_the_training_loss_stands_for_it(tmp_path):
-    file = written(tmp_path, "trial,samples_seen,train_loss,val_loss\nt,100,0.9,0.75\nt,200,0.6,0.70\nt,300,0.3,0.95\n")
+    file = written(
+        tmp_path,
+        "trial,samples_seen,train_loss,val_loss\nt,100,0.9,0.75\nt,200,0.6,0.70\nt,300,0.3,0.95\n",
+    )
     assert words(file) == {"t": "overfit"}
 
 
@@ -100,10 +110,16 @@ def test_lines_without_an_evaluation_are_left_out_and_an_empty_probe_is_the_trai
         ("trial,samples_seen,val_loss\n", "neither a column probe_loss nor train_loss"),
         (HEADER, "has no line below its header"),
         (HEADER + "t,100,1,1,\n", "no line has a val_loss"),
-        (HEADER + "t,100,,,1\n", "line 2: neither a probe_loss nor a train_loss stands beside the val_loss"),
+        (
+            HEADER + "t,100,,,1\n",
+            "line 2: neither a probe_loss nor a train_loss stands beside the val_loss",
+        ),
         (HEADER + "t,100,1,1,abc\n", "line 2: val_loss: must be a number, got 'abc'"),
         (HEADER + "t,many,1,1,1\n", "line 2: samples_seen: must be a number, got 'many'"),
-        (HEADER + "t,-5,1,1,1\n", "line 2: samples_seen: must be a whole number of 0 or more, got '-5'"),
+        (
+            HEADER + "t,-5,1,1,1\n",
+            "line 2: samples_seen: must be a whole number of 0 or more, got '-5'",
+        ),
         (HEADER + ",5,1,1,1\n", "line 2: trial: is empty"),
         (HEADER + "t,5,1,1,1\nt,5,1,1,1\n", "line 3: a second line of t at 5 samples"),
         ("", "no column trial; it has none"),
@@ -128,11 +144,18 @@ def test_the_command_prints_json_or_lines(tmp_path):
     file = written(tmp_path, HEADER + CURVES)
     command = [sys.executable, "-m", "sweeps", "diagnose"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, str(file), "--json"], capture_output=True, text=True, cwd=tmp_path, env=env)
+    done = subprocess.run(
+        [*command, str(file), "--json"], capture_output=True, text=True, cwd=tmp_path, env=env
+    )
     trials = json.loads(done.stdout)["trials"]
     assert done.returncode == 0 and {t["id"]: t["verdict"] for t in trials} == EXPECTED
-    assert all(set(trial) == {"id", "verdict", "verdict_reason"} and trial["verdict_reason"] for trial in trials)
-    done = subprocess.run([*command, "none.csv"], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert all(
+        set(trial) == {"id", "verdict", "verdict_reason"} and trial["verdict_reason"]
+        for trial in trials
+    )
+    done = subprocess.run(
+        [*command, "none.csv"], capture_output=True, text=True, cwd=tmp_path, env=env
+    )
     assert done.returncode == 2 and done.stderr.strip() == "none.csv: there is no such file"
     command = [*command, str(file), "--untuned-loss", "-1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
@@ -151,7 +174,9 @@ def noisy(rng, evaluations, noise, rise=0.0):
     probe = 0.57 + 0.4 * np.exp(-t / 2) - (0.02 + rise) * t / evaluations
     points = [
         Point(step=i, samples_seen=100 * i, epoch=i, val_loss=v, probe_loss=p)
-        for i, v, p in zip(t.tolist(), val * (1 + noise * rng.standard_normal(evaluations)), probe, strict=True)
+        for i, v, p in zip(
+            t.tolist(), val * (1 + noise * rng.standard_normal(evaluations)), probe, strict=True
+        )
     ]
     return Curve(id="t", status="complete", points=points)
 
@@ -159,7 +184,10 @@ def noisy(rng, evaluations, noise, rise=0.0):
 def share(evaluations, noise, rise=0.0):
     """Of noisy curves those that are called overfit."""
     rng = np.random.default_rng([evaluations, int(noise * 1e4), int(rise * 1e4)])
-    found = [verdict(noisy(rng, evaluations, noise, rise), Reference(), SelectionConfig()).word for _ in range(200)]
+    found = [
+        verdict(noisy(rng, evaluations, noise, rise), Reference(), SelectionConfig()).word
+        for _ in range(200)
+    ]
     return found.count("overfit") / len(found)
 
 
@@ -178,5 +206,7 @@ def test_a_real_rise_is_seen_through_noise(evaluations):
 def test_the_noise_of_a_curve_without_noise_is_nothing_whatever_its_shape():
     points = noisy(np.random.default_rng(0), 20, 0.0, rise=0.5).points
     assert curve_noise(points) == 0.0
-    found = [curve_noise(noisy(np.random.default_rng(seed), 20, 0.01).points) for seed in range(100)]
+    found = [
+        curve_noise(noisy(np.random.default_rng(seed), 20, 0.01).points) for seed in range(100)
+    ]
     assert 0.004 < np.median(found) < 0.007  # 1% of 0.6

@@ -7,23 +7,26 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sweeps.display import (
+from sweeps.reporting.console import (
     STATES,
-    Display,
-    baseline_cost,
     classes_table,
+    leaderboard,
+    pareto_table,
+    print_board,
+    ranked,
+)
+from sweeps.reporting.live import Display
+from sweeps.reporting.metrics import by_class
+from sweeps.reporting.words import (
+    baseline_cost,
     cost_words,
     duration,
     format_params,
-    leaderboard,
-    pareto_table,
-    ranked,
     slices_words,
 )
-from sweeps.display import test_words as words_of_the_test
-from sweeps.metrics import by_class
-from sweeps.run import print_board
-from sweeps.selection import Curve, Point, SelectionConfig
+from sweeps.reporting.words import test_words as words_of_the_test
+from sweeps.selection.config import SelectionConfig
+from sweeps.selection.curves import Curve, Point
 
 
 def evaluation(step, val, probe=None, *, checkpoint=True, excluded=None, **metrics):
@@ -67,7 +70,13 @@ def board(*trials, winner=None, **baselines):
         return made | {"reason": "Nothing may win: no trial has started."}
     won = next(one for one in trials if one["id"] == winner)
     return made | {
-        "winner": {"trial": winner, **won["evaluations"][0], "params": won["params"], "reason": "It is.", "tied": []}
+        "winner": {
+            "trial": winner,
+            **won["evaluations"][0],
+            "params": won["params"],
+            "reason": "It is.",
+            "tied": [],
+        }
     }
 
 
@@ -99,7 +108,11 @@ def test_the_winner_comes_first_and_is_marked_though_another_has_a_lower_loss():
 
 
 def test_what_may_not_win_stands_below_what_may():
-    memorised = trial("t0001", evaluation(1, 0.1, 0.001, checkpoint=False, excluded="memorised"), verdict="overfit")
+    memorised = trial(
+        "t0001",
+        evaluation(1, 0.1, 0.001, checkpoint=False, excluded="memorised"),
+        verdict="overfit",
+    )
     table = rows(
         board(
             memorised,
@@ -113,7 +126,9 @@ def test_what_may_not_win_stands_below_what_may():
 
 
 def test_a_failed_trial_is_shown_with_its_state_and_configuration():
-    (row,) = rows(board(trial("t0001", status="failed", verdict="failed", method="full", learning_rate=3e-4)))
+    (row,) = rows(
+        board(trial("t0001", status="failed", verdict="failed", method="full", learning_rate=3e-4))
+    )
     assert row == ["t0001", "-", "-", "-", "failed", "failed", "full", "learning_rate=0.0003"]
 
 
@@ -136,7 +151,10 @@ def test_baselines_stand_at_the_bottom():
     assert "accuracy" in table[0]
     assert table[2].split()[:5] == ["*", "t0001", "1.5000", "1.5000", "0.8000"]
     assert table[3].split() == "- 1.1000 1.2000 0.3000 0 baseline the untuned model".split()
-    assert table[4].split() == "- 0.5000 - 0.6000 0 baseline always [good], at train's label shares".split()
+    assert (
+        table[4].split()
+        == "- 0.5000 - 0.6000 0 baseline always [good], at train's label shares".split()
+    )
     assert len(table) == 5
 
 
@@ -170,10 +188,20 @@ def test_what_befell_a_trial_after_its_checkpoint_stands_beside_the_verdict():
 
 def test_what_to_expect_of_the_winner_is_printed_with_its_own_number():
     made = board(trial("t0002", evaluation(1, 0.99)), winner="t0002")
-    made["winner"]["expected"] = {"seeds": {"t0002": 0.99, "t0003": 1.01}, "failed": (), "mean": 1.0, "spread": 0.0141}
+    made["winner"]["expected"] = {
+        "seeds": {"t0002": 0.99, "t0003": 1.01},
+        "failed": (),
+        "mean": 1.0,
+        "spread": 0.0141,
+    }
     lines = printed(lambda console: print_board(console, made))
     assert "Validation loss: 0.9900, expected 1.0000 ± 0.0141, the mean of 2 new seeds" in lines
-    made["winner"]["expected"] |= {"seeds": {"t0002": 0.99}, "failed": ("t0003",), "spread": None, "mean": 0.99}
+    made["winner"]["expected"] |= {
+        "seeds": {"t0002": 0.99},
+        "failed": ("t0003",),
+        "spread": None,
+        "mean": 0.99,
+    }
     lines = printed(lambda console: print_board(console, made))
     assert (
         "Validation loss: 0.9900, expected 0.9900, the mean of 1 new seed; 1 more gave no checkpoint that may win"
@@ -182,13 +210,16 @@ def test_what_to_expect_of_the_winner_is_printed_with_its_own_number():
 
 
 def test_where_there_are_too_few_groups_no_interval_is_shown_and_that_is_said():
-    second = trial("t0002", evaluation(1, 1.1)) | {"difference": {"mean": 0.1, "low": None, "high": None}}
+    second = trial("t0002", evaluation(1, 1.1)) | {
+        "difference": {"mean": 0.1, "low": None, "high": None}
+    }
     made = board(trial("t0001", evaluation(1, 1.0)), second, winner="t0001")
     assert "+0.1000 (too few for an interval)" in printed(leaderboard(made))[-1]
     test = {"optimism": 0.1, "split": {"rows": 90}, "scored_before": []}
     test["scores"] = {"winner": {"loss": 1.1, "low": None, "high": None, "metrics": {}}}
     assert (
-        words_of_the_test(test) == "loss 1.1000 (too few for an interval) on 90 rows, 0.1000 above that on validation"
+        words_of_the_test(test)
+        == "loss 1.1000 (too few for an interval) on 90 rows, 0.1000 above that on validation"
     )
 
 
@@ -205,7 +236,9 @@ def test_losses_that_are_not_finite_and_metrics_that_are_missing_are_dashes():
 
 
 def test_lists_in_a_configuration_are_shown_and_not_taken_for_markup():
-    (row,) = rows(board(trial("t0001", method="lora", targets=["q_proj", "v_proj"], patterns=["/x"])))
+    (row,) = rows(
+        board(trial("t0001", method="lora", targets=["q_proj", "v_proj"], patterns=["/x"]))
+    )
     assert row[-3:] == ["lora", "targets=[q_proj,v_proj]", "patterns=[/x]"]
 
 
@@ -214,11 +247,15 @@ def test_what_is_forgotten_has_columns_only_where_it_was_measured(names):
     first, second = evaluation(1, 1.0), evaluation(1, 2.0)
     for each in (first, second):
         each |= {"forgetting": None, "kl": None}
-    first |= {name: value for name, value in (("forgetting", -0.125), ("kl", 0.25)) if name in names}
+    first |= {
+        name: value for name, value in (("forgetting", -0.125), ("kl", 0.25)) if name in names
+    }
     table = leaderboard(board(trial("t0001", first), trial("t0002", second), winner="t0001"))
     head, _, *lines = [line.split() for line in printed(table)]
     assert [name for name in head if name in ("forgetting", "kl")] == list(names)
-    values = [value for name, value in (("forgetting", "-0.1250"), ("kl", "0.2500")) if name in names]
+    values = [
+        value for name, value in (("forgetting", "-0.1250"), ("kl", "0.2500")) if name in names
+    ]
     assert lines[0][: 4 + len(values)] == ["*", "t0001", "1.0000", "1.0000", *values]
     assert lines[1][: 3 + len(values)] == ["t0002", "2.0000", "2.0000", *["-"] * len(values)]
 
@@ -237,10 +274,18 @@ def test_baselines_stand_with_what_they_cost_and_how_far_behind_they_are():
         of_trial,
         winner="t0001",
         few_shot=way | {"seconds": 61.0, "tokens_per_request": 420.4, "difference": behind},
-        prior={"val_loss": 0.7, "metrics": {}, "class": "good", "difference": None, "seconds": 0.04},
+        prior={
+            "val_loss": 0.7,
+            "metrics": {},
+            "class": "good",
+            "difference": None,
+            "seconds": 0.04,
+        },
     )
     lines = printed(leaderboard(made))
-    assert lines[4].split("  ")[-1].strip() == "prompt with [4] examples (1m01s, 420 tokens a request)"
+    assert (
+        lines[4].split("  ")[-1].strip() == "prompt with [4] examples (1m01s, 420 tokens a request)"
+    )
     assert "+0.5000 (+0.2500 to +0.7500)" in lines[4]
     assert lines[5].split("  ")[-1].strip() == "always good, at train's label shares (0.0 s)"
     assert "+" not in lines[5]
@@ -248,26 +293,49 @@ def test_baselines_stand_with_what_they_cost_and_how_far_behind_they_are():
 
 def test_the_default_configuration_and_what_ran_again_are_named():
     made = board(
-        trial("t0001", evaluation(1, 1.0), method="lora", rank=8) | {"default": True, "finalist_of": None},
-        trial("t0002", evaluation(1, 1.1), method="lora", rank=4) | {"default": False, "finalist_of": None},
-        trial("t0003", evaluation(1, 1.2), method="lora", rank=8, seed=1) | {"default": False, "finalist_of": "t0001"},
+        trial("t0001", evaluation(1, 1.0), method="lora", rank=8)
+        | {"default": True, "finalist_of": None},
+        trial("t0002", evaluation(1, 1.1), method="lora", rank=4)
+        | {"default": False, "finalist_of": None},
+        trial("t0003", evaluation(1, 1.2), method="lora", rank=8, seed=1)
+        | {"default": False, "finalist_of": "t0001"},
     )
     ends = [line.split("  ")[-1].strip() for line in printed(leaderboard(made))[2:]]
     assert ends == ["lora rank=8 (the default)", "lora rank=4", "lora rank=8 seed=1 (again: t0001)"]
 
 
 def test_every_configuration_can_be_read_whole_in_a_narrow_terminal():
-    params = {name: 1 for name in ("method", "learning_rate", "batch_size", "epochs", "weight_decay", "rank", "alpha")}
+    params = {
+        name: 1
+        for name in (
+            "method",
+            "learning_rate",
+            "batch_size",
+            "epochs",
+            "weight_decay",
+            "rank",
+            "alpha",
+        )
+    }
     file = io.StringIO()
-    Console(file=file, width=90).print(leaderboard(board(trial("t0001", evaluation(1, 1.0), **params))))
+    Console(file=file, width=90).print(
+        leaderboard(board(trial("t0001", evaluation(1, 1.0), **params)))
+    )
     for name in params:
         assert name == "method" or f"{name}=1" in file.getvalue()
 
 
 def test_the_board_ends_with_winner_and_reason():
-    lines = printed(lambda console: print_board(console, board(trial("t0001", evaluation(1, 1.0)), winner="t0001")))
+    lines = printed(
+        lambda console: print_board(
+            console, board(trial("t0001", evaluation(1, 1.0)), winner="t0001")
+        )
+    )
     assert lines[-2:] == ["Winner: t0001, step 1 (epoch 0.5): lora", "Reason: It is."]
-    assert printed(lambda console: print_board(console, board()))[-1] == "Nothing may win: no trial has started."
+    assert (
+        printed(lambda console: print_board(console, board()))[-1]
+        == "Nothing may win: no trial has started."
+    )
 
 
 PARETO = {
@@ -280,7 +348,10 @@ PARETO = {
 
 @pytest.mark.parametrize(
     ("cost", "values"),
-    [("trainable_parameters", ["294,912", "900"]), ("inference_cost", ["1.000 times", "1.023 times"])],
+    [
+        ("trainable_parameters", ["294,912", "900"]),
+        ("inference_cost", ["1.000 times", "1.023 times"]),
+    ],
 )
 def test_the_pareto_front(cost, values):
     head, _, *lines = printed(pareto_table(PARETO | {"cost": cost}))
@@ -294,7 +365,9 @@ def test_the_pareto_front(cost, values):
     made["pareto"] = PARETO | {"cost": cost}
     said = printed(lambda console: print_board(console, made))
     assert said[-5] == f"Pareto front of validation loss and {cost.replace('_', ' ')}:"
-    assert [line.split() for line in said[-4:]] == [line.split() for line in printed(pareto_table(made["pareto"]))]
+    assert [line.split() for line in said[-4:]] == [
+        line.split() for line in printed(pareto_table(made["pareto"]))
+    ]
 
 
 def part(value, loss, rows=40, *, low=None, high=None, **more):
@@ -326,7 +399,10 @@ def test_slices_in_words():
 
 def test_one_slice_alone_is_not_compared_and_one_without_a_loss_neither():
     few = "too few for an interval, 40 rows"
-    assert slices_words({"column": "x", "validation": [part("a", 1.0)]}) == f"validation loss by x: a 1.0000 ({few})"
+    assert (
+        slices_words({"column": "x", "validation": [part("a", 1.0)]})
+        == f"validation loss by x: a 1.0000 ({few})"
+    )
     found = {"column": "x", "validation": [part("b", None), part("a", 1.0)]}
     assert slices_words(found) == f"validation loss by x: b - ({few}); a 1.0000 ({few})"
 
@@ -343,7 +419,10 @@ def test_of_many_slices_the_worst_and_the_best_are_said():
 
 def measured(name, words, *losses):
     """An alternative with the loss of each split and a metric that is half of it."""
-    found = [None if loss is None else {"loss": loss, "metrics": {"macro_f1": loss / 2}} for loss in losses]
+    found = [
+        None if loss is None else {"loss": loss, "metrics": {"macro_f1": loss / 2}}
+        for loss in losses
+    ]
     return {"name": name, "words": words, **dict(zip(("validation", "test"), found, strict=True))}
 
 
@@ -352,7 +431,11 @@ METRICS = {
         measured("winner", "the winner, t0001", 0.5, 0.6),
         measured("few_shot", "prompt with 4 examples (2.3 fitted)", 0.9, None),
     ],
-    "classes": {"test": by_class(np.repeat([[0, 0], [1, 0], [1, 1]], [3, 25, 40], axis=0), ["[rare]", "joy"])},
+    "classes": {
+        "test": by_class(
+            np.repeat([[0, 0], [1, 0], [1, 1]], [3, 25, 40], axis=0), ["[rare]", "joy"]
+        )
+    },
     "compared": {},
 }
 
@@ -373,7 +456,9 @@ def test_all_that_is_compared_stands_below_the_winner_with_its_metrics_on_both_s
 
 
 def test_of_many_classes_those_that_are_found_least_are_shown():
-    pairs = np.array([[i if i < k else (i + 1) % 20, i] for i in range(20) for k in (i, i + 1, 20, 5)])
+    pairs = np.array(
+        [[i if i < k else (i + 1) % 20, i] for i in range(20) for k in (i, i + 1, 20, 5)]
+    )
     lines = printed(classes_table(by_class(pairs, [f"c{i}" for i in range(20)])))
     assert len(lines) == 2 + 12
     recalls = [float(line.split()[3]) for line in lines[2:]]
@@ -426,7 +511,13 @@ def test_durations(seconds, text):
 
 
 def test_a_configuration_in_one_line():
-    params = {"learning_rate": 0.000123456, "method": "lora", "rank": 8, "rslora": True, "targets": ["q", "v"]}
+    params = {
+        "learning_rate": 0.000123456,
+        "method": "lora",
+        "rank": 8,
+        "rslora": True,
+        "targets": ["q", "v"],
+    }
     assert format_params(params) == "lora learning_rate=0.000123 rank=8 rslora=True targets=[q,v]"
     assert format_params({"epochs": 3.0}) == "epochs=3"
 
@@ -436,7 +527,8 @@ def test_a_configuration_in_one_line():
 
 def curve(id, *losses, status="running", **params):
     points = [
-        Point(step=n, samples_seen=10 * n, epoch=n, val_loss=loss, probe_loss=loss) for n, loss in enumerate(losses, 1)
+        Point(step=n, samples_seen=10 * n, epoch=n, val_loss=loss, probe_loss=loss)
+        for n, loss in enumerate(losses, 1)
     ]
     return Curve(id=id, status=status, points=points, params={"method": "lora", **params})
 
@@ -450,7 +542,9 @@ SNAPSHOT = {
 def display(**console):
     file = io.StringIO()
     made = Console(file=file, width=200, **console)
-    return Display(made, name="quick", trials=4, selection=SelectionConfig(), time_budget_s=None), file
+    return Display(
+        made, name="quick", trials=4, selection=SelectionConfig(), time_budget_s=None
+    ), file
 
 
 def test_without_a_terminal_there_are_plain_lines():
@@ -459,13 +553,17 @@ def test_without_a_terminal_there_are_plain_lines():
     shown.say("t0001 starts: lora targets=[q,v] " + "x" * 300)
     shown.refresh([curve("t0001", 1.0)], SNAPSHOT, lambda curve: 100)
     shown.stop()
-    assert file.getvalue() == f"[ 0m00s] t0001 starts: lora targets=[q,v] {'x' * 300}\n"  # not wrapped, no table
+    assert (
+        file.getvalue() == f"[ 0m00s] t0001 starts: lora targets=[q,v] {'x' * 300}\n"
+    )  # not wrapped, no table
 
 
 def test_in_a_terminal_there_is_a_table_below_the_lines():
     shown, file = display(force_terminal=True, color_system=None)
     shown.start()
-    shown.refresh([], SNAPSHOT, lambda curve: 100)  # what ended before this process does not count for the time left
+    shown.refresh(
+        [], SNAPSHOT, lambda curve: 100
+    )  # what ended before this process does not count for the time left
     shown.say("t0001 starts: lora targets=[q,v]")
     curves = [
         curve("t0001", 1.0, 0.5, status="complete"),
@@ -480,7 +578,17 @@ def test_in_a_terminal_there_is_a_table_below_the_lines():
     lines = {words[0]: words for words in cells if words and len(words) > 2 and words[1] in STATES}
     assert lines["t0001"] == ["t0001", "complete", "0.5000", "lora"]
     assert lines["t0002"] == (
-        ["t0002", "running", "2.0000", "█████·····", "50%", "12", "slot0", "lora", "targets=[q_proj,v_proj]"]
+        [
+            "t0002",
+            "running",
+            "2.0000",
+            "█████·····",
+            "50%",
+            "12",
+            "slot0",
+            "lora",
+            "targets=[q_proj,v_proj]",
+        ]
     )
     assert lines["t0003"] == ["t0003", "running", "-", "··········", "0%", "waits", "lora"]
     assert lines["t0004"] == ["t0004", "failed", "-", "lora"]
@@ -493,7 +601,13 @@ def test_the_live_table_leaves_room_for_the_configuration(width):
     """A slot is named by the whole sweep to Ray, and by its number here."""
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=True, color_system=None)
-    shown = Display(console, name="quick-20260101-120000", trials=4, selection=SelectionConfig(), time_budget_s=None)
+    shown = Display(
+        console,
+        name="quick-20260101-120000",
+        trials=4,
+        selection=SelectionConfig(),
+        time_budget_s=None,
+    )
     shown.start()
     slots = {"quick-20260101-120000-slot0": ["t0002"], "quick-20260101-120000-slot1": []}
     params = {"learning_rate": 0.000123, "rank": 8, "alpha": 16, "batch_size": 32, "epochs": 3}
@@ -502,10 +616,16 @@ def test_the_live_table_leaves_room_for_the_configuration(width):
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
     shown.stop()
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    assert max(map(len, lines)) <= width and "quick-20260101-120000-slot" not in text and "…" not in text
+    assert (
+        max(map(len, lines)) <= width
+        and "quick-20260101-120000-slot" not in text
+        and "…" not in text
+    )
     (running,) = [line for line in lines if line.startswith("t0002")]
     assert (
-        "█████····· 50%".replace(" ", "") in running.replace(" ", "") and " slot0 " in running and "2.0000" in running
+        "█████····· 50%".replace(" ", "") in running.replace(" ", "")
+        and " slot0 " in running
+        and "2.0000" in running
     )
     assert "complete" in next(line for line in lines if line.startswith("t0001"))
     assert "lora learning_rate=0.000123" in running, "the configuration has room beside the rest"

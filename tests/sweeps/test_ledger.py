@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sweeps.display import test_words as spoken
-from sweeps.intervals import compare, mean_interval
-from sweeps.ledger import DEAD_AFTER_S, Ledger, label_prior
-from sweeps.selection import LimitsConfig, SelectionConfig
-from trainables.checkpoints import (
+from sweeps.ledger.folder import Ledger, label_prior
+from sweeps.ledger.status import DEAD_AFTER_S
+from sweeps.reporting.words import test_words as spoken
+from sweeps.selection.config import LimitsConfig, SelectionConfig
+from sweeps.selection.statistics import compare, mean_interval
+from trainables.storage.checkpoints import (
     CHECKPOINT,
     EVALUATION,
     LOSSES,
@@ -63,7 +64,9 @@ def write(ledger, trial, step, val, probe=None, *, attempt=1, **more):
         (folder / STATE).write_bytes(b"moments")
 
     more.setdefault("losses", np.array([[val, 1]] * 4, np.float32))
-    made = Evaluation(step, val, val if probe is None else probe, samples_seen=10 * step, epoch=step / 2, **more)
+    made = Evaluation(
+        step, val, val if probe is None else probe, samples_seen=10 * step, epoch=step / 2, **more
+    )
     return write_evaluation(ledger.store, trial, attempt, made, save)
 
 
@@ -103,11 +106,22 @@ def test_what_is_read_back_is_what_was_there(ledger):
     run(ledger, "t0002", 3.0, (2.0, 1.9), (2.9, 1.5), ended="pruned", reason="overfit: so it is")
     run(ledger, "t0003", 3.0, math.nan, ended="failed", reason="out of memory")
     run(ledger, "t0004", 3.0, 2.0, ended=None)
-    run(ledger, "t0005", ended=None, params={"method": "full", "targets": ["q_proj", "v_proj"], "epochs": 3})
+    run(
+        ledger,
+        "t0005",
+        ended=None,
+        params={"method": "full", "targets": ["q_proj", "v_proj"], "epochs": 3},
+    )
     read = again(ledger)
     assert read.curves() == ledger.curves()
     assert read.unfinished() == ledger.unfinished() == ["t0004", "t0005"]
-    assert [curve.status for curve in read.curves()] == ["complete", "pruned", "failed", "running", "running"]
+    assert [curve.status for curve in read.curves()] == [
+        "complete",
+        "pruned",
+        "failed",
+        "running",
+        "running",
+    ]
     assert read.curve("t0003").points[1].val_loss is None
     assert read.curve("t0002").reason == "overfit: so it is"
     assert read.name == "quick-20260101-120000"
@@ -118,7 +132,9 @@ def test_the_same_holds_on_a_file_system_that_is_no_folder():
     run(ledger, "t0001", 3.0, 2.0, 2.5)
     run(ledger, "t0002", 3.0, ended=None)
     assert again(ledger).curves() == ledger.curves()
-    assert ledger.curve("t0001").points[1].checkpoint.startswith("memory://bucket/quick/trials/t0001/")
+    assert (
+        ledger.curve("t0001").points[1].checkpoint.startswith("memory://bucket/quick/trials/t0001/")
+    )
 
 
 def test_an_evaluation_counts_once(ledger):
@@ -171,7 +187,9 @@ NEW_KEYS = ("slices", "forgetting", "kl", "inference_cost")
 def test_a_folder_of_before_they_were_measured_is_still_read(ledger):
     run(ledger, "t0001", 3.0, 1.0)
     for file in ledger.store.local.rglob(EVALUATION):
-        kept = {key: value for key, value in json.loads(file.read_text()).items() if key not in NEW_KEYS}
+        kept = {
+            key: value for key, value in json.loads(file.read_text()).items() if key not in NEW_KEYS
+        }
         file.write_text(json.dumps(kept))
     read = again(ledger)
     assert read.curves() == ledger.curves()
@@ -200,7 +218,12 @@ def test_a_running_trial_keeps_its_best_and_its_last_checkpoint(ledger):
     run(ledger, "t0001", 3.0, 1.0, 1.1, 1.2, ended=None)
     assert on_disk(ledger, "t0001", CHECKPOINT) == [2, 4]
     assert on_disk(ledger, "t0001", STATE) == [4]  # only the last is trained on
-    assert [point.checkpoint is not None for point in ledger.curve("t0001").points] == [False, True, False, True]
+    assert [point.checkpoint is not None for point in ledger.curve("t0001").points] == [
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_an_ended_trial_keeps_its_best_checkpoint_alone(ledger):
@@ -224,7 +247,9 @@ def test_the_best_is_the_best_within_the_limits(ledger):
     limits = dataclasses.replace(CONFIG, limits=LimitsConfig(forgetting=0.5))
     ledger.begin("t0001", {"method": "lora"})
     begin_attempt(ledger.store, "t0001")
-    for step, (loss, forgetting) in enumerate([(3.0, 0.1), (2.0, 0.5), (1.5, 0.6), (1.0, None)], start=1):
+    for step, (loss, forgetting) in enumerate(
+        [(3.0, 0.1), (2.0, 0.5), (1.5, 0.6), (1.0, None)], start=1
+    ):
         ledger.record("t0001", write(ledger, "t0001", step, loss, forgetting=forgetting))
         ledger.prune("t0001", limits)
     assert on_disk(ledger, "t0001", CHECKPOINT) == [2, 4]  # the last is what it goes on from
@@ -297,7 +322,9 @@ def test_the_status_that_a_living_process_wrote(ledger, status):
 def test_a_sweep_whose_process_is_gone_is_interrupted(ledger):
     ledger.set_status("running", 12.5)
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and still listed: a zombie
+        os.waitid(
+            os.P_PID, process.pid, os.WEXITED | os.WNOWAIT
+        )  # ended, and still listed: a zombie
         rewrite_status(ledger, pid=process.pid)
         assert ledger.status() == ("interrupted", 12.5)
     assert ledger.status() == ("interrupted", 12.5)  # waited for, so it is gone
@@ -305,7 +332,9 @@ def test_a_sweep_whose_process_is_gone_is_interrupted(ledger):
     assert ledger.status() == ("finished", 12.5)
 
 
-def test_a_sweep_that_is_ending_runs_while_its_process_does_and_is_interrupted_for_other_machines(ledger):
+def test_a_sweep_that_is_ending_runs_while_its_process_does_and_is_interrupted_for_other_machines(
+    ledger,
+):
     """Its process may be killed at once, and nobody may then have to wait for a heartbeat that has stopped."""
     ledger.set_status("interrupted", 12.5, ending=True)
     assert ledger.status() == ("running", 12.5)
@@ -339,7 +368,9 @@ def test_a_sweep_of_another_machine_runs_as_long_as_its_heart_beats(ledger):
 
 
 def manifest(train, validation):
-    return {"splits": {"train": {"label_counts": train}, "validation": {"label_counts": validation}}}
+    return {
+        "splits": {"train": {"label_counts": train}, "validation": {"label_counts": validation}}
+    }
 
 
 def test_the_label_prior():
@@ -396,27 +427,70 @@ def test_the_board_has_the_documented_keys_and_is_strict_json(ledger):
     ledger.set_status("finished", 1.0)
     text = json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False)
     board = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-    measured = {"baselines", "test", "cost", "forgetting", "slices", "tokens_per_request", "worth", "metrics"}
+    measured = {
+        "baselines",
+        "test",
+        "cost",
+        "forgetting",
+        "slices",
+        "tokens_per_request",
+        "worth",
+        "metrics",
+    }
     measured.add("not_measured")
-    assert set(board) == {"sweep", "folder", "status", "metric", "winner", "trials", "finalists", "pareto", *measured}
+    assert set(board) == {
+        "sweep",
+        "folder",
+        "status",
+        "metric",
+        "winner",
+        "trials",
+        "finalists",
+        "pareto",
+        *measured,
+    }
     assert (board["sweep"], board["status"], board["metric"]) == ("quick", "finished", "val_loss")
     assert board["folder"] == str(ledger.store.local)
-    assert set(board["winner"]) == {"trial", "params", "reason", "tied", "expected", *EVALUATION_KEYS}
+    assert set(board["winner"]) == {
+        "trial",
+        "params",
+        "reason",
+        "tied",
+        "expected",
+        *EVALUATION_KEYS,
+    }
     assert board["winner"]["trial"] == "t0001"
     assert board["winner"]["params"] == {"method": "lora", "targets": ["q_proj"], "rank": 8}
-    trial_keys = {"id", "status", "status_reason", "verdict", "verdict_reason", "params", "evaluations"}
+    trial_keys = {
+        "id",
+        "status",
+        "status_reason",
+        "verdict",
+        "verdict_reason",
+        "params",
+        "evaluations",
+    }
     trial_keys |= {"default", "finalist_of", "difference", "rank", "verdict_later"}
     assert all(set(trial) == trial_keys for trial in board["trials"])
     evaluations = [evaluation for trial in board["trials"] for evaluation in trial["evaluations"]]
     assert all(set(evaluation) == {*EVALUATION_KEYS, "excluded"} for evaluation in evaluations)
-    assert [(t["status"], t["verdict"], t["verdict_later"], t["rank"]) for t in board["trials"]] == [
+    assert [
+        (t["status"], t["verdict"], t["verdict_later"], t["rank"]) for t in board["trials"]
+    ] == [
         ("complete", "still improving", None, 1),
-        ("pruned", "underfit", "diverged", 2),  # the checkpoint that stands for it is no better than the untuned model
+        (
+            "pruned",
+            "underfit",
+            "diverged",
+            2,
+        ),  # the checkpoint that stands for it is no better than the untuned model
         ("failed", "failed", None, None),
     ]
     second = board["trials"][1]
     assert [e["val_loss"] for e in second["evaluations"]] == [2.0, 3.0, None]
-    assert second["evaluations"][1]["excluded"].startswith("validation loss rose 50.0% above its minimum")
+    assert second["evaluations"][1]["excluded"].startswith(
+        "validation loss rose 50.0% above its minimum"
+    )
     assert [e["checkpoint"] is None for e in second["evaluations"]] == [False, True, True]
     assert second["evaluations"][0]["excluded"] is second["evaluations"][2]["excluded"] is None
 
@@ -444,7 +518,9 @@ def test_the_board_names_the_tied(ledger):
     for trial, shift in (("t0001", 0.0), ("t0002", 0.01)):
         ledger.begin(trial, {})
         moved = (
-            losses + np.array([shift, 0]) + (0.2 * np.sin(np.arange(50))[:, None] if shift else 0) * np.array([1, 0])
+            losses
+            + np.array([shift, 0])
+            + (0.2 * np.sin(np.arange(50))[:, None] if shift else 0) * np.array([1, 0])
         )
         cost = 1.0 if shift else 1.25
         made = write(ledger, trial, 1, float(moved[:, 0].mean()), losses=moved, inference_cost=cost)
@@ -453,11 +529,17 @@ def test_the_board_names_the_tied(ledger):
     board = ledger.board("quick", CONFIG)
     assert (board["winner"]["trial"], board["winner"]["tied"]) == ("t0001", ["t0002"])
     assert "of these t0002 costs less in use (1.000 against 1.250" in board["winner"]["reason"]
-    assert [(trial["id"], trial["rank"]) for trial in board["trials"]] == [("t0001", 1), ("t0002", 2)]
+    assert [(trial["id"], trial["rank"]) for trial in board["trials"]] == [
+        ("t0001", 1),
+        ("t0002", 2),
+    ]
     board = ledger.board("quick", dataclasses.replace(CONFIG, prefer="cheapest"))
     assert (board["winner"]["trial"], board["winner"]["tied"]) == ("t0002", ["t0001"])
     assert board["winner"]["reason"].startswith("t0002 is tied with t0001")
-    assert [(trial["id"], trial["rank"]) for trial in board["trials"]] == [("t0002", 1), ("t0001", 2)]
+    assert [(trial["id"], trial["rank"]) for trial in board["trials"]] == [
+        ("t0002", 1),
+        ("t0001", 2),
+    ]
 
 
 def test_the_board_says_what_to_expect_where_the_winner_ran_again(ledger):
@@ -469,7 +551,10 @@ def test_the_board_says_what_to_expect_where_the_winner_ran_again(ledger):
     board = json.loads(json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False))
     assert (board["winner"]["trial"], board["winner"]["val_loss"]) == ("t0004", pytest.approx(1.15))
     assert board["winner"]["expected"] == board["finalists"][0]
-    assert board["finalists"][0]["mean"] == pytest.approx(3.55 / 3) and board["finalists"][0]["failed"] == []
+    assert (
+        board["finalists"][0]["mean"] == pytest.approx(3.55 / 3)
+        and board["finalists"][0]["failed"] == []
+    )
     assert [trial["id"] for trial in board["trials"]] == ["t0004", "t0001", "t0002", "t0003"]
 
 
@@ -491,13 +576,17 @@ def test_baselines_stand_with_their_difference_to_the_lowest_loss(ledger):
     for trial, cost in (("t0001", 1.5), ("t0002", 1.0)):
         ledger.begin(trial, {})
         loss = float(losses[trial][:, 0].mean())
-        ledger.record(trial, write(ledger, trial, 1, loss, losses=losses[trial], inference_cost=cost))
+        ledger.record(
+            trial, write(ledger, trial, 1, loss, losses=losses[trial], inference_cost=cost)
+        )
         ledger.finish(trial, "complete", None)
     ways = {
         name: {"val_loss": loss, "metrics": {}, "words": f"the {name} way", "seconds": 1.5}
         for name, loss in (("few_shot", 1.4), ("other_rows", 1.3), ("without_losses", 1.2))
     }
-    ledger.store.write_json("baselines.json", ways | {"broken": {"error": "out of memory", "words": "it"}})
+    ledger.store.write_json(
+        "baselines.json", ways | {"broken": {"error": "out of memory", "words": "it"}}
+    )
     put(ledger, "baselines/validation/few_shot.npy", rows_of(1.4, seed=3))
     put(ledger, "baselines/validation/other_rows.npy", rows_of(1.3, seed=3, rows=150))
     cheapest = dataclasses.replace(CONFIG, prefer="cheapest")
@@ -506,7 +595,11 @@ def test_baselines_stand_with_their_difference_to_the_lowest_loss(ledger):
     assert set(board["baselines"]) == set(ways)
     found = board["baselines"]["few_shot"]["difference"]
     assert found == dataclasses.asdict(compare(losses["t0001"], rows_of(1.4, seed=3)))
-    assert found["mean"] == pytest.approx(0.4, abs=1e-5) and found["low"] < 0.4 < found["high"] and not found["tied"]
+    assert (
+        found["mean"] == pytest.approx(0.4, abs=1e-5)
+        and found["low"] < 0.4 < found["high"]
+        and not found["tied"]
+    )
     assert board["baselines"]["other_rows"]["difference"] is None
     assert board["baselines"]["without_losses"]["difference"] is None
     assert board["baselines"]["few_shot"]["seconds"] == 1.5
@@ -515,32 +608,52 @@ def test_baselines_stand_with_their_difference_to_the_lowest_loss(ledger):
 def answers(right, rows=200, classes=2):
     """Predicted and true class of rows: `right` of them are answered rightly, the others with the next class."""
     true = np.arange(rows) % classes
-    return np.stack([np.where(np.arange(rows) < right, true, (true + 1) % classes), true], 1).astype(np.int32)
+    return np.stack(
+        [np.where(np.arange(rows) < right, true, (true + 1) % classes), true], 1
+    ).astype(np.int32)
 
 
 def classified(ledger):
     """A sweep of two trials, the default and the winner, with baselines and a scored test, as slots leave it."""
     counts = {"rows": 200, "tokens": 2000, "label_counts": {"a": 100, "b": 100}}
-    splits = {"train": counts, "validation": counts, "test": {**counts, "raw_fingerprint": "f" * 64}}
+    splits = {
+        "train": counts,
+        "validation": counts,
+        "test": {**counts, "raw_fingerprint": "f" * 64},
+    }
     ledger.store.write_json(
-        "data/manifest.json", {"task": "classification", "labels": ["a", "b"], "data": {}, "splits": splits}
+        "data/manifest.json",
+        {"task": "classification", "labels": ["a", "b"], "data": {}, "splits": splits},
     )
     for trial, loss, right in (("t0001", 0.6, 150), ("t0002", 0.5, 140)):
         ledger.begin(trial, {"method": "lora"}, default=trial == "t0001")
-        more = {"losses": rows_of(loss), "predictions": answers(right), "metrics": {"accuracy": right / 200}}
+        more = {
+            "losses": rows_of(loss),
+            "predictions": answers(right),
+            "metrics": {"accuracy": right / 200},
+        }
         ledger.record(trial, write(ledger, trial, 1, loss, **more))
         ledger.finish(trial, "complete", None)
     way = {"metrics": {"accuracy": 0.9}, "words": "logistic regression"}
     nothing = {"error": "no example fits", "words": "prompt with 4 examples"}
-    ledger.store.write_json("baselines.json", {"logistic": {**way, "val_loss": 0.7}, "few_shot": nothing})
+    ledger.store.write_json(
+        "baselines.json", {"logistic": {**way, "val_loss": 0.7}, "few_shot": nothing}
+    )
     scores = {"winner": 0.55, "default": 0.65, "logistic": 0.75}
     for split, found in (("validation", {"logistic": 0.7}), ("test", scores)):
         for name, loss in found.items():
             write_rows(
-                ledger.store, f"baselines/{split}/{name}", rows_of(loss), answers(180 if name == "logistic" else 140)
+                ledger.store,
+                f"baselines/{split}/{name}",
+                rows_of(loss),
+                answers(180 if name == "logistic" else 140),
             )
     scored = {
-        name: {"loss": loss, "metrics": {}, **({"words": way["words"]} if name == "logistic" else {})}
+        name: {
+            "loss": loss,
+            "metrics": {},
+            **({"words": way["words"]} if name == "logistic" else {}),
+        }
         for name, loss in scores.items()
     }
     ledger.write_test({"split": counts, "scores": {**scored, "few_shot": nothing}}, CONFIG)
@@ -551,11 +664,16 @@ def test_the_board_has_the_metrics_of_all_that_is_compared(ledger):
     board = json.loads(json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False))
     found = {each["name"]: each for each in board["metrics"]["alternatives"]}
     assert list(found) == ["winner", "default", "prior", "logistic"]
-    accuracies = [[found[name][split]["metrics"]["accuracy"] for name in found] for split in ("validation", "test")]
+    accuracies = [
+        [found[name][split]["metrics"]["accuracy"] for name in found]
+        for split in ("validation", "test")
+    ]
     assert accuracies == [[0.7, 0.75, 0.5, 0.9], [0.7, 0.7, 0.5, 0.9]]
     assert found["default"]["words"] == "the default configuration, t0001"
     by_class = board["metrics"]["classes"]["test"]
-    assert by_class["confusion"] == [[70, 30], [30, 70]] and [each["recall"] for each in by_class["classes"]] == [
+    assert by_class["confusion"] == [[70, 30], [30, 70]] and [
+        each["recall"] for each in by_class["classes"]
+    ] == [
         0.7,
         0.7,
     ]
@@ -564,7 +682,9 @@ def test_the_board_has_the_metrics_of_all_that_is_compared(ledger):
         in board["worth"]["words"]
     )
     left_out = {"words": "prompt with 4 examples", "error": "no example fits"}
-    assert board["not_measured"] == [{"split": split, **left_out} for split in ("validation", "test")]
+    assert board["not_measured"] == [
+        {"split": split, **left_out} for split in ("validation", "test")
+    ]
     assert "few_shot" not in board["baselines"]
 
 
@@ -584,7 +704,9 @@ def test_groups_of_rows_make_the_intervals_of_metrics_wider(ledger):
 
 
 def test_without_a_winner_baselines_have_no_difference(ledger):
-    ledger.store.write_json("baselines.json", {"few_shot": {"val_loss": 1.4, "metrics": {}, "words": "so"}})
+    ledger.store.write_json(
+        "baselines.json", {"few_shot": {"val_loss": 1.4, "metrics": {}, "words": "so"}}
+    )
     put(ledger, "baselines/validation/few_shot.npy", rows_of(1.4))
     assert ledger.board("quick", CONFIG)["baselines"]["few_shot"]["difference"] is None
 
@@ -610,7 +732,11 @@ def sliced(ledger, *, test=False):
         found = {}
         for i, value in enumerate(values):
             of = losses[of_rows == i]
-            found[value] = {"rows": len(of), "loss": float(of[:, 0].mean()), "accuracy": 0.25 * (i + 1)}
+            found[value] = {
+                "rows": len(of),
+                "loss": float(of[:, 0].mean()),
+                "accuracy": 0.25 * (i + 1),
+            }
         return found
 
     level = np.array([0.5, 2.0, 1.0])[of_rows][:, None] * [1, 0]
@@ -618,7 +744,9 @@ def sliced(ledger, *, test=False):
     put(ledger, "data/validation.slices.npy", of_rows)
     ledger.begin("t0001", {"method": "lora"})
     begin_attempt(ledger.store, "t0001")
-    ledger.record("t0001", write(ledger, "t0001", 1, 3.0, losses=losses + 1, slices=by_slice(losses + [1, 0])))
+    ledger.record(
+        "t0001", write(ledger, "t0001", 1, 3.0, losses=losses + 1, slices=by_slice(losses + [1, 0]))
+    )
     mean = float(losses[:, 0].mean())
     ledger.record("t0001", write(ledger, "t0001", 2, mean, losses=losses, slices=by_slice(losses)))
     ledger.finish("t0001", "complete", None)
@@ -689,7 +817,12 @@ def test_where_the_slices_of_rows_were_not_measured_there_are_none(ledger):
     """A folder of before: it names the column, and knows of no slice."""
     run(ledger, "t0001", 3.0, 1.0)
     splits = {"train": {"rows": 9}, "validation": {"rows": 4, "tokens": 40}}
-    manifest = {"task": "classification", "data": {"slice": "language"}, "encoding": {}, "splits": splits}
+    manifest = {
+        "task": "classification",
+        "data": {"slice": "language"},
+        "encoding": {},
+        "splits": splits,
+    }
     ledger.store.write_json("data/manifest.json", manifest)
     assert again(ledger).board("quick", CONFIG)["slices"] is None
 
@@ -699,7 +832,11 @@ def test_where_the_slices_of_rows_were_not_measured_there_are_none(ledger):
     [("trainable_parameters", ["t0002", "t0001"]), ("inference_cost", ["t0002"]), (None, None)],
 )
 def test_the_board_has_the_pareto_front(ledger, cost, front):
-    for trial, loss, size, times in (("t0001", 1.5, 10, 1.5), ("t0002", 1.0, 100, 1.25), ("t0003", 2.0, 50, 1.5)):
+    for trial, loss, size, times in (
+        ("t0001", 1.5, 10, 1.5),
+        ("t0002", 1.0, 100, 1.25),
+        ("t0003", 2.0, 50, 1.5),
+    ):
         ledger.begin(trial, {})
         made = write(ledger, trial, 1, loss, trainable_parameters=size, inference_cost=times)
         ledger.record(trial, made)
@@ -711,7 +848,10 @@ def test_the_board_has_the_pareto_front(ledger, cost, front):
     assert found["cost"] == cost
     assert [point["trial"] for point in found["front"]] == front
     assert set(found["front"][0]) == {"trial", *EVALUATION_KEYS}
-    assert (found["front"][0]["trainable_parameters"], found["front"][0]["inference_cost"]) == (100, 1.25)
+    assert (found["front"][0]["trainable_parameters"], found["front"][0]["inference_cost"]) == (
+        100,
+        1.25,
+    )
 
 
 # --- rows that belong together ---
@@ -728,7 +868,8 @@ def grouped(ledger, groups, *losses):
     if groups is not None:
         put(ledger, "data/validation.groups.npy", groups)
     return {
-        trial["id"]: trial["difference"] for trial in Ledger(ledger.store.url).load().board("quick", CONFIG)["trials"]
+        trial["id"]: trial["difference"]
+        for trial in Ledger(ledger.store.url).load().board("quick", CONFIG)["trials"]
     }
 
 
@@ -746,14 +887,25 @@ def test_rows_of_one_group_count_as_one_observation(ledger, tmp_path):
 def test_too_few_groups_have_no_interval_and_no_tie_and_that_is_said(ledger):
     rows = 1.0 + np.random.default_rng(0).normal(0, 0.3, (2, 90)) + [[0.0], [0.1]]
     found = grouped(ledger, np.repeat(np.arange(9), 10), *rows)["t0002"]
-    assert found["mean"] == pytest.approx(rows[1].mean() - rows[0].mean(), rel=1e-5) and not found["tied"]
+    assert (
+        found["mean"] == pytest.approx(rows[1].mean() - rows[0].mean(), rel=1e-5)
+        and not found["tied"]
+    )
     assert found["standard_error"] is found["low"] is found["high"] is None
-    ledger.store.write_json("baselines.json", {"few_shot": {"val_loss": 1.4, "metrics": {}, "words": "a prompt"}})
+    ledger.store.write_json(
+        "baselines.json", {"few_shot": {"val_loss": 1.4, "metrics": {}, "words": "a prompt"}}
+    )
     put(ledger, "baselines/validation/few_shot.npy", np.stack([rows[0] + 0.4, np.ones(90)], 1))
     board = json.loads(json.dumps(ledger.board("quick", CONFIG), allow_nan=False))
-    assert "whether beyond noise cannot be told from fewer than 10 groups of rows" in board["winner"]["reason"]
+    assert (
+        "whether beyond noise cannot be told from fewer than 10 groups of rows"
+        in board["winner"]["reason"]
+    )
     assert board["worth"]["verdict"] == "unknown" and board["worth"]["interval"] is None
-    assert "cannot be told from noise, as validation has fewer than 10 groups of rows" in board["worth"]["words"]
+    assert (
+        "cannot be told from noise, as validation has fewer than 10 groups of rows"
+        in board["worth"]["words"]
+    )
 
 
 # --- `best`, of a folder that was carried elsewhere ---
@@ -768,13 +920,21 @@ selection: {pareto: inference_cost, limits: {slice_accuracy: 0.1}}
 """
 
 
-def test_best_needs_neither_ray_nor_torch_and_says_the_same_wherever_the_folder_lies(ledger, tmp_path):
+def test_best_needs_neither_ray_nor_torch_and_says_the_same_wherever_the_folder_lies(
+    ledger, tmp_path
+):
     sliced(ledger, test=True)
     classes = {"labels": ["a", "b"]}
-    ledger.store.write_json("data/manifest.json", {**ledger.store.read_json("data/manifest.json"), **classes})
-    write_rows(ledger.store, "baselines/test/winner", ledger.losses("baselines/test/winner"), answers(140))
+    ledger.store.write_json(
+        "data/manifest.json", {**ledger.store.read_json("data/manifest.json"), **classes}
+    )
+    write_rows(
+        ledger.store, "baselines/test/winner", ledger.losses("baselines/test/winner"), answers(140)
+    )
     ledger.store.write_bytes("sweep.yaml", SWEEP.encode())
-    ledger.store.write_json("baselines.json", {"few_shot": {"val_loss": 1.4, "metrics": {}, "words": "a prompt"}})
+    ledger.store.write_json(
+        "baselines.json", {"few_shot": {"val_loss": 1.4, "metrics": {}, "words": "a prompt"}}
+    )
     ledger.set_status("finished", 1.0)
     copied = tmp_path / "elsewhere" / "under-another-name"
     shutil.copytree(ledger.store.local, copied)
@@ -795,13 +955,18 @@ def test_best_needs_neither_ray_nor_torch_and_says_the_same_wherever_the_folder_
         return done.stdout
 
     words = best(ledger.store.local)
-    assert "Winner: t0001, step 2 (epoch 1): lora" in words and "Slices: test loss by language: en - (" in words
+    assert (
+        "Winner: t0001, step 2 (epoch 1): lora" in words
+        and "Slices: test loss by language: en - (" in words
+    )
     assert "Pareto front of validation loss and inference cost:" in words
     assert "The winner's answers on test, by class:" in words and "b 70, a 30" in words
     assert best(copied) == words
     here, there = (json.loads(best(folder, "--json")) for folder in (ledger.store.local, copied))
     assert there["folder"] == str(copied) != here["folder"]
-    assert there["winner"]["checkpoint"] == here["winner"]["checkpoint"].replace(here["folder"], there["folder"])
+    assert there["winner"]["checkpoint"] == here["winner"]["checkpoint"].replace(
+        here["folder"], there["folder"]
+    )
     assert json.dumps(there) == json.dumps(here).replace(here["folder"], there["folder"])
 
 
@@ -824,13 +989,17 @@ def test_reading_and_selecting_many_trials(tmp_path, capsys):
         for step in range(1, 6):
             at = trial / "attempt-1" / f"step-{step:08d}"
             at.mkdir(parents=True)
-            record = dataclasses.asdict(Evaluation(step, 2 - step / 10 + number / 1e4, 1.5, samples_seen=step))
+            record = dataclasses.asdict(
+                Evaluation(step, 2 - step / 10 + number / 1e4, 1.5, samples_seen=step)
+            )
             record["folder"] = f"trials/{trial.name}/attempt-1/{at.name}"
             (at / EVALUATION).write_text(json.dumps(record))
             (at / LOSSES).write_bytes(buffer.getvalue())
         (at / CHECKPOINT).mkdir()
         (at / CHECKPOINT / "adapter_model.safetensors").write_bytes(b"")
-        (trial / "trial.json").write_text(json.dumps({"id": trial.name, "params": {"method": "lora"}}))
+        (trial / "trial.json").write_text(
+            json.dumps({"id": trial.name, "params": {"method": "lora"}})
+        )
         (trial / "outcome.json").write_text('{"status": "complete", "reason": null}')
     began = time.process_time()
     read = Ledger(str(folder)).load()
@@ -838,7 +1007,9 @@ def test_reading_and_selecting_many_trials(tmp_path, capsys):
     board = read.board("many", CONFIG)
     done = time.process_time()
     with capsys.disabled():
-        print(f"\n200 trials x 5 evaluations: read {loaded - began:.2f} s, board {done - loaded:.2f} s of CPU")
+        print(
+            f"\n200 trials x 5 evaluations: read {loaded - began:.2f} s, board {done - loaded:.2f} s of CPU"
+        )
     assert len(board["trials"]) == 200
     assert board["winner"]["trial"] == "t0000"
 
@@ -849,7 +1020,11 @@ def test_reading_and_selecting_many_trials(tmp_path, capsys):
 @pytest.fixture
 def sealed(ledger):
     """A sweep with a test split."""
-    splits = {"train": {"rows": 9}, "validation": {"rows": 4}, "test": {"raw_fingerprint": "f" * 64, "read": 4}}
+    splits = {
+        "train": {"rows": 9},
+        "validation": {"rows": 4},
+        "test": {"raw_fingerprint": "f" * 64, "read": 4},
+    }
     manifest = {"task": "causal_lm", "data": {}, "encoding": {}, "splits": splits}
     ledger.store.write_json("data/manifest.json", manifest)
     return ledger
@@ -859,7 +1034,9 @@ def scored(ledger, loss):
     """The board after the winner's test split and what it has forgotten were measured."""
     score = {"loss": loss, "metrics": {}}
     put(ledger, "baselines/test/winner.npy", rows_of(loss))
-    ledger.write_test({"split": {"rows": 4, "fingerprint": "f"}, "scores": {"winner": score}}, CONFIG)
+    ledger.write_test(
+        {"split": {"rows": 4, "fingerprint": "f"}, "scores": {"winner": score}}, CONFIG
+    )
     ledger.write_forgetting({"before": 1.0, "after": loss, "kl": 0.1}, CONFIG)
     return again(ledger).board("quick", CONFIG)
 

@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from sweeps.metrics import by_class, disagreements, hardly_answered, metrics_of, resampled_metrics
-from sweeps.worth import worth
-from trainables.classes import class_metrics, confusion_matrix, count_classes
+from sweeps.reporting.metrics import (
+    by_class,
+    disagreements,
+    hardly_answered,
+    metrics_of,
+    resampled_metrics,
+)
+from sweeps.reporting.worth import worth
+from trainables.evaluation.class_metrics import class_metrics, confusion_matrix, count_classes
 
 LABELS = ["sadness", "joy", "anger", "love"]
 SHARES = [0.3, 0.35, 0.2, 0.15]
@@ -19,7 +25,13 @@ def rows_of(right, *, rows=800, seed=0, instead=1):
 
 
 def evaluation(loss, folder, **metrics):
-    return {"val_loss": loss, "folder": folder, "checkpoint": "here", "excluded": None, "metrics": metrics}
+    return {
+        "val_loss": loss,
+        "folder": folder,
+        "checkpoint": "here",
+        "excluded": None,
+        "metrics": metrics,
+    }
 
 
 def board(*, winner=0.5, test=None, default=None, **baselines):
@@ -27,24 +39,43 @@ def board(*, winner=0.5, test=None, default=None, **baselines):
     won = evaluation(winner, "trials/t0002/best")
     trials = [{"id": "t0002", "default": False, "evaluations": [won]}]
     if default is not None:
-        trials.insert(0, {"id": "t0001", "default": True, "evaluations": [evaluation(default, "trials/t0001/best")]})
+        trials.insert(
+            0,
+            {
+                "id": "t0001",
+                "default": True,
+                "evaluations": [evaluation(default, "trials/t0001/best")],
+            },
+        )
     words = {"logistic": "logistic regression", "prior": "train's label shares"}
     return {
         "winner": {"trial": "t0002", **won},
         "trials": trials,
         "baselines": {
-            name: {"val_loss": loss, "metrics": {}, "words": words.get(name, f"the {name} way"), "class": "joy"}
+            name: {
+                "val_loss": loss,
+                "metrics": {},
+                "words": words.get(name, f"the {name} way"),
+                "class": "joy",
+            }
             for name, loss in baselines.items()
         },
         "test": None
         if test is None
-        else {"scores": {name: {"loss": loss, "metrics": {}, "words": words.get(name)} for name, loss in test.items()}},
+        else {
+            "scores": {
+                name: {"loss": loss, "metrics": {}, "words": words.get(name)}
+                for name, loss in test.items()
+            }
+        },
     }
 
 
 def measured(made, *, groups=None, labels=LABELS, validation=None, test=None):
     answers = {"validation": validation or {}, "test": test or {}}
-    return metrics_of(made, labels, lambda split, name: answers[split].get(name), lambda split: groups)
+    return metrics_of(
+        made, labels, lambda split, name: answers[split].get(name), lambda split: groups
+    )
 
 
 # --- metrics of classes ---
@@ -54,7 +85,10 @@ def test_metrics_of_classes():
     predictions, labels = np.array([0, 0, 1, 1, 3]), np.array([0, 1, 1, 0, 0])
     counts = count_classes(predictions, labels, 5)
     assert [each.tolist() for each in counts] == [[1, 1, 0, 0, 0], [2, 2, 0, 1, 0], [3, 2, 0, 0, 0]]
-    assert class_metrics(counts) == {"accuracy": 0.4, "macro_f1": pytest.approx((2 / 5 + 2 / 4 + 0) / 3)}
+    assert class_metrics(counts) == {
+        "accuracy": 0.4,
+        "macro_f1": pytest.approx((2 / 5 + 2 / 4 + 0) / 3),
+    }
     assert confusion_matrix(predictions, labels, 4)[0].tolist() == [1, 1, 0, 1]
     twice = count_classes(np.repeat(predictions, 2), np.repeat(labels, 2), 5)
     weighted = count_classes(predictions, labels, 5, np.full(5, 2.0))
@@ -78,7 +112,8 @@ def test_what_is_answered_by_class():
 
 
 @pytest.mark.parametrize(
-    ("answered", "rows", "said"), [(20, 123, True), (41, 123, True), (42, 123, False), (0, 5, True), (0, 3, False)]
+    ("answered", "rows", "said"),
+    [(20, 123, True), (41, 123, True), (42, 123, False), (0, 5, True), (0, 3, False)],
 )
 def test_a_class_that_is_hardly_ever_answered(answered, rows, said):
     true = np.repeat([0, 1], [rows, 200])
@@ -89,7 +124,9 @@ def test_a_class_that_is_hardly_ever_answered(answered, rows, said):
     expected = f"On test the winner hardly ever answers surprise ({answered} times where {rows} were true)."
     assert words == (expected if said else "")
     assert (
-        hardly_answered({"classes": {"test": found}}, "validation") == hardly_answered({"classes": None}, "test") == ""
+        hardly_answered({"classes": {"test": found}}, "validation")
+        == hardly_answered({"classes": None}, "test")
+        == ""
     )
 
 
@@ -98,20 +135,32 @@ def test_a_class_that_is_hardly_ever_answered(answered, rows, said):
 
 def test_every_alternative_stands_with_its_metrics_on_both_splits():
     made = board(
-        default=0.6, untuned=1.4, prior=1.3, logistic=0.7, test={"winner": 0.55, "default": 0.6, "logistic": 0.72}
+        default=0.6,
+        untuned=1.4,
+        prior=1.3,
+        logistic=0.7,
+        test={"winner": 0.55, "default": 0.6, "logistic": 0.72},
     )
     own, other = rows_of([0.9, 0.9, 0.9, 0.2]), rows_of([0.7] * 4)
     validation = {"winner": own, "default": other, "untuned": rows_of([0.3] * 4), "logistic": other}
-    found = measured(made, validation=validation, test={"winner": other, "default": own, "logistic": own})
+    found = measured(
+        made, validation=validation, test={"winner": other, "default": own, "logistic": own}
+    )
     by_name = {each["name"]: each for each in found["alternatives"]}
     assert list(by_name) == ["winner", "default", "untuned", "prior", "logistic"]
-    assert by_name["winner"]["validation"] == {"loss": 0.5, "metrics": class_metrics(count_classes(*own.T, 4))}
+    assert by_name["winner"]["validation"] == {
+        "loss": 0.5,
+        "metrics": class_metrics(count_classes(*own.T, 4)),
+    }
     assert by_name["default"]["test"]["metrics"] == class_metrics(count_classes(*own.T, 4))
     assert by_name["default"]["words"] == "the default configuration, t0001"
     assert by_name["untuned"]["test"] is None
     assert by_name["prior"]["words"] == "train's label shares, always joy"
     f1 = 2 * 0.35 / 1.35 / 4
-    assert by_name["prior"]["validation"]["metrics"] == {"accuracy": pytest.approx(0.35), "macro_f1": pytest.approx(f1)}
+    assert by_name["prior"]["validation"]["metrics"] == {
+        "accuracy": pytest.approx(0.35),
+        "macro_f1": pytest.approx(f1),
+    }
     assert set(found["classes"]) == set(found["compared"]) == {"validation", "test"}
     asked = [(each["metric"], each["name"]) for each in found["compared"]["validation"]]
     assert set(asked) == {(m, n) for m in ("accuracy", "macro_f1") for n in ("default", "logistic")}
@@ -132,7 +181,9 @@ def test_language_models_have_no_classes():
     made = board(untuned=1.4)
     made["winner"]["metrics"] = {"perplexity": 1.6}
     found = measured(made, labels=None, validation={"winner": rows_of([1] * 4)})
-    assert found["classes"] is None and found["alternatives"][0]["validation"]["metrics"] == {"perplexity": 1.6}
+    assert found["classes"] is None and found["alternatives"][0]["validation"]["metrics"] == {
+        "perplexity": 1.6
+    }
 
 
 GOOD, LOVELESS = [0.8] * 4, [0.9, 0.9, 0.9, 0.1]
@@ -146,16 +197,24 @@ def test_a_metric_that_disagrees_with_the_loss_is_said_in_the_paragraph(split):
     answers = {"winner": rows_of(LOVELESS), "logistic": rows_of(GOOD, seed=1)}
     made["metrics"] = measured(made, **{split: answers})
     words = worth(made, lambda folder: None)["words"]
-    own, other = (class_metrics(count_classes(*answers[name].T, 4))["macro_f1"] for name in ("winner", "logistic"))
+    own, other = (
+        class_metrics(count_classes(*answers[name].T, 4))["macro_f1"]
+        for name in ("winner", "logistic")
+    )
     assert words.startswith("Yes, fine-tuning was worth it")
-    assert f"But by macro-F1 logistic regression is better: {other:.3f} against {own:.3f} (95% interval +0.0" in words
+    assert (
+        f"But by macro-F1 logistic regression is better: {other:.3f} against {own:.3f} (95% interval +0.0"
+        in words
+    )
     assert "accuracy" not in words
     assert f"On {split} the winner hardly ever answers love (" in words
 
 
 def test_a_difference_within_noise_is_not_said():
     made = board(logistic=0.6)
-    made["metrics"] = measured(made, validation={"winner": rows_of(GOOD), "logistic": rows_of(GOOD, seed=3)})
+    made["metrics"] = measured(
+        made, validation={"winner": rows_of(GOOD), "logistic": rows_of(GOOD, seed=3)}
+    )
     words = worth(made, lambda folder: None)["words"]
     assert "macro-F1" not in words and "accuracy" not in words and "hardly" not in words
 
@@ -163,7 +222,9 @@ def test_a_difference_within_noise_is_not_said():
 def test_a_metric_that_the_loss_agrees_with_is_not_said():
     """A baseline of lower loss and better metrics: the paragraph says No already."""
     made = board(winner=0.7, logistic=0.6)
-    made["metrics"] = measured(made, validation={"winner": rows_of([0.5] * 4), "logistic": rows_of(GOOD)})
+    made["metrics"] = measured(
+        made, validation={"winner": rows_of([0.5] * 4), "logistic": rows_of(GOOD)}
+    )
     words = worth(made, lambda folder: None)["words"]
     assert words.startswith("No") and "better" not in words
 
@@ -173,13 +234,20 @@ def test_a_winner_of_higher_loss_and_better_metrics_is_said_on_the_test_alone():
     made = board(winner=0.7, logistic=0.6, test={"winner": 0.7, "logistic": 0.6})
     made["metrics"] = measured(made, validation=answers, test=answers)
     words = worth(made, lambda folder: None)["words"]
-    assert words.startswith("No") and "But by accuracy the winner is better than logistic regression: 0.8" in words
+    assert (
+        words.startswith("No")
+        and "But by accuracy the winner is better than logistic regression: 0.8" in words
+    )
     assert disagreements(made["metrics"], "validation", "no") == []
 
 
 def test_the_default_configuration_that_is_better_by_a_metric_is_said():
     made = board(logistic=0.9, default=0.55)
-    answers = {"winner": rows_of(LOVELESS), "default": rows_of(GOOD, seed=1), "logistic": rows_of([0.3] * 4)}
+    answers = {
+        "winner": rows_of(LOVELESS),
+        "default": rows_of(GOOD, seed=1),
+        "logistic": rows_of([0.3] * 4),
+    }
     made["metrics"] = measured(made, validation=answers)
     words = worth(made, lambda folder: None)["words"]
     assert "But by macro-F1 the default configuration, t0001 is better: " in words
@@ -195,7 +263,9 @@ def test_the_best_of_many_ways_by_a_metric_needs_more_than_the_way_of_the_lowest
     compared = measured(made, validation=answers)["compared"]["validation"]
     of = {each["name"]: each["of"] for each in compared if each["metric"] == "macro_f1"}
     assert of.pop("logistic") == 2 and list(of.values()) == [12]
-    widths = {each["of"]: each["high"] - each["low"] for each in compared if each["metric"] == "macro_f1"}
+    widths = {
+        each["of"]: each["high"] - each["low"] for each in compared if each["metric"] == "macro_f1"
+    }
     assert 1.1 < widths[12] / widths[2] < 1.45
 
 
@@ -205,7 +275,9 @@ def test_equal_ways_are_seldom_called_better():
     false = 0
     for seed in range(30):
         names = ["winner", *made["baselines"]]
-        answers = {name: rows_of([0.7] * 4, rows=300, seed=1000 * seed + i) for i, name in enumerate(names)}
+        answers = {
+            name: rows_of([0.7] * 4, rows=300, seed=1000 * seed + i) for i, name in enumerate(names)
+        }
         false += bool(disagreements(measured(made, validation=answers), "validation", "yes"))
     assert false <= 4
 

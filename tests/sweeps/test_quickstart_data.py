@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from sweeps import quickstart
-from sweeps.quickstart import QuickstartError, Row, docstring_rows, first_sentence, gather, main, make, write_csv
+from sweeps.quickstart import (
+    QuickstartError,
+    Row,
+    docstring_rows,
+    first_sentence,
+    gather,
+    main,
+    make,
+    write_csv,
+)
 
 SOURCE = b'''"""Tools for testing the reader. Not part of the first sentence."""
 class Thing:
@@ -75,7 +84,8 @@ def test_drops_duplicates_and_texts_under_two_labels(tmp_path: Path) -> None:
         tmp_path / "pkg",
         {
             "a.py": function("f", "Return the first one.") + function("g", "Used for both kinds."),
-            "b.py": function("f", "return  the FIRST one") + 'class G:\n    """Used for both kinds."""\n',
+            "b.py": function("f", "return  the FIRST one")
+            + 'class G:\n    """Used for both kinds."""\n',
         },
     )
     assert [row.text.lower().strip(".") for row in gather([folder])] == ["return the first one"]
@@ -93,17 +103,26 @@ def test_skips_tests_long_and_unreadable_files(tmp_path: Path) -> None:
         },
     )
     (folder / "gone.py").symlink_to(folder / "nowhere.py")
-    assert gather([folder]) == [Row(text="The good one stays.", label="function", file="pkg/good.py")]
+    assert gather([folder]) == [
+        Row(text="The good one stays.", label="function", file="pkg/good.py")
+    ]
 
 
-@pytest.mark.parametrize(("per_label", "per_file", "files"), [(100, 2, [2, 2, 2]), (5, 2, [1, 2, 2]), (4, 100, None)])
+@pytest.mark.parametrize(
+    ("per_label", "per_file", "files"), [(100, 2, [2, 2, 2]), (5, 2, [1, 2, 2]), (4, 100, None)]
+)
 def test_caps_rows_by_label_and_by_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_label: int, per_file: int, files: list[int] | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    per_label: int,
+    per_file: int,
+    files: list[int] | None,
 ) -> None:
     monkeypatch.setattr(quickstart, "ROWS_PER_LABEL", per_label)
     monkeypatch.setattr(quickstart, "ROWS_PER_FILE_AND_LABEL", per_file)
     sources = {
-        f"{name}.py": "".join(function(f"f{i}", f"Return number {i} of {name}.") for i in range(20)) for name in "abc"
+        f"{name}.py": "".join(function(f"f{i}", f"Return number {i} of {name}.") for i in range(20))
+        for name in "abc"
     }
     rows = gather([package(tmp_path / "pkg", sources)])
     if files is None:
@@ -120,7 +139,9 @@ def test_rows_do_not_depend_on_where_packages_lie_or_in_which_order(tmp_path: Pa
     assert {row.file for row in gather(here)} == {"one/m.py", "two/n.py"}
 
 
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "new" / "data.csv"
     write_csv([Row(text='with "quotes", and comma', label="class", file="p/a.py")], out)
     before = out.read_bytes()
@@ -142,7 +163,9 @@ def test_too_few_rows_is_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(quickstart, "PACKAGES", ("no_such_package",))
-    with pytest.raises(QuickstartError, match="too few docstrings of a class: got 0 from 0 of 1 packages, need 100"):
+    with pytest.raises(
+        QuickstartError, match="too few docstrings of a class: got 0 from 0 of 1 packages, need 100"
+    ):
         make(tmp_path / "data.csv")
     assert main([str(tmp_path / "data.csv")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -150,14 +173,18 @@ def test_too_few_rows_is_one_clear_line(
 
 
 @pytest.mark.slow
-def test_the_installed_packages_give_the_same_bytes_twice_with_nothing_imported(tmp_path: Path) -> None:
+def test_the_installed_packages_give_the_same_bytes_twice_with_nothing_imported(
+    tmp_path: Path,
+) -> None:
     code = (
         "import sys; from sweeps.quickstart import PACKAGES, main; status = main(sys.argv[1:]); "
         "loaded = {'torch', *PACKAGES} & set(sys.modules); sys.exit(f'imported {loaded}' if loaded else status)"
     )
     outs = [tmp_path / "one.csv", tmp_path / "two.csv"]
     for out in outs:
-        run = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=False
+        )
         assert run.returncode == 0, run.stderr
         assert run.stdout.startswith(f"{out}: ") and run.stdout.count("\n") == 1
     assert outs[0].read_bytes() == outs[1].read_bytes()

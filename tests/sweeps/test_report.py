@@ -19,9 +19,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from sweeps.display import leaderboard as table
-from sweeps.metrics import by_class
-from sweeps.report import ReportError, _baseline_lines, html_report, leaderboard, save_wandb_report, wandb_report
+from sweeps.reporting.console import leaderboard as table
+from sweeps.reporting.html import html_report, leaderboard
+from sweeps.reporting.metrics import by_class
+from sweeps.reporting.plots import baseline_lines
+from sweeps.reporting.wandb_report import ReportError, save_wandb_report, wandb_report
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -35,7 +37,9 @@ def evaluation(step, val_loss, probe_loss, **extra):
         "epoch": step * 16 / 4800,
         "val_loss": val_loss,
         "probe_loss": probe_loss,
-        "metrics": {"accuracy": 0.9 - val_loss / 2} if val_loss is not None and val_loss < 1.8 else {},
+        "metrics": {"accuracy": 0.9 - val_loss / 2}
+        if val_loss is not None and val_loss < 1.8
+        else {},
         "checkpoint": f"trials/checkpoint-{step}",
     } | extra
 
@@ -48,10 +52,21 @@ def trial(id, verdict, curve, *, status="complete", why="", **params):
 
 
 def board(
-    trials, *, winner=None, reason="Nothing may win: no trial has a checkpoint.", status="finished", name="tweets"
+    trials,
+    *,
+    winner=None,
+    reason="Nothing may win: no trial has a checkpoint.",
+    status="finished",
+    name="tweets",
 ):
     """`winner`: (trial id, index of its evaluation, reason)."""
-    made = {"sweep": name, "folder": f"runs/{name}", "status": status, "metric": "val_loss", "winner": None}
+    made = {
+        "sweep": name,
+        "folder": f"runs/{name}",
+        "status": status,
+        "metric": "val_loss",
+        "winner": None,
+    }
     if winner is None:
         return made | {"trials": trials, "reason": reason}
     id, index, why = winner
@@ -77,32 +92,98 @@ def realistic():
     partial = {"method": "partial", "epochs": 3, "batch_size": 32}
     rose = "validation loss rose 15.9% above its minimum (0.6890 to 0.7985) while probe loss fell from 0.5640 to 0.0987"
     gap = "probe loss 0.0430 is 94% below validation loss 0.7169 (limit 90%): the training rows are memorised"
-    grew = "validation loss 18.4 and probe loss 19 are above 2 times that of not fine-tuning (1.0986)"
+    grew = (
+        "validation loss 18.4 and probe loss 19 are above 2 times that of not fine-tuning (1.0986)"
+    )
     memory = "CUDA out of memory: lower batch_size or train.max_tokens (log: trials/t0006/log.txt)"
     memorised = falling(1.0, 0.46, 9, turn=4, rise=0.045, gap=0.05)
     trials = [
-        trial("t0000", "healthy", falling(1.05, 0.52, 9), learning_rate=2e-4, rank=8, alpha=16, **lora),
-        trial("t0001", "underfit", falling(1.08, 1.05, 9), learning_rate=1e-5, rank=4, alpha=8, **lora),
+        trial(
+            "t0000", "healthy", falling(1.05, 0.52, 9), learning_rate=2e-4, rank=8, alpha=16, **lora
+        ),
+        trial(
+            "t0001", "underfit", falling(1.08, 1.05, 9), learning_rate=1e-5, rank=4, alpha=8, **lora
+        ),
         trial(
             *("t0002", "overfit", falling(0.98, 0.42, 9, turn=3, rise=0.06, gap=0.05)),
             **({"why": rose, "learning_rate": 3e-4, "batch_size": 16} | full),
         ),
-        trial("t0003", "healthy", falling(1.04, 0.47, 9), learning_rate=1e-3, rank=16, alpha=32, **lora),
+        trial(
+            "t0003",
+            "healthy",
+            falling(1.04, 0.47, 9),
+            learning_rate=1e-3,
+            rank=16,
+            alpha=32,
+            **lora,
+        ),
         trial(
             *("t0004", "diverged", [(1.1, 1.08), (3.9, 4.1), (18.4, 19.0), (None, None)]),
             **({"status": "pruned", "why": grew, "learning_rate": 8e-3, "batch_size": 8} | full),
         ),
         trial(
-            "t0005", "still improving", falling(1.06, 0.58, 5), status="pruned", learning_rate=9e-5, layers=4, **partial
+            "t0005",
+            "still improving",
+            falling(1.06, 0.58, 5),
+            status="pruned",
+            learning_rate=9e-5,
+            layers=4,
+            **partial,
         ),
-        trial("t0006", "failed", [], status="failed", why=memory, learning_rate=5e-5, batch_size=64, **full),
-        trial("t0007", "healthy", falling(1.02, 0.44, 9), learning_rate=1.3e-3, rank=32, alpha=32, **lora),
-        trial("t0008", "healthy", falling(1.03, 0.49, 9), learning_rate=4e-5, batch_size=16, **full),
-        trial("t0009", "underfit", falling(1.09, 1.03, 4), status="pruned", learning_rate=2e-5, layers=2, **partial),
-        trial("t0010", "still improving", falling(1.05, 0.55, 9), learning_rate=3e-4, layers=6, **partial),
-        trial("t0011", "overfit", memorised, why=gap, learning_rate=4e-3, rank=64, alpha=64, **lora),
-        trial("t0012", "healthy", falling(1.04, 0.455, 9), learning_rate=9e-4, rank=32, alpha=64, **lora),
-        trial("t0013", "healthy", falling(1.04, 0.5, 9), learning_rate=6e-4, rank=8, alpha=32, **lora),
+        trial(
+            "t0006",
+            "failed",
+            [],
+            status="failed",
+            why=memory,
+            learning_rate=5e-5,
+            batch_size=64,
+            **full,
+        ),
+        trial(
+            "t0007",
+            "healthy",
+            falling(1.02, 0.44, 9),
+            learning_rate=1.3e-3,
+            rank=32,
+            alpha=32,
+            **lora,
+        ),
+        trial(
+            "t0008", "healthy", falling(1.03, 0.49, 9), learning_rate=4e-5, batch_size=16, **full
+        ),
+        trial(
+            "t0009",
+            "underfit",
+            falling(1.09, 1.03, 4),
+            status="pruned",
+            learning_rate=2e-5,
+            layers=2,
+            **partial,
+        ),
+        trial(
+            "t0010",
+            "still improving",
+            falling(1.05, 0.55, 9),
+            learning_rate=3e-4,
+            layers=6,
+            **partial,
+        ),
+        trial(
+            "t0011", "overfit", memorised, why=gap, learning_rate=4e-3, rank=64, alpha=64, **lora
+        ),
+        trial(
+            "t0012",
+            "healthy",
+            falling(1.04, 0.455, 9),
+            learning_rate=9e-4,
+            rank=32,
+            alpha=64,
+            **lora,
+        ),
+        trial(
+            "t0013", "healthy", falling(1.04, 0.5, 9), learning_rate=6e-4, rank=8, alpha=32, **lora
+        ),
     ]
     why = (
         "t0007 has the lowest validation loss, 0.5221, of 10 trials with a checkpoint that is not overfit; also within "
@@ -111,7 +192,12 @@ def realistic():
     made = board(trials, winner=("t0007", 8, why), name="tweets-lora-or-full")
     made["winner"]["tied"] = ["t0012"]
     untuned = {"val_loss": 1.0986, "probe_loss": 1.1012, "metrics": {"accuracy": 0.34}}
-    return made | {"baselines": {"untuned": untuned, "prior": {"val_loss": 1.0431, "metrics": {"accuracy": 0.45}}}}
+    return made | {
+        "baselines": {
+            "untuned": untuned,
+            "prior": {"val_loss": 1.0431, "metrics": {"accuracy": 0.45}},
+        }
+    }
 
 
 ANSWERS = by_class(
@@ -138,7 +224,12 @@ def whole():
         "few_shot": few_shot,
         "prior": {"loss": 1.05, "metrics": {"accuracy": 0.44}},
     }
-    made["test"] = {"scores": scores, "split": {"rows": 500}, "optimism": 0.0279, "scored_before": []}
+    made["test"] = {
+        "scores": scores,
+        "split": {"rows": 500},
+        "optimism": 0.0279,
+        "scored_before": [],
+    }
     made["tokens_per_request"] = 31.0
     made["metrics"] = {
         "alternatives": [
@@ -146,7 +237,9 @@ def whole():
                 "name": name,
                 "words": words,
                 "validation": {"loss": loss, "metrics": {"accuracy": accuracy}},
-                "test": None if test is None else {"loss": test[0], "metrics": {"accuracy": test[1]}},
+                "test": None
+                if test is None
+                else {"loss": test[0], "metrics": {"accuracy": test[1]}},
             }
             for name, words, loss, accuracy, test in (
                 ("winner", "the winner, t0007", 0.5221, 0.639, (0.55, 0.63)),
@@ -160,21 +253,42 @@ def whole():
         "compared": {},
     }
     left_out = "no example fits beside a row into the 40 tokens of the model"
-    made["not_measured"] = [{"split": "validation", "words": "prompt with the 4 nearest examples", "error": left_out}]
+    made["not_measured"] = [
+        {"split": "validation", "words": "prompt with the 4 nearest examples", "error": left_out}
+    ]
     made["slices"] = {
         "column": "language",
         "validation": [
-            {"value": "de", "rows": 1200, "loss": None, "low": None, "high": None, "accuracy": None},
+            {
+                "value": "de",
+                "rows": 1200,
+                "loss": None,
+                "low": None,
+                "high": None,
+                "accuracy": None,
+            },
             {"value": "fr", "rows": 40, "loss": 0.9, "low": 0.8, "high": 1.05, "accuracy": 0.5},
             {"value": "", "rows": 7, "loss": 0.25, "low": None, "high": None, "accuracy": 1.0},
         ],
-        "test": [{"value": "fr", "rows": 50, "loss": 0.7, "low": 0.6, "high": 0.8, "accuracy": 0.625}],
+        "test": [
+            {"value": "fr", "rows": 50, "loss": 0.7, "low": 0.6, "high": 0.8, "accuracy": 0.625}
+        ],
     }
     made["pareto"] = {
         "cost": "trainable_parameters",
         "front": [
-            {"trial": "t0007", "val_loss": 0.5221, "trainable_parameters": 294912, "inference_cost": 1.02},
-            {"trial": "t0001", "val_loss": 1.0589, "trainable_parameters": 36864, "inference_cost": 1.0},
+            {
+                "trial": "t0007",
+                "val_loss": 0.5221,
+                "trainable_parameters": 294912,
+                "inference_cost": 1.02,
+            },
+            {
+                "trial": "t0001",
+                "val_loss": 1.0589,
+                "trainable_parameters": 36864,
+                "inference_cost": 1.0,
+            },
         ],
     }
     return made
@@ -194,7 +308,11 @@ def study_of(board):
     """The Optuna study, in memory, of which these trials would be the outcome; three run at a time."""
     study = optuna.create_study(direction="minimize")
     begin = datetime.datetime(2026, 5, 4, 9, 0)
-    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    states = {
+        "complete": TrialState.COMPLETE,
+        "pruned": TrialState.PRUNED,
+        "failed": TrialState.FAIL,
+    }
     for i, t in enumerate(board["trials"]):
         state = states[t["status"]]
         losses = [e["val_loss"] for e in t["evaluations"] if e["val_loss"] is not None]
@@ -207,7 +325,8 @@ def study_of(board):
                 state=state,
                 value=min(losses) if state == TrialState.COMPLETE else None,
                 datetime_start=start,
-                datetime_complete=start + datetime.timedelta(minutes=0.4 + 0.7 * len(t["evaluations"])),
+                datetime_complete=start
+                + datetime.timedelta(minutes=0.4 + 0.7 * len(t["evaluations"])),
                 params=params,
                 distributions={name: DOMAINS[name] for name in params},
                 user_attrs={"trial": t["id"]},
@@ -233,7 +352,9 @@ class Page(HTMLParser):
         self.tables = {}  # the cells of each row of a section's tables, but for the leaderboard's
         self.feed(text)
         self.close()
-        figures = next(body for attributes, body in self.scripts if attributes.get("id") == "figures")
+        figures = next(
+            body for attributes, body in self.scripts if attributes.get("id") == "figures"
+        )
         self.figures = {figure["id"]: figure for figure in json.loads(figures)}
 
     def handle_starttag(self, tag, attrs):
@@ -268,10 +389,16 @@ class Page(HTMLParser):
             self.cells(tag)[-1] += data
 
     def section(self):
-        return next(attributes.get("id") for tag, attributes in reversed(self.open) if tag == "section")
+        return next(
+            attributes.get("id") for tag, attributes in reversed(self.open) if tag == "section"
+        )
 
     def sections(self):
-        return [attributes["id"] for tag, attributes in self.tags if tag == "section" and "id" in attributes]
+        return [
+            attributes["id"]
+            for tag, attributes in self.tags
+            if tag == "section" and "id" in attributes
+        ]
 
     def in_leaderboard(self):
         return self.section() == "leaderboard"
@@ -289,7 +416,10 @@ class Page(HTMLParser):
     def table(self):
         """The leaderboard."""
         header = [name.strip() for name in self.header]
-        return [dict(zip(header, (cell.strip() for cell in row["cells"]), strict=True)) for row in self.rows]
+        return [
+            dict(zip(header, (cell.strip() for cell in row["cells"]), strict=True))
+            for row in self.rows
+        ]
 
     def words(self, key):
         return " ".join(self.text[key].split())
@@ -300,7 +430,9 @@ def page(tmp_path):
     def read(board, study=None):
         written = html_report(board, study, tmp_path / "report.html")
         assert written == tmp_path / "report.html"
-        assert [p.name for p in tmp_path.iterdir()] == ["report.html"], "a partial file was left behind"
+        assert [p.name for p in tmp_path.iterdir()] == ["report.html"], (
+            "a partial file was left behind"
+        )
         return Page(written.read_text(encoding="utf-8"))
 
     return read
@@ -315,7 +447,9 @@ def test_leaderboard_ranks_what_may_win_by_loss_and_says_why_of_the_rest():
     assert ranked == sorted(ranked) and [row.rank for row in rows if row.rank] == list(range(1, 11))
     assert [row.trial["id"] for row in rows if row.wins] == ["t0007"] and rows[0].wins
     assert [row.trial["id"] for row in rows if not row.rank] == ["t0011", "t0002", "t0004", "t0006"]
-    assert all(row.excluded for row in rows if not row.rank) and not any(row.excluded for row in rows if row.rank)
+    assert all(row.excluded for row in rows if not row.rank) and not any(
+        row.excluded for row in rows if row.rank
+    )
     assert "memorised" in rows[10].excluded and "out of memory" in rows[13].excluded
     assert rows[12].shown["val_loss"] == 1.1, "the best finite loss of a diverged trial"
 
@@ -353,7 +487,9 @@ def test_one_order_of_trials_in_terminal_page_report_and_json(page):
     made["winner"] = {"trial": "t0012", "params": {}, "reason": "cheaper", "tied": ["t0007"]}
     made["winner"] |= made["trials"][12]["evaluations"][-1]
     in_order = [row.trial["id"] for row in leaderboard(made)]
-    assert in_order[:2] == ["t0012", "t0007"] and sorted(in_order) == [t["id"] for t in made["trials"]]
+    assert in_order[:2] == ["t0012", "t0007"] and sorted(in_order) == [
+        t["id"] for t in made["trials"]
+    ]
     shuffled = made | {"trials": made["trials"][::-1]}
     assert [row.trial["id"] for row in leaderboard(shuffled)] == in_order
     file = io.StringIO()
@@ -365,17 +501,31 @@ def test_one_order_of_trials_in_terminal_page_report_and_json(page):
 
 
 def test_a_verdict_is_of_the_checkpoint_and_what_befell_the_trial_later_stands_beside_it(page):
-    late = trial("t0001", "healthy", [(0.9, 0.8), (0.5, 0.4), (0.7, 0.1)]) | {"verdict_later": "overfit"}
-    late["evaluations"][2]["excluded"] = late["evaluations"][1]["excluded"] = late["evaluations"][0]["excluded"] = None
+    late = trial("t0001", "healthy", [(0.9, 0.8), (0.5, 0.4), (0.7, 0.1)]) | {
+        "verdict_later": "overfit"
+    }
+    late["evaluations"][2]["excluded"] = late["evaluations"][1]["excluded"] = late["evaluations"][
+        0
+    ]["excluded"] = None
     (row,) = page(board([late], winner=("t0001", 1, "lowest"))).table()
     assert row["verdict"].split() == ["healthy", "later", "overfit"]
 
 
 def test_the_number_to_expect_stands_beside_the_winners(page):
-    made = board([trial("t0003", "healthy", [(0.9, 0.8), (0.5, 0.4)])], winner=("t0003", 1, "lowest mean"))
+    made = board(
+        [trial("t0003", "healthy", [(0.9, 0.8), (0.5, 0.4)])], winner=("t0003", 1, "lowest mean")
+    )
     seeds = {"t0002": 0.51, "t0003": 0.5}
-    made["winner"]["expected"] = {"trial": "t0001", "seeds": seeds, "failed": ["t0004"], "mean": 0.505, "spread": 0.007}
-    words = "expected 0.5050 ± 0.0070, the mean of 2 new seeds; 1 more gave no checkpoint that may win"
+    made["winner"]["expected"] = {
+        "trial": "t0001",
+        "seeds": seeds,
+        "failed": ["t0004"],
+        "mean": 0.505,
+        "spread": 0.007,
+    }
+    words = (
+        "expected 0.5050 ± 0.0070, the mean of 2 new seeds; 1 more gave no checkpoint that may win"
+    )
     assert words in page(made).words("winner")
     assert words in wandb_report(made, None, "project", "group").blocks[0].text.replace("\\", "")
 
@@ -388,9 +538,23 @@ def test_page_leads_with_the_winner_and_its_reason(page):
     read = page(made, study_of(made))
     assert read.words("title") == "tweets-lora-or-full · sweep report"
     assert read.words("h1") == "tweets-lora-or-full" and read.words("status") == "finished"
-    assert read.sections() == ["winner", "leaderboard", "baselines", "curves", "parallel", "importances", "timeline"]
+    assert read.sections() == [
+        "winner",
+        "leaderboard",
+        "baselines",
+        "curves",
+        "parallel",
+        "importances",
+        "timeline",
+    ]
     said = read.words("winner")
-    for part in ("Winner ★ t0007", made["winner"]["reason"], "validation loss 0.5221", "probe loss 0.4221", "14,400"):
+    for part in (
+        "Winner ★ t0007",
+        made["winner"]["reason"],
+        "validation loss 0.5221",
+        "probe loss 0.4221",
+        "14,400",
+    ):
         assert part in said
     assert "runs/tweets-lora-or-full/winner" in said and "learning_rate 0.0013" in said
     assert read.lines("baselines")[2][:2] == ["not fine-tuned", "1.0986"]
@@ -399,7 +563,9 @@ def test_page_leads_with_the_winner_and_its_reason(page):
 def test_table_has_every_trial_in_order_with_conditional_parameters_kept_apart(page):
     read = page(realistic())
     table = read.table()
-    assert [row["trial"].split()[0] for row in table] == [row.trial["id"] for row in leaderboard(realistic())]
+    assert [row["trial"].split()[0] for row in table] == [
+        row.trial["id"] for row in leaderboard(realistic())
+    ]
     assert [row["wins"] for row in read.rows] == [True] + [False] * 13
     assert table[0]["trial"] == "t0007 ★" and table[1]["trial"] == "t0012 tied"
     assert list(table[0].items())[1:] == [
@@ -437,23 +603,52 @@ def test_other_ways_stand_below_the_winner_with_what_they_cost(page):
     ]
     assert read.lines("baselines") == [
         [*head, "seconds to measure"],
-        ["t0007, the winner", "0.5221", "", "0.6390", "0.5500 (0.5000 to 0.6000)", "0.6300", "31", ""],
+        [
+            "t0007, the winner",
+            "0.5221",
+            "",
+            "0.6390",
+            "0.5500 (0.5000 to 0.6000)",
+            "0.6300",
+            "31",
+            "",
+        ],
         ["the default configuration, t0000", "0.6000", "", "0.6000", "–", "0.5900", "", ""],
         ["not fine-tuned", "1.0986", "+0.5765 (+0.5000 to +0.6512)", "0.3400", "–", "–", "–", "–"],
         ["label shares only", "1.0431", "-", "0.4500", "1.0500", "0.4400", "–", "–"],
         [
-            *("prompt with 4 examples (2.3 fitted)", "0.9000", "+0.3779 (-0.1000 to +0.8000)", "0.5000"),
+            *(
+                "prompt with 4 examples (2.3 fitted)",
+                "0.9000",
+                "+0.3779 (-0.1000 to +0.8000)",
+                "0.5000",
+            ),
             *("0.9500 (0.9000 to 1.0000)", "0.4800", "1,234", "12.3"),
         ],
     ]
-    assert [row["wins"] for row in read.tables["baselines"]] == [False, True, False, False, False, False]
+    assert [row["wins"] for row in read.tables["baselines"]] == [
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
     left_out = "Not measured on validation: prompt with the 4 nearest examples: no example fits beside a row into the 40 tokens"
     assert left_out in read.words("baselines")
 
 
 def test_the_winner_by_class_on_both_splits(page):
     read = page(whole())
-    head = ["rows", "answered", "recall", "precision", "answered anger", "answered joy", "answered fear"]
+    head = [
+        "rows",
+        "answered",
+        "recall",
+        "precision",
+        "answered anger",
+        "answered joy",
+        "answered fear",
+    ]
     lines = [
         ["anger", "60", "93", "0.833", "0.538", "50", "10", "0"],
         ["joy", "128", "130", "0.938", "0.923", "8", "120", "0"],
@@ -485,7 +680,14 @@ def test_the_winners_numbers_stand_before_the_words(page):
 def test_other_ways_without_a_test_split_have_no_column_for_it(page):
     read = page(realistic())
     assert read.lines("baselines") == [
-        ["way", "val loss", "above the best (95%)", "accuracy", "tokens a request", "seconds to measure"],
+        [
+            "way",
+            "val loss",
+            "above the best (95%)",
+            "accuracy",
+            "tokens a request",
+            "seconds to measure",
+        ],
         ["t0007, the winner", "0.5221", "", "0.6390", "–", ""],
         ["not fine-tuned", "1.0986", "-", "0.3400", "–", "–"],
         ["label shares only", "1.0431", "-", "0.4500", "–", "–"],
@@ -493,7 +695,9 @@ def test_other_ways_without_a_test_split_have_no_column_for_it(page):
 
 
 def test_other_ways_stand_there_before_there_is_a_winner(page):
-    made = board([], status="running") | {"baselines": {"untuned": {"val_loss": 0.7, "metrics": {"accuracy": 0.5}}}}
+    made = board([], status="running") | {
+        "baselines": {"untuned": {"val_loss": 0.7, "metrics": {"accuracy": 0.5}}}
+    }
     read = page(made)
     assert [line[0] for line in read.lines("baselines")] == ["way", "not fine-tuned"]
 
@@ -536,7 +740,13 @@ def test_the_pareto_front(page, cost, title, column):
 def test_sections_of_what_was_not_measured_are_absent(page):
     with_all = ["winner", "leaderboard", "baselines", "classes", "slices", "pareto"]
     assert page(whole()).sections()[:6] == with_all
-    made = whole() | {"baselines": {}, "slices": None, "pareto": None, "test": None, "metrics": None}
+    made = whole() | {
+        "baselines": {},
+        "slices": None,
+        "pareto": None,
+        "test": None,
+        "metrics": None,
+    }
     assert page(made).sections()[:3] == ["winner", "leaderboard", "curves"]
     for name in ("baselines", "slices", "pareto", "metrics"):  # boards of before it was there
         made.pop(name)
@@ -550,7 +760,9 @@ def test_what_is_forgotten_has_columns_only_where_it_was_measured(page):
             e |= {"forgetting": None, "kl": None}
     made["winner"] |= {"forgetting": None, "kl": None}
     read = page(made)
-    assert not {"forgetting", "kl"} & set(read.table()[0]) and "forgetting" not in read.words("winner")
+    assert not {"forgetting", "kl"} & set(read.table()[0]) and "forgetting" not in read.words(
+        "winner"
+    )
     for t in made["trials"]:
         for e in t["evaluations"]:
             e["kl"] = e["step"] / 10_000
@@ -570,7 +782,9 @@ def test_the_reason_of_a_checkpoint_beyond_a_limit_stands_in_the_leaderboard(pag
     beyond["evaluations"][0]["excluded"] = "its loss on the slice 'de' is 2.5000 (limit 2)"
     within = trial("t0002", "healthy", [(0.5, 0.4)])
     within["evaluations"][0]["excluded"] = None
-    table = page(board([beyond, within], winner=("t0002", 0, "the lowest within the limits"))).table()
+    table = page(
+        board([beyond, within], winner=("t0002", 0, "the lowest within the limits"))
+    ).table()
     assert [(row["trial"], row["#"], row["why excluded"]) for row in table] == [
         ("t0002 ★", "1", ""),
         ("t0001", "–", "its loss on the slice 'de' is 2.5000 (limit 2)"),
@@ -580,11 +794,29 @@ def test_the_reason_of_a_checkpoint_beyond_a_limit_stands_in_the_leaderboard(pag
 def test_page_loads_nothing(page):
     made = realistic()
     read = page(made, study_of(made))
-    loading = {"link", "img", "iframe", "object", "embed", "base", "form", "audio", "video", "source"}
+    loading = {
+        "link",
+        "img",
+        "iframe",
+        "object",
+        "embed",
+        "base",
+        "form",
+        "audio",
+        "video",
+        "source",
+    }
     assert not loading & {tag for tag, _ in read.tags}
     for tag, attributes in read.tags:
-        assert not {"src", "href", "srcset", "action", "data", "ping"} & attributes.keys(), (tag, attributes)
-    policy = next(a["content"] for t, a in read.tags if t == "meta" and a.get("http-equiv", "").endswith("Policy"))
+        assert not {"src", "href", "srcset", "action", "data", "ping"} & attributes.keys(), (
+            tag,
+            attributes,
+        )
+    policy = next(
+        a["content"]
+        for t, a in read.tags
+        if t == "meta" and a.get("http-equiv", "").endswith("Policy")
+    )
     assert policy.startswith("default-src 'none'") and "http" not in policy
     style = read.text["style"]
     assert "@import" not in style and "url(" not in style
@@ -602,8 +834,22 @@ def hostile():
             [(0.6, 0.5), (0.5, 0.4)],
             **{"method": evil, "note": closing, f"p{attribute}": attribute},
         ),
-        trial(f"t2{attribute}", "overfit", [(0.7, 0.5)], why=evil + attribute, method=closing, note="a & b | c"),
-        trial(f"t3{closing}", f"new{attribute}", [], status=f"odd{evil}", why=closing, method="<b>bold</b>"),
+        trial(
+            f"t2{attribute}",
+            "overfit",
+            [(0.7, 0.5)],
+            why=evil + attribute,
+            method=closing,
+            note="a & b | c",
+        ),
+        trial(
+            f"t3{closing}",
+            f"new{attribute}",
+            [],
+            status=f"odd{evil}",
+            why=closing,
+            method="<b>bold</b>",
+        ),
     ]
     for t in trials:
         for e in t["evaluations"]:
@@ -611,7 +857,10 @@ def hostile():
     winner = (trials[0]["id"], 1, closing + evil)
     made = board(trials, winner=winner, status=f"odd{attribute}", name=f"s{evil}{closing}")
     part = {"rows": 40, "loss": 0.5, "low": None, "high": None, evil: 0.5}
-    made["slices"] = {"column": f"c{evil}", "validation": [{"value": v, **part} for v in (evil, attribute, closing)]}
+    made["slices"] = {
+        "column": f"c{evil}",
+        "validation": [{"value": v, **part} for v in (evil, attribute, closing)],
+    }
     front = [{"trial": trials[0]["id"], "val_loss": 0.5, "inference_cost": 1.0}]
     made["pareto"] = {"cost": "inference_cost", "front": front}
     other = {"val_loss": 0.65, "probe_loss": 0.65, "words": closing}
@@ -629,7 +878,11 @@ def test_hostile_names_stay_text(page):
     evil, closing = list(made["baselines"])[0], made["baselines"]["few_shot"]["words"]
     assert [row["cells"][0] for row in read.tables["baselines"][2:]] == [evil, closing]
     values = [part["value"] for part in made["slices"]["validation"]]
-    assert [row["cells"][0] for row in read.tables["slices"][1:]] == values and evil in values and closing in values
+    assert (
+        [row["cells"][0] for row in read.tables["slices"][1:]] == values
+        and evil in values
+        and closing in values
+    )
     assert f"The winner by c{evil}" in read.text["slices"]
     assert read.tables["pareto"][1]["cells"][0] == made["trials"][0]["id"]
     for figure in read.figures.values():
@@ -653,15 +906,28 @@ def test_running_sweep(page):
     ]
     read = page(board(trials, status="running", winner=("t0000", 1, "the lowest so far")))
     assert "Best so far ★ t0000" in read.words("winner") and "0.7000" in read.words("winner")
-    assert [row["why excluded"] for row in read.table()] == ["", "no evaluation yet", "no evaluation yet"]
-    assert [row["verdict"] for row in read.table()] == ["still improving", "still improving", "no verdict yet"]
+    assert [row["why excluded"] for row in read.table()] == [
+        "",
+        "no evaluation yet",
+        "no evaluation yet",
+    ]
+    assert [row["verdict"] for row in read.table()] == [
+        "still improving",
+        "still improving",
+        "no verdict yet",
+    ]
     assert "Not drawn, having no finite loss: t0001, t0002." in read.words("curves")
     assert len(read.figures["plot-parallel"]["data"]) == 3
 
 
 def test_all_failed(page):
-    trials = [trial(f"t{i:04d}", "failed", [], status="failed", why=f"error {i}", rank=2**i) for i in range(3)]
-    read = page(board(trials, reason="Nothing may win: of 3 trials, 3 failed."), study_of(board(trials)))
+    trials = [
+        trial(f"t{i:04d}", "failed", [], status="failed", why=f"error {i}", rank=2**i)
+        for i in range(3)
+    ]
+    read = page(
+        board(trials, reason="Nothing may win: of 3 trials, 3 failed."), study_of(board(trials))
+    )
     assert "No winner Nothing may win: of 3 trials, 3 failed." in read.words("winner")
     assert [row["why excluded"] for row in read.table()] == ["error 0", "error 1", "error 2"]
     assert "No trial has a finite loss to draw yet." in read.words("curves")
@@ -673,7 +939,9 @@ def test_one_trial(page):
     only = trial("t0000", "healthy", [(0.5, 0.4)], method="lora", rank=8)
     read = page(board([only], winner=("t0000", 0, "the only one")))
     assert read.words("parallel").endswith("It takes two trials to compare parameters.")
-    assert [row["rank"] for row in read.table()], "its parameters are in the table, not folded away as constant"
+    assert [row["rank"] for row in read.table()], (
+        "its parameters are in the table, not folded away as constant"
+    )
     assert len(read.figures["plot-val_loss"]["data"]) == 2, "its line and the winner's star"
 
 
@@ -702,7 +970,9 @@ def test_curves_are_coloured_by_verdict_and_keep_one_range(page):
     assert "Losses of t0004 go beyond the top of the axis" in read.words("curves")
     tones = {trace["meta"]["trial"]: trace["meta"]["tone"] for trace in val["data"][:-1]}
     assert len(tones) == 13 and tones["t0002"] == "overfit" and tones["t0010"] == "still-improving"
-    assert val["data"][-2]["meta"] == {"trial": "t0007", "tone": "healthy", "winner": True}, "the winner lies on top"
+    assert val["data"][-2]["meta"] == {"trial": "t0007", "tone": "healthy", "winner": True}, (
+        "the winner lies on top"
+    )
     assert (val["data"][-1]["x"], val["data"][-1]["y"]) == ([14400], [0.5221])
     hover = val["data"][-2]["text"][0]
     assert "rank = 32" in hover and "val_loss 1.0200 at 1,600 samples" in hover
@@ -712,7 +982,9 @@ def test_curves_are_coloured_by_verdict_and_keep_one_range(page):
     assert val["key"] == [["A", "label shares only 1.0431"], ["B", "not fine-tuned 1.0986"]]
     assert "A label shares only 1.0431 B not fine-tuned 1.0986" in read.words("curves")
     assert probe["key"] == [["B", "not fine-tuned 1.1012"]], "one letter in both plots"
-    assert all(note["x"] == 1 and note["xanchor"] == "left" for note in val["layout"]["annotations"]), "beside the plot"
+    assert all(
+        note["x"] == 1 and note["xanchor"] == "left" for note in val["layout"]["annotations"]
+    ), "beside the plot"
 
 
 @pytest.mark.parametrize(
@@ -726,13 +998,15 @@ def test_curves_are_coloured_by_verdict_and_keep_one_range(page):
     ],
 )
 def test_letters_of_near_baselines_stand_apart(losses, places):
-    lines, letters = _baseline_lines(list(zip(losses, "ABCD", strict=False)), 0.0, 1.0)
+    lines, letters = baseline_lines(list(zip(losses, "ABCD", strict=False)), 0.0, 1.0)
     assert [line["y0"] for line in lines] == losses
     assert [letter["y"] for letter in letters] == pytest.approx(places)
 
 
 def test_a_baseline_far_away_is_said_in_words(page):
-    made = board([trial("t0000", "healthy", [(0.5, 0.4), (0.4, 0.3)], rank=8)], winner=("t0000", 1, "lowest"))
+    made = board(
+        [trial("t0000", "healthy", [(0.5, 0.4), (0.4, 0.3)], rank=8)], winner=("t0000", 1, "lowest")
+    )
     read = page(made | {"baselines": {"untuned": {"val_loss": 11.2, "probe_loss": 11.1}}})
     assert "Outside the axis of validation loss: not fine-tuned (11.2000)." in read.words("curves")
     assert read.figures["plot-val_loss"]["layout"]["yaxis"]["range"][1] < 1
@@ -741,20 +1015,30 @@ def test_a_baseline_far_away_is_said_in_words(page):
 def test_parallel_coordinates_keep_trials_that_lack_a_parameter(page):
     read = page(realistic())
     figure = read.figures["plot-parallel"]
-    assert {trace["meta"]["trial"] for trace in figure["data"]} == {t["id"] for t in realistic()["trials"]}
+    assert {trace["meta"]["trial"] for trace in figure["data"]} == {
+        t["id"] for t in realistic()["trials"]
+    }
     names = [note["text"] for note in figure["layout"]["annotations"] if note["name"] == "axis"]
     assert names == ["learning_rate", "rank", "alpha", "method", "batch_size", "layers", "val_loss"]
     lines = {trace["meta"]["trial"]: trace for trace in figure["data"]}
     assert all(len(line["y"]) == len(names) and None not in line["y"] for line in lines.values())
-    unused = {id: [n for n, y in zip(names, line["y"], strict=True) if y < -0.1] for id, line in lines.items()}
+    unused = {
+        id: [n for n, y in zip(names, line["y"], strict=True) if y < -0.1]
+        for id, line in lines.items()
+    }
     assert unused["t0007"] == ["layers"] and unused["t0008"] == ["rank", "alpha", "layers"]
-    assert unused["t0006"] == ["rank", "alpha", "layers", "val_loss"], "a failed trial has parameters too"
+    assert unused["t0006"] == ["rank", "alpha", "layers", "val_loss"], (
+        "a failed trial has parameters too"
+    )
     assert "epochs = 3" in read.words("parallel"), "an axis that is left out is named"
 
 
 def test_axes_handle_every_kind_of_value(page):
     values = [True, False, None, "q_proj", ["q", "v"], 0, -3.5, 7, 1e-9]
-    trials = [trial(f"t{i:04d}", "healthy", [(0.5, 0.4)], mixed=v, n=i, neg=-i) for i, v in enumerate(values)]
+    trials = [
+        trial(f"t{i:04d}", "healthy", [(0.5, 0.4)], mixed=v, n=i, neg=-i)
+        for i, v in enumerate(values)
+    ]
     read = page(board(trials, winner=("t0000", 0, "tied")))
     labels = [note["text"] for note in read.figures["plot-parallel"]["layout"]["annotations"]]
     for label in ("true", "false", "none", "q_proj", "['q', 'v']", "1e-09"):
@@ -767,9 +1051,13 @@ def test_plots_are_what_plotly_accepts(page):
 
     made = realistic()
     figures = page(made, study_of(made)).figures
-    assert set(figures) == {f"plot-{n}" for n in ("val_loss", "probe_loss", "parallel", "importances", "timeline")}
+    assert set(figures) == {
+        f"plot-{n}" for n in ("val_loss", "probe_loss", "parallel", "importances", "timeline")
+    }
     for figure in figures.values():
-        Figure(figure["data"], figure["layout"])  # raises on any property or value that plotly does not know
+        Figure(
+            figure["data"], figure["layout"]
+        )  # raises on any property or value that plotly does not know
 
 
 def test_importances_name_the_objective_and_include_conditional_parameters(page):
@@ -777,10 +1065,19 @@ def test_importances_name_the_objective_and_include_conditional_parameters(page)
     read = page(made, study_of(made))
     said = read.words("importances")
     told = [t for t in study_of(made).trials if t.values and math.isfinite(t.value)]
-    assert "What mattered for val_loss" in said and f"With {len(told)} trials the shares are rough" in said
-    assert f"the best 5 of {len(told)} trials by the study's objective, val_loss (minimized)" in said
+    assert (
+        "What mattered for val_loss" in said
+        and f"With {len(told)} trials the shares are rough" in said
+    )
+    assert (
+        f"the best 5 of {len(told)} trials by the study's objective, val_loss (minimized)" in said
+    )
     bars = read.figures["plot-importances"]["data"][0]
-    assert set(bars["y"]) == set(DOMAINS) and bars["x"] == sorted(bars["x"]) and sum(bars["x"]) == pytest.approx(1)
+    assert (
+        set(bars["y"]) == set(DOMAINS)
+        and bars["x"] == sorted(bars["x"])
+        and sum(bars["x"]) == pytest.approx(1)
+    )
 
 
 def test_importances_find_what_matters_with_conditional_parameters(page):
@@ -795,7 +1092,12 @@ def test_importances_find_what_matters_with_conditional_parameters(page):
 
     study.optimize(objective, n_trials=80)
     bars = page(board([]), study).figures["plot-importances"]["data"][0]
-    assert bars["y"][-1] == "learning_rate" and set(bars["y"]) == {"method", "learning_rate", "noise", "rank"}
+    assert bars["y"][-1] == "learning_rate" and set(bars["y"]) == {
+        "method",
+        "learning_rate",
+        "noise",
+        "rank",
+    }
 
 
 def test_importances_are_drawn_from_seven_trials_of_which_most_were_pruned(page):
@@ -804,21 +1106,30 @@ def test_importances_are_drawn_from_seven_trials_of_which_most_were_pruned(page)
     for number in range(7):
         state = TrialState.COMPLETE if number < 2 else TrialState.PRUNED
         params = {"x": number, "noise": number * 37 % 100}
-        made = optuna.trial.create_trial(state=state, value=float(number), params=params, distributions=domains)
+        made = optuna.trial.create_trial(
+            state=state, value=float(number), params=params, distributions=domains
+        )
         study.add_trial(made)
     read = page(board([]), study)
     assert set(read.figures["plot-importances"]["data"][0]["y"]) == {"x", "noise"}
     said = read.words("importances")
     assert (
-        "the best 4 of 7 trials" in said and "With 7 trials the shares are rough; trust them from about 50 on" in said
+        "the best 4 of 7 trials" in said
+        and "With 7 trials the shares are rough; trust them from about 50 on" in said
     )
-    assert "5 of them were behind and stopped early; they count with the best loss that they reached." in said
+    assert (
+        "5 of them were behind and stopped early; they count with the best loss that they reached."
+        in said
+    )
 
 
 def constant_study(n, value=1.0):
     study = optuna.create_study()
     domain = {"x": IntDistribution(0, 99)}
-    study.add_trials(optuna.trial.create_trial(value=value, params={"x": i}, distributions=domain) for i in range(n))
+    study.add_trials(
+        optuna.trial.create_trial(value=value, params={"x": i}, distributions=domain)
+        for i in range(n)
+    )
     return study
 
 
@@ -840,7 +1151,10 @@ def study_without_params(n):
     [
         (None, "Importances for val_loss cannot be computed: they need the Optuna study"),
         (optuna.create_study(), "there are 0 (the study holds no trial)"),
-        (constant_study(4), "5 trials with a finite val_loss, and there are 4 (the study holds 4 complete)"),
+        (
+            constant_study(4),
+            "5 trials with a finite val_loss, and there are 4 (the study holds 4 complete)",
+        ),
         (constant_study(12), "all 12 trials have the same val_loss"),
         (constant_study(12, math.inf), "and there are 0 (the study holds 12 complete)"),
         (study_without_params(12), "the study varies no parameter"),
@@ -858,7 +1172,9 @@ def test_timeline_has_every_trial_once_and_no_duplicate(page):
     study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={"duplicate_of": "t0007"}))
     figure = page(made, study).figures["plot-timeline"]
     drawn = {trace["name"]: trace["y"] for trace in figure["data"]}
-    assert sorted(name for names in drawn.values() for name in names) == [t["id"] for t in made["trials"]]
+    assert sorted(name for names in drawn.values() for name in names) == [
+        t["id"] for t in made["trials"]
+    ]
     assert drawn["failed"] == ["t0006"] and drawn["pruned"] == ["t0004", "t0005", "t0009"]
     complete = next(trace for trace in figure["data"] if trace["name"] == "complete")
     assert complete["x"][0] == pytest.approx(1000 * 60 * 6.7)
@@ -867,7 +1183,7 @@ def test_timeline_has_every_trial_once_and_no_duplicate(page):
 
 def test_importing_the_module_loads_nothing_heavy():
     heavy = "{'wandb', 'wandb_workspaces', 'plotly', 'optuna', 'jinja2', 'torch', 'ray'} & set(sys.modules)"
-    code = f"import sys, sweeps.report; print({heavy})"
+    code = f"import sys, sweeps.reporting.html; print({heavy})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert loaded.stdout.strip() == "set()", loaded.stderr
 
@@ -909,14 +1225,18 @@ def test_wandb_report_is_built_without_key_or_network(no_network):
     assert realistic()["winner"]["reason"].replace("_", r"\_") in said[0]
     lines = said[1].splitlines()
     assert lines[2].startswith("| **1** | **t0007** | **healthy** |") and len(lines) == 16
-    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1, "every line has all columns"
+    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1, (
+        "every line has all columns"
+    )
 
 
 def test_wandb_panels_ask_for_what_the_tracker_logs(no_network):
     report = wandb_report(realistic(), None, "sweeps", "tweets-lora-or-full")
     panels = panels_of(report)
     kinds = [panel["viewType"] for panel in panels]
-    assert kinds.count("Run History Line Plot") == 4 and kinds.count("Parallel Coordinates Plot") == 1
+    assert (
+        kinds.count("Run History Line Plot") == 4 and kinds.count("Parallel Coordinates Plot") == 1
+    )
     assert kinds.count("Parameter Importance") == 1 and kinds.count("Run Comparer") == 1
     lines = [p["config"] for p in panels if p["viewType"] == "Run History Line Plot"]
     assert [line["metrics"] for line in lines] == [
@@ -926,29 +1246,53 @@ def test_wandb_panels_ask_for_what_the_tracker_logs(no_network):
         ["val/loss", "probe/loss", "train/loss"],
     ]
     assert {line["xAxis"] for line in lines} == {"samples_seen"}
-    columns = next(p["config"]["columns"] for p in panels if p["viewType"] == "Parallel Coordinates Plot")
-    assert [c["accessor"] for c in columns][:2] == ["config:learning_rate.value", "config:rank.value"]
+    columns = next(
+        p["config"]["columns"] for p in panels if p["viewType"] == "Parallel Coordinates Plot"
+    )
+    assert [c["accessor"] for c in columns][:2] == [
+        "config:learning_rate.value",
+        "config:rank.value",
+    ]
     assert columns[-1]["accessor"] == "summary:best/val_loss" and columns[0]["log"] is True
     scatters = [p["config"] for p in panels if p["viewType"] == "Scatter Plot"]
     varied = ("learning_rate", "rank", "alpha", "batch_size", "layers")
     assert [scatter["xAxis"] for scatter in scatters] == [f"config:{name}.value" for name in varied]
-    assert next(p["config"]["targetKey"] for p in panels if p["viewType"] == "Parameter Importance") == "best/val_loss"
+    assert (
+        next(p["config"]["targetKey"] for p in panels if p["viewType"] == "Parameter Importance")
+        == "best/val_loss"
+    )
 
 
 def test_wandb_run_sets_hold_the_group_and_its_winner(no_network):
     report = wandb_report(realistic(), None, "sweeps", "tweets-lora-or-full")
     sets = [grid["metadata"]["runSets"][0] for grid in blocks_of(report, "panel-grid")]
-    group = {"key": {"section": "run", "name": "group"}, "op": "=", "value": "tweets-lora-or-full", "disabled": False}
-    winner = {"key": {"section": "summary", "name": "winner"}, "op": "=", "value": True, "disabled": False}
+    group = {
+        "key": {"section": "run", "name": "group"},
+        "op": "=",
+        "value": "tweets-lora-or-full",
+        "disabled": False,
+    }
+    winner = {
+        "key": {"section": "summary", "name": "winner"},
+        "op": "=",
+        "value": True,
+        "disabled": False,
+    }
     filters = [[{k: f[k] for k in group} for f in runs["filters"]["filters"]] for runs in sets]
     assert filters == [[group], [group, winner], [group], [group]]
-    assert all("project" not in runs for runs in sets), "a run set without a project is the report's own"
-    assert {"key": {"section": "summary", "name": "best/val_loss"}, "ascending": True} in sets[0]["sort"]["keys"]
+    assert all("project" not in runs for runs in sets), (
+        "a run set without a project is the report's own"
+    )
+    assert {"key": {"section": "summary", "name": "best/val_loss"}, "ascending": True} in sets[0][
+        "sort"
+    ]["keys"]
 
 
 @pytest.mark.parametrize("status", ["running", "finished"])
 def test_wandb_report_of_an_empty_board(no_network, status):
-    report = wandb_report(board([], reason="no trial has started", status=status), None, "sweeps", "tweets")
+    report = wandb_report(
+        board([], reason="no trial has started", status=status), None, "sweeps", "tweets"
+    )
     said = [block["content"] for block in blocks_of(report, "markdown-block")]
     title = "No winner yet" if status == "running" else "No winner"
     assert said == [f"**{title}.** no trial has started", "No trial has started yet."]
@@ -957,12 +1301,19 @@ def test_wandb_report_of_an_empty_board(no_network, status):
 
 def test_wandb_markdown_keeps_hostile_names_as_text(no_network):
     made = hostile()
-    made["trials"] += [trial(f"t{i:04d}", "healthy", [(0.6, 0.5)], note="a|b\n# c") for i in range(40)]
-    said = [block["content"] for block in blocks_of(wandb_report(made, None, "sweeps", "tweets"), "markdown-block")]
+    made["trials"] += [
+        trial(f"t{i:04d}", "healthy", [(0.6, 0.5)], note="a|b\n# c") for i in range(40)
+    ]
+    said = [
+        block["content"]
+        for block in blocks_of(wandb_report(made, None, "sweeps", "tweets"), "markdown-block")
+    ]
     assert not re.search(r"(?<!\\)<", "".join(said))
     lines = said[1].splitlines()
     assert len(lines) == 2 + 25 + 2 and lines[-1] == "and 18 more trials in the run set below."
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines[:-2]} == {len(re.findall(r"(?<!\\)\|", lines[0]))}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines[:-2]} == {
+        len(re.findall(r"(?<!\\)\|", lines[0]))
+    }
 
 
 @pytest.mark.parametrize("group", ["it's", "a=b", "x<y", "back\\slash", 'q"', "two\nlines"])
@@ -988,8 +1339,12 @@ class StubServer(http.server.BaseHTTPRequestHandler):
         if "upsertView" in query:
             self.saved.append(variables)
             names = {key: variables[key] for key in ("name", "displayName", "description", "spec")}
-            owner = {"project": {"name": variables["projectName"], "entityName": variables["entityName"]}}
-            return self._answer({"upsertView": {"view": names | owner | {"id": "VmlldzoxMjM="}, "inserted": True}})
+            owner = {
+                "project": {"name": variables["projectName"], "entityName": variables["entityName"]}
+            }
+            return self._answer(
+                {"upsertView": {"view": names | owner | {"id": "VmlldzoxMjM="}, "inserted": True}}
+            )
         if "GetProjects" in query:
             nothing = {"edges": [], "pageInfo": {"endCursor": None, "hasNextPage": False}}
             return self._answer({"models": nothing})
@@ -1021,7 +1376,9 @@ def wandb_at(monkeypatch, tmp_path):
             monkeypatch.setenv(name, str(tmp_path))
         monkeypatch.setenv("WANDB_BASE_URL", url)
         monkeypatch.setenv("WANDB_MODE", "online")
-        monkeypatch.setenv("WANDB_API_KEY", key) if key else monkeypatch.delenv("WANDB_API_KEY", raising=False)
+        monkeypatch.setenv("WANDB_API_KEY", key) if key else monkeypatch.delenv(
+            "WANDB_API_KEY", raising=False
+        )
 
     yield point
     wandb.teardown()
@@ -1056,5 +1413,7 @@ def test_wandb_report_without_a_server_is_one_clear_line(wandb_at):
 
 def test_wandb_report_without_a_key_is_one_clear_line(wandb_at, stub_url):
     wandb_at(stub_url, None)
-    with pytest.raises(ReportError, match="^W&B report: not saved to project 'sweeps': .*(API key|logged in).*$"):
+    with pytest.raises(
+        ReportError, match="^W&B report: not saved to project 'sweeps': .*(API key|logged in).*$"
+    ):
         save_wandb_report(wandb_report(realistic(), "ada", "sweeps", "tweets"))

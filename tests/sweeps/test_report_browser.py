@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from test_report import Page, board, hostile, realistic, study_of, trial, whole
 
-from sweeps.report import html_report, leaderboard
+from sweeps.reporting.html import html_report, leaderboard
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -27,7 +27,9 @@ class Dom(Page):
         if tag == "html":
             self.root = attributes
         if tag == "svg" and attributes.get("class") == "main-svg":
-            plot = next(a["id"] for _, a in reversed(self.open) if a.get("class", "").startswith("plot "))
+            plot = next(
+                a["id"] for _, a in reversed(self.open) if a.get("class", "").startswith("plot ")
+            )
             self.plots += [plot] if plot not in self.plots else []
         super().handle_starttag(tag, attrs)
 
@@ -46,13 +48,30 @@ def browse(tmp_path):
         text = file.read_text(encoding="utf-8")
         nonce = re.search(r'nonce="([^"]+)"', text)[1]
         wait = "while (!document.documentElement.dataset.drawn) await new Promise(r => setTimeout(r, 20));"
-        steps = f"(async () => {{ {wait} {script}; document.documentElement.dataset.done = 1; }})();"
+        steps = (
+            f"(async () => {{ {wait} {script}; document.documentElement.dataset.done = 1; }})();"
+        )
         after = f'<script nonce="{nonce}">{steps}</script>'
         file.write_text(text.replace("</body>", f"{after}</body>"), encoding="utf-8")
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        command += ["--no-first-run", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1400"]
-        command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--virtual-time-budget=5000"]
-        ran = subprocess.run([*command, "--dump-dom", file.as_uri()], capture_output=True, text=True)
+        command = [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+        ]
+        command += [
+            "--no-first-run",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},1400",
+        ]
+        command += [
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            "--virtual-time-budget=5000",
+        ]
+        ran = subprocess.run(
+            [*command, "--dump-dom", file.as_uri()], capture_output=True, text=True
+        )
         assert ran.returncode == 0, ran.stderr[-2000:]
         dom = Dom(ran.stdout)
         assert "data-error" not in dom.root, dom.root["data-error"]
@@ -71,9 +90,13 @@ def test_everything_is_drawn_without_an_error(browse, dark):
     lines = [a["style"] for t, a in dom.tags if a.get("class") == "js-line"]
     strokes = {re.search(r"stroke: (rgb\([^)]*\))", style)[1] for style in lines}
     healthy = "rgb(60, 203, 159)" if dark else "rgb(8, 131, 95)"
-    assert healthy in strokes and len(strokes) == 6, "one colour per verdict, of the light or dark palette"
+    assert healthy in strokes and len(strokes) == 6, (
+        "one colour per verdict, of the light or dark palette"
+    )
     titles = [a["data-title"] for t, a in dom.tags if "data-title" in a]
-    assert titles and not [title for title in titles if re.search("cloud|share|link|edit", title, re.I)]
+    assert titles and not [
+        title for title in titles if re.search("cloud|share|link|edit", title, re.I)
+    ]
 
 
 def test_the_other_tables_stand_in_nobodys_way(browse):
@@ -86,7 +109,9 @@ def test_the_other_tables_stand_in_nobodys_way(browse):
     made = whole()
     dom, before = browse(made, study_of(made), script=script), browse(made, study_of(made))
     assert dom.plots == PLOTS
-    assert [row["rank"] for row in dom.table()] == ["4", "8", "8", "16", "32", "32", "64"] + ["–"] * 7
+    assert [row["rank"] for row in dom.table()] == ["4", "8", "8", "16", "32", "32", "64"] + [
+        "–"
+    ] * 7
     rows = {a["data-trial"]: a for t, a in dom.tags if t == "tr" and "data-trial" in a}
     assert [id for id, a in rows.items() if "focus" in a.get("class", "")] == ["t0003"]
     for section in ("baselines", "slices", "pareto"):
@@ -119,12 +144,18 @@ def test_a_verdict_can_be_hidden_and_a_trial_followed(browse):
     rows = {a["data-trial"]: a for t, a in dom.tags if t == "tr" and "data-trial" in a}
     assert [id for id, a in rows.items() if "hidden" in a] == ["t0011", "t0002"]
     assert [id for id, a in rows.items() if "focus" in a.get("class", "")] == ["t0003"]
-    chips = [a["aria-pressed"] for t, a in dom.tags if t == "button" and a.get("data-tone") == "overfit"]
+    chips = [
+        a["aria-pressed"] for t, a in dom.tags if t == "button" and a.get("data-tone") == "overfit"
+    ]
     assert chips == ["false", "false"], "both rows of chips say the same"
     opacities = [a["style"] for t, a in dom.tags if "scatter trace" in a.get("class", "")]
-    lines = 13 - 2 + 1  # in each plot of losses: without the failed and the overfit trials, with the star
+    lines = (
+        13 - 2 + 1
+    )  # in each plot of losses: without the failed and the overfit trials, with the star
     assert len(opacities) == 2 * lines + (14 - 2)
-    assert sum("opacity: 1" in style for style in opacities) == 3, "t0003 alone stands out, in each of the three plots"
+    assert sum("opacity: 1" in style for style in opacities) == 3, (
+        "t0003 alone stands out, in each of the three plots"
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +163,10 @@ def test_a_verdict_can_be_hidden_and_a_trial_followed(browse):
     [
         (board([]), []),
         (board([trial("t0000", "failed", [], status="failed", why="error")]), []),
-        (board([trial("t0000", "healthy", [(0.5, 0.4)])], winner=("t0000", 0, "the only one")), PLOTS[:2]),
+        (
+            board([trial("t0000", "healthy", [(0.5, 0.4)])], winner=("t0000", 0, "the only one")),
+            PLOTS[:2],
+        ),
         (board([trial("t0000", None, [], status="running", rank=8)], status="running"), []),
     ],
     ids=["no trials", "all failed", "one trial", "running"],
@@ -149,8 +183,16 @@ def test_a_narrow_screen_scrolls_inside_its_containers(browse):
 
 
 CROWDED = {
-    "embeddings_logistic": {"val_loss": 1.05, "metrics": {}, "words": "logistic regression on frozen embeddings"},
-    "embeddings_neighbours": {"val_loss": 0.901, "metrics": {}, "words": "nearest neighbours of frozen embeddings"},
+    "embeddings_logistic": {
+        "val_loss": 1.05,
+        "metrics": {},
+        "words": "logistic regression on frozen embeddings",
+    },
+    "embeddings_neighbours": {
+        "val_loss": 0.901,
+        "metrics": {},
+        "words": "nearest neighbours of frozen embeddings",
+    },
     "zero_shot": {"val_loss": 0.899, "metrics": {}, "words": "prompt without examples"},
 }
 NOTES = """
@@ -183,5 +225,7 @@ def test_on_a_phone_the_winners_number_comes_before_the_words(browse):
       document.documentElement.dataset.tops = [top('h2'), top('.figures dd'), top('.reason')].join();
     """
     made = whole() | {"worth": {"words": "It is not clear. " * 30}}
-    tops = [float(top) for top in browse(made, script=script, width=500).root["data-tops"].split(",")]
+    tops = [
+        float(top) for top in browse(made, script=script, width=500).root["data-tops"].split(",")
+    ]
     assert tops == sorted(tops) and tops[1] < 400

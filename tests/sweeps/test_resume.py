@@ -8,10 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sweeps.config import ConfigError, dump, from_tree
-from sweeps.ledger import Ledger
-from sweeps.run import _amend, _Sweep, _write_configuration
-from trainables.checkpoints import CHECKPOINT, EVALUATION
+from sweeps.config.errors import ConfigError
+from sweeps.config.loading import dump, from_tree
+from sweeps.ledger.folder import Ledger
+from sweeps.run.sweep import _amend, _Sweep, _write_configuration
+from trainables.storage.checkpoints import CHECKPOINT, EVALUATION
 
 SPLIT = {"rows": 4, "fingerprint": "f"}
 SCORE = {"scores": {"winner": {"loss": 1.0, "metrics": {}}}, "split": SPLIT}
@@ -36,7 +37,11 @@ def begun(tmp_path):
     """The folder of a sweep of two trials, which has ended."""
     ledger = Ledger(str(tmp_path / "quick"))
     _write_configuration(ledger, configuration())
-    splits = {"train": {"rows": 10}, "validation": SPLIT, "test": {"raw_fingerprint": "f" * 64, "read": 4}}
+    splits = {
+        "train": {"rows": 10},
+        "validation": SPLIT,
+        "test": {"raw_fingerprint": "f" * 64, "read": 4},
+    }
     manifest = {"task": "causal_lm", "data": {}, "encoding": {}, "notes": [], "splits": splits}
     manifest["sources"] = {name: {"source": f"{name}.txt"} for name in splits}
     ledger.store.write_json("data/manifest.json", manifest)
@@ -48,7 +53,14 @@ def begun(tmp_path):
 def run(ledger, trial, loss):
     ledger.begin(trial, {"method": "lora", "learning_rate": loss / 1000, "batch_size": 2})
     folder = f"trials/{trial}/attempt-1/step-00000010"
-    evaluation = {"step": 10, "samples_seen": 20, "epoch": 2.0, "val_loss": loss, "probe_loss": loss, "metrics": {}}
+    evaluation = {
+        "step": 10,
+        "samples_seen": 20,
+        "epoch": 2.0,
+        "val_loss": loss,
+        "probe_loss": loss,
+        "metrics": {},
+    }
     evaluation |= {"trainable_parameters": 1, "folder": folder}
     ledger.store.write_bytes(f"{folder}/{CHECKPOINT}/adapter_model.safetensors", b"")
     ledger.store.write_json(f"{folder}/{EVALUATION}", evaluation)
@@ -83,14 +95,22 @@ def test_a_better_trial_of_a_resumed_sweep_is_scored_again(begun):
             wanted = measured(begun, config)
             assert set(wanted) == {"test", "forgetting"}
             assert wanted["test"]["checkpoint"] == "trials/t0003/attempt-1/step-00000010/checkpoint"
-    assert [each["trial"] for each in begun.store.read_json("test.json")["scored_before"]] == ["t0002"]
+    assert [each["trial"] for each in begun.store.read_json("test.json")["scored_before"]] == [
+        "t0002"
+    ]
 
 
 def test_a_sweep_is_extended_and_every_configuration_is_kept(begun):
     assert _amend(begun, configuration()) == []
     longer = configuration("search.trials=50", "search.time_budget=4h")
-    assert _amend(begun, longer) == ["Changed: search.trials: 2 to 50", "Changed: search.time_budget: null to '4h'"]
-    assert begun.store.find("configurations") == ["configurations/001.yaml", "configurations/002.yaml"]
+    assert _amend(begun, longer) == [
+        "Changed: search.trials: 2 to 50",
+        "Changed: search.time_budget: null to '4h'",
+    ]
+    assert begun.store.find("configurations") == [
+        "configurations/001.yaml",
+        "configurations/002.yaml",
+    ]
     assert begun.store.read_bytes("sweep.yaml").decode() == dump(longer)
     assert _amend(begun, longer) == []
 
@@ -101,13 +121,18 @@ def test_a_sweep_yaml_that_was_edited_is_held_against_what_trials_ran_with(begun
     assert _amend(begun, edited) == ["Changed: search.space"]
     wrong = configuration("data.rows=9")
     begun.store.write_bytes("sweep.yaml", dump(wrong).encode())
-    with pytest.raises(ConfigError, match=r"^data\.rows: cannot change when a sweep is resumed \(null to 9\)"):
+    with pytest.raises(
+        ConfigError, match=r"^data\.rows: cannot change when a sweep is resumed \(null to 9\)"
+    ):
         _amend(begun, wrong)
     assert len(begun.store.find("configurations")) == 2
 
 
 def test_trials_keep_what_was_fixed_when_they_were_trained(begun):
-    former, now = configuration(), configuration("train.epochs=null", "search.space.epochs={int: [1, 6]}")
+    former, now = (
+        configuration(),
+        configuration("train.epochs=null", "search.space.epochs={int: [1, 6]}"),
+    )
     before = [former.hyperparameters(curve.params) for curve in begun.curves()]
     assert _amend(begun, now) == ["Changed: search.space", "Changed: train.epochs: 2.0 to null"]
     again = Ledger(begun.store.url).load()

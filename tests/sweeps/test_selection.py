@@ -7,30 +7,33 @@ import random
 import numpy as np
 import pytest
 
-from sweeps.intervals import bootstrap_intervals, mean_interval, paired_difference, slice_intervals
-from sweeps.selection import (
-    Curve,
-    FinalistsConfig,
-    LimitsConfig,
-    Point,
-    Reference,
-    SelectionConfig,
+from sweeps.selection.config import FinalistsConfig, LimitsConfig, SelectionConfig
+from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.limits import limit_reason
+from sweeps.selection.ranking import final_ranking, finalists, pareto, select
+from sweeps.selection.statistics import (
+    bootstrap_intervals,
+    mean_interval,
+    paired_difference,
+    slice_intervals,
+)
+from sweeps.selection.verdicts import (
     best_point,
     candidates,
     diverged_reason,
     excluded_reason,
-    final_ranking,
-    finalists,
-    limit_reason,
     overfit_reason,
-    pareto,
-    select,
     standing_verdict,
     verdict,
 )
 
 EXACT = SelectionConfig(
-    overfit_rise=0.25, overfit_gap=0.5, improving=0.25, underfit=0.25, diverge_ratio=2.0, tie_standard_errors=1.0
+    overfit_rise=0.25,
+    overfit_gap=0.5,
+    improving=0.25,
+    underfit=0.25,
+    diverge_ratio=2.0,
+    tie_standard_errors=1.0,
 )
 UNTUNED = Reference(val_loss=4.0, probe_loss=4.0, prior_loss=8.0)
 
@@ -69,12 +72,28 @@ def no_losses(folder):
         ([2.0], "too early to tell", "one evaluation, validation loss 2.0000 at 10 samples"),
         ([2.0, 2.0], "healthy", "lowest validation loss 2.0000, probe 2.0000 at 10 samples"),
         ([2.0, 1.75], "healthy", "lowest validation loss 1.7500"),
-        ([2.0, 1.0], "still improving", "the last evaluation is the best, 50.0% below the one before"),
+        (
+            [2.0, 1.0],
+            "still improving",
+            "the last evaluation is the best, 50.0% below the one before",
+        ),
         ([2.0, 1.0, 1.125], "healthy", "at 20 samples"),
-        ([3.5, 3.5], "underfit", "best validation loss 3.5000 is not 25% below that of not fine-tuning (4.0000)"),
+        (
+            [3.5, 3.5],
+            "underfit",
+            "best validation loss 3.5000 is not 25% below that of not fine-tuning (4.0000)",
+        ),
         ([3.5], "too early to tell", "at 10 samples: best validation loss 3.5000 is not 25% below"),
-        ([(2.0, 2.0), (2.75, 1.5)], "overfit", "validation loss rose 37.5% above its minimum (2.0000 at 10 samples"),
-        ([(2.0, 1.5), (1.9, 0.75)], "healthy", "; the training rows are memorised: probe loss 0.7500 is 60.5% below"),
+        (
+            [(2.0, 2.0), (2.75, 1.5)],
+            "overfit",
+            "validation loss rose 37.5% above its minimum (2.0000 at 10 samples",
+        ),
+        (
+            [(2.0, 1.5), (1.9, 0.75)],
+            "healthy",
+            "; the training rows are memorised: probe loss 0.7500 is 60.5% below",
+        ),
         (
             [(2.0, 1.5), (1.0, 0.25)],
             "still improving",
@@ -108,7 +127,9 @@ def test_the_verdict_of_a_trial_that_failed_never_started_or_was_dropped_as_dive
     judged = verdict(curve(status="pruned", reason="the time budget"), UNTUNED, EXACT)
     assert judged.word == "too early to tell"
     assert judged.reason == "it ended before its first evaluation: the time budget"
-    judged = verdict(curve(2.0, status="pruned", reason="diverged: the loss is not finite"), UNTUNED, EXACT)
+    judged = verdict(
+        curve(2.0, status="pruned", reason="diverged: the loss is not finite"), UNTUNED, EXACT
+    )
     assert (judged.word, judged.reason) == ("diverged", "the loss is not finite")
 
 
@@ -135,7 +156,10 @@ def test_a_gap_alone_is_told_and_excludes_nothing():
         found = verdict(curve(*EXCELLENT, (loss, 0.0020)), untuned, config)
         assert found.word == "healthy" and "memorised: probe loss 0.0020" in found.reason
     rose = curve(*EXCELLENT, (0.060, 0.0020), (0.080, 0.0010))
-    assert verdict(rose, untuned, config).word == "overfit" and best_point(rose, config).val_loss == 0.045
+    assert (
+        verdict(rose, untuned, config).word == "overfit"
+        and best_point(rose, config).val_loss == 0.045
+    )
 
 
 # --- the verdict of what stands for a trial ---
@@ -150,10 +174,20 @@ def test_a_gap_alone_is_told_and_excludes_nothing():
             "overfit",
             "lowest validation loss 1.0000, probe 0.9000 at 20",
         ),
-        ([(1.0, 0.9), (1.5, 0.8)], "healthy", "overfit", "at 10 samples; later it overfit: validation loss rose 50.0%"),
+        (
+            [(1.0, 0.9), (1.5, 0.8)],
+            "healthy",
+            "overfit",
+            "at 10 samples; later it overfit: validation loss rose 50.0%",
+        ),
         ([2.0, 1.0, 9.0], "healthy", "diverged", "later it diverged: validation loss 9.0000"),
         ([2.0, 1.0, None], "healthy", "diverged", "later it diverged: a loss was not finite"),
-        ([(3.9, 3.0), (5.0, 2.0)], "underfit", "overfit", "best validation loss 3.9000 is not 25% below"),
+        (
+            [(3.9, 3.0), (5.0, 2.0)],
+            "underfit",
+            "overfit",
+            "best validation loss 3.9000 is not 25% below",
+        ),
         ([9.0, 9.5], "diverged", None, "are above 2 times"),
         ([2.0, 1.0], "still improving", None, "more training may help"),
         ([2.0, 1.0, 1.1], "healthy", None, "at 20 samples"),
@@ -161,7 +195,9 @@ def test_a_gap_alone_is_told_and_excludes_nothing():
         ([], "too early to tell", None, "ended without an evaluation"),
     ],
 )
-def test_the_verdict_of_what_stands_for_a_trial_is_not_what_befell_it_later(losses, word, later, why):
+def test_the_verdict_of_what_stands_for_a_trial_is_not_what_befell_it_later(
+    losses, word, later, why
+):
     found = standing_verdict(curve(*losses), UNTUNED, EXACT)
     assert (found.word, found.later) == (word, later) and why in found.reason
     assert found.shown == (f"{word}, later {later}" if later else word)
@@ -173,7 +209,9 @@ def test_a_trial_that_was_dropped_as_diverged_has_its_sound_checkpoint_still():
     found = standing_verdict(dropped, UNTUNED, EXACT)
     assert (found.word, found.later) == ("healthy", "diverged")
     assert found.reason.endswith("later it diverged: the loss is not finite at step 35")
-    found = standing_verdict(dataclasses.replace(dropped, points=dropped.points[:1]), UNTUNED, EXACT)
+    found = standing_verdict(
+        dataclasses.replace(dropped, points=dropped.points[:1]), UNTUNED, EXACT
+    )
     assert (found.word, found.later) == ("too early to tell", "diverged")
 
 
@@ -181,18 +219,27 @@ def test_one_evaluation_at_the_majoritys_accuracy_is_not_healthy():
     (point,) = curve(0.69).points
     pruned = curve(status="pruned")
     for share in (0.95, 1.0):
-        stopped = dataclasses.replace(pruned, points=(dataclasses.replace(point, majority_share=share),))
-        found = standing_verdict(stopped, Reference(val_loss=0.75, prior_loss=0.69), SelectionConfig())
+        stopped = dataclasses.replace(
+            pruned, points=(dataclasses.replace(point, majority_share=share),)
+        )
+        found = standing_verdict(
+            stopped, Reference(val_loss=0.75, prior_loss=0.69), SelectionConfig()
+        )
         assert found.word == "too early to tell"
         assert ("with one class" in found.reason) == (share == 1.0)
     lost = dataclasses.replace(pruned, points=curve(None).points)
-    assert standing_verdict(lost, UNTUNED, EXACT).word == "diverged", "a loss that is no number says enough"
+    assert standing_verdict(lost, UNTUNED, EXACT).word == "diverged", (
+        "a loss that is no number says enough"
+    )
 
 
 def test_the_winner_is_not_named_among_those_that_could_not_win():
     trial = curve((2.0, 2.0), (1.0, 0.9), (1.5, 0.8), id="t0002")
     _, reason = select([curve(1.75, id="t0001"), trial], EXACT, no_losses)
-    assert "later checkpoints of t0002 are overfit, and could not win" in reason and "win: t0002" not in reason
+    assert (
+        "later checkpoints of t0002 are overfit, and could not win" in reason
+        and "win: t0002" not in reason
+    )
     other = curve((2.0, 2.0), (1.1, 0.9), (1.5, 0.8), id="t0003")
     _, reason = select([trial, other], EXACT, no_losses)
     assert "1 other trial had overfit checkpoints, which could not win: t0003" in reason
@@ -220,10 +267,14 @@ def test_the_other_boundaries_are_exact():
     assert verdict(curve(2.0, 1.4999999), UNTUNED, EXACT).word == "still improving"
     assert verdict(curve(3.0, 3.0), UNTUNED, EXACT).word == "healthy"  # 25% below 4.0
     assert verdict(curve(3.0000001, 3.0000001), UNTUNED, EXACT).word == "underfit"
-    assert "memorised" not in verdict(curve(2.0, (2.0, 1.0)), UNTUNED, EXACT).reason  # half, not more
+    assert (
+        "memorised" not in verdict(curve(2.0, (2.0, 1.0)), UNTUNED, EXACT).reason
+    )  # half, not more
     assert "memorised" in verdict(curve(2.0, (2.0, 0.9999999)), UNTUNED, EXACT).reason
     untuned = Reference(val_loss=4.0)
-    assert verdict(curve(1.0, 8.0), untuned, SelectionConfig()).word == "collapsed"  # twice 4.0, not more
+    assert (
+        verdict(curve(1.0, 8.0), untuned, SelectionConfig()).word == "collapsed"
+    )  # twice 4.0, not more
     assert verdict(curve(1.0, 8.0000001), untuned, SelectionConfig()).word == "diverged"
 
 
@@ -232,7 +283,9 @@ def test_underfit_and_diverged_compare_with_the_better_way_of_not_fine_tuning():
     assert verdict(curve(1.6, 1.6), prior, EXACT).word == "underfit"
     assert verdict(curve(1.5, 1.5), prior, EXACT).word == "healthy"
     assert verdict(curve(1.0, 5.0), prior, EXACT).word == "diverged"
-    assert verdict(curve(100.0, 100.0), Reference(), EXACT).word == "healthy"  # nothing to compare with
+    assert (
+        verdict(curve(100.0, 100.0), Reference(), EXACT).word == "healthy"
+    )  # nothing to compare with
 
 
 def test_a_high_validation_loss_alone_is_overfitting_and_no_divergence():
@@ -250,7 +303,12 @@ def test_the_rise_is_measured_from_the_lowest_evaluation_before_it():
 
 def test_evaluations_that_are_not_finite_are_no_minimum_and_not_overfit():
     trial = curve(None, (2.0, 2.0), (None, 1.0), (3.0, 1.5))
-    assert [overfit_reason(trial.points, index, EXACT) is not None for index in range(4)] == [False, False, False, True]
+    assert [overfit_reason(trial.points, index, EXACT) is not None for index in range(4)] == [
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_a_validation_loss_of_zero_is_no_division_by_zero():
@@ -283,7 +341,10 @@ def test_an_overfit_trial_can_win_with_its_own_earlier_minimum():
     trial = curve((2.0, 2.0), (1.0, 0.9), (1.5, 0.8), id="t0001")
     winner, reason = select([trial, curve(1.75, id="t0002")], EXACT, no_losses)
     assert (winner.trial, winner.point.step) == ("t0001", 2)
-    assert "its checkpoint is that of step 2 (epoch 2), not the trial's last, whose validation loss is 1.5000" in reason
+    assert (
+        "its checkpoint is that of step 2 (epoch 2), not the trial's last, whose validation loss is 1.5000"
+        in reason
+    )
 
 
 def test_what_is_not_finite_failed_or_without_a_checkpoint_cannot_win():
@@ -314,9 +375,16 @@ def test_trials_that_still_run_and_trials_that_were_stopped_may_win():
             [curve((1.0, None), id="t0001"), curve(None, id="t0002")],
             "Nothing may win: of 2 trials, 2 overfit or not finite at every evaluation (t0001, t0002).",
         ),
-        ([curve(status="running")], "Nothing may win: of 1 trial, 1 without an evaluation (t0001)."),
         (
-            [curve(status="failed", id="t0001"), curve(None, id="t0002"), curve(status="pruned", id="t0003")],
+            [curve(status="running")],
+            "Nothing may win: of 1 trial, 1 without an evaluation (t0001).",
+        ),
+        (
+            [
+                curve(status="failed", id="t0001"),
+                curve(None, id="t0002"),
+                curve(status="pruned", id="t0003"),
+            ],
             "Nothing may win: of 3 trials, 1 failed (t0001); 1 overfit or not finite at every evaluation (t0002); "
             "1 without an evaluation (t0003).",
         ),
@@ -356,7 +424,9 @@ CHEAPEST = dataclasses.replace(EXACT, prefer="cheapest")
 def costing(trial, inference, megabytes=1):
     """The trial with what its checkpoints cost in use."""
     cost = {"inference_cost": inference, "checkpoint_bytes": int(megabytes * 1e6)}
-    return dataclasses.replace(trial, points=tuple(dataclasses.replace(p, **cost) for p in trial.points))
+    return dataclasses.replace(
+        trial, points=tuple(dataclasses.replace(p, **cost) for p in trial.points)
+    )
 
 
 def test_of_two_trials_whose_difference_is_noise_the_lower_wins_and_the_tie_is_told():
@@ -370,23 +440,37 @@ def test_of_two_trials_whose_difference_is_noise_the_lower_wins_and_the_tie_is_t
     dear, cheap = costing(large, 1.04), costing(small, 1.0)
     winner, reason = judged((dear, rows[0]), (cheap, rows[1]))
     assert winner.trial == "t0001"
-    assert "of these t0002 costs less in use (1.000 against 1.040 times the arithmetic of the untuned model)" in reason
+    assert (
+        "of these t0002 costs less in use (1.000 against 1.040 times the arithmetic of the untuned model)"
+        in reason
+    )
     winner, reason = judged((costing(large, 1.0), rows[0]), (costing(small, 1.04), rows[1]))
     assert winner.trial == "t0001" and "in use" not in reason
 
 
 def test_prefer_cheapest_lets_the_tied_one_win_that_costs_least_in_use():
-    large, small = costing(curve(1.0, id="t0001"), 1.04, 5), costing(curve(1.01, id="t0002"), 1.0, 400)
+    large, small = (
+        costing(curve(1.0, id="t0001"), 1.04, 5),
+        costing(curve(1.01, id="t0002"), 1.0, 400),
+    )
     rows = per_example(1.0, noise=0.5, seed=1), per_example(1.01, noise=0.5, seed=2)
     winner, reason = judged((large, rows[0]), (small, rows[1]), config=CHEAPEST)
     assert (winner.trial, winner.tied) == ("t0002", ("t0001",))
-    assert "t0002 is tied with t0001, which has the lowest validation loss (1.0000): its 1.0100 is 0.0100 ± " in reason
+    assert (
+        "t0002 is tied with t0001, which has the lowest validation loss (1.0000): its 1.0100 is 0.0100 ± "
+        in reason
+    )
     assert (
         "of the tied it is the cheapest to use (1.000 times the untuned model's arithmetic, 400.0 MB on disk, 10 samples, "
         "against 1.040 times the untuned model's arithmetic, 5.0 MB on disk, 10 samples)" in reason
     )
     far = costing(curve(2.0, id="t0002"), 1.0)
-    assert judged((large, rows[0]), (far, per_example(2.0, noise=0.5, seed=2)), config=CHEAPEST)[0].trial == "t0001"
+    assert (
+        judged((large, rows[0]), (far, per_example(2.0, noise=0.5, seed=2)), config=CHEAPEST)[
+            0
+        ].trial
+        == "t0001"
+    )
 
 
 def test_a_clear_difference_is_no_tie_though_the_rows_differ_much_more():
@@ -394,7 +478,8 @@ def test_a_clear_difference_is_no_tie_though_the_rows_differ_much_more():
     large = curve(1.0, id="t0001", parameters=1000)
     small = curve(1.01, id="t0002", parameters=10)
     winner, reason = judged(
-        (large, per_example(1.0, noise=0.01, seed=1)), (small, per_example(1.01, noise=0.01, seed=2))
+        (large, per_example(1.0, noise=0.01, seed=1)),
+        (small, per_example(1.01, noise=0.01, seed=2)),
     )
     assert winner.trial == "t0001"
     assert winner.tied == ()
@@ -403,13 +488,20 @@ def test_a_clear_difference_is_no_tie_though_the_rows_differ_much_more():
 
 def test_the_cheapest_is_so_by_arithmetic_then_size_on_disk_then_samples():
     early, late = curve(1.01, id="t0001", parameters=99), curve(2.0, 1.0, id="t0002")
-    table = {early.points[0].folder: per_example(1.01, noise=0.5), late.points[1].folder: per_example(1.0, noise=0.5)}
+    table = {
+        early.points[0].folder: per_example(1.01, noise=0.5),
+        late.points[1].folder: per_example(1.0, noise=0.5),
+    }
     table[early.points[0].folder][:, 0] += np.random.default_rng(5).normal(0, 0.5, 400)
 
     def wins(of_early, of_late):
-        return select([costing(early, *of_early), costing(late, *of_late)], CHEAPEST, table.get)[0].trial
+        return select([costing(early, *of_early), costing(late, *of_late)], CHEAPEST, table.get)[
+            0
+        ].trial
 
-    assert wins((1.0, 1), (1.0, 1)) == "t0001"  # 10 samples against 20, however many parameters were trained
+    assert (
+        wins((1.0, 1), (1.0, 1)) == "t0001"
+    )  # 10 samples against 20, however many parameters were trained
     assert wins((1.0, 1.1), (1.0, 1)) == "t0002"  # a smaller file, more samples
     assert wins((1.0, 900), (1.01, 1)) == "t0001"  # less arithmetic, a larger file
 
@@ -448,15 +540,25 @@ def test_ties_are_with_the_lowest_loss_and_do_not_chain():
 
 
 def test_without_per_example_losses_the_lowest_wins_and_equal_ones_go_to_the_cheaper():
-    assert select([curve(1.0, id="t0002"), curve(1.01, id="t0001", parameters=1)], EXACT, no_losses)[0].trial == "t0002"
+    assert (
+        select([curve(1.0, id="t0002"), curve(1.01, id="t0001", parameters=1)], EXACT, no_losses)[
+            0
+        ].trial
+        == "t0002"
+    )
     equal = [costing(curve(1.0, id="t0001"), 1.0, 9), costing(curve(1.0, id="t0002"), 1.0, 1)]
     assert select(equal, EXACT, no_losses)[0].trial == "t0002"
-    assert select([curve(1.0, id="t0002"), curve(1.0, id="t0001")], EXACT, no_losses)[0].trial == "t0001"
+    assert (
+        select([curve(1.0, id="t0002"), curve(1.0, id="t0001")], EXACT, no_losses)[0].trial
+        == "t0001"
+    )
 
 
 def test_losses_over_other_rows_are_not_compared():
     trials = [curve(1.0, id="t0001", parameters=9), curve(1.0001, id="t0002", parameters=1)]
-    winner, _ = judged((trials[0], per_example(1.0, noise=0.5)), (trials[1], per_example(1.0001, rows=300)))
+    winner, _ = judged(
+        (trials[0], per_example(1.0, noise=0.5)), (trials[1], per_example(1.0001, rows=300))
+    )
     assert winner.trial == "t0001"
 
 
@@ -477,7 +579,9 @@ def test_the_order_of_the_trials_does_not_matter():
             )
             curves.append(made)
             for point in made.points:
-                table[point.folder] = per_example(point.val_loss, rows=30, noise=0.4, seed=generator.randrange(1000))
+                table[point.folder] = per_example(
+                    point.val_loss, rows=30, noise=0.4, seed=generator.randrange(1000)
+                )
         first, _ = select(curves, EXACT, table.get)
         for _ in range(5):
             generator.shuffle(curves)
@@ -514,7 +618,9 @@ def unequal(rows=800):
 def test_with_unequal_targets_it_is_the_difference_of_the_losses_per_target():
     a, b = unequal()
     difference, _ = paired_difference(a, b)
-    assert difference == pytest.approx(b[:, 0].sum() / b[:, 1].sum() - a[:, 0].sum() / a[:, 1].sum(), rel=1e-9)
+    assert difference == pytest.approx(
+        b[:, 0].sum() / b[:, 1].sum() - a[:, 0].sum() / a[:, 1].sum(), rel=1e-9
+    )
     per_row = (b[:, 0] / b[:, 1] - a[:, 0] / a[:, 1]).mean()
     assert difference != pytest.approx(per_row, rel=1e-3)  # a mean of row means is another number
 
@@ -525,7 +631,9 @@ def test_its_standard_error_is_that_of_a_bootstrap_over_rows():
     generator = np.random.default_rng(3)
     drawn = generator.integers(0, len(a), (4000, len(a)))
     differences = (b[drawn, 0] - a[drawn, 0]).sum(1) / a[drawn, 1].sum(1)
-    assert error == pytest.approx(differences.std(ddof=1), rel=0.05)  # 4,000 draws: good to about 1%
+    assert error == pytest.approx(
+        differences.std(ddof=1), rel=0.05
+    )  # 4,000 draws: good to about 1%
 
 
 def test_it_is_antisymmetric_and_scales_with_the_losses():
@@ -580,9 +688,21 @@ def test_thresholds_that_make_no_sense_are_refused(field, value, message):
         ("kl", math.nan, "selection.limits.kl: must be above 0, got nan"),
         ("slice_loss", -1.0, "selection.limits.slice_loss: must be above 0, got -1.0"),
         ("slice_gap", 0.0, "selection.limits.slice_gap: must be above 0, got 0.0"),
-        ("slice_accuracy", 0.0, "selection.limits.slice_accuracy: must be above 0 and at most 1, got 0.0"),
-        ("slice_accuracy", 1.5, "selection.limits.slice_accuracy: must be above 0 and at most 1, got 1.5"),
-        ("slice_accuracy", math.nan, "selection.limits.slice_accuracy: must be above 0 and at most 1, got nan"),
+        (
+            "slice_accuracy",
+            0.0,
+            "selection.limits.slice_accuracy: must be above 0 and at most 1, got 0.0",
+        ),
+        (
+            "slice_accuracy",
+            1.5,
+            "selection.limits.slice_accuracy: must be above 0 and at most 1, got 1.5",
+        ),
+        (
+            "slice_accuracy",
+            math.nan,
+            "selection.limits.slice_accuracy: must be above 0 and at most 1, got nan",
+        ),
         ("slice_rows", 0, "selection.limits.slice_rows: must be at least 1, got 0"),
     ],
 )
@@ -603,7 +723,9 @@ def test_which_limits_there_are():
         limits = LimitsConfig(**{name: 0.5})
         assert limits.of_slices and not limits.of_forgetting
     # less than nothing may be asked of forgetting: that general text is told better than before
-    assert LimitsConfig(forgetting=0.0).of_forgetting and LimitsConfig(forgetting=-0.5).of_forgetting
+    assert (
+        LimitsConfig(forgetting=0.0).of_forgetting and LimitsConfig(forgetting=-0.5).of_forgetting
+    )
 
 
 # --- limits ---
@@ -620,7 +742,9 @@ def slices(rows=30, **losses):
 
 def measured(trial, *each):
     """The trial with more measured of each of its evaluations."""
-    points = [dataclasses.replace(point, **more) for point, more in zip(trial.points, each, strict=True)]
+    points = [
+        dataclasses.replace(point, **more) for point, more in zip(trial.points, each, strict=True)
+    ]
     return dataclasses.replace(trial, points=tuple(points))
 
 
@@ -662,7 +786,9 @@ LIMITS = [
     ),
 ]
 EACH_LIMIT = pytest.mark.parametrize(
-    ("limit", "within", "beyond", "words"), LIMITS, ids=[name for limit, *_ in LIMITS for name in limit]
+    ("limit", "within", "beyond", "words"),
+    LIMITS,
+    ids=[name for limit, *_ in LIMITS for name in limit],
 )
 
 
@@ -676,7 +802,10 @@ def test_the_boundary_of_a_limit_is_exact_and_its_reason_is_in_words(limit, with
 
 @EACH_LIMIT
 def test_a_better_checkpoint_beyond_a_limit_cannot_win(limit, within, beyond, words):
-    better, worse = measured(curve(1.0, id="t0001"), beyond), measured(curve(2.0, id="t0002"), within)
+    better, worse = (
+        measured(curve(1.0, id="t0001"), beyond),
+        measured(curve(2.0, id="t0002"), within),
+    )
     assert select([better, worse], EXACT, no_losses)[0].trial == "t0001"
     winner, reason = select([better, worse], limited(**limit), no_losses)
     assert winner.trial == "t0002"
@@ -686,11 +815,18 @@ def test_a_better_checkpoint_beyond_a_limit_cannot_win(limit, within, beyond, wo
 
 
 @EACH_LIMIT
-def test_an_earlier_checkpoint_of_the_same_trial_wins_where_the_best_is_beyond(limit, within, beyond, words):
+def test_an_earlier_checkpoint_of_the_same_trial_wins_where_the_best_is_beyond(
+    limit, within, beyond, words
+):
     trial = measured(curve(3.0, 2.0, 1.0), within, within, beyond)
-    winner, reason = select([trial, measured(curve(2.5, id="t0002"), within)], limited(**limit), no_losses)
+    winner, reason = select(
+        [trial, measured(curve(2.5, id="t0002"), within)], limited(**limit), no_losses
+    )
     assert (winner.trial, winner.point.step) == ("t0001", 2)
-    assert "its checkpoint is that of step 2 (epoch 2), not the trial's last, whose validation loss is 1.0000" in reason
+    assert (
+        "its checkpoint is that of step 2 (epoch 2), not the trial's last, whose validation loss is 1.0000"
+        in reason
+    )
     assert [p.step for p in candidates(trial, limited(**limit))] == [1, 2]
 
 
@@ -733,7 +869,11 @@ def test_several_trials_beyond_a_limit_are_counted_apart_from_the_overfit():
         ({"forgetting": 0.25}, {}, "its forgetting was not measured, and has a limit of 0.25"),
         ({"forgetting": -1.0}, {}, "its forgetting was not measured, and has a limit of -1"),
         ({"kl": 0.25}, {"forgetting": 0.0}, "its KL was not measured, and has a limit of 0.25"),
-        ({"slice_loss": 2.0}, {"slices": slices(a=1.0, b=None)}, "its loss on the slice 'b' is inf (limit 2)"),
+        (
+            {"slice_loss": 2.0},
+            {"slices": slices(a=1.0, b=None)},
+            "its loss on the slice 'b' is inf (limit 2)",
+        ),
         (
             {"slice_gap": 9.0},
             {"slices": slices(a=1.0, b=None)},
@@ -774,13 +914,22 @@ def test_small_slices_do_not_count(limit, small):
     assert limit_reason(point, LimitsConfig(**limit)) is not None
 
 
-@pytest.mark.parametrize("found", [{}, slices(rows=29, a=1.0)], ids=["no slices", "only small ones"])
-@pytest.mark.parametrize("limit", [{"slice_loss": 2.0}, {"slice_gap": 1.0}, {"slice_accuracy": 0.5}])
+@pytest.mark.parametrize(
+    "found", [{}, slices(rows=29, a=1.0)], ids=["no slices", "only small ones"]
+)
+@pytest.mark.parametrize(
+    "limit", [{"slice_loss": 2.0}, {"slice_gap": 1.0}, {"slice_accuracy": 0.5}]
+)
 def test_where_no_slice_is_large_enough_nothing_wins(limit, found):
     trial = measured(curve(1.0), {"slices": found})
-    assert limit_reason(trial.points[0], LimitsConfig(**limit)) == "no slice has the 30 rows that its limit asks for"
+    assert (
+        limit_reason(trial.points[0], LimitsConfig(**limit))
+        == "no slice has the 30 rows that its limit asks for"
+    )
     assert select([trial], limited(**limit), no_losses)[0] is None
-    assert select([trial], EXACT, no_losses)[0].trial == "t0001"  # without a limit on slices none is needed
+    assert (
+        select([trial], EXACT, no_losses)[0].trial == "t0001"
+    )  # without a limit on slices none is needed
 
 
 def test_one_slice_alone_has_no_gap():
@@ -824,7 +973,11 @@ def test_new_seeds_beyond_a_limit_have_failed():
         *(measured(c, {"kl": kl}) for c, kl in zip(seeds, (2.0, 0.5, 0.5), strict=True)),
     ]
     (final,) = final_ranking(kept, config)
-    assert final.seeds == {"a-2": 1.5, "a-3": 1.25} and final.mean == 1.375 and final.failed == ("a-1",)
+    assert (
+        final.seeds == {"a-2": 1.5, "a-3": 1.25}
+        and final.mean == 1.375
+        and final.failed == ("a-1",)
+    )
     assert select(kept, config, no_losses)[0].trial == "a-3"
 
 
@@ -832,7 +985,11 @@ def test_the_tied_are_those_within_the_limits():
     """The lowest is beyond; of the others the next leads, and where asked for the cheaper of those tied with it wins."""
     lowest, second, third = (
         measured(curve(loss, id=id), {"kl": kl, "inference_cost": cost})
-        for id, loss, cost, kl in (("t0001", 1.0, 1.0, 2.0), ("t0002", 1.01, 1.2, 0.5), ("t0003", 1.02, 1.1, 0.5))
+        for id, loss, cost, kl in (
+            ("t0001", 1.0, 1.0, 2.0),
+            ("t0002", 1.01, 1.2, 0.5),
+            ("t0003", 1.02, 1.1, 0.5),
+        )
     )
     trials = [
         (lowest, per_example(1.0, noise=0.5, seed=1)),
@@ -841,11 +998,21 @@ def test_the_tied_are_those_within_the_limits():
     ]
     assert judged(*trials)[0].trial == "t0001"
     winner, _ = judged(*trials, config=limited(kl=1.0))
-    assert (winner.trial, winner.tied, winner.lowest) == ("t0002", ("t0003",), second.points[0].folder)
+    assert (winner.trial, winner.tied, winner.lowest) == (
+        "t0002",
+        ("t0003",),
+        second.points[0].folder,
+    )
     winner, reason = judged(*trials, config=dataclasses.replace(limited(kl=1.0), prefer="cheapest"))
-    assert (winner.trial, winner.tied, winner.lowest) == ("t0003", ("t0002",), second.points[0].folder)
+    assert (winner.trial, winner.tied, winner.lowest) == (
+        "t0003",
+        ("t0002",),
+        second.points[0].folder,
+    )
     assert set(winner.differences) == {"t0003"}
-    assert reason.startswith("t0003 is tied with t0002, which has the lowest validation loss (1.0100)")
+    assert reason.startswith(
+        "t0003 is tied with t0002, which has the lowest validation loss (1.0100)"
+    )
 
 
 # --- slices ---
@@ -863,7 +1030,9 @@ def test_every_slice_has_the_interval_of_its_own_rows():
     for value, rows in (("de", losses[60:]), ("fr", losses[:60])):
         low, high = found[value]
         assert low < rows[:, 0].sum() / rows[:, 1].sum() < high < low + 0.5
-    assert all(type(bound) is float for bounds in found.values() for bound in bounds)  # they go into JSON
+    assert all(
+        type(bound) is float for bounds in found.values() for bound in bounds
+    )  # they go into JSON
 
 
 @pytest.mark.parametrize("rows", [1, 2, 9])
@@ -876,7 +1045,9 @@ def test_the_interval_of_few_rows_lies_among_their_losses(rows):
     """However often resampling leaves out all of them: no rows have no mean, and not that of 0."""
     losses = np.stack([np.linspace(2.5, 3.0, rows), np.ones(rows)], 1)
     low, high = mean_interval(losses)
-    assert 2.4999 < low <= losses[:, 0].mean() + 1e-6 and losses[:, 0].mean() - 1e-6 <= high < 3.0001
+    assert (
+        2.4999 < low <= losses[:, 0].mean() + 1e-6 and losses[:, 0].mean() - 1e-6 <= high < 3.0001
+    )
 
 
 # --- the Pareto front ---
@@ -900,12 +1071,20 @@ def test_the_pareto_front_has_what_none_beats_in_loss_and_size():
 
 
 def test_the_pareto_front_by_what_a_request_costs_is_another():
-    costs = {"merged": (1.2, 900, 1.0), "adapter": (1.0, 100, 1.03), "prompt": (1.1, 5, 1.5), "dear": (1.3, 1, 1.6)}
+    costs = {
+        "merged": (1.2, 900, 1.0),
+        "adapter": (1.0, 100, 1.03),
+        "prompt": (1.1, 5, 1.5),
+        "dear": (1.3, 1, 1.6),
+    }
     curves = [
         measured(curve(loss, id=id, parameters=size), {"inference_cost": cost})
         for id, (loss, size, cost) in costs.items()
     ]
-    assert [(c.id, p.inference_cost) for c, p in pareto(curves, BY_COST)] == [("adapter", 1.03), ("merged", 1.0)]
+    assert [(c.id, p.inference_cost) for c, p in pareto(curves, BY_COST)] == [
+        ("adapter", 1.03),
+        ("merged", 1.0),
+    ]
     assert [c.id for c, _ in pareto(curves, BY_SIZE)] == ["adapter", "prompt", "dear"]
 
 
@@ -915,7 +1094,9 @@ def test_of_two_that_tie_in_one_number_the_pareto_front_has_the_one_that_is_bett
         measured(curve(1.0, id="b-cheap"), {"inference_cost": 1.1}),
     ]
     assert [c.id for c, _ in pareto(same_loss, BY_COST)] == ["b-cheap"]
-    same_cost = [measured(curve(loss, id=f"loss-{loss}"), {"inference_cost": 1.1}) for loss in (1.5, 1.0)]
+    same_cost = [
+        measured(curve(loss, id=f"loss-{loss}"), {"inference_cost": 1.1}) for loss in (1.5, 1.0)
+    ]
     assert [c.id for c, _ in pareto(same_cost, BY_COST)] == ["loss-1.0"]
     both = [measured(curve(1.0, id=id), {"inference_cost": 1.1}) for id in ("t0002", "t0001")]
     assert [c.id for c, _ in pareto(both, BY_COST)] == ["t0001"]
@@ -944,7 +1125,13 @@ def again(first, *losses, config=None):
 
 
 def test_finalists_are_the_best_configurations_of_the_search():
-    curves = [curve(2.0, id="a"), curve(1.0, id="b"), curve(3.0, id="c"), curve(1.5, id="d"), *again("b", 0.5)]
+    curves = [
+        curve(2.0, id="a"),
+        curve(1.0, id="b"),
+        curve(3.0, id="c"),
+        curve(1.5, id="d"),
+        *again("b", 0.5),
+    ]
     config = SelectionConfig(finalists=FinalistsConfig(top=2))
     assert finalists(curves, config) == ["b", "d"]
     assert finalists(curves, SelectionConfig()) == []
@@ -954,18 +1141,33 @@ def test_the_lowest_mean_over_new_seeds_wins_and_not_the_lucky_one():
     lucky, steady = curve(0.9, id="lucky"), curve(1.0, id="steady")
     curves = [lucky, steady, *again("lucky", 1.2, 1.3, 1.25), *again("steady", 1.01, 1.0, 0.99)]
     winner, reason = select(curves, SelectionConfig(), no_losses)
-    assert winner.trial == "steady-2" and winner.point.val_loss == 1.0, "the median, not the luckiest of the new seeds"
+    assert winner.trial == "steady-2" and winner.point.val_loss == 1.0, (
+        "the median, not the luckiest of the new seeds"
+    )
     assert winner.expected.mean == pytest.approx(1.0) and winner.expected.trial == "steady"
-    assert "what is handed over is the median of its new seeds, steady-2 with 1.0000; to expect is the mean" in reason
-    assert "that of steady has the lowest mean validation loss over 3 new seeds, 1.0000 ± 0.0100" in reason
+    assert (
+        "what is handed over is the median of its new seeds, steady-2 with 1.0000; to expect is the mean"
+        in reason
+    )
+    assert (
+        "that of steady has the lowest mean validation loss over 3 new seeds, 1.0000 ± 0.0100"
+        in reason
+    )
     assert "the next, that of lucky, has 1.2500 ± 0.0500" in reason
     ranking = final_ranking(curves, SelectionConfig())
-    assert [final.trial for final in ranking] == ["steady", "lucky"] and ranking[0].mean == pytest.approx(1.0)
+    assert [final.trial for final in ranking] == ["steady", "lucky"] and ranking[
+        0
+    ].mean == pytest.approx(1.0)
 
 
 def test_neither_the_first_seed_nor_its_checkpoint_counts():
     """It was chosen because it was lucky."""
-    curves = [curve(0.8, id="a"), curve(1.0, id="b"), *again("a", 0.92, 0.88, 0.9), *again("b", 1.0, 1.1)]
+    curves = [
+        curve(0.8, id="a"),
+        curve(1.0, id="b"),
+        *again("a", 0.92, 0.88, 0.9),
+        *again("b", 1.0, 1.1),
+    ]
     winner, _ = select(curves, SelectionConfig(), no_losses)
     assert final_ranking(curves, SelectionConfig())[0].mean == pytest.approx(0.9)
     assert winner.trial == "a-3" and winner.point.val_loss == 0.9
@@ -980,7 +1182,10 @@ def test_of_configurations_that_their_seeds_cannot_tell_apart_the_lower_wins_or_
     ]
     winner, reason = select([*first, *seeds], SelectionConfig(), no_losses)
     assert (winner.trial, winner.tied) == ("dear-1", ("cheap-1",))
-    assert "also within 1 standard error: cheap; of these cheap-1 costs less in use (1.000 against 1.500" in reason
+    assert (
+        "also within 1 standard error: cheap; of these cheap-1 costs less in use (1.000 against 1.500"
+        in reason
+    )
     winner, reason = select([*first, *seeds], SelectionConfig(prefer="cheapest"), no_losses)
     assert (winner.trial, winner.tied) == ("cheap-1", ("dear-1",))
     assert "is tied with the lowest, 1.0500 ± 0.1414 of dear, and cheaper to use" in reason
@@ -992,7 +1197,9 @@ def broken(first, number, how):
     ends = {
         "failed": curve(id=f"{first}-{number}", status="failed", reason="it broke"),
         "failed late": curve(0.4, id=f"{first}-{number}", status="failed", reason="it broke"),
-        "diverged": curve(None, id=f"{first}-{number}", status="pruned", reason="diverged: no number"),
+        "diverged": curve(
+            None, id=f"{first}-{number}", status="pruned", reason="diverged: no number"
+        ),
         "stopped": curve(id=f"{first}-{number}", status="pruned", reason="the time budget"),
     }
     return dataclasses.replace(ends[how], finalist_of=first)
@@ -1003,7 +1210,9 @@ def test_failed_seeds_count_against_a_configuration(how):
     lone = [curve(0.5, id="a"), *again("a", 0.495), broken("a", 2, how), broken("a", 3, how)]
     sound = [curve(0.51, id="b"), *again("b", 0.5, 0.505, 0.51)]
     winner, reason = select([*lone, *sound], SelectionConfig(), no_losses)
-    assert winner.trial == "b-2" and winner.expected.mean == pytest.approx(0.505) and winner.tied == ()
+    assert (
+        winner.trial == "b-2" and winner.expected.mean == pytest.approx(0.505) and winner.tied == ()
+    )
     assert (
         "2 of 3 new seeds of a gave no checkpoint that may win (a-2, a-3), so it wins over none whose seeds all ran"
         in reason
@@ -1026,15 +1235,21 @@ def test_the_spread_of_a_single_seed_is_that_of_the_others_or_unknown():
     assert "over 1 new seed, 1.0000 (one seed)" in reason
     beside = [*alone[:3], *again("b", 0.9, 1.0, 1.1)]
     winner, _ = select(beside, SelectionConfig(), no_losses)
-    assert (winner.trial, winner.tied) == ("b-2", ("a-1",)), "0.01 apart, where seeds of b differ by 0.1"
+    assert (winner.trial, winner.tied) == ("b-2", ("a-1",)), (
+        "0.01 apart, where seeds of b differ by 0.1"
+    )
 
 
 def test_without_new_seeds_that_may_win_the_search_decides():
     """And what ran again and failed each time stands behind what never did."""
     failed = broken("a", 1, "failed")
-    winner, _ = select([curve(1.0, id="a"), curve(0.9, id="b"), failed], SelectionConfig(), no_losses)
+    winner, _ = select(
+        [curve(1.0, id="a"), curve(0.9, id="b"), failed], SelectionConfig(), no_losses
+    )
     assert winner.trial == "b"
-    winner, reason = select([curve(0.8, id="a"), curve(0.9, id="b"), failed], SelectionConfig(), no_losses)
+    winner, reason = select(
+        [curve(0.8, id="a"), curve(0.9, id="b"), failed], SelectionConfig(), no_losses
+    )
     assert winner.trial == "b" and winner.expected is None
     assert "1 of 1 new seeds of a gave no checkpoint that may win (a-1)" in reason
     assert select([curve(0.8, id="a"), failed], SelectionConfig(), no_losses)[0].trial == "a"
@@ -1057,7 +1272,9 @@ def test_an_interval_covers_the_true_difference_as_often_as_it_says():
 def test_intervals_are_the_same_in_every_call_and_in_any_company():
     rng = np.random.default_rng(1)
     a, b, c = (np.stack([rng.exponential(1.0, 50), rng.integers(1, 9, 50)], 1) for _ in range(3))
-    assert bootstrap_intervals(a, [b])[0] == pytest.approx(bootstrap_intervals(a, [c, b])[1], rel=1e-6)
+    assert bootstrap_intervals(a, [b])[0] == pytest.approx(
+        bootstrap_intervals(a, [c, b])[1], rel=1e-6
+    )
     assert bootstrap_intervals(a, []) == []
 
 
@@ -1065,7 +1282,10 @@ def test_the_winner_knows_how_far_the_others_are_behind():
     rng = np.random.default_rng(2)
     easy = rng.exponential(1.0, 300)
     near = {"a": 0.0, "b": 0.001, "c": 0.5}
-    rows = {id: np.stack([easy + gap + rng.normal(0, 0.2, 300), np.ones(300)], 1) for id, gap in near.items()}
+    rows = {
+        id: np.stack([easy + gap + rng.normal(0, 0.2, 300), np.ones(300)], 1)
+        for id, gap in near.items()
+    }
     curves = [curve(float(rows[id][:, 0].mean()), id=id) for id in near]
     winner, _ = select(curves, SelectionConfig(), lambda folder: rows[folder.split("/")[1]])
     assert set(winner.differences) == set(near) - {min(near, key=lambda id: rows[id][:, 0].mean())}

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from search_spaces import Choice, Domain, Space
-from sweeps.config import SweepConfig, dump, load
-from sweeps.plan import first_of_each_method, prepare_data
+from sweeps.config.draws import first_of_each_method
+from sweeps.config.loading import dump, load
+from sweeps.config.schema import SweepConfig
+from sweeps.run.preparation import prepare_data
 from trainables.hyperparameters import Hyperparameters, parse
-from trainables.model import quiet
+from trainables.models.files import quiet
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -44,7 +46,9 @@ def every_configuration(space: Space) -> Iterator[dict[str, Any]]:
         path = open_paths.pop()
         turns = itertools.count()
 
-        def suggest(name: str, domain: Domain, path: list[int] = path, turns: Iterator[int] = turns) -> Any:
+        def suggest(
+            name: str, domain: Domain, path: list[int] = path, turns: Iterator[int] = turns
+        ) -> Any:
             values = domain.values if isinstance(domain, Choice) else (domain.low, domain.high)
             turn = next(turns)
             if turn == len(path):
@@ -56,7 +60,9 @@ def every_configuration(space: Space) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
-def test_a_shipped_sweep_loads_and_every_configuration_fits_the_trainables(file, tmp_path, monkeypatch):
+def test_a_shipped_sweep_loads_and_every_configuration_fits_the_trainables(
+    file, tmp_path, monkeypatch
+):
     monkeypatch.chdir(ROOT)
     config = load(file)
     copy = tmp_path / "sweep.yaml"
@@ -64,7 +70,9 @@ def test_a_shipped_sweep_loads_and_every_configuration_fits_the_trainables(file,
     assert load(copy) == config
 
     configurations = list(every_configuration(config.space()))
-    assert {params["method"] for params in configurations} == {draw["method"] for draw in first_of_each_method(config)}
+    assert {params["method"] for params in configurations} == {
+        draw["method"] for draw in first_of_each_method(config)
+    }
     layers = LAYERS.get(config.model.name, math.inf)
     for params in itertools.chain(configurations, config.draws()):
         hyperparameters = config.hyperparameters(params)
@@ -74,7 +82,10 @@ def test_a_shipped_sweep_loads_and_every_configuration_fits_the_trainables(file,
 
 def test_the_choices_and_ends_of_a_space_are_all_walked():
     text = {
-        "method": {"full": {"learning_rate": {"log_uniform": [1e-5, 1e-4]}}, "lora": {"rank": {"choice": [4, 8, 16]}}},
+        "method": {
+            "full": {"learning_rate": {"log_uniform": [1e-5, 1e-4]}},
+            "lora": {"rank": {"choice": [4, 8, 16]}},
+        },
         "epochs": {"int": [1, 3]},
     }
     found = [tuple(params.values()) for params in every_configuration(Space.from_dict(text))]
@@ -100,7 +111,9 @@ def test_without_the_hub_a_shipped_sweep_ends_in_one_line(name, tmp_path, monkey
     out, err = capsys.readouterr()
     assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
     model = load(sweep_file(name)).model.name
-    assert err.startswith(f"model.name: could not load {model!r} as a folder or from the hub: We couldn't connect")
+    assert err.startswith(
+        f"model.name: could not load {model!r} as a folder or from the hub: We couldn't connect"
+    )
 
 
 @pytest.mark.slow
@@ -112,25 +125,38 @@ def test_the_one_tweet_without_text_is_left_out(tmp_path, shared_data, monkeypat
     words = ["negative", "neutral", "positive"]
 
     def rows(split: str, empty: int | None) -> list[dict[str, Any]]:
-        read = list(csv.DictReader((shared_data / "tweets" / f"{split}.csv").open(newline="")))[:400]
+        read = list(csv.DictReader((shared_data / "tweets" / f"{split}.csv").open(newline="")))[
+            :400
+        ]
         return [
-            {"id": str(i), "text": "" if i == empty else row["text"], "label": words.index(row["label"])}
+            {
+                "id": str(i),
+                "text": "" if i == empty else row["text"],
+                "label": words.index(row["label"]),
+            }
             | {"label_text": row["label"]}
             for i, row in enumerate(read)
         ]
 
     # which file is which split: without it, datasets goes by the words in the whole path
     card = "\n".join(f"  - {{split: {split}, path: {split}.jsonl}}" for split in ("train", "test"))
-    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{card}\n---\n")
+    (tmp_path / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{card}\n---\n"
+    )
     for split, empty in (("train", 314), ("test", None)):
         lines = [json.dumps(row) + "\n" for row in rows(split, empty)]
         (tmp_path / f"{split}.jsonl").write_text("".join(lines))
     shipped = load(sweep_file("gpt2_tweets")).data
     there = {
-        split: getattr(shipped, split).replace("hf:mteb/tweet_sentiment_extraction", f"hf:{tmp_path}")
+        split: getattr(shipped, split).replace(
+            "hf:mteb/tweet_sentiment_extraction", f"hf:{tmp_path}"
+        )
         for split in ("train", "test")
     }
-    config = load(sweep_file("gpt2_tweets"), [*tiny(shared_data), *(f"data.{k}={v}" for k, v in there.items())])
+    config = load(
+        sweep_file("gpt2_tweets"),
+        [*tiny(shared_data), *(f"data.{k}={v}" for k, v in there.items())],
+    )
     manifest = prepare_data(config, tmp_path / "data")
     read = manifest["splits"]
     dropped = sum(manifest["duplicates_dropped"].values())
@@ -154,16 +180,27 @@ def stand_in(name: str, shared_data: Path, folder: Path) -> list[str]:
     match name:
         case "gpt2_tweets":
             file, more = folder / "tweets.csv", ["data.label=label"]
-            file.write_text("".join((shared_data / "tweets" / "train.csv").read_text().splitlines(True)[:161]))
+            file.write_text(
+                "".join((shared_data / "tweets" / "train.csv").read_text().splitlines(True)[:161])
+            )
         case "chat":
             lines = (shared_data / "chat" / "alpaca_demo.jsonl").read_text().splitlines()[:160]
-            said = [(f"{row['instruction']}\n{row['input']}".strip(), row["output"]) for row in map(json.loads, lines)]
+            said = [
+                (f"{row['instruction']}\n{row['input']}".strip(), row["output"])
+                for row in map(json.loads, lines)
+            ]
             turns = [zip(("user", "assistant"), pair, strict=True) for pair in said]
-            messages = [{"messages": [{"role": role, "content": text} for role, text in pair]} for pair in turns]
+            messages = [
+                {"messages": [{"role": role, "content": text} for role, text in pair]}
+                for pair in turns
+            ]
             file, more = write_lines(folder / "chat.jsonl", messages), []
         case "codellama_text_to_sql":
             lines = (shared_data / "text_to_sql" / "geography.jsonl").read_text().splitlines()[:160]
-            rows = [{"prompt": row["question"], "completion": row["sql"]} for row in map(json.loads, lines)]
+            rows = [
+                {"prompt": row["question"], "completion": row["sql"]}
+                for row in map(json.loads, lines)
+            ]
             file, more = write_lines(folder / "sql.jsonl", rows), []
         case "domain_text":
             file, more = folder / "domain.txt", []
@@ -189,16 +226,16 @@ def pack_of(config: SweepConfig, data: Path) -> Any:
     """What a slot on a CPU opens for this sweep."""
     import torch
 
-    from trainables.model import load_tokenizer
-    from trainables.pack import PackSettings, open_pack
+    from trainables.engine.group import GroupSettings, open_group
+    from trainables.models.files import load_tokenizer
 
     train = config.train
-    return open_pack(
+    return open_group(
         data,
         model=config.model,
         task=config.task,
         pad_token_id=load_tokenizer(config.model).pad_token_id,
-        settings=PackSettings(
+        settings=GroupSettings(
             evaluate_every=None if train.evaluate_every == "epoch" else int(train.evaluate_every),
             max_tokens=train.max_tokens or 4096,
             gradient_checkpointing=train.gradient_checkpointing,
@@ -212,7 +249,9 @@ def pack_of(config: SweepConfig, data: Path) -> Any:
 def short_trial(config: SweepConfig, method: str, layers: int) -> Hyperparameters:
     """The first configuration of `method` that fits a model of so many layers, made to learn something in four steps."""
     draw = next(d for d in config.draws() if d["method"] == method and d.get("layers", 0) <= layers)
-    return parse(draw | {"learning_rate": RATES[method], "batch_size": 16, "epochs": 1, "warmup_ratio": 0.0})
+    return parse(
+        draw | {"learning_rate": RATES[method], "batch_size": 16, "epochs": 1, "warmup_ratio": 0.0}
+    )
 
 
 @pytest.mark.slow
@@ -227,7 +266,9 @@ def short_trial(config: SweepConfig, method: str, layers: int) -> Hyperparameter
         ("domain_text", "stories260K", ["full", "partial", "lora"]),
     ],
 )
-def test_each_method_of_a_shipped_sweep_learns_and_can_be_saved(name, model, trained, tmp_path, shared_data):
+def test_each_method_of_a_shipped_sweep_learns_and_can_be_saved(
+    name, model, trained, tmp_path, shared_data
+):
     import torch
 
     quiet()
@@ -236,7 +277,9 @@ def test_each_method_of_a_shipped_sweep_learns_and_can_be_saved(name, model, tra
     overrides = [*tiny(shared_data, folder), *stand_in(name, shared_data, tmp_path)]
     config = load(sweep_file(name), overrides)
     manifest = prepare_data(config, tmp_path / "data")
-    assert 48 < manifest["splits"]["train"]["rows"] <= 64  # an answer may begin after the tokens that are kept
+    assert (
+        48 < manifest["splits"]["train"]["rows"] <= 64
+    )  # an answer may begin after the tokens that are kept
     assert {draw["method"] for draw in first_of_each_method(config)} == set(trained)
     pack = pack_of(config, tmp_path / "data")
     for method in trained:
@@ -249,7 +292,11 @@ def test_each_method_of_a_shipped_sweep_learns_and_can_be_saved(name, model, tra
         pack.save("t0000", tmp_path / method)
         pack.leave("t0000")
         assert steps == 4 and evaluation.finished
-        assert evaluation.val_loss < untuned * (1 - config.selection.underfit)  # not nan, and more than noise
-        weights = "adapter_model.safetensors" if method in ("lora", "qlora") else "model.safetensors"
+        assert evaluation.val_loss < untuned * (
+            1 - config.selection.underfit
+        )  # not nan, and more than noise
+        weights = (
+            "adapter_model.safetensors" if method in ("lora", "qlora") else "model.safetensors"
+        )
         assert (tmp_path / method / "checkpoint" / weights).is_file()
         assert pack.evaluate_base(method)[0] == untuned  # the base is what it was

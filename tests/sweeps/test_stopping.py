@@ -8,17 +8,26 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from sweeps.config import EarlyStoppingConfig, SearchConfig, SweepConfig
-from sweeps.ledger import Ledger
-from sweeps.selection import Curve, Point, Reference, SelectionConfig
-from sweeps.stopping import HopelessStopper, SampleAsha, common_cause, hopeless, make_scheduler
+from sweeps.config.schema import EarlyStoppingConfig, SearchConfig, SweepConfig
+from sweeps.ledger.folder import Ledger
+from sweeps.search.failures import common_cause
+from sweeps.search.scheduler import SampleAsha, make_scheduler
+from sweeps.search.stopping import HopelessStopper, hopeless
+from sweeps.selection.config import SelectionConfig
+from sweeps.selection.curves import Curve, Point, Reference
 from trainables.data.config import DataConfig
-from trainables.model import ModelConfig
+from trainables.models.config import ModelConfig
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 SELECTION = SelectionConfig(overfit_rise=0.25, overfit_gap=0.5, diverge_ratio=2.0)
 UNTUNED = Reference(val_loss=4.0)
-PARAMS = {"method": "full", "learning_rate": 1e-4, "batch_size": 10, "epochs": 9, "warmup_ratio": 0.0}
+PARAMS = {
+    "method": "full",
+    "learning_rate": 1e-4,
+    "batch_size": 10,
+    "epochs": 9,
+    "warmup_ratio": 0.0,
+}
 
 
 def curve(*losses, id="t0001", status="running", every=100, **params):
@@ -40,7 +49,8 @@ class Tuned:
     def report(self, id, *results, compared=False, done=False, **params):
         """What the scheduler says to (samples seen, validation loss); `done`: with the last of them the trial has ended."""
         trial = SimpleNamespace(
-            trial_id=f"tune-{id}", config={"id": id, "params": PARAMS | params, "compared": compared}
+            trial_id=f"tune-{id}",
+            config={"id": id, "params": PARAMS | params, "compared": compared},
         )
         self.scheduler.on_trial_add(None, trial)
         said = []
@@ -54,9 +64,15 @@ class Tuned:
 
 
 def sweep(epochs=9, **config):
-    search = {"space": {**PARAMS, "epochs": epochs}, "early_stopping": EarlyStoppingConfig(**config)}
+    search = {
+        "space": {**PARAMS, "epochs": epochs},
+        "early_stopping": EarlyStoppingConfig(**config),
+    }
     return SweepConfig(
-        name="quick", model=ModelConfig(name="tiny"), data=DataConfig(train="rows.csv"), search=SearchConfig(**search)
+        name="quick",
+        model=ModelConfig(name="tiny"),
+        data=DataConfig(train="rows.csv"),
+        search=SearchConfig(**search),
     )
 
 
@@ -119,7 +135,12 @@ def test_a_result_without_a_loss_is_no_reason_to_stop():
     tuned = asha()
     tuned.report("a", (100, 1.0))
     trial = SimpleNamespace(trial_id="a", config={"id": "a", "params": PARAMS, "compared": False})
-    assert tuned.scheduler.on_trial_result(None, trial, {"id": "t0001", "ended": "stopped", "done": True}) == CONTINUE
+    assert (
+        tuned.scheduler.on_trial_result(
+            None, trial, {"id": "t0001", "ended": "stopped", "done": True}
+        )
+        == CONTINUE
+    )
 
 
 def test_half_go_on_with_a_reduction_factor_of_two():
@@ -145,10 +166,15 @@ def test_after_a_restart_the_rungs_are_as_they_were():
     generator = random.Random(1)
     curves = []
     for number in range(12):
-        epochs, schedule = generator.randint(1, 9), generator.choice(["linear", "cosine", "constant"])
+        epochs, schedule = (
+            generator.randint(1, 9),
+            generator.choice(["linear", "cosine", "constant"]),
+        )
         losses = [generator.uniform(0.5, 2.0) for _ in range(generator.randint(1, epochs))]
         status = "complete" if len(losses) == epochs else "running"
-        curves.append(curve(*losses, id=f"t{number:04d}", status=status, epochs=epochs, schedule=schedule))
+        curves.append(
+            curve(*losses, id=f"t{number:04d}", status=status, epochs=epochs, schedule=schedule)
+        )
     curves.append(curve(1.0, None, 0.7, id="t0099", status="pruned"))
     heard = {}
     for loss in [0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 1.9, 2.5]:
@@ -189,7 +215,9 @@ def stopped(schedule, compare=asha):
     for number in range(600):
         epochs, learnt = generator.choice((1, 2, 3)), generator.uniform(0.1, 1.0)
         points = [(100 * e, toy(learnt, e, epochs, schedule)) for e in range(1, epochs + 1)]
-        said = tuned.report(f"t{number}", points[0], done=epochs == 1, epochs=epochs, schedule=schedule)
+        said = tuned.report(
+            f"t{number}", points[0], done=epochs == 1, epochs=epochs, schedule=schedule
+        )
         told.setdefault(epochs, []).append((learnt, said == STOP))
     best = {epochs: sorted(each, reverse=True)[: len(each) // 4] for epochs, each in told.items()}
     return [
@@ -200,14 +228,20 @@ def stopped(schedule, compare=asha):
 
 def test_a_run_is_not_stopped_because_its_rate_has_not_come_down_yet():
     everything, best = stopped("linear")
-    assert everything[1] == 0 and max(best.values()) < 0.05  # a few come when hardly anybody else has
-    assert everything[3] == pytest.approx(2 / 3, abs=0.07)  # compared with their like, two thirds are behind
+    assert (
+        everything[1] == 0 and max(best.values()) < 0.05
+    )  # a few come when hardly anybody else has
+    assert everything[3] == pytest.approx(
+        2 / 3, abs=0.07
+    )  # compared with their like, two thirds are behind
     assert everything[2] <= everything[3]
 
 
 def test_runs_at_a_constant_rate_are_compared_at_equal_samples():
     everything, best = stopped("constant")
-    assert everything[2] == pytest.approx(2 / 3, abs=0.07) and everything[3] == pytest.approx(2 / 3, abs=0.07)
+    assert everything[2] == pytest.approx(2 / 3, abs=0.07) and everything[3] == pytest.approx(
+        2 / 3, abs=0.07
+    )
     assert max(best.values()) < 0.05
 
 
@@ -222,7 +256,11 @@ def test_runs_at_a_constant_rate_are_compared_at_equal_samples():
         ({"epochs": 3, "schedule": "constant"}, {"epochs": 3}, CONTINUE),
         ({"epochs": 3}, {"epochs": 3, "schedule": "constant"}, STOP),
         ({"epochs": 1.5, "schedule": "constant"}, {"epochs": 9, "schedule": "constant"}, STOP),
-        ({"epochs": 5, "schedule": "cosine"}, {"epochs": 5}, CONTINUE),  # a cosine comes down later at first
+        (
+            {"epochs": 5, "schedule": "cosine"},
+            {"epochs": 5},
+            CONTINUE,
+        ),  # a cosine comes down later at first
         ({"epochs": 3}, {"epochs": 3, "schedule": "cosine"}, STOP),
         ({"epochs": 3, "warmup_ratio": 0.9}, {"epochs": 3}, CONTINUE),
     ],
@@ -235,7 +273,10 @@ def test_a_trial_is_compared_with_those_whose_rate_has_come_down_no_further(own,
 
 
 def test_finalists_raise_no_bar_for_a_search_that_is_extended():
-    again = [replace(curve(0.1, id=f"t{n:04d}", status="complete"), finalist_of="t0001") for n in range(5, 8)]
+    again = [
+        replace(curve(0.1, id=f"t{n:04d}", status="complete"), finalist_of="t0001")
+        for n in range(5, 8)
+    ]
     tuned = asha(curve(1.0, id="t0001", status="complete"), *again)
     assert tuned.report("new", (100, 0.9)) == CONTINUE
 
@@ -251,7 +292,10 @@ def test_finalists_raise_no_bar_for_a_search_that_is_extended():
         ([2.0, 1.0, 1.2], None),
         ([(2.0, 2.0), (2.5, 1.5)], None),  # at the limit of overfit_rise, not above
         ([(2.0, 2.0), (2.6, 1.5)], "overfit: validation loss rose 30.0%"),
-        ([(2.0, 0.9)], None),  # the training rows are memorised, and validation loss is none the worse
+        (
+            [(2.0, 0.9)],
+            None,
+        ),  # the training rows are memorised, and validation loss is none the worse
         ([(2.0, 0.9), (1.9, 0.1)], None),
         ([2.0, None], "diverged: a loss was not finite at 200 samples"),
         ([(2.0, None)], "diverged: a loss was not finite at 100 samples"),
@@ -270,7 +314,9 @@ def test_a_gap_alone_stops_nothing():
     untuned, config = Reference(val_loss=0.7, probe_loss=0.7), SelectionConfig()
     assert hopeless(curve(*excellent), untuned, EarlyStoppingConfig(), config) is None
     rose = curve(*excellent, (0.060, 0.0020), (0.080, 0.0010))
-    assert hopeless(rose, untuned, EarlyStoppingConfig(), config).startswith("overfit: validation loss rose")
+    assert hopeless(rose, untuned, EarlyStoppingConfig(), config).startswith(
+        "overfit: validation loss rose"
+    )
 
 
 def test_patience_counts_overfit_evaluations_in_a_row():
@@ -279,16 +325,30 @@ def test_patience_counts_overfit_evaluations_in_a_row():
     assert hopeless(curve((2.0, 2.0), up), UNTUNED, patient, SELECTION) is None
     assert hopeless(curve((2.0, 2.0), up, down, up), UNTUNED, patient, SELECTION) is None
     assert hopeless(curve((2.0, 2.0), up, up), UNTUNED, patient, SELECTION).startswith("overfit: ")
-    assert hopeless(curve((2.0, 0.5)), UNTUNED, patient, SELECTION) is None  # one evaluation is not two
-    assert hopeless(curve(None), UNTUNED, patient, SELECTION).startswith("diverged: ")  # patience is for overfitting
+    assert (
+        hopeless(curve((2.0, 0.5)), UNTUNED, patient, SELECTION) is None
+    )  # one evaluation is not two
+    assert hopeless(curve(None), UNTUNED, patient, SELECTION).startswith(
+        "diverged: "
+    )  # patience is for overfitting
 
 
 def test_each_kind_can_be_switched_off():
     overfit, diverged = curve((2.0, 2.0), (2.6, 1.5)), curve(2.0, None)
     assert hopeless(overfit, UNTUNED, EarlyStoppingConfig(overfit=False), SELECTION) is None
     assert hopeless(diverged, UNTUNED, EarlyStoppingConfig(overfit=False), SELECTION) is not None
-    assert hopeless(diverged, UNTUNED, EarlyStoppingConfig(diverged=False, overfit_patience=1), SELECTION) is None
-    assert hopeless(overfit, UNTUNED, EarlyStoppingConfig(diverged=False, overfit_patience=1), SELECTION) is not None
+    assert (
+        hopeless(
+            diverged, UNTUNED, EarlyStoppingConfig(diverged=False, overfit_patience=1), SELECTION
+        )
+        is None
+    )
+    assert (
+        hopeless(
+            overfit, UNTUNED, EarlyStoppingConfig(diverged=False, overfit_patience=1), SELECTION
+        )
+        is not None
+    )
 
 
 def test_without_a_baseline_only_what_is_not_finite_has_diverged():
@@ -306,12 +366,18 @@ OOM = "OutOfMemoryError: CUDA out of memory. Tried to allocate {} MiB. GPU {} ha
     [
         ([], None),
         (["layers: the model has 5 layers, got 7"] * 2, None),
-        ([f"layers: the model has 5 layers, got {n}" for n in (7, 8, 9)], "layers: the model has 5 layers, got 7"),
+        (
+            [f"layers: the model has 5 layers, got {n}" for n in (7, 8, 9)],
+            "layers: the model has 5 layers, got 7",
+        ),
         (
             [f"KeyError: 'x' (log: trials/t000{n}/log.txt)" for n in (1, 2, 3)],
             "KeyError: 'x' (log: trials/t0001/log.txt)",
         ),
-        ([OOM.format(1.5e3, 0), "KeyError: 'x'", OOM.format(20, 1), OOM.format("3.25", 0)], OOM.format(1.5e3, 0)),
+        (
+            [OOM.format(1.5e3, 0), "KeyError: 'x'", OOM.format(20, 1), OOM.format("3.25", 0)],
+            OOM.format(1.5e3, 0),
+        ),
         (["KeyError: 'x'", "KeyError: 'y'", "KeyError: 'z'"], None),
         (
             [f"OSError: /tmp/a{n}/t000{n}/x.bin is not there" for n in (1, 2, 3)],
@@ -384,5 +450,7 @@ def test_a_trial_that_is_done_is_recorded_and_not_stopped(stopper):
 
 
 def test_a_result_without_an_evaluation_is_none_of_its_business(stopper):
-    assert not stopper.ask("tune-1", {"id": "t0001", "ended": "failed", "reason": "oom", "done": True})
+    assert not stopper.ask(
+        "tune-1", {"id": "t0001", "ended": "failed", "reason": "oom", "done": True}
+    )
     assert stopper.ledger.curve("t0001").points == ()

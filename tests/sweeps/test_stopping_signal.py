@@ -5,21 +5,26 @@ from types import SimpleNamespace
 
 import pytest
 
-import sweeps.run
-from sweeps.ledger import INTERRUPTED, Ledger
+import sweeps.run.sweep
+from sweeps.ledger.folder import Ledger
+from sweeps.ledger.status import INTERRUPTED
 
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
     """A sweep without all that is not asked here; `calls` are what it did, in order."""
-    one = object.__new__(sweeps.run._Sweep)
+    one = object.__new__(sweeps.run.sweep._Sweep)
     one.calls = []
     one.ledger = Ledger(str(tmp_path))
     one.stopped, one._beating = None, threading.Lock()
     one.elapsed_s = lambda: 3.0
     one.display = SimpleNamespace(say=lambda line: one.calls.append(line))
-    one._save_study = lambda: one.calls.append(f"study, {one.ledger.store.read_json('status.json')['status']}")
-    one._mailbox = SimpleNamespace(stop_trials=SimpleNamespace(remote=lambda reason: one.calls.append("trials")))
+    one._save_study = lambda: one.calls.append(
+        f"study, {one.ledger.store.read_json('status.json')['status']}"
+    )
+    one._coordinator = SimpleNamespace(
+        stop_trials=SimpleNamespace(remote=lambda reason: one.calls.append("trials"))
+    )
     monkeypatch.setattr("ray.get", lambda value, timeout=None: value)
     return one
 
@@ -40,7 +45,9 @@ def test_a_heartbeat_that_comes_later_does_not_take_it_back(sweep):
 
 
 def test_a_store_that_cannot_be_written_does_not_keep_it_from_stopping(sweep, monkeypatch):
-    monkeypatch.setattr(Ledger, "set_status", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        Ledger, "set_status", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full"))
+    )
     sweep._stop(INTERRUPTED)
     assert sweep.calls[-1] == "trials" and "disk full" in sweep.calls[0]
 

@@ -15,18 +15,30 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search_spaces import load_space
-from sweeps.config import ConfigError, from_tree
-from sweeps.ledger import INTERRUPTED, NO_SLOT, Ledger
-from sweeps.study import STUDY, StudySearcher, follow_space, open_study, suggest_with
-from trainables.checkpoints import CHECKPOINT, EVALUATION
+from sweeps.config.errors import ConfigError
+from sweeps.config.loading import from_tree
+from sweeps.ledger.folder import Ledger
+from sweeps.ledger.status import INTERRUPTED, NO_SLOT
+from sweeps.search.following import follow_space
+from sweeps.search.searcher import StudySearcher
+from sweeps.search.study import STUDY, open_study, suggest_with
 from trainables.hyperparameters import parse
+from trainables.storage.checkpoints import CHECKPOINT, EVALUATION
 
-COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
+COMPLETE, PRUNED, FAIL, RUNNING = (
+    TrialState.COMPLETE,
+    TrialState.PRUNED,
+    TrialState.FAIL,
+    TrialState.RUNNING,
+)
 PRESETS = sorted((Path(__file__).resolve().parents[2] / "search_spaces").glob("*.yaml"))
 
 FIXED = {"method": "lora", "batch_size": 8, "epochs": 2}
 CONTINUOUS = FIXED | {"learning_rate": {"log_uniform": [1e-5, 1e-2]}}
-SMALL = FIXED | {"learning_rate": {"choice": [1e-4, 1e-3]}, "rank": {"choice": [4, 8]}}  # 4 configurations
+SMALL = FIXED | {
+    "learning_rate": {"choice": [1e-4, 1e-3]},
+    "rank": {"choice": [4, 8]},
+}  # 4 configurations
 
 EXHAUSTED = "Every configuration that can be trained has been tried: the sweep ends with {} trials."
 
@@ -34,7 +46,16 @@ EXHAUSTED = "Every configuration that can be trained has been tried: the sweep e
 class Sweep:
     """A sweep without Tune and slots: a searcher, its study and its ledger, and what it said."""
 
-    def __init__(self, folder, space=CONTINUOUS, *, stopped=None, selection=None, task="classification", **search):
+    def __init__(
+        self,
+        folder,
+        space=CONTINUOUS,
+        *,
+        stopped=None,
+        selection=None,
+        task="classification",
+        **search,
+    ):
         tree = {
             "name": "quick",
             "task": task,
@@ -56,7 +77,7 @@ class Sweep:
             space=self.config.space(),
             study=self.study,
             ledger=self.ledger,
-            order={"mailbox": "mailbox", "namespace": "sweep-quick"},
+            order={"coordinator": "coordinator", "namespace": "sweep-quick"},
             stopped=lambda: self.stopped,
             room=lambda: self.room,
             on_start=lambda *started: self.started.append(started),
@@ -94,7 +115,9 @@ class Sweep:
             self.ledger.record(asked.id, evaluation)
 
     def end(self, asked, *, error=False, **result):
-        self.searcher.on_trial_complete(asked.tune_id, None if error else {"id": asked.id, **result}, error=error)
+        self.searcher.on_trial_complete(
+            asked.tune_id, None if error else {"id": asked.id, **result}, error=error
+        )
 
     def run(self, *losses):
         """One trial from asking to its end."""
@@ -105,7 +128,9 @@ class Sweep:
         return asked
 
     def frozen(self, asked):
-        return next(trial for trial in self.study.trials if trial.user_attrs.get("trial") == asked.id)
+        return next(
+            trial for trial in self.study.trials if trial.user_attrs.get("trial") == asked.id
+        )
 
     def states(self):
         return [trial.state for trial in self.study.trials]
@@ -117,7 +142,7 @@ class Sweep:
 def test_a_suggestion_is_a_complete_configuration_and_is_written_down_at_once(tmp_path):
     sweep = Sweep(tmp_path, CONTINUOUS | {"rank": 4, "alpha": "2 * rank"})
     asked = sweep.ask()
-    assert (asked.id, asked.mailbox, asked.namespace) == ("t0001", "mailbox", "sweep-quick")
+    assert (asked.id, asked.coordinator, asked.namespace) == ("t0001", "coordinator", "sweep-quick")
     written = json.loads((tmp_path / "trials" / "t0001" / "trial.json").read_text())["params"]
     assert asked.params == sweep.config.complete(written)
     assert (asked.params["rank"], asked.params["alpha"], asked.params["seed"]) == (4, 8, 0)
@@ -128,7 +153,9 @@ def test_a_suggestion_is_a_complete_configuration_and_is_written_down_at_once(tm
 
 def test_optuna_is_told_the_best_loss_that_may_win_and_never_the_last(tmp_path):
     sweep = Sweep(tmp_path)
-    asked = sweep.run((3.0, 2.9), (2.0, 1.9), (2.1, 2.0), (1.0, math.nan), (2.9, 0.05))  # the fourth has no probe loss
+    asked = sweep.run(
+        (3.0, 2.9), (2.0, 1.9), (2.1, 2.0), (1.0, math.nan), (2.9, 0.05)
+    )  # the fourth has no probe loss
     frozen = sweep.frozen(asked)
     assert (frozen.state, frozen.value) == (COMPLETE, 2.0)
     assert frozen.intermediate_values == {10: 3.0, 20: 2.0, 30: 2.1, 40: 1.0, 50: 2.9}
@@ -269,7 +296,9 @@ LIMITED = {"task": "instruction", "selection": {"limits": {"kl": 0.5}}}
 def test_optuna_is_told_the_best_loss_within_the_limits(tmp_path, result, state):
     sweep = Sweep(tmp_path, **LIMITED)
     asked = sweep.ask()
-    sweep.evaluate(asked, 3.0, 2.0, 2.5, 1.0, kl=(0.1, 0.5, 0.4, 0.6))  # the lowest has moved too far
+    sweep.evaluate(
+        asked, 3.0, 2.0, 2.5, 1.0, kl=(0.1, 0.5, 0.4, 0.6)
+    )  # the lowest has moved too far
     sweep.end(asked, **result)
     frozen = sweep.frozen(asked)
     assert (frozen.state, frozen.value) == (state, 2.0)
@@ -278,7 +307,9 @@ def test_optuna_is_told_the_best_loss_within_the_limits(tmp_path, result, state)
 
 @pytest.mark.parametrize("kl", [(0.6, 2.0), (None, None), (0.6, None)])
 @pytest.mark.parametrize("result", [{"ended": "finished"}, {"ended": None, "samples_seen": 20}])
-def test_a_trial_of_which_nothing_keeps_to_the_limits_is_pruned_without_a_value(tmp_path, result, kl):
+def test_a_trial_of_which_nothing_keeps_to_the_limits_is_pruned_without_a_value(
+    tmp_path, result, kl
+):
     sweep = Sweep(tmp_path, **LIMITED)
     asked = sweep.ask()
     sweep.evaluate(asked, 2.0, 1.0, kl=kl)
@@ -310,7 +341,9 @@ def test_tpe_leaves_the_region_that_diverges(tmp_path):
             sweep.evaluate(asked, 1 + abs(math.log10(rate / 5e-5)))
             sweep.end(asked, ended="finished")
         diverged.append(rate > 1e-4)
-    assert sum(diverged[-16:]) <= 8  # two thirds of the space diverge; told FAIL, 12 of the last 16 did so
+    assert (
+        sum(diverged[-16:]) <= 8
+    )  # two thirds of the space diverge; told FAIL, 12 of the last 16 did so
 
 
 def test_a_trial_ends_once(tmp_path):
@@ -354,25 +387,34 @@ def test_a_configuration_is_not_run_twice_and_a_duplicate_counts_for_nothing(tmp
 
 
 def test_a_duplicate_of_a_trial_that_still_runs_is_closed_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.study.MAX_REDRAWS", 25)
+    monkeypatch.setattr("sweeps.search.searcher.MAX_REDRAWS", 25)
     sweep = Sweep(tmp_path, SMALL, sampler="random")
     asked = [sweep.ask() for _ in range(4)]
     assert sweep.ask() is None
     assert sweep.states().count(RUNNING) == 4
-    assert {trial.state for trial in sweep.study.trials if "duplicate_of" in trial.user_attrs} == {FAIL}
+    assert {trial.state for trial in sweep.study.trials if "duplicate_of" in trial.user_attrs} == {
+        FAIL
+    }
     for one in asked:
         sweep.end(one, ended="finished")
     assert RUNNING not in sweep.states()
 
 
 def test_the_same_settings_in_another_branch_are_another_configuration(tmp_path):
-    space = {"method": {"full": None, "lora": {"rank": 8}}, "learning_rate": 1e-3, "batch_size": 8, "epochs": 2}
+    space = {
+        "method": {"full": None, "lora": {"rank": 8}},
+        "learning_rate": 1e-3,
+        "batch_size": 8,
+        "epochs": 2,
+    }
     sweep = Sweep(tmp_path, space, sampler="random")
     assert {sweep.ask().params["method"], sweep.ask().params["method"]} == {"full", "lora"}
 
 
 def test_an_invalid_configuration_is_told_and_drawn_again(tmp_path, monkeypatch):
-    sweep = Sweep(tmp_path, CONTINUOUS | {"batch_size": {"choice": [4, 8]}}, trials=10, sampler="random")
+    sweep = Sweep(
+        tmp_path, CONTINUOUS | {"batch_size": {"choice": [4, 8]}}, trials=10, sampler="random"
+    )
     refused = {4: {"batch_size": 0}}  # stands for values that do not go together
     monkeypatch.setattr(
         type(sweep.config),
@@ -388,9 +430,13 @@ def test_an_invalid_configuration_is_told_and_drawn_again(tmp_path, monkeypatch)
 
 
 def test_a_space_in_which_nothing_valid_is_found_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.study.MAX_REDRAWS", 25)
+    monkeypatch.setattr("sweeps.search.searcher.MAX_REDRAWS", 25)
     sweep = Sweep(tmp_path, CONTINUOUS)
-    monkeypatch.setattr(type(sweep.config), "hyperparameters", lambda self, params: parse(params | {"batch_size": 0}))
+    monkeypatch.setattr(
+        type(sweep.config),
+        "hyperparameters",
+        lambda self, params: parse(params | {"batch_size": 0}),
+    )
     with pytest.raises(ConfigError) as caught:
         sweep.ask()
     assert str(caught.value) == (
@@ -413,20 +459,37 @@ FINITE = {  # space, and how many configurations of it can be trained
         },
         2 * (2 + 4 + 2),
     ),
-    "invalid": (FIXED | {"learning_rate": 1e-3, "rank": {"int": [1, 15]}, "dropout": "(rank - 5) / 5"}, 5),
-    "without a value": (FIXED | {"learning_rate": 1e-3, "rank": {"int": [1, 9]}, "alpha": "16 / (rank - 4)"}, 5),
-    "the same twice": (FIXED | {"learning_rate": 1e-3, "rank": {"choice": [4, 8]}, "alpha": "0 * rank + 8"}, 2),
-    "lists": (FIXED | {"learning_rate": 1e-3, "targets": {"choice": ["all-linear", ["q_proj"], ["v_proj"]]}}, 3),
+    "invalid": (
+        FIXED | {"learning_rate": 1e-3, "rank": {"int": [1, 15]}, "dropout": "(rank - 5) / 5"},
+        5,
+    ),
+    "without a value": (
+        FIXED | {"learning_rate": 1e-3, "rank": {"int": [1, 9]}, "alpha": "16 / (rank - 4)"},
+        5,
+    ),
+    "the same twice": (
+        FIXED | {"learning_rate": 1e-3, "rank": {"choice": [4, 8]}, "alpha": "0 * rank + 8"},
+        2,
+    ),
+    "lists": (
+        FIXED
+        | {"learning_rate": 1e-3, "targets": {"choice": ["all-linear", ["q_proj"], ["v_proj"]]}},
+        3,
+    ),
 }
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
 @pytest.mark.parametrize("name", FINITE)
-def test_all_of_a_finite_space_is_tried_before_the_sweep_ends_for_want_of_more(tmp_path, name, sampler):
+def test_all_of_a_finite_space_is_tried_before_the_sweep_ends_for_want_of_more(
+    tmp_path, name, sampler
+):
     space, size = FINITE[name]
     sweep = Sweep(tmp_path, space, trials=50, sampler=sampler, startup_trials=3)
     tried = []
-    while asked := sweep.run(1.0 + abs(sweep.started[-1][1].get("rank", 3) - 3 if sweep.started else 0)):
+    while asked := sweep.run(
+        1.0 + abs(sweep.started[-1][1].get("rank", 3) - 3 if sweep.started else 0)
+    ):
         tried.append(json.dumps(asked.params))
     assert len(set(tried)) == len(tried) == size
     assert sweep.said == [EXHAUSTED.format(size)]
@@ -435,14 +498,23 @@ def test_all_of_a_finite_space_is_tried_before_the_sweep_ends_for_want_of_more(t
 
 
 def test_a_large_finite_space_is_not_gone_through(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.study.MAX_REDRAWS", 0)  # as if the sampler found no more
-    monkeypatch.setattr("search_spaces.Space.configurations", lambda space: pytest.fail("16 million"))
+    monkeypatch.setattr("sweeps.search.searcher.MAX_REDRAWS", 0)  # as if the sampler found no more
+    monkeypatch.setattr(
+        "search_spaces.Space.configurations", lambda space: pytest.fail("16 million")
+    )
     number = {"int": [1, 4000]}
-    space = FIXED | {"learning_rate": 1e-3, "rank": number, "batch_size": number, "dropout": "rank / 4000"}
+    space = FIXED | {
+        "learning_rate": 1e-3,
+        "rank": number,
+        "batch_size": number,
+        "dropout": "rank / 4000",
+    }
     sweep = Sweep(tmp_path, space, trials=20)
     assert len({json.dumps(sweep.run(1.0).params) for _ in range(20)}) == 20
     valid = parse(sweep.config.complete(sweep.started[0][1]))
-    monkeypatch.setattr(type(sweep.config), "hyperparameters", lambda config, params: valid)  # all else is the same
+    monkeypatch.setattr(
+        type(sweep.config), "hyperparameters", lambda config, params: valid
+    )  # all else is the same
     other = Sweep(tmp_path / "other", space, trials=20)
     assert other.run(1.0) and other.ask() is None
     assert other.said == ["No new configuration is found: the sweep ends with 1 trials."]
@@ -450,7 +522,7 @@ def test_a_large_finite_space_is_not_gone_through(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_finite_space_that_is_exhausted_ends_the_sweep_early(tmp_path, sampler, monkeypatch):
-    monkeypatch.setattr("sweeps.study.MAX_REDRAWS", 25)
+    monkeypatch.setattr("sweeps.search.searcher.MAX_REDRAWS", 25)
     sweep = Sweep(tmp_path, SMALL, trials=20, sampler=sampler)
     while sweep.run(1.0):
         pass
@@ -461,7 +533,10 @@ def test_a_finite_space_that_is_exhausted_ends_the_sweep_early(tmp_path, sampler
 
 def test_the_grid_tries_everything_once(tmp_path):
     space = {
-        "method": {"full": {"learning_rate": {"choice": [1e-5, 1e-4]}}, "lora": {"rank": {"int": [1, 3]}}},
+        "method": {
+            "full": {"learning_rate": {"choice": [1e-5, 1e-4]}},
+            "lora": {"rank": {"int": [1, 3]}},
+        },
         "batch_size": {"choice": [8, 16]},
         "epochs": 2,
     }
@@ -476,7 +551,13 @@ def test_the_grid_tries_everything_once(tmp_path):
             sweep.evaluate(one, 1.0)
             sweep.end(one, ended="finished")
     tried = {
-        (a.params["method"], a.params["learning_rate"], a.params.get("rank"), a.params["batch_size"]) for a in asked
+        (
+            a.params["method"],
+            a.params["learning_rate"],
+            a.params.get("rank"),
+            a.params["batch_size"],
+        )
+        for a in asked
     }
     assert len(tried) == len(asked) == 2 * (2 + 3)
     assert sweep.said == [EXHAUSTED.format(10)]
@@ -489,7 +570,9 @@ def test_the_grid_goes_on_after_a_restart(tmp_path):
     second = Sweep(tmp_path, SMALL, sampler="grid")
     while one := second.run(1.0):
         done.append(one)
-    assert len({(one.params["learning_rate"], one.params["rank"]) for one in done}) == len(done) == 4
+    assert (
+        len({(one.params["learning_rate"], one.params["rank"]) for one in done}) == len(done) == 4
+    )
 
 
 def test_initial_configurations_come_first_and_what_they_leave_open_is_sampled(tmp_path):
@@ -561,9 +644,12 @@ def test_a_trial_that_was_asked_but_never_written_down_is_closed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("status", "state", "value"), [("complete", COMPLETE, 1.0), ("pruned", PRUNED, 1.0), ("failed", FAIL, None)]
+    ("status", "state", "value"),
+    [("complete", COMPLETE, 1.0), ("pruned", PRUNED, 1.0), ("failed", FAIL, None)],
 )
-def test_a_trial_that_ended_in_the_ledger_but_not_in_the_study_is_told(tmp_path, status, state, value):
+def test_a_trial_that_ended_in_the_ledger_but_not_in_the_study_is_told(
+    tmp_path, status, state, value
+):
     before = Sweep(tmp_path)
     asked = before.ask()
     before.evaluate(asked, 2.0, 1.0, 1.5)
@@ -581,7 +667,9 @@ def test_a_kill_while_a_trial_is_told_does_not_stand_in_the_way(tmp_path):
     before.ledger.finish(asked.id, "pruned", "behind the others at 30 samples (ASHA)")
     handle = optuna.Trial(before.study, before.frozen(asked)._trial_id)
     handle.report(2.0, 10)  # and then it was killed
-    after = Sweep(tmp_path)  # Optuna warns when a step is reported twice, and here warnings are errors
+    after = Sweep(
+        tmp_path
+    )  # Optuna warns when a step is reported twice, and here warnings are errors
     assert (after.frozen(asked).state, after.frozen(asked).value) == (PRUNED, 1.0)
 
 
@@ -596,13 +684,15 @@ def test_suggestions_after_a_restart_are_new(tmp_path):
 
 
 def test_after_a_restart_what_was_tried_is_not_tried_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.study.MAX_REDRAWS", 25)
+    monkeypatch.setattr("sweeps.search.searcher.MAX_REDRAWS", 25)
     before = Sweep(tmp_path, SMALL, sampler="random")
     tried = [before.run(1.0) for _ in range(2)]
     after = Sweep(tmp_path, SMALL, sampler="random")
     while one := after.run(1.0):
         tried.append(one)
-    assert len({(one.params["learning_rate"], one.params["rank"]) for one in tried}) == len(tried) == 4
+    assert (
+        len({(one.params["learning_rate"], one.params["rank"]) for one in tried}) == len(tried) == 4
+    )
 
 
 def test_initial_configurations_are_not_tried_again_after_a_restart(tmp_path):
@@ -643,7 +733,10 @@ def test_other_tools_read_the_study(tmp_path):
     sweep.end(pruned, ended=None, samples_seen=30)
     storage = JournalStorage(JournalFileBackend(str(sweep.journal)))
     study = optuna.load_study(study_name="quick", storage=storage)
-    assert [(trial.state, trial.value) for trial in study.trials] == [(COMPLETE, 2.0), (PRUNED, 1.0)]
+    assert [(trial.state, trial.value) for trial in study.trials] == [
+        (COMPLETE, 2.0),
+        (PRUNED, 1.0),
+    ]
     assert study.trials[0].user_attrs["trial"] == "t0001"
     assert study.best_trial.number == 0  # Optuna takes complete trials only
     read_only = open_study(sweep.journal, "quick", sweep.config.search, 0, read_only=True)
@@ -686,7 +779,10 @@ def test_every_preset_can_be_searched_and_tried_first(preset):
         params = space.sample(suggest_with(study.ask()))
         parse(params)
         study.enqueue_trial(
-            {name: json.dumps(v) if isinstance(v, list) else v for name, v in space.encode(params).items()}
+            {
+                name: json.dumps(v) if isinstance(v, list) else v
+                for name, v in space.encode(params).items()
+            }
         )
         assert space.sample(suggest_with(study.ask())) == params
 
@@ -744,7 +840,11 @@ def test_a_space_that_has_changed_keeps_what_fits_it(tmp_path, name):
     first.evaluate(ended[1], 3.0)
     assert [one.params["rank"] for one in ended] == [4, 8]
     second = Sweep(tmp_path, after, trials=12, startup_trials=2)
-    frozen = {trial.user_attrs["trial"]: trial for trial in second.study.trials if "trial" in trial.user_attrs}
+    frozen = {
+        trial.user_attrs["trial"]: trial
+        for trial in second.study.trials
+        if "trial" in trial.user_attrs
+    }
     assert set(frozen) == {one.id for one, fit in zip(ended, fits, strict=True) if fit}
     if fits[0]:
         assert (frozen["t0001"].state, frozen["t0001"].value) == (COMPLETE, 1.0)
@@ -754,7 +854,10 @@ def test_a_space_that_has_changed_keeps_what_fits_it(tmp_path, name):
     assert said.startswith(f"The search space has changed: {sum(fits)} of 2 trials fit it")
     assert all((f"{one.id} (" in said) != fit for one, fit in zip(ended, fits, strict=True))
     resumed = second.ask()
-    assert (resumed.id, resumed.params) == ("t0002", ended[1].params)  # it goes on with what it began
+    assert (resumed.id, resumed.params) == (
+        "t0002",
+        ended[1].params,
+    )  # it goes on with what it began
     second.evaluate(resumed, 0.5)
     second.end(resumed, ended="finished")
     if fits[1]:
@@ -777,7 +880,9 @@ def test_an_unfinished_trial_that_has_shown_nothing_and_lies_outside_the_space_i
     assert going_on == [one.id for one in asked if one.id not in outside]
     for trial in outside:
         assert second.ledger.curve(trial).status == "pruned"
-        assert second.ledger.curve(trial).reason == "the search space has changed, and it lies outside"
+        assert (
+            second.ledger.curve(trial).reason == "the search space has changed, and it lies outside"
+        )
 
 
 def test_a_space_that_is_as_it_was_keeps_its_study(tmp_path):
@@ -785,8 +890,15 @@ def test_a_space_that_is_as_it_was_keeps_its_study(tmp_path):
     first.run(1.0)
     second = Sweep(tmp_path, SMALL | {"dropout": {"uniform": [0.0, 0.1]}})
     third = Sweep(tmp_path, SMALL | {"dropout": {"uniform": [0.0, 0.1]}})
-    assert [sweep.study.study_name for sweep in (first, second, third)] == ["quick", "quick-2", "quick-2"]
-    assert open_study(first.journal, "quick", first.config.search, 0, read_only=True).study_name == "quick-2"
+    assert [sweep.study.study_name for sweep in (first, second, third)] == [
+        "quick",
+        "quick-2",
+        "quick-2",
+    ]
+    assert (
+        open_study(first.journal, "quick", first.config.search, 0, read_only=True).study_name
+        == "quick-2"
+    )
 
 
 # --- the default configuration, and finalists ---
@@ -809,16 +921,27 @@ def test_the_best_configurations_run_again_with_new_seeds_when_the_search_has_en
         searching.evaluate(each, loss)
     for each in asked[:2]:
         searching.end(each, ended="finished")
-    assert searching.searcher.suggest("too early") is None  # the last trial of the search may still be the best
+    assert (
+        searching.searcher.suggest("too early") is None
+    )  # the last trial of the search may still be the best
     searching.end(asked[2], ended="finished")
     finals = [searching.ask() for _ in range(4)]
     assert searching.ask() is None
-    assert [searching.ledger.curve(final.id).finalist_of for final in finals] == ["t0002", "t0002", "t0001", "t0001"]
-    assert all(final.compared for final in finals) and [each.compared for each in asked] == [True, False, False]
+    assert [searching.ledger.curve(final.id).finalist_of for final in finals] == [
+        "t0002",
+        "t0002",
+        "t0001",
+        "t0001",
+    ]
+    assert all(final.compared for final in finals) and [each.compared for each in asked] == [
+        True,
+        False,
+        False,
+    ]
     for final, first in zip(finals, (asked[1], asked[1], asked[0], asked[0]), strict=True):
-        assert {**final.params, "seed": 0} == {**first.params, "seed": 0} and final.params["seed"] != first.params[
+        assert {**final.params, "seed": 0} == {**first.params, "seed": 0} and final.params[
             "seed"
-        ]
+        ] != first.params["seed"]
     assert finals[0].params["seed"] != finals[1].params["seed"]
     assert len(searching.study.trials) == 3  # Optuna learns nothing from a seed
 

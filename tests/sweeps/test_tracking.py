@@ -14,11 +14,16 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from sweeps import tracking
-from sweeps.tracking import Tracker, TrackingConfig, run_id
+from sweeps.tracking import wandb as tracking
+from sweeps.tracking.config import TrackingConfig
+from sweeps.tracking.wandb import Tracker, run_id
 
 PARAMS = {"method": "lora", "learning_rate": 0.001, "batch_size": 16, "rank": 8}
-FINISHED = {"status": "complete", "verdict": "healthy", "verdict_reason": "validation loss fell to the end"}
+FINISHED = {
+    "status": "complete",
+    "verdict": "healthy",
+    "verdict_reason": "validation loss fell to the end",
+}
 
 
 class Server(ThreadingHTTPServer):
@@ -32,7 +37,13 @@ class Server(ThreadingHTTPServer):
         self.runs = {}
         self.status = 200  # answer everything with this HTTP status ...
         self.hang_on = ()  # ... or answer these operations never: GraphQL names, "file_stream", "*"
-        self.viewer = {"id": "1", "entity": "someone", "username": "someone", "flags": "{}", "teams": {"edges": []}}
+        self.viewer = {
+            "id": "1",
+            "entity": "someone",
+            "username": "someone",
+            "flags": "{}",
+            "teams": {"edges": []},
+        }
         self.stopped = False
         self.released = threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -46,7 +57,11 @@ class Server(ThreadingHTTPServer):
         pass
 
     def graphql(self, operation, variables):
-        project = {"id": "1", "name": variables.get("project"), "entity": {"id": "1", "name": "someone"}}
+        project = {
+            "id": "1",
+            "name": variables.get("project"),
+            "entity": {"id": "1", "name": "someone"},
+        }
         if operation == "Viewer":
             return {"viewer": self.viewer}
         if operation == "RunResumeStatus":
@@ -54,15 +69,29 @@ class Server(ThreadingHTTPServer):
             return {"model": project | {"bucket": run and self.bucket(variables["name"], run)}}
         if operation == "UpsertBucket":
             run = self.runs.setdefault(
-                variables["name"], {"history": [], "summary": {}, "config": {}, "tags": [], "group": None, "exit": None}
+                variables["name"],
+                {
+                    "history": [],
+                    "summary": {},
+                    "config": {},
+                    "tags": [],
+                    "group": None,
+                    "exit": None,
+                },
             )
             run["config"] |= json.loads(variables.get("config") or "{}")
             run["tags"] = variables.get("tags") or run["tags"]
             run["group"] = variables.get("groupName") or run["group"]
             run["name"] = variables.get("displayName") or run.get("name")
-            return {"upsertBucket": {"bucket": self.bucket(variables["name"], run) | {"project": project}}}
+            return {
+                "upsertBucket": {
+                    "bucket": self.bucket(variables["name"], run) | {"project": project}
+                }
+            }
         if operation == "CreateRunFiles":
-            files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables["files"]]
+            files = [
+                {"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables["files"]
+            ]
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
         return {"serverInfo": {"features": []}}
 
@@ -127,7 +156,11 @@ def environment(monkeypatch, tmp_path):
     before = dict(os.environ)
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         del os.environ[name]
-    os.environ |= {"WANDB_ERROR_REPORTING": "false", "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
+    os.environ |= {
+        "WANDB_ERROR_REPORTING": "false",
+        "HOME": str(tmp_path),
+        "NETRC": str(tmp_path / "netrc"),
+    }
     yield
     os.environ.clear()
     os.environ.update(before)
@@ -188,7 +221,16 @@ def inspect(folder, *flags):
     from wandb.util import get_core_path
 
     (log,) = folder.glob("*.wandb")
-    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *flags, "--run-file", str(log)]
+    command = [
+        get_core_path(),
+        "leet",
+        "inspect",
+        "--no-observability",
+        "--json",
+        *flags,
+        "--run-file",
+        str(log),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -231,7 +273,9 @@ def test_the_configuration_is_an_omegaconf_schema():
     assert read == TrackingConfig(wandb="offline", tags=["a"])
 
 
-@pytest.mark.parametrize("wrong", [{"project": ""}, {"project": "a/b"}, {"project": "a" * 129}, {"tags": [""]}])
+@pytest.mark.parametrize(
+    "wrong", [{"project": ""}, {"project": "a/b"}, {"project": "a" * 129}, {"tags": [""]}]
+)
 def test_what_the_server_would_refuse_is_refused_at_once(wrong):
     with pytest.raises(ValueError, match=f"tracking.{next(iter(wrong))}: .*got "):
         TrackingConfig(**wrong)
@@ -249,12 +293,14 @@ def test_run_ids_are_stable_and_distinct():
 
 def test_off_never_imports_wandb(tmp_path):
     code = (
-        "import sys, pathlib; from sweeps.tracking import *\n"
+        "import sys, pathlib; from sweeps.tracking.wandb import *\n"
         "tracker = Tracker(TrackingConfig(wandb='off'), 's', pathlib.Path(sys.argv[1]), print)\n"
         "tracker.trial_started('t0001', {}); tracker.close()\n"
         "assert 'wandb' not in sys.modules"
     )
-    run = subprocess.run([sys.executable, "-c", code, tmp_path / "x"], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "x"], capture_output=True, text=True
+    )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert not (tmp_path / "x").exists()
 
@@ -263,11 +309,20 @@ def test_three_trials_and_a_winner_offline(tmp_path, track, lines, capfd):
     tracker = track(tags=["mine"])
     track_trial(tracker, "t0001", [1.5, 1.2])
     track_trial(tracker, "t0002", [1.4, 1.1, 1.3], verdict="overfit")
-    track_trial(tracker, "t0003", [float("nan")], status="failed", verdict="failed", verdict_reason="out of memory")
+    track_trial(
+        tracker,
+        "t0003",
+        [float("nan")],
+        status="failed",
+        verdict="failed",
+        verdict_reason="out of memory",
+    )
     tracker.winner("t0002", "lowest validation loss", "/a/checkpoint")
     close_in_time(tracker)
 
-    first, second, third = (summary(folders(tmp_path, trial)[0]) for trial in ("t0001", "t0002", "t0003"))
+    first, second, third = (
+        summary(folders(tmp_path, trial)[0]) for trial in ("t0001", "t0002", "t0003")
+    )
     assert first["run_id"] == "my-sweep-t0001"
     assert first["name"] == "t0001 lora"
     assert first["project"] == "a-project"
@@ -282,9 +337,10 @@ def test_three_trials_and_a_winner_offline(tmp_path, track, lines, capfd):
     curve = rows(folders(tmp_path, "t0002")[0])
     assert [(row["samples_seen"], row["_step"], row["val/loss"]) for row in curve] == [
         (160, 10, 1.4), (320, 20, 1.1), (480, 30, 1.3)]  # fmt: skip
-    assert '"metric":{"name":"val/loss","options":{"step_sync":true},"step_metric":"samples_seen"}' in inspect(
-        folders(tmp_path, "t0002")[0]
-    ).replace('"defined":true,', "")
+    assert (
+        '"metric":{"name":"val/loss","options":{"step_sync":true},"step_metric":"samples_seen"}'
+        in inspect(folders(tmp_path, "t0002")[0]).replace('"defined":true,', "")
+    )
 
     (folder,) = folders(tmp_path, "t0002")  # its run was still open when it was marked
     marked = summary(folder)
@@ -293,7 +349,9 @@ def test_three_trials_and_a_winner_offline(tmp_path, track, lines, capfd):
     assert marked["config"] == PARAMS
     wanted = {"winner": True, "winner_reason": "lowest validation loss", "winner_checkpoint": "/a/checkpoint",
               "verdict": "overfit", "best/val_loss": 1.1, "val/loss": 1.1, "samples_seen": 320}  # fmt: skip
-    assert marked["summary"].items() >= wanted.items(), "of the checkpoint that won, not of the last evaluation"
+    assert marked["summary"].items() >= wanted.items(), (
+        "of the checkpoint that won, not of the last evaluation"
+    )
     assert marked["exit_code"] == 0
     assert lines == [
         f"W&B: offline runs: 3; upload them with: wandb sync {tmp_path}/tracking/wandb",
@@ -313,7 +371,11 @@ def test_the_summary_has_the_numbers_of_the_checkpoint_that_stands_for_the_trial
     tracker = track()
     tracker.trial_started("t0001", PARAMS)
     best = evaluation(20, 1.1, probe_loss=0.7, metrics={"accuracy": 0.8, "macro_f1": 0.75})
-    for each in (evaluation(10, 1.5), best, evaluation(30, 1.3, metrics={"accuracy": 0.6, "macro_f1": 0.5})):
+    for each in (
+        evaluation(10, 1.5),
+        best,
+        evaluation(30, 1.3, metrics={"accuracy": 0.6, "macro_f1": 0.5}),
+    ):
         tracker.evaluation("t0001", each)
     tracker.trial_finished("t0001", **FINISHED | {"verdict": "overfit"}, best=best)
     track_trial(tracker, "t0002", [1.5, 1.6], status="failed")
@@ -333,7 +395,9 @@ def test_the_summary_has_the_numbers_of_the_checkpoint_that_stands_for_the_trial
 
 
 def test_every_run_says_what_the_sweep_is_about(tmp_path):
-    tracker = Tracker(TrackingConfig(wandb="offline"), "my-sweep", tmp_path / "tracking", print, ABOUT)
+    tracker = Tracker(
+        TrackingConfig(wandb="offline"), "my-sweep", tmp_path / "tracking", print, ABOUT
+    )
     track_trial(tracker, "t0001", [1.5])
     track_trial(tracker, "t0002", [1.4])
     close_in_time(tracker)
@@ -349,7 +413,11 @@ def test_the_winner_among_many_trials_has_one_folder(tmp_path, track, monkeypatc
         track_trial(tracker, f"t000{number}", [loss])
 
     def exits(trial):
-        return [summary(folder).get("exit_code") for folder in folders(tmp_path, trial) if list(folder.glob("*.wandb"))]
+        return [
+            summary(folder).get("exit_code")
+            for folder in folders(tmp_path, trial)
+            if list(folder.glob("*.wandb"))
+        ]
 
     wait_until(lambda: all(exits(trial) == [0] for trial in ("t0001", "t0002", "t0004")))
     assert {trial for trial, run in tracker._sink._runs.items() if run.live} == {"t0000", "t0003"}
@@ -358,19 +426,25 @@ def test_the_winner_among_many_trials_has_one_folder(tmp_path, track, monkeypatc
     for number in range(5):
         (folder,) = folders(tmp_path, f"t000{number}")
         found = summary(folder)
-        assert found["exit_code"] == 0 and found["summary"].get("winner") == (True if number == 0 else None)
+        assert found["exit_code"] == 0 and found["summary"].get("winner") == (
+            True if number == 0 else None
+        )
 
 
 def test_optional_and_missing_values(tmp_path, track):
     tracker = track()
     tracker.evaluation("t0001", evaluation(10, train_loss=2.0, learning_rate=1e-4))
-    tracker.evaluation("t0001", evaluation(20, probe_loss=None, metrics=None, forgetting=None, kl=None))
+    tracker.evaluation(
+        "t0001", evaluation(20, probe_loss=None, metrics=None, forgetting=None, kl=None)
+    )
     tracker.evaluation("t0001", evaluation(30, forgetting=-0.125, kl=0.25))
     tracker.close()
     first, second, third = rows(*folders(tmp_path))
     assert first.items() >= {"train/loss": 2.0, "train/learning_rate": 1e-4}.items()
     assert "probe/loss" not in second and "train/loss" not in second
-    assert not [name for row in (first, second) for name in row if name in ("val/forgetting", "val/kl")]
+    assert not [
+        name for row in (first, second) for name in row if name in ("val/forgetting", "val/kl")
+    ]
     assert third.items() >= {"val/forgetting": -0.125, "val/kl": 0.25}.items()
 
 
@@ -394,13 +468,21 @@ def test_a_resumed_sweep_goes_on_with_its_runs(tmp_path, track):
     pieces = folders(tmp_path, "t0001")
     assert [row["_step"] for row in rows(*pieces)] == [10, 20, 30]
     assert summary(pieces[1])["run_id"] == summary(pieces[0])["run_id"] == "my-sweep-t0001"
-    assert summary(pieces[1])["summary"].items() >= {"status": "complete", "val/loss": 1.2, "val/accuracy": 0.5}.items()
+    assert (
+        summary(pieces[1])["summary"].items()
+        >= {"status": "complete", "val/loss": 1.2, "val/accuracy": 0.5}.items()
+    )
     assert summary(pieces[1])["exit_code"] == 0
 
-    tracker = track()  # finished in an earlier process, marked in this one; the old winner loses the mark
+    tracker = (
+        track()
+    )  # finished in an earlier process, marked in this one; the old winner loses the mark
     tracker.winner("t0001", "lower", "/a")
     close_in_time(tracker)
-    marked, unmarked = summary(folders(tmp_path, "t0001")[-1]), summary(folders(tmp_path, "t0002")[-1])
+    marked, unmarked = (
+        summary(folders(tmp_path, "t0001")[-1]),
+        summary(folders(tmp_path, "t0002")[-1]),
+    )
     assert marked["summary"].items() >= {"winner": True, "val/loss": 1.2, "best/step": 30}.items()
     assert marked["config"] == PARAMS and marked["name"] == "t0001 lora"
     assert marked["tags"] == ["lora", "winner"]
@@ -488,7 +570,10 @@ def test_wandb_core_killed(tmp_path, track, lines):
     tracker.trial_finished("t0001", **FINISHED, best=evaluation(20, 1.4))
     close_in_time(tracker)
     assert [row["_step"] for row in rows(*folders(tmp_path, "t0001"))] == [10, 20]
-    assert summary(folders(tmp_path, "t0001")[-1])["summary"].items() >= {"status": "complete", "best/step": 20}.items()
+    assert (
+        summary(folders(tmp_path, "t0001")[-1])["summary"].items()
+        >= {"status": "complete", "best/step": 20}.items()
+    )
     assert summary(folders(tmp_path, "t0002")[-1])["exit_code"] == 0
     assert lines[0] == "W&B: wandb-core had ended; it was started again"
     assert len(lines) == 2
@@ -521,7 +606,7 @@ def test_wandb_core_stands_still(tmp_path, track, lines):
 @pytest.mark.slow
 def test_an_exit_without_close_does_not_hang(tmp_path):
     code = (
-        "import sys, pathlib; from sweeps.tracking import *\n"
+        "import sys, pathlib; from sweeps.tracking.wandb import *\n"
         "tracker = Tracker(TrackingConfig(wandb='offline'), 'my-sweep', pathlib.Path(sys.argv[1]), print)\n"
         "tracker.trial_started('t0001', {}); tracker.evaluation('t0001', {'step': 1, 'samples_seen': 16})\n"
         "import time\n"
@@ -532,7 +617,10 @@ def test_an_exit_without_close_does_not_hang(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stderr.count("Traceback") == 1 and "wandb" not in run.stderr
-    assert run.stdout == f"W&B: offline runs: 1; upload them with: wandb sync {tmp_path}/tracking/wandb\n"
+    assert (
+        run.stdout
+        == f"W&B: offline runs: 1; upload them with: wandb sync {tmp_path}/tracking/wandb\n"
+    )
     assert len(rows(*folders(tmp_path))) == 1
 
 
@@ -548,20 +636,31 @@ def test_online(tmp_path, track, server, lines):
     run = server.runs["my-sweep-t0001"]
     assert [(row["samples_seen"], row["_step"], row["val/loss"]) for row in run["history"]] == [
         (160, 10, 1.5), (320, 20, 1.2)]  # fmt: skip
-    assert run["summary"].items() >= {"winner": True, "status": "complete", "best/step": 20, "val/loss": 1.2}.items()
-    assert (run["name"], run["group"], run["tags"]) == ("t0001 lora", "my-sweep", ["mine", "lora", "winner"])
+    assert (
+        run["summary"].items()
+        >= {"winner": True, "status": "complete", "best/step": 20, "val/loss": 1.2}.items()
+    )
+    assert (run["name"], run["group"], run["tags"]) == (
+        "t0001 lora",
+        "my-sweep",
+        ["mine", "lora", "winner"],
+    )
     assert {name: run["config"][name]["value"] for name in PARAMS} == PARAMS
     assert len(run["config"]["_wandb"]["value"]["m"]) >= 4  # what is drawn over samples_seen
     assert (run["exit"], server.runs["my-sweep-t0002"]["exit"]) == (0, 1)
     assert lines == [f"W&B: runs at {server.url}/someone/a-project/groups/my-sweep"]
 
-    tracker = track("online", tags=["mine"])  # a later process: another winner, and one evaluation more
+    tracker = track(
+        "online", tags=["mine"]
+    )  # a later process: another winner, and one evaluation more
     tracker.evaluation("t0001", evaluation(20, 99.0))
     tracker.evaluation("t0001", evaluation(30, 1.1))
     tracker.winner("t0002", "another", "/b")
     close_in_time(tracker)
     assert [row["_step"] for row in run["history"]] == [10, 20, 30]
-    assert run["summary"].items() >= {"winner": False, "val/loss": 1.1, "verdict": "healthy"}.items()
+    assert (
+        run["summary"].items() >= {"winner": False, "val/loss": 1.1, "verdict": "healthy"}.items()
+    )
     assert run["tags"] == ["mine", "lora"]
     assert server.runs["my-sweep-t0002"]["tags"] == ["mine", "lora", "winner"]
 
@@ -591,7 +690,10 @@ def test_offline_runs_are_merged_by_sync(tmp_path, track, server):
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     (run,) = server.runs.values()
     assert [row["_step"] for row in run["history"]] == [10, 20]
-    assert run["summary"].items() >= {"winner": True, "status": "complete", "val/loss": 1.8, "best/step": 20}.items()
+    assert (
+        run["summary"].items()
+        >= {"winner": True, "status": "complete", "val/loss": 1.8, "best/step": 20}.items()
+    )
     assert (run["tags"], run["exit"], run["name"]) == (["lora", "winner"], 0, "t0001 lora")
     assert len(run["config"]["_wandb"]["value"]["m"]) >= 4
 
@@ -600,7 +702,7 @@ def test_offline_runs_are_merged_by_sync(tmp_path, track, server):
 def test_a_finished_trial_of_a_sweep_that_was_killed_is_uploaded_whole(tmp_path, server):
     """Its offline run was still open, for the mark of a winner."""
     code = (
-        "import sys, pathlib, time; from sweeps.tracking import *\n"
+        "import sys, pathlib, time; from sweeps.tracking.wandb import *\n"
         "tracker = Tracker(TrackingConfig(wandb='offline'), 'my-sweep', pathlib.Path(sys.argv[1]), print)\n"
         "tracker.trial_started('t0001', {}); best = {'step': 1, 'samples_seen': 16, 'val_loss': 1.5, 'probe_loss': 1.0}\n"
         "tracker.evaluation('t0001', best)\n"
@@ -618,7 +720,10 @@ def test_a_finished_trial_of_a_sweep_that_was_killed_is_uploaded_whole(tmp_path,
     subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=tmp_path)
     (run,) = server.runs.values()
     assert [row["_step"] for row in run["history"]] == [1]
-    assert run["summary"].items() >= {"status": "complete", "best/val_loss": 1.5, "val/loss": 1.5}.items()
+    assert (
+        run["summary"].items()
+        >= {"status": "complete", "best/val_loss": 1.5, "val/loss": 1.5}.items()
+    )
 
 
 @pytest.mark.parametrize("mode", ["auto", "online"])
@@ -652,7 +757,9 @@ def test_the_server_refuses_connections(tmp_path, track, server, lines, mode):
     close_in_time(tracker)
     assert len(folders(tmp_path)) == 2
     warning = "warning: online was asked for, but " if mode == "online" else ""
-    assert lines[0].startswith(f"W&B: {warning}{server.url} does not answer (URLError: <urlopen error [Errno 111]")
+    assert lines[0].startswith(
+        f"W&B: {warning}{server.url} does not answer (URLError: <urlopen error [Errno 111]"
+    )
     assert len(lines) == 2
 
 
@@ -665,7 +772,9 @@ def test_the_server_refuses_connections(tmp_path, track, server, lines, mode):
         ({"hang_on": ["*"]}, "does not answer (TimeoutError"),
     ],
 )
-def test_the_server_is_in_trouble_from_the_start(tmp_path, track, server, lines, monkeypatch, trouble, line):
+def test_the_server_is_in_trouble_from_the_start(
+    tmp_path, track, server, lines, monkeypatch, trouble, line
+):
     if "hang_on" in trouble:
         monkeypatch.setattr(tracking, "PROBE_TIMEOUT_S", 0.3)
     vars(server).update(trouble)
@@ -705,7 +814,10 @@ def test_the_server_dies_while_runs_are_open(tmp_path, track, server, lines, mon
     assert [row["_step"] for row in rows(online)] == [10, 20]
     assert summary(online)["summary"]["status"] == "complete"
     assert len(rows(*folders(tmp_path, "t0002"))) == 1
-    assert f"runs not fully uploaded: 1; upload them with: wandb sync --include-online {online}" in lines[-1]
+    assert (
+        f"runs not fully uploaded: 1; upload them with: wandb sync --include-online {online}"
+        in lines[-1]
+    )
     assert "offline runs: 1" in lines[-1]
 
 
@@ -727,7 +839,9 @@ def test_a_full_disk(tmp_path, track, lines):
     """A file system of 2 MB, which only root can mount."""
     disk = tmp_path / "tracking"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("needs leave to mount")
     try:
         tracker = track()

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from sweeps.diagnose import diagnose
-from sweeps.ledger import label_prior
-from sweeps.selection import Curve, Point, Reference, SelectionConfig, verdict
+from sweeps.ledger.folder import label_prior
+from sweeps.selection.config import SelectionConfig
+from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.diagnose import diagnose
+from sweeps.selection.verdicts import verdict
 from trainables.data.config import DataConfig
 from trainables.data.prepare import prepare
+from trainables.engine.group import GroupSettings, NonFinite, open_group
 from trainables.hyperparameters import parse
-from trainables.model import ModelConfig, load_tokenizer
-from trainables.pack import NonFinite, PackSettings, open_pack
+from trainables.models.config import ModelConfig
+from trainables.models.files import load_tokenizer
 
 pytestmark = pytest.mark.slow
 BASE = {"method": "full", "batch_size": 16, "epochs": 3, "schedule": "constant"}
@@ -27,27 +30,29 @@ class Trained:
         model = ModelConfig(name=str(shared / "models" / "stories260K"))
         tokenizer = load_tokenizer(model)
         self.manifest = prepare(data, task, tokenizer, 0, folder, 512)
-        self.pack = open_pack(
+        self.group = open_group(
             folder,
             model=model,
             task=task,
             pad_token_id=tokenizer.pad_token_id,
-            settings=PackSettings(probe_rows=128),
+            settings=GroupSettings(probe_rows=128),
             device=torch.device("cpu"),
         )
-        val_loss, probe_loss, _ = self.pack.evaluate_base("full")
+        val_loss, probe_loss, _ = self.group.evaluate_base("full")
         prior = label_prior(self.manifest)
         self.reference = Reference(
-            val_loss=val_loss, probe_loss=probe_loss, prior_loss=prior["val_loss"] if prior else None
+            val_loss=val_loss,
+            probe_loss=probe_loss,
+            prior_loss=prior["val_loss"] if prior else None,
         )
 
     def curve(self, name: str, **params) -> Curve:
         hp, points, reason, finished = parse({**BASE, **params}), [], None, False
-        self.pack.join(name, hp)
+        self.group.join(name, hp)
         try:
             while not finished:
-                if self.pack.step([name]):
-                    (found,) = self.pack.evaluate([name]).values()
+                if self.group.step([name]):
+                    (found,) = self.group.evaluate([name]).values()
                     finished = found.finished
                     points.append(
                         Point(
@@ -62,19 +67,27 @@ class Trained:
                     )
         except NonFinite as error:
             reason = f"diverged: {error}"
-        self.pack.leave(name)
-        return Curve(id=name, status="pruned" if reason else "complete", points=tuple(points), reason=reason)
+        self.group.leave(name)
+        return Curve(
+            id=name, status="pruned" if reason else "complete", points=tuple(points), reason=reason
+        )
 
 
 @pytest.fixture(scope="module")
-def curves(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Curve, Reference]]:
+def curves(
+    shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Curve, Reference]]:
     """By what they were set up to be."""
     tmp, text = tmp_path_factory.mktemp("curves"), str(shared_data / "text" / "tinyshakespeare.txt")
     texts = DataConfig(train=text, validation=0.01, max_length=64, rows=1200)
     many = Trained(shared_data, tmp / "many", "causal_lm", texts)
     few = Trained(shared_data, tmp / "few", "causal_lm", replace(texts, rows=300))
-    tweets = DataConfig(train=str(shared_data / "tweets" / "train.csv"), validation=0.1, max_length=32, rows=600)
-    classes = Trained(shared_data, tmp / "classes", "classification", replace(tweets, duplicates="drop"))
+    tweets = DataConfig(
+        train=str(shared_data / "tweets" / "train.csv"), validation=0.1, max_length=32, rows=600
+    )
+    classes = Trained(
+        shared_data, tmp / "classes", "classification", replace(tweets, duplicates="drop")
+    )
     made = {
         "healthy": (many, {"learning_rate": 1e-3, "epochs": 2}),
         "underfit": (few, {"learning_rate": 1e-7}),
@@ -106,4 +119,7 @@ def test_the_same_curves_as_a_csv_without_any_reference(curves, tmp_path):
             for p in curves[name][0].points:
                 writer.writerow([name, p.samples_seen, p.train_loss, p.probe_loss, p.val_loss])
     found = {trial["id"]: trial["verdict"] for trial in diagnose(file, SelectionConfig())}
-    assert found.pop("healthy") in ALLOWED["healthy"] and found == {"underfit": "underfit", "overfit": "overfit"}
+    assert found.pop("healthy") in ALLOWED["healthy"] and found == {
+        "underfit": "underfit",
+        "overfit": "overfit",
+    }

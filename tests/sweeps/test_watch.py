@@ -13,25 +13,26 @@ import ray
 from rich.console import Console
 
 from cluster import ClusterError
-from sweeps import run
-from sweeps.config import load
-from sweeps.ledger import NO_SLOT, Ledger
-from sweeps.run import _Sweep
-from trainables.slot import Mailbox
+from sweeps.config.loading import load
+from sweeps.ledger.folder import Ledger
+from sweeps.ledger.status import NO_SLOT
+from sweeps.run import sweep as run
+from sweeps.run.sweep import _Sweep
+from trainables.runtime.coordinator import Coordinator
 
 LORA = {"method": "lora", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1}
 
 
 class Actor:
-    """A mailbox called as an actor is, without Ray: what a call returns is the answer itself."""
+    """A coordinator called as an actor is, without Ray: what a call returns is the answer itself."""
 
-    def __init__(self, mailbox: Mailbox) -> None:
-        self.mailbox, self.called = mailbox, []
+    def __init__(self, coordinator: Coordinator) -> None:
+        self.coordinator, self.called = coordinator, []
 
     def __getattr__(self, name: str) -> Any:
         def remote(*args: Any) -> Any:
             self.called.append(name)
-            return asyncio.run(getattr(self.mailbox, name)(*args))
+            return asyncio.run(getattr(self.coordinator, name)(*args))
 
         return type("Method", (), {"remote": staticmethod(remote)})
 
@@ -58,12 +59,18 @@ tracking: {{wandb: "off"}}
     folder = tmp_path / "runs" / "s-1"
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "manifest.json").write_text(
-        json.dumps({"splits": {"train": {"rows": 100}}, "sources": {"train": {"source": "a.txt"}}, "notes": []})
+        json.dumps(
+            {
+                "splits": {"train": {"rows": 100}},
+                "sources": {"train": {"source": "a.txt"}},
+                "notes": [],
+            }
+        )
     )
     heard = io.StringIO()
     made = _Sweep(load(file), Ledger(str(folder)), Console(file=heard, width=300), 0.0)
     made.said = heard.getvalue
-    made._mailbox = Actor(Mailbox("s", slots=2))
+    made._coordinator = Actor(Coordinator("s", slots=2))
     ended = threading.Event()
     made._start = lambda plan: made._slots.append(threading.Thread(target=ended.wait, daemon=True))
     for _ in range(2):
@@ -150,7 +157,9 @@ def test_a_lost_node_ends_nothing_and_its_slot_starts_again_when_there_is_room(s
     """`cluster.slots: 2`, of which one lay on a node that died."""
     nodes = [node(1.0), node(1.0, alive=False)]
     monkeypatch.setattr(
-        ray, "cluster_resources", lambda: {"CPU": sum(n["Resources"]["CPU"] for n in nodes if n["Alive"])}
+        ray,
+        "cluster_resources",
+        lambda: {"CPU": sum(n["Resources"]["CPU"] for n in nodes if n["Alive"])},
     )
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     done = count(sweep, monkeypatch, *DUTIES)
@@ -160,51 +169,55 @@ def test_a_lost_node_ends_nothing_and_its_slot_starts_again_when_there_is_room(s
     watch(sweep, lambda: len(sweep._slots) == 3)
     nodes[:] = [node(1.0, alive=False)]
     watch(sweep, lambda: min(done.values()) >= 20)
-    assert len(sweep._slots) == 3 and "failed" not in sweep.said(), "no room for any is no fault either"
+    assert len(sweep._slots) == 3 and "failed" not in sweep.said(), (
+        "no room for any is no fault either"
+    )
 
 
-def test_a_mailbox_that_was_restarted_is_told_again_what_the_sweep_knows(sweep, monkeypatch):
+def test_a_coordinator_that_was_restarted_is_told_again_what_the_sweep_knows(sweep, monkeypatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "nodes", lambda: [node(2.0)])
     sweep._has_baseline = True
     sweep._lost["s-1-slot0"] = "its node died"
-    fresh = sweep._mailbox.mailbox = Mailbox("s", slots=7)
+    fresh = sweep._coordinator.coordinator = Coordinator("s", slots=7)
     asyncio.run(fresh.register("s-1-slot1"))
     watch(sweep, lambda: fresh._lost and fresh._planned != 7 and fresh._baseline_slot == "-")
     assert not asyncio.run(fresh.take("s-1-slot1", 0)).baseline
     sweep._stop("the budget is spent")
-    fresh = sweep._mailbox.mailbox = Mailbox("s", slots=7)
+    fresh = sweep._coordinator.coordinator = Coordinator("s", slots=7)
     watch(sweep, lambda: fresh._stop == "the budget is spent")
 
 
-def test_slots_that_fail_every_trial_are_named_and_without_any_other_the_sweep_ends(sweep, monkeypatch):
+def test_slots_that_fail_every_trial_are_named_and_without_any_other_the_sweep_ends(
+    sweep, monkeypatch
+):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "nodes", lambda: [node(2.0)])
-    mailbox = sweep._mailbox.mailbox
+    coordinator = sweep._coordinator.coordinator
 
     async def fail(slot: str) -> None:
         for number in range(3):
-            await mailbox.expect(f"{slot} t{number}", LORA)
-            (trial,) = [t for t, p in mailbox._passengers.items() if p.slot == slot][:1]
-            await mailbox.publish(slot, trial, {"failed": "RuntimeError: broken"})
+            await coordinator.expect(f"{slot} t{number}", LORA)
+            (trial,) = [t for t, p in coordinator._trials.items() if p.slot == slot][:1]
+            await coordinator.publish(slot, trial, {"failed": "RuntimeError: broken"})
 
     async def first() -> None:
-        await mailbox.register("good")
-        await mailbox.register("bad")
-        await mailbox.expect("t", {**LORA, "method": "full"})  # good has it
+        await coordinator.register("good")
+        await coordinator.register("bad")
+        await coordinator.expect("t", {**LORA, "method": "full"})  # good has it
         await fail("bad")
 
     asyncio.run(first())
     watch(sweep, lambda: "bad gets no more trials" in sweep.said())
     assert "RuntimeError: broken" in sweep.said() and sweep.stopped is None
-    sweep._aside = {}
+    sweep._quarantined = {}
     sweep._lost["good"] = "its node died"
     monkeypatch.setattr(sweep, "_grow", lambda: None)
     watch(sweep, lambda: sweep.stopped is not None)
     assert sweep.stopped == NO_SLOT
 
 
-def test_the_time_budget_ends_a_sweep_whose_mailbox_does_not_answer(sweep, monkeypatch):
+def test_the_time_budget_ends_a_sweep_whose_coordinator_does_not_answer(sweep, monkeypatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "nodes", lambda: [node(2.0)])
     sweep._budget = 0.0

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import transformers as t
 
+from trainables.data.arrow import write_split
 from trainables.data.records import Encoded
-from trainables.data.store import write_split
 from trainables.errors import InputError
-from trainables.model import ModelConfig, quiet
-from trainables.rehearsal import rehearse
+from trainables.models.config import ModelConfig
+from trainables.models.files import quiet
+from trainables.rehearsal.rehearse import rehearse
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 CLASSES = ["bad", "so so", "good"]
@@ -61,11 +62,18 @@ FAMILIES = {
     "electra": Family(_config("Electra"), (CLASSIFICATION,), "ELECTRA"),
     "albert": Family(_config("Albert"), (CLASSIFICATION,), "ALBERT"),
     "deberta-v2": Family(
-        _config("DebertaV2", relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False),
+        _config(
+            "DebertaV2",
+            relative_attention=True,
+            pos_att_type=["p2c", "c2p"],
+            position_biased_input=False,
+        ),
         (CLASSIFICATION,),
         "DeBERTa v2 and v3",
     ),
-    "modernbert": Family(_config("ModernBert", cls_token_id=2, sep_token_id=END), (CLASSIFICATION,), "ModernBERT"),
+    "modernbert": Family(
+        _config("ModernBert", cls_token_id=2, sep_token_id=END), (CLASSIFICATION,), "ModernBERT"
+    ),
     "xlnet": Family(_config("XLNet"), (CLASSIFICATION,), "XLNet"),
     "t5": Family(_config("T5", decoder_start_token_id=PAD), (CLASSIFICATION,), "T5, Flan-T5"),
     "bart": Family(_config("Bart", decoder_start_token_id=END), (CLASSIFICATION,), "BART"),
@@ -76,10 +84,16 @@ FAMILIES = {
     "falcon": Family(_config("Falcon"), BOTH, "Falcon"),
     "mpt": Family(_config("Mpt"), BOTH, "MPT"),
     "phi": Family(_config("Phi"), BOTH, "Phi 1 and 2"),
-    "llama": Family(_config("Llama", num_key_value_heads=8), BOTH, "Llama 2 and 3, Code Llama, SmolLM, TinyLlama"),
+    "llama": Family(
+        _config("Llama", num_key_value_heads=8),
+        BOTH,
+        "Llama 2 and 3, Code Llama, SmolLM, TinyLlama",
+    ),
     "mistral": Family(_config("Mistral"), BOTH, "Mistral"),
     "qwen2": Family(
-        _config("Qwen2", hidden_size=896, num_attention_heads=14, num_key_value_heads=2), BOTH, "Qwen2, Qwen2.5"
+        _config("Qwen2", hidden_size=896, num_attention_heads=14, num_key_value_heads=2),
+        BOTH,
+        "Qwen2, Qwen2.5",
     ),
     "qwen3": Family(_config("Qwen3"), BOTH, "Qwen3"),
     "gemma2": Family(_config("Gemma2"), BOTH, "Gemma 2"),
@@ -96,8 +110,13 @@ def found(name: str, task: str) -> dict[str, tuple[str, str]]:
         folder = Path(scratch)
         FAMILIES[name].config().save_pretrained(folder / "model")
         _write_rows(folder / "data", task)
-        trials = [{"learning_rate": 1e-3, "batch_size": 3, "epochs": 1, **options} for options in METHODS.values()]
-        rehearsed = rehearse(ModelConfig(name=str(folder / "model")), task, folder / "data", trials, PAD)
+        trials = [
+            {"learning_rate": 1e-3, "batch_size": 3, "epochs": 1, **options}
+            for options in METHODS.values()
+        ]
+        rehearsed = rehearse(
+            ModelConfig(name=str(folder / "model")), task, folder / "data", trials, PAD
+        )
     assert rehearsed.size is not None, f"{name} cannot be made small: {rehearsed.why_not}"
     signs = {}
     for method, each in zip(METHODS, rehearsed.found, strict=True):
@@ -110,10 +129,15 @@ def _write_rows(folder: Path, task: str) -> None:
     folder.mkdir()
     for split, rows in (("train", 12), ("validation", 6)):
         rng = np.random.default_rng(rows)
-        ids = [np.append(rng.integers(8, VOCABULARY, rng.integers(3, 17)), END).astype(np.int32) for _ in range(rows)]
+        ids = [
+            np.append(rng.integers(8, VOCABULARY, rng.integers(3, 17)), END).astype(np.int32)
+            for _ in range(rows)
+        ]
         labels: Any = rng.integers(0, len(CLASSES), rows) if task == CLASSIFICATION else ids
         write_split(folder / f"{split}.arrow", Encoded(input_ids=ids, labels=labels))
-    (folder / "manifest.json").write_text(json.dumps({"labels": CLASSES if task == CLASSIFICATION else []}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"labels": CLASSES if task == CLASSIFICATION else []})
+    )
 
 
 def line(name: str, task: str, signs: dict[str, tuple[str, str]]) -> str:
@@ -139,7 +163,7 @@ def document() -> str:
             "# Which methods train which architectures",
             "",
             "Every family's own configuration, shrunk and rehearsed as `check` does it (two steps on drawn weights, saved, loaded again by",
-            "verification and by the card's code, resumed, and in company of another trial).",
+            "verification and by the card's code, resumed, and in a group of another trial).",
             "",
             f"{TOGETHER} several trials share a base, each with the result that it has alone; {ALONE} each trial has a base to itself; {REFUSED} refused",
             "before anything is spent, for the reason below. What is not in the table is rehearsed all the same.",

@@ -1,4 +1,4 @@
-"""Tiny random models, splits for them, and packs over both."""
+"""Tiny random models, splits for them, and groups over both."""
 
 import copy
 import functools
@@ -16,16 +16,19 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainables.checkpoints import STATE, write_evaluation
+from trainables.data.arrow import Split, write_split
 from trainables.data.prepare import Slices
 from trainables.data.records import Encoded
-from trainables.data.store import Split, write_split
-from trainables.forgetting import GENERAL, write_general
+from trainables.engine.distributed import World
+from trainables.engine.group import Evaluation, GroupSettings, TrialGroup
+from trainables.engine.kernels import MicroBatch
+from trainables.evaluation.forgetting import GENERAL, write_general
 from trainables.hyperparameters import Hyperparameters, parse
-from trainables.model import BaseModel, BaseSpec, ModelConfig, load_model
-from trainables.pack import Evaluation, Pack, PackSettings, World
-from trainables.stack import Pass
-from trainables.store import Store
+from trainables.models.base import BaseModel, BaseSpec
+from trainables.models.config import ModelConfig
+from trainables.models.loading import load_model
+from trainables.storage.checkpoints import STATE, write_evaluation
+from trainables.storage.store import Store
 from trainables.tasks import TASKS, Task
 
 CPU = torch.device("cpu")
@@ -42,7 +45,14 @@ SHAPE = {
     "initializer_range": 0.15,
     "pad_token_id": PAD,
 }
-DISTIL = {"vocab_size": VOCABULARY, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "pad_token_id": PAD}
+DISTIL = {
+    "vocab_size": VOCABULARY,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_dim": 64,
+    "pad_token_id": PAD,
+}
 OPT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -83,7 +93,14 @@ T5 = {
     "eos_token_id": 1,
     "decoder_start_token_id": PAD,
 }
-XLNET = {"vocab_size": VOCABULARY, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "pad_token_id": PAD}
+XLNET = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "d_inner": 64,
+    "pad_token_id": PAD,
+}
 LANGUAGE_MODELS = ("llama", "opt", "gpt2")
 
 
@@ -95,8 +112,12 @@ def _build(name: str) -> Any:
             t.BertConfig(**SHAPE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         ),
         "bert-language-model": lambda: t.BertForMaskedLM(t.BertConfig(**SHAPE)),
-        "bert-classifier": lambda: t.BertForSequenceClassification(t.BertConfig(**SHAPE, num_labels=3)),
-        "bert-two-classes": lambda: t.BertForSequenceClassification(t.BertConfig(**SHAPE, num_labels=2)),
+        "bert-classifier": lambda: t.BertForSequenceClassification(
+            t.BertConfig(**SHAPE, num_labels=3)
+        ),
+        "bert-two-classes": lambda: t.BertForSequenceClassification(
+            t.BertConfig(**SHAPE, num_labels=2)
+        ),
         "roberta": lambda: t.RobertaModel(t.RobertaConfig(**SHAPE), add_pooling_layer=False),
         "distilbert": lambda: t.DistilBertModel(t.DistilBertConfig(**DISTIL)),
         "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**SHAPE)),
@@ -107,7 +128,9 @@ def _build(name: str) -> Any:
         "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(**GPT2)),
         "deberta": lambda: t.DebertaModel(t.DebertaConfig(**SHAPE, **RELATIVE)),
         "deberta-v2": lambda: t.DebertaV2Model(t.DebertaV2Config(**SHAPE, **RELATIVE)),
-        "deberta-v3": lambda: t.DebertaV2Model(t.DebertaV2Config(**SHAPE, **RELATIVE, **DEBERTA_V3)),
+        "deberta-v3": lambda: t.DebertaV2Model(
+            t.DebertaV2Config(**SHAPE, **RELATIVE, **DEBERTA_V3)
+        ),
         "t5": lambda: t.T5ForConditionalGeneration(t.T5Config(**T5)),
         "xlnet": lambda: t.XLNetModel(t.XLNetConfig(**XLNET)),
         "longformer": lambda: t.LongformerModel(
@@ -128,7 +151,7 @@ class Lab:
         self.root = folder
         self._splits: dict[tuple[str, str], Split] = {}
         self._loaded: dict[tuple[Any, ...], BaseModel] = {}
-        self.bases: list[BaseModel] = []  # that packs have loaded
+        self.bases: list[BaseModel] = []  # that groups have loaded
 
     def folder(self, model: str) -> Path:
         """A model as transformers saves it, the same at every call."""
@@ -148,10 +171,16 @@ class Lab:
         if (task, name) not in self._splits:
             rng = np.random.default_rng([len(task), len(name)])
             rows = ROWS if name == "train" else VALIDATION_ROWS
-            ids = [rng.integers(1, VOCABULARY, rng.integers(3, 13)).astype(np.int32) for _ in range(rows)]
+            ids = [
+                rng.integers(1, VOCABULARY, rng.integers(3, 13)).astype(np.int32)
+                for _ in range(rows)
+            ]
             labels: Any = rng.integers(0, len(CLASSES["labels"]), rows).astype(np.int64)
             if task == "instruction":
-                labels = [np.where(np.arange(len(row)) < len(row) // 3, -100, row).astype(np.int32) for row in ids]
+                labels = [
+                    np.where(np.arange(len(row)) < len(row) // 3, -100, row).astype(np.int32)
+                    for row in ids
+                ]
             path = self.root / f"{task}-{name}.arrow"
             if not path.exists():
                 write_split(path, Encoded(input_ids=ids, labels=labels))
@@ -168,36 +197,59 @@ class Lab:
         if not folder.exists():
             folder.mkdir()
             write_general(
-                "What was known before, and may be lost. " * 6, letters, SHAPE["max_position_embeddings"], folder
+                "What was known before, and may be lost. " * 6,
+                letters,
+                SHAPE["max_position_embeddings"],
+                folder,
             )
         return Split(folder / f"{GENERAL}.arrow")
 
     def base(
-        self, model: str, *, variant: Any = "plain", dtype: torch.dtype = torch.float32, seed: int = 0
+        self,
+        model: str,
+        *,
+        quantisation: Any = "plain",
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
     ) -> BaseModel:
         """A base as `load` gives it, without reading it from disk each time."""
-        key = (model, variant, dtype, seed)
+        key = (model, quantisation, dtype, seed)
         if key not in self._loaded:
-            self._loaded[key] = self.load(model, variant=variant, dtype=dtype, seed=seed)
+            self._loaded[key] = self.load(model, quantisation=quantisation, dtype=dtype, seed=seed)
         return copy.deepcopy(self._loaded[key])
 
     def load(
-        self, model: str, *, variant: Any = "plain", dtype: torch.dtype = torch.float32, seed: int = 0
+        self,
+        model: str,
+        *,
+        quantisation: Any = "plain",
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
     ) -> BaseModel:
-        return load_model(self.spec(model, variant=variant, dtype=dtype), device=CPU, seed=seed)
+        return load_model(
+            self.spec(model, quantisation=quantisation, dtype=dtype), device=CPU, seed=seed
+        )
 
-    def spec(self, model: str, *, variant: Any = "plain", dtype: torch.dtype = torch.float32) -> BaseSpec:
+    def spec(
+        self, model: str, *, quantisation: Any = "plain", dtype: torch.dtype = torch.float32
+    ) -> BaseSpec:
         task = self.task(model)
         return BaseSpec(
             model=ModelConfig(name=str(self.folder(model))),
             auto_class=task.auto_class,
-            variant=variant,
+            quantisation=quantisation,
             dtype=dtype,
             pad_token_id=PAD,
             labels=tuple(CLASSES["labels"]) if task.name == "classification" else (),
         )
 
-    def plain(self, model: str, folder: Path | None = None, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
+    def plain(
+        self,
+        model: str,
+        folder: Path | None = None,
+        dtype: torch.dtype = torch.float32,
+        **more: Any,
+    ) -> Any:
         """What a user gets from transformers, in eval mode."""
         task = self.task(model)
         if task.name == "classification":
@@ -205,7 +257,7 @@ class Lab:
         auto_class = getattr(transformers, task.auto_class)
         return auto_class.from_pretrained(folder or self.folder(model), dtype=dtype, **more).eval()
 
-    def pack(
+    def group(
         self,
         model: str,
         *,
@@ -218,13 +270,13 @@ class Lab:
         general: Split | None = None,
         seed: int = 0,
         **settings: Any,
-    ) -> Pack:
+    ) -> TrialGroup:
 
-        def load_base(variant: Any, dtype: torch.dtype) -> BaseModel:
-            self.bases.append(self.base(model, variant=variant, dtype=dtype, seed=seed))
+        def load_base(quantisation: Any, dtype: torch.dtype) -> BaseModel:
+            self.bases.append(self.base(model, quantisation=quantisation, dtype=dtype, seed=seed))
             return self.bases[-1]
 
-        return Pack(
+        return TrialGroup(
             load_base=load_base,
             base_dtype=lambda method: dtypes.get(method, dtype),
             task=self.task(model),
@@ -233,7 +285,7 @@ class Lab:
             slices=slices,
             general=general,
             pad_token_id=PAD,
-            settings=PackSettings(seed=seed, **settings),
+            settings=GroupSettings(seed=seed, **settings),
             device=CPU,
             world=world or World(),
         )
@@ -245,7 +297,9 @@ class Lab:
         batch = self.task(model).collate(self.split(model, split).rows(list(rows)), PAD)
         return batch, batch.pop("labels")
 
-    def loss(self, model: str, module: Any, rows: Sequence[int] = range(6), split: str = "train") -> Tensor:
+    def loss(
+        self, model: str, module: Any, rows: Sequence[int] = range(6), split: str = "train"
+    ) -> Tensor:
         """Mean over the targets of some rows."""
         batch, labels = self.batch(model, rows, split)
         nll, targets = self.task(model).row_losses(module(**batch).logits, labels)
@@ -257,49 +311,57 @@ class Lab:
         with torch.no_grad():
             return last_positions(module(**batch).logits, labels)
 
-    def logits_aboard(self, model: str, pack: Pack, trial: str) -> Tensor:
-        """What `logits` gives, of a trial on board of `pack`, in eval mode."""
-        engine = pack._engine
+    def logits_aboard(self, model: str, group: TrialGroup, trial: str) -> Tensor:
+        """What `logits` gives, of a trial on board of `group`, in eval mode."""
+        engine = group._engine
         batch, labels = self.batch(model)
-        passing = Pass.of([engine.trials.index(trial)] * len(labels), CPU)
+        micro_batch = MicroBatch.of([engine.trials.index(trial)] * len(labels), CPU)
         engine.base.model.eval()
         with torch.no_grad():
-            return last_positions(engine.forward(batch, passing).logits, labels)
+            return last_positions(engine.forward(batch, micro_batch).logits, labels)
 
     @staticmethod
     def params(method: str = "full", **more: Any) -> Hyperparameters:
         """Hyperparameters as a search space samples them: five steps an epoch, ten in all."""
-        return parse({"method": method, "learning_rate": 3e-3, "batch_size": 4, "epochs": 2, **more})
+        return parse(
+            {"method": method, "learning_rate": 3e-3, "batch_size": 4, "epochs": 2, **more}
+        )
 
-    def publish(self, pack: Pack, folder: Path, trial: str = "t") -> tuple[Evaluation, Path]:
+    def publish(self, group: TrialGroup, folder: Path, trial: str = "t") -> tuple[Evaluation, Path]:
         """Evaluate and save a trial as a slot does; the evaluation and the folder that it was published in."""
-        return self.publish_all(pack, folder, [trial])[trial]
+        return self.publish_all(group, folder, [trial])[trial]
 
     @staticmethod
-    def publish_all(pack: Pack, folder: Path, trials: Sequence[str]) -> dict[str, tuple[Evaluation, Path]]:
+    def publish_all(
+        group: TrialGroup, folder: Path, trials: Sequence[str]
+    ) -> dict[str, tuple[Evaluation, Path]]:
         published = {}
-        for trial, evaluation in pack.evaluate(trials).items():
-            save = functools.partial(pack.save, trial)
+        for trial, evaluation in group.evaluate(trials).items():
+            save = functools.partial(group.save, trial)
             record = write_evaluation(Store(str(folder)), trial, 1, evaluation, save)
             published[trial] = (evaluation, folder / record["folder"])
         return published
 
     def run(
-        self, pack: Pack, folder: Path, hyperparameters: Hyperparameters, checkpoint: Path | None = None
+        self,
+        group: TrialGroup,
+        folder: Path,
+        hyperparameters: Hyperparameters,
+        checkpoint: Path | None = None,
     ) -> list[tuple[Evaluation, Path]]:
         """Train one trial to its end; what `publish` gave at each of its evaluations."""
-        pack.join("t", hyperparameters, checkpoint)
+        group.join("t", hyperparameters, checkpoint)
         history: list[tuple[Evaluation, Path]] = []
         while not (history and history[-1][0].finished):
-            while not pack.step(["t"]):
+            while not group.step(["t"]):
                 pass
-            history.append(self.publish(pack, folder))
-        pack.leave("t")
+            history.append(self.publish(group, folder))
+        group.leave("t")
         return history
 
     def together(
         self,
-        pack: Pack,
+        group: TrialGroup,
         folder: Path,
         trials: Mapping[str, Hyperparameters],
         *,
@@ -309,7 +371,7 @@ class Lab:
     ) -> dict[str, list[tuple[Evaluation, Path]]]:
         """Train `trials` side by side as a slot does; of each what `publish` gave at its evaluations.
 
-        joins, leaves: in which turn of the pack a trial comes, and before which it goes; else in the first, and when it
+        joins, leaves: in which turn of the group a trial comes, and before which it goes; else in the first, and when it
         has finished.
         """
         histories: dict[str, list[tuple[Evaluation, Path]]] = {trial: [] for trial in trials}
@@ -317,18 +379,18 @@ class Lab:
         for turn in itertools.count():
             while waiting and joins.get(waiting[0], 0) <= turn:
                 trial = waiting.pop(0)
-                if trial not in pack.trials:
-                    pack.join(trial, trials[trial], checkpoints.get(trial))
-            for trial in pack.trials:
+                if trial not in group.trials:
+                    group.join(trial, trials[trial], checkpoints.get(trial))
+            for trial in group.trials:
                 if leaves.get(trial) == turn:
-                    pack.leave(trial)
-            if not (pack.trials or waiting):
+                    group.leave(trial)
+            if not (group.trials or waiting):
                 return histories
-            due = pack.step(pack.trials) if pack.trials else []
-            for trial, published in (self.publish_all(pack, folder, due) if due else {}).items():
+            due = group.step(group.trials) if group.trials else []
+            for trial, published in (self.publish_all(group, folder, due) if due else {}).items():
                 histories[trial].append(published)
                 if published[0].finished:
-                    pack.leave(trial)
+                    group.leave(trial)
         raise AssertionError
 
     @staticmethod
@@ -340,7 +402,9 @@ class Lab:
             for name, tensor in load_file(file).items()
         }
 
-    def assert_same(self, one: list[tuple[Evaluation, Path]], other: list[tuple[Evaluation, Path]]) -> None:
+    def assert_same(
+        self, one: list[tuple[Evaluation, Path]], other: list[tuple[Evaluation, Path]]
+    ) -> None:
         """Two histories are equal bit for bit: every number of the evaluations, every tensor of the folders."""
         assert len(one) == len(other) > 0
         for (evaluation, folder), (other_evaluation, other_folder) in zip(one, other, strict=True):
@@ -354,13 +418,15 @@ class Lab:
             different = [name for name in saved if not torch.equal(saved[name], expected[name])]
             assert not different
 
-    def first_gradients(self, pack: Pack, folder: Path, hyperparameters: Hyperparameters) -> dict[str, Tensor]:
+    def first_gradients(
+        self, group: TrialGroup, folder: Path, hyperparameters: Hyperparameters
+    ) -> dict[str, Tensor]:
         """Gradient of each parameter at the first step, unclipped, read from the saved first moments."""
         assert hyperparameters.max_grad_norm == 0
-        pack.join("t", hyperparameters)
-        pack.step(["t"])
-        _, saved = self.publish(pack, folder)
-        pack.leave("t")
+        group.join("t", hyperparameters)
+        group.step(["t"])
+        _, saved = self.publish(group, folder)
+        group.leave("t")
         prefix = "exp_avg/"
         return {
             name.removeprefix(prefix): moment / (1 - hyperparameters.beta1)
@@ -380,10 +446,20 @@ class Lab:
         assert len(one) == len(other) > 0
         for (evaluation, folder), (expected, other_folder) in zip(one, other, strict=True):
             for name in ("val_loss", "probe_loss", "train_loss"):
-                assert getattr(evaluation, name) == pytest.approx(getattr(expected, name), rel=tolerance, abs=0), name
-            for name in ("step", "samples_seen", "learning_rate", "finished", "trainable_parameters"):
+                assert getattr(evaluation, name) == pytest.approx(
+                    getattr(expected, name), rel=tolerance, abs=0
+                ), name
+            for name in (
+                "step",
+                "samples_seen",
+                "learning_rate",
+                "finished",
+                "trainable_parameters",
+            ):
                 assert getattr(evaluation, name) == getattr(expected, name), name
-            np.testing.assert_allclose(evaluation.losses, expected.losses, rtol=max(tolerance, 1e-6), atol=1e-6)
+            np.testing.assert_allclose(
+                evaluation.losses, expected.losses, rtol=max(tolerance, 1e-6), atol=1e-6
+            )
             saved, wanted = self.tensors(folder), self.tensors(other_folder)
             assert saved.keys() == wanted.keys()
             for kind in ("checkpoint/", "exp_avg/", "exp_avg_sq/"):
@@ -398,7 +474,9 @@ class Lab:
         scale = max(float(tensor.abs().max()) for tensor in other.values())
         assert scale > 0
         worst = max((float((one[name] - other[name]).abs().max()), name) for name in one)
-        assert worst[0] <= tolerance * scale, f"{worst[1]} differs by {worst[0]:.3g}, scale {scale:.3g}"
+        assert worst[0] <= tolerance * scale, (
+            f"{worst[1]} differs by {worst[0]:.3g}, scale {scale:.3g}"
+        )
 
 
 @pytest.fixture(scope="session")

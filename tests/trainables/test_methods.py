@@ -10,17 +10,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import trainables.model
-from trainables.dropout import RowKeys
+import trainables.models.base
+from trainables.engine.dropout import RowKeys
+from trainables.engine.group import WEIGHTS_FILE, Evaluation
+from trainables.engine.kernels import MicroBatch
+from trainables.engine.shared import SharedBaseEngine
 from trainables.errors import InputError
-from trainables.hyperparameters import OPTIONS, Hyperparameters, company, parse
+from trainables.hyperparameters import OPTIONS, Hyperparameters, parse, sharing_key
 from trainables.methods import ADDITIVE, REPLACING
 from trainables.methods.adapter import load_adapter
 from trainables.methods.lora import target_modules
-from trainables.pack import WEIGHTS_FILE, Evaluation
-from trainables.stack import Pass, Stack
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +39,17 @@ class Case:
     def hyperparameters(self) -> Hyperparameters:
         """All rows at every step, at one rate; more steps than any test takes, so that state is saved."""
         constant = {"schedule": "constant", "warmup_ratio": 0.0, "batch_size": 18, "epochs": 50}
-        return parse({"method": self.method, "learning_rate": self.learning_rate, **constant, **self.options})
+        return parse(
+            {"method": self.method, "learning_rate": self.learning_rate, **constant, **self.options}
+        )
 
     @property
-    def variant(self) -> str:
-        return ADDITIVE[self.method].variant(self.hyperparameters.options) if self.method in ADDITIVE else "plain"
+    def quantisation(self) -> str:
+        return (
+            ADDITIVE[self.method].quantisation(self.hyperparameters.options)
+            if self.method in ADDITIVE
+            else "plain"
+        )
 
     def __str__(self) -> str:
         words = "-".join(f"{key}={value}" for key, value in self.options.items())
@@ -55,7 +64,9 @@ CASES = [
     Case(method="full", model="bert-classifier"),
     Case(method="partial", model="bert", options={"layers": 1}),
     Case(method="partial", model="bert", options={"layers": 0}),
-    Case(method="partial", model="bert", options={"patterns": ("*.attention.*", "*LayerNorm.bias")}),
+    Case(
+        method="partial", model="bert", options={"patterns": ("*.attention.*", "*LayerNorm.bias")}
+    ),
     Case(method="partial", model="bert-classifier", options={"layers": 1}),
     Case(method="partial", model="llama", options={"layers": 1}),
     Case(method="partial", model="llama-tied", options={"layers": 0}),
@@ -69,12 +80,18 @@ CASES = [
     Case(method="lora", model="roberta"),
     Case(method="lora", model="distilbert", options={"targets": "attention"}),
     Case(method="lora", model="llama"),
-    Case(method="lora", model="llama", options={"targets": "attention", "rslora": True, "dropout": 0.1}),
+    Case(
+        method="lora",
+        model="llama",
+        options={"targets": "attention", "rslora": True, "dropout": 0.1},
+    ),
     Case(method="lora", model="llama-tied"),
     Case(method="lora", model="opt", options={"dropout": 0.1}),
     Case(method="lora", model="gpt2"),
     Case(method="qlora", model="llama"),
-    Case(method="qlora", model="llama", options={"targets": ("q_proj", "down_proj"), "dropout": 0.1}),
+    Case(
+        method="qlora", model="llama", options={"targets": ("q_proj", "down_proj"), "dropout": 0.1}
+    ),
     Case(method="qlora", model="llama", options={"bits": 8}),
     Case(method="qlora", model="bert"),
     Case(method="ia3", model="bert", learning_rate=3e-2),
@@ -97,13 +114,13 @@ def test_every_method_is_in_the_contract():
 
 
 def test_who_shares_a_base_is_of_one_company():
-    """What a slot may pack (told without torch) is what the methods say of their bases."""
+    """What a slot may group (told without torch) is what the methods say of their bases."""
     for case in CASES:
-        found = company(case.hyperparameters)
+        found = sharing_key(case.hyperparameters)
         if case.method in REPLACING:
             assert found is None
         else:
-            assert found.split(",")[0] == case.variant
+            assert found.split(",")[0] == case.quantisation
 
 
 @pytest.fixture(params=CASES, ids=str)
@@ -117,8 +134,8 @@ def added(request):
 
 
 def plain_base(lab, case, folder, dtype=torch.float32):
-    """The frozen base as the pack loaded it, with the head of the checkpoint in `folder`."""
-    base = lab.base(case.model, variant=case.variant, dtype=dtype)
+    """The frozen base as the group loaded it, with the head of the checkpoint in `folder`."""
+    base = lab.base(case.model, quantisation=case.quantisation, dtype=dtype)
     with torch.no_grad():
         for name, parameter in base.model.named_parameters():
             if base.in_head(name):
@@ -155,16 +172,22 @@ class Grown:
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def grown(request, lab, tmp_path_factory):
     case, folder = request.param, tmp_path_factory.mktemp("grown")
-    pack = lab.pack(case.model, evaluate_every=1)
-    pack.join("t", case.hyperparameters)
-    before, start = lab.publish(pack, folder)
-    start_logits = lab.logits_aboard(case.model, pack, "t")
+    group = lab.group(case.model, evaluate_every=1)
+    group.join("t", case.hyperparameters)
+    before, start = lab.publish(group, folder)
+    start_logits = lab.logits_aboard(case.model, group, "t")
     for _ in range(4):
-        pack.step(["t"])
-    after, saved = lab.publish(pack, folder)
-    logits = lab.logits_aboard(case.model, pack, "t")
+        group.step(["t"])
+    after, saved = lab.publish(group, folder)
+    logits = lab.logits_aboard(case.model, group, "t")
     return Grown(
-        case=case, before=before, start=start, start_logits=start_logits, after=after, folder=saved, logits=logits
+        case=case,
+        before=before,
+        start=start,
+        start_logits=start_logits,
+        after=after,
+        folder=saved,
+        logits=logits,
     )
 
 
@@ -183,10 +206,10 @@ def test_steps_lower_the_loss(grown):
 def test_saved_and_loaded_gives_the_same_bits(lab, grown, tmp_path):
     """In a slot that has not seen the trial: logits, losses, weights and moments."""
     case = grown.case
-    pack = lab.pack(case.model, evaluate_every=1, seed=1)
-    pack.join("t", case.hyperparameters, grown.folder)
-    assert torch.equal(lab.logits_aboard(case.model, pack, "t"), grown.logits)
-    again, folder = lab.publish(pack, tmp_path)
+    group = lab.group(case.model, evaluate_every=1, seed=1)
+    group.join("t", case.hyperparameters, grown.folder)
+    assert torch.equal(lab.logits_aboard(case.model, group, "t"), grown.logits)
+    again, folder = lab.publish(group, tmp_path)
     assert again.losses.tobytes() == grown.after.losses.tobytes()
     assert (again.val_loss, again.step) == (grown.after.val_loss, grown.after.step)
     mine, expected = lab.tensors(folder), lab.tensors(grown.folder)
@@ -197,29 +220,43 @@ def test_saved_and_loaded_gives_the_same_bits(lab, grown, tmp_path):
 def test_plain_libraries_load_what_is_saved(lab, grown):
     case, folder = grown.case, grown.folder / "checkpoint"
     assert not list(folder.rglob("*.bin"))
-    model = with_added(lab, case, folder) if case.method in ADDITIVE else lab.plain(case.model, folder)
-    tolerance = 1e-6 if case.variant == "plain" else 1e-5
+    model = (
+        with_added(lab, case, folder) if case.method in ADDITIVE else lab.plain(case.model, folder)
+    )
+    tolerance = 1e-6 if case.quantisation == "plain" else 1e-5
     lab.assert_close({"logits": lab.logits(case.model, model)}, {"logits": grown.logits}, tolerance)
 
 
-def with_added(lab, case: Case, folder: Path, dtype: torch.dtype = torch.float32, **more: Any) -> nn.Module:
+def with_added(
+    lab, case: Case, folder: Path, dtype: torch.dtype = torch.float32, **more: Any
+) -> nn.Module:
     """What a user gets from transformers and PEFT."""
     quantised = {}
-    if case.variant != "plain":
-        spec = lab.spec(case.model, variant=case.variant)
-        kept = trainables.model.unquantised(spec, spec.config())
-        quantised = {"quantization_config": trainables.model.quantization(case.variant, torch.device("cpu"), kept)}
+    if case.quantisation != "plain":
+        spec = lab.spec(case.model, quantisation=case.quantisation)
+        kept = trainables.models.quantisation.unquantised(spec, spec.config())
+        quantised = {
+            "quantization_config": trainables.models.quantisation.quantization(
+                case.quantisation, torch.device("cpu"), kept
+            )
+        }
     base = lab.plain(case.model, dtype=dtype, **quantised)
-    trainables.model.keep_rows_apart(base)  # the fast path of some CPUs computes in bfloat16
+    trainables.models.quantisation.keep_rows_apart(
+        base
+    )  # the fast path of some CPUs computes in bfloat16
     return NOT_IN_PEFT.get(case.method, peft.PeftModel.from_pretrained)(base, folder, **more).eval()
 
 
 def test_all_that_is_trained_is_saved_moves_and_is_counted(grown):
     """And has moments: every trained parameter got a gradient."""
-    weights, start = (saved_weights(folder / "checkpoint") for folder in (grown.folder, grown.start))
+    weights, start = (
+        saved_weights(folder / "checkpoint") for folder in (grown.folder, grown.start)
+    )
     moments = load_file(grown.folder / "training_state.safetensors")
     trained = {name.removeprefix("exp_avg/") for name in moments if name.startswith("exp_avg/")}
-    assert moments.keys() == {f"{twin}/{name}" for twin in ("exp_avg", "exp_avg_sq") for name in trained}
+    assert moments.keys() == {
+        f"{twin}/{name}" for twin in ("exp_avg", "exp_avg_sq") for name in trained
+    }
     assert all(moment.any() for moment in moments.values())
     assert weights.keys() == start.keys() and trained <= weights.keys()
     moved = {name for name in weights if not torch.equal(weights[name], start[name])}
@@ -231,10 +268,10 @@ def test_all_that_is_trained_is_saved_moves_and_is_counted(grown):
 
 def test_every_trained_parameter_gets_a_gradient_and_no_other(lab, case):
     """Weights of the base have gradients only where the method trains them: the rest is neither computed nor kept."""
-    pack = lab.pack(case.model)
-    pack.join("t", case.hyperparameters)
+    group = lab.group(case.model)
+    group.join("t", case.hyperparameters)
     for _ in range(2):  # the gradient of a low-rank A is zero until its B has moved
-        pack.step(["t"])
+        group.step(["t"])
     for name, parameter in lab.bases[-1].model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad
         if parameter.grad is not None:
@@ -245,10 +282,12 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(lab, case):
 
 
 def test_the_head_is_always_trained(lab, grown):
-    base = lab.base(grown.case.model, variant=grown.case.variant)
+    base = lab.base(grown.case.model, quantisation=grown.case.quantisation)
     if lab.task(grown.case.model).name == "classification":
         assert base.head
-    weights, start = (saved_weights(folder / "checkpoint") for folder in (grown.folder, grown.start))
+    weights, start = (
+        saved_weights(folder / "checkpoint") for folder in (grown.folder, grown.start)
+    )
     for name, _ in base.model.named_parameters():
         if base.in_head(name):
             assert not torch.equal(saved_as(weights, name), saved_as(start, name))
@@ -256,16 +295,18 @@ def test_the_head_is_always_trained(lab, grown):
 
 def test_the_seed_draws_what_a_trial_adds(lab, added, tmp_path):
     """Two trials of one seed start equal, whoever else is on board; another seed draws other values."""
-    pack = lab.pack(added.model)
+    group = lab.group(added.model)
     for trial, seed in {"a": 0, "b": 1, "c": 0}.items():
-        pack.join(trial, replace(added.hyperparameters, seed=seed))
-        pack.save(trial, tmp_path / trial)
+        group.join(trial, replace(added.hyperparameters, seed=seed))
+        group.save(trial, tmp_path / trial)
     a, b, c = (load_file(tmp_path / trial / "checkpoint" / WEIGHTS_FILE) for trial in "abc")
     assert a.keys() == b.keys() == c.keys()
     assert all(torch.equal(a[name], c[name]) for name in a)
-    base = lab.base(added.model, variant=added.variant)
+    base = lab.base(added.model, quantisation=added.quantisation)
     for name in a:
-        drawn = len(a[name].unique()) > 1 and not base.in_head(name.removeprefix("base_model.model."))
+        drawn = len(a[name].unique()) > 1 and not base.in_head(
+            name.removeprefix("base_model.model.")
+        )
         assert not (drawn and torch.equal(a[name], b[name])), name
 
 
@@ -274,41 +315,65 @@ def test_the_seed_draws_what_a_trial_adds(lab, added, tmp_path):
 
 def test_company_changes_no_result(lab, added, tmp_path):
     """With others of the method and LoRA of another shape; in float64, but for quantised bases."""
-    hp = replace(added.hyperparameters, batch_size=5, epochs=1, epsilon=1e-4)  # Adam divides rounding errors by it
-    bits = {"plain": {}, "nf4": {"bits": 4}, "int8": {"bits": 8}}[added.variant]
+    hp = replace(
+        added.hyperparameters, batch_size=5, epochs=1, epsilon=1e-4
+    )  # Adam divides rounding errors by it
+    bits = {"plain": {}, "nf4": {"bits": 4}, "int8": {"bits": 8}}[added.quantisation]
     lora = lab.params(
-        "qlora" if bits else "lora", rank=3, dropout=0.2, targets="attention", seed=2, batch_size=6, **bits
+        "qlora" if bits else "lora",
+        rank=3,
+        dropout=0.2,
+        targets="attention",
+        seed=2,
+        batch_size=6,
+        **bits,
     )
     trials = {"before": replace(hp, seed=1, batch_size=3, learning_rate=hp.learning_rate / 2)}
-    if company(lora) == company(hp):
+    if sharing_key(lora) == sharing_key(hp):
         trials["lora"] = lora
     trials |= {"t": hp, "after": replace(hp, seed=3, batch_size=7, epochs=2)}
-    dtype, tolerance = (torch.float64, 1e-10) if added.variant == "plain" else (torch.float32, 1e-5)
+    dtype, tolerance = (
+        (torch.float64, 1e-10) if added.quantisation == "plain" else (torch.float32, 1e-5)
+    )
     settings = {"dtype": dtype, "evaluate_every": 8}
-    alone = lab.together(lab.pack(added.model, **settings), tmp_path / "alone", {"t": hp})
-    packed = lab.together(lab.pack(added.model, **settings), tmp_path / "packed", trials, joins={"after": 2})
+    alone = lab.together(lab.group(added.model, **settings), tmp_path / "alone", {"t": hp})
+    packed = lab.together(
+        lab.group(added.model, **settings), tmp_path / "packed", trials, joins={"after": 2}
+    )
     lab.assert_alike(packed["t"], alone["t"], tolerance)
 
 
 @pytest.mark.parametrize(
     "case",
     # without dropout; where PEFT's names are those of modules
-    [c for c in ADDED if c.method in ("lora", "ia3") and c.model in ("bert", "llama", "llama-tied")],
+    [
+        c
+        for c in ADDED
+        if c.method in ("lora", "ia3") and c.model in ("bert", "llama", "llama-tied")
+    ],
     ids=str,
 )
 def test_gradients_are_those_of_peft(lab, case, tmp_path):
     """At the start and after steps, in float64: PEFT computes the same function of the weights."""
     model = "bert-no-dropout" if case.model == "bert" else case.model
-    case = replace(case, model=model, options={**case.options, **({"dropout": 0.0} if case.method == "lora" else {})})
+    case = replace(
+        case,
+        model=model,
+        options={**case.options, **({"dropout": 0.0} if case.method == "lora" else {})},
+    )
     hp = replace(case.hyperparameters, max_grad_norm=0.0, beta1=0.0)
-    pack = lab.pack(model, dtype=torch.float64)
-    pack.join("t", hp)
+    group = lab.group(model, dtype=torch.float64)
+    group.join("t", hp)
     for steps in range(3):
-        pack.save("t", tmp_path / f"before-{steps}")
-        pack.step(["t"])
-        pack.save("t", tmp_path / f"after-{steps}")
+        group.save("t", tmp_path / f"before-{steps}")
+        group.step(["t"])
+        group.save("t", tmp_path / f"after-{steps}")
         module = with_added(
-            lab, case, tmp_path / f"before-{steps}" / "checkpoint", dtype=torch.float64, is_trainable=True
+            lab,
+            case,
+            tmp_path / f"before-{steps}" / "checkpoint",
+            dtype=torch.float64,
+            is_trainable=True,
         )
         batch, labels = lab.batch(model, range(18))
         logits = module.train()(**batch).logits
@@ -316,12 +381,20 @@ def test_gradients_are_those_of_peft(lab, case, tmp_path):
             loss = nn.functional.cross_entropy(logits, labels)
         else:
             logits = logits[:, -labels.shape[1] :]
-            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            loss = nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+            )
         loss.backward()
         gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-        expected = peft.get_peft_model_state_dict(module, state_dict=gradients, save_embedding_layers=False)
+        expected = peft.get_peft_model_state_dict(
+            module, state_dict=gradients, save_embedding_layers=False
+        )
         moments = load_file(tmp_path / f"after-{steps}" / "training_state.safetensors")
-        found = {name.removeprefix("exp_avg/"): x for name, x in moments.items() if name.startswith("exp_avg/")}
+        found = {
+            name.removeprefix("exp_avg/"): x
+            for name, x in moments.items()
+            if name.startswith("exp_avg/")
+        }
         lab.assert_close(found, expected, 1e-10)
 
 
@@ -352,22 +425,24 @@ def assert_pristine(model: nn.Module, before: tuple[list, dict], hooks_before: i
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def board(lab, pack, case, steps=3):
-    hp = replace(case.hyperparameters, batch_size=4, seed=3)  # so that a head drawn by the base is another
-    pack.join("t", hp)
+def board(lab, group, case, steps=3):
+    hp = replace(
+        case.hyperparameters, batch_size=4, seed=3
+    )  # so that a head drawn by the base is another
+    group.join("t", hp)
     for _ in range(steps):
-        pack.step(["t"])
-    pack.evaluate(["t"])
-    pack.leave("t")
+        group.step(["t"])
+    group.evaluate(["t"])
+    group.leave("t")
 
 
 def test_the_base_is_given_back_bit_for_bit(lab, case):
-    pack, bases, hp = lab.pack(case.model), lab.bases, case.hyperparameters
-    pack.evaluate_base(case.method, hp.options)
+    group, bases, hp = lab.group(case.model), lab.bases, case.hyperparameters
+    group.evaluate_base(case.method, hp.options)
     model = bases[-1].model
     before, logits, hooks_before = portrait(model), lab.logits(case.model, model), hooks(model)
     for _ in range(2):
-        board(lab, pack, case)
+        board(lab, group, case)
         assert bases[-1].model is model, "the slot must stay warm"
         assert_pristine(model, before, hooks_before)
         assert torch.equal(lab.logits(case.model, model), logits)
@@ -375,30 +450,32 @@ def test_the_base_is_given_back_bit_for_bit(lab, case):
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_methods_after_one_another_give_the_base_back(lab, gradient_checkpointing):
-    pack = lab.pack("bert", gradient_checkpointing=gradient_checkpointing)
-    pack.evaluate_base("full")
+    group = lab.group("bert", gradient_checkpointing=gradient_checkpointing)
+    group.evaluate_base("full")
     model = lab.bases[-1].model
     before = portrait(model)
-    cases = [case for case in CASES if case.model == "bert" and case.variant == "plain"]
+    cases = [case for case in CASES if case.model == "bert" and case.quantisation == "plain"]
     for each in [*cases, *reversed(cases)]:
-        board(lab, pack, each, steps=2)
+        board(lab, group, each, steps=2)
         assert_pristine(model, before)
 
 
 def test_a_stack_alone_leaves_no_trace_on_its_base(lab, added):
-    """Without the pack: what a trial adds acts while it is on board, and is gone when it has left."""
-    base, hp = lab.base(added.model, variant=added.variant), added.hyperparameters
+    """Without the group: what a trial adds acts while it is on board, and is gone when it has left."""
+    base, hp = lab.base(added.model, quantisation=added.quantisation), added.hyperparameters
     before, logits = portrait(base.model), lab.logits(added.model, base.model)
     keys = RowKeys()
-    stack = Stack(base, keys, compute=None, device=torch.device("cpu"))
+    stack = SharedBaseEngine(base, keys, compute=None, device=torch.device("cpu"))
     stack.join("t", ADDITIVE[added.method].plan(base, hp.options))
     batch, labels = lab.batch(added.model)
     keys.set(0, 0, torch.arange(len(labels)))
-    stack.forward(batch, Pass.of([0] * len(labels), torch.device("cpu"))).logits.sum().backward()
+    stack.forward(
+        batch, MicroBatch.of([0] * len(labels), torch.device("cpu"))
+    ).logits.sum().backward()
     with torch.no_grad():
         for weight in stack.weights("t").values():
             weight.add_(0.1)
-    pack_logits = stack.forward(batch, Pass.of([0] * len(labels), torch.device("cpu"))).logits
+    pack_logits = stack.forward(batch, MicroBatch.of([0] * len(labels), torch.device("cpu"))).logits
     assert not torch.equal(pack_logits[:, -1], logits[:, -1])
     stack.leave("t")
     assert_pristine(base.model, before)
@@ -424,8 +501,18 @@ def test_a_stack_alone_leaves_no_trace_on_its_base(lab, added):
             "targets: no linear layer is called 'query'; "
             "this model has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
         ),
-        ("lora", "llama", {"targets": ("lm_head",)}, "targets: no linear layer is called 'lm_head'; this model has "),
-        ("lora", "bert", {"targets": ("classifier",)}, "targets: no linear layer is called 'classifier'; "),
+        (
+            "lora",
+            "llama",
+            {"targets": ("lm_head",)},
+            "targets: no linear layer is called 'lm_head'; this model has ",
+        ),
+        (
+            "lora",
+            "bert",
+            {"targets": ("classifier",)},
+            "targets: no linear layer is called 'classifier'; ",
+        ),
         ("partial", "bert", {"layers": 3}, "layers: must be at most the model's 2 layers, got 3"),
         (
             "partial",
@@ -437,10 +524,10 @@ def test_a_stack_alone_leaves_no_trace_on_its_base(lab, added):
     ],
 )
 def test_wrong_options_are_one_line(lab, method, model, options, message):
-    pack = lab.pack(model)
+    group = lab.group(model)
     with pytest.raises(InputError) as caught:
-        pack.join("t", lab.params(method, **options))
-    assert pack.trials == []
+        group.join("t", lab.params(method, **options))
+    assert group.trials == []
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
@@ -465,13 +552,13 @@ def test_attention_means_the_projections_of_attention_alone(lab, model, attentio
 
 
 def adapters_after_two_steps(lab, folder: Path, *, evaluate_first: bool) -> dict[str, torch.Tensor]:
-    pack = lab.pack("llama-wide", evaluate_every=1)
-    pack.join("t", lab.params("qlora", max_grad_norm=0.0))
+    group = lab.group("llama-wide", evaluate_every=1)
+    group.join("t", lab.params("qlora", max_grad_norm=0.0))
     if evaluate_first:
-        pack.evaluate(["t"])
-    pack.step(["t"])
-    pack.step(["t"])
-    _, saved = lab.publish(pack, folder)
+        group.evaluate(["t"])
+    group.step(["t"])
+    group.step(["t"])
+    _, saved = lab.publish(group, folder)
     return lab.tensors(saved)
 
 
@@ -483,16 +570,21 @@ def test_an_evaluation_leaves_the_gradients_of_qlora_as_they_are(lab, tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-@pytest.mark.filterwarnings("ignore:bitsandbytes.*an autograd kernel was not registered:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:bitsandbytes.*an autograd kernel was not registered:UserWarning"
+)
 def test_the_guard_against_lost_gradients_is_needed(lab, tmp_path, monkeypatch):
     from bitsandbytes.functional import has_avx512bf16
 
     if not has_avx512bf16():
         pytest.skip("bitsandbytes repacks weights only on CPUs with AVX512-BF16")
     expected = adapters_after_two_steps(lab, tmp_path / "guarded", evaluate_first=True)
-    monkeypatch.setattr(trainables.model, "keep_rows_apart", lambda model: None)
+    monkeypatch.setattr(trainables.models.loading, "keep_rows_apart", lambda model: None)
     unguarded = type(lab)(tmp_path)  # with no base loaded yet
     found = adapters_after_two_steps(unguarded, tmp_path / "unguarded", evaluate_first=True)
     moments = {name: x for name, x in found.items() if "exp_avg/" in name}
-    apart = max(float((x - expected[name]).abs().max() / expected[name].abs().max()) for name, x in moments.items())
+    apart = max(
+        float((x - expected[name]).abs().max() / expected[name].abs().max())
+        for name, x in moments.items()
+    )
     assert apart > 0.5, "bitsandbytes keeps the gradients by itself now: keep_rows_apart can go"

@@ -13,19 +13,15 @@ import torch
 import transformers
 
 from trainables.errors import InputError
-from trainables.model import (
-    ModelConfig,
-    base_dtype,
-    check_files,
-    computes_in_bf16,
-    load_model,
-    load_model_config,
-    load_tokenizer,
-    quantization,
-    resolve,
-)
+from trainables.models.config import ModelConfig
+from trainables.models.files import check_files, load_model_config, load_tokenizer, resolve
+from trainables.models.loading import load_model
+from trainables.models.precision import base_dtype, computes_in_bf16
+from trainables.models.quantisation import quantization
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -71,7 +67,10 @@ def test_other_names_are_of_the_hub(name, tmp_path, monkeypatch):
             "package:absent_package/x",
             "model.name: the package 'absent_package' is not installed; `pip install` it first",
         ),
-        ("package:absent.inner/x", "model.name: the package 'absent.inner' is not installed; `pip install` it first"),
+        (
+            "package:absent.inner/x",
+            "model.name: the package 'absent.inner' is not installed; `pip install` it first",
+        ),
         (
             "package:carrier_of_a_model/models",
             "model.name: carrier_of_a_model has no model at 'models' (no config.json there)",
@@ -96,12 +95,16 @@ def test_an_adapter_is_no_base(tmp_path, beside):
     (tmp_path / "adapter_config.json").write_text("{}")
     if beside:
         (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"is an adapter, not a model by itself; give the base .*merge_and_unload"):
+    with pytest.raises(
+        InputError, match=r"is an adapter, not a model by itself; give the base .*merge_and_unload"
+    ):
         resolve(str(tmp_path))
 
 
 def test_a_model_must_be_named():
-    with pytest.raises(InputError, match=r"^model.name: not given; a hub id, a folder, or package:PACKAGE/FOLDER$"):
+    with pytest.raises(
+        InputError, match=r"^model.name: not given; a hub id, a folder, or package:PACKAGE/FOLDER$"
+    ):
         ModelConfig()
 
 
@@ -159,8 +162,13 @@ def test_weights_that_are_not_whole_are_found_without_loading_them(lab, tmp_path
         index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
-    assert complaint(none) == "model.name: FOLDER holds no weights (no *.safetensors or *.bin beside its config.json)"
-    assert complaint(cut).startswith("model.name: FOLDER: model.safetensors is damaged or cut off (")
+    assert (
+        complaint(none)
+        == "model.name: FOLDER holds no weights (no *.safetensors or *.bin beside its config.json)"
+    )
+    assert complaint(cut).startswith(
+        "model.name: FOLDER: model.safetensors is damaged or cut off ("
+    )
     assert complaint(lacking) == (
         "model.name: FOLDER lacks model-00002.safetensors, which its model.safetensors.index.json names"
     )
@@ -168,7 +176,9 @@ def test_weights_that_are_not_whole_are_found_without_loading_them(lab, tmp_path
 
 def test_a_folder_without_a_tokenizer(lab, tmp_path):
     shutil.copy(lab.folder("bert") / "config.json", tmp_path)
-    with pytest.raises(InputError, match="has no tokenizer, or one without a vocabulary; are its files there"):
+    with pytest.raises(
+        InputError, match="has no tokenizer, or one without a vocabulary; are its files there"
+    ):
         load_tokenizer(ModelConfig(name=str(tmp_path)))
 
 
@@ -186,8 +196,12 @@ def test_a_digest_needs_a_file(tmp_path):
 
 
 def save_tokenizer(folder, **special):
-    words = tokenizers.models.WordLevel({"a": 0, "b": 1, "<end>": 2, "<pad>": 3, "<unk>": 4}, unk_token="<unk>")
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(words), **special)
+    words = tokenizers.models.WordLevel(
+        {"a": 0, "b": 1, "<end>": 2, "<pad>": 3, "<unk>": 4}, unk_token="<unk>"
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(words), **special
+    )
     fast.padding_side = "left"
     fast.save_pretrained(folder)
     return ModelConfig(name=str(folder))
@@ -195,7 +209,11 @@ def save_tokenizer(folder, **special):
 
 def test_tokenizers_pad_on_the_right_with_some_token(lab, tmp_path):
     for number, (special, pad) in enumerate(
-        [({"pad_token": "<pad>", "eos_token": "<end>"}, 3), ({"pad_token": "<pad>"}, 3), ({"eos_token": "<end>"}, 2)]
+        [
+            ({"pad_token": "<pad>", "eos_token": "<end>"}, 3),
+            ({"pad_token": "<pad>"}, 3),
+            ({"eos_token": "<end>"}, 2),
+        ]
     ):
         folder = tmp_path / str(number)
         shutil.copytree(lab.folder("llama"), folder)
@@ -236,10 +254,15 @@ def test_the_head_is_what_stands_above_the_backbone(lab, model, head, new):
         assert base.in_head(name) == name.startswith(tuple(f"{h}." for h in head))
 
 
-@pytest.mark.parametrize("model", ["bert", "bert-language-model", "bert-classifier", "bert-two-classes", "roberta"])
+@pytest.mark.parametrize(
+    "model", ["bert", "bert-language-model", "bert-classifier", "bert-two-classes", "roberta"]
+)
 def test_what_the_checkpoint_brought_is_loaded_and_the_rest_is_drawn_from_the_seed(lab, model):
     brought = lab.tensors(lab.folder(model))
-    brought = {name.split(": ")[1].removeprefix("bert.").removeprefix("roberta."): t for name, t in brought.items()}
+    brought = {
+        name.split(": ")[1].removeprefix("bert.").removeprefix("roberta."): t
+        for name, t in brought.items()
+    }
     zero, again, one = (lab.load(model, seed=seed) for seed in (0, 0, 1))
     for name, parameter in zero.model.named_parameters():
         same, other = again.model.get_parameter(name), one.model.get_parameter(name)
@@ -249,26 +272,30 @@ def test_what_the_checkpoint_brought_is_loaded_and_the_rest_is_drawn_from_the_se
             assert name.endswith("bias") or not torch.equal(parameter, other)
         else:
             assert torch.equal(parameter, other)
-            assert torch.equal(parameter, brought[name.removeprefix("bert.").removeprefix("roberta.")])
+            assert torch.equal(
+                parameter, brought[name.removeprefix("bert.").removeprefix("roberta.")]
+            )
 
 
 @pytest.mark.parametrize("model", ["bert", "bert-language-model", "bert-classifier"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_boarding_keeps_what_the_checkpoint_brought(lab, model, method, tmp_path):
     """A trial's seed draws the new parts, and only those."""
-    pack = lab.pack(model)
-    pack.evaluate_base(method)
+    group = lab.group(model)
+    group.evaluate_base(method)
     base = lab.bases[-1]
     before = {name: parameter.clone() for name, parameter in base.model.named_parameters()}
-    pack.join("t", lab.params(method, seed=5))
+    group.join("t", lab.params(method, seed=5))
     after = dict(base.model.named_parameters())
     for name, parameter in before.items():
         if not any(name.startswith(f"{module}.") for module in base.new):
             found = [
-                p for n, p in after.items() if n.replace("base_layer.", "").replace("original_module.", "") == name
+                p
+                for n, p in after.items()
+                if n.replace("base_layer.", "").replace("original_module.", "") == name
             ]
             assert len(found) == 1 and torch.equal(found[0], parameter)
-    pack.leave("t")
+    group.leave("t")
 
 
 def test_loading_uses_no_outer_randomness(lab):
@@ -299,11 +326,13 @@ def test_the_base_has_the_type_that_was_asked_for(lab, dtype):
 
 
 def test_a_quantised_base_keeps_its_head_and_output_as_they_were(lab):
-    llama, bert = lab.load("llama", variant="nf4"), lab.load("bert", variant="nf4")
+    llama, bert = lab.load("llama", quantisation="nf4"), lab.load("bert", quantisation="nf4")
     import bitsandbytes
 
     for base, whole in ((llama, "lm_head"), (bert, "classifier")):
-        layers = {n for n, m in base.model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}
+        layers = {
+            n for n, m in base.model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)
+        }
         assert layers and whole not in layers
         assert not any(base.model.get_submodule(name).support_avx512bf16_for_cpu for name in layers)
     assert torch.equal(bert.model.classifier.weight, lab.load("bert").model.classifier.weight)
@@ -335,22 +364,33 @@ def test_type_of_the_base_on_a_cpu(dtype, method, expected):
 def test_only_what_stays_frozen_is_small_on_a_gpu(monkeypatch, method, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert base_dtype(ModelConfig(name="m"), method, GPU) == expected
-    assert base_dtype(ModelConfig(name="m"), method, GPU, "float32") == torch.float32  # as the arithmetic
+    assert (
+        base_dtype(ModelConfig(name="m"), method, GPU, "float32") == torch.float32
+    )  # as the arithmetic
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(monkeypatch, method):
     """T4 and V100, of which torch says that they support it."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert torch.cuda.is_bf16_supported() and not computes_in_bf16(GPU) and not computes_in_bf16(CPU)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert (
+        torch.cuda.is_bf16_supported() and not computes_in_bf16(GPU) and not computes_in_bf16(CPU)
+    )
     assert base_dtype(ModelConfig(name="m"), method, GPU) == torch.float32
     assert quantization("nf4", GPU, []).bnb_4bit_compute_dtype == torch.float32
 
 
 def test_one_function_tells_whether_a_gpu_has_bfloat16():
     files = (ROOT / package for package in ("trainables", "sweeps", "cluster"))
-    found = [file.name for folder in files for file in folder.rglob("*.py") if "is_bf16_supported" in file.read_text()]
-    assert found == ["model.py"]
+    found = [
+        file.name
+        for folder in files
+        for file in folder.rglob("*.py")
+        if "is_bf16_supported" in file.read_text()
+    ]
+    assert found == ["precision.py"]
 
 
 # --- weights that do not fit ---
@@ -364,7 +404,9 @@ def load_altered(lab, tmp_path, model, change):
     shutil.copytree(lab.folder(model), folder)
     weights = load_file(folder / "model.safetensors")
     save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
-    return load_model(replace(lab.spec(model), model=ModelConfig(name=str(folder))), device=CPU, seed=0)
+    return load_model(
+        replace(lab.spec(model), model=ModelConfig(name=str(folder))), device=CPU, seed=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -383,7 +425,9 @@ def load_altered(lab, tmp_path, model, change):
 def test_half_a_checkpoint_is_refused(lab, tmp_path, model, lost):
     """A layer drawn at random is no new head."""
     with pytest.raises(InputError) as caught:
-        load_altered(lab, tmp_path, model, lambda w: {name: t for name, t in w.items() if lost not in name})
+        load_altered(
+            lab, tmp_path, model, lambda w: {name: t for name, t in w.items() if lost not in name}
+        )
     assert str(caught.value).startswith("model.name: the weights of ")
     assert " lack " in str(caught.value) and "\n" not in str(caught.value)
 
@@ -391,7 +435,9 @@ def test_half_a_checkpoint_is_refused(lab, tmp_path, model, lost):
 def test_a_vocabulary_of_another_size_is_refused(lab, tmp_path):
     name = "embeddings.word_embeddings.weight"
     with pytest.raises(InputError, match="model.name: ") as caught:
-        load_altered(lab, tmp_path, "bert", lambda weights: {**weights, name: weights[name][:50].clone()})
+        load_altered(
+            lab, tmp_path, "bert", lambda weights: {**weights, name: weights[name][:50].clone()}
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -401,7 +447,9 @@ def test_an_encoder_is_no_causal_language_model(lab, tmp_path):
     weights = lab.folder("bert") / "model.safetensors"
     shutil.copy(weights, folder / "model.safetensors")
     with pytest.raises(InputError, match="lack .*: they are not those of a causal language model$"):
-        load_model(replace(lab.spec("llama"), model=ModelConfig(name=str(folder))), device=CPU, seed=0)
+        load_model(
+            replace(lab.spec("llama"), model=ModelConfig(name=str(folder))), device=CPU, seed=0
+        )
 
 
 def test_padding_with_the_end_token_freezes_no_embedding(lab, tmp_path):

@@ -1,4 +1,4 @@
-"""Steps, evaluations and checkpoints of a pack against plain reference loops, and what must not change any result."""
+"""Steps, evaluations and checkpoints of a group against plain reference loops, and what must not change any result."""
 
 import math
 from dataclasses import replace
@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from trainables.data.batches import batch_indices
-from trainables.dropout import RowDropout
+from trainables.engine.distributed import World
+from trainables.engine.dropout import RowDropout
+from trainables.engine.group import NonFinite
+from trainables.engine.schedule import learning_rate
 from trainables.errors import InputError
-from trainables.pack import NonFinite, World
-from trainables.schedule import learning_rate
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)
 
 METHODS = {
     "full": ("bert", {"method": "full"}),
@@ -39,55 +42,64 @@ def trained(request, lab):
 def test_resumed_equals_uninterrupted_bit_for_bit(lab, trained, tmp_path):
     """Weights, moments and every number of the later evaluations, from the middle of an epoch."""
     model, hp = trained
-    pack = lab.pack(model, evaluate_every=9)
-    whole = lab.run(pack, tmp_path / "whole", hp)
+    group = lab.group(model, evaluate_every=9)
+    whole = lab.run(group, tmp_path / "whole", hp)
     assert [(evaluation.step, evaluation.epoch) for evaluation, _ in whole] == [
         (3, 0.6667),
         (5, 1.0),
         (8, 1.6667),
         (10, 2.0),
     ]
-    lab.assert_same(lab.run(pack, tmp_path / "resumed", hp, checkpoint=whole[0][1]), whole[1:])
+    lab.assert_same(lab.run(group, tmp_path / "resumed", hp, checkpoint=whole[0][1]), whole[1:])
 
 
 def test_resumed_in_a_fresh_slot_equals_uninterrupted_bit_for_bit(lab, tmp_path):
     hp = lab.params("lora", dropout=0.1)
-    whole = lab.run(lab.pack("bert"), tmp_path / "whole", hp)
-    resumed = lab.run(lab.pack("bert"), tmp_path / "resumed", hp, checkpoint=whole[0][1])
+    whole = lab.run(lab.group("bert"), tmp_path / "whole", hp)
+    resumed = lab.run(lab.group("bert"), tmp_path / "resumed", hp, checkpoint=whole[0][1])
     lab.assert_same(resumed, whole[1:])
 
 
 def test_a_finished_trial_leaves_no_training_state(lab, tmp_path):
-    history = lab.run(lab.pack("bert"), tmp_path, lab.params("lora"))
-    assert [(folder / "training_state.safetensors").exists() for _, folder in history] == [True, False]
+    history = lab.run(lab.group("bert"), tmp_path, lab.params("lora"))
+    assert [(folder / "training_state.safetensors").exists() for _, folder in history] == [
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
-    "order", [("full", "full"), ("full", "lora", "partial"), ("lora", "full", "lora"), ("partial", "lora", "full")]
+    "order",
+    [
+        ("full", "full"),
+        ("full", "lora", "partial"),
+        ("lora", "full", "lora"),
+        ("partial", "lora", "full"),
+    ],
 )
 def test_a_warm_slot_changes_no_result(lab, order, tmp_path):
-    warm = lab.pack("bert")
+    warm = lab.group("bert")
     for i, name in enumerate(order):
         hp = lab.params(**METHODS[name][1], epochs=1, seed=i)
-        expected = lab.run(lab.pack("bert"), tmp_path / f"{i}-fresh", hp)
+        expected = lab.run(lab.group("bert"), tmp_path / f"{i}-fresh", hp)
         lab.assert_same(lab.run(warm, tmp_path / f"{i}-warm", hp), expected)
 
 
 def test_a_warm_slot_changes_no_result_over_a_quantised_base(lab, tmp_path):
-    warm = lab.pack("llama")
+    warm = lab.group("llama")
     for i, name in enumerate(("qlora-llama", "full-llama", "qlora-llama")):
         hp = lab.params(**METHODS[name][1], epochs=1)
-        expected = lab.run(lab.pack("llama"), tmp_path / f"{i}-fresh", hp)
+        expected = lab.run(lab.group("llama"), tmp_path / f"{i}-fresh", hp)
         lab.assert_same(lab.run(warm, tmp_path / f"{i}-warm", hp), expected)
 
 
 def test_each_method_gets_a_base_of_its_own_type(lab, tmp_path):
     """As on a GPU, where frozen bases are smaller: what came before must not decide in what precision a trial trains."""
     dtypes = {"full": torch.float64, "lora": torch.float32}
-    warm = lab.pack("bert", dtypes=dtypes)
+    warm = lab.group("bert", dtypes=dtypes)
     for i, method in enumerate(("lora", "full", "lora")):
         hp = lab.params(method, epochs=1)
-        expected = lab.run(lab.pack("bert", dtypes=dtypes), tmp_path / f"{i}-fresh", hp)
+        expected = lab.run(lab.group("bert", dtypes=dtypes), tmp_path / f"{i}-fresh", hp)
         lab.assert_same(lab.run(warm, tmp_path / f"{i}-warm", hp), expected)
         saved = lab.tensors(expected[-1][1]).values()
         assert {tensor.dtype for tensor in saved} == {dtypes[method]}
@@ -95,26 +107,26 @@ def test_each_method_gets_a_base_of_its_own_type(lab, tmp_path):
 
 def test_a_join_that_fails_leaves_no_trace(lab, tmp_path):
     hp = lab.params("lora")
-    expected = lab.run(lab.pack("bert"), tmp_path / "fresh", hp)
-    pack = lab.pack("bert")
-    baseline = pack.evaluate_base("lora")
+    expected = lab.run(lab.group("bert"), tmp_path / "fresh", hp)
+    group = lab.group("bert")
+    baseline = group.evaluate_base("lora")
     for wrong in (
         lab.params("lora", targets=["q_proj"], seed=5),
         lab.params("partial", layers=9, seed=6),
     ):
         with pytest.raises(InputError):
-            pack.join("wrong", wrong)
-        assert pack.trials == []
-    assert pack.evaluate_base("lora") == baseline
-    lab.assert_same(lab.run(pack, tmp_path / "after", hp), expected)
+            group.join("wrong", wrong)
+        assert group.trials == []
+    assert group.evaluate_base("lora") == baseline
+    lab.assert_same(lab.run(group, tmp_path / "after", hp), expected)
 
 
 def test_a_join_that_breaks_half_way_leaves_no_trace(lab, tmp_path, monkeypatch):
     from trainables.methods.lora import LowRank
 
     hp = lab.params("lora")
-    expected = lab.run(lab.pack("bert"), tmp_path / "fresh", hp)
-    pack, installed = lab.pack("bert"), []
+    expected = lab.run(lab.group("bert"), tmp_path / "fresh", hp)
+    group, installed = lab.group("bert"), []
     install = LowRank.install
 
     def break_at_the_third(place):
@@ -123,46 +135,48 @@ def test_a_join_that_breaks_half_way_leaves_no_trace(lab, tmp_path, monkeypatch)
         installed.append(place)
         return install(place)
 
-    pack.evaluate_base("lora")
+    group.evaluate_base("lora")
     with monkeypatch.context() as patch:
         patch.setattr(LowRank, "install", break_at_the_third)
         with pytest.raises(RuntimeError, match="half way"):
-            pack.join("wrong", hp)
-    assert pack.trials == []
-    lab.assert_same(lab.run(pack, tmp_path / "after", hp), expected)
+            group.join("wrong", hp)
+    assert group.trials == []
+    lab.assert_same(lab.run(group, tmp_path / "after", hp), expected)
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "qlora-llama"])
 def test_leaving_in_the_middle_of_training_leaves_no_trace(lab, name, tmp_path):
     model, chosen = METHODS[name]
     hp = lab.params(**chosen, epochs=1)
-    expected = lab.run(lab.pack(model), tmp_path / "fresh", hp)
-    pack = lab.pack(model)
-    pack.join("other", replace(hp, learning_rate=0.1, seed=9))
-    pack.step(["other"])
-    pack.leave("other")
-    lab.assert_same(lab.run(pack, tmp_path / "after", hp), expected)
+    expected = lab.run(lab.group(model), tmp_path / "fresh", hp)
+    group = lab.group(model)
+    group.join("other", replace(hp, learning_rate=0.1, seed=9))
+    group.step(["other"])
+    group.leave("other")
+    lab.assert_same(lab.run(group, tmp_path / "after", hp), expected)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_exploding_trial_ends_alone(lab, method, tmp_path):
     model, chosen = METHODS[method]
     hp = lab.params(**chosen)
-    expected = lab.run(lab.pack(model), tmp_path / "fresh", hp)
-    pack = lab.pack(model)
-    pack.join("exploding", replace(hp, learning_rate=1e30, warmup_ratio=0.0))
-    with pytest.raises(NonFinite, match=r"^the training loss or its gradient became non-finite at step [2-9]$"):
+    expected = lab.run(lab.group(model), tmp_path / "fresh", hp)
+    group = lab.group(model)
+    group.join("exploding", replace(hp, learning_rate=1e30, warmup_ratio=0.0))
+    with pytest.raises(
+        NonFinite, match=r"^the training loss or its gradient became non-finite at step [2-9]$"
+    ):
         for _ in range(9):
-            pack.step(["exploding"])
-    pack.leave("exploding")
-    assert pack.trials == []
-    lab.assert_same(lab.run(pack, tmp_path / "after", hp), expected)
+            group.step(["exploding"])
+    group.leave("exploding")
+    assert group.trials == []
+    lab.assert_same(lab.run(group, tmp_path / "after", hp), expected)
 
 
 def test_evaluating_more_often_changes_no_weight(lab, tmp_path):
     hp = lab.params("lora", dropout=0.1)
-    seldom = lab.run(lab.pack("bert"), tmp_path / "seldom", hp)
-    often = lab.run(lab.pack("bert", evaluate_every=2), tmp_path / "often", hp)
+    seldom = lab.run(lab.group("bert"), tmp_path / "seldom", hp)
+    often = lab.run(lab.group("bert", evaluate_every=2), tmp_path / "often", hp)
     assert (len(seldom), len(often)) == (2, 10)
     saved, expected = (lab.tensors(history[-1][1]) for history in (often, seldom))
     assert saved.keys() == expected.keys()
@@ -177,14 +191,19 @@ EXACT = [(torch.float32, 1e-6), (torch.float64, 1e-10)]
 
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
-    [("full", *EXACT[0]), *((name, *EXACT[1]) for name in ("full", "partial", "lora", "full-llama", "lora-llama"))],
+    [
+        ("full", *EXACT[0]),
+        *((name, *EXACT[1]) for name in ("full", "partial", "lora", "full-llama", "lora-llama")),
+    ],
 )
 def test_token_budget_leaves_gradients_as_they_are(lab, name, dtype, tolerance, tmp_path):
     model, chosen = METHODS[name]
     hp = lab.params(**chosen, batch_size=7, max_grad_norm=0.0)
     found = {
         budget: lab.first_gradients(
-            lab.pack(model, dtype=dtype, evaluate_every=1, max_tokens=budget), tmp_path / str(budget), hp
+            lab.group(model, dtype=dtype, evaluate_every=1, max_tokens=budget),
+            tmp_path / str(budget),
+            hp,
         )
         for budget in (1, 20, 10**6)
     }
@@ -194,17 +213,18 @@ def test_token_budget_leaves_gradients_as_they_are(lab, name, dtype, tolerance, 
 
 
 def test_budget_bounds_the_padded_tokens_of_a_pass(lab):
-    pack = lab.pack("bert", max_tokens=24)
-    pack.evaluate_base("full")
+    group = lab.group("bert", max_tokens=24)
+    group.evaluate_base("full")
     sizes = []
     lab.bases[-1].model.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append((kwargs["input_ids"].numel(), module.training)), with_kwargs=True
+        lambda module, args, kwargs: sizes.append((kwargs["input_ids"].numel(), module.training)),
+        with_kwargs=True,
     )
-    pack.join("t", lab.params(batch_size=18))
-    pack.step(["t"])
+    group.join("t", lab.params(batch_size=18))
+    group.step(["t"])
     assert len(sizes) > 1 and all(training and size <= 24 for size, training in sizes)
     sizes.clear()
-    pack.evaluate(["t"])
+    group.evaluate(["t"])
     assert len(sizes) > 1 and all(not training and size <= 24 for size, training in sizes)
 
 
@@ -212,9 +232,9 @@ def test_budget_bounds_the_padded_tokens_of_a_pass(lab):
 def test_out_of_memory_halves_the_budget_and_changes_no_result(lab, at_pass, tmp_path):
     hp = lab.params(batch_size=18, max_grad_norm=0.0)
     settings = {"dtype": torch.float64, "evaluate_every": 1, "max_tokens": 96}
-    expected = lab.first_gradients(lab.pack("bert", **settings), tmp_path / "enough", hp)
-    pack = lab.pack("bert", **settings)
-    pack.evaluate_base("full")
+    expected = lab.first_gradients(lab.group("bert", **settings), tmp_path / "enough", hp)
+    group = lab.group("bert", **settings)
+    group.evaluate_base("full")
     sizes = []
 
     def run_out_once(module, args, kwargs):
@@ -224,21 +244,23 @@ def test_out_of_memory_halves_the_budget_and_changes_no_result(lab, at_pass, tmp
                 raise torch.OutOfMemoryError("CUDA out of memory. (simulated)")
 
     lab.bases[-1].model.register_forward_pre_hook(run_out_once, with_kwargs=True)
-    found = lab.first_gradients(pack, tmp_path / "too-little", hp)
+    found = lab.first_gradients(group, tmp_path / "too-little", hp)
     assert sizes[0] > 48
     assert len(sizes) > at_pass + 2 and all(size <= 48 for size in sizes[at_pass + 1 :])
     lab.assert_close(found, expected, 1e-10)
     smaller = len(sizes)
-    pack.join("next", replace(hp, batch_size=18))
-    pack.step(["next"])
+    group.join("next", replace(hp, batch_size=18))
+    group.step(["next"])
     assert all(size <= 48 for size in sizes[smaller:]), "what did not fit once is not tried again"
 
 
 @pytest.mark.parametrize("fits", [1, 4])
 def test_out_of_memory_in_an_evaluation_takes_it_in_smaller_passes(lab, fits, tmp_path):
-    (expected, _), *_ = lab.run(lab.pack("bert", evaluate_every=8), tmp_path / "enough", lab.params())
-    pack = lab.pack("bert", evaluate_every=8)
-    pack.evaluate_base("full")
+    (expected, _), *_ = lab.run(
+        lab.group("bert", evaluate_every=8), tmp_path / "enough", lab.params()
+    )
+    group = lab.group("bert", evaluate_every=8)
+    group.evaluate_base("full")
     sizes = []
 
     def run_out(module, args, kwargs):
@@ -247,7 +269,7 @@ def test_out_of_memory_in_an_evaluation_takes_it_in_smaller_passes(lab, fits, tm
             raise torch.OutOfMemoryError("CUDA out of memory. (simulated)")
 
     lab.bases[-1].model.register_forward_pre_hook(run_out, with_kwargs=True)
-    (found, _), *_ = lab.run(pack, tmp_path / "too-little", lab.params())
+    (found, _), *_ = lab.run(group, tmp_path / "too-little", lab.params())
     assert max(sizes) > fits
     np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
     assert found.val_loss == pytest.approx(expected.val_loss, rel=1e-6)
@@ -255,28 +277,28 @@ def test_out_of_memory_in_an_evaluation_takes_it_in_smaller_passes(lab, fits, tm
 
 
 def test_a_row_that_does_not_fit_ends_the_evaluation(lab):
-    pack = lab.pack("bert")
-    pack.evaluate_base("full")
+    group = lab.group("bert")
+    group.evaluate_base("full")
 
     def run_out(module, args):
         raise torch.OutOfMemoryError("CUDA out of memory. (simulated)")
 
     lab.bases[-1].model.register_forward_pre_hook(run_out)
     with pytest.raises(torch.OutOfMemoryError):
-        pack.evaluate_base("full")
+        group.evaluate_base("full")
 
 
 def test_a_row_that_does_not_fit_ends_the_trial(lab):
-    pack = lab.pack("bert")
-    pack.evaluate_base("full")
+    group = lab.group("bert")
+    group.evaluate_base("full")
 
     def run_out(module, args):
         raise torch.OutOfMemoryError("CUDA out of memory. (simulated)")
 
     lab.bases[-1].model.register_forward_pre_hook(run_out)
-    pack.join("t", lab.params())
+    group.join("t", lab.params())
     with pytest.raises(torch.OutOfMemoryError):
-        pack.step(["t"])
+        group.step(["t"])
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "lora-llama"])
@@ -285,16 +307,18 @@ def test_gradient_checkpointing_changes_no_result(lab, name, tmp_path):
     model, chosen = METHODS[name]
     hp = lab.params(**chosen, max_grad_norm=0.0)
     settings = {"dtype": torch.float64, "evaluate_every": 1}
-    expected = lab.first_gradients(lab.pack(model, **settings), tmp_path / "kept", hp)
-    pack = lab.pack(model, **settings, gradient_checkpointing=True)
-    found = lab.first_gradients(pack, tmp_path / "recomputed", hp)
+    expected = lab.first_gradients(lab.group(model, **settings), tmp_path / "kept", hp)
+    group = lab.group(model, **settings, gradient_checkpointing=True)
+    found = lab.first_gradients(group, tmp_path / "recomputed", hp)
     lab.assert_close(found, expected, 1e-12)
 
 
 def test_autocast_computes_in_its_type_and_trains_in_float32(lab, tmp_path):
     hp = lab.params("lora", max_grad_norm=0.0)
-    exact = lab.first_gradients(lab.pack("bert", evaluate_every=1), tmp_path / "float32", hp)
-    found = lab.first_gradients(lab.pack("bert", evaluate_every=1, autocast=torch.bfloat16), tmp_path / "bfloat16", hp)
+    exact = lab.first_gradients(lab.group("bert", evaluate_every=1), tmp_path / "float32", hp)
+    found = lab.first_gradients(
+        lab.group("bert", evaluate_every=1, autocast=torch.bfloat16), tmp_path / "bfloat16", hp
+    )
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     with pytest.raises(AssertionError, match="differs by"):
         lab.assert_close(found, exact, 1e-6)
@@ -306,9 +330,9 @@ def test_autocast_computes_in_its_type_and_trains_in_float32(lab, tmp_path):
 
 def start(lab, model, dtype, hp, folder):
     """The weights from which a trial starts, written as a checkpoint."""
-    pack = lab.pack(model, dtype=dtype)
-    pack.join("t", hp)
-    pack.save("t", folder)
+    group = lab.group(model, dtype=dtype)
+    group.join("t", hp)
+    group.save("t", folder)
     return folder / "checkpoint"
 
 
@@ -323,16 +347,25 @@ def plain_loop(lab, model, dtype, hp, checkpoint, *, steps):
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     matrices = [p for p in trained.values() if p.ndim > 1]
     vectors = [p for p in trained.values() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": hp.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=hp.learning_rate, betas=(hp.beta1, hp.beta2), eps=hp.epsilon)
+    groups = [
+        {"params": matrices, "weight_decay": hp.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=hp.learning_rate, betas=(hp.beta1, hp.beta2), eps=hp.epsilon
+    )
     first, losses = {}, []
     for step in range(steps):
         rows = batch_indices(len(lab.split(model)), hp.batch_size, hp.seed, step)
         batch, labels = lab.batch(model, rows)
         output = module(**batch, labels=labels)
         loss = output.loss
-        if dtype == torch.float64 and output.logits.ndim == 3:  # transformers computes this one in float32
-            loss = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        if (
+            dtype == torch.float64 and output.logits.ndim == 3
+        ):  # transformers computes this one in float32
+            loss = torch.nn.functional.cross_entropy(
+                output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+            )
         optimizer.zero_grad()
         loss.backward()
         losses.append(loss.item())
@@ -361,25 +394,42 @@ PARITY = [
 
 @pytest.mark.parametrize(("dtype", "tolerance"), EXACT, ids=str)
 @pytest.mark.parametrize(("method", "model", "options"), PARITY)
-def test_gradients_equal_those_of_a_plain_loop(lab, method, model, options, dtype, tolerance, tmp_path):
+def test_gradients_equal_those_of_a_plain_loop(
+    lab, method, model, options, dtype, tolerance, tmp_path
+):
     hp = lab.params(method, **options, max_grad_norm=0.0)
     checkpoint = start(lab, model, dtype, hp, tmp_path)
     expected, _, _ = plain_loop(lab, model, dtype, hp, checkpoint, steps=1)
-    found = lab.first_gradients(lab.pack(model, dtype=dtype, evaluate_every=1), tmp_path / "pack", hp)
+    found = lab.first_gradients(
+        lab.group(model, dtype=dtype, evaluate_every=1), tmp_path / "group", hp
+    )
     lab.assert_close(found, expected, tolerance)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str
+)
 @pytest.mark.parametrize(("method", "model", "options"), PARITY)
-def test_losses_and_weights_equal_those_of_a_plain_loop(lab, method, model, options, dtype, tolerance, tmp_path):
+def test_losses_and_weights_equal_those_of_a_plain_loop(
+    lab, method, model, options, dtype, tolerance, tmp_path
+):
     """Ten steps with clipping, weight decay and a schedule. epsilon is large: Adam divides rounding errors by it."""
-    hp = lab.params(method, **options, warmup_ratio=0.2, epsilon=1e-4, weight_decay=0.1, max_grad_norm=0.5)
-    _, losses, module = plain_loop(lab, model, dtype, hp, start(lab, model, dtype, hp, tmp_path), steps=10)
-    history = lab.run(lab.pack(model, dtype=dtype), tmp_path / "pack", hp)
+    hp = lab.params(
+        method, **options, warmup_ratio=0.2, epsilon=1e-4, weight_decay=0.1, max_grad_norm=0.5
+    )
+    _, losses, module = plain_loop(
+        lab, model, dtype, hp, start(lab, model, dtype, hp, tmp_path), steps=10
+    )
+    history = lab.run(lab.group(model, dtype=dtype), tmp_path / "group", hp)
     split = lab.split(model)
-    weights = [lab.task(model).target_count(split.rows(batch_indices(len(split), 4, 0, step))) for step in range(10)]
+    weights = [
+        lab.task(model).target_count(split.rows(batch_indices(len(split), 4, 0, step)))
+        for step in range(10)
+    ]
     for (evaluation, _), part in zip(history, (slice(0, 5), slice(5, 10)), strict=True):
-        assert evaluation.train_loss == pytest.approx(np.average(losses[part], weights=weights[part]), rel=tolerance)
+        assert evaluation.train_loss == pytest.approx(
+            np.average(losses[part], weights=weights[part]), rel=tolerance
+        )
     module.eval()
     module.save_pretrained(tmp_path / "plain")
     found, expected = lab.tensors(history[-1][1] / "checkpoint"), lab.tensors(tmp_path / "plain")
@@ -398,28 +448,38 @@ def mean_over_single_rows(lab, model, module, split):
         batch, labels = lab.batch(model, [row], split)
         with torch.no_grad():
             loss = float(module(**batch, labels=labels).loss)
-        count = 1 if lab.task(model).name == "classification" else int((labels[:, 1:] != -100).sum())
+        count = (
+            1 if lab.task(model).name == "classification" else int((labels[:, 1:] != -100).sum())
+        )
         total, targets = total + loss * count, targets + count
     return total / targets
 
 
 @pytest.mark.parametrize("model", ["bert", "llama"])
 def test_losses_are_means_over_rows_or_tokens_of_the_saved_checkpoint(lab, model, tmp_path):
-    pack = lab.pack(model, max_tokens=40, evaluate_every=8)
-    (evaluation, folder), *_ = lab.run(pack, tmp_path, lab.params())
+    group = lab.group(model, max_tokens=40, evaluate_every=8)
+    (evaluation, folder), *_ = lab.run(group, tmp_path, lab.params())
     module = lab.plain(model, folder / "checkpoint")
-    assert evaluation.val_loss == pytest.approx(mean_over_single_rows(lab, model, module, "validation"), rel=1e-6)
-    assert evaluation.probe_loss == pytest.approx(mean_over_single_rows(lab, model, module, "train"), rel=1e-6)
+    assert evaluation.val_loss == pytest.approx(
+        mean_over_single_rows(lab, model, module, "validation"), rel=1e-6
+    )
+    assert evaluation.probe_loss == pytest.approx(
+        mean_over_single_rows(lab, model, module, "train"), rel=1e-6
+    )
     nll, targets = evaluation.losses.astype(np.float64).T
     assert evaluation.losses.dtype == np.float32 and evaluation.losses.shape == (9, 2)
     assert nll.sum() / targets.sum() == pytest.approx(evaluation.val_loss, rel=1e-6)
 
 
 def test_baseline_is_the_untuned_model(lab):
-    val_loss, probe_loss, metrics = lab.pack("llama").evaluate_base("full")
+    val_loss, probe_loss, metrics = lab.group("llama").evaluate_base("full")
     module = lab.plain("llama")
-    assert val_loss == pytest.approx(mean_over_single_rows(lab, "llama", module, "validation"), rel=1e-6)
-    assert probe_loss == pytest.approx(mean_over_single_rows(lab, "llama", module, "train"), rel=1e-6)
+    assert val_loss == pytest.approx(
+        mean_over_single_rows(lab, "llama", module, "validation"), rel=1e-6
+    )
+    assert probe_loss == pytest.approx(
+        mean_over_single_rows(lab, "llama", module, "train"), rel=1e-6
+    )
     assert metrics["perplexity"] == pytest.approx(math.exp(val_loss), rel=1e-6)
 
 
@@ -441,11 +501,11 @@ class Recorded:
 def test_probe_rows_are_the_same_for_every_trial_and_slot(lab):
     def probe(trial_seed, sweep_seed, max_tokens=4096):
         train = Recorded(lab.split("bert"))
-        pack = lab.pack("bert", train=train, probe_rows=6, seed=sweep_seed, max_tokens=max_tokens)
-        pack.join("t", lab.params(seed=trial_seed))
-        pack.step(["t"])
+        group = lab.group("bert", train=train, probe_rows=6, seed=sweep_seed, max_tokens=max_tokens)
+        group.join("t", lab.params(seed=trial_seed))
+        group.step(["t"])
         train.read.clear()
-        pack.evaluate(["t"])
+        group.evaluate(["t"])
         return sorted(train.read)
 
     rows = probe(0, 0)
@@ -456,7 +516,7 @@ def test_probe_rows_are_the_same_for_every_trial_and_slot(lab):
 
 def test_an_evaluation_says_where_the_trial_stands(lab, tmp_path):
     hp = lab.params("lora", rank=2, targets=["query"], epochs=1.5, warmup_ratio=0.0)
-    first, last = (evaluation for evaluation, _ in lab.run(lab.pack("bert"), tmp_path, hp))
+    first, last = (evaluation for evaluation, _ in lab.run(lab.group("bert"), tmp_path, hp))
     assert (first.step, first.samples_seen, first.epoch, first.finished) == (5, 18, 1.0, False)
     assert (last.step, last.samples_seen, last.epoch, last.finished) == (7, 26, 1.4444, True)
     assert first.learning_rate == pytest.approx(hp.learning_rate * 3 / 7)
@@ -470,9 +530,9 @@ def test_an_evaluation_says_where_the_trial_stands(lab, tmp_path):
 
 def test_the_seed_draws_head_adapters_order_and_dropout(lab, tmp_path):
     def begin(name, **more):
-        pack = lab.pack("bert")
-        pack.join("t", lab.params("lora", **more))
-        pack.save("t", tmp_path / name / "start")
+        group = lab.group("bert")
+        group.join("t", lab.params("lora", **more))
+        group.save("t", tmp_path / name / "start")
         before = lab.tensors(tmp_path / name / "start")
         train = [batch_indices(18, 4, more["seed"], step).tolist() for step in range(5)]
         return before, train
@@ -482,7 +542,11 @@ def test_the_seed_draws_head_adapters_order_and_dropout(lab, tmp_path):
     one, other_order = begin("one", seed=1)
     assert zero.keys() == again.keys() == one.keys()
     assert all(torch.equal(zero[name], again[name]) for name in zero)
-    drawn = [name for name in zero if "exp_avg" not in name and "lora_B" not in name and not name.endswith("bias")]
+    drawn = [
+        name
+        for name in zero
+        if "exp_avg" not in name and "lora_B" not in name and not name.endswith("bias")
+    ]
     assert any("classifier" in name for name in drawn) and any("lora_A" in name for name in drawn)
     assert not any(torch.equal(zero[name], one[name]) for name in drawn)
     assert order == order_again != other_order
@@ -491,32 +555,36 @@ def test_the_seed_draws_head_adapters_order_and_dropout(lab, tmp_path):
 def test_a_trial_reads_the_rows_of_its_own_order(lab):
     for seed in (0, 3):
         train = Recorded(lab.split("bert"))
-        pack = lab.pack("bert", train=train)
-        pack.join("t", lab.params(seed=seed))
+        group = lab.group("bert", train=train)
+        group.join("t", lab.params(seed=seed))
         for step in range(7):
             train.read.clear()
-            pack.step(["t"])
+            group.step(["t"])
             assert set(train.read) == set(batch_indices(18, 4, seed, step).tolist())
 
 
 def test_every_row_of_every_step_and_seed_has_a_mask_of_its_own(lab):
     seen = []
     for seed in (0, 1):
-        pack = lab.pack("bert", evaluate_every=1)
-        pack.evaluate_base("full")
-        dropout = next(module for module in lab.bases[-1].model.modules() if isinstance(module, RowDropout))
-        dropout.register_forward_pre_hook(
-            lambda module, args: seen.extend(module.keys.keys_B.tolist()) if module.training else None
+        group = lab.group("bert", evaluate_every=1)
+        group.evaluate_base("full")
+        dropout = next(
+            module for module in lab.bases[-1].model.modules() if isinstance(module, RowDropout)
         )
-        pack.join("t", lab.params(batch_size=18, epochs=3, seed=seed))
+        dropout.register_forward_pre_hook(
+            lambda module, args: (
+                seen.extend(module.keys.keys_B.tolist()) if module.training else None
+            )
+        )
+        group.join("t", lab.params(batch_size=18, epochs=3, seed=seed))
         for _ in range(3):
-            pack.step(["t"])
+            group.step(["t"])
     assert len(seen) == 2 * 3 * 18 == len(set(seen))
 
 
 def test_other_seed_other_result(lab, tmp_path):
     losses = [
-        lab.run(lab.pack("bert"), tmp_path / str(i), lab.params("full", seed=seed))[-1][0].val_loss
+        lab.run(lab.group("bert"), tmp_path / str(i), lab.params("full", seed=seed))[-1][0].val_loss
         for i, seed in enumerate((0, 0, 1))
     ]
     assert losses[0] == losses[1] != losses[2]
@@ -528,7 +596,9 @@ def test_the_outer_generator_decides_nothing(lab, model, tmp_path):
     results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        results.append(lab.run(lab.pack(model), tmp_path / str(seed), lab.params("lora", dropout=0.1)))
+        results.append(
+            lab.run(lab.group(model), tmp_path / str(seed), lab.params("lora", dropout=0.1))
+        )
     lab.assert_same(*results)
 
 
@@ -557,20 +627,25 @@ def test_the_outer_generator_decides_nothing(lab, model, tmp_path):
 )
 def test_evaluations_are_due_where_they_should_be(lab, batch_size, epochs, evaluate_every, due):
     hp = lab.params("partial", layers=0, batch_size=batch_size, epochs=epochs)
-    pack = lab.pack("bert", evaluate_every=evaluate_every)
-    pack.join("t", hp)
+    group = lab.group("bert", evaluate_every=evaluate_every)
+    group.join("t", hp)
     found = []
-    for step in range(1, pack.total_steps(hp) + 1):
-        if pack.step(["t"]):
+    for step in range(1, group.total_steps(hp) + 1):
+        if group.step(["t"]):
             found.append(step)
         epoch, batch = divmod(step, math.ceil(18 / batch_size))
-        assert pack.progress("t") == epoch * 18 + batch * batch_size
+        assert group.progress("t") == epoch * 18 + batch * batch_size
     assert found == due
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(1, 10), (1.1, 11), (0.7, 7), (2.05, 20), (0.001, 1), (8.2, 82)])
-def test_a_pack_trains_whole_epochs_and_the_nearest_number_of_batches(lab, epochs, steps):
-    assert lab.pack("bert", train=range(95)).total_steps(lab.params(batch_size=10, epochs=epochs)) == steps
+@pytest.mark.parametrize(
+    ("epochs", "steps"), [(1, 10), (1.1, 11), (0.7, 7), (2.05, 20), (0.001, 1), (8.2, 82)]
+)
+def test_a_group_trains_whole_epochs_and_the_nearest_number_of_batches(lab, epochs, steps):
+    assert (
+        lab.group("bert", train=range(95)).total_steps(lab.params(batch_size=10, epochs=epochs))
+        == steps
+    )
 
 
 @pytest.mark.parametrize(
@@ -613,13 +688,15 @@ def test_no_step_is_wasted_on_a_rate_of_zero(lab, schedule, warmup_ratio, total)
     assert max(rates) == 1.0
 
 
-@pytest.mark.parametrize("first, second", [("lora", "full"), ("full", "lora"), ("full", "full"), ("lora", "qlora")])
+@pytest.mark.parametrize(
+    "first, second", [("lora", "full"), ("full", "lora"), ("full", "full"), ("lora", "qlora")]
+)
 def test_who_cannot_share_a_base_is_not_let_in(lab, first, second):
-    pack = lab.pack("llama")
-    pack.join("a", lab.params(first))
+    group = lab.group("llama")
+    group.join("a", lab.params(first))
     with pytest.raises(AssertionError, match="b cannot share"):
-        pack.join("b", lab.params(second))
-    assert pack.trials == ["a"]
+        group.join("b", lab.params(second))
+    assert group.trials == ["a"]
 
 
 def test_one_worker_sends_nothing():
@@ -631,18 +708,22 @@ def test_joining_and_leaving_leave_nothing_behind(lab):
     import gc
     import weakref
 
-    from trainables.stack import Place
+    from trainables.engine.sites import AdapterSite
 
-    pack, made, init = lab.pack("bert"), [], Place.__init__
+    group, made, init = lab.group("bert"), [], AdapterSite.__init__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Place, "__init__", lambda self, *args: (init(self, *args), made.append(weakref.ref(self)))[0])
+        patch.setattr(
+            AdapterSite,
+            "__init__",
+            lambda self, *args: (init(self, *args), made.append(weakref.ref(self)))[0],
+        )
         gc.collect()
         gc.disable()
         try:
             for trial in "abcd":
-                pack.join(trial, lab.params("lora"))
-            pack.step(["a", "c"])
-            pack.leave("b")
+                group.join(trial, lab.params("lora"))
+            group.step(["a", "c"])
+            group.leave("b")
             alive = [place() for place in made if place() is not None]
         finally:
             gc.enable()
@@ -652,7 +733,7 @@ def test_joining_and_leaving_leave_nothing_behind(lab):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_rows_over_a_quantised_base_do_not_see_each_other(lab, bits):
     """Norms are scaled so that activations have outliers, which LLM.int8 looks for over all rows of a pass."""
-    base = lab.base("llama", variant={4: "nf4", 8: "int8"}[bits])
+    base = lab.base("llama", quantisation={4: "nf4", 8: "int8"}[bits])
     with torch.no_grad():
         for name, parameter in base.model.named_parameters():
             if "norm" in name:
@@ -660,5 +741,7 @@ def test_rows_over_a_quantised_base_do_not_see_each_other(lab, bits):
     batch, _ = lab.batch("llama", range(6))
     with torch.no_grad():
         together = base.model(**batch).logits
-        alone = torch.cat([base.model(**{k: v[i : i + 1] for k, v in batch.items()}).logits for i in range(6)])
+        alone = torch.cat(
+            [base.model(**{k: v[i : i + 1] for k, v in batch.items()}).logits for i in range(6)]
+        )
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)

@@ -9,18 +9,27 @@ import peft
 import pytest
 import torch
 
-import trainables.tasks.causal_lm
+import trainables.tasks.causal_lm.task
 from trainables.data.batches import batch_indices, steps_per_epoch
+from trainables.engine.group import NonFinite
+from trainables.engine.schedule import total_steps
 from trainables.errors import InputError
 from trainables.methods.lora import target_modules
-from trainables.pack import NonFinite
-from trainables.schedule import total_steps
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)
 
-# unlike in all that a pack mixes; the names of modules are those of (bert, llama)
+# unlike in all that a group mixes; the names of modules are those of (bert, llama)
 UNLIKE = {
-    "a": {"rank": 2, "alpha": 16, "batch_size": 4, "epochs": 2, "weight_decay": 0.1, "warmup_ratio": 0.2},
+    "a": {
+        "rank": 2,
+        "alpha": 16,
+        "batch_size": 4,
+        "epochs": 2,
+        "weight_decay": 0.1,
+        "warmup_ratio": 0.2,
+    },
     "b": {
         "rank": 16,
         "alpha": 4,
@@ -62,7 +71,15 @@ UNLIKE = {
         "epsilon": 1e-5,
         "seed": 3,
     },
-    "e": {"rank": 3, "rslora": True, "batch_size": 4, "epochs": 1.5, "warmup_ratio": 1, "beta1": 0, "seed": 2**32 - 1},
+    "e": {
+        "rank": 3,
+        "rslora": True,
+        "batch_size": 4,
+        "epochs": 1.5,
+        "warmup_ratio": 1,
+        "beta1": 0,
+        "seed": 2**32 - 1,
+    },
 }
 DROPOUTS = {"a": 0.1, "b": 0.0, "c": 0.5, "d": 0.3, "e": 0.05}
 
@@ -110,19 +127,25 @@ def factor(hp, step, total):
     if step < warmup:
         return (step + 1) / warmup
     share = (step - warmup) / max(1, total - warmup)
-    return {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2, "constant": 1.0}[hp.schedule]
+    return {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2, "constant": 1.0}[
+        hp.schedule
+    ]
 
 
 def solo(lab, model, dtype, hp, checkpoint, *, passes=1, padding=0):
     """Train the adapter in `checkpoint` with PEFT and torch alone."""
-    module = peft.PeftModel.from_pretrained(lab.plain(model, dtype=dtype), checkpoint, is_trainable=True)
+    module = peft.PeftModel.from_pretrained(
+        lab.plain(model, dtype=dtype), checkpoint, is_trainable=True
+    )
     ratio = hp.options.loraplus_ratio
     groups = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             rate = hp.learning_rate * (ratio if "lora_B" in name else 1)
             decay = hp.weight_decay if parameter.ndim > 1 else 0.0
-            groups.append({"params": [parameter], "lr": rate, "full_rate": rate, "weight_decay": decay})
+            groups.append(
+                {"params": [parameter], "lr": rate, "full_rate": rate, "weight_decay": decay}
+            )
     optimizer = torch.optim.AdamW(groups, betas=(hp.beta1, hp.beta2), eps=hp.epsilon)
     trained = [parameter for group in groups for parameter in group["params"]]
     n, n_validation = len(lab.split(model)), len(lab.split(model, "validation"))
@@ -154,26 +177,31 @@ def solo(lab, model, dtype, hp, checkpoint, *, passes=1, padding=0):
             since = np.zeros(2)
     weights = {
         name: tensor.detach().clone()
-        for name, tensor in peft.get_peft_model_state_dict(module, save_embedding_layers=False).items()
+        for name, tensor in peft.get_peft_model_state_dict(
+            module, save_embedding_layers=False
+        ).items()
     }
     return Reference(losses=losses, weights=weights)
 
 
 def starts(lab, model, dtype, trials, folder):
-    """Where the pack saved each of `trials` at its start."""
-    pack = lab.pack(model, dtype=dtype)
+    """Where the group saved each of `trials` at its start."""
+    group = lab.group(model, dtype=dtype)
     for trial, hp in trials.items():
-        pack.join(trial, hp)
+        group.join(trial, hp)
     for trial in trials:
-        pack.save(trial, folder / trial)
+        group.save(trial, folder / trial)
     return {trial: folder / trial / "checkpoint" for trial in trials}
 
 
 def found(lab, history):
-    """The same of a trial in a pack."""
+    """The same of a trial in a group."""
     return Reference(
         losses=[(each.val_loss, each.probe_loss, each.train_loss) for each, _ in history],
-        weights={name.split(": ")[1]: tensor for name, tensor in lab.tensors(history[-1][1] / "checkpoint").items()},
+        weights={
+            name.split(": ")[1]: tensor
+            for name, tensor in lab.tensors(history[-1][1] / "checkpoint").items()
+        },
     )
 
 
@@ -181,31 +209,40 @@ def distance(one, other):
     """The largest relative difference of losses, and the relative L2 distance of all weights."""
     losses = np.abs(np.array(one.losses) / np.array(other.losses) - 1).max()
     assert one.weights.keys() == other.weights.keys()
-    apart = sum(float((one.weights[name] - other.weights[name]).double().square().sum()) for name in one.weights)
-    return losses, math.sqrt(apart / sum(float(w.double().square().sum()) for w in other.weights.values()))
+    apart = sum(
+        float((one.weights[name] - other.weights[name]).double().square().sum())
+        for name in one.weights
+    )
+    return losses, math.sqrt(
+        apart / sum(float(w.double().square().sum()) for w in other.weights.values())
+    )
 
 
 @pytest.mark.parametrize("model", ["bert-no-dropout", "llama"])
 def test_packed_trials_equal_solo_runs_with_peft(lab, model, tmp_path):
     trials = unlike(lab, model)
     checkpoints = starts(lab, model, torch.float64, trials, tmp_path / "start")
-    histories = lab.together(lab.pack(model, dtype=torch.float64, max_tokens=100), tmp_path / "pack", trials)
+    histories = lab.together(
+        lab.group(model, dtype=torch.float64, max_tokens=100), tmp_path / "group", trials
+    )
     for trial, hp in trials.items():
         expected = solo(lab, model, torch.float64, hp, checkpoints[trial])
         mine = found(lab, histories[trial])
         assert len(mine.losses) == len(expected.losses) == math.ceil(hp.epochs)
         np.testing.assert_allclose(mine.losses, expected.losses, rtol=1e-10, atol=0)
         lab.assert_close(mine.weights, expected.weights, 1e-10)
-        begun = {name.split(": ")[1]: tensor for name, tensor in lab.tensors(checkpoints[trial]).items()}
+        begun = {
+            name.split(": ")[1]: tensor for name, tensor in lab.tensors(checkpoints[trial]).items()
+        }
         with pytest.raises(AssertionError, match="differs by"):
             lab.assert_close(begun, expected.weights, 1e-3)
 
 
 @pytest.mark.parametrize("model", ["bert-no-dropout", "llama"])
-def test_in_float32_a_pack_differs_no_more_than_a_solo_run_from_itself(lab, model, tmp_path):
+def test_in_float32_a_group_differs_no_more_than_a_solo_run_from_itself(lab, model, tmp_path):
     trials = unlike(lab, model, only="abde")
     checkpoints = starts(lab, model, torch.float32, trials, tmp_path / "start")
-    histories = lab.together(lab.pack(model, max_tokens=100), tmp_path / "pack", trials)
+    histories = lab.together(lab.group(model, max_tokens=100), tmp_path / "group", trials)
     apart, floor = np.zeros(2), np.zeros(2)
     for trial, hp in trials.items():
         expected = solo(lab, model, torch.float32, hp, checkpoints[trial])
@@ -214,7 +251,9 @@ def test_in_float32_a_pack_differs_no_more_than_a_solo_run_from_itself(lab, mode
             floor = np.maximum(floor, distance(again, expected))
         apart = np.maximum(apart, distance(found(lab, histories[trial]), expected))
     assert (floor > 0).all() and (floor < 1e-2).all()
-    assert (apart <= 2 * floor).all(), f"{apart} in the pack, {floor} of a solo run with other cuts and padding"
+    assert (apart <= 2 * floor).all(), (
+        f"{apart} in the group, {floor} of a solo run with other cuts and padding"
+    )
 
 
 # --- company changes nothing, with dropout on ---
@@ -224,12 +263,18 @@ def test_in_float32_a_pack_differs_no_more_than_a_solo_run_from_itself(lab, mode
 def test_who_else_is_on_board_changes_no_result(lab, model, tmp_path):
     """Dropout in the model (of OPT: in functions) and before the adapters, with a probability of each trial's own."""
     trials = unlike(lab, model, dropout=True, targets="attention")
-    packed = lab.together(lab.pack(model, dtype=torch.float64, max_tokens=100), tmp_path / "pack", trials)
+    packed = lab.together(
+        lab.group(model, dtype=torch.float64, max_tokens=100), tmp_path / "group", trials
+    )
     dry = lab.together(
-        lab.pack(model, dtype=torch.float64), tmp_path / "dry", {"a": trials["a"]} | unlike(lab, model, only="e")
+        lab.group(model, dtype=torch.float64),
+        tmp_path / "dry",
+        {"a": trials["a"]} | unlike(lab, model, only="e"),
     )
     for trial, hp in trials.items():
-        alone = lab.together(lab.pack(model, dtype=torch.float64), tmp_path / f"only-{trial}", {trial: hp})
+        alone = lab.together(
+            lab.group(model, dtype=torch.float64), tmp_path / f"only-{trial}", {trial: hp}
+        )
         lab.assert_alike(packed[trial], alone[trial], 1e-10)
     lab.assert_alike(dry["a"], packed["a"], 1e-10)
 
@@ -238,9 +283,11 @@ def test_equal_trials_get_equal_results(lab, tmp_path):
     """Twins have the same masks, whichever row of the matrix they have; another seed has others."""
     hp = lab.params("lora", dropout=0.3, rank=4)
     trials = {"a": hp, "other": replace(hp, seed=1), "b": hp}
-    histories = lab.together(lab.pack("bert", dtype=torch.float64), tmp_path, trials)
+    histories = lab.together(lab.group("bert", dtype=torch.float64), tmp_path, trials)
     lab.assert_alike(histories["a"], histories["b"], 1e-12)
-    assert histories["other"][-1][0].train_loss != pytest.approx(histories["a"][-1][0].train_loss, rel=1e-3)
+    assert histories["other"][-1][0].train_loss != pytest.approx(
+        histories["a"][-1][0].train_loss, rel=1e-3
+    )
 
 
 # --- coming and going ---
@@ -251,26 +298,26 @@ def test_joining_late_and_leaving_early_change_no_result(lab, model, tmp_path):
     """Rank 16 (b) joins rank 2 (a) and leaves it again: the matrix is laid out anew three times."""
     trials = unlike(lab, model, dropout=True, targets="attention", only="abe", epochs=2)
     packed = lab.together(
-        lab.pack(model, dtype=torch.float64, evaluate_every=6),
-        tmp_path / "pack",
+        lab.group(model, dtype=torch.float64, evaluate_every=6),
+        tmp_path / "group",
         trials,
         joins={"b": 3, "e": 5},
         leaves={"b": 7},
     )
     assert [len(packed[trial]) for trial in trials] == [6, 4, 6]
     for trial, hp in trials.items():
-        pack = lab.pack(model, dtype=torch.float64, evaluate_every=6)
-        alone = lab.together(pack, tmp_path / f"only-{trial}", {trial: hp})
+        group = lab.group(model, dtype=torch.float64, evaluate_every=6)
+        alone = lab.together(group, tmp_path / f"only-{trial}", {trial: hp})
         lab.assert_alike(packed[trial], alone[trial][: len(packed[trial])], 1e-10)
 
 
 def test_resuming_in_other_company_changes_no_result(lab, tmp_path):
     settings = {"dtype": torch.float64, "evaluate_every": 9}
     trials = unlike(lab, "bert", dropout=True, only="abe", epochs=2)
-    whole = lab.together(lab.pack("bert", **settings), tmp_path / "whole", trials)
+    whole = lab.together(lab.group("bert", **settings), tmp_path / "whole", trials)
     others = unlike(lab, "bert", dropout=True, only="cd")
     resumed = lab.together(
-        lab.pack("bert", **settings),
+        lab.group("bert", **settings),
         tmp_path / "resumed",
         {**others, "b": trials["b"], "a": trials["a"]},
         joins={"a": 2, "b": 1},
@@ -282,63 +329,67 @@ def test_resuming_in_other_company_changes_no_result(lab, tmp_path):
 
 def test_a_join_that_fails_harms_no_one_on_board(lab, tmp_path):
     trials = unlike(lab, "bert", dropout=True, only="ab", epochs=1)
-    expected = lab.together(lab.pack("bert"), tmp_path / "undisturbed", trials)
-    pack = lab.pack("bert")
-    pack.join("a", trials["a"])
+    expected = lab.together(lab.group("bert"), tmp_path / "undisturbed", trials)
+    group = lab.group("bert")
+    group.join("a", trials["a"])
     with pytest.raises(InputError):
-        pack.join("wrong", lab.params("lora", targets=["q_proj"]))
-    assert pack.trials == ["a"]
-    pack.join("b", trials["b"])
+        group.join("wrong", lab.params("lora", targets=["q_proj"]))
+    assert group.trials == ["a"]
+    group.join("b", trials["b"])
     with pytest.raises(FileNotFoundError):
-        pack.join("wrong", lab.params("lora", rank=32), tmp_path / "absent")
-    assert pack.trials == ["a", "b"]
-    mine = lab.together(pack, tmp_path / "disturbed", trials)
+        group.join("wrong", lab.params("lora", rank=32), tmp_path / "absent")
+    assert group.trials == ["a", "b"]
+    mine = lab.together(group, tmp_path / "disturbed", trials)
     for trial in trials:
         lab.assert_same(mine[trial], expected[trial])
 
 
-def snapshot(pack, trial):
-    engine = pack._engine
-    return {name: x.clone() for name, x in {**engine.weights(trial), **engine.moments(trial)}.items()}
+def snapshot(group, trial):
+    engine = group._engine
+    return {
+        name: x.clone() for name, x in {**engine.weights(trial), **engine.moments(trial)}.items()
+    }
 
 
 def test_a_new_layout_keeps_values_bit_for_bit(lab):
     trials = unlike(lab, "bert", dropout=True)
-    pack = lab.pack("bert")
-    pack.join("a", trials["a"])
-    pack.join("e", trials["e"])
+    group = lab.group("bert")
+    group.join("a", trials["a"])
+    group.join("e", trials["e"])
     for _ in range(2):
-        pack.step(["a", "e"])
-    before = {trial: snapshot(pack, trial) for trial in "ae"}
+        group.step(["a", "e"])
+    before = {trial: snapshot(group, trial) for trial in "ae"}
     assert all(x.any() for name, x in before["a"].items() if "exp_avg" in name)
 
     def unchanged(trial):
-        after = snapshot(pack, trial)
-        return after.keys() == before[trial].keys() and all(torch.equal(after[n], before[trial][n]) for n in after)
+        after = snapshot(group, trial)
+        return after.keys() == before[trial].keys() and all(
+            torch.equal(after[n], before[trial][n]) for n in after
+        )
 
     for change in (
-        lambda: pack.join("b", trials["b"]),
-        lambda: pack.join("d", trials["d"]),
-        lambda: pack.leave("b"),
-        lambda: pack.leave("d"),
+        lambda: group.join("b", trials["b"]),
+        lambda: group.join("d", trials["d"]),
+        lambda: group.leave("b"),
+        lambda: group.leave("d"),
     ):
         change()
         assert unchanged("a") and unchanged("e")
-    pack.leave("a")
+    group.leave("a")
     assert unchanged("e")
 
 
 def test_padding_stays_exactly_zero(lab):
     trials = unlike(lab, "bert", dropout=True, learning_rate=0.1, weight_decay=0.5)
-    pack = lab.pack("bert")
+    group = lab.group("bert")
     for trial, hp in trials.items():
-        pack.join(trial, hp)
+        group.join(trial, hp)
     for _ in range(3):
-        pack.step(list(trials))
-    pack.leave("c")
+        group.step(list(trials))
+    group.leave("c")
     del trials["c"]
-    pack.step(list(trials))
-    engine = pack._engine
+    group.step(list(trials))
+    engine = group._engine
     matrices = [engine._weights, *engine._moments.values()]
     assert all(matrix.any() for matrix in matrices)
     with torch.no_grad():
@@ -351,10 +402,10 @@ def test_padding_stays_exactly_zero(lab):
 # --- a trial that explodes ---
 
 
-def step_until_it_explodes(pack, steps):
+def step_until_it_explodes(group, steps):
     for _ in range(steps):
         try:
-            pack.step(pack.trials)
+            group.step(group.trials)
         except NonFinite as error:
             return error
     raise AssertionError("it did not explode")
@@ -365,21 +416,25 @@ def test_an_exploding_trial_is_named_alone_and_the_others_make_their_step(lab, m
     """Rows pass one by one, so that the others' arithmetic is the same with and without it: equal bit for bit."""
     settings = {"max_tokens": 1, "evaluate_every": 1}
     hp = lab.params("lora", dropout=0.1, rank=4)
-    trials = {"a": hp, "exploding": replace(hp, learning_rate=1e30, warmup_ratio=0.0, seed=4), "b": replace(hp, seed=7)}
-    pack = lab.pack(model, **settings)
+    trials = {
+        "a": hp,
+        "exploding": replace(hp, learning_rate=1e30, warmup_ratio=0.0, seed=4),
+        "b": replace(hp, seed=7),
+    }
+    group = lab.group(model, **settings)
     for trial, each in trials.items():
-        pack.join(trial, each)
-    error = step_until_it_explodes(pack, 5)
+        group.join(trial, each)
+    error = step_until_it_explodes(group, 5)
     assert list(error.reasons) == ["exploding"]
-    lost = pack._aboard["exploding"].step + 1
+    lost = group._members["exploding"].step + 1
     assert lost > 1
     assert error.reasons["exploding"] == str(error)
     assert str(error) == f"the training loss or its gradient became non-finite at step {lost}"
-    assert pack.due(["a", "b"]) == ["a", "b"]
-    assert [pack._aboard[trial].step for trial in ("a", "b")] == [lost, lost]
-    pack.leave("exploding")
+    assert group.due(["a", "b"]) == ["a", "b"]
+    assert [group._members[trial].step for trial in ("a", "b")] == [lost, lost]
+    group.leave("exploding")
 
-    before = lab.pack(model, **settings)
+    before = lab.group(model, **settings)
     for trial, each in trials.items():
         before.join(trial, each)
     for _ in range(lost - 1):
@@ -387,47 +442,49 @@ def test_an_exploding_trial_is_named_alone_and_the_others_make_their_step(lab, m
     before.leave("exploding")
     before.step(before.trials)
     for more in range(3):
-        mine = lab.publish_all(pack, tmp_path / f"mine-{more}", ["a", "b"])
+        mine = lab.publish_all(group, tmp_path / f"mine-{more}", ["a", "b"])
         expected = lab.publish_all(before, tmp_path / f"expected-{more}", ["a", "b"])
         for trial in ("a", "b"):
             lab.assert_same([mine[trial]], [expected[trial]])
-        pack.step(["a", "b"])
+        group.step(["a", "b"])
         before.step(["a", "b"])
 
 
 def test_what_is_not_a_number_stays_in_its_rows(lab, tmp_path):
     """Side by side in the same passes and matrix products: the others' bits are those with a healthy neighbour."""
     hp = lab.params("lora", dropout=0.1, rank=4)
-    packs = {}
+    groups = {}
     for name, rate in (("exploding", 1e30), ("healthy", 1e-3)):
-        pack = packs[name] = lab.pack("bert", evaluate_every=1)
-        pack.join("a", hp)
-        pack.join("neighbour", replace(hp, learning_rate=rate, warmup_ratio=0.0))
-        pack.join("b", replace(hp, seed=7))
-    step_until_it_explodes(packs["exploding"], 5)
-    for _ in range(packs["exploding"]._aboard["a"].step):
-        packs["healthy"].step(["a", "neighbour", "b"])
+        group = groups[name] = lab.group("bert", evaluate_every=1)
+        group.join("a", hp)
+        group.join("neighbour", replace(hp, learning_rate=rate, warmup_ratio=0.0))
+        group.join("b", replace(hp, seed=7))
+    step_until_it_explodes(groups["exploding"], 5)
+    for _ in range(groups["exploding"]._members["a"].step):
+        groups["healthy"].step(["a", "neighbour", "b"])
     for after in ("on board", "gone"):
-        mine, expected = (lab.publish_all(packs[n], tmp_path / f"{after}-{n}", ["a", "b"]) for n in packs)
+        mine, expected = (
+            lab.publish_all(groups[n], tmp_path / f"{after}-{n}", ["a", "b"]) for n in groups
+        )
         for trial in ("a", "b"):
             lab.assert_same([mine[trial]], [expected[trial]])
-        for pack in packs.values():
+        for group in groups.values():
             if after == "on board":
-                pack.leave("neighbour")
-            pack.step(["a", "b"])
+                group.leave("neighbour")
+            group.step(["a", "b"])
 
 
 def test_two_explode_at_once(lab):
     hp = lab.params("lora", learning_rate=1e30, warmup_ratio=0.0)
-    pack = lab.pack("bert")
-    pack.join("x", hp)
-    pack.join("a", lab.params("lora"))
-    pack.join("y", hp)
-    error = step_until_it_explodes(pack, 5)
+    group = lab.group("bert")
+    group.join("x", hp)
+    group.join("a", lab.params("lora"))
+    group.join("y", hp)
+    error = step_until_it_explodes(group, 5)
     assert list(error.reasons) == ["x", "y"]
-    pack.leave("x")
-    pack.leave("y")
-    assert pack.step(["a"]) == []
+    group.leave("x")
+    group.leave("y")
+    assert group.step(["a"]) == []
 
 
 # --- evaluation ---
@@ -442,18 +499,20 @@ def watch(base, seen):
 @pytest.mark.parametrize("model", ["bert", "llama"])
 def test_evaluating_several_at_once_equals_one_by_one(lab, model):
     trials = unlike(lab, model, dropout=True)
-    pack = lab.pack(model, dtype=torch.float64, max_tokens=5 * 40)
+    group = lab.group(model, dtype=torch.float64, max_tokens=5 * 40)
     for trial, hp in trials.items():
-        pack.join(trial, hp)
+        group.join(trial, hp)
     for _ in range(2):
-        pack.step(list(trials))
+        group.step(list(trials))
     some = ["d", "a", "e"]
-    together = pack.evaluate(some)
+    together = group.evaluate(some)
     assert list(together) == some
     for trial in some:
-        (alone,) = pack.evaluate([trial]).values()
+        (alone,) = group.evaluate([trial]).values()
         for name in ("val_loss", "probe_loss"):
-            assert getattr(together[trial], name) == pytest.approx(getattr(alone, name), rel=1e-13, abs=0)
+            assert getattr(together[trial], name) == pytest.approx(
+                getattr(alone, name), rel=1e-13, abs=0
+            )
         assert together[trial].metrics == pytest.approx(alone.metrics, rel=1e-12)
         np.testing.assert_allclose(together[trial].losses, alone.losses, rtol=1e-6)
     assert together["a"].val_loss != together["e"].val_loss != together["d"].val_loss
@@ -462,11 +521,11 @@ def test_evaluating_several_at_once_equals_one_by_one(lab, model):
 def test_every_batch_of_an_evaluation_passes_once_for_all(lab):
     trials, passes = unlike(lab, "bert"), {}
     for names in (["a"], list(trials)):
-        pack, seen = lab.pack("bert", max_tokens=40 * len(names)), []
+        group, seen = lab.group("bert", max_tokens=40 * len(names)), []
         for trial in names:
-            pack.join(trial, trials[trial])
+            group.join(trial, trials[trial])
         watch(lab.bases[-1], seen)
-        pack.evaluate(names)
+        group.evaluate(names)
         passes[len(names)] = seen
     alone, together = passes[1], passes[5]
     assert len(alone) > 2 and sum(rows for rows, _ in alone) == 18 + 9
@@ -476,10 +535,10 @@ def test_every_batch_of_an_evaluation_passes_once_for_all(lab):
 @pytest.mark.parametrize("fits", [1, 4])
 def test_out_of_memory_in_an_evaluation_of_several(lab, fits):
     trials = unlike(lab, "bert")
-    pack = lab.pack("bert", dtype=torch.float64)
+    group = lab.group("bert", dtype=torch.float64)
     for trial, hp in trials.items():
-        pack.join(trial, hp)
-    expected, sizes = pack.evaluate(list(trials)), []
+        group.join(trial, hp)
+    expected, sizes = group.evaluate(list(trials)), []
 
     def run_out(module, args, kwargs):
         sizes.append(len(kwargs["input_ids"]))
@@ -487,7 +546,7 @@ def test_out_of_memory_in_an_evaluation_of_several(lab, fits):
             raise torch.OutOfMemoryError("CUDA out of memory. (simulated)")
 
     lab.bases[-1].model.register_forward_pre_hook(run_out, with_kwargs=True)
-    mine = pack.evaluate(list(trials))
+    mine = group.evaluate(list(trials))
     assert max(sizes) > 4 and sum(size for size in sizes if size <= fits) == 5 * (18 + 9)
     for trial in trials:
         assert mine[trial].val_loss == pytest.approx(expected[trial].val_loss, rel=1e-12)
@@ -495,24 +554,26 @@ def test_out_of_memory_in_an_evaluation_of_several(lab, fits):
         assert mine[trial].metrics == expected[trial].metrics
 
 
-# --- what leaves a pack ---
+# --- what leaves a group ---
 
 
 @pytest.mark.parametrize("model", ["bert", "llama", "opt", "gpt2"])
-def test_what_leaves_a_pack_is_an_ordinary_peft_adapter(lab, model, tmp_path):
+def test_what_leaves_a_group_is_an_ordinary_peft_adapter(lab, model, tmp_path):
     choices = {
         "a": {"rank": 2, "alpha": 16},
         "b": {"rank": 8, "alpha": 4, "rslora": True, "targets": "attention", "dropout": 0.2},
     }
-    trials = {trial: lab.params("lora", learning_rate=1e-2, **more) for trial, more in choices.items()}
-    pack = lab.pack(model, dtype=torch.float64)
+    trials = {
+        trial: lab.params("lora", learning_rate=1e-2, **more) for trial, more in choices.items()
+    }
+    group = lab.group(model, dtype=torch.float64)
     for trial, hp in trials.items():
-        pack.join(trial, hp)
+        group.join(trial, hp)
     for _ in range(4):
-        pack.step(["a", "b"])
+        group.step(["a", "b"])
     base_logits = lab.logits(model, lab.plain(model, dtype=torch.float64))
     for trial, hp in trials.items():
-        pack.save(trial, tmp_path / trial)
+        group.save(trial, tmp_path / trial)
         folder = tmp_path / trial / "checkpoint"
         config = json.loads((folder / "adapter_config.json").read_text())
         assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (
@@ -520,10 +581,14 @@ def test_what_leaves_a_pack_is_an_ordinary_peft_adapter(lab, model, tmp_path):
             hp.options.alpha,
             hp.options.rslora,
         )
-        assert set(config["target_modules"]) == set(target_modules(lab.base(model), hp.options.targets))
+        assert set(config["target_modules"]) == set(
+            target_modules(lab.base(model), hp.options.targets)
+        )
         assert config["lora_dropout"] == hp.options.dropout
-        loaded = peft.PeftModel.from_pretrained(lab.plain(model, dtype=torch.float64), folder).eval()
-        mine, theirs = lab.logits_aboard(model, pack, trial), lab.logits(model, loaded)
+        loaded = peft.PeftModel.from_pretrained(
+            lab.plain(model, dtype=torch.float64), folder
+        ).eval()
+        mine, theirs = lab.logits_aboard(model, group, trial), lab.logits(model, loaded)
         assert (mine - theirs).abs().max() <= 1e-12
         assert (mine - base_logits).abs().max() > 1e-2
 
@@ -531,17 +596,17 @@ def test_what_leaves_a_pack_is_an_ordinary_peft_adapter(lab, model, tmp_path):
 # --- memory settings change no result ---
 
 
-def gradients(lab, pack, trials):
+def gradients(lab, group, trials):
     """Of every trial at its second step, where all of them have some; unclipped, from the first moments."""
     for trial, hp in trials.items():
         assert hp.max_grad_norm == 0 and hp.beta1 == 0
-        pack.join(trial, hp)
+        group.join(trial, hp)
     for _ in range(2):
-        pack.step(list(trials))
+        group.step(list(trials))
     return {
         f"{trial}: {name}": x.clone()
         for trial in trials
-        for name, x in pack._engine.moments(trial).items()
+        for name, x in group._engine.moments(trial).items()
         if name.startswith("exp_avg/")
     }
 
@@ -550,23 +615,32 @@ def gradients(lab, pack, trials):
 def wet(request, lab):
     """A model, unlike trials with dropout on, and their gradients in passes as large as can be."""
     trials = unlike(
-        lab, request.param, dropout=True, targets="attention", max_grad_norm=0, beta1=0, warmup_ratio=0, epochs=9
+        lab,
+        request.param,
+        dropout=True,
+        targets="attention",
+        max_grad_norm=0,
+        beta1=0,
+        warmup_ratio=0,
+        epochs=9,
     )
-    expected = gradients(lab, lab.pack(request.param, dtype=torch.float64, max_tokens=10**6), trials)
+    expected = gradients(
+        lab, lab.group(request.param, dtype=torch.float64, max_tokens=10**6), trials
+    )
     return request.param, trials, expected
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20, 100])
 def test_the_token_budget_changes_no_gradient_of_a_pack(lab, wet, max_tokens):
     model, trials, expected = wet
-    pack = lab.pack(model, dtype=torch.float64, max_tokens=max_tokens)
-    lab.assert_close(gradients(lab, pack, trials), expected, 1e-10)
+    group = lab.group(model, dtype=torch.float64, max_tokens=max_tokens)
+    lab.assert_close(gradients(lab, group, trials), expected, 1e-10)
 
 
 def test_gradient_checkpointing_changes_no_gradient_of_a_pack(lab, wet):
     model, trials, expected = wet
-    pack = lab.pack(model, dtype=torch.float64, gradient_checkpointing=True)
-    lab.assert_close(gradients(lab, pack, trials), expected, 1e-10)
+    group = lab.group(model, dtype=torch.float64, gradient_checkpointing=True)
+    lab.assert_close(gradients(lab, group, trials), expected, 1e-10)
 
 
 @pytest.mark.parametrize("at_pass", [0, 1, 2])
@@ -574,8 +648,8 @@ def test_gradient_checkpointing_changes_no_gradient_of_a_pack(lab, wet):
 def test_out_of_memory_in_a_step_changes_no_gradient_of_a_pack(lab, wet, at_pass, backward):
     """In the forward pass, or in the backward pass after part of the gradients have been added."""
     model, trials, expected = wet
-    pack = lab.pack(model, dtype=torch.float64, max_tokens=150)
-    pack.evaluate_base("lora")
+    group = lab.group(model, dtype=torch.float64, max_tokens=150)
+    group.evaluate_base("lora")
     sizes = []
 
     def run_out(*_):
@@ -591,7 +665,7 @@ def test_out_of_memory_in_a_step_changes_no_gradient_of_a_pack(lab, wet, at_pass
                 first.register_hook(run_out)
 
     lab.bases[-1].model.register_forward_hook(run_out_once, with_kwargs=True)
-    found = gradients(lab, pack, trials)
+    found = gradients(lab, group, trials)
     assert max(sizes[: at_pass + 1]) > 75 >= max(sizes[at_pass + 1 :])
     lab.assert_close(found, expected, 1e-10)
 
@@ -600,26 +674,30 @@ def test_out_of_memory_in_a_step_changes_no_gradient_of_a_pack(lab, wet, at_pass
 def test_chunks_of_the_loss_change_no_result(lab, model, monkeypatch, tmp_path):
     """In training and evaluation; also where the pass is recomputed."""
     trials = unlike(lab, model, dropout=True, targets="attention", only="abe")
-    expected = lab.together(lab.pack(model, dtype=torch.float64), tmp_path / "whole", trials)
-    monkeypatch.setattr(trainables.tasks.causal_lm, "CHUNK_LOGITS", 7 * 100)  # 7 targets
+    expected = lab.together(lab.group(model, dtype=torch.float64), tmp_path / "whole", trials)
+    monkeypatch.setattr(trainables.tasks.causal_lm.task, "CHUNK_LOGITS", 7 * 100)  # 7 targets
     for checkpointing in (False, True):
-        pack = lab.pack(model, dtype=torch.float64, gradient_checkpointing=checkpointing)
+        group = lab.group(model, dtype=torch.float64, gradient_checkpointing=checkpointing)
         widths = []
-        pack.evaluate_base("lora")
-        lab.bases[-1].output.register_forward_hook(  # also called where the layer only hands on hidden states
-            lambda module, args, output, w=widths: w.append(len(output) if output.shape[-1] == 100 else 0)
+        group.evaluate_base("lora")
+        lab.bases[
+            -1
+        ].output.register_forward_hook(  # also called where the layer only hands on hidden states
+            lambda module, args, output, w=widths: w.append(
+                len(output) if output.shape[-1] == 100 else 0
+            )
         )
-        found = lab.together(pack, tmp_path / f"chunks-{checkpointing}", trials)
+        found = lab.together(group, tmp_path / f"chunks-{checkpointing}", trials)
         assert 0 < max(widths) <= 7
         for trial in trials:
             lab.assert_alike(found[trial], expected[trial], 1e-10)
 
 
 @pytest.mark.parametrize("model", ["bert", "llama"])
-def test_bfloat16_trains_a_pack_nearly_as_float32(lab, model, tmp_path):
+def test_bfloat16_trains_a_group_nearly_as_float32(lab, model, tmp_path):
     trials = unlike(lab, model, dropout=True, only="abe", learning_rate=3e-3)
-    exact = lab.together(lab.pack(model), tmp_path / "float32", trials)
-    rounded = lab.together(lab.pack(model, autocast=torch.bfloat16), tmp_path / "bfloat16", trials)
+    exact = lab.together(lab.group(model), tmp_path / "float32", trials)
+    rounded = lab.together(lab.group(model, autocast=torch.bfloat16), tmp_path / "bfloat16", trials)
     for trial in trials:
         first, last = rounded[trial][0], rounded[trial][-1]
         assert last[0].probe_loss < first[0].probe_loss
@@ -632,20 +710,22 @@ def test_bfloat16_trains_a_pack_nearly_as_float32(lab, model, tmp_path):
 def test_bfloat16_alone_is_bfloat16_in_company(lab, tmp_path):
     """To the floor of that arithmetic: what is rounded differs with the cut alone."""
     trials = unlike(lab, "llama", only="ab")
-    packed = lab.together(lab.pack("llama", autocast=torch.bfloat16), tmp_path / "pack", trials)
+    packed = lab.together(lab.group("llama", autocast=torch.bfloat16), tmp_path / "group", trials)
     for trial, hp in trials.items():
-        alone = lab.together(lab.pack("llama", autocast=torch.bfloat16), tmp_path / trial, {trial: hp})
+        alone = lab.together(
+            lab.group("llama", autocast=torch.bfloat16), tmp_path / trial, {trial: hp}
+        )
         for (mine, _), (expected, _) in zip(packed[trial], alone[trial], strict=True):
             assert mine.val_loss == pytest.approx(expected.val_loss, rel=5e-3)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_pack_over_a_quantised_base_equals_each_alone(lab, bits, tmp_path):
+def test_a_group_over_a_quantised_base_equals_each_alone(lab, bits, tmp_path):
     """epsilon is large: Adam divides rounding errors by it."""
     trials = unlike(lab, "llama", dropout=True, method="qlora", only="abe", bits=bits, epsilon=1e-4)
-    packed = lab.together(lab.pack("llama"), tmp_path / "pack", trials)
+    packed = lab.together(lab.group("llama"), tmp_path / "group", trials)
     for trial, hp in trials.items():
-        alone = lab.together(lab.pack("llama"), tmp_path / f"only-{trial}", {trial: hp})
+        alone = lab.together(lab.group("llama"), tmp_path / f"only-{trial}", {trial: hp})
         lab.assert_alike(packed[trial], alone[trial], 1e-5)
 
 
@@ -654,37 +734,41 @@ def test_a_pack_over_a_quantised_base_equals_each_alone(lab, bits, tmp_path):
 
 def test_timing_a_step_leaves_everyone_as_they_are(lab, tmp_path):
     trials = unlike(lab, "bert", dropout=True, only="ae")
-    packs = {}
+    groups = {}
     for name in ("timed", "untimed"):
-        pack = packs[name] = lab.pack("bert", evaluate_every=1)
+        group = groups[name] = lab.group("bert", evaluate_every=1)
         for trial, hp in trials.items():
-            pack.join(trial, hp)
-        pack.step(["a", "e"])
+            group.join(trial, hp)
+        group.step(["a", "e"])
         if name == "timed":
-            assert 0 < pack.time_step(lab.params("lora", rank=16, dropout=0.2, targets="attention"), 3) < 60
-            assert pack.trials == ["a", "e"]
-        pack.step(["a", "e"])
-    mine, expected = (lab.publish_all(packs[name], tmp_path / name, ["a", "e"]) for name in packs)
+            assert (
+                0
+                < group.time_step(lab.params("lora", rank=16, dropout=0.2, targets="attention"), 3)
+                < 60
+            )
+            assert group.trials == ["a", "e"]
+        group.step(["a", "e"])
+    mine, expected = (lab.publish_all(groups[name], tmp_path / name, ["a", "e"]) for name in groups)
     for trial in trials:
         lab.assert_same([mine[trial]], [expected[trial]])
 
 
-def test_timing_an_empty_pack_leaves_the_base(lab, tmp_path):
+def test_timing_an_empty_group_leaves_the_base(lab, tmp_path):
     hp = lab.params("lora")
-    expected = lab.run(lab.pack("bert"), tmp_path / "fresh", hp)
-    pack = lab.pack("bert")
+    expected = lab.run(lab.group("bert"), tmp_path / "fresh", hp)
+    group = lab.group("bert")
     for method in ("lora", "full"):
-        pack.time_step(lab.params(method, learning_rate=0.1), 1 if method == "full" else 2)
-        assert pack.trials == []
-    lab.assert_same(lab.run(pack, tmp_path / "after", hp), expected)
+        group.time_step(lab.params(method, learning_rate=0.1), 1 if method == "full" else 2)
+        assert group.trials == []
+    lab.assert_same(lab.run(group, tmp_path / "after", hp), expected)
 
 
 def test_a_timed_step_that_fits_in_no_pass_keeps_the_budget(lab, tmp_path):
     trials = unlike(lab, "bert", dropout=True, only="ae")
-    pack = lab.pack("bert", max_tokens=100)
+    group = lab.group("bert", max_tokens=100)
     for trial, hp in trials.items():
-        pack.join(trial, hp)
-    before = {trial: snapshot(pack, trial) for trial in trials}
+        group.join(trial, hp)
+    before = {trial: snapshot(group, trial) for trial in trials}
     sizes, room = [], [2]
 
     def run_out(module, args, kwargs):
@@ -697,13 +781,13 @@ def test_a_timed_step_that_fits_in_no_pass_keeps_the_budget(lab, tmp_path):
     lab.bases[-1].model.register_forward_pre_hook(run_out, with_kwargs=True)
     hp = lab.params("lora", batch_size=18)
     with pytest.raises(torch.OutOfMemoryError):
-        pack.time_step(hp, 4)
-    assert sizes[-1] <= 25 and pack.trials == ["a", "e"], "smaller passes were tried, as in a step"
+        group.time_step(hp, 4)
+    assert sizes[-1] <= 25 and group.trials == ["a", "e"], "smaller passes were tried, as in a step"
     for trial in trials:
-        after = snapshot(pack, trial)
+        after = snapshot(group, trial)
         assert all(torch.equal(after[name], before[trial][name]) for name in before[trial])
     room.clear()
     sizes.clear()
-    pack.join("large", hp)
-    pack.step(["large"])
+    group.join("large", hp)
+    group.step(["large"])
     assert max(sizes) > 50, "the budget is what it was"

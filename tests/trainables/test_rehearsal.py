@@ -4,12 +4,12 @@ import pytest
 import torch
 import transformers
 
-import trainables.rehearsal
+import trainables.rehearsal.rehearse
 from tests.trainables.architectures import PAD, _write_rows
-from trainables import miniature
 from trainables.errors import InputError
-from trainables.model import ModelConfig
-from trainables.rehearsal import rehearse
+from trainables.models.config import ModelConfig
+from trainables.rehearsal import miniature
+from trainables.rehearsal.rehearse import rehearse
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
@@ -27,7 +27,11 @@ def rehearsed(tmp_path):
         config.save_pretrained(tmp_path / "model")
         _write_rows(tmp_path / "data", task)
         return rehearse(
-            ModelConfig(name=str(tmp_path / "model")), task, tmp_path / "data", [RATE | t for t in trials], PAD
+            ModelConfig(name=str(tmp_path / "model")),
+            task,
+            tmp_path / "data",
+            [RATE | t for t in trials],
+            PAD,
         )
 
     return run
@@ -43,7 +47,11 @@ def test_each_kind_of_trial_is_rehearsed_once(rehearsed):
         {"method": "partial", "layers": 2},
         {"method": "partial", "layers": 12},
     )
-    assert [each.what for each in found.found] == ["lora on all-linear", "lora on attention", "partial"]
+    assert [each.what for each in found.found] == [
+        "lora on all-linear",
+        "lora on attention",
+        "partial",
+    ]
     assert found.problems == [] and found.size.startswith("2 layers of width 64, ")
     assert [each.shares for each in found.found] == [True, True, False]
     # the formula for memory holds at this size too; of weights that are trained themselves it is not asked
@@ -53,23 +61,31 @@ def test_each_kind_of_trial_is_rehearsed_once(rehearsed):
 
 
 def test_what_the_real_model_does_not_have_is_told_of_the_settings(rehearsed):
-    found = rehearsed(transformers.LlamaConfig(**LLAMA), "causal_lm", {"method": "partial", "layers": 13})
+    found = rehearsed(
+        transformers.LlamaConfig(**LLAMA), "causal_lm", {"method": "partial", "layers": 13}
+    )
     assert found.problems == ["partial: layers: must be at most the model's 12 layers, got 13"]
     assert found.found[0].by_settings
 
 
 def test_a_checkpoint_that_is_loaded_as_another_model_is_caught(rehearsed, monkeypatch):
     """Here without the padding token that training sets, as the card said it once."""
-    real = trainables.rehearsal.loading_code
+    real = trainables.rehearsal.rehearse.loading_code
 
     def forgetful(folder, spec, name):
-        return [line.replace(f", pad_token_id={PAD}", ", pad_token_id=5") for line in real(folder, spec, name)]
+        return [
+            line.replace(f", pad_token_id={PAD}", ", pad_token_id=5")
+            for line in real(folder, spec, name)
+        ]
 
-    monkeypatch.setattr(trainables.rehearsal, "complete", lambda *_: False)
-    monkeypatch.setattr(trainables.rehearsal, "loading_code", forgetful)
+    monkeypatch.setattr(trainables.rehearsal.rehearse, "complete", lambda *_: False)
+    monkeypatch.setattr(trainables.rehearsal.rehearse, "loading_code", forgetful)
     found = rehearsed(transformers.LlamaConfig(**LLAMA), "classification", {"method": "lora"})
     assert len(found.problems) == 1
-    assert "lora on all-linear: loaded by the code on the card it gives a validation loss of " in found.problems[0]
+    assert (
+        "lora on all-linear: loaded by the code on the card it gives a validation loss of "
+        in found.problems[0]
+    )
 
 
 def test_a_model_that_sees_the_future_is_refused(rehearsed):
@@ -79,8 +95,14 @@ def test_a_model_that_sees_the_future_is_refused(rehearsed):
 
 
 def test_a_model_without_a_class_for_the_task_is_refused(rehearsed):
-    with pytest.raises(InputError, match="^model.name: transformers has no mamba that classifies texts"):
-        rehearsed(transformers.MambaConfig(vocab_size=1000, pad_token_id=PAD), "classification", {"method": "full"})
+    with pytest.raises(
+        InputError, match="^model.name: transformers has no mamba that classifies texts"
+    ):
+        rehearsed(
+            transformers.MambaConfig(vocab_size=1000, pad_token_id=PAD),
+            "classification",
+            {"method": "full"},
+        )
 
 
 def test_what_cannot_be_made_small_is_said(rehearsed, monkeypatch):

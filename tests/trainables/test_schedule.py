@@ -2,12 +2,14 @@
 
 import pytest
 
+from trainables.engine.schedule import samples_seen, total_steps, trained_samples
 from trainables.hyperparameters import parse
-from trainables.schedule import samples_seen, total_steps, trained_samples
 
 
 def params(batch_size, epochs):
-    return parse({"method": "full", "learning_rate": 1e-4, "batch_size": batch_size, "epochs": epochs})
+    return parse(
+        {"method": "full", "learning_rate": 1e-4, "batch_size": batch_size, "epochs": epochs}
+    )
 
 
 @pytest.mark.parametrize(

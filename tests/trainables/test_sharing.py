@@ -5,13 +5,15 @@ import pytest
 import torch
 from torch import nn
 
+from trainables.data.arrow import Split, write_split
 from trainables.data.records import Encoded
-from trainables.data.store import Split, write_split
-from trainables.dropout import RowKeys, row_dropout
-from trainables.pack import NotShared
-from trainables.sharing import feels_padding, without_rows
+from trainables.engine.dropout import RowKeys, row_dropout
+from trainables.engine.group import NotShared
+from trainables.engine.row_independence import mixing_rows, padding_changes_losses
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)
 
 PARAMS = {
     "lora": {"rank": 4, "dropout": 0.1},
@@ -27,41 +29,45 @@ TOGETHER = ["bert", "distilbert", "t5", "llama", "opt", "gpt2"]
 def ended(lab):
     """Rows that end with the token that T5 classifies by, which stands nowhere else."""
     rng = np.random.default_rng(0)
-    rows = [np.append(rng.integers(2, 100, rng.integers(2, 13)), 1).astype(np.int32) for _ in range(18)]
+    rows = [
+        np.append(rng.integers(2, 100, rng.integers(2, 13)), 1).astype(np.int32) for _ in range(18)
+    ]
     path = lab.root / "ended.arrow"
     write_split(path, Encoded(input_ids=rows, labels=(np.arange(18) % 3).astype(np.int64)))
     return Split(path)
 
 
-def pack_of(lab, ended, model, **settings):
+def group_of(lab, ended, model, **settings):
     splits = {"train": ended, "validation": ended} if model == "t5" else {}
-    return lab.pack(model, **splits, **settings)
+    return lab.group(model, **splits, **settings)
 
 
 @pytest.mark.parametrize("model", ALONE)
 def test_a_base_that_nobody_can_share_is_found_out(lab, ended, model):
-    pack = pack_of(lab, ended, model)
-    pack.join("a", lab.params("lora"))
-    pack.step(["a"])
-    before = {name: x.clone() for name, x in pack._engine.weights("a").items()}
+    group = group_of(lab, ended, model)
+    group.join("a", lab.params("lora"))
+    group.step(["a"])
+    before = {name: x.clone() for name, x in group._engine.weights("a").items()}
     with pytest.raises(NotShared, match="cannot be shared"):
-        pack.join("b", lab.params("lora"))
-    assert pack.trials == ["a"]
-    assert all(torch.equal(x, before[name]) for name, x in pack._engine.weights("a").items())
-    pack.step(["a"])
+        group.join("b", lab.params("lora"))
+    assert group.trials == ["a"]
+    assert all(torch.equal(x, before[name]) for name, x in group._engine.weights("a").items())
+    group.step(["a"])
 
 
 @pytest.mark.parametrize("method", ["lora", "ia3", "adapter"])
 @pytest.mark.parametrize("model", TOGETHER)
-def test_trials_that_share_a_base_have_the_losses_of_each_alone(lab, ended, model, method, tmp_path):
+def test_trials_that_share_a_base_have_the_losses_of_each_alone(
+    lab, ended, model, method, tmp_path
+):
     """With dropout wherever the model has it: T5's in its attention, in functions."""
     trials = {
         "a": lab.params(method, **PARAMS[method]),
         "b": lab.params(method, seed=1, batch_size=3, **PARAMS[method]),
     }
-    packed = lab.together(pack_of(lab, ended, model), tmp_path / "pack", trials)
+    packed = lab.together(group_of(lab, ended, model), tmp_path / "group", trials)
     for trial, hp in trials.items():
-        (alone,) = lab.together(pack_of(lab, ended, model), tmp_path / trial, {trial: hp}).values()
+        (alone,) = lab.together(group_of(lab, ended, model), tmp_path / trial, {trial: hp}).values()
         for (mine, _), (expected, _) in zip(packed[trial], alone, strict=True):
             assert mine.val_loss == pytest.approx(expected.val_loss, rel=2e-5)
             assert mine.train_loss == pytest.approx(expected.train_loss, rel=2e-5)
@@ -69,22 +75,28 @@ def test_trials_that_share_a_base_have_the_losses_of_each_alone(lab, ended, mode
 
 @pytest.mark.parametrize("method", ["lora", "ia3", "adapter"])
 @pytest.mark.parametrize("model", ["deberta", "deberta-v2", "deberta-v3"])
-def test_a_base_of_which_modules_have_no_rows_is_trained_and_reloaded(lab, ended, model, method, tmp_path):
+def test_a_base_of_which_modules_have_no_rows_is_trained_and_reloaded(
+    lab, ended, model, method, tmp_path
+):
     """What is saved gives the loss that was told, as PEFT loads it; and no result depends on how a step is cut."""
     from peft import PeftModel
 
     from trainables.methods.adapter import load_adapter
 
     hp = lab.params(method, **PARAMS[method])
-    history = lab.run(lab.pack(model), tmp_path / "whole", hp)
+    history = lab.run(lab.group(model), tmp_path / "whole", hp)
     base = lab.plain(model)
     folder = history[-1][1] / "checkpoint"
-    loaded = load_adapter(base, folder) if method == "adapter" else PeftModel.from_pretrained(base, folder).eval()
+    loaded = (
+        load_adapter(base, folder)
+        if method == "adapter"
+        else PeftModel.from_pretrained(base, folder).eval()
+    )
     loss = lab.loss(model, loaded, range(9), "validation").detach()
     assert float(loss) == pytest.approx(history[-1][0].val_loss, rel=1e-5)
     assert history[-1][0].train_loss < history[0][0].train_loss
     runs = [
-        lab.run(lab.pack(model, dtype=torch.float64, max_tokens=tokens), tmp_path / str(tokens), hp)
+        lab.run(lab.group(model, dtype=torch.float64, max_tokens=tokens), tmp_path / str(tokens), hp)
         for tokens in (16, 999)
     ]
     lab.assert_alike(*runs, 1e-7)
@@ -93,14 +105,14 @@ def test_a_base_of_which_modules_have_no_rows_is_trained_and_reloaded(lab, ended
 @pytest.mark.parametrize("model", ["deberta-v3", "xlnet"])
 def test_checkpointing_and_resuming_change_nothing_where_modules_have_no_rows(lab, model, tmp_path):
     hp = lab.params("lora", rank=4, dropout=0.1)
-    expected = lab.run(lab.pack(model), tmp_path / "whole", hp)
-    pack = lab.pack(model, gradient_checkpointing=model != "xlnet")  # which has none
-    lab.assert_alike(lab.run(pack, tmp_path / "resumed", hp, expected[0][1]), expected[1:], 1e-4)
+    expected = lab.run(lab.group(model), tmp_path / "whole", hp)
+    group = lab.group(model, gradient_checkpointing=model != "xlnet")  # which has none
+    lab.assert_alike(lab.run(group, tmp_path / "resumed", hp, expected[0][1]), expected[1:], 1e-4)
 
 
 @pytest.mark.parametrize("model", ["deberta-v3", "t5", "xlnet"])
 def test_weights_of_such_a_base_are_trained_too(lab, ended, model, tmp_path):
-    history = lab.run(pack_of(lab, ended, model), tmp_path, lab.params("full"))
+    history = lab.run(group_of(lab, ended, model), tmp_path, lab.params("full"))
     assert history[-1][0].train_loss < history[0][0].train_loss
 
 
@@ -139,16 +151,17 @@ class Odd(nn.Module):
 def test_modules_that_see_rows(way):
     model = Odd(way)
     ids = torch.arange(1, 9)
-    assert without_rows(model, ["linear", "unused"], model, ids, ids.flip(0)) == {}
+    assert mixing_rows(model, ["linear", "unused"], model, ids, ids.flip(0)) == {}
 
 
 @pytest.mark.parametrize(
-    "way", ["time first", "a table", "interleaved", "sorted", "a selection", "neighbours", "mean of all"]
+    "way",
+    ["time first", "a table", "interleaved", "sorted", "a selection", "neighbours", "mean of all"],
 )
 def test_modules_that_do_not(way):
     model = Odd(way)
     ids = torch.arange(1, 9)
-    assert without_rows(model, ["linear", "unused"], model, ids, ids + 3) == {"linear": (False,)}
+    assert mixing_rows(model, ["linear", "unused"], model, ids, ids + 3) == {"linear": (False,)}
 
 
 def test_a_module_that_sees_rows_at_one_of_its_calls():
@@ -159,7 +172,7 @@ def test_a_module_that_sees_rows_at_one_of_its_calls():
             return super().forward(ids_BT).sum() + self.linear(self.table.weight).sum()
 
     model, ids = Twice("rows"), torch.arange(1, 9)
-    assert without_rows(model, ["linear"], model, ids, ids + 3) == {"linear": (True, False)}
+    assert mixing_rows(model, ["linear"], model, ids, ids + 3) == {"linear": (True, False)}
 
 
 @pytest.mark.parametrize("leaks", [None, 0, 2, 4])
@@ -173,13 +186,15 @@ def test_padding_is_tried_behind_rows_of_several_lengths(leaks):
             [leaks is not None and row == np.argsort(lengths)[leaks] for row in rows]
         )
 
-    assert feels_padding(losses, lengths, 1e-4, 64) == (leaks in (0, 2))  # nothing stands behind the longest
+    assert padding_changes_losses(losses, lengths, 1e-4, 64) == (
+        leaks in (0, 2)
+    )  # nothing stands behind the longest
 
 
 def test_dropout_of_what_has_no_rows_is_a_function_of_the_step():
     """Not of the rows that pass, nor of how many."""
     keys, x = RowKeys(), torch.ones(10, 16)
-    keys.without_rows = {3: (False,)}
+    keys.mixing_rows = {3: (False,)}
     masks = []
     for seed, step, rows in ((0, 0, [1, 2, 3]), (0, 0, [4]), (0, 1, [4]), (1, 0, [4])):
         shape = torch.tensor(rows)

@@ -12,7 +12,7 @@ from subprocess import PIPE
 import fsspec
 import pytest
 
-from trainables.store import Store
+from trainables.storage.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +41,12 @@ def test_written_is_read(store):
     store.write_bytes("b", b"\x00\xff")
     assert store.read_json("deep/er/a.json") == {"x": [1, None, "é"]}
     assert store.read_bytes("b") == b"\x00\xff"
-    assert store.exists("b") and store.exists("deep/er/a.json") and store.exists("deep/er") and not store.exists("c")
+    assert (
+        store.exists("b")
+        and store.exists("deep/er/a.json")
+        and store.exists("deep/er")
+        and not store.exists("c")
+    )
     store.write_bytes("b", b"again")
     assert store.read_bytes("b") == b"again"
     assert store.find() == ["b", "deep/er/a.json"], "no temporary file stays"
@@ -101,7 +106,9 @@ def test_a_local_folder_appears_by_one_rename(tmp_path, monkeypatch):
     assert folder.parent == tmp_path / "sweep", "on the file system of the target"
     seen = []
     rename = os.rename
-    monkeypatch.setattr(os, "rename", lambda *paths: (seen.append(store.exists("t/step-1")), rename(*paths)))
+    monkeypatch.setattr(
+        os, "rename", lambda *paths: (seen.append(store.exists("t/step-1")), rename(*paths))
+    )
     store.publish(folder, "t/step-1", last="done")
     assert seen == [False]
 
@@ -112,7 +119,9 @@ def test_an_object_store_gets_the_last_file_last(tmp_path, monkeypatch):
     order = []
     put_file = type(fs).put_file
     monkeypatch.setattr(
-        type(fs), "put_file", lambda self, local, remote, **more: (order.append(remote), put_file(self, local, remote))
+        type(fs),
+        "put_file",
+        lambda self, local, remote, **more: (order.append(remote), put_file(self, local, remote)),
     )
     store.publish(prepared(store, a_done="1", weights="w", sub__z="z"), "t", last="a_done")
     assert len(order) == 3 and order[-1].endswith("/t/a_done")
@@ -138,7 +147,9 @@ def test_fetched_is_a_local_folder(store, tmp_path):
     store.publish(prepared(store, weights="w", sub__more="m", done="1"), "t/step-1", last="done")
     store.write_bytes("t/step-10/weights", b"other")
     folder = store.fetch("t/step-1", tmp_path / "into")
-    assert {str(f.relative_to(folder)): f.read_text() for f in folder.rglob("*") if f.is_file()} == {
+    assert {
+        str(f.relative_to(folder)): f.read_text() for f in folder.rglob("*") if f.is_file()
+    } == {
         "weights": "w",
         "sub/more": "m",
         "done": "1",
@@ -170,7 +181,11 @@ def wrong_rights(folder: Path, umask: int) -> dict[str, str]:
     rights = {path: path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
     wanted = {path: (0o777 if path.is_dir() else 0o666) & ~umask for path in rights}
     assert len(rights) > 1
-    return {str(path.relative_to(folder)): oct(rights[path]) for path in rights if rights[path] != wanted[path]}
+    return {
+        str(path.relative_to(folder)): oct(rights[path])
+        for path in rights
+        if rights[path] != wanted[path]
+    }
 
 
 def test_what_is_written_and_published_obeys_the_umask(tmp_path, umask):
@@ -190,9 +205,9 @@ def test_what_is_written_and_published_obeys_the_umask(tmp_path, umask):
 @pytest.mark.parametrize("method", ["lora", "full", "adapter"])
 def test_checkpoints_obey_the_umask(lab, tmp_path, umask, method):
     """safetensors writes files that only their owner reads."""
-    pack = lab.pack("bert")
-    pack.join("t", lab.params(method))
-    _, folder = lab.publish(pack, tmp_path / "sweep")
+    group = lab.group("bert")
+    group.join("t", lab.params(method))
+    _, folder = lab.publish(group, tmp_path / "sweep")
     assert (folder / "checkpoint").is_dir() and (folder / "training_state.safetensors").is_file()
     assert wrong_rights(tmp_path / "sweep", umask) == {}
 
@@ -243,9 +258,11 @@ def test_of_those_who_want_a_folder_at_once_one_at_most_gets_it(tmp_path, storag
 
 
 def test_processes_that_start_in_the_same_second_get_folders_of_their_own(tmp_path):
-    code = "import sys; from trainables.store import Store; sys.stdin.readline(); print(Store(sys.argv[1]).claim())"
+    code = "import sys; from trainables.storage.store import Store; sys.stdin.readline(); print(Store(sys.argv[1]).claim())"
     command = [sys.executable, "-c", code, str(tmp_path / "runs" / "quick-20260101-120000")]
-    started = [subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT) for _ in range(4)]
+    started = [
+        subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT) for _ in range(4)
+    ]
     for process in started:
         process.stdin.write("\n")
         process.stdin.flush()

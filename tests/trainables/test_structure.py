@@ -5,7 +5,7 @@ import transformers
 
 from tests.trainables import zoo
 from trainables.errors import InputError
-from trainables.structure import (
+from trainables.models.structure import (
     above_backbone,
     attends,
     coverage,
@@ -31,7 +31,10 @@ ATTENTION = [
     ("distilbert", {"q_lin", "k_lin", "v_lin", "out_lin"}),
     ("modernbert", {"Wqkv", "Wo"}),
     ("deberta", {"in_proj", "pos_proj", "pos_q_proj", "dense"}),
-    ("deberta-v2", {"query_proj", "key_proj", "value_proj", "pos_key_proj", "pos_query_proj", "dense"}),
+    (
+        "deberta-v2",
+        {"query_proj", "key_proj", "value_proj", "pos_key_proj", "pos_query_proj", "dense"},
+    ),
     ("gpt2", {"c_attn", "c_proj"}),
     ("gpt_neox", {"query_key_value", "dense"}),
     ("bloom", {"query_key_value", "dense"}),
@@ -54,12 +57,20 @@ def test_attention_is_found_whatever_it_is_called(name, expected):
     found = attends(model, linear)
     assert endings(found) == expected
     # of a feed-forward, nothing: its layers are as wide inside as attention never is
-    assert not {name for name in found if any(part in name for part in ("mlp", "intermediate", "ffn", "fc1", "fc2"))}
+    assert not {
+        name
+        for name in found
+        if any(part in name for part in ("mlp", "intermediate", "ffn", "fc1", "fc2"))
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "where"),
-    [("t5", "transformer.decoder.block"), ("bart", "model.decoder.layers"), ("llama", "model.layers")],
+    [
+        ("t5", "transformer.decoder.block"),
+        ("bart", "model.decoder.layers"),
+        ("llama", "model.layers"),
+    ],
 )
 def test_the_last_layers_are_those_before_the_output(name, where):
     task = "classification"
@@ -72,14 +83,17 @@ def test_a_layer_whose_parts_lie_side_by_side_is_all_of_them():
 
 
 @pytest.mark.parametrize(
-    "name", ["bert", "modernbert", "t5", "bart", "deberta", "deberta-v2", "distilbert", "gpt2", "llama"]
+    "name",
+    ["bert", "modernbert", "t5", "bart", "deberta", "deberta-v2", "distilbert", "gpt2", "llama"],
 )
 def test_heads_are_never_quantised(name):
     """Nor whatever else stands outside the layers."""
     model = shapes(name, "classification")
     kept = set(outside_layers(model))
     for head in above_backbone(model):
-        assert {found for found in linear_layers(model) if f"{found}.".startswith(f"{head}.")} <= kept
+        assert {
+            found for found in linear_layers(model) if f"{found}.".startswith(f"{head}.")
+        } <= kept
     assert in_layers(model) and not kept & set(in_layers(model))
 
 
@@ -114,6 +128,7 @@ def test_a_model_without_lists_of_layers_says_so():
     model = shapes("bert", "classification")
     model.bert.encoder = None
     with pytest.raises(
-        InputError, match="^layers: BertForSequenceClassification has no list of layers; name parameters"
+        InputError,
+        match="^layers: BertForSequenceClassification has no list of layers; name parameters",
     ):
         layer_lists(model)

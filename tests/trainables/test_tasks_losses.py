@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.data.chat import IGNORED as DATA_IGNORED
-from trainables.model import BaseSpec, ModelConfig
+from trainables.models.base import BaseSpec
+from trainables.models.config import ModelConfig
 from trainables.tasks import TASKS
-from trainables.tasks.causal_lm import IGNORED
+from trainables.tasks.causal_lm.task import IGNORED
+from trainables.tasks.instruction.format import IGNORED as DATA_IGNORED
 
 LM = [TASKS["instruction"], TASKS["causal_lm"]]
 
@@ -17,7 +18,10 @@ def ids(*values):
 ROWS = [
     {"input_ids": ids(5, 6, 7, 8), "labels": ids(-100, -100, 7, 8)},
     {"input_ids": ids(9, 10), "labels": ids(9, 10)},
-    {"input_ids": ids(1, 2, 3), "labels": ids(1, -100, -100)},  # its only label is the first token: no target
+    {
+        "input_ids": ids(1, 2, 3),
+        "labels": ids(1, -100, -100),
+    },  # its only label is the first token: no target
 ]
 
 
@@ -31,7 +35,11 @@ def test_collate_pads_on_the_right_to_the_longest_row(task):
     batch = task.collate(ROWS, pad_token_id=99)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, 99, 99], [1, 2, 3, 99]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
-    assert batch["labels"].tolist() == [[-100, -100, 7, 8], [9, 10, -100, -100], [1, -100, -100, -100]]
+    assert batch["labels"].tolist() == [
+        [-100, -100, 7, 8],
+        [9, 10, -100, -100],
+        [1, -100, -100, -100],
+    ]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 
@@ -44,7 +52,9 @@ def test_collate_classification():
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 7, 7]]
     assert batch["token_type_ids"].tolist() == [[0, 1, 1], [0, 0, 0]]
     assert batch["labels"].tolist() == [2, 0]
-    assert "token_type_ids" not in TASKS["classification"].collate([{"input_ids": ids(1), "labels": 0}], 7)
+    assert "token_type_ids" not in TASKS["classification"].collate(
+        [{"input_ids": ids(1), "labels": 0}], 7
+    )
 
 
 @pytest.mark.parametrize("task", LM)
@@ -89,7 +99,9 @@ def test_losses_are_computed_in_float32_at_least(task, dtype, expected):
     labels = torch.tensor([1, 4]) if classification else torch.tensor([[1, 2, 3], [0, 1, -100]])
     nll, _ = task.row_losses(logits, labels)
     assert nll.dtype == expected
-    torch.testing.assert_close(nll.double(), task.row_losses(logits.double(), labels)[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        nll.double(), task.row_losses(logits.double(), labels)[0], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_row_losses_equal_the_model_s_own_on_one_row():
@@ -98,7 +110,12 @@ def test_row_losses_equal_the_model_s_own_on_one_row():
 
     torch.manual_seed(0)
     sizes = dict(
-        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
     )
     model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
     batch = TASKS["causal_lm"].collate(ROWS[:2], 0)
@@ -131,11 +148,16 @@ def test_row_losses_equal_the_model_s_own_on_one_row():
 
 def test_classification_metrics():
     labels, predictions = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0])
-    metrics = TASKS["classification"].metrics(np.zeros(5), np.ones(5, dtype=np.int64), predictions, labels)
+    metrics = TASKS["classification"].metrics(
+        np.zeros(5), np.ones(5, dtype=np.int64), predictions, labels
+    )
     assert metrics == {"accuracy": 0.6, "macro_f1": pytest.approx((0.5 + 0.8 + 0.0) / 3)}
     # A class that neither occurs nor is predicted does not count.
     assert (
-        TASKS["classification"].metrics(np.zeros(2), np.ones(2), np.array([0, 3]), np.array([0, 3]))["macro_f1"] == 1.0
+        TASKS["classification"].metrics(
+            np.zeros(2), np.ones(2), np.array([0, 3]), np.array([0, 3])
+        )["macro_f1"]
+        == 1.0
     )
 
 

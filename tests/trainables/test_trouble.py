@@ -12,13 +12,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import trainables.pack
+import trainables.engine.group
+from trainables.engine.budget import TokenBudget
+from trainables.engine.group import NotShared
+from trainables.engine.memory import GB, MemoryEstimate, too_large
+from trainables.engine.shared import Wrecked
 from trainables.errors import InputError
-from trainables.memory import GB, MemoryEstimate, too_large
-from trainables.pack import Budget, NotShared
-from trainables.slot import Board, _Crew, _how_many, _Link, ends_worker
-from trainables.stack import Wrecked
-from trainables.store import Store
+from trainables.runtime.capacity import trials_that_pay
+from trainables.runtime.client import CoordinatorClient
+from trainables.runtime.failures import ends_worker
+from trainables.runtime.protocol import Assignment
+from trainables.runtime.worker import SlotWorker
+from trainables.storage.store import Store
 
 OUT = "CUDA out of memory. Tried to allocate 2.00 GiB. (simulated)"
 
@@ -32,7 +37,9 @@ class RunsOut(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[1]
-        allocates = not name.endswith("_") and not any(each.alias_info for each in func._schema.returns)
+        allocates = not name.endswith("_") and not any(
+            each.alias_info for each in func._schema.returns
+        )
         if allocates:
             self.count += 1
             if self.count == self.at + 1 or self.count > self.at and not self.once:
@@ -48,8 +55,8 @@ def trials_of(lab: Any, model: str) -> dict[str, Any]:
     }
 
 
-def state(pack: Any, names: Any = "ab") -> dict[str, torch.Tensor]:
-    engine = pack._engine
+def state(group: Any, names: Any = "ab") -> dict[str, torch.Tensor]:
+    engine = group._engine
     return {
         f"{trial} {name}": x.clone()
         for trial in names
@@ -62,15 +69,17 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def begin(lab: Any, model: str, **settings: Any) -> tuple[Any, dict[str, Any]]:
-    pack, trials = lab.pack(model, evaluate_every=1, **settings), trials_of(lab, model)
+    group, trials = lab.group(model, evaluate_every=1, **settings), trials_of(lab, model)
     for trial in "ab":
-        pack.join(trial, trials[trial])
+        group.join(trial, trials[trial])
     for _ in range(2):
-        pack.step(["a", "b"])
-    return pack, trials
+        group.step(["a", "b"])
+    return group, trials
 
 
-@pytest.mark.parametrize("settings", [{}, {"autocast": torch.bfloat16}], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"autocast": torch.bfloat16}], ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize("once", [True, False])
 @pytest.mark.parametrize("model", ["bert", "llama"])
 def test_memory_that_runs_out_while_a_trial_joins_harms_nobody(lab, model, once, settings):
@@ -82,20 +91,20 @@ def test_memory_that_runs_out_while_a_trial_joins_harms_nobody(lab, model, once,
     with RunsOut() as counting:
         undisturbed.join("late", trials["late"])
     assert counting.count > 30
-    pack, _ = begin(lab, model, **settings)
-    before = state(pack)
+    group, _ = begin(lab, model, **settings)
+    before = state(group)
     # every place of the layout, and a sample of what comes before it: drawing initial values
     for at in sorted({*range(0, counting.count, 7), *range(counting.count - 25, counting.count)}):
         with pytest.raises(torch.OutOfMemoryError), RunsOut(at, once=once):
-            pack.join("late", trials["late"])
-        assert pack.trials == ["a", "b"] == [name for name in pack._engine.trials if name]
-        assert same(state(pack), before), at
-    pack.step(["a", "b"])
-    assert same(state(pack), expected)
-    assert {trial: each.val_loss for trial, each in pack.evaluate(["a", "b"]).items()} == losses
-    pack.join("late", trials["late"])
-    assert same(state(pack), expected) and pack.trials == ["a", "b", "late"]
-    assert pack._engine.trials == ["a", "b", "late"]
+            group.join("late", trials["late"])
+        assert group.trials == ["a", "b"] == [name for name in group._engine.trials if name]
+        assert same(state(group), before), at
+    group.step(["a", "b"])
+    assert same(state(group), expected)
+    assert {trial: each.val_loss for trial, each in group.evaluate(["a", "b"]).items()} == losses
+    group.join("late", trials["late"])
+    assert same(state(group), expected) and group.trials == ["a", "b", "late"]
+    assert group._engine.trials == ["a", "b", "late"]
 
 
 @pytest.mark.parametrize("once", [True, False])
@@ -103,26 +112,28 @@ def test_memory_that_runs_out_while_a_trial_leaves_harms_nobody(lab, once):
     expected, trials = begin(lab, "bert")
     expected.leave("a")
     expected.step(["b"])
-    pack, _ = begin(lab, "bert")
+    group, _ = begin(lab, "bert")
     with RunsOut() as counting:
-        pack.leave("a")
+        group.leave("a")
     for at in range(0, counting.count, 9):
-        pack, _ = begin(lab, "bert")
+        group, _ = begin(lab, "bert")
         with RunsOut(at, once=once):
-            pack.leave("a")
-        assert pack.trials == ["b"]
-        pack.step(["b"])
-        lab.assert_close(state(pack, "b"), state(expected, "b"), 1e-6)  # its norm is summed in another order
-        pack.join("a", trials["a"])
-        assert pack._engine.trials == ["b", "a"]
+            group.leave("a")
+        assert group.trials == ["b"]
+        group.step(["b"])
+        lab.assert_close(
+            state(group, "b"), state(expected, "b"), 1e-6
+        )  # its norm is summed in another order
+        group.join("a", trials["a"])
+        assert group._engine.trials == ["b", "a"]
 
 
 def test_where_both_layouts_do_not_fit_the_old_one_waits_elsewhere(lab, monkeypatch):
     """As on an accelerator: the first try runs out of memory, the second has that of the old layout too."""
     expected, trials = begin(lab, "llama")
     expected.join("late", trials["late"])
-    pack, _ = begin(lab, "llama")
-    engine, made = pack._engine, type(pack._engine)._made
+    group, _ = begin(lab, "llama")
+    engine, made = group._engine, type(group._engine)._made
     tries: list[bool] = []
 
     def short(self: Any, *args: Any) -> Any:
@@ -133,10 +144,10 @@ def test_where_both_layouts_do_not_fit_the_old_one_waits_elsewhere(lab, monkeypa
 
     monkeypatch.setattr(type(engine), "_made", short)
     monkeypatch.setattr(type(engine), "_waits_elsewhere", lambda self: True)
-    pack.join("late", trials["late"])
+    group.join("late", trials["late"])
     assert tries == [True, False]
-    assert same(state(pack, ["a", "b", "late"]), state(expected, ["a", "b", "late"]))
-    before = state(pack)
+    assert same(state(group, ["a", "b", "late"]), state(expected, ["a", "b", "late"]))
+    before = state(group)
 
     def never(self: Any, lanes: Any, *args: Any) -> Any:
         if len(lanes) > 3 or self._weights.numel() > 0:
@@ -145,9 +156,9 @@ def test_where_both_layouts_do_not_fit_the_old_one_waits_elsewhere(lab, monkeypa
 
     monkeypatch.setattr(type(engine), "_made", never)
     with pytest.raises(torch.OutOfMemoryError):
-        pack.join("more", trials["a"])
-    assert same(state(pack), before) and pack._engine.trials == ["a", "b", "late"]
-    pack.step(["a", "b"])
+        group.join("more", trials["a"])
+    assert same(state(group), before) and group._engine.trials == ["a", "b", "late"]
+    group.step(["a", "b"])
 
     def at_all(*_: Any) -> Any:
         raise torch.OutOfMemoryError(OUT)
@@ -169,8 +180,18 @@ def chained(error: Exception, cause: Exception) -> Exception:
     ("error", "ends"),
     [
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
-        (RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be ..."), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`"), True),
+        (
+            RuntimeError(
+                "CUDA error: device-side assert triggered\nCUDA kernel errors might be ..."
+            ),
+            True,
+        ),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`"
+            ),
+            True,
+        ),
         (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), True),
         (RuntimeError("CUDA driver error: unknown error"), True),
         (RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:1234, unhandled cuda error"), True),
@@ -178,13 +199,19 @@ def chained(error: Exception, cause: Exception) -> Exception:
         (RuntimeError("HIP error: invalid device function"), True),
         (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), True),
         (
-            chained(ValueError("could not sample"), torch.AcceleratorError("CUDA error: unspecified launch failure")),
+            chained(
+                ValueError("could not sample"),
+                torch.AcceleratorError("CUDA error: unspecified launch failure"),
+            ),
             True,
         ),
         (Wrecked("no room"), True),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x8 and 9x2)"), False),
-        (RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu"), False),
+        (
+            RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu"),
+            False,
+        ),
         (ValueError("CUDA error is a word of the user's"), False),
         (InputError("targets: no linear layer is called 'x'"), False),
         (OSError("No space left on device"), False),
@@ -195,12 +222,12 @@ def test_errors_after_which_a_process_gets_nothing_more_from_its_accelerator(err
 
 
 class Link:
-    """Records what a slot tells its mailbox."""
+    """Records what a slot tells its coordinator."""
 
     def __init__(self, *, known: bool = True) -> None:
         self.told: list[tuple[Any, ...]] = []
         self.known = known
-        self.board = Board(version=1)
+        self.assignment = Assignment(version=1)
 
     def publish(self, *news: Any) -> bool:
         self.told.append(news)
@@ -215,9 +242,14 @@ class Link:
         return value
 
 
-def crew_of(pack: Any, tmp_path: Any, *, known: bool = True) -> _Crew:
-    return _Crew(
-        config=SimpleNamespace(), link=Link(known=known), pack=pack, store=Store(str(tmp_path)), rank=0, size=1
+def crew_of(group: Any, tmp_path: Any, *, known: bool = True) -> SlotWorker:
+    return SlotWorker(
+        config=SimpleNamespace(),
+        link=Link(known=known),
+        group=group,
+        store=Store(str(tmp_path)),
+        rank=0,
+        size=1,
     )
 
 
@@ -229,67 +261,75 @@ def raising(error: Exception) -> Any:
 
 
 def test_an_error_of_the_accelerator_ends_the_worker_and_no_trial(lab, tmp_path):
-    pack = lab.pack("bert")
-    pack.join("a", lab.params("lora"))
-    crew = crew_of(pack, tmp_path)
+    group = lab.group("bert")
+    group.join("a", lab.params("lora"))
+    worker = crew_of(group, tmp_path)
     with pytest.raises(torch.AcceleratorError):
-        crew.guard(["a"], raising(torch.AcceleratorError("CUDA error: unknown error")))
-    assert crew._link.told == [] and "CUDA error" in (tmp_path / "trials/a/error.txt").read_text()
+        worker.guard(["a"], raising(torch.AcceleratorError("CUDA error: unknown error")))
+    assert worker._link.told == [] and "CUDA error" in (tmp_path / "trials/a/error.txt").read_text()
 
 
 def test_who_runs_out_of_memory_beside_others_goes_on_alone_and_alone_has_failed(lab, tmp_path):
     """Also beside trials that only wait: they take memory."""
-    pack = lab.pack("bert")
+    group = lab.group("bert")
     for trial in "ab":
-        pack.join(trial, lab.params("lora"))
-    crew = crew_of(pack, tmp_path)
-    crew.guard(["a"], raising(torch.OutOfMemoryError(OUT)))
-    assert crew._link.told == [("part", ["a"])] and pack.trials == ["b"]
-    crew.guard(["b"], raising(torch.OutOfMemoryError(OUT)))
-    _, trial, outcome = crew._link.told[-1]
+        group.join(trial, lab.params("lora"))
+    worker = crew_of(group, tmp_path)
+    worker.guard(["a"], raising(torch.OutOfMemoryError(OUT)))
+    assert worker._link.told == [("isolate", ["a"])] and group.trials == ["b"]
+    worker.guard(["b"], raising(torch.OutOfMemoryError(OUT)))
+    _, trial, outcome = worker._link.told[-1]
     assert trial == "b" and outcome["failed"].startswith(
         "it does not fit the device even alone: OutOfMemoryError: CUDA out"
     )
-    crew.guard(["c"], raising(InputError("rank: too large")))
-    assert crew._link.told[-1] == ("publish", "c", {"failed": "rank: too large", "certain": True})
+    worker.guard(["c"], raising(InputError("rank: too large")))
+    assert worker._link.told[-1] == ("publish", "c", {"failed": "rank: too large", "certain": True})
 
 
 def test_a_trial_that_does_not_fit_beside_the_others_waits_for_another_place(lab, tmp_path):
-    pack = lab.pack("bert")
+    group = lab.group("bert")
     params = {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
-    crew = crew_of(pack, tmp_path)
-    crew.join("a", params)
-    before = state(pack, "a")
+    worker = crew_of(group, tmp_path)
+    worker.join("a", params)
+    before = state(group, "a")
     with RunsOut(20):
-        crew.guard(["b"], lambda: crew.join("b", params))
-    assert crew._link.told == [("no_room", "b", 1)] and pack.trials == ["a"] and same(state(pack, "a"), before)
-    crew.guard(["b"], lambda: crew.join("b", params))
-    assert pack.trials == ["a", "b"]
+        worker.guard(["b"], lambda: worker.join("b", params))
+    assert (
+        worker._link.told == [("no_room", "b", 1)]
+        and group.trials == ["a"]
+        and same(state(group, "a"), before)
+    )
+    worker.guard(["b"], lambda: worker.join("b", params))
+    assert group.trials == ["a", "b"]
 
 
 def test_a_trial_over_a_base_that_nobody_can_share_waits_for_another_place(lab, tmp_path):
     params = {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
-    crew = crew_of(lab.pack("deberta-v3"), tmp_path)
+    worker = crew_of(lab.group("deberta-v3"), tmp_path)
     for trial in "ab":
-        crew.guard([trial], lambda t=trial: crew.join(t, params))
-    assert crew._link.told == [("no_room", "b", 1)]
+        worker.guard([trial], lambda t=trial: worker.join(t, params))
+    assert worker._link.told == [("no_room", "b", 1)]
 
 
-def test_news_that_a_restarted_mailbox_did_not_take_are_kept_for_when_the_trial_boards_again(lab, tmp_path):
-    crew = crew_of(lab.pack("bert"), tmp_path, known=False)
-    crew.tell("a", {"evaluation": {"step": 5}})
-    assert crew.unheard == {"a": {"evaluation": {"step": 5}}}
-    crew._link.known = True
-    crew.tell("a", crew.unheard.pop("a"))
-    assert crew.unheard == {}
+def test_news_that_a_restarted_coordinator_did_not_take_are_kept_for_when_the_trial_boards_again(
+    lab, tmp_path
+):
+    worker = crew_of(lab.group("bert"), tmp_path, known=False)
+    worker.tell("a", {"evaluation": {"step": 5}})
+    assert worker.unacknowledged == {"a": {"evaluation": {"step": 5}}}
+    worker._link.known = True
+    worker.tell("a", worker.unacknowledged.pop("a"))
+    assert worker.unacknowledged == {}
 
 
 def test_workers_wait_for_the_first_as_long_as_an_errand_takes_it(tmp_path, monkeypatch):
     """Torch's own limit is half an hour."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
     try:
-        group = _Link(SimpleNamespace(), 1, 2)._group
+        group = CoordinatorClient(SimpleNamespace(), 1, 2)._group
         assert group._get_backend(torch.device("cpu")).options._timeout >= timedelta(days=7)
     finally:
         torch.distributed.destroy_process_group()
@@ -299,7 +339,7 @@ def test_workers_wait_for_the_first_as_long_as_an_errand_takes_it(tmp_path, monk
 
 
 class Timed:
-    """A pack whose steps take the seconds given, by the number of copies."""
+    """A group whose steps take the seconds given, by the number of copies."""
 
     def __init__(self, seconds: dict[int, Any]) -> None:
         self.seconds, self.asked = seconds, []
@@ -322,14 +362,19 @@ class Timed:
     ],
 )
 def test_what_does_not_fit_is_not_tried_five_times_as_large(seconds, limit, asked):
-    pack, params = Timed(seconds), {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
-    assert _how_many(pack, params, 16, Link()) == limit and pack.asked == asked
+    group, params = (
+        Timed(seconds),
+        {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1},
+    )
+    assert trials_that_pay(group, params, 16, Link()) == limit and group.asked == asked
 
 
 def test_a_broken_accelerator_is_no_measurement():
     params = {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
     with pytest.raises(torch.AcceleratorError):
-        _how_many(Timed({1: torch.AcceleratorError("CUDA error: unknown error")}), params, 16, Link())
+        trials_that_pay(
+            Timed({1: torch.AcceleratorError("CUDA error: unknown error")}), params, 16, Link()
+        )
 
 
 def runs_out_above(lab: Any, tokens: int) -> list[int]:
@@ -347,50 +392,50 @@ def runs_out_above(lab: Any, tokens: int) -> list[int]:
 
 def test_a_step_that_is_timed_finds_its_budget_as_a_step_does(lab):
     """`auto` would take too large a pass for too many trials."""
-    pack = lab.pack("bert", max_tokens=400)
-    pack.evaluate_base("lora")
+    group = lab.group("bert", max_tokens=400)
+    group.evaluate_base("lora")
     sizes = runs_out_above(lab, 40)
-    assert 0 < pack.time_step(lab.params("lora", batch_size=18), 4) < 60
+    assert 0 < group.time_step(lab.params("lora", batch_size=18), 4) < 60
     assert max(sizes) > 40 >= sizes[-1]
 
 
 def test_the_token_budget_grows_again_after_some_time():
-    budget = Budget(100)
+    budget = TokenBudget(100)
     budget.halve(1)
     budget.halve(1)
     assert budget.tokens == 25
-    for _ in range(Budget.PATIENCE):
+    for _ in range(TokenBudget.PATIENCE):
         budget.begin(1)
         assert budget.tokens == 25
         budget.made_step()
     assert budget.tokens == 50
-    for _ in range(3 * Budget.PATIENCE):
+    for _ in range(3 * TokenBudget.PATIENCE):
         budget.made_step()
     assert budget.tokens == 100
 
 
 def test_the_token_budget_is_whole_again_when_fewer_are_on_board(lab):
-    pack = lab.pack("bert", max_tokens=400)
+    group = lab.group("bert", max_tokens=400)
     for trial in "ab":
-        pack.join(trial, lab.params("lora", batch_size=18))
+        group.join(trial, lab.params("lora", batch_size=18))
     sizes = runs_out_above(lab, 40)
 
     def largest() -> int:
         tried = len(sizes)
-        pack.step(pack.trials)
+        group.step(group.trials)
         return max(sizes[tried:])
 
     assert largest() > 40 >= sizes[-1]
     assert largest() <= 40, "it does not run out again at each step"
-    pack.leave("b")
+    group.leave("b")
     assert largest() > 40 >= largest()
-    pack.join("c", lab.params("lora", batch_size=18))
+    group.join("c", lab.params("lora", batch_size=18))
     assert largest() <= 40
-    pack.leave("a")
-    pack.leave("c")
-    pack.join("next", lab.params("qlora", batch_size=18))  # over another base
+    group.leave("a")
+    group.leave("c")
+    group.join("next", lab.params("qlora", batch_size=18))  # over another base
     runs_out_above(lab, 40)
-    assert pack._budget.tokens == 400
+    assert group._budget.tokens == 400
 
 
 # --- memory that is given back ---
@@ -399,23 +444,23 @@ def test_the_token_budget_is_whole_again_when_fewer_are_on_board(lab):
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_the_old_base_is_gone_before_the_new_one_is_loaded(lab, method):
     """Without Python's collector of cycles, which comes when it likes: quantised weights and their layers hold each other."""
-    pack = lab.pack("llama")
-    load, alive = pack._load_base, []
+    group = lab.group("llama")
+    load, alive = group._load_base, []
 
     def loading(*args: Any) -> Any:
         alive.append([ref for ref in old if ref() is not None])
         return dataclasses.replace(load(*args))
 
-    pack._load_base = loading
+    group._load_base = loading
     old: list[Any] = []
     gc.disable()
     try:
         for kind in (method, "full" if method == "qlora" else "qlora", method):
-            pack.join("a", lab.params(kind))
-            pack.step(["a"])
-            pack.leave("a")
+            group.join("a", lab.params(kind))
+            group.step(["a"])
+            group.leave("a")
             assert lab.bases.pop() is not None
-            old = [weakref.ref(parameter) for parameter in pack._base.model.parameters()]
+            old = [weakref.ref(parameter) for parameter in group._base.model.parameters()]
             assert all(ref() is not None for ref in old)
     finally:
         gc.enable()
@@ -424,15 +469,17 @@ def test_the_old_base_is_gone_before_the_new_one_is_loaded(lab, method):
 
 def test_memory_is_given_back_when_nothing_holds_the_graph_any_more(lab, monkeypatch):
     """Not inside `except`: there the traceback refers to all that was computed."""
-    pack = lab.pack("bert", max_tokens=400)
-    pack.join("a", lab.params("lora", batch_size=18))
+    group = lab.group("bert", max_tokens=400)
+    group.join("a", lab.params("lora", batch_size=18))
     outputs: list[Any] = []
     lab.bases[-1].model.get_input_embeddings().register_forward_hook(
         lambda *args: outputs.append(weakref.ref(args[-1]))
     )
     released: list[list[bool]] = []
     monkeypatch.setattr(
-        trainables.pack, "release", lambda device: released.append([ref() is not None for ref in outputs])
+        trainables.engine.group,
+        "release",
+        lambda device: released.append([ref() is not None for ref in outputs]),
     )
     sizes: list[int] = []
 
@@ -442,11 +489,11 @@ def test_memory_is_given_back_when_nothing_holds_the_graph_any_more(lab, monkeyp
             raise torch.OutOfMemoryError(OUT)
 
     lab.bases[-1].model.register_forward_hook(run_out, with_kwargs=True)
-    pack.step(["a"])
+    group.step(["a"])
     assert released == [[False]]
     sizes.clear()
     outputs.clear()
-    pack.evaluate(["a"])
+    group.evaluate(["a"])
     assert released[1:] == [[False]]
 
 
@@ -456,7 +503,9 @@ def test_memory_is_given_back_when_nothing_holds_the_graph_any_more(lab, monkeyp
 def test_a_base_that_fits_no_device_is_refused_with_its_estimate():
     large = MemoryEstimate(base=30 * GB, activations=GB, per_trial=GB, shared=True)
     small = MemoryEstimate(base=8 * GB, activations=GB, per_trial=GB // 10, shared=True)
-    assert too_large({"lora at rank 8": large}, 31 * GB) is None, "passes may be as small as one row"
+    assert too_large({"lora at rank 8": large}, 31 * GB) is None, (
+        "passes may be as small as one row"
+    )
     assert too_large({"lora at rank 8": large, "qlora at rank 8 over nf4": small}, 16 * GB) is None
     assert too_large({}, 16 * GB) is None
     assert too_large({"full": large, "lora at rank 8": small}, 8 * GB) == (

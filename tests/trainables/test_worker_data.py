@@ -13,9 +13,11 @@ import torch
 from trainables.data.config import DataConfig
 from trainables.data.prepare import prepare
 from trainables.hyperparameters import parse
-from trainables.model import ModelConfig, load_tokenizer
-from trainables.slot import SlotConfig, _prepare
-from trainables.store import Store
+from trainables.models.config import ModelConfig
+from trainables.models.files import load_tokenizer
+from trainables.runtime.protocol import SlotConfig
+from trainables.runtime.worker import open_slot
+from trainables.storage.store import Store
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def config(shared_data, tmp_path):
         store.write_bytes(f"data/{file.name}", file.read_bytes())
     yield SlotConfig(
         slot="slot0",
-        mailbox="mailbox",
+        coordinator="coordinator",
         namespace="sweep",
         storage=store.url,
         model=model,
@@ -66,13 +68,18 @@ def temporary(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def test_it_has_no_name_when_a_worker_begins_so_that_a_killed_one_leaves_nothing(config, temporary) -> None:
-    _, pack = _prepare(config, 0, 1)
+def test_it_has_no_name_when_a_worker_begins_so_that_a_killed_one_leaves_nothing(
+    config, temporary
+) -> None:
+    _, group = open_slot(config, 0, 1)
     assert list(temporary.iterdir()) == []
-    pack.join("t", parse({"method": "lora", "rank": 2, "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}))
-    while not pack.step(["t"]):
+    group.join(
+        "t",
+        parse({"method": "lora", "rank": 2, "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}),
+    )
+    while not group.step(["t"]):
         pass
-    found = pack.evaluate(["t"])["t"]
+    found = group.evaluate(["t"])["t"]
     assert found.finished and np.isfinite(found.val_loss)
 
 
@@ -86,17 +93,21 @@ def test_it_has_no_name_when_a_worker_begins_so_that_a_killed_one_leaves_nothing
         ("float32", "auto", torch.float32),
     ],
 )
-def test_who_asks_for_float32_gets_no_weights_in_bfloat16(config, temporary, monkeypatch, dtype, precision, expected):
+def test_who_asks_for_float32_gets_no_weights_in_bfloat16(
+    config, temporary, monkeypatch, dtype, precision, expected
+):
     """Arithmetic has the type of the weights where there is no autocast."""
     import ray.train.torch
 
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr("trainables.slot.too_large", lambda estimates, device_bytes: None)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1 << 34))
+    monkeypatch.setattr("trainables.runtime.worker.too_large", lambda estimates, device_bytes: None)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1 << 34)
+    )
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     config = replace(config, precision=precision, model=replace(config.model, dtype=dtype))
-    _, pack = _prepare(config, 0, 1)
-    assert pack._base_dtype("lora") == expected
+    _, group = open_slot(config, 0, 1)
+    assert group._base_dtype("lora") == expected
 
 
 def test_it_cannot_be_foretold_and_only_the_user_reads_it(config, temporary, monkeypatch) -> None:
@@ -110,6 +121,6 @@ def test_it_cannot_be_foretold_and_only_the_user_reads_it(config, temporary, mon
 
     monkeypatch.setattr(Store, "fetch", watched)
     for _ in range(2):
-        _prepare(config, 0, 1)
+        open_slot(config, 0, 1)
     (first, rights), (second, _) = seen
     assert first != second and rights == 0o700 and first.parent == temporary

@@ -14,7 +14,8 @@ import torch.distributed
 import torch.multiprocessing
 from safetensors.torch import load_file
 
-from trainables.pack import WEIGHTS_FILE, NonFinite, World
+from trainables.engine.distributed import World
+from trainables.engine.group import WEIGHTS_FILE, NonFinite
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,22 +29,46 @@ CASES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
     "full-float32": ("bert", torch.float32, {"method": "full", "batch_size": 5}),
     "partial": ("bert", torch.float64, {"method": "partial", "layers": 1, "batch_size": 5}),
     "lora": ("bert", torch.float64, {"method": "lora", "dropout": 0.1, "batch_size": 5}),
-    "lora-of-one-row": ("bert", torch.float64, {"method": "lora", "dropout": 0.1, "batch_size": 1, "epochs": 0.5}),
+    "lora-of-one-row": (
+        "bert",
+        torch.float64,
+        {"method": "lora", "dropout": 0.1, "batch_size": 1, "epochs": 0.5},
+    ),
     "full-llama": ("llama", torch.float64, {"method": "full", "batch_size": 5}),
     "lora-llama": ("llama", torch.float64, {"method": "lora", "dropout": 0.1, "batch_size": 5}),
-    "lora-llama-float32": ("llama", torch.float32, {"method": "lora", "dropout": 0.1, "batch_size": 5}),
+    "lora-llama-float32": (
+        "llama",
+        torch.float32,
+        {"method": "lora", "dropout": 0.1, "batch_size": 5},
+    ),
 }
 PACKED = ("bert", "llama", "opt")
 UNLIKE: dict[str, dict[str, Any]] = {
     "a": {"rank": 2, "dropout": 0.1, "batch_size": 5, "targets": "attention"},
-    "b": {"rank": 16, "dropout": 0.3, "batch_size": 1, "epochs": 0.5, "learning_rate": 1e-3, "max_grad_norm": 0.1},
-    "c": {"rank": 4, "batch_size": 7, "epochs": 3, "schedule": "cosine", "seed": 3, "loraplus_ratio": 4},
+    "b": {
+        "rank": 16,
+        "dropout": 0.3,
+        "batch_size": 1,
+        "epochs": 0.5,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 0.1,
+    },
+    "c": {
+        "rank": 4,
+        "batch_size": 7,
+        "epochs": 3,
+        "schedule": "cosine",
+        "seed": 3,
+        "loraplus_ratio": 4,
+    },
 }
 
 
 def lab_of(folder: Path) -> Any:
     """The laboratory of conftest.py in a process that pytest did not start."""
-    spec = importlib.util.spec_from_file_location("lab_of_workers", Path(__file__).with_name("conftest.py"))
+    spec = importlib.util.spec_from_file_location(
+        "lab_of_workers", Path(__file__).with_name("conftest.py")
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.Lab(folder)
@@ -54,86 +79,95 @@ def train_all(lab: Any, folder: Path, world: World) -> None:
     found = {}
     for name, (model, dtype, chosen) in CASES.items():
         hp = lab.params(**chosen)
-        stepwise = lab.pack(model, dtype=dtype, world=world, evaluate_every=1)
+        stepwise = lab.group(model, dtype=dtype, world=world, evaluate_every=1)
         gradients = lab.first_gradients(stepwise, folder / name, replace(hp, max_grad_norm=0.0))
-        pack = lab.pack(model, dtype=dtype, world=world, max_tokens=24)
-        baseline, history = pack.evaluate_base(hp.method), []
-        pack.join("t", hp)
-        for _ in range(pack.total_steps(hp)):
-            if pack.step(["t"]):
-                history.append(pack.evaluate(["t"])["t"])
-        weights = {name: parameter.detach() for name, parameter in lab.bases[-1].model.named_parameters()}
+        group = lab.group(model, dtype=dtype, world=world, max_tokens=24)
+        baseline, history = group.evaluate_base(hp.method), []
+        group.join("t", hp)
+        for _ in range(group.total_steps(hp)):
+            if group.step(["t"]):
+                history.append(group.evaluate(["t"])["t"])
+        weights = {
+            name: parameter.detach() for name, parameter in lab.bases[-1].model.named_parameters()
+        }
         if world.rank == 0:  # as in a slot: saving must not wait for the others
-            pack.save("t", folder / name / "saved")
+            group.save("t", folder / name / "saved")
         found[name] = (gradients, baseline, history, weights)
     packed = {}
     for model in PACKED:
-        pack = lab.pack(model, dtype=torch.float64, world=world, max_tokens=60)
+        group = lab.group(model, dtype=torch.float64, world=world, max_tokens=60)
         trials = {name: lab.params("lora", **params) for name, params in UNLIKE.items()}
-        packed[model] = train_pack(pack, trials, folder / model)
-    pack = lab.pack("bert", world=world)
-    pack.join("t", lab.params(learning_rate=1e30, warmup_ratio=0.0))
+        packed[model] = train_pack(group, trials, folder / model)
+    group = lab.group("bert", world=world)
+    group.join("t", lab.params(learning_rate=1e30, warmup_ratio=0.0))
     exploded = None
     try:
         for _ in range(9):
-            pack.step(["t"])
+            group.step(["t"])
     except NonFinite as error:
         exploded = str(error)
-    torch.save((found, exploded, packed, explode_in_company(lab, world), forget(lab, world)), folder / "found.pt")
+    torch.save(
+        (found, exploded, packed, explode_in_company(lab, world), forget(lab, world)),
+        folder / "found.pt",
+    )
 
 
 def train_pack(
-    pack: Any, trials: dict[str, Any], folder: Path
+    group: Any, trials: dict[str, Any], folder: Path
 ) -> tuple[dict[str, list[Any]], dict[str, dict[str, torch.Tensor]]]:
     """Evaluations and last weights of trials side by side; the last of them comes late."""
     *first, late = trials
     histories, weights = {trial: [] for trial in trials}, {}
     for trial in first:
-        pack.join(trial, trials[trial])
+        group.join(trial, trials[trial])
     for turn in itertools.count():
         if turn == 2:
-            pack.join(late, trials[late])
-        if not pack.trials:
+            group.join(late, trials[late])
+        if not group.trials:
             return histories, weights
-        due = pack.step(pack.trials)
-        for trial, evaluation in (pack.evaluate(due) if due else {}).items():
+        due = group.step(group.trials)
+        for trial, evaluation in (group.evaluate(due) if due else {}).items():
             histories[trial].append(evaluation)
             if evaluation.finished:
-                pack.save(trial, folder / trial)
+                group.save(trial, folder / trial)
                 weights[trial] = load_file(folder / trial / "checkpoint" / WEIGHTS_FILE)
-                pack.leave(trial)
+                group.leave(trial)
     raise AssertionError
 
 
 def forget(lab: Any, world: World) -> dict[str, tuple[float, float]]:
     """What trials have forgotten of their base after some steps. Workers left to themselves would draw unlike tokens."""
-    pack = lab.pack("llama", dtype=torch.float64, world=world, general=lab.general(), seed=world.rank)
+    group = lab.group(
+        "llama", dtype=torch.float64, world=world, general=lab.general(), seed=world.rank
+    )
     for trial, rank in {"a": 2, "b": 8}.items():
-        pack.join(trial, lab.params("lora", rank=rank, learning_rate=3e-2))
+        group.join(trial, lab.params("lora", rank=rank, learning_rate=3e-2))
     for _ in range(3):
-        pack.step(pack.trials)
-    return {trial: (each.forgetting, each.kl) for trial, each in pack.evaluate(pack.trials).items()}
+        group.step(group.trials)
+    return {trial: (each.forgetting, each.kl) for trial, each in group.evaluate(group.trials).items()}
 
 
 def explode_in_company(lab: Any, world: World) -> tuple[dict[str, str], float]:
     """Who explodes beside a trial that does not, and that one's validation loss when it went on."""
-    pack = lab.pack("bert", dtype=torch.float64, world=world)
-    pack.join("healthy", lab.params("lora"))
-    pack.join("exploding", lab.params("lora", learning_rate=1e300, warmup_ratio=0.0, batch_size=1))
+    group = lab.group("bert", dtype=torch.float64, world=world)
+    group.join("healthy", lab.params("lora"))
+    group.join("exploding", lab.params("lora", learning_rate=1e300, warmup_ratio=0.0, batch_size=1))
     for _ in range(9):
         try:
-            pack.step(pack.trials)
+            group.step(group.trials)
         except NonFinite as error:
-            pack.leave("exploding")
-            pack.step(["healthy"])
-            return error.reasons, pack.evaluate(["healthy"])["healthy"].val_loss
+            group.leave("exploding")
+            group.step(["healthy"])
+            return error.reasons, group.evaluate(["healthy"])["healthy"].val_loss
     raise AssertionError
 
 
 def work(rank: int, folder: Path, models: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORKERS)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORKERS
+    )
     mine = folder / f"rank-{rank}"
     mine.mkdir()
     train_all(lab_of(models), mine, World(rank=rank, size=WORKERS))
@@ -176,18 +210,25 @@ def test_two_workers_give_the_evaluations_and_weights_of_one(lab, results, name)
         assert len(history) == len(expected_history) > 0
         for evaluation, expected in zip(history, expected_history, strict=True):
             for key in ("val_loss", "probe_loss", "train_loss"):
-                assert getattr(evaluation, key) == pytest.approx(getattr(expected, key), rel=tolerance)
+                assert getattr(evaluation, key) == pytest.approx(
+                    getattr(expected, key), rel=tolerance
+                )
             assert evaluation.metrics == pytest.approx(expected.metrics, rel=tolerance)
             np.testing.assert_allclose(evaluation.losses, expected.losses, rtol=1e-5, atol=1e-6)
             assert (evaluation.step, evaluation.finished) == (expected.step, expected.finished)
-        if CASES[name][1] == torch.float64:  # in float32 Adam divides rounding errors by small moments
+        if (
+            CASES[name][1] == torch.float64
+        ):  # in float32 Adam divides rounding errors by small moments
             lab.assert_close(weights, expected_weights, tolerance)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_workers_hold_the_same_weights_bit_for_bit(results, name):
     _, (zero, *_), (one, *_) = results
-    (_, baseline, history, weights), (_, other_baseline, other_history, other_weights) = zero[name], one[name]
+    (_, baseline, history, weights), (_, other_baseline, other_history, other_weights) = (
+        zero[name],
+        one[name],
+    )
     assert baseline == other_baseline
     for evaluation, other in zip(history, other_history, strict=True):
         assert (evaluation.val_loss, evaluation.probe_loss) == (other.val_loss, other.probe_loss)
@@ -211,23 +252,29 @@ def test_a_trial_explodes_on_every_worker_at_the_same_step(results):
 
 
 @pytest.mark.parametrize("model", PACKED)
-def test_a_pack_over_two_workers_equals_one_over_one(lab, results, model):
+def test_a_group_over_two_workers_equals_one_over_one(lab, results, model):
     """Some passes have no row of some trial on some worker."""
     alone, *ranks = (packed[model] for _, _, packed, *_ in results)
     expected_histories, expected_weights = alone
     for histories, weights in ranks:
         for trial in UNLIKE:
             assert len(histories[trial]) == len(expected_histories[trial]) > 0
-            for evaluation, expected in zip(histories[trial], expected_histories[trial], strict=True):
+            for evaluation, expected in zip(
+                histories[trial], expected_histories[trial], strict=True
+            ):
                 for key in ("val_loss", "probe_loss", "train_loss"):
-                    assert getattr(evaluation, key) == pytest.approx(getattr(expected, key), rel=1e-10, abs=0)
+                    assert getattr(evaluation, key) == pytest.approx(
+                        getattr(expected, key), rel=1e-10, abs=0
+                    )
                 assert evaluation.step == expected.step
             lab.assert_close(weights[trial], expected_weights[trial], 1e-10)
     (_, zero), (_, one) = ranks
-    assert all(torch.equal(zero[trial][name], one[trial][name]) for trial in UNLIKE for name in zero[trial])
+    assert all(
+        torch.equal(zero[trial][name], one[trial][name]) for trial in UNLIKE for name in zero[trial]
+    )
 
 
-def test_a_trial_of_a_pack_explodes_alone_on_every_worker(results):
+def test_a_trial_of_a_group_explodes_alone_on_every_worker(results):
     (reasons, loss), *ranks = (exploded for _, _, _, exploded, _ in results)
     assert list(reasons) == ["exploding"]
     for their_reasons, their_loss in ranks:

@@ -16,7 +16,10 @@ import torch
 CONTEXT = 64
 CHARACTERS = string.ascii_letters + string.digits + " \n.,;:!?'\"-()#@/%&*+=_"
 SPREAD = 0.12  # standard deviation of what is added to every weight, so that every layer matters to the loss
-AUTO_CLASSES = {"causal": "AutoModelForCausalLM", "classification": "AutoModelForSequenceClassification"}
+AUTO_CLASSES = {
+    "causal": "AutoModelForCausalLM",
+    "classification": "AutoModelForSequenceClassification",
+}
 
 Task = Literal["causal", "classification"]
 
@@ -78,7 +81,11 @@ FAMILIES = {
     ),
     "gpt2": Family(
         tokens=("<|endoftext|>",),
-        roles={"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
+        roles={
+            "bos_token": "<|endoftext|>",
+            "eos_token": "<|endoftext|>",
+            "unk_token": "<|endoftext|>",
+        },
         bytes=True,
     ),
     "llama": Family(
@@ -88,12 +95,21 @@ FAMILIES = {
     ),
     "gemma": Family(
         tokens=("<pad>", "<eos>", "<bos>", "<unk>"),
-        roles={"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"},
+        roles={
+            "pad_token": "<pad>",
+            "eos_token": "<eos>",
+            "bos_token": "<bos>",
+            "unk_token": "<unk>",
+        },
         frame="<bos> $A",
     ),
     "qwen": Family(  # pads with a token of its own, of which the model's configuration knows nothing
         tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-        roles={"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"},
+        roles={
+            "pad_token": "<|endoftext|>",
+            "eos_token": "<|im_end|>",
+            "unk_token": "<|endoftext|>",
+        },
         bytes=True,
     ),
     "t5": Family(
@@ -111,8 +127,12 @@ class Architecture:
     model_type: str
     config: dict[str, Any]
     family: str
-    pads: bool = True  # whether its configuration names the tokenizer's padding token, where that has one
-    causal: dict[str, Any] = field(default_factory=dict)  # of the configuration for causal language models
+    pads: bool = (
+        True  # whether its configuration names the tokenizer's padding token, where that has one
+    )
+    causal: dict[str, Any] = field(
+        default_factory=dict
+    )  # of the configuration for causal language models
     sees_the_future: bool = False  # as a "causal" language model, even with `causal`
 
 
@@ -129,7 +149,14 @@ XLM = {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": CO
 LLAMA = {**BERT, "num_attention_heads": 4, "num_key_value_heads": 2}
 GEMMA = {**LLAMA, "head_dim": 8}
 GLM = {**LLAMA, "head_dim": 8}
-T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
+T5 = {
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 2,
+}
 T5["decoder_start_token_id"] = 0
 BART = {
     "d_model": 32,
@@ -142,7 +169,13 @@ BART = {
     "max_position_embeddings": CONTEXT,
 }
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
-LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
 DEEPSEEK = {
     **LLAMA,
     **EXPERTS,
@@ -157,11 +190,15 @@ DEEPSEEK = {
 MAMBA = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "conv_kernel": 4, "expand": 2}
 
 
-def _encoder(model_type: str, config: dict[str, Any], family: str = "bert", **more: Any) -> Architecture:
+def _encoder(
+    model_type: str, config: dict[str, Any], family: str = "bert", **more: Any
+) -> Architecture:
     return Architecture(model_type=model_type, config=config, family=family, **more)
 
 
-def _decoder(model_type: str, config: dict[str, Any], family: str = "llama", **more: Any) -> Architecture:
+def _decoder(
+    model_type: str, config: dict[str, Any], family: str = "llama", **more: Any
+) -> Architecture:
     return Architecture(model_type=model_type, config=config, family=family, **more)
 
 
@@ -173,12 +210,18 @@ ZOO: dict[str, Architecture] = {
     "bert-encoder": _encoder("bert", BERT, sees_the_future=True),  # as it comes: not a decoder
     "roberta": _encoder("roberta", ROBERTA, "roberta", causal=AS_DECODER),
     "roberta-encoder": _encoder("roberta", ROBERTA, "roberta", sees_the_future=True),
-    "distilbert": _encoder("distilbert", {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}),
+    "distilbert": _encoder(
+        "distilbert", {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    ),
     "electra": _encoder("electra", {**BERT, "embedding_size": 16}, causal=AS_DECODER),
     "electra-encoder": _encoder("electra", {**BERT, "embedding_size": 16}, sees_the_future=True),
     "albert": _encoder("albert", {**BERT, "embedding_size": 16}),
-    "deberta": _encoder("deberta", {**BERT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
-    "deberta-v2": _encoder("deberta-v2", {**BERT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+    "deberta": _encoder(
+        "deberta", {**BERT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+    ),
+    "deberta-v2": _encoder(
+        "deberta-v2", {**BERT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+    ),
     "deberta-v3": _encoder(
         "deberta-v2",
         {
@@ -196,15 +239,29 @@ ZOO: dict[str, Architecture] = {
     "camembert": _encoder("camembert", ROBERTA, "roberta", causal=AS_DECODER),
     "xlm-roberta": _encoder("xlm-roberta", ROBERTA, "roberta", causal=AS_DECODER),
     "xlnet": _encoder(
-        "xlnet", {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}, "xlnet", sees_the_future=True
+        "xlnet",
+        {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},
+        "xlnet",
+        sees_the_future=True,
     ),
     "longformer": _encoder("longformer", {**ROBERTA, "attention_window": [8, 8]}, "roberta"),
-    "big_bird": _encoder("big_bird", {**BERT, "attention_type": "original_full"}, causal=AS_DECODER),
+    "big_bird": _encoder(
+        "big_bird", {**BERT, "attention_type": "original_full"}, causal=AS_DECODER
+    ),
     "funnel": _encoder(
         "funnel",
-        {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64},
+        {
+            "block_sizes": [1, 1],
+            "num_decoder_layers": 1,
+            "d_model": 32,
+            "n_head": 2,
+            "d_head": 16,
+            "d_inner": 64,
+        },
     ),
-    "convbert": _encoder("convbert", {**BERT, "embedding_size": 32, "num_attention_heads": 4, "head_ratio": 2}),
+    "convbert": _encoder(
+        "convbert", {**BERT, "embedding_size": 32, "num_attention_heads": 4, "head_ratio": 2}
+    ),
     "roformer": _encoder("roformer", {**BERT, "embedding_size": 32}, causal=AS_DECODER),
     "ernie": _encoder("ernie", BERT, causal=AS_DECODER),
     "nystromformer": _encoder(
@@ -212,7 +269,13 @@ ZOO: dict[str, Architecture] = {
     ),
     "mobilebert": _encoder(
         "mobilebert",
-        {**BERT, "embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16, "intermediate_size": 32},
+        {
+            **BERT,
+            "embedding_size": 16,
+            "intra_bottleneck_size": 16,
+            "true_hidden_size": 16,
+            "intermediate_size": 32,
+        },
     ),
     "squeezebert": _encoder("squeezebert", {**BERT, "embedding_size": 32}),
     "esm": _encoder("esm", ROBERTA, "roberta"),
@@ -224,18 +287,26 @@ ZOO: dict[str, Architecture] = {
     "gte": _encoder("gte", BERT),
     "eurobert": _encoder("eurobert", {**LLAMA, "num_key_value_heads": 4}),
     "rembert": _encoder(
-        "rembert", {**BERT, "input_embedding_size": 16, "output_embedding_size": 32}, causal=AS_DECODER
+        "rembert",
+        {**BERT, "input_embedding_size": 16, "output_embedding_size": 32},
+        causal=AS_DECODER,
     ),
-    "luke": _encoder("luke", {**ROBERTA, "entity_vocab_size": 10, "entity_emb_size": 16}, "roberta"),
+    "luke": _encoder(
+        "luke", {**ROBERTA, "entity_vocab_size": 10, "entity_emb_size": 16}, "roberta"
+    ),
     "mra": _encoder("mra", ROBERTA, "roberta"),
     "yoso": _encoder("yoso", {**ROBERTA, "use_expectation": True}, "roberta"),
-    "xmod": _encoder("xmod", {**ROBERTA, "languages": ["en_XX"], "default_language": "en_XX"}, "roberta"),
+    "xmod": _encoder(
+        "xmod", {**ROBERTA, "languages": ["en_XX"], "default_language": "en_XX"}, "roberta"
+    ),
     "megatron-bert": _encoder("megatron-bert", BERT, causal=AS_DECODER),
     "roberta-prelayernorm": _encoder("roberta-prelayernorm", ROBERTA, "roberta", causal=AS_DECODER),
     "xlm-roberta-xl": _encoder("xlm-roberta-xl", ROBERTA, "roberta", causal=AS_DECODER),
     "data2vec-text": _encoder("data2vec-text", ROBERTA, "roberta", causal=AS_DECODER),
     "fnet": _encoder("fnet", BERT),
-    "modernbert-decoder": _decoder("modernbert-decoder", {**BERT, "local_attention": 16}, "roberta"),
+    "modernbert-decoder": _decoder(
+        "modernbert-decoder", {**BERT, "local_attention": 16}, "roberta"
+    ),
     # --- decoders ---
     "gpt2": _decoder("gpt2", GPT2, "gpt2"),
     "gpt_neo": _decoder(
@@ -255,17 +326,25 @@ ZOO: dict[str, Architecture] = {
     "codegen": _decoder("codegen", {**GPT2, "n_head": 4, "rotary_dim": 8}, "gpt2"),
     "bloom": _decoder("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 2}, "gemma"),
     "opt": _decoder("opt", {**BERT, "ffn_dim": 64, "word_embed_proj_dim": 32}, "roberta"),
-    "mpt": _decoder("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": CONTEXT}, "gpt2"),
+    "mpt": _decoder(
+        "mpt", {"d_model": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": CONTEXT}, "gpt2"
+    ),
     "falcon": _decoder("falcon", {**BERT, "num_kv_heads": 2}, "gpt2"),
     "llama": _decoder("llama", LLAMA),
-    "llama-pads-otherwise": _decoder("llama", {**LLAMA, "pad_token_id": 0}),  # its tokenizer pads with eos
+    "llama-pads-otherwise": _decoder(
+        "llama", {**LLAMA, "pad_token_id": 0}
+    ),  # its tokenizer pads with eos
     "llama-tied": _decoder("llama", {**LLAMA, "tie_word_embeddings": True}),
     "mistral": _decoder("mistral", {**LLAMA, "sliding_window": 16}),
     "qwen2": _decoder("qwen2", LLAMA, "qwen", pads=False),
     "qwen3": _decoder("qwen3", {**LLAMA, "head_dim": 8}, "qwen", pads=False),
     "gemma": _decoder("gemma", GEMMA, "gemma"),
-    "gemma2": _decoder("gemma2", {**GEMMA, "query_pre_attn_scalar": 8, "sliding_window": 16}, "gemma"),
-    "gemma3_text": _decoder("gemma3_text", {**GEMMA, "query_pre_attn_scalar": 8, "sliding_window": 16}, "gemma"),
+    "gemma2": _decoder(
+        "gemma2", {**GEMMA, "query_pre_attn_scalar": 8, "sliding_window": 16}, "gemma"
+    ),
+    "gemma3_text": _decoder(
+        "gemma3_text", {**GEMMA, "query_pre_attn_scalar": 8, "sliding_window": 16}, "gemma"
+    ),
     "phi": _decoder("phi", BERT, "gpt2"),
     "phi3": _decoder("phi3", LLAMA, "gemma"),
     "stablelm": _decoder("stablelm", LLAMA, "gpt2"),
@@ -281,11 +360,15 @@ ZOO: dict[str, Architecture] = {
     "nemotron": _decoder("nemotron", LLAMA),
     "gpt_bigcode": _decoder("gpt_bigcode", GPT2, "gpt2"),
     "biogpt": _decoder("biogpt", BERT, "roberta"),
-    "xglm": _decoder("xglm", {"d_model": 32, "num_layers": 2, "attention_heads": 2, "ffn_dim": 64}, "roberta"),
+    "xglm": _decoder(
+        "xglm", {"d_model": 32, "num_layers": 2, "attention_heads": 2, "ffn_dim": 64}, "roberta"
+    ),
     "persimmon": _decoder("persimmon", BERT, "gpt2"),
     "openai-gpt": _decoder("openai-gpt", GPT2, "gpt2"),
     "ctrl": _decoder("ctrl", {**GPT2, "dff": 64}, "gpt2"),
-    "gpt_neox_japanese": _decoder("gpt_neox_japanese", {**BERT, "intermediate_multiple_size": 2}, "gpt2"),
+    "gpt_neox_japanese": _decoder(
+        "gpt_neox_japanese", {**BERT, "intermediate_multiple_size": 2}, "gpt2"
+    ),
     "cohere2": _decoder("cohere2", {**LLAMA, "sliding_window": 16}, "gemma"),
     "olmo3": _decoder("olmo3", {**LLAMA, "sliding_window": 16}, "roberta"),
     "ministral": _decoder("ministral", {**GEMMA, "sliding_window": 16}),
@@ -301,11 +384,19 @@ ZOO: dict[str, Architecture] = {
     "mixtral": _decoder("mixtral", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2_moe": _decoder(
         "qwen2_moe",
-        {**LLAMA, **EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32, "decoder_sparse_step": 1},
+        {
+            **LLAMA,
+            **EXPERTS,
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 32,
+            "decoder_sparse_step": 1,
+        },
         "qwen",
         pads=False,
     ),
-    "qwen3_moe": _decoder("qwen3_moe", {**GEMMA, **EXPERTS, "num_local_experts": 4}, "qwen", pads=False),
+    "qwen3_moe": _decoder(
+        "qwen3_moe", {**GEMMA, **EXPERTS, "num_local_experts": 4}, "qwen", pads=False
+    ),
     "olmoe": _decoder("olmoe", {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2}, "roberta"),
     "deepseek_v2": _decoder("deepseek_v2", {**DEEPSEEK, "topk_method": "greedy"}),
     "deepseek_v3": _decoder("deepseek_v3", DEEPSEEK),
@@ -322,7 +413,9 @@ ZOO: dict[str, Architecture] = {
         },
         "gpt2",
     ),
-    "granitemoe": _decoder("granitemoe", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}, "gpt2"),
+    "granitemoe": _decoder(
+        "granitemoe", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}, "gpt2"
+    ),
     "gpt_oss": _decoder(
         "gpt_oss",
         {
@@ -354,7 +447,13 @@ ZOO: dict[str, Architecture] = {
     ),
     "jetmoe": _decoder(
         "jetmoe",
-        {**BERT, "num_key_value_heads": 2, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+        {
+            **BERT,
+            "num_key_value_heads": 2,
+            "kv_channels": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+        },
     ),
     "phimoe": _decoder("phimoe", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "ernie4_5_moe": _decoder(
@@ -370,9 +469,13 @@ ZOO: dict[str, Architecture] = {
         "gemma",
     ),
     "minimax": _decoder(
-        "minimax", {**GEMMA, "num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 16}, "llama"
+        "minimax",
+        {**GEMMA, "num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 16},
+        "llama",
     ),
-    "flex_olmo": _decoder("flex_olmo", {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2}, "roberta"),
+    "flex_olmo": _decoder(
+        "flex_olmo", {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2}, "roberta"
+    ),
     "dots1": _decoder(
         "dots1",
         {
@@ -403,7 +506,11 @@ ZOO: dict[str, Architecture] = {
     ),
     # --- state spaces, recurrences, and their mixtures with attention ---
     "mamba": _decoder("mamba", MAMBA, "gemma"),
-    "mamba2": _decoder("mamba2", {**MAMBA, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 16}, "gemma"),
+    "mamba2": _decoder(
+        "mamba2",
+        {**MAMBA, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 16},
+        "gemma",
+    ),
     "falcon_mamba": _decoder("falcon_mamba", MAMBA, "gemma"),
     "jamba": _decoder(
         "jamba",
@@ -453,7 +560,12 @@ ZOO: dict[str, Architecture] = {
     ),
     "rwkv": _decoder(
         "rwkv",
-        {"hidden_size": 32, "num_hidden_layers": 2, "context_length": CONTEXT, "attention_hidden_size": 32},
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "context_length": CONTEXT,
+            "attention_hidden_size": 32,
+        },
         "gpt2",
     ),
     "recurrent_gemma": _decoder(
@@ -541,7 +653,11 @@ def tokenizer(family: str, length: int = CONTEXT) -> Any:
         core.post_processor = TemplateProcessing(
             single=what.frame, special_tokens=[(token, ids[token]) for token in dict.fromkeys(used)]
         )
-    names = ["input_ids", "token_type_ids", "attention_mask"] if family == "bert" else ["input_ids", "attention_mask"]
+    names = (
+        ["input_ids", "token_type_ids", "attention_mask"]
+        if family == "bert"
+        else ["input_ids", "attention_mask"]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         model_max_length=length,
@@ -557,7 +673,10 @@ def config(name: str, task: Task, **more: Any) -> Any:
 
     kind, words = ZOO[name], tokenizer(ZOO[name].family)
     # by default these may be tokens that a vocabulary so small does not have
-    ids = {f"{role}_token_id": getattr(words, f"{role}_token_id") for role in ("bos", "eos", "pad", "cls", "sep")}
+    ids = {
+        f"{role}_token_id": getattr(words, f"{role}_token_id")
+        for role in ("bos", "eos", "pad", "cls", "sep")
+    }
     if not kind.pads:
         del ids["pad_token_id"]
     given = {**ids, **kind.config, **(kind.causal if task == "causal" else {}), **more}
@@ -583,13 +702,17 @@ def draw(name: str, task: Task, *, seed: int = 1, **more: Any) -> Any:
     labels = {"num_labels": 3} if task == "classification" else {}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = getattr(transformers, AUTO_CLASSES[task]).from_config(config(name, task, **labels, **more))
+        model = getattr(transformers, AUTO_CLASSES[task]).from_config(
+            config(name, task, **labels, **more)
+        )
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=SPREAD)
     return model.eval()
 
 
-def make(name: str, task: Task, folder: Path, *, seed: int = 1, length: int = CONTEXT, **more: Any) -> Path:
+def make(
+    name: str, task: Task, folder: Path, *, seed: int = 1, length: int = CONTEXT, **more: Any
+) -> Path:
     """Write a random model and its tokenizer into `folder`, which is returned. A classifier has a head of three classes.
 
     length: what the tokenizer cuts rows to; more: given to the configuration.

@@ -30,7 +30,7 @@ def batch_indices(n_rows: int, batch_size: int, seed: int, step: int) -> np.ndar
     return epoch_order(n_rows, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
 
 
-def cut_passes(
+def cut_micro_batches(
     lengths: np.ndarray, max_tokens: int, overhead_tokens: int = 256, *, padded: bool = True
 ) -> list[np.ndarray]:
     """Cut rows into forward passes of like lengths, the longest first, at the least cost.
@@ -48,7 +48,11 @@ def cut_passes(
     if not padded:
         alike = np.split(order, np.flatnonzero(np.diff(sorted_lengths)) + 1) if n else []
         sizes = [max(1, max_tokens // max(int(lengths[rows[0]]), 1)) for rows in alike]
-        parts = [rows[i : i + size] for rows, size in zip(alike, sizes, strict=True) for i in range(0, len(rows), size)]
+        parts = [
+            rows[i : i + size]
+            for rows, size in zip(alike, sizes, strict=True)
+            for i in range(0, len(rows), size)
+        ]
         return parts[::-1]
     positions = np.arange(n + 1)
     cost = np.zeros(n + 1, dtype=np.int64)  # cost[j]: least cost of the j shortest rows

@@ -58,7 +58,9 @@ class DataConfig:
                 )
         if sum(shares.values()) >= 1:
             got = " + ".join(map(str, shares.values()))
-            raise InputError(f"data.validation + data.test: shares must leave rows for train, got {got}")
+            raise InputError(
+                f"data.validation + data.test: shares must leave rows for train, got {got}"
+            )
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"data.max_length: must be at least 2 tokens, got {self.max_length}")
         if self.rows is not None and self.rows < 1:

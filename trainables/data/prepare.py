@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from trainables.data.chat import IGNORED, Chat
+from trainables.data.arrow import Split, open_split, write_split
 from trainables.data.config import DataConfig
-from trainables.data.documents import Documents, cut_tail, draw_blocks
-from trainables.data.labelled import Labelled, sorted_labels
 from trainables.data.records import Encoded, Encoding, Format, Record
 from trainables.data.sources import read_source
 from trainables.data.splits import Splits, check_labels, draw_rows, separate, split_by_share
-from trainables.data.store import Split, open_split, write_split
 from trainables.errors import InputError, did_you_mean
+from trainables.tasks.causal_lm.format import Documents, cut_tail, draw_blocks
+from trainables.tasks.classification.format import Labelled, sorted_labels
+from trainables.tasks.instruction.format import IGNORED, Chat
 
 __all__ = [
     "FORMATS",
@@ -39,7 +39,11 @@ GROUPS = "{}.groups.npy"  # and which rows belong together, so that they count a
 RUNS = 30  # of neighbouring blocks, which belong together where a whole split is one document
 MAX_SLICES = 100
 
-FORMATS: dict[str, Format] = {"classification": Labelled(), "instruction": Chat(), "causal_lm": Documents()}
+FORMATS: dict[str, Format] = {
+    "classification": Labelled(),
+    "instruction": Chat(),
+    "causal_lm": Documents(),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,9 @@ def prepare(
             f"task: {task!r} is unknown; allowed are {', '.join(FORMATS)}.{did_you_mean(task, list(FORMATS))}"
         )
     if data.slice is not None and data.cross_documents:
-        raise InputError("data.slice: cannot be told of blocks that run on into the next document (cross_documents)")
+        raise InputError(
+            "data.slice: cannot be told of blocks that run on into the next document (cross_documents)"
+        )
     form = FORMATS[task]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +101,10 @@ def prepare(
                 f"data.rows: {data.rows} row(s) of train leave out the label(s) {', '.join(lost)}; raise it"
             )
     encoding = Encoding(
-        max_length=max_length, labels=labels, slices=_slices(splits, data), cross_documents=data.cross_documents
+        max_length=max_length,
+        labels=labels,
+        slices=_slices(splits, data),
+        cross_documents=data.cross_documents,
     )
 
     manifest: dict[str, Any] = {
@@ -107,7 +116,11 @@ def prepare(
         "labels": list(labels),
         "max_length": max_length,
         "tokenizer": _tokenizer_digest(tokenizer),
-        "chat_template": None if task != "instruction" else "tokenizer" if tokenizer.chat_template else "default",
+        "chat_template": None
+        if task != "instruction"
+        else "tokenizer"
+        if tokenizer.chat_template
+        else "default",
         "splits": {},
         "duplicates_inside": duplicates.inside,
         "duplicates_dropped": duplicates.dropped,
@@ -116,11 +129,15 @@ def prepare(
     if labels:
         most = Counter(r.label for r in splits["train"]).most_common(1)[0][0]
         manifest["majority_label"] = most
-        manifest["majority_share"] = sum(r.label == most for r in splits["validation"]) / len(splits["validation"])
+        manifest["majority_share"] = sum(r.label == most for r in splits["validation"]) / len(
+            splits["validation"]
+        )
     for name, records in splits.items():
         described: dict[str, Any] = {"read": len(records)}
         if labels:
-            described["label_counts"] = {label: sum(r.label == label for r in records) for label in labels}
+            described["label_counts"] = {
+                label: sum(r.label == label for r in records) for label in labels
+            }
         if name != "train":
             described["raw_fingerprint"] = _write_raw(folder / f"{name}.jsonl", records)
         if name != "test":
@@ -153,11 +170,17 @@ def tokenise_split(folder: Path, name: str, tokenizer: Any) -> dict[str, Any]:
     if manifest is None:
         raise InputError(f"{folder}: no manifest.json: its data were not prepared to the end")
     if name not in manifest["splits"]:
-        raise InputError(f"data.{name}: {folder} has no {name} split, only {', '.join(manifest['splits'])}")
+        raise InputError(
+            f"data.{name}: {folder} has no {name} split, only {', '.join(manifest['splits'])}"
+        )
     if manifest["tokenizer"] != _tokenizer_digest(tokenizer):
-        raise InputError(f"data.{name}: the tokenizer is not the one that {folder} was prepared with")
+        raise InputError(
+            f"data.{name}: the tokenizer is not the one that {folder} was prepared with"
+        )
     kept = manifest["encoding"]
-    encoding = Encoding(**{**kept, "labels": tuple(kept["labels"]), "slices": tuple(kept["slices"])})
+    encoding = Encoding(
+        **{**kept, "labels": tuple(kept["labels"]), "slices": tuple(kept["slices"])}
+    )
     path = Path(folder) / f"{name}.jsonl"
     lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     records = [
@@ -186,7 +209,9 @@ def open_slices(folder: Path, name: str) -> Slices | None:
 
 def _slices(splits: Splits, data: DataConfig) -> tuple[str, ...]:
     """The values of `data.slice` in the splits that are measured."""
-    found = sorted({r.slice for name in splits if name != "train" for r in splits[name] if r.slice is not None})
+    found = sorted(
+        {r.slice for name in splits if name != "train" for r in splits[name] if r.slice is not None}
+    )
     if len(found) > MAX_SLICES:
         raise InputError(
             f"data.slice: {data.slice!r} has {len(found)} values; at most {MAX_SLICES} can be measured one by one"
@@ -199,7 +224,9 @@ def _max_length(data: DataConfig, form: Format, tokenizer: Any, context: int | N
     if context is not None:
         longest = min(longest, context)
     if data.max_length is not None and data.max_length > longest:
-        raise InputError(f"data.max_length: the model takes at most {longest} tokens, got {data.max_length}")
+        raise InputError(
+            f"data.max_length: the model takes at most {longest} tokens, got {data.max_length}"
+        )
     return data.max_length or min(form.default_length, longest)
 
 
@@ -225,7 +252,9 @@ def _read(data: DataConfig, form: Format, seed: int) -> tuple[Splits, dict[str, 
                 "rows": len(table.rows),
                 "sha256": table.fingerprint,
             }
-    shares = {name: float(source) for name, source in given.items() if isinstance(source, int | float)}
+    shares = {
+        name: float(source) for name, source in given.items() if isinstance(source, int | float)
+    }
     if shares:
         if isinstance(form, Documents) and len(read["train"]) == 1:
             cut = cut_tail(read["train"][0], shares)
@@ -258,7 +287,10 @@ def _write_raw(path: Path, records: list[Record]) -> str:
 
     columns = ("slice", "group")
     path.write_bytes(
-        lines(r.value | {c: value for c in columns if (value := getattr(r, c)) is not None} for r in records)
+        lines(
+            r.value | {c: value for c in columns if (value := getattr(r, c)) is not None}
+            for r in records
+        )
     )
     return hashlib.sha256(lines(r.value for r in records)).hexdigest()
 
@@ -277,7 +309,9 @@ def _write_tokens(
         of_records = np.array([position[r.slice] for r in records])
         of_rows = of_records if encoded.origin is None else of_records[encoded.origin]
         np.save(folder / SLICES.format(name), of_rows)
-        counts["slice_counts"] = {value: len(rows) for value, rows in Slices(values=encoding.slices, of_rows=of_rows)}
+        counts["slice_counts"] = {
+            value: len(rows) for value, rows in Slices(values=encoding.slices, of_rows=of_rows)
+        }
     if name != "train" and (groups := _groups(encoded, records)) is not None:
         np.save(folder / GROUPS.format(name), groups)
         counts["groups"] = len(np.unique(groups))
@@ -321,7 +355,11 @@ def _tokenizer_digest(tokenizer: Any) -> str:
     call left behind.
     """
     if tokenizer.is_fast:
-        content = {**json.loads(tokenizer.backend_tokenizer.to_str()), "truncation": None, "padding": None}
+        content = {
+            **json.loads(tokenizer.backend_tokenizer.to_str()),
+            "truncation": None,
+            "padding": None,
+        }
     else:
         content = {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
     content["chat_template"] = tokenizer.chat_template

@@ -74,7 +74,9 @@ class Format(Protocol):
 
 
 def duplicate_key(*texts: str) -> bytes:
-    return blake2b("\x1f".join(" ".join(text.split()).casefold() for text in texts).encode(), digest_size=16).digest()
+    return blake2b(
+        "\x1f".join(" ".join(text.split()).casefold() for text in texts).encode(), digest_size=16
+    ).digest()
 
 
 def groups(table: Table, data: DataConfig) -> list[str | None]:

@@ -67,7 +67,9 @@ class Table:
         texts = self.column(column, setting)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise self.error(index, f"{column!r} must be text, got {type(text).__name__} {shorten(text)}")
+                raise self.error(
+                    index, f"{column!r} must be text, got {type(text).__name__} {shorten(text)}"
+                )
             self.check_text(index, text, repr(column))
         return texts
 
@@ -77,9 +79,13 @@ class Table:
             raise self.error(index, f"{where} is empty")
         try:
             text.encode()
-        except UnicodeEncodeError as error:  # half of a character beyond U+FFFF, as a careless cut of JSON leaves it
+        except (
+            UnicodeEncodeError
+        ) as error:  # half of a character beyond U+FFFF, as a careless cut of JSON leaves it
             half = text[error.start]
-            raise self.error(index, f"{where} is not Unicode text: it has a lone surrogate {half!r}") from None
+            raise self.error(
+                index, f"{where} is not Unicode text: it has a lone surrogate {half!r}"
+            ) from None
 
 
 def is_missing(value: Any) -> bool:
@@ -108,7 +114,11 @@ def _reader(source: str, key: str) -> Any:
             f"{key}: {source}: unknown kind of file {path.suffix!r}; allowed are {', '.join(READERS)} and hf:owner/name"
         )
     if not path.exists():
-        siblings = [str(path.with_name(p.name)) for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = (
+            [str(path.with_name(p.name)) for p in path.parent.iterdir()]
+            if path.parent.is_dir()
+            else []
+        )
         raise InputError(
             f"{key}: {source}: no such file (looked from {Path.cwd()}).{did_you_mean(str(path), siblings)}"
         )
@@ -157,12 +167,16 @@ def _digest(content: bytes) -> str:
 def _separated(delimiter: str) -> Callable[[bytes, str, str], Table]:
     def read(content: bytes, key: str, name: str) -> Table:
         text = _decode(content, key, name)
-        limit = csv.field_size_limit(sys.maxsize)  # its default, 131,072 characters, refuses long documents
+        limit = csv.field_size_limit(
+            sys.maxsize
+        )  # its default, 131,072 characters, refuses long documents
         try:
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
             header = next(reader)
             if len(set(header)) < len(header):
-                raise InputError(f"{key}: {name}: two columns have the same name in the header {shorten(header)}")
+                raise InputError(
+                    f"{key}: {name}: two columns have the same name in the header {shorten(header)}"
+                )
             rows = []
             for fields in reader:
                 if not fields:
@@ -191,12 +205,18 @@ def _read_jsonl(content: bytes, key: str, name: str) -> Table:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{key}: {name} line {number}: not JSON: {error.msg} (column {error.colno})") from None
+            raise InputError(
+                f"{key}: {name} line {number}: not JSON: {error.msg} (column {error.colno})"
+            ) from None
         if not isinstance(row, dict):
-            raise InputError(f'{key}: {name} line {number}: must be an object like {{"text": ...}}, got {shorten(row)}')
+            raise InputError(
+                f'{key}: {name} line {number}: must be an object like {{"text": ...}}, got {shorten(row)}'
+            )
         rows.append(row)
         numbers.append(number)
-    return Table(key=key, name=name, rows=rows, fingerprint=_digest(content), unit="line", numbers=numbers)
+    return Table(
+        key=key, name=name, rows=rows, fingerprint=_digest(content), unit="line", numbers=numbers
+    )
 
 
 def _read_json(content: bytes, key: str, name: str) -> Table:
@@ -225,7 +245,9 @@ def _read_parquet(content: bytes, key: str, name: str) -> Table:
 
 def _read_document(content: bytes, key: str, name: str) -> Table:
     text = _decode(content, key, name).replace("\r\n", "\n")
-    return Table(key=key, name=name, rows=[{"text": text}], fingerprint=_digest(content), is_document=True)
+    return Table(
+        key=key, name=name, rows=[{"text": text}], fingerprint=_digest(content), is_document=True
+    )
 
 
 READERS: dict[str, Callable[[bytes, str, str], Table]] = {
@@ -253,15 +275,23 @@ def _read_hub(source: str, key: str) -> Table:
             )
     split = options.get("split", key.removeprefix("data."))
     try:
-        dataset = datasets.load_dataset(name, options.get("config"), split=split, revision=options.get("revision"))
+        dataset = datasets.load_dataset(
+            name, options.get("config"), split=split, revision=options.get("revision")
+        )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         # Hub, network, cache, the dataset's own layout: each fails in its own way, and the user can mend each.
-        raise InputError(f"{key}: {source}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{key}: {source}: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
     rows = dataset.to_list()
     for column, feature in dataset.features.items():
         if isinstance(feature, datasets.ClassLabel):
             for row in rows:  # -1: the hidden label of a test split
-                row[column] = feature.names[row[column]] if row[column] is not None and row[column] >= 0 else None
+                row[column] = (
+                    feature.names[row[column]]
+                    if row[column] is not None and row[column] >= 0
+                    else None
+                )
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())

@@ -47,13 +47,17 @@ def split_by_share(records: list[Record], shares: dict[str, float], seed: int) -
         """How much the unit lengthens the distance of the split from its share of every label and of the whole."""
         share, size = shares[name], sizes[unit]
         by_label = sum(
-            weight * (weight + 2 * (have[name][label] - share * totals[label])) / (share * totals[label])
+            weight
+            * (weight + 2 * (have[name][label] - share * totals[label]))
+            / (share * totals[label])
             for label, weight in weights[unit].items()
         )
         return by_label + size * (size + 2 * (filled[name] - share * whole)) / (share * whole)
 
     order = stream("split", seed).permutation(len(members)).tolist()
-    for unit in sorted(order, key=lambda unit: -sizes[unit].bit_length()):  # stable: random among units of like size
+    for unit in sorted(
+        order, key=lambda unit: -sizes[unit].bit_length()
+    ):  # stable: random among units of like size
         name = min(shares, key=lambda name, unit=unit: added_distance(name, unit))
         have[name].update(weights[unit])
         filled[name] += sizes[unit]

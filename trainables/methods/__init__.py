@@ -7,6 +7,7 @@ base itself, and then a trial has the base for itself and gives it back exactly 
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainables.engine.sites import Addition
 from trainables.hyperparameters import OPTIONS
 from trainables.methods.adapter import Adapter
 from trainables.methods.full import Full
@@ -15,8 +16,8 @@ from trainables.methods.lora import Lora
 from trainables.methods.partial import Partial
 from trainables.methods.prompt import Prompt
 from trainables.methods.qlora import QLora
-from trainables.model import BaseModel, Variant
-from trainables.stack import Addition
+from trainables.models.base import BaseModel
+from trainables.models.config import Quantisation
 
 
 class Additive(Protocol):
@@ -25,8 +26,8 @@ class Additive(Protocol):
     stays_beside: bool
     """Whether weights that it adds are computed with beside the base's when the model is used: they cannot be merged."""
 
-    def variant(self, options: Any) -> Variant:
-        """The kind of base that it trains over; trials of one variant share it."""
+    def quantisation(self, options: Any) -> Quantisation:
+        """The kind of base that it trains over; trials of one quantisation share it."""
 
     def plan(self, base: BaseModel, options: Any) -> list[Addition]:
         """All that a trial with `options` adds, with initial values. Draws from torch's generator."""
@@ -58,6 +59,10 @@ ADDITIVE: dict[str, Additive] = {
 REPLACING: dict[str, Replacing] = {"full": Full(), "partial": Partial()}
 
 
-def variant_of(method: str, options: Any = None) -> Variant:
+def quantisation_of(method: str, options: Any = None) -> Quantisation:
     """How the base of a trial lies in memory; `options` None: the method's defaults."""
-    return ADDITIVE[method].variant(options or OPTIONS[method]()) if method in ADDITIVE else "plain"
+    return (
+        ADDITIVE[method].quantisation(options or OPTIONS[method]())
+        if method in ADDITIVE
+        else "plain"
+    )

@@ -7,21 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainables.engine.kernels import Gathered, GroupedLinear
+from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import AdapterOptions
-from trainables.model import BaseModel, Variant
-from trainables.stack import Addition, Gathered, GroupedLinear, Place, Stacked
-from trainables.structure import layer_lists
+from trainables.models.base import BaseModel
+from trainables.models.config import Quantisation
+from trainables.models.structure import layer_lists
 
 
-class Bottleneck(Place):
+class Bottleneck(AdapterSite):
     """The adapters of all trials after one layer: h + up(relu(down(h)))."""
 
     @staticmethod
-    def key(place: str, tensor: str) -> str:
-        return f"base_model.model.{place}.adapter.{tensor}"
+    def key(site: str, tensor: str) -> str:
+        return f"base_model.model.{site}.adapter.{tensor}"
 
-    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[AdapterOptions | None]) -> None:
+    def bind(
+        self, tensors: Mapping[str, Stacked], options: Sequence[AdapterOptions | None]
+    ) -> None:
         self._tensors = tensors
         self._here = [each is not None for each in options]
 
@@ -36,8 +40,10 @@ class Bottleneck(Place):
 
     def _linear(self, name: str, x_NI: Tensor) -> Tensor:
         weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
-        whole, anchor = self.stack.passing, self.stack.anchor
-        y_NO = GroupedLinear.apply(x_NI, anchor, weight.compute, weight.grad, whole.scaled(len(x_NI)))
+        whole, anchor = self.engine.micro_batch, self.engine.anchor
+        y_NO = GroupedLinear.apply(
+            x_NI, anchor, weight.compute, weight.grad, whole.scaled(len(x_NI))
+        )
         bias_BO = Gathered.apply(anchor, bias.compute, bias.grad, whole, self._here)
         return (y_NO.view(len(bias_BO), -1, y_NO.shape[-1]) + bias_BO[:, None]).view(y_NO.shape)
 
@@ -56,13 +62,13 @@ class Adapter:
 
     stays_beside = True
 
-    def variant(self, options: AdapterOptions) -> Variant:
+    def quantisation(self, options: AdapterOptions) -> Quantisation:
         return "plain"
 
     def plan(self, base: BaseModel, options: AdapterOptions) -> list[Addition]:
         """`down` as torch draws linear layers (Kaiming uniform), the rest zero."""
         width, additions = base.model.config.get_text_config().hidden_size, []
-        for place in _layers(base):
+        for site in _layers(base):
             down = torch.empty(options.bottleneck, width)
             nn.init.kaiming_uniform_(down, a=5**0.5)
             values = {
@@ -71,7 +77,7 @@ class Adapter:
                 "up.weight": torch.zeros(width, options.bottleneck),
                 "up.bias": torch.zeros(width),
             }
-            additions.append(Addition(kind=Bottleneck, place=place, values=values, options=options))
+            additions.append(Addition(kind=Bottleneck, site=site, values=values, options=options))
         return additions
 
     def describe(self, base: BaseModel, options: AdapterOptions, folder: Path) -> None:
@@ -81,7 +87,9 @@ class Adapter:
             "revision": base.spec.model.revision if base.spec else None,
             "bottleneck": options.bottleneck,
             "activation": "relu",
-            "layers": _layers(base),  # h + up(relu(down(h))) of the hidden states h that each of them gives
+            "layers": _layers(
+                base
+            ),  # h + up(relu(down(h))) of the hidden states h that each of them gives
             "modules_to_save": list(base.head),
         }
         (folder / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")
@@ -108,14 +116,20 @@ def load_adapter(model: Any, folder: str | Path) -> Any:
     weights = {name.removeprefix("base_model.model."): tensor for name, tensor in saved.items()}
     for name in described["layers"]:
         up = weights[f"{name}.adapter.up.weight"]  # [D, bottleneck]
-        parts = {"down": nn.Linear(*up.shape), "relu": nn.ReLU(), "up": nn.Linear(*reversed(up.shape))}
+        parts = {
+            "down": nn.Linear(*up.shape),
+            "relu": nn.ReLU(),
+            "up": nn.Linear(*reversed(up.shape)),
+        }
         adapter = nn.Sequential(OrderedDict(parts)).to(model.device, up.dtype)
         layer = model.get_submodule(name)
         layer.add_module("adapter", adapter)
         layer.register_forward_hook(_on_hidden_states(_adding(adapter)))
     missing, unexpected = model.load_state_dict(weights, strict=False)
     lost = [name for name in missing if ".adapter." in name]
-    assert not unexpected and not lost, f"{folder} does not fit the model: missing {lost}, unexpected {unexpected}"
+    assert not unexpected and not lost, (
+        f"{folder} does not fit the model: missing {lost}, unexpected {unexpected}"
+    )
     return model
 
 

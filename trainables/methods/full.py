@@ -4,7 +4,7 @@ from pathlib import Path
 import torch
 
 from trainables.hyperparameters import FullOptions
-from trainables.model import BaseModel
+from trainables.models.base import BaseModel
 
 
 class Full:
@@ -25,7 +25,7 @@ class Full:
 
     def load(self, base: BaseModel, folder: Path) -> None:
         """What is trained, as a user loads it: transformers may keep weights under other names on disk than in the model."""
-        from trainables.loading import load_checkpoint
+        from trainables.models.checkpoint import load_checkpoint
 
         assert base.spec is not None
         saved = dict(load_checkpoint(folder, base.spec, torch.device("cpu")).named_parameters())

@@ -6,13 +6,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainables.engine.kernels import GroupedScale
+from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import Ia3Options
-from trainables.model import BaseModel, Variant
-from trainables.stack import Addition, GroupedScale, Place, Stacked
-from trainables.structure import attends, features, in_layers, linear_layers, served_by_peft
+from trainables.models.base import BaseModel
+from trainables.models.config import Quantisation
+from trainables.models.structure import (
+    attends,
+    features,
+    in_layers,
+    linear_layers,
+    served_by_peft,
+)
 
-KEYS_VALUES = {"k", "v", "kv", "qkv", "key", "value"}  # parts of the names of projections that give keys or values
+KEYS_VALUES = {
+    "k",
+    "v",
+    "kv",
+    "qkv",
+    "key",
+    "value",
+}  # parts of the names of projections that give keys or values
 
 
 def scaled_layers(base: BaseModel) -> dict[str, str]:
@@ -31,11 +46,18 @@ def scaled_layers(base: BaseModel) -> dict[str, str]:
     targets = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(architecture)
     feed_forward = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(architecture)
     if targets and feed_forward:
-        chosen = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in targets)]
-        found = {name: "input" if name.endswith(tuple(feed_forward)) else "output" for name in chosen}
+        chosen = [
+            name for name in linear if any(name == t or name.endswith(f".{t}") for t in targets)
+        ]
+        found = {
+            name: "input" if name.endswith(tuple(feed_forward)) else "output" for name in chosen
+        }
     else:
         found = _keys_and_values(model, attends(model, linear)) | _back_to_width(model, linear)
-    found = {name: found[name] for name in served_by_peft(model, [name for name in linear if name in found])}
+    found = {
+        name: found[name]
+        for name in served_by_peft(model, [name for name in linear if name in found])
+    }
     if set(found.values()) != {"input", "output"}:
         raise InputError(
             f"method: ia3 scales keys, values and feed-forward layers, and knows none of {type(model).__name__}; "
@@ -45,7 +67,11 @@ def scaled_layers(base: BaseModel) -> dict[str, str]:
 
 
 def _keys_and_values(model: Any, attention: Sequence[str]) -> dict[str, str]:
-    named = [name for name in attention if KEYS_VALUES & set(re.findall(r"[A-Z]?[a-z]+", name.rsplit(".", 1)[-1]))]
+    named = [
+        name
+        for name in attention
+        if KEYS_VALUES & set(re.findall(r"[A-Z]?[a-z]+", name.rsplit(".", 1)[-1]))
+    ]
     if not named:  # queries, keys and values in one, whatever it is called
         named = [name for name in attention if _ratio(model, name) >= 2]
     return dict.fromkeys(named, "output")
@@ -54,7 +80,11 @@ def _keys_and_values(model: Any, attention: Sequence[str]) -> dict[str, str]:
 def _back_to_width(model: Any, linear: Sequence[str]) -> dict[str, str]:
     inside = set(in_layers(model)) - set(attends(model, linear))
     width = model.config.get_text_config().hidden_size
-    back = [name for name in linear if name in inside and features(model.get_submodule(name))[1] == width]
+    back = [
+        name
+        for name in linear
+        if name in inside and features(model.get_submodule(name))[1] == width
+    ]
     return dict.fromkeys([name for name in back if _ratio(model, name) != 1], "input")
 
 
@@ -63,16 +93,18 @@ def _ratio(model: Any, name: str) -> float:
     return outputs / inputs
 
 
-class Scale(Place):
+class Scale(AdapterSite):
     """The scales of all trials at one linear layer: of what goes into it, or of what comes out."""
 
     @staticmethod
-    def key(place: str, tensor: str) -> str:
-        return f"base_model.model.{place}.ia3_l"
+    def key(site: str, tensor: str) -> str:
+        return f"base_model.model.{site}.ia3_l"
 
     @staticmethod
     def exported(tensor: str, value: Tensor) -> Tensor:
-        return value[None] if tensor == "input" else value[:, None]  # as PEFT broadcasts them over weights
+        return (
+            value[None] if tensor == "input" else value[:, None]
+        )  # as PEFT broadcasts them over weights
 
     def bind(self, tensors: Mapping[str, Stacked], options: Sequence[Ia3Options | None]) -> None:
         ((self._side, self._scale),) = tensors.items()
@@ -83,12 +115,16 @@ class Scale(Place):
             return self.module.register_forward_pre_hook(
                 lambda _, inputs: (self._scaled(inputs[0]), *inputs[1:])
             ).remove
-        return self.module.register_forward_hook(lambda _, inputs, output: self._scaled(output)).remove
+        return self.module.register_forward_hook(
+            lambda _, inputs, output: self._scaled(output)
+        ).remove
 
     def _scaled(self, x: Tensor) -> Tensor:
-        x_NC, here, stack = x.reshape(-1, x.shape[-1]), self._here, self.stack
-        segments = stack.passing.scaled(len(x_NC))
-        return GroupedScale.apply(x_NC, stack.anchor, self._scale.weight, self._scale.grad, segments, here).view(x.shape)
+        x_NC, here, stack = x.reshape(-1, x.shape[-1]), self._here, self.engine
+        segments = stack.micro_batch.scaled(len(x_NC))
+        return GroupedScale.apply(
+            x_NC, stack.anchor, self._scale.weight, self._scale.grad, segments, here
+        ).view(x.shape)
 
 
 class Ia3:
@@ -96,7 +132,7 @@ class Ia3:
 
     stays_beside = False
 
-    def variant(self, options: Ia3Options) -> Variant:
+    def quantisation(self, options: Ia3Options) -> Quantisation:
         return "plain"
 
     def plan(self, base: BaseModel, options: Ia3Options) -> list[Addition]:
@@ -104,7 +140,7 @@ class Ia3:
         for name, side in scaled_layers(base).items():
             inputs, outputs = features(base.model.get_submodule(name))
             values = {side: torch.ones(inputs if side == "input" else outputs)}
-            additions.append(Addition(kind=Scale, place=name, values=values, options=options))
+            additions.append(Addition(kind=Scale, site=name, values=values, options=options))
         return additions
 
     def describe(self, base: BaseModel, options: Ia3Options, folder: Path) -> None:
@@ -118,7 +154,9 @@ class Ia3:
             revision=base.spec.model.revision if base.spec else None,
             target_modules=list(scaled),
             feedforward_modules=[name for name, side in scaled.items() if side == "input"],
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules.values()),  # GPT-2's layers
+            fan_in_fan_out=any(
+                isinstance(module, Conv1D) for module in modules.values()
+            ),  # GPT-2's layers
             modules_to_save=list(base.head) or None,
             task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
             inference_mode=True,

@@ -5,14 +5,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trainables.dropout import row_dropout
+from trainables.engine.dropout import row_dropout
+from trainables.engine.kernels import Segments, accumulate, grouped_matmul
+from trainables.engine.shared import SharedBaseEngine
+from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import LoraOptions
-from trainables.model import BaseModel, Variant
-from trainables.stack import Addition, Place, Segments, Stack, Stacked, accumulate, grouped_matmul
-from trainables.structure import attends, features, linear_layers, served_by_peft
+from trainables.models.base import BaseModel
+from trainables.models.config import Quantisation
+from trainables.models.structure import attends, features, linear_layers, served_by_peft
 
-FIRST_LAYER = 1 << 16  # number of the first place among the layers that drop out; the base's own come before
+FIRST_LAYER = (
+    1 << 16
+)  # number of the first site among the layers that drop out; the base's own come before
 
 
 def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]:
@@ -26,11 +31,15 @@ def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]
     elif targets == "attention":
         chosen = attends(model, linear)
     else:
-        chosen = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in targets)]
+        chosen = [
+            name for name in linear if any(name == t or name.endswith(f".{t}") for t in targets)
+        ]
         for target in targets:
             if not any(name == target or name.endswith(f".{target}") for name in linear):
                 endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
-                raise InputError(f"targets: no linear layer is called {target!r}; this model has {', '.join(endings)}")
+                raise InputError(
+                    f"targets: no linear layer is called {target!r}; this model has {', '.join(endings)}"
+                )
     if not chosen:
         what = "linear layer" if targets == "all-linear" else "attention layer"
         raise InputError(
@@ -39,40 +48,44 @@ def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]
     served = served_by_peft(model, chosen)
     refused = sorted({name.rsplit(".", 1)[-1] for name in set(chosen) - set(served)})
     if not served or (refused and isinstance(targets, tuple)):
-        raise InputError(f"targets: PEFT does not load adapters of {', '.join(refused)} into {type(model).__name__}")
+        raise InputError(
+            f"targets: PEFT does not load adapters of {', '.join(refused)} into {type(model).__name__}"
+        )
     return served
 
 
-class LowRank(Place):
+class LowRank(AdapterSite):
     """The low-rank branches of all trials at one linear layer: y += scale * B A dropout(x)."""
 
     fast: ClassVar[tuple[str, ...]] = ("lora_B",)
 
-    def __init__(self, stack: Stack, name: str) -> None:
-        super().__init__(stack, name)
-        self._layer = FIRST_LAYER + linear_layers(stack.base.model, stack.base.head).index(name)
+    def __init__(self, engine: SharedBaseEngine, name: str) -> None:
+        super().__init__(engine, name)
+        self._layer = FIRST_LAYER + linear_layers(engine.base.model, engine.base.head).index(name)
 
     @staticmethod
-    def key(place: str, tensor: str) -> str:
-        return f"base_model.model.{place}.{tensor}.weight"
+    def key(site: str, tensor: str) -> str:
+        return f"base_model.model.{site}.{tensor}.weight"
 
     def bind(self, tensors: Mapping[str, Stacked], options: Sequence[LoraOptions | None]) -> None:
         self.A_KRI, self.B_KOR = tensors["lora_A"].compute, tensors["lora_B"].compute
         self.grad_A_KRI, self.grad_B_KOR = tensors["lora_A"].grad, tensors["lora_B"].grad
         self.scales = [scale(each) if each else 0.0 for each in options]
         dropouts = [each.dropout if each else 0.0 for each in options]
-        self._dropout_K = torch.tensor(dropouts, device=self.A_KRI.device) if any(dropouts) else None
+        self._dropout_K = (
+            torch.tensor(dropouts, device=self.A_KRI.device) if any(dropouts) else None
+        )
 
     def install(self) -> Callable[[], None]:
         return self.module.register_forward_hook(self._add).remove
 
     def _add(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x, whole = inputs[0], self.stack.passing
+        x, whole = inputs[0], self.engine.micro_batch
         if self._dropout_K is not None and module.training:
-            x = row_dropout(x, self.stack.keys, self._layer, self._dropout_K[whole.lanes_B])
+            x = row_dropout(x, self.engine.keys, self._layer, self._dropout_K[whole.lanes_B])
         x_NI = x.reshape(-1, x.shape[-1]).to(self.A_KRI.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            delta_NO = _LowRank.apply(x_NI, self.stack.anchor, self, whole.scaled(len(x_NI)))
+            delta_NO = _LowRank.apply(x_NI, self.engine.anchor, self, whole.scaled(len(x_NI)))
         return (output + delta_NO.view(output.shape)).to(output.dtype)
 
 
@@ -84,22 +97,24 @@ class _LowRank(torch.autograd.Function):
     """B A x for the rows of each trial; the gradients of A and B are added to the matrix in place."""
 
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, anchor: Tensor, place: LowRank, segments: Segments) -> Tensor:
-        h_NR = grouped_matmul(x_NI, place.A_KRI.transpose(1, 2), segments)
-        _rescale(h_NR, place.scales, segments)
+    def forward(
+        ctx: Any, x_NI: Tensor, anchor: Tensor, site: LowRank, segments: Segments
+    ) -> Tensor:
+        h_NR = grouped_matmul(x_NI, site.A_KRI.transpose(1, 2), segments)
+        _rescale(h_NR, site.scales, segments)
         ctx.save_for_backward(x_NI, h_NR)
-        ctx.rest = (place, segments)
-        return grouped_matmul(h_NR, place.B_KOR.transpose(1, 2), segments)
+        ctx.rest = (site, segments)
+        return grouped_matmul(h_NR, site.B_KOR.transpose(1, 2), segments)
 
     @staticmethod
     def backward(ctx: Any, dy_NO: Tensor) -> tuple:
-        (x_NI, h_NR), (place, segments) = ctx.saved_tensors, ctx.rest
+        (x_NI, h_NR), (site, segments) = ctx.saved_tensors, ctx.rest
         dy_NO = dy_NO.contiguous()
-        dh_NR = grouped_matmul(dy_NO, place.B_KOR, segments)
-        _rescale(dh_NR, place.scales, segments)
-        accumulate(place.grad_B_KOR, dy_NO, h_NR, segments)
-        accumulate(place.grad_A_KRI, dh_NR, x_NI, segments)
-        dx_NI = grouped_matmul(dh_NR, place.A_KRI, segments) if ctx.needs_input_grad[0] else None
+        dh_NR = grouped_matmul(dy_NO, site.B_KOR, segments)
+        _rescale(dh_NR, site.scales, segments)
+        accumulate(site.grad_B_KOR, dy_NO, h_NR, segments)
+        accumulate(site.grad_A_KRI, dh_NR, x_NI, segments)
+        dx_NI = grouped_matmul(dh_NR, site.A_KRI, segments) if ctx.needs_input_grad[0] else None
         return dx_NI, None, None, None
 
 
@@ -117,7 +132,7 @@ class Lora:
 
     stays_beside = False
 
-    def variant(self, options: LoraOptions) -> Variant:
+    def quantisation(self, options: LoraOptions) -> Quantisation:
         return "plain"
 
     def plan(self, base: BaseModel, options: LoraOptions) -> list[Addition]:
@@ -128,7 +143,7 @@ class Lora:
             a = torch.empty(options.rank, inputs)
             torch.nn.init.kaiming_uniform_(a, a=5**0.5)
             values = {"lora_A": a, "lora_B": torch.zeros(outputs, options.rank)}
-            additions.append(Addition(kind=LowRank, place=name, values=values, options=options))
+            additions.append(Addition(kind=LowRank, site=name, values=values, options=options))
         return additions
 
     def describe(self, base: BaseModel, options: LoraOptions, folder: Path) -> None:

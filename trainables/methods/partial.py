@@ -3,8 +3,8 @@ import fnmatch
 from trainables.errors import InputError
 from trainables.hyperparameters import PartialOptions
 from trainables.methods.full import Full
-from trainables.model import BaseModel
-from trainables.structure import layer_lists
+from trainables.models.base import BaseModel
+from trainables.models.structure import layer_lists
 
 
 class Partial:
@@ -19,8 +19,12 @@ class Partial:
             lists = layer_lists(model)
             count = len(lists[0][1])
             if options.layers > count:
-                raise InputError(f"layers: must be at most the model's {count} layers, got {options.layers}")
-            chosen = [f"{name}.{i}." for name, _ in lists for i in range(count - options.layers, count)]
+                raise InputError(
+                    f"layers: must be at most the model's {count} layers, got {options.layers}"
+                )
+            chosen = [
+                f"{name}.{i}." for name, _ in lists for i in range(count - options.layers, count)
+            ]
             for parameter_name, parameter in model.named_parameters():
                 parameter.requires_grad_(parameter_name.startswith(tuple(chosen)))
         else:
@@ -31,7 +35,9 @@ class Partial:
                         f"patterns: {pattern!r} matches no parameter of the model, whose first is {next(iter(names))!r}"
                     )
             for parameter_name, parameter in names.items():
-                parameter.requires_grad_(any(fnmatch.fnmatch(parameter_name, pattern) for pattern in options.patterns))
+                parameter.requires_grad_(
+                    any(fnmatch.fnmatch(parameter_name, pattern) for pattern in options.patterns)
+                )
         head = [model.get_submodule(part) for part in base.head] or [model.get_output_embeddings()]
         for module in head:
             for parameter in module.parameters():

@@ -4,25 +4,32 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainables.engine.kernels import Gathered
+from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import PromptOptions
-from trainables.model import BaseModel, Variant, context_length
-from trainables.stack import Addition, Gathered, Place, Stacked
+from trainables.models.base import BaseModel
+from trainables.models.config import Quantisation
+from trainables.models.files import context_length
 
 
-class VirtualTokens(Place):
-    """The virtual tokens of all trials, before the embedded input. The place is the whole model."""
+class VirtualTokens(AdapterSite):
+    """The virtual tokens of all trials, before the embedded input. The site is the whole model."""
 
     @staticmethod
-    def key(place: str, tensor: str) -> str:
+    def key(site: str, tensor: str) -> str:
         return tensor
 
     @staticmethod
     def renamed(key: str) -> str:
-        return key.replace("base_model.model.", "base_model.", 1)  # PEFT wraps nothing around the model here
+        return key.replace(
+            "base_model.model.", "base_model.", 1
+        )  # PEFT wraps nothing around the model here
 
     def bind(self, tensors: Mapping[str, Stacked], options: Sequence[PromptOptions | None]) -> None:
-        assert None not in options and len({each.virtual_tokens for each in options if each}) == 1, "see `company`"
+        assert (
+            None not in options and len({each.virtual_tokens for each in options if each}) == 1
+        ), "see `company`"
         self._prompts = tensors["prompt_embeddings"]
         self._here = [True] * len(options)
 
@@ -31,15 +38,22 @@ class VirtualTokens(Place):
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         embedded_BTD = self.module.get_input_embeddings()(batch["input_ids"])
-        prompts, stack = self._prompts, self.stack
-        prompts_BVD = Gathered.apply(stack.anchor, prompts.weight, prompts.grad, stack.passing, self._here)
-        prompts_BVD = prompts_BVD.expand(len(embedded_BTD), -1, -1)  # it is one where one trial's rows pass
+        prompts, stack = self._prompts, self.engine
+        prompts_BVD = Gathered.apply(
+            stack.anchor, prompts.weight, prompts.grad, stack.micro_batch, self._here
+        )
+        prompts_BVD = prompts_BVD.expand(
+            len(embedded_BTD), -1, -1
+        )  # it is one where one trial's rows pass
         rest = {name: x for name, x in batch.items() if name != "input_ids"}
         for name, filled in (("attention_mask", 1), ("token_type_ids", 0)):
             if name in batch:
                 before_BV = batch[name].new_full(prompts_BVD.shape[:2], filled)
                 rest[name] = torch.cat([before_BV, batch[name]], dim=1)
-        return {"inputs_embeds": torch.cat([prompts_BVD.to(embedded_BTD.dtype), embedded_BTD], dim=1), **rest}
+        return {
+            "inputs_embeds": torch.cat([prompts_BVD.to(embedded_BTD.dtype), embedded_BTD], dim=1),
+            **rest,
+        }
 
 
 class Prompt:
@@ -47,13 +61,15 @@ class Prompt:
 
     stays_beside = False
 
-    def variant(self, options: PromptOptions) -> Variant:
+    def quantisation(self, options: PromptOptions) -> Quantisation:
         return "plain"
 
     def plan(self, base: BaseModel, options: PromptOptions) -> list[Addition]:
         """Embeddings of tokens drawn at random from the vocabulary (Lester et al. 2021, section 3.2)."""
         config = base.model.config.get_text_config()
-        if "score" in base.head or config.is_encoder_decoder:  # so transformers calls the heads of its decoders
+        if (
+            "score" in base.head or config.is_encoder_decoder
+        ):  # so transformers calls the heads of its decoders
             raise InputError(
                 f"method: prompt cannot train {type(base.model).__name__}, which finds the end of a row by its token "
                 "ids; allowed with a classifier over an encoder, or with task causal_lm or instruction"
@@ -66,7 +82,7 @@ class Prompt:
         table_VD = base.model.get_input_embeddings().weight
         drawn = torch.randint(0, len(table_VD), (options.virtual_tokens,))
         values = {"prompt_embeddings": table_VD.detach()[drawn.to(table_VD.device)]}
-        return [Addition(kind=VirtualTokens, place="", values=values, options=options)]
+        return [Addition(kind=VirtualTokens, site="", values=values, options=options)]
 
     def describe(self, base: BaseModel, options: PromptOptions, folder: Path) -> None:
         from peft import PromptTuningConfig, TaskType

@@ -1,6 +1,6 @@
 from trainables.hyperparameters import QLoraOptions
 from trainables.methods.lora import Lora
-from trainables.model import Variant
+from trainables.models.config import Quantisation
 
 
 class QLora(Lora):
@@ -8,5 +8,5 @@ class QLora(Lora):
 
     stays_beside = True  # its base has no weights that it could be added to
 
-    def variant(self, options: QLoraOptions) -> Variant:
+    def quantisation(self, options: QLoraOptions) -> Quantisation:
         return "nf4" if options.bits == 4 else "int8"

@@ -1,13 +1,17 @@
 """What a model is trained to do: how rows become a batch, and what the model's output costs."""
 
-from typing import Any, Protocol
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
-from trainables.tasks.causal_lm import CausalLM
-from trainables.tasks.classification import Classification
-from trainables.tasks.instruction import Instruction
+from trainables.tasks.causal_lm.task import CausalLM
+from trainables.tasks.classification.task import Classification
+from trainables.tasks.instruction.task import Instruction
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Task(Protocol):
@@ -21,7 +25,9 @@ class Task(Protocol):
         """Rows of a `Split`, padded on the right: input_ids, attention_mask and perhaps token_type_ids int64 [B, T];
         labels int64 [B] or [B, T] (-100: no loss)."""
 
-    def row_losses(self, logits: Tensor, labels: Tensor, output: Any = None) -> tuple[Tensor, Tensor]:
+    def row_losses(
+        self, logits: Tensor, labels: Tensor, output: Any = None
+    ) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of each row, summed over its targets, in float32 or wider [B], and its targets int64
         [B].
 
@@ -36,9 +42,17 @@ class Task(Protocol):
         """Targets of these rows, as `row_losses` would count them."""
 
     def metrics(
-        self, nll: np.ndarray, targets: np.ndarray, predictions: np.ndarray | None, labels: np.ndarray | None
+        self,
+        nll: np.ndarray,
+        targets: np.ndarray,
+        predictions: np.ndarray | None,
+        labels: np.ndarray | None,
     ) -> dict[str, float]:
         """Metrics of a split from its rows' losses, targets, predictions and classes, each [N]."""
 
 
-TASKS: dict[str, Task] = {"classification": Classification(), "instruction": Instruction(), "causal_lm": CausalLM()}
+TASKS: dict[str, Task] = {
+    "classification": Classification(),
+    "instruction": Instruction(),
+    "causal_lm": CausalLM(),
+}

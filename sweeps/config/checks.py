@@ -1,0 +1,75 @@
+"""Whether the search space and what is fixed fit together, before a trial is drawn."""
+
+from search_spaces import Choice
+from sweeps.config.errors import ConfigError
+from sweeps.config.messages import what_was_meant
+from sweeps.config.schema import HYPERPARAMETERS, SweepConfig
+from trainables.errors import InputError
+from trainables.hyperparameters import OPTIONS, parse
+
+
+def check_hyperparameters(config: SweepConfig) -> None:
+    """The space and what is fixed must fit together for every branch: all that can be known before a trial is drawn."""
+    if config.search.space is None:
+        raise ConfigError(
+            "search.space: not given; the name of a preset, a YAML file, or the space itself"
+        )
+    space = config.space()
+    if config.search.sampler == "grid" and space.size() is None:
+        raise ConfigError(
+            "search.sampler: grid needs a finite space, got one in which a float varies; allowed: tpe, random"
+        )
+    fixed = config.train.fixed()
+    for path, _ in space.parameters:
+        name = path.rsplit(".", 1)[-1]
+        if name in fixed:
+            raise ConfigError(f"train.{name}: also varies in search.space; set it in one place")
+        if name not in HYPERPARAMETERS:
+            raise ConfigError(
+                f"search.space.{path}: not a hyperparameter. {what_was_meant(name, HYPERPARAMETERS)}"
+            )
+    if "method" not in fixed and not any(path == "method" for path, _ in space.parameters):
+        raise ConfigError(
+            f"search.space.method: not given; one of {', '.join(OPTIONS)}, here or as train.method"
+        )
+    wrong: dict[str, str] = {}
+    right: set[str] = set()
+    for draw, _ in config._survey():
+        method = str(draw.get("method"))
+        try:
+            parse(draw)
+            right.add(method)
+        except InputError as error:
+            wrong.setdefault(method, str(error))
+    for method, reason in wrong.items():
+        if (
+            method in right
+        ):  # single configurations may be invalid: they are drawn again when they come up
+            continue
+        if reason.partition(":")[0] in fixed:
+            raise ConfigError(f"train.{reason}")
+        if method not in OPTIONS:
+            raise ConfigError(f"search.space.{reason}")
+        raise ConfigError(f"search.space: no configuration of method {method} is valid: {reason}")
+    _check_values(config)
+    for number, initial in enumerate(config.search.initial):
+        space.encode(initial, f"search.initial[{number}]")
+
+
+def _check_values(config: SweepConfig) -> None:
+    """Every value of a choice and both ends of every range must be ones that can be trained: a typo is not a rare draw."""
+    checked: set[str] = set()
+    for draw, asked in config._survey():
+        for path, domain in asked.items():
+            name = path.rsplit(".", 1)[-1]
+            if path in checked or name == "method":
+                continue
+            checked.add(path)
+            for value in domain.values if isinstance(domain, Choice) else (domain.low, domain.high):
+                try:
+                    parse({**draw, name: value})
+                except InputError as error:
+                    if str(error).startswith(f"{name}:"):
+                        raise ConfigError(
+                            f"search.space.{path}: {str(error).removeprefix(f'{name}: ')}"
+                        ) from error

@@ -1,0 +1,19 @@
+"""What trials will look like, as far as draws from the space show."""
+
+from typing import Any
+
+from sweeps.config.schema import SweepConfig
+from trainables.hyperparameters import OPTIONS
+
+
+def first_of_each_method(config: SweepConfig) -> list[dict[str, Any]]:
+    """A configuration of each method that the sweep may draw."""
+    found: dict[str, dict[str, Any]] = {}
+    for draw in config.draws():
+        found.setdefault(draw.get("method"), draw)
+    return [found[method] for method in OPTIONS if method in found]
+
+
+def max_epochs(config: SweepConfig) -> float:
+    """The most epochs that a trial may train, as far as draws show."""
+    return max(float(draw["epochs"]) for draw in config.draws())

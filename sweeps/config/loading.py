@@ -1,0 +1,138 @@
+"""The sweep file: YAML and `key=value` overrides in, one typed and frozen configuration out. Past this door no DictConfig."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from search_spaces import SpaceError, load_tree
+from sweeps.config.checks import check_hyperparameters
+from sweeps.config.errors import ConfigError
+from sweeps.config.messages import allowed, explained, shown, what_was_meant
+from sweeps.config.schema import SweepConfig
+from trainables.hyperparameters import OPTIONS
+
+
+def load(file: Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read and validate a sweep file, whole, before anything starts. Raises ConfigError."""
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file")
+    try:
+        given = OmegaConf.load(file)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid YAML{_yaml_problem(error)}") from error
+    except OSError as error:  # also what OmegaConf raises for a file that holds a lone scalar
+        raise ConfigError(
+            f"{file}: must be a mapping with name, model, task, data and search ({error})"
+        ) from error
+    if not isinstance(given, DictConfig):
+        raise ConfigError(
+            f"{file}: must be a mapping with name, model, task, data and search, got a list"
+        )
+    return from_tree(given, overrides, str(file))
+
+
+def from_tree(given: DictConfig, overrides: Sequence[str], where: str) -> SweepConfig:
+    for override in overrides:
+        _override(given, override)
+    tree = OmegaConf.to_container(given, resolve=False)
+    try:
+        _check_sections(tree, SweepConfig, "")
+        config = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(SweepConfig), _yaml_words(given))
+        )
+        assert isinstance(config, SweepConfig)
+        check_hyperparameters(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where}: {explained(error, tree)}") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return config
+
+
+def _override(given: DictConfig, override: str) -> None:
+    """Set what `key=value` names; the value is YAML, and replaces what was there."""
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.[\w-]+|\[\d+\])*", key):
+        raise ConfigError(f"{override}: an override must be key=value, such as search.trials=4")
+    try:
+        if key.startswith("search.space."):
+            key = _open_space(given, key)
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+        OmegaConf.update(given, key, parsed["value"], merge=False, force_add=True)
+    except YAMLError as error:
+        raise ConfigError(f"{override}: not valid YAML{_yaml_problem(error)}") from error
+    except SpaceError as error:
+        raise ConfigError(f"{override}: {error}") from error
+    except (OmegaConfBaseException, IndexError, TypeError) as error:
+        raise ConfigError(f"{override}: there is no {key} to set") from error
+
+
+def _open_space(given: DictConfig, key: str) -> str:
+    """Put what a preset or a file holds in the place of its name, for `key` to be set in it. Returns the key as it stands
+    there: what is shown as lora.rank is method.lora.rank.
+    """
+    source = OmegaConf.select(given, "search.space")
+    if isinstance(source, str):
+        OmegaConf.update(given, "search.space", load_tree(source), merge=False)
+    path = key.removeprefix("search.space.")
+    branches = OmegaConf.select(given, "search.space.method")
+    if re.split(r"[.\[]", path)[0] in OPTIONS and isinstance(branches, DictConfig):
+        return f"search.space.method.{path}"
+    return key
+
+
+def _yaml_problem(error: YAMLError | UnicodeDecodeError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{at}: {getattr(error, 'problem', None) or ' '.join(str(error).split())}"
+
+
+def _yaml_words(given: DictConfig) -> DictConfig:
+    """YAML reads off as false: give the word back where it is one of those allowed."""
+    if OmegaConf.select(given, "tracking.wandb") is False:
+        OmegaConf.update(given, "tracking.wandb", "off")
+    return given
+
+
+def with_own_space(config: SweepConfig) -> SweepConfig:
+    """The configuration with the search space itself in the place of a preset's or a file's name, which may change."""
+    if not isinstance(config.search.space, str):
+        return config
+    space = load_tree(config.search.space)
+    return dataclasses.replace(config, search=dataclasses.replace(config.search, space=space))
+
+
+def dump(config: SweepConfig) -> str:
+    """The resolved configuration as YAML; `load` reads it back to the same."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _check_sections(given: Any, hint: Any, key: str) -> None:
+    """Unknown keys, missing sections, and what should be a section or a list and is not: OmegaConf does not say where."""
+    if isinstance(given, str) and given.startswith("${"):
+        return
+    if dataclasses.is_dataclass(hint) or get_origin(hint) in (dict, list):
+        if not isinstance(given, list if get_origin(hint) is list else dict):
+            raise ConfigError(f"{key}: must be {allowed(hint)}, got {shown(given)}")
+    if get_origin(hint) is list:
+        for index, item in enumerate(given):
+            _check_sections(item, get_args(hint)[0], f"{key}[{index}]")
+    if not dataclasses.is_dataclass(hint):
+        return
+    hints = get_type_hints(hint)
+    for name, value in given.items():
+        at = f"{key}.{name}" if key else str(name)
+        if name not in hints:
+            raise ConfigError(f"{at}: unknown key. {what_was_meant(str(name), hints)}")
+        _check_sections(value, hints[name], at)
+    for part in dataclasses.fields(hint):
+        if part.default is part.default_factory is dataclasses.MISSING and part.name not in given:
+            raise ConfigError(
+                f"{f'{key}.' if key else ''}{part.name}: not given; must be {allowed(hints[part.name])}"
+            )

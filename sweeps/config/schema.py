@@ -1,0 +1,259 @@
+"""The sweep file: YAML and `key=value` overrides in, one typed and frozen configuration out. Past this door no DictConfig."""
+
+import dataclasses
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cluster.config import ClusterConfig
+from search_spaces import Domain, Space, SpaceError, load_space
+from sweeps.config.errors import ConfigError
+from sweeps.selection.config import SelectionConfig
+from sweeps.tracking.config import TrackingConfig
+from trainables.data.config import DataConfig
+from trainables.errors import InputError
+from trainables.hyperparameters import COMMON, OPTIONS, Hyperparameters, parse
+from trainables.models.config import ModelConfig
+
+# a quarter of the trials, within these: TPE needs a few losses to tell good from bad, and of 7 trials 10 would be all
+MIN_STARTUP, MAX_STARTUP = 3, 10
+DRAWS = 200  # configurations drawn to know what a space holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig:
+    """Stops trials that are behind (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934), overfit or diverged."""
+
+    asha: bool = (
+        True  # compare trials at the same samples seen, like with like, and stop the worse ones
+    )
+    grace_epochs: float = 1.0  # epochs that every trial may train before it is compared
+    reduction_factor: float = 3.0  # of the trials that reach a rung, one in so many goes on
+    overfit: bool = True  # stop a trial that has clearly overfit
+    overfit_patience: int = 2  # overfit evaluations in a row before it is stopped
+    diverged: bool = (
+        True  # stop a trial whose losses have left those of the untuned model far behind
+    )
+
+    def __post_init__(self) -> None:
+        if self.grace_epochs <= 0:
+            raise ConfigError(
+                f"search.early_stopping.grace_epochs: must be above 0, got {self.grace_epochs}"
+            )
+        if self.reduction_factor <= 1:
+            raise ConfigError(
+                f"search.early_stopping.reduction_factor: must be above 1, got {self.reduction_factor}"
+            )
+        if self.overfit_patience < 1:
+            raise ConfigError(
+                f"search.early_stopping.overfit_patience: must be at least 1, got {self.overfit_patience}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What varies and how it is searched."""
+
+    space: Any = None  # name of a preset (search_spaces/*.yaml), a YAML file, or the space itself
+    trials: int = 20  # in all, over every resume
+    sampler: Literal["tpe", "random", "grid"] = (
+        "tpe"  # tpe: Optuna's multivariate TPE with constant liar
+    )
+    startup_trials: str | int = (
+        "auto"  # random trials before TPE models the space; auto: fits the number of trials
+    )
+    initial: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # configurations to try first; what they leave open is sampled
+    time_budget: str | None = (
+        None  # wall clock over every resume, as 90s, 30m, 8h or 2d; running trials are then stopped, the best so far wins
+    )
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise ConfigError(f"search.trials: must be at least 1, got {self.trials}")
+        startup = self.startup_trials
+        if not (startup == "auto" or (isinstance(startup, int) and startup >= 0)):
+            raise ConfigError(
+                f"search.startup_trials: must be auto or 0 or more trials, got {startup!r}"
+            )
+        self.time_budget_s()
+
+    def random_trials(self) -> int:
+        """Trials at random before TPE models the space."""
+        if isinstance(self.startup_trials, int):
+            return self.startup_trials
+        return min(MAX_STARTUP, max(MIN_STARTUP, round(self.trials / 4)))
+
+    def time_budget_s(self) -> float | None:
+        if self.time_budget is None:
+            return None
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", self.time_budget)
+        if match is None or float(match[1]) == 0:
+            raise ConfigError(
+                f"search.time_budget: must be a number with s, m, h or d, such as 8h, got {self.time_budget!r}"
+            )
+        return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What is fixed: how trials are trained, and hyperparameters that do not vary."""
+
+    evaluate_every: str | int = "epoch"  # or a number of samples
+    max_tokens: int | None = (
+        None  # padded tokens in one pass; memory only, results do not depend on it; None: 4096 (CPU), 16384 (GPU)
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # of the arithmetic; auto: bfloat16 on GPUs that have it
+    )
+    # of the weights that full and partial fine-tuning leave; auto: the type of the base's own files
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    gradient_checkpointing: bool = False  # trade compute for memory
+    probe_rows: int = 512  # training rows whose loss is measured beside the validation loss
+
+    method: str | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    epochs: float | None = None
+    weight_decay: float | None = None
+    warmup_ratio: float | None = None
+    schedule: str | None = None
+    max_grad_norm: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    epsilon: float | None = None
+    seed: int | None = None
+    layers: int | None = None
+    patterns: list[str] | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float | None = None
+    targets: Any = None
+    rslora: bool | None = None
+    loraplus_ratio: float | None = None
+    bits: int | None = None
+    virtual_tokens: int | None = None
+    bottleneck: int | None = None
+
+    def __post_init__(self) -> None:
+        every = self.evaluate_every
+        if not (every == "epoch" or (isinstance(every, int) and every > 0)):
+            raise ConfigError(
+                f"train.evaluate_every: must be epoch or a number of samples above 0, got {every!r}"
+            )
+        for name in ("max_tokens", "probe_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"train.{name}: must be at least 1, got {value}")
+
+    def fixed(self) -> dict[str, Any]:
+        """The hyperparameters that are set here."""
+        return {
+            name: value for name in HYPERPARAMETERS if (value := getattr(self, name)) is not None
+        }
+
+
+HYPERPARAMETERS = (
+    "method",
+    *COMMON,
+    *dict.fromkeys(f.name for options in OPTIONS.values() for f in dataclasses.fields(options)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """One sweep."""
+
+    name: str = ""  # part of the folder's name
+    storage: str = "runs"  # folder or fsspec URL under which the sweep's folder is made
+    seed: int = 0
+    rehearse: bool = True  # take every method through its whole life at a size of seconds before anything is spent
+    task: Literal["classification", "instruction", "causal_lm"] = "classification"
+    model: ModelConfig
+    data: DataConfig
+    search: SearchConfig = field(default_factory=SearchConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
+            raise ConfigError(
+                f"name: must be 1 to 64 letters, digits, dots, dashes or underscores, got {self.name!r}"
+            )
+        if self.seed < 0:
+            raise ConfigError(f"seed: must be 0 or more, got {self.seed}")
+        if self.selection.general_text is not None and self.task == "classification":
+            raise ConfigError(
+                "selection.general_text: is for language models, got task classification"
+            )
+        limits = self.selection.limits
+        if limits.of_forgetting and self.task == "classification":
+            raise ConfigError(
+                "selection.limits: forgetting and kl are measured of language models (task instruction or causal_lm), "
+                "got task classification"
+            )
+        if limits.of_slices and self.data.slice is None:
+            raise ConfigError(
+                "selection.limits: limits on slices need data.slice, the column that tells them; got none"
+            )
+        if limits.slice_accuracy is not None and self.task != "classification":
+            raise ConfigError(
+                f"selection.limits.slice_accuracy: is for classification, got task {self.task}; slice_loss is for all"
+            )
+        if not self.data.train:
+            raise ConfigError(
+                "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or hf:owner/name"
+            )
+
+    def space(self) -> Space:
+        return load_space(self.search.space)
+
+    def draws(self) -> list[dict[str, Any]]:
+        """Valid complete configurations drawn at random from the space, always the same: what trials will look like."""
+        return [params for params, _ in self._survey() if self._is_valid(params)]
+
+    @staticmethod
+    def _is_valid(params: Mapping[str, Any]) -> bool:
+        try:
+            parse(params)
+        except InputError:
+            return False
+        return True
+
+    def _survey(self) -> list[tuple[dict[str, Any], dict[str, Domain]]]:
+        """Draws, each with the domains that it was drawn from; without those in which a tied value has none."""
+        space, generator = self.space(), random.Random(0)
+        found, broken = [], None
+        for _ in range(DRAWS):
+            asked: dict[str, Domain] = {}
+
+            def suggest(name: str, domain: Domain, asked: dict[str, Domain] = asked) -> Any:
+                asked[name] = domain
+                return domain.draw(generator)
+
+            try:
+                found.append((self.complete(space.sample(suggest)), asked))
+            except SpaceError as error:
+                broken = error
+        if broken is not None and not found:
+            raise broken
+        return found
+
+    def hyperparameters(self, params: Mapping[str, Any]) -> Hyperparameters:
+        """What one sampled configuration trains with: what is fixed, overlaid with `params`."""
+        return parse(self.complete(params))
+
+    def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """`params` with what `train` fixes for their method; the seed is the sweep's unless it is varied."""
+        merged = {"seed": self.seed} | self.train.fixed() | dict(params)
+        options = OPTIONS.get(merged.get("method", ""))
+        if options is None:
+            return merged
+        allowed = {"method", *COMMON, *(f.name for f in dataclasses.fields(options))}
+        return {name: value for name, value in merged.items() if name in allowed or name in params}

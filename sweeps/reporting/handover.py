@@ -1,0 +1,63 @@
+"""Hand over the winner: a folder that transformers or PEFT load alone, with a card; and check that it gives the number shown."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sweeps.config.schema import SweepConfig
+from sweeps.ledger.folder import Ledger
+from sweeps.reporting.card import card, usage_code
+from trainables.models.base import BaseSpec
+from trainables.models.checkpoint import base_spec, complete, loading_code
+from trainables.models.files import load_tokenizer
+from trainables.tasks import TASKS
+
+FOLDER = "winner"
+
+
+def hand_over(ledger: Ledger, config: SweepConfig, board: dict[str, Any]) -> str:
+    """Write `winner/`: the checkpoint's files, the tokenizer, what was reported, README.md. Returns where it lies."""
+    winner = board["winner"]
+    folder = ledger.store.scratch()
+    name = relative_name(ledger, winner["checkpoint"])
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(ledger.store.fetch(name, Path(scratch)), folder, dirs_exist_ok=True)
+    tokenizer = load_tokenizer(config.model)
+    manifest = ledger.store.read_json("data/manifest.json")
+    if config.task == "instruction" and not tokenizer.chat_template:
+        from trainables.tasks.instruction.format import default_chat_template
+
+        tokenizer.chat_template = default_chat_template(tokenizer)
+    tokenizer.save_pretrained(folder)
+    spec = trained_base(config, winner["params"], manifest, tokenizer.pad_token_id)
+    complete(folder, spec, FOLDER)
+    loading = usage_code(loading_code(folder, spec, FOLDER), config, manifest)
+    (folder / "README.md").write_text(card(config, board, manifest, loading), encoding="utf-8")
+    ledger.store.delete(FOLDER)
+    (folder / "winner.json").write_text(json.dumps(winner, indent=1))
+    ledger.store.publish(folder, FOLDER, last="winner.json")
+    return ledger.store.path(FOLDER)
+
+
+def trained_base(
+    config: SweepConfig, params: dict[str, Any], manifest: dict[str, Any], pad_token_id: int
+) -> BaseSpec:
+    """The base of a trial with these parameters, on this machine."""
+    import torch
+
+    hp, device = (
+        config.hyperparameters(params),
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+    task = TASKS[config.task]
+    labels, precision = manifest["labels"], config.train.precision
+    return base_spec(
+        config.model, task, labels, pad_token_id, hp.method, hp.options, device, precision
+    )
+
+
+def relative_name(ledger: Ledger, checkpoint: str) -> str:
+    """The checkpoint's name inside the sweep's folder, wherever that folder has been moved since."""
+    return "trials/" + checkpoint.rsplit("/trials/", 1)[1]

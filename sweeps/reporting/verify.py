@@ -1,0 +1,158 @@
+"""Check that a checkpoint gives the number shown."""
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sweeps.config.errors import ConfigError
+from sweeps.config.schema import SweepConfig
+from sweeps.ledger.folder import Ledger
+from sweeps.reporting.handover import relative_name, trained_base
+from trainables.data.arrow import split_fingerprint
+from trainables.data.sources import source_fingerprint
+from trainables.models.checkpoint import load_checkpoint
+from trainables.models.files import fingerprint, load_tokenizer, quiet
+from trainables.tasks import TASKS
+
+TOLERANCE = 1e-5  # relative, CPU in float32
+
+LOW_PRECISION_TOLERANCE = (
+    2e-2  # relative: bfloat16 or 4-bit arithmetic, or another device than the one that trained
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A checkpoint's reported and measured loss and metrics on one split."""
+
+    what: str
+    reported: dict[str, float]
+    measured: dict[str, float]
+    tolerance: float  # relative
+
+    @property
+    def agrees(self) -> bool:
+        return all(
+            math.isclose(
+                self.measured.get(name, math.nan), value, rel_tol=self.tolerance, abs_tol=1e-12
+            )
+            for name, value in self.reported.items()
+        )
+
+
+def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
+    """Load winner and finalists as a user would (transformers and PEFT alone), evaluate them again, compare.
+
+    The winner on the validation split and, where it was scored, on the test split; finalists on the validation split.
+    Raises ConfigError when there is no winner to verify.
+    """
+    import torch
+
+    from trainables.data.prepare import open_split
+    from trainables.engine.scoring import evaluate_model
+
+    quiet()
+    store = ledger.store
+    if not store.exists("winner/winner.json"):
+        raise ConfigError(
+            f"{store.path('')}: there is no winner to verify; the sweep has not ended, or nothing could win"
+        )
+    winner = store.read_json("winner/winner.json")
+    device, task = torch.device("cuda" if torch.cuda.is_available() else "cpu"), TASKS[config.task]
+    manifest = store.read_json("data/manifest.json")
+    pad_token_id = load_tokenizer(config.model).pad_token_id
+    exact = (
+        device.type == "cpu"
+        and config.train.precision != "bfloat16"
+        and config.model.dtype in ("auto", "float32")
+    )
+    checks: list[Check] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        data = store.fetch("data", Path(scratch))
+
+        def check(
+            name: str, folder: str, params: dict[str, Any], reported: dict[str, dict[str, float]]
+        ) -> None:
+            spec = trained_base(config, params, manifest, pad_token_id)
+            model = load_checkpoint(store.fetch(folder, Path(scratch)), spec, device)
+            for split_name, numbers in reported.items():
+                split = open_split(data, split_name)
+                found = evaluate_model(
+                    model, task, split, np.arange(len(split)), pad_token_id, 16384, device
+                )
+                measured = {"loss": found.loss, **task.metrics(*found.columns)}
+                tolerance = (
+                    TOLERANCE if exact and spec.quantisation == "plain" else LOW_PRECISION_TOLERANCE
+                )
+                checks.append(
+                    Check(
+                        what=f"{name}, {split_name}",
+                        reported=numbers,
+                        measured=measured,
+                        tolerance=tolerance,
+                    )
+                )
+
+        reported = {"validation": _reported(ledger, winner["checkpoint"])}
+        test = store.read_json("test.json") if store.exists("test.json") else None
+        if test is not None and (test["trial"], test["step"]) == (winner["trial"], winner["step"]):
+            score = test["scores"]["winner"]
+            reported["test"] = {"loss": score["loss"], **score["metrics"]}
+        check(f"the winner, {winner['trial']}", "winner", winner["params"], reported)
+        board = ledger.board(config.name, config.selection)
+        finals = {trial for final in board["finalists"] for trial in final["seeds"]} - {
+            winner["trial"]
+        }
+        for trial in board["trials"]:
+            kept = [e["checkpoint"] for e in trial["evaluations"] if e["checkpoint"] is not None]
+            if trial["id"] in finals and kept:
+                check(
+                    f"finalist {trial['id']}",
+                    relative_name(ledger, kept[-1]),
+                    trial["params"],
+                    {"validation": _reported(ledger, kept[-1])},
+                )
+    return checks
+
+
+def altered(ledger: Ledger, config: SweepConfig) -> list[str]:
+    """What is no longer as it was when the sweep began, in words: prepared data, the files that they came from where those
+    are still here, and the files of the base model.
+    """
+    found = []
+    manifest = ledger.store.read_json("data/manifest.json")
+    with tempfile.TemporaryDirectory() as scratch:
+        data = ledger.store.fetch("data", Path(scratch))
+        described = {name: split.get("fingerprint") for name, split in manifest["splits"].items()}
+        if ledger.store.exists("test.json"):
+            described["test"] = ledger.store.read_json("test.json")["split"]["fingerprint"]
+        for name, expected in described.items():
+            if expected is not None and split_fingerprint(data / f"{name}.arrow") != expected:
+                found.append(f"data/{name}.arrow is not what the sweep prepared")
+    for name, source in manifest["sources"].items():
+        now = source_fingerprint(source["source"])
+        if now is not None and now != source["sha256"]:
+            found.append(
+                f"data.{name}: {source['source']} is no longer the file that the sweep read"
+            )
+    if ledger.store.exists("base.json"):
+        before, now = ledger.store.read_json("base.json"), fingerprint(config.model)
+        changed = sorted(
+            name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
+        )
+        if changed:
+            found.append(
+                f"the base model {config.model.name} has changed: {', '.join(changed[:3])}"
+            )
+    return found
+
+
+def _reported(ledger: Ledger, checkpoint: str) -> dict[str, float]:
+    """The evaluation as the slot wrote it when it saved the checkpoint."""
+    folder = relative_name(ledger, checkpoint).removesuffix("/checkpoint")
+    evaluation = ledger.store.read_json(f"{folder}/evaluation.json")
+    return {"loss": evaluation["val_loss"], **evaluation["metrics"]}

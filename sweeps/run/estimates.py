@@ -1,0 +1,129 @@
+"""Memory that trials will take on GPUs."""
+
+from typing import Any
+
+from sweeps.config.schema import SweepConfig
+from trainables.hyperparameters import Hyperparameters, parse
+from trainables.models.files import (
+    load_model_config,
+)
+
+SIZES = (
+    "rank",
+    "bottleneck",
+    "virtual_tokens",
+)  # hyperparameters that say how much a trial adds to the base
+
+
+def memory_lines(config: SweepConfig) -> list[str]:
+    """How many trials GPUs could train at once, for each method that shares a base, at the largest size drawn."""
+    from trainables.engine.memory import gib, gpu_table
+    from trainables.methods import ADDITIVE
+    from trainables.runtime.capacity import MAX_GROUP_SIZE
+
+    most = (
+        MAX_GROUP_SIZE
+        if config.cluster.trials_per_slot == "auto"
+        else config.cluster.trials_per_slot
+    )
+    drawn = [hp for hp in map(parse, config.draws()) if hp.method in ADDITIVE]
+    drawn.sort(key=_size_of)
+    # one for each method and kind of base, the last of the same being the largest
+    largest = {(hp.method, ADDITIVE[hp.method].quantisation(hp.options)): hp for hp in drawn}
+    lines = []
+    for _, hp in sorted(largest.items(), key=lambda item: item[0]):
+        what = _words(hp)
+        try:
+            found = _estimate(config, hp)
+        except (
+            Exception
+        ) as error:  # an architecture that the formula does not know is no fault of the sweep
+            lines.append(
+                f"  no estimate for {what}: {' '.join(str(error).split())[:200] or type(error).__name__}"
+            )
+            continue
+        lines.append(
+            f"  {what}: base {gib(found.base)}, a pass {gib(found.activations)}, a trial {gib(found.per_trial)}; "
+            f"trials at once: {gpu_table(found, most)}"
+        )
+    tokens = _pass_tokens(config)
+    return (
+        [f"Memory on GPUs (an estimate; a slot measures it), passes of {tokens} tokens:", *lines]
+        if lines
+        else []
+    )
+
+
+def smallest_estimates(config: SweepConfig) -> dict[str, Any]:
+    """What the smallest trial of each method and kind of base takes on a GPU, by words for it; empty where that cannot be
+    said of each.
+    """
+    from trainables.methods import quantisation_of
+
+    drawn = sorted(map(parse, config.draws()), key=_size_of, reverse=True)
+    smallest = {(hp.method, quantisation_of(hp.method, hp.options)): hp for hp in drawn}
+    try:
+        return {_words(hp): _estimate(config, hp) for hp in smallest.values()}
+    except Exception:  # an architecture that the formula does not know is no fault of the sweep
+        return {}
+
+
+def device_bytes() -> int | None:
+    """Memory of the largest GPU of this machine; None: it has none."""
+    import torch
+
+    sizes = [
+        torch.cuda.get_device_properties(number).total_memory
+        for number in range(torch.cuda.device_count())
+    ]
+    return max(sizes, default=None)
+
+
+def _estimate(config: SweepConfig, hp: Hyperparameters) -> Any:
+    """What trials like `hp` take on a GPU."""
+    from trainables.engine.memory import estimate
+    from trainables.methods import quantisation_of
+    from trainables.tasks import TASKS
+
+    frozen = hp.method not in ("full", "partial") and config.train.precision != "float32"
+    half = config.model.dtype in ("bfloat16", "float16") or config.model.dtype == "auto" and frozen
+    return estimate(
+        load_model_config(config.model),
+        TASKS[config.task].auto_class,
+        hp,
+        dtype_bytes=2 if half else 4,
+        compute_bytes=4 if config.train.precision == "float32" else 2,
+        quantisation=quantisation_of(hp.method, hp.options),
+        max_tokens=_pass_tokens(config),
+        gradient_checkpointing=config.train.gradient_checkpointing,
+    )
+
+
+def _pass_tokens(config: SweepConfig) -> int:
+    from trainables.engine.budget import MICRO_BATCH_TOKENS
+
+    return config.train.max_tokens or MICRO_BATCH_TOKENS["cuda"]
+
+
+def _size_of(hp: Hyperparameters) -> tuple[float, ...]:
+    """By which trials of a method take more or less memory."""
+    sizes = [getattr(hp.options, name, None) or 0 for name in (*SIZES, "layers")]
+    return (
+        *sizes,
+        getattr(hp.options, "targets", None) == "all-linear",
+        getattr(hp.options, "dropout", 0),
+    )
+
+
+def _words(hp: Hyperparameters) -> str:
+    """`qlora at rank 8 over nf4`."""
+    from trainables.methods import quantisation_of
+
+    sizes = {
+        name.replace("_", " "): getattr(hp.options, name)
+        for name in SIZES
+        if hasattr(hp.options, name)
+    }
+    quantisation = quantisation_of(hp.method, hp.options)
+    at = "".join(f" at {name} {value}" for name, value in sizes.items())
+    return f"{hp.method}{at}" + (f" over {quantisation}" if quantisation != "plain" else "")

@@ -1,0 +1,202 @@
+"""What a sweep will do, known before it starts: `check` prints it, and `run` builds on it."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sweeps.config.draws import first_of_each_method
+from sweeps.config.schema import SweepConfig
+from sweeps.run.estimates import memory_lines
+from sweeps.run.preparation import prepare_data, rehearsed
+from sweeps.run.storage import check_storage
+from sweeps.selection.statistics import MIN_UNITS
+from trainables.engine.schedule import total_steps, trained_samples
+from trainables.hyperparameters import Hyperparameters, parse, sharing_key
+
+STRAYS = 0.05  # share of its epochs by which a trial may train more or less before the plan says so
+
+
+def print_plan(config: SweepConfig, console: Console) -> None:
+    """Data, space, trials, slots, steps; raises what `run` would raise, and trains nothing."""
+    rehearsal: list[str] = []
+    check_storage(config)
+    with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
+        manifest = prepare_data(config, Path(scratch))
+        rehearsed(config, Path(scratch), rehearsal.append)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    say(f"Sweep {config.name}: {config.task} with {config.model.name}")
+    for name, split in manifest["splits"].items():
+        if "rows" in split:
+            say(
+                f"  {name}: {split['rows']} rows, {split['tokens']} tokens (mean {split['mean_length']:.1f}, longest {split['longest']}, "
+                f"{split['truncated']} cut to {manifest['max_length']})"
+            )
+        else:
+            say(f"  {name}: {split['read']} rows, sealed until there is a winner")
+    if manifest["labels"]:
+        share = f"{manifest['majority_share']:.1%}"
+        say(
+            f"  labels: {', '.join(map(str, manifest['labels']))}; majority {manifest['majority_label']} with {share} of validation"
+        )
+    search, rows = config.search, manifest["splits"]["train"]["rows"]
+    if counts := manifest["splits"]["validation"].get("slice_counts"):
+        parts = ", ".join(f"{value or 'empty'} {count}" for value, count in sorted(counts.items()))
+        say(f"  slices of validation by {config.data.slice}: {parts}")
+    drawn = [parse(draw) for draw in config.draws()]
+    for note in [
+        *manifest["notes"],
+        *_large_batches(config, rows),
+        *_odd_epochs(drawn, rows),
+        *_few_groups(manifest),
+    ]:
+        say(f"  note: {note}")
+    space = config.space()
+    say(f"Search: {search_words(config)}")
+    for path, what in space.parameters:
+        say(f"  {path}: {what}")
+    for name, value in config.train.fixed().items():
+        say(f"  {name}: fixed {value}")
+    steps = [total_steps(rows, hp) for hp in drawn]
+    mean = sum(trained_samples(rows, hp) for hp in drawn) / len(drawn)
+    say(
+        f"  steps per trial: {min(steps)} to {max(steps)}; {mean * search.trials:,.0f} samples in all if no trial stops early"
+    )
+    for line in _afterwards(config, manifest):
+        say(line)
+    for line in rehearsal:
+        say(line)
+    say(f"Slots: {_slots(config)}")
+    say(f"Packs: {_packs(config)}")
+    for line in memory_lines(config):
+        say(line)
+    if search.time_budget:
+        say(f"Time budget: {search.time_budget}")
+    say("No problem found.")
+
+
+def search_words(config: SweepConfig) -> str:
+    """How many trials are searched how, and how many of them at random."""
+    search, size = config.search, config.space().size()
+    of = f" of {size} configurations" if size is not None else ""
+    words, first = f"{search.trials} trials by {search.sampler}{of}", search.random_trials()
+    if search.sampler != "tpe" or first == 0:
+        return words
+    if first >= search.trials:
+        return f"{words}: a random search, as the sampler learns only from {first} trials on (search.startup_trials)"
+    return f"{words}, the first {first} at random, and what starts before those have ended"
+
+
+def _afterwards(config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
+    """What is run and measured beside the trials of the search."""
+    from trainables.evaluation.baselines import names
+
+    selection, lines = config.selection, []
+    if (finals := selection.finalists).top:
+        top = min(finals.top, config.search.trials)
+        lines.append(
+            f"Finalists: {top * finals.seeds} trials more, the best {top} configuration(s) again with "
+            f"{finals.seeds} new seed(s) each"
+        )
+    limits = {name: value for name, value in vars(selection.limits).items() if value is not None}
+    rows = limits.pop("slice_rows")
+    if limits:
+        of_slices = f" (slices of {rows} rows and more)" if selection.limits.of_slices else ""
+        lines.append(
+            f"Limits: {', '.join(f'{name} {value:g}' for name, value in limits.items())}{of_slices}"
+        )
+    if selection.baselines and (ways := names(config.model, config.task)):
+        lines.append(
+            f"Beside the trials: {', '.join(ways)}; at most {selection.baseline_minutes:g} minutes a split"
+        )
+    if "test" in manifest["splits"]:
+        lines.append(
+            "Then: the test split, scored once, for the winner and what it is compared with"
+        )
+    else:
+        lines.append(
+            "No test split: what is claimed of the winner rests on the rows by which it was chosen, allowing for that; "
+            "data.test: 0.1 would set rows apart that it has not seen (recommended)"
+        )
+    if config.task != "classification":
+        lines.append(
+            f"Then: what the winner has forgotten of {selection.general_text or 'general text (Python manual)'}"
+        )
+    return lines
+
+
+def _large_batches(config: SweepConfig, rows: int) -> list[str]:
+    large = sorted({draw["batch_size"] for draw in config.draws() if draw["batch_size"] > rows})
+    sizes = " and ".join(map(str, large[:1] + large[1:][-1:]))
+    return (
+        [f"batch_size {sizes}: above the {rows} rows of train, so a step is a whole epoch"]
+        if large
+        else []
+    )
+
+
+def _odd_epochs(drawn: Sequence[Hyperparameters], rows: int) -> list[str]:
+    """Where whole batches train far more or less than the epochs that are asked for."""
+    strays = {}
+    for hp in drawn:
+        epochs = trained_samples(rows, hp) / rows
+        if abs(epochs - hp.epochs) > STRAYS * hp.epochs:
+            strays[hp.epochs, hp.batch_size] = epochs
+    if not strays:
+        return []
+    (epochs, size), trained = max(strays.items(), key=lambda each: abs(each[1] / each[0][0] - 1))
+    others = f"; so do {len(strays) - 1} other pairs of the two" if len(strays) > 1 else ""
+    return [
+        f"epochs {epochs:g} at batch_size {size} trains {trained:.2g} epochs, as steps take whole batches{others}"
+    ]
+
+
+def _few_groups(manifest: dict[str, Any]) -> list[str]:
+    groups = manifest["splits"]["validation"].get("groups", MIN_UNITS)
+    if groups >= MIN_UNITS:
+        return []
+    return [
+        f"validation: its rows belong to {groups} group(s) or document(s), which with fewer than {MIN_UNITS} tell nothing of "
+        "noise: no intervals, no ties"
+    ]
+
+
+def _packs(config: SweepConfig) -> str:
+    """Which trials may share a base."""
+    from trainables.methods import ADDITIVE
+    from trainables.runtime.capacity import MAX_GROUP_SIZE
+
+    together: dict[str, list[str]] = {}  # methods that share one base
+    for draw in first_of_each_method(config):
+        if draw["method"] in ADDITIVE:
+            together.setdefault(sharing_key(parse(draw)), []).append(draw["method"])
+    pack = config.cluster.trials_per_slot
+    if not together or pack == 1:
+        return "none, every trial has a slot to itself"
+    most = (
+        f"as many as a slot finds to pay, at most {MAX_GROUP_SIZE}"
+        if pack == "auto"
+        else f"at most {pack}"
+    )
+    return f"trials of {', or of '.join(' and '.join(methods) for methods in together.values())} share a base, {most}"
+
+
+def _slots(config: SweepConfig) -> str:
+    """What `run` would start here; another cluster is not asked."""
+    if config.cluster.address is not None:
+        return f"decided on the cluster at {config.cluster.address}"
+    import torch
+
+    from cluster.connect import plan_slots
+
+    resources = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    resources = {name: amount for name, amount in resources.items() if amount}
+    return plan_slots(
+        resources, [{"Alive": True, "Resources": resources}], config.cluster, config.search.trials
+    ).reason

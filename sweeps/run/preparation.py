@@ -1,0 +1,124 @@
+"""Data, model files and a rehearsal: all that is done before anything is spent."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sweeps.config.errors import ConfigError
+from sweeps.config.schema import SweepConfig
+from sweeps.run.estimates import device_bytes, smallest_estimates
+from trainables.models.files import (
+    check_files,
+    context_length,
+    load_model_config,
+    load_tokenizer,
+    quiet,
+)
+
+
+def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
+    """Check the model's files; read, split and tokenise the data, general text of language models too, into `folder`.
+    Returns the manifest.
+    """
+    from trainables.data.prepare import prepare
+    from trainables.data.sources import check_sources
+    from trainables.engine.memory import too_large
+    from trainables.evaluation.forgetting import write_general
+
+    quiet()
+    check_sources(config.data)
+    check_files(config.model)
+    context = context_length(load_model_config(config.model))
+    tokenizer = load_tokenizer(config.model)
+    manifest = prepare(config.data, config.task, tokenizer, config.seed, folder, context)
+    more = max(draw.get("virtual_tokens", 0) for draw in config.draws())
+    longest = max(split.get("longest", 0) for split in manifest["splits"].values())
+    if more and context is not None and longest + more > context:
+        if context - more < 2:
+            raise ConfigError(
+                f"virtual_tokens: must be below the model's context of {context} tokens (at most {context - 2}: a row "
+                f"needs 2), got {more}"
+            )
+        raise ConfigError(
+            f"virtual_tokens: {more} and the longest row of {longest} tokens do not fit the model's context of {context}; "
+            f"set data.max_length to {context - more} or less"
+        )
+    counts, limits = manifest["splits"]["validation"].get("slice_counts"), config.selection.limits
+    if limits.of_slices and max(counts.values()) < limits.slice_rows:
+        raise ConfigError(
+            f"selection.limits.slice_rows: must be at most {max(counts.values())}, the rows of the largest slice of "
+            f"{config.data.slice!r} in validation, got {limits.slice_rows}: no checkpoint could keep to a limit on slices"
+        )
+    _refuse_unknown_ids(config, folder, tokenizer)
+    if config.cluster.address is None and (largest := device_bytes()) is not None:
+        if (why := too_large(smallest_estimates(config), largest)) is not None:
+            raise ConfigError(why)
+    if config.task != "classification":
+        room = (
+            None if context is None else context - more
+        )  # virtual tokens stand before general text too
+        write_general(_general_text(config), tokenizer, room, folder)
+    return manifest
+
+
+def _refuse_unknown_ids(config: SweepConfig, folder: Path, tokenizer: Any) -> None:
+    """A token beyond the embedding ends a GPU's context, and every trial with it."""
+    from trainables.data.prepare import open_split
+
+    rows = getattr(load_model_config(config.model).get_text_config(), "vocab_size", None)
+    largest = max(open_split(folder, name).largest_id for name in ("train", "validation"))
+    found = max(largest, tokenizer.pad_token_id)
+    if rows is not None and found >= rows:
+        raise ConfigError(
+            f"model.name: the tokenizer of {config.model.name} gives the data ids up to {found}, and the model has an "
+            f"embedding of {rows} tokens; take the tokenizer that the model was trained with, or a model with more"
+        )
+
+
+def _general_text(config: SweepConfig) -> str:
+    """What forgetting is measured on."""
+    from trainables.evaluation.forgetting import default_text
+
+    if config.selection.general_text is None:
+        return default_text()
+    try:
+        text = Path(config.selection.general_text).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"selection.general_text: cannot read {config.selection.general_text}: {error}"
+        ) from error
+    if not text.strip():
+        raise ConfigError(f"selection.general_text: {config.selection.general_text} is empty")
+    return text
+
+
+def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> None:
+    """Rehearse the sweep with its prepared data, and say what came of it; ConfigError where something would go wrong."""
+    if not config.rehearse:
+        return
+    from trainables.rehearsal.rehearse import rehearse
+
+    found = rehearse(
+        config.model, config.task, data, config.draws(), load_tokenizer(config.model).pad_token_id
+    )
+    if found.size is None:
+        say(f"Not rehearsed: {config.model.name} cannot be made small ({found.why_not})")
+        return
+    if refused := [each for each in found.found if each.by_settings]:
+        raise ConfigError(f"search.space: method {refused[0].what}: {refused[0].problem}")
+    if found.problems:
+        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
+        raise ConfigError(
+            f"model.name: {config.model.name}, rehearsed with {found.size}: {found.problems[0]}{more}; leave the method out, "
+            "choose another model, or set rehearse=false to try it nevertheless"
+        )
+    say(
+        f"Rehearsed with {found.size}, in {found.seconds:.1f} s: every method trains, loads again to the same loss and goes on"
+    )
+    for each in found.found:
+        told = (
+            [f"reaches {each.covers:.0%} of the backbone's weight matrices"] if each.covers else []
+        )
+        told += ["can share a base"] if each.shares else []
+        told += [f"a pass takes {each.memory:.1f} times the estimate"] if each.memory else []
+        say(f"  {each.what}: {', '.join(told) or 'alone'}")

@@ -1,0 +1,104 @@
+"""The `submit` command: a sweep as a Ray job, with the code and the data files that it needs."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from cluster.submit import JobOutcome, is_loopback, parse_address, stage
+from cluster.submit import submit as submit_job
+from sweeps.config.errors import ConfigError
+from sweeps.config.loading import dump, with_own_space
+from sweeps.config.schema import SweepConfig
+
+STOP_WAIT = (
+    "RAY_JOB_STOP_WAIT_TIME_S"  # seconds from the signal that stops a job to the one that kills it
+)
+ORDERLY_END_S = 60  # Ray's own default is 3
+PASSED_ON = (
+    "HF_HUB_OFFLINE",
+    "WANDB_MODE",
+    "WANDB_BASE_URL",
+    STOP_WAIT,
+)  # settings; keys and tokens belong into the cluster's environment
+
+
+def submit_sweep(
+    config: SweepConfig, *, address: str, wait: bool, print_line: Callable[[str], None]
+) -> JobOutcome:
+    """Run a sweep on the cluster with its dashboard at `address`.
+
+    Data files of this machine travel with the job; a model folder and the storage must be where the cluster's nodes reach
+    them. Raises ConfigError or ClusterError before anything is submitted.
+    """
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
+    if not address:
+        raise ConfigError(
+            "--address: not given; the cluster's dashboard, such as http://127.0.0.1:8265"
+        )
+    files: dict[str, Path] = {}
+    data = replace(
+        config.data,
+        **{
+            name: _shipped(f"data.{name}", getattr(config.data, name), files)
+            for name in ("train", "validation", "test")
+        },
+    )
+    general = _shipped("selection.general_text", config.selection.general_text, files)
+    config = replace(
+        with_own_space(config),
+        data=data,
+        selection=replace(config.selection, general_text=general),
+        storage=_storage(config, address),
+        cluster=replace(config.cluster, address=None),
+    )
+    with TemporaryDirectory(prefix="finetune-sweeps-submit-") as scratch:
+        files["sweep.yaml"] = Path(scratch) / "sweep.yaml"
+        files["sweep.yaml"].write_text(dump(config))
+        with stage(Path(__file__).resolve().parents[2], files) as folder:
+            outcome = submit_job(
+                name=config.name,
+                entry=["sweeps", "run", "sweep.yaml"],
+                working_dir=folder,
+                address=address,
+                metadata={
+                    "sweep": config.name,
+                    "model": config.model.name,
+                    "trials": str(config.search.trials),
+                    "storage": config.storage,
+                },
+                env={STOP_WAIT: str(ORDERLY_END_S)}
+                | {name: os.environ[name] for name in PASSED_ON if name in os.environ},
+                wait=wait,
+                print_line=print_line,
+            )
+    print_line(
+        f"Job {outcome.job_id}: {outcome.status}{f' ({outcome.message})' if outcome.status == 'FAILED' else ''}, {outcome.url}"
+    )
+    return outcome
+
+
+def _shipped(key: str, source: Any, files: dict[str, Path]) -> Any:
+    """A source as the job finds it: files of this machine go along as data/NAME.EXTENSION. `key`: its place in the sweep file."""
+    if not isinstance(source, str) or source.startswith("hf:") or "://" in source:
+        return source
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{key}: no such file: {source}")
+    name = f"data/{key.rsplit('.', 1)[1]}{path.suffix}"
+    files[name] = path
+    return name
+
+
+def _storage(config: SweepConfig, address: str) -> str:
+    """Where the job writes: its own folder is Ray's, and goes when Ray likes."""
+    if "://" in config.storage or Path(config.storage).expanduser().is_absolute():
+        return config.storage
+    _, host, _ = parse_address(address)
+    if is_loopback(host):
+        return str(Path(config.storage).absolute())
+    raise ConfigError(
+        f"storage: must be a URL (s3://…, gs://…) or an absolute path that every node of the cluster reads, got {config.storage!r}"
+    )

@@ -1,0 +1,85 @@
+"""ASHA in samples seen: batch size and epochs differ between trials, so steps and epochs do not compare."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from sweeps.config.draws import max_epochs
+from sweeps.config.schema import SweepConfig
+from sweeps.selection.curves import Curve
+from trainables.engine.schedule import annealed, trained_samples
+from trainables.hyperparameters import Hyperparameters, parse
+
+ALIKE = 0.1  # of the peak rate: runs whose rates have come down alike but for so much are compared both ways
+
+
+class SampleAsha(FIFOScheduler):
+    """Asynchronous successive halving (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934) that compares like with like.
+
+    A trial's first evaluation at or beyond a rung (a number of samples) is compared with those of other trials at the same rung,
+    and it goes on if it is among the best 1 / `reduction_factor` of them, or the best. A falling rate lowers the loss by itself: a run
+    that is a third through its schedule lies behind a finished short one that it is going to beat. So a trial is compared only
+    with trials whose rate has, at that rung, not come down further than its own. Who is behind those is behind.
+    """
+
+    def __init__(self, rungs: Sequence[int], reduction_factor: float, rows: int) -> None:
+        super().__init__()
+        # of each rung, by the sweep's id of the trial: validation loss, and how far the rate had come down
+        self._rungs: dict[int, dict[str, tuple[float, float]]] = {
+            rung: {} for rung in sorted(rungs, reverse=True)
+        }
+        self._reduction_factor, self._rows = reduction_factor, rows
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        goes_on = self._report(trial, result)
+        # the default and the finalists are judged by what they reach, also behind others
+        return (
+            TrialScheduler.CONTINUE if goes_on or trial.config["compared"] else TrialScheduler.STOP
+        )
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._report(trial, result)
+
+    def _report(self, trial: Any, result: dict[str, Any]) -> bool:
+        if "samples_seen" not in result:
+            return True
+        hp = parse(trial.config["params"])
+        return self.report(trial.config["id"], hp, result["samples_seen"], result["val_loss"])
+
+    def report(self, trial: str, hp: Hyperparameters, samples_seen: int, loss: float) -> bool:
+        """Take note of an evaluation; whether the trial may go on after it."""
+        rung = next((rung for rung in self._rungs if samples_seen >= rung), None)
+        if rung is None or trial in self._rungs[rung]:
+            return True
+        down = annealed(hp, min(1.0, samples_seen / trained_samples(self._rows, hp)))
+        peers = [other for other, further in self._rungs[rung].values() if further <= down + ALIKE]
+        self._rungs[rung][trial] = loss, down
+        return sum(other < loss for other in peers) < max(
+            1, (len(peers) + 1) // self._reduction_factor
+        )
+
+    def replay(
+        self, curves: Sequence[Curve], hyperparameters: Callable[[Curve], Hyperparameters]
+    ) -> None:
+        """Fill the rungs with the evaluations of trials of an earlier process. Finalists only repeat others."""
+        for curve in curves:
+            for point in curve.points if curve.finalist_of is None else ():
+                loss = math.inf if point.val_loss is None else point.val_loss
+                self.report(curve.id, hyperparameters(curve), point.samples_seen, loss)
+
+
+def make_scheduler(config: SweepConfig, rows: int, curves: Sequence[Curve]) -> TrialScheduler:
+    """ASHA over samples seen: the first rung at `grace_epochs`, the following ones `reduction_factor` times further each.
+    `curves`: trials of earlier processes.
+    """
+    stopping = config.search.early_stopping
+    grace, longest = max(1, round(stopping.grace_epochs * rows)), max_epochs(config) * rows
+    if not stopping.asha or longest <= grace:
+        return FIFOScheduler()
+    count = math.floor(math.log(longest / grace, stopping.reduction_factor) + 1e-9) + 1
+    rungs = [round(grace * stopping.reduction_factor**number) for number in range(count)]
+    asha = SampleAsha(rungs, stopping.reduction_factor, rows)
+    asha.replay(curves, lambda curve: config.hyperparameters(curve.params))
+    return asha

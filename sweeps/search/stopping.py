@@ -1,0 +1,69 @@
+"""Early stopping, in samples seen: batch size and epochs differ between trials, so steps and epochs do not compare."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune import Stopper
+
+from sweeps.config.schema import EarlyStoppingConfig
+from sweeps.ledger.folder import Ledger
+from sweeps.selection.config import SelectionConfig
+from sweeps.selection.curves import Curve, Reference
+from sweeps.selection.verdicts import diverged_reason, overfit_reason
+
+
+class HopelessStopper(Stopper):
+    """Stops a trial that has clearly overfit or diverged: more training would only cost."""
+
+    def __init__(
+        self,
+        *,
+        config: EarlyStoppingConfig,
+        selection: SelectionConfig,
+        ledger: Ledger,
+        reference: Callable[[], Reference],
+        on_evaluation: Callable[[str, dict[str, Any]], None],
+        on_stop: Callable[[str, str], None],
+    ) -> None:
+        self._config, self._selection = config, selection
+        self._ledger, self._reference = ledger, reference
+        self._on_evaluation, self._on_stop = on_evaluation, on_stop
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        evaluation = result.get("evaluation")
+        if evaluation is None:
+            return False
+        # Tune asks the stopper first of all: here every evaluation enters the ledger
+        self._on_evaluation(result["id"], evaluation)
+        if result["done"]:
+            return False
+        reason = hopeless(
+            self._ledger.curve(result["id"]), self._reference(), self._config, self._selection
+        )
+        if reason is not None:
+            self._on_stop(trial_id, reason)
+        return reason is not None
+
+    def stop_all(self) -> bool:
+        return False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (
+            object,
+            (),
+        )  # Tune pickles its Tuner to restore it; a sweep goes on from its ledger instead
+
+
+def hopeless(
+    curve: Curve, reference: Reference, config: EarlyStoppingConfig, selection: SelectionConfig
+) -> str | None:
+    """Why training `curve` on is hopeless, or None."""
+    points = list(curve.points)
+    if config.diverged and points and (reason := diverged_reason(points[-1], reference, selection)):
+        return f"diverged: {reason}"
+    late = range(max(0, len(points) - config.overfit_patience), len(points))
+    if config.overfit and len(late) == config.overfit_patience:
+        reasons = [overfit_reason(points, index, selection) for index in late]
+        if all(reasons):
+            return f"overfit: {reasons[-1]}"
+    return None

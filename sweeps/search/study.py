@@ -1,0 +1,119 @@
+"""A Tune Searcher over Optuna's ask and tell, with persistent storage.
+
+Ray's own OptunaSearch tells the last value of a trial, tells stopped trials COMPLETE, and leaves trials RUNNING after a NaN
+or a restore. Here a trial is told the best validation loss of its evaluations that may win, see `outcome`.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from search_spaces import Choice, Domain, Int, LogUniform, Uniform
+from sweeps.config.schema import SearchConfig
+
+STUDY = "study.journal"  # the study's file in the sweep's folder
+
+
+def open_study(
+    path: Path, name: str, config: SearchConfig, seed: int, *, read_only: bool = False
+) -> optuna.Study:
+    """The study in the journal at `path`; made if it is not there. A journal file is safe on network file systems too."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if not read_only:
+        # a killed sweep can leave its lock; only one sweep writes here
+        for left in path.parent.glob(f"{path.name}*.lock*"):
+            left.unlink()
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    # the folder may have been renamed since; the last is that of the space as it is now
+    name = next(reversed(optuna.get_all_study_names(storage)), name)
+    if read_only:
+        return optuna.load_study(study_name=name, storage=storage)
+    study = optuna.create_study(
+        study_name=name, storage=storage, direction="minimize", load_if_exists=True
+    )
+    # a sampler with the same seed would repeat its first suggestions after a restart
+    study.sampler = make_sampler(config, seed + len(study.trials))
+    return study
+
+
+def make_sampler(config: SearchConfig, seed: int) -> optuna.samplers.BaseSampler:
+    if config.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if config.sampler == "grid":
+        with warnings.catch_warnings():  # "BruteForceSampler is experimental"
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return _Grid(seed=seed)
+    with (
+        warnings.catch_warnings()
+    ):  # "group is experimental": it models each branch of the space by itself
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=config.random_trials(), group=True
+        )
+
+
+class _Grid(optuna.samplers.BruteForceSampler):
+    """Leaves the end of the search to the searcher: the original calls `study.stop()`, which only `study.optimize` allows."""
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        pass
+
+
+def plain(value: Any) -> Any:
+    """A choice as Optuna stores it: lists become JSON text."""
+    return json.dumps(value) if isinstance(value, list | tuple) else value
+
+
+def distribution(domain: Domain) -> BaseDistribution:
+    match domain:
+        case LogUniform(low=low, high=high):
+            return FloatDistribution(low, high, log=True)
+        case Uniform(low=low, high=high):
+            return FloatDistribution(low, high)
+        case Int(low=low, high=high, log=log, step=step):
+            return IntDistribution(low, high, log=log, step=step)
+        case Choice(values=values):
+            return CategoricalDistribution([plain(value) for value in values])
+
+
+def suggest_with(trial: optuna.Trial) -> Callable[[str, Domain], Any]:
+    """How a search space asks this Optuna trial for a value."""
+
+    def suggest(name: str, domain: Domain) -> Any:
+        match domain:
+            case LogUniform(low=low, high=high):
+                return trial.suggest_float(name, low, high, log=True)
+            case Uniform(low=low, high=high):
+                return trial.suggest_float(name, low, high)
+            case Int(low=low, high=high, log=log, step=step):
+                return trial.suggest_int(name, low, high, log=log, step=step)
+            case Choice(values=values):
+                by_text = {plain(value): value for value in values}
+                return by_text[trial.suggest_categorical(name, list(by_text))]
+
+    return suggest
+
+
+# --- a space that has changed ---
+
+
+# --- what became of a trial ---

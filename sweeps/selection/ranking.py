@@ -1,0 +1,225 @@
+"""Verdicts and the winner: pure functions over evaluations. No Ray, torch or network; numbers in, words out.
+
+Losses are means in nats per example (classification) or per target token (language models).
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sweeps.selection.config import SelectionConfig
+from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.results import Final, Standing, Winner, cost_in_use
+from sweeps.selection.statistics import Difference, compare_all
+from sweeps.selection.verdicts import best_point
+from sweeps.selection.words import (
+    against_not_tuning,
+    cheaper_words,
+    failed_words,
+    mean_words,
+    nothing_may_win,
+    why_chosen,
+    why_not_others,
+)
+
+
+def finalists(curves: Sequence[Curve], config: SelectionConfig) -> list[str]:
+    """The trials whose configurations are to be trained again: the best, one for each trial of the search."""
+    first = [curve for curve in curves if curve.finalist_of is None]
+    return [curve.id for curve, _ in _standing(first, config)[: config.finalists.top]]
+
+
+def pareto(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve, Point]]:
+    """The trials that none beats in validation loss without being worse in `config.pareto`; the lowest loss first."""
+    front: list[tuple[Curve, Point]] = []
+    if config.pareto is None:
+        return front
+    standing = _standing(curves, config)
+    for curve, point in sorted(
+        standing, key=lambda each: (each[1].val_loss, getattr(each[1], config.pareto))
+    ):
+        if not front or getattr(point, config.pareto) < getattr(front[-1][1], config.pareto):
+            front.append((curve, point))
+    return front
+
+
+def final_ranking(curves: Sequence[Curve], config: SelectionConfig) -> list[Final]:
+    """The configurations that were trained again: fewest failed seeds first, then the lowest mean; those of which no new
+    seed may win are left out.
+    """
+    by_first: dict[str, dict[str, float]] = {}
+    for curve, point in _standing(
+        [curve for curve in curves if curve.finalist_of is not None], config
+    ):
+        by_first.setdefault(curve.finalist_of, {})[curve.id] = point.val_loss
+    failed = failed_seeds(curves, config)
+    found = [
+        Final(
+            trial=trial,
+            seeds=dict(sorted(losses.items())),
+            failed=failed.get(trial, ()),
+            mean=statistics.fmean(losses.values()),
+            spread=statistics.stdev(losses.values()) if len(losses) > 1 else None,
+        )
+        for trial, losses in by_first.items()
+    ]
+    return sorted(found, key=lambda final: (len(final.failed), final.mean, final.trial))
+
+
+def failed_seeds(curves: Sequence[Curve], config: SelectionConfig) -> dict[str, tuple[str, ...]]:
+    """New seeds that ended without a checkpoint that may win, by the trial whose configuration they repeat."""
+    again = [
+        curve for curve in curves if curve.finalist_of is not None and curve.status != "running"
+    ]
+    standing = {curve.id for curve, _ in _standing(again, config)}
+    found: dict[str, tuple[str, ...]] = {}
+    for curve in sorted(again, key=lambda curve: curve.id):
+        if curve.id not in standing:
+            found[curve.finalist_of] = (*found.get(curve.finalist_of, ()), curve.id)
+    return found
+
+
+def select(
+    curves: Sequence[Curve],
+    config: SelectionConfig,
+    losses: Callable[[str], np.ndarray | None],
+    reference: Reference | None = None,
+) -> tuple[Winner | None, str]:
+    """The winner, and the reason in words (also when there is none).
+
+    Each trial stands with its best evaluation that is not overfit. The lowest validation loss wins; those within
+    `tie_standard_errors` of it, paired by unit, are tied with it, and `prefer: cheapest` lets the one of these win that
+    costs least to use. Where configurations ran again with new seeds, these decide. `losses(folder)` gives the losses
+    [N, 2] of the units of an evaluation (see sweeps.selection.statistics); `reference` is what the reason compares with.
+    """
+    standing = _standing(curves, config)
+    if not standing:
+        return None, nothing_may_win(curves, config)
+    finals, failed = final_ranking(curves, config), failed_seeds(curves, config)
+    if not finals:  # what never ran again leaves behind what ran again and failed each time
+        standing = [each for each in standing if each[0].id not in failed] or standing
+    leader, differences = standing[0][0], _differences(standing, config, losses)
+    if finals:
+        tied, expected, why = _choose_final(standing, finals, config)
+    else:
+        tied = [
+            (c, p)
+            for c, p in standing
+            if c is leader or (c.id in differences and differences[c.id].tied)
+        ]
+        tied, expected = _preferred_first(tied, config), None
+        why = why_chosen(standing, tied, differences, config)
+    chosen, point = tied[0]
+    sentences = [
+        *why,
+        *failed_words(finals, failed),
+        *why_not_others(chosen, point, curves, config),
+        *against_not_tuning(point, reference, config),
+    ]
+    reason = "; ".join(sentences) + "."
+    return Winner(
+        trial=chosen.id,
+        point=point,
+        reason=reason,
+        tied=tuple(curve.id for curve, _ in tied[1:]),
+        expected=expected,
+        lowest=standing[0][1].folder,
+        differences=differences,
+    ), reason
+
+
+def _standing(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve, Point]]:
+    """Each trial that may win, with its best evaluation that may; the lowest loss first."""
+    found = [
+        (curve, point)
+        for curve in curves
+        if (point := best_point(curve, config)) is not None and point.checkpoint is not None
+    ]
+    return sorted(found, key=lambda item: (item[1].val_loss, *cost_in_use(item)))
+
+
+def _preferred_first(tied: Standing, config: SelectionConfig) -> list[tuple[Curve, Point]]:
+    return sorted(tied, key=cost_in_use) if config.prefer == "cheapest" else list(tied)
+
+
+def _choose_final(
+    standing: Standing, finals: Sequence[Final], config: SelectionConfig
+) -> tuple[list[tuple[Curve, Point]], Final, list[str]]:
+    """The checkpoint that stands for each configuration tied for the lowest mean, the chosen first; that one's new seeds; and
+    why it wins.
+    """
+    best, by_trial = finals[0], {curve.id: (curve, point) for curve, point in standing}
+    final_of = {
+        final.median: final
+        for final in finals
+        if final is best or _is_tied(final, best, finals, config)
+    }
+    tied = _preferred_first([by_trial[median] for median in final_of], config)
+    final = final_of[tied[0][0].id]
+    seeds = f"{len(final.seeds)} new seed{'s' if len(final.seeds) > 1 else ''}"
+    sentences = [
+        f"{len(finals)} configuration{'s' if len(finals) > 1 else ''} ran again with new seeds"
+    ]
+    if final is best:
+        sentences.append(
+            f"that of {final.trial} has the lowest mean validation loss over {seeds}, {mean_words(final)}"
+        )
+        if len(finals) > 1 and len(tied) == 1:
+            sentences.append(f"the next, that of {finals[1].trial}, has {mean_words(finals[1])}")
+    else:
+        sentences.append(
+            f"that of {final.trial}, {mean_words(final)} over {seeds}, is tied with the lowest, {mean_words(best)} of "
+            f"{best.trial}, and cheaper to use"
+        )
+    others = [final_of[curve.id].trial for curve, _ in tied[1:] if final_of[curve.id] is not best]
+    if others:
+        sentences.append(
+            f"also within {config.tie_standard_errors:g} standard error: {', '.join(others)}"
+        )
+    sentences += cheaper_words(tied, config)
+    which = "the median of its new seeds" if len(final.seeds) > 1 else "its new seed"
+    (curve, point) = tied[0]
+    sentences.append(
+        f"what is handed over is {which}, {curve.id} with {point.val_loss:.4f}; to expect is the mean"
+    )
+    return tied, final, sentences
+
+
+def _is_tied(final: Final, best: Final, finals: Sequence[Final], config: SelectionConfig) -> bool:
+    """Whether two means are closer than their standard errors; of a single seed the spread is taken to be that of the other
+    configurations, and without any it is unknown, so that nothing is tied.
+    """
+    known = [(each.spread, len(each.seeds) - 1) for each in finals if each.spread is not None]
+    if not known or len(final.failed) != len(best.failed):
+        return False
+    pooled = math.sqrt(
+        sum(spread**2 * free for spread, free in known) / sum(free for _, free in known)
+    )
+    spreads = [
+        (pooled if each.spread is None else each.spread, len(each.seeds)) for each in (final, best)
+    ]
+    error = math.sqrt(sum(spread**2 / seeds for spread, seeds in spreads))
+    return final.mean - best.mean <= config.tie_standard_errors * error
+
+
+def _differences(
+    standing: Standing, config: SelectionConfig, losses: Callable[[str], np.ndarray | None]
+) -> dict[str, Difference]:
+    """Of all but the first, to the first; those without losses over the same units have none."""
+    of_leader = losses(standing[0][1].folder)
+    others = (
+        {curve.id: losses(point.folder) for curve, point in standing[1:]}
+        if of_leader is not None
+        else {}
+    )
+    others = {
+        trial: other
+        for trial, other in others.items()
+        if other is not None and other.shape == of_leader.shape
+    }
+    if not others:
+        return {}
+    found = compare_all(of_leader, list(others.values()), config.tie_standard_errors)
+    return dict(zip(others, found, strict=True))

@@ -1,0 +1,179 @@
+"""Why the winner wins, in words."""
+
+from collections.abc import Mapping, Sequence
+
+from sweeps.selection.config import LimitsConfig, SelectionConfig
+from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.limits import limit_reason
+from sweeps.selection.results import Final, Standing, cost_in_use
+from sweeps.selection.statistics import MIN_UNITS, Difference
+from sweeps.selection.verdicts import candidates, overfit_reason
+
+
+def mean_words(final: Final) -> str:
+    return (
+        f"{final.mean:.4f} (one seed)"
+        if final.spread is None
+        else f"{final.mean:.4f} ± {final.spread:.4f}"
+    )
+
+
+def failed_words(finals: Sequence[Final], failed: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """That new seeds failed, and what follows from it."""
+    ran = {final.trial: len(final.seeds) for final in finals}
+    sentences = []
+    for trial, seeds in sorted(failed.items()):
+        count = f"{len(seeds)} of {len(seeds) + ran.get(trial, 0)}"
+        follows = (
+            "so it wins over none whose seeds all ran"
+            if finals
+            else "so nothing else is known of it than its first"
+        )
+        sentences.append(
+            f"{count} new seeds of {trial} gave no checkpoint that may win ({', '.join(seeds)}), {follows}"
+        )
+    return sentences
+
+
+def why_chosen(
+    standing: Standing,
+    tied: Standing,
+    differences: Mapping[str, Difference],
+    config: SelectionConfig,
+) -> list[str]:
+    (chosen, point), (leader, lead_point) = tied[0], standing[0]
+    if chosen is leader:
+        keeps = "" if config.limits == LimitsConfig() else " and keeps to the limits"
+        sentences = [
+            f"{chosen.id} has the lowest validation loss, {point.val_loss:.4f}, of {len(standing)} trials with a checkpoint "
+            f"that is not overfit{keeps}"
+        ]
+    else:
+        found = differences[chosen.id]
+        sentences = [
+            f"{chosen.id} is tied with {leader.id}, which has the lowest validation loss ({lead_point.val_loss:.4f}): its "
+            f"{point.val_loss:.4f} is {found.mean:.4f} ± {found.standard_error:.4f} above, paired per example",
+            f"of the tied it is the cheapest to use ({_cost_words(point)}, against {_cost_words(lead_point)})",
+        ]
+    others = [curve.id for curve, _ in tied if curve.id not in (chosen.id, leader.id)]
+    if others:
+        also = "also within" if chosen is not leader else "within"
+        sentences.append(
+            f"{also} {config.tie_standard_errors:g} standard error of it: {', '.join(others)}"
+        )
+        sentences += cheaper_words(tied, config)
+    elif len(tied) == 1 and len(standing) > 1 and standing[1][0].id in differences:
+        found = differences[standing[1][0].id]
+        how_far = f"the next, {standing[1][0].id}, is {found.mean:.4f}"
+        if found.standard_error is None:
+            sentences.append(
+                f"{how_far} above: whether beyond noise cannot be told from fewer than {MIN_UNITS} groups of rows"
+            )
+        else:
+            sentences.append(
+                f"{how_far} ± {found.standard_error:.4f} above, paired per example (95% interval {found.low:+.4f} to "
+                f"{found.high:+.4f})"
+            )
+    return sentences
+
+
+def cheaper_words(tied: Standing, config: SelectionConfig) -> list[str]:
+    """Which of the tied would cost less in every request, where the winner was not chosen by that."""
+    (_, point), (other, cheaper) = tied[0], min(tied, key=cost_in_use)
+    if config.prefer == "cheapest" or not cheaper.inference_cost < point.inference_cost - 5e-4:
+        return []
+    return [
+        f"of these {other.id} costs less in use ({cheaper.inference_cost:.3f} against {point.inference_cost:.3f} times the "
+        "arithmetic of the untuned model): selection.prefer=cheapest would choose it"
+    ]
+
+
+def _cost_words(point: Point) -> str:
+    return (
+        f"{point.inference_cost:.3f} times the untuned model's arithmetic, {point.checkpoint_bytes / 1e6:,.1f} MB on disk, "
+        f"{point.samples_seen} samples"
+    )
+
+
+def why_not_others(
+    chosen: Curve, point: Point, curves: Sequence[Curve], config: SelectionConfig
+) -> list[str]:
+    sentences = []
+    later = [p for p in chosen.points if p.step > point.step and p.val_loss is not None]
+    if later:
+        sentences.append(
+            f"its checkpoint is that of step {point.step} (epoch {point.epoch:g}), not the trial's last, whose validation loss "
+            f"is {later[-1].val_loss:.4f}"
+        )
+    for reason, what in (
+        (lambda points, i: overfit_reason(points, i, config), "overfit"),
+        (lambda points, i: limit_reason(points[i], config.limits), "beyond a limit"),
+    ):
+        barred = {
+            c.id: [p.step for i, p in enumerate(c.points) if reason(list(c.points), i)]
+            for c in curves
+        }
+        if own := barred.pop(chosen.id):
+            which = (
+                "later"
+                if min(own) > point.step
+                else "earlier"
+                if max(own) < point.step
+                else "other"
+            )
+            sentences.append(f"{which} checkpoints of {chosen.id} are {what}, and could not win")
+        if others := [trial for trial, steps in barred.items() if steps]:
+            other = "other " if own else ""
+            count = f"1 {other}trial" if len(others) == 1 else f"{len(others)} {other}trials"
+            of_these = "overfit checkpoints" if what == "overfit" else f"checkpoints {what}"
+            sentences.append(f"{count} had {of_these}, which could not win: {', '.join(others)}")
+    return sentences
+
+
+def against_not_tuning(
+    point: Point, reference: Reference | None, config: SelectionConfig
+) -> list[str]:
+    if reference is None or reference.best() is None:
+        return []
+    untuned = reference.best()
+    name = (
+        "the untuned model"
+        if untuned == reference.val_loss
+        else "always answering with train's label shares"
+    )
+    if point.val_loss >= untuned:
+        return [f"but it is no better than {name}, which has {untuned:.4f}"]
+    if point.val_loss > untuned * (1 - config.underfit):
+        return [f"but it is hardly better than {name}, which has {untuned:.4f}"]
+    return [f"{name} has {untuned:.4f}"]
+
+
+def nothing_may_win(curves: Sequence[Curve], config: SelectionConfig) -> str:
+    if not curves:
+        return "Nothing may win: no trial has started."
+    failed = [c.id for c in curves if c.status == "failed"]
+    barred = [c for c in curves if c.id not in failed and c.points and not candidates(c, config)]
+    beyond = [c.id for c in barred if any(limit_reason(point, config.limits) for point in c.points)]
+    overfit = [c.id for c in barred if c.id not in beyond]
+    without = [c.id for c in curves if c.id not in failed and not c.points]
+    parts = [
+        f"{len(ids)} {word} ({', '.join(ids[:5])}{', …' if len(ids) > 5 else ''})"
+        for ids, word in (
+            (failed, "failed"),
+            (beyond, "beyond a limit wherever not overfit"),
+            (overfit, "overfit or not finite at every evaluation"),
+            (without, "without an evaluation"),
+        )
+        if ids
+    ]
+    near = [p for c in curves if c.id in beyond for p in c.points if p.val_loss is not None]
+    best = min(
+        (p for p in near if limit_reason(p, config.limits)), key=lambda p: p.val_loss, default=None
+    )
+    count = "1 trial" if len(curves) == 1 else f"{len(curves)} trials"
+    why = (
+        ""
+        if best is None
+        else f" Of those, {best.val_loss:.4f} is out because {limit_reason(best, config.limits)}."
+    )
+    return f"Nothing may win: of {count}, {'; '.join(parts) or 'none has a checkpoint'}.{why}"

@@ -1,0 +1,211 @@
+"""Products and sums over a micro-batch in which each trial's rows meet that trial's own weights.
+
+Letters of shapes: K trials, B rows of a micro-batch, N = B * T tokens, I and O channels in and out.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Segments = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Whose the rows of a forward pass are. Rows of one trial lie side by side, in the order of the matrix."""
+
+    segments: Segments  # (trial's row in the matrix, first row of the pass, row after the last)
+    lanes_B: Tensor  # the trial's row in the matrix, of each row of the pass
+
+    @classmethod
+    def of(cls, lanes_B: Sequence[int], device: torch.device) -> "MicroBatch":
+        """`lanes_B`: whose each row is, ascending."""
+        segments, start = [], 0
+        for lane, group in itertools.groupby(lanes_B):
+            stop = start + len(list(group))
+            segments.append((int(lane), start, stop))
+            start = stop
+        return cls(segments=tuple(segments), lanes_B=torch.as_tensor(lanes_B, device=device))
+
+    def scaled(self, length: int) -> Segments:
+        """The segments of a tensor of `length` vectors: rows flattened into tokens. Where one trial's rows pass, every
+        vector is that trial's, also of a tensor that has no rows.
+        """
+        if len(self.segments) == 1:
+            return ((self.segments[0][0], 0, length),)
+        factor, rest = divmod(length, len(self.lanes_B))
+        assert rest == 0, "a tensor's first dimension must be rows, or rows times tokens"
+        return tuple((lane, start * factor, stop * factor) for lane, start, stop in self.segments)
+
+
+def _even(segments: Segments) -> int | None:
+    """Rows of each trial, if all have as many."""
+    counts = {stop - start for _, start, stop in segments}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def grouped_matmul(x_NI: Tensor, weight_KIO: Tensor, segments: Segments) -> Tensor:
+    """[N, O]: the rows of every trial times that trial's matrix."""
+    even = _even(segments)
+    if even is not None and len(segments) > 1:
+        chosen = _chosen(weight_KIO, segments)
+        return torch.bmm(x_NI.view(-1, even, x_NI.shape[1]), chosen).view(len(x_NI), -1)
+    if (
+        x_NI.is_cuda
+        and x_NI.dtype is torch.bfloat16
+        and len(segments) > 1
+        and _groups(x_NI, weight_KIO)
+    ):
+        return nn.functional.grouped_mm(
+            x_NI, _chosen(weight_KIO, segments).contiguous(), offs=_stops(segments, x_NI.device)
+        )
+    out = x_NI.new_empty(len(x_NI), weight_KIO.shape[2])
+    for lane, start, stop in segments:
+        torch.mm(x_NI[start:stop], weight_KIO[lane], out=out[start:stop])
+    return out
+
+
+def accumulate(grad_KOI: Tensor, dy_NO: Tensor, x_NI: Tensor, segments: Segments) -> None:
+    """Add to every trial's gradient what its rows give: dy^T x."""
+    even = _even(segments)
+    if even is not None and len(segments) > 1:
+        product = torch.bmm(
+            dy_NO.view(-1, even, dy_NO.shape[1]).transpose(1, 2), x_NI.view(-1, even, x_NI.shape[1])
+        )
+        if len(segments) == len(grad_KOI):
+            grad_KOI.add_(product)
+        else:
+            for position, (lane, _, _) in enumerate(segments):
+                grad_KOI[lane].add_(product[position])
+        return
+    for lane, start, stop in segments:
+        if dy_NO.dtype == grad_KOI.dtype:
+            grad_KOI[lane].addmm_(dy_NO[start:stop].t(), x_NI[start:stop])
+        else:
+            grad_KOI[lane].add_(dy_NO[start:stop].t() @ x_NI[start:stop])
+
+
+def _chosen(stacked: Tensor, segments: Segments) -> Tensor:
+    if len(segments) == len(stacked):
+        return stacked
+    return torch.stack([stacked[lane] for lane, _, _ in segments])
+
+
+def _groups(x_NI: Tensor, weight_KIO: Tensor) -> bool:
+    """Whether torch's grouped matrix product takes these: its kernel reads 16 bytes at a time."""
+    return x_NI.shape[1] % 8 == 0 and weight_KIO.shape[2] % 8 == 0 and _grouped_works(x_NI.device)
+
+
+@lru_cache(maxsize=64)
+def _stops(segments: Segments, device: torch.device) -> Tensor:
+    """Where each trial's rows end: copied to the device once, not for every layer."""
+    return torch.tensor([stop for _, _, stop in segments], dtype=torch.int32, device=device)
+
+
+@cache
+def _grouped_works(device: torch.device) -> bool:
+    """Whether torch's grouped matrix product runs on `device` and gives what single products give."""
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.randn(96, 64, device=device, generator=generator).bfloat16()
+    weight = torch.randn(3, 64, 16, device=device, generator=generator).bfloat16()
+    expected = torch.cat([x[:16] @ weight[0], x[16:40] @ weight[1], x[40:] @ weight[2]])
+    try:
+        stops = torch.tensor([16, 40, 96], dtype=torch.int32, device=device)
+        found = nn.functional.grouped_mm(x, weight, offs=stops)
+    except RuntimeError:  # not built for this device
+        return False
+    return torch.allclose(found.float(), expected.float(), rtol=2e-2, atol=2e-1)
+
+
+class GroupedLinear(torch.autograd.Function):
+    """y = x W_k^T for the rows of trial k. The gradient of W is added to `grad` in place; autograd sees only x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NI: Tensor,
+        anchor: Tensor,
+        weight_KOI: Tensor,
+        grad_KOI: Tensor,
+        segments: Segments,
+    ) -> Tensor:
+        ctx.save_for_backward(x_NI)
+        ctx.rest = (weight_KOI, grad_KOI, segments)
+        return grouped_matmul(x_NI, weight_KOI.transpose(1, 2), segments)
+
+    @staticmethod
+    def backward(ctx: Any, dy_NO: Tensor) -> tuple:
+        (x_NI,), (weight_KOI, grad_KOI, segments) = ctx.saved_tensors, ctx.rest
+        dy_NO = dy_NO.contiguous()
+        accumulate(grad_KOI, dy_NO, x_NI, segments)
+        dx_NI = grouped_matmul(dy_NO, weight_KOI, segments) if ctx.needs_input_grad[0] else None
+        return dx_NI, None, None, None, None
+
+
+class GroupedScale(torch.autograd.Function):
+    """x * s_k for the vectors of trial k, and x where a trial has nothing at this site. The gradient of s is added to
+    `grad` in place. Scales are not kept for each vector: in a pass without padding each token is one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NC: Tensor,
+        anchor: Tensor,
+        scale_KC: Tensor,
+        grad_KC: Tensor,
+        segments: Segments,
+        here: Sequence[bool],
+    ) -> Tensor:
+        ctx.save_for_backward(x_NC)
+        ctx.rest = (scale_KC, grad_KC, [segment for segment in segments if here[segment[0]]])
+        return _scale(x_NC, scale_KC, ctx.rest[2])
+
+    @staticmethod
+    def backward(ctx: Any, dy_NC: Tensor) -> tuple:
+        (x_NC,), (scale_KC, grad_KC, segments) = ctx.saved_tensors, ctx.rest
+        for lane, start, stop in segments:
+            grad_KC[lane].add_((dy_NC[start:stop].to(grad_KC.dtype) * x_NC[start:stop]).sum(0))
+        dx_NC = _scale(dy_NC, scale_KC, segments) if ctx.needs_input_grad[0] else None
+        return dx_NC, None, None, None, None, None
+
+
+def _scale(x_NC: Tensor, scale_KC: Tensor, segments: Sequence[tuple[int, int, int]]) -> Tensor:
+    out_NC = x_NC.clone()
+    for lane, start, stop in segments:
+        out_NC[start:stop] = x_NC[start:stop] * scale_KC[lane]
+    return out_NC
+
+
+class Gathered(torch.autograd.Function):
+    """[B, ...]: of each row of a pass, its trial's vector or matrix; [1, ...] where all rows are one trial's. Its gradient
+    is added to `grad` in place, but not for trials that have nothing at this site.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        weight_K: Tensor,
+        grad_K: Tensor,
+        micro_batch: MicroBatch,
+        here: Sequence[bool],
+    ) -> Tensor:
+        if len(micro_batch.segments) == 1:
+            lane = micro_batch.segments[0][0]
+            ctx.rest = (grad_K, [(lane, 0, 1)] if here[lane] else [])
+            return weight_K[lane : lane + 1].clone()
+        ctx.rest = (grad_K, [segment for segment in micro_batch.segments if here[segment[0]]])
+        return weight_K[micro_batch.lanes_B]
+
+    @staticmethod
+    def backward(ctx: Any, d_B: Tensor) -> tuple:
+        grad_K, segments = ctx.rest
+        for lane, start, stop in segments:
+            grad_K[lane].add_(d_B[start:stop].sum(0))
+        return None, None, None, None, None

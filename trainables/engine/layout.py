@@ -1,0 +1,55 @@
+"""Where each trial's tensors lie in the one matrix [K, P] that holds all that the trials of a group train."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from trainables.engine.sites import AdapterSite
+
+VACANT = ""  # the trial of a row that nobody has any more
+
+
+@dataclass(frozen=True)
+class Column:
+    kind: type[AdapterSite]
+    site: str
+    tensor: str
+
+
+@dataclass(kw_only=True)
+class Lane:
+    trial: str
+    options: dict[tuple[type[AdapterSite], str], Any]
+    shapes: dict[Column, tuple[int, ...]]  # the trial's own
+
+
+@dataclass(kw_only=True)
+class Layout:
+    """Where each tensor lies: first column and padded shape."""
+
+    columns: dict[Column, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    width: int = 0
+
+    @classmethod
+    def of(cls, lanes: Sequence[Lane]) -> "Layout":
+        layout = cls()
+        shapes: dict[Column, tuple[int, ...]] = {}
+        for lane in lanes:
+            for column, shape in lane.shapes.items():
+                known = shapes.get(column, shape)
+                shapes[column] = tuple(max(a, b) for a, b in zip(known, shape, strict=True))
+        for column, shape in shapes.items():
+            layout.columns[column] = (layout.width, shape)
+            layout.width += -(-math.prod(shape) // 8) * 8  # aligned, for the kernels of GPUs
+        return layout
+
+    def view(self, matrix_KP: Tensor, column: Column) -> Tensor:
+        start, shape = self.columns[column]
+        return matrix_KP[:, start : start + math.prod(shape)].unflatten(1, shape)
+
+    def own(self, matrix_KP: Tensor, column: Column, row: int, shape: tuple[int, ...]) -> Tensor:
+        """The part of a padded tensor that a trial of `shape` trains."""
+        return self.view(matrix_KP, column)[row][tuple(slice(size) for size in shape)]

@@ -1,0 +1,280 @@
+"""How much memory trials take on a device: from shapes alone, before any weight is loaded.
+
+Weights are counted exactly. What a pass keeps for its backward is a formula; tests/trainables/test_memory.py holds it
+against measured passes.
+"""
+
+import copy
+import gc
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+from trainables.errors import InputError
+from trainables.hyperparameters import Hyperparameters
+from trainables.models.base import BaseModel
+from trainables.models.config import Quantisation
+
+GB = 10**9
+GPUS = {"T4": 16, "L4/A10G": 24, "A100": 40, "A100/H100": 80, "H200": 141}  # GB, as they are sold
+RESERVE = (
+    0.1  # of a device: the CUDA context, workspaces of kernels, and what the allocator cannot join
+)
+MOMENTS = 2  # that AdamW keeps of each trained parameter
+FLOAT32 = 4  # bytes; a pack's matrix and the loss are in float32 whatever the base is in
+LOSS_BYTES = (
+    3 * FLOAT32
+)  # of a logit: its log-probability and, at the peak of the backward pass, two gradients
+IN_FLIGHT = 1.0  # gradients inside a layer's backward pass, as a share of what that layer kept (0.3 to 1 measured)
+# bits of a weight with a scale for each block of weights (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+MASK_BYTES = 32  # of each channel while a dropout mask is drawn: four integers of 64 bits
+# settings of models that change their logits after the output layer, so that the loss cannot be computed in chunks
+SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# activation functions of several steps, each of which keeps what it was given: this many tensors more than one kernel
+STEPWISE = {"NewGELUActivation": 3, "FastGELUActivation": 3, "QuickGELUActivation": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes on one device that holds the whole base."""
+
+    base: int  # weights of the base
+    activations: int  # one pass of `max_tokens` padded tokens, forward and backward
+    per_trial: int  # weights, gradients and Adam moments of one trial, as far as they are not the base's own
+    shared: bool  # whether several trials can train over one base
+
+    def fits(self, device_bytes: int) -> bool:
+        """Whether a device of that size could hold one trial's weights beside the base's, however small its passes are."""
+        return self.base + self.per_trial <= device_bytes
+
+    def trials(self, device_bytes: int, most: int) -> int:
+        """How many trials fit a device of that size, `most` at the most; 0 where not even one does."""
+        free = device_bytes * (1 - RESERVE) - self.base - self.activations
+        return max(0, min(most if self.shared else 1, int(free // self.per_trial)))
+
+
+def estimate(
+    model_config: Any,
+    auto_class: str,
+    hp: Hyperparameters,
+    *,
+    dtype_bytes: int,
+    compute_bytes: int,
+    quantisation: Quantisation,
+    max_tokens: int,
+    gradient_checkpointing: bool,
+) -> MemoryEstimate:
+    """What trials like `hp` take over the model of `model_config`. Raises InputError where the formula does not hold.
+
+    dtype_bytes: of one weight of the base that is not quantised. compute_bytes: of one element of the arithmetic, 2
+    under bfloat16 autocast.
+    """
+    import torch
+
+    from trainables.methods import ADDITIVE, REPLACING
+    from trainables.models.structure import linear_layers
+
+    with torch.device("meta"):
+        base = _meta_base(model_config, auto_class, quantisation)
+        model = base.model
+        linear = {name: model.get_submodule(name) for name in linear_layers(model, base.head)}
+        if hp.method in ADDITIVE:
+            additions = ADDITIVE[hp.method].plan(base, hp.options)
+            heads = [
+                parameter for name, parameter in model.named_parameters() if base.in_head(name)
+            ]
+            trained = [
+                tensor for addition in additions for tensor in addition.values.values()
+            ] + heads
+            fed = {addition.site for addition in additions}
+            reached = set(linear)
+            low_copy = (
+                compute_bytes if compute_bytes < FLOAT32 else 0
+            )  # of the matrix, for the arithmetic
+            per_parameter = (2 + MOMENTS) * FLOAT32 + low_copy
+        else:
+            REPLACING[hp.method].attach(base, hp.options)
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            fed = {name for name, module in linear.items() if module.weight.requires_grad}
+            reached = _after_the_first_trained(model) & linear.keys()
+            per_parameter = (1 + MOMENTS) * dtype_bytes  # the weights are those of the base
+
+    return MemoryEstimate(
+        base=_base_bytes(model, linear, quantisation, dtype_bytes),
+        activations=_activation_bytes(
+            model,
+            {name: module for name, module in linear.items() if name in reached},
+            fed,
+            dropout=bool(getattr(hp.options, "dropout", 0)),
+            vocabulary=model.get_output_embeddings().weight.shape[0]
+            if auto_class == "AutoModelForCausalLM"
+            else 0,
+            dtype_bytes=dtype_bytes,
+            compute_bytes=compute_bytes,
+            casts=quantisation == "plain" and compute_bytes < dtype_bytes,
+            tokens=max_tokens,
+            gradient_checkpointing=gradient_checkpointing,
+        ),
+        per_trial=sum(tensor.numel() for tensor in trained) * per_parameter,
+        shared=hp.method in ADDITIVE,
+    )
+
+
+def too_large(found: Mapping[str, MemoryEstimate], device_bytes: int) -> str | None:
+    """Why no trial can train on a device of that size; None: some can, or nothing is known.
+
+    found: what the sweep may train, in words, with the estimate of each.
+    """
+    if not found or any(each.fits(device_bytes) for each in found.values()):
+        return None
+    least = min(found, key=lambda what: found[what].base + found[what].per_trial)
+    return (
+        f"model.name: does not fit a device of {gib(device_bytes)}: {least} takes {gib(found[least].base)} for the base "
+        f"and {gib(found[least].per_trial)} for a trial; take a smaller model, method qlora, or a larger device"
+    )
+
+
+def gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def release(device: Any) -> None:
+    """Give back at once what nobody refers to any more. Quantised weights and their layers refer to each other, and would
+    wait for Python's collector of cycles.
+    """
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def gpu_table(found: MemoryEstimate, most: int) -> str:
+    """How many trials fit GPUs that people have, `most` at the most."""
+    return ", ".join(
+        f"{name} {size} GB {found.trials(size * GB, most)}" for name, size in GPUS.items()
+    )
+
+
+def _meta_base(model_config: Any, auto_class: str, quantisation: Quantisation) -> BaseModel:
+    """The model's shapes without its weights, frozen; call it under the meta device."""
+    import torch
+    import transformers
+
+    from trainables.models.structure import above_backbone
+
+    model = getattr(transformers, auto_class).from_config(
+        copy.deepcopy(model_config)
+    )  # which it may change
+    if model.config._attn_implementation == "eager":
+        raise InputError(
+            f"{type(model).__name__} has no fused attention; what its attention takes depends on the rows"
+        )
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    head = (
+        tuple(above_backbone(model)) if auto_class == "AutoModelForSequenceClassification" else ()
+    )
+    return BaseModel(model=model, quantisation=quantisation, dtype=torch.float32, head=head)
+
+
+def _base_bytes(
+    model: Any, linear: Mapping[str, Any], quantisation: Quantisation, dtype_bytes: int
+) -> int:
+    """Embeddings, norms, biases and heads are never quantised."""
+    weights = [module.weight for module in linear.values()]
+    count = sum(weight.numel() for weight in weights)
+    rest = sum(parameter.numel() for parameter in model.parameters()) - count
+    quantised = {
+        "plain": count * dtype_bytes,
+        "nf4": int(count * NF4_BITS / 8),
+        "int8": count
+        + sum(weight.shape[0] * FLOAT32 for weight in weights),  # a scale for each row
+    }[quantisation]
+    return quantised + rest * dtype_bytes
+
+
+def _after_the_first_trained(model: Any) -> set[str]:
+    """Names of the modules that the backward pass reaches: in the model's order, from the first that is trained."""
+    names, found = set(), False
+    for name, module in model.named_modules():
+        found = found or any(
+            parameter.requires_grad for parameter in module.parameters(recurse=False)
+        )
+        if found:
+            names.add(name)
+    return names
+
+
+def _activation_bytes(
+    model: Any,
+    linear: Mapping[str, Any],
+    fed: Set[str],
+    *,
+    dropout: bool,
+    vocabulary: int,
+    dtype_bytes: int,
+    compute_bytes: int,
+    casts: bool,
+    tokens: int,
+    gradient_checkpointing: bool,
+) -> int:
+    """What one pass takes at its peak.
+
+    After Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198): of its 34 bytes per token, channel and layer, 32
+    are 16 tensors as wide as the model (an MLP four times as wide) in 2 bytes, 2 are dropout masks. Here, per token and
+    layer, from the layers' shapes:
+
+    - the output of each linear layer, which attention (queries, keys, values), a norm (the residual stream, in float32)
+      or an activation function keeps. No attention matrices: fused attention does not keep them.
+    - the input of those linear layers whose weight or adapter is trained, `fed`, since a frozen one does not need it.
+      Shared inputs are counted again for each; that makes up for what gates keep (within 5% for Llama). Adapters with
+      dropout share none, and keep as much again for the mask.
+
+    With checkpointing: the inputs of all layers, and one layer's tensors. On top come gradients in flight, or the
+    logits and their loss: the larger of both, since one is over when the other begins. casts: autograd keeps the weights
+    too, each in the type of the arithmetic.
+    """
+    from trainables.models.structure import features, layer_lists
+    from trainables.tasks.causal_lm.task import CHUNK_LOGITS
+
+    stack, layers = layer_lists(model)[0]
+    kept, cast = [0], [0]  # bytes of each layer: of its tensors per token, of its weights
+    masks = (
+        max((features(linear[name])[0] for name in fed & linear.keys()), default=0) * MASK_BYTES
+        if dropout
+        else 0
+    )
+    for number, layer in enumerate(layers):
+        inside = {
+            name: module for name, module in linear.items() if name.startswith(f"{stack}.{number}.")
+        }
+        if not inside:
+            continue
+        shapes = {name: features(module) for name, module in inside.items()}
+        elements = sum(
+            out + (name in fed) * (1 + dropout) * into for name, (into, out) in shapes.items()
+        )
+        steps = max(STEPWISE.get(type(module).__name__, 0) for module in layer.modules())
+        elements += steps * max(into for into, _ in shapes.values())  # as wide as the MLP is inside
+        norms = [module for module in layer.modules() if "norm" in type(module).__name__.lower()]
+        normed = sum(
+            module.weight.numel() for module in norms if getattr(module, "weight", None) is not None
+        )
+        kept.append(elements * compute_bytes + normed * (FLOAT32 - compute_bytes))
+        cast.append(
+            sum(module.weight.numel() for module in inside.values()) * compute_bytes if casts else 0
+        )
+    in_flight = max(IN_FLIGHT * max(kept), masks)
+    if gradient_checkpointing:
+        held, weights = (len(kept) - 1) * model.config.hidden_size * dtype_bytes, max(cast)
+        in_flight += max(kept)
+    else:
+        held, weights = sum(kept), sum(cast)
+    scaled = any(getattr(model.config, name, None) for name in SCALED_LOGITS)
+    logits = tokens * vocabulary if scaled else min(tokens * vocabulary, CHUNK_LOGITS)
+    return (
+        int(tokens * held + max(tokens * in_flight, logits * (compute_bytes + LOSS_BYTES)))
+        + weights
+    )

@@ -1,0 +1,161 @@
+"""A trial that trains weights of the base itself, and so has it alone. No Ray here."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainables.engine.kernels import MicroBatch
+from trainables.engine.seeding import seeded
+from trainables.engine.shared import TWINS
+from trainables.hyperparameters import Hyperparameters
+from trainables.methods import REPLACING
+from trainables.models.base import BaseModel
+
+WEIGHTS = "weights"  # in the optimiser's state: those that a checkpoint holds with fewer digits
+
+
+class OwnBaseEngine:
+    """One trial and its base; the same interface as `SharedBaseEngine`."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        pristine: dict[str, Tensor],
+        trial: str,
+        hp: Hyperparameters,
+        save_dtype: torch.dtype | None = None,
+    ) -> None:
+        """`pristine` collects the weights that are changed here, as they were, so that `leave` can put them back.
+
+        save_dtype: of the weights in a checkpoint; None: that of the base's own files where it is trained in float32,
+        else that in which it is trained.
+        """
+        self.base = base
+        own = (
+            getattr(base.config, "dtype", None) if base.dtype is torch.float32 else None
+        )  # a wider one is for arithmetic
+        self._save_dtype = save_dtype or own or base.dtype
+        self.trials = [trial]
+        self._pristine = pristine
+        with seeded(hp.seed, base.model.device):
+            self._remember(
+                [name for name, _ in base.model.named_parameters() if base.in_head(name)]
+            )
+            for name in base.new:
+                initialise(base.model, base.model.get_submodule(name))
+            REPLACING[hp.method].attach(base, hp.options)
+        self._parameters = {name: p for name, p in base.model.named_parameters() if p.requires_grad}
+        self._remember(list(self._parameters))
+        decayed = [p for p in self._parameters.values() if p.ndim >= 2]  # never biases and norms
+        rest = [p for p in self._parameters.values() if p.ndim < 2]
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": hp.weight_decay},
+                {"params": rest, "weight_decay": 0.0},
+            ],
+            lr=hp.learning_rate,
+            betas=(hp.beta1, hp.beta2),
+            eps=hp.epsilon,
+            fused=True,
+        )
+
+    def _remember(self, names: Sequence[str]) -> None:
+        parameters = dict(self.base.model.named_parameters())
+        for name in names:
+            if name not in self._pristine:
+                self._pristine[name] = parameters[name].detach().to("cpu", copy=True)
+
+    def leave(self, trial: str) -> None:
+        """The base is again exactly what it was."""
+        self.trials.remove(trial)
+        with torch.no_grad():
+            for name, parameter in self.base.model.named_parameters():
+                parameter.grad = None
+                parameter.requires_grad_(False)
+                if name in self._pristine:
+                    parameter.copy_(self._pristine[name])
+
+    def forward(self, batch: dict[str, Tensor], micro_batch: MicroBatch) -> Any:
+        return self.base.model(**batch)
+
+    def zero_grad(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def gradients(self) -> list[Tensor]:
+        for parameter in self._parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [p.grad for p in self._parameters.values() if p.grad is not None]
+
+    def norms(self, trials: Sequence[str]) -> Tensor:
+        return torch.nn.utils.get_total_norm(self.gradients()).reshape(1)
+
+    def update(
+        self,
+        trials: Sequence[str],
+        hps: Sequence[Hyperparameters],
+        rates: Sequence[float],
+        steps: Sequence[int],
+        norms: Tensor,
+    ) -> None:
+        for hp, rate in zip(hps, rates, strict=True):
+            if hp.max_grad_norm > 0:
+                torch.nn.utils.clip_grads_with_norm_(
+                    self._parameters.values(), hp.max_grad_norm, norms[0]
+                )
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            self._optimizer.step()
+
+    @contextmanager
+    def as_saved(self, *, rounded: bool = True) -> Iterator[None]:
+        """Inside, the weights are those that a checkpoint holds, in its type or, `rounded`, with its digits: what is
+        measured must be what is loaded again.
+        """
+        kept = [(p, p.data) for p in self.base.model.parameters() if p.is_floating_point()]
+        try:
+            for parameter, data in kept:
+                parameter.data = data.to(self._save_dtype).to(
+                    data.dtype if rounded else self._save_dtype
+                )
+            yield
+        finally:
+            for parameter, data in kept:
+                parameter.data = data
+
+    def weights(self, trial: str) -> dict[str, Tensor]:
+        return dict(self._parameters)
+
+    def moments(self, trial: str) -> dict[str, Tensor]:
+        """And the weights themselves, where a checkpoint holds them with fewer digits."""
+        state = self._optimizer.state
+        found = {
+            f"{twin}/{name}": state[p][twin]
+            for twin in TWINS
+            for name, p in self._parameters.items()
+            if p in state
+        }
+        if torch.promote_types(self._save_dtype, self.base.dtype) != self._save_dtype:
+            found |= {f"{WEIGHTS}/{name}": p for name, p in self._parameters.items()}
+        return found
+
+    def restore(self, moments: Mapping[str, Tensor], step: int) -> None:
+        for name, parameter in self._parameters.items():
+            if (whole := moments.get(f"{WEIGHTS}/{name}")) is not None:
+                with torch.no_grad():
+                    parameter.copy_(whole)
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(float(step), device=parameter.device),
+                **{twin: moments[f"{twin}/{name}"].to(parameter.device) for twin in TWINS},
+            }
+
+
+def initialise(model: Any, head: torch.nn.Module) -> None:
+    """Draw the weights of `head` anew, as transformers draws those of a new head."""
+    for module in head.modules():
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # transformers leaves alone what carries this mark
+        model._init_weights(module)

@@ -1,0 +1,126 @@
+"""Modules of the base at which trials add something of their own."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from trainables.engine.shared import SharedBaseEngine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """What one trial has at one site: initial values, by name, in the trial's own shapes."""
+
+    kind: type["AdapterSite"]
+    site: str  # name of the module in the base
+    values: dict[str, Tensor]
+    options: Any = None  # the method's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stacked:
+    """One of a site's tensors for all trials: views of the matrix."""
+
+    weight: Tensor  # [K, ...], as it is trained
+    compute: Tensor  # the same in the type that the arithmetic has
+    grad: Tensor  # [K, ...]
+
+
+class AdapterSite:
+    """A module of the base at which trials add something of their own. One subclass for each kind of addition."""
+
+    fast: ClassVar[tuple[str, ...]] = ()  # names of tensors whose learning rate LoRA+ multiplies
+
+    def __init__(self, engine: "SharedBaseEngine", name: str) -> None:
+        self.engine = engine
+        self.name = name
+        self.module = engine.base.model.get_submodule(name)
+
+    @staticmethod
+    def key(site: str, tensor: str) -> str:
+        """Name of a tensor in the checkpoint."""
+        raise NotImplementedError
+
+    @staticmethod
+    def exported(tensor: str, value: Tensor) -> Tensor:
+        """A view of a trial's tensor in the shape that it has in the checkpoint."""
+        return value
+
+    @staticmethod
+    def renamed(key: str) -> str:
+        """Name in the checkpoint of what the same trial has at other sites, where PEFT's depends on this kind."""
+        return key
+
+    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[Any]) -> None:
+        """Take the views after the matrix was laid out anew. `options` of each trial here, None for one that has nothing
+        at this site: its zeros must then change nothing.
+        """
+        raise NotImplementedError
+
+    def install(self) -> Callable[[], None]:
+        """Act on the base's forward pass from now on; returns what undoes it."""
+        raise NotImplementedError
+
+    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The model's inputs, where this kind of addition changes those."""
+        return batch
+
+
+class TrainedModule(AdapterSite):
+    """A module that every trial trains whole: the head of a classifier."""
+
+    @staticmethod
+    def key(site: str, tensor: str) -> str:
+        return f"base_model.model.{site}.{tensor}"  # where PEFT keeps its modules_to_save
+
+    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[Any]) -> None:
+        self._inner = copy_of(self.module)
+        self._parameters = []
+        for lane in range(len(options)):
+            leaves = {}
+            for name, stacked in tensors.items():
+                leaf = stacked.weight[lane].detach().requires_grad_()
+                leaf.grad = stacked.grad[lane]  # autograd adds to it in place
+                leaves[name] = leaf
+            self._parameters.append(leaves)
+
+    def install(self) -> Callable[[], None]:
+        self.module.forward = self._forward
+
+        def undo() -> None:
+            del self.module.forward
+
+        return undo
+
+    def _forward(self, x: Tensor) -> Tensor:
+        self._inner.train(self.module.training)
+        whole, outputs = self.engine.micro_batch, []
+        x = x.to(
+            self.engine.dtype
+        )  # in the type of a half-precision base, weights would lose small updates
+        with torch.autocast(x.device.type, enabled=False):
+            for (lane, first, last), (_, start, stop) in zip(
+                whole.segments, whole.scaled(len(x)), strict=True
+            ):
+                with self.engine.keys.only(first, last):
+                    outputs.append(
+                        torch.func.functional_call(
+                            self._inner, self._parameters[lane], (x[start:stop],)
+                        )
+                    )
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """A copy of a module of the base, without what a site has put into it (that would copy the stack, and all)."""
+    replaced = vars(module).pop("forward", None)
+    try:
+        return copy.deepcopy(module)
+    finally:
+        if replaced is not None:
+            module.forward = replaced

@@ -1,0 +1,43 @@
+"""What answers of classes are worth. numpy alone: a sweep's folder is read without torch.
+
+Letters of shapes: N rows, C classes.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Counts(NamedTuple):
+    """Rows of each class [C]."""
+
+    hits: np.ndarray  # of it, and answered with it
+    answered: np.ndarray  # answered with it
+    true: np.ndarray  # of it
+
+
+def count_classes(
+    predictions: np.ndarray, labels: np.ndarray, classes: int, weights: np.ndarray | None = None
+) -> Counts:
+    """predictions, labels: predicted and true class of each row [N]; weights: how often each row counts [N]."""
+
+    def count(of_rows: np.ndarray, which: np.ndarray | slice = slice(None)) -> np.ndarray:
+        return np.bincount(
+            of_rows[which], None if weights is None else weights[which], minlength=classes
+        )
+
+    return Counts(count(labels, predictions == labels), count(predictions), count(labels))
+
+
+def class_metrics(counts: Counts) -> dict[str, float]:
+    """Accuracy, and F1 averaged over the classes that occur among labels or predictions; the higher, the better."""
+    occur = counts.answered + counts.true > 0
+    f1 = 2 * counts.hits[occur] / (counts.answered[occur] + counts.true[occur])
+    return {"accuracy": float(counts.hits.sum() / counts.true.sum()), "macro_f1": float(f1.mean())}
+
+
+def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Rows of each true class (first index) that were answered with each class (second) [C, C]."""
+    return np.bincount(labels * classes + predictions, minlength=classes * classes).reshape(
+        classes, classes
+    )

@@ -1,0 +1,153 @@
+"""Load a base or a checkpoint as its user would, with transformers and PEFT alone, and write down how.
+
+One description of the base, `BaseSpec`, serves training, resuming, the test, verification and the code on a winner's card.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainables.models.base import BaseSpec
+from trainables.models.config import ModelConfig
+from trainables.models.files import resolve
+from trainables.models.loading import load_pretrained
+from trainables.models.precision import base_dtype
+from trainables.models.quantisation import unquantised
+
+ADAPTER = "adapter_config.json"  # PEFT's name
+SELF_CONTAINED = (
+    "LORA",
+    "IA3",
+)  # kinds of adapter that transformers itself loads from the folder of a whole model
+
+
+def base_spec(
+    model: ModelConfig,
+    task: Any,
+    labels: list[str] | tuple[str, ...],
+    pad_token_id: int,
+    method: str,
+    options: Any = None,
+    device: Any = None,
+    precision: str = "auto",
+) -> BaseSpec:
+    """The base that a trial of `method` trains over on `device` (None: the CPU). `task`: one of trainables.tasks;
+    precision: `train.precision`.
+    """
+    import torch
+
+    from trainables.methods import quantisation_of
+
+    return BaseSpec(
+        model=model,
+        auto_class=task.auto_class,
+        quantisation=quantisation_of(method, options),
+        dtype=base_dtype(model, method, device or torch.device("cpu"), precision),
+        pad_token_id=pad_token_id,
+        labels=tuple(labels),
+    )
+
+
+def load_base_model(spec: BaseSpec, device: Any) -> Any:
+    """The untuned model in eval mode on `device`; the head of a classifier is new."""
+    return load_pretrained(spec, device)[0]
+
+
+def load_checkpoint(folder: Path, spec: BaseSpec, device: Any) -> Any:
+    """A trained model in eval mode on `device`: `from_pretrained`, and PEFT or `load_adapter` over the base for an adapter."""
+    described = folder / ADAPTER
+    if not described.is_file():
+        return load_pretrained(spec, device, source=folder)[0]
+    base = load_base_model(spec, device)
+    if json.loads(described.read_text()).get("adapter_type") == "bottleneck":
+        from trainables.methods.adapter import load_adapter
+
+        return load_adapter(base, folder).eval()
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+def complete(folder: Path, spec: BaseSpec, name: str) -> bool:
+    """Put the base beside the adapter of a classifier, so that the standard one-liners load the folder anywhere:
+    `pipeline("text-classification", model=FOLDER)` and the Auto classes of transformers and PEFT know neither labels nor
+    padding token otherwise. Returns whether the folder is now, or was, a model by itself.
+
+    name: what the folder is called where it will be loaded.
+    """
+    import torch
+
+    described = folder / ADAPTER
+    if not described.is_file():
+        return True
+    adapter = json.loads(described.read_text())
+    if (
+        not spec.is_classifier
+        or spec.quantisation != "plain"
+        or adapter.get("peft_type") not in SELF_CONTAINED
+    ):
+        return False
+    load_base_model(spec, torch.device("cpu")).save_pretrained(folder)
+    adapter["base_model_name_or_path"] = name
+    described.write_text(json.dumps(adapter, indent=2) + "\n")
+    return True
+
+
+def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
+    """Python that loads what lies in `folder` as `model`, where the folder is called `name`."""
+    auto, load = spec.auto_class, ["import torch"]
+    dtype = f"dtype={spec.dtype}" if spec.dtype is not None else 'dtype="auto"'
+    if not (folder / ADAPTER).is_file() or (folder / "config.json").is_file():
+        remote = ", trust_remote_code=True" if spec.model.trust_remote_code else ""
+        load.append(f"from transformers import {auto}, AutoTokenizer")
+        if (
+            folder / ADAPTER
+        ).is_file():  # PEFT looks for the base under the name that the adapter gives it
+            load.append(
+                f"# or AutoPeftModelForSequenceClassification of peft, which needs the folder to be {name!r} from here"
+            )
+        return [*load, f'model = {auto}.from_pretrained("{name}", {dtype}{remote}).eval()']
+    base, arguments = repr(spec.model.name), [dtype, f"pad_token_id={spec.pad_token_id}"]
+    if spec.model.name.startswith("package:"):
+        package, _, inside = spec.model.name.removeprefix("package:").partition("/")
+        load += ["from importlib.util import find_spec", "from pathlib import Path"]
+        base = f'Path(find_spec("{package}").origin).parent / "{inside}"'
+    elif Path(resolve(spec.model.name)).is_dir():
+        base = repr(resolve(spec.model.name))
+    bottleneck = json.loads((folder / ADAPTER).read_text()).get("adapter_type") == "bottleneck"
+    load.append(
+        "from trainables.methods.adapter import load_adapter"
+        if bottleneck
+        else "from peft import PeftModel"
+    )
+    load.append(
+        f"from transformers import {auto}, AutoTokenizer"
+        + (", BitsAndBytesConfig" if spec.quantisation != "plain" else "")
+    )
+    if spec.is_classifier:
+        load.append(f"labels = {list(spec.labels)!r}")
+        arguments += [
+            "num_labels=len(labels)",
+            "id2label=dict(enumerate(labels))",
+            "label2id={label: i for i, label in enumerate(labels)}",
+        ]
+    if spec.quantisation != "plain":
+        how = "load_in_8bit=True"
+        if spec.quantisation == "nf4":
+            how = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
+        load.append(
+            f"quantised = BitsAndBytesConfig({how}, llm_int8_skip_modules={unquantised(spec, spec.config())!r})"
+        )
+        arguments.append("quantization_config=quantised")
+    if spec.model.revision is not None:
+        arguments.append(f"revision={spec.model.revision!r}")
+    if spec.model.trust_remote_code:
+        arguments.append("trust_remote_code=True")
+    load.append(f"base = {auto}.from_pretrained({', '.join([base, *arguments])})")
+    if spec.quantisation == "nf4":
+        load += [
+            "for layer in base.modules():  # what bitsandbytes computes faster on some CPUs is wrong, or fails",
+            "    layer.support_avx512bf16_for_cpu = False",
+        ]
+    loader = "load_adapter" if bottleneck else "PeftModel.from_pretrained"
+    return [*load, f'model = {loader}(base, "{name}").eval()']

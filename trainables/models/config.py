@@ -1,0 +1,29 @@
+"""The `model` section of the sweep file."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainables.errors import InputError
+
+Quantisation = Literal[
+    "plain", "nf4", "int8"
+]  # how the base lies in memory; trials of one quantisation share a loaded base
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """`model` in the sweep file."""
+
+    name: str = ""  # hub id, folder, or package:PACKAGE/FOLDER for a model that an installed Python package carries
+    revision: str | None = None  # branch, tag or commit on the hub
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
+        "auto"  # of the base weights; auto: see `base_dtype`
+    )
+    trust_remote_code: bool = False  # run Python code that comes with the model
+    sha256: str | None = (
+        None  # of model.safetensors (folder or package); checked before the weights are loaded
+    )
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise InputError("model.name: not given; a hub id, a folder, or package:PACKAGE/FOLDER")

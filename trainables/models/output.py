@@ -1,0 +1,36 @@
+"""A language model's output layer, and the hidden states that go into it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def hidden_states(output: Any) -> Iterator[None]:
+    """Inside, a language model gives the inputs of its `output` layer in the place of its logits; None: its logits."""
+    if output is None:
+        yield
+        return
+    output.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del output.forward
+
+
+def output_layer(model: Any) -> Any:
+    """The output layer of a language model, unless the model does something with what comes out of it (some cap or scale their logits)."""
+    import torch
+
+    output = model.get_output_embeddings()
+    if output is None or "forward" in vars(output):
+        return None
+    ids = torch.arange(4, device=model.device)[None] % model.config.vocab_size
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+        with hidden_states(output):
+            hidden = model(input_ids=ids).logits
+        same = hidden.shape[-1] == output.weight.shape[-1] and torch.allclose(
+            output(hidden), logits, rtol=1e-3, atol=1e-3
+        )
+    return output if same else None

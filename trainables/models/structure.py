@@ -1,0 +1,199 @@
+"""What a model is made of, asked of the model itself, of transformers and of PEFT: its layers, what attends, what is
+above the backbone, what an adapter may be put on. No list of architectures.
+"""
+
+import copy
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from trainables.errors import InputError
+
+# how classes (MptAttention, LlamaSdpaAttention, FlashAttention2) and attributes (self_attn, rel_attn, SelfAttention) that
+# attend are named, in transformers and in the code that models bring along
+ATTENDS = re.compile(r"(attention|attn)\d*$", re.IGNORECASE)
+
+
+def is_linear(module: Any) -> bool:
+    """A product with a weight matrix, GPT-2's Conv1D and quantised ones among them."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def features(module: Any) -> tuple[int, int]:
+    """Channels in and out of a linear layer."""
+    if hasattr(module, "in_features"):
+        return module.in_features, module.out_features
+    return tuple(module.weight.shape)
+
+
+def above_backbone(model: Any) -> list[str]:
+    """Names of the modules with weights that stand above the backbone: the head of a classifier, or a language model's
+    output layer.
+    """
+    return [
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and next(child.parameters(), None) is not None
+    ]
+
+
+def layer_lists(model: Any) -> list[tuple[str, nn.ModuleList]]:
+    """The stack of layers that ends at the output, with its name: the decoder's, where there are an encoder and a decoder.
+
+    Of several lists of modules the outermost that has as many as the configuration counts layers, else the longest. More
+    than one where a layer's parts lie in lists side by side.
+    """
+    within = f"{_name_of(model, model.get_decoder())}." if model.config.is_encoder_decoder else ""
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and f"{name}.".startswith(within)
+    ]
+    if not lists:
+        raise InputError(
+            f"layers: {type(model).__name__} has no list of layers; name parameters with patterns instead"
+        )
+    counted = getattr(model.config.get_text_config(decoder=bool(within)), "num_hidden_layers", None)
+    name, chosen = next(
+        (found for found in lists if len(found[1]) == counted),
+        max(lists, key=lambda found: len(found[1])),
+    )
+    beside = name.rpartition(".")[0]
+    return [
+        found
+        for found in lists
+        if found[0].rpartition(".")[0] == beside and len(found[1]) == len(chosen)
+    ]
+
+
+def _name_of(model: Any, module: Any) -> str:
+    return next((name for name, found in model.named_modules() if found is module), "")
+
+
+def in_layers(model: Any) -> list[str]:
+    """Names of the linear layers that lie in a list of layers: what may be quantised. Heads, poolers, projections of
+    embeddings and output layers do not, whatever they are called.
+    """
+    lists = tuple(
+        f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
+    )
+    return [
+        name
+        for name, module in model.named_modules()
+        if is_linear(module) and name.startswith(lists)
+    ]
+
+
+def outside_layers(model: Any) -> list[str]:
+    """Names of the linear layers that are never quantised."""
+    inside = set(in_layers(model))
+    return [
+        name for name, module in model.named_modules() if is_linear(module) and name not in inside
+    ]
+
+
+def linear_layers(model: Any, head: Iterable[str] = ()) -> list[str]:
+    """Full names of the linear layers of the backbone, in the model's order, without those that lie in `head`."""
+    above, output = tuple(f"{name}." for name in head), model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if is_linear(module) and module is not output and not f"{name}.".startswith(above)
+    ]
+
+
+def attends(model: Any, names: Sequence[str]) -> list[str]:
+    """Those of the modules `names` that lie inside something that attends: query, key, value and output projections."""
+    found = []
+    for name in names:
+        parts = name.split(".")
+        outer = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+        if any(
+            ATTENDS.search(part) or ATTENDS.search(type(model.get_submodule(path)).__name__)
+            for part, path in zip(parts, outer, strict=False)
+        ):
+            found.append(name)
+    return found
+
+
+def coverage(model: Any, names: Iterable[str], head: Iterable[str] = ()) -> float:
+    """Share of the backbone's weight matrices, embeddings left out, that the modules `names` hold."""
+    above = tuple(f"{name}." for name in head)
+    embeddings = {
+        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
+    }
+    output = model.get_output_embeddings()
+    if output is not None:
+        embeddings.add(id(output.weight))
+    weights = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and id(parameter) not in embeddings and not name.startswith(above)
+    }
+    covered = sum(weights.get(f"{name}.weight", 0) for name in names)
+    return covered / max(1, sum(weights.values()))
+
+
+def served_by_peft(model: Any, names: Sequence[str]) -> list[str]:
+    """Those of the linear layers `names` on which PEFT puts an adapter where it is told to, and nowhere else.
+
+    It refuses some (what Mamba's kernels read for themselves), and takes some for experts that were fused, and so
+    rewrites or drops them. PEFT itself is asked, on the model's shapes.
+    """
+    key = (type(model), model.config.to_json_string(use_diff=False), tuple(names))
+    if key not in _SERVED:
+        _SERVED[key] = _ask_peft(on_meta(type(model), model.config), names)
+    return [name for name in names if name in _SERVED[key]]
+
+
+_SERVED: dict[
+    tuple[type, str, tuple[str, ...]], set[str]
+] = {}  # what PEFT has answered, by model and names
+
+
+def _ask_peft(shapes: Any, names: Sequence[str]) -> set[str]:
+    by_ending: dict[str, list[str]] = {}  # PEFT decides by the last part of a name
+    for name in names:
+        by_ending.setdefault(name.rsplit(".", 1)[-1], []).append(name)
+    served = set()
+    for number, together in enumerate(by_ending.values()):
+        if _wrapped(shapes, f"tried{number}", together) == set(together):
+            served.update(together)
+    return served
+
+
+def _wrapped(model: Any, adapter: str, names: Sequence[str]) -> set[str]:
+    """Names of all modules and parameters that get an adapter when PEFT is told to put one on `names`."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of several adapters in one model
+            inject_adapter_in_model(
+                LoraConfig(r=1, target_modules=list(names)), model, adapter, low_cpu_mem_usage=True
+            )
+    except (ValueError, TypeError, NotImplementedError):  # it says that it does not serve them
+        return set()
+    return {
+        name.removesuffix(".base_layer")
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and adapter in module.lora_A
+    }
+
+
+def on_meta(model_class: Any, config: Any, trust_remote_code: bool = False) -> Any:
+    """A model's shapes without its weights. `model_class`: a class of models, or an Auto class."""
+    import torch
+    from transformers.initialization import no_init_weights
+
+    own = copy.deepcopy(config)  # which the model may change
+    with torch.device("meta"), no_init_weights():
+        if hasattr(model_class, "from_config"):
+            return model_class.from_config(own, trust_remote_code=trust_remote_code)
+        return model_class(own)

@@ -1,0 +1,115 @@
+"""What a trial leaves behind: `trials/<id>/attempt-<n>/step-<s>/` with `evaluation.json`, `losses.npy`, `predictions.npy`
+(classification) and `checkpoint/`.
+
+Every time a trial boards a slot it writes under a new attempt, so a cut-off host that still runs cannot overwrite its
+successor. `attempt.json` says where the attempt went on from; evaluations of older attempts after that point are void.
+"""
+
+import io
+import math
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainables.storage.store import Store
+
+EVALUATION, CHECKPOINT, LOSSES, STATE = (
+    "evaluation.json",
+    "checkpoint",
+    "losses.npy",
+    "training_state.safetensors",
+)
+PREDICTIONS = "predictions.npy"
+
+
+def finite_or_none(value: Any) -> Any:
+    """JSON has no NaN: numbers that are none become null, in nested values too."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite_or_none(inner) for key, inner in value.items()}
+    return value
+
+
+def begin_attempt(store: Store, trial: str) -> tuple[int, str | None]:
+    """Number of a new attempt of `trial`, and the evaluation folder it goes on from (None: from the start)."""
+    names = store.find(f"trials/{trial}")
+    attempt = 1 + max((_attempt(name) for name in names if "/attempt-" in name), default=0)
+    folders = evaluation_folders(store, trial, names)
+    resumable = [
+        f
+        for f in folders
+        if f"{f}/{STATE}" in names or store.read_json(f"{f}/{EVALUATION}")["finished"]
+    ]
+    origin = resumable[-1] if resumable else None
+    store.write_json(f"trials/{trial}/attempt-{attempt}/attempt.json", {"from": origin})
+    return attempt, origin
+
+
+def write_evaluation(
+    store: Store, trial: str, attempt: int, evaluation: Any, save: Callable[[Path], None]
+) -> dict[str, Any]:
+    """Publish an evaluation together with its checkpoint, which `save(folder)` writes; returns evaluation.json."""
+    record = finite_or_none({**asdict(evaluation), "attempt": attempt})
+    losses, predictions = record.pop("losses"), record.pop("predictions", None)
+    record["folder"] = f"trials/{trial}/attempt-{attempt}/step-{evaluation.step:08d}"
+    folder = store.scratch()
+    try:
+        save(folder)
+        files = [path for path in (folder / CHECKPOINT).rglob("*") if path.is_file()]
+        record["checkpoint_bytes"] = sum(path.stat().st_size for path in files)
+        np.save(folder / LOSSES, losses)
+        if predictions is not None:
+            np.save(folder / PREDICTIONS, predictions)
+        Store(str(folder)).write_json(EVALUATION, record)
+        store.publish(folder, record["folder"], last=EVALUATION)
+    except BaseException:  # a full disk, most likely: half a checkpoint must not fill it further
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return record
+
+
+def write_rows(
+    store: Store, name: str, losses: np.ndarray, predictions: np.ndarray | None = None
+) -> None:
+    """What was measured of each row by something that is no trial, as `NAME.npy` (losses [N, 2]) and, where there are
+    classes, `NAME.predictions.npy` (predicted and true class [N, 2]).
+    """
+    for file, array in ((f"{name}.npy", losses), (f"{name}.{PREDICTIONS}", predictions)):
+        if array is not None:
+            content = io.BytesIO()
+            np.save(content, array)
+            store.write_bytes(file, content.getvalue())
+
+
+def evaluation_folders(store: Store, trial: str, names: Iterable[str]) -> list[str]:
+    """Folders of the evaluations of `trial` that count, in the order of their steps. `names`: all files of the trial."""
+    names = list(names)
+    complete = [
+        name.removesuffix(f"/{EVALUATION}") for name in names if name.endswith(f"/{EVALUATION}")
+    ]
+    origins = {_attempt(name): name for name in names if name.endswith("/attempt.json")}
+    kept: list[str] = []
+    limit = None  # steps of older attempts count up to here
+    for attempt in sorted({_attempt(name) for name in complete} | set(origins), reverse=True):
+        steps = [
+            f for f in complete if _attempt(f) == attempt and (limit is None or _step(f) <= limit)
+        ]
+        kept.extend(steps)
+        if attempt not in origins:
+            continue
+        origin = store.read_json(origins[attempt])["from"]
+        limit = -1 if origin is None else min(_step(origin), math.inf if limit is None else limit)
+    return sorted(kept, key=_step)
+
+
+def _attempt(name: str) -> int:
+    return int(name.split("/attempt-", 1)[1].split("/", 1)[0])
+
+
+def _step(folder: str) -> int:
+    return int(folder.rsplit("/step-", 1)[1])

@@ -1,0 +1,138 @@
+"""The next token, and the functions on tokens that other tasks share.
+
+Shapes: `B` rows, `T` tokens of the longest row, `V` vocabulary, `N` rows of a split.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORED = -100
+"""Label of a token that has no loss."""
+
+CHUNK_LOGITS = 1 << 25  # 128 MiB in float32
+
+
+class CausalLM:
+    name = "causal_lm"
+    auto_class = "AutoModelForCausalLM"
+
+    def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
+        return collate_tokens(rows, pad_token_id)
+
+    def row_losses(
+        self, logits: Tensor, labels: Tensor, output: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        return token_losses(logits, labels, output)
+
+    def predictions(self, logits: Tensor, labels: Tensor) -> None:
+        return None
+
+    def target_count(self, rows: list[dict[str, Any]]) -> int:
+        return count_target_tokens(rows)
+
+    def metrics(
+        self,
+        nll: np.ndarray,
+        targets: np.ndarray,
+        predictions: np.ndarray | None,
+        labels: np.ndarray | None,
+    ) -> dict[str, float]:
+        return token_metrics(nll, targets)
+
+
+def pad(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
+    """input_ids, attention_mask and, where rows have them, token_type_ids: int64 [B, T]."""
+    import torch
+
+    input_ids = _padded([row["input_ids"] for row in rows], pad_token_id)
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    mask = (np.arange(input_ids.shape[1]) < lengths[:, None]).astype(np.int64)
+    batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
+    if "token_type_ids" in rows[0]:
+        batch["token_type_ids"] = torch.from_numpy(
+            _padded([row["token_type_ids"] for row in rows], 0)
+        )
+    return batch
+
+
+def _padded(rows: list[np.ndarray], value: int) -> np.ndarray:
+    padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
+def collate_tokens(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
+    import torch
+
+    batch = pad(rows, pad_token_id)
+    batch["labels"] = torch.from_numpy(_padded([row["labels"] for row in rows], IGNORED))
+    return batch
+
+
+def upcast(logits: Tensor) -> Tensor:
+    """In float32 at least: a log-softmax in half precision is good to two digits."""
+    import torch
+
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def token_losses(logits: Tensor, labels: Tensor, output: Any = None) -> tuple[Tensor, Tensor]:
+    """Sum of -log p(next token) over a row's targets [B], and the count of targets int64 [B].
+
+    logits: [B, T, V], or [B, P + T, V] where a method put P virtual tokens before the row. labels: [B, T], not shifted;
+    position t is predicted from t - 1, so labels[:, 0] is never a target. Only logits of targets are upcast: the rest
+    are most of the memory.
+
+    With the model's `output` layer, `logits` are its inputs, [B, T, D]: logits are then computed of targets alone and,
+    where there would be more than `CHUNK_LOGITS`, in chunks that are computed again for the gradient.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    logits = logits[:, -labels.shape[1] :]
+    targets = labels[:, 1:]
+    is_target = targets != IGNORED
+    x, y = logits[:, :-1][is_target], targets[is_target]
+    size = tokens_at_once(output.weight.shape[0]) if output is not None else len(y)
+    if len(y) <= size:
+        nll = _nll(x, y, output)
+    elif torch.is_grad_enabled():
+        parts = zip(x.split(size), y.split(size), strict=True)
+        nll = torch.cat([checkpoint(_nll, *part, output, use_reentrant=False) for part in parts])
+    else:
+        nll = torch.cat(
+            [_nll(*part, output) for part in zip(x.split(size), y.split(size), strict=True)]
+        )
+    row = is_target.nonzero()[:, 0]
+    return nll.new_zeros(len(labels)).index_add(0, row, nll), is_target.sum(dim=1)
+
+
+def tokens_at_once(vocabulary: int) -> int:
+    """Tokens whose logits are at most `CHUNK_LOGITS` numbers."""
+    return max(1, CHUNK_LOGITS // vocabulary)
+
+
+def _nll(x: Tensor, y: Tensor, output: Any) -> Tensor:
+    import torch
+
+    logits = x if output is None else output(x)
+    return torch.nn.functional.cross_entropy(upcast(logits), y, reduction="none")
+
+
+def count_target_tokens(rows: list[dict[str, Any]]) -> int:
+    return int(sum(np.count_nonzero(np.asarray(row["labels"])[1:] != IGNORED) for row in rows))
+
+
+def token_metrics(nll: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Perplexity: exp of the mean negative log-likelihood of a target token; infinite where that overflows."""
+    count = int(targets.sum())
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(nll.sum(dtype=np.float64) / count)) if count else float("nan")
+    return {"perplexity": perplexity}

@@ -1,0 +1,53 @@
+"""One class for each row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainables.evaluation.class_metrics import class_metrics, count_classes
+from trainables.tasks.causal_lm.task import pad, upcast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Classification:
+    name = "classification"
+    auto_class = "AutoModelForSequenceClassification"
+
+    def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
+        import torch
+
+        batch = pad(rows, pad_token_id)
+        batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        return batch
+
+    def row_losses(
+        self, logits: Tensor, labels: Tensor, output: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """logits: [B, C]; labels: [B]."""
+        import torch
+
+        nll = torch.nn.functional.cross_entropy(upcast(logits), labels, reduction="none")
+        return nll, torch.ones_like(labels)
+
+    def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return logits.argmax(dim=-1)
+
+    def target_count(self, rows: list[dict[str, Any]]) -> int:
+        return len(rows)
+
+    def metrics(
+        self,
+        nll: np.ndarray,
+        targets: np.ndarray,
+        predictions: np.ndarray | None,
+        labels: np.ndarray | None,
+    ) -> dict[str, float]:
+        """Those of `trainables.evaluation.class_metrics`."""
+        assert predictions is not None and labels is not None
+        return class_metrics(
+            count_classes(predictions, labels, 1 + int(max(predictions.max(), labels.max())))
+        )

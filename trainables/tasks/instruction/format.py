@@ -1,0 +1,608 @@
+"""Rows of instruction: conversations, and which of their tokens the assistant wrote."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trainables.data.config import DataConfig
+from trainables.data.records import (
+    Encoded,
+    Encoding,
+    Record,
+    batched,
+    duplicate_key,
+    groups,
+    slices,
+)
+from trainables.data.sources import Table, is_missing, shorten
+from trainables.errors import InputError, did_you_mean
+
+Message = dict[str, Any]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+IGNORED = -100
+"""Label of a token that has no loss."""
+
+
+def default_chat_template(tokenizer: Any) -> str:
+    """What conversations are rendered with where the tokenizer has no chat template: plain text, each turn under its
+    role, each assistant's turn closed by the end-of-sequence token. It belongs to a model trained with it: save it with
+    the tokenizer.
+    """
+    first = tokenizer("a", verbose=False)["input_ids"][:1]
+    begin = (
+        "{{ bos_token }}"
+        if tokenizer.bos_token is not None and first == [tokenizer.bos_token_id]
+        else ""
+    )
+    # Chat templates are rendered with trim_blocks, which eats a line break after a block: hence {{ '\n' }}.
+    return begin + (
+        "{% if tools %}<|tools|>{{ '\\n' }}{{ tools | tojson }}{{ '\\n' }}{% endif %}"
+        "{% for message in messages %}"
+        "<|{{ message.role }}|>{{ '\\n' }}{{ message.content | trim }}"
+        "{% if message.tool_calls %}{% if message.content | trim %}{{ '\\n' }}{% endif %}"
+        "{{ message.tool_calls | map(attribute='function') | list | tojson }}{% endif %}"
+        "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{{ '\\n' }}{% endif %}"
+    )
+
+
+class Chat:
+    default_length = 1024
+
+    def read(self, table: Table, data: DataConfig) -> tuple[str, list[Record]]:
+        name, convert = _recognise(table)
+        records = []
+        parts = groups(table, data), slices(table, data)
+        for i, (row, group, part) in enumerate(zip(table.rows, *parts, strict=True)):
+            value = convert(table, i, row)
+            messages = value["messages"]
+            if not any(_is_learnt(message) for message in messages):
+                raise table.error(i, "no assistant message to learn from")
+            said = [
+                text
+                for m in messages
+                for text in (m["role"], m["content"], json.dumps(m.get("tool_calls", "")))
+            ]
+            first_user = next(
+                (m["content"] for m in messages if m["role"] == "user"), messages[-1]["content"]
+            )
+            records.append(
+                Record(
+                    value=value,
+                    place=table.place(i),
+                    key=duplicate_key(*said),
+                    shown=first_user,
+                    group=group,
+                    slice=part,
+                )
+            )
+        return name, records
+
+    def encode(self, records: list[Record], tokenizer: Any, encoding: Encoding) -> Encoded:
+        """Rows longer than max_length lose their end; a row that has no token of the assistant left is dropped."""
+        input_ids, labels, origin, truncated, dropped, endless = [], [], [], 0, 0, 0
+        for number, (ids, mask, endless_answers) in enumerate(_tokenise(records, tokenizer)):
+            endless += endless_answers
+            if len(ids) > encoding.max_length:
+                ids, mask = ids[: encoding.max_length], mask[: encoding.max_length]
+                truncated += 1
+            if not mask[1:].any():
+                dropped += 1
+                continue
+            input_ids.append(ids)
+            origin.append(number)
+            labels.append(np.where(mask, ids, IGNORED).astype(np.int32))
+        if not input_ids:
+            raise InputError(
+                f"data.max_length: in none of {len(records)} rows ({records[0].place} and on) do the first "
+                f"{encoding.max_length} tokens reach the assistant's answer; raise it"
+            )
+        return Encoded(
+            input_ids=input_ids,
+            labels=labels,
+            origin=np.array(origin),
+            truncated=truncated,
+            dropped=dropped,
+            endless_answers=endless,
+        )
+
+
+# Reading: three formats, one shape.
+
+Convert = Callable[[Table, int, dict[str, Any]], dict[str, Any]]
+
+
+def _recognise(table: Table) -> tuple[str, Convert]:
+    columns = table.columns()
+    for needed, (name, convert) in FORMATS.items():
+        if set(needed) <= set(columns):
+            return name, convert
+    wanted = [column for needed in FORMATS for column in needed]
+    guess = next((hint for column in columns if (hint := did_you_mean(column, wanted))), "")
+    raise InputError(
+        f"{table.key}: {table.name}: not a format of instruction data; allowed are columns 'messages' (OpenAI chat), "
+        f"'prompt' and 'completion', or 'instruction', 'output' and perhaps 'input'; got {', '.join(columns)}.{guess}"
+    )
+
+
+def _from_messages(table: Table, index: int, row: dict[str, Any]) -> dict[str, Any]:
+    value = {"messages": _messages(table, index, row.get("messages"), "messages")}
+    tools = _without_missing(row.get("tools"))
+    if isinstance(
+        tools, str
+    ):  # Parquet files keep them as JSON, since no two tools have the same columns
+        tools = _json(table, index, tools, "tools")
+    if tools:
+        value["tools"] = tools
+    return value
+
+
+def _from_prompt(table: Table, index: int, row: dict[str, Any]) -> dict[str, Any]:
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if isinstance(prompt, list) or isinstance(completion, list):
+        return {
+            "messages": _messages(table, index, prompt, "prompt")
+            + _messages(table, index, completion, "completion")
+        }
+    return {
+        "messages": [
+            {"role": "user", "content": _text(table, index, row, "prompt")},
+            {"role": "assistant", "content": _text(table, index, row, "completion")},
+        ]
+    }
+
+
+def _from_instruction(table: Table, index: int, row: dict[str, Any]) -> dict[str, Any]:
+    question = _text(table, index, row, "instruction")
+    extra = row.get("input")
+    if not is_missing(extra) and extra != "":
+        question += "\n\n" + _text(table, index, row, "input")
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": _text(table, index, row, "output")},
+        ]
+    }
+
+
+FORMATS: dict[tuple[str, ...], tuple[str, Convert]] = {
+    ("messages",): ("messages", _from_messages),
+    ("prompt", "completion"): ("prompt+completion", _from_prompt),
+    ("instruction", "output"): ("instruction+input+output", _from_instruction),
+}
+
+
+def _text(table: Table, index: int, row: dict[str, Any], column: str) -> str:
+    text = row.get(column)
+    if is_missing(text):
+        raise table.error(index, f"{column!r} is missing")
+    if not isinstance(text, str):
+        raise table.error(
+            index, f"{column!r} must be text, got {type(text).__name__} {shorten(text)}"
+        )
+    table.check_text(index, text, repr(column))
+    return text
+
+
+def _messages(table: Table, index: int, messages: Any, column: str) -> list[Message]:
+    if (
+        not isinstance(messages, list)
+        or not messages
+        or not all(isinstance(m, dict) for m in messages)
+    ):
+        raise table.error(
+            index,
+            f'{column!r} must be a list of messages like {{"role": "user", "content": ...}}, got {shorten(messages)}',
+        )
+    checked = []
+    for number, message in enumerate(messages):
+        where = f"{column}[{number}]"
+        message = _without_missing(message)
+        role = message.get("role")
+        if role not in ROLES:
+            raise table.error(
+                index,
+                f"{where}: role must be one of {', '.join(ROLES)}, got {shorten(role)}."
+                + (did_you_mean(role, ROLES) if isinstance(role, str) else ""),
+            )
+        calls = message.get("tool_calls")
+        if calls:
+            message["tool_calls"] = [
+                _tool_call(table, index, call, f"{where}.tool_calls[{k}]")
+                for k, call in enumerate(calls)
+            ]
+        content = message.get("content", "")
+        if isinstance(content, list):
+            content = "".join(_text_part(table, index, part, where) for part in content)
+        if not isinstance(content, str):
+            raise table.error(
+                index,
+                f"{where}: content must be text, got {type(content).__name__} {shorten(content)}",
+            )
+        if not content.strip() and not calls and role != "tool":  # a tool may well return nothing
+            raise table.error(index, f"{where}: the content of the {role}'s message is empty")
+        if content.strip():
+            table.check_text(index, content, where)
+        message["content"] = content
+        checked.append(message)
+    return checked
+
+
+def _text_part(table: Table, index: int, part: Any, where: str) -> str:
+    if (
+        not isinstance(part, dict)
+        or part.get("type") != "text"
+        or not isinstance(part.get("text"), str)
+    ):
+        raise table.error(index, f"{where}: content may hold text parts only, got {shorten(part)}")
+    return part["text"]
+
+
+def _tool_call(table: Table, index: int, call: Any, where: str) -> dict[str, Any]:
+    """Chat templates write the arguments out as JSON themselves; OpenAI's format has them as a string of JSON."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise table.error(
+            index,
+            f'{where}: must be like {{"type": "function", "function": {{"name": ..., "arguments": ...}}}}, '
+            f"got {shorten(call)}",
+        )
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = _json(table, index, arguments or "{}", f"{where}.function.arguments")
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _json(table: Table, index: int, text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise table.error(index, f"{where}: not JSON: {error.msg}: {shorten(text)}") from None
+
+
+def _without_missing(value: Any) -> Any:
+    """Without null entries: a Parquet reader fills every row's objects with the keys that other rows have."""
+    if isinstance(value, dict):
+        return {key: _without_missing(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_missing(item) for item in value]
+    return value
+
+
+def _is_learnt(message: Message) -> bool:
+    """OpenAI's format leaves out an assistant's message by giving it weight 0."""
+    return message["role"] == "assistant" and message.get("weight", 1) != 0
+
+
+# Rendering, and finding what the assistant wrote.
+
+
+class Span(NamedTuple):
+    """What the assistant wrote in one turn of a rendered conversation: characters [start, end)."""
+
+    start: int
+    end: int
+    has_end: bool
+    """Whether they take in what the template closes the turn with."""
+
+
+def _tokenise(
+    records: list[Record], tokenizer: Any
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Yield of each record its tokens int32 [T], the mask of the assistant's tokens bool [T], and how many of the
+    assistant's turns no special token closes.
+    """
+    from jinja2 import TemplateError
+
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"model: {type(tokenizer).__name__} is a slow tokenizer, which cannot say which tokens the "
+            "assistant's text became; instruction needs a fast one (a tokenizer.json)"
+        )
+    default = default_chat_template(tokenizer)
+    specials = np.array(
+        sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}), dtype=np.int64
+    )
+    for batch in batched(records, 200):
+        texts, spans_of = [], []
+        for record in batch:
+            template = (
+                tokenizer.get_chat_template(tools=record.value.get("tools"))
+                if tokenizer.chat_template
+                else default
+            )
+            try:
+                try:
+                    text, spans = _render(record, tokenizer, template)
+                except TypeError:  # a template that joins the arguments of tool calls to its text, as DeepSeek's does
+                    text, spans = _render(_with_text_arguments(record), tokenizer, template)
+            except (TemplateError, TypeError) as error:
+                raise InputError(
+                    f"{record.place}: the chat template refuses this conversation: {error}"
+                ) from None
+            texts.append(text)
+            spans_of.append(spans)
+        tokens = tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        for i, record in enumerate(batch):
+            ids = np.array(tokens["input_ids"][i], dtype=np.int32)
+            offsets = np.array(tokens["offset_mapping"][i], dtype=np.int64).reshape(-1, 2)
+            mask = np.zeros(len(ids), dtype=bool)
+            endless_answers = 0
+            for span in spans_of[i]:
+                first, last = _tokens_of(record, texts[i], span, ids, offsets, tokenizer)
+                if not span.has_end:
+                    last = _end_of_turn(
+                        texts[i], ids, offsets, last, specials, tokenizer.eos_token_id
+                    )
+                mask[first : last + 1] = True
+                while (
+                    last > first and not texts[i][slice(*offsets[last])].strip()
+                ):  # a line break after the end
+                    last -= 1
+                endless_answers += ids[last] not in specials
+            yield ids, mask, endless_answers
+
+
+def _with_text_arguments(record: Record) -> Record:
+    messages = []
+    for message in record.value["messages"]:
+        if "tool_calls" in message:
+            calls = [
+                {
+                    **call,
+                    "function": {
+                        **call["function"],
+                        "arguments": json.dumps(call["function"]["arguments"]),
+                    },
+                }
+                for call in message["tool_calls"]
+            ]
+            message = {**message, "tool_calls": calls}
+        messages.append(message)
+    return replace(record, value={**record.value, "messages": messages})
+
+
+def _apply(
+    messages: list[Message],
+    record: Record,
+    tokenizer: Any,
+    template: str,
+    add_generation_prompt: bool = False,
+) -> str:
+    return tokenizer.apply_chat_template(
+        messages,
+        tools=record.value.get("tools"),
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+    )
+
+
+def _render(record: Record, tokenizer: Any, template: str) -> tuple[str, list[Span]]:
+    """The conversation as text, and where the assistant's messages stand in it."""
+    marks_spans = re.search(r"\{%-?\s*generation\s*-?%\}", template)
+    if marks_spans and all(m.get("weight", 1) for m in record.value["messages"]):
+        return _render_by_marks(record, tokenizer, template)
+    return _render_by_messages(record, tokenizer, template)
+
+
+def _render_by_messages(record: Record, tokenizer: Any, template: str) -> tuple[str, list[Span]]:
+    """Spans of a template that does not mark them: all that the model has to write after its prompt.
+
+    That is the content and what a template puts between the two of its own (an empty thought, a channel).
+    """
+    messages = record.value["messages"]
+    text = _apply(messages, record, tokenizer, template)
+    plain = [
+        i for i, m in enumerate(messages) if m["role"] == "assistant" and not m.get("tool_calls")
+    ]
+    spans = _align(text, messages, plain, record, tokenizer, template)
+    for i, message in enumerate(messages):
+        if i in spans:
+            prompt = _prompt(i, record, tokenizer, template)
+            if prompt and text.startswith(prompt) and len(prompt) < spans[i].start:
+                spans[i] = spans[i]._replace(start=len(prompt))
+        elif message["role"] == "assistant":
+            spans[i] = _turn(i, text, record, tokenizer, template)
+    return text, [spans[i] for i in sorted(spans) if _is_learnt(messages[i])]
+
+
+def _prompt(index: int, record: Record, tokenizer: Any, template: str) -> str:
+    """What the model is given to write the message at `index`; "" where the template has no say in it."""
+    from jinja2 import TemplateError
+
+    if index == 0 or "add_generation_prompt" not in template:
+        return ""
+    try:
+        return _apply(
+            record.value["messages"][:index],
+            record,
+            tokenizer,
+            template,
+            add_generation_prompt=True,
+        )
+    except TemplateError:  # a template that wants a user's message before the assistant's
+        return ""
+
+
+def _turn(index: int, text: str, record: Record, tokenizer: Any, template: str) -> Span:
+    """The assistant's message at `index` where its content does not say where it stands: it calls tools, in the
+    template's own form, or the template takes it apart (such as its thoughts).
+
+    It reaches from the end of the prompt to the end of the conversation cut off after it. Where the prompt already
+    opens the assistant's thoughts and the message has none, it begins where the two part.
+    """
+    messages = record.value["messages"]
+    before = _apply(messages[:index], record, tokenizer, template) if index else ""
+    prompt = _prompt(index, record, tokenizer, template) or before
+    start = len(os.path.commonprefix([prompt, text]))
+    if start < len(prompt):  # not inside a tag
+        while start > len(before) and not (text[start - 1].isspace() or text[start - 1] in ">]"):
+            start -= 1
+    end = len(_apply(messages[: index + 1], record, tokenizer, template).rstrip())
+    written = text[start:end]
+    _check_calls(index, written, record)
+    if not len(before) <= start < end or messages[index]["content"].strip() not in written:
+        raise InputError(
+            f"{record.place}: messages[{index}]: cannot tell which part of the text that the chat template renders is "
+            "the assistant's; a template with {% generation %} marks says so"
+        )
+    return Span(start + len(written) - len(written.lstrip()), end, has_end=True)
+
+
+def _check_calls(index: int, written: str, record: Record) -> None:
+    for call in record.value["messages"][index].get("tool_calls", []):
+        if call["function"]["name"] not in written:
+            raise InputError(
+                f"{record.place}: messages[{index}]: the chat template does not write out tool calls; this data needs "
+                "a model whose template does"
+            )
+
+
+def _render_by_marks(record: Record, tokenizer: Any, template: str) -> tuple[str, list[Span]]:
+    """Spans of a template that marks them with {% generation %}, held to the messages: all that the assistant said, and
+    nothing that others said."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = record.value["messages"]
+    (text,), (spans,) = render_jinja_template(
+        conversations=[messages],
+        tools=record.value.get("tools"),
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        add_generation_prompt=False,
+        **tokenizer.special_tokens_map,
+    )
+    spans = _merge(
+        [Span(start, end, has_end=True) for start, end in spans if text[start:end].strip()]
+    )
+    said = "".join(text[span.start : span.end] for span in spans)
+    plain = [i for i, m in enumerate(messages) if m["content"].strip() and not m.get("tool_calls")]
+    where = _align(text, messages, plain, record, tokenizer, template)
+    for i, message in enumerate(messages):
+        span = where.get(i)
+        if message["role"] == "assistant":
+            _check_calls(i, said, record)
+            inside = span is None or any(s.start <= span.start and span.end <= s.end for s in spans)
+            if message["content"].strip() not in said or not inside:
+                raise InputError(
+                    f"{record.place}: the chat template's {{% generation %}} marks leave out messages[{i}], "
+                    f"the assistant's {shorten(message['content'])}"
+                )
+        elif span is not None and any(span.start < s.end and s.start < span.end for s in spans):
+            raise InputError(
+                f"{record.place}: the chat template's {{% generation %}} marks take in messages[{i}], "
+                f"the {message['role']}'s {shorten(message['content'])}"
+            )
+    return text, spans
+
+
+def _merge(spans: list[Span]) -> list[Span]:
+    """Spans of which none begins where another ends: templates may mark a turn in pieces."""
+    merged: list[Span] = []
+    for span in spans:
+        if merged and merged[-1].end == span.start:
+            span = span._replace(start=merged.pop().start)
+        merged.append(span)
+    return merged
+
+
+def _align(
+    text: str,
+    messages: list[Message],
+    chosen: list[int],
+    record: Record,
+    tokenizer: Any,
+    template: str,
+) -> dict[int, Span]:
+    """Where the contents of the `chosen` messages stand in `text`, which is `messages` rendered.
+
+    {} where the text around them depends on the contents, so that this cannot be told.
+    """
+    # Private use characters: no text has them, and no template trims or escapes them.
+    placeholders = {i: f"\ue000{i}\ue001" for i in chosen}
+    rest = _apply(
+        [{**m, "content": placeholders.get(i, m["content"])} for i, m in enumerate(messages)],
+        record,
+        tokenizer,
+        template,
+    )
+    spans = {}
+    position = 0
+    for i, placeholder in placeholders.items():
+        before, found, rest = rest.partition(placeholder)
+        if not found or not text.startswith(before, position):
+            return {}
+        position += len(before)
+        after = rest.partition("\ue000")[0]
+        content = messages[i]["content"]
+        forms = (content, content.rstrip(), content.lstrip(), content.strip())  # templates may trim
+        form = next((form for form in forms if text.startswith(form + after, position)), None)
+        if form is None:
+            return {}
+        spans[i] = Span(position, position + len(form), has_end=False)
+        position += len(form)
+    return spans if text[position:] == rest else {}
+
+
+def _tokens_of(
+    record: Record, text: str, span: Span, ids: np.ndarray, offsets: np.ndarray, tokenizer: Any
+) -> tuple[int, int]:
+    """First and last of the tokens that text[start:end] became. Raises InputError unless they decode to just that."""
+    start, end = span.start, span.end
+    inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
+    first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, -1)
+    covered = text[offsets[first, 0] : offsets[last, 1]] if len(inside) else ""
+    decoded = tokenizer.decode(ids[first : last + 1])
+    # A tokenizer that loses characters (unknown ones, or case) decodes nothing faithfully: then the offsets have to do.
+    if not _same(covered, text[start:end]) or (
+        not _same(decoded, covered) and _same(tokenizer.decode(ids), text)
+    ):
+        raise InputError(
+            f"{record.place}: the tokens of the assistant's answer do not add up to it: {shorten(decoded)} "
+            f"instead of {shorten(text[start:end])}"
+        )
+    return first, last
+
+
+def _end_of_turn(
+    text: str,
+    ids: np.ndarray,
+    offsets: np.ndarray,
+    last: int,
+    specials: np.ndarray,
+    eos: int | None,
+) -> int:
+    """Position of the special token that closes the turn whose last token is `last`, or `last` where none does."""
+    close = last + 1
+    while (
+        close < len(ids) and ids[close] not in specials and not text[slice(*offsets[close])].strip()
+    ):
+        close += 1
+    if close == len(ids) or ids[close] not in specials:
+        return last
+    after = close  # a template may close the turn with a token of its own and then with the one that generation stops at
+    while after < len(ids) and (ids[after] in specials or not text[slice(*offsets[after])].strip()):
+        if ids[after] == eos:
+            return after
+        after += 1
+    return close
+
+
+def _same(a: str, b: str) -> bool:
+    """Equal but for white space: tokenizers add and drop spaces at the edges of a piece of text."""
+    return "".join(a.split()) == "".join(b.split())
