@@ -51,6 +51,8 @@ WORDS = {
     "default": "the default configuration",
 }
 
+WINNER = "winner"  # folder of what is handed over
+
 
 class Ledger:
     """A sweep's folder, and in memory what its trials have done so far."""

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from sweeps.config.loading import dump
 from sweeps.config.schema import SweepConfig
-from sweeps.reporting.handover import FOLDER
+from sweeps.ledger.folder import WINNER
 from sweeps.reporting.words import (
     alternatives_columns,
     answered_words,
@@ -180,7 +180,7 @@ def classes_lines(metrics: dict[str, Any] | None) -> list[str]:
 
 def usage_code(load: list[str], config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
     """Python that loads the winner, from the sweep's folder, and uses it once."""
-    lines = [*load, f'tokenizer = AutoTokenizer.from_pretrained("{FOLDER}")']
+    lines = [*load, f'tokenizer = AutoTokenizer.from_pretrained("{WINNER}")']
     if config.task != "classification":
         return lines
     cut = f'truncation=True, max_length={manifest["max_length"]}, padding=True, return_tensors="pt"'

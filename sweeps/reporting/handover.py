@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.config.schema import SweepConfig
-from sweeps.ledger.folder import Ledger
+from sweeps.ledger.folder import WINNER, Ledger
 from sweeps.reporting.card import card, usage_code
 from trainables.models.base import BaseSpec
 from trainables.models.checkpoint import base_spec, complete, loading_code
 from trainables.models.files import load_tokenizer
 from trainables.tasks import TASKS
-
-FOLDER = "winner"
 
 
 def hand_over(ledger: Ledger, config: SweepConfig, board: dict[str, Any]) -> str:
@@ -32,13 +30,13 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: dict[str, Any]) -> str
         tokenizer.chat_template = default_chat_template(tokenizer)
     tokenizer.save_pretrained(folder)
     spec = trained_base(config, winner["params"], manifest, tokenizer.pad_token_id)
-    complete(folder, spec, FOLDER)
-    loading = usage_code(loading_code(folder, spec, FOLDER), config, manifest)
+    complete(folder, spec, WINNER)
+    loading = usage_code(loading_code(folder, spec, WINNER), config, manifest)
     (folder / "README.md").write_text(card(config, board, manifest, loading), encoding="utf-8")
-    ledger.store.delete(FOLDER)
+    ledger.store.delete(WINNER)
     (folder / "winner.json").write_text(json.dumps(winner, indent=1))
-    ledger.store.publish(folder, FOLDER, last="winner.json")
-    return ledger.store.path(FOLDER)
+    ledger.store.publish(folder, WINNER, last="winner.json")
+    return ledger.store.path(WINNER)
 
 
 def trained_base(

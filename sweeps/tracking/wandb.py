@@ -4,7 +4,7 @@
 `_Sink`, which alone talks to wandb. Whatever goes wrong there (no key, no server, no disk, a dead wandb-core) is caught
 in that thread, logged in one line, and never reaches the sweep.
 
-What wandb 0.31 does, and what follows from it here (tests/sweeps/test_tracking.py holds each of these):
+What wandb 0.31 does, and what follows from it here (tests/sweeps/tracking/test_tracking.py holds each of these):
 - A failed `wandb.init` leaves its run id "in use" until wandb-core ends, and a dead wandb-core breaks every open run.
   Both are mended in one way: end the service, start it again, reopen what is needed under the same id (`_Sink.reset`).
 - Reopening a run offline makes a second folder. `wandb sync` uploads the folders of one id in order of start time, and

@@ -176,7 +176,7 @@ def document() -> str:
             "",
             *(f"- {words}: {', '.join(names)}" for words, names in reasons.items()),
             "",
-            "Made by `.venv/bin/python -m tests.trainables.architectures`; `tests/trainables/test_architectures.py` holds every line of it.",
+            "Made by `.venv/bin/python -m tests.trainables.architectures`; `tests/trainables/rehearsal/test_architectures.py` holds every line of it.",
             "",
         ]
     )

@@ -1,6 +1,6 @@
 """How much memory trials take on a device: from shapes alone, before any weight is loaded.
 
-Weights are counted exactly. What a pass keeps for its backward is a formula; tests/trainables/test_memory.py holds it
+Weights are counted exactly. What a pass keeps for its backward is a formula; tests/trainables/engine/test_memory.py holds it
 against measured passes.
 """
 

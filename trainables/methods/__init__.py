@@ -1,4 +1,4 @@
-"""Fine-tuning methods: one file each, one line each below; all pass tests/trainables/test_methods.py.
+"""Fine-tuning methods: one file each, one line each below; all pass tests/trainables/methods/test_methods.py.
 
 A method either adds something to a frozen base, and then several trials share the base, or it trains weights of the
 base itself, and then a trial has the base for itself and gives it back exactly as it was.

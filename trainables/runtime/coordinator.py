@@ -27,9 +27,7 @@ class TrialState:
     may_train: bool = True
     slot: str | None = None
     crashes: int = 0
-    isolated: bool = (
-        False  # it has been on the slot when a step failed, until its next evaluation
-    )
+    isolated: bool = False  # it has been on the slot when a step failed, until its next evaluation
     tried: set[str] = field(
         default_factory=set
     )  # slots on which it failed since its last evaluation
@@ -65,7 +63,9 @@ class Coordinator:
     method does what is right of a coordinator that has just been restarted and knows nothing.
     """
 
-    def __init__(self, sweep: str, trials_per_slot: int | Literal["auto"] = 1, slots: int = 0) -> None:
+    def __init__(
+        self, sweep: str, trials_per_slot: int | Literal["auto"] = 1, slots: int = 0
+    ) -> None:
         """`trials_per_slot`: trials that may share a slot; auto: as many as pays, which slots measure. `slots`: that will register."""
         self._sweep = sweep
         self._trials_per_slot = trials_per_slot
@@ -451,7 +451,11 @@ class Coordinator:
 
     def _profile(self, state: TrialState, slot: str) -> bool:
         """Let `slot` find out how many trials of the state's kind should share, unless that is known."""
-        if self._trials_per_slot != "auto" or state.sharing_key is None or state.cost_class in self._limits:
+        if (
+            self._trials_per_slot != "auto"
+            or state.sharing_key is None
+            or state.cost_class in self._limits
+        ):
             return False
         if state.cost_class not in self._profiling:
             self._profiling[state.cost_class] = slot
@@ -492,7 +496,9 @@ class Coordinator:
         )
 
 
-def start_coordinator(sweep: str, name: str, trials_per_slot: int | Literal["auto"], slots: int) -> Any:
+def start_coordinator(
+    sweep: str, name: str, trials_per_slot: int | Literal["auto"], slots: int
+) -> Any:
     """The coordinator of a sweep, beside the driver; it comes back by itself, and is told everything again by who asks."""
     return (
         ray.remote(Coordinator)

@@ -22,7 +22,7 @@ from sweeps.run.preparation import prepare_data
 from trainables.hyperparameters import Hyperparameters, parse
 from trainables.models.files import quiet
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 LAYERS = {  # of the models that are named
     "openai-community/gpt2": 12,

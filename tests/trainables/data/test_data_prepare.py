@@ -99,7 +99,7 @@ def test_config_goes_through_omegaconf():
 
 def test_preparation_imports_no_torch():
     code = "import sys, trainables.data.prepare, trainables.data.batches; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=root

@@ -16,7 +16,7 @@ from sweeps.selection.diagnose import diagnose
 from sweeps.selection.noise import curve_noise
 from sweeps.selection.verdicts import verdict
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HEADER = "trial,samples_seen,train_loss,probe_loss,val_loss\n"
 CURVES = """\
 healthy,100,0.90,0.70,0.720

@@ -67,7 +67,7 @@ UNLIKE: dict[str, dict[str, Any]] = {
 def lab_of(folder: Path) -> Any:
     """The laboratory of conftest.py in a process that pytest did not start."""
     spec = importlib.util.spec_from_file_location(
-        "lab_of_workers", Path(__file__).with_name("conftest.py")
+        "lab_of_workers", Path(__file__).parents[1] / "conftest.py"
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -144,7 +144,9 @@ def forget(lab: Any, world: World) -> dict[str, tuple[float, float]]:
         group.join(trial, lab.params("lora", rank=rank, learning_rate=3e-2))
     for _ in range(3):
         group.step(group.trials)
-    return {trial: (each.forgetting, each.kl) for trial, each in group.evaluate(group.trials).items()}
+    return {
+        trial: (each.forgetting, each.kl) for trial, each in group.evaluate(group.trials).items()
+    }
 
 
 def explode_in_company(lab: Any, world: World) -> tuple[dict[str, str], float]:

@@ -31,7 +31,7 @@ COMPLETE, PRUNED, FAIL, RUNNING = (
     TrialState.FAIL,
     TrialState.RUNNING,
 )
-PRESETS = sorted((Path(__file__).resolve().parents[2] / "search_spaces").glob("*.yaml"))
+PRESETS = sorted((Path(__file__).resolve().parents[3] / "search_spaces").glob("*.yaml"))
 
 FIXED = {"method": "lora", "batch_size": 8, "epochs": 2}
 CONTINUOUS = FIXED | {"learning_rate": {"log_uniform": [1e-5, 1e-2]}}

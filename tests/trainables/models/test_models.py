@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from trainables.data.config import DataConfig
 from trainables.hyperparameters import COMMON, OPTIONS
 from trainables.models.config import ModelConfig
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 READY = sorted((ROOT / "sweeps").glob("*.yaml"))
 
 SPACE = "{method: lora, learning_rate: {log_uniform: [1e-5, 1e-3]}, batch_size: 8, epochs: 2}"
@@ -877,10 +877,10 @@ def test_virtual_tokens_that_leave_no_room_for_a_row(monkeypatch, virtual_tokens
     monkeypatch.setattr(
         "trainables.data.prepare.prepare", lambda *_: {"splits": {"train": {"longest": 16}}}
     )
-    monkeypatch.setattr("sweeps.run.plan.check_files", lambda model: None)
-    monkeypatch.setattr("sweeps.run.plan.load_tokenizer", lambda model: None)
+    monkeypatch.setattr("sweeps.run.preparation.check_files", lambda model: None)
+    monkeypatch.setattr("sweeps.run.preparation.load_tokenizer", lambda model: None)
     monkeypatch.setattr(
-        "sweeps.run.plan.load_model_config",
+        "sweeps.run.preparation.load_model_config",
         lambda model: transformers.LlamaConfig(max_position_embeddings=512),
     )
     config = loaded(GOOD, "search.space.method=prompt", f"train.virtual_tokens={virtual_tokens}")

@@ -96,7 +96,9 @@ def test_a_base_of_which_modules_have_no_rows_is_trained_and_reloaded(
     assert float(loss) == pytest.approx(history[-1][0].val_loss, rel=1e-5)
     assert history[-1][0].train_loss < history[0][0].train_loss
     runs = [
-        lab.run(lab.group(model, dtype=torch.float64, max_tokens=tokens), tmp_path / str(tokens), hp)
+        lab.run(
+            lab.group(model, dtype=torch.float64, max_tokens=tokens), tmp_path / str(tokens), hp
+        )
         for tokens in (16, 999)
     ]
     lab.assert_alike(*runs, 1e-7)

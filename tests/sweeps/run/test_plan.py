@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import sweeps.run.plan
+import sweeps.run.preparation
 from sweeps.config.errors import ConfigError
 from sweeps.config.loading import load
 from sweeps.run.plan import print_plan
@@ -338,7 +338,7 @@ def test_trying_the_storage_leaves_nothing_behind(plan, tmp_path, storage):
 
 
 def test_a_base_that_fits_no_gpu_of_this_machine_is_refused_before_the_trials(plan, monkeypatch):
-    monkeypatch.setattr(sweeps.run.plan, "device_bytes", lambda: 40 * 2**20)
+    monkeypatch.setattr(sweeps.run.preparation, "device_bytes", lambda: 40 * 2**20)
     with pytest.raises(ConfigError) as caught:
         plan(methods=("full", "lora"))
     assert str(caught.value).startswith(
@@ -347,7 +347,7 @@ def test_a_base_that_fits_no_gpu_of_this_machine_is_refused_before_the_trials(pl
     assert plan("cluster.address=auto", methods=("full", "lora"))[-1] == "No problem found.", (
         "it will be found there"
     )
-    monkeypatch.setattr(sweeps.run.plan, "device_bytes", lambda: 60 * 2**20)
+    monkeypatch.setattr(sweeps.run.preparation, "device_bytes", lambda: 60 * 2**20)
     assert plan(methods=("full", "lora"))[-1] == "No problem found."
     with pytest.raises(ConfigError, match="full takes 86.6 MiB for the base and 259"):
         plan(methods=("full",))

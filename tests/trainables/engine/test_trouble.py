@@ -476,11 +476,12 @@ def test_memory_is_given_back_when_nothing_holds_the_graph_any_more(lab, monkeyp
         lambda *args: outputs.append(weakref.ref(args[-1]))
     )
     released: list[list[bool]] = []
-    monkeypatch.setattr(
-        trainables.engine.group,
-        "release",
-        lambda device: released.append([ref() is not None for ref in outputs]),
-    )
+    for module in (trainables.engine.group, trainables.engine.scoring):
+        monkeypatch.setattr(
+            module,
+            "release",
+            lambda device: released.append([ref() is not None for ref in outputs]),
+        )
     sizes: list[int] = []
 
     def run_out(module: Any, args: Any, kwargs: Any, output: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from trainables.storage.store import Store
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(params=["folder", "memory"])

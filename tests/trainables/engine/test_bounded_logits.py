@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.trainables.test_forgetting import TEXT, loaded, written
+from tests.trainables.evaluation.test_forgetting import TEXT, loaded, written
 from trainables.engine.scoring import evaluate_model
 from trainables.evaluation.forgetting import measure_forgetting
 from trainables.tasks import TASKS

@@ -13,7 +13,7 @@ from sweeps.reporting.card import alternatives_lines, card, classes_lines
 from sweeps.reporting.metrics import by_class
 from sweeps.reporting.verify import altered
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONTENT = b"text,label\na,b\n"
 
 

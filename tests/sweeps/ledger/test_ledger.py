@@ -31,7 +31,7 @@ from trainables.storage.checkpoints import (
     write_rows,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIG = SelectionConfig(overfit_rise=0.25, overfit_gap=0.5)
 
 
