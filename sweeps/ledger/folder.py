@@ -30,18 +30,19 @@ from sweeps.ledger.status import DEAD_AFTER_S, process_runs, process_start
 from sweeps.reporting.metrics import default_evaluation, metrics_of
 from sweeps.reporting.worth import worth
 from sweeps.selection.config import SelectionConfig
-from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.curves import Curve, Reference
 from sweeps.selection.ranking import final_ranking, pareto, select
 from sweeps.selection.results import Winner
 from sweeps.selection.statistics import by_unit, compare, mean_interval, slice_intervals
 from sweeps.selection.verdicts import best_point, excluded_reason, standing_verdict
+from trainables.evaluation.record import Evaluation
 from trainables.storage.checkpoints import (
     CHECKPOINT,
-    EVALUATION,
     LOSSES,
     PREDICTIONS,
     STATE,
     evaluation_folders,
+    read_evaluation,
 )
 from trainables.storage.store import Store
 
@@ -99,12 +100,14 @@ class Ledger:
         self.store.write_json(f"trials/{trial}/trial.json", {**begun, "params": params})
         self._curves[trial]["params"] = params
 
-    def record(self, trial: str, evaluation: dict[str, Any]) -> bool:
+    def record(self, trial: str, evaluation: Evaluation) -> bool:
         """Take note of an evaluation that the slot has written; False when it was known already."""
         points = self._curves[trial]["points"]
-        if any(point.step == evaluation["step"] for point in points):
+        if any(point.step == evaluation.step for point in points):
             return False
-        points.append(self._point(evaluation, kept=True))
+        points.append(
+            replace(evaluation, checkpoint=self.store.path(f"{evaluation.folder}/{CHECKPOINT}"))
+        )
         return True
 
     def finish(self, trial: str, status: str, reason: str | None) -> None:
@@ -148,7 +151,7 @@ class Ledger:
         """Trials of the search itself: finalists repeat them."""
         return sum(entry["finalist_of"] is None for entry in self._curves.values())
 
-    def default(self, config: SelectionConfig) -> tuple[Curve, Point] | None:
+    def default(self, config: SelectionConfig) -> tuple[Curve, Evaluation] | None:
         """The default configuration with its checkpoint that may win, where it has one."""
         for trial in [trial for trial, entry in self._curves.items() if entry["default"]]:
             point = best_point(self.curve(trial), config)
@@ -177,10 +180,9 @@ class Ledger:
                 name.split(f"/{CHECKPOINT}/")[0] for name in names if f"/{CHECKPOINT}/" in name
             }
             points = [
-                self._point(
-                    self.store.read_json(f"{folder}/{EVALUATION}"), kept=folder in with_checkpoint
-                )
+                evaluation if folder in with_checkpoint else replace(evaluation, checkpoint=None)
                 for folder in evaluation_folders(self.store, trial, names)
+                for evaluation in [read_evaluation(self.store, folder)]
             ]
             outcome = f"trials/{trial}/outcome.json"
             ended = (
@@ -232,29 +234,6 @@ class Ledger:
 
     def _array(self, name: str) -> np.ndarray | None:
         return np.load(io.BytesIO(self.store.read_bytes(name))) if self.store.exists(name) else None
-
-    def _point(self, evaluation: dict[str, Any], *, kept: bool) -> Point:
-        folder = evaluation["folder"]
-        return Point(
-            step=evaluation["step"],
-            samples_seen=evaluation["samples_seen"],
-            epoch=evaluation["epoch"],
-            val_loss=evaluation["val_loss"],
-            probe_loss=evaluation["probe_loss"],
-            train_loss=evaluation.get("train_loss"),
-            majority_share=evaluation.get("majority_share"),
-            metrics=evaluation["metrics"],
-            slices=evaluation.get("slices") or {},
-            forgetting=evaluation.get("forgetting"),
-            kl=evaluation.get("kl"),
-            trainable_parameters=evaluation["trainable_parameters"],
-            inference_cost=evaluation.get("inference_cost", 1.0),
-            checkpoint_bytes=evaluation.get(
-                "checkpoint_bytes", 4 * evaluation["trainable_parameters"]
-            ),
-            checkpoint=self.store.path(f"{folder}/{CHECKPOINT}") if kept else None,
-            folder=folder,
-        )
 
     # --- the sweep ---
 
@@ -492,7 +471,7 @@ class Ledger:
         ]
 
     def _slices(
-        self, point: Point, manifest: dict[str, Any], test: dict[str, Any] | None
+        self, point: Evaluation, manifest: dict[str, Any], test: dict[str, Any] | None
     ) -> dict[str, Any] | None:
         """The winner's loss and metrics for each value of `data.slice`, on validation and, where it was scored, on test;
         the worst first.
@@ -558,7 +537,7 @@ def label_prior(manifest: dict[str, Any], split: str = "validation") -> dict[str
     }
 
 
-def _shown(point: Point) -> dict[str, Any]:
+def _shown(point: Evaluation) -> dict[str, Any]:
     return {
         "step": point.step,
         "samples_seen": point.samples_seen,
@@ -578,5 +557,5 @@ def _shown(point: Point) -> dict[str, Any]:
     }
 
 
-def _without_checkpoint(point: Point) -> Point:
+def _without_checkpoint(point: Evaluation) -> Evaluation:
     return replace(point, checkpoint=None)

@@ -16,6 +16,7 @@ from trainables.data.arrow import split_fingerprint
 from trainables.data.sources import source_fingerprint
 from trainables.models.checkpoint import load_checkpoint
 from trainables.models.files import fingerprint, load_tokenizer, quiet
+from trainables.storage.checkpoints import read_evaluation
 from trainables.tasks import TASKS
 
 TOLERANCE = 1e-5  # relative, CPU in float32
@@ -154,5 +155,5 @@ def altered(ledger: Ledger, config: SweepConfig) -> list[str]:
 def _reported(ledger: Ledger, checkpoint: str) -> dict[str, float]:
     """The evaluation as the slot wrote it when it saved the checkpoint."""
     folder = relative_name(ledger, checkpoint).removesuffix("/checkpoint")
-    evaluation = ledger.store.read_json(f"{folder}/evaluation.json")
-    return {"loss": evaluation["val_loss"], **evaluation["metrics"]}
+    evaluation = read_evaluation(ledger.store, folder)
+    return {"loss": evaluation.val_loss, **evaluation.metrics}

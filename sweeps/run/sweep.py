@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,12 @@ from sweeps.run.plan import search_words
 from sweeps.run.preparation import prepare_data, rehearsed
 from sweeps.run.signals import SignalHandler
 from sweeps.run.storage import check_storage, storage_url
-from sweeps.selection.curves import Curve, Point
+from sweeps.selection.curves import Curve
 from sweeps.selection.ranking import finalists
 from sweeps.selection.verdicts import best_point, standing_verdict
 from trainables.data.config import DataConfig
 from trainables.engine.schedule import trained_samples
+from trainables.evaluation.record import Evaluation
 from trainables.models.files import fingerprint, load_tokenizer
 from trainables.storage.checkpoints import CHECKPOINT
 
@@ -306,7 +307,7 @@ class _Sweep:
             found["forgetting"] = {"kind": "forgetting", **of_winner}
         return found
 
-    def _trained(self, curve: Curve, point: Point) -> dict[str, Any]:
+    def _trained(self, curve: Curve, point: Evaluation) -> dict[str, Any]:
         return {
             "checkpoint": f"{point.folder}/{CHECKPOINT}",
             "params": self.config.complete(curve.params),
@@ -577,22 +578,22 @@ class _Sweep:
         self.display.say(f"{trial} {word}: {format_params(params)}")
         self.tracker.trial_started(trial, self.config.complete(params))
 
-    def _evaluated(self, trial: str, evaluation: dict[str, Any]) -> None:
+    def _evaluated(self, trial: str, evaluation: Evaluation) -> None:
         if not self.ledger.record(trial, evaluation):
             return
-        self._succeeded = self._succeeded or evaluation["val_loss"] is not None
+        self._succeeded = self._succeeded or evaluation.val_loss is not None
         self.ledger.prune(trial, self.config.selection)
         self.tracker.evaluation(trial, evaluation)
-        numbers = {**evaluation["metrics"], **{name: evaluation.get(name) for name in LOST}}
+        numbers = {**evaluation.metrics, **{name: getattr(evaluation, name) for name in LOST}}
         metrics = "".join(
             f", {name} {value:.4f}" for name, value in numbers.items() if value is not None
         )
         losses = [
-            f"{evaluation[name]:.4f}" if evaluation[name] is not None else "not finite"
-            for name in ("val_loss", "probe_loss")
+            "not finite" if loss is None else f"{loss:.4f}"
+            for loss in (evaluation.val_loss, evaluation.probe_loss)
         ]
         self.display.say(
-            f"{trial} epoch {evaluation['epoch']:g}: val loss {losses[0]}, probe loss {losses[1]}{metrics}"
+            f"{trial} epoch {evaluation.epoch:g}: val loss {losses[0]}, probe loss {losses[1]}{metrics}"
         )
 
     def _trial_ended(self, trial: str) -> None:
@@ -609,7 +610,7 @@ class _Sweep:
             status=curve.status,
             verdict=judged.word,
             verdict_reason=judged.reason,
-            best=asdict(best) if best else None,
+            best=best,
         )
         number = f", best val loss {best.val_loss:.4f} at epoch {best.epoch:g}" if best else ""
         why = f" ({curve.reason})" if curve.reason else ""

@@ -10,6 +10,7 @@ from sweeps.ledger.folder import Ledger
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve, Reference
 from sweeps.selection.verdicts import diverged_reason, overfit_reason
+from trainables.evaluation.record import Evaluation
 
 
 class HopelessStopper(Stopper):
@@ -22,7 +23,7 @@ class HopelessStopper(Stopper):
         selection: SelectionConfig,
         ledger: Ledger,
         reference: Callable[[], Reference],
-        on_evaluation: Callable[[str, dict[str, Any]], None],
+        on_evaluation: Callable[[str, Evaluation], None],
         on_stop: Callable[[str, str], None],
     ) -> None:
         self._config, self._selection = config, selection

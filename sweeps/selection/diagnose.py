@@ -9,8 +9,9 @@ from typing import Any
 
 from sweeps.config.errors import ConfigError
 from sweeps.selection.config import SelectionConfig
-from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.curves import Curve, Reference
 from sweeps.selection.verdicts import verdict
+from trainables.evaluation.record import Evaluation
 
 LOSSES = ("train_loss", "probe_loss", "val_loss")
 
@@ -72,7 +73,7 @@ def _read(file: Path) -> list[Curve]:
         raise ConfigError(f"{file}: cannot be read as CSV: {error}") from error
     if not lines:
         raise ConfigError(f"{file}: has no line below its header")
-    points: dict[str, list[Point]] = {}
+    points: dict[str, list[Evaluation]] = {}
     for number, line in lines:
         if not (line["val_loss"] or "").strip():
             continue  # exports have a line for every step, most of them without an evaluation
@@ -98,7 +99,7 @@ def _read(file: Path) -> list[Curve]:
     ]
 
 
-def _point(line: Mapping[str, Any], where: str) -> Point:
+def _point(line: Mapping[str, Any], where: str) -> Evaluation:
     seen = _number(line["samples_seen"], f"{where}: samples_seen")
     if seen is None or seen < 0 or seen != int(seen):
         raise ConfigError(
@@ -111,7 +112,7 @@ def _point(line: Mapping[str, Any], where: str) -> Point:
         raise ConfigError(
             f"{where}: neither a probe_loss nor a train_loss stands beside the val_loss"
         )
-    return Point(
+    return Evaluation(
         step=int(seen),
         samples_seen=int(seen),
         epoch=0.0,

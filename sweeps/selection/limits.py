@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 
 from sweeps.selection.config import LimitsConfig
-from sweeps.selection.curves import Point
+from trainables.evaluation.record import Evaluation
 
 
-def limit_reason(point: Point, limits: LimitsConfig) -> str | None:
+def limit_reason(point: Evaluation, limits: LimitsConfig) -> str | None:
     """Which limit the evaluation goes beyond, or None. What a limit needs and was not measured is beyond it."""
     lost = (
         ("forgetting", "its loss on general text rose by", point.forgetting, limits.forgetting),

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-from sweeps.selection.curves import Point
+from trainables.evaluation.record import Evaluation
 
 
-def curve_noise(points: Sequence[Point]) -> float:
+def curve_noise(points: Sequence[Evaluation]) -> float:
     """Standard deviation of the noise in a trial's validation losses, in nats; 0 where there are too few to tell.
 
     Without noise a curve falls to its minimum and rises after it, whatever its shape. So noise is what is left after the

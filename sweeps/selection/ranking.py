@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sweeps.selection.config import SelectionConfig
-from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.curves import Curve, Reference
 from sweeps.selection.results import Final, Standing, Winner, cost_in_use
 from sweeps.selection.statistics import Difference, compare_all
 from sweeps.selection.verdicts import best_point
@@ -23,6 +23,7 @@ from sweeps.selection.words import (
     why_chosen,
     why_not_others,
 )
+from trainables.evaluation.record import Evaluation
 
 
 def finalists(curves: Sequence[Curve], config: SelectionConfig) -> list[str]:
@@ -31,9 +32,9 @@ def finalists(curves: Sequence[Curve], config: SelectionConfig) -> list[str]:
     return [curve.id for curve, _ in _standing(first, config)[: config.finalists.top]]
 
 
-def pareto(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve, Point]]:
+def pareto(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve, Evaluation]]:
     """The trials that none beats in validation loss without being worse in `config.pareto`; the lowest loss first."""
-    front: list[tuple[Curve, Point]] = []
+    front: list[tuple[Curve, Evaluation]] = []
     if config.pareto is None:
         return front
     standing = _standing(curves, config)
@@ -130,7 +131,7 @@ def select(
     ), reason
 
 
-def _standing(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve, Point]]:
+def _standing(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve, Evaluation]]:
     """Each trial that may win, with its best evaluation that may; the lowest loss first."""
     found = [
         (curve, point)
@@ -140,13 +141,13 @@ def _standing(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Cu
     return sorted(found, key=lambda item: (item[1].val_loss, *cost_in_use(item)))
 
 
-def _preferred_first(tied: Standing, config: SelectionConfig) -> list[tuple[Curve, Point]]:
+def _preferred_first(tied: Standing, config: SelectionConfig) -> list[tuple[Curve, Evaluation]]:
     return sorted(tied, key=cost_in_use) if config.prefer == "cheapest" else list(tied)
 
 
 def _choose_final(
     standing: Standing, finals: Sequence[Final], config: SelectionConfig
-) -> tuple[list[tuple[Curve, Point]], Final, list[str]]:
+) -> tuple[list[tuple[Curve, Evaluation]], Final, list[str]]:
     """The checkpoint that stands for each configuration tied for the lowest mean, the chosen first; that one's new seeds; and
     why it wins.
     """

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweeps.selection.curves import Curve, Point
+from sweeps.selection.curves import Curve
 from sweeps.selection.statistics import Difference
+from trainables.evaluation.record import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Final:
 @dataclass(frozen=True, kw_only=True)
 class Winner:
     trial: str
-    point: Point
+    point: Evaluation
     reason: str
     tied: tuple[str, ...] = ()
     expected: Final | None = (
@@ -48,10 +49,10 @@ class Winner:
     )  # of the other candidates, to the lowest loss
 
 
-Standing = Sequence[tuple[Curve, Point]]
+Standing = Sequence[tuple[Curve, Evaluation]]
 
 
-def cost_in_use(item: tuple[Curve, Point]) -> tuple[Any, ...]:
+def cost_in_use(item: tuple[Curve, Evaluation]) -> tuple[Any, ...]:
     """What a checkpoint costs whoever uses it, and last what it cost to train. The number of trained parameters is no part
     of it: after training they cost nothing.
     """

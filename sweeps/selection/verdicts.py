@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sweeps.selection.config import SelectionConfig
-from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.curves import Curve, Reference
 from sweeps.selection.limits import limit_reason
 from sweeps.selection.noise import curve_noise
+from trainables.evaluation.record import Evaluation
 
 TOO_EARLY = "too early to tell"
 
@@ -35,7 +36,7 @@ class Verdict:
         return f"{self.word}, later {self.later}" if self.later else self.word
 
 
-def overfit_reason(points: Sequence[Point], index: int, config: SelectionConfig) -> str | None:
+def overfit_reason(points: Sequence[Evaluation], index: int, config: SelectionConfig) -> str | None:
     """Why the evaluation `points[index]` is overfit, or None when it is not.
 
     Overfit: its validation loss lies more than `overfit_rise` above the lowest before it (Prechelt 1998, "Early stopping
@@ -66,7 +67,7 @@ def overfit_reason(points: Sequence[Point], index: int, config: SelectionConfig)
     return None
 
 
-def memorised(point: Point, config: SelectionConfig) -> str | None:
+def memorised(point: Evaluation, config: SelectionConfig) -> str | None:
     """What is told of an evaluation whose probe loss lies more than `overfit_gap` below its validation loss; else None."""
     if point.val_loss is None or point.probe_loss is None or point.val_loss <= 0:
         return None
@@ -79,12 +80,14 @@ def memorised(point: Point, config: SelectionConfig) -> str | None:
     )
 
 
-def excluded_reason(points: Sequence[Point], index: int, config: SelectionConfig) -> str | None:
+def excluded_reason(
+    points: Sequence[Evaluation], index: int, config: SelectionConfig
+) -> str | None:
     """Why the evaluation `points[index]` may not win, or None: overfit, or beyond a limit."""
     return overfit_reason(points, index, config) or limit_reason(points[index], config.limits)
 
 
-def _rises_out_of_noise(points: Sequence[Point], index: int, config: SelectionConfig) -> bool:
+def _rises_out_of_noise(points: Sequence[Evaluation], index: int, config: SelectionConfig) -> bool:
     """Whether `points[index]` lies above the valley before it by more than the tolerance and the noise: not above one
     evaluation that happened to be low. A curve of fewer than about ten evaluations seldom shows its noise; there
     the valley is all that guards.
@@ -98,7 +101,7 @@ def _rises_out_of_noise(points: Sequence[Point], index: int, config: SelectionCo
     )
 
 
-def diverged_reason(point: Point, reference: Reference, config: SelectionConfig) -> str | None:
+def diverged_reason(point: Evaluation, reference: Reference, config: SelectionConfig) -> str | None:
     """Why `point` has diverged: a loss that is no number, or validation and probe loss far above the untuned model's."""
     if point.val_loss is None or point.probe_loss is None:
         return f"a loss was not finite at {point.samples_seen} samples"
@@ -114,7 +117,9 @@ def diverged_reason(point: Point, reference: Reference, config: SelectionConfig)
     return None
 
 
-def _diverged(points: Sequence[Point], reference: Reference, config: SelectionConfig) -> str | None:
+def _diverged(
+    points: Sequence[Evaluation], reference: Reference, config: SelectionConfig
+) -> str | None:
     """`diverged_reason` of the last evaluation; where nothing is known of not fine-tuning, beside the trial's own best."""
     last, earlier = (
         points[-1],
@@ -137,7 +142,7 @@ def _diverged(points: Sequence[Point], reference: Reference, config: SelectionCo
 
 
 def collapsed_reason(
-    points: Sequence[Point], reference: Reference, config: SelectionConfig
+    points: Sequence[Evaluation], reference: Reference, config: SelectionConfig
 ) -> str | None:
     """Why a trial has collapsed: it has moved, and now gives one answer whatever the input is. None when it has not.
 
@@ -197,14 +202,14 @@ def collapsed_reason(
     return None
 
 
-def _is_flat(points: Sequence[Point], name: str, margin: float) -> bool:
+def _is_flat(points: Sequence[Evaluation], name: str, margin: float) -> bool:
     """Whether a loss stays on one level; what was never measured does."""
     losses = [loss for point in points if (loss := getattr(point, name)) is not None]
     return not losses or max(losses) < min(losses) * (1 + margin)
 
 
 def _underfit(
-    points: Sequence[Point], best: Point, reference: Reference, config: SelectionConfig
+    points: Sequence[Evaluation], best: Evaluation, reference: Reference, config: SelectionConfig
 ) -> str | None:
     untuned = reference.best()
     if untuned is not None:
@@ -249,7 +254,7 @@ def verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verd
 
 
 def _judge(
-    points: Sequence[Point], reference: Reference, config: SelectionConfig
+    points: Sequence[Evaluation], reference: Reference, config: SelectionConfig
 ) -> tuple[str, str]:
     """Word and reason from a trial's evaluations, at least one."""
     last = points[-1]
@@ -279,11 +284,11 @@ def _judge(
     return "healthy", _lowest(best)
 
 
-def _one(point: Point) -> str:
+def _one(point: Evaluation) -> str:
     return f"one evaluation, validation loss {point.val_loss:.4f} at {point.samples_seen} samples"
 
 
-def _lowest(best: Point) -> str:
+def _lowest(best: Evaluation) -> str:
     gap = f", probe {best.probe_loss:.4f}" if best.probe_loss is not None else ""
     return f"lowest validation loss {best.val_loss:.4f}{gap} at {best.samples_seen} samples"
 
@@ -305,7 +310,7 @@ def standing_verdict(curve: Curve, reference: Reference, config: SelectionConfig
     )
 
 
-def candidates(curve: Curve, config: SelectionConfig) -> list[Point]:
+def candidates(curve: Curve, config: SelectionConfig) -> list[Evaluation]:
     """The evaluations of a trial that may win: finite, not overfit, and within the limits."""
     if curve.status == "failed":
         return []
@@ -319,6 +324,6 @@ def candidates(curve: Curve, config: SelectionConfig) -> list[Point]:
     ]
 
 
-def best_point(curve: Curve, config: SelectionConfig) -> Point | None:
+def best_point(curve: Curve, config: SelectionConfig) -> Evaluation | None:
     """The trial's best evaluation that may win; this is also what the search is told."""
     return min(candidates(curve, config), key=lambda p: (p.val_loss, p.samples_seen), default=None)

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from sweeps.selection.config import LimitsConfig, SelectionConfig
-from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.curves import Curve, Reference
 from sweeps.selection.limits import limit_reason
 from sweeps.selection.results import Final, Standing, cost_in_use
 from sweeps.selection.statistics import MIN_UNITS, Difference
 from sweeps.selection.verdicts import candidates, overfit_reason
+from trainables.evaluation.record import Evaluation
 
 
 def mean_words(final: Final) -> str:
@@ -88,7 +89,7 @@ def cheaper_words(tied: Standing, config: SelectionConfig) -> list[str]:
     ]
 
 
-def _cost_words(point: Point) -> str:
+def _cost_words(point: Evaluation) -> str:
     return (
         f"{point.inference_cost:.3f} times the untuned model's arithmetic, {point.checkpoint_bytes / 1e6:,.1f} MB on disk, "
         f"{point.samples_seen} samples"
@@ -96,7 +97,7 @@ def _cost_words(point: Point) -> str:
 
 
 def why_not_others(
-    chosen: Curve, point: Point, curves: Sequence[Curve], config: SelectionConfig
+    chosen: Curve, point: Evaluation, curves: Sequence[Curve], config: SelectionConfig
 ) -> list[str]:
     sentences = []
     later = [p for p in chosen.points if p.step > point.step and p.val_loss is not None]
@@ -131,7 +132,7 @@ def why_not_others(
 
 
 def against_not_tuning(
-    point: Point, reference: Reference | None, config: SelectionConfig
+    point: Evaluation, reference: Reference | None, config: SelectionConfig
 ) -> list[str]:
     if reference is None or reference.best() is None:
         return []

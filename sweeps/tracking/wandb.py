@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from sweeps.tracking.config import TrackingConfig
+from trainables.evaluation.record import Evaluation
 
 if TYPE_CHECKING:
     import wandb
@@ -98,12 +99,12 @@ class Tracker:
         """Open the trial's run, or go on with it if an earlier process had opened it."""
         self._put("trial_started", trial, params)
 
-    def evaluation(self, trial: str, evaluation: dict) -> None:
-        """Log one evaluation (keys as in the board, and optionally `train_loss`, `learning_rate`) over samples_seen."""
+    def evaluation(self, trial: str, evaluation: Evaluation) -> None:
+        """Log one evaluation over samples_seen."""
         self._put("evaluation", trial, evaluation)
 
     def trial_finished(
-        self, trial: str, *, status: str, verdict: str, verdict_reason: str, best: dict | None
+        self, trial: str, *, status: str, verdict: str, verdict_reason: str, best: Evaluation | None
     ) -> None:
         """Write the trial's outcome into its run's summary and finish the run (exit code 1 if `status` is failed).
 
@@ -265,17 +266,17 @@ class _Sink:
         self._reopen(trial, run).summary["status"] = "running"
         self._save(trial, run)
 
-    def _evaluation(self, trial: str, evaluation: dict[str, Any]) -> None:
+    def _evaluation(self, trial: str, evaluation: Evaluation) -> None:
         run = self._run(trial)
-        if evaluation["step"] <= run.last_step:
+        if evaluation.step <= run.last_step:
             return
         row = _row(evaluation)
         live = self._reopen(trial, run)
         for key in row.keys() - set(run.metrics):
             _define_metric(live, key)
             run.metrics.append(key)
-        live.log(row, step=evaluation["step"], commit=True)
-        run.last_step = evaluation["step"]
+        live.log(row, step=evaluation.step, commit=True)
+        run.last_step = evaluation.step
         run.summary |= row
         self._save(trial, run)
 
@@ -285,7 +286,7 @@ class _Sink:
         status: str,
         verdict: str,
         verdict_reason: str,
-        best: dict[str, Any] | None,
+        best: Evaluation | None,
     ) -> None:
         run = self._run(trial)
         outcome = {"status": status, "verdict": verdict, "verdict_reason": verdict_reason}
@@ -560,7 +561,7 @@ def run_id(sweep: str, trial: str) -> str:
     return f"{name}-{trial}"
 
 
-def _row(evaluation: dict[str, Any]) -> dict[str, Any]:
+def _row(evaluation: Evaluation) -> dict[str, Any]:
     names = {
         "samples_seen": "samples_seen",
         "epoch": "epoch",
@@ -571,15 +572,15 @@ def _row(evaluation: dict[str, Any]) -> dict[str, Any]:
         "forgetting": "val/forgetting",
         "kl": "val/kl",
     }
-    row = {name: evaluation.get(key) for key, name in names.items()}
-    row |= {f"val/{name}": value for name, value in (evaluation.get("metrics") or {}).items()}
+    row = {name: getattr(evaluation, key) for key, name in names.items()}
+    row |= {f"val/{name}": value for name, value in evaluation.metrics.items()}
     return {name: value for name, value in row.items() if value is not None}
 
 
-def _best(evaluation: dict[str, Any]) -> dict[str, Any]:
+def _best(evaluation: Evaluation) -> dict[str, Any]:
     names = ("step", "samples_seen", "epoch", "val_loss", "probe_loss")
-    found = {f"best/{name}": evaluation.get(name) for name in names}
-    found |= {f"best/{name}": value for name, value in (evaluation.get("metrics") or {}).items()}
+    found = {f"best/{name}": getattr(evaluation, name) for name in names}
+    found |= {f"best/{name}": value for name, value in evaluation.metrics.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -73,10 +73,11 @@ sys.path.insert(0, str(ROOT))
 
 from sweeps.ledger.folder import Ledger  # noqa: E402
 from sweeps.selection.config import SelectionConfig  # noqa: E402
-from sweeps.selection.curves import Curve, Point, Reference  # noqa: E402
+from sweeps.selection.curves import Curve, Reference  # noqa: E402
 from sweeps.selection.ranking import select  # noqa: E402
 from sweeps.selection.statistics import by_unit, compare, gain_interval, mean_interval  # noqa: E402
 from sweeps.selection.verdicts import verdict  # noqa: E402
+from trainables.evaluation.record import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +268,7 @@ def simulate(index: int, seed: int) -> Sweep:
         for i in range(evaluations):
             folder, finite = f"{name}/{i + 1}", bool(np.isfinite(val[i]))
             points.append(
-                Point(
+                Evaluation(
                     step=i + 1,
                     samples_seen=(i + 1) * TRAIN_ROWS_PER_ROW * rows,
                     epoch=i + 1,
@@ -286,40 +287,40 @@ def simulate(index: int, seed: int) -> Sweep:
     return Sweep(rows=rows, curves=curves, truth=truth, row_losses=row_losses)
 
 
-def last_checkpoint(sweep: Sweep) -> Point:
+def last_checkpoint(sweep: Sweep) -> Evaluation:
     ends = [curve.points[-1] for curve in sweep.curves]
     return min((p for p in ends if p.val_loss is not None), key=lambda p: p.val_loss)
 
 
-def lowest_training_loss(sweep: Sweep) -> Point:
+def lowest_training_loss(sweep: Sweep) -> Evaluation:
     ends = [curve.points[-1] for curve in sweep.curves]
     return min((p for p in ends if p.probe_loss is not None), key=lambda p: p.probe_loss)
 
 
-def bare_argmin(sweep: Sweep) -> Point:
+def bare_argmin(sweep: Sweep) -> Evaluation:
     return min(
         (p for c in sweep.curves for p in c.points if p.val_loss is not None),
         key=lambda p: p.val_loss,
     )
 
 
-def half_of_the_rows(sweep: Sweep) -> Point:
+def half_of_the_rows(sweep: Sweep) -> Evaluation:
     points = [p for c in sweep.curves for p in c.points if p.val_loss is not None]
     return min(points, key=lambda p: sweep.row_losses[p.folder][::2].mean())
 
 
-def platform_select(sweep: Sweep, config: SelectionConfig = CONFIG) -> Point:
+def platform_select(sweep: Sweep, config: SelectionConfig = CONFIG) -> Evaluation:
     winner, reason = select(sweep.curves, config, sweep.losses)
     if winner is None:
         raise RuntimeError(reason)
     return winner.point
 
 
-def cheapest_select(sweep: Sweep) -> Point:
+def cheapest_select(sweep: Sweep) -> Evaluation:
     return platform_select(sweep, CHEAPEST)
 
 
-WAYS: Mapping[str, Callable[[Sweep], Point]] = {
+WAYS: Mapping[str, Callable[[Sweep], Evaluation]] = {
     "last checkpoint": last_checkpoint,
     "lowest training loss": lowest_training_loss,
     "bare argmin": bare_argmin,
@@ -342,7 +343,7 @@ class Choice:
     samples: int
 
 
-def judge(sweep: Sweep, point: Point) -> Choice:
+def judge(sweep: Sweep, point: Evaluation) -> Choice:
     found, best = sweep.truth[point.folder], min(truth.loss for truth in sweep.truth.values())
     return Choice(
         rows=sweep.rows,
@@ -411,7 +412,7 @@ def verdicts(
                 losses * (1 + noise * rng.standard_normal(evaluations)) for losses in trends
             )
             points = [
-                Point(step=i, samples_seen=i, epoch=i, val_loss=float(v), probe_loss=float(p))
+                Evaluation(step=i, samples_seen=i, epoch=i, val_loss=float(v), probe_loss=float(p))
                 for i, (v, p) in enumerate(zip(val, probe, strict=True), 1)
             ]
             reference = Reference(val_loss=untuned, probe_loss=untuned)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import selection  # pytest puts this folder on sys.path
 
-from sweeps.selection.curves import Curve, Point
+from sweeps.selection.curves import Curve
 from sweeps.selection.statistics import paired_difference
+from trainables.evaluation.record import Evaluation
 
 SCRIPT = Path(selection.__file__)
 
@@ -30,7 +31,7 @@ def sweep(
             )  # so its difference to the others has a standard error
             row_losses[folder] = val + spread * np.tile([-1, 1, 1, -1], 3)
             points.append(
-                Point(
+                Evaluation(
                     step=i, samples_seen=10 * i, epoch=i, val_loss=val, probe_loss=probe, folder=folder, checkpoint=folder,
                     trainable_parameters=parameters[name], checkpoint_bytes=parameters[name],
                 )

@@ -31,7 +31,7 @@ def test_help_names_the_options() -> None:
     assert done.returncode == 0 and "--child" not in done.stdout
     assert all(
         option in done.stdout
-        for option in ("--workload", "--trials", "--rows", "--group", "--table")
+        for option in ("--workload", "--trials", "--rows", "--trials-per-slot", "--table")
     )
 
 

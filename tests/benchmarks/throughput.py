@@ -606,7 +606,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.workload,
             given.trials,
             given.rows,
-            given.group,
+            given.trials_per_slot,
             work,
             lambda line: print(line, file=sys.stderr, flush=True),
         )

@@ -20,9 +20,10 @@ from trainables.data.arrow import Split, write_split
 from trainables.data.prepare import Slices
 from trainables.data.records import Encoded
 from trainables.engine.distributed import World
-from trainables.engine.group import Evaluation, GroupSettings, TrialGroup
+from trainables.engine.group import GroupSettings, TrialGroup
 from trainables.engine.kernels import MicroBatch
 from trainables.evaluation.forgetting import GENERAL, write_general
+from trainables.evaluation.record import MeasuredEvaluation
 from trainables.hyperparameters import Hyperparameters, parse
 from trainables.models.base import BaseModel, BaseSpec
 from trainables.models.config import ModelConfig
@@ -327,19 +328,21 @@ class Lab:
             {"method": method, "learning_rate": 3e-3, "batch_size": 4, "epochs": 2, **more}
         )
 
-    def publish(self, group: TrialGroup, folder: Path, trial: str = "t") -> tuple[Evaluation, Path]:
+    def publish(
+        self, group: TrialGroup, folder: Path, trial: str = "t"
+    ) -> tuple[MeasuredEvaluation, Path]:
         """Evaluate and save a trial as a slot does; the evaluation and the folder that it was published in."""
         return self.publish_all(group, folder, [trial])[trial]
 
     @staticmethod
     def publish_all(
         group: TrialGroup, folder: Path, trials: Sequence[str]
-    ) -> dict[str, tuple[Evaluation, Path]]:
+    ) -> dict[str, tuple[MeasuredEvaluation, Path]]:
         published = {}
         for trial, evaluation in group.evaluate(trials).items():
             save = functools.partial(group.save, trial)
             record = write_evaluation(Store(str(folder)), trial, 1, evaluation, save)
-            published[trial] = (evaluation, folder / record["folder"])
+            published[trial] = (evaluation, folder / record.folder)
         return published
 
     def run(
@@ -348,10 +351,10 @@ class Lab:
         folder: Path,
         hyperparameters: Hyperparameters,
         checkpoint: Path | None = None,
-    ) -> list[tuple[Evaluation, Path]]:
+    ) -> list[tuple[MeasuredEvaluation, Path]]:
         """Train one trial to its end; what `publish` gave at each of its evaluations."""
         group.join("t", hyperparameters, checkpoint)
-        history: list[tuple[Evaluation, Path]] = []
+        history: list[tuple[MeasuredEvaluation, Path]] = []
         while not (history and history[-1][0].finished):
             while not group.step(["t"]):
                 pass
@@ -368,13 +371,15 @@ class Lab:
         joins: Mapping[str, int] = MappingProxyType({}),
         leaves: Mapping[str, int] = MappingProxyType({}),
         checkpoints: Mapping[str, Path] = MappingProxyType({}),
-    ) -> dict[str, list[tuple[Evaluation, Path]]]:
+    ) -> dict[str, list[tuple[MeasuredEvaluation, Path]]]:
         """Train `trials` side by side as a slot does; of each what `publish` gave at its evaluations.
 
         joins, leaves: in which turn of the group a trial comes, and before which it goes; else in the first, and when it
         has finished.
         """
-        histories: dict[str, list[tuple[Evaluation, Path]]] = {trial: [] for trial in trials}
+        histories: dict[str, list[tuple[MeasuredEvaluation, Path]]] = {
+            trial: [] for trial in trials
+        }
         waiting = sorted(trials, key=lambda trial: joins.get(trial, 0))
         for turn in itertools.count():
             while waiting and joins.get(waiting[0], 0) <= turn:
@@ -403,7 +408,9 @@ class Lab:
         }
 
     def assert_same(
-        self, one: list[tuple[Evaluation, Path]], other: list[tuple[Evaluation, Path]]
+        self,
+        one: list[tuple[MeasuredEvaluation, Path]],
+        other: list[tuple[MeasuredEvaluation, Path]],
     ) -> None:
         """Two histories are equal bit for bit: every number of the evaluations, every tensor of the folders."""
         assert len(one) == len(other) > 0
@@ -436,8 +443,8 @@ class Lab:
 
     def assert_alike(
         self,
-        one: list[tuple[Evaluation, Path]],
-        other: list[tuple[Evaluation, Path]],
+        one: list[tuple[MeasuredEvaluation, Path]],
+        other: list[tuple[MeasuredEvaluation, Path]],
         tolerance: float,
     ) -> None:
         """Two histories are equal but for rounding: losses relative to themselves; weights, and each of the moments,

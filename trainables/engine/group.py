@@ -45,6 +45,7 @@ from trainables.engine.shared import SharedBaseEngine
 from trainables.engine.sites import Addition, TrainedModule, copy_of
 from trainables.errors import InputError
 from trainables.evaluation.forgetting import GENERAL, Remembered, draw_continuations
+from trainables.evaluation.record import MeasuredEvaluation
 from trainables.hyperparameters import OPTIONS, Hyperparameters, sharing_key, virtual_tokens
 from trainables.methods import ADDITIVE, REPLACING, quantisation_of
 from trainables.methods.lora import FIRST_LAYER
@@ -81,39 +82,6 @@ class GroupSettings:
     )
     forgetting: bool = (
         False  # measure with every evaluation of a language model what it has lost of its base
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """A point of a trial. Losses are means in nats per example (classification) or target token (language models)."""
-
-    step: int
-    samples_seen: int
-    epoch: float
-    val_loss: float
-    probe_loss: float
-    train_loss: float | None  # mean over the steps since the last evaluation, in training mode
-    learning_rate: float
-    metrics: dict[str, float]
-    trainable_parameters: int
-    finished: bool
-    majority_share: (
-        float | None
-    )  # of the validation rows that got the commonest answer; None for language models
-    slices: dict[
-        str, dict[str, float]
-    ]  # of the validation rows of each slice: `rows`, `loss` and the metrics
-    forgetting: float | None  # rise of the loss on general text over the base's; None: not measured
-    kl: (
-        float | None
-    )  # estimate of the divergence of its predictions on the task's prompts from the base's, in nats
-    inference_cost: float  # arithmetic of a request over that of the untuned base
-    losses: (
-        np.ndarray
-    )  # [N, 2] float32: per validation row the summed loss and its number of targets
-    predictions: np.ndarray | None = (
-        None  # [N, 2] int32: per validation row predicted and true class; None: no classes
     )
 
 
@@ -476,7 +444,7 @@ class TrialGroup:
 
     # --- evaluation ---
 
-    def evaluate(self, trials: Sequence[str]) -> dict[str, Evaluation]:
+    def evaluate(self, trials: Sequence[str]) -> dict[str, MeasuredEvaluation]:
         """Validation and probe losses of `trials` in eval mode, as the checkpoint of this moment would give them."""
         with (
             self._engine.as_saved()
@@ -570,13 +538,13 @@ class TrialGroup:
         probe_loss: float,
         forgetting: float | None,
         kl: float | None,
-    ) -> Evaluation:
+    ) -> MeasuredEvaluation:
         member = self._members[trial]
         hp = member.hyperparameters
         train_loss = member.train_nll / member.train_targets if member.train_targets else None
         member.train_nll, member.train_targets = 0.0, 0
         trained = sum(p.numel() for p in self._engine.weights(trial).values())
-        return Evaluation(
+        return MeasuredEvaluation(
             step=member.step,
             samples_seen=self._samples(hp, member.step),
             epoch=round(self._samples(hp, member.step) / len(self._train), 4),

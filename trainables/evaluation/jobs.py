@@ -13,7 +13,8 @@ from trainables.engine.memory import release
 from trainables.hyperparameters import parse
 from trainables.models.base import BaseSpec
 from trainables.models.files import load_tokenizer
-from trainables.storage.checkpoints import finite_or_none, write_rows
+from trainables.storage.checkpoints import write_rows
+from trainables.storage.records import finite_or_none
 from trainables.storage.store import Store
 
 

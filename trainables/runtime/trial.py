@@ -46,13 +46,13 @@ class Trial(tune.Trainable):
                 "done": True,
             }
         evaluation = outcome["evaluation"]
-        loss = evaluation["val_loss"]
+        loss = evaluation.val_loss
         return {
             "id": self._order["id"],
             "val_loss": float("inf") if loss is None else loss,
-            "samples_seen": evaluation["samples_seen"],
-            "ended": "finished" if evaluation["finished"] else None,
-            "done": evaluation["finished"],
+            "samples_seen": evaluation.samples_seen,
+            "ended": "finished" if evaluation.finished else None,
+            "done": evaluation.finished,
             "evaluation": evaluation,
         }
 

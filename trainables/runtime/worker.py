@@ -9,6 +9,7 @@ from typing import Any
 
 from trainables.engine.memory import too_large
 from trainables.errors import InputError
+from trainables.evaluation.record import MeasuredEvaluation
 from trainables.hyperparameters import parse
 from trainables.runtime.capacity import trials_that_pay
 from trainables.runtime.client import CoordinatorClient
@@ -147,25 +148,25 @@ class SlotWorker:
 
     def join(self, trial: str, params: dict[str, Any]) -> None:
         """Assignment a trial: a new attempt, going on from the newest evaluation that can be resumed, if there is one."""
-        from trainables.storage.checkpoints import EVALUATION, begin_attempt
+        from trainables.storage.checkpoints import begin_attempt, read_evaluation
 
         group, link, store = self._group, self._link, self._store
         self._attempts[trial], origin = link.from_rank_zero(
             begin_attempt(store, trial) if self._rank == 0 else None
         )
         if origin is None:
-            boarded = self._assignment(trial, params, None)
+            joined = self._make_room(trial, params, None)
         else:
-            record = store.read_json(f"{origin}/{EVALUATION}")
-            if record["finished"]:  # all was done before the cut; only the news of it was lost
+            record = read_evaluation(store, origin)
+            if record.finished:  # all was done before the cut; only the news of it was lost
                 self.tell(trial, {"evaluation": record})
                 return
             with tempfile.TemporaryDirectory() as scratch:
-                boarded = self._assignment(trial, params, store.fetch(origin, Path(scratch)))
-        if boarded:
+                joined = self._make_room(trial, params, store.fetch(origin, Path(scratch)))
+        if joined:
             self._began[trial] = (time.monotonic(), group.progress(trial))
 
-    def _assignment(self, trial: str, params: dict[str, Any], checkpoint: Path | None) -> bool:
+    def _make_room(self, trial: str, params: dict[str, Any], checkpoint: Path | None) -> bool:
         """Whether there was room beside those on the slot; a trial that does not fit even alone has failed."""
         import torch
 
@@ -213,7 +214,7 @@ class SlotWorker:
                 if trial in group.trials:
                     self._tell_progress(trial)
 
-    def _publish(self, trial: str, evaluation: Any) -> None:
+    def _publish(self, trial: str, evaluation: MeasuredEvaluation) -> None:
         from trainables.storage.checkpoints import write_evaluation
 
         record = None
@@ -237,7 +238,8 @@ class SlotWorker:
 
     def evaluate_untuned(self, params: dict[str, Any]) -> dict[str, Any]:
         """The untuned base's numbers, or {"error": …}: a sweep is possible without them."""
-        from trainables.storage.checkpoints import finite_or_none, write_rows
+        from trainables.storage.checkpoints import write_rows
+        from trainables.storage.records import finite_or_none
 
         try:
             hp = parse(params)

@@ -9,12 +9,13 @@ import io
 import math
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from trainables.evaluation.record import Evaluation, MeasuredEvaluation
+from trainables.storage.records import from_json, to_json
 from trainables.storage.store import Store
 
 EVALUATION, CHECKPOINT, LOSSES, STATE = (
@@ -26,24 +27,13 @@ EVALUATION, CHECKPOINT, LOSSES, STATE = (
 PREDICTIONS = "predictions.npy"
 
 
-def finite_or_none(value: Any) -> Any:
-    """JSON has no NaN: numbers that are none become null, in nested values too."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite_or_none(inner) for key, inner in value.items()}
-    return value
-
-
 def begin_attempt(store: Store, trial: str) -> tuple[int, str | None]:
     """Number of a new attempt of `trial`, and the evaluation folder it goes on from (None: from the start)."""
     names = store.find(f"trials/{trial}")
     attempt = 1 + max((_attempt(name) for name in names if "/attempt-" in name), default=0)
     folders = evaluation_folders(store, trial, names)
     resumable = [
-        f
-        for f in folders
-        if f"{f}/{STATE}" in names or store.read_json(f"{f}/{EVALUATION}")["finished"]
+        f for f in folders if f"{f}/{STATE}" in names or read_evaluation(store, f).finished
     ]
     origin = resumable[-1] if resumable else None
     store.write_json(f"trials/{trial}/attempt-{attempt}/attempt.json", {"from": origin})
@@ -51,26 +41,40 @@ def begin_attempt(store: Store, trial: str) -> tuple[int, str | None]:
 
 
 def write_evaluation(
-    store: Store, trial: str, attempt: int, evaluation: Any, save: Callable[[Path], None]
-) -> dict[str, Any]:
-    """Publish an evaluation together with its checkpoint, which `save(folder)` writes; returns evaluation.json."""
-    record = finite_or_none({**asdict(evaluation), "attempt": attempt})
-    losses, predictions = record.pop("losses"), record.pop("predictions", None)
-    record["folder"] = f"trials/{trial}/attempt-{attempt}/step-{evaluation.step:08d}"
+    store: Store,
+    trial: str,
+    attempt: int,
+    evaluation: MeasuredEvaluation,
+    save: Callable[[Path], None],
+) -> Evaluation:
+    """Publish an evaluation together with its checkpoint, which `save(folder)` writes; returns what stands in
+    evaluation.json.
+    """
+    name = f"trials/{trial}/attempt-{attempt}/step-{evaluation.step:08d}"
     folder = store.scratch()
     try:
         save(folder)
         files = [path for path in (folder / CHECKPOINT).rglob("*") if path.is_file()]
-        record["checkpoint_bytes"] = sum(path.stat().st_size for path in files)
-        np.save(folder / LOSSES, losses)
-        if predictions is not None:
-            np.save(folder / PREDICTIONS, predictions)
-        Store(str(folder)).write_json(EVALUATION, record)
-        store.publish(folder, record["folder"], last=EVALUATION)
+        size = sum(path.stat().st_size for path in files)
+        whole = replace(evaluation, attempt=attempt, folder=name, checkpoint_bytes=size)
+        written = to_json(whole, Evaluation)
+        del written["checkpoint"]  # beside the file, wherever the folder is moved to
+        np.save(folder / LOSSES, evaluation.losses)
+        if evaluation.predictions is not None:
+            np.save(folder / PREDICTIONS, evaluation.predictions)
+        Store(str(folder)).write_json(EVALUATION, written)
+        store.publish(folder, name, last=EVALUATION)
     except BaseException:  # a full disk, most likely: half a checkpoint must not fill it further
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return record
+    return from_json(Evaluation, written, name)
+
+
+def read_evaluation(store: Store, folder: str) -> Evaluation:
+    """The evaluation in `folder`; its `checkpoint` is where that would be."""
+    found = from_json(Evaluation, store.read_json(f"{folder}/{EVALUATION}"), store.path(folder))
+    size = found.checkpoint_bytes or 4 * found.trainable_parameters
+    return replace(found, checkpoint_bytes=size, checkpoint=store.path(f"{folder}/{CHECKPOINT}"))
 
 
 def write_rows(

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from sweeps.ledger.status import DEAD_AFTER_S
 from sweeps.reporting.words import test_words as spoken
 from sweeps.selection.config import LimitsConfig, SelectionConfig
 from sweeps.selection.statistics import compare, mean_interval
+from trainables.evaluation.record import MeasuredEvaluation
 from trainables.storage.checkpoints import (
     CHECKPOINT,
     EVALUATION,
@@ -35,24 +35,11 @@ ROOT = Path(__file__).resolve().parents[3]
 CONFIG = SelectionConfig(overfit_rise=0.25, overfit_gap=0.5)
 
 
-@dataclass
-class Evaluation:
+def measured(step, val, probe, *, metrics=None, **more):
     """What a slot measures, without a slot."""
-
-    step: int
-    val_loss: float
-    probe_loss: float
-    samples_seen: int = 0
-    epoch: float = 0.0
-    metrics: dict = field(default_factory=lambda: {"accuracy": 0.5})
-    trainable_parameters: int = 100
-    finished: bool = False
-    slices: dict = field(default_factory=dict)
-    forgetting: float | None = None
-    kl: float | None = None
-    inference_cost: float = 1.0
-    losses: np.ndarray | None = None
-    predictions: np.ndarray | None = None
+    more = {"samples_seen": 0, "epoch": 0.0, "trainable_parameters": 100, "losses": None} | more
+    metrics = {"accuracy": 0.5} if metrics is None else metrics
+    return MeasuredEvaluation(step=step, val_loss=val, probe_loss=probe, metrics=metrics, **more)
 
 
 def write(ledger, trial, step, val, probe=None, *, attempt=1, **more):
@@ -64,7 +51,7 @@ def write(ledger, trial, step, val, probe=None, *, attempt=1, **more):
         (folder / STATE).write_bytes(b"moments")
 
     more.setdefault("losses", np.array([[val, 1]] * 4, np.float32))
-    made = Evaluation(
+    made = measured(
         step, val, val if probe is None else probe, samples_seen=10 * step, epoch=step / 2, **more
     )
     return write_evaluation(ledger.store, trial, attempt, made, save)
@@ -207,7 +194,7 @@ def test_a_folder_of_before_they_were_measured_is_still_read(ledger):
 def test_per_example_losses(ledger):
     losses = np.arange(6, dtype=np.float32).reshape(3, 2)
     record = write(ledger, "t0001", 1, 2.0, losses=losses)
-    np.testing.assert_array_equal(ledger.losses(record["folder"]), losses)
+    np.testing.assert_array_equal(ledger.losses(record.folder), losses)
     assert ledger.losses("trials/t0001/attempt-9/step-00000001") is None
 
 
@@ -990,7 +977,7 @@ def test_reading_and_selecting_many_trials(tmp_path, capsys):
             at = trial / "attempt-1" / f"step-{step:08d}"
             at.mkdir(parents=True)
             record = dataclasses.asdict(
-                Evaluation(step, 2 - step / 10 + number / 1e4, 1.5, samples_seen=step)
+                measured(step, 2 - step / 10 + number / 1e4, 1.5, samples_seen=step)
             )
             record["folder"] = f"trials/{trial.name}/attempt-1/{at.name}"
             (at / EVALUATION).write_text(json.dumps(record))

@@ -26,7 +26,8 @@ from sweeps.reporting.words import (
 )
 from sweeps.reporting.words import test_words as words_of_the_test
 from sweeps.selection.config import SelectionConfig
-from sweeps.selection.curves import Curve, Point
+from sweeps.selection.curves import Curve
+from trainables.evaluation.record import Evaluation
 
 
 def evaluation(step, val, probe=None, *, checkpoint=True, excluded=None, **metrics):
@@ -527,7 +528,7 @@ def test_a_configuration_in_one_line():
 
 def curve(id, *losses, status="running", **params):
     points = [
-        Point(step=n, samples_seen=10 * n, epoch=n, val_loss=loss, probe_loss=loss)
+        Evaluation(step=n, samples_seen=10 * n, epoch=n, val_loss=loss, probe_loss=loss)
         for n, loss in enumerate(losses, 1)
     ]
     return Curve(id=id, status=status, points=points, params={"method": "lora", **params})

@@ -12,7 +12,7 @@ from sweeps.config.errors import ConfigError
 from sweeps.config.loading import dump, from_tree
 from sweeps.ledger.folder import Ledger
 from sweeps.run.sweep import _amend, _Sweep, _write_configuration
-from trainables.storage.checkpoints import CHECKPOINT, EVALUATION
+from trainables.storage.checkpoints import CHECKPOINT, EVALUATION, read_evaluation
 
 SPLIT = {"rows": 4, "fingerprint": "f"}
 SCORE = {"scores": {"winner": {"loss": 1.0, "metrics": {}}}, "split": SPLIT}
@@ -64,7 +64,7 @@ def run(ledger, trial, loss):
     evaluation |= {"trainable_parameters": 1, "folder": folder}
     ledger.store.write_bytes(f"{folder}/{CHECKPOINT}/adapter_model.safetensors", b"")
     ledger.store.write_json(f"{folder}/{EVALUATION}", evaluation)
-    ledger.record(trial, evaluation)
+    ledger.record(trial, read_evaluation(ledger.store, folder))
     ledger.finish(trial, "complete", None)
 
 

@@ -14,8 +14,9 @@ from sweeps.search.failures import common_cause
 from sweeps.search.scheduler import SampleAsha, make_scheduler
 from sweeps.search.stopping import HopelessStopper, hopeless
 from sweeps.selection.config import SelectionConfig
-from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.curves import Curve, Reference
 from trainables.data.config import DataConfig
+from trainables.evaluation.record import Evaluation
 from trainables.models.config import ModelConfig
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -34,7 +35,7 @@ def curve(*losses, id="t0001", status="running", every=100, **params):
     """A trial from (validation loss, probe loss) of each evaluation, `every` samples apart; one number means both."""
     pairs = [loss if isinstance(loss, tuple) else (loss, loss) for loss in losses]
     points = tuple(
-        Point(step=step, samples_seen=every * step, epoch=step, val_loss=val, probe_loss=probe)
+        Evaluation(step=step, samples_seen=every * step, epoch=step, val_loss=val, probe_loss=probe)
         for step, (val, probe) in enumerate(pairs, start=1)
     )
     return Curve(id=id, status=status, points=points, params=PARAMS | params)
@@ -414,16 +415,15 @@ def stopper(tmp_path):
 
 
 def result(step, val, probe, *, done=False):
-    evaluation = {
-        "step": step,
-        "samples_seen": 100 * step,
-        "epoch": step,
-        "val_loss": val,
-        "probe_loss": probe,
-        "metrics": {},
-        "trainable_parameters": 1,
-        "folder": f"trials/t0001/attempt-1/step-{step:08d}",
-    }
+    evaluation = Evaluation(
+        step=step,
+        samples_seen=100 * step,
+        epoch=step,
+        val_loss=val,
+        probe_loss=probe,
+        trainable_parameters=1,
+        folder=f"trials/t0001/attempt-1/step-{step:08d}",
+    )
     return {"id": "t0001", "done": done, "evaluation": evaluation}
 
 

@@ -23,7 +23,7 @@ from sweeps.search.following import follow_space
 from sweeps.search.searcher import StudySearcher
 from sweeps.search.study import STUDY, open_study, suggest_with
 from trainables.hyperparameters import parse
-from trainables.storage.checkpoints import CHECKPOINT, EVALUATION
+from trainables.storage.checkpoints import CHECKPOINT, EVALUATION, read_evaluation
 
 COMPLETE, PRUNED, FAIL, RUNNING = (
     TrialState.COMPLETE,
@@ -112,7 +112,7 @@ class Sweep:
             }
             self.ledger.store.write_bytes(f"{folder}/{CHECKPOINT}/adapter_model.safetensors", b"")
             self.ledger.store.write_json(f"{folder}/{EVALUATION}", evaluation)
-            self.ledger.record(asked.id, evaluation)
+            self.ledger.record(asked.id, read_evaluation(self.ledger.store, folder))
 
     def end(self, asked, *, error=False, **result):
         self.searcher.on_trial_complete(

@@ -11,10 +11,11 @@ import pytest
 
 from sweeps.config.errors import ConfigError
 from sweeps.selection.config import SelectionConfig
-from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.curves import Curve, Reference
 from sweeps.selection.diagnose import diagnose
 from sweeps.selection.noise import curve_noise
 from sweeps.selection.verdicts import verdict
+from trainables.evaluation.record import Evaluation
 
 ROOT = Path(__file__).resolve().parents[3]
 HEADER = "trial,samples_seen,train_loss,probe_loss,val_loss\n"
@@ -173,7 +174,7 @@ def noisy(rng, evaluations, noise, rise=0.0):
     val = (0.6 + 0.4 * np.exp(-t / 2)) * (1 + rise * late)
     probe = 0.57 + 0.4 * np.exp(-t / 2) - (0.02 + rise) * t / evaluations
     points = [
-        Point(step=i, samples_seen=100 * i, epoch=i, val_loss=v, probe_loss=p)
+        Evaluation(step=i, samples_seen=100 * i, epoch=i, val_loss=v, probe_loss=p)
         for i, v, p in zip(
             t.tolist(), val * (1 + noise * rng.standard_normal(evaluations)), probe, strict=True
         )

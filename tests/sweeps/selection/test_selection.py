@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sweeps.selection.config import FinalistsConfig, LimitsConfig, SelectionConfig
-from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.curves import Curve, Reference
 from sweeps.selection.limits import limit_reason
 from sweeps.selection.ranking import final_ranking, finalists, pareto, select
 from sweeps.selection.statistics import (
@@ -26,6 +26,7 @@ from sweeps.selection.verdicts import (
     standing_verdict,
     verdict,
 )
+from trainables.evaluation.record import Evaluation
 
 EXACT = SelectionConfig(
     overfit_rise=0.25,
@@ -45,7 +46,7 @@ def curve(*losses, id="t0001", status="complete", reason=None, parameters=100, k
         val, probe = loss if isinstance(loss, tuple) else (loss, loss)
         folder = f"trials/{id}/attempt-1/step-{step:08d}"
         points.append(
-            Point(
+            Evaluation(
                 step=step,
                 samples_seen=10 * step,
                 epoch=float(step),

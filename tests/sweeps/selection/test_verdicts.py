@@ -9,12 +9,13 @@ import torch
 
 from sweeps.ledger.folder import label_prior
 from sweeps.selection.config import SelectionConfig
-from sweeps.selection.curves import Curve, Point, Reference
+from sweeps.selection.curves import Curve, Reference
 from sweeps.selection.diagnose import diagnose
 from sweeps.selection.verdicts import verdict
 from trainables.data.config import DataConfig
 from trainables.data.prepare import prepare
 from trainables.engine.group import GroupSettings, NonFinite, open_group
+from trainables.evaluation.record import Evaluation
 from trainables.hyperparameters import parse
 from trainables.models.config import ModelConfig
 from trainables.models.files import load_tokenizer
@@ -55,7 +56,7 @@ class Trained:
                     (found,) = self.group.evaluate([name]).values()
                     finished = found.finished
                     points.append(
-                        Point(
+                        Evaluation(
                             step=found.step,
                             samples_seen=found.samples_seen,
                             epoch=found.epoch,

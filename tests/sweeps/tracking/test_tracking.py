@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from sweeps.tracking import wandb as tracking
 from sweeps.tracking.config import TrackingConfig
 from sweeps.tracking.wandb import Tracker, run_id
+from trainables.evaluation.record import Evaluation
 
 PARAMS = {"method": "lora", "learning_rate": 0.001, "batch_size": 16, "rank": 8}
 FINISHED = {
@@ -199,8 +200,9 @@ def track(tmp_path, lines, monkeypatch):
 
 
 def evaluation(step, val_loss=1.0, **more):
-    return {"step": step, "samples_seen": step * 16, "epoch": step / 10, "val_loss": val_loss, "probe_loss": 0.9,
-            "metrics": {"accuracy": 0.5}, "checkpoint": None} | more  # fmt: skip
+    found = {"step": step, "samples_seen": step * 16, "epoch": step / 10, "val_loss": val_loss, "probe_loss": 0.9,
+             "metrics": {"accuracy": 0.5}}  # fmt: skip
+    return Evaluation(**found | more)
 
 
 def track_trial(tracker, trial, losses, **outcome):
@@ -294,6 +296,7 @@ def test_run_ids_are_stable_and_distinct():
 def test_off_never_imports_wandb(tmp_path):
     code = (
         "import sys, pathlib; from sweeps.tracking.wandb import *\n"
+        "from trainables.evaluation.record import Evaluation\n"
         "tracker = Tracker(TrackingConfig(wandb='off'), 's', pathlib.Path(sys.argv[1]), print)\n"
         "tracker.trial_started('t0001', {}); tracker.close()\n"
         "assert 'wandb' not in sys.modules"
@@ -435,7 +438,7 @@ def test_optional_and_missing_values(tmp_path, track):
     tracker = track()
     tracker.evaluation("t0001", evaluation(10, train_loss=2.0, learning_rate=1e-4))
     tracker.evaluation(
-        "t0001", evaluation(20, probe_loss=None, metrics=None, forgetting=None, kl=None)
+        "t0001", evaluation(20, probe_loss=None, metrics={}, forgetting=None, kl=None)
     )
     tracker.evaluation("t0001", evaluation(30, forgetting=-0.125, kl=0.25))
     tracker.close()
@@ -607,8 +610,9 @@ def test_wandb_core_stands_still(tmp_path, track, lines):
 def test_an_exit_without_close_does_not_hang(tmp_path):
     code = (
         "import sys, pathlib; from sweeps.tracking.wandb import *\n"
+        "from trainables.evaluation.record import Evaluation\n"
         "tracker = Tracker(TrackingConfig(wandb='offline'), 'my-sweep', pathlib.Path(sys.argv[1]), print)\n"
-        "tracker.trial_started('t0001', {}); tracker.evaluation('t0001', {'step': 1, 'samples_seen': 16})\n"
+        "tracker.trial_started('t0001', {}); tracker.evaluation('t0001', Evaluation(step=1, samples_seen=16, epoch=0, val_loss=1, probe_loss=1))\n"
         "import time\n"
         "while not list(pathlib.Path(sys.argv[1]).glob('state/*.json')): time.sleep(0.1)\n"
         "raise KeyError('a mistake elsewhere')"
@@ -703,8 +707,9 @@ def test_a_finished_trial_of_a_sweep_that_was_killed_is_uploaded_whole(tmp_path,
     """Its offline run was still open, for the mark of a winner."""
     code = (
         "import sys, pathlib, time; from sweeps.tracking.wandb import *\n"
+        "from trainables.evaluation.record import Evaluation\n"
         "tracker = Tracker(TrackingConfig(wandb='offline'), 'my-sweep', pathlib.Path(sys.argv[1]), print)\n"
-        "tracker.trial_started('t0001', {}); best = {'step': 1, 'samples_seen': 16, 'val_loss': 1.5, 'probe_loss': 1.0}\n"
+        "tracker.trial_started('t0001', {}); best = Evaluation(step=1, samples_seen=16, epoch=0, val_loss=1.5, probe_loss=1.0)\n"
         "tracker.evaluation('t0001', best)\n"
         "tracker.trial_finished('t0001', status='complete', verdict='healthy', verdict_reason='', best=best)\n"
         "time.sleep(120)"

@@ -12,10 +12,11 @@ from torch import nn
 
 import trainables.models.base
 from trainables.engine.dropout import RowKeys
-from trainables.engine.group import WEIGHTS_FILE, Evaluation
+from trainables.engine.group import WEIGHTS_FILE
 from trainables.engine.kernels import MicroBatch
 from trainables.engine.shared import SharedBaseEngine
 from trainables.errors import InputError
+from trainables.evaluation.record import MeasuredEvaluation
 from trainables.hyperparameters import OPTIONS, Hyperparameters, parse, sharing_key
 from trainables.methods import ADDITIVE, REPLACING
 from trainables.methods.adapter import load_adapter
@@ -161,10 +162,10 @@ class Grown:
     """A case before and after four steps: evaluations, where they were published, logits in eval mode."""
 
     case: Case
-    before: Evaluation
+    before: MeasuredEvaluation
     start: Path
     start_logits: torch.Tensor
-    after: Evaluation
+    after: MeasuredEvaluation
     folder: Path
     logits: torch.Tensor
 

@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from trainables.engine.group import Evaluation
+from trainables.evaluation.record import Evaluation, MeasuredEvaluation
 from trainables.storage.checkpoints import (
     CHECKPOINT,
     EVALUATION,
@@ -19,13 +19,13 @@ from trainables.storage.checkpoints import (
     STATE,
     begin_attempt,
     evaluation_folders,
-    finite_or_none,
     write_evaluation,
     write_rows,
 )
+from trainables.storage.records import finite_or_none, from_json
 from trainables.storage.store import Store
 
-EXAMPLE = Evaluation(
+EXAMPLE = MeasuredEvaluation(
     step=5,
     samples_seen=20,
     epoch=1.0,
@@ -74,8 +74,9 @@ def test_predictions_lie_beside_the_losses_where_there_are_any(store):
 
     begin_attempt(store, "t0001")
     record = write_evaluation(store, "t0001", 1, replace(EXAMPLE, predictions=answers), save)
-    assert "predictions" not in record and "losses" not in record
-    read = np.load(io.BytesIO(store.read_bytes(f"{record['folder']}/{PREDICTIONS}")))
+    written = store.read_json(f"{record.folder}/{EVALUATION}")
+    assert "predictions" not in written and "losses" not in written
+    read = np.load(io.BytesIO(store.read_bytes(f"{record.folder}/{PREDICTIONS}")))
     assert np.array_equal(read, answers) and read.dtype == np.int32
     write_rows(store, "baselines/test/winner", EXAMPLE.losses, answers)
     write_rows(store, "baselines/test/untuned", EXAMPLE.losses)
@@ -101,13 +102,14 @@ def place(attempt, step, trial="t0001"):
 def test_an_evaluation_is_all_that_its_folder_holds(store, tmp_path):
     begin_attempt(store, "t0001")
     record = write(store, 1, 5)
-    assert record["folder"] == place(1, 5)
-    assert store.find(record["folder"]) == sorted(
-        f"{record['folder']}/{name}"
+    assert record.folder == place(1, 5)
+    assert store.find(record.folder) == sorted(
+        f"{record.folder}/{name}"
         for name in (f"{CHECKPOINT}/weights", EVALUATION, LOSSES, STATE)
     )
-    assert store.read_json(f"{record['folder']}/{EVALUATION}") == record
-    assert record == {
+    written = store.read_json(f"{record.folder}/{EVALUATION}")
+    assert from_json(Evaluation, written, "") == record
+    assert written == {
         "step": 5,
         "samples_seen": 20,
         "epoch": 1.0,
@@ -127,7 +129,7 @@ def test_an_evaluation_is_all_that_its_folder_holds(store, tmp_path):
         "checkpoint_bytes": 3,  # on disk, whatever of it is trained
         "folder": place(1, 5),
     }
-    losses = np.load(store.fetch(record["folder"], tmp_path / "fetched") / LOSSES)
+    losses = np.load(store.fetch(record.folder, tmp_path / "fetched") / LOSSES)
     assert np.array_equal(losses, EXAMPLE.losses) and losses.dtype == np.float32
 
 
@@ -140,9 +142,10 @@ def test_numbers_that_are_none_become_null(store):
         metrics={"perplexity": math.inf, "accuracy": 0.5},
     )
     record = write_evaluation(store, "t", 1, wild, lambda folder: None)
-    assert (record["val_loss"], record["train_loss"]) == (None, None)
-    assert record["metrics"] == {"perplexity": None, "accuracy": 0.5}
-    assert json.loads(store.read_bytes(f"{record['folder']}/{EVALUATION}")) == record
+    assert (record.val_loss, record.train_loss) == (None, None)
+    assert record.metrics == {"perplexity": None, "accuracy": 0.5}
+    written = json.loads(store.read_bytes(f"{record.folder}/{EVALUATION}"))
+    assert from_json(Evaluation, written, "") == record
 
 
 @pytest.mark.parametrize(
