@@ -11,17 +11,17 @@ from cluster import ClusterError
 class ClusterConfig:
     """Where trials run, and how the machines are cut into slots."""
 
-    # None: the cluster of RAY_ADDRESS (set inside a job), else a Ray of our own; auto or host:port: a running cluster
+    # None: the cluster of RAY_ADDRESS (set inside a job), else a Ray of our own; auto or host:port:
+    # a running cluster
     address: str | None = None
-    workers_per_slot: int = (
-        1  # processes that train one trial together; their gradients are averaged
-    )
+    # processes that train one trial together; their gradients are averaged
+    workers_per_slot: int = 1
     # of Ray; None: {GPU: 1} where there are GPUs, else {CPU: half of the node's cores, 8 at most}
     resources_per_worker: dict[str, float] | None = None
-    slots: int | Literal["auto"] = (
-        "auto"  # that train side by side; auto: as many as fit, at most one per trial
-    )
-    # trials that share one base model in a slot, where their methods allow it; auto: as many as fit and as pays, measured
+    # that train side by side; auto: as many as fit, at most one per trial
+    slots: int | Literal["auto"] = "auto"
+    # trials that share one base model in a slot, where their methods allow it; auto: as many as fit
+    # and as pays, measured
     trials_per_slot: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
@@ -46,21 +46,26 @@ class ClusterConfig:
                 if amount <= 0 or (amount > 1 and amount != int(amount)):
                     where = f"cluster.resources_per_worker.{name}"
                     raise ClusterError(
-                        f"{where}: must be a whole number, or a part between 0 and 1, got {amount:g}"
+                        f"{where}: must be a whole number, or a part between 0 and 1, got"
+                        f" {amount:g}"
                     )
 
 
 def check_ray_address(address: str, where: str) -> None:
-    """Raise ClusterError unless a driver inside the cluster can join at `address`: `auto` or `host:port`."""
+    """Raise ClusterError unless a driver inside the cluster can join at `address`: `auto` or
+    `host:port`.
+    """
     if address == "auto":
         return
     if re.match(r"https?://", address):
         raise ClusterError(
-            f"{where}: {address} is a dashboard's: give it to `submit`; here goes auto or the head's host:port"
+            f"{where}: {address} is a dashboard's: give it to `submit`; here goes auto or the"
+            " head's host:port"
         )
     if address.startswith("ray://"):
         raise ClusterError(
-            f"{where}: a sweep cannot run through Ray Client ({address}): use `submit http://host:8265`"
+            f"{where}: a sweep cannot run through Ray Client ({address}): use `submit"
+            " http://host:8265`"
         )
     if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):\d{1,5}", address):
         raise ClusterError(f"{where}: must be auto or the head's host:port, got {address!r}")

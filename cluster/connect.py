@@ -20,8 +20,12 @@ from cluster.config import ClusterConfig, check_ray_address
 
 DASHBOARD_PORT = 8265
 PROBE_TIMEOUT_S = 5.0
-MAX_TEMP_DIR = 40  # characters: a Unix socket's path has 107 at most, and Ray's own folders below it take the rest
-TOKEN_HELP = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to a file with it"
+# characters: a Unix socket's path has 107 at most, and Ray's own folders below it take the rest
+MAX_TEMP_DIR = 40
+TOKEN_HELP = (
+    "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to a"
+    " file with it"
+)
 MAX_CORES_PER_WORKER = 8  # more threads rarely speed up one small model on a CPU; more slots do
 
 
@@ -52,11 +56,13 @@ class SlotPlan:
 def connect(
     config: ClusterConfig, *, namespace: str, temp_dir: Path | None = None
 ) -> Iterator[Connection]:
-    """Join the cluster at `config.address`, else that of RAY_ADDRESS, else start a Ray of our own on this machine.
+    """Join the cluster at `config.address`, else that of RAY_ADDRESS, else start a Ray of our own
+    on this machine.
 
-    What was started here is shut down at the end; a Ray that this process had already joined is used and left as it is.
-    `temp_dir` is for a Ray of our own: session files and sockets, by default /tmp/ray.
-    Raises ClusterError: nothing answers at the address, or it wants another token.
+    What was started here is shut down at the end; a Ray that this process had already joined is
+    used and left as it is. `temp_dir` is for a Ray of our own: session files and sockets, by
+    default /tmp/ray. Raises ClusterError: nothing answers at the address, or it wants another
+    token.
     """
     if ray.is_initialized():
         joined = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR)
@@ -86,10 +92,11 @@ def plan_slots(
 ) -> SlotPlan:
     """Cut the cluster into slots: as many as fit, at most one per trial, or `config.slots`.
 
-    `resources` is `ray.cluster_resources()` and `nodes` is `ray.nodes()`. A worker fits on one node; the workers of a
-    slot may lie on several. Threads per worker are its CPUs; one that asks for none gets its share of the node's CPUs.
-    With `can_grow` an explicit `config.slots` may exceed what fits: the rest waits for nodes to come.
-    Raises ClusterError: not one slot fits, or fewer than `config.slots`.
+    `resources` is `ray.cluster_resources()` and `nodes` is `ray.nodes()`. A worker fits on one
+    node; the workers of a slot may lie on several. Threads per worker are its CPUs; one that asks
+    for none gets its share of the node's CPUs. With `can_grow` an explicit `config.slots` may
+    exceed what fits: the rest waits for nodes to come. Raises ClusterError: not one slot fits, or
+    fewer than `config.slots`.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     worker = config.resources_per_worker or _default_worker(alive)
@@ -104,9 +111,13 @@ def plan_slots(
         what = f"{wanted} slots do not fit, only {room}" if room else "not one slot fits"
         has = _amounts(resources)
         if len(alive) > 1:
-            has += f", its largest node {_amounts(max(alive, key=lambda node: (node.get('GPU', 0), node.get('CPU', 0))))}"
+            largest = max(alive, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
+            has += f", its largest node {_amounts(largest)}"
         raise ClusterError(f"cluster: {what}: asked are {asked}; the cluster has {has}")
-    reason = f"{wanted} {'slot' if wanted == 1 else 'slots'}: {asked}; the cluster has {_amounts(resources)}"
+    reason = (
+        f"{wanted} {'slot' if wanted == 1 else 'slots'}: {asked}; the cluster has"
+        f" {_amounts(resources)}"
+    )
     if wanted > room:
         reason += f", room for {room} now"
     elif config.slots == "auto" and wanted == trials < room:
@@ -139,7 +150,9 @@ def _threads(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
 
 
 def _amounts(resources: Mapping[str, float]) -> str:
-    """`2 CPU, 1 GPU`: what people count; Ray's bookkeeping (node:…, object store, accelerator types) is left out."""
+    """`2 CPU, 1 GPU`: what people count; Ray's bookkeeping (node:…, object store, accelerator
+    types) is left out.
+    """
     hidden = ("node:", "accelerator_type:", "object_store_memory", "bundle_group")
     shown = {name: amount for name, amount in resources.items() if not name.startswith(hidden)}
     words = [
@@ -155,16 +168,19 @@ def _connection(dashboard: str | None, namespace: str, own: bool) -> Connection:
         namespace=namespace,
         own=own,
         dashboard_url=f"http://{dashboard}" if dashboard else None,
-        dashboard_token="`ray get-auth-token`"
-        if dashboard and os.environ.get("RAY_AUTH_MODE") == "token"
-        else None,
+        dashboard_token=(
+            "`ray get-auth-token`"
+            if dashboard and os.environ.get("RAY_AUTH_MODE") == "token"
+            else None
+        ),
     )
 
 
 def _start(namespace: str, temp_dir: Path | None) -> str | None:
     if temp_dir is not None and len(str(temp_dir)) > MAX_TEMP_DIR:
         raise ClusterError(
-            f"{temp_dir}: Ray's temporary folder may have {MAX_TEMP_DIR} characters at most, for its sockets"
+            f"{temp_dir}: Ray's temporary folder may have {MAX_TEMP_DIR} characters at most, for"
+            " its sockets"
         )
     with _alone():
         return _init(namespace, temp_dir, _free_dashboard_port())
@@ -172,7 +188,9 @@ def _start(namespace: str, temp_dir: Path | None) -> str | None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One start at a time on this machine: until a dashboard listens on the port that was free, another finds it free too."""
+    """One start at a time on this machine: until a dashboard listens on the port that was free,
+    another finds it free too.
+    """
     with (Path(tempfile.gettempdir()) / f"finetune-sweeps-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -182,7 +200,8 @@ def _init(namespace: str, temp_dir: Path | None, port: int) -> str | None:
     cores = None  # Ray counts them, and sees a container's limit but not this process's affinity
     if sys.platform == "linux" and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
         cores = len(os.sched_getaffinity(0))
-    # Ray Train's placement-group cleaner asks "the" cluster of this machine; where there are two it must be told which.
+    # Ray Train's placement-group cleaner asks "the" cluster of this machine; where there are two it
+    # must be told which.
     given = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = (
         f"http://127.0.0.1:{port}"  # the raylet hands it on to every worker
@@ -212,7 +231,8 @@ def _join(address: str, where: str, namespace: str) -> str | None:
         address
     ):  # Ray itself would try for more than two minutes
         raise ClusterError(
-            f"{where}: nothing answers at {address}; does the head run, and is this its --port (default 6379)?"
+            f"{where}: nothing answers at {address}; does the head run, and is this its --port"
+            " (default 6379)?"
         )
     try:
         joined = ray.init(
@@ -228,7 +248,9 @@ def _join(address: str, where: str, namespace: str) -> str | None:
 
 
 def _is_about_tokens(error: BaseException | None) -> bool:
-    """Ray wraps the head's refusal into a ConnectionError, and its traceback into the message of that one's cause."""
+    """Ray wraps the head's refusal into a ConnectionError, and its traceback into the message of
+    that one's cause.
+    """
     while error is not None:
         if isinstance(error, ray.exceptions.AuthenticationError) or "AuthenticationError" in str(
             error

@@ -1,4 +1,6 @@
-"""Run a sweep as a Ray job: ship the code and the files that it needs, start it on the cluster, follow its log."""
+"""Run a sweep as a Ray job: ship the code and the files that it needs, start it on the cluster,
+follow its log.
+"""
 
 import asyncio
 import ipaddress
@@ -26,11 +28,13 @@ from cluster import ClusterError
 from cluster.connect import PROBE_TIMEOUT_S, TOKEN_HELP
 
 PACKAGES = ("sweeps", "trainables", "search_spaces", "cluster")
-# Ray's dashboard refuses larger uploads (ray_constants.DASHBOARD_CLIENT_MAX_SIZE). It counts the zip; we count files,
+# Ray's dashboard refuses larger uploads (ray_constants.DASHBOARD_CLIENT_MAX_SIZE). It counts the
+# zip; we count files,
 # so that the answer does not depend on how well they compress.
 MAX_UPLOAD_MIB = 100
 LOST_TIMEOUT_S = 60.0  # how long a head may be out of reach before we stop following
-SILENCE_TIMEOUT_S = 120.0  # a log that is silent for so long is opened anew: a dead connection looks like a silent one
+# a log that is silent for so long is opened anew: a dead connection looks like a silent one
+SILENCE_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,8 @@ class JobOutcome:
     """What became of a job, as far as we followed it."""
 
     job_id: str
-    status: str  # PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; the first two when we did not wait to the end
+    # PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; the first two when we did not wait to the end
+    status: str
     message: str  # Ray's words for the status
     exit_code: int | None  # of the job's process, once it has ended
     url: str  # the job's page on the dashboard
@@ -56,12 +61,14 @@ def submit(
     print_line: Callable[[str], None],
     python: str | None = None,
 ) -> JobOutcome:
-    """Run `python -m ENTRY...` in a copy of `working_dir` on the cluster with its dashboard at `address` (http://host:8265).
+    """Run `python -m ENTRY...` in a copy of `working_dir` on the cluster with its dashboard at
+    `address` (http://host:8265).
 
-    `name` becomes the job_name and the beginning of the job's id; `env` is set in the job and in all its workers.
-    `python` is the interpreter on the head: by default this one where `address` is loopback, else `python` of its PATH.
-    With `wait` the job's log goes to `print_line`, line by line, until the job ends; Ctrl-C leaves the job running.
-    Raises ClusterError: bad address, nothing answers, wrong or missing token, upload too large, contact lost.
+    `name` becomes the job_name and the beginning of the job's id; `env` is set in the job and in
+    all its workers. `python` is the interpreter on the head: by default this one where `address` is
+    loopback, else `python` of its PATH. With `wait` the job's log goes to `print_line`, line by
+    line, until the job ends; Ctrl-C leaves the job running. Raises ClusterError: bad address,
+    nothing answers, wrong or missing token, upload too large, contact lost.
     """
     for each in (
         "dashboard.modules.dashboard_sdk",
@@ -102,9 +109,11 @@ def submit(
 
 @contextmanager
 def stage(packages_root: Path, files: Mapping[str, Path]) -> Iterator[Path]:
-    """A temporary folder to submit: the platform's packages from `packages_root`, and `files` (relative name: source).
+    """A temporary folder to submit: the platform's packages from `packages_root`, and `files`
+    (relative name: source).
 
-    Raises ClusterError: a file is missing, a name leaves the folder, or all is more than MAX_UPLOAD_MIB.
+    Raises ClusterError: a file is missing, a name leaves the folder, or all is more than
+    MAX_UPLOAD_MIB.
     """
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-job-") as temporary:
         folder = Path(temporary)
@@ -118,7 +127,8 @@ def stage(packages_root: Path, files: Mapping[str, Path]) -> Iterator[Path]:
             relative = PurePosixPath(name)
             if relative.is_absolute() or ".." in relative.parts or not relative.parts:
                 raise ClusterError(
-                    f"{name}: a file that travels with a job needs a relative path inside its folder"
+                    f"{name}: a file that travels with a job needs a relative path inside its"
+                    " folder"
                 )
             if relative.parts[0] in PACKAGES:
                 raise ClusterError(
@@ -144,8 +154,9 @@ def _check_size(folder: Path) -> None:
     if total > MAX_UPLOAD_MIB * 2**20:
         largest = max(sizes, key=sizes.__getitem__)
         raise ClusterError(
-            f"submit: {total / 2**20:.0f} MiB to send, of which {sizes[largest] / 2**20:.0f} in "
-            f"{largest.relative_to(folder)}; {MAX_UPLOAD_MIB} can travel with a job: put data where every node reads it"
+            f"submit: {total / 2**20:.0f} MiB to send, of which {sizes[largest] / 2**20:.0f} in"
+            f" {largest.relative_to(folder)}; {MAX_UPLOAD_MIB} can travel with a job: put data"
+            " where every node reads it"
         )
 
 
@@ -198,14 +209,17 @@ def _client(url: str, host: str, port: int) -> JobSubmissionClient:
         ).close()  # Ray's own request has no time limit
     except OSError as error:
         raise ClusterError(
-            f"submit: nothing answers at {url} ({error.strerror or error}); does the head run there?"
+            f"submit: nothing answers at {url} ({error.strerror or error}); does the head run"
+            " there?"
         ) from error
     with _one_line_errors(url):
         return JobSubmissionClient(url, headers=_token_header(host))
 
 
 def _token_header(host: str) -> dict[str, str]:
-    """The token, from where Ray takes it; Ray sends it only if RAY_AUTH_MODE was set when Ray was imported."""
+    """The token, from where Ray takes it; Ray sends it only if RAY_AUTH_MODE was set when Ray was
+    imported.
+    """
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode not in (None, "token"):
         return {}
@@ -266,7 +280,9 @@ async def _follow(
 
 
 async def _tail(client: JobSubmissionClient, job_id: str, lines: "_Lines") -> None:
-    """Take in the log, which starts over with every connection, until it ends or has been silent for long."""
+    """Take in the log, which starts over with every connection, until it ends or has been silent
+    for long.
+    """
     lines.start_over()
     log = aiter(client.tail_job_logs(job_id))
     try:

@@ -1,4 +1,6 @@
-"""What may vary in a sweep: distributions, branches, tied values, and presets whose ranges name their sources."""
+"""What may vary in a sweep: distributions, branches, tied values, and presets whose ranges name
+their sources.
+"""
 
 from search_spaces.domains import Choice, Domain, Int, LogUniform, Uniform
 from search_spaces.errors import SpaceError

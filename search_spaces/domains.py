@@ -58,7 +58,8 @@ def _check_order(kind: str, low: float, high: float) -> None:
 
 
 def _match_between(value: object, low: float, high: float, domain: object) -> float:
-    # exp(log(low)) may fall short of low by a rounding error, so the bounds are compared with a tolerance.
+    # exp(log(low)) may fall short of low by a rounding error, so the bounds are compared with a
+    # tolerance.
     inside = is_number(value) and (
         low <= value <= high or math.isclose(value, low) or math.isclose(value, high)
     )
@@ -124,7 +125,9 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class Int:
-    """A whole number, `low`, `low + step`, … `high`; with `log`, small numbers are as likely as large ones."""
+    """A whole number, `low`, `low + step`, … `high`; with `log`, small numbers are as likely as
+    large ones.
+    """
 
     low: int
     high: int
@@ -222,7 +225,9 @@ _OPTIONS = {"int": ("log", "step")}
 
 
 def read_domain(tree: Mapping[Any, Any], where: str) -> Domain:
-    """Read a mapping that names one of KINDS, such as `{int: [1, 64], log: true}`; SpaceError if it is wrong."""
+    """Read a mapping that names one of KINDS, such as `{int: [1, 64], log: true}`; SpaceError if it
+    is wrong.
+    """
     kind, *others = [key for key in tree if key in KINDS]
     if others:
         raise SpaceError(f"{where}: one distribution only, got {', '.join([kind, *others])}")

@@ -1,7 +1,7 @@
 """Tied values: arithmetic on other parameters, such as `2 * rank`.
 
-An expression is parsed with `ast` and walked here, never evaluated by Python: it holds numbers, parameter names,
-+ - * / // ** and parentheses, and nothing else.
+An expression is parsed with `ast` and walked here, never evaluated by Python: it holds numbers,
+parameter names, + - * / // ** and parentheses, and nothing else.
 """
 
 import ast
@@ -58,7 +58,8 @@ def is_name(text: str) -> bool:
 
 
 def evaluate(text: str, values: Mapping[str, Any]) -> Any:
-    """The value of an expression; an int where all that goes in is int and the result is whole (`rank / 2`).
+    """The value of an expression; an int where all that goes in is int and the result is whole
+    (`rank / 2`).
 
     SpaceError where there is no finite real result, or an operand is not a number.
     """
@@ -114,7 +115,8 @@ def _compute(node: ast.expr, values: Mapping[str, float]) -> Any:
                 case ast.FloorDiv():
                     return left // right
                 case ast.Pow():
-                    # As floats first: 9 ** 9 ** 9 then overflows at once, where whole numbers would fill the memory.
+                    # As floats first: 9 ** 9 ** 9 then overflows at once, where whole numbers would
+                    # fill the memory.
                     approximate = float(left) ** float(right)
                     whole = (
                         is_whole(left)
@@ -135,6 +137,6 @@ def _parse(text: str) -> ast.expr:
 
 def _not_arithmetic(text: str) -> SpaceError:
     return SpaceError(
-        f"{text!r} is not arithmetic on parameters; allowed: + - * / // ** ( ), numbers and parameter names; "
-        f"plain text with such signs is written {{choice: [{text!r}]}}"
+        f"{text!r} is not arithmetic on parameters; allowed: + - * / // ** ( ), numbers and"
+        f" parameter names; plain text with such signs is written {{choice: [{text!r}]}}"
     )

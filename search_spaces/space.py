@@ -1,6 +1,7 @@
 """A search space: which hyperparameters vary, how, and which exist only after a choice.
 
-    method:                                     # a choice whose branches bring parameters of their own
+    method:                                     # a choice whose branches bring parameters of their
+    own
       full:
         learning_rate: {log_uniform: [1e-5, 3e-4]}
       lora:
@@ -9,9 +10,10 @@
         alpha: 2 * rank                         # tied to another parameter
     weight_decay: 0.01                          # fixed
 
-The tree becomes one flat list of parameters, each with the branches that bring it (`when`, outermost first), so that
-a walk down the list meets every choice before what depends on it. A *path* is one way to take all branches; a
-parameter may be set in several branches, but once on each path.
+The tree becomes one flat list of parameters, each with the branches that bring it (`when`,
+outermost first), so that a walk down the list meets every choice before what depends on it. A
+*path* is one way to take all branches; a parameter may be set in several branches, but once on each
+path.
 """
 
 import re
@@ -87,7 +89,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Made with `from_dict` or `load_space`; says nothing about how values are chosen: `sample` is given `suggest`."""
+    """Made with `from_dict` or `load_space`; says nothing about how values are chosen: `sample` is
+    given `suggest`.
+    """
 
     _parameters: tuple[Parameter, ...]
 
@@ -109,7 +113,9 @@ class Space:
 
     @property
     def parameters(self) -> list[tuple[str, str]]:
-        """What to show a person, in order: [("method", "one of full, lora"), ("lora.alpha", "= 2 * rank"), …]."""
+        """What to show a person, in order: [("method", "one of full, lora"), ("lora.alpha", "= 2 *
+        rank"), …].
+        """
         return [(parameter.key, str(parameter.what)) for parameter in self._parameters]
 
     @property
@@ -118,10 +124,12 @@ class Space:
         return {parameter.key: parameter.what for parameter in self._free()}
 
     def sample(self, suggest: Suggest) -> dict[str, Any]:
-        """One configuration, flat and in the order of the YAML: {"method": "lora", "rank": 8, "alpha": 16, …}.
+        """One configuration, flat and in the order of the YAML: {"method": "lora", "rank": 8,
+        "alpha": 16, …}.
 
-        `suggest(key, domain)` is called for each free parameter on the path that its answers take. One key always
-        has one domain: `learning_rate` of the branch `lora` has the key "lora.learning_rate".
+        `suggest(key, domain)` is called for each free parameter on the path that its answers take.
+        One key always has one domain: `learning_rate` of the branch `lora` has the key
+        "lora.learning_rate".
         """
         values: dict[str, Any] = {}
         for parameter in self._free():
@@ -144,14 +152,17 @@ class Space:
         }
 
     def middle(self) -> dict[str, Any]:
-        """The middle of every range and the first of every choice: what one would train without a search."""
+        """The middle of every range and the first of every choice: what one would train without a
+        search.
+        """
         return self.sample(lambda key, domain: domain.middle())
 
     def encode(self, params: Mapping[str, Any], where: str = "configuration") -> dict[str, Any]:
-        """The reverse of `sample` for a configuration, possibly partial, to try first: {suggest key: value}.
+        """The reverse of `sample` for a configuration, possibly partial, to try first: {suggest
+        key: value}.
 
-        SpaceError if a name is not on the path that the configuration takes, a value lies outside its domain, or a
-        fixed or tied value is contradicted.
+        SpaceError if a name is not on the path that the configuration takes, a value lies outside
+        its domain, or a fixed or tied value is contradicted.
         """
         values: dict[str, Any] = {}
         encoded: dict[str, Any] = {}
@@ -177,8 +188,8 @@ class Space:
         return encoded
 
     def configurations(self) -> Iterator[dict[str, Any]]:
-        """Every way to take the branches and set the free parameters of a finite space, one after another, each as `encode`
-        gives it.
+        """Every way to take the branches and set the free parameters of a finite space, one after
+        another, each as `encode` gives it.
         """
         assert self.size() is not None, "a float varies"
         free = list(self._free())
@@ -209,9 +220,13 @@ class Space:
     def _count(self, when: When) -> int:
         free = [parameter for parameter in self._free() if parameter.when == when]
         return prod(
-            sum(self._count((*when, (parameter.name, value))) for value in parameter.what.values)
-            if isinstance(parameter.what, Choice)
-            else len(parameter.what)
+            (
+                sum(
+                    self._count((*when, (parameter.name, value))) for value in parameter.what.values
+                )
+                if isinstance(parameter.what, Choice)
+                else len(parameter.what)
+            )
             for parameter in free
         )
 
@@ -288,7 +303,8 @@ class Space:
             return False
         if any(parameter.is_active(values) for parameter in possible):
             return True
-        # What is not yet chosen is asked from the outside in, so that the choice itself is on the path.
+        # What is not yet chosen is asked from the outside in, so that the choice itself is on the
+        # path.
         undecided = next(choice for choice, _ in possible[0].when if choice not in values)
         choice = next(
             parameter for parameter in self._named(undecided) if parameter.is_active(values)
@@ -314,7 +330,8 @@ class Space:
 def load_space(
     source: str | Mapping[str, Any], where: str = "search.space", folder: Path | None = None
 ) -> Space:
-    """A space from a mapping that stands inline, a preset's name, or the path of a YAML file (relative to `folder`).
+    """A space from a mapping that stands inline, a preset's name, or the path of a YAML file
+    (relative to `folder`).
 
     SpaceError if there is no such preset or file, or what it holds is wrong.
     """
@@ -332,7 +349,8 @@ def load_space(
 
 
 def load_tree(source: str, where: str = "search.space", folder: Path | None = None) -> Any:
-    """What a preset or a YAML file (relative to `folder`) holds, unchecked: the mapping that could stand inline.
+    """What a preset or a YAML file (relative to `folder`) holds, unchecked: the mapping that could
+    stand inline.
 
     SpaceError if there is no such preset or file, or it is not YAML.
     """
@@ -343,7 +361,8 @@ def load_tree(source: str, where: str = "search.space", folder: Path | None = No
             f"{where}: no preset and no file {source!r}.{hint} Presets: {', '.join(_PRESETS)}"
         )
     try:
-        # OmegaConf reads 1e-5 as a number, which YAML 1.1 takes for text, and refuses a key that stands twice.
+        # OmegaConf reads 1e-5 as a number, which YAML 1.1 takes for text, and refuses a key that
+        # stands twice.
         return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise SpaceError(
@@ -395,7 +414,8 @@ def _read_branches(
             )
         if content is not None and not isinstance(content, Mapping):
             raise SpaceError(
-                f"{where}.{show(branch)}: a branch holds parameters (NAME: …) or nothing, got {content!r}"
+                f"{where}.{show(branch)}: a branch holds parameters (NAME: …) or nothing, got"
+                f" {content!r}"
             )
     yield Parameter(name=name, when=when, what=Choice(tuple(branches)), where=where)
     for branch, content in branches.items():
@@ -403,7 +423,9 @@ def _read_branches(
 
 
 def _read_text(parameter: Parameter, names: set[str]) -> Parameter:
-    """A fixed string that is arithmetic becomes a tied value, or a number if it uses no parameter."""
+    """A fixed string that is arithmetic becomes a tied value, or a number if it uses no
+    parameter.
+    """
     text = parameter.what.value if isinstance(parameter.what, Fixed) else None
     if not isinstance(text, str) or not is_expression(text, names):
         return parameter

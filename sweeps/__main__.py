@@ -23,7 +23,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Sweeps over fine-tuning methods and hyperparameters; the winner reloads to the number shown.",
+    help=(
+        "Sweeps over fine-tuning methods and hyperparameters; the winner reloads to the number"
+        " shown."
+    ),
 )
 
 File = Annotated[Path, typer.Argument(help="the sweep file (YAML)", show_default=False)]
@@ -46,10 +49,11 @@ def run(file: File, overrides: Overrides = None) -> None:
 
 @app.command()
 def resume(folder: Folder, overrides: Overrides = None) -> None:
-    """Go on with an interrupted sweep, or extend or amend one: any setting of search, selection, cluster, tracking and most of
-    train can be overridden.
+    """Go on with an interrupted sweep, or extend or amend one: any setting of search, selection,
+    cluster, tracking and most of train can be overridden.
 
-    Example: python -m sweeps resume runs/quickstart-20260101-120000 search.trials=50 search.time_budget=4h
+    Example: python -m sweeps resume runs/quickstart-20260101-120000 search.trials=50
+    search.time_budget=4h
     """
     from sweeps.run.sweep import resume as go_on
 
@@ -95,9 +99,11 @@ def best(
 
 @app.command()
 def verify(folder: Folder) -> None:
-    """Load winner and finalists with transformers and PEFT alone, evaluate them again, compare with what was reported.
+    """Load winner and finalists with transformers and PEFT alone, evaluate them again, compare with
+    what was reported.
 
-    The winner also on the test split, where it was scored; and that data and base model are what they were.
+    The winner also on the test split, where it was scored; and that data and base model are what
+    they were.
 
     Example: python -m sweeps verify runs/quickstart-20260101-120000
     """
@@ -112,13 +118,15 @@ def verify(folder: Folder) -> None:
         print(f"{check.what}:")
         for name, reported in check.reported.items():
             print(
-                f"  {name}: reported {reported:.8g}, measured {check.measured.get(name, float('nan')):.8g}"
+                f"  {name}: reported {reported:.8g}, measured"
+                f" {check.measured.get(name, float('nan')):.8g}"
             )
         if check.agrees:
             print(f"  gives what was reported (tolerance {check.tolerance:g} relative)")
         else:
             print(
-                f"  MISMATCH: does not give what was reported (tolerance {check.tolerance:g} relative)"
+                f"  MISMATCH: does not give what was reported (tolerance {check.tolerance:g}"
+                " relative)"
             )
             wrong.append(check.what)
     if wrong:
@@ -150,7 +158,8 @@ def diagnose(
         float | None, typer.Option(help="validation loss of always answering with the label shares")
     ] = None,
 ) -> None:
-    """A verdict for each trial of a CSV of curves: healthy, overfit, underfit, collapsed, ...; from any trainer.
+    """A verdict for each trial of a CSV of curves: healthy, overfit, underfit, collapsed, ...; from
+    any trainer.
 
     Example: python -m sweeps diagnose curves.csv --json
     """
@@ -242,14 +251,16 @@ def _finish(outcome: Any) -> None:
 
 def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # every slot comes with a handful of small actors: that many processes are meant, and no reason for a warning
+    # every slot comes with a handful of small actors: that many processes are meant, and no reason
+    # for a warning
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
     try:
         app()
     except (ConfigError, InputError, SpaceError, ClusterError) as error:
         print(" ".join(str(error).split("\n")), file=sys.stderr)
         sys.exit(2)
-    except OSError as error:  # the outside world: a disk, a store, a network or a server that does not do its part
+    # the outside world: a disk, a store, a network or a server that does not do its part
+    except OSError as error:
         print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
         sys.exit(1)
 

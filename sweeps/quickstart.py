@@ -1,9 +1,10 @@
 """Data for the quickstart, made on the reader's own machine: `python -m sweeps.quickstart OUT.csv`.
 
-The task: from the first sentence of a docstring, tell what it documents: a module, a class, a function (or method),
-or a property. The rows come from the sources of packages that this project depends on, at the versions that its lock
-names; the sources are parsed and never imported. The standard library stays out: it changes with the Python version.
-Rows of one file resemble each other, so the column `file` is there to split by: a random split flatters every model.
+The task: from the first sentence of a docstring, tell what it documents: a module, a class, a
+function (or method), or a property. The rows come from the sources of packages that this project
+depends on, at the versions that its lock names; the sources are parsed and never imported. The
+standard library stays out: it changes with the Python version. Rows of one file resemble each
+other, so the column `file` is there to split by: a random split flatters every model.
 """
 
 import ast
@@ -48,7 +49,8 @@ MIN_ROWS_PER_LABEL = 100
 MIN_WORDS = 3
 MAX_WORDS = 16
 
-# Tests, code that a package carries of others, and generated clients: little prose, or the same prose again and again.
+# Tests, code that a package carries of others, and generated clients: little prose, or the same
+# prose again and again.
 SKIPPED_FOLDERS = frozenset(
     {
         "tests",
@@ -79,9 +81,11 @@ class Row:
 
 
 def gather(folders: Sequence[Path]) -> list[Row]:
-    """The rows of the package folders: no text twice, none under two labels, at most `ROWS_PER_LABEL` of a label.
+    """The rows of the package folders: no text twice, none under two labels, at most
+    `ROWS_PER_LABEL` of a label.
 
-    Which rows stay when there are too many is decided by a hash of the text, so one more file changes few rows.
+    Which rows stay when there are too many is decided by a hash of the text, so one more file
+    changes few rows.
     """
     by_text: dict[str, list[Row]] = defaultdict(list)
     for folder in folders:
@@ -104,7 +108,9 @@ def gather(folders: Sequence[Path]) -> list[Row]:
 
 
 def docstring_rows(source: bytes, file: str) -> Iterator[Row]:
-    """One row for every docstring whose first sentence has a fitting length. Raises SyntaxError, ValueError."""
+    """One row for every docstring whose first sentence has a fitting length. Raises SyntaxError,
+    ValueError.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escape sequences in other people's code
         tree = ast.parse(source)
@@ -137,15 +143,18 @@ def write_csv(rows: Sequence[Row], out: Path) -> None:
 
 
 def make(out: Path) -> str:
-    """Gather the rows, write them to `out`, and return one line that says what was gathered. Raises QuickstartError."""
+    """Gather the rows, write them to `out`, and return one line that says what was gathered. Raises
+    QuickstartError.
+    """
     folders = [folder for name in PACKAGES if (folder := _package_folder(name))]
     rows = gather(folders)
     counts = Counter(row.label for row in rows)
     for label in LABELS:
         if counts[label] < MIN_ROWS_PER_LABEL:
             raise QuickstartError(
-                f"quickstart: too few docstrings of a {label}: got {counts[label]} from {len(folders)} of "
-                f"{len(PACKAGES)} packages, need {MIN_ROWS_PER_LABEL}; install the locked packages with their sources"
+                f"quickstart: too few docstrings of a {label}: got {counts[label]} from"
+                f" {len(folders)} of {len(PACKAGES)} packages, need {MIN_ROWS_PER_LABEL}; install"
+                " the locked packages with their sources"
             )
     try:
         write_csv(rows, out)
@@ -154,8 +163,8 @@ def make(out: Path) -> str:
     share = max(counts.values()) / len(rows)
     files = len({row.file for row in rows})
     return (
-        f"{out}: {len(rows)} rows, {len(counts)} classes ({', '.join(LABELS)}), {files} files of {len(folders)} "
-        f"packages, majority class {share:.0%}"
+        f"{out}: {len(rows)} rows, {len(counts)} classes ({', '.join(LABELS)}), {files} files of"
+        f" {len(folders)} packages, majority class {share:.0%}"
     )
 
 
@@ -175,11 +184,15 @@ def _package_rows(folder: Path) -> Iterator[Row]:
             if path.stat().st_size <= MAX_FILE_BYTES:
                 yield from docstring_rows(path.read_bytes(), file)
         except (OSError, SyntaxError, ValueError):
-            continue  # unreadable, or for another Python (ValueError: a null byte, before 3.11.4): the other files do
+            # unreadable, or for another Python (ValueError: a null byte, before 3.11.4): the other
+            # files do
+            continue
 
 
 def _definitions(tree: ast.Module) -> Iterator[Definition]:
-    """The module, its classes and functions, and theirs; not what is defined inside a function (four times faster)."""
+    """The module, its classes and functions, and theirs; not what is defined inside a function
+    (four times faster).
+    """
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()

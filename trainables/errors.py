@@ -3,7 +3,9 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something that the user can put right: a setting, a file, a row. The message is one line: where, what is wrong, what is allowed."""
+    """Something that the user can put right: a setting, a file, a row. The message is one line:
+    where, what is wrong, what is allowed.
+    """
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

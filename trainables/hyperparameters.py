@@ -15,7 +15,9 @@ class FullOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PartialOptions:
-    """The head and either the last `layers` layers or every parameter whose name matches one of `patterns`."""
+    """The head and either the last `layers` layers or every parameter whose name matches one of
+    `patterns`.
+    """
 
     layers: int | None = None
     patterns: tuple[str, ...] = ()
@@ -23,7 +25,8 @@ class PartialOptions:
     def __post_init__(self) -> None:
         if (self.layers is None) == (not self.patterns):
             raise InputError(
-                "method=partial: give either layers (the last n) or patterns (a list), not both or neither"
+                "method=partial: give either layers (the last n) or patterns (a list), not both or"
+                " neither"
             )
         if self.layers is not None and self.layers < 0:
             raise InputError(f"layers: must be 0 or more, got {self.layers}")
@@ -31,11 +34,13 @@ class PartialOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraOptions:
-    """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685): W + scale * B A, scale = alpha / rank.
+    """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685): W + scale * B A, scale
+    = alpha / rank.
 
-    `rslora` scales by alpha / sqrt(rank) instead (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732).
-    `loraplus_ratio` multiplies B's learning rate (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354).
-    `targets` is "all-linear", "attention", or a list of module names as PEFT's `target_modules` takes them.
+    `rslora` scales by alpha / sqrt(rank) instead (Kalajdzievski 2023,
+    https://arxiv.org/abs/2312.03732). `loraplus_ratio` multiplies B's learning rate (LoRA+, Hayou
+    et al. 2024, https://arxiv.org/abs/2402.12354). `targets` is "all-linear", "attention", or a
+    list of module names as PEFT's `target_modules` takes them.
     """
 
     rank: int = 8
@@ -67,8 +72,9 @@ class LoraOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class QLoraOptions(LoraOptions):
-    """LoRA over a quantised base: 4-bit NormalFloat (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314) or 8-bit
-    integers (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339).
+    """LoRA over a quantised base: 4-bit NormalFloat (Dettmers et al. 2023,
+    https://arxiv.org/abs/2305.14314) or 8-bit integers (Dettmers et al. 2022,
+    https://arxiv.org/abs/2208.07339).
     """
 
     bits: Literal[4, 8] = 4
@@ -83,8 +89,8 @@ class Ia3Options:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
-    """Prompt tuning (Lester et al. 2021, https://arxiv.org/abs/2104.08691): `virtual_tokens` learned vectors stand
-    before every input.
+    """Prompt tuning (Lester et al. 2021, https://arxiv.org/abs/2104.08691): `virtual_tokens`
+    learned vectors stand before every input.
     """
 
     virtual_tokens: int = 20
@@ -96,8 +102,9 @@ class PromptOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions:
-    """Bottleneck adapters (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751), one after each layer's feed-forward
-    (Pfeiffer et al. 2020, https://arxiv.org/abs/2005.00247): h + up(relu(down(h))), `bottleneck` channels between.
+    """Bottleneck adapters (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751), one after each
+    layer's feed-forward (Pfeiffer et al. 2020, https://arxiv.org/abs/2005.00247): h +
+    up(relu(down(h))), `bottleneck` channels between.
     """
 
     bottleneck: int = 64
@@ -120,7 +127,9 @@ OPTIONS: dict[str, type] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """One trial's configuration. Learning rates are per optimiser step of AdamW (Loshchilov & Hutter 2019)."""
+    """One trial's configuration. Learning rates are per optimiser step of AdamW (Loshchilov &
+    Hutter 2019).
+    """
 
     method: str
     learning_rate: float
@@ -168,7 +177,9 @@ class Hyperparameters:
 
 
 def sharing_key(hp: Hyperparameters) -> str | None:
-    """Trials of the same company can share a base: the kind of it. None: the trial needs a base for itself."""
+    """Trials of the same company can share a base: the kind of it. None: the trial needs a base for
+    itself.
+    """
     if hp.method in ("full", "partial"):
         return None
     if isinstance(hp.options, QLoraOptions):
@@ -184,8 +195,8 @@ def virtual_tokens(hp: Hyperparameters) -> int:
 
 
 def cost_class(hp: Hyperparameters) -> str:
-    """Trials of one kind take alike long for a step, and alike much memory: company, what they add to the base and where,
-    and batch size and rank to the nearest power of two.
+    """Trials of one kind take alike long for a step, and alike much memory: company, what they add
+    to the base and where, and batch size and rank to the nearest power of two.
     """
     words = [f"{sharing_key(hp)} base", f"batch size {_power_of_two(hp.batch_size)}"]
     for name in ("rank", "bottleneck"):
@@ -204,13 +215,16 @@ COMMON = tuple(f.name for f in fields(Hyperparameters) if f.name not in ("method
 
 
 def parse(params: Mapping[str, Any]) -> Hyperparameters:
-    """Flat `params`, as a search space samples them, to `Hyperparameters`; raises InputError for what is wrong."""
+    """Flat `params`, as a search space samples them, to `Hyperparameters`; raises InputError for
+    what is wrong.
+    """
     given = dict(params)
     method = given.pop("method", None)
     if not isinstance(method, str) or method not in OPTIONS:
         hint = did_you_mean(method.lower(), OPTIONS) if isinstance(method, str) else ""
         raise InputError(
-            f"method: must be one of {', '.join(OPTIONS)}, got {method!r}{'.' if hint else ''}{hint}"
+            f"method: must be one of {', '.join(OPTIONS)}, got"
+            f" {method!r}{'.' if hint else ''}{hint}"
         )
     options = OPTIONS[method]
     option_names = [f.name for f in fields(options)]
@@ -240,7 +254,9 @@ def _typed(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cast(name: str, hint: Any, value: Any) -> Any:
-    """`value` as `hint`; never rounds or clamps, so that a score is credited to the value that ran."""
+    """`value` as `hint`; never rounds or clamps, so that a score is credited to the value that
+    ran.
+    """
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise InputError(
@@ -273,9 +289,11 @@ def _cast(name: str, hint: Any, value: Any) -> Any:
         "NoneType": "null",
     }
     wanted = " or ".join(
-        words.get(getattr(k, "__name__", ""), "a list of names")
-        if get_origin(k) is None
-        else "a list of names"
+        (
+            words.get(getattr(k, "__name__", ""), "a list of names")
+            if get_origin(k) is None
+            else "a list of names"
+        )
         for k in kinds
     )
     raise InputError(f"{name}: must be {wanted}, got {value!r}")

@@ -1,5 +1,5 @@
-"""Random draws, a stream for each purpose. Where small numbers told purposes apart, a probe drawn from (seed, 7) was the
-beginning of epoch 7, whose order is drawn from (seed, epoch).
+"""Random draws, a stream for each purpose. Where small numbers told purposes apart, a probe drawn
+from (seed, 7) was the beginning of epoch 7, whose order is drawn from (seed, epoch).
 """
 
 import hashlib
@@ -22,7 +22,9 @@ Purpose = Literal[
 
 
 def stream(purpose: Purpose, *numbers: int) -> np.random.Generator:
-    """Draws that are a function of `purpose` and `numbers` (a seed) alone, and unlike those of all others."""
+    """Draws that are a function of `purpose` and `numbers` (a seed) alone, and unlike those of all
+    others.
+    """
     name = json.dumps([purpose, *map(int, numbers)])
     return np.random.Generator(
         np.random.PCG64(int.from_bytes(hashlib.sha256(name.encode()).digest(), "big"))

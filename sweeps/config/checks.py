@@ -9,7 +9,9 @@ from trainables.hyperparameters import OPTIONS, parse
 
 
 def check_hyperparameters(config: SweepConfig) -> None:
-    """The space and what is fixed must fit together for every branch: all that can be known before a trial is drawn."""
+    """The space and what is fixed must fit together for every branch: all that can be known before
+    a trial is drawn.
+    """
     if config.search.space is None:
         raise ConfigError(
             "search.space: not given; the name of a preset, a YAML file, or the space itself"
@@ -17,7 +19,8 @@ def check_hyperparameters(config: SweepConfig) -> None:
     space = config.space()
     if config.search.sampler == "grid" and space.size() is None:
         raise ConfigError(
-            "search.sampler: grid needs a finite space, got one in which a float varies; allowed: tpe, random"
+            "search.sampler: grid needs a finite space, got one in which a float varies; allowed:"
+            " tpe, random"
         )
     fixed = config.train.fixed()
     for path, _ in space.parameters:
@@ -26,7 +29,8 @@ def check_hyperparameters(config: SweepConfig) -> None:
             raise ConfigError(f"train.{name}: also varies in search.space; set it in one place")
         if name not in HYPERPARAMETERS:
             raise ConfigError(
-                f"search.space.{path}: not a hyperparameter. {what_was_meant(name, HYPERPARAMETERS)}"
+                f"search.space.{path}: not a hyperparameter."
+                f" {what_was_meant(name, HYPERPARAMETERS)}"
             )
     if "method" not in fixed and not any(path == "method" for path, _ in space.parameters):
         raise ConfigError(
@@ -57,7 +61,9 @@ def check_hyperparameters(config: SweepConfig) -> None:
 
 
 def _check_values(config: SweepConfig) -> None:
-    """Every value of a choice and both ends of every range must be ones that can be trained: a typo is not a rare draw."""
+    """Every value of a choice and both ends of every range must be ones that can be trained: a typo
+    is not a rare draw.
+    """
     checked: set[str] = set()
     for draw, asked in config._survey():
         for path, domain in asked.items():

@@ -2,4 +2,6 @@
 
 
 class ConfigError(ValueError):
-    """What a user wrote cannot be run. The message is one line: where, what is wrong, what we got, what is allowed."""
+    """What a user wrote cannot be run. The message is one line: where, what is wrong, what we got,
+    what is allowed.
+    """

@@ -1,4 +1,6 @@
-"""The sweep file: YAML and `key=value` overrides in, one typed and frozen configuration out. Past this door no DictConfig."""
+"""The sweep file: YAML and `key=value` overrides in, one typed and frozen configuration out. Past
+this door no DictConfig.
+"""
 
 import dataclasses
 import re
@@ -74,8 +76,8 @@ def _override(given: DictConfig, override: str) -> None:
 
 
 def _open_space(given: DictConfig, key: str) -> str:
-    """Put what a preset or a file holds in the place of its name, for `key` to be set in it. Returns the key as it stands
-    there: what is shown as lora.rank is method.lora.rank.
+    """Put what a preset or a file holds in the place of its name, for `key` to be set in it.
+    Returns the key as it stands there: what is shown as lora.rank is method.lora.rank.
     """
     source = OmegaConf.select(given, "search.space")
     if isinstance(source, str):
@@ -101,7 +103,9 @@ def _yaml_words(given: DictConfig) -> DictConfig:
 
 
 def with_own_space(config: SweepConfig) -> SweepConfig:
-    """The configuration with the search space itself in the place of a preset's or a file's name, which may change."""
+    """The configuration with the search space itself in the place of a preset's or a file's name,
+    which may change.
+    """
     if not isinstance(config.search.space, str):
         return config
     space = load_tree(config.search.space)
@@ -114,7 +118,9 @@ def dump(config: SweepConfig) -> str:
 
 
 def _check_sections(given: Any, hint: Any, key: str) -> None:
-    """Unknown keys, missing sections, and what should be a section or a list and is not: OmegaConf does not say where."""
+    """Unknown keys, missing sections, and what should be a section or a list and is not: OmegaConf
+    does not say where.
+    """
     if isinstance(given, str) and given.startswith("${"):
         return
     if dataclasses.is_dataclass(hint) or get_origin(hint) in (dict, list):
@@ -134,5 +140,6 @@ def _check_sections(given: Any, hint: Any, key: str) -> None:
     for part in dataclasses.fields(hint):
         if part.default is part.default_factory is dataclasses.MISSING and part.name not in given:
             raise ConfigError(
-                f"{f'{key}.' if key else ''}{part.name}: not given; must be {allowed(hints[part.name])}"
+                f"{f'{key}.' if key else ''}{part.name}: not given; must be"
+                f" {allowed(hints[part.name])}"
             )

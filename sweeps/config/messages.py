@@ -13,8 +13,8 @@ from sweeps.config.schema import HYPERPARAMETERS, SweepConfig
 
 
 def what_was_meant(name: str, here: Iterable[str]) -> str:
-    """What an unknown key may stand for: a near name in its own section, else in another the same, nearly the same, or
-    the only one that begins with it.
+    """What an unknown key may stand for: a near name in its own section, else in another the same,
+    nearly the same, or the only one that begins with it.
     """
     places: dict[str, list[str]] = {}
     for own, place in (
@@ -22,7 +22,8 @@ def what_was_meant(name: str, here: Iterable[str]) -> str:
         *((own, f"search.space.{own}") for own in HYPERPARAMETERS),
     ):
         places.setdefault(own, []).append(place)
-    # a key of another section is seldom a slip of one here that it only resembles, as search.trials_per_slot is none of space
+    # a key of another section is seldom a slip of one here that it only resembles, as
+    # search.trials_per_slot is none of space
     if near := difflib.get_close_matches(name, here, 1, 0.8 if name in places else 0.6):
         return f"Did you mean {near[0]!r}?"
     near = difflib.get_close_matches(name, places, 1, 0.8) or [

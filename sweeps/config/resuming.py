@@ -28,9 +28,11 @@ def differences(former: SweepConfig, config: SweepConfig) -> list[str]:
     """What is set otherwise, in words."""
     before, now = dict(_leaves(former, "")), dict(_leaves(config, ""))
     return [
-        key
-        if isinstance(now[key], dict | list)
-        else f"{key}: {shown(before[key])} to {shown(now[key])}"
+        (
+            key
+            if isinstance(now[key], dict | list)
+            else f"{key}: {shown(before[key])} to {shown(now[key])}"
+        )
         for key in before
         if before[key] != now[key]
     ]
@@ -60,7 +62,8 @@ def check_resumable(former: SweepConfig, config: SweepConfig) -> None:
         if why is not None:
             words = f"{shown(before[key])} to {shown(now[key])}"
             found.append(
-                f"{key}: cannot change when a sweep is resumed ({words}): {why}; run a new sweep for that"
+                f"{key}: cannot change when a sweep is resumed ({words}): {why}; run a new sweep"
+                " for that"
             )
     if found:
         raise ConfigError("; ".join(found))
@@ -69,8 +72,8 @@ def check_resumable(former: SweepConfig, config: SweepConfig) -> None:
 def as_trained(
     former: SweepConfig, config: SweepConfig, params: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Parameters of a trial of `former` that give the same hyperparameters under `config`: what `train` fixed for it, and fixes
-    otherwise or no longer, becomes a parameter of its own.
+    """Parameters of a trial of `former` that give the same hyperparameters under `config`: what
+    `train` fixed for it, and fixes otherwise or no longer, becomes a parameter of its own.
     """
     before, now = former.train.fixed(), config.train.fixed()
     changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}

@@ -1,4 +1,6 @@
-"""The sweep file: YAML and `key=value` overrides in, one typed and frozen configuration out. Past this door no DictConfig."""
+"""The sweep file: YAML and `key=value` overrides in, one typed and frozen configuration out. Past
+this door no DictConfig.
+"""
 
 import dataclasses
 import random
@@ -17,25 +19,27 @@ from trainables.errors import InputError
 from trainables.hyperparameters import COMMON, OPTIONS, Hyperparameters, parse
 from trainables.models.config import ModelConfig
 
-# a quarter of the trials, within these: TPE needs a few losses to tell good from bad, and of 7 trials 10 would be all
+# a quarter of the trials, within these: TPE needs a few losses to tell good from bad, and of 7
+# trials 10 would be all
 MIN_STARTUP, MAX_STARTUP = 3, 10
 DRAWS = 200  # configurations drawn to know what a space holds
 
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStoppingConfig:
-    """Stops trials that are behind (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934), overfit or diverged."""
+    """Stops trials that are behind (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934),
+    overfit or diverged.
+    """
 
-    asha: bool = (
-        True  # compare trials at the same samples seen, like with like, and stop the worse ones
-    )
+    # compare trials at the same samples seen, like with like, and stop the worse ones
+
+    asha: bool = True
     grace_epochs: float = 1.0  # epochs that every trial may train before it is compared
     reduction_factor: float = 3.0  # of the trials that reach a rung, one in so many goes on
     overfit: bool = True  # stop a trial that has clearly overfit
     overfit_patience: int = 2  # overfit evaluations in a row before it is stopped
-    diverged: bool = (
-        True  # stop a trial whose losses have left those of the untuned model far behind
-    )
+    # stop a trial whose losses have left those of the untuned model far behind
+    diverged: bool = True
 
     def __post_init__(self) -> None:
         if self.grace_epochs <= 0:
@@ -44,11 +48,13 @@ class EarlyStoppingConfig:
             )
         if self.reduction_factor <= 1:
             raise ConfigError(
-                f"search.early_stopping.reduction_factor: must be above 1, got {self.reduction_factor}"
+                "search.early_stopping.reduction_factor: must be above 1, got"
+                f" {self.reduction_factor}"
             )
         if self.overfit_patience < 1:
             raise ConfigError(
-                f"search.early_stopping.overfit_patience: must be at least 1, got {self.overfit_patience}"
+                "search.early_stopping.overfit_patience: must be at least 1, got"
+                f" {self.overfit_patience}"
             )
 
 
@@ -58,17 +64,17 @@ class SearchConfig:
 
     space: Any = None  # name of a preset (search_spaces/*.yaml), a YAML file, or the space itself
     trials: int = 20  # in all, over every resume
-    sampler: Literal["tpe", "random", "grid"] = (
-        "tpe"  # tpe: Optuna's multivariate TPE with constant liar
-    )
-    startup_trials: str | int = (
-        "auto"  # random trials before TPE models the space; auto: fits the number of trials
-    )
+    # tpe: Optuna's multivariate TPE with constant liar
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    # random trials before TPE models the space; auto: fits the number of trials
+    startup_trials: str | int = "auto"
     initial: list[dict[str, Any]] = field(
         default_factory=list
     )  # configurations to try first; what they leave open is sampled
     time_budget: str | None = (
-        None  # wall clock over every resume, as 90s, 30m, 8h or 2d; running trials are then stopped, the best so far wins
+        # wall clock over every resume, as 90s, 30m, 8h or 2d; running trials are then stopped, the
+        # best so far wins
+        None
     )
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 
@@ -94,7 +100,8 @@ class SearchConfig:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", self.time_budget)
         if match is None or float(match[1]) == 0:
             raise ConfigError(
-                f"search.time_budget: must be a number with s, m, h or d, such as 8h, got {self.time_budget!r}"
+                "search.time_budget: must be a number with s, m, h or d, such as 8h, got"
+                f" {self.time_budget!r}"
             )
         return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
@@ -105,11 +112,12 @@ class TrainConfig:
 
     evaluate_every: str | int = "epoch"  # or a number of samples
     max_tokens: int | None = (
-        None  # padded tokens in one pass; memory only, results do not depend on it; None: 4096 (CPU), 16384 (GPU)
+        # padded tokens in one pass; memory only, results do not depend on it; None: 4096 (CPU),
+        # 16384 (GPU)
+        None
     )
-    precision: Literal["auto", "float32", "bfloat16"] = (
-        "auto"  # of the arithmetic; auto: bfloat16 on GPUs that have it
-    )
+    # of the arithmetic; auto: bfloat16 on GPUs that have it
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     # of the weights that full and partial fine-tuning leave; auto: the type of the base's own files
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     gradient_checkpointing: bool = False  # trade compute for memory
@@ -171,7 +179,8 @@ class SweepConfig:
     name: str = ""  # part of the folder's name
     storage: str = "runs"  # folder or fsspec URL under which the sweep's folder is made
     seed: int = 0
-    rehearse: bool = True  # take every method through its whole life at a size of seconds before anything is spent
+    # take every method through its whole life at a size of seconds before anything is spent
+    rehearse: bool = True
     task: Literal["classification", "instruction", "causal_lm"] = "classification"
     model: ModelConfig
     data: DataConfig
@@ -184,7 +193,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
             raise ConfigError(
-                f"name: must be 1 to 64 letters, digits, dots, dashes or underscores, got {self.name!r}"
+                "name: must be 1 to 64 letters, digits, dots, dashes or underscores, got"
+                f" {self.name!r}"
             )
         if self.seed < 0:
             raise ConfigError(f"seed: must be 0 or more, got {self.seed}")
@@ -195,27 +205,32 @@ class SweepConfig:
         limits = self.selection.limits
         if limits.of_forgetting and self.task == "classification":
             raise ConfigError(
-                "selection.limits: forgetting and kl are measured of language models (task instruction or causal_lm), "
-                "got task classification"
+                "selection.limits: forgetting and kl are measured of language models (task"
+                " instruction or causal_lm), got task classification"
             )
         if limits.of_slices and self.data.slice is None:
             raise ConfigError(
-                "selection.limits: limits on slices need data.slice, the column that tells them; got none"
+                "selection.limits: limits on slices need data.slice, the column that tells them;"
+                " got none"
             )
         if limits.slice_accuracy is not None and self.task != "classification":
             raise ConfigError(
-                f"selection.limits.slice_accuracy: is for classification, got task {self.task}; slice_loss is for all"
+                f"selection.limits.slice_accuracy: is for classification, got task {self.task};"
+                " slice_loss is for all"
             )
         if not self.data.train:
             raise ConfigError(
-                "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or hf:owner/name"
+                "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or"
+                " hf:owner/name"
             )
 
     def space(self) -> Space:
         return load_space(self.search.space)
 
     def draws(self) -> list[dict[str, Any]]:
-        """Valid complete configurations drawn at random from the space, always the same: what trials will look like."""
+        """Valid complete configurations drawn at random from the space, always the same: what
+        trials will look like.
+        """
         return [params for params, _ in self._survey() if self._is_valid(params)]
 
     @staticmethod
@@ -227,7 +242,9 @@ class SweepConfig:
         return True
 
     def _survey(self) -> list[tuple[dict[str, Any], dict[str, Domain]]]:
-        """Draws, each with the domains that it was drawn from; without those in which a tied value has none."""
+        """Draws, each with the domains that it was drawn from; without those in which a tied value
+        has none.
+        """
         space, generator = self.space(), random.Random(0)
         found, broken = [], None
         for _ in range(DRAWS):
@@ -250,7 +267,9 @@ class SweepConfig:
         return parse(self.complete(params))
 
     def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """`params` with what `train` fixes for their method; the seed is the sweep's unless it is varied."""
+        """`params` with what `train` fixes for their method; the seed is the sweep's unless it is
+        varied.
+        """
         merged = {"seed": self.seed} | self.train.fixed() | dict(params)
         options = OPTIONS.get(merged.get("method", ""))
         if options is None:

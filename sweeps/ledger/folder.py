@@ -1,18 +1,16 @@
-"""The sweep's folder: what is written, read back, kept and deleted. Reading needs neither Ray nor torch.
+"""The sweep's folder: what is written, read back, kept and deleted. Reading needs neither Ray nor
+torch.
 
-sweep.yaml              the resolved configuration;  configurations/001.yaml ...: those that it has run with
-status.json             running | finished | interrupted | failed, and a heartbeat
-study.journal           the Optuna study
-base.json               which base model it is
-data/                   prepared splits and their manifest
-baseline.json           losses of the untuned model
-trials/<id>/trial.json  parameters;  outcome.json: how it ended;  attempt-<n>/step-<s>/: its evaluations
-baselines.json          other ways than fine-tuning;  baselines/SPLIT/NAME.npy, NAME.predictions.npy: of each row
-test.json               what the sealed test split gave, once there was a winner
-forgetting.json         loss on general text before and after, and how far predictions moved
-cost.json               what the sweep took
-winner/                 the checkpoint, its card, how to load it
-report.html
+sweep.yaml              the resolved configuration;  configurations/001.yaml ...: those that it has
+run with status.json             running | finished | interrupted | failed, and a heartbeat
+study.journal           the Optuna study base.json               which base model it is data/
+prepared splits and their manifest baseline.json           losses of the untuned model
+trials/<id>/trial.json  parameters;  outcome.json: how it ended;  attempt-<n>/step-<s>/: its
+evaluations baselines.json          other ways than fine-tuning;  baselines/SPLIT/NAME.npy,
+NAME.predictions.npy: of each row test.json               what the sealed test split gave, once
+there was a winner forgetting.json         loss on general text before and after, and how far
+predictions moved cost.json               what the sweep took winner/                 the
+checkpoint, its card, how to load it report.html
 """
 
 import io
@@ -74,7 +72,9 @@ class Ledger:
         default: bool = False,
         finalist_of: str | None = None,
     ) -> None:
-        """default: what one would train without a search; finalist_of: the trial that had this configuration first."""
+        """default: what one would train without a search; finalist_of: the trial that had this
+        configuration first.
+        """
         self.store.write_json(
             f"trials/{trial}/trial.json",
             {
@@ -118,7 +118,9 @@ class Ledger:
         self._curves[trial].update(status=status, reason=reason)
 
     def prune(self, trial: str, config: SelectionConfig) -> None:
-        """Keep the checkpoint that would win for this trial and, while it runs, what it would go on from; delete the rest."""
+        """Keep the checkpoint that would win for this trial and, while it runs, what it would go on
+        from; delete the rest.
+        """
         entry = self._curves[trial]
         best = best_point(self.curve(trial), config)
         last = entry["points"][-1] if entry["points"] and entry["status"] == "running" else None
@@ -144,7 +146,9 @@ class Ledger:
         return [self.curve(trial) for trial in sorted(self._curves)]
 
     def is_compared(self, trial: str) -> bool:
-        """Whether `trial` is there to be compared with: the default configuration, or a finalist."""
+        """Whether `trial` is there to be compared with: the default configuration, or a
+        finalist.
+        """
         return self._curves[trial]["default"] or self._curves[trial]["finalist_of"] is not None
 
     def drawn(self) -> int:
@@ -202,8 +206,9 @@ class Ledger:
         return self
 
     def losses(self, folder: str) -> np.ndarray | None:
-        """Losses [G, 2] of an evaluation, or of a baseline (`baselines/SPLIT/NAME`): summed loss and number of targets of
-        each unit, a row or the rows that belong together (see sweeps.selection.statistics).
+        """Losses [G, 2] of an evaluation, or of a baseline (`baselines/SPLIT/NAME`): summed loss
+        and number of targets of each unit, a row or the rows that belong together (see
+        sweeps.selection.statistics).
         """
         of_rows = self.row_losses(folder)
         split = folder.split("/")[1] if folder.startswith("baselines/") else "validation"
@@ -216,7 +221,9 @@ class Ledger:
         )
 
     def predictions(self, folder: str) -> np.ndarray | None:
-        """Predicted and true class of each row [N, 2] of an evaluation or a baseline; None where there are none."""
+        """Predicted and true class of each row [N, 2] of an evaluation or a baseline; None where
+        there are none.
+        """
         return self._array(
             f"{folder}.{PREDICTIONS}"
             if folder.startswith("baselines/")
@@ -238,7 +245,9 @@ class Ledger:
     # --- the sweep ---
 
     def set_status(self, status: str, elapsed_s: float, *, ending: bool = False) -> None:
-        """ending: the process that writes this is on its way to an orderly end, and may be killed before it comes there."""
+        """ending: the process that writes this is on its way to an orderly end, and may be killed
+        before it comes there.
+        """
         self.store.write_json(
             "status.json",
             {
@@ -253,7 +262,9 @@ class Ledger:
         )
 
     def status(self) -> tuple[str, float]:
-        """The sweep's status, and the seconds it has run. A sweep whose process is gone is `interrupted`, whatever it wrote last."""
+        """The sweep's status, and the seconds it has run. A sweep whose process is gone is
+        `interrupted`, whatever it wrote last.
+        """
         if not self.store.exists("status.json"):
             return "interrupted", 0.0
         written = self.store.read_json("status.json")
@@ -267,7 +278,9 @@ class Ledger:
         return status, written["elapsed_s"]
 
     def reference(self) -> Reference:
-        """What not fine-tuning gives: the untuned model (measured by the first slot) and the label prior of train."""
+        """What not fine-tuning gives: the untuned model (measured by the first slot) and the label
+        prior of train.
+        """
         baseline = self.baselines()
         untuned, prior = baseline.get("untuned", {}), baseline.get("prior", {})
         return Reference(
@@ -295,7 +308,9 @@ class Ledger:
         return found
 
     def write_test(self, measured: dict[str, Any], config: SelectionConfig) -> None:
-        """Keep what the test split gave, with intervals, how optimistic validation was, and who scored the same split before."""
+        """Keep what the test split gave, with intervals, how optimistic validation was, and who
+        scored the same split before.
+        """
         winner, _ = self.select(config)
         assert winner is not None, "the test split is scored for a winner"
         manifest, scores = self.store.read_json("data/manifest.json"), measured["scores"]
@@ -313,7 +328,8 @@ class Ledger:
         register = f"test-sets/{manifest['splits']['test']['raw_fingerprint'][:16]}.json"
         own = {"sweep": self.name, "trial": winner.trial, "step": winner.point.step}
         before = scored.read_json(register) if scored.exists(register) else []
-        # a checkpoint that is measured again, after a kill, is no second look; another winner of this sweep is
+        # a checkpoint that is measured again, after a kill, is no second look; another winner of
+        # this sweep is
         before = [
             each for each in before if any(each.get(name) != value for name, value in own.items())
         ]
@@ -339,7 +355,9 @@ class Ledger:
         self.store.write_json("forgetting.json", {**of, **measured, "interval": interval})
 
     def of_winner(self, name: str, winner: Winner | None) -> dict[str, Any] | None:
-        """What `test` or `forgetting` gave the winner; None when it was not measured, or of a checkpoint that won before."""
+        """What `test` or `forgetting` gave the winner; None when it was not measured, or of a
+        checkpoint that won before.
+        """
         if winner is None or not self.store.exists(f"{name}.json"):
             return None
         found = self.store.read_json(f"{name}.json")
@@ -408,9 +426,9 @@ class Ledger:
                     "verdict": judged.word,
                     "verdict_reason": judged.reason,
                     "verdict_later": judged.later,
-                    "difference": asdict(differences[curve.id])
-                    if curve.id in differences
-                    else None,
+                    "difference": (
+                        asdict(differences[curve.id]) if curve.id in differences else None
+                    ),
                     "params": dict(curve.params),
                     "default": self._curves[curve.id]["default"],
                     "finalist_of": curve.finalist_of,
@@ -473,8 +491,8 @@ class Ledger:
     def _slices(
         self, point: Evaluation, manifest: dict[str, Any], test: dict[str, Any] | None
     ) -> dict[str, Any] | None:
-        """The winner's loss and metrics for each value of `data.slice`, on validation and, where it was scored, on test;
-        the worst first.
+        """The winner's loss and metrics for each value of `data.slice`, on validation and, where it
+        was scored, on test; the worst first.
         """
         if manifest["data"].get("slice") is None:
             return None
@@ -509,8 +527,8 @@ class Ledger:
 
 
 def _tokens_per_request(manifest: dict[str, Any], test: dict[str, Any] | None) -> float | None:
-    """Tokens that are no targets of a row of the test split, where it was scored, or of validation, on average: what goes
-    into the model for one answer.
+    """Tokens that are no targets of a row of the test split, where it was scored, or of validation,
+    on average: what goes into the model for one answer.
     """
     if manifest["task"] == "causal_lm":
         return None
@@ -520,7 +538,9 @@ def _tokens_per_request(manifest: dict[str, Any], test: dict[str, Any] | None) -
 
 
 def label_prior(manifest: dict[str, Any], split: str = "validation") -> dict[str, Any] | None:
-    """Always answering with train's label shares: loss on `split` in nats and accuracy of its majority class."""
+    """Always answering with train's label shares: loss on `split` in nats and accuracy of its
+    majority class.
+    """
     splits = manifest["splits"]
     if "label_counts" not in splits["train"]:
         return None

@@ -1,4 +1,6 @@
-"""One order of a sweep's trials, for everything that shows them: terminal, page, W&B, JSON. Pure: a board in, lines out."""
+"""One order of a sweep's trials, for everything that shows them: terminal, page, W&B, JSON. Pure: a
+board in, lines out.
+"""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +21,9 @@ class Row:
     trial: dict[str, Any]
     """The trial, as on the board."""
     shown: dict[str, Any] | None
-    """The evaluation that stands for it: the winner's for its trial, else the best that may win, else the best."""
+    """The evaluation that stands for it: the winner's for its trial, else the best that may win,
+    else the best.
+    """
     rank: int | None
     """1 is the winner, the others follow by validation loss; None where the trial may not win."""
     wins: bool
@@ -29,7 +33,9 @@ class Row:
 
 
 def leaderboard(board: Mapping[str, Any]) -> list[Row]:
-    """The winner, the other trials by their best validation loss that may win, and then those that may not."""
+    """The winner, the other trials by their best validation loss that may win, and then those that
+    may not.
+    """
     winner = board["winner"] or {}
     found = []
     for trial in board["trials"]:

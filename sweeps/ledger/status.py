@@ -15,13 +15,15 @@ UNFINISHED = (
 
 HEARTBEAT_S = 10.0
 
-DEAD_AFTER_S = (
-    60.0  # a sweep of another machine that has not written its heartbeat for so long does not run
-)
+# a sweep of another machine that has not written its heartbeat for so long does not run
+
+DEAD_AFTER_S = 60.0
 
 
 def process_runs(pid: int, began: str | None) -> bool:
-    """Whether the process that wrote the status still runs; a number that now names another process does not count."""
+    """Whether the process that wrote the status still runs; a number that now names another process
+    does not count.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -32,7 +34,9 @@ def process_runs(pid: int, began: str | None) -> bool:
 
 
 def process_start(pid: int) -> str | None:
-    """When a process began, in clock ticks since boot; None without /proc, "" for one that ended and nobody waited for."""
+    """When a process began, in clock ticks since boot; None without /proc, "" for one that ended
+    and nobody waited for.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:

@@ -24,7 +24,9 @@ PEFT_METHODS = ("lora", "qlora", "ia3", "prompt")  # whose checkpoints are PEFT'
 def card(
     config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any], loading: list[str]
 ) -> str:
-    """README.md of the winner: what it is, how good, from what data, and the lines of Python that load it."""
+    """README.md of the winner: what it is, how good, from what data, and the lines of Python that
+    load it.
+    """
     winner = board["winner"]
     trial = next(t for t in board["trials"] if t["id"] == winner["trial"])
     method = winner["params"].get("method", config.train.method)
@@ -77,11 +79,15 @@ def card(
         "| samples seen | epoch | validation loss | probe loss |",
         "|---|---|---|---|",
         *(
-            f"| {e['samples_seen']} | {e['epoch']:g} | {_show(e['val_loss'])} | {_show(e['probe_loss'])} |"
+            f"| {e['samples_seen']} | {e['epoch']:g} | {_show(e['val_loss'])} |"
+            f" {_show(e['probe_loss'])} |"
             for e in trial["evaluations"]
         ),
         "",
-        f"Verdict: {verdict_words(trial)} ({trial['verdict_reason']}). The checkpoint here is that of {winner['samples_seen']} samples.",
+        (
+            f"Verdict: {verdict_words(trial)} ({trial['verdict_reason']}). The checkpoint here is"
+            f" that of {winner['samples_seen']} samples."
+        ),
         "",
         "## How to load it",
         "",
@@ -103,7 +109,8 @@ def card(
         "| split | rows | fingerprint (SHA-256) |",
         "|---|---|---|",
         *(
-            f"| {name} | {split.get('rows', split['read'])} | {split.get('fingerprint', split.get('raw_fingerprint'))} |"
+            f"| {name} | {split.get('rows', split['read'])} |"
+            f" {split.get('fingerprint', split.get('raw_fingerprint'))} |"
             for name, split in manifest["splits"].items()
         ),
         "",

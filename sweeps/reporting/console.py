@@ -1,4 +1,6 @@
-"""What a person sees while a sweep runs: a live table in a terminal, plain lines everywhere else."""
+"""What a person sees while a sweep runs: a live table in a terminal, plain lines everywhere
+else.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,8 +36,8 @@ STATES = {"running": "yellow", "complete": "green", "pruned": "cyan", "failed": 
 def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
     """The trials of a board in their order (sweeps.ledger.leaderboard).
 
-    Trials that are tied with the winner have a `=` before them. Below WIDE columns only what decides is shown: id, loss,
-    first metric, verdict, configuration.
+    Trials that are tied with the winner have a `=` before them. Below WIDE columns only what
+    decides is shown: id, loss, first metric, verdict, configuration.
     """
     metrics = sorted(
         {name for trial in board["trials"] for e in trial["evaluations"] for name in e["metrics"]}
@@ -104,7 +106,9 @@ def leaderboard(board: Mapping[str, Any], width: int = WIDE) -> Table:
 
 
 def alternatives_table(metrics: Mapping[str, Any]) -> Table:
-    """Loss and metrics of the winner and of all that it is compared with, on each split that was measured."""
+    """Loss and metrics of the winner and of all that it is compared with, on each split that was
+    measured.
+    """
     splits = [
         split
         for split in ("validation", "test")

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 def named_baselines(board: dict) -> dict[str, dict]:
-    """What needs no training: losses of the untuned model, and of always answering with the shares of the labels."""
+    """What needs no training: losses of the untuned model, and of always answering with the shares
+    of the labels.
+    """
     words = {"untuned": "not fine-tuned", "prior": "label shares only"}
     return {
         words.get(name, measured.get("words", name)): measured

@@ -1,4 +1,6 @@
-"""Hand over the winner: a folder that transformers or PEFT load alone, with a card; and check that it gives the number shown."""
+"""Hand over the winner: a folder that transformers or PEFT load alone, with a card; and check that
+it gives the number shown.
+"""
 
 import json
 import shutil
@@ -16,7 +18,9 @@ from trainables.tasks import TASKS
 
 
 def hand_over(ledger: Ledger, config: SweepConfig, board: dict[str, Any]) -> str:
-    """Write `winner/`: the checkpoint's files, the tokenizer, what was reported, README.md. Returns where it lies."""
+    """Write `winner/`: the checkpoint's files, the tokenizer, what was reported, README.md. Returns
+    where it lies.
+    """
     winner = board["winner"]
     folder = ledger.store.scratch()
     name = relative_name(ledger, winner["checkpoint"])
@@ -57,5 +61,7 @@ def trained_base(
 
 
 def relative_name(ledger: Ledger, checkpoint: str) -> str:
-    """The checkpoint's name inside the sweep's folder, wherever that folder has been moved since."""
+    """The checkpoint's name inside the sweep's folder, wherever that folder has been moved
+    since.
+    """
     return "trials/" + checkpoint.rsplit("/trials/", 1)[1]

@@ -1,7 +1,9 @@
-"""What a person reads after a sweep: one HTML page that needs no network, and the same as a Weights & Biases Report.
+"""What a person reads after a sweep: one HTML page that needs no network, and the same as a Weights
+& Biases Report.
 
-Both take the *board*, the dictionary that `best --json` prints: the sweep's name, folder, status and metric, its winner
-(or the reason why nothing may win), baselines, and every trial with its verdict, parameters and evaluations.
+Both take the *board*, the dictionary that `best --json` prints: the sweep's name, folder, status
+and metric, its winner (or the reason why nothing may win), baselines, and every trial with its
+verdict, parameters and evaluations.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ MATRIX_CLASSES = 20  # whose confusion matrix is drawn
 
 
 def _by_way(board: dict) -> dict[str, dict]:
-    """Metrics on each split, by the name of the winner, the default configuration or a baseline: `validation`, `test`."""
+    """Metrics on each split, by the name of the winner, the default configuration or a baseline:
+    `validation`, `test`.
+    """
     scores = (board.get("test") or {}).get("scores", {})
     found = {
         name: {
@@ -74,8 +78,8 @@ def _by_way(board: dict) -> dict[str, dict]:
 def html_report(board: dict, study: optuna.Study | None, out: Path) -> Path:
     """Writes the page and returns its path. `study` adds parameter importances and the timeline.
 
-    The page is one file of about 5 MB: plotly.js is inlined, and a content security policy forbids it every request and
-    every script but its own.
+    The page is one file of about 5 MB: plotly.js is inlined, and a content security policy forbids
+    it every request and every script but its own.
     """
     import jinja2
     from plotly.offline import get_plotlyjs
@@ -157,7 +161,9 @@ def _verdict_counts(board: dict) -> list[tuple[str, int]]:
 
 
 def _constants(board: dict) -> dict:
-    """Parameters that have the same value in every one of several trials: said once, not in every line."""
+    """Parameters that have the same value in every one of several trials: said once, not in every
+    line.
+    """
     every = [trial["params"] for trial in board["trials"]]
     if len(every) < 2:
         return {}
@@ -204,7 +210,8 @@ def _sort_value(value: Any) -> str:
     return repr(value) if is_finite(value) else str(value)
 
 
-# --- Plots: plain plotly dictionaries. A trace names its `tone`; which colour that is, the page knows ---
+# --- Plots: plain plotly dictionaries. A trace names its `tone`; which colour that is, the page
+# knows ---
 
 
 # --- Weights & Biases ---

@@ -1,4 +1,6 @@
-"""What a person sees while a sweep runs: a live table in a terminal, plain lines everywhere else."""
+"""What a person sees while a sweep runs: a live table in a terminal, plain lines everywhere
+else.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -67,7 +69,9 @@ class Display:
     def refresh(
         self, curves: list[Curve], snapshot: Mapping[str, Any], totals: Callable[[Curve], int]
     ) -> None:
-        """Draw the table anew. `totals(curve)`: the samples that a trial sees when it trains to its end."""
+        """Draw the table anew. `totals(curve)`: the samples that a trial sees when it trains to its
+        end.
+        """
         if self._live is None:
             return
         narrow = self.console.width < LIVE
@@ -107,9 +111,11 @@ class Display:
                     "state": state,
                     "best val loss": number(best.val_loss) if best else "-",
                     "progress": f"{bar} {share:4.0%}" if runs else state if narrow else "",
-                    "rows/s": f"{progress['samples_per_s']:.0f}"
-                    if runs and progress["samples_per_s"]
-                    else "",
+                    "rows/s": (
+                        f"{progress['samples_per_s']:.0f}"
+                        if runs and progress["samples_per_s"]
+                        else ""
+                    ),
                     "slot": where.get(curve.id, "waits") if runs else "",
                     "configuration": Text(format_params(curve.params)),
                 }
@@ -129,5 +135,8 @@ class Display:
             )
         finished = sum(curve.status != "running" for curve in curves)
         rest = f"about {duration(left)} left" if left is not None else "time left not known yet"
-        head = f"{self._name}: {finished} of {self._trials} trials ended, {duration(elapsed)} so far, {rest}"
+        head = (
+            f"{self._name}: {finished} of {self._trials} trials ended, {duration(elapsed)} so far,"
+            f" {rest}"
+        )
         self._live.update(Group(Text(head, style="bold"), table), refresh=True)

@@ -1,6 +1,8 @@
-"""The task's own metrics beside the loss: of the winner and everything that it is compared with, and by class. Pure.
+"""The task's own metrics beside the loss: of the winner and everything that it is compared with,
+and by class. Pure.
 
-Letters of shapes: N rows of a split, C classes. Predictions are int [N, 2]: predicted and true class of each row.
+Letters of shapes: N rows of a split, C classes. Predictions are int [N, 2]: predicted and true
+class of each row.
 """
 
 import math
@@ -25,13 +27,13 @@ Groups = Callable[[str], np.ndarray | None]
 def metrics_of(
     board: Mapping[str, Any], labels: Sequence[str] | None, predictions: Predictions, groups: Groups
 ) -> dict:
-    """What a board says of metrics: `alternatives`, the winner and all that it is compared with, on both splits;
-    `classes`, what the winner answers, by split (None without classes); `compared`, by split, how far in each metric
-    the alternatives lie above the winner.
+    """What a board says of metrics: `alternatives`, the winner and all that it is compared with, on
+    both splits; `classes`, what the winner answers, by split (None without classes); `compared`, by
+    split, how far in each metric the alternatives lie above the winner.
 
     board: with its winner, trials, baselines and test. labels: names of the classes, None without.
-    predictions(split, name): those of an alternative, None where they were not kept. groups(split): the group of each
-    row [N], None where rows are independent.
+    predictions(split, name): those of an alternative, None where they were not kept. groups(split):
+    the group of each row [N], None where rows are independent.
     """
     alternatives = _alternatives(board)
     found: dict[str, Any] = {"alternatives": alternatives, "classes": None, "compared": {}}
@@ -57,7 +59,9 @@ def metrics_of(
 
 
 def _alternatives(board: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`name`, `words`, and `validation` and `test`: `loss` and `metrics`, None where it was not measured there."""
+    """`name`, `words`, and `validation` and `test`: `loss` and `metrics`, None where it was not
+    measured there.
+    """
     winner, scores = board["winner"], (board.get("test") or {}).get("scores", {})
 
     def alternative(
@@ -110,9 +114,10 @@ def default_evaluation(board: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def by_class(predictions: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """`classes`: of each its label, `rows` that are of it, how often it was `answered`, `recall`, `precision` (None where
-    there is nothing to divide by) and `answered_as`, the answers that its rows got, the commonest first; `confusion`: rows by true
-    and predicted class, in the order of `classes` (None beyond 100 classes); `hardly`: labels that are hardly ever answered.
+    """`classes`: of each its label, `rows` that are of it, how often it was `answered`, `recall`,
+    `precision` (None where there is nothing to divide by) and `answered_as`, the answers that its
+    rows got, the commonest first; `confusion`: rows by true and predicted class, in the order of
+    `classes` (None beyond 100 classes); `hardly`: labels that are hardly ever answered.
     """
     predicted, true = predictions.T
     counts = count_classes(predicted, true, len(labels))
@@ -154,11 +159,12 @@ def _compared(
     classes: int,
     groups: np.ndarray | None,
 ) -> list[dict[str, Any]]:
-    """For each metric how far the alternatives lie above the winner: the default configuration, and of the other ways
-    (`baselines`) that of the lowest loss and that of the best metric.
+    """For each metric how far the alternatives lie above the winner: the default configuration, and
+    of the other ways (`baselines`) that of the lowest loss and that of the best metric.
 
-    Intervals are for one of `of` comparisons (Bonferroni): one a metric for the default configuration
-    and for the way of the lowest loss, which was not chosen by its metric; one a metric and way for that of the best metric.
+    Intervals are for one of `of` comparisons (Bonferroni): one a metric for the default
+    configuration and for the way of the lowest loss, which was not chosen by its metric; one a
+    metric and way for that of the best metric.
     """
     ways = [name for name in answers if name not in ("winner", "default")]
     asked: list[tuple[str, str, str, int]] = []
@@ -203,10 +209,12 @@ def _compared(
 def resampled_metrics(
     answers: Mapping[str, np.ndarray], classes: int, groups: np.ndarray | None = None, seed: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Each metric of each model over resamples of the rows, the same for all models [R] (bootstrap, Efron 1979).
+    """Each metric of each model over resamples of the rows, the same for all models [R] (bootstrap,
+    Efron 1979).
 
-    answers: predicted and true class of the rows, the same rows for all [N, 2]; groups: the group of each row [N], 0 to
-    G - 1: rows of one group are drawn together. Rows or groups are drawn by Poisson counts (Hanley & MacGibbon 2006).
+    answers: predicted and true class of the rows, the same rows for all [N, 2]; groups: the group
+    of each row [N], 0 to G - 1: rows of one group are drawn together. Rows or groups are drawn by
+    Poisson counts (Hanley & MacGibbon 2006).
     """
     random = np.random.Generator(np.random.PCG64(seed))
     rows = len(next(iter(answers.values())))
@@ -227,10 +235,11 @@ def resampled_metrics(
 
 
 def disagreements(metrics: Mapping[str, Any] | None, split: str, verdict: str) -> list[str]:
-    """Sentences on where metrics of `split` say other than the loss, beyond noise. verdict: by the loss, `yes`, `within
-    noise` or `no`.
+    """Sentences on where metrics of `split` say other than the loss, beyond noise. verdict: by the
+    loss, `yes`, `within noise` or `no`.
 
-    That the winner is better by a metric is said of the test split alone: on validation it has been chosen.
+    That the winner is better by a metric is said of the test split alone: on validation it has been
+    chosen.
     """
     if metrics is None or split not in metrics["compared"]:
         return []
@@ -246,7 +255,8 @@ def disagreements(metrics: Mapping[str, Any] | None, split: str, verdict: str) -
         ):  # else the loss says so too
             begin = f"By {by} too" if lower else f"But by {by}"
             found.append(
-                f"{begin} {rival['words']} is better: {_numbers(best, best['value'], best['winner'])}."
+                f"{begin} {rival['words']} is better:"
+                f" {_numbers(best, best['value'], best['winner'])}."
             )
         elif best["high"] < 0 and verdict != "yes" and among == "baselines" and split == "test":
             numbers = _numbers(best, best["winner"], best["value"], -1)

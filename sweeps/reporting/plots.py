@@ -1,4 +1,6 @@
-"""Plots of the page: plain plotly dictionaries. A trace names its `tone`; which colour that is, the page knows."""
+"""Plots of the page: plain plotly dictionaries. A trace names its `tone`; which colour that is, the
+page knows.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,8 @@ if TYPE_CHECKING:
     import optuna
 
 VERDICTS = tuple(
-    "healthy, still improving, too early to tell, underfit, overfit, collapsed, diverged, failed".split(
-        ", "
-    )
+    "healthy, still improving, too early to tell, underfit, "
+    "overfit, collapsed, diverged, failed".split(", ")
 )
 
 ABSENT = object()  # a parameter that a trial does not have, as None is a value
@@ -41,15 +42,17 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of baselines, beside the curves
 
 LETTER_SPACE = 15 / 300  # of one letter above another, as a share of the axis
 
-MIN_TRIALS = (
-    5  # for importances: two of the best and two of the others are the least that can be compared
-)
+# for importances: two of the best and two of the others are the least that can be compared
+
+MIN_TRIALS = 5
 
 TARGET_TRIALS = 5  # PED-ANOVA asks for at least five trials in its top quantile
 
 
 def tone(word: str | None) -> str:
-    """The name of the CSS colour of a verdict or a trial's state; `other` for a word that the page does not know."""
+    """The name of the CSS colour of a verdict or a trial's state; `other` for a word that the page
+    does not know.
+    """
     slug = (word or "").lower().replace(" ", "-")
     known = {verdict.replace(" ", "-") for verdict in VERDICTS} | {
         "running",
@@ -70,13 +73,17 @@ def _hover(trial: dict, first_line: str) -> str:
 
 
 def _shielded(text: str) -> str:
-    """Text as itself for plotly, which reads a subset of HTML and decodes few entities besides these."""
+    """Text as itself for plotly, which reads a subset of HTML and decodes few entities besides
+    these.
+    """
     return html.escape(text, quote=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """One plotly figure. A trace's `meta` says how to paint it: `tone`, and `trial` and `winner` for a trial's line."""
+    """One plotly figure. A trace's `meta` says how to paint it: `tone`, and `trial` and `winner`
+    for a trial's line.
+    """
 
     id: str
     title: str = ""
@@ -124,7 +131,9 @@ def _finite_losses(trials: list[dict]) -> list[float]:
 
 
 def learning_curves(board: dict) -> Section:
-    """Validation and probe loss over samples seen, a line per trial, on one range so that gaps can be compared."""
+    """Validation and probe loss over samples seen, a line per trial, on one range so that gaps can
+    be compared.
+    """
     trials, winner = board["trials"], board["winner"]
     losses = _finite_losses(
         [t for t in trials if t["verdict"] not in ("diverged", "failed")]
@@ -168,7 +177,10 @@ def learning_curves(board: dict) -> Section:
                 x = [e["samples_seen"] for e in evaluations]
                 traces.append(_trial_trace(trial, trial["id"] == winning_id, x, y, hovers))
         if winner is not None and is_finite(winner[key]):
-            won = f"<b>{_shielded(winning_id)}</b>: the checkpoint that won<br>{key} {loss_text(winner[key])}"
+            won = (
+                f"<b>{_shielded(winning_id)}</b>: the checkpoint that won<br>{key}"
+                f" {loss_text(winner[key])}"
+            )
             star = {
                 "type": "scatter",
                 "mode": "markers",
@@ -195,7 +207,8 @@ def learning_curves(board: dict) -> Section:
     notes = []
     if above:
         notes.append(
-            f"Losses of {join_some(sorted(above))} go beyond the top of the axis; double-click a plot for all."
+            f"Losses of {join_some(sorted(above))} go beyond the top of the axis; double-click a"
+            " plot for all."
         )
     beyond = [
         f"{words} ({loss_text(y)})" for words, y, _ in baselines if is_finite(y) and y not in near
@@ -210,8 +223,8 @@ def learning_curves(board: dict) -> Section:
 def baseline_lines(
     lettered: list[tuple[float, str]], low: float, high: float
 ) -> tuple[list[dict], list[dict]]:
-    """A dotted line for each loss, the lowest first, and its letter beside the plot, where no curve runs; letters of near
-    losses are moved apart.
+    """A dotted line for each loss, the lowest first, and its letter beside the plot, where no curve
+    runs; letters of near losses are moved apart.
     """
     across = {
         "type": "line",
@@ -254,7 +267,9 @@ class Axis:
 
 
 def _axis(name: str, values: list[Any]) -> Axis:
-    """Numbers on a linear or, where they span a lot, a logarithmic axis; everything else as categories."""
+    """Numbers on a linear or, where they span a lot, a logarithmic axis; everything else as
+    categories.
+    """
     present = [value for value in values if value is not ABSENT]
     if not all(is_finite(value) for value in present):
         labels = sorted({value_text(value) for value in present})
@@ -291,9 +306,11 @@ def _axis(name: str, values: list[Any]) -> Axis:
 
 
 def parallel_coordinates(rows: list[Row]) -> Section:
-    """Every trial as a line over its parameters and its loss; where it lacks one, the line runs below the axes.
+    """Every trial as a line over its parameters and its loss; where it lacks one, the line runs
+    below the axes.
 
-    Built here because optuna.visualization leaves out trials that lack a parameter, and all that are not complete.
+    Built here because optuna.visualization leaves out trials that lack a parameter, and all that
+    are not complete.
     """
     if len(rows) < 2:
         return Section(missing="It takes two trials to compare parameters.")
@@ -310,7 +327,10 @@ def parallel_coordinates(rows: list[Row]) -> Section:
     ]
     if len(axes) < 2:
         return Section(
-            missing="Nothing to compare: all trials have the same parameters, or none has a finite loss."
+            missing=(
+                "Nothing to compare: all trials have the same parameters, or none has a finite"
+                " loss."
+            )
         )
     below = -0.16
     lacking = any(None in axis.positions for axis in axes)
@@ -381,7 +401,8 @@ def parallel_coordinates(rows: list[Row]) -> Section:
     notes = []
     if lacking:
         notes.append(
-            "A line on the dotted row belongs to a trial without that parameter, or without a finite loss."
+            "A line on the dotted row belongs to a trial without that parameter, or without a"
+            " finite loss."
         )
     if constant:
         same = ", ".join(f"{name} = {value_text(columns[name][0])}" for name in constant)
@@ -397,7 +418,9 @@ def objective_name(board: dict, study: optuna.Study | None) -> str:
 
 
 def importances(board: dict, study: optuna.Study | None) -> Section:
-    """PED-ANOVA on the study's objective: https://arxiv.org/abs/2304.10255, https://arxiv.org/abs/2601.20800."""
+    """PED-ANOVA on the study's objective: https://arxiv.org/abs/2304.10255,
+    https://arxiv.org/abs/2601.20800.
+    """
     cannot = f"Importances for {objective_name(board, study)} cannot be computed: "
     if study is None:
         return Section(
@@ -458,12 +481,13 @@ def importances(board: dict, study: optuna.Study | None) -> Section:
     directions = ", ".join(f"{direction.name.lower()}d" for direction in study.directions)
     best = f"the best {math.ceil(target * len(told))} of {len(told)} trials"
     notes = [
-        f"How much each parameter decided whether a trial came among {best} by the study's objective, {objective} "
-        f"({directions}). PED-ANOVA, as shares of the sum."
+        f"How much each parameter decided whether a trial came among {best} by the study's"
+        f" objective, {objective} ({directions}). PED-ANOVA, as shares of the sum."
     ]
     if stopped:
         notes.append(
-            f"{stopped} of them were behind and stopped early; they count with the best loss that they reached."
+            f"{stopped} of them were behind and stopped early; they count with the best loss that"
+            " they reached."
         )
     settled = 10 * TARGET_TRIALS
     if len(told) < settled:
@@ -530,7 +554,7 @@ def timeline(board: dict, study: optuna.Study | None) -> Section:
         "showlegend": True,
     }
     in_order = sorted(
-        ((base, y) for t in traces.values() for base, y in zip(t["base"], t["y"], strict=True))
+        (base, y) for t in traces.values() for base, y in zip(t["base"], t["y"], strict=True)
     )
     layout["yaxis"]["categoryarray"] = [y for _, y in in_order]
     height = min(max(200, 110 + 18 * len(trials)), 900)

@@ -21,9 +21,9 @@ from trainables.tasks import TASKS
 
 TOLERANCE = 1e-5  # relative, CPU in float32
 
-LOW_PRECISION_TOLERANCE = (
-    2e-2  # relative: bfloat16 or 4-bit arithmetic, or another device than the one that trained
-)
+# relative: bfloat16 or 4-bit arithmetic, or another device than the one that trained
+
+LOW_PRECISION_TOLERANCE = 2e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +46,11 @@ class Check:
 
 
 def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
-    """Load winner and finalists as a user would (transformers and PEFT alone), evaluate them again, compare.
+    """Load winner and finalists as a user would (transformers and PEFT alone), evaluate them again,
+    compare.
 
-    The winner on the validation split and, where it was scored, on the test split; finalists on the validation split.
-    Raises ConfigError when there is no winner to verify.
+    The winner on the validation split and, where it was scored, on the test split; finalists on the
+    validation split. Raises ConfigError when there is no winner to verify.
     """
     import torch
 
@@ -60,7 +61,8 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
     store = ledger.store
     if not store.exists("winner/winner.json"):
         raise ConfigError(
-            f"{store.path('')}: there is no winner to verify; the sweep has not ended, or nothing could win"
+            f"{store.path('')}: there is no winner to verify; the sweep has not ended, or nothing"
+            " could win"
         )
     winner = store.read_json("winner/winner.json")
     device, task = torch.device("cuda" if torch.cuda.is_available() else "cpu"), TASKS[config.task]
@@ -121,8 +123,8 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
 
 
 def altered(ledger: Ledger, config: SweepConfig) -> list[str]:
-    """What is no longer as it was when the sweep began, in words: prepared data, the files that they came from where those
-    are still here, and the files of the base model.
+    """What is no longer as it was when the sweep began, in words: prepared data, the files that
+    they came from where those are still here, and the files of the base model.
     """
     found = []
     manifest = ledger.store.read_json("data/manifest.json")

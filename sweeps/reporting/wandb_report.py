@@ -37,22 +37,26 @@ class ReportError(OSError):
 
 
 def wandb_report(board: dict, entity: str | None, project: str, group: str) -> Report:
-    """The same as a W&B Report over the runs of `group`. Needs neither key nor network until `save_wandb_report`.
+    """The same as a W&B Report over the runs of `group`. Needs neither key nor network until
+    `save_wandb_report`.
 
-    Raises ReportError where `group` holds a character that W&B's filter language would read as its own.
+    Raises ReportError where `group` holds a character that W&B's filter language would read as its
+    own.
     """
     from wandb_workspaces import expr
     from wandb_workspaces.reports import v2 as wr
 
     if unfit := sorted(set(re.findall(r"[^\w .,:/@+#()\[\]{}-]", group))):
         raise ReportError(
-            f"W&B report: a W&B filter cannot express the group {group!r}, which holds {' '.join(unfit)}"
+            f"W&B report: a W&B filter cannot express the group {group!r}, which holds"
+            f" {' '.join(unfit)}"
         )
     rows = leaderboard(board)
     params = distinct_names(trial["params"] for trial in board["trials"])
     metrics = distinct_names(row.shown["metrics"] for row in rows if row.shown)
     best = "best/val_loss"
-    # A run set that names no entity or project is of the report's own project, and is built without asking the server.
+    # A run set that names no entity or project is of the report's own project, and is built without
+    # asking the server.
     runs = {
         "order": [
             wr.OrderBy(wr.SummaryMetric("winner"), ascending=False),
@@ -69,9 +73,8 @@ def wandb_report(board: dict, entity: str | None, project: str, group: str) -> R
     }
     in_group = expr.Metric("Group") == group
     every_run = wr.Runset(name=board["sweep"], filters=[in_group], **runs)
-    winning_run = wr.Runset(
-        name="winner", filters=[in_group, expr.Summary("winner") == True], **runs
-    )  # noqa: E712
+    is_winner = expr.Summary("winner") == True  # noqa: E712
+    winning_run = wr.Runset(name="winner", filters=[in_group, is_winner], **runs)
 
     def curve(title: str, names: list[str], x: int, y: int = 0) -> wr.LinePlot:
         layout = wr.Layout(x=x, y=y, w=12, h=9)
@@ -140,14 +143,17 @@ def wandb_report(board: dict, entity: str | None, project: str, group: str) -> R
         project=project,
         entity=entity or "",
         title=shorten(f"Sweep {board['sweep']}", 128),  # W&B's limit
-        description=f"{board['status']}, {len(board['trials'])} trials, selected by {board['metric']}",
+        description=(
+            f"{board['status']}, {len(board['trials'])} trials, selected by {board['metric']}"
+        ),
         blocks=blocks,
         width="fluid",
     )
 
 
 def save_wandb_report(report: Report) -> str:
-    """Sends the report to W&B and returns its address. A report without an entity goes to the account's default one.
+    """Sends the report to W&B and returns its address. A report without an entity goes to the
+    account's default one.
 
     Raises ReportError, in one line, when W&B cannot be reached or refuses.
     """
@@ -168,7 +174,9 @@ def save_wandb_report(report: Report) -> str:
 
 
 def _ask_server(base_url: str) -> None:
-    """Raises OSError where nobody answers. wandb itself tries for 20 s and then speaks of a busy service process."""
+    """Raises OSError where nobody answers. wandb itself tries for 20 s and then speaks of a busy
+    service process.
+    """
     try:
         urllib.request.urlopen(base_url, timeout=PROBE_TIMEOUT_S).close()
     except urllib.error.HTTPError:
@@ -180,7 +188,10 @@ def _ask_server(base_url: str) -> None:
 def _winner_markdown(board: dict) -> str:
     winner = board["winner"]
     if winner is None:
-        return f"**No winner{' yet' if board['status'] == 'running' else ''}.** {_markdown(board['reason'])}"
+        return (
+            f"**No winner{' yet' if board['status'] == 'running' else ''}.**"
+            f" {_markdown(board['reason'])}"
+        )
     numbers = [
         f"validation loss **{loss_text(winner['val_loss'])}**",
         *([_markdown(expected_words(winner["expected"]))] if winner.get("expected") else []),
@@ -195,7 +206,10 @@ def _winner_markdown(board: dict) -> str:
     params = ", ".join(
         _markdown(f"{name} = {value_text(value)}") for name, value in winner["params"].items()
     )
-    title = f"**{'Best so far' if board['status'] == 'running' else 'Winner'}: {_markdown(winner['trial'])}**"
+    title = (
+        f"**{'Best so far' if board['status'] == 'running' else 'Winner'}:"
+        f" {_markdown(winner['trial'])}**"
+    )
     worth = f"\n\n**Worth it?** {_markdown(board['worth']['words'])}" if board.get("worth") else ""
     return f"{title}, {', '.join(numbers)}.{worth}\n\n{_markdown(winner['reason'])}\n\n{params}"
 
@@ -249,5 +263,7 @@ def _leaderboard_markdown(rows: list[Row], params: list[str], metrics: list[str]
 
 
 def _markdown(text: str) -> str:
-    """Text as itself: CommonMark lets every ASCII punctuation mark be escaped; that keeps HTML and table bars out."""
+    """Text as itself: CommonMark lets every ASCII punctuation mark be escaped; that keeps HTML and
+    table bars out.
+    """
     return re.sub(r"([\\`*_{}\[\]<>#|~!&$])", r"\\\1", " ".join(text.split()))

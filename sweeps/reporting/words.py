@@ -37,25 +37,32 @@ def expected_words(expected: Mapping[str, Any]) -> str:
         if expected["failed"]
         else ""
     )
-    return f"expected {expected['mean']:.4f}{spread}, the mean of {seeds} new seed{'s' if seeds > 1 else ''}{of_failed}"
+    return (
+        f"expected {expected['mean']:.4f}{spread}, the mean of {seeds} new"
+        f" seed{'s' if seeds > 1 else ''}{of_failed}"
+    )
 
 
 def test_words(test: Mapping[str, Any]) -> str:
     """What the sealed test split gave the winner."""
     score = test["scores"]["winner"]
     words = (
-        f"loss {score['loss']:.4f} ({_interval_words(score)}) on {test['split']['rows']} rows, "
-        f"{abs(test['optimism']):.4f} {'above' if test['optimism'] > 0 else 'below'} that on validation"
+        f"loss {score['loss']:.4f} ({_interval_words(score)}) on {test['split']['rows']} rows,"
+        f" {abs(test['optimism']):.4f} {'above' if test['optimism'] > 0 else 'below'} that on"
+        " validation"
     )
     words += "".join(f", {name} {value:.4f}" for name, value in score["metrics"].items())
     if (default := test["scores"].get("default")) is not None:
-        words += f"; the default configuration has {default['loss']:.4f} ({_interval_words(default, short=True)})"
+        words += (
+            f"; the default configuration has {default['loss']:.4f}"
+            f" ({_interval_words(default, short=True)})"
+        )
     if before := test["scored_before"]:
         names = list(dict.fromkeys(each["sweep"] for each in before))
         others = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         words += (
-            f"; CAREFUL: this test split has now been scored {len(before) + 1} times (before by {others}), "
-            "so it is no longer unseen"
+            f"; CAREFUL: this test split has now been scored {len(before) + 1} times (before by"
+            f" {others}), so it is no longer unseen"
         )
     return words
 
@@ -75,13 +82,16 @@ def forgetting_words(found: Mapping[str, Any]) -> str:
         else " (95% interval {:+.4f} to {:+.4f})".format(*found["interval"])
     )
     return (
-        f"loss on general text {found['before']:.4f} before and {found['after']:.4f} after, {change:+.4f}{low_high}; on the "
-        f"task's own prompts its predictions are {found['kl']:.4f} nats (KL) from the base's"
+        f"loss on general text {found['before']:.4f} before and {found['after']:.4f} after,"
+        f" {change:+.4f}{low_high}; on the task's own prompts its predictions are {found['kl']:.4f}"
+        " nats (KL) from the base's"
     )
 
 
 def slices_words(slices: Mapping[str, Any]) -> str:
-    """The winner's loss for each value of a column, the worst first, on the last split that was scored."""
+    """The winner's loss for each value of a column, the worst first, on the last split that was
+    scored.
+    """
     split = "test" if "test" in slices else "validation"
     found = slices[split]
     shown = [_slice_words(each) for each in found]
@@ -89,7 +99,10 @@ def slices_words(slices: Mapping[str, Any]) -> str:
         shown = [*shown[:5], f"{len(shown) - 7} more", *shown[-2:]]
     gap = ""
     if len(found) > 1 and found[0]["loss"] is not None and found[-1]["loss"] is not None:
-        gap = f"; worst {found[0]['value'] or 'empty'}, {found[0]['loss'] - found[-1]['loss']:.4f} above the best"
+        gap = (
+            f"; worst {found[0]['value'] or 'empty'}, {found[0]['loss'] - found[-1]['loss']:.4f}"
+            " above the best"
+        )
     return f"{split} loss by {slices['column']}: {'; '.join(shown)}{gap}"
 
 
@@ -115,7 +128,9 @@ def alternatives_columns(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def answered_words(of_class: Mapping[str, Any]) -> str:
-    """The answers that the rows of a class got, the commonest first: a row of the confusion matrix in words."""
+    """The answers that the rows of a class got, the commonest first: a row of the confusion matrix
+    in words.
+    """
     answers = list(of_class["answered_as"].items())
     more = f", {sum(count for _, count in answers[4:])} other" if len(answers) > 4 else ""
     return ", ".join(f"{label} {count}" for label, count in answers[:4]) + more

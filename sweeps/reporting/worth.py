@@ -15,13 +15,15 @@ Interval = tuple[float, float]
 
 
 def worth(board: Mapping[str, Any], losses: Losses) -> dict[str, Any] | None:
-    """`{"verdict", "words", ...}`: whether fine-tuning beat the best way without it beyond noise, by how much, at what cost, and
-    what the search added over the default configuration. The verdict is yes, no, within noise, or unknown where too few
-    units were measured to tell noise. None where there is no winner or nothing to compare with.
+    """`{"verdict", "words", ...}`: whether fine-tuning beat the best way without it beyond noise,
+    by how much, at what cost, and what the search added over the default configuration. The verdict
+    is yes, no, within noise, or unknown where too few units were measured to tell noise. None where
+    there is no winner or nothing to compare with.
 
-    board: as `best --json` prints it, without this. `losses(folder)`: losses [N, 2] of the units of an evaluation or a
-    baseline (see sweeps.selection.statistics). Differences are of validation loss, in nats, or of test loss where the sealed test has
-    been scored. On validation rows the winner was chosen, so there the intervals allow for that.
+    board: as `best --json` prints it, without this. `losses(folder)`: losses [N, 2] of the units of
+    an evaluation or a baseline (see sweeps.selection.statistics). Differences are of validation
+    loss, in nats, or of test loss where the sealed test has been scored. On validation rows the
+    winner was chosen, so there the intervals allow for that.
     """
     winner, losses = (
         board["winner"],
@@ -84,8 +86,9 @@ def _interval(
     split: str,
     losses: Losses,
 ) -> Interval | None:
-    """Of how far the winner lies below the lowest of `rivals`, the first of which has the lowest mean. None where that was not
-    measured on the same units; without bounds where these are too few.
+    """Of how far the winner lies below the lowest of `rivals`, the first of which has the lowest
+    mean. None where that was not measured on the same units; without bounds where these are too
+    few.
     """
     chosen, lowest = losses(own), rivals[0]
     if chosen is None or lowest is None or lowest.shape != chosen.shape:
@@ -148,9 +151,15 @@ def _answer(
     if verdict == "yes":
         return f"Yes, fine-tuning was worth it: {numbers}: {gain:.4f} lower{interval}."
     if verdict == "within noise":
-        return f"It is not clear that fine-tuning was worth it: {numbers}, a difference of {gain:+.4f}{interval} is within noise."
+        return (
+            f"It is not clear that fine-tuning was worth it: {numbers}, a difference of"
+            f" {gain:+.4f}{interval} is within noise."
+        )
     if verdict == "unknown":
-        return f"It is not known whether fine-tuning was worth it: {numbers}, a difference of {gain:+.4f}, {_cannot_tell(split)}."
+        return (
+            f"It is not known whether fine-tuning was worth it: {numbers}, a difference of"
+            f" {gain:+.4f}, {_cannot_tell(split)}."
+        )
     return f"No, fine-tuning was not worth it: {numbers}: {-gain:.4f} higher{interval}."
 
 
@@ -158,7 +167,8 @@ def _costs(board: Mapping[str, Any], named: str, baseline: Mapping[str, Any]) ->
     parts = []
     if cost := board.get("cost"):
         parts.append(
-            f"The sweep took {_hours(cost['device_seconds'])} {cost['device']} hours for {len(board['trials'])} trials"
+            f"The sweep took {_hours(cost['device_seconds'])} {cost['device']} hours for"
+            f" {len(board['trials'])} trials"
         )
     own, other = board.get("tokens_per_request"), baseline.get("tokens_per_request")
     if own and other and abs(own - other) >= 1:
@@ -201,20 +211,20 @@ def _searched(board: Mapping[str, Any], losses: Losses) -> str:
     verdict, bounds = _verdict(gain, interval), _bounds(interval, split)
     if verdict == "yes":
         return (
-            f"The search lowered {split} loss by {gain:.4f}{bounds} from that of the default configuration, "
-            f"{default['id']}."
+            f"The search lowered {split} loss by {gain:.4f}{bounds} from that of the default"
+            f" configuration, {default['id']}."
         )
     if verdict == "no":
         return (
-            f"The search added nothing: the {split} loss of the default configuration, {default['id']}, is {-gain:.4f} lower than "
-            f"the winner's{bounds}."
+            f"The search added nothing: the {split} loss of the default configuration,"
+            f" {default['id']}, is {-gain:.4f} lower than the winner's{bounds}."
         )
     if verdict == "unknown":
         return (
-            f"What the search added over the default configuration, {default['id']}, {gain:+.4f} of {split} loss, "
-            f"{_cannot_tell(split)}."
+            f"What the search added over the default configuration, {default['id']}, {gain:+.4f} of"
+            f" {split} loss, {_cannot_tell(split)}."
         )
     return (
-        f"What the search added over the default configuration, {default['id']}, is within noise: {gain:+.4f} of {split} "
-        f"loss{bounds}."
+        f"What the search added over the default configuration, {default['id']}, is within noise:"
+        f" {gain:+.4f} of {split} loss{bounds}."
     )

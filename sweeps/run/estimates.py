@@ -16,7 +16,9 @@ SIZES = (
 
 
 def memory_lines(config: SweepConfig) -> list[str]:
-    """How many trials GPUs could train at once, for each method that shares a base, at the largest size drawn."""
+    """How many trials GPUs could train at once, for each method that shares a base, at the largest
+    size drawn.
+    """
     from trainables.engine.memory import gib, gpu_table
     from trainables.methods import ADDITIVE
     from trainables.runtime.capacity import MAX_GROUP_SIZE
@@ -39,12 +41,13 @@ def memory_lines(config: SweepConfig) -> list[str]:
             Exception
         ) as error:  # an architecture that the formula does not know is no fault of the sweep
             lines.append(
-                f"  no estimate for {what}: {' '.join(str(error).split())[:200] or type(error).__name__}"
+                f"  no estimate for {what}:"
+                f" {' '.join(str(error).split())[:200] or type(error).__name__}"
             )
             continue
         lines.append(
-            f"  {what}: base {gib(found.base)}, a pass {gib(found.activations)}, a trial {gib(found.per_trial)}; "
-            f"trials at once: {gpu_table(found, most)}"
+            f"  {what}: base {gib(found.base)}, a pass {gib(found.activations)}, a trial"
+            f" {gib(found.per_trial)}; trials at once: {gpu_table(found, most)}"
         )
     tokens = _pass_tokens(config)
     return (
@@ -55,8 +58,8 @@ def memory_lines(config: SweepConfig) -> list[str]:
 
 
 def smallest_estimates(config: SweepConfig) -> dict[str, Any]:
-    """What the smallest trial of each method and kind of base takes on a GPU, by words for it; empty where that cannot be
-    said of each.
+    """What the smallest trial of each method and kind of base takes on a GPU, by words for it;
+    empty where that cannot be said of each.
     """
     from trainables.methods import quantisation_of
 

@@ -35,15 +35,17 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     for name, split in manifest["splits"].items():
         if "rows" in split:
             say(
-                f"  {name}: {split['rows']} rows, {split['tokens']} tokens (mean {split['mean_length']:.1f}, longest {split['longest']}, "
-                f"{split['truncated']} cut to {manifest['max_length']})"
+                f"  {name}: {split['rows']} rows, {split['tokens']} tokens (mean"
+                f" {split['mean_length']:.1f}, longest {split['longest']}, {split['truncated']} cut"
+                f" to {manifest['max_length']})"
             )
         else:
             say(f"  {name}: {split['read']} rows, sealed until there is a winner")
     if manifest["labels"]:
         share = f"{manifest['majority_share']:.1%}"
         say(
-            f"  labels: {', '.join(map(str, manifest['labels']))}; majority {manifest['majority_label']} with {share} of validation"
+            f"  labels: {', '.join(map(str, manifest['labels']))}; majority"
+            f" {manifest['majority_label']} with {share} of validation"
         )
     search, rows = config.search, manifest["splits"]["train"]["rows"]
     if counts := manifest["splits"]["validation"].get("slice_counts"):
@@ -66,7 +68,8 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     steps = [total_steps(rows, hp) for hp in drawn]
     mean = sum(trained_samples(rows, hp) for hp in drawn) / len(drawn)
     say(
-        f"  steps per trial: {min(steps)} to {max(steps)}; {mean * search.trials:,.0f} samples in all if no trial stops early"
+        f"  steps per trial: {min(steps)} to {max(steps)}; {mean * search.trials:,.0f} samples in"
+        " all if no trial stops early"
     )
     for line in _afterwards(config, manifest):
         say(line)
@@ -89,7 +92,10 @@ def search_words(config: SweepConfig) -> str:
     if search.sampler != "tpe" or first == 0:
         return words
     if first >= search.trials:
-        return f"{words}: a random search, as the sampler learns only from {first} trials on (search.startup_trials)"
+        return (
+            f"{words}: a random search, as the sampler learns only from {first} trials on"
+            " (search.startup_trials)"
+        )
     return f"{words}, the first {first} at random, and what starts before those have ended"
 
 
@@ -101,8 +107,8 @@ def _afterwards(config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
     if (finals := selection.finalists).top:
         top = min(finals.top, config.search.trials)
         lines.append(
-            f"Finalists: {top * finals.seeds} trials more, the best {top} configuration(s) again with "
-            f"{finals.seeds} new seed(s) each"
+            f"Finalists: {top * finals.seeds} trials more, the best {top} configuration(s) again"
+            f" with {finals.seeds} new seed(s) each"
         )
     limits = {name: value for name, value in vars(selection.limits).items() if value is not None}
     rows = limits.pop("slice_rows")
@@ -113,7 +119,8 @@ def _afterwards(config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
         )
     if selection.baselines and (ways := names(config.model, config.task)):
         lines.append(
-            f"Beside the trials: {', '.join(ways)}; at most {selection.baseline_minutes:g} minutes a split"
+            f"Beside the trials: {', '.join(ways)}; at most {selection.baseline_minutes:g} minutes"
+            " a split"
         )
     if "test" in manifest["splits"]:
         lines.append(
@@ -121,12 +128,14 @@ def _afterwards(config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
         )
     else:
         lines.append(
-            "No test split: what is claimed of the winner rests on the rows by which it was chosen, allowing for that; "
-            "data.test: 0.1 would set rows apart that it has not seen (recommended)"
+            "No test split: what is claimed of the winner rests on the rows by which it was chosen,"
+            " allowing for that; data.test: 0.1 would set rows apart that it has not seen"
+            " (recommended)"
         )
     if config.task != "classification":
         lines.append(
-            f"Then: what the winner has forgotten of {selection.general_text or 'general text (Python manual)'}"
+            "Then: what the winner has forgotten of"
+            f" {selection.general_text or 'general text (Python manual)'}"
         )
     return lines
 
@@ -153,7 +162,8 @@ def _odd_epochs(drawn: Sequence[Hyperparameters], rows: int) -> list[str]:
     (epochs, size), trained = max(strays.items(), key=lambda each: abs(each[1] / each[0][0] - 1))
     others = f"; so do {len(strays) - 1} other pairs of the two" if len(strays) > 1 else ""
     return [
-        f"epochs {epochs:g} at batch_size {size} trains {trained:.2g} epochs, as steps take whole batches{others}"
+        f"epochs {epochs:g} at batch_size {size} trains {trained:.2g} epochs, as steps take whole"
+        f" batches{others}"
     ]
 
 
@@ -162,8 +172,8 @@ def _few_groups(manifest: dict[str, Any]) -> list[str]:
     if groups >= MIN_UNITS:
         return []
     return [
-        f"validation: its rows belong to {groups} group(s) or document(s), which with fewer than {MIN_UNITS} tell nothing of "
-        "noise: no intervals, no ties"
+        f"validation: its rows belong to {groups} group(s) or document(s), which with fewer than"
+        f" {MIN_UNITS} tell nothing of noise: no intervals, no ties"
     ]
 
 
@@ -184,7 +194,10 @@ def _packs(config: SweepConfig) -> str:
         if pack == "auto"
         else f"at most {pack}"
     )
-    return f"trials of {', or of '.join(' and '.join(methods) for methods in together.values())} share a base, {most}"
+    return (
+        f"trials of {', or of '.join(' and '.join(methods) for methods in together.values())} share"
+        f" a base, {most}"
+    )
 
 
 def _slots(config: SweepConfig) -> str:

@@ -17,8 +17,8 @@ from trainables.models.files import (
 
 
 def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
-    """Check the model's files; read, split and tokenise the data, general text of language models too, into `folder`.
-    Returns the manifest.
+    """Check the model's files; read, split and tokenise the data, general text of language models
+    too, into `folder`. Returns the manifest.
     """
     from trainables.data.prepare import prepare
     from trainables.data.sources import check_sources
@@ -36,18 +36,19 @@ def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
     if more and context is not None and longest + more > context:
         if context - more < 2:
             raise ConfigError(
-                f"virtual_tokens: must be below the model's context of {context} tokens (at most {context - 2}: a row "
-                f"needs 2), got {more}"
+                f"virtual_tokens: must be below the model's context of {context} tokens (at most"
+                f" {context - 2}: a row needs 2), got {more}"
             )
         raise ConfigError(
-            f"virtual_tokens: {more} and the longest row of {longest} tokens do not fit the model's context of {context}; "
-            f"set data.max_length to {context - more} or less"
+            f"virtual_tokens: {more} and the longest row of {longest} tokens do not fit the model's"
+            f" context of {context}; set data.max_length to {context - more} or less"
         )
     counts, limits = manifest["splits"]["validation"].get("slice_counts"), config.selection.limits
     if limits.of_slices and max(counts.values()) < limits.slice_rows:
         raise ConfigError(
-            f"selection.limits.slice_rows: must be at most {max(counts.values())}, the rows of the largest slice of "
-            f"{config.data.slice!r} in validation, got {limits.slice_rows}: no checkpoint could keep to a limit on slices"
+            f"selection.limits.slice_rows: must be at most {max(counts.values())}, the rows of the"
+            f" largest slice of {config.data.slice!r} in validation, got {limits.slice_rows}: no"
+            " checkpoint could keep to a limit on slices"
         )
     _refuse_unknown_ids(config, folder, tokenizer)
     if config.cluster.address is None and (largest := device_bytes()) is not None:
@@ -70,8 +71,9 @@ def _refuse_unknown_ids(config: SweepConfig, folder: Path, tokenizer: Any) -> No
     found = max(largest, tokenizer.pad_token_id)
     if rows is not None and found >= rows:
         raise ConfigError(
-            f"model.name: the tokenizer of {config.model.name} gives the data ids up to {found}, and the model has an "
-            f"embedding of {rows} tokens; take the tokenizer that the model was trained with, or a model with more"
+            f"model.name: the tokenizer of {config.model.name} gives the data ids up to {found},"
+            f" and the model has an embedding of {rows} tokens; take the tokenizer that the model"
+            " was trained with, or a model with more"
         )
 
 
@@ -93,7 +95,9 @@ def _general_text(config: SweepConfig) -> str:
 
 
 def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> None:
-    """Rehearse the sweep with its prepared data, and say what came of it; ConfigError where something would go wrong."""
+    """Rehearse the sweep with its prepared data, and say what came of it; ConfigError where
+    something would go wrong.
+    """
     if not config.rehearse:
         return
     from trainables.rehearsal.rehearse import rehearse
@@ -109,11 +113,13 @@ def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> No
     if found.problems:
         more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
         raise ConfigError(
-            f"model.name: {config.model.name}, rehearsed with {found.size}: {found.problems[0]}{more}; leave the method out, "
-            "choose another model, or set rehearse=false to try it nevertheless"
+            f"model.name: {config.model.name}, rehearsed with {found.size}:"
+            f" {found.problems[0]}{more}; leave the method out, choose another model, or set"
+            " rehearse=false to try it nevertheless"
         )
     say(
-        f"Rehearsed with {found.size}, in {found.seconds:.1f} s: every method trains, loads again to the same loss and goes on"
+        f"Rehearsed with {found.size}, in {found.seconds:.1f} s: every method trains, loads again"
+        " to the same loss and goes on"
     )
     for each in found.found:
         told = (

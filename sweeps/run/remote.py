@@ -13,8 +13,8 @@ from sweeps.config.errors import ConfigError
 from sweeps.config.loading import dump, with_own_space
 from sweeps.config.schema import SweepConfig
 
-STOP_WAIT = (
-    "RAY_JOB_STOP_WAIT_TIME_S"  # seconds from the signal that stops a job to the one that kills it
+STOP_WAIT = (  # seconds from the signal that stops a job to the one that kills it
+    "RAY_JOB_STOP_WAIT_TIME_S"
 )
 ORDERLY_END_S = 60  # Ray's own default is 3
 PASSED_ON = (
@@ -30,8 +30,8 @@ def submit_sweep(
 ) -> JobOutcome:
     """Run a sweep on the cluster with its dashboard at `address`.
 
-    Data files of this machine travel with the job; a model folder and the storage must be where the cluster's nodes reach
-    them. Raises ConfigError or ClusterError before anything is submitted.
+    Data files of this machine travel with the job; a model folder and the storage must be where the
+    cluster's nodes reach them. Raises ConfigError or ClusterError before anything is submitted.
     """
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
     if not address:
@@ -75,13 +75,17 @@ def submit_sweep(
                 print_line=print_line,
             )
     print_line(
-        f"Job {outcome.job_id}: {outcome.status}{f' ({outcome.message})' if outcome.status == 'FAILED' else ''}, {outcome.url}"
+        f"Job {outcome.job_id}:"
+        f" {outcome.status}{f' ({outcome.message})' if outcome.status == 'FAILED' else ''},"
+        f" {outcome.url}"
     )
     return outcome
 
 
 def _shipped(key: str, source: Any, files: dict[str, Path]) -> Any:
-    """A source as the job finds it: files of this machine go along as data/NAME.EXTENSION. `key`: its place in the sweep file."""
+    """A source as the job finds it: files of this machine go along as data/NAME.EXTENSION. `key`:
+    its place in the sweep file.
+    """
     if not isinstance(source, str) or source.startswith("hf:") or "://" in source:
         return source
     path = Path(source).expanduser()
@@ -100,5 +104,6 @@ def _storage(config: SweepConfig, address: str) -> str:
     if is_loopback(host):
         return str(Path(config.storage).absolute())
     raise ConfigError(
-        f"storage: must be a URL (s3://…, gs://…) or an absolute path that every node of the cluster reads, got {config.storage!r}"
+        "storage: must be a URL (s3://…, gs://…) or an absolute path that every node of the"
+        f" cluster reads, got {config.storage!r}"
     )

@@ -21,7 +21,9 @@ def storage_url(config: SweepConfig) -> str:
 
 
 def check_storage(config: SweepConfig) -> None:
-    """Try that the sweep's folder could be made and written, before anything is spent; leaves nothing behind."""
+    """Try that the sweep's folder could be made and written, before anything is spent; leaves
+    nothing behind.
+    """
     try:
         store = Store(storage_url(config))
         if store.local is None:
@@ -36,7 +38,8 @@ def check_storage(config: SweepConfig) -> None:
             getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         )
         raise ConfigError(
-            f"storage: cannot write to {config.storage}: {reason}; give a folder or an fsspec URL that can be written"
+            f"storage: cannot write to {config.storage}: {reason}; give a folder or an fsspec URL"
+            " that can be written"
         ) from error
 
 

@@ -1,4 +1,6 @@
-"""From a configuration to a winner: prepare data, open study and slots, run Tune, select, hand over, report."""
+"""From a configuration to a winner: prepare data, open study and slots, run Tune, select, hand
+over, report.
+"""
 
 import hashlib
 import json
@@ -59,7 +61,9 @@ ASK_TIMEOUT_S = 10.0  # the coordinator may be starting again
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run of a sweep ended: `board` as `best --json` prints it, and where the sweep's folder is."""
+    """How a run of a sweep ended: `board` as `best --json` prints it, and where the sweep's folder
+    is.
+    """
 
     board: dict[str, Any]
     folder: str
@@ -67,7 +71,9 @@ class Outcome:
 
 
 def new_folder(config: SweepConfig) -> Ledger:
-    """The ledger of a new sweep in STORAGE/NAME-YYYYMMDD-HHMMSS, a folder that no other sweep has."""
+    """The ledger of a new sweep in STORAGE/NAME-YYYYMMDD-HHMMSS, a folder that no other sweep
+    has.
+    """
     while True:
         ledger = Ledger(f"{storage_url(config)}/{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
         if ledger.store.claim():
@@ -78,7 +84,9 @@ def new_folder(config: SweepConfig) -> Ledger:
 
 
 def absolute_paths(config: SweepConfig) -> SweepConfig:
-    """The configuration with data files and model folder as absolute paths: the sweep's folder must not depend on where it began."""
+    """The configuration with data files and model folder as absolute paths: the sweep's folder must
+    not depend on where it began.
+    """
 
     def absolute(source: Any) -> Any:
         if (
@@ -124,8 +132,8 @@ def start(config: SweepConfig, console: Console) -> Outcome:
 
 
 def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
-    """Go on with a sweep, maybe with another configuration: finished trials are kept, unfinished ones go on from their last
-    checkpoints with what they began.
+    """Go on with a sweep, maybe with another configuration: finished trials are kept, unfinished
+    ones go on from their last checkpoints with what they began.
     """
     status, elapsed_s = ledger.status()
     if status == "running":
@@ -150,7 +158,9 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
 
 
 def tracked(config: SweepConfig, manifest: dict[str, Any], base: dict[str, str]) -> dict[str, Any]:
-    """Task, model and data as they stand in the configuration of every W&B run; base: what `fingerprint` gave."""
+    """Task, model and data as they stand in the configuration of every W&B run; base: what
+    `fingerprint` gave.
+    """
     data: dict[str, Any] = {}
     for name in [name for name in ("train", "validation", "test") if name in manifest["splits"]]:
         split = manifest["splits"][name]
@@ -170,7 +180,9 @@ def tracked(config: SweepConfig, manifest: dict[str, Any], base: dict[str, str])
 
 
 def _amend(ledger: Ledger, config: SweepConfig) -> list[str]:
-    """Let the sweep go on as `config`; says what has changed since it last ran. Raises ConfigError for what cannot."""
+    """Let the sweep go on as `config`; says what has changed since it last ran. Raises ConfigError
+    for what cannot.
+    """
     ran_with = ledger.store.find("configurations")
     last = ran_with[-1] if ran_with else "sweep.yaml"
     former = from_tree(
@@ -189,7 +201,9 @@ def _amend(ledger: Ledger, config: SweepConfig) -> list[str]:
 
 
 def _write_configuration(ledger: Ledger, config: SweepConfig) -> None:
-    """The last of `configurations` is what trials were run with, also when somebody edits sweep.yaml."""
+    """The last of `configurations` is what trials were run with, also when somebody edits
+    sweep.yaml.
+    """
     number = len(ledger.store.find("configurations")) + 1
     ledger.store.write_bytes(f"configurations/{number:03d}.yaml", dump(config).encode())
     ledger.store.write_bytes("sweep.yaml", dump(config).encode())
@@ -284,7 +298,9 @@ class _Sweep:
         )
 
     def to_measure(self) -> dict[str, dict[str, Any]]:
-        """What is still to be measured when the trials have ended, by name; see trainables.evaluation.jobs."""
+        """What is still to be measured when the trials have ended, by name; see
+        trainables.evaluation.jobs.
+        """
         found: dict[str, dict[str, Any]] = {}
         if self._wants_baselines():
             found["baselines"] = BASELINES
@@ -333,7 +349,8 @@ class _Sweep:
             TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
             TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
             TUNE_DISABLE_SIGINT_HANDLER="1",
-            TUNE_MAX_PENDING_TRIALS_PG="16",  # carriers of trials start side by side; slots decide who trains
+            # carriers of trials start side by side; slots decide who trains
+            TUNE_MAX_PENDING_TRIALS_PG="16",
             TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
             RAY_CHDIR_TO_TRIAL_DIR="0",
             RAY_AIR_NEW_OUTPUT="0",  # the new output prints a header at every verbosity
@@ -448,7 +465,9 @@ class _Sweep:
         ).fit()
 
     def _measure(self) -> None:
-        """What the winner is compared with, and the sealed test, on slots that have nothing else to do now."""
+        """What the winner is compared with, and the sealed test, on slots that have nothing else to
+        do now.
+        """
         import ray
 
         left = self.to_measure()
@@ -520,9 +539,9 @@ class _Sweep:
             forgetting=self.config.selection.limits.of_forgetting,
             baseline_minutes=self.config.selection.baseline_minutes,
             threads=plan.threads_per_worker,
-            estimates=smallest_estimates(self.config)
-            if plan.resources_per_worker.get("GPU")
-            else {},
+            estimates=(
+                smallest_estimates(self.config) if plan.resources_per_worker.get("GPU") else {}
+            ),
         )
 
         def run() -> None:
@@ -593,7 +612,8 @@ class _Sweep:
             for loss in (evaluation.val_loss, evaluation.probe_loss)
         ]
         self.display.say(
-            f"{trial} epoch {evaluation.epoch:g}: val loss {losses[0]}, probe loss {losses[1]}{metrics}"
+            f"{trial} epoch {evaluation.epoch:g}: val loss {losses[0]}, probe loss"
+            f" {losses[1]}{metrics}"
         )
 
     def _trial_ended(self, trial: str) -> None:
@@ -636,8 +656,9 @@ class _Sweep:
             ray.get(self._coordinator.stop_trials.remote(reason), timeout=ASK_TIMEOUT_S)
 
     def _watch(self) -> None:
-        """Everything that goes on beside the trials. No duty may silence another, failing or hanging: without a heartbeat
-        another host would resume the same sweep, without the time budget it would not end.
+        """Everything that goes on beside the trials. No duty may silence another, failing or
+        hanging: without a heartbeat another host would resume the same sweep, without the time
+        budget it would not end.
         """
         duties = {
             "heartbeat": (self._heartbeat, HEARTBEAT_S),
@@ -665,7 +686,8 @@ class _Sweep:
             done = time.monotonic()
             try:
                 duty()
-            except Exception as error:  # the border of a watching thread: it must outlive whatever goes wrong in its duty
+            # the border of a watching thread: it must outlive whatever goes wrong in its duty
+            except Exception as error:
                 if type(error) not in told:
                     told.add(type(error))
                     self.display.say(
@@ -720,9 +742,8 @@ class _Sweep:
         self._stop_without_slots()
         left = len(self.ledger.curves()) < self.config.search.trials
         if not self._asked_for_baselines and not left and self._wants_baselines():
-            self._asked_for_baselines = (
-                True  # a slot that finds no more trials need not wait for the last of the others
-            )
+            # a slot that finds no more trials need not wait for the last of the others
+            self._asked_for_baselines = True
             self._coordinator.job.remote("baselines", BASELINES)
         self.display.refresh(self.ledger.curves(), snapshot, self._total_samples)
 
@@ -731,7 +752,9 @@ class _Sweep:
             self._stop(NO_SLOT)
 
     def _grow(self) -> None:
-        """Start the slots that a cluster has room for since nodes have joined it, and those in the place of lost ones."""
+        """Start the slots that a cluster has room for since nodes have joined it, and those in the
+        place of lost ones.
+        """
         import ray
 
         from cluster import ClusterError
@@ -809,7 +832,8 @@ class _Sweep:
 
             cause = common_cause(self._failures)
             lines.append(
-                f"Stopped, as {ALIKE}: {cause}. Mend it and go on: python -m sweeps resume {board['folder']}"
+                f"Stopped, as {ALIKE}: {cause}. Mend it and go on: python -m sweeps resume"
+                f" {board['folder']}"
             )
         print_board(self.console, board)
         for line in lines:

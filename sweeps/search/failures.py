@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 
 def common_cause(reasons: Sequence[str], least: int = 3) -> str | None:
-    """The cause that `least` or more failures share, or None. Trials' names, numbers, paths and logs do not tell causes apart."""
+    """The cause that `least` or more failures share, or None. Trials' names, numbers, paths and
+    logs do not tell causes apart.
+    """
     causes = Counter(map(_cause, reasons))
     cause, count = causes.most_common(1)[0] if causes else ("", 0)
     return next(reason for reason in reasons if _cause(reason) == cause) if count >= least else None

@@ -20,9 +20,11 @@ from trainables.errors import InputError
 def follow_space(
     study: optuna.Study, config: SweepConfig, ledger: Ledger, say: Callable[[str], None]
 ) -> optuna.Study:
-    """`study`, or where the space has changed since, a new one in its journal that knows the trials which fit the new space.
+    """`study`, or where the space has changed since, a new one in its journal that knows the trials
+    which fit the new space.
 
-    Optuna refuses other choices for a parameter, and models no parameter whose ranges differ between trials.
+    Optuna refuses other choices for a parameter, and models no parameter whose ranges differ
+    between trials.
     """
     space, places, outside = config.space(), {}, []
     now = {key: distribution(domain) for key, domain in space.domains.items()}
@@ -58,14 +60,16 @@ def follow_space(
         )
     more = ", ..." if len(outside) > 5 else ""
     say(
-        f"The search space has changed: {len(places)} of {len(curves)} trials fit it and stay known to the search"
-        f"{'; outside it: ' if outside else ''}{', '.join(outside[:5])}{more}"
+        f"The search space has changed: {len(places)} of {len(curves)} trials fit it and stay known"
+        f" to the search{'; outside it: ' if outside else ''}{', '.join(outside[:5])}{more}"
     )
     return fresh
 
 
 def _place(config: SweepConfig, space: Space, curve: Curve) -> dict[str, Any]:
-    """Where in `space` the configuration of a trial lies, as Optuna stores it; SpaceError or InputError where it does not."""
+    """Where in `space` the configuration of a trial lies, as Optuna stores it; SpaceError or
+    InputError where it does not.
+    """
     hp = config.hyperparameters(curve.params)
     values = {
         **vars(hp),

@@ -14,11 +14,12 @@ def outcome(
 ) -> tuple[TrialState, float | None, dict[int, float]]:
     """What Optuna is told of a trial that has ended: state, value, and losses by samples seen.
 
-    TPE takes the best tenth of the COMPLETE trials by value for good; only where there are too few does it turn to PRUNED ones,
-    those that came furthest first. It ignores FAIL. So whatever has a loss that may win is COMPLETE with that loss,
-    however it ended: overfit or diverged afterwards, or cut off by the time budget. PRUNED is a trial that was behind
-    its like, which says that its configuration is worse and not what it would have reached; and, without a value, the
-    worst there is: a trial of which nothing may win.
+    TPE takes the best tenth of the COMPLETE trials by value for good; only where there are too few
+    does it turn to PRUNED ones, those that came furthest first. It ignores FAIL. So whatever has a
+    loss that may win is COMPLETE with that loss, however it ended: overfit or diverged afterwards,
+    or cut off by the time budget. PRUNED is a trial that was behind its like, which says that its
+    configuration is worse and not what it would have reached; and, without a value, the worst there
+    is: a trial of which nothing may win.
     """
     if curve.status == "failed" or not (
         curve.points or (curve.reason or "").startswith("diverged")

@@ -1,4 +1,6 @@
-"""ASHA in samples seen: batch size and epochs differ between trials, so steps and epochs do not compare."""
+"""ASHA in samples seen: batch size and epochs differ between trials, so steps and epochs do not
+compare.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,21 +14,26 @@ from sweeps.selection.curves import Curve
 from trainables.engine.schedule import annealed, trained_samples
 from trainables.hyperparameters import Hyperparameters, parse
 
-ALIKE = 0.1  # of the peak rate: runs whose rates have come down alike but for so much are compared both ways
+# of the peak rate: runs whose rates have come down alike but for so much are compared both ways
+ALIKE = 0.1
 
 
 class SampleAsha(FIFOScheduler):
-    """Asynchronous successive halving (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934) that compares like with like.
+    """Asynchronous successive halving (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934) that
+    compares like with like.
 
-    A trial's first evaluation at or beyond a rung (a number of samples) is compared with those of other trials at the same rung,
-    and it goes on if it is among the best 1 / `reduction_factor` of them, or the best. A falling rate lowers the loss by itself: a run
-    that is a third through its schedule lies behind a finished short one that it is going to beat. So a trial is compared only
-    with trials whose rate has, at that rung, not come down further than its own. Who is behind those is behind.
+    A trial's first evaluation at or beyond a rung (a number of samples) is compared with those of
+    other trials at the same rung, and it goes on if it is among the best 1 / `reduction_factor` of
+    them, or the best. A falling rate lowers the loss by itself: a run that is a third through its
+    schedule lies behind a finished short one that it is going to beat. So a trial is compared only
+    with trials whose rate has, at that rung, not come down further than its own. Who is behind
+    those is behind.
     """
 
     def __init__(self, rungs: Sequence[int], reduction_factor: float, rows: int) -> None:
         super().__init__()
-        # of each rung, by the sweep's id of the trial: validation loss, and how far the rate had come down
+        # of each rung, by the sweep's id of the trial: validation loss, and how far the rate had
+        # come down
         self._rungs: dict[int, dict[str, tuple[float, float]]] = {
             rung: {} for rung in sorted(rungs, reverse=True)
         }
@@ -63,7 +70,9 @@ class SampleAsha(FIFOScheduler):
     def replay(
         self, curves: Sequence[Curve], hyperparameters: Callable[[Curve], Hyperparameters]
     ) -> None:
-        """Fill the rungs with the evaluations of trials of an earlier process. Finalists only repeat others."""
+        """Fill the rungs with the evaluations of trials of an earlier process. Finalists only
+        repeat others.
+        """
         for curve in curves:
             for point in curve.points if curve.finalist_of is None else ():
                 loss = math.inf if point.val_loss is None else point.val_loss
@@ -71,8 +80,8 @@ class SampleAsha(FIFOScheduler):
 
 
 def make_scheduler(config: SweepConfig, rows: int, curves: Sequence[Curve]) -> TrialScheduler:
-    """ASHA over samples seen: the first rung at `grace_epochs`, the following ones `reduction_factor` times further each.
-    `curves`: trials of earlier processes.
+    """ASHA over samples seen: the first rung at `grace_epochs`, the following ones
+    `reduction_factor` times further each. `curves`: trials of earlier processes.
     """
     stopping = config.search.early_stopping
     grace, longest = max(1, round(stopping.grace_epochs * rows)), max_epochs(config) * rows

@@ -21,15 +21,17 @@ from trainables.errors import InputError
 
 MAX_REDRAWS = 20  # suggestions in a row that are known or invalid before one is drawn blindly
 
-BLIND_DRAWS = (
-    1000  # of which none is new and valid before the space is gone through, or counts as exhausted
-)
+# of which none is new and valid before the space is gone through, or counts as exhausted
+
+BLIND_DRAWS = 1000
 
 MAX_SIZE = 100_000  # of a space that is gone through
 
 
 class StudySearcher(Searcher):
-    """Asks Optuna for trials and tells it what became of them. The ledger is the truth; the study can lag behind it by a kill."""
+    """Asks Optuna for trials and tells it what became of them. The ledger is the truth; the study
+    can lag behind it by a kill.
+    """
 
     def __init__(
         self,
@@ -45,8 +47,9 @@ class StudySearcher(Searcher):
         on_end: Callable[[str], None],
         say: Callable[[str], None],
     ) -> None:
-        """`order` is what every trial's config carries beside `id` and `params`; `stopped` tells why no trial may start any more,
-        `room` whether another could train at once: until then none is drawn, so that it is drawn knowing more.
+        """`order` is what every trial's config carries beside `id` and `params`; `stopped` tells
+        why no trial may start any more, `room` whether another could train at once: until then none
+        is drawn, so that it is drawn knowing more.
         """
         super().__init__(metric="val_loss", mode="min")
         self._config = config
@@ -66,7 +69,9 @@ class StudySearcher(Searcher):
         self._waiting = self._reconcile()
 
     def _reconcile(self) -> list[str]:
-        """Bring study and ledger together after a start or a kill; returns the trials that have to go on."""
+        """Bring study and ledger together after a start or a kill; returns the trials that have to
+        go on.
+        """
         for frozen in self._study.get_trials(deepcopy=False):
             trial = frozen.user_attrs.get("trial")
             if trial is not None and "duplicate_of" not in frozen.user_attrs:
@@ -88,7 +93,9 @@ class StudySearcher(Searcher):
         return [trial for trial in self._ledger.unfinished() if not self._drop(trial)]
 
     def _drop(self, trial: str) -> bool:
-        """End an unfinished trial that has shown nothing yet and lies outside the space, which has changed since it was drawn."""
+        """End an unfinished trial that has shown nothing yet and lies outside the space, which has
+        changed since it was drawn.
+        """
         curve = self._ledger.curve(trial)
         if trial in self._numbers or curve.points or curve.finalist_of is not None:
             return False
@@ -182,7 +189,9 @@ class StudySearcher(Searcher):
         self._reasons[self._ids[trial_id]] = reason
 
     def _next_finalist(self) -> str | None:
-        """A configuration of the best with a seed that it was not trained with; None when all have been."""
+        """A configuration of the best with a seed that it was not trained with; None when all have
+        been.
+        """
         curves = self._ledger.curves()
         for first in finalists(curves, self._config.selection):
             params = dict(self._ledger.curve(first).params)
@@ -205,7 +214,9 @@ class StudySearcher(Searcher):
         return self._draw() if left else None
 
     def _draw(self) -> str | None:
-        """The trial of a new configuration that is valid and was not tried before; None when the space has no more."""
+        """The trial of a new configuration that is valid and was not tried before; None when the
+        space has no more.
+        """
         # the grid repeats itself only when nothing is left that it could tell apart
         for _ in range(1 if self._config.search.sampler == "grid" else MAX_REDRAWS):
             if trial := self._begin(self._study.ask()):
@@ -217,7 +228,8 @@ class StudySearcher(Searcher):
             return trial
         if self._invalid and not self._ledger.curves():
             raise ConfigError(
-                f"search.space: no valid configuration was found, the last is not because: {self._invalid}"
+                "search.space: no valid configuration was found, the last is not because:"
+                f" {self._invalid}"
             )
         self._exhausted = True
         size = self._space.size()
@@ -231,7 +243,9 @@ class StudySearcher(Searcher):
         return None
 
     def _begin(self, asked: optuna.Trial) -> str | None:
-        """The trial of what Optuna suggests; None, and Optuna is told, where that is invalid or was tried before."""
+        """The trial of what Optuna suggests; None, and Optuna is told, where that is invalid or was
+        tried before.
+        """
         try:
             params = self._space.sample(suggest_with(asked))
             hyperparameters = repr(self._config.hyperparameters(params))
@@ -253,7 +267,9 @@ class StudySearcher(Searcher):
         return trial
 
     def _untried(self) -> dict[str, Any] | None:
-        """Some configuration that is valid and was not tried, as `Space.encode` gives it; None where none is found."""
+        """Some configuration that is valid and was not tried, as `Space.encode` gives it; None
+        where none is found.
+        """
         generator = random.Random(
             f"{self._config.seed} {len(self._study.get_trials(deepcopy=False))}"
         )
@@ -282,7 +298,9 @@ class StudySearcher(Searcher):
             return False
 
     def _tell_duplicate(self, asked: optuna.Trial, twin: str) -> None:
-        """A configuration that was tried is not run again: the study learns the value of its twin, if there is one yet."""
+        """A configuration that was tried is not run again: the study learns the value of its twin,
+        if there is one yet.
+        """
         asked.set_user_attr("duplicate_of", twin)
         point = best_point(self._ledger.curve(twin), self._config.selection)
         if point is not None and self._ledger.curve(twin).status != "running":

@@ -1,4 +1,6 @@
-"""Early stopping, in samples seen: batch size and epochs differ between trials, so steps and epochs do not compare."""
+"""Early stopping, in samples seen: batch size and epochs differ between trials, so steps and epochs
+do not compare.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,8 @@
 """A Tune Searcher over Optuna's ask and tell, with persistent storage.
 
-Ray's own OptunaSearch tells the last value of a trial, tells stopped trials COMPLETE, and leaves trials RUNNING after a NaN
-or a restore. Here a trial is told the best validation loss of its evaluations that may win, see `outcome`.
+Ray's own OptunaSearch tells the last value of a trial, tells stopped trials COMPLETE, and leaves
+trials RUNNING after a NaN or a restore. Here a trial is told the best validation loss of its
+evaluations that may win, see `outcome`.
 """
 
 import json
@@ -30,7 +31,9 @@ STUDY = "study.journal"  # the study's file in the sweep's folder
 def open_study(
     path: Path, name: str, config: SearchConfig, seed: int, *, read_only: bool = False
 ) -> optuna.Study:
-    """The study in the journal at `path`; made if it is not there. A journal file is safe on network file systems too."""
+    """The study in the journal at `path`; made if it is not there. A journal file is safe on
+    network file systems too.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not read_only:
         # a killed sweep can leave its lock; only one sweep writes here
@@ -66,7 +69,9 @@ def make_sampler(config: SearchConfig, seed: int) -> optuna.samplers.BaseSampler
 
 
 class _Grid(optuna.samplers.BruteForceSampler):
-    """Leaves the end of the search to the searcher: the original calls `study.stop()`, which only `study.optimize` allows."""
+    """Leaves the end of the search to the searcher: the original calls `study.stop()`, which only
+    `study.optimize` allows.
+    """
 
     def after_trial(
         self,

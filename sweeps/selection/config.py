@@ -23,24 +23,21 @@ class FinalistsConfig:
 class LimitsConfig:
     """What a checkpoint must keep to in order to win, whatever its validation loss. None: no limit.
 
-    Limits on what is forgotten are for language models, and make every evaluation measure it. Limits on slices need
-    `data.slice`.
+    Limits on what is forgotten are for language models, and make every evaluation measure it.
+    Limits on slices need `data.slice`.
     """
 
-    forgetting: float | None = (
-        None  # nats per token by which the loss on general text may lie above the base's
-    )
-    kl: float | None = (
-        None  # nats by which predictions on the task's prompts may diverge from the base's
-    )
+    # nats per token by which the loss on general text may lie above the base's
+
+    forgetting: float | None = None
+    # nats by which predictions on the task's prompts may diverge from the base's
+    kl: float | None = None
     slice_loss: float | None = None  # highest loss that a slice may have
-    slice_gap: float | None = (
-        None  # nats that may lie between the losses of the worst and the best slice
-    )
+    # nats that may lie between the losses of the worst and the best slice
+    slice_gap: float | None = None
     slice_accuracy: float | None = None  # lowest accuracy that a slice may have (classification)
-    slice_rows: int = (
-        30  # slices of fewer rows count for none of these: their numbers are mostly noise
-    )
+    # slices of fewer rows count for none of these: their numbers are mostly noise
+    slice_rows: int = 30
 
     def __post_init__(self) -> None:
         for name in ("kl", "slice_loss", "slice_gap"):
@@ -52,7 +49,8 @@ class LimitsConfig:
             )
         if self.slice_accuracy is not None and not 0 < self.slice_accuracy <= 1:
             raise ValueError(
-                f"selection.limits.slice_accuracy: must be above 0 and at most 1, got {self.slice_accuracy}"
+                "selection.limits.slice_accuracy: must be above 0 and at most 1, got"
+                f" {self.slice_accuracy}"
             )
         if self.slice_rows < 1:
             raise ValueError(
@@ -74,36 +72,33 @@ class LimitsConfig:
 class SelectionConfig:
     """Thresholds of the verdicts; relative numbers are shares (0.02 = 2%)."""
 
-    overfit_rise: float = 0.02  # validation loss above the trial's minimum, while probe loss fell: Prechelt's generalisation loss
-    noise: float = 4.0  # a rise must also exceed so many standard deviations of the noise that the curve itself shows
-    overfit_gap: float = (
-        0.9  # (validation - probe) / validation above this is told: the training rows are memorised
-    )
-    improving: float = (
-        0.01  # a last evaluation that is the best by more than this is still improving
-    )
-    underfit: float = 0.02  # a best loss less than this below the untuned model's (and the label prior's) has learnt nothing
-    one_answer: float = (
-        0.99  # the same class for so large a share of the validation rows is no answer to the input
-    )
+    # validation loss above the trial's minimum, while probe loss fell: Prechelt's generalisation
+    # loss
+    overfit_rise: float = 0.02
+    # a rise must also exceed so many standard deviations of the noise that the curve itself shows
+    noise: float = 4.0
+    # (validation - probe) / validation above this is told: the training rows are memorised
+    overfit_gap: float = 0.9
+    # a last evaluation that is the best by more than this is still improving
+    improving: float = 0.01
+    # a best loss less than this below the untuned model's (and the label prior's) has learnt
+    # nothing
+    underfit: float = 0.02
+    # the same class for so large a share of the validation rows is no answer to the input
+    one_answer: float = 0.99
     diverge_ratio: float = 2.0  # validation and probe loss above so many times the untuned model's
-    tie_standard_errors: float = (
-        1.0  # a candidate closer to the best than this, paired per example, is tied with it
-    )
-    prefer: Literal["lowest", "cheapest"] = (
-        "lowest"  # of the tied: the lowest validation loss, or what costs least to use
-    )
+    # a candidate closer to the best than this, paired per example, is tied with it
+    tie_standard_errors: float = 1.0
+    # of the tied: the lowest validation loss, or what costs least to use
+    prefer: Literal["lowest", "cheapest"] = "lowest"
     finalists: FinalistsConfig = field(default_factory=FinalistsConfig)
-    general_text: str | None = (
-        None  # file on which forgetting is measured (language models); None: Python's manual
-    )
+    # file on which forgetting is measured (language models); None: Python's manual
+    general_text: str | None = None
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    pareto: Literal["trainable_parameters", "inference_cost"] | None = (
-        None  # also show which trials none beats in validation loss and in this at once
-    )
-    baselines: bool = (
-        True  # measure other ways than fine-tuning too: embeddings, examples in the prompt
-    )
+    # also show which trials none beats in validation loss and in this at once
+    pareto: Literal["trainable_parameters", "inference_cost"] | None = None
+    # measure other ways than fine-tuning too: embeddings, examples in the prompt
+    baselines: bool = True
     baseline_minutes: float = 10.0  # for that, on each split; what is not done by then is left out
 
     def __post_init__(self) -> None:

@@ -16,16 +16,17 @@ class Curve:
     params: Mapping[str, Any] = field(default_factory=dict)
     points: Sequence[Evaluation] = ()
     reason: str | None = None  # why it was stopped or failed
-    finalist_of: str | None = (
-        None  # the trial whose configuration this one repeats with another seed
-    )
+    # the trial whose configuration this one repeats with another seed
+    finalist_of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Losses of not fine-tuning: the untuned model's and, for classification, the label prior's (validation).
+    """Losses of not fine-tuning: the untuned model's and, for classification, the label prior's
+    (validation).
 
-    achieved: the lowest validation loss of any trial; it tells what could be learnt where nothing else does.
+    achieved: the lowest validation loss of any trial; it tells what could be learnt where nothing
+    else does.
     """
 
     val_loss: float | None = None

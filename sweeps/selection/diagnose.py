@@ -25,11 +25,12 @@ def diagnose(
 ) -> list[dict[str, str]]:
     """Verdict and reason of each trial in `file`, in the order of their first lines.
 
-    Columns: trial, samples_seen, val_loss, and probe_loss or train_loss or both; others are ignored, and so are lines
-    without a validation loss. Where there is no probe loss, the training loss stands for it. A line at 0 samples is the
-    untuned model. Without such a line, or `untuned_loss`, a trial is judged beside its own beginning and the other
-    trials.
-    Raises ConfigError for what cannot be read, and for an `untuned_loss` or a `prior_loss` that no model can have.
+    Columns: trial, samples_seen, val_loss, and probe_loss or train_loss or both; others are
+    ignored, and so are lines without a validation loss. Where there is no probe loss, the training
+    loss stands for it. A line at 0 samples is the untuned model. Without such a line, or
+    `untuned_loss`, a trial is judged beside its own beginning and the other trials. Raises
+    ConfigError for what cannot be read, and for an `untuned_loss` or a `prior_loss` that no model
+    can have.
     """
     for option, loss in (("--untuned-loss", untuned_loss), ("--prior-loss", prior_loss)):
         if loss is not None and not 0 <= loss < math.inf:
@@ -64,7 +65,8 @@ def _read(file: Path) -> list[Curve]:
                     )
             if not {"probe_loss", "train_loss"} & set(columns):
                 raise ConfigError(
-                    f"{file}: neither a column probe_loss nor train_loss; it has {', '.join(columns)}"
+                    f"{file}: neither a column probe_loss nor train_loss; it has"
+                    f" {', '.join(columns)}"
                 )
             lines = [(reader.line_num, line) for line in reader]
     except FileNotFoundError as error:
@@ -103,7 +105,8 @@ def _point(line: Mapping[str, Any], where: str) -> Evaluation:
     seen = _number(line["samples_seen"], f"{where}: samples_seen")
     if seen is None or seen < 0 or seen != int(seen):
         raise ConfigError(
-            f"{where}: samples_seen: must be a whole number of 0 or more, got {(line['samples_seen'] or '').strip()!r}"
+            f"{where}: samples_seen: must be a whole number of 0 or more, got"
+            f" {(line['samples_seen'] or '').strip()!r}"
         )
     losses = {name: _number(line.get(name), f"{where}: {name}") for name in LOSSES}
     measured = (line.get("probe_loss") or "").strip()

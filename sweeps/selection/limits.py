@@ -8,7 +8,9 @@ from trainables.evaluation.record import Evaluation
 
 
 def limit_reason(point: Evaluation, limits: LimitsConfig) -> str | None:
-    """Which limit the evaluation goes beyond, or None. What a limit needs and was not measured is beyond it."""
+    """Which limit the evaluation goes beyond, or None. What a limit needs and was not measured is
+    beyond it.
+    """
     lost = (
         ("forgetting", "its loss on general text rose by", point.forgetting, limits.forgetting),
         (
@@ -40,10 +42,13 @@ def limit_reason(point: Evaluation, limits: LimitsConfig) -> str | None:
         return f"its loss on the slice {hard!r} is {worst:.4f} (limit {limits.slice_loss:g})"
     if limits.slice_gap is not None and not worst - best <= limits.slice_gap:
         return (
-            f"its losses on the slices {hard!r} and {easy!r} are {worst - best:.4f} apart, {worst:.4f} and {best:.4f} "
-            f"(limit {limits.slice_gap:g})"
+            f"its losses on the slices {hard!r} and {easy!r} are {worst - best:.4f} apart,"
+            f" {worst:.4f} and {best:.4f} (limit {limits.slice_gap:g})"
         )
     accuracy, lowest = min((number(each, "accuracy", 0.0), value) for value, each in slices.items())
     if limits.slice_accuracy is not None and accuracy < limits.slice_accuracy:
-        return f"its accuracy on the slice {lowest!r} is {accuracy:.4f} (at least {limits.slice_accuracy:g} is asked)"
+        return (
+            f"its accuracy on the slice {lowest!r} is {accuracy:.4f} (at least"
+            f" {limits.slice_accuracy:g} is asked)"
+        )
     return None

@@ -8,10 +8,12 @@ from trainables.evaluation.record import Evaluation
 
 
 def curve_noise(points: Sequence[Evaluation]) -> float:
-    """Standard deviation of the noise in a trial's validation losses, in nats; 0 where there are too few to tell.
+    """Standard deviation of the noise in a trial's validation losses, in nats; 0 where there are
+    too few to tell.
 
-    Without noise a curve falls to its minimum and rises after it, whatever its shape. So noise is what is left after the
-    best fit of a falling and then a rising curve (isotonic regression by pooling adjacent violators, Barlow et al. 1972).
+    Without noise a curve falls to its minimum and rises after it, whatever its shape. So noise is
+    what is left after the best fit of a falling and then a rising curve (isotonic regression by
+    pooling adjacent violators, Barlow et al. 1972).
     """
     return _noise(tuple(p.val_loss for p in points if p.val_loss is not None))
 
@@ -28,7 +30,9 @@ def _noise(losses: tuple[float, ...]) -> float:
 
 
 def _falls(losses: Sequence[float]) -> list[tuple[float, int]]:
-    """Squared residuals and levels of the best falling fit to each beginning of `losses`, the empty one first."""
+    """Squared residuals and levels of the best falling fit to each beginning of `losses`, the empty
+    one first.
+    """
     blocks: list[tuple[float, int, float]] = []  # mean, length, squared residuals
     found = [(0.0, 0)]
     for loss in losses:

@@ -1,4 +1,5 @@
-"""Verdicts and the winner: pure functions over evaluations. No Ray, torch or network; numbers in, words out.
+"""Verdicts and the winner: pure functions over evaluations. No Ray, torch or network; numbers in,
+words out.
 
 Losses are means in nats per example (classification) or per target token (language models).
 """
@@ -27,13 +28,17 @@ from trainables.evaluation.record import Evaluation
 
 
 def finalists(curves: Sequence[Curve], config: SelectionConfig) -> list[str]:
-    """The trials whose configurations are to be trained again: the best, one for each trial of the search."""
+    """The trials whose configurations are to be trained again: the best, one for each trial of the
+    search.
+    """
     first = [curve for curve in curves if curve.finalist_of is None]
     return [curve.id for curve, _ in _standing(first, config)[: config.finalists.top]]
 
 
 def pareto(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve, Evaluation]]:
-    """The trials that none beats in validation loss without being worse in `config.pareto`; the lowest loss first."""
+    """The trials that none beats in validation loss without being worse in `config.pareto`; the
+    lowest loss first.
+    """
     front: list[tuple[Curve, Evaluation]] = []
     if config.pareto is None:
         return front
@@ -47,8 +52,8 @@ def pareto(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve
 
 
 def final_ranking(curves: Sequence[Curve], config: SelectionConfig) -> list[Final]:
-    """The configurations that were trained again: fewest failed seeds first, then the lowest mean; those of which no new
-    seed may win are left out.
+    """The configurations that were trained again: fewest failed seeds first, then the lowest mean;
+    those of which no new seed may win are left out.
     """
     by_first: dict[str, dict[str, float]] = {}
     for curve, point in _standing(
@@ -70,7 +75,9 @@ def final_ranking(curves: Sequence[Curve], config: SelectionConfig) -> list[Fina
 
 
 def failed_seeds(curves: Sequence[Curve], config: SelectionConfig) -> dict[str, tuple[str, ...]]:
-    """New seeds that ended without a checkpoint that may win, by the trial whose configuration they repeat."""
+    """New seeds that ended without a checkpoint that may win, by the trial whose configuration they
+    repeat.
+    """
     again = [
         curve for curve in curves if curve.finalist_of is not None and curve.status != "running"
     ]
@@ -90,10 +97,11 @@ def select(
 ) -> tuple[Winner | None, str]:
     """The winner, and the reason in words (also when there is none).
 
-    Each trial stands with its best evaluation that is not overfit. The lowest validation loss wins; those within
-    `tie_standard_errors` of it, paired by unit, are tied with it, and `prefer: cheapest` lets the one of these win that
-    costs least to use. Where configurations ran again with new seeds, these decide. `losses(folder)` gives the losses
-    [N, 2] of the units of an evaluation (see sweeps.selection.statistics); `reference` is what the reason compares with.
+    Each trial stands with its best evaluation that is not overfit. The lowest validation loss wins;
+    those within `tie_standard_errors` of it, paired by unit, are tied with it, and `prefer:
+    cheapest` lets the one of these win that costs least to use. Where configurations ran again with
+    new seeds, these decide. `losses(folder)` gives the losses [N, 2] of the units of an evaluation
+    (see sweeps.selection.statistics); `reference` is what the reason compares with.
     """
     standing = _standing(curves, config)
     if not standing:
@@ -120,15 +128,18 @@ def select(
         *against_not_tuning(point, reference, config),
     ]
     reason = "; ".join(sentences) + "."
-    return Winner(
-        trial=chosen.id,
-        point=point,
-        reason=reason,
-        tied=tuple(curve.id for curve, _ in tied[1:]),
-        expected=expected,
-        lowest=standing[0][1].folder,
-        differences=differences,
-    ), reason
+    return (
+        Winner(
+            trial=chosen.id,
+            point=point,
+            reason=reason,
+            tied=tuple(curve.id for curve, _ in tied[1:]),
+            expected=expected,
+            lowest=standing[0][1].folder,
+            differences=differences,
+        ),
+        reason,
+    )
 
 
 def _standing(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve, Evaluation]]:
@@ -148,8 +159,8 @@ def _preferred_first(tied: Standing, config: SelectionConfig) -> list[tuple[Curv
 def _choose_final(
     standing: Standing, finals: Sequence[Final], config: SelectionConfig
 ) -> tuple[list[tuple[Curve, Evaluation]], Final, list[str]]:
-    """The checkpoint that stands for each configuration tied for the lowest mean, the chosen first; that one's new seeds; and
-    why it wins.
+    """The checkpoint that stands for each configuration tied for the lowest mean, the chosen first;
+    that one's new seeds; and why it wins.
     """
     best, by_trial = finals[0], {curve.id: (curve, point) for curve, point in standing}
     final_of = {
@@ -165,14 +176,15 @@ def _choose_final(
     ]
     if final is best:
         sentences.append(
-            f"that of {final.trial} has the lowest mean validation loss over {seeds}, {mean_words(final)}"
+            f"that of {final.trial} has the lowest mean validation loss over {seeds},"
+            f" {mean_words(final)}"
         )
         if len(finals) > 1 and len(tied) == 1:
             sentences.append(f"the next, that of {finals[1].trial}, has {mean_words(finals[1])}")
     else:
         sentences.append(
-            f"that of {final.trial}, {mean_words(final)} over {seeds}, is tied with the lowest, {mean_words(best)} of "
-            f"{best.trial}, and cheaper to use"
+            f"that of {final.trial}, {mean_words(final)} over {seeds}, is tied with the lowest,"
+            f" {mean_words(best)} of {best.trial}, and cheaper to use"
         )
     others = [final_of[curve.id].trial for curve, _ in tied[1:] if final_of[curve.id] is not best]
     if others:
@@ -181,16 +193,17 @@ def _choose_final(
         )
     sentences += cheaper_words(tied, config)
     which = "the median of its new seeds" if len(final.seeds) > 1 else "its new seed"
-    (curve, point) = tied[0]
+    curve, point = tied[0]
     sentences.append(
-        f"what is handed over is {which}, {curve.id} with {point.val_loss:.4f}; to expect is the mean"
+        f"what is handed over is {which}, {curve.id} with {point.val_loss:.4f}; to expect is the"
+        " mean"
     )
     return tied, final, sentences
 
 
 def _is_tied(final: Final, best: Final, finals: Sequence[Final], config: SelectionConfig) -> bool:
-    """Whether two means are closer than their standard errors; of a single seed the spread is taken to be that of the other
-    configurations, and without any it is unknown, so that nothing is tied.
+    """Whether two means are closer than their standard errors; of a single seed the spread is taken
+    to be that of the other configurations, and without any it is unknown, so that nothing is tied.
     """
     known = [(each.spread, len(each.seeds) - 1) for each in finals if each.spread is not None]
     if not known or len(final.failed) != len(best.failed):

@@ -11,9 +11,11 @@ from trainables.evaluation.record import Evaluation
 
 @dataclass(frozen=True, kw_only=True)
 class Final:
-    """A configuration that was trained again: its new seeds, each with its best validation loss that may win.
+    """A configuration that was trained again: its new seeds, each with its best validation loss
+    that may win.
 
-    The loss of the first seed does not count: it is why the configuration was chosen, and so too good on average.
+    The loss of the first seed does not count: it is why the configuration was chosen, and so too
+    good on average.
     """
 
     trial: str  # which had it first
@@ -26,8 +28,8 @@ class Final:
 
     @property
     def median(self) -> str:
-        """The trial whose checkpoint stands for the configuration: neither a lucky seed nor an unlucky one. Of an even
-        number the better of the middle two.
+        """The trial whose checkpoint stands for the configuration: neither a lucky seed nor an
+        unlucky one. Of an even number the better of the middle two.
         """
         return sorted(self.seeds, key=lambda trial: (self.seeds[trial], trial))[
             (len(self.seeds) - 1) // 2
@@ -40,9 +42,8 @@ class Winner:
     point: Evaluation
     reason: str
     tied: tuple[str, ...] = ()
-    expected: Final | None = (
-        None  # where it ran again with new seeds: their mean is what to expect of it
-    )
+    # where it ran again with new seeds: their mean is what to expect of it
+    expected: Final | None = None
     lowest: str = ""  # folder of the evaluation with the lowest loss
     differences: Mapping[str, Difference] = field(
         default_factory=dict
@@ -53,8 +54,8 @@ Standing = Sequence[tuple[Curve, Evaluation]]
 
 
 def cost_in_use(item: tuple[Curve, Evaluation]) -> tuple[Any, ...]:
-    """What a checkpoint costs whoever uses it, and last what it cost to train. The number of trained parameters is no part
-    of it: after training they cost nothing.
+    """What a checkpoint costs whoever uses it, and last what it cost to train. The number of
+    trained parameters is no part of it: after training they cost nothing.
     """
     curve, point = item
     return point.inference_cost, point.checkpoint_bytes, point.samples_seen, curve.id

@@ -1,7 +1,8 @@
 """How sure a loss and a difference of losses are: pure functions over losses [N, 2], in nats.
 
-Each line is the summed loss and the number of targets of one *unit*: of a row, or of the rows that belong together (see
-`by_unit`), since rows of one author, file or document are not so many independent observations.
+Each line is the summed loss and the number of targets of one *unit*: of a row, or of the rows that
+belong together (see `by_unit`), since rows of one author, file or document are not so many
+independent observations.
 """
 
 import math
@@ -28,7 +29,9 @@ class Difference:
 
 
 def by_unit(losses: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """Losses [N, 2] of rows as those of units [G, 2]: `groups` [N] says which rows are one; None: every row is."""
+    """Losses [N, 2] of rows as those of units [G, 2]: `groups` [N] says which rows are one; None:
+    every row is.
+    """
     if groups is None:
         return losses
     _, of_rows = np.unique(groups, return_inverse=True)
@@ -39,7 +42,8 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Mean loss of b minus that of a over the same units [N, 2], and its standard error.
 
     With targets t_i and differences d_i the mean is the ratio D = sum d / sum t; its standard error
-    sqrt(N / (N - 1) * sum (d_i - D t_i)^2) / sum t (Cochran 1977, ratio estimator; of clusters where units are groups).
+    sqrt(N / (N - 1) * sum (d_i - D t_i)^2) / sum t (Cochran 1977, ratio estimator; of clusters
+    where units are groups).
     """
     differences, targets = b[:, 0].astype(float) - a[:, 0], a[:, 1].astype(float)
     total, units = targets.sum(), len(targets)
@@ -53,10 +57,11 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 def bootstrap_intervals(
     a: np.ndarray, others: Sequence[np.ndarray], *, level: float = 0.95, seed: int = 0
 ) -> list[tuple[float, float]]:
-    """Intervals of `paired_difference(a, b)` for each b of `others`, by resampling units (Efron 1979, percentile method,
-    expanded for few units after Hesterberg 2015).
+    """Intervals of `paired_difference(a, b)` for each b of `others`, by resampling units (Efron
+    1979, percentile method, expanded for few units after Hesterberg 2015).
 
-    Units are drawn by Poisson counts (Hanley & MacGibbon 2006), the same for all candidates and in every call.
+    Units are drawn by Poisson counts (Hanley & MacGibbon 2006), the same for all candidates and in
+    every call.
     """
     if not others:
         return []
@@ -86,8 +91,9 @@ def _resamples(units: int, seed: int) -> np.ndarray:
 
 
 def _stretch(tail: float, units: int) -> float:
-    """By what an interval from resamples of so many units is too short: they spread as if the units were all there are,
-    and the normal distribution's tails are thinner than Student's (whose quantile is Cornish and Fisher's expansion).
+    """By what an interval from resamples of so many units is too short: they spread as if the units
+    were all there are, and the normal distribution's tails are thinner than Student's (whose
+    quantile is Cornish and Fisher's expansion).
     """
     z, free = -NormalDist().inv_cdf(tail), max(units - 1, 1)
     student = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
@@ -119,7 +125,9 @@ def slice_intervals(
 
 
 def compare(a: np.ndarray | None, b: np.ndarray | None) -> Difference | None:
-    """How far b's loss lies above a's; None where the two were not measured on the same units [N, 2]."""
+    """How far b's loss lies above a's; None where the two were not measured on the same units [N,
+    2].
+    """
     if a is None or b is None or a.shape != b.shape:
         return None
     return compare_all(a, [b], tie_standard_errors=1.0)[0]
@@ -154,12 +162,14 @@ def gain_interval(
     *,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Interval of how far the loss of `chosen` lies below the lowest of `others`, where `chosen` is one of `candidates`
-    and was chosen, by whatever rule, on these same units [N, 2]; without bounds where they are too few to tell.
+    """Interval of how far the loss of `chosen` lies below the lowest of `others`, where `chosen` is
+    one of `candidates` and was chosen, by whatever rule, on these same units [N, 2]; without bounds
+    where they are too few to tell.
 
-    The bounds hold for every pair of a candidate and another at once, so for the pair that was looked at too: resampled
-    differences are centred, divided by their standard errors, and the bounds lie as many standard errors away as the
-    largest of them (White 2000, "A reality check for data snooping"; Romano & Wolf 2005).
+    The bounds hold for every pair of a candidate and another at once, so for the pair that was
+    looked at too: resampled differences are centred, divided by their standard errors, and the
+    bounds lie as many standard errors away as the largest of them (White 2000, "A reality check for
+    data snooping"; Romano & Wolf 2005).
     """
     if len(chosen) < MIN_UNITS:
         return -math.inf, math.inf
@@ -167,7 +177,9 @@ def gain_interval(
     drawn, total = np.maximum(counts @ targets, 1), targets.sum(dtype=float)
 
     def deviations(losses: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """What each unit's loss is above its share of the mean [K, N], and means of resamples less the mean [R, K]."""
+        """What each unit's loss is above its share of the mean [K, N], and means of resamples less
+        the mean [R, K].
+        """
         summed = np.stack([each[:, 0] for each in losses]).astype(np.float32)
         residuals = (
             summed

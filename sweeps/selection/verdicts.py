@@ -27,9 +27,8 @@ LOST_LATER = (
 class Verdict:
     word: str
     reason: str
-    later: str | None = (
-        None  # what befell the trial after the checkpoint that this is the verdict of
-    )
+    # what befell the trial after the checkpoint that this is the verdict of
+    later: str | None = None
 
     @property
     def shown(self) -> str:
@@ -39,8 +38,10 @@ class Verdict:
 def overfit_reason(points: Sequence[Evaluation], index: int, config: SelectionConfig) -> str | None:
     """Why the evaluation `points[index]` is overfit, or None when it is not.
 
-    Overfit: its validation loss lies more than `overfit_rise` above the lowest before it (Prechelt 1998, "Early stopping
-    - but when?", generalisation loss), and by more than the curve's own noise explains, while the probe loss fell since
+    Overfit: its validation loss lies more than `overfit_rise` above the lowest before it (Prechelt
+    1998, "Early stopping
+    - but when?", generalisation loss), and by more than the curve's own noise explains, while the
+      probe loss fell since
     then. A gap between the two alone is no harm: on an easy task every good model has one.
     """
     point = points[index]
@@ -60,23 +61,25 @@ def overfit_reason(points: Sequence[Evaluation], index: int, config: SelectionCo
             and _rises_out_of_noise(points, index, config)
         ):
             return (
-                f"validation loss rose {rise:.1%} above its minimum ({lowest.val_loss:.4f} at {lowest.samples_seen} samples "
-                f"to {point.val_loss:.4f} at {point.samples_seen}) while probe loss fell from {lowest.probe_loss:.4f} "
-                f"to {point.probe_loss:.4f}"
+                f"validation loss rose {rise:.1%} above its minimum ({lowest.val_loss:.4f} at"
+                f" {lowest.samples_seen} samples to {point.val_loss:.4f} at {point.samples_seen})"
+                f" while probe loss fell from {lowest.probe_loss:.4f} to {point.probe_loss:.4f}"
             )
     return None
 
 
 def memorised(point: Evaluation, config: SelectionConfig) -> str | None:
-    """What is told of an evaluation whose probe loss lies more than `overfit_gap` below its validation loss; else None."""
+    """What is told of an evaluation whose probe loss lies more than `overfit_gap` below its
+    validation loss; else None.
+    """
     if point.val_loss is None or point.probe_loss is None or point.val_loss <= 0:
         return None
     gap = (point.val_loss - point.probe_loss) / point.val_loss
     if gap <= config.overfit_gap:
         return None
     return (
-        f"the training rows are memorised: probe loss {point.probe_loss:.4f} is {gap:.1%} below validation loss "
-        f"{point.val_loss:.4f}"
+        f"the training rows are memorised: probe loss {point.probe_loss:.4f} is {gap:.1%} below"
+        f" validation loss {point.val_loss:.4f}"
     )
 
 
@@ -88,9 +91,9 @@ def excluded_reason(
 
 
 def _rises_out_of_noise(points: Sequence[Evaluation], index: int, config: SelectionConfig) -> bool:
-    """Whether `points[index]` lies above the valley before it by more than the tolerance and the noise: not above one
-    evaluation that happened to be low. A curve of fewer than about ten evaluations seldom shows its noise; there
-    the valley is all that guards.
+    """Whether `points[index]` lies above the valley before it by more than the tolerance and the
+    noise: not above one evaluation that happened to be low. A curve of fewer than about ten
+    evaluations seldom shows its noise; there the valley is all that guards.
     """
     losses = [p.val_loss for p in points[: index + 1] if p.val_loss is not None]
     if len(losses) < 5:
@@ -102,7 +105,9 @@ def _rises_out_of_noise(points: Sequence[Evaluation], index: int, config: Select
 
 
 def diverged_reason(point: Evaluation, reference: Reference, config: SelectionConfig) -> str | None:
-    """Why `point` has diverged: a loss that is no number, or validation and probe loss far above the untuned model's."""
+    """Why `point` has diverged: a loss that is no number, or validation and probe loss far above
+    the untuned model's.
+    """
     if point.val_loss is None or point.probe_loss is None:
         return f"a loss was not finite at {point.samples_seen} samples"
     untuned = reference.best()
@@ -120,7 +125,9 @@ def diverged_reason(point: Evaluation, reference: Reference, config: SelectionCo
 def _diverged(
     points: Sequence[Evaluation], reference: Reference, config: SelectionConfig
 ) -> str | None:
-    """`diverged_reason` of the last evaluation; where nothing is known of not fine-tuning, beside the trial's own best."""
+    """`diverged_reason` of the last evaluation; where nothing is known of not fine-tuning, beside
+    the trial's own best.
+    """
     last, earlier = (
         points[-1],
         [p for p in points[:-1] if p.val_loss is not None and p.probe_loss is not None],
@@ -135,8 +142,9 @@ def _diverged(
     limit = config.diverge_ratio
     if last.val_loss > limit * best.val_loss and last.probe_loss > limit * best.probe_loss:
         return (
-            f"validation loss {last.val_loss:.4f} and probe loss {last.probe_loss:.4f} are above {limit:g} times those at "
-            f"{best.samples_seen} samples ({best.val_loss:.4f} and {best.probe_loss:.4f})"
+            f"validation loss {last.val_loss:.4f} and probe loss {last.probe_loss:.4f} are above"
+            f" {limit:g} times those at {best.samples_seen} samples ({best.val_loss:.4f} and"
+            f" {best.probe_loss:.4f})"
         )
     return None
 
@@ -144,11 +152,13 @@ def _diverged(
 def collapsed_reason(
     points: Sequence[Evaluation], reference: Reference, config: SelectionConfig
 ) -> str | None:
-    """Why a trial has collapsed: it has moved, and now gives one answer whatever the input is. None when it has not.
+    """Why a trial has collapsed: it has moved, and now gives one answer whatever the input is. None
+    when it has not.
 
-    With the label prior known: as good as the prior at best, and the same class for `one_answer` of the rows, or the
-    prior's very loss on both splits. Without it: what it had learnt is lost on both splits; or its losses stay
-    where they are though training began elsewhere, while other trials learnt (all margins are `underfit`).
+    With the label prior known: as good as the prior at best, and the same class for `one_answer` of
+    the rows, or the prior's very loss on both splits. Without it: what it had learnt is lost on
+    both splits; or its losses stay where they are though training began elsewhere, while other
+    trials learnt (all margins are `underfit`).
     """
     last, margin = points[-1], config.underfit
     prior, untuned = reference.prior_loss, reference.val_loss
@@ -168,14 +178,14 @@ def collapsed_reason(
         if last.majority_share is not None:
             if last.majority_share >= config.one_answer:
                 return (
-                    f"it answers {last.majority_share:.1%} of the validation rows with one class, at a loss of "
-                    f"{last.val_loss:.4f}; the label shares alone give {prior:.4f}"
+                    f"it answers {last.majority_share:.1%} of the validation rows with one class,"
+                    f" at a loss of {last.val_loss:.4f}; the label shares alone give {prior:.4f}"
                 )
             return None
         if max(abs(last.val_loss / prior - 1), abs(last.probe_loss / prior - 1)) < margin:
             return (
-                f"validation loss {last.val_loss:.4f} and probe loss {last.probe_loss:.4f} are those of the label shares "
-                f"alone ({prior:.4f})"
+                f"validation loss {last.val_loss:.4f} and probe loss {last.probe_loss:.4f} are"
+                f" those of the label shares alone ({prior:.4f})"
             )
         return None
     if earlier:
@@ -183,8 +193,9 @@ def collapsed_reason(
         lost = [last.val_loss / best.val_loss - 1, last.probe_loss / best.probe_loss - 1]
         if min(lost) > 5 * margin:
             return (
-                f"what it had learnt at {best.samples_seen} samples is lost: validation loss rose from {best.val_loss:.4f} "
-                f"to {last.val_loss:.4f}, and probe loss from {best.probe_loss:.4f} to {last.probe_loss:.4f}"
+                f"what it had learnt at {best.samples_seen} samples is lost: validation loss rose"
+                f" from {best.val_loss:.4f} to {last.val_loss:.4f}, and probe loss from"
+                f" {best.probe_loss:.4f} to {last.probe_loss:.4f}"
             )
     others = reference.achieved
     stays = _is_flat(points, "val_loss", margin) and _is_flat(points, "probe_loss", margin)
@@ -196,8 +207,9 @@ def collapsed_reason(
     ):
         if others < last.val_loss * (1 - 5 * margin):
             return (
-                f"validation loss stays at {last.val_loss:.4f} and probe loss at {last.probe_loss:.4f} whatever it trains on, "
-                f"where other trials reached {others:.4f}"
+                f"validation loss stays at {last.val_loss:.4f} and probe loss at"
+                f" {last.probe_loss:.4f} whatever it trains on, where other trials reached"
+                f" {others:.4f}"
             )
     return None
 
@@ -215,16 +227,20 @@ def _underfit(
     if untuned is not None:
         if best.val_loss > untuned * (1 - config.underfit):
             return (
-                f"best validation loss {best.val_loss:.4f} is not {config.underfit:.0%} below that of not fine-tuning "
-                f"({untuned:.4f})"
+                f"best validation loss {best.val_loss:.4f} is not {config.underfit:.0%} below that"
+                f" of not fine-tuning ({untuned:.4f})"
             )
         return None
-    # nothing is known of not fine-tuning: losses that stay where they are, from the first steps of training on, learnt nothing
+    # nothing is known of not fine-tuning: losses that stay where they are, from the first steps of
+    # training on, learnt nothing
     trained = [p.train_loss for p in points if p.train_loss is not None]
     if len(trained) > 1 and all(
         _is_flat(points, name, config.underfit) for name in ("val_loss", "probe_loss", "train_loss")
     ):
-        return f"training loss stays at {trained[0]:.4f} and validation loss at {best.val_loss:.4f}: it learnt nothing"
+        return (
+            f"training loss stays at {trained[0]:.4f} and validation loss at {best.val_loss:.4f}:"
+            " it learnt nothing"
+        )
     return None
 
 
@@ -277,9 +293,12 @@ def _judge(
         earlier = min(p.val_loss for p in finite[:-1])
         gain = 1 - last.val_loss / earlier if earlier > 0 else 0.0
         if gain > config.improving:
-            return "still improving", (
-                f"the last evaluation is the best, {gain:.1%} below the one before ({earlier:.4f} to {last.val_loss:.4f}); "
-                "more training may help"
+            return (
+                "still improving",
+                (
+                    f"the last evaluation is the best, {gain:.1%} below the one before"
+                    f" ({earlier:.4f} to {last.val_loss:.4f}); more training may help"
+                ),
             )
     return "healthy", _lowest(best)
 
@@ -294,7 +313,9 @@ def _lowest(best: Evaluation) -> str:
 
 
 def standing_verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verdict:
-    """The verdict of the checkpoint that stands for a trial: what befell the trial after it is told, and is not its name."""
+    """The verdict of the checkpoint that stands for a trial: what befell the trial after it is
+    told, and is not its name.
+    """
     judged, point = verdict(curve, reference, config), best_point(curve, config)
     if judged.word not in LOST_LATER or point is None:
         return judged

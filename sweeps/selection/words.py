@@ -31,7 +31,8 @@ def failed_words(finals: Sequence[Final], failed: Mapping[str, tuple[str, ...]])
             else "so nothing else is known of it than its first"
         )
         sentences.append(
-            f"{count} new seeds of {trial} gave no checkpoint that may win ({', '.join(seeds)}), {follows}"
+            f"{count} new seeds of {trial} gave no checkpoint that may win ({', '.join(seeds)}),"
+            f" {follows}"
         )
     return sentences
 
@@ -46,15 +47,21 @@ def why_chosen(
     if chosen is leader:
         keeps = "" if config.limits == LimitsConfig() else " and keeps to the limits"
         sentences = [
-            f"{chosen.id} has the lowest validation loss, {point.val_loss:.4f}, of {len(standing)} trials with a checkpoint "
-            f"that is not overfit{keeps}"
+            f"{chosen.id} has the lowest validation loss, {point.val_loss:.4f}, of {len(standing)}"
+            f" trials with a checkpoint that is not overfit{keeps}"
         ]
     else:
         found = differences[chosen.id]
         sentences = [
-            f"{chosen.id} is tied with {leader.id}, which has the lowest validation loss ({lead_point.val_loss:.4f}): its "
-            f"{point.val_loss:.4f} is {found.mean:.4f} ± {found.standard_error:.4f} above, paired per example",
-            f"of the tied it is the cheapest to use ({_cost_words(point)}, against {_cost_words(lead_point)})",
+            (
+                f"{chosen.id} is tied with {leader.id}, which has the lowest validation loss"
+                f" ({lead_point.val_loss:.4f}): its {point.val_loss:.4f} is {found.mean:.4f} ±"
+                f" {found.standard_error:.4f} above, paired per example"
+            ),
+            (
+                f"of the tied it is the cheapest to use ({_cost_words(point)}, against"
+                f" {_cost_words(lead_point)})"
+            ),
         ]
     others = [curve.id for curve, _ in tied if curve.id not in (chosen.id, leader.id)]
     if others:
@@ -68,31 +75,35 @@ def why_chosen(
         how_far = f"the next, {standing[1][0].id}, is {found.mean:.4f}"
         if found.standard_error is None:
             sentences.append(
-                f"{how_far} above: whether beyond noise cannot be told from fewer than {MIN_UNITS} groups of rows"
+                f"{how_far} above: whether beyond noise cannot be told from fewer than {MIN_UNITS}"
+                " groups of rows"
             )
         else:
             sentences.append(
-                f"{how_far} ± {found.standard_error:.4f} above, paired per example (95% interval {found.low:+.4f} to "
-                f"{found.high:+.4f})"
+                f"{how_far} ± {found.standard_error:.4f} above, paired per example (95% interval"
+                f" {found.low:+.4f} to {found.high:+.4f})"
             )
     return sentences
 
 
 def cheaper_words(tied: Standing, config: SelectionConfig) -> list[str]:
-    """Which of the tied would cost less in every request, where the winner was not chosen by that."""
+    """Which of the tied would cost less in every request, where the winner was not chosen by
+    that.
+    """
     (_, point), (other, cheaper) = tied[0], min(tied, key=cost_in_use)
     if config.prefer == "cheapest" or not cheaper.inference_cost < point.inference_cost - 5e-4:
         return []
     return [
-        f"of these {other.id} costs less in use ({cheaper.inference_cost:.3f} against {point.inference_cost:.3f} times the "
-        "arithmetic of the untuned model): selection.prefer=cheapest would choose it"
+        f"of these {other.id} costs less in use ({cheaper.inference_cost:.3f} against"
+        f" {point.inference_cost:.3f} times the arithmetic of the untuned model):"
+        " selection.prefer=cheapest would choose it"
     ]
 
 
 def _cost_words(point: Evaluation) -> str:
     return (
-        f"{point.inference_cost:.3f} times the untuned model's arithmetic, {point.checkpoint_bytes / 1e6:,.1f} MB on disk, "
-        f"{point.samples_seen} samples"
+        f"{point.inference_cost:.3f} times the untuned model's arithmetic,"
+        f" {point.checkpoint_bytes / 1e6:,.1f} MB on disk, {point.samples_seen} samples"
     )
 
 
@@ -103,8 +114,8 @@ def why_not_others(
     later = [p for p in chosen.points if p.step > point.step and p.val_loss is not None]
     if later:
         sentences.append(
-            f"its checkpoint is that of step {point.step} (epoch {point.epoch:g}), not the trial's last, whose validation loss "
-            f"is {later[-1].val_loss:.4f}"
+            f"its checkpoint is that of step {point.step} (epoch {point.epoch:g}), not the trial's"
+            f" last, whose validation loss is {later[-1].val_loss:.4f}"
         )
     for reason, what in (
         (lambda points, i: overfit_reason(points, i, config), "overfit"),

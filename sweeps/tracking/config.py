@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Where trials are tracked. Offline runs lie in the sweep's folder, and `wandb sync` uploads them later."""
+    """Where trials are tracked. Offline runs lie in the sweep's folder, and `wandb sync` uploads
+    them later.
+    """
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online when a key is set and the server answers within 3 s, else offline (WANDB_MODE is respected)."""
+    """auto: online when a key is set and the server answers within 3 s, else offline (WANDB_MODE is
+    respected).
+    """
     project: str = "finetune-sweeps"
     """W&B project; at most 128 characters, none of / \\ # ? % :"""
     entity: str | None = None
@@ -26,7 +30,8 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         if not self.project or len(self.project) > 128 or re.search(r"[/\\#?%:]", self.project):
             raise ValueError(
-                f"tracking.project: must be 1 to 128 characters, none of / \\ # ? % :, got {self.project!r}"
+                "tracking.project: must be 1 to 128 characters, none of / \\ # ? % :, got"
+                f" {self.project!r}"
             )
         for tag in self.tags:
             if not 1 <= len(tag) <= 64:

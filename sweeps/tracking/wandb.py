@@ -1,18 +1,27 @@
 """Weights & Biases sink: one W&B run per trial, grouped by sweep.
 
-`Tracker` is what a sweep calls. Its calls put a job on a queue and return; one background thread does the jobs through
-`_Sink`, which alone talks to wandb. Whatever goes wrong there (no key, no server, no disk, a dead wandb-core) is caught
-in that thread, logged in one line, and never reaches the sweep.
+`Tracker` is what a sweep calls. Its calls put a job on a queue and return; one background thread
+does the jobs through `_Sink`, which alone talks to wandb. Whatever goes wrong there (no key, no
+server, no disk, a dead wandb-core) is caught in that thread, logged in one line, and never reaches
+the sweep.
 
-What wandb 0.31 does, and what follows from it here (tests/sweeps/tracking/test_tracking.py holds each of these):
-- A failed `wandb.init` leaves its run id "in use" until wandb-core ends, and a dead wandb-core breaks every open run.
-  Both are mended in one way: end the service, start it again, reopen what is needed under the same id (`_Sink.reset`).
-- Reopening a run offline makes a second folder. `wandb sync` uploads the folders of one id in order of start time, and
-  the last summary and metric definitions win. So what a run was told is kept in `state/<trial>.json` and said again.
-  Offline runs of the best finished trials stay open until the end: one of them is to be marked as the winner.
-- A row that is logged overwrites the summary. So a trial's summary is written when it has ended: with the numbers of the
+What wandb 0.31 does, and what follows from it here (tests/sweeps/tracking/test_tracking.py holds
+each of these):
+- A failed `wandb.init` leaves its run id "in use" until wandb-core ends, and a dead wandb-core
+  breaks every open run.
+  Both are mended in one way: end the service, start it again, reopen what is needed under the same
+  id (`_Sink.reset`).
+- Reopening a run offline makes a second folder. `wandb sync` uploads the folders of one id in order
+  of start time, and
+  the last summary and metric definitions win. So what a run was told is kept in
+  `state/<trial>.json` and said again.
+  Offline runs of the best finished trials stay open until the end: one of them is to be marked as
+  the winner.
+- A row that is logged overwrites the summary. So a trial's summary is written when it has ended:
+  with the numbers of the
   checkpoint that stands for it, not of its last evaluation.
-- `_step` follows the trial's own step, so it goes on rising after a resume and no row is written twice.
+- `_step` follows the trial's own step, so it goes on rising after a resume and no row is written
+  twice.
 """
 
 from __future__ import annotations
@@ -61,9 +70,11 @@ class Tracker:
     Args:
         config: Where to track.
         sweep: Name of the sweep's folder: the group of its runs, and the first part of their ids.
-        folder: Local folder for all that wandb writes; it and the environment's WANDB_* folders are set here.
+        folder: Local folder for all that wandb writes; it and the environment's WANDB_* folders are
+        set here.
         log: Takes one line for people. It is called from the background thread too.
-        about: What all trials of the sweep have in common (task, model, data): it goes into the config of each run.
+        about: What all trials of the sweep have in common (task, model, data): it goes into the
+        config of each run.
     """
 
     def __init__(
@@ -106,21 +117,27 @@ class Tracker:
     def trial_finished(
         self, trial: str, *, status: str, verdict: str, verdict_reason: str, best: Evaluation | None
     ) -> None:
-        """Write the trial's outcome into its run's summary and finish the run (exit code 1 if `status` is failed).
+        """Write the trial's outcome into its run's summary and finish the run (exit code 1 if
+        `status` is failed).
 
-        best: the evaluation of the checkpoint that stands for the trial; the summary then has its numbers, under the
-        names of the curves and under `best/`. None where the trial has none, and the summary is that of the last one.
+        best: the evaluation of the checkpoint that stands for the trial; the summary then has its
+        numbers, under the names of the curves and under `best/`. None where the trial has none, and
+        the summary is that of the last one.
         """
         self._put("trial_finished", trial, status, verdict, verdict_reason, best)
 
     def winner(self, trial: str, reason: str, checkpoint: str) -> None:
-        """Mark the trial's run: summary `winner=True` and tag `winner`. An earlier winner loses the mark."""
+        """Mark the trial's run: summary `winner=True` and tag `winner`. An earlier winner loses the
+        mark.
+        """
         self._put("winner", trial, reason, checkpoint)
 
     def close(self, timeout_s: float = 30) -> None:
-        """Write all that is queued, finish every run, and say where the runs are; returns within `timeout_s`.
+        """Write all that is queued, finish every run, and say where the runs are; returns within
+        `timeout_s`.
 
-        Runs of trials that had not finished are marked preempted. What could not be uploaded in time stays on disk.
+        Runs of trials that had not finished are marked preempted. What could not be uploaded in
+        time stays on disk.
         """
         if not self._open:
             return
@@ -206,7 +223,9 @@ class _Run:
 
 
 class _Sink:
-    """Talks to wandb, from one thread (but `wandb.Run.finish`, which may wait for uploads, gets threads of its own)."""
+    """Talks to wandb, from one thread (but `wandb.Run.finish`, which may wait for uploads, gets
+    threads of its own).
+    """
 
     def __init__(
         self,
@@ -357,12 +376,15 @@ class _Sink:
                 ["wandb", "sync", "--include-online", *sorted(set(self._incomplete))]
             )
             parts.append(
-                f"runs not fully uploaded: {len(set(self._incomplete))}; upload them with: {command}"
+                f"runs not fully uploaded: {len(set(self._incomplete))}; upload them with:"
+                f" {command}"
             )
         return "; ".join(parts) or "no runs"
 
     def reset(self) -> None:
-        """End wandb-core and forget every open run; the next job starts it again and reopens the run that it needs."""
+        """End wandb-core and forget every open run; the next job starts it again and reopens the
+        run that it needs.
+        """
         live = [run for run in self._runs.values() if run.live]
         if live and self._service_alive():
             time.sleep(FLUSH_INTERVAL_S + 0.2)
@@ -392,13 +414,15 @@ class _Sink:
         import psutil
         import wandb
 
-        # wandb replaces both: an exception would be printed twice. A service of another process could end at any time.
+        # wandb replaces both: an exception would be printed twice. A service of another process
+        # could end at any time.
         exit_, excepthook = sys.exit, sys.excepthook
         os.environ.pop("WANDB_SERVICE", None)
         session = wandb.setup(
             wandb.Settings(
                 root_dir=str(self._folder),
-                mode="online",  # for the session, so that it looks for a key; each run has a mode of its own
+                # for the session, so that it looks for a key; each run has a mode of its own
+                mode="online",
                 silent=True,
                 console="off",
                 reinit="create_new",
@@ -450,7 +474,9 @@ class _Sink:
         self._say("offline", f"{asked}{why}, so runs are written to {self._folder / 'wandb'}")
 
     def _online(self) -> bool:
-        """Whether the next run can go to the server. Asked for each: `wandb.init` would wait, and spoil the run id."""
+        """Whether the next run can go to the server. Asked for each: `wandb.init` would wait, and
+        spoil the run id.
+        """
         if self._always_offline:
             return False
         problem = _probe(self._base_url, self._key)
@@ -488,7 +514,8 @@ class _Sink:
             self._say("disk", f"could not write {path} ({_one_line(error)})")
 
     def _tags(self, run: _Run) -> list[str]:
-        # Never empty: a run that is reopened with no tags gets those back that the server knows, "winner" among them.
+        # Never empty: a run that is reopened with no tags gets those back that the server knows,
+        # "winner" among them.
         tags = [*self._config.tags, str(run.params.get("method", "trial"))[:64]]
         return [*tags, "winner"] if run.summary.get("winner") else tags
 
@@ -537,7 +564,8 @@ class _Sink:
         def finish() -> None:
             try:
                 live.finish(exit_code)
-                # A key that was refused while the run went on ends the upload, and finish() does not say so.
+                # A key that was refused while the run went on ends the upload, and finish() does
+                # not say so.
                 problem = _probe(self._base_url, self._key) if online else None
                 why = problem and problem.why
             except Exception as error:
@@ -598,7 +626,9 @@ class _Problem:
 
 
 def _probe(base_url: str, key: str | None) -> _Problem | None:
-    """Why the W&B server cannot be used now, or None. Asks whose the key is; without a key, any answer will do."""
+    """Why the W&B server cannot be used now, or None. Asks whose the key is; without a key, any
+    answer will do.
+    """
     headers = {"Content-Type": "application/json"}
     if key:
         headers["Authorization"] = "Basic " + base64.b64encode(f"api:{key}".encode()).decode()

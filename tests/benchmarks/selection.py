@@ -77,7 +77,7 @@ from sweeps.selection.curves import Curve, Reference  # noqa: E402
 from sweeps.selection.ranking import select  # noqa: E402
 from sweeps.selection.statistics import by_unit, compare, gain_interval, mean_interval  # noqa: E402
 from sweeps.selection.verdicts import verdict  # noqa: E402
-from trainables.evaluation.record import Evaluation
+from trainables.evaluation.record import Evaluation  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,9 +127,8 @@ class Architecture:
     model_type: str
     config: dict[str, Any]
     family: str
-    pads: bool = (
-        True  # whether its configuration names the tokenizer's padding token, where that has one
-    )
+    # whether its configuration names the tokenizer's padding token, where that has one
+    pads: bool = True
     causal: dict[str, Any] = field(
         default_factory=dict
     )  # of the configuration for causal language models

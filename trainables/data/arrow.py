@@ -1,4 +1,6 @@
-"""Tokenised splits on disk: Arrow files that are memory-mapped, so that every worker of a machine shares one copy."""
+"""Tokenised splits on disk: Arrow files that are memory-mapped, so that every worker of a machine
+shares one copy.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,8 +14,8 @@ from trainables.data.records import Encoded
 
 
 def write_split(path: Path, encoded: Encoded) -> str:
-    """Write `encoded` as one Arrow record batch. Returns the SHA-256 of its content, the same for the same rows
-    wherever written.
+    """Write `encoded` as one Arrow record batch. Returns the SHA-256 of its content, the same for
+    the same rows wherever written.
     """
     columns: dict[str, pa.Array] = {"input_ids": _lists(encoded.input_ids)}
     if isinstance(encoded.labels, np.ndarray):
@@ -29,7 +31,9 @@ def write_split(path: Path, encoded: Encoded) -> str:
 
 
 def split_fingerprint(path: Path) -> str:
-    """What `write_split` returned for this file, from its content now; empty where it cannot be read."""
+    """What `write_split` returned for this file, from its content now; empty where it cannot be
+    read.
+    """
     try:
         with pa.memory_map(str(path)) as source:
             return _digest(pa.ipc.open_file(source).get_batch(0))
@@ -86,8 +90,8 @@ class Split:
         return column[0] if len(column) == 1 else None
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-        """Rows by position: `input_ids` int32 [T], `labels` a class or int32 [T] (-100: no loss), perhaps
-        `token_type_ids` [T].
+        """Rows by position: `input_ids` int32 [T], `labels` a class or int32 [T] (-100: no loss),
+        perhaps `token_type_ids` [T].
 
         The arrays are read-only views of the file.
         """

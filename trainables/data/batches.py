@@ -1,5 +1,5 @@
-"""Which rows a step trains on, and how they are cut into forward passes. Pure functions: resuming needs no loader
-state.
+"""Which rows a step trains on, and how they are cut into forward passes. Pure functions: resuming
+needs no loader state.
 """
 
 import math
@@ -10,10 +10,11 @@ import numpy as np
 
 @lru_cache(maxsize=16)
 def epoch_order(n_rows: int, seed: int, epoch: int) -> np.ndarray:
-    """Order of the rows in an epoch: a read-only permutation of 0..n_rows-1 [n_rows], a function of the arguments
-    alone.
+    """Order of the rows in an epoch: a read-only permutation of 0..n_rows-1 [n_rows], a function of
+    the arguments alone.
     """
-    # no named stream (trainables.streams): a trial that is resumed goes on in the order that it began in
+    # no named stream (trainables.streams): a trial that is resumed goes on in the order that it
+    # began in
     order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n_rows)
     order.flags.writeable = False
     return order
@@ -35,12 +36,12 @@ def cut_micro_batches(
 ) -> list[np.ndarray]:
     """Cut rows into forward passes of like lengths, the longest first, at the least cost.
 
-    The cost of a pass is rows * longest row + `overhead_tokens` (what starting a pass costs, in tokens), and its first
-    term is at most `max_tokens`; a row that is longer than that makes a pass of its own. Exact, by dynamic programming
-    over the rows sorted by length.
+    The cost of a pass is rows * longest row + `overhead_tokens` (what starting a pass costs, in
+    tokens), and its first term is at most `max_tokens`; a row that is longer than that makes a pass
+    of its own. Exact, by dynamic programming over the rows sorted by length.
 
-    padded: rows of unlike lengths may share a pass. Without, only rows of one length do.
-    lengths: tokens of each row [N]. Returns positions into `lengths`; each of 0..N-1 is in exactly one pass.
+    padded: rows of unlike lengths may share a pass. Without, only rows of one length do. lengths:
+    tokens of each row [N]. Returns positions into `lengths`; each of 0..N-1 is in exactly one pass.
     """
     order = np.argsort(lengths, kind="stable")
     sorted_lengths = np.asarray(lengths, dtype=np.int64)[order]

@@ -1,4 +1,6 @@
-"""From sources to a folder of checked, split and tokenised data with a manifest of what is in it."""
+"""From sources to a folder of checked, split and tokenised data with a manifest of what is in
+it.
+"""
 
 import hashlib
 import json
@@ -65,20 +67,22 @@ def prepare(
 ) -> dict[str, Any]:
     """Read, check, split and tokenise the data, and write it to `folder`.
 
-    Writes `train.arrow`, `validation.arrow` (tokens), `validation.jsonl`, `test.jsonl` (the rows as they were read; the
-    test split is tokenised only when it is scored, by `tokenise_split`) and last, atomically, `manifest.json`: a folder
-    without it is not ready.
+    Writes `train.arrow`, `validation.arrow` (tokens), `validation.jsonl`, `test.jsonl` (the rows as
+    they were read; the test split is tokenised only when it is scored, by `tokenise_split`) and
+    last, atomically, `manifest.json`: a folder without it is not ready.
 
     context: the model's longest row in tokens; None where only the tokenizer's own limit is known.
     Returns the manifest. Raises InputError for everything that the user can put right.
     """
     if task not in FORMATS:
         raise InputError(
-            f"task: {task!r} is unknown; allowed are {', '.join(FORMATS)}.{did_you_mean(task, list(FORMATS))}"
+            f"task: {task!r} is unknown; allowed are"
+            f" {', '.join(FORMATS)}.{did_you_mean(task, list(FORMATS))}"
         )
     if data.slice is not None and data.cross_documents:
         raise InputError(
-            "data.slice: cannot be told of blocks that run on into the next document (cross_documents)"
+            "data.slice: cannot be told of blocks that run on into the next document"
+            " (cross_documents)"
         )
     form = FORMATS[task]
     folder = Path(folder)
@@ -98,7 +102,8 @@ def prepare(
         lost = sorted(set(labels) - {r.label for r in splits["train"]})
         if lost:
             raise InputError(
-                f"data.rows: {data.rows} row(s) of train leave out the label(s) {', '.join(lost)}; raise it"
+                f"data.rows: {data.rows} row(s) of train leave out the label(s) {', '.join(lost)};"
+                " raise it"
             )
     encoding = Encoding(
         max_length=max_length,
@@ -116,11 +121,9 @@ def prepare(
         "labels": list(labels),
         "max_length": max_length,
         "tokenizer": _tokenizer_digest(tokenizer),
-        "chat_template": None
-        if task != "instruction"
-        else "tokenizer"
-        if tokenizer.chat_template
-        else "default",
+        "chat_template": (
+            None if task != "instruction" else "tokenizer" if tokenizer.chat_template else "default"
+        ),
         "splits": {},
         "duplicates_inside": duplicates.inside,
         "duplicates_dropped": duplicates.dropped,
@@ -161,10 +164,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def tokenise_split(folder: Path, name: str, tokenizer: Any) -> dict[str, Any]:
-    """Tokenise a split that `folder` holds raw (the test split), as `prepare` did the others; then `open_split` opens
-    it.
+    """Tokenise a split that `folder` holds raw (the test split), as `prepare` did the others; then
+    `open_split` opens it.
 
-    Returns what the manifest says of a tokenised split: rows, tokens, targets, truncated, ..., fingerprint.
+    Returns what the manifest says of a tokenised split: rows, tokens, targets, truncated, ...,
+    fingerprint.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -200,7 +204,9 @@ def tokenise_split(folder: Path, name: str, tokenizer: Any) -> dict[str, Any]:
 
 
 def open_slices(folder: Path, name: str) -> Slices | None:
-    """Of which slice each row of a tokenised split is; None where the sweep names no column for it."""
+    """Of which slice each row of a tokenised split is; None where the sweep names no column for
+    it.
+    """
     manifest, path = read_manifest(folder), Path(folder) / SLICES.format(name)
     if manifest is None or not path.exists():
         return None
@@ -214,7 +220,8 @@ def _slices(splits: Splits, data: DataConfig) -> tuple[str, ...]:
     )
     if len(found) > MAX_SLICES:
         raise InputError(
-            f"data.slice: {data.slice!r} has {len(found)} values; at most {MAX_SLICES} can be measured one by one"
+            f"data.slice: {data.slice!r} has {len(found)} values; at most {MAX_SLICES} can be"
+            " measured one by one"
         )
     return tuple(found)
 
@@ -237,8 +244,8 @@ def _read(data: DataConfig, form: Format, seed: int) -> tuple[Splits, dict[str, 
         raise InputError("data.train: no training data; give a file or hf:owner/name")
     if data.validation is None or data.validation == "":
         raise InputError(
-            "data.validation: no validation data, without which no winner can be chosen; give a file, or the share of "
-            "train to set apart for it, such as 0.1"
+            "data.validation: no validation data, without which no winner can be chosen; give a"
+            " file, or the share of train to set apart for it, such as 0.1"
         )
     read: Splits = {}
     sources = {}
@@ -331,7 +338,9 @@ def _write_tokens(
 
 
 def _groups(encoded: Encoded, records: list[Record]) -> np.ndarray | None:
-    """Which rows belong together [N]: those of one `data.group`, else of one document; None where each stands for itself."""
+    """Which rows belong together [N]: those of one `data.group`, else of one document; None where
+    each stands for itself.
+    """
     if records[0].group is not None:
         _, of_records = np.unique([r.group for r in records], return_inverse=True)
         return of_records if encoded.origin is None else of_records[encoded.origin]
@@ -343,7 +352,9 @@ def _groups(encoded: Encoded, records: list[Record]) -> np.ndarray | None:
 
 
 def _targets(encoded: Encoded) -> int:
-    """What the split's loss is a mean over: rows of classification, else tokens that are predicted."""
+    """What the split's loss is a mean over: rows of classification, else tokens that are
+    predicted.
+    """
     if isinstance(encoded.labels, np.ndarray):
         return len(encoded.labels)
     rows = encoded.input_ids if encoded.labels is None else encoded.labels
@@ -351,8 +362,8 @@ def _targets(encoded: Encoded) -> int:
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 of what the tokenizer does: its vocabulary, rules and chat template, not the truncation that its last
-    call left behind.
+    """SHA-256 of what the tokenizer does: its vocabulary, rules and chat template, not the
+    truncation that its last call left behind.
     """
     if tokenizer.is_fast:
         content = {
@@ -380,16 +391,18 @@ def _notes(manifest: dict[str, Any]) -> list[str]:
     for name, split in manifest["splits"].items():
         if split.get("truncated"):
             notes.append(
-                f"{name}: {split['truncated']} of {split['read']} row(s) cut to {manifest['max_length']} tokens"
+                f"{name}: {split['truncated']} of {split['read']} row(s) cut to"
+                f" {manifest['max_length']} tokens"
             )
         if split.get("dropped") and manifest["task"] == "instruction":
             notes.append(
-                f"{name}: {split['dropped']} row(s) dropped, whose answer begins after {manifest['max_length']} tokens"
+                f"{name}: {split['dropped']} row(s) dropped, whose answer begins after"
+                f" {manifest['max_length']} tokens"
             )
         if split.get("endless_answers"):
             notes.append(
-                f"{name}: {split['endless_answers']} answer(s) have no end-of-turn token in the chat template, "
-                "so the model will not learn to stop"
+                f"{name}: {split['endless_answers']} answer(s) have no end-of-turn token in the"
+                " chat template, so the model will not learn to stop"
             )
         absent = [label for label, count in split.get("label_counts", {}).items() if not count]
         if absent:

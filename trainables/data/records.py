@@ -32,8 +32,8 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """Everything but the tokenizer that turns records into tokens; kept in the manifest so that the test split can
-    follow later.
+    """Everything but the tokenizer that turns records into tokens; kept in the manifest so that the
+    test split can follow later.
     """
 
     max_length: int
@@ -45,8 +45,8 @@ class Encoding:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Tokenised rows. `labels` is [N] classes, N rows of labels (-100: no loss), or None where the labels are the
-    tokens.
+    """Tokenised rows. `labels` is [N] classes, N rows of labels (-100: no loss), or None where the
+    labels are the tokens.
     """
 
     input_ids: list[np.ndarray]
@@ -59,7 +59,9 @@ class Encoded:
     dropped: int = 0
     """Rows that have no target."""
     endless_answers: int = 0
-    """Turns of an assistant that no special token closes: a model trained on them does not learn to stop."""
+    """Turns of an assistant that no special token closes: a model trained on them does not learn to
+    stop.
+    """
 
 
 class Format(Protocol):
@@ -68,7 +70,9 @@ class Format(Protocol):
     default_length: int
 
     def read(self, table: Table, data: DataConfig) -> tuple[str, list[Record]]:
-        """The name of the format that the table turned out to have, and its rows. Raises InputError naming the row."""
+        """The name of the format that the table turned out to have, and its rows. Raises InputError
+        naming the row.
+        """
 
     def encode(self, records: list[Record], tokenizer: Any, encoding: Encoding) -> Encoded: ...
 
@@ -95,7 +99,7 @@ def slices(table: Table, data: DataConfig) -> list[str | None]:
 
 
 def batched(items: list, size: int = 1000) -> list[list]:
-    """`items` in pieces that a fast tokenizer spreads over its threads, without holding Python lists of all tokens at
-    once.
+    """`items` in pieces that a fast tokenizer spreads over its threads, without holding Python
+    lists of all tokens at once.
     """
     return [items[i : i + size] for i in range(0, len(items), size)]

@@ -17,8 +17,8 @@ from trainables.errors import InputError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows as they were read; nothing is converted, since a reader that guesses types turns the text 'NA' into a
-    missing value.
+    """Rows as they were read; nothing is converted, since a reader that guesses types turns the
+    text 'NA' into a missing value.
     """
 
     key: str
@@ -45,8 +45,8 @@ class Table:
         return list(dict.fromkeys(column for row in self.rows for column in row))
 
     def column(self, column: str, setting: str) -> list[Any]:
-        """The values of `column` [rows]. Raises InputError, naming `setting`, where the table or one of its rows lacks
-        it.
+        """The values of `column` [rows]. Raises InputError, naming `setting`, where the table or
+        one of its rows lacks it.
         """
         self.check_column(column, setting)
         for index, row in enumerate(self.rows):
@@ -99,7 +99,9 @@ def shorten(value: Any, characters: int = 60) -> str:
 
 
 def check_sources(data: DataConfig) -> None:
-    """Files that are named must be there and of a kind that can be read: known before anything else is loaded."""
+    """Files that are named must be there and of a kind that can be read: known before anything else
+    is loaded.
+    """
     for key in ("train", "validation", "test"):
         source = getattr(data, key)
         if isinstance(source, str) and source and not source.startswith("hf:"):
@@ -111,7 +113,8 @@ def _reader(source: str, key: str) -> Any:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
-            f"{key}: {source}: unknown kind of file {path.suffix!r}; allowed are {', '.join(READERS)} and hf:owner/name"
+            f"{key}: {source}: unknown kind of file {path.suffix!r}; allowed are"
+            f" {', '.join(READERS)} and hf:owner/name"
         )
     if not path.exists():
         siblings = (
@@ -120,7 +123,8 @@ def _reader(source: str, key: str) -> Any:
             else []
         )
         raise InputError(
-            f"{key}: {source}: no such file (looked from {Path.cwd()}).{did_you_mean(str(path), siblings)}"
+            f"{key}: {source}: no such file (looked from"
+            f" {Path.cwd()}).{did_you_mean(str(path), siblings)}"
         )
     return reader
 
@@ -139,7 +143,9 @@ def read_source(source: str, key: str) -> Table:
 
 
 def source_fingerprint(source: str) -> str | None:
-    """SHA-256 of a source's file as it is now, as `read_source` gives it; None for what is on a hub or no longer here."""
+    """SHA-256 of a source's file as it is now, as `read_source` gives it; None for what is on a hub
+    or no longer here.
+    """
     path = Path(source).expanduser()
     return None if source.startswith("hf:") or not path.is_file() else _digest(path.read_bytes())
 
@@ -155,8 +161,8 @@ def _decode(content: bytes, key: str, name: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{key}: {name}: not UTF-8 (byte 0x{content[error.start]:02x} at offset {error.start}); "
-            f"convert it, for example with iconv -f latin1 -t utf-8"
+            f"{key}: {name}: not UTF-8 (byte 0x{content[error.start]:02x} at offset {error.start});"
+            " convert it, for example with iconv -f latin1 -t utf-8"
         ) from None
 
 
@@ -183,8 +189,8 @@ def _separated(delimiter: str) -> Callable[[bytes, str, str], Table]:
                     continue
                 if len(fields) != len(header):
                     raise InputError(
-                        f"{key}: {name} line {reader.line_num}: {len(fields)} fields where the header has "
-                        f"{len(header)}; quote text that holds {delimiter!r}"
+                        f"{key}: {name} line {reader.line_num}: {len(fields)} fields where the"
+                        f" header has {len(header)}; quote text that holds {delimiter!r}"
                     )
                 rows.append(dict(zip(header, fields, strict=True)))
         except csv.Error as error:
@@ -210,7 +216,8 @@ def _read_jsonl(content: bytes, key: str, name: str) -> Table:
             ) from None
         if not isinstance(row, dict):
             raise InputError(
-                f'{key}: {name} line {number}: must be an object like {{"text": ...}}, got {shorten(row)}'
+                f'{key}: {name} line {number}: must be an object like {{"text": ...}}, got'
+                f" {shorten(row)}"
             )
         rows.append(row)
         numbers.append(number)
@@ -279,7 +286,8 @@ def _read_hub(source: str, key: str) -> Table:
             name, options.get("config"), split=split, revision=options.get("revision")
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        # Hub, network, cache, the dataset's own layout: each fails in its own way, and the user can mend each.
+        # Hub, network, cache, the dataset's own layout: each fails in its own way, and the user can
+        # mend each.
         raise InputError(
             f"{key}: {source}: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error

@@ -12,20 +12,21 @@ Splits = dict[str, list[Record]]
 
 
 def split_by_share(records: list[Record], shares: dict[str, float], seed: int) -> Splits:
-    """Cut `records` into train and the splits named in `shares`, keeping their order and, as closely as can be, each
-    label's share.
+    """Cut `records` into train and the splits named in `shares`, keeping their order and, as
+    closely as can be, each label's share.
 
-    What moves as one is a unit: the rows of one group; without groups, rows that are the same but for case and white
-    space. Units are taken in a random order, large ones before small ones, each to the split in which it lessens the
-    chi-squared distance between what the splits have of each label and what they should have the most. That keeps
-    large units out of small splits and spreads the others evenly.
+    What moves as one is a unit: the rows of one group; without groups, rows that are the same but
+    for case and white space. Units are taken in a random order, large ones before small ones, each
+    to the split in which it lessens the chi-squared distance between what the splits have of each
+    label and what they should have the most. That keeps large units out of small splits and spreads
+    the others evenly.
     """
     shares = {"train": 1.0 - sum(shares.values()), **shares}
     for label, count in Counter(record.label for record in records).items():
         if count == 1 and label is not None:
             raise InputError(
-                f"data.label: {shorten(label)} has a single row, too few to be both in train and in "
-                f"{' or '.join(list(shares)[1:])}; leave it out, or give data.validation as a file"
+                f"data.label: {shorten(label)} has a single row, too few to be both in train and in"
+                f" {' or '.join(list(shares)[1:])}; leave it out, or give data.validation as a file"
             )
     units: dict[object, list[int]] = defaultdict(list)
     for i, record in enumerate(records):
@@ -44,7 +45,9 @@ def split_by_share(records: list[Record], shares: dict[str, float], seed: int) -
     chosen: dict[str, list[int]] = {name: [] for name in shares}
 
     def added_distance(name: str, unit: int) -> float:
-        """How much the unit lengthens the distance of the split from its share of every label and of the whole."""
+        """How much the unit lengthens the distance of the split from its share of every label and
+        of the whole.
+        """
         share, size = shares[name], sizes[unit]
         by_label = sum(
             weight
@@ -95,8 +98,9 @@ class Duplicates:
 def separate(splits: Splits, duplicates: str) -> tuple[Splits, Duplicates]:
     """Make sure that no row and no group is in two splits.
 
-    duplicates: "error" raises InputError with examples; "drop" drops from train what validation or test has, and from
-    validation what test has. A group in two splits (of files that were given split) is always an error.
+    duplicates: "error" raises InputError with examples; "drop" drops from train what validation or
+    test has, and from validation what test has. A group in two splits (of files that were given
+    split) is always an error.
     """
     names = [name for name in ("test", "validation", "train") if name in splits]
     for i, name in enumerate(names):
@@ -115,9 +119,10 @@ def separate(splits: Splits, duplicates: str) -> tuple[Splits, Duplicates]:
             shared_rows = [r for r in splits[name] if r.key in keys]
             if shared_rows and duplicates == "error":
                 raise InputError(
-                    f"data.duplicates: {len(shared_rows)} row(s) of {name} are also in {other} (case and white space "
-                    f"ignored), such as {_examples([r.shown for r in shared_rows])}; remove them, or set "
-                    f"data.duplicates=drop to leave them out of {name}"
+                    f"data.duplicates: {len(shared_rows)} row(s) of {name} are also in {other}"
+                    " (case and white space ignored), such as"
+                    f" {_examples([r.shown for r in shared_rows])}; remove them, or set"
+                    f" data.duplicates=drop to leave them out of {name}"
                 )
         elsewhere = {r.key for other in kept for r in kept[other]}
         kept[name] = [r for r in splits[name] if r.key not in elsewhere]
@@ -138,17 +143,20 @@ def _examples(texts: list[str]) -> str:
 
 
 def check_labels(splits: Splits) -> None:
-    """Raise InputError unless train has at least two classes and every class that the other splits have."""
+    """Raise InputError unless train has at least two classes and every class that the other splits
+    have.
+    """
     counts = Counter(r.label for r in splits["train"])
     if len(counts) < 2:
         raise InputError(
-            f"data.label: all {len(splits['train'])} rows of train have the same label, {shorten(next(iter(counts)))}; "
-            f"classification needs at least two"
+            f"data.label: all {len(splits['train'])} rows of train have the same label,"
+            f" {shorten(next(iter(counts)))}; classification needs at least two"
         )
     for name, records in splits.items():
         for record in records:
             if record.label not in counts:
                 raise InputError(
-                    f"data.{name}: {record.place}: label {shorten(record.label)} is nowhere in train, which has "
-                    f"{', '.join(shorten(label, 30) for label in sorted(counts)[:20])}"
+                    f"data.{name}: {record.place}: label {shorten(record.label)} is nowhere in"
+                    " train, which has"
+                    f" {', '.join(shorten(label, 30) for label in sorted(counts)[:20])}"
                 )

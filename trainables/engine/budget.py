@@ -7,8 +7,9 @@ MICRO_BATCH_TOKENS = {
 
 
 class TokenBudget:
-    """Padded tokens of a pass: halved when memory runs out, and whole again when fewer trials are on board than were then.
-    What else took the memory may be gone too: after some steps without trouble, twice the tokens are tried.
+    """Padded tokens of a pass: halved when memory runs out, and whole again when fewer trials are
+    on board than were then. What else took the memory may be gone too: after some steps without
+    trouble, twice the tokens are tried.
     """
 
     PATIENCE = 100  # steps

@@ -1,7 +1,8 @@
 """Dropout whose mask is a pure function of (seed, step, row, layer, position).
 
-A mask from a global generator depends on how a step is cut into passes, on padding and on the other rows. Here the
-mask of an element is a hash of where it stands, so cutting, company, resuming and recomputation leave it unchanged.
+A mask from a global generator depends on how a step is cut into passes, on padding and on the other
+rows. Here the mask of an element is a hash of where it stands, so cutting, company, resuming and
+recomputation leave it unchanged.
 
 Shapes: B rows, T tokens, D channels; `keys_B` is int64, one key for each row of the batch.
 """
@@ -26,7 +27,8 @@ class RowKeys:
     def __init__(self) -> None:
         self.keys_B: Tensor | None = None
         self.positions_B: Tensor | None = None
-        # layers that see no rows, or not one after another: of each of their calls in a pass, whether they do
+        # layers that see no rows, or not one after another: of each of their calls in a pass,
+        # whether they do
         self.mixing_rows: Mapping[int, tuple[bool, ...]] = {}
         self._calls: dict[int, int] = {}
         self.of_the_step: Tensor | None = None  # [1], where one trial's rows pass
@@ -41,9 +43,9 @@ class RowKeys:
         rows_B: Tensor,
         positions_B: Tensor | None = None,
     ) -> None:
-        """Name the rows of the next pass: dataset indices `rows_B` at optimiser step `step` under `seed` (each one
-        number, or one for each row). `positions_B`: the pass lays tokens one after another, and these are their
-        positions in their rows; every token is then named.
+        """Name the rows of the next pass: dataset indices `rows_B` at optimiser step `step` under
+        `seed` (each one number, or one for each row). `positions_B`: the pass lays tokens one after
+        another, and these are their positions in their rows; every token is then named.
         """
         self.keys_B = _mix(_mix(_mix(rows_B.long() + 1) + seed) + step)
         self.positions_B, self._calls = positions_B, {}
@@ -52,8 +54,8 @@ class RowKeys:
         ]  # no row is named so
 
     def of(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Keys and positions of `x` at `layer`: of its rows; where it has none, one for the trial's step, so that its
-        mask does not depend on how the step is cut into passes.
+        """Keys and positions of `x` at `layer`: of its rows; where it has none, one for the trial's
+        step, so that its mask does not depend on how the step is cut into passes.
         """
         assert self.keys_B is not None, "RowKeys.set must name the rows of this pass"
         if told := self.mixing_rows.get(layer):
@@ -79,7 +81,9 @@ class RowKeys:
 
 
 class RowDropout(nn.Module):
-    """Drop-in for `nn.Dropout` (Srivastava et al. 2014): zero with probability p, scale the rest by 1 / (1 - p)."""
+    """Drop-in for `nn.Dropout` (Srivastava et al. 2014): zero with probability p, scale the rest by
+    1 / (1 - p).
+    """
 
     def __init__(self, p: float, layer: int, keys: RowKeys) -> None:
         super().__init__()
@@ -97,15 +101,19 @@ class RowDropout(nn.Module):
 
 
 def row_dropout(x: Tensor, keys: RowKeys, layer: int, p: float | Tensor) -> Tensor:
-    """Dropout of `x` at `layer` for the rows that `keys` names; `p` is one probability, or one for each row [B]."""
-    # some models flatten rows, [B, T, D] to [B * T, D]: in memory, and so in the mask, it is the same
+    """Dropout of `x` at `layer` for the rows that `keys` names; `p` is one probability, or one for
+    each row [B].
+    """
+    # some models flatten rows, [B, T, D] to [B * T, D]: in memory, and so in the mask, it is the
+    # same
     keys_B, positions_B = keys.of(layer, x)
     if isinstance(p, Tensor):
         p = p[: len(keys_B)]
     inner = x.numel() // len(keys_B)
     size = max(1, DRAWN_TOGETHER // inner)
     if keys_B is keys.of_the_step:
-        # most often a table of relative positions, of which long rows use more to either side: counted from its middle
+        # most often a table of relative positions, of which long rows use more to either side:
+        # counted from its middle
         offsets = torch.arange(inner, device=x.device) - inner // x.shape[-1] // 2 * x.shape[-1]
     else:
         offsets = _offsets(
@@ -133,8 +141,9 @@ def row_dropout(x: Tensor, keys: RowKeys, layer: int, p: float | Tensor) -> Tens
 def _offsets(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """A number for each element of a row of `shape`, which padding does not change.
 
-    Of [T, D] later positions come after earlier ones, so that numbers may be without gaps, as in a pass without padding.
-    Attention weights [H, T, T] are padded within: there each dimension has digits of its own.
+    Of [T, D] later positions come after earlier ones, so that numbers may be without gaps, as in a
+    pass without padding. Attention weights [H, T, T] are padded within: there each dimension has
+    digits of its own.
     """
     shape = shape[1:] if shape[0] == 1 else shape
     if len(shape) <= 2:
@@ -146,7 +155,9 @@ def _offsets(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def replace_dropout(model: nn.Module, keys: RowKeys) -> None:
-    """Put a `RowDropout` in the place of every `nn.Dropout` below `model`; layers are numbered in the order of their names."""
+    """Put a `RowDropout` in the place of every `nn.Dropout` below `model`; layers are numbered in
+    the order of their names.
+    """
     layer = sum(isinstance(module, RowDropout) for module in model.modules())
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -156,8 +167,9 @@ def replace_dropout(model: nn.Module, keys: RowKeys) -> None:
 
 
 class FunctionDropout(TorchFunctionMode):
-    """Inside, `torch.nn.functional.dropout` is `row_dropout` too, for models that drop out in functions, not modules; and
-    fused attention, whose masks nobody could draw by row, drops nothing out.
+    """Inside, `torch.nn.functional.dropout` is `row_dropout` too, for models that drop out in
+    functions, not modules; and fused attention, whose masks nobody could draw by row, drops nothing
+    out.
 
     A call's layer is its site in the pass.
     """
@@ -176,8 +188,8 @@ class FunctionDropout(TorchFunctionMode):
         self._calls = calls
 
     def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """What gradient checkpointing runs a block under, and what it runs it under again: the backward pass takes this
-        mode off, and the block must count from where it did.
+        """What gradient checkpointing runs a block under, and what it runs it under again: the
+        backward pass takes this mode off, and the block must count from where it did.
         """
         return nullcontext(), self._again(self._calls)
 
@@ -208,7 +220,9 @@ def _dropout_arguments(
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A 64-bit integer finaliser with the wrap-around arithmetic of int64 (shifts made logical by a mask)."""
+    """A 64-bit integer finaliser with the wrap-around arithmetic of int64 (shifts made logical by a
+    mask).
+    """
     x = (x ^ ((x >> 32) & 0xFFFFFFFF)) * -0x2917014799A6026D
     x = (x ^ ((x >> 29) & 0x7FFFFFFFF)) * -0x4B47D1C9F0F7B1E3
     return x ^ ((x >> 32) & 0xFFFFFFFF)

@@ -1,7 +1,8 @@
 """One optimiser step, one evaluation, one checkpoint for every trial on board. No Ray here.
 
-Trials whose methods only add to the base share it, any number of them; a trial that changes the base has it alone. Who
-calls a pack sees the same interface for both: trials are named by their id in every call.
+Trials whose methods only add to the base share it, any number of them; a trial that changes the
+base has it alone. Who calls a pack sees the same interface for both: trials are named by their id
+in every call.
 
 Letters of shapes: B rows of a pass, T tokens, K trials, N rows of a split.
 """
@@ -73,16 +74,15 @@ class GroupSettings:
     autocast: torch.dtype | None = None
     gradient_checkpointing: bool = False
     varlen: bool | None = (
-        None  # passes of language models without padding; None: on GPUs, where that is measured to pay
+        # passes of language models without padding; None: on GPUs, where that is measured to pay
+        None
     )
     probe_rows: int = 512
     seed: int = 0
-    save_dtype: torch.dtype | None = (
-        None  # of weights that full and partial fine-tuning leave; None: the base's own
-    )
-    forgetting: bool = (
-        False  # measure with every evaluation of a language model what it has lost of its base
-    )
+    # of weights that full and partial fine-tuning leave; None: the base's own
+    save_dtype: torch.dtype | None = None
+    # measure with every evaluation of a language model what it has lost of its base
+    forgetting: bool = False
 
 
 @dataclass(kw_only=True)
@@ -96,7 +96,9 @@ class GroupMember:
 
 
 class NonFinite(ArithmeticError):
-    """Loss or gradient of some trials is no longer a number: they made no step and must leave; the others made theirs."""
+    """Loss or gradient of some trials is no longer a number: they made no step and must leave; the
+    others made theirs.
+    """
 
     def __init__(self, reasons: dict[str, str]) -> None:
         super().__init__("; ".join(reasons.values()))
@@ -129,9 +131,8 @@ class TrialGroup:
         self._train = train
         self._validation = validation
         self._slices = slices
-        self._general = (
-            general  # where given, what is forgotten of it is measured with every evaluation
-        )
+        # where given, what is forgotten of it is measured with every evaluation
+        self._general = general
         self._remembered: dict[tuple[Quantisation, torch.dtype], Remembered] = {}  # of each base
         self._pad_token_id = pad_token_id
         self._settings = settings
@@ -154,9 +155,8 @@ class TrialGroup:
             str, Tensor
         ] = {}  # weights of the base that training has changed at some time
         self._members: dict[str, GroupMember] = {}
-        self._engine: OwnBaseEngine | SharedBaseEngine | None = (
-            None  # holds what the trials on board train
-        )
+        # holds what the trials on board train
+        self._engine: OwnBaseEngine | SharedBaseEngine | None = None
         # the probe is the same for all trials, so that their probe losses compare
         chosen = stream("probe", settings.seed).permutation(len(train))[: settings.probe_rows]
         self._probe_rows = np.sort(chosen)
@@ -175,9 +175,11 @@ class TrialGroup:
     def join(
         self, trial: str, hyperparameters: Hyperparameters, checkpoint: Path | None = None
     ) -> None:
-        """Take `trial` on board, from its start or from an evaluation folder that `save` wrote with its training state.
+        """Take `trial` on board, from its start or from an evaluation folder that `save` wrote with
+        its training state.
 
-        Raises NotShared or torch.OutOfMemoryError; who was on board goes on as if nothing had been tried.
+        Raises NotShared or torch.OutOfMemoryError; who was on board goes on as if nothing had been
+        tried.
         """
         hp = hyperparameters
         others = {sharing_key(member.hyperparameters) for member in self._members.values()}
@@ -234,7 +236,9 @@ class TrialGroup:
             return [*ADDITIVE[hp.method].plan(base, hp.options), *heads]
 
     def _forget(self, trial: str) -> None:
-        """After a join that broke half way: nobody else is harmed; a base that may be changed is loaded anew."""
+        """After a join that broke half way: nobody else is harmed; a base that may be changed is
+        loaded anew.
+        """
         self._members.pop(trial, None)
         if self._members:
             assert isinstance(self._engine, SharedBaseEngine)
@@ -245,7 +249,9 @@ class TrialGroup:
             self.forget_base()
 
     def leave(self, trial: str) -> None:
-        """Put `trial` off board; when the last one leaves, the base is again exactly what it was."""
+        """Put `trial` off board; when the last one leaves, the base is again exactly what it
+        was.
+        """
         del self._members[trial]
         assert self._engine is not None and self._base is not None
         self._engine.leave(trial)
@@ -261,7 +267,8 @@ class TrialGroup:
     def step(self, trials: Sequence[str]) -> list[str]:
         """One optimiser step for each of `trials`; returns those whose evaluation is now due.
 
-        Raises NonFinite after the step of the others, when one or more have exploded; `due` then tells the same of them.
+        Raises NonFinite after the step of the others, when one or more have exploded; `due` then
+        tells the same of them.
         """
         assert self._engine is not None
         member = [self._members[trial] for trial in trials]
@@ -288,9 +295,10 @@ class TrialGroup:
         if not all(finite):
             raise NonFinite(
                 {
-                    trials[
-                        p
-                    ]: f"the training loss or its gradient became non-finite at step {member[p].step + 1}"
+                    trials[p]: (
+                        "the training loss or its gradient became non-finite at step"
+                        f" {member[p].step + 1}"
+                    )
                     for p, fine in enumerate(finite)
                     if not fine
                 }
@@ -308,8 +316,8 @@ class TrialGroup:
     def _gradients(
         self, trials: Sequence[str], rows: Sequence[np.ndarray]
     ) -> tuple[Tensor, list[int]]:
-        """Gradients of each trial's mean loss over its `rows`; returns the summed losses [K] and their targets, over all
-        workers.
+        """Gradients of each trial's mean loss over its `rows`; returns the summed losses [K] and
+        their targets, over all workers.
         """
         assert self._engine is not None
         nll, targets = self._own_gradients(trials, rows)
@@ -320,8 +328,8 @@ class TrialGroup:
     def _own_gradients(
         self, trials: Sequence[str], rows: Sequence[np.ndarray]
     ) -> tuple[Tensor, list[int]]:
-        """The part of this worker. No result depends on the budget: where memory does not suffice, the half-done step is
-        forgotten and taken again in smaller passes.
+        """The part of this worker. No result depends on the budget: where memory does not suffice,
+        the half-done step is forgotten and taken again in smaller passes.
         """
         longest = (
             max(int(self._train.lengths[each].max()) for each in rows) + self._virtual_tokens()
@@ -356,7 +364,8 @@ class TrialGroup:
         seed = np.array([self._members[trial].hyperparameters.seed for trial in trials])[position]
         step = np.array([self._members[trial].step for trial in trials])[position]
         totals = [self._task.target_count(self._train.rows(each)) for each in rows]
-        # by the targets of its trial's step, not of the pass: neither cut nor company may weigh rows differently
+        # by the targets of its trial's step, not of the pass: neither cut nor company may weigh
+        # rows differently
         weight = (1.0 / np.maximum(totals, 1))[position]
         lengths = self._train.lengths[row]
         mine = np.argsort(lengths, kind="stable")[self._world.rank :: self._world.size]
@@ -381,7 +390,9 @@ class TrialGroup:
     def _losses(
         self, batch: dict[str, Tensor], lanes_B: np.ndarray, rows: varlen.Rows | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Losses, targets and predictions of the rows of one pass, as `Task` has them; `rows`: it passes without padding."""
+        """Losses, targets and predictions of the rows of one pass, as `Task` has them; `rows`: it
+        passes without padding.
+        """
         assert self._base is not None
         labels = batch.pop("labels")
         output = self._base.output
@@ -402,8 +413,8 @@ class TrialGroup:
         return nll_B, targets_B, self._task.predictions(logits, labels)
 
     def time_step(self, hyperparameters: Hyperparameters, copies: int) -> float:
-        """Seconds that this worker takes for a step of `copies` trials like this one, in passes as small as memory wants
-        them. Who is on board loses nothing.
+        """Seconds that this worker takes for a step of `copies` trials like this one, in passes as
+        small as memory wants them. Who is on board loses nothing.
 
         Raises torch.OutOfMemoryError: so many do not fit. NotShared: they cannot be company.
         """
@@ -432,8 +443,8 @@ class TrialGroup:
                     self.leave(name)
 
     def memory_of_a_micro_batch(self, trial: str) -> tuple[int, int]:
-        """Bytes that the passes of the next step of `trial` take at their peak, and padded tokens of the largest of them if
-        one holds all its rows. The trial makes no step.
+        """Bytes that the passes of the next step of `trial` take at their peak, and padded tokens
+        of the largest of them if one holds all its rows. The trial makes no step.
         """
         rows = self._rows(self._members[trial])
         with Peak() as peak:
@@ -445,7 +456,9 @@ class TrialGroup:
     # --- evaluation ---
 
     def evaluate(self, trials: Sequence[str]) -> dict[str, MeasuredEvaluation]:
-        """Validation and probe losses of `trials` in eval mode, as the checkpoint of this moment would give them."""
+        """Validation and probe losses of `trials` in eval mode, as the checkpoint of this moment
+        would give them.
+        """
         with (
             self._engine.as_saved()
             if isinstance(self._engine, OwnBaseEngine)
@@ -507,7 +520,9 @@ class TrialGroup:
     def evaluate_base(
         self, method: str, options: Any = None
     ) -> tuple[float, float, dict[str, float]]:
-        """Validation loss, probe loss and metrics of the untuned base (its new head, if any, is random)."""
+        """Validation loss, probe loss and metrics of the untuned base (its new head, if any, is
+        random).
+        """
         measured, probed = self.untuned_results(method, options)
         return measured.loss, probed.loss, self.metrics(measured)
 
@@ -565,9 +580,11 @@ class TrialGroup:
         )
 
     def _inference_cost(self, hp: Hyperparameters, trained: int) -> float:
-        """Arithmetic of a request over that of the untuned base: 2 x parameters x tokens (Kaplan et al. 2020, section 2.1).
+        """Arithmetic of a request over that of the untuned base: 2 x parameters x tokens (Kaplan et
+        al. 2020, section 2.1).
 
-        What can be merged into the base costs nothing; the length of a request is that of the validation rows.
+        What can be merged into the base costs nothing; the length of a request is that of the
+        validation rows.
         """
         assert self._base is not None
         model, own = self._base.model, 0
@@ -627,7 +644,9 @@ class TrialGroup:
     # --- saving ---
 
     def save(self, trial: str, folder: Path) -> None:
-        """Write `checkpoint/` (what a user loads) and, for a trial that goes on, the optimiser's state, below `folder`."""
+        """Write `checkpoint/` (what a user loads) and, for a trial that goes on, the optimiser's
+        state, below `folder`.
+        """
         member, engine, target = self._members[trial], self._engine, folder / "checkpoint"
         assert engine is not None
         hp = member.hyperparameters
@@ -696,7 +715,9 @@ class TrialGroup:
         return self._base
 
     def _find_mixing_rows(self, base: BaseModel) -> dict[str, tuple[bool, ...]]:
-        """Modules at which trials may add something, and dropout, that do not see rows one after another."""
+        """Modules at which trials may add something, and dropout, that do not see rows one after
+        another.
+        """
         model = base.model
         linear = [name for name, module in model.named_modules() if is_linear(module)]
         dropout = {
@@ -712,7 +733,8 @@ class TrialGroup:
         longest = self._train.rows([int(self._train.lengths.argmax())])[0]["input_ids"].astype(
             np.int64
         )
-        # both ends of a row, where its special tokens are: all inputs of all layers are kept for a moment
+        # both ends of a row, where its special tokens are: all inputs of all layers are kept for a
+        # moment
         ids_T = torch.from_numpy(
             longest if len(longest) <= 16 else np.concatenate([longest[:8], longest[-8:]])
         )
@@ -753,7 +775,9 @@ class TrialGroup:
         return self._settings.autocast is not None or base.dtype.itemsize < 4
 
     def _other(self, base: BaseModel, ids_T: Tensor) -> Tensor:
-        """A row as long as another, with other tokens; those that stay tell a classifier where rows begin and end."""
+        """A row as long as another, with other tokens; those that stay tell a classifier where rows
+        begin and end.
+        """
         first = self._train.rows(range(min(len(self._train), 64)))
         seen = torch.unique(
             torch.from_numpy(np.concatenate([row["input_ids"] for row in first])).long()
@@ -792,8 +816,9 @@ class TrialGroup:
             self._shared[method] = self._can_share(base, hp)
 
     def _can_share(self, base: BaseModel, hp: Hyperparameters) -> bool:
-        """Whether trials like `hp` can share the base: its modules see rows apart, and two trials in one pass over rows of
-        unlike lengths, where the base takes such passes, have the losses that each has alone.
+        """Whether trials like `hp` can share the base: its modules see rows apart, and two trials
+        in one pass over rows of unlike lengths, where the base takes such passes, have the losses
+        that each has alone.
         """
         if self._mixing_rows:
             return False
@@ -849,7 +874,8 @@ class TrialGroup:
             or not varlen.prepare(base.model)
         ):
             return math.inf
-        # the longest and some others; the seed of the sweep chooses, so that all workers of a slot choose alike
+        # the longest and some others; the seed of the sweep chooses, so that all workers of a slot
+        # choose alike
         some = stream("timed rows", self._settings.seed).permutation(len(lengths))
         rows = np.array(
             [lengths.argmax(), *some[: max(1, self._budget.tokens // int(lengths.max()) - 1)]]

@@ -17,7 +17,9 @@ Segments = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Whose the rows of a forward pass are. Rows of one trial lie side by side, in the order of the matrix."""
+    """Whose the rows of a forward pass are. Rows of one trial lie side by side, in the order of the
+    matrix.
+    """
 
     segments: Segments  # (trial's row in the matrix, first row of the pass, row after the last)
     lanes_B: Tensor  # the trial's row in the matrix, of each row of the pass
@@ -33,8 +35,8 @@ class MicroBatch:
         return cls(segments=tuple(segments), lanes_B=torch.as_tensor(lanes_B, device=device))
 
     def scaled(self, length: int) -> Segments:
-        """The segments of a tensor of `length` vectors: rows flattened into tokens. Where one trial's rows pass, every
-        vector is that trial's, also of a tensor that has no rows.
+        """The segments of a tensor of `length` vectors: rows flattened into tokens. Where one
+        trial's rows pass, every vector is that trial's, also of a tensor that has no rows.
         """
         if len(self.segments) == 1:
             return ((self.segments[0][0], 0, length),)
@@ -109,7 +111,9 @@ def _stops(segments: Segments, device: torch.device) -> Tensor:
 
 @cache
 def _grouped_works(device: torch.device) -> bool:
-    """Whether torch's grouped matrix product runs on `device` and gives what single products give."""
+    """Whether torch's grouped matrix product runs on `device` and gives what single products
+    give.
+    """
     generator = torch.Generator(device).manual_seed(0)
     x = torch.randn(96, 64, device=device, generator=generator).bfloat16()
     weight = torch.randn(3, 64, 16, device=device, generator=generator).bfloat16()
@@ -123,7 +127,9 @@ def _grouped_works(device: torch.device) -> bool:
 
 
 class GroupedLinear(torch.autograd.Function):
-    """y = x W_k^T for the rows of trial k. The gradient of W is added to `grad` in place; autograd sees only x."""
+    """y = x W_k^T for the rows of trial k. The gradient of W is added to `grad` in place; autograd
+    sees only x.
+    """
 
     @staticmethod
     def forward(
@@ -148,8 +154,9 @@ class GroupedLinear(torch.autograd.Function):
 
 
 class GroupedScale(torch.autograd.Function):
-    """x * s_k for the vectors of trial k, and x where a trial has nothing at this site. The gradient of s is added to
-    `grad` in place. Scales are not kept for each vector: in a pass without padding each token is one.
+    """x * s_k for the vectors of trial k, and x where a trial has nothing at this site. The
+    gradient of s is added to `grad` in place. Scales are not kept for each vector: in a pass
+    without padding each token is one.
     """
 
     @staticmethod
@@ -183,8 +190,9 @@ def _scale(x_NC: Tensor, scale_KC: Tensor, segments: Sequence[tuple[int, int, in
 
 
 class Gathered(torch.autograd.Function):
-    """[B, ...]: of each row of a pass, its trial's vector or matrix; [1, ...] where all rows are one trial's. Its gradient
-    is added to `grad` in place, but not for trials that have nothing at this site.
+    """[B, ...]: of each row of a pass, its trial's vector or matrix; [1, ...] where all rows are
+    one trial's. Its gradient is added to `grad` in place, but not for trials that have nothing at
+    this site.
     """
 
     @staticmethod

@@ -1,4 +1,6 @@
-"""Where each trial's tensors lie in the one matrix [K, P] that holds all that the trials of a group train."""
+"""Where each trial's tensors lie in the one matrix [K, P] that holds all that the trials of a group
+train.
+"""
 
 import math
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """How much memory trials take on a device: from shapes alone, before any weight is loaded.
 
-Weights are counted exactly. What a pass keeps for its backward is a formula; tests/trainables/engine/test_memory.py holds it
-against measured passes.
+Weights are counted exactly. What a pass keeps for its backward is a formula;
+tests/trainables/engine/test_memory.py holds it against measured passes.
 """
 
 import copy
@@ -17,21 +17,24 @@ from trainables.models.config import Quantisation
 
 GB = 10**9
 GPUS = {"T4": 16, "L4/A10G": 24, "A100": 40, "A100/H100": 80, "H200": 141}  # GB, as they are sold
-RESERVE = (
-    0.1  # of a device: the CUDA context, workspaces of kernels, and what the allocator cannot join
-)
+# of a device: the CUDA context, workspaces of kernels, and what the allocator cannot join
+RESERVE = 0.1
 MOMENTS = 2  # that AdamW keeps of each trained parameter
 FLOAT32 = 4  # bytes; a pack's matrix and the loss are in float32 whatever the base is in
 LOSS_BYTES = (
     3 * FLOAT32
 )  # of a logit: its log-probability and, at the peak of the backward pass, two gradients
-IN_FLIGHT = 1.0  # gradients inside a layer's backward pass, as a share of what that layer kept (0.3 to 1 measured)
-# bits of a weight with a scale for each block of weights (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)
+# gradients inside a layer's backward pass, as a share of what that layer kept (0.3 to 1 measured)
+IN_FLIGHT = 1.0
+# bits of a weight with a scale for each block of weights (Dettmers et al. 2023,
+# https://arxiv.org/abs/2305.14314)
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 MASK_BYTES = 32  # of each channel while a dropout mask is drawn: four integers of 64 bits
-# settings of models that change their logits after the output layer, so that the loss cannot be computed in chunks
+# settings of models that change their logits after the output layer, so that the loss cannot be
+# computed in chunks
 SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-# activation functions of several steps, each of which keeps what it was given: this many tensors more than one kernel
+# activation functions of several steps, each of which keeps what it was given: this many tensors
+# more than one kernel
 STEPWISE = {"NewGELUActivation": 3, "FastGELUActivation": 3, "QuickGELUActivation": 1}
 
 
@@ -41,15 +44,20 @@ class MemoryEstimate:
 
     base: int  # weights of the base
     activations: int  # one pass of `max_tokens` padded tokens, forward and backward
-    per_trial: int  # weights, gradients and Adam moments of one trial, as far as they are not the base's own
+    # weights, gradients and Adam moments of one trial, as far as they are not the base's own
+    per_trial: int
     shared: bool  # whether several trials can train over one base
 
     def fits(self, device_bytes: int) -> bool:
-        """Whether a device of that size could hold one trial's weights beside the base's, however small its passes are."""
+        """Whether a device of that size could hold one trial's weights beside the base's, however
+        small its passes are.
+        """
         return self.base + self.per_trial <= device_bytes
 
     def trials(self, device_bytes: int, most: int) -> int:
-        """How many trials fit a device of that size, `most` at the most; 0 where not even one does."""
+        """How many trials fit a device of that size, `most` at the most; 0 where not even one
+        does.
+        """
         free = device_bytes * (1 - RESERVE) - self.base - self.activations
         return max(0, min(most if self.shared else 1, int(free // self.per_trial)))
 
@@ -65,10 +73,11 @@ def estimate(
     max_tokens: int,
     gradient_checkpointing: bool,
 ) -> MemoryEstimate:
-    """What trials like `hp` take over the model of `model_config`. Raises InputError where the formula does not hold.
+    """What trials like `hp` take over the model of `model_config`. Raises InputError where the
+    formula does not hold.
 
-    dtype_bytes: of one weight of the base that is not quantised. compute_bytes: of one element of the arithmetic, 2
-    under bfloat16 autocast.
+    dtype_bytes: of one weight of the base that is not quantised. compute_bytes: of one element of
+    the arithmetic, 2 under bfloat16 autocast.
     """
     import torch
 
@@ -107,9 +116,11 @@ def estimate(
             {name: module for name, module in linear.items() if name in reached},
             fed,
             dropout=bool(getattr(hp.options, "dropout", 0)),
-            vocabulary=model.get_output_embeddings().weight.shape[0]
-            if auto_class == "AutoModelForCausalLM"
-            else 0,
+            vocabulary=(
+                model.get_output_embeddings().weight.shape[0]
+                if auto_class == "AutoModelForCausalLM"
+                else 0
+            ),
             dtype_bytes=dtype_bytes,
             compute_bytes=compute_bytes,
             casts=quantisation == "plain" and compute_bytes < dtype_bytes,
@@ -130,8 +141,9 @@ def too_large(found: Mapping[str, MemoryEstimate], device_bytes: int) -> str | N
         return None
     least = min(found, key=lambda what: found[what].base + found[what].per_trial)
     return (
-        f"model.name: does not fit a device of {gib(device_bytes)}: {least} takes {gib(found[least].base)} for the base "
-        f"and {gib(found[least].per_trial)} for a trial; take a smaller model, method qlora, or a larger device"
+        f"model.name: does not fit a device of {gib(device_bytes)}: {least} takes"
+        f" {gib(found[least].base)} for the base and {gib(found[least].per_trial)} for a trial;"
+        " take a smaller model, method qlora, or a larger device"
     )
 
 
@@ -140,8 +152,8 @@ def gib(count: int) -> str:
 
 
 def release(device: Any) -> None:
-    """Give back at once what nobody refers to any more. Quantised weights and their layers refer to each other, and would
-    wait for Python's collector of cycles.
+    """Give back at once what nobody refers to any more. Quantised weights and their layers refer to
+    each other, and would wait for Python's collector of cycles.
     """
     import torch
 
@@ -169,7 +181,8 @@ def _meta_base(model_config: Any, auto_class: str, quantisation: Quantisation) -
     )  # which it may change
     if model.config._attn_implementation == "eager":
         raise InputError(
-            f"{type(model).__name__} has no fused attention; what its attention takes depends on the rows"
+            f"{type(model).__name__} has no fused attention; what its attention takes depends on"
+            " the rows"
         )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -189,14 +202,17 @@ def _base_bytes(
     quantised = {
         "plain": count * dtype_bytes,
         "nf4": int(count * NF4_BITS / 8),
-        "int8": count
-        + sum(weight.shape[0] * FLOAT32 for weight in weights),  # a scale for each row
+        "int8": (
+            count + sum(weight.shape[0] * FLOAT32 for weight in weights)
+        ),  # a scale for each row
     }[quantisation]
     return quantised + rest * dtype_bytes
 
 
 def _after_the_first_trained(model: Any) -> set[str]:
-    """Names of the modules that the backward pass reaches: in the model's order, from the first that is trained."""
+    """Names of the modules that the backward pass reaches: in the model's order, from the first
+    that is trained.
+    """
     names, found = set(), False
     for name, module in model.named_modules():
         found = found or any(
@@ -222,19 +238,22 @@ def _activation_bytes(
 ) -> int:
     """What one pass takes at its peak.
 
-    After Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198): of its 34 bytes per token, channel and layer, 32
-    are 16 tensors as wide as the model (an MLP four times as wide) in 2 bytes, 2 are dropout masks. Here, per token and
-    layer, from the layers' shapes:
+    After Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198): of its 34 bytes per token,
+    channel and layer, 32 are 16 tensors as wide as the model (an MLP four times as wide) in 2
+    bytes, 2 are dropout masks. Here, per token and layer, from the layers' shapes:
 
-    - the output of each linear layer, which attention (queries, keys, values), a norm (the residual stream, in float32)
+    - the output of each linear layer, which attention (queries, keys, values), a norm (the residual
+      stream, in float32)
       or an activation function keeps. No attention matrices: fused attention does not keep them.
-    - the input of those linear layers whose weight or adapter is trained, `fed`, since a frozen one does not need it.
-      Shared inputs are counted again for each; that makes up for what gates keep (within 5% for Llama). Adapters with
+    - the input of those linear layers whose weight or adapter is trained, `fed`, since a frozen one
+      does not need it.
+      Shared inputs are counted again for each; that makes up for what gates keep (within 5% for
+      Llama). Adapters with
       dropout share none, and keep as much again for the mask.
 
-    With checkpointing: the inputs of all layers, and one layer's tensors. On top come gradients in flight, or the
-    logits and their loss: the larger of both, since one is over when the other begins. casts: autograd keeps the weights
-    too, each in the type of the arithmetic.
+    With checkpointing: the inputs of all layers, and one layer's tensors. On top come gradients in
+    flight, or the logits and their loss: the larger of both, since one is over when the other
+    begins. casts: autograd keeps the weights too, each in the type of the arithmetic.
     """
     from trainables.models.structure import features, layer_lists
     from trainables.tasks.causal_lm.task import CHUNK_LOGITS

@@ -28,10 +28,11 @@ class OwnBaseEngine:
         hp: Hyperparameters,
         save_dtype: torch.dtype | None = None,
     ) -> None:
-        """`pristine` collects the weights that are changed here, as they were, so that `leave` can put them back.
+        """`pristine` collects the weights that are changed here, as they were, so that `leave` can
+        put them back.
 
-        save_dtype: of the weights in a checkpoint; None: that of the base's own files where it is trained in float32,
-        else that in which it is trained.
+        save_dtype: of the weights in a checkpoint; None: that of the base's own files where it is
+        trained in float32, else that in which it is trained.
         """
         self.base = base
         own = (
@@ -112,8 +113,8 @@ class OwnBaseEngine:
 
     @contextmanager
     def as_saved(self, *, rounded: bool = True) -> Iterator[None]:
-        """Inside, the weights are those that a checkpoint holds, in its type or, `rounded`, with its digits: what is
-        measured must be what is loaded again.
+        """Inside, the weights are those that a checkpoint holds, in its type or, `rounded`, with
+        its digits: what is measured must be what is loaded again.
         """
         kept = [(p, p.data) for p in self.base.model.parameters() if p.is_floating_point()]
         try:

@@ -1,7 +1,9 @@
-"""Whether trials can share a base: its modules must see rows apart, or a trial would act on the rows of another.
+"""Whether trials can share a base: its modules must see rows apart, or a trial would act on the
+rows of another.
 
-Most modules are given [B, T, D] or [B * T, D]. Some have no rows (DeBERTa projects its table of relative positions), some
-have them elsewhere (XLNet's first dimension is time): the model itself is asked, with rows of which one changes.
+Most modules are given [B, T, D] or [B * T, D]. Some have no rows (DeBERTa projects its table of
+relative positions), some have them elsewhere (XLNet's first dimension is time): the model itself is
+asked, with rows of which one changes.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,10 +30,11 @@ def mixing_rows(
     ids_T: Tensor,
     changed_T: Tensor,
 ) -> dict[str, tuple[bool, ...]]:
-    """Those of the modules `watched` whose input is not always one vector after another of the first row, then of the next;
-    of each, at which of its calls in a pass it is.
+    """Those of the modules `watched` whose input is not always one vector after another of the
+    first row, then of the next; of each, at which of its calls in a pass it is.
 
-    run: a pass over ids [3, T] without padding. ids_T, changed_T: a row, and one that differs from it.
+    run: a pass over ids [3, T] without padding. ids_T, changed_T: a row, and one that differs from
+    it.
     """
     before = _inputs(model, watched, run, torch.stack([ids_T, ids_T, ids_T]))
     after = _inputs(model, watched, run, torch.stack([ids_T, changed_T, ids_T]))
@@ -49,11 +52,13 @@ def mixing_rows(
 def padding_changes_losses(
     losses: Callable[[np.ndarray], Tensor], lengths: np.ndarray, limit: float, max_tokens: int
 ) -> bool:
-    """Whether what a model makes of a row depends on how much padding stands behind it: some leak it through convolutions
-    or landmarks, some read the answer at the last position whatever is there.
+    """Whether what a model makes of a row depends on how much padding stands behind it: some leak
+    it through convolutions or landmarks, some read the answer at the last position whatever is
+    there.
 
-    losses: of the rows at these positions [B], in one pass; lengths: of all rows; limit: what rounding explains, relative;
-    max_tokens: of a pass, which two rows must fit into to pad one another.
+    losses: of the rows at these positions [B], in one pass; lengths: of all rows; limit: what
+    rounding explains, relative; max_tokens: of a pass, which two rows must fit into to pad one
+    another.
     """
     order = np.argsort(lengths, kind="stable")
     order = order[2 * lengths[order].astype(np.int64) <= max_tokens]

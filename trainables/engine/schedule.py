@@ -1,4 +1,6 @@
-"""How long a trial trains, and at what rate. Pure functions: no torch, so that plan and scheduler count as the slots do."""
+"""How long a trial trains, and at what rate. Pure functions: no torch, so that plan and scheduler
+count as the slots do.
+"""
 
 import math
 
@@ -7,8 +9,8 @@ from trainables.hyperparameters import Hyperparameters
 
 
 def total_steps(rows: int, hp: Hyperparameters) -> int:
-    """Optimiser steps of a trial over `rows` training rows: whole epochs entirely, of a part of one the nearest number of
-    whole batches; at least 1.
+    """Optimiser steps of a trial over `rows` training rows: whole epochs entirely, of a part of one
+    the nearest number of whole batches; at least 1.
     """
     whole, part = divmod(
         round(hp.epochs, 6), 1
@@ -32,7 +34,9 @@ def trained_samples(rows: int, hp: Hyperparameters) -> int:
 
 
 def learning_rate(hp: Hyperparameters, step: int, total: int) -> float:
-    """Rate of optimiser step `step` (0-based) of `total`: linear warm-up, then linear or cosine decay to 0, or constant."""
+    """Rate of optimiser step `step` (0-based) of `total`: linear warm-up, then linear or cosine
+    decay to 0, or constant.
+    """
     warmup = math.ceil(round(hp.warmup_ratio * total, 6))
     if step < warmup:
         return hp.learning_rate * (step + 1) / warmup
@@ -40,7 +44,9 @@ def learning_rate(hp: Hyperparameters, step: int, total: int) -> float:
 
 
 def annealed(hp: Hyperparameters, share: float) -> float:
-    """How far the rate has come down from its peak when a trial is `share` through: 0 up to the peak, 1 where it is 0."""
+    """How far the rate has come down from its peak when a trial is `share` through: 0 up to the
+    peak, 1 where it is 0.
+    """
     return _decay(hp, max(0.0, share - hp.warmup_ratio) / max(1e-9, 1 - hp.warmup_ratio))
 
 

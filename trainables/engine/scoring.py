@@ -24,13 +24,16 @@ from trainables.tasks.causal_lm.task import tokens_at_once
 
 Rows = Split | Drawn
 
-# losses that differ by no more are the same: of a trial in a group, of a row beside padding, and both in half precision
+# losses that differ by no more are the same: of a trial in a group, of a row beside padding, and
+# both in half precision
 SAME, SAME_ROW, SAME_HALF = 1e-3, 1e-4, 5e-2
 
 
 @dataclass(frozen=True)
 class RowResults:
-    """What a model makes of rows [N]: summed losses, targets, predicted and true classes (None for language models)."""
+    """What a model makes of rows [N]: summed losses, targets, predicted and true classes (None for
+    language models).
+    """
 
     nll: np.ndarray
     targets: np.ndarray
@@ -88,8 +91,8 @@ def evaluate_model(
     device: torch.device,
     padded: bool | None = None,
 ) -> RowResults:
-    """What a plain `model` makes of `rows` in eval mode. padded: rows of unlike lengths may share a pass; None: if the
-    model does not feel it.
+    """What a plain `model` makes of `rows` in eval mode. padded: rows of unlike lengths may share a
+    pass; None: if the model does not feel it.
     """
     was_training = model.training
     model.eval()
@@ -133,8 +136,9 @@ def evaluate_in_micro_batches(
     more_tokens: int = 0,
     padded: bool = True,
 ) -> list[RowResults]:
-    """`losses(batch, which)` gives losses, targets and predictions of a batch for several of the `copies` of a model, one
-    copy's rows after another's. `more_tokens` stand before each row in the model.
+    """`losses(batch, which)` gives losses, targets and predictions of a batch for several of the
+    `copies` of a model, one copy's rows after another's. `more_tokens` stand before each row in the
+    model.
     """
     lengths = split.lengths[rows]
     mine = np.argsort(lengths, kind="stable")[world.rank :: world.size]

@@ -1,10 +1,12 @@
-"""Trials that train side by side over one frozen base. Row k of one matrix holds all that trial k trains. No Ray here.
+"""Trials that train side by side over one frozen base. Row k of one matrix holds all that trial k
+trains. No Ray here.
 
-The base itself is not changed: at some of its modules, the sites, every trial adds something of its own. Whatever the
-trials have at one site lies stacked, [K, ...], in columns of the matrix, padded with zeros to the largest of them; what
-is padded stays exactly zero, because its gradient is.
+The base itself is not changed: at some of its modules, the sites, every trial adds something of its
+own. Whatever the trials have at one site lies stacked, [K, ...], in columns of the matrix, padded
+with zeros to the largest of them; what is padded stays exactly zero, because its gradient is.
 
-Letters of shapes: K trials, P columns, B rows of a pass, N = B * T tokens, I and O channels in and out, R rank.
+Letters of shapes: K trials, P columns, B rows of a pass, N = B * T tokens, I and O channels in and
+out, R rank.
 """
 
 import math
@@ -27,7 +29,9 @@ TWINS = ("exp_avg", "exp_avg_sq")  # Adam's moments, by torch's names
 
 
 class Wrecked(RuntimeError):
-    """The device has no room for what trials on board had there: their worker must end, and they go on elsewhere."""
+    """The device has no room for what trials on board had there: their worker must end, and they go
+    on elsewhere.
+    """
 
 
 # --- matrix products, each trial's rows with its own matrix ---
@@ -53,7 +57,9 @@ class _Made:
 
 
 class SharedBaseEngine:
-    """The trials that share `base`, their weights, gradients and moments, and the sites at which they act."""
+    """The trials that share `base`, their weights, gradients and moments, and the sites at which
+    they act.
+    """
 
     def __init__(
         self, base: BaseModel, keys: RowKeys, *, compute: torch.dtype | None, device: torch.device
@@ -87,7 +93,9 @@ class SharedBaseEngine:
     # --- joining and leaving ---
 
     def join(self, trial: str, additions: Sequence[Addition]) -> None:
-        """Take a trial on board; where memory does not suffice (torch.OutOfMemoryError), the others are as they were."""
+        """Take a trial on board; where memory does not suffice (torch.OutOfMemoryError), the others
+        are as they were.
+        """
         shapes, options, values = {}, {}, {}
         for addition in additions:
             options[addition.kind, addition.site] = addition.options
@@ -98,17 +106,21 @@ class SharedBaseEngine:
         self._arrange([*(lane for lane in self._lanes if lane.trial != VACANT), lane], values)
 
     def leave(self, trial: str) -> None:
-        """Put a trial off board. Where memory does not suffice for a smaller matrix, its row stays until someone joins."""
+        """Put a trial off board. Where memory does not suffice for a smaller matrix, its row stays
+        until someone joins.
+        """
         try:
             self._arrange([lane for lane in self._lanes if lane.trial not in (trial, VACANT)])
         except torch.OutOfMemoryError:
             self._lanes[self.lane(trial)].trial = VACANT
 
     def _arrange(self, lanes: list[Lane], values: Mapping[Column, Tensor] | None = None) -> None:
-        """Lay the matrix out for `lanes`: those that were on board keep their values, the last of them may bring `values`.
+        """Lay the matrix out for `lanes`: those that were on board keep their values, the last of
+        them may bring `values`.
 
-        All that is new is made before anything old is given up, which takes the memory of both layouts. Where that does
-        not fit on an accelerator, weights and moments wait in the host's memory: that takes the larger of both.
+        All that is new is made before anything old is given up, which takes the memory of both
+        layouts. Where that does not fit on an accelerator, weights and moments wait in the host's
+        memory: that takes the larger of both.
         """
         layout = Layout.of(lanes)
         try:
@@ -156,7 +168,9 @@ class SharedBaseEngine:
         old: Mapping[str, Tensor],
         values: Mapping[Column, Tensor],
     ) -> "_Made":
-        """All that a layout needs, out of the `old` weights and moments, with nothing yet in use."""
+        """All that a layout needs, out of the `old` weights and moments, with nothing yet in
+        use.
+        """
         before, rows = self._layout, {lane.trial: row for row, lane in enumerate(self._lanes)}
 
         def moved(name: str) -> Tensor:
@@ -247,9 +261,11 @@ class SharedBaseEngine:
         steps: Sequence[int],
         norms: Tensor,
     ) -> None:
-        """One step of AdamW (Loshchilov & Hutter 2019) for each of `trials`, with learning rates `rates` of their own.
+        """One step of AdamW (Loshchilov & Hutter 2019) for each of `trials`, with learning rates
+        `rates` of their own.
 
-        steps: how many each has made before; norms: of their gradients, for clipping, by torch's formula.
+        steps: how many each has made before; norms: of their gradients, for clipping, by torch's
+        formula.
         """
         if not trials:
             return

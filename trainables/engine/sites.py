@@ -32,7 +32,9 @@ class Stacked:
 
 
 class AdapterSite:
-    """A module of the base at which trials add something of their own. One subclass for each kind of addition."""
+    """A module of the base at which trials add something of their own. One subclass for each kind
+    of addition.
+    """
 
     fast: ClassVar[tuple[str, ...]] = ()  # names of tensors whose learning rate LoRA+ multiplies
 
@@ -53,12 +55,14 @@ class AdapterSite:
 
     @staticmethod
     def renamed(key: str) -> str:
-        """Name in the checkpoint of what the same trial has at other sites, where PEFT's depends on this kind."""
+        """Name in the checkpoint of what the same trial has at other sites, where PEFT's depends on
+        this kind.
+        """
         return key
 
     def bind(self, tensors: Mapping[str, Stacked], options: Sequence[Any]) -> None:
-        """Take the views after the matrix was laid out anew. `options` of each trial here, None for one that has nothing
-        at this site: its zeros must then change nothing.
+        """Take the views after the matrix was laid out anew. `options` of each trial here, None for
+        one that has nothing at this site: its zeros must then change nothing.
         """
         raise NotImplementedError
 
@@ -117,7 +121,9 @@ class TrainedModule(AdapterSite):
 
 
 def copy_of(module: nn.Module) -> nn.Module:
-    """A copy of a module of the base, without what a site has put into it (that would copy the stack, and all)."""
+    """A copy of a module of the base, without what a site has put into it (that would copy the
+    stack, and all).
+    """
     replaced = vars(module).pop("forward", None)
     try:
         return copy.deepcopy(module)

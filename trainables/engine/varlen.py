@@ -1,7 +1,9 @@
-"""Rows of unlike lengths in one pass without padding: their tokens one after another, attention within each row.
+"""Rows of unlike lengths in one pass without padding: their tokens one after another, attention
+within each row.
 
-For causal language models on GPUs, where torch has a kernel for it (flash attention over rows of unlike lengths).
-Whether a model computes the same that way is tried on the data's own rows, and how much a token costs is measured.
+For causal language models on GPUs, where torch has a kernel for it (flash attention over rows of
+unlike lengths). Whether a model computes the same that way is tried on the data's own rows, and how
+much a token costs is measured.
 
 Letters of shapes: B rows, T tokens of the longest row, N tokens of all rows, H heads, D channels.
 """
@@ -145,10 +147,11 @@ def _within_rows(
 
 @torch.no_grad()
 def cost(hidden: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor]) -> float:
-    """What a token of a flat pass costs, where one of a padded pass (padding included) costs 1; infinite where the model
-    does not give the same.
+    """What a token of a flat pass costs, where one of a padded pass (padding included) costs 1;
+    infinite where the model does not give the same.
 
-    hidden: hidden states of a model in eval mode; batch: padded rows of unlike lengths, the data's longest among them.
+    hidden: hidden states of a model in eval mode; batch: padded rows of unlike lengths, the data's
+    longest among them.
     """
     rows = Rows.of(batch["attention_mask"].sum(1).tolist(), batch["attention_mask"].device)
 
@@ -170,7 +173,8 @@ def cost(hidden: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor]
         ValueError,
     ):  # no such kernel, or no such inputs
         return math.inf
-    # half precision rounds by some thousandths; a row that sees its neighbour, or past its window, differs by far more
+    # half precision rounds by some thousandths; a row that sees its neighbour, or past its window,
+    # differs by far more
     limit = 1e-4 if expected.dtype.itemsize >= 4 else 2e-2
     error_B = (found - expected).float().flatten(1).norm(dim=1) / expected.float().flatten(1).norm(
         dim=1

@@ -1,7 +1,8 @@
-"""What fine-tuning is compared with: the frozen base model, by its embeddings and by prompts. No Ray here.
+"""What fine-tuning is compared with: the frozen base model, by its embeddings and by prompts. No
+Ray here.
 
-Letters of shapes: N rows that are answered, M rows of train, D width of the model, C classes, B rows of a pass, T tokens
-of the longest row, V vocabulary.
+Letters of shapes: N rows that are answered, M rows of train, D width of the model, C classes, B
+rows of a pass, T tokens of the longest row, V vocabulary.
 """
 
 import json
@@ -93,7 +94,9 @@ class _Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class _Embedded:
-    """Embeddings of the pool [M, D] and of the split [N, D], float32, and how many seconds they took."""
+    """Embeddings of the pool [M, D] and of the split [N, D], float32, and how many seconds they
+    took.
+    """
 
     pool: np.ndarray
     rows: np.ndarray
@@ -129,26 +132,29 @@ def measure_baselines(
     split: str = "validation",
     minutes: float = math.inf,
 ) -> dict[str, dict[str, Any]]:
-    """What the frozen base makes of `split` of the folder `data` that `trainables.data.prepare.prepare` wrote.
+    """What the frozen base makes of `split` of the folder `data` that
+    `trainables.data.prepare.prepare` wrote.
 
-    classification: `embeddings_logistic`, `embeddings_neighbours` and, where the checkpoint is itself a causal language
-    model, `zero_shot`, `few_shot`, `retrieved`. instruction: `few_shot`, `retrieved` (zero-shot is the untuned base).
-    causal_lm: nothing.
+    classification: `embeddings_logistic`, `embeddings_neighbours` and, where the checkpoint is
+    itself a causal language model, `zero_shot`, `few_shot`, `retrieved`. instruction: `few_shot`,
+    `retrieved` (zero-shot is the untuned base). causal_lm: nothing.
 
-    At most 5,000 rows of train, drawn by the seed, are embedded, fitted to and shown as examples; class shares are those
-    of all of train. Labels of `split` are looked at only to score.
+    At most 5,000 rows of train, drawn by the seed, are embedded, fitted to and shown as examples;
+    class shares are those of all of train. Labels of `split` are looked at only to score.
 
     max_tokens: padded tokens of a forward pass; memory only, never the result.
     minutes: for all of it; a baseline that is not done by then has broken.
 
-    Returns of each baseline `val_loss` (mean nats per example or target token), `metrics` of the task, `losses` float32
-    [N, 2] (summed loss and targets of each row of `split`), `predictions` int32 [N, 2] (predicted and true class of each
-    row; None for language models), `seconds` (wall clock, embeddings that it uses included, loading the model not),
-    `tokens_per_request` (mean tokens of a prompt with its examples, or of what is embedded) and `words` for people.
-    Prompts with examples have `examples_per_request` too, those that the context held, and prompts of classification
-    `text_share`, the share of their texts' tokens that it held, both means over the rows; `words` say where they are not
-    all. One that broke has `error` ("Type: first line") and `words`; the others still come. One that would be another
-    under its own name (a prompt that holds no example, or nothing of any text) has the reason as its `error`.
+    Returns of each baseline `val_loss` (mean nats per example or target token), `metrics` of the
+    task, `losses` float32 [N, 2] (summed loss and targets of each row of `split`), `predictions`
+    int32 [N, 2] (predicted and true class of each row; None for language models), `seconds` (wall
+    clock, embeddings that it uses included, loading the model not), `tokens_per_request` (mean
+    tokens of a prompt with its examples, or of what is embedded) and `words` for people. Prompts
+    with examples have `examples_per_request` too, those that the context held, and prompts of
+    classification `text_share`, the share of their texts' tokens that it held, both means over the
+    rows; `words` say where they are not all. One that broke has `error` ("Type: first line") and
+    `words`; the others still come. One that would be another under its own name (a prompt that
+    holds no example, or nothing of any text) has the reason as its `error`.
 
     Raises InputError where the model's configuration cannot be read.
     """
@@ -203,7 +209,9 @@ class _Degenerate(Exception):
 
 
 def _contained(names: Sequence[str], measure: Callable[[], Found]) -> Found:
-    """What `measure` gives, or its exception as the error of all `names`. Then the accelerator's memory is given back."""
+    """What `measure` gives, or its exception as the error of all `names`. Then the accelerator's
+    memory is given back.
+    """
     try:
         return measure()
     except Exception as error:
@@ -245,9 +253,9 @@ def _scored(
         "val_loss": float(nll.sum() / targets.sum()),
         "metrics": bench.task.metrics(nll, targets, predictions, labels),
         "losses": np.stack([nll, targets], 1).astype(np.float32),
-        "predictions": None
-        if predictions is None
-        else np.stack([predictions, labels], 1).astype(np.int32),
+        "predictions": (
+            None if predictions is None else np.stack([predictions, labels], 1).astype(np.int32)
+        ),
         "tokens_per_request": float(np.mean(list(tokens))),
     }
 
@@ -299,7 +307,9 @@ def _context(base: BaseModel) -> float:
 
 
 def _outputs(base: BaseModel, batch: dict[str, Tensor]) -> Tensor:
-    """What goes into the output layer [B, T, D], or the logits [B, T, V] of a model whose `output` is None."""
+    """What goes into the output layer [B, T, D], or the logits [B, T, V] of a model whose `output`
+    is None.
+    """
     with hidden_states(base.output):
         return base.model(**batch).logits
 
@@ -310,7 +320,9 @@ def _in_passes(
     run: Callable[[np.ndarray], None],
     tokens: float = math.inf,
 ) -> None:
-    """`run` for all rows, told which, with at most `tokens` in a pass; for half as many where memory does not do."""
+    """`run` for all rows, told which, with at most `tokens` in a pass; for half as many where
+    memory does not do.
+    """
     passes = cut_micro_batches(np.asarray(lengths), int(min(bench.max_tokens, tokens)))
     while passes:
         if time.perf_counter() > bench.deadline:
@@ -371,7 +383,8 @@ def _embed(bench: _Bench, backbone: Any, pool: list[Row], rows: list[Row]) -> _E
 def _nearest(
     queries: np.ndarray, keys: np.ndarray, count: int, *, same: bool = False
 ) -> np.ndarray:
-    """The `count` keys [M, D] of greatest cosine with each of the queries [N, D], the nearest first [N, count].
+    """The `count` keys [M, D] of greatest cosine with each of the queries [N, D], the nearest first
+    [N, count].
 
     same: the queries are the keys, and none is its own neighbour.
     """
@@ -389,7 +402,9 @@ def _nearest(
 
 
 def _neighbours(bench: _Bench, embedded: _Embedded) -> dict[str, Any]:
-    """(votes of the k nearest + class share in train) / (k + 1), with the k that has the least leave-one-out loss."""
+    """(votes of the k nearest + class share in train) / (k + 1), with the k that has the least
+    leave-one-out loss.
+    """
     classes, prior = bench.train.labels[bench.pool], bench.prior
     if len(classes) < 2:
         raise _Degenerate("train has a single row, which is every row's neighbour")
@@ -434,7 +449,8 @@ def _logistic(bench: _Bench, embedded: _Embedded) -> dict[str, Any]:
 
 
 def _choose_penalty(x: Tensor, y: Tensor, prior: Tensor, folds: Tensor) -> float:
-    """The penalty whose loss on the left-out folds is least, from the strongest down until that rises.
+    """The penalty whose loss on the left-out folds is least, from the strongest down until that
+    rises.
 
     folds: the fold of each row [M].
     """
@@ -455,10 +471,12 @@ def _choose_penalty(x: Tensor, y: Tensor, prior: Tensor, folds: Tensor) -> float
 def _fit(
     x: Tensor, y: Tensor, prior: Tensor, penalty: float, start: Tensor | None = None
 ) -> Tensor:
-    """Weights [D, C] of least mean cross-entropy of `x @ weights + prior` plus penalty / 2 * their squares.
+    """Weights [D, C] of least mean cross-entropy of `x @ weights + prior` plus penalty / 2 * their
+    squares.
 
-    x: float64 [M, D], ones in the first column; y: classes [M]; prior: log share of each class [C], which a strong
-    penalty leads to, and which keeps the loss of a class that a fold has no row of finite.
+    x: float64 [M, D], ones in the first column; y: classes [M]; prior: log share of each class [C],
+    which a strong penalty leads to, and which keeps the loss of a class that a fold has no row of
+    finite.
     """
     weights = x.new_zeros(x.shape[1], len(prior)) if start is None else start.clone()
     weights.requires_grad_()
@@ -513,10 +531,11 @@ def _fitted(
     context: float,
     kept: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """What the context held of what the prompts of baseline `name` were to hold, and the baseline's words with it.
+    """What the context held of what the prompts of baseline `name` were to hold, and the baseline's
+    words with it.
 
-    pool: rows that examples come from; shown: examples that each prompt was to hold; examples: those that it held [N];
-    kept: share of its text that it held [N], where texts may be cut.
+    pool: rows that examples come from; shown: examples that each prompt was to hold; examples:
+    those that it held [N]; kept: share of its text that it held [N], where texts may be cut.
     """
     found: dict[str, Any] = {}
     words, said = WORDS[name], []
@@ -580,7 +599,8 @@ def _continued(
 
 
 def _join(examples: list[Row], row: Row, bos: int | None, context: float) -> Row:
-    """`row` after as many of the last `examples` as the context holds; only the first of all keeps its `bos`.
+    """`row` after as many of the last `examples` as the context holds; only the first of all keeps
+    its `bos`.
 
     Its `examples` are so many. Its targets are those that it has alone.
     """
@@ -636,7 +656,9 @@ def _prompted(bench: _Bench, embedded: _Embedded | None) -> Found:
 
 
 def _balanced(classes: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-    """Positions of `EXAMPLES` rows of `classes` [M], of as many of the `count` classes and as evenly as can be."""
+    """Positions of `EXAMPLES` rows of `classes` [M], of as many of the `count` classes and as
+    evenly as can be.
+    """
     turn, seen, turns = random.permutation(count), Counter(), {}
     for i in random.permutation(len(classes)):
         turns[i] = (seen[classes[i]], turn[classes[i]])
@@ -651,7 +673,9 @@ def _answered(
     name: str,
     chosen: Sequence[Sequence[int]] | np.ndarray,
 ) -> dict[str, Any]:
-    """Each row's prompt, with the examples `chosen` for it [N, k], and what the model makes of the labels after it."""
+    """Each row's prompt, with the examples `chosen` for it [N, k], and what the model makes of the
+    labels after it.
+    """
     labels = _label_tokens(tokenizer, bench.labels)
     room = (
         _context(base) - max(map(len, labels)) + 1
@@ -665,8 +689,8 @@ def _answered(
         )
 
     def prompt(row: Row, examples: list[str]) -> tuple[list[int], int, float]:
-        """Within `room`: the first examples go first, then the end of the text. Also how many examples are left, and how
-        much of the text.
+        """Within `room`: the first examples go first, then the end of the text. Also how many
+        examples are left, and how much of the text.
         """
         row, whole = dict(row), len(row["input_ids"])
         while (
@@ -705,7 +729,9 @@ def _answered(
 
 
 def _label_tokens(tokenizer: Any, labels: Sequence[str]) -> list[list[int]]:
-    """The tokens of each label after a prompt; labels that no prompt could tell apart are refused."""
+    """The tokens of each label after a prompt; labels that no prompt could tell apart are
+    refused.
+    """
     found, first = [_tokens(tokenizer, f" {label}") for label in labels], {}
     for label, tokens in zip(labels, found, strict=True):
         if not tokens:
@@ -726,8 +752,8 @@ def _label_scores(
 ) -> np.ndarray:
     """Summed log-probability of each label's tokens after each prompt [N, C].
 
-    A pass over a prompt and a stem (a label without its last token) scores all labels that need no more than that: of
-    labels that are one token each, all.
+    A pass over a prompt and a stem (a label without its last token) scores all labels that need no
+    more than that: of labels that are one token each, all.
     """
     scores = np.zeros((len(prompts), len(labels)))
     lengths = np.array([len(prompt) for prompt in prompts])

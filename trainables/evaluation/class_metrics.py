@@ -19,7 +19,9 @@ class Counts(NamedTuple):
 def count_classes(
     predictions: np.ndarray, labels: np.ndarray, classes: int, weights: np.ndarray | None = None
 ) -> Counts:
-    """predictions, labels: predicted and true class of each row [N]; weights: how often each row counts [N]."""
+    """predictions, labels: predicted and true class of each row [N]; weights: how often each row
+    counts [N].
+    """
 
     def count(of_rows: np.ndarray, which: np.ndarray | slice = slice(None)) -> np.ndarray:
         return np.bincount(
@@ -30,7 +32,9 @@ def count_classes(
 
 
 def class_metrics(counts: Counts) -> dict[str, float]:
-    """Accuracy, and F1 averaged over the classes that occur among labels or predictions; the higher, the better."""
+    """Accuracy, and F1 averaged over the classes that occur among labels or predictions; the
+    higher, the better.
+    """
     occur = counts.answered + counts.true > 0
     f1 = 2 * counts.hits[occur] / (counts.answered[occur] + counts.true[occur])
     return {"accuracy": float(counts.hits.sum() / counts.true.sum()), "macro_f1": float(f1.mean())}

@@ -1,4 +1,5 @@
-"""What a language model has lost of what its base knew: its loss on general text, and how far its predictions moved. No Ray.
+"""What a language model has lost of what its base knew: its loss on general text, and how far its
+predictions moved. No Ray.
 
 Letters of shapes: T tokens, V vocabulary, N blocks of text.
 """
@@ -33,7 +34,9 @@ def default_text() -> str:
 
 
 def write_general(text: str, tokenizer: Any, context: int | None, folder: Path) -> None:
-    """Write the split of general text: at most 128 blocks of 512 tokens, or of as many as the model reads."""
+    """Write the split of general text: at most 128 blocks of 512 tokens, or of as many as the model
+    reads.
+    """
     ids = np.array(
         tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32
     )
@@ -52,10 +55,10 @@ def measure_forgetting(
 ) -> dict[str, Any]:
     """How `tuned` (in eval mode) differs from its base.
 
-    Mean loss per token of `general` in nats, `before` and `after` fine-tuning; `losses` [2, N, 2] are sums and tokens of
-    its blocks.
-    kl: mean over the tokens of at most 64 rows of `prompts` that are no targets (all, where all are) of the Kullback-Leibler
-    divergence of the predictions of `tuned` from those of the base, in nats.
+    Mean loss per token of `general` in nats, `before` and `after` fine-tuning; `losses` [2, N, 2]
+    are sums and tokens of its blocks. kl: mean over the tokens of at most 64 rows of `prompts` that
+    are no targets (all, where all are) of the Kullback-Leibler divergence of the predictions of
+    `tuned` from those of the base, in nats.
 
     The base is `tuned` with its adapters switched off where PEFT can do that, else `load_base()`.
     """
@@ -87,7 +90,9 @@ def measure_forgetting(
 
 
 class _Reader:
-    """A model that reads a text; with as few logits at a time as training has, where it lets them be computed apart."""
+    """A model that reads a text; with as few logits at a time as training has, where it lets them
+    be computed apart.
+    """
 
     def __init__(self, model: Any, off: Callable[[], Any] = contextlib.nullcontext) -> None:
         """`off`: what the model is run under."""
@@ -95,7 +100,9 @@ class _Reader:
         self._output = output_layer(model) if hasattr(model, "get_output_embeddings") else None
 
     def _states(self, ids_T: Tensor) -> Tensor:
-        """What goes into the output layer [T, D], or logits [T, V]; without those of virtual tokens before the text."""
+        """What goes into the output layer [T, D], or logits [T, V]; without those of virtual tokens
+        before the text.
+        """
         with hidden_states(self._output):
             return self._model(input_ids=ids_T[None]).logits[0, -len(ids_T) :]
 
@@ -106,7 +113,9 @@ class _Reader:
         return float(nll), int(targets)
 
     def predictions(self, ids_T: Tensor, asked_T: Tensor) -> Iterator[Tensor]:
-        """Log-probabilities of what comes after each of the tokens that are `asked` for, some tokens at a time [*, V]."""
+        """Log-probabilities of what comes after each of the tokens that are `asked` for, some
+        tokens at a time [*, V].
+        """
         with self._off():
             states = self._states(ids_T)[asked_T]
         width = states.shape[-1] if self._output is None else self._output.weight.shape[0]
@@ -118,10 +127,11 @@ class _Reader:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Rows of prompts [N] in the place of a `Split`: their targets are tokens that the base has drawn after them.
+    """Rows of prompts [N] in the place of a `Split`: their targets are tokens that the base has
+    drawn after them.
 
-    The mean loss of a model on them, less that of the base itself, is an unbiased estimate of the divergence of the
-    model's predictions from the base's.
+    The mean loss of a model on them, less that of the base itself, is an unbiased estimate of the
+    divergence of the model's predictions from the base's.
     """
 
     rows_N: list[dict[str, Any]]
@@ -139,7 +149,9 @@ class Drawn:
 
 @dataclass(frozen=True, kw_only=True)
 class Remembered:
-    """What an untuned base gives: its mean loss on general text, and on the tokens that it drew itself."""
+    """What an untuned base gives: its mean loss on general text, and on the tokens that it drew
+    itself.
+    """
 
     general: float
     drawn: Drawn
@@ -153,9 +165,11 @@ def draw_continuations(
     agree: Callable[[Tensor], Tensor],
     logits: Callable[[Tensor], Tensor] = lambda states: states,
 ) -> Drawn:
-    """Let the base draw the next token at each place of at most 64 rows of `prompts` that is no target.
+    """Let the base draw the next token at each place of at most 64 rows of `prompts` that is no
+    target.
 
-    states: of a row [T, D], of which `logits` makes [T, V]; agree: what the first worker drew, on every worker.
+    states: of a row [T, D], of which `logits` makes [T, V]; agree: what the first worker drew, on
+    every worker.
     """
     generator, found = torch.Generator().manual_seed(seed), []
     for row in prompts.rows(_spread(len(prompts), PROMPTS)):

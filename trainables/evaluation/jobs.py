@@ -1,4 +1,5 @@
-"""What a slot does beside training, when no trial is on board: baselines, and the sealed test. No Ray here.
+"""What a slot does beside training, when no trial is on board: baselines, and the sealed test. No
+Ray here.
 
 Files that come of it go into the sweep's folder; numbers go back to the sweep.
 """
@@ -19,7 +20,9 @@ from trainables.storage.store import Store
 
 
 def run(store: Store, config: Any, what: dict[str, Any]) -> dict[str, Any]:
-    """`what["kind"]`: baselines, test or forgetting. `config`: of the slot (model, task, max_tokens, ...)."""
+    """`what["kind"]`: baselines, test or forgetting. `config`: of the slot (model, task,
+    max_tokens, ...).
+    """
     import torch
 
     from trainables.engine.budget import MICRO_BATCH_TOKENS
@@ -64,8 +67,8 @@ def _baselines(
 def _test(
     store: Store, config: Any, data: Path, what: dict[str, Any], max_tokens: int, device: Any
 ) -> dict[str, Any]:
-    """Tokenise the test split, now that there is a winner, and score it, the default configuration, the untuned base and
-    baselines on it.
+    """Tokenise the test split, now that there is a winner, and score it, the default configuration,
+    the untuned base and baselines on it.
     """
     from trainables.data.prepare import (
         GROUPS,
@@ -98,7 +101,8 @@ def _test(
         loads = {"winner": lambda: load(what)}
         if what["default"] is not None:
             loads["default"] = lambda: load(what["default"])
-        # the head of an untuned classifier is new: its number says nothing, and is another on each machine
+        # the head of an untuned classifier is new: its number says nothing, and is another on each
+        # machine
         if config.task != "classification":
             untuned = _spec(config, manifest["labels"], config.baseline, device)
             loads["untuned"] = lambda: load_base_model(untuned, device)

@@ -1,7 +1,8 @@
-"""What was measured, as it is written into the sweep's folder, and read back from it. Neither torch nor Ray here.
+"""What was measured, as it is written into the sweep's folder, and read back from it. Neither torch
+nor Ray here.
 
-Losses are means in nats per example (classification) or per target token (language models). None stands for a number
-that was not measured, or was not finite.
+Losses are means in nats per example (classification) or per target token (language models). None
+stands for a number that was not measured, or was not finite.
 """
 
 from collections.abc import Mapping
@@ -35,7 +36,8 @@ class Evaluation:
     forgetting: float | None = None
     """Rise of the loss on general text over the base's."""
     kl: float | None = None
-    """Divergence of the predictions on the task's prompts from the base's (an estimate), in nats."""
+    """Divergence of the predictions on the task's prompts from the base's (an estimate), in nats.
+    """
     trainable_parameters: int = 0
     inference_cost: float = 1.0
     """Arithmetic of a request over that of the untuned base."""

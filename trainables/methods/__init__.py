@@ -1,7 +1,9 @@
-"""Fine-tuning methods: one file each, one line each below; all pass tests/trainables/methods/test_methods.py.
+"""Fine-tuning methods: one file each, one line each below; all pass
+tests/trainables/methods/test_methods.py.
 
-A method either adds something to a frozen base, and then several trials share the base, or it trains weights of the
-base itself, and then a trial has the base for itself and gives it back exactly as it was.
+A method either adds something to a frozen base, and then several trials share the base, or it
+trains weights of the base itself, and then a trial has the base for itself and gives it back
+exactly as it was.
 """
 
 from pathlib import Path
@@ -21,16 +23,22 @@ from trainables.models.config import Quantisation
 
 
 class Additive(Protocol):
-    """What a trial adds to the frozen base, and at which of its modules. Heads are added by the pack."""
+    """What a trial adds to the frozen base, and at which of its modules. Heads are added by the
+    pack.
+    """
 
     stays_beside: bool
-    """Whether weights that it adds are computed with beside the base's when the model is used: they cannot be merged."""
+    """Whether weights that it adds are computed with beside the base's when the model is used: they
+    cannot be merged.
+    """
 
     def quantisation(self, options: Any) -> Quantisation:
         """The kind of base that it trains over; trials of one quantisation share it."""
 
     def plan(self, base: BaseModel, options: Any) -> list[Addition]:
-        """All that a trial with `options` adds, with initial values. Draws from torch's generator."""
+        """All that a trial with `options` adds, with initial values. Draws from torch's
+        generator.
+        """
 
     def describe(self, base: BaseModel, options: Any, folder: Path) -> None:
         """Write `adapter_config.json`, which tells PEFT what the tensors are."""

@@ -49,7 +49,9 @@ class Bottleneck(AdapterSite):
 
 
 def _on_hidden_states(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    """A forward hook that changes the hidden states that a layer gives, alone or first in a tuple."""
+    """A forward hook that changes the hidden states that a layer gives, alone or first in a
+    tuple.
+    """
 
     def hook(module: Any, inputs: Any, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
@@ -58,7 +60,9 @@ def _on_hidden_states(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 
 
 class Adapter:
-    """Bottleneck adapters over a frozen base, the identity at the start. `load_adapter` loads what leaves."""
+    """Bottleneck adapters over a frozen base, the identity at the start. `load_adapter` loads what
+    leaves.
+    """
 
     stays_beside = True
 
@@ -99,14 +103,16 @@ def _layers(base: BaseModel) -> list[str]:
     (name, layers), *others = layer_lists(base.model)
     if others:
         raise InputError(
-            f"method: adapter finds no layers in {type(base.model).__name__}, whose parts lie in lists of their own; choose another"
+            f"method: adapter finds no layers in {type(base.model).__name__}, whose parts lie in"
+            " lists of their own; choose another"
         )
     return [f"{name}.{number}" for number in range(len(layers))]
 
 
 def load_adapter(model: Any, folder: str | Path) -> Any:
-    """Put the adapters in `folder` after the layers of `model`, as `from_pretrained` of transformers gives it, and the
-    head that was trained with them in the place of its own. Returns `model`.
+    """Put the adapters in `folder` after the layers of `model`, as `from_pretrained` of
+    transformers gives it, and the head that was trained with them in the place of its own. Returns
+    `model`.
     """
     from safetensors.torch import load_file
 

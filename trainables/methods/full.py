@@ -24,7 +24,9 @@ class Full:
             base.model.config = own
 
     def load(self, base: BaseModel, folder: Path) -> None:
-        """What is trained, as a user loads it: transformers may keep weights under other names on disk than in the model."""
+        """What is trained, as a user loads it: transformers may keep weights under other names on
+        disk than in the model.
+        """
         from trainables.models.checkpoint import load_checkpoint
 
         assert base.spec is not None

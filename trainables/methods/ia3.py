@@ -31,10 +31,11 @@ KEYS_VALUES = {
 
 
 def scaled_layers(base: BaseModel) -> dict[str, str]:
-    """Full names of the linear layers that IA3 scales, each with what is scaled: its "input" or its "output".
+    """Full names of the linear layers that IA3 scales, each with what is scaled: its "input" or its
+    "output".
 
-    PEFT knows them of some architectures. Of the others: projections that give keys or values, alone or fused, and the
-    layers of the feed-forward that lead back to the model's width.
+    PEFT knows them of some architectures. Of the others: projections that give keys or values,
+    alone or fused, and the layers of the feed-forward that lead back to the model's width.
     """
     from peft.utils.constants import (
         TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
@@ -60,8 +61,8 @@ def scaled_layers(base: BaseModel) -> dict[str, str]:
     }
     if set(found.values()) != {"input", "output"}:
         raise InputError(
-            f"method: ia3 scales keys, values and feed-forward layers, and knows none of {type(model).__name__}; "
-            "choose another method"
+            "method: ia3 scales keys, values and feed-forward layers, and knows none of"
+            f" {type(model).__name__}; choose another method"
         )
     return found
 

@@ -21,8 +21,8 @@ FIRST_LAYER = (
 
 
 def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]:
-    """Full names of the linear layers that `targets` means in this model, and that PEFT will adapt when it loads the
-    adapter; the head is never among them.
+    """Full names of the linear layers that `targets` means in this model, and that PEFT will adapt
+    when it loads the adapter; the head is never among them.
     """
     model = base.model
     linear = linear_layers(model, base.head)
@@ -38,18 +38,21 @@ def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]
             if not any(name == target or name.endswith(f".{target}") for name in linear):
                 endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
                 raise InputError(
-                    f"targets: no linear layer is called {target!r}; this model has {', '.join(endings)}"
+                    f"targets: no linear layer is called {target!r}; this model has"
+                    f" {', '.join(endings)}"
                 )
     if not chosen:
         what = "linear layer" if targets == "all-linear" else "attention layer"
         raise InputError(
-            f"targets: no {what} found in {type(model).__name__}; name the modules, or choose another method"
+            f"targets: no {what} found in {type(model).__name__}; name the modules, or choose"
+            " another method"
         )
     served = served_by_peft(model, chosen)
     refused = sorted({name.rsplit(".", 1)[-1] for name in set(chosen) - set(served)})
     if not served or (refused and isinstance(targets, tuple)):
         raise InputError(
-            f"targets: PEFT does not load adapters of {', '.join(refused)} into {type(model).__name__}"
+            f"targets: PEFT does not load adapters of {', '.join(refused)} into"
+            f" {type(model).__name__}"
         )
     return served
 
@@ -94,7 +97,9 @@ def scale(options: LoraOptions) -> float:
 
 
 class _LowRank(torch.autograd.Function):
-    """B A x for the rows of each trial; the gradients of A and B are added to the matrix in place."""
+    """B A x for the rows of each trial; the gradients of A and B are added to the matrix in
+    place.
+    """
 
     @staticmethod
     def forward(
@@ -128,7 +133,9 @@ def _rescale(h_NR: Tensor, scales: Sequence[float], segments: Segments) -> None:
 
 
 class Lora:
-    """LoRA over a frozen base; a new head is trained in full and saved with the adapter. What leaves is PEFT's format."""
+    """LoRA over a frozen base; a new head is trained in full and saved with the adapter. What
+    leaves is PEFT's format.
+    """
 
     stays_beside = False
 

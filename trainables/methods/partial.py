@@ -8,9 +8,11 @@ from trainables.models.structure import layer_lists
 
 
 class Partial:
-    """Partial fine-tuning: the head, and the last layers or the parameters named by patterns; the rest is frozen.
+    """Partial fine-tuning: the head, and the last layers or the parameters named by patterns; the
+    rest is frozen.
 
-    The head is the new classification head, or the output layer of a language model (with tied embeddings: those).
+    The head is the new classification head, or the output layer of a language model (with tied
+    embeddings: those).
     """
 
     def attach(self, base: BaseModel, options: PartialOptions) -> None:
@@ -32,7 +34,8 @@ class Partial:
             for pattern in options.patterns:
                 if not fnmatch.filter(names, pattern):
                     raise InputError(
-                        f"patterns: {pattern!r} matches no parameter of the model, whose first is {next(iter(names))!r}"
+                        f"patterns: {pattern!r} matches no parameter of the model, whose first is"
+                        f" {next(iter(names))!r}"
                     )
             for parameter_name, parameter in names.items():
                 parameter.requires_grad_(

@@ -57,7 +57,9 @@ class VirtualTokens(AdapterSite):
 
 
 class Prompt:
-    """Prompt tuning over a frozen base: vectors that stand before the input. What leaves is PEFT's format."""
+    """Prompt tuning over a frozen base: vectors that stand before the input. What leaves is PEFT's
+    format.
+    """
 
     stays_beside = False
 
@@ -65,19 +67,23 @@ class Prompt:
         return "plain"
 
     def plan(self, base: BaseModel, options: PromptOptions) -> list[Addition]:
-        """Embeddings of tokens drawn at random from the vocabulary (Lester et al. 2021, section 3.2)."""
+        """Embeddings of tokens drawn at random from the vocabulary (Lester et al. 2021, section
+        3.2).
+        """
         config = base.model.config.get_text_config()
         if (
             "score" in base.head or config.is_encoder_decoder
         ):  # so transformers calls the heads of its decoders
             raise InputError(
-                f"method: prompt cannot train {type(base.model).__name__}, which finds the end of a row by its token "
-                "ids; allowed with a classifier over an encoder, or with task causal_lm or instruction"
+                f"method: prompt cannot train {type(base.model).__name__}, which finds the end of a"
+                " row by its token ids; allowed with a classifier over an encoder, or with task"
+                " causal_lm or instruction"
             )
         context = context_length(config)
         if context is not None and options.virtual_tokens >= context:
             raise InputError(
-                f"virtual_tokens: must be below the model's context of {context} tokens, got {options.virtual_tokens}"
+                f"virtual_tokens: must be below the model's context of {context} tokens, got"
+                f" {options.virtual_tokens}"
             )
         table_VD = base.model.get_input_embeddings().weight
         drawn = torch.randint(0, len(table_VD), (options.virtual_tokens,))

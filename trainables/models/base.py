@@ -1,4 +1,6 @@
-"""Load the base model and its tokenizer: from a hub, a folder, or a Python package that carries the files."""
+"""Load the base model and its tokenizer: from a hub, a folder, or a Python package that carries the
+files.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +11,16 @@ from trainables.models.files import load_model_config
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSpec:
-    """Which base, and made fit for what. The same wherever a base is loaded, be it for training, for the test, for
-    verification or by the code on a winner's card: a base that is loaded otherwise is another model.
+    """Which base, and made fit for what. The same wherever a base is loaded, be it for training,
+    for the test, for verification or by the code on a winner's card: a base that is loaded
+    otherwise is another model.
     """
 
     model: ModelConfig
     auto_class: str  # name of the class of transformers
     quantisation: Quantisation = "plain"
-    dtype: Any = (
-        None  # torch.dtype of the weights that are not quantised; None: that of the checkpoint
-    )
+    # torch.dtype of the weights that are not quantised; None: that of the checkpoint
+    dtype: Any = None
     pad_token_id: (
         int  # the tokenizer's, which the model's configuration need not name, or may name otherwise
     )
@@ -50,7 +52,9 @@ class BaseSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """A loaded base, and the names of its modules that are always trained: what stands above the backbone of a classifier."""
+    """A loaded base, and the names of its modules that are always trained: what stands above the
+    backbone of a classifier.
+    """
 
     model: Any  # transformers.PreTrainedModel
     quantisation: Quantisation
@@ -64,7 +68,8 @@ class BaseModel:
     )  # parameters that the model itself never trains, such as tables of sinusoids
     spec: BaseSpec | None = None  # how it was loaded; None: it was drawn, and not loaded at all
     config: Any = None  # transformers configuration of what leaves: without what only training sets
-    # a language model's output layer, where its logits are just what that layer gives: the loss is then computed from
+    # a language model's output layer, where its logits are just what that layer gives: the loss is
+    # then computed from
     # hidden states, of targets alone and in chunks
     output: Any = None
 

@@ -1,6 +1,8 @@
-"""Load a base or a checkpoint as its user would, with transformers and PEFT alone, and write down how.
+"""Load a base or a checkpoint as its user would, with transformers and PEFT alone, and write down
+how.
 
-One description of the base, `BaseSpec`, serves training, resuming, the test, verification and the code on a winner's card.
+One description of the base, `BaseSpec`, serves training, resuming, the test, verification and the
+code on a winner's card.
 """
 
 import json
@@ -31,8 +33,8 @@ def base_spec(
     device: Any = None,
     precision: str = "auto",
 ) -> BaseSpec:
-    """The base that a trial of `method` trains over on `device` (None: the CPU). `task`: one of trainables.tasks;
-    precision: `train.precision`.
+    """The base that a trial of `method` trains over on `device` (None: the CPU). `task`: one of
+    trainables.tasks; precision: `train.precision`.
     """
     import torch
 
@@ -54,7 +56,9 @@ def load_base_model(spec: BaseSpec, device: Any) -> Any:
 
 
 def load_checkpoint(folder: Path, spec: BaseSpec, device: Any) -> Any:
-    """A trained model in eval mode on `device`: `from_pretrained`, and PEFT or `load_adapter` over the base for an adapter."""
+    """A trained model in eval mode on `device`: `from_pretrained`, and PEFT or `load_adapter` over
+    the base for an adapter.
+    """
     described = folder / ADAPTER
     if not described.is_file():
         return load_pretrained(spec, device, source=folder)[0]
@@ -69,9 +73,10 @@ def load_checkpoint(folder: Path, spec: BaseSpec, device: Any) -> Any:
 
 
 def complete(folder: Path, spec: BaseSpec, name: str) -> bool:
-    """Put the base beside the adapter of a classifier, so that the standard one-liners load the folder anywhere:
-    `pipeline("text-classification", model=FOLDER)` and the Auto classes of transformers and PEFT know neither labels nor
-    padding token otherwise. Returns whether the folder is now, or was, a model by itself.
+    """Put the base beside the adapter of a classifier, so that the standard one-liners load the
+    folder anywhere: `pipeline("text-classification", model=FOLDER)` and the Auto classes of
+    transformers and PEFT know neither labels nor padding token otherwise. Returns whether the
+    folder is now, or was, a model by itself.
 
     name: what the folder is called where it will be loaded.
     """
@@ -104,7 +109,8 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
             folder / ADAPTER
         ).is_file():  # PEFT looks for the base under the name that the adapter gives it
             load.append(
-                f"# or AutoPeftModelForSequenceClassification of peft, which needs the folder to be {name!r} from here"
+                "# or AutoPeftModelForSequenceClassification of peft, which needs the folder to be"
+                f" {name!r} from here"
             )
         return [*load, f'model = {auto}.from_pretrained("{name}", {dtype}{remote}).eval()']
     base, arguments = repr(spec.model.name), [dtype, f"pad_token_id={spec.pad_token_id}"]
@@ -136,7 +142,8 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
         if spec.quantisation == "nf4":
             how = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
         load.append(
-            f"quantised = BitsAndBytesConfig({how}, llm_int8_skip_modules={unquantised(spec, spec.config())!r})"
+            f"quantised = BitsAndBytesConfig({how},"
+            f" llm_int8_skip_modules={unquantised(spec, spec.config())!r})"
         )
         arguments.append("quantization_config=quantised")
     if spec.model.revision is not None:
@@ -146,7 +153,10 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
     load.append(f"base = {auto}.from_pretrained({', '.join([base, *arguments])})")
     if spec.quantisation == "nf4":
         load += [
-            "for layer in base.modules():  # what bitsandbytes computes faster on some CPUs is wrong, or fails",
+            (
+                "for layer in base.modules():  # what bitsandbytes computes faster on some CPUs is"
+                " wrong, or fails"
+            ),
             "    layer.support_avx512bf16_for_cpu = False",
         ]
     loader = "load_adapter" if bottleneck else "PeftModel.from_pretrained"

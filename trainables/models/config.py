@@ -14,15 +14,14 @@ Quantisation = Literal[
 class ModelConfig:
     """`model` in the sweep file."""
 
-    name: str = ""  # hub id, folder, or package:PACKAGE/FOLDER for a model that an installed Python package carries
+    # hub id, folder, or package:PACKAGE/FOLDER for a model that an installed Python package carries
+    name: str = ""
     revision: str | None = None  # branch, tag or commit on the hub
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
-        "auto"  # of the base weights; auto: see `base_dtype`
-    )
+    # of the base weights; auto: see `base_dtype`
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False  # run Python code that comes with the model
-    sha256: str | None = (
-        None  # of model.safetensors (folder or package); checked before the weights are loaded
-    )
+    # of model.safetensors (folder or package); checked before the weights are loaded
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name:

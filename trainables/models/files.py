@@ -13,7 +13,9 @@ from trainables.models.config import ModelConfig
 
 
 def quiet() -> None:
-    """No progress bars and advice from libraries in logs that people read; their errors still come."""
+    """No progress bars and advice from libraries in logs that people read; their errors still
+    come.
+    """
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -24,7 +26,9 @@ def quiet() -> None:
 
 
 def resolve(name: str) -> str:
-    """The folder of `package:PACKAGE/FOLDER` (the package is found, not imported) or of a path; a hub id as it is."""
+    """The folder of `package:PACKAGE/FOLDER` (the package is found, not imported) or of a path; a
+    hub id as it is.
+    """
     if name.startswith("package:"):
         package, _, inside = name.removeprefix("package:").partition("/")
         try:
@@ -45,8 +49,9 @@ def resolve(name: str) -> str:
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file():
             raise InputError(
-                f"model.name: {name} is an adapter, not a model by itself; give the base that it was trained over, or a folder "
-                "with both merged (in PEFT: load it, then `merge_and_unload()` and `save_pretrained(FOLDER)`)"
+                f"model.name: {name} is an adapter, not a model by itself; give the base that it"
+                " was trained over, or a folder with both merged (in PEFT: load it, then"
+                " `merge_and_unload()` and `save_pretrained(FOLDER)`)"
             )
         if not (folder / "config.json").is_file():
             raise InputError(
@@ -59,7 +64,9 @@ def resolve(name: str) -> str:
 
 
 def check_files(config: ModelConfig) -> None:
-    """That a folder or package has whole weights; where `config.sha256` is given, that `model.safetensors` has it."""
+    """That a folder or package has whole weights; where `config.sha256` is given, that
+    `model.safetensors` has it.
+    """
     folder = Path(resolve(config.name))
     if config.sha256 is None:
         if folder.is_dir():
@@ -68,25 +75,28 @@ def check_files(config: ModelConfig) -> None:
     file = folder / "model.safetensors"
     if not file.is_file():
         raise InputError(
-            f"model.sha256: needs a folder or package with model.safetensors, and {config.name} has none"
+            f"model.sha256: needs a folder or package with model.safetensors, and {config.name} has"
+            " none"
         )
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != config.sha256:
         raise InputError(
-            f"model.sha256: {file.name} has {found}, expected {config.sha256}; the file is not the one you meant"
+            f"model.sha256: {file.name} has {found}, expected {config.sha256}; the file is not the"
+            " one you meant"
         )
 
 
 def _check_weights(name: str, folder: Path) -> None:
-    """Raise InputError where `folder` holds no weights, lacks some of the files that its index names, or has a file that was
-    cut off; only headers are read.
+    """Raise InputError where `folder` holds no weights, lacks some of the files that its index
+    names, or has a file that was cut off; only headers are read.
     """
     from safetensors import SafetensorError, safe_open
 
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise InputError(
-            f"model.name: {name} holds no weights (no *.safetensors or *.bin beside its config.json)"
+            f"model.name: {name} holds no weights (no *.safetensors or *.bin beside its"
+            " config.json)"
         )
     for index in folder.glob("*.index.json"):
         shards = json.loads(index.read_text()).get("weight_map", {}).values()
@@ -105,7 +115,9 @@ def _check_weights(name: str, folder: Path) -> None:
 
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:
-    """What tells this base model from another: SHA-256 of its files in a folder or package, the commit of one on a hub."""
+    """What tells this base model from another: SHA-256 of its files in a folder or package, the
+    commit of one on a hub.
+    """
     folder = Path(resolve(config.name))
     if not folder.is_dir():
         commit = getattr(load_model_config(config), "_commit_hash", None)
@@ -142,13 +154,17 @@ def load_model_config(config: ModelConfig) -> Any:
 
 
 def context_length(config: Any) -> int | None:
-    """Tokens that a model of this transformers configuration takes; None where it does not say, or takes any number."""
+    """Tokens that a model of this transformers configuration takes; None where it does not say, or
+    takes any number.
+    """
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """The tokenizer, padding on the right, with a padding token (the end-of-text token where the model names none)."""
+    """The tokenizer, padding on the right, with a padding token (the end-of-text token where the
+    model names none).
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -165,13 +181,15 @@ def load_tokenizer(config: ModelConfig) -> Any:
         tokenizer.all_special_tokens
     ):  # transformers makes one up where there is none
         raise InputError(
-            f"model.name: {config.name} has no tokenizer, or one without a vocabulary; are its files there?"
+            f"model.name: {config.name} has no tokenizer, or one without a vocabulary; are its"
+            " files there?"
         )
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise InputError(
-                f"model.name: the tokenizer of {config.name} has neither a padding nor an end-of-text token"
+                f"model.name: the tokenizer of {config.name} has neither a padding nor an"
+                " end-of-text token"
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -17,8 +17,8 @@ def load_pretrained(
 ) -> tuple[Any, dict[str, Any]]:
     """The model of `spec` on `device` in eval mode, and what transformers tells of loading it.
 
-    source: a folder that holds the same model with other weights, as full fine-tuning leaves it. config: instead of
-    that which `spec` gives, or the folder has.
+    source: a folder that holds the same model with other weights, as full fine-tuning leaves it.
+    config: instead of that which `spec` gives, or the folder has.
     """
     import transformers
 
@@ -67,19 +67,20 @@ def check_class(spec: BaseSpec, config: Any) -> None:
     if type(config) not in known and spec.auto_class not in own_code:
         what = "classifies texts" if spec.is_classifier else "is a causal language model"
         raise InputError(
-            f"model.name: transformers has no {config.model_type} that {what} ({spec.auto_class}); choose another model, "
-            "or another task"
+            f"model.name: transformers has no {config.model_type} that {what} ({spec.auto_class});"
+            " choose another model, or another task"
         )
 
 
 def load_model(spec: BaseSpec, *, device: Any, seed: int) -> BaseModel:
-    """The base in eval mode on `device`, for training. A new head is drawn from `seed`, so every load gives the same one.
+    """The base in eval mode on `device`, for training. A new head is drawn from `seed`, so every
+    load gives the same one.
 
     A classifier whose head has other classes than the data gets a new head.
 
-    Attention dropout is set to 0 (inside fused attention it cannot be drawn per row); other dropout stays as configured.
-    Raises InputError where the weights are not those of the task's architecture, or where a language model sees what it
-    is to predict.
+    Attention dropout is set to 0 (inside fused attention it cannot be drawn per row); other dropout
+    stays as configured. Raises InputError where the weights are not those of the task's
+    architecture, or where a language model sees what it is to predict.
     """
     import torch
 
@@ -104,7 +105,8 @@ def load_model(spec: BaseSpec, *, device: Any, seed: int) -> BaseModel:
     missing = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     new: tuple[str, ...] = ()
     if spec.is_classifier:
-        # above the backbone, or its pooler: anything else that is missing would be trained from scratch unnoticed
+        # above the backbone, or its pooler: anything else that is missing would be trained from
+        # scratch unnoticed
         outside = (f"{model.base_model_prefix}.",)
         new = tuple(
             name
@@ -117,14 +119,16 @@ def load_model(spec: BaseSpec, *, device: Any, seed: int) -> BaseModel:
     if lacking:
         what = "this architecture" if spec.is_classifier else "a causal language model"
         raise InputError(
-            f"model.name: the weights of {spec.model.name} lack {', '.join(lacking[:3])}: they are not those of {what}"
+            f"model.name: the weights of {spec.model.name} lack {', '.join(lacking[:3])}: they are"
+            f" not those of {what}"
         )
     head: tuple[str, ...] = ()
     if spec.is_classifier:
         above = above_backbone(model)
         head = (*above, *(name for name in new if name.split(".")[0] not in above))
     else:
-        # the padding token is often the end-of-text token too, and torch gives the row of a padding index no gradient
+        # the padding token is often the end-of-text token too, and torch gives the row of a padding
+        # index no gradient
         model.get_input_embeddings().padding_idx = None
     fixed = frozenset(
         name for name, parameter in model.named_parameters() if not parameter.requires_grad
@@ -148,8 +152,8 @@ def load_model(spec: BaseSpec, *, device: Any, seed: int) -> BaseModel:
 
 
 def check_causal(model: Any, name: str) -> None:
-    """Raise InputError where a token has a say in what the model predicts before it: such a model reaches any loss
-    without learning anything.
+    """Raise InputError where a token has a say in what the model predicts before it: such a model
+    reaches any loss without learning anything.
     """
     import torch
 
@@ -166,8 +170,8 @@ def check_causal(model: Any, name: str) -> None:
     # what cannot see it computes the same; a thousandth is room for kernels that round otherwise
     if bool(moved[:at].max() > 1e-3 * moved[at:].max()):
         raise InputError(
-            f"model.name: {name} ({type(model).__name__}) sees the tokens that it is to predict; choose a causal language "
-            "model, or task classification"
+            f"model.name: {name} ({type(model).__name__}) sees the tokens that it is to predict;"
+            " choose a causal language model, or task classification"
         )
 
 

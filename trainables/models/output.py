@@ -7,7 +7,9 @@ from typing import Any
 
 @contextmanager
 def hidden_states(output: Any) -> Iterator[None]:
-    """Inside, a language model gives the inputs of its `output` layer in the place of its logits; None: its logits."""
+    """Inside, a language model gives the inputs of its `output` layer in the place of its logits;
+    None: its logits.
+    """
     if output is None:
         yield
         return
@@ -19,7 +21,9 @@ def hidden_states(output: Any) -> Iterator[None]:
 
 
 def output_layer(model: Any) -> Any:
-    """The output layer of a language model, unless the model does something with what comes out of it (some cap or scale their logits)."""
+    """The output layer of a language model, unless the model does something with what comes out of
+    it (some cap or scale their logits).
+    """
     import torch
 
     output = model.get_output_embeddings()

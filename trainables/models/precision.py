@@ -6,19 +6,22 @@ from trainables.models.config import ModelConfig
 
 
 def computes_in_bf16(device: Any) -> bool:
-    """Whether `device` is a GPU that multiplies in bfloat16 itself. Older ones (T4, V100) emulate it, slower than float32."""
+    """Whether `device` is a GPU that multiplies in bfloat16 itself. Older ones (T4, V100) emulate
+    it, slower than float32.
+    """
     import torch
 
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def base_dtype(config: ModelConfig, method: str, device: Any, precision: str = "auto") -> Any:
-    """Type of the base weights for `method` on `device`. precision: of the arithmetic, `train.precision`; without autocast
-    that is the type of the weights, so who asks for float32 gets them so.
+    """Type of the base weights for `method` on `device`. precision: of the arithmetic,
+    `train.precision`; without autocast that is the type of the weights, so who asks for float32
+    gets them so.
 
-    auto: bfloat16 for frozen bases on GPUs that have it, since what trials add to them, heads too, is kept in float32
-    (trainables.engine.shared); float32 on CPUs and where weights of the base are trained (full and partial fine-tuning: bfloat16
-    weights lose small updates).
+    auto: bfloat16 for frozen bases on GPUs that have it, since what trials add to them, heads too,
+    is kept in float32 (trainables.engine.shared); float32 on CPUs and where weights of the base are
+    trained (full and partial fine-tuning: bfloat16 weights lose small updates).
     """
     import torch
 

@@ -20,10 +20,11 @@ def unquantised(spec: BaseSpec, config: Any) -> list[str]:
 
 
 def quantization(quantisation: Quantisation, device: Any, skipped: list[str]) -> Any:
-    """What transformers needs to load a base as `quantisation`. `skipped`: names of the modules that stay as they are.
+    """What transformers needs to load a base as `quantisation`. `skipped`: names of the modules
+    that stay as they are.
 
-    Without bfloat16, 4-bit weights are multiplied in float32: in float16, activations of some models overflow, and small
-    gradients vanish where no loss is scaled.
+    Without bfloat16, 4-bit weights are multiplied in float32: in float16, activations of some
+    models overflow, and small gradients vanish where no loss is scaled.
     """
     import torch
     from transformers import BitsAndBytesConfig
@@ -42,9 +43,10 @@ def quantization(quantisation: Quantisation, device: Any, skipped: list[str]) ->
 def keep_rows_apart(model: Any) -> None:
     """Make 4-bit and 8-bit layers compute every row by itself, with its gradient.
 
-    4 bits: switches off a CPU fast path of bitsandbytes that repacks weights in eval mode and then drops the input's
-    gradient. 8 bits: LLM.int8 looks for outliers over all rows of a pass and rounds activations, so that a row's result
-    would depend on its company; here weights are dequantised and activations left as they are.
+    4 bits: switches off a CPU fast path of bitsandbytes that repacks weights in eval mode and then
+    drops the input's gradient. 8 bits: LLM.int8 looks for outliers over all rows of a pass and
+    rounds activations, so that a row's result would depend on its company; here weights are
+    dequantised and activations left as they are.
     """
     import bitsandbytes
 
@@ -64,7 +66,9 @@ def _weight_only() -> Any:
         return (codes * (scales / 127)[:, None]).to(dtype)
 
     class Product(torch.autograd.Function):
-        """x W^T + b. The weights are dequantised again for the gradient: kept, they would be the whole base."""
+        """x W^T + b. The weights are dequantised again for the gradient: kept, they would be the
+        whole base.
+        """
 
         @staticmethod
         def forward(ctx: Any, x: Any, codes: Any, scales: Any, bias: Any) -> Any:

@@ -1,5 +1,5 @@
-"""What a model is made of, asked of the model itself, of transformers and of PEFT: its layers, what attends, what is
-above the backbone, what an adapter may be put on. No list of architectures.
+"""What a model is made of, asked of the model itself, of transformers and of PEFT: its layers, what
+attends, what is above the backbone, what an adapter may be put on. No list of architectures.
 """
 
 import copy
@@ -12,7 +12,8 @@ from torch import nn
 
 from trainables.errors import InputError
 
-# how classes (MptAttention, LlamaSdpaAttention, FlashAttention2) and attributes (self_attn, rel_attn, SelfAttention) that
+# how classes (MptAttention, LlamaSdpaAttention, FlashAttention2) and attributes (self_attn,
+# rel_attn, SelfAttention) that
 # attend are named, in transformers and in the code that models bring along
 ATTENDS = re.compile(r"(attention|attn)\d*$", re.IGNORECASE)
 
@@ -32,8 +33,8 @@ def features(module: Any) -> tuple[int, int]:
 
 
 def above_backbone(model: Any) -> list[str]:
-    """Names of the modules with weights that stand above the backbone: the head of a classifier, or a language model's
-    output layer.
+    """Names of the modules with weights that stand above the backbone: the head of a classifier, or
+    a language model's output layer.
     """
     return [
         name
@@ -43,10 +44,11 @@ def above_backbone(model: Any) -> list[str]:
 
 
 def layer_lists(model: Any) -> list[tuple[str, nn.ModuleList]]:
-    """The stack of layers that ends at the output, with its name: the decoder's, where there are an encoder and a decoder.
+    """The stack of layers that ends at the output, with its name: the decoder's, where there are an
+    encoder and a decoder.
 
-    Of several lists of modules the outermost that has as many as the configuration counts layers, else the longest. More
-    than one where a layer's parts lie in lists side by side.
+    Of several lists of modules the outermost that has as many as the configuration counts layers,
+    else the longest. More than one where a layer's parts lie in lists side by side.
     """
     within = f"{_name_of(model, model.get_decoder())}." if model.config.is_encoder_decoder else ""
     lists = [
@@ -56,7 +58,8 @@ def layer_lists(model: Any) -> list[tuple[str, nn.ModuleList]]:
     ]
     if not lists:
         raise InputError(
-            f"layers: {type(model).__name__} has no list of layers; name parameters with patterns instead"
+            f"layers: {type(model).__name__} has no list of layers; name parameters with patterns"
+            " instead"
         )
     counted = getattr(model.config.get_text_config(decoder=bool(within)), "num_hidden_layers", None)
     name, chosen = next(
@@ -76,8 +79,8 @@ def _name_of(model: Any, module: Any) -> str:
 
 
 def in_layers(model: Any) -> list[str]:
-    """Names of the linear layers that lie in a list of layers: what may be quantised. Heads, poolers, projections of
-    embeddings and output layers do not, whatever they are called.
+    """Names of the linear layers that lie in a list of layers: what may be quantised. Heads,
+    poolers, projections of embeddings and output layers do not, whatever they are called.
     """
     lists = tuple(
         f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
@@ -98,7 +101,9 @@ def outside_layers(model: Any) -> list[str]:
 
 
 def linear_layers(model: Any, head: Iterable[str] = ()) -> list[str]:
-    """Full names of the linear layers of the backbone, in the model's order, without those that lie in `head`."""
+    """Full names of the linear layers of the backbone, in the model's order, without those that lie
+    in `head`.
+    """
     above, output = tuple(f"{name}." for name in head), model.get_output_embeddings()
     return [
         name
@@ -108,7 +113,9 @@ def linear_layers(model: Any, head: Iterable[str] = ()) -> list[str]:
 
 
 def attends(model: Any, names: Sequence[str]) -> list[str]:
-    """Those of the modules `names` that lie inside something that attends: query, key, value and output projections."""
+    """Those of the modules `names` that lie inside something that attends: query, key, value and
+    output projections.
+    """
     found = []
     for name in names:
         parts = name.split(".")
@@ -122,7 +129,9 @@ def attends(model: Any, names: Sequence[str]) -> list[str]:
 
 
 def coverage(model: Any, names: Iterable[str], head: Iterable[str] = ()) -> float:
-    """Share of the backbone's weight matrices, embeddings left out, that the modules `names` hold."""
+    """Share of the backbone's weight matrices, embeddings left out, that the modules `names`
+    hold.
+    """
     above = tuple(f"{name}." for name in head)
     embeddings = {
         id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
@@ -140,10 +149,11 @@ def coverage(model: Any, names: Iterable[str], head: Iterable[str] = ()) -> floa
 
 
 def served_by_peft(model: Any, names: Sequence[str]) -> list[str]:
-    """Those of the linear layers `names` on which PEFT puts an adapter where it is told to, and nowhere else.
+    """Those of the linear layers `names` on which PEFT puts an adapter where it is told to, and
+    nowhere else.
 
-    It refuses some (what Mamba's kernels read for themselves), and takes some for experts that were fused, and so
-    rewrites or drops them. PEFT itself is asked, on the model's shapes.
+    It refuses some (what Mamba's kernels read for themselves), and takes some for experts that were
+    fused, and so rewrites or drops them. PEFT itself is asked, on the model's shapes.
     """
     key = (type(model), model.config.to_json_string(use_diff=False), tuple(names))
     if key not in _SERVED:
@@ -168,7 +178,9 @@ def _ask_peft(shapes: Any, names: Sequence[str]) -> set[str]:
 
 
 def _wrapped(model: Any, adapter: str, names: Sequence[str]) -> set[str]:
-    """Names of all modules and parameters that get an adapter when PEFT is told to put one on `names`."""
+    """Names of all modules and parameters that get an adapter when PEFT is told to put one on
+    `names`.
+    """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 

@@ -1,4 +1,6 @@
-"""An architecture at a size of seconds: a model's own configuration with fewer layers and narrower."""
+"""An architecture at a size of seconds: a model's own configuration with fewer layers and
+narrower.
+"""
 
 import copy
 import re
@@ -10,7 +12,8 @@ from trainables.errors import InputError
 LAYERS, HEAD_WIDTH, EXPERTS = 2, 16, 4
 NARROW = 64  # the least width: weights in 4 bits lie in blocks of 64
 MOST_PARAMETERS = 60_000_000  # of a miniature, embeddings of the real vocabulary among them
-SPREAD = 0.1  # standard deviation of what is added to drawn weights, so that every layer matters to the loss
+# standard deviation of what is added to drawn weights, so that every layer matters to the loss
+SPREAD = 0.1
 
 _COUNTS_LAYERS = re.compile(r"layers$|^n_layer$|^num_blocks$")
 _COUNTS_EXPERTS = re.compile(r"^(num|n)_(local_|routed_)?experts$|^moe_num_experts$")
@@ -20,7 +23,8 @@ _OF_A_HEAD = re.compile(r"(^|_)(head_dim|d_head|d_kv|rotary_dim)$|head_size$")
 _LATENT = re.compile(
     r"lora_rank$|^(qk_|v_)\w*head_dim$"
 )  # of latent attention: sums of these are widths too
-# heads, their width and the factor by which a state-space layer is wider than the model: the first two give the third
+# heads, their width and the factor by which a state-space layer is wider than the model: the first
+# two give the third
 _STATE_SPACE = (
     ("num_heads", "head_dim", "expand"),
     ("mamba_n_heads", "mamba_d_head", "mamba_expand"),
@@ -28,7 +32,9 @@ _STATE_SPACE = (
 
 
 def candidates(config: Any) -> Iterator[tuple[str, Any]]:
-    """Configurations like `config`, each with its size in words, the smallest first; the last is `config` itself."""
+    """Configurations like `config`, each with its size in words, the smallest first; the last is
+    `config` itself.
+    """
     for words, change in (
         ("few layers, narrow", lambda own: _narrow(_shallow(own))),
         ("few layers", _shallow),
@@ -51,8 +57,8 @@ def candidates(config: Any) -> Iterator[tuple[str, Any]]:
 def draw(
     config: Any, auto_class: str, trust_remote_code: bool, works: Callable[[Any], None]
 ) -> tuple[Any, str] | tuple[None, str]:
-    """The smallest model of drawn weights that is like `config` and that `works` takes, with its size in words; or None, and
-    why there is none.
+    """The smallest model of drawn weights that is like `config` and that `works` takes, with its
+    size in words; or None, and why there is none.
     """
     import torch
     import transformers
@@ -83,7 +89,10 @@ def draw(
             whys.append(f"{words}: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
             continue
         text = own.get_text_config()
-        size = f"{getattr(text, 'num_hidden_layers', '?')} layers of width {getattr(text, 'hidden_size', '?')}"
+        size = (
+            f"{getattr(text, 'num_hidden_layers', '?')} layers of width"
+            f" {getattr(text, 'hidden_size', '?')}"
+        )
         return model, f"{size}, {count:,} parameters"
     return None, "; ".join(whys)
 

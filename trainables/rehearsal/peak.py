@@ -1,4 +1,6 @@
-"""How much memory a computation takes at its peak, on any device: by what its operations make and when that goes again."""
+"""How much memory a computation takes at its peak, on any device: by what its operations make and
+when that goes again.
+"""
 
 import weakref
 from typing import Any
@@ -9,7 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class Peak(TorchDispatchMode):
-    """Inside, `bytes` is the most that the tensors made here have taken at one time. Workspaces of kernels do not count."""
+    """Inside, `bytes` is the most that the tensors made here have taken at one time. Workspaces of
+    kernels do not count.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
-"""Before anything is spent: every (model, task, method) of a sweep once through its whole life, at a size of seconds.
+"""Before anything is spent: every (model, task, method) of a sweep once through its whole life, at
+a size of seconds.
 
-The model is a miniature of the real architecture (see miniature.py) with the real tokenizer's ids and rows of the real
-data. Each trial takes two steps, is saved, is loaded again as verification does and by the code on the winner's card, goes
-on from its checkpoint, and trains in a group. What would fail after hours, or give other numbers when it is loaded
-again, fails here.
+The model is a miniature of the real architecture (see miniature.py) with the real tokenizer's ids
+and rows of the real data. Each trial takes two steps, is saved, is loaded again as verification
+does and by the code on the winner's card, goes on from its checkpoint, and trains in a group. What
+would fail after hours, or give other numbers when it is loaded again, fails here.
 """
 
 import json
@@ -44,7 +45,8 @@ RELOADED, QUANTISED, TOGETHER = (
     2e-3,
     1e-3,
 )  # relative differences of losses that rounding explains
-BY_CARD = 2e-2  # the same over a quantised base by the code on the card: bitsandbytes rounds activations there
+# the same over a quantised base by the code on the card: bitsandbytes rounds activations there
+BY_CARD = 2e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +57,11 @@ class Rehearsed:
     problem: str | None = None  # why such trials cannot be trained, or cannot be trusted
     by_settings: bool = False  # the problem is one of the settings, on the real model's shapes
     shares: bool = False  # whether a trial in a group equals itself alone
-    covers: float | None = (
-        None  # share of the real backbone's weight matrices that are trained or adapted
-    )
+    # share of the real backbone's weight matrices that are trained or adapted
+    covers: float | None = None
     memory: float | None = (
-        None  # what a pass took over what `trainables.engine.memory` estimates; None: it has no estimate
+        # what a pass took over what `trainables.engine.memory` estimates; None: it has no estimate
+        None
     )
     seconds: float = 0.0
 
@@ -89,8 +91,9 @@ def rehearse(
 ) -> Rehearsal:
     """Rehearse each method and kind of base among `trials` (flat parameters), on the CPU.
 
-    data: the folder that `trainables.data.prepare.prepare` wrote. Raises InputError for what no trial can do: there is no
-    such model for the task, it sees what it is to predict, or has fewer layers than are asked for.
+    data: the folder that `trainables.data.prepare.prepare` wrote. Raises InputError for what no
+    trial can do: there is no such model for the task, it sees what it is to predict, or has fewer
+    layers than are asked for.
     """
     began, threads = time.perf_counter(), torch.get_num_threads()
     hps = _each_kind([parse(params) for params in trials])
@@ -137,7 +140,9 @@ def rehearse(
 
 
 def _each_kind(hps: Sequence[Hyperparameters]) -> list[Hyperparameters]:
-    """One for each method, kind of base and choice of modules; of a number of layers the largest."""
+    """One for each method, kind of base and choice of modules; of a number of layers the
+    largest.
+    """
     kinds: dict[str, Hyperparameters] = {}
     for hp in hps:
         known = kinds.setdefault(_words(hp), hp)
@@ -170,7 +175,9 @@ def _shapes(spec: BaseSpec) -> BaseModel:
 
 
 def _covers(real: BaseModel, hp: Hyperparameters) -> float:
-    """Share of the real backbone's weight matrices that a trial adapts or trains; InputError where it can do neither."""
+    """Share of the real backbone's weight matrices that a trial adapts or trains; InputError where
+    it can do neither.
+    """
     shapes = real.model
     for parameter in shapes.parameters():
         parameter.requires_grad_(False)
@@ -205,7 +212,9 @@ def _some_rows(data: Path, folder: Path, manifest: Mapping[str, Any], task: str)
 
 
 def _cut(split: Split, chosen: np.ndarray) -> list[dict[str, Any]]:
-    """Rows of at most `TOKENS` tokens, their last ones kept: there are the end of the text and an answer's targets."""
+    """Rows of at most `TOKENS` tokens, their last ones kept: there are the end of the text and an
+    answer's targets.
+    """
     return [
         {
             name: value[-TOKENS:] if isinstance(value, np.ndarray) else value
@@ -216,7 +225,9 @@ def _cut(split: Split, chosen: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _passes(model: Any, folder: Path, task: str, spec: BaseSpec) -> None:
-    """Whether a drawn model takes these rows at all, as a small one may not where the real one does."""
+    """Whether a drawn model takes these rows at all, as a small one may not where the real one
+    does.
+    """
     batch = TASKS[task].collate(
         open_split(folder / "data", "train").rows([0, 1]), spec.pad_token_id
     )
@@ -262,8 +273,8 @@ class _Stage:
         )
 
     def _fitted(self, hp: Hyperparameters) -> Hyperparameters | None:
-        """The trial at the size of the miniature, with a rate at which two steps show; None: it names parameters that the
-        miniature does not have.
+        """The trial at the size of the miniature, with a rate at which two steps show; None: it
+        names parameters that the miniature does not have.
         """
         options = hp.options
         if isinstance(options, PartialOptions):
@@ -305,7 +316,9 @@ class _Stage:
         )
 
     def _life(self, hp: Hyperparameters) -> tuple[bool, float | None]:
-        """Train, save, load, go on, and train in a group; whether company changes nothing, and `Rehearsed.memory`."""
+        """Train, save, load, go on, and train in a group; whether company changes nothing, and
+        `Rehearsed.memory`.
+        """
         pack, saved = self._pack(), self.folder / "saved"
         shutil.rmtree(saved, ignore_errors=True)
         pack.join("one", hp)
@@ -353,7 +366,8 @@ class _Stage:
                 max_tokens=tokens,
                 gradient_checkpointing=False,
             )
-        except Exception:  # an architecture that the formula does not know: `check` says so where it prints estimates
+        # an architecture that the formula does not know: `check` says so where it prints estimates
+        except Exception:
             return None
         return took / found.activations
 
@@ -377,7 +391,9 @@ class _Stage:
         return said["model"]
 
     def _loss(self, model: Any, pack: TrialGroup) -> float:
-        """In passes as those of `pack`: a model that is loaded without its padding token must not hide it in others."""
+        """In passes as those of `pack`: a model that is loaded without its padding token must not
+        hide it in others.
+        """
         split = open_split(self.folder / "data", "validation")
         rows, task = np.arange(len(split)), TASKS[self.task]
         return evaluate_model(

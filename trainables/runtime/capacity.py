@@ -13,12 +13,15 @@ PAYS = 1.05  # twice the trials must take less per trial by this factor for `aut
 
 
 def trials_that_pay(group: Any, params: dict[str, Any], most: int, link: CoordinatorClient) -> int:
-    """How many trials like this one should share the slot: twice as many, as long as that pays and fits."""
+    """How many trials like this one should share the slot: twice as many, as long as that pays and
+    fits.
+    """
 
     def seconds(copies: int) -> float:
         try:
             return group.time_step(parse(params), copies)
-        except Exception as error:  # too little memory, or a trial that cannot train: then its own join will say so
+        # too little memory, or a trial that cannot train: then its own join will say so
+        except Exception as error:
             if ends_worker(error):
                 raise
             return math.inf

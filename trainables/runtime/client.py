@@ -1,4 +1,6 @@
-"""A worker's view of its slot's assignment: rank 0 asks the coordinator and tells the other workers."""
+"""A worker's view of its slot's assignment: rank 0 asks the coordinator and tells the other
+workers.
+"""
 
 from datetime import timedelta
 from typing import Any
@@ -11,7 +13,9 @@ LINK_TIMEOUT = timedelta(days=30)  # the other workers wait for the first as lon
 
 
 class CoordinatorClient:
-    """A worker's view of its slot's assignment: rank 0 asks the coordinator and tells the other workers."""
+    """A worker's view of its slot's assignment: rank 0 asks the coordinator and tells the other
+    workers.
+    """
 
     def __init__(self, config: SlotConfig, rank: int, size: int) -> None:
         self._config = config
@@ -47,8 +51,8 @@ class CoordinatorClient:
         self._share()
 
     def tell(self, news: str, *values: Any) -> bool:
-        """Rank 0 tells the coordinator `news` of this slot; the other workers are not told of the assignment that follows from it.
-        Returns whether the coordinator knew the slot.
+        """Rank 0 tells the coordinator `news` of this slot; the other workers are not told of the
+        assignment that follows from it. Returns whether the coordinator knew the slot.
         """
         assignment = None
         if self._rank == 0:
@@ -95,7 +99,9 @@ class CoordinatorClient:
     def _accept(self, assignment: Assignment | None) -> None:
         if (
             assignment is None
-        ):  # the coordinator was restarted: it learns of this slot again, and the trials assignment it again
+            # the coordinator was restarted: it learns of this slot again, and trials join it
+            # again
+        ):
             self.assignment = Assignment(version=0)
             self.assignment = ray.get(self._coordinator.register.remote(self._config.slot))
         elif assignment.version > self.assignment.version or assignment.stop:

@@ -15,7 +15,9 @@ TAKE_TIMEOUT_S = 10.0  # a slot without news looks again after this long
 
 MAX_CRASHES = 3  # a trial whose slot dies this often with no evaluation in between has failed there
 
-MAX_FAILURES = 3  # trials that may fail on a slot one after another, with no evaluation in between, before it gets no more
+# trials that may fail on a slot one after another, with no evaluation in between, before it gets no
+# more
+MAX_FAILURES = 3
 
 
 @dataclass(kw_only=True)
@@ -54,19 +56,24 @@ class SlotState:
 
     @property
     def quarantined(self) -> bool:
-        """Whether it gets no more trials: that so many fail one after another is its fault, not theirs."""
+        """Whether it gets no more trials: that so many fail one after another is its fault, not
+        theirs.
+        """
         return len(self.failed) >= MAX_FAILURES
 
 
 class Coordinator:
-    """Who waits, who is on the slot where, and what came of it. An actor; all of it can be rebuilt by asking again: every
-    method does what is right of a coordinator that has just been restarted and knows nothing.
+    """Who waits, who is on the slot where, and what came of it. An actor; all of it can be rebuilt
+    by asking again: every method does what is right of a coordinator that has just been restarted
+    and knows nothing.
     """
 
     def __init__(
         self, sweep: str, trials_per_slot: int | Literal["auto"] = 1, slots: int = 0
     ) -> None:
-        """`trials_per_slot`: trials that may share a slot; auto: as many as pays, which slots measure. `slots`: that will register."""
+        """`trials_per_slot`: trials that may share a slot; auto: as many as pays, which slots
+        measure. `slots`: that will register.
+        """
         self._sweep = sweep
         self._trials_per_slot = trials_per_slot
         self._planned = slots
@@ -91,7 +98,9 @@ class Coordinator:
     # --- for trials ---
 
     async def advance(self, trial: str, params: dict[str, Any]) -> dict[str, Any]:
-        """Wait for the next evaluation of `trial` (it assignments a slot first if it is on none) and return what came of it."""
+        """Wait for the next evaluation of `trial` (it assignments a slot first if it is on none)
+        and return what came of it.
+        """
         if self._stop is not None:
             return {"stopped": self._stop}
         state = self._trial_state(trial, params)
@@ -129,7 +138,9 @@ class Coordinator:
     # --- for slots ---
 
     async def register(self, slot: str) -> Assignment:
-        """A slot's workers have started (again): whoever was on the slot goes on from the last checkpoint."""
+        """A slot's workers have started (again): whoever was on the slot goes on from the last
+        checkpoint.
+        """
         place = self._slots.setdefault(slot, SlotState())
         place.version, place.changed = place.version + 1, asyncio.Event()
         for trial, state in list(self._trials.items()):
@@ -163,7 +174,9 @@ class Coordinator:
         return self._assignment(slot)
 
     async def take(self, slot: str, version: int) -> Assignment | None:
-        """The assignment of `slot`, as soon as it differs from `version`. None: the slot is unknown here and must register."""
+        """The assignment of `slot`, as soon as it differs from `version`. None: the slot is unknown
+        here and must register.
+        """
         place = self._slots.get(slot)
         if place is None:
             return None
@@ -178,8 +191,8 @@ class Coordinator:
         )  # it may have been lost in the meantime
 
     async def publish(self, slot: str, trial: str, outcome: dict[str, Any]) -> Assignment | None:
-        """What came of `trial`: {"evaluation": …} (it waits for the next advance), or {"failed": …} / {"diverged": …};
-        {"failed": …, "certain": True}: it would fail on every slot.
+        """What came of `trial`: {"evaluation": …} (it waits for the next advance), or {"failed": …}
+        / {"diverged": …}; {"failed": …, "certain": True}: it would fail on every slot.
         """
         state = self._trials.get(trial)
         if state is not None and state.slot == slot:
@@ -197,7 +210,8 @@ class Coordinator:
         return self._assignment(slot) if slot in self._slots else None
 
     def _failed(self, slot: str, trial: str, outcome: dict[str, Any]) -> None:
-        """Whose fault it was, the trial's or the slot's, shows on another slot: it tries again there, if there is one.
+        """Whose fault it was, the trial's or the slot's, shows on another slot: it tries again
+        there, if there is one.
 
         It is the trial's where it fails on a slot that works, and where no slot is left to try.
         """
@@ -250,7 +264,9 @@ class Coordinator:
         return self._assignment(slot) if slot in self._slots else None
 
     async def no_room(self, slot: str, trial: str, aboard: int) -> Assignment | None:
-        """`trial` cannot join the `aboard` trials on the slot: no more of its kind are tried, and it waits for a place."""
+        """`trial` cannot join the `aboard` trials on the slot: no more of its kind are tried, and
+        it waits for a place.
+        """
         state = self._trials.get(trial)
         if state is not None and state.slot == slot:
             state.slot = None
@@ -263,7 +279,9 @@ class Coordinator:
         return self._assignment(slot) if slot in self._slots else None
 
     async def isolate(self, slot: str, trials: list[str]) -> Assignment | None:
-        """A step of `trials` failed for a reason that may be one trial's: each goes on alone until its next evaluation."""
+        """A step of `trials` failed for a reason that may be one trial's: each goes on alone until
+        its next evaluation.
+        """
         for trial in trials:
             state = self._trials.get(trial)
             if state is not None and state.slot == slot:
@@ -279,7 +297,9 @@ class Coordinator:
     # --- for the sweep ---
 
     async def job(self, name: str, what: dict[str, Any]) -> None:
-        """Let an empty slot do `what` (see trainables.evaluation.jobs); the snapshot has what came of it."""
+        """Let an empty slot do `what` (see trainables.evaluation.jobs); the snapshot has what came
+        of it.
+        """
         if name not in self._jobs:
             self._jobs[name] = JobState(what=what)
             self._assign()
@@ -294,7 +314,9 @@ class Coordinator:
         self._planned = slots
 
     async def room(self) -> int:
-        """How many more trials could train now, as far as one can say of trials that are not drawn yet."""
+        """How many more trials could train now, as far as one can say of trials that are not drawn
+        yet.
+        """
         starting = self._starting()
         waiting = sum(p.slot is None for p in self._trials.values()) - len(self._reserved)
         if (
@@ -313,7 +335,9 @@ class Coordinator:
         return free
 
     async def skip_baseline(self) -> None:
-        """The untuned base is measured: an earlier process of the sweep did, or the coordinator has forgotten it."""
+        """The untuned base is measured: an earlier process of the sweep did, or the coordinator has
+        forgotten it.
+        """
         told, self._baseline_slot = self._baseline_slot, "-"
         if told is not None and told != "-":
             self._touch(told)
@@ -345,7 +369,9 @@ class Coordinator:
             self._touch(slot)
 
     async def snapshot(self) -> dict[str, Any]:
-        """For the live table: slots that run, where each trial is and how far it got, the baseline."""
+        """For the live table: slots that run, where each trial is and how far it got, the
+        baseline.
+        """
         return {
             "slots": {
                 slot: [t for t, p in self._trials.items() if p.slot == slot] for slot in self._slots
@@ -385,9 +411,11 @@ class Coordinator:
         return min(self._trials_per_slot, self._limits.get(state.cost_class, self._trials_per_slot))
 
     def _assign(self) -> None:
-        """Assignment whoever waits, in the order of their coming, each on the slot with the most room.
+        """Assignment whoever waits, in the order of their coming, each on the slot with the most
+        room.
 
-        Who fits nowhere reserves the slot that will be free first; a group is as large as the kind of it that gains least.
+        Who fits nowhere reserves the slot that will be free first; a group is as large as the kind
+        of it that gains least.
         """
         kept, self._reserved, busy = self._reserved, set(), self._busy()
         if any(slot not in busy and not self._on(slot) for slot in self._open()):
@@ -450,7 +478,9 @@ class Coordinator:
         return len(everyone) <= (limit or min(self._limit(p) for p in everyone))
 
     def _profile(self, state: TrialState, slot: str) -> bool:
-        """Let `slot` find out how many trials of the state's kind should share, unless that is known."""
+        """Let `slot` find out how many trials of the state's kind should share, unless that is
+        known.
+        """
         if (
             self._trials_per_slot != "auto"
             or state.sharing_key is None
@@ -499,7 +529,9 @@ class Coordinator:
 def start_coordinator(
     sweep: str, name: str, trials_per_slot: int | Literal["auto"], slots: int
 ) -> Any:
-    """The coordinator of a sweep, beside the driver; it comes back by itself, and is told everything again by who asks."""
+    """The coordinator of a sweep, beside the driver; it comes back by itself, and is told
+    everything again by who asks.
+    """
     return (
         ray.remote(Coordinator)
         .options(

@@ -6,7 +6,8 @@ import ray
 
 
 class DashboardLabel:
-    """A trial's row in the dashboard's Actors page, alive while it runs: the actors of `Trial` carry one after another.
+    """A trial's row in the dashboard's Actors page, alive while it runs: the actors of `Trial`
+    carry one after another.
 
     It stands here and not beside `Trial` because its process then need not import Ray Tune.
     """

@@ -2,17 +2,19 @@
 
 import re
 
-# errors after which a process gets no more out of its device, as torch words those that it has no class for
+# errors after which a process gets no more out of its device, as torch words those that it has no
+# class for
 BROKEN = re.compile(
-    r"\b(CUDA|HIP|cuDNN|cuBLAS|cuSOLVER|cuSPARSE|cuFFT|MIOpen|NCCL|RCCL)( driver| internal)? error\b"
+    r"\b(CUDA|HIP|cuDNN|cuBLAS|cuSOLVER|cuSPARSE|cuFFT|MIOpen|NCCL|RCCL)( driver| internal)?"
+    r" error\b"
     r"|\b(CUDNN|CUBLAS|CUSOLVER|CUSPARSE|CUFFT|MIOPEN)_STATUS_|Triton Error|device-side assert",
     re.IGNORECASE,
 )
 
 
 def ends_worker(error: BaseException | None) -> bool:
-    """Whether a process can get nothing more out of its accelerator, or of the other workers, after `error`: it is no
-    trial's end but the worker's, which Ray Train starts anew.
+    """Whether a process can get nothing more out of its accelerator, or of the other workers, after
+    `error`: it is no trial's end but the worker's, which Ray Train starts anew.
     """
     import torch
 

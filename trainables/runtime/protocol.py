@@ -9,7 +9,9 @@ from trainables.models.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class SlotConfig:
-    """All that a worker of a slot needs to know; the same for every slot of a sweep, but for its name."""
+    """All that a worker of a slot needs to know; the same for every slot of a sweep, but for its
+    name.
+    """
 
     slot: str
     coordinator: str  # name of the actor
@@ -39,7 +41,9 @@ class SlotConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """The trials that should be on a slot: parameters of each, and whether it may train on towards its next evaluation."""
+    """The trials that should be on a slot: parameters of each, and whether it may train on towards
+    its next evaluation.
+    """
 
     version: int
     trials: dict[str, tuple[dict[str, Any], bool]] = field(default_factory=dict)
@@ -47,7 +51,6 @@ class Assignment:
     profile: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # find out how many trials of these kinds should share
-    job: tuple[str, dict[str, Any]] | None = (
-        None  # something to do with an empty slot: its name, and what
-    )
+    # something to do with an empty slot: its name, and what
+    job: tuple[str, dict[str, Any]] | None = None
     stop: bool = False

@@ -1,9 +1,10 @@
-"""A slot: one long-lived Ray Train run that holds the base model and trains the trials that assignment it.
+"""A slot: one long-lived Ray Train run that holds the base model and trains the trials that
+assignment it.
 
-Who is on the slot is kept by the sweep's coordinator, a small actor. Trials (trial.py) ask it to `advance`; slots `take` the
-assignment that they should have, compare it with the one they have, and `publish` what came of it. Boards are states, not
-messages: a slot that restarts reads its assignment again, assignments the trials from their last checkpoints, and nobody else
-need know.
+Who is on the slot is kept by the sweep's coordinator, a small actor. Trials (trial.py) ask it to
+`advance`; slots `take` the assignment that they should have, compare it with the one they have, and
+`publish` what came of it. Boards are states, not messages: a slot that restarts reads its
+assignment again, assignments the trials from their last checkpoints, and nobody else need know.
 """
 
 from typing import Any
@@ -15,7 +16,9 @@ from trainables.runtime.worker import slot_loop
 def run_slot(
     config: SlotConfig, *, workers: int, resources_per_worker: dict[str, float], folder: str
 ) -> None:
-    """Start a slot and wait for its end. Raises what ended it when Ray Train gave up restarting its workers."""
+    """Start a slot and wait for its end. Raises what ended it when Ray Train gave up restarting its
+    workers.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2._internal.execution.callback import ControllerCallback
@@ -23,7 +26,9 @@ def run_slot(
     from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 
     class NameWorkers(ControllerCallback):
-        """Ray Train's workers all look alike in the dashboard: here they show the slot that they work for."""
+        """Ray Train's workers all look alike in the dashboard: here they show the slot that they
+        work for.
+        """
 
         def after_controller_start(
             self, *_: Any

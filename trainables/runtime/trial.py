@@ -1,4 +1,6 @@
-"""The Tune Trainable that rides in a slot: it asks the coordinator for its next evaluation, and holds no model itself."""
+"""The Tune Trainable that rides in a slot: it asks the coordinator for its next evaluation, and
+holds no model itself.
+"""
 
 from typing import Any
 
@@ -7,11 +9,15 @@ from ray import tune
 
 
 class Trial(tune.Trainable):
-    """config: `id`, `params` (flat), `coordinator` and `namespace`. Each `step` is one evaluation of the trial."""
+    """config: `id`, `params` (flat), `coordinator` and `namespace`. Each `step` is one evaluation
+    of the trial.
+    """
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """One byte of memory: the slots hold the accelerators, and Tune refuses a trial that asks for nothing."""
+        """One byte of memory: the slots hold the accelerators, and Tune refuses a trial that asks
+        for nothing.
+        """
         return tune.PlacementGroupFactory([{"memory": 1}])
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -26,7 +32,9 @@ class Trial(tune.Trainable):
         return f"{self._order['namespace']}: carries trials"
 
     def step(self) -> dict[str, Any]:
-        """The evaluation as Tune, the scheduler and the searcher see it; `ended` says why a trial has no more to come."""
+        """The evaluation as Tune, the scheduler and the searcher see it; `ended` says why a trial
+        has no more to come.
+        """
         outcome = ray.get(
             self._coordinator.advance.options(name=f"trial {self._order['id']}").remote(
                 self._order["id"], self._order["params"]
@@ -57,7 +65,9 @@ class Trial(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the slot has saved the trial, and a trial that assignments again finds its last checkpoint by its id."""
+        """Nothing: the slot has saved the trial, and a trial that assignments again finds its last
+        checkpoint by its id.
+        """
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing, for the same reason."""

@@ -18,7 +18,9 @@ from trainables.runtime.protocol import SlotConfig
 
 
 def slot_loop(loop_config: dict[str, SlotConfig]) -> None:
-    """What every worker of a slot runs: read the assignment, let trials leave and join, step, evaluate, save, publish."""
+    """What every worker of a slot runs: read the assignment, let trials leave and join, step,
+    evaluate, save, publish.
+    """
     import ray.train
 
     config = loop_config["config"]
@@ -28,7 +30,8 @@ def slot_loop(loop_config: dict[str, SlotConfig]) -> None:
     wrong: str | None = None
     try:
         store, group = open_slot(config, rank, size)
-    except Exception as error:  # a slot that cannot start would fail again: it ends and says why, and is not restarted
+    # a slot that cannot start would fail again: it ends and says why, and is not restarted
+    except Exception as error:
         traceback.print_exc()
         wrong = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     if wrong := next((each for each in link.gather(wrong) if each is not None), None):
@@ -73,7 +76,9 @@ def slot_loop(loop_config: dict[str, SlotConfig]) -> None:
 
 
 def open_slot(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
-    """Everything that is paid once per slot: imports, data, tokenizer; the base is loaded when a trial first needs it."""
+    """Everything that is paid once per slot: imports, data, tokenizer; the base is loaded when a
+    trial first needs it.
+    """
     import ray.train.torch
     import torch
 
@@ -107,7 +112,8 @@ def open_slot(config: SlotConfig, rank: int, size: int) -> tuple[Any, Any]:
         forgetting=config.forgetting,
     )
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
-        # a group maps the files of an object store's copy into memory, and they then need no name: whenever and however
+        # a group maps the files of an object store's copy into memory, and they then need no name:
+        # whenever and however
         # a worker ends, it leaves none behind
         group = open_group(
             store.fetch("data", Path(scratch)),
@@ -147,7 +153,9 @@ class SlotWorker:
         ] = {}  # what came of trials when the coordinator had just been restarted
 
     def join(self, trial: str, params: dict[str, Any]) -> None:
-        """Assignment a trial: a new attempt, going on from the newest evaluation that can be resumed, if there is one."""
+        """Assignment a trial: a new attempt, going on from the newest evaluation that can be
+        resumed, if there is one.
+        """
         from trainables.storage.checkpoints import begin_attempt, read_evaluation
 
         group, link, store = self._group, self._link, self._store
@@ -167,7 +175,9 @@ class SlotWorker:
             self._began[trial] = (time.monotonic(), group.progress(trial))
 
     def _make_room(self, trial: str, params: dict[str, Any], checkpoint: Path | None) -> bool:
-        """Whether there was room beside those on the slot; a trial that does not fit even alone has failed."""
+        """Whether there was room beside those on the slot; a trial that does not fit even alone has
+        failed.
+        """
         import torch
 
         from trainables.engine.group import NotShared
@@ -189,12 +199,16 @@ class SlotWorker:
         return False
 
     def tell(self, trial: str, outcome: dict[str, Any]) -> None:
-        """Publish what came of a trial; a coordinator that has forgotten it is told again when the trial assignments again."""
+        """Publish what came of a trial; a coordinator that has forgotten it is told again when the
+        trial assignments again.
+        """
         if not self._link.publish("publish", trial, outcome):
             self.unacknowledged[trial] = outcome
 
     def step(self, trials: list[str]) -> None:
-        """One step for `trials`; whoever's evaluation is due then is evaluated, saved and published."""
+        """One step for `trials`; whoever's evaluation is due then is evaluated, saved and
+        published.
+        """
         from trainables.engine.group import NonFinite
 
         group = self._group
@@ -271,8 +285,8 @@ class SlotWorker:
             return {"error": first_line(error)}
 
     def guard(self, trials: list[str], action: Callable[[], None]) -> None:
-        """Run `action`; what goes wrong there is the end of a trial, not of the slot. Whose end it is, with several on
-        assignment, shows when each has gone on alone.
+        """Run `action`; what goes wrong there is the end of a trial, not of the slot. Whose end it
+        is, with several on assignment, shows when each has gone on alone.
         """
         import torch
 
@@ -298,7 +312,8 @@ class SlotWorker:
                 raise
             if (
                 self._size > 1
-            ):  # the other workers stand in the middle of a collective call: only a restart frees them
+                # the other workers stand in a collective call: only a restart frees them
+            ):
                 if apart:
                     link.tell("isolate", trials)
                 else:

@@ -1,8 +1,9 @@
-"""What a trial leaves behind: `trials/<id>/attempt-<n>/step-<s>/` with `evaluation.json`, `losses.npy`, `predictions.npy`
-(classification) and `checkpoint/`.
+"""What a trial leaves behind: `trials/<id>/attempt-<n>/step-<s>/` with `evaluation.json`,
+`losses.npy`, `predictions.npy` (classification) and `checkpoint/`.
 
-Every time a trial boards a slot it writes under a new attempt, so a cut-off host that still runs cannot overwrite its
-successor. `attempt.json` says where the attempt went on from; evaluations of older attempts after that point are void.
+Every time a trial boards a slot it writes under a new attempt, so a cut-off host that still runs
+cannot overwrite its successor. `attempt.json` says where the attempt went on from; evaluations of
+older attempts after that point are void.
 """
 
 import io
@@ -28,7 +29,9 @@ PREDICTIONS = "predictions.npy"
 
 
 def begin_attempt(store: Store, trial: str) -> tuple[int, str | None]:
-    """Number of a new attempt of `trial`, and the evaluation folder it goes on from (None: from the start)."""
+    """Number of a new attempt of `trial`, and the evaluation folder it goes on from (None: from the
+    start).
+    """
     names = store.find(f"trials/{trial}")
     attempt = 1 + max((_attempt(name) for name in names if "/attempt-" in name), default=0)
     folders = evaluation_folders(store, trial, names)
@@ -47,8 +50,8 @@ def write_evaluation(
     evaluation: MeasuredEvaluation,
     save: Callable[[Path], None],
 ) -> Evaluation:
-    """Publish an evaluation together with its checkpoint, which `save(folder)` writes; returns what stands in
-    evaluation.json.
+    """Publish an evaluation together with its checkpoint, which `save(folder)` writes; returns what
+    stands in evaluation.json.
     """
     name = f"trials/{trial}/attempt-{attempt}/step-{evaluation.step:08d}"
     folder = store.scratch()
@@ -80,8 +83,8 @@ def read_evaluation(store: Store, folder: str) -> Evaluation:
 def write_rows(
     store: Store, name: str, losses: np.ndarray, predictions: np.ndarray | None = None
 ) -> None:
-    """What was measured of each row by something that is no trial, as `NAME.npy` (losses [N, 2]) and, where there are
-    classes, `NAME.predictions.npy` (predicted and true class [N, 2]).
+    """What was measured of each row by something that is no trial, as `NAME.npy` (losses [N, 2])
+    and, where there are classes, `NAME.predictions.npy` (predicted and true class [N, 2]).
     """
     for file, array in ((f"{name}.npy", losses), (f"{name}.{PREDICTIONS}", predictions)):
         if array is not None:
@@ -91,7 +94,9 @@ def write_rows(
 
 
 def evaluation_folders(store: Store, trial: str, names: Iterable[str]) -> list[str]:
-    """Folders of the evaluations of `trial` that count, in the order of their steps. `names`: all files of the trial."""
+    """Folders of the evaluations of `trial` that count, in the order of their steps. `names`: all
+    files of the trial.
+    """
     names = list(names)
     complete = [
         name.removesuffix(f"/{EVALUATION}") for name in names if name.endswith(f"/{EVALUATION}")

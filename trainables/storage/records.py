@@ -1,4 +1,6 @@
-"""Frozen dataclasses as JSON and back: one writer and one reader for everything that a sweep's folder holds."""
+"""Frozen dataclasses as JSON and back: one writer and one reader for everything that a sweep's
+folder holds.
+"""
 
 import math
 from collections.abc import Mapping
@@ -23,16 +25,16 @@ def finite_or_none(value: Json) -> Json:
 
 
 def to_json(record: object, kind: type | None = None) -> dict[str, Json]:
-    """The fields of `record` as JSON; numbers that are none become null. kind: the dataclass whose fields are meant, where
-    `record` is of a subclass that has more.
+    """The fields of `record` as JSON; numbers that are none become null. kind: the dataclass whose
+    fields are meant, where `record` is of a subclass that has more.
     """
     written = _adapter(kind or type(record)).dump_python(record, mode="json", by_alias=True)
     return finite_or_none(written)
 
 
 def from_json(kind: type[Record], content: Mapping[str, object], where: str) -> Record:
-    """`content` as a dataclass; keys that it does not know are left out. Raises InputError for what does not fit, which
-    names `where` it was read and the field.
+    """`content` as a dataclass; keys that it does not know are left out. Raises InputError for what
+    does not fit, which names `where` it was read and the field.
     """
     try:
         return _adapter(kind).validate_python(content)
@@ -40,7 +42,8 @@ def from_json(kind: type[Record], content: Mapping[str, object], where: str) -> 
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"{where}: {field}: {first['msg'][0].lower()}{first['msg'][1:]}; it was written by another version, or damaged"
+            f"{where}: {field}: {first['msg'][0].lower()}{first['msg'][1:]}; it was written by"
+            " another version, or damaged"
         ) from error
 
 

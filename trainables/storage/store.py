@@ -1,4 +1,6 @@
-"""Files of a sweep, in a local folder or on any fsspec path. Paths are relative to the root, with forward slashes."""
+"""Files of a sweep, in a local folder or on any fsspec path. Paths are relative to the root, with
+forward slashes.
+"""
 
 import json
 import os
@@ -19,8 +21,8 @@ from trainables.errors import InputError
 class Store:
     """Reads and writes below one root; what is written whole becomes visible whole.
 
-    On a local file system visibility is a rename. An object store makes single objects visible at once, so a folder
-    there is complete when its `last` file is.
+    On a local file system visibility is a rename. An object store makes single objects visible at
+    once, so a folder there is complete when its `last` file is.
     """
 
     def __init__(self, url: str) -> None:
@@ -35,10 +37,11 @@ class Store:
         self.local = Path(self._root) if "file" in self._fs.protocol else None
 
     def claim(self) -> bool:
-        """Make the root for the caller alone; False when somebody else has it, or wants it at the same moment.
+        """Make the root for the caller alone; False when somebody else has it, or wants it at the
+        same moment.
 
-        An object store makes no folders: there everybody leaves a token and looks who else did. At most one sees none but its
-        own where a listing shows what was written before it.
+        An object store makes no folders: there everybody leaves a token and looks who else did. At
+        most one sees none but its own where a listing shows what was written before it.
         """
         if self.local:
             self.local.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +63,9 @@ class Store:
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
-        """Inside, whatever the library of an object store raises is an OSError, as of any other disk."""
+        """Inside, whatever the library of an object store raises is an OSError, as of any other
+        disk.
+        """
         try:
             yield
         except OSError:
@@ -122,7 +127,9 @@ class Store:
         self.write_bytes(name, json.dumps(value, indent=1, allow_nan=False).encode())
 
     def scratch(self) -> Path:
-        """A fresh local folder to prepare something in for `publish`; on the same file system where the store is local."""
+        """A fresh local folder to prepare something in for `publish`; on the same file system where
+        the store is local.
+        """
         if not self.local:
             return Path(tempfile.mkdtemp(prefix=".partial-"))
         folder = self.local / f".partial-{uuid.uuid4().hex}"
@@ -130,12 +137,16 @@ class Store:
         return folder
 
     def clear_scratch(self) -> None:
-        """Delete what a killed process had begun to prepare; only when no process of the sweep runs."""
+        """Delete what a killed process had begun to prepare; only when no process of the sweep
+        runs.
+        """
         for left in self.local.glob(".partial-*") if self.local else ():
             shutil.rmtree(left, ignore_errors=True)
 
     def publish(self, folder: Path, name: str, last: str) -> None:
-        """Move a local folder to `name`; readers that look for the file `last` see all of it or nothing."""
+        """Move a local folder to `name`; readers that look for the file `last` see all of it or
+        nothing.
+        """
         if self.local:
             target = self.local / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +164,9 @@ class Store:
         shutil.rmtree(folder)
 
     def fetch(self, name: str, into: Path) -> Path:
-        """`name` (a folder) as a local folder: itself where the store is local, else a copy below `into`."""
+        """`name` (a folder) as a local folder: itself where the store is local, else a copy below
+        `into`.
+        """
         if self.local:
             return self.local / name
         target = into / name
@@ -179,8 +192,8 @@ class Store:
 
 
 def _obey_umask(folder: Path) -> None:
-    """Give all below `folder` the rights that it was made with: some libraries write files that only their owner reads,
-    and a copy has the rights of its original.
+    """Give all below `folder` the rights that it was made with: some libraries write files that
+    only their owner reads, and a copy has the rights of its original.
     """
     rights = stat.S_IMODE(folder.stat().st_mode)
     for below, folders, files in os.walk(folder):

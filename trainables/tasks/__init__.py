@@ -15,24 +15,28 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """Shapes: `B` rows, `T` tokens of the longest row, `V` vocabulary, `C` classes, `N` rows of a split."""
+    """Shapes: `B` rows, `T` tokens of the longest row, `V` vocabulary, `C` classes, `N` rows of a
+    split.
+    """
 
     name: str
     auto_class: str
     """Name of the class of transformers that loads the model."""
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
-        """Rows of a `Split`, padded on the right: input_ids, attention_mask and perhaps token_type_ids int64 [B, T];
-        labels int64 [B] or [B, T] (-100: no loss)."""
+        """Rows of a `Split`, padded on the right: input_ids, attention_mask and perhaps
+        token_type_ids int64 [B, T]; labels int64 [B] or [B, T] (-100: no loss).
+        """
 
     def row_losses(
         self, logits: Tensor, labels: Tensor, output: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of each row, summed over its targets, in float32 or wider [B], and its targets int64
-        [B].
+        """Negative log-likelihood of each row, summed over its targets, in float32 or wider [B],
+        and its targets int64 [B].
 
-        From the logits, never the model's own loss, which some methods add a penalty to. A row without targets has 0 of
-        both. With a language model's `output` layer, `logits` are the hidden states that go into it.
+        From the logits, never the model's own loss, which some methods add a penalty to. A row
+        without targets has 0 of both. With a language model's `output` layer, `logits` are the
+        hidden states that go into it.
         """
 
     def predictions(self, logits: Tensor, labels: Tensor) -> Tensor | None:

@@ -104,8 +104,7 @@ def test_an_evaluation_is_all_that_its_folder_holds(store, tmp_path):
     record = write(store, 1, 5)
     assert record.folder == place(1, 5)
     assert store.find(record.folder) == sorted(
-        f"{record.folder}/{name}"
-        for name in (f"{CHECKPOINT}/weights", EVALUATION, LOSSES, STATE)
+        f"{record.folder}/{name}" for name in (f"{CHECKPOINT}/weights", EVALUATION, LOSSES, STATE)
     )
     written = store.read_json(f"{record.folder}/{EVALUATION}")
     assert from_json(Evaluation, written, "") == record

@@ -47,11 +47,11 @@ class Documents:
         ]
 
     def encode(self, records: list[Record], tokenizer: Any, encoding: Encoding) -> Encoded:
-        """Each document begins with what the tokenizer puts before a text and ends with its end-of-sequence token, if
-        it has one.
+        """Each document begins with what the tokenizer puts before a text and ends with its
+        end-of-sequence token, if it has one.
 
-        A block is max_length consecutive tokens; what is left of a document is a shorter block, or dropped where it is
-        a single token, which predicts nothing.
+        A block is max_length consecutive tokens; what is left of a document is a shorter block, or
+        dropped where it is a single token, which predicts nothing.
         """
         eos = tokenizer.eos_token_id
         documents = []
@@ -92,10 +92,11 @@ def draw_blocks(encoded: Encoded, rows: int, seed: int) -> Encoded:
 
 
 def cut_tail(document: Record, shares: dict[str, float]) -> dict[str, list[Record]]:
-    """Split one document by position: train, then the other splits in the order of `shares`, at the end of a line.
+    """Split one document by position: train, then the other splits in the order of `shares`, at the
+    end of a line.
 
-    Its end, not blocks drawn at random: neighbouring blocks share sentences, names and subject, so that a random
-    validation block has half been read in training.
+    Its end, not blocks drawn at random: neighbouring blocks share sentences, names and subject, so
+    that a random validation block has half been read in training.
     """
     text = document.value["text"]
     names, cuts, position = ["train", *shares], [0], 1.0 - sum(shares.values())

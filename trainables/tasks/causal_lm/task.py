@@ -86,12 +86,13 @@ def upcast(logits: Tensor) -> Tensor:
 def token_losses(logits: Tensor, labels: Tensor, output: Any = None) -> tuple[Tensor, Tensor]:
     """Sum of -log p(next token) over a row's targets [B], and the count of targets int64 [B].
 
-    logits: [B, T, V], or [B, P + T, V] where a method put P virtual tokens before the row. labels: [B, T], not shifted;
-    position t is predicted from t - 1, so labels[:, 0] is never a target. Only logits of targets are upcast: the rest
-    are most of the memory.
+    logits: [B, T, V], or [B, P + T, V] where a method put P virtual tokens before the row. labels:
+    [B, T], not shifted; position t is predicted from t - 1, so labels[:, 0] is never a target. Only
+    logits of targets are upcast: the rest are most of the memory.
 
-    With the model's `output` layer, `logits` are its inputs, [B, T, D]: logits are then computed of targets alone and,
-    where there would be more than `CHUNK_LOGITS`, in chunks that are computed again for the gradient.
+    With the model's `output` layer, `logits` are its inputs, [B, T, D]: logits are then computed of
+    targets alone and, where there would be more than `CHUNK_LOGITS`, in chunks that are computed
+    again for the gradient.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -131,7 +132,9 @@ def count_target_tokens(rows: list[dict[str, Any]]) -> int:
 
 
 def token_metrics(nll: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Perplexity: exp of the mean negative log-likelihood of a target token; infinite where that overflows."""
+    """Perplexity: exp of the mean negative log-likelihood of a target token; infinite where that
+    overflows.
+    """
     count = int(targets.sum())
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(nll.sum(dtype=np.float64) / count)) if count else float("nan")

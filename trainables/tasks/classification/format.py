@@ -25,8 +25,8 @@ class Labelled:
     def read(self, table: Table, data: DataConfig) -> tuple[str, list[Record]]:
         if table.is_document:
             raise InputError(
-                f"{table.key}: {table.name}: a .txt file has no labels; classification takes a table with columns "
-                f"{data.text!r} and {data.label!r}"
+                f"{table.key}: {table.name}: a .txt file has no labels; classification takes a"
+                f" table with columns {data.text!r} and {data.label!r}"
             )
         texts = table.texts(data.text, "text")
         pairs = table.texts(data.text_pair, "text_pair") if data.text_pair else None
@@ -37,7 +37,8 @@ class Labelled:
             if not isinstance(label, str | int):
                 raise table.error(
                     i,
-                    f"{data.label!r} must be a string or an integer, got {type(label).__name__} {shorten(label)}",
+                    f"{data.label!r} must be a string or an integer, got {type(label).__name__}"
+                    f" {shorten(label)}",
                 )
             if not str(label).strip():
                 raise table.error(i, f"{data.label!r} is empty")
@@ -66,8 +67,8 @@ class Labelled:
         added = tokenizer.num_special_tokens_to_add(pair=has_pairs)
         if encoding.max_length <= added:
             raise InputError(
-                f"data.max_length: must be more than the {added} tokens that the tokenizer puts around a text, "
-                f"got {encoding.max_length}"
+                f"data.max_length: must be more than the {added} tokens that the tokenizer puts"
+                f" around a text, got {encoding.max_length}"
             )
         input_ids, truncated = [], 0
         for batch in batched(records):
@@ -102,7 +103,9 @@ class Labelled:
 
 
 def sorted_labels(labels: set[str]) -> tuple[str, ...]:
-    """The classes in the order of their ids: by number where all are integers, else by the alphabet."""
+    """The classes in the order of their ids: by number where all are integers, else by the
+    alphabet.
+    """
     if all(re.fullmatch(r"-?\d+", label) for label in labels):
         return tuple(sorted(labels, key=int))
     return tuple(sorted(labels))

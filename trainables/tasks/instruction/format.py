@@ -31,9 +31,9 @@ IGNORED = -100
 
 
 def default_chat_template(tokenizer: Any) -> str:
-    """What conversations are rendered with where the tokenizer has no chat template: plain text, each turn under its
-    role, each assistant's turn closed by the end-of-sequence token. It belongs to a model trained with it: save it with
-    the tokenizer.
+    """What conversations are rendered with where the tokenizer has no chat template: plain text,
+    each turn under its role, each assistant's turn closed by the end-of-sequence token. It belongs
+    to a model trained with it: save it with the tokenizer.
     """
     first = tokenizer("a", verbose=False)["input_ids"][:1]
     begin = (
@@ -41,9 +41,10 @@ def default_chat_template(tokenizer: Any) -> str:
         if tokenizer.bos_token is not None and first == [tokenizer.bos_token_id]
         else ""
     )
-    # Chat templates are rendered with trim_blocks, which eats a line break after a block: hence {{ '\n' }}.
-    return begin + (
-        "{% if tools %}<|tools|>{{ '\\n' }}{{ tools | tojson }}{{ '\\n' }}{% endif %}"
+    # Chat templates are rendered with trim_blocks, which eats a line break after a block: hence {{
+    # '\n' }}.
+    return (
+        begin + "{% if tools %}<|tools|>{{ '\\n' }}{{ tools | tojson }}{{ '\\n' }}{% endif %}"
         "{% for message in messages %}"
         "<|{{ message.role }}|>{{ '\\n' }}{{ message.content | trim }}"
         "{% if message.tool_calls %}{% if message.content | trim %}{{ '\\n' }}{% endif %}"
@@ -87,7 +88,9 @@ class Chat:
         return name, records
 
     def encode(self, records: list[Record], tokenizer: Any, encoding: Encoding) -> Encoded:
-        """Rows longer than max_length lose their end; a row that has no token of the assistant left is dropped."""
+        """Rows longer than max_length lose their end; a row that has no token of the assistant left
+        is dropped.
+        """
         input_ids, labels, origin, truncated, dropped, endless = [], [], [], 0, 0, 0
         for number, (ids, mask, endless_answers) in enumerate(_tokenise(records, tokenizer)):
             endless += endless_answers
@@ -102,8 +105,8 @@ class Chat:
             labels.append(np.where(mask, ids, IGNORED).astype(np.int32))
         if not input_ids:
             raise InputError(
-                f"data.max_length: in none of {len(records)} rows ({records[0].place} and on) do the first "
-                f"{encoding.max_length} tokens reach the assistant's answer; raise it"
+                f"data.max_length: in none of {len(records)} rows ({records[0].place} and on) do"
+                f" the first {encoding.max_length} tokens reach the assistant's answer; raise it"
             )
         return Encoded(
             input_ids=input_ids,
@@ -128,8 +131,9 @@ def _recognise(table: Table) -> tuple[str, Convert]:
     wanted = [column for needed in FORMATS for column in needed]
     guess = next((hint for column in columns if (hint := did_you_mean(column, wanted))), "")
     raise InputError(
-        f"{table.key}: {table.name}: not a format of instruction data; allowed are columns 'messages' (OpenAI chat), "
-        f"'prompt' and 'completion', or 'instruction', 'output' and perhaps 'input'; got {', '.join(columns)}.{guess}"
+        f"{table.key}: {table.name}: not a format of instruction data; allowed are columns"
+        " 'messages' (OpenAI chat), 'prompt' and 'completion', or 'instruction', 'output' and"
+        f" perhaps 'input'; got {', '.join(columns)}.{guess}"
     )
 
 
@@ -149,8 +153,10 @@ def _from_prompt(table: Table, index: int, row: dict[str, Any]) -> dict[str, Any
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, list) or isinstance(completion, list):
         return {
-            "messages": _messages(table, index, prompt, "prompt")
-            + _messages(table, index, completion, "completion")
+            "messages": (
+                _messages(table, index, prompt, "prompt")
+                + _messages(table, index, completion, "completion")
+            )
         }
     return {
         "messages": [
@@ -200,7 +206,8 @@ def _messages(table: Table, index: int, messages: Any, column: str) -> list[Mess
     ):
         raise table.error(
             index,
-            f'{column!r} must be a list of messages like {{"role": "user", "content": ...}}, got {shorten(messages)}',
+            f'{column!r} must be a list of messages like {{"role": "user", "content": ...}}, got'
+            f" {shorten(messages)}",
         )
     checked = []
     for number, message in enumerate(messages):
@@ -247,13 +254,15 @@ def _text_part(table: Table, index: int, part: Any, where: str) -> str:
 
 
 def _tool_call(table: Table, index: int, call: Any, where: str) -> dict[str, Any]:
-    """Chat templates write the arguments out as JSON themselves; OpenAI's format has them as a string of JSON."""
+    """Chat templates write the arguments out as JSON themselves; OpenAI's format has them as a
+    string of JSON.
+    """
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise table.error(
             index,
-            f'{where}: must be like {{"type": "function", "function": {{"name": ..., "arguments": ...}}}}, '
-            f"got {shorten(call)}",
+            f'{where}: must be like {{"type": "function", "function": {{"name": ..., "arguments":'
+            f" ...}}}}, got {shorten(call)}",
         )
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
@@ -269,7 +278,9 @@ def _json(table: Table, index: int, text: str, where: str) -> Any:
 
 
 def _without_missing(value: Any) -> Any:
-    """Without null entries: a Parquet reader fills every row's objects with the keys that other rows have."""
+    """Without null entries: a Parquet reader fills every row's objects with the keys that other
+    rows have.
+    """
     if isinstance(value, dict):
         return {key: _without_missing(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -297,15 +308,15 @@ class Span(NamedTuple):
 def _tokenise(
     records: list[Record], tokenizer: Any
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yield of each record its tokens int32 [T], the mask of the assistant's tokens bool [T], and how many of the
-    assistant's turns no special token closes.
+    """Yield of each record its tokens int32 [T], the mask of the assistant's tokens bool [T], and
+    how many of the assistant's turns no special token closes.
     """
     from jinja2 import TemplateError
 
     if not tokenizer.is_fast:
         raise InputError(
-            f"model: {type(tokenizer).__name__} is a slow tokenizer, which cannot say which tokens the "
-            "assistant's text became; instruction needs a fast one (a tokenizer.json)"
+            f"model: {type(tokenizer).__name__} is a slow tokenizer, which cannot say which tokens"
+            " the assistant's text became; instruction needs a fast one (a tokenizer.json)"
         )
     default = default_chat_template(tokenizer)
     specials = np.array(
@@ -322,7 +333,8 @@ def _tokenise(
             try:
                 try:
                     text, spans = _render(record, tokenizer, template)
-                except TypeError:  # a template that joins the arguments of tool calls to its text, as DeepSeek's does
+                # a template that joins the arguments of tool calls to its text, as DeepSeek's does
+                except TypeError:
                     text, spans = _render(_with_text_arguments(record), tokenizer, template)
             except (TemplateError, TypeError) as error:
                 raise InputError(
@@ -401,9 +413,11 @@ def _render(record: Record, tokenizer: Any, template: str) -> tuple[str, list[Sp
 
 
 def _render_by_messages(record: Record, tokenizer: Any, template: str) -> tuple[str, list[Span]]:
-    """Spans of a template that does not mark them: all that the model has to write after its prompt.
+    """Spans of a template that does not mark them: all that the model has to write after its
+    prompt.
 
-    That is the content and what a template puts between the two of its own (an empty thought, a channel).
+    That is the content and what a template puts between the two of its own (an empty thought, a
+    channel).
     """
     messages = record.value["messages"]
     text = _apply(messages, record, tokenizer, template)
@@ -422,7 +436,9 @@ def _render_by_messages(record: Record, tokenizer: Any, template: str) -> tuple[
 
 
 def _prompt(index: int, record: Record, tokenizer: Any, template: str) -> str:
-    """What the model is given to write the message at `index`; "" where the template has no say in it."""
+    """What the model is given to write the message at `index`; "" where the template has no say in
+    it.
+    """
     from jinja2 import TemplateError
 
     if index == 0 or "add_generation_prompt" not in template:
@@ -440,11 +456,12 @@ def _prompt(index: int, record: Record, tokenizer: Any, template: str) -> str:
 
 
 def _turn(index: int, text: str, record: Record, tokenizer: Any, template: str) -> Span:
-    """The assistant's message at `index` where its content does not say where it stands: it calls tools, in the
-    template's own form, or the template takes it apart (such as its thoughts).
+    """The assistant's message at `index` where its content does not say where it stands: it calls
+    tools, in the template's own form, or the template takes it apart (such as its thoughts).
 
-    It reaches from the end of the prompt to the end of the conversation cut off after it. Where the prompt already
-    opens the assistant's thoughts and the message has none, it begins where the two part.
+    It reaches from the end of the prompt to the end of the conversation cut off after it. Where the
+    prompt already opens the assistant's thoughts and the message has none, it begins where the two
+    part.
     """
     messages = record.value["messages"]
     before = _apply(messages[:index], record, tokenizer, template) if index else ""
@@ -458,8 +475,9 @@ def _turn(index: int, text: str, record: Record, tokenizer: Any, template: str) 
     _check_calls(index, written, record)
     if not len(before) <= start < end or messages[index]["content"].strip() not in written:
         raise InputError(
-            f"{record.place}: messages[{index}]: cannot tell which part of the text that the chat template renders is "
-            "the assistant's; a template with {% generation %} marks says so"
+            f"{record.place}: messages[{index}]: cannot tell which part of the text that the chat"
+            " template renders is the assistant's; a template with {% generation %} marks"
+            " says so"
         )
     return Span(start + len(written) - len(written.lstrip()), end, has_end=True)
 
@@ -468,14 +486,15 @@ def _check_calls(index: int, written: str, record: Record) -> None:
     for call in record.value["messages"][index].get("tool_calls", []):
         if call["function"]["name"] not in written:
             raise InputError(
-                f"{record.place}: messages[{index}]: the chat template does not write out tool calls; this data needs "
-                "a model whose template does"
+                f"{record.place}: messages[{index}]: the chat template does not write out tool"
+                " calls; this data needs a model whose template does"
             )
 
 
 def _render_by_marks(record: Record, tokenizer: Any, template: str) -> tuple[str, list[Span]]:
-    """Spans of a template that marks them with {% generation %}, held to the messages: all that the assistant said, and
-    nothing that others said."""
+    """Spans of a template that marks them with {% generation %}, held to the messages: all that the
+    assistant said, and nothing that others said.
+    """
     from transformers.utils.chat_template_utils import render_jinja_template
 
     messages = record.value["messages"]
@@ -500,13 +519,13 @@ def _render_by_marks(record: Record, tokenizer: Any, template: str) -> tuple[str
             inside = span is None or any(s.start <= span.start and span.end <= s.end for s in spans)
             if message["content"].strip() not in said or not inside:
                 raise InputError(
-                    f"{record.place}: the chat template's {{% generation %}} marks leave out messages[{i}], "
-                    f"the assistant's {shorten(message['content'])}"
+                    f"{record.place}: the chat template's {{% generation %}} marks leave out"
+                    f" messages[{i}], the assistant's {shorten(message['content'])}"
                 )
         elif span is not None and any(span.start < s.end and s.start < span.end for s in spans):
             raise InputError(
-                f"{record.place}: the chat template's {{% generation %}} marks take in messages[{i}], "
-                f"the {message['role']}'s {shorten(message['content'])}"
+                f"{record.place}: the chat template's {{% generation %}} marks take in"
+                f" messages[{i}], the {message['role']}'s {shorten(message['content'])}"
             )
     return text, spans
 
@@ -562,19 +581,22 @@ def _align(
 def _tokens_of(
     record: Record, text: str, span: Span, ids: np.ndarray, offsets: np.ndarray, tokenizer: Any
 ) -> tuple[int, int]:
-    """First and last of the tokens that text[start:end] became. Raises InputError unless they decode to just that."""
+    """First and last of the tokens that text[start:end] became. Raises InputError unless they
+    decode to just that.
+    """
     start, end = span.start, span.end
     inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
     first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, -1)
     covered = text[offsets[first, 0] : offsets[last, 1]] if len(inside) else ""
     decoded = tokenizer.decode(ids[first : last + 1])
-    # A tokenizer that loses characters (unknown ones, or case) decodes nothing faithfully: then the offsets have to do.
+    # A tokenizer that loses characters (unknown ones, or case) decodes nothing faithfully: then the
+    # offsets have to do.
     if not _same(covered, text[start:end]) or (
         not _same(decoded, covered) and _same(tokenizer.decode(ids), text)
     ):
         raise InputError(
-            f"{record.place}: the tokens of the assistant's answer do not add up to it: {shorten(decoded)} "
-            f"instead of {shorten(text[start:end])}"
+            f"{record.place}: the tokens of the assistant's answer do not add up to it:"
+            f" {shorten(decoded)} instead of {shorten(text[start:end])}"
         )
     return first, last
 
@@ -587,7 +609,9 @@ def _end_of_turn(
     specials: np.ndarray,
     eos: int | None,
 ) -> int:
-    """Position of the special token that closes the turn whose last token is `last`, or `last` where none does."""
+    """Position of the special token that closes the turn whose last token is `last`, or `last`
+    where none does.
+    """
     close = last + 1
     while (
         close < len(ids) and ids[close] not in specials and not text[slice(*offsets[close])].strip()
@@ -595,7 +619,9 @@ def _end_of_turn(
         close += 1
     if close == len(ids) or ids[close] not in specials:
         return last
-    after = close  # a template may close the turn with a token of its own and then with the one that generation stops at
+    # a template may close the turn with a token of its own and then with the one that generation
+    # stops at
+    after = close
     while after < len(ids) and (ids[after] in specials or not text[slice(*offsets[after])].strip()):
         if ids[after] == eos:
             return after

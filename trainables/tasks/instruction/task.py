@@ -1,4 +1,6 @@
-"""The assistant's tokens of a conversation; which they are is in the rows' labels (see trainables.tasks.instruction.format)."""
+"""The assistant's tokens of a conversation; which they are is in the rows' labels (see
+trainables.tasks.instruction.format).
+"""
 
 from __future__ import annotations
 
