@@ -85,11 +85,19 @@ def is_keyed(node: ast.AST) -> bool:
 
 
 def complexity(function: FUNCTIONS) -> int:
-    """Ways through a function, those of functions inside it included."""
-    return 1 + sum(map(_ways, _inside(function)))
+    """Ways through a function; a function inside it counts by itself."""
+    return 1 + sum(ways(node) for statement in function.body for node in own(statement))
 
 
-def _ways(node: ast.AST) -> int:
+def own(node: ast.AST) -> Iterator[ast.AST]:
+    """What is below `node`, itself included, without the insides of functions and classes."""
+    yield node
+    if not isinstance(node, FUNCTIONS | ast.ClassDef):
+        for child in ast.iter_child_nodes(node):
+            yield from own(child)
+
+
+def ways(node: ast.AST) -> int:
     match node:
         case ast.BoolOp(values=values):
             return len(values) - 1
@@ -97,14 +105,7 @@ def _ways(node: ast.AST) -> int:
             return 1 + len(conditions)
         case ast.Match(cases=cases):
             return len(cases)
-        case ast.FunctionDef() | ast.AsyncFunctionDef():
-            return 1
     return int(isinstance(node, BRANCHES))
-
-
-def _inside(function: FUNCTIONS) -> Iterator[ast.AST]:
-    for statement in function.body:
-        yield from ast.walk(statement)
 
 
 def main(folders: Sequence[str]) -> None:
