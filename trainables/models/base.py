@@ -18,7 +18,7 @@ class BaseSpec:
 
     model: ModelConfig
     auto_class: str  # name of the class of transformers
-    quantisation: Quantisation = "plain"
+    quantisation: Quantisation = "none"
     # torch.dtype of the weights that are not quantised; None: that of the checkpoint
     dtype: Any = None
     pad_token_id: (

@@ -88,7 +88,7 @@ def complete(folder: Path, spec: BaseSpec, name: str) -> bool:
     adapter = json.loads(described.read_text())
     if (
         not spec.is_classifier
-        or spec.quantisation != "plain"
+        or spec.quantisation != "none"
         or adapter.get("peft_type") not in SELF_CONTAINED
     ):
         return False
@@ -128,7 +128,7 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
     )
     load.append(
         f"from transformers import {auto}, AutoTokenizer"
-        + (", BitsAndBytesConfig" if spec.quantisation != "plain" else "")
+        + (", BitsAndBytesConfig" if spec.quantisation != "none" else "")
     )
     if spec.is_classifier:
         load.append(f"labels = {list(spec.labels)!r}")
@@ -137,7 +137,7 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
             "id2label=dict(enumerate(labels))",
             "label2id={label: i for i, label in enumerate(labels)}",
         ]
-    if spec.quantisation != "plain":
+    if spec.quantisation != "none":
         how = "load_in_8bit=True"
         if spec.quantisation == "nf4":
             how = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'

@@ -28,7 +28,7 @@ def load_pretrained(
         check_class(spec, config)
     if config is not None:
         extra["config"] = config
-    if spec.quantisation != "plain" and source is None:
+    if spec.quantisation != "none" and source is None:
         extra["quantization_config"] = quantization(
             spec.quantisation, device, unquantised(spec, config)
         )
@@ -51,7 +51,7 @@ def load_pretrained(
                 f"{source}: could not load the trained model: {str(error).splitlines()[0][:300]}"
             ) from error
         raise hub_error(spec.model, error) from error
-    if spec.quantisation != "plain" and source is None:
+    if spec.quantisation != "none" and source is None:
         keep_rows_apart(model)
     else:
         model.to(device)

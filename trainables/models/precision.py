@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trainables.hyperparameters import OPTIONS
 from trainables.models.config import ModelConfig
 
 
@@ -27,5 +28,5 @@ def base_dtype(config: ModelConfig, method: str, device: Any, precision: str = "
 
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
-    frozen = method not in ("full", "partial") and precision != "float32"
+    frozen = not OPTIONS[method].trains_base and precision != "float32"
     return torch.bfloat16 if frozen and computes_in_bf16(device) else torch.float32
