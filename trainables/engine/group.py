@@ -214,31 +214,29 @@ class TrialGroup:
         norms = self._engine.norms(trials)
         finite = (torch.isfinite(nll) & torch.isfinite(norms)).tolist()
         good = [position for position, fine in enumerate(finite) if fine]
-        stepping = [member[position] for position in good]
-        hps = [each.hyperparameters for each in stepping]
-        rates = [
-            learning_rate(hp, each.step, self.total_steps(hp))
-            for hp, each in zip(hps, stepping, strict=True)
-        ]
-        steps = [each.step for each in stepping]
-        self._engine.update([trials[p] for p in good], hps, rates, steps, norms[good])
+        self._update([trials[position] for position in good], norms[good])
         losses = nll.tolist()
         for position in good:
             member[position].step += 1
             member[position].train_nll += losses[position]
             member[position].train_targets += targets[position]
         if len(good) < len(trials):
-            raise NonFinite(
-                {
-                    trial: (
-                        "the training loss or its gradient became non-finite at step"
-                        f" {self._members[trial].step + 1}"
-                    )
-                    for trial, fine in zip(trials, finite, strict=True)
-                    if not fine
-                }
-            )
+            raise self._non_finite([trials[p] for p, fine in enumerate(finite) if not fine])
         return self.due(trials)
+
+    def _update(self, trials: Sequence[str], norms: Tensor) -> None:
+        assert self._engine is not None
+        members = [self._members[trial] for trial in trials]
+        hps, steps = [each.hyperparameters for each in members], [each.step for each in members]
+        rates = [
+            learning_rate(hp, step, self.total_steps(hp))
+            for hp, step in zip(hps, steps, strict=True)
+        ]
+        self._engine.update(trials, hps, rates, steps, norms)
+
+    def _non_finite(self, trials: Sequence[str]) -> NonFinite:
+        what = "the training loss or its gradient became non-finite at step"
+        return NonFinite({trial: f"{what} {self._members[trial].step + 1}" for trial in trials})
 
     def due(self, trials: Iterable[str]) -> list[str]:
         """Those of `trials` that have just reached an evaluation."""
