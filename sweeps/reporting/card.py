@@ -17,8 +17,10 @@ from sweeps.reporting.words import (
     test_words,
     verdict_words,
 )
+from trainables.hyperparameters import OPTIONS
 
-PEFT_METHODS = ("lora", "qlora", "ia3", "prompt")  # whose checkpoints are PEFT's
+# whose checkpoints are PEFT's
+PEFT_METHODS = [name for name, options in OPTIONS.items() if options.loaded_by == "PEFT"]
 
 
 def card(
@@ -96,7 +98,7 @@ def card(
             " and PEFT:"
             if method in PEFT_METHODS
             else " and this project:"
-            if method == "adapter"
+            if OPTIONS[method].loaded_by == "this project"
             else ":"
         ),
         "",

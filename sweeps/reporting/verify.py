@@ -89,7 +89,7 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
                 )
                 measured = {"loss": found.loss, **task.metrics(*found.columns)}
                 tolerance = (
-                    TOLERANCE if exact and spec.quantisation == "plain" else LOW_PRECISION_TOLERANCE
+                    TOLERANCE if exact and spec.quantisation == "none" else LOW_PRECISION_TOLERANCE
                 )
                 checks.append(
                     Check(
