@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUICKSTART := .quickstart/docstrings.csv
 
-.PHONY: install quickstart test lint lock clean
+.PHONY: install quickstart test lint docs lock clean
 install: $(READY)
 
 $(READY): requirements.lock requirements-quickstart.lock
@@ -28,6 +28,12 @@ test: $(QUICKSTART)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/pyright
+
+# the pages of docs/ as a site; a link that leads nowhere is an error
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet --site-dir .site
 
 # what a fresh resolution installs today; CUDA packages are left to the torch that a machine takes
 lock:
@@ -37,4 +43,4 @@ lock:
 	rm -rf .lock-venv
 
 clean:
-	rm -rf $(VENV) .quickstart .pytest_cache .ruff_cache
+	rm -rf $(VENV) .quickstart .site .pytest_cache .ruff_cache

@@ -336,6 +336,7 @@ class _Sweep:
     def search(self) -> None:
         """Run trials until there are no more to run; leaves no process behind."""
         import ray
+        import ray.tune  # whole, before threads of slots import parts of it at the same moment
 
         from cluster.connect import connect, plan_slots
         from sweeps.search.following import follow_space
