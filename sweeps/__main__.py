@@ -12,7 +12,6 @@ from yaml import YAMLError
 
 from cluster import ClusterError
 from search_spaces import SpaceError
-from sweeps.config.errors import ConfigError
 from sweeps.config.loading import from_tree, load
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
@@ -225,13 +224,13 @@ def _open(folder: str, overrides: list[str] | None = None) -> tuple[Ledger, Swee
         ValueError,
         ImportError,
     ) as error:  # a protocol that fsspec does not know, or whose package is not there
-        raise ConfigError(f"{folder}: {error}") from error
+        raise InputError(f"{folder}: {error}") from error
     if not ledger.store.exists("sweep.yaml"):
-        raise ConfigError(f"{folder}: not a sweep's folder (it has no sweep.yaml)")
+        raise InputError(f"{folder}: not a sweep's folder (it has no sweep.yaml)")
     try:
         tree = OmegaConf.create(ledger.store.read_bytes("sweep.yaml").decode())
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{folder}/sweep.yaml: damaged, it is not YAML ({error})") from error
+        raise InputError(f"{folder}/sweep.yaml: damaged, it is not YAML ({error})") from error
     return ledger, from_tree(tree, overrides or (), f"{folder}/sweep.yaml")
 
 
@@ -256,7 +255,7 @@ def main() -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
     try:
         app()
-    except (ConfigError, InputError, SpaceError, ClusterError) as error:
+    except (InputError, SpaceError, ClusterError) as error:
         print(" ".join(str(error).split("\n")), file=sys.stderr)
         sys.exit(2)
     # the outside world: a disk, a store, a network or a server that does not do its part

@@ -1,3 +1,5 @@
+"""What a user reads when a trial, its data or its model is wrong."""
+
 import difflib
 from collections.abc import Iterable
 
@@ -8,7 +10,10 @@ class InputError(ValueError):
     """
 
 
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """`" Did you mean 'lora'?"`, or an empty string when none of `words` is near."""
-    close = difflib.get_close_matches(word, list(words), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """`" Did you mean 'lora'?"`, or an empty string when nothing known is close to the word; case
+    does not count.
+    """
+    spelled = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(str(word).lower(), spelled, n=1)
+    return f" Did you mean {spelled[close[0]]!r}?" if close else ""

@@ -1,23 +1,70 @@
-"""What one trial trains with: typed, complete, checked before the trial takes a slot."""
+"""What one trial trains with: typed, complete, checked before the trial takes a slot.
+
+The one place where hyperparameters are declared. A method's options say, besides their values, what
+the rest of the platform has to know of a trial before anything is loaded.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from trainables.errors import InputError, did_you_mean
+from trainables.models.config import Quantisation
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullOptions:
+class MethodOptions:
+    """The hyperparameters that one method has and others have not."""
+
+    trains_base: ClassVar[bool] = False
+    """Whether weights of the base itself are trained: the trial then needs a base of its own."""
+    loaded_by: ClassVar[Literal["transformers", "PEFT", "this project"]] = "PEFT"
+    """What loads the checkpoints."""
+
+    @property
+    def quantisation(self) -> Quantisation:
+        """How the weights of the base are stored while it is trained over."""
+        return "none"
+
+    @property
+    def soft_prompt_tokens(self) -> int:
+        """Number of soft-prompt tokens put before each input; 0 for other methods."""
+        return 0
+
+    @property
+    def sharing_key(self) -> str | None:
+        """Trials of equal keys can share a base; None: the trial needs a base for itself."""
+        if self.trains_base:
+            return None
+        return "plain" if self.quantisation == "none" else self.quantisation
+
+    @property
+    def size(self) -> str | None:
+        """How much a trial adds to the base, to the nearest power of two, and where; None: this
+        does not depend on the options.
+        """
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullOptions(MethodOptions):
     """Every weight is trained."""
 
+    trains_base: ClassVar = True
+    loaded_by: ClassVar = "transformers"
+
 
 @dataclass(frozen=True, kw_only=True)
-class PartialOptions:
+class PartialOptions(MethodOptions):
     """The head and either the last `layers` layers or every parameter whose name matches one of
     `patterns`.
     """
+
+    trains_base: ClassVar = True
+    loaded_by: ClassVar = "transformers"
 
     layers: int | None = None
     patterns: tuple[str, ...] = ()
@@ -33,7 +80,7 @@ class PartialOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraOptions:
+class LoraOptions(MethodOptions):
     """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685): W + scale * B A, scale
     = alpha / rank.
 
@@ -69,6 +116,11 @@ class LoraOptions:
                 f"targets: must be all-linear, attention or a list of module names, got {got}"
             )
 
+    @property
+    def size(self) -> str:
+        targets = self.targets if isinstance(self.targets, str) else " and ".join(self.targets)
+        return f"rank {_power_of_two(self.rank)} on {targets}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class QLoraOptions(LoraOptions):
@@ -79,16 +131,20 @@ class QLoraOptions(LoraOptions):
 
     bits: Literal[4, 8] = 4
 
+    @property
+    def quantisation(self) -> Quantisation:
+        return "nf4" if self.bits == 4 else "int8"
+
 
 @dataclass(frozen=True, kw_only=True)
-class Ia3Options:
+class Ia3Options(MethodOptions):
     """Learned scales of keys, values and the feed-forward's inner activations (Liu et al. 2022,
     https://arxiv.org/abs/2205.05638), at the layers that PEFT takes for the architecture.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptOptions:
+class PromptOptions(MethodOptions):
     """Prompt tuning (Lester et al. 2021, https://arxiv.org/abs/2104.08691): `virtual_tokens`
     learned vectors stand before every input.
     """
@@ -99,13 +155,24 @@ class PromptOptions:
         if self.virtual_tokens < 1:
             raise InputError(f"virtual_tokens: must be at least 1, got {self.virtual_tokens}")
 
+    @property
+    def soft_prompt_tokens(self) -> int:
+        return self.virtual_tokens
+
+    @property
+    def sharing_key(self) -> str:
+        """Every row of a micro-batch is longer by as many tokens."""
+        return f"plain, {self.virtual_tokens} virtual tokens"
+
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterOptions:
+class AdapterOptions(MethodOptions):
     """Bottleneck adapters (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751), one after each
     layer's feed-forward (Pfeiffer et al. 2020, https://arxiv.org/abs/2005.00247): h +
     up(relu(down(h))), `bottleneck` channels between.
     """
+
+    loaded_by: ClassVar = "this project"
 
     bottleneck: int = 64
 
@@ -113,8 +180,12 @@ class AdapterOptions:
         if self.bottleneck < 1:
             raise InputError(f"bottleneck: must be at least 1, got {self.bottleneck}")
 
+    @property
+    def size(self) -> str:
+        return f"bottleneck {_power_of_two(self.bottleneck)}"
 
-OPTIONS: dict[str, type] = {
+
+OPTIONS: dict[str, type[MethodOptions]] = {
     "full": FullOptions,
     "partial": PartialOptions,
     "lora": LoraOptions,
@@ -143,68 +214,64 @@ class Hyperparameters:
     beta2: float = 0.999
     epsilon: float = 1e-8
     seed: int = 0  # of the head, the adapters, the order of the rows and dropout
-    options: (
-        FullOptions | PartialOptions | LoraOptions | Ia3Options | PromptOptions | AdapterOptions
-    )
+    options: MethodOptions
 
     def __post_init__(self) -> None:
-        for name, low_open, low, high in (
-            ("learning_rate", True, 0, math.inf),
-            ("batch_size", False, 1, math.inf),
-            ("epochs", True, 0, math.inf),
-            ("weight_decay", False, 0, math.inf),
-            ("warmup_ratio", False, 0, 1),
-            ("max_grad_norm", False, 0, math.inf),
-            ("beta1", False, 0, 1),
-            ("beta2", False, 0, 1),
-            ("epsilon", True, 0, math.inf),
-            ("seed", False, 0, 2**32 - 1),
-        ):
-            value = getattr(self, name)
-            inside = (
-                (value > low if low_open else value >= low)
-                and value <= high
-                and math.isfinite(value)
-            )
-            if not inside:
-                bound = f"{'above' if low_open else 'at least'} {low}" + (
-                    f" and at most {high}" if high < math.inf else ""
-                )
-                raise InputError(f"{name}: must be {bound}, got {value}")
+        for name, bounds in BOUNDS.items():
+            bounds.check(name, getattr(self, name))
         for name in ("beta1", "beta2"):
             if getattr(self, name) == 1:
                 raise InputError(f"{name}: must be below 1, got {getattr(self, name)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Finite numbers from `low` (without it, where `above`) to `high`."""
+
+    low: float = 0
+    high: float = math.inf
+    above: bool = False
+
+    def check(self, name: str, value: float) -> None:
+        reaches = value > self.low if self.above else value >= self.low
+        if reaches and value <= self.high and math.isfinite(value):
+            return
+        words = f"{'above' if self.above else 'at least'} {self.low}"
+        if self.high < math.inf:
+            words += f" and at most {self.high}"
+        raise InputError(f"{name}: must be {words}, got {value}")
+
+
+BOUNDS = {
+    "learning_rate": Bounds(above=True),
+    "batch_size": Bounds(low=1),
+    "epochs": Bounds(above=True),
+    "weight_decay": Bounds(),
+    "warmup_ratio": Bounds(high=1),
+    "max_grad_norm": Bounds(),
+    "beta1": Bounds(high=1),
+    "beta2": Bounds(high=1),
+    "epsilon": Bounds(above=True),
+    "seed": Bounds(high=2**32 - 1),
+}
+
+
 def sharing_key(hp: Hyperparameters) -> str | None:
-    """Trials of the same company can share a base: the kind of it. None: the trial needs a base for
-    itself.
-    """
-    if hp.method in ("full", "partial"):
-        return None
-    if isinstance(hp.options, QLoraOptions):
-        return {4: "nf4", 8: "int8"}[hp.options.bits]
-    if isinstance(hp.options, PromptOptions):  # every row of a pass is longer by as many
-        return f"plain, {hp.options.virtual_tokens} virtual tokens"
-    return "plain"
+    """Trials of equal keys can share a base; None: the trial needs a base for itself."""
+    return hp.options.sharing_key
 
 
 def virtual_tokens(hp: Hyperparameters) -> int:
-    """That stand before every row."""
-    return getattr(hp.options, "virtual_tokens", 0)
+    """Number of soft-prompt tokens put before each input; 0 for other methods."""
+    return hp.options.soft_prompt_tokens
 
 
 def cost_class(hp: Hyperparameters) -> str:
-    """Trials of one kind take alike long for a step, and alike much memory: company, what they add
-    to the base and where, and batch size and rank to the nearest power of two.
+    """Trials of one cost class take about as long for a step and about as much memory: they have
+    the same sharing key, and batch size and what they add to the base are alike.
     """
     words = [f"{sharing_key(hp)} base", f"batch size {_power_of_two(hp.batch_size)}"]
-    for name in ("rank", "bottleneck"):
-        if (size := getattr(hp.options, name, None)) is not None:
-            words.append(f"{name} {_power_of_two(size)}")
-    if (targets := getattr(hp.options, "targets", None)) is not None:
-        words[-1] += f" on {targets if isinstance(targets, str) else ' and '.join(targets)}"
-    return ", ".join(words)
+    return ", ".join([*words, *filter(None, [hp.options.size])])
 
 
 def _power_of_two(size: int) -> int:
@@ -212,88 +279,128 @@ def _power_of_two(size: int) -> int:
 
 
 COMMON = tuple(f.name for f in fields(Hyperparameters) if f.name not in ("method", "options"))
+REQUIRED = [f.name for f in fields(Hyperparameters) if f.name in COMMON and f.default is MISSING]
 
 
-def parse(params: Mapping[str, Any]) -> Hyperparameters:
+def parse(params: Mapping[str, object]) -> Hyperparameters:
     """Flat `params`, as a search space samples them, to `Hyperparameters`; raises InputError for
     what is wrong.
     """
     given = dict(params)
-    method = given.pop("method", None)
-    if not isinstance(method, str) or method not in OPTIONS:
-        hint = did_you_mean(method.lower(), OPTIONS) if isinstance(method, str) else ""
-        raise InputError(
-            f"method: must be one of {', '.join(OPTIONS)}, got"
-            f" {method!r}{'.' if hint else ''}{hint}"
-        )
-    options = OPTIONS[method]
-    option_names = [f.name for f in fields(options)]
-    for name in given:
-        if name not in COMMON and name not in option_names:
-            allowed = [*COMMON, *option_names]
-            hint = did_you_mean(name, allowed) or f" Allowed: {', '.join(allowed)}."
-            raise InputError(f"{name}: not a hyperparameter of method {method}.{hint}")
+    method = _method(given.pop("method", None))
+    kind = OPTIONS[method]
+    own = [f.name for f in fields(kind)]
+    allowed = [*COMMON, *own]
+    if unknown := [name for name in given if name not in allowed]:
+        hint = did_you_mean(unknown[0], allowed) or f" Allowed: {', '.join(allowed)}."
+        raise InputError(f"{unknown[0]}: not a hyperparameter of method {method}.{hint}")
     common = _typed(Hyperparameters, {k: v for k, v in given.items() if k in COMMON})
-    missing = [
-        f.name
-        for f in fields(Hyperparameters)
-        if f.name in COMMON and f.default is MISSING and f.name not in common
-    ]
-    if missing:
+    if missing := [name for name in REQUIRED if name not in common]:
         raise InputError(f"{missing[0]}: not given; put it into search.space or into train")
-    return Hyperparameters(
-        method=method,
-        options=options(**_typed(options, {k: v for k, v in given.items() if k in option_names})),
-        **common,
+    options = kind(**_typed(kind, {k: v for k, v in given.items() if k in own}))
+    return Hyperparameters(method=method, options=options, **common)
+
+
+def _method(value: object) -> str:
+    if isinstance(value, str) and value in OPTIONS:
+        return value
+    hint = did_you_mean(value, OPTIONS) if isinstance(value, str) else ""
+    raise InputError(
+        f"method: must be one of {', '.join(OPTIONS)}, got {value!r}{'.' if hint else ''}{hint}"
     )
 
 
-def _typed(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def _typed(schema: type, values: Mapping[str, object]) -> dict[str, Any]:
     hints = get_type_hints(schema)
     return {name: _cast(name, hints[name], value) for name, value in values.items()}
 
 
-def _cast(name: str, hint: Any, value: Any) -> Any:
+def _cast(name: str, hint: object, value: object) -> object:
     """`value` as `hint`; never rounds or clamps, so that a score is credited to the value that
     ran.
     """
     if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise InputError(
-                f"{name}: must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}"
-            )
+        if value in get_args(hint):
+            return value
+        words = f"one of {', '.join(map(str, get_args(hint)))}"
+    else:
+        for kind in _kinds(hint):
+            with suppress(TypeError):
+                return READERS[kind](value)
+        words = " or ".join(WORDS[kind] for kind in _kinds(hint))
+    raise InputError(f"{name}: must be {words}, got {value!r}")
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The types of a union, or the one; `tuple` for one of names."""
+    union = get_args(hint) if get_origin(hint) not in (None, tuple) else (hint,)
+    return tuple(get_origin(each) or each for each in union)
+
+
+def _whole(value: object) -> int:
+    number = _number(value)
+    if not number.is_integer():
+        raise TypeError
+    return int(number)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    return float(value)
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise TypeError
+    return tuple(value)
+
+
+def _exactly(kind: type) -> Callable[[object], object]:
+    def read(value: object) -> object:
+        if not isinstance(value, kind):
+            raise TypeError
         return value
-    kinds = get_args(hint) if get_args(hint) and get_origin(hint) is not tuple else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if bool in kinds and isinstance(value, bool):
-        return value
-    if int in kinds and number and float(value).is_integer():
-        return int(value)
-    if float in kinds and number:
-        return float(value)
-    if str in kinds and isinstance(value, str):
-        return value
-    if (
-        any(get_origin(k) is tuple for k in kinds)
-        and isinstance(value, list | tuple)
-        and all(isinstance(v, str) for v in value)
-    ):
-        return tuple(value)
-    words = {
-        "int": "a whole number",
-        "float": "a number",
-        "bool": "true or false",
-        "str": "a word",
-        "NoneType": "null",
-    }
-    wanted = " or ".join(
-        (
-            words.get(getattr(k, "__name__", ""), "a list of names")
-            if get_origin(k) is None
-            else "a list of names"
-        )
-        for k in kinds
-    )
-    raise InputError(f"{name}: must be {wanted}, got {value!r}")
+
+    return read
+
+
+READERS: dict[type, Callable[[object], object]] = {  # raise TypeError for what is none
+    int: _whole,
+    float: _number,
+    tuple: _names,
+    bool: _exactly(bool),
+    str: _exactly(str),
+    NoneType: _exactly(NoneType),
+}
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    tuple: "a list of names",
+    bool: "true or false",
+    str: "a word",
+    NoneType: "null",
+}
+
+
+def _optional(hint: object) -> object:
+    """`hint` as OmegaConf's structured configurations take it, and null for what is not set."""
+    if get_origin(hint) is Literal:
+        return type(get_args(hint)[0]) | None
+    kinds = [list[str] if kind is tuple else kind for kind in _kinds(hint) if kind is not NoneType]
+    return kinds[0] | None if len(kinds) == 1 else Any
+
+
+def _declared() -> dict[str, object]:
+    found: dict[str, object] = {"method": str | None}
+    for schema in (Hyperparameters, *OPTIONS.values()):
+        hints = get_type_hints(schema)
+        names = COMMON if schema is Hyperparameters else [f.name for f in fields(schema)]
+        found |= {name: _optional(hints[name]) for name in names}
+    return found
+
+
+FIELDS = _declared()
+"""Every hyperparameter of every method with its type as a field of the sweep file, where each is
+optional. A value that may be a word or a list is `Any`: OmegaConf has no such unions.
+"""

@@ -1,7 +1,6 @@
 """Whether the search space and what is fixed fit together, before a trial is drawn."""
 
 from search_spaces import Choice
-from sweeps.config.errors import ConfigError
 from sweeps.config.messages import what_was_meant
 from sweeps.config.schema import HYPERPARAMETERS, SweepConfig
 from trainables.errors import InputError
@@ -13,12 +12,12 @@ def check_hyperparameters(config: SweepConfig) -> None:
     a trial is drawn.
     """
     if config.search.space is None:
-        raise ConfigError(
+        raise InputError(
             "search.space: not given; the name of a preset, a YAML file, or the space itself"
         )
     space = config.space()
     if config.search.sampler == "grid" and space.size() is None:
-        raise ConfigError(
+        raise InputError(
             "search.sampler: grid needs a finite space, got one in which a float varies; allowed:"
             " tpe, random"
         )
@@ -26,14 +25,14 @@ def check_hyperparameters(config: SweepConfig) -> None:
     for path, _ in space.parameters:
         name = path.rsplit(".", 1)[-1]
         if name in fixed:
-            raise ConfigError(f"train.{name}: also varies in search.space; set it in one place")
+            raise InputError(f"train.{name}: also varies in search.space; set it in one place")
         if name not in HYPERPARAMETERS:
-            raise ConfigError(
+            raise InputError(
                 f"search.space.{path}: not a hyperparameter."
                 f" {what_was_meant(name, HYPERPARAMETERS)}"
             )
     if "method" not in fixed and not any(path == "method" for path, _ in space.parameters):
-        raise ConfigError(
+        raise InputError(
             f"search.space.method: not given; one of {', '.join(OPTIONS)}, here or as train.method"
         )
     wrong: dict[str, str] = {}
@@ -51,10 +50,10 @@ def check_hyperparameters(config: SweepConfig) -> None:
         ):  # single configurations may be invalid: they are drawn again when they come up
             continue
         if reason.partition(":")[0] in fixed:
-            raise ConfigError(f"train.{reason}")
+            raise InputError(f"train.{reason}")
         if method not in OPTIONS:
-            raise ConfigError(f"search.space.{reason}")
-        raise ConfigError(f"search.space: no configuration of method {method} is valid: {reason}")
+            raise InputError(f"search.space.{reason}")
+        raise InputError(f"search.space: no configuration of method {method} is valid: {reason}")
     _check_values(config)
     for number, initial in enumerate(config.search.initial):
         space.encode(initial, f"search.initial[{number}]")
@@ -76,6 +75,6 @@ def _check_values(config: SweepConfig) -> None:
                     parse({**draw, name: value})
                 except InputError as error:
                     if str(error).startswith(f"{name}:"):
-                        raise ConfigError(
+                        raise InputError(
                             f"search.space.{path}: {str(error).removeprefix(f'{name}: ')}"
                         ) from error

@@ -14,26 +14,26 @@ from yaml import YAMLError
 
 from search_spaces import SpaceError, load_tree
 from sweeps.config.checks import check_hyperparameters
-from sweeps.config.errors import ConfigError
 from sweeps.config.messages import allowed, explained, shown, what_was_meant
 from sweeps.config.schema import SweepConfig
+from trainables.errors import InputError
 from trainables.hyperparameters import OPTIONS
 
 
 def load(file: Path, overrides: Sequence[str] = ()) -> SweepConfig:
-    """Read and validate a sweep file, whole, before anything starts. Raises ConfigError."""
+    """Read and validate a sweep file, whole, before anything starts. Raises InputError."""
     if not file.is_file():
-        raise ConfigError(f"{file}: no such file")
+        raise InputError(f"{file}: no such file")
     try:
         given = OmegaConf.load(file)
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid YAML{_yaml_problem(error)}") from error
+        raise InputError(f"{file}: not valid YAML{_yaml_problem(error)}") from error
     except OSError as error:  # also what OmegaConf raises for a file that holds a lone scalar
-        raise ConfigError(
+        raise InputError(
             f"{file}: must be a mapping with name, model, task, data and search ({error})"
         ) from error
     if not isinstance(given, DictConfig):
-        raise ConfigError(
+        raise InputError(
             f"{file}: must be a mapping with name, model, task, data and search, got a list"
         )
     return from_tree(given, overrides, str(file))
@@ -51,9 +51,9 @@ def from_tree(given: DictConfig, overrides: Sequence[str], where: str) -> SweepC
         assert isinstance(config, SweepConfig)
         check_hyperparameters(config)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{where}: {explained(error, tree)}") from error
+        raise InputError(f"{where}: {explained(error, tree)}") from error
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
     return config
 
 
@@ -61,18 +61,18 @@ def _override(given: DictConfig, override: str) -> None:
     """Set what `key=value` names; the value is YAML, and replaces what was there."""
     key, equals, value = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.[\w-]+|\[\d+\])*", key):
-        raise ConfigError(f"{override}: an override must be key=value, such as search.trials=4")
+        raise InputError(f"{override}: an override must be key=value, such as search.trials=4")
     try:
         if key.startswith("search.space."):
             key = _open_space(given, key)
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
         OmegaConf.update(given, key, parsed["value"], merge=False, force_add=True)
     except YAMLError as error:
-        raise ConfigError(f"{override}: not valid YAML{_yaml_problem(error)}") from error
+        raise InputError(f"{override}: not valid YAML{_yaml_problem(error)}") from error
     except SpaceError as error:
-        raise ConfigError(f"{override}: {error}") from error
+        raise InputError(f"{override}: {error}") from error
     except (OmegaConfBaseException, IndexError, TypeError) as error:
-        raise ConfigError(f"{override}: there is no {key} to set") from error
+        raise InputError(f"{override}: there is no {key} to set") from error
 
 
 def _open_space(given: DictConfig, key: str) -> str:
@@ -125,7 +125,7 @@ def _check_sections(given: Any, hint: Any, key: str) -> None:
         return
     if dataclasses.is_dataclass(hint) or get_origin(hint) in (dict, list):
         if not isinstance(given, list if get_origin(hint) is list else dict):
-            raise ConfigError(f"{key}: must be {allowed(hint)}, got {shown(given)}")
+            raise InputError(f"{key}: must be {allowed(hint)}, got {shown(given)}")
     if get_origin(hint) is list:
         for index, item in enumerate(given):
             _check_sections(item, get_args(hint)[0], f"{key}[{index}]")
@@ -135,11 +135,11 @@ def _check_sections(given: Any, hint: Any, key: str) -> None:
     for name, value in given.items():
         at = f"{key}.{name}" if key else str(name)
         if name not in hints:
-            raise ConfigError(f"{at}: unknown key. {what_was_meant(str(name), hints)}")
+            raise InputError(f"{at}: unknown key. {what_was_meant(str(name), hints)}")
         _check_sections(value, hints[name], at)
     for part in dataclasses.fields(hint):
         if part.default is part.default_factory is dataclasses.MISSING and part.name not in given:
-            raise ConfigError(
+            raise InputError(
                 f"{f'{key}.' if key else ''}{part.name}: not given; must be"
                 f" {allowed(hints[part.name])}"
             )

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sweeps.config.errors import ConfigError
 from sweeps.config.messages import shown
 from sweeps.config.schema import HYPERPARAMETERS, SweepConfig
+from trainables.errors import InputError
 
 FIXED_ON_RESUME = {  # what a sweep that has begun cannot change, and why
     "name": "it names the sweep's folder",
@@ -47,7 +47,7 @@ def _leaves(section: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def check_resumable(former: SweepConfig, config: SweepConfig) -> None:
-    """Raise ConfigError where a sweep that ran as `former` cannot go on as `config`."""
+    """Raise InputError where a sweep that ran as `former` cannot go on as `config`."""
     before, now = dict(_leaves(former, "")), dict(_leaves(config, ""))
     found = []
     for key in [key for key in before if before[key] != now[key]]:
@@ -66,7 +66,7 @@ def check_resumable(former: SweepConfig, config: SweepConfig) -> None:
                 " for that"
             )
     if found:
-        raise ConfigError("; ".join(found))
+        raise InputError("; ".join(found))
 
 
 def as_trained(

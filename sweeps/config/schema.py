@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from cluster.config import ClusterConfig
 from search_spaces import Domain, Space, SpaceError, load_space
-from sweeps.config.errors import ConfigError
 from sweeps.selection.config import SelectionConfig
 from sweeps.tracking.config import TrackingConfig
 from trainables.data.config import DataConfig
@@ -43,16 +42,16 @@ class EarlyStoppingConfig:
 
     def __post_init__(self) -> None:
         if self.grace_epochs <= 0:
-            raise ConfigError(
+            raise InputError(
                 f"search.early_stopping.grace_epochs: must be above 0, got {self.grace_epochs}"
             )
         if self.reduction_factor <= 1:
-            raise ConfigError(
+            raise InputError(
                 "search.early_stopping.reduction_factor: must be above 1, got"
                 f" {self.reduction_factor}"
             )
         if self.overfit_patience < 1:
-            raise ConfigError(
+            raise InputError(
                 "search.early_stopping.overfit_patience: must be at least 1, got"
                 f" {self.overfit_patience}"
             )
@@ -80,10 +79,10 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         if self.trials < 1:
-            raise ConfigError(f"search.trials: must be at least 1, got {self.trials}")
+            raise InputError(f"search.trials: must be at least 1, got {self.trials}")
         startup = self.startup_trials
         if not (startup == "auto" or (isinstance(startup, int) and startup >= 0)):
-            raise ConfigError(
+            raise InputError(
                 f"search.startup_trials: must be auto or 0 or more trials, got {startup!r}"
             )
         self.time_budget_s()
@@ -99,7 +98,7 @@ class SearchConfig:
             return None
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", self.time_budget)
         if match is None or float(match[1]) == 0:
-            raise ConfigError(
+            raise InputError(
                 "search.time_budget: must be a number with s, m, h or d, such as 8h, got"
                 f" {self.time_budget!r}"
             )
@@ -150,13 +149,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         every = self.evaluate_every
         if not (every == "epoch" or (isinstance(every, int) and every > 0)):
-            raise ConfigError(
+            raise InputError(
                 f"train.evaluate_every: must be epoch or a number of samples above 0, got {every!r}"
             )
         for name in ("max_tokens", "probe_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"train.{name}: must be at least 1, got {value}")
+                raise InputError(f"train.{name}: must be at least 1, got {value}")
 
     def fixed(self) -> dict[str, Any]:
         """The hyperparameters that are set here."""
@@ -192,34 +191,34 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
-            raise ConfigError(
+            raise InputError(
                 "name: must be 1 to 64 letters, digits, dots, dashes or underscores, got"
                 f" {self.name!r}"
             )
         if self.seed < 0:
-            raise ConfigError(f"seed: must be 0 or more, got {self.seed}")
+            raise InputError(f"seed: must be 0 or more, got {self.seed}")
         if self.selection.general_text is not None and self.task == "classification":
-            raise ConfigError(
+            raise InputError(
                 "selection.general_text: is for language models, got task classification"
             )
         limits = self.selection.limits
         if limits.of_forgetting and self.task == "classification":
-            raise ConfigError(
+            raise InputError(
                 "selection.limits: forgetting and kl are measured of language models (task"
                 " instruction or causal_lm), got task classification"
             )
         if limits.of_slices and self.data.slice is None:
-            raise ConfigError(
+            raise InputError(
                 "selection.limits: limits on slices need data.slice, the column that tells them;"
                 " got none"
             )
         if limits.slice_accuracy is not None and self.task != "classification":
-            raise ConfigError(
+            raise InputError(
                 f"selection.limits.slice_accuracy: is for classification, got task {self.task};"
                 " slice_loss is for all"
             )
         if not self.data.train:
-            raise ConfigError(
+            raise InputError(
                 "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or"
                 " hf:owner/name"
             )

@@ -18,8 +18,10 @@ from sweeps.reporting.words import (
     verdict_words,
 )
 from trainables.data.manifest import Manifest
+from trainables.hyperparameters import OPTIONS
 
-PEFT_METHODS = ("lora", "qlora", "ia3", "prompt")  # whose checkpoints are PEFT's
+# whose checkpoints are PEFT's
+PEFT_METHODS = [name for name, options in OPTIONS.items() if options.loaded_by == "PEFT"]
 
 
 def card(config: SweepConfig, board: dict[str, Any], manifest: Manifest, loading: list[str]) -> str:
@@ -95,7 +97,7 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: Manifest, loading
             " and PEFT:"
             if method in PEFT_METHODS
             else " and this project:"
-            if method == "adapter"
+            if OPTIONS[method].loaded_by == "this project"
             else ":"
         ),
         "",

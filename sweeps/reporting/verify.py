@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sweeps.config.errors import ConfigError
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.reporting.handover import relative_name, trained_base
 from trainables.data.arrow import split_fingerprint
 from trainables.data.sources import source_fingerprint
+from trainables.errors import InputError
 from trainables.models.checkpoint import load_checkpoint
 from trainables.models.files import fingerprint, load_tokenizer, quiet
 from trainables.storage.checkpoints import read_evaluation
@@ -50,7 +50,7 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
     compare.
 
     The winner on the validation split and, where it was scored, on the test split; finalists on the
-    validation split. Raises ConfigError when there is no winner to verify.
+    validation split. Raises InputError when there is no winner to verify.
     """
     import torch
 
@@ -60,7 +60,7 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
     quiet()
     store = ledger.store
     if not store.exists("winner/winner.json"):
-        raise ConfigError(
+        raise InputError(
             f"{store.path('')}: there is no winner to verify; the sweep has not ended, or nothing"
             " could win"
         )
@@ -89,7 +89,7 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
                 )
                 measured = {"loss": found.loss, **task.metrics(*found.columns)}
                 tolerance = (
-                    TOLERANCE if exact and spec.quantisation == "plain" else LOW_PRECISION_TOLERANCE
+                    TOLERANCE if exact and spec.quantisation == "none" else LOW_PRECISION_TOLERANCE
                 )
                 checks.append(
                     Check(

@@ -31,7 +31,7 @@ def memory_lines(config: SweepConfig) -> list[str]:
     drawn = [hp for hp in map(parse, config.draws()) if hp.method in ADDITIVE]
     drawn.sort(key=_size_of)
     # one for each method and kind of base, the last of the same being the largest
-    largest = {(hp.method, ADDITIVE[hp.method].quantisation(hp.options)): hp for hp in drawn}
+    largest = {(hp.method, hp.options.quantisation): hp for hp in drawn}
     lines = []
     for _, hp in sorted(largest.items(), key=lambda item: item[0]):
         what = _words(hp)
@@ -88,7 +88,7 @@ def _estimate(config: SweepConfig, hp: Hyperparameters) -> Any:
     from trainables.methods import quantisation_of
     from trainables.tasks import TASKS
 
-    frozen = hp.method not in ("full", "partial") and config.train.precision != "float32"
+    frozen = not hp.options.trains_base and config.train.precision != "float32"
     half = config.model.dtype in ("bfloat16", "float16") or config.model.dtype == "auto" and frozen
     return estimate(
         load_model_config(config.model),
@@ -129,4 +129,4 @@ def _words(hp: Hyperparameters) -> str:
     }
     quantisation = quantisation_of(hp.method, hp.options)
     at = "".join(f" at {name} {value}" for name, value in sizes.items())
-    return f"{hp.method}{at}" + (f" over {quantisation}" if quantisation != "plain" else "")
+    return f"{hp.method}{at}" + (f" over {quantisation}" if quantisation != "none" else "")

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sweeps.config.errors import ConfigError
 from sweeps.config.schema import SweepConfig
 from sweeps.run.estimates import device_bytes, smallest_estimates
 from trainables.data.manifest import Manifest
+from trainables.errors import InputError
 from trainables.models.files import (
     check_files,
     context_length,
@@ -36,17 +36,17 @@ def prepare_data(config: SweepConfig, folder: Path) -> Manifest:
     longest = max(split.longest for split in manifest.splits.values())
     if more and context is not None and longest + more > context:
         if context - more < 2:
-            raise ConfigError(
+            raise InputError(
                 f"virtual_tokens: must be below the model's context of {context} tokens (at most"
                 f" {context - 2}: a row needs 2), got {more}"
             )
-        raise ConfigError(
+        raise InputError(
             f"virtual_tokens: {more} and the longest row of {longest} tokens do not fit the model's"
             f" context of {context}; set data.max_length to {context - more} or less"
         )
     counts, limits = manifest.splits["validation"].slice_counts or {}, config.selection.limits
     if limits.of_slices and max(counts.values()) < limits.slice_rows:
-        raise ConfigError(
+        raise InputError(
             f"selection.limits.slice_rows: must be at most {max(counts.values())}, the rows of the"
             f" largest slice of {config.data.slice!r} in validation, got {limits.slice_rows}: no"
             " checkpoint could keep to a limit on slices"
@@ -54,7 +54,7 @@ def prepare_data(config: SweepConfig, folder: Path) -> Manifest:
     _refuse_unknown_ids(config, folder, tokenizer)
     if config.cluster.address is None and (largest := device_bytes()) is not None:
         if (why := too_large(smallest_estimates(config), largest)) is not None:
-            raise ConfigError(why)
+            raise InputError(why)
     if config.task != "classification":
         room = (
             None if context is None else context - more
@@ -71,7 +71,7 @@ def _refuse_unknown_ids(config: SweepConfig, folder: Path, tokenizer: Any) -> No
     largest = max(open_split(folder, name).largest_id for name in ("train", "validation"))
     found = max(largest, tokenizer.pad_token_id)
     if rows is not None and found >= rows:
-        raise ConfigError(
+        raise InputError(
             f"model.name: the tokenizer of {config.model.name} gives the data ids up to {found},"
             f" and the model has an embedding of {rows} tokens; take the tokenizer that the model"
             " was trained with, or a model with more"
@@ -87,16 +87,16 @@ def _general_text(config: SweepConfig) -> str:
     try:
         text = Path(config.selection.general_text).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
+        raise InputError(
             f"selection.general_text: cannot read {config.selection.general_text}: {error}"
         ) from error
     if not text.strip():
-        raise ConfigError(f"selection.general_text: {config.selection.general_text} is empty")
+        raise InputError(f"selection.general_text: {config.selection.general_text} is empty")
     return text
 
 
 def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> None:
-    """Rehearse the sweep with its prepared data, and say what came of it; ConfigError where
+    """Rehearse the sweep with its prepared data, and say what came of it; InputError where
     something would go wrong.
     """
     if not config.rehearse:
@@ -110,10 +110,10 @@ def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> No
         say(f"Not rehearsed: {config.model.name} cannot be made small ({found.why_not})")
         return
     if refused := [each for each in found.found if each.by_settings]:
-        raise ConfigError(f"search.space: method {refused[0].what}: {refused[0].problem}")
+        raise InputError(f"search.space: method {refused[0].what}: {refused[0].problem}")
     if found.problems:
         more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
-        raise ConfigError(
+        raise InputError(
             f"model.name: {config.model.name}, rehearsed with {found.size}:"
             f" {found.problems[0]}{more}; leave the method out, choose another model, or set"
             " rehearse=false to try it nevertheless"

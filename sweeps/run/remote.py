@@ -9,9 +9,9 @@ from typing import Any
 
 from cluster.submit import JobOutcome, is_loopback, parse_address, stage
 from cluster.submit import submit as submit_job
-from sweeps.config.errors import ConfigError
 from sweeps.config.loading import dump, with_own_space
 from sweeps.config.schema import SweepConfig
+from trainables.errors import InputError
 
 STOP_WAIT = (  # seconds from the signal that stops a job to the one that kills it
     "RAY_JOB_STOP_WAIT_TIME_S"
@@ -31,11 +31,11 @@ def submit_sweep(
     """Run a sweep on the cluster with its dashboard at `address`.
 
     Data files of this machine travel with the job; a model folder and the storage must be where the
-    cluster's nodes reach them. Raises ConfigError or ClusterError before anything is submitted.
+    cluster's nodes reach them. Raises InputError or ClusterError before anything is submitted.
     """
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
     if not address:
-        raise ConfigError(
+        raise InputError(
             "--address: not given; the cluster's dashboard, such as http://127.0.0.1:8265"
         )
     files: dict[str, Path] = {}
@@ -90,7 +90,7 @@ def _shipped(key: str, source: Any, files: dict[str, Path]) -> Any:
         return source
     path = Path(source).expanduser()
     if not path.is_file():
-        raise ConfigError(f"{key}: no such file: {source}")
+        raise InputError(f"{key}: no such file: {source}")
     name = f"data/{key.rsplit('.', 1)[1]}{path.suffix}"
     files[name] = path
     return name
@@ -103,7 +103,7 @@ def _storage(config: SweepConfig, address: str) -> str:
     _, host, _ = parse_address(address)
     if is_loopback(host):
         return str(Path(config.storage).absolute())
-    raise ConfigError(
+    raise InputError(
         "storage: must be a URL (s3://…, gs://…) or an absolute path that every node of the"
         f" cluster reads, got {config.storage!r}"
     )

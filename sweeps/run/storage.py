@@ -6,8 +6,8 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from sweeps.config.errors import ConfigError
 from sweeps.config.schema import SweepConfig
+from trainables.errors import InputError
 from trainables.storage.store import Store
 
 
@@ -37,7 +37,7 @@ def check_storage(config: SweepConfig) -> None:
         reason = (
             getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         )
-        raise ConfigError(
+        raise InputError(
             f"storage: cannot write to {config.storage}: {reason}; give a folder or an fsspec URL"
             " that can be written"
         ) from error

@@ -21,7 +21,6 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from sweeps.config.draws import first_of_each_method
-from sweeps.config.errors import ConfigError
 from sweeps.config.loading import dump, from_tree, with_own_space
 from sweeps.config.resuming import as_trained, check_resumable, differences
 from sweeps.config.schema import SweepConfig
@@ -44,6 +43,7 @@ from sweeps.selection.verdicts import best_point, standing_verdict
 from trainables.data.config import DataConfig
 from trainables.data.manifest import MANIFEST, Manifest
 from trainables.engine.schedule import trained_samples
+from trainables.errors import InputError
 from trainables.evaluation.record import Evaluation
 from trainables.models.files import fingerprint, load_tokenizer
 from trainables.storage.checkpoints import CHECKPOINT
@@ -138,11 +138,11 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
     """
     status, elapsed_s = ledger.status()
     if status == "running":
-        raise ConfigError(
+        raise InputError(
             f"{ledger.store.path('')}: this sweep is running; `best` shows how far it is"
         )
     if not ledger.has_data():
-        raise ConfigError(
+        raise InputError(
             f"{ledger.store.path('')}: has no prepared data, so it never began; run it anew"
         )
     ledger.store.clear_scratch()
@@ -181,7 +181,7 @@ def tracked(config: SweepConfig, manifest: Manifest, base: dict[str, str]) -> di
 
 
 def _amend(ledger: Ledger, config: SweepConfig) -> list[str]:
-    """Let the sweep go on as `config`; says what has changed since it last ran. Raises ConfigError
+    """Let the sweep go on as `config`; says what has changed since it last ran. Raises InputError
     for what cannot.
     """
     ran_with = ledger.store.find("configurations")

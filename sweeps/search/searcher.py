@@ -9,7 +9,6 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search_spaces import Domain, Space, SpaceError
-from sweeps.config.errors import ConfigError
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import UNFINISHED
@@ -227,7 +226,7 @@ class StudySearcher(Searcher):
             assert trial is not None, "it was checked before"
             return trial
         if self._invalid and not self._ledger.curves():
-            raise ConfigError(
+            raise InputError(
                 "search.space: no valid configuration was found, the last is not because:"
                 f" {self._invalid}"
             )

@@ -142,7 +142,7 @@ def load(model: Path, job: Job) -> Any:
     spec = BaseSpec(
         model=ModelConfig(name=str(model)),
         auto_class="AutoModelForCausalLM",
-        quantisation="nf4" if job.base == "nf4" else "plain",
+        quantisation="nf4" if job.base == "nf4" else "none",
         dtype=torch.float32 if job.base == "float32" else torch.bfloat16,
         pad_token_id=0,
     )

@@ -209,7 +209,7 @@ class Lab:
         self,
         model: str,
         *,
-        quantisation: Any = "plain",
+        quantisation: Any = "none",
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> BaseModel:
@@ -223,7 +223,7 @@ class Lab:
         self,
         model: str,
         *,
-        quantisation: Any = "plain",
+        quantisation: Any = "none",
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> BaseModel:
@@ -232,7 +232,7 @@ class Lab:
         )
 
     def spec(
-        self, model: str, *, quantisation: Any = "plain", dtype: torch.dtype = torch.float32
+        self, model: str, *, quantisation: Any = "none", dtype: torch.dtype = torch.float32
     ) -> BaseSpec:
         task = self.task(model)
         return BaseSpec(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ class MicroBatch:
     lanes_B: Tensor  # the trial's row in the matrix, of each row of the pass
 
     @classmethod
-    def of(cls, lanes_B: Sequence[int], device: torch.device) -> "MicroBatch":
+    def of(cls, lanes_B: Sequence[int] | np.ndarray, device: torch.device) -> "MicroBatch":
         """`lanes_B`: whose each row is, ascending."""
         segments, start = [], 0
         for lane, group in itertools.groupby(lanes_B):

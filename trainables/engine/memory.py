@@ -123,7 +123,7 @@ def estimate(
             ),
             dtype_bytes=dtype_bytes,
             compute_bytes=compute_bytes,
-            casts=quantisation == "plain" and compute_bytes < dtype_bytes,
+            casts=quantisation == "none" and compute_bytes < dtype_bytes,
             tokens=max_tokens,
             gradient_checkpointing=gradient_checkpointing,
         ),
@@ -200,7 +200,7 @@ def _base_bytes(
     count = sum(weight.numel() for weight in weights)
     rest = sum(parameter.numel() for parameter in model.parameters()) - count
     quantised = {
-        "plain": count * dtype_bytes,
+        "none": count * dtype_bytes,
         "nf4": int(count * NF4_BITS / 8),
         "int8": (
             count + sum(weight.shape[0] * FLOAT32 for weight in weights)

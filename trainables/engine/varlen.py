@@ -32,7 +32,7 @@ class Rows:
     padded_N: Tensor  # of each token among B * T padded ones
 
     @classmethod
-    def of(cls, lengths_B: Sequence[int], device: torch.device) -> "Rows":
+    def of(cls, lengths_B: Sequence[int] | np.ndarray, device: torch.device) -> "Rows":
         lengths = np.asarray(lengths_B)
         starts = np.concatenate([[0], np.cumsum(lengths)])
         positions_N = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainables.engine.sites import Addition
-from trainables.hyperparameters import OPTIONS
+from trainables.hyperparameters import OPTIONS, MethodOptions
 from trainables.methods.adapter import Adapter
 from trainables.methods.full import Full
 from trainables.methods.ia3 import Ia3
@@ -31,9 +31,6 @@ class Additive(Protocol):
     """Whether weights that it adds are computed with beside the base's when the model is used: they
     cannot be merged.
     """
-
-    def quantisation(self, options: Any) -> Quantisation:
-        """The kind of base that it trains over; trials of one quantisation share it."""
 
     def plan(self, base: BaseModel, options: Any) -> list[Addition]:
         """All that a trial with `options` adds, with initial values. Draws from torch's
@@ -67,10 +64,8 @@ ADDITIVE: dict[str, Additive] = {
 REPLACING: dict[str, Replacing] = {"full": Full(), "partial": Partial()}
 
 
-def quantisation_of(method: str, options: Any = None) -> Quantisation:
-    """How the base of a trial lies in memory; `options` None: the method's defaults."""
-    return (
-        ADDITIVE[method].quantisation(options or OPTIONS[method]())
-        if method in ADDITIVE
-        else "plain"
-    )
+def quantisation_of(method: str, options: MethodOptions | None = None) -> Quantisation:
+    """How the base of a trial is stored in memory; `options` None: the method's defaults."""
+    if method in REPLACING:
+        return "none"
+    return (options or OPTIONS[method]()).quantisation

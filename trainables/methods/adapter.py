@@ -12,7 +12,6 @@ from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import AdapterOptions
 from trainables.models.base import BaseModel
-from trainables.models.config import Quantisation
 from trainables.models.structure import layer_lists
 
 
@@ -65,9 +64,6 @@ class Adapter:
     """
 
     stays_beside = True
-
-    def quantisation(self, options: AdapterOptions) -> Quantisation:
-        return "plain"
 
     def plan(self, base: BaseModel, options: AdapterOptions) -> list[Addition]:
         """`down` as torch draws linear layers (Kaiming uniform), the rest zero."""

@@ -11,7 +11,6 @@ from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import Ia3Options
 from trainables.models.base import BaseModel
-from trainables.models.config import Quantisation
 from trainables.models.structure import (
     attends,
     features,
@@ -132,9 +131,6 @@ class Ia3:
     """IA3 over a frozen base: learned scales, all 1 at the start. What leaves is PEFT's format."""
 
     stays_beside = False
-
-    def quantisation(self, options: Ia3Options) -> Quantisation:
-        return "plain"
 
     def plan(self, base: BaseModel, options: Ia3Options) -> list[Addition]:
         additions = []

@@ -12,7 +12,6 @@ from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import LoraOptions
 from trainables.models.base import BaseModel
-from trainables.models.config import Quantisation
 from trainables.models.structure import attends, features, linear_layers, served_by_peft
 
 FIRST_LAYER = (
@@ -138,9 +137,6 @@ class Lora:
     """
 
     stays_beside = False
-
-    def quantisation(self, options: LoraOptions) -> Quantisation:
-        return "plain"
 
     def plan(self, base: BaseModel, options: LoraOptions) -> list[Addition]:
         """A as PEFT draws it (Kaiming uniform), B zero."""

@@ -9,7 +9,6 @@ from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import PromptOptions
 from trainables.models.base import BaseModel
-from trainables.models.config import Quantisation
 from trainables.models.files import context_length
 
 
@@ -62,9 +61,6 @@ class Prompt:
     """
 
     stays_beside = False
-
-    def quantisation(self, options: PromptOptions) -> Quantisation:
-        return "plain"
 
     def plan(self, base: BaseModel, options: PromptOptions) -> list[Addition]:
         """Embeddings of tokens drawn at random from the vocabulary (Lester et al. 2021, section

@@ -1,12 +1,14 @@
-"""Load the base model and its tokenizer: from a hub, a folder, or a Python package that carries the
-files.
-"""
+"""Which base is loaded, and the base once it is."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trainables.models.config import ModelConfig, Quantisation
 from trainables.models.files import load_model_config
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,18 +20,17 @@ class BaseSpec:
 
     model: ModelConfig
     auto_class: str  # name of the class of transformers
-    quantisation: Quantisation = "plain"
-    # torch.dtype of the weights that are not quantised; None: that of the checkpoint
-    dtype: Any = None
-    pad_token_id: (
-        int  # the tokenizer's, which the model's configuration need not name, or may name otherwise
-    )
+    quantisation: Quantisation = "none"
+    # of the weights that are not quantised; None: that of the checkpoint
+    dtype: "torch.dtype | None" = None
+    # the tokenizer's, which the model's configuration need not name, or may name otherwise
+    pad_token_id: int
     labels: tuple[str, ...] = ()  # classes; none for language models
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What the task sets in the model's configuration."""
-        found: dict[str, Any] = {"pad_token_id": self.pad_token_id}
+        found: dict[str, object] = {"pad_token_id": self.pad_token_id}
         if self.is_classifier:
             found |= {
                 "num_labels": len(self.labels),
@@ -42,7 +43,7 @@ class BaseSpec:
     def is_classifier(self) -> bool:
         return self.auto_class == "AutoModelForSequenceClassification"
 
-    def config(self) -> Any:
+    def config(self) -> "PreTrainedConfig":
         """The transformers configuration with these settings."""
         config = load_model_config(self.model)
         for name, value in self.settings.items():
@@ -56,22 +57,20 @@ class BaseModel:
     backbone of a classifier.
     """
 
-    model: Any  # transformers.PreTrainedModel
+    model: "PreTrainedModel"
     quantisation: Quantisation
-    dtype: Any  # torch.dtype that was asked for
+    dtype: "torch.dtype"  # that was asked for
     head: tuple[str, ...] = ()
-    new: tuple[
-        str, ...
-    ] = ()  # those of the head that the checkpoint did not bring; drawn from each trial's seed
-    fixed: frozenset[str] = (
-        frozenset()
-    )  # parameters that the model itself never trains, such as tables of sinusoids
+    # those of the head that the checkpoint did not bring; drawn from each trial's seed
+    new: tuple[str, ...] = ()
+    # parameters that the model itself never trains, such as tables of sinusoids
+    fixed: frozenset[str] = frozenset()
     spec: BaseSpec | None = None  # how it was loaded; None: it was drawn, and not loaded at all
-    config: Any = None  # transformers configuration of what leaves: without what only training sets
+    # transformers' configuration of what is saved: without what only training sets
+    config: "PreTrainedConfig | None" = None
     # a language model's output layer, where its logits are just what that layer gives: the loss is
-    # then computed from
-    # hidden states, of targets alone and in chunks
-    output: Any = None
+    # then computed from hidden states, of targets alone and in chunks
+    output: "torch.nn.Linear | None" = None
 
     def in_head(self, name: str) -> bool:
         """Whether the module or parameter `name` belongs to the head."""

@@ -7,7 +7,7 @@ code on a winner's card.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, cast
 
 from trainables.models.base import BaseSpec
 from trainables.models.config import ModelConfig
@@ -16,21 +16,32 @@ from trainables.models.loading import load_pretrained
 from trainables.models.precision import base_dtype
 from trainables.models.quantisation import unquantised
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from trainables.hyperparameters import MethodOptions
+
 ADAPTER = "adapter_config.json"  # PEFT's name
-SELF_CONTAINED = (
-    "LORA",
-    "IA3",
-)  # kinds of adapter that transformers itself loads from the folder of a whole model
+# kinds of adapter that transformers itself loads from the folder of a whole model
+SELF_CONTAINED = ("LORA", "IA3")
+
+
+class LoadsModel(Protocol):
+    """A task, as far as loading is concerned."""
+
+    @property
+    def auto_class(self) -> str: ...
 
 
 def base_spec(
     model: ModelConfig,
-    task: Any,
+    task: LoadsModel,
     labels: list[str] | tuple[str, ...],
     pad_token_id: int,
     method: str,
-    options: Any = None,
-    device: Any = None,
+    options: "MethodOptions | None" = None,
+    device: "torch.device | None" = None,
     precision: str = "auto",
 ) -> BaseSpec:
     """The base that a trial of `method` trains over on `device` (None: the CPU). `task`: one of
@@ -50,12 +61,12 @@ def base_spec(
     )
 
 
-def load_base_model(spec: BaseSpec, device: Any) -> Any:
+def load_base_model(spec: BaseSpec, device: "torch.device") -> "PreTrainedModel":
     """The untuned model in eval mode on `device`; the head of a classifier is new."""
     return load_pretrained(spec, device)[0]
 
 
-def load_checkpoint(folder: Path, spec: BaseSpec, device: Any) -> Any:
+def load_checkpoint(folder: Path, spec: BaseSpec, device: "torch.device") -> "PreTrainedModel":
     """A trained model in eval mode on `device`: `from_pretrained`, and PEFT or `load_adapter` over
     the base for an adapter.
     """
@@ -63,13 +74,19 @@ def load_checkpoint(folder: Path, spec: BaseSpec, device: Any) -> Any:
     if not described.is_file():
         return load_pretrained(spec, device, source=folder)[0]
     base = load_base_model(spec, device)
-    if json.loads(described.read_text()).get("adapter_type") == "bottleneck":
+    if _is_bottleneck(folder):
         from trainables.methods.adapter import load_adapter
 
         return load_adapter(base, folder).eval()
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(base, str(folder)).eval()
+    # PEFT's wrapper hands on what it is asked for
+    return cast("PreTrainedModel", PeftModel.from_pretrained(base, str(folder)).eval())
+
+
+def _is_bottleneck(folder: Path) -> bool:
+    """Whether the adapter in `folder` is this project's own."""
+    return json.loads((folder / ADAPTER).read_text()).get("adapter_type") == "bottleneck"
 
 
 def complete(folder: Path, spec: BaseSpec, name: str) -> bool:
@@ -88,7 +105,7 @@ def complete(folder: Path, spec: BaseSpec, name: str) -> bool:
     adapter = json.loads(described.read_text())
     if (
         not spec.is_classifier
-        or spec.quantisation != "plain"
+        or spec.quantisation != "none"
         or adapter.get("peft_type") not in SELF_CONTAINED
     ):
         return False
@@ -100,35 +117,20 @@ def complete(folder: Path, spec: BaseSpec, name: str) -> bool:
 
 def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
     """Python that loads what lies in `folder` as `model`, where the folder is called `name`."""
-    auto, load = spec.auto_class, ["import torch"]
-    dtype = f"dtype={spec.dtype}" if spec.dtype is not None else 'dtype="auto"'
     if not (folder / ADAPTER).is_file() or (folder / "config.json").is_file():
-        remote = ", trust_remote_code=True" if spec.model.trust_remote_code else ""
-        load.append(f"from transformers import {auto}, AutoTokenizer")
-        if (
-            folder / ADAPTER
-        ).is_file():  # PEFT looks for the base under the name that the adapter gives it
-            load.append(
-                "# or AutoPeftModelForSequenceClassification of peft, which needs the folder to be"
-                f" {name!r} from here"
-            )
-        return [*load, f'model = {auto}.from_pretrained("{name}", {dtype}{remote}).eval()']
-    base, arguments = repr(spec.model.name), [dtype, f"pad_token_id={spec.pad_token_id}"]
+        return _code_of_a_whole_model(folder, spec, name)
+    arguments = [_base_argument(spec), _dtype(spec), f"pad_token_id={spec.pad_token_id}"]
+    load, bottleneck = ["import torch"], _is_bottleneck(folder)
     if spec.model.name.startswith("package:"):
-        package, _, inside = spec.model.name.removeprefix("package:").partition("/")
         load += ["from importlib.util import find_spec", "from pathlib import Path"]
-        base = f'Path(find_spec("{package}").origin).parent / "{inside}"'
-    elif Path(resolve(spec.model.name)).is_dir():
-        base = repr(resolve(spec.model.name))
-    bottleneck = json.loads((folder / ADAPTER).read_text()).get("adapter_type") == "bottleneck"
     load.append(
         "from trainables.methods.adapter import load_adapter"
         if bottleneck
         else "from peft import PeftModel"
     )
     load.append(
-        f"from transformers import {auto}, AutoTokenizer"
-        + (", BitsAndBytesConfig" if spec.quantisation != "plain" else "")
+        f"from transformers import {spec.auto_class}, AutoTokenizer"
+        + (", BitsAndBytesConfig" if spec.quantisation != "none" else "")
     )
     if spec.is_classifier:
         load.append(f"labels = {list(spec.labels)!r}")
@@ -137,20 +139,11 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
             "id2label=dict(enumerate(labels))",
             "label2id={label: i for i, label in enumerate(labels)}",
         ]
-    if spec.quantisation != "plain":
-        how = "load_in_8bit=True"
-        if spec.quantisation == "nf4":
-            how = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
-        load.append(
-            f"quantised = BitsAndBytesConfig({how},"
-            f" llm_int8_skip_modules={unquantised(spec, spec.config())!r})"
-        )
+    if spec.quantisation != "none":
+        load.append(_quantised_line(spec))
         arguments.append("quantization_config=quantised")
-    if spec.model.revision is not None:
-        arguments.append(f"revision={spec.model.revision!r}")
-    if spec.model.trust_remote_code:
-        arguments.append("trust_remote_code=True")
-    load.append(f"base = {auto}.from_pretrained({', '.join([base, *arguments])})")
+    arguments += _where_from(spec.model)
+    load.append(f"base = {spec.auto_class}.from_pretrained({', '.join(arguments)})")
     if spec.quantisation == "nf4":
         load += [
             (
@@ -161,3 +154,46 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
         ]
     loader = "load_adapter" if bottleneck else "PeftModel.from_pretrained"
     return [*load, f'model = {loader}(base, "{name}").eval()']
+
+
+def _code_of_a_whole_model(folder: Path, spec: BaseSpec, name: str) -> list[str]:
+    auto, remote = (
+        spec.auto_class,
+        ", trust_remote_code=True" if spec.model.trust_remote_code else "",
+    )
+    load = ["import torch", f"from transformers import {auto}, AutoTokenizer"]
+    # PEFT looks for the base under the name that the adapter gives it
+    if (folder / ADAPTER).is_file():
+        load.append(
+            "# or AutoPeftModelForSequenceClassification of peft, which needs the folder to be"
+            f" {name!r} from here"
+        )
+    return [*load, f'model = {auto}.from_pretrained("{name}", {_dtype(spec)}{remote}).eval()']
+
+
+def _base_argument(spec: BaseSpec) -> str:
+    """Where the base lies, as Python."""
+    if spec.model.name.startswith("package:"):
+        package, _, inside = spec.model.name.removeprefix("package:").partition("/")
+        return f'Path(find_spec("{package}").origin).parent / "{inside}"'
+    folder = resolve(spec.model.name)
+    return repr(folder if Path(folder).is_dir() else spec.model.name)
+
+
+def _where_from(model: ModelConfig) -> list[str]:
+    revision = [] if model.revision is None else [f"revision={model.revision!r}"]
+    return revision + (["trust_remote_code=True"] if model.trust_remote_code else [])
+
+
+def _dtype(spec: BaseSpec) -> str:
+    return f"dtype={spec.dtype}" if spec.dtype is not None else 'dtype="auto"'
+
+
+def _quantised_line(spec: BaseSpec) -> str:
+    how = "load_in_8bit=True"
+    if spec.quantisation == "nf4":
+        how = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
+    return (
+        f"quantised = BitsAndBytesConfig({how},"
+        f" llm_int8_skip_modules={unquantised(spec, spec.config())!r})"
+    )

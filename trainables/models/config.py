@@ -5,9 +5,8 @@ from typing import Literal
 
 from trainables.errors import InputError
 
-Quantisation = Literal[
-    "plain", "nf4", "int8"
-]  # how the base lies in memory; trials of one quantisation share a loaded base
+# how the weights of the base are stored in memory; trials of one quantisation share a loaded base
+Quantisation = Literal["none", "nf4", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,13 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trainables.errors import InputError
 from trainables.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 def quiet() -> None:
@@ -30,21 +33,7 @@ def resolve(name: str) -> str:
     hub id as it is.
     """
     if name.startswith("package:"):
-        package, _, inside = name.removeprefix("package:").partition("/")
-        try:
-            spec = importlib.util.find_spec(package)
-        except ModuleNotFoundError:
-            spec = None
-        if spec is None or spec.origin is None:
-            raise InputError(
-                f"model.name: the package {package!r} is not installed; `pip install` it first"
-            )
-        folder = Path(spec.origin).parent / inside
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"model.name: {package} has no model at {inside!r} (no config.json there)"
-            )
-        return str(folder)
+        return str(_in_package(*name.removeprefix("package:").partition("/")[::2]))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file():
@@ -61,6 +50,21 @@ def resolve(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"model.name: there is no folder {name}")
     return name
+
+
+def _in_package(package: str, inside: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise InputError(
+            f"model.name: the package {package!r} is not installed; `pip install` it first"
+        )
+    folder = Path(spec.origin).parent / inside
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model.name: {package} has no model at {inside!r} (no config.json there)")
+    return folder
 
 
 def check_files(config: ModelConfig) -> None:
@@ -137,7 +141,7 @@ def hub_error(config: ModelConfig, error: Exception) -> InputError:
     )
 
 
-def load_model_config(config: ModelConfig) -> Any:
+def load_model_config(config: ModelConfig) -> "PreTrainedConfig":
     """The transformers configuration (architecture, context length), without weights."""
     from transformers import AutoConfig
 
@@ -153,7 +157,7 @@ def load_model_config(config: ModelConfig) -> Any:
         raise hub_error(config, error) from error
 
 
-def context_length(config: Any) -> int | None:
+def context_length(config: "PreTrainedConfig") -> int | None:
     """Tokens that a model of this transformers configuration takes; None where it does not say, or
     takes any number.
     """
@@ -161,7 +165,7 @@ def context_length(config: Any) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def load_tokenizer(config: ModelConfig) -> Any:
+def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     """The tokenizer, padding on the right, with a padding token (the end-of-text token where the
     model names none).
     """
@@ -177,9 +181,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
         if isinstance(error, InputError):
             raise
         raise hub_error(config, error) from error
-    if not set(tokenizer.get_vocab()) - set(
-        tokenizer.all_special_tokens
-    ):  # transformers makes one up where there is none
+    # transformers makes one up where there is none
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise InputError(
             f"model.name: {config.name} has no tokenizer, or one without a vocabulary; are its"
             " files there?"

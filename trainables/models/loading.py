@@ -2,8 +2,10 @@
 
 import copy
 import warnings
+from collections.abc import Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from trainables.errors import InputError
 from trainables.models.base import BaseModel, BaseSpec
@@ -11,28 +13,41 @@ from trainables.models.files import hub_error, resolve
 from trainables.models.output import output_layer
 from trainables.models.quantisation import keep_rows_apart, quantization, unquantised
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """What transformers tells of the weights that it loaded."""
+
+    lacking: frozenset[str]  # parameters that the checkpoint did not bring, or in other shapes
+
 
 def load_pretrained(
-    spec: BaseSpec, device: Any, *, source: str | Path | None = None, config: Any = None
-) -> tuple[Any, dict[str, Any]]:
-    """The model of `spec` on `device` in eval mode, and what transformers tells of loading it.
+    spec: BaseSpec,
+    device: "torch.device",
+    *,
+    source: str | Path | None = None,
+    config: "PreTrainedConfig | None" = None,
+) -> tuple["PreTrainedModel", Loading]:
+    """The model of `spec` on `device` in eval mode.
 
     source: a folder that holds the same model with other weights, as full fine-tuning leaves it.
     config: instead of that which `spec` gives, or the folder has.
     """
     import transformers
 
-    extra: dict[str, Any] = {}
+    extra: dict[str, object] = {}
     if source is None:
         config = config or spec.config()
         check_class(spec, config)
-    if config is not None:
-        extra["config"] = config
-    if spec.quantisation != "plain" and source is None:
-        extra["quantization_config"] = quantization(
-            spec.quantisation, device, unquantised(spec, config)
-        )
-        extra["device_map"] = {"": device}
+        if spec.quantisation != "none":
+            skipped = unquantised(spec, config)
+            extra["quantization_config"] = quantization(spec.quantisation, device, skipped)
+            extra["device_map"] = {"": device}
+    extra |= {"config": config} if config is not None else {}
     try:
         model, info = getattr(transformers, spec.auto_class).from_pretrained(
             source or resolve(spec.model.name),
@@ -44,21 +59,25 @@ def load_pretrained(
             **extra,
         )
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        if source is not None:
-            raise InputError(
-                f"{source}: could not load the trained model: {str(error).splitlines()[0][:300]}"
-            ) from error
-        raise hub_error(spec.model, error) from error
-    if spec.quantisation != "plain" and source is None:
+        raise _not_loaded(spec, source, error) from error
+    if "quantization_config" in extra:
         keep_rows_apart(model)
     else:
         model.to(device)
-    return model.eval(), info
+    mismatched = {key for key, *_ in info["mismatched_keys"]}
+    return model.eval(), Loading(lacking=frozenset(info["missing_keys"]) | mismatched)
 
 
-def check_class(spec: BaseSpec, config: Any) -> None:
+def _not_loaded(spec: BaseSpec, source: str | Path | None, error: Exception) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    if source is None:
+        return hub_error(spec.model, error)
+    first = str(error).splitlines()[0][:300]
+    return InputError(f"{source}: could not load the trained model: {first}")
+
+
+def check_class(spec: BaseSpec, config: "PreTrainedConfig") -> None:
     """Raise InputError where transformers has no model of this architecture for the task."""
     import transformers
 
@@ -72,7 +91,7 @@ def check_class(spec: BaseSpec, config: Any) -> None:
         )
 
 
-def load_model(spec: BaseSpec, *, device: Any, seed: int) -> BaseModel:
+def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseModel:
     """The base in eval mode on `device`, for training. A new head is drawn from `seed`, so every
     load gives the same one.
 
@@ -84,80 +103,85 @@ def load_model(spec: BaseSpec, *, device: Any, seed: int) -> BaseModel:
     """
     import torch
 
-    from trainables.models.structure import above_backbone
-
-    leaves = spec.config()
-    config = copy.deepcopy(leaves)
-    for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
-        if getattr(config, name, 0):
-            setattr(config, name, 0.0)
-    if not spec.is_classifier:
-        config.use_cache = False
+    saved = spec.config()
+    config = _for_training(spec, saved)
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter(
-            "ignore"
-        )  # a new head is announced as a warning; here it is what was asked for
+        # a new head is announced as a warning; here it is what was asked for
+        warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        model, info = load_pretrained(spec, device, config=config)
-    missing = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
-    new: tuple[str, ...] = ()
-    if spec.is_classifier:
-        # above the backbone, or its pooler: anything else that is missing would be trained from
-        # scratch unnoticed
-        outside = (f"{model.base_model_prefix}.",)
-        new = tuple(
-            name
-            for name in _new_modules(model, missing)
-            if not name.startswith(outside) or name.endswith(".pooler")
-        )
-    lacking = sorted(
-        key for key in missing if not key.startswith(tuple(f"{module}." for module in new))
-    )
-    if lacking:
-        what = "this architecture" if spec.is_classifier else "a causal language model"
-        raise InputError(
-            f"model.name: the weights of {spec.model.name} lack {', '.join(lacking[:3])}: they are"
-            f" not those of {what}"
-        )
-    head: tuple[str, ...] = ()
-    if spec.is_classifier:
-        above = above_backbone(model)
-        head = (*above, *(name for name in new if name.split(".")[0] not in above))
-    else:
+        model, loading = load_pretrained(spec, device, config=config)
+    new = _new_head(model, loading.lacking) if spec.is_classifier else ()
+    _check_complete(spec, loading.lacking, new)
+    fixed = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
+    model.requires_grad_(False)
+    if not spec.is_classifier:
         # the padding token is often the end-of-text token too, and torch gives the row of a padding
         # index no gradient
-        model.get_input_embeddings().padding_idx = None
-    fixed = frozenset(
-        name for name, parameter in model.named_parameters() if not parameter.requires_grad
-    )
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    if not spec.is_classifier:
+        cast("torch.nn.Embedding", model.get_input_embeddings()).padding_idx = None
         check_causal(model, spec.model.name)
-    output = None if spec.is_classifier else output_layer(model)
     return BaseModel(
         model=model,
         quantisation=spec.quantisation,
-        dtype=spec.dtype,
-        head=head,
+        dtype=spec.dtype or model.dtype,
+        head=_head(model, new) if spec.is_classifier else (),
         new=new,
-        output=output,
+        output=None if spec.is_classifier else output_layer(model),
         fixed=fixed,
         spec=spec,
-        config=leaves,
+        config=saved,
     )
 
 
-def check_causal(model: Any, name: str) -> None:
+def _for_training(spec: BaseSpec, config: "PreTrainedConfig") -> "PreTrainedConfig":
+    found = copy.deepcopy(config)
+    for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
+        if getattr(found, name, 0):
+            setattr(found, name, 0.0)
+    if not spec.is_classifier:
+        found.use_cache = False
+    return found
+
+
+def _new_head(model: "PreTrainedModel", lacking: Set[str]) -> tuple[str, ...]:
+    """Modules of a classifier that the checkpoint did not bring and may lack: what stands above the
+    backbone, or its pooler. Anything else would be trained from scratch unnoticed.
+    """
+    backbone = f"{model.base_model_prefix}."
+    return tuple(
+        name
+        for name in _new_modules(model, lacking)
+        if not name.startswith(backbone) or name.endswith(".pooler")
+    )
+
+
+def _check_complete(spec: BaseSpec, lacking: Set[str], new: tuple[str, ...]) -> None:
+    allowed = tuple(f"{module}." for module in new)
+    if names := sorted(key for key in lacking if not key.startswith(allowed)):
+        what = "this architecture" if spec.is_classifier else "a causal language model"
+        raise InputError(
+            f"model.name: the weights of {spec.model.name} lack {', '.join(names[:3])}: they are"
+            f" not those of {what}"
+        )
+
+
+def _head(model: "PreTrainedModel", new: tuple[str, ...]) -> tuple[str, ...]:
+    """What every trial over a classifier trains."""
+    from trainables.models.structure import above_backbone
+
+    above = above_backbone(model)
+    return (*above, *(name for name in new if name.split(".")[0] not in above))
+
+
+def check_causal(model: "PreTrainedModel", name: str) -> None:
     """Raise InputError where a token has a say in what the model predicts before it: such a model
     reaches any loss without learning anything.
     """
     import torch
 
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
     ids = (torch.arange(8, device=model.device)[None] * 7 + 3) % vocabulary
     changed, at = ids.clone(), 5
     changed[0, at] = (changed[0, at] + 1 + vocabulary // 2) % vocabulary
@@ -175,7 +199,7 @@ def check_causal(model: Any, name: str) -> None:
         )
 
 
-def _new_modules(model: Any, missing: set[str]) -> tuple[str, ...]:
+def _new_modules(model: "PreTrainedModel", missing: Set[str]) -> tuple[str, ...]:
     """The outermost modules of which the checkpoint brought nothing."""
     names = [name for name, _ in model.named_parameters()]
     found: list[str] = []
@@ -184,7 +208,7 @@ def _new_modules(model: Any, missing: set[str]) -> tuple[str, ...]:
         if (
             module
             and inside
-            and missing.issuperset(inside)
+            and missing >= set(inside)
             and not module.startswith(tuple(f"{outer}." for outer in found))
         ):
             found.append(module)

@@ -2,25 +2,29 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.nn import Linear
+    from transformers import PreTrainedModel
 
 
 @contextmanager
-def hidden_states(output: Any) -> Iterator[None]:
-    """Inside, a language model gives the inputs of its `output` layer in the place of its logits;
+def hidden_states(output: "Linear | None") -> Iterator[None]:
+    """Inside, a language model gives the inputs of its `output` layer instead of its logits;
     None: its logits.
     """
     if output is None:
         yield
         return
-    output.forward = lambda hidden: hidden
+    output.forward = lambda input: input
     try:
         yield
     finally:
         del output.forward
 
 
-def output_layer(model: Any) -> Any:
+def output_layer(model: "PreTrainedModel") -> "Linear | None":
     """The output layer of a language model, unless the model does something with what comes out of
     it (some cap or scale their logits).
     """

@@ -1,14 +1,17 @@
 """Bases of 4 and 8 bits, each row of which is computed by itself."""
 
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trainables.models.base import BaseSpec
 from trainables.models.config import Quantisation
 from trainables.models.precision import computes_in_bf16
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
-def unquantised(spec: BaseSpec, config: Any) -> list[str]:
+
+def unquantised(spec: BaseSpec, config: "PreTrainedConfig") -> list[str]:
     """Names of the linear layers that a quantised base keeps as they are."""
     import transformers
 
@@ -19,7 +22,9 @@ def unquantised(spec: BaseSpec, config: Any) -> list[str]:
     )
 
 
-def quantization(quantisation: Quantisation, device: Any, skipped: list[str]) -> Any:
+def quantization(
+    quantisation: Quantisation, device: "torch.device", skipped: list[str]
+) -> "BitsAndBytesConfig":
     """What transformers needs to load a base as `quantisation`. `skipped`: names of the modules
     that stay as they are.
 
@@ -40,55 +45,18 @@ def quantization(quantisation: Quantisation, device: Any, skipped: list[str]) ->
     )
 
 
-def keep_rows_apart(model: Any) -> None:
+def keep_rows_apart(model: "PreTrainedModel") -> None:
     """Make 4-bit and 8-bit layers compute every row by itself, with its gradient.
 
     4 bits: switches off a CPU fast path of bitsandbytes that repacks weights in eval mode and then
-    drops the input's gradient. 8 bits: LLM.int8 looks for outliers over all rows of a pass and
-    rounds activations, so that a row's result would depend on its company; here weights are
-    dequantised and activations left as they are.
+    drops the input's gradient. 8 bits: see `Linear8bitWeights`.
     """
-    import bitsandbytes
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+    from trainables.models.weights_8bit import Linear8bitWeights
 
     for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-        if isinstance(module, bitsandbytes.nn.Linear8bitLt):
-            module.__class__ = _weight_only()
-
-
-@cache
-def _weight_only() -> Any:
-    import bitsandbytes
-    import torch
-
-    def weights(codes: Any, scales: Any, dtype: Any) -> Any:
-        return (codes * (scales / 127)[:, None]).to(dtype)
-
-    class Product(torch.autograd.Function):
-        """x W^T + b. The weights are dequantised again for the gradient: kept, they would be the
-        whole base.
-        """
-
-        @staticmethod
-        def forward(ctx: Any, x: Any, codes: Any, scales: Any, bias: Any) -> Any:
-            ctx.codes, ctx.scales = codes, scales
-            return torch.nn.functional.linear(x, weights(codes, scales, x.dtype), bias)
-
-        @staticmethod
-        def backward(ctx: Any, dy: Any) -> Any:
-            return dy @ weights(ctx.codes, ctx.scales, dy.dtype), None, None, None
-
-    class Linear8bitWeights(bitsandbytes.nn.Linear8bitLt):
-        def forward(self, x: Any) -> Any:
-            if self.weight.CB is not None:
-                self.init_8bit_state()
-            dtype = (
-                torch.get_autocast_dtype(x.device.type)
-                if torch.is_autocast_enabled(x.device.type)
-                else x.dtype
-            )
-            bias = None if self.bias is None else self.bias.to(dtype)
-            return Product.apply(x.to(dtype), self.state.CB, self.state.SCB, bias)
-
-    return Linear8bitWeights
+        if isinstance(module, Linear8bitLt):
+            module.__class__ = Linear8bitWeights

@@ -6,33 +6,37 @@ import copy
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from trainables.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 # how classes (MptAttention, LlamaSdpaAttention, FlashAttention2) and attributes (self_attn,
-# rel_attn, SelfAttention) that
-# attend are named, in transformers and in the code that models bring along
+# rel_attn, SelfAttention) that attend are named, in transformers and in the code that models bring
+# along
 ATTENDS = re.compile(r"(attention|attn)\d*$", re.IGNORECASE)
 
 
-def is_linear(module: Any) -> bool:
+def is_linear(module: nn.Module) -> bool:
     """A product with a weight matrix, GPT-2's Conv1D and quantised ones among them."""
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def features(module: Any) -> tuple[int, int]:
+def features(module: nn.Module) -> tuple[int, int]:
     """Channels in and out of a linear layer."""
-    if hasattr(module, "in_features"):
+    if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    return tuple(module.weight.shape)
+    inputs, outputs = module.get_parameter("weight").shape
+    return inputs, outputs
 
 
-def above_backbone(model: Any) -> list[str]:
+def above_backbone(model: "PreTrainedModel") -> list[str]:
     """Names of the modules with weights that stand above the backbone: the head of a classifier, or
     a language model's output layer.
     """
@@ -43,48 +47,47 @@ def above_backbone(model: Any) -> list[str]:
     ]
 
 
-def layer_lists(model: Any) -> list[tuple[str, nn.ModuleList]]:
+def layer_lists(model: "PreTrainedModel") -> list[tuple[str, nn.ModuleList]]:
     """The stack of layers that ends at the output, with its name: the decoder's, where there are an
     encoder and a decoder.
 
     Of several lists of modules the outermost that has as many as the configuration counts layers,
     else the longest. More than one where a layer's parts lie in lists side by side.
     """
-    within = f"{_name_of(model, model.get_decoder())}." if model.config.is_encoder_decoder else ""
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and f"{name}.".startswith(within)
-    ]
+    config = model.config
+    within = f"{_name_of(model, model.get_decoder())}." if config.is_encoder_decoder else ""
+    lists = [found for found in _module_lists(model) if f"{found[0]}.".startswith(within)]
     if not lists:
         raise InputError(
             f"layers: {type(model).__name__} has no list of layers; name parameters with patterns"
             " instead"
         )
-    counted = getattr(model.config.get_text_config(decoder=bool(within)), "num_hidden_layers", None)
+    counted = getattr(config.get_text_config(decoder=bool(within)), "num_hidden_layers", None)
     name, chosen = next(
         (found for found in lists if len(found[1]) == counted),
         max(lists, key=lambda found: len(found[1])),
     )
-    beside = name.rpartition(".")[0]
-    return [
-        found
-        for found in lists
-        if found[0].rpartition(".")[0] == beside and len(found[1]) == len(chosen)
-    ]
+
+    def beside(found: tuple[str, nn.ModuleList]) -> bool:
+        return found[0].rpartition(".")[0] == name.rpartition(".")[0]
+
+    return [found for found in lists if beside(found) and len(found[1]) == len(chosen)]
 
 
-def _name_of(model: Any, module: Any) -> str:
+def _module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    modules = model.named_modules()
+    return [(name, module) for name, module in modules if isinstance(module, nn.ModuleList)]
+
+
+def _name_of(model: nn.Module, module: nn.Module) -> str:
     return next((name for name, found in model.named_modules() if found is module), "")
 
 
-def in_layers(model: Any) -> list[str]:
+def in_layers(model: "PreTrainedModel") -> list[str]:
     """Names of the linear layers that lie in a list of layers: what may be quantised. Heads,
     poolers, projections of embeddings and output layers do not, whatever they are called.
     """
-    lists = tuple(
-        f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
-    )
+    lists = tuple(f"{name}." for name, _ in _module_lists(model))
     return [
         name
         for name, module in model.named_modules()
@@ -92,7 +95,7 @@ def in_layers(model: Any) -> list[str]:
     ]
 
 
-def outside_layers(model: Any) -> list[str]:
+def outside_layers(model: "PreTrainedModel") -> list[str]:
     """Names of the linear layers that are never quantised."""
     inside = set(in_layers(model))
     return [
@@ -100,7 +103,7 @@ def outside_layers(model: Any) -> list[str]:
     ]
 
 
-def linear_layers(model: Any, head: Iterable[str] = ()) -> list[str]:
+def linear_layers(model: "PreTrainedModel", head: Iterable[str] = ()) -> list[str]:
     """Full names of the linear layers of the backbone, in the model's order, without those that lie
     in `head`.
     """
@@ -112,7 +115,7 @@ def linear_layers(model: Any, head: Iterable[str] = ()) -> list[str]:
     ]
 
 
-def attends(model: Any, names: Sequence[str]) -> list[str]:
+def attends(model: "PreTrainedModel", names: Sequence[str]) -> list[str]:
     """Those of the modules `names` that lie inside something that attends: query, key, value and
     output projections.
     """
@@ -128,7 +131,7 @@ def attends(model: Any, names: Sequence[str]) -> list[str]:
     return found
 
 
-def coverage(model: Any, names: Iterable[str], head: Iterable[str] = ()) -> float:
+def coverage(model: "PreTrainedModel", names: Iterable[str], head: Iterable[str] = ()) -> float:
     """Share of the backbone's weight matrices, embeddings left out, that the modules `names`
     hold.
     """
@@ -148,7 +151,7 @@ def coverage(model: Any, names: Iterable[str], head: Iterable[str] = ()) -> floa
     return covered / max(1, sum(weights.values()))
 
 
-def served_by_peft(model: Any, names: Sequence[str]) -> list[str]:
+def served_by_peft(model: "PreTrainedModel", names: Sequence[str]) -> list[str]:
     """Those of the linear layers `names` on which PEFT puts an adapter where it is told to, and
     nowhere else.
 
@@ -161,12 +164,11 @@ def served_by_peft(model: Any, names: Sequence[str]) -> list[str]:
     return [name for name in names if name in _SERVED[key]]
 
 
-_SERVED: dict[
-    tuple[type, str, tuple[str, ...]], set[str]
-] = {}  # what PEFT has answered, by model and names
+# what PEFT has answered, by model and names
+_SERVED: dict[tuple[type, str, tuple[str, ...]], set[str]] = {}
 
 
-def _ask_peft(shapes: Any, names: Sequence[str]) -> set[str]:
+def _ask_peft(shapes: "PreTrainedModel", names: Sequence[str]) -> set[str]:
     by_ending: dict[str, list[str]] = {}  # PEFT decides by the last part of a name
     for name in names:
         by_ending.setdefault(name.rsplit(".", 1)[-1], []).append(name)
@@ -177,7 +179,7 @@ def _ask_peft(shapes: Any, names: Sequence[str]) -> set[str]:
     return served
 
 
-def _wrapped(model: Any, adapter: str, names: Sequence[str]) -> set[str]:
+def _wrapped(model: "PreTrainedModel", adapter: str, names: Sequence[str]) -> set[str]:
     """Names of all modules and parameters that get an adapter when PEFT is told to put one on
     `names`.
     """
@@ -199,7 +201,9 @@ def _wrapped(model: Any, adapter: str, names: Sequence[str]) -> set[str]:
     }
 
 
-def on_meta(model_class: Any, config: Any, trust_remote_code: bool = False) -> Any:
+def on_meta(
+    model_class: type, config: "PreTrainedConfig", trust_remote_code: bool = False
+) -> "PreTrainedModel":
     """A model's shapes without its weights. `model_class`: a class of models, or an Auto class."""
     import torch
     from transformers.initialization import no_init_weights

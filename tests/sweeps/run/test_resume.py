@@ -8,10 +8,10 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sweeps.config.errors import ConfigError
 from sweeps.config.loading import dump, from_tree
 from sweeps.ledger.folder import Ledger
 from sweeps.run.sweep import _amend, _Sweep, _write_configuration
+from trainables.errors import InputError
 from trainables.storage.checkpoints import CHECKPOINT, EVALUATION, read_evaluation
 
 SPLIT = {"rows": 4, "fingerprint": "f"}
@@ -122,7 +122,7 @@ def test_a_sweep_yaml_that_was_edited_is_held_against_what_trials_ran_with(begun
     wrong = configuration("data.rows=9")
     begun.store.write_bytes("sweep.yaml", dump(wrong).encode())
     with pytest.raises(
-        ConfigError, match=r"^data\.rows: cannot change when a sweep is resumed \(null to 9\)"
+        InputError, match=r"^data\.rows: cannot change when a sweep is resumed \(null to 9\)"
     ):
         _amend(begun, wrong)
     assert len(begun.store.find("configurations")) == 2

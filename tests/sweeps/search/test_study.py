@@ -15,13 +15,13 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search_spaces import load_space
-from sweeps.config.errors import ConfigError
 from sweeps.config.loading import from_tree
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import INTERRUPTED, NO_SLOT
 from sweeps.search.following import follow_space
 from sweeps.search.searcher import StudySearcher
 from sweeps.search.study import STUDY, open_study, suggest_with
+from trainables.errors import InputError
 from trainables.hyperparameters import parse
 from trainables.storage.checkpoints import CHECKPOINT, EVALUATION, read_evaluation
 
@@ -437,7 +437,7 @@ def test_a_space_in_which_nothing_valid_is_found_is_an_error(tmp_path, monkeypat
         "hyperparameters",
         lambda self, params: parse(params | {"batch_size": 0}),
     )
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         sweep.ask()
     assert str(caught.value) == (
         "search.space: no valid configuration was found, the last is not because: batch_size: must be at least 1, got 0"

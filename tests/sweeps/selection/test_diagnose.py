@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sweeps.config.errors import ConfigError
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve, Reference
 from sweeps.selection.diagnose import diagnose
 from sweeps.selection.noise import curve_noise
 from sweeps.selection.verdicts import verdict
+from trainables.errors import InputError
 from trainables.evaluation.record import Evaluation
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -127,7 +127,7 @@ def test_lines_without_an_evaluation_are_left_out_and_an_empty_probe_is_the_trai
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path, text, said):
-    with pytest.raises(ConfigError, match=r"^[^\n]+$") as error:
+    with pytest.raises(InputError, match=r"^[^\n]+$") as error:
         words(written(tmp_path, text))
     assert said in str(error.value)
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path, text, said):
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["untuned_loss", "prior_loss"])
 def test_a_loss_to_compare_with_must_be_one(tmp_path, name, value):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(InputError) as error:
         words(written(tmp_path, HEADER + CURVES), **{name: value})
     option = f"--{name.replace('_', '-')}"
     assert str(error.value) == f"{option}: must be a finite number of 0 or more, got {value}"

@@ -415,7 +415,7 @@ def test_prompts_before_a_decoder_that_classifies_are_refused(lab):
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     )
     model = transformers.LlamaForSequenceClassification(config)
-    base = BaseModel(model=model, quantisation="plain", dtype=torch.float32, head=("score",))
+    base = BaseModel(model=model, quantisation="none", dtype=torch.float32, head=("score",))
     message = "^method: prompt cannot train LlamaForSequenceClassification, which finds the end of a row by its token "
     with pytest.raises(InputError, match=message) as caught:
         ADDITIVE["prompt"].plan(base, PromptOptions())

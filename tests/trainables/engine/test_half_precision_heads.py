@@ -38,7 +38,7 @@ def test_a_head_computes_in_float32_from_the_hidden_states_that_it_gets(lab, mod
         )
     batch, labels = lab.batch(model)
     lanes = [0] * 3 + [1] * 3
-    with torch.no_grad(), group._precision():
+    with torch.no_grad(), group._forward.precision():
         logits = engine.forward(batch, MicroBatch.of(lanes, CPU)).logits
     assert logits.dtype == SINGLE and len(seen) == len(heads(group))
     for place, x, output in seen:
@@ -67,7 +67,7 @@ def test_a_step_smaller_than_bfloat16_can_tell_moves_the_logits(lab, settings):
 def run(lab, group):
     group._base.model.eval()
     batch, labels = lab.batch("bert")
-    with torch.no_grad(), group._precision():
+    with torch.no_grad(), group._forward.precision():
         return group._engine.forward(batch, MicroBatch.of([0] * len(labels), CPU)).logits
 
 

@@ -84,7 +84,7 @@ def of(
     defaults: dict[str, Any] = {
         "dtype_bytes": 4,
         "compute_bytes": 4,
-        "quantisation": "plain",
+        "quantisation": "none",
         "gradient_checkpointing": False,
     }
     return estimate(
@@ -105,7 +105,7 @@ def test_the_base_is_counted_exactly_without_loading_it(tmp_path):
     settings = {"max_tokens": 4096, "compute_bytes": 2, "gradient_checkpointing": True}
     started = time.process_time()  # of this process: what else the machine does is not counted
     found = estimate(
-        config, CAUSAL, hyperparameters(rank=64), dtype_bytes=2, quantisation="plain", **settings
+        config, CAUSAL, hyperparameters(rank=64), dtype_bytes=2, quantisation="none", **settings
     )
     assert time.process_time() - started < 10
     assert found.base == 2 * 6_738_546_688
@@ -116,8 +116,8 @@ def test_the_base_is_counted_exactly_without_loading_it(tmp_path):
 @pytest.mark.parametrize(
     ("quantisation", "settings", "expected"),
     [
-        ("plain", {"dtype_bytes": 4}, 4 * (LLAMA_LINEAR + LLAMA_REST)),
-        ("plain", {"dtype_bytes": 2}, 2 * (LLAMA_LINEAR + LLAMA_REST)),
+        ("none", {"dtype_bytes": 4}, 4 * (LLAMA_LINEAR + LLAMA_REST)),
+        ("none", {"dtype_bytes": 2}, 2 * (LLAMA_LINEAR + LLAMA_REST)),
         # 4 bits, one 8-bit scale for 64 weights, one 32-bit scale for 256 scales
         (
             "nf4",
@@ -285,7 +285,7 @@ def test_a_pass_that_trains_the_base(name, method):
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     head = ("classifier",) if name == "bert" else ()
-    base = BaseModel(model=model, quantisation="plain", dtype=FLOAT32, head=head)
+    base = BaseModel(model=model, quantisation="none", dtype=FLOAT32, head=head)
     REPLACING[method].attach(base, hyperparameters(method, **options).options)
     took = measured(model, TASKS["classification" if name == "bert" else "causal_lm"])
     # wider than above: measured with the gradients of the weights, and the estimate of a single layer is generous
@@ -302,7 +302,7 @@ def test_a_pass_grows_with_its_tokens_and_not_with_the_loss_of_all():
             hyperparameters(),
             dtype_bytes=2,
             compute_bytes=2,
-            quantisation="plain",
+            quantisation="none",
             max_tokens=tokens,
             gradient_checkpointing=False,
         ).activations
@@ -323,7 +323,7 @@ def test_a_model_that_keeps_its_attention_matrices_has_no_estimate():
             hyperparameters(),
             dtype_bytes=4,
             compute_bytes=2,
-            quantisation="plain",
+            quantisation="none",
             max_tokens=512,
             gradient_checkpointing=False,
         )

@@ -46,11 +46,7 @@ class Case:
 
     @property
     def quantisation(self) -> str:
-        return (
-            ADDITIVE[self.method].quantisation(self.hyperparameters.options)
-            if self.method in ADDITIVE
-            else "plain"
-        )
+        return self.hyperparameters.options.quantisation
 
     def __str__(self) -> str:
         words = "-".join(f"{key}={value}" for key, value in self.options.items())
@@ -114,14 +110,15 @@ def test_every_method_is_in_the_contract():
     assert {case.method for case in CASES} == ADDITIVE.keys() | REPLACING.keys() == OPTIONS.keys()
 
 
-def test_who_shares_a_base_is_of_one_company():
+def test_trials_that_share_a_base_have_one_sharing_key():
     """What a slot may group (told without torch) is what the methods say of their bases."""
     for case in CASES:
         found = sharing_key(case.hyperparameters)
         if case.method in REPLACING:
             assert found is None
         else:
-            assert found.split(",")[0] == case.quantisation
+            quantisation = "plain" if case.quantisation == "none" else case.quantisation
+            assert found.split(",")[0] == quantisation
 
 
 @pytest.fixture(params=CASES, ids=str)
@@ -224,7 +221,7 @@ def test_plain_libraries_load_what_is_saved(lab, grown):
     model = (
         with_added(lab, case, folder) if case.method in ADDITIVE else lab.plain(case.model, folder)
     )
-    tolerance = 1e-6 if case.quantisation == "plain" else 1e-5
+    tolerance = 1e-6 if case.quantisation == "none" else 1e-5
     lab.assert_close({"logits": lab.logits(case.model, model)}, {"logits": grown.logits}, tolerance)
 
 
@@ -233,7 +230,7 @@ def with_added(
 ) -> nn.Module:
     """What a user gets from transformers and PEFT."""
     quantised = {}
-    if case.quantisation != "plain":
+    if case.quantisation != "none":
         spec = lab.spec(case.model, quantisation=case.quantisation)
         kept = trainables.models.quantisation.unquantised(spec, spec.config())
         quantised = {
@@ -319,7 +316,7 @@ def test_company_changes_no_result(lab, added, tmp_path):
     hp = replace(
         added.hyperparameters, batch_size=5, epochs=1, epsilon=1e-4
     )  # Adam divides rounding errors by it
-    bits = {"plain": {}, "nf4": {"bits": 4}, "int8": {"bits": 8}}[added.quantisation]
+    bits = {"none": {}, "nf4": {"bits": 4}, "int8": {"bits": 8}}[added.quantisation]
     lora = lab.params(
         "qlora" if bits else "lora",
         rank=3,
@@ -334,7 +331,7 @@ def test_company_changes_no_result(lab, added, tmp_path):
         trials["lora"] = lora
     trials |= {"t": hp, "after": replace(hp, seed=3, batch_size=7, epochs=2)}
     dtype, tolerance = (
-        (torch.float64, 1e-10) if added.quantisation == "plain" else (torch.float32, 1e-5)
+        (torch.float64, 1e-10) if added.quantisation == "none" else (torch.float32, 1e-5)
     )
     settings = {"dtype": dtype, "evaluate_every": 8}
     alone = lab.together(lab.group(added.model, **settings), tmp_path / "alone", {"t": hp})
@@ -455,7 +452,7 @@ def test_methods_after_one_another_give_the_base_back(lab, gradient_checkpointin
     group.evaluate_base("full")
     model = lab.bases[-1].model
     before = portrait(model)
-    cases = [case for case in CASES if case.model == "bert" and case.quantisation == "plain"]
+    cases = [case for case in CASES if case.model == "bert" and case.quantisation == "none"]
     for each in [*cases, *reversed(cases)]:
         board(lab, group, each, steps=2)
         assert_pristine(model, before)

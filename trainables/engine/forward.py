@@ -1,0 +1,83 @@
+"""How rows go through a model: collated, on its device, in the precision of the sweep.
+
+Letters of shapes: B rows of a micro-batch, T tokens, D channels.
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainables.engine import varlen
+from trainables.engine.kernels import MicroBatch
+from trainables.engine.own import OwnBaseEngine
+from trainables.engine.scoring import BatchLosses, Rows
+from trainables.engine.shared import SharedBaseEngine
+from trainables.models.base import BaseModel
+from trainables.models.output import hidden_states
+from trainables.tasks import Task
+
+Engine = OwnBaseEngine | SharedBaseEngine
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardPass:
+    task: Task
+    pad_token_id: int
+    device: torch.device
+    autocast: torch.dtype | None  # type of the arithmetic; None: that of the weights
+
+    def batch(self, split: Rows, rows: np.ndarray) -> dict[str, Tensor]:
+        """Inputs and labels of these rows of a split."""
+        batch = self.task.collate(split.rows(rows), self.pad_token_id)
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def inputs(self, split: Rows, rows: np.ndarray) -> dict[str, Tensor]:
+        batch = self.batch(split, rows)
+        del batch["labels"]
+        return batch
+
+    def on_device(self, values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values).to(self.device, non_blocking=True)
+
+    def precision(self) -> contextlib.AbstractContextManager:
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)
+
+    def hidden(self, base: BaseModel, inputs: dict[str, Tensor]) -> Tensor:
+        """What goes into the output layer of `base` [B, T, D]; its logits, where it has none that
+        can be taken apart from it.
+        """
+        with self.precision(), hidden_states(base.output):
+            return base.model(**inputs).logits
+
+    def losses(
+        self,
+        base: BaseModel,
+        engine: Engine | None,
+        batch: dict[str, Tensor],
+        lanes_B: np.ndarray,
+        rows: varlen.Rows | None = None,
+    ) -> BatchLosses:
+        """Losses, targets and predictions of one micro-batch, as `Task` has them.
+
+        engine: of the trials whose weights are used; None: the untuned base. lanes_B: the trial of
+        each row. rows: where the rows lie in a micro-batch without padding.
+        """
+        labels = batch.pop("labels")
+        varlen.passing(rows)
+        if rows is not None:
+            batch, lanes_B = rows.flatten(batch), np.repeat(lanes_B, rows.lengths)
+        with self.precision():
+            with hidden_states(base.output):
+                if engine is None:
+                    logits = base.model(**batch).logits
+                else:
+                    logits = engine.forward(batch, MicroBatch.of(lanes_B, self.device)).logits
+            if rows is not None:
+                logits = rows.padded(logits)
+            nll_B, targets_B = self.task.row_losses(logits, labels, base.output)
+        return nll_B, targets_B, self.task.predictions(logits, labels)

@@ -1,0 +1,26 @@
+"""What is the same for every trial of a sweep."""
+
+from dataclasses import dataclass
+
+import torch
+
+from trainables.engine.budget import MICRO_BATCH_TOKENS
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSettings:
+    """What is the same for every trial of a sweep."""
+
+    evaluate_every: int | None = None  # samples between evaluations; None: once an epoch
+    # padded tokens of one micro-batch; memory only, never the result
+    max_tokens: int = MICRO_BATCH_TOKENS["cpu"]
+    autocast: torch.dtype | None = None
+    gradient_checkpointing: bool = False
+    # micro-batches of language models without padding; None: on GPUs, where that is found to pay
+    varlen: bool | None = None
+    probe_rows: int = 512
+    seed: int = 0
+    # of weights that full and partial fine-tuning leave; None: the base's own
+    save_dtype: torch.dtype | None = None
+    # evaluate with every checkpoint of a language model what it has lost of its base
+    forgetting: bool = False
