@@ -3,10 +3,12 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from trainables.hyperparameters import MethodOptions
 
 if TYPE_CHECKING:
     from trainables.engine.shared import SharedBaseEngine
@@ -19,7 +21,7 @@ class Addition:
     kind: type["AdapterSite"]
     site: str  # name of the module in the base
     values: dict[str, Tensor]
-    options: Any = None  # the method's
+    options: MethodOptions | None = None  # the method's; None: of a head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class AdapterSite:
         """
         return key
 
-    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[Any]) -> None:
+    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[MethodOptions | None]) -> None:
         """Take the views after the matrix was laid out anew. `options` of each trial here, None for
         one that has nothing at this site: its zeros must then change nothing.
         """
@@ -82,7 +84,7 @@ class TrainedModule(AdapterSite):
     def key(site: str, tensor: str) -> str:
         return f"base_model.model.{site}.{tensor}"  # where PEFT keeps its modules_to_save
 
-    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[Any]) -> None:
+    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[MethodOptions | None]) -> None:
         self._inner = copy_of(self.module)
         self._parameters = []
         for lane in range(len(options)):
@@ -104,9 +106,8 @@ class TrainedModule(AdapterSite):
     def _forward(self, x: Tensor) -> Tensor:
         self._inner.train(self.module.training)
         whole, outputs = self.engine.micro_batch, []
-        x = x.to(
-            self.engine.dtype
-        )  # in the type of a half-precision base, weights would lose small updates
+        # in the type of a half-precision base, weights would lose small updates
+        x = x.to(self.engine.dtype)
         with torch.autocast(x.device.type, enabled=False):
             for (lane, first, last), (_, start, stop) in zip(
                 whole.segments, whole.scaled(len(x)), strict=True
@@ -122,7 +123,7 @@ class TrainedModule(AdapterSite):
 
 def copy_of(module: nn.Module) -> nn.Module:
     """A copy of a module of the base, without what a site has put into it (that would copy the
-    stack, and all).
+    engine, and all).
     """
     replaced = vars(module).pop("forward", None)
     try:
