@@ -221,7 +221,7 @@ class TrialGroup:
             member[position].train_nll += losses[position]
             member[position].train_targets += targets[position]
         if len(good) < len(trials):
-            raise self._non_finite([trials[p] for p in np.flatnonzero(np.invert(finite))])
+            raise self._non_finite([trials[p] for p in np.flatnonzero(np.invert(finite)).tolist()])
         return self.due(trials)
 
     def _update(self, trials: Sequence[str], norms: Tensor) -> None:
