@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class AdapterSite:
         """
         return key
 
-    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[MethodOptions | None]) -> None:
+    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[Any]) -> None:
         """Take the views after the matrix was laid out anew. `options` of each trial here, None for
         one that has nothing at this site: its zeros must then change nothing.
         """
@@ -84,7 +84,7 @@ class TrainedModule(AdapterSite):
     def key(site: str, tensor: str) -> str:
         return f"base_model.model.{site}.{tensor}"  # where PEFT keeps its modules_to_save
 
-    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[MethodOptions | None]) -> None:
+    def bind(self, tensors: Mapping[str, Stacked], options: Sequence[Any]) -> None:
         self._inner = copy_of(self.module)
         self._parameters = []
         for lane in range(len(options)):
