@@ -1,7 +1,7 @@
 """What a trial leaves behind: `trials/<id>/attempt-<n>/step-<s>/` with `evaluation.json`,
 `losses.npy`, `predictions.npy` (classification) and `checkpoint/`.
 
-Every time a trial boards a slot it writes under a new attempt, so a cut-off host that still runs
+Every time a trial joins a slot it writes under a new attempt, so a cut-off host that still runs
 cannot overwrite its successor. `attempt.json` says where the attempt went on from; evaluations of
 older attempts after that point are void.
 """
