@@ -45,7 +45,9 @@ from trainables.data.config import DataConfig
 from trainables.engine.schedule import trained_samples
 from trainables.evaluation.record import Evaluation
 from trainables.models.files import fingerprint, load_tokenizer
+from trainables.runtime.protocol import UntunedResults
 from trainables.storage.checkpoints import CHECKPOINT
+from trainables.storage.records import to_json
 
 SLOT_END_TIMEOUT_S = 30.0
 JOBS = {
@@ -421,6 +423,7 @@ class _Sweep:
         import ray
         from ray import tune
 
+        from sweeps.search.events import EvaluationEvents
         from sweeps.search.scheduler import make_scheduler
         from sweeps.search.searcher import StudySearcher
         from sweeps.search.stopping import HopelessStopper
@@ -431,7 +434,8 @@ class _Sweep:
             space=space,
             study=study,
             ledger=self.ledger,
-            order={"coordinator": "coordinator", "namespace": connection.namespace},
+            coordinator="coordinator",
+            namespace=connection.namespace,
             stopped=lambda: self.stopped,
             room=lambda: ray.get(self._coordinator.room.remote()) > 0,
             on_start=self._trial_started,
@@ -451,13 +455,15 @@ class _Sweep:
                 name="tune",
                 storage_path=str(self._scratch),
                 verbose=0,
-                stop=HopelessStopper(
-                    config=stopping,
-                    selection=self.config.selection,
-                    ledger=self.ledger,
-                    reference=lambda: self._reference,
+                stop=EvaluationEvents(
                     on_evaluation=self._evaluated,
-                    on_stop=searcher.stop_reason,
+                    stopper=HopelessStopper(
+                        config=stopping,
+                        selection=self.config.selection,
+                        ledger=self.ledger,
+                        reference=lambda: self._reference,
+                        on_stop=searcher.stop_reason,
+                    ),
                 ),
                 failure_config=tune.FailureConfig(max_failures=3),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -481,7 +487,7 @@ class _Sweep:
                 left.items()
             ):  # again and again: a coordinator that was restarted has not heard of it
                 ray.get(self._coordinator.job.remote(name, what))
-            results = ray.get(self._coordinator.snapshot.remote())["jobs"]
+            results = ray.get(self._coordinator.snapshot.remote()).jobs
             for name in [name for name in left if results.get(name) is not None]:
                 del left[name]
                 if "error" in results[name]:
@@ -566,7 +572,7 @@ class _Sweep:
             if self._watching:
                 try:
                     ray.get(self._coordinator.slot_lost.remote(name, error))
-                    self._lost[name] = ray.get(self._coordinator.snapshot.remote())["lost"][name]
+                    self._lost[name] = ray.get(self._coordinator.snapshot.remote()).lost[name]
                 except (
                     ray.exceptions.RayError
                 ):  # the cluster itself is gone; the main thread hears of it from Tune
@@ -716,29 +722,27 @@ class _Sweep:
             snapshot = ray.get(self._coordinator.snapshot.remote(), timeout=ASK_TIMEOUT_S)
         except ray.exceptions.RayError:
             return  # the coordinator is starting again
-        if not self._has_baseline and snapshot["baseline"] is not None:
+        if not self._has_baseline and snapshot.baseline is not None:
             self._has_baseline = True
-            self.ledger.store.write_json("baseline.json", snapshot["baseline"])
+            self.ledger.store.write_json("baseline.json", to_json(snapshot.baseline))
             self._reference = self.ledger.reference()
-            if "val_loss" in snapshot["baseline"]:
-                self.display.say(
-                    f"the untuned model: val loss {snapshot['baseline']['val_loss']:.4f}"
-                )
-        for sort, limit in snapshot["limits"].items():
+            if isinstance(snapshot.baseline, UntunedResults):
+                self.display.say(f"the untuned model: val loss {snapshot.baseline.val_loss:.4f}")
+        for sort, limit in snapshot.limits.items():
             if self._limits.get(sort) != limit:
                 self._limits[sort] = limit
                 shared = (
                     f"{limit} trials share a slot" if limit > 1 else "a trial has a slot to itself"
                 )
                 self.display.say(f"measured: {shared} ({sort})")
-        for slot, failed in snapshot["quarantined"].items():
+        for slot, failed in snapshot.quarantined.items():
             if slot not in self._quarantined:
                 last = list(failed.values())[-1]
                 self.display.say(
                     f"{slot} gets no more trials: {len(failed)} failed on it one after another "
                     f"({', '.join(failed)}; the last: {last}); they go on elsewhere"
                 )
-        self._quarantined = snapshot["quarantined"]
+        self._quarantined = snapshot.quarantined
         self._stop_without_slots()
         left = len(self.ledger.curves()) < self.config.search.trials
         if not self._asked_for_baselines and not left and self._wants_baselines():

@@ -19,6 +19,7 @@ from sweeps.ledger.status import NO_SLOT
 from sweeps.run import sweep as run
 from sweeps.run.sweep import _Sweep
 from trainables.runtime.coordinator import Coordinator
+from trainables.runtime.protocol import Failed
 
 LORA = {"method": "lora", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1}
 
@@ -199,7 +200,7 @@ def test_slots_that_fail_every_trial_are_named_and_without_any_other_the_sweep_e
         for number in range(3):
             await coordinator.expect(f"{slot} t{number}", LORA)
             (trial,) = [t for t, p in coordinator._trials.items() if p.slot == slot][:1]
-            await coordinator.publish(slot, trial, {"failed": "RuntimeError: broken"})
+            await coordinator.publish(slot, trial, Failed(reason="RuntimeError: broken"))
 
     async def first() -> None:
         await coordinator.register("good")
