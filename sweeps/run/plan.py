@@ -185,7 +185,9 @@ def _packs(config: SweepConfig) -> str:
     together: dict[str, list[str]] = {}  # methods that share one base
     for draw in first_of_each_method(config):
         if draw["method"] in ADDITIVE:
-            together.setdefault(sharing_key(parse(draw)), []).append(draw["method"])
+            key = sharing_key(parse(draw))
+            assert key is not None, "what adds to a base can share it"
+            together.setdefault(key, []).append(draw["method"])
     pack = config.cluster.trials_per_slot
     if not together or pack == 1:
         return "none, every trial has a slot to itself"

@@ -25,7 +25,7 @@ from trainables.runtime.protocol import (
 )
 
 if TYPE_CHECKING:
-    from ray.actor import ActorProxy
+    from ray.actor import ActorHandle
 
 TAKE_TIMEOUT_S = 10.0  # a slot without news looks again after this long
 
@@ -586,19 +586,17 @@ class Coordinator:
 
 def start_coordinator(
     sweep: str, name: str, trials_per_slot: int | Literal["auto"], slots: int
-) -> "ActorProxy[Coordinator]":
+) -> "ActorHandle":
     """The coordinator of a sweep, beside the driver; it comes back by itself, and is told
     everything again by who asks.
     """
-    return (
-        ray.remote(Coordinator)
-        .options(
-            name=name,
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            max_concurrency=10_000,
-            label_selector={NODE_ID: ray.get_runtime_context().get_node_id()},
-        )
-        .remote(sweep, trials_per_slot, slots)
+    actor = ray.remote(Coordinator).options(
+        name=name,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=10_000,
+        label_selector={NODE_ID: ray.get_runtime_context().get_node_id()},
     )
+    # Ray's types have no word for the handle of a class that was not decorated
+    return actor.remote(sweep, trials_per_slot, slots)  # pyright: ignore[reportReturnType]

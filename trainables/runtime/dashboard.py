@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import ray
 
 if TYPE_CHECKING:
-    from ray.actor import ActorProxy
+    from ray.actor import ActorHandle
     from ray.train import UserCallback
     from ray.train.v2._internal.execution.context import TrainRunContext
 
@@ -24,13 +24,11 @@ class DashboardLabel:
         return self._text
 
 
-def dashboard_label(trial: str, text: str) -> "ActorProxy[DashboardLabel]":
+def dashboard_label(trial: str, text: str) -> "ActorHandle":
     """A running actor named after `trial`; `ray.kill` ends it. It is not waited for."""
-    return (
-        ray.remote(DashboardLabel)
-        .options(name=f"trial {trial}", num_cpus=0, max_restarts=-1)
-        .remote(text)
-    )
+    actor = ray.remote(DashboardLabel).options(name=f"trial {trial}", num_cpus=0, max_restarts=-1)
+    # Ray's types have no word for the handle of a class that was not decorated
+    return actor.remote(text)  # pyright: ignore[reportReturnType]
 
 
 def worker_labels(slot: str) -> "list[UserCallback]":

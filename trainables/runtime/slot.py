@@ -6,6 +6,9 @@ Who is on which slot is kept by the sweep's coordinator, a small actor. Trials (
 assignment again, lets the trials join from their last checkpoints, and nobody else need know.
 """
 
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
 from trainables.runtime.dashboard import worker_labels
 from trainables.runtime.protocol import SlotConfig
 from trainables.runtime.worker import slot_loop
@@ -17,9 +20,6 @@ def run_slot(
     """Start a slot and wait for its end. Raises what ended it when Ray Train gave up restarting its
     workers.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     gpu = resources_per_worker.get("GPU", 0) > 0
     TorchTrainer(
         slot_loop,

@@ -1,12 +1,10 @@
 """Names in the dashboard, where this Ray can show them."""
 
 import sys
+from types import SimpleNamespace
 
-import ray.train
-import ray.train.torch
-
+from trainables.runtime import slot
 from trainables.runtime.dashboard import worker_labels
-from trainables.runtime.slot import run_slot
 
 INTERNALS = "ray.train.v2._internal.execution.callback"
 
@@ -27,10 +25,12 @@ def test_a_slot_runs_without_names_where_ray_has_other_internals(monkeypatch):
         def fit(self):
             pass
 
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    monkeypatch.setattr(slot, "TorchTrainer", Trainer)
 
-    class Config:
-        slot = "s-slot0"
-
-    run_slot(Config(), workers=1, resources_per_worker={"CPU": 1.0}, folder="/tmp/slots")
+    slot.run_slot(
+        SimpleNamespace(slot="s-slot0"),
+        workers=1,
+        resources_per_worker={"CPU": 1.0},
+        folder="/tmp/slots",
+    )
     assert [config.callbacks for config in started] == [[]]
