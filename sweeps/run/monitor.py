@@ -130,7 +130,7 @@ class Monitor:
                 self._limits[cost] = limit
                 alone = "a trial has a slot to itself"
                 shared = f"{limit} trials share a slot" if limit > 1 else alone
-                self._display.say(f"measured: {shared} ({cost})")
+                self._display.say(f"profiled: {shared} ({cost})")
 
     def _total_samples(self, curve: Curve) -> int:
         return trained_samples(self._rows, self._config.hyperparameters(curve.params))

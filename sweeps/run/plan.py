@@ -76,7 +76,7 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     for line in rehearsal:
         say(line)
     say(f"Slots: {_slots(config)}")
-    say(f"Packs: {_packs(config)}")
+    say(f"Trial groups: {_groups(config)}")
     for line in memory_lines(config):
         say(line)
     if search.time_budget:
@@ -177,7 +177,7 @@ def _few_groups(manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def _packs(config: SweepConfig) -> str:
+def _groups(config: SweepConfig) -> str:
     """Which trials may share a base."""
     from trainables.methods import ADDITIVE
     from trainables.runtime.capacity import MAX_GROUP_SIZE
@@ -188,13 +188,13 @@ def _packs(config: SweepConfig) -> str:
             key = sharing_key(parse(draw))
             assert key is not None, "what adds to a base can share it"
             together.setdefault(key, []).append(draw["method"])
-    pack = config.cluster.trials_per_slot
-    if not together or pack == 1:
+    largest = config.cluster.trials_per_slot
+    if not together or largest == 1:
         return "none, every trial has a slot to itself"
     most = (
         f"as many as a slot finds to pay, at most {MAX_GROUP_SIZE}"
-        if pack == "auto"
-        else f"at most {pack}"
+        if largest == "auto"
+        else f"at most {largest}"
     )
     return (
         f"trials of {', or of '.join(' and '.join(methods) for methods in together.values())} share"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeps.config.errors import ConfigError
 from sweeps.config.schema import SweepConfig
@@ -14,6 +14,9 @@ from trainables.models.files import (
     load_tokenizer,
     quiet,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
@@ -62,13 +65,17 @@ def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _refuse_unknown_ids(config: SweepConfig, folder: Path, tokenizer: Any) -> None:
+def _refuse_unknown_ids(
+    config: SweepConfig, folder: Path, tokenizer: "PreTrainedTokenizerBase"
+) -> None:
     """A token beyond the embedding ends a GPU's context, and every trial with it."""
     from trainables.data.prepare import open_split
 
     rows = getattr(load_model_config(config.model).get_text_config(), "vocab_size", None)
     largest = max(open_split(folder, name).largest_id for name in ("train", "validation"))
-    found = max(largest, tokenizer.pad_token_id)
+    padding = tokenizer.pad_token_id
+    assert isinstance(padding, int), "a tokenizer that is loaded has one"
+    found = max(largest, padding)
     if rows is not None and found >= rows:
         raise ConfigError(
             f"model.name: the tokenizer of {config.model.name} gives the data ids up to {found},"
