@@ -20,6 +20,7 @@ from sweeps.ledger.status import ALIKE, INTERRUPTED, NO_SLOT, UNFINISHED
 from sweeps.reporting.console import print_board
 from sweeps.reporting.live import Display
 from sweeps.run.baseline import KnownBaseline
+from sweeps.run.environment import set_environment
 from sweeps.run.folder import absolute_paths, amend, new_folder, tracked, write_configuration
 from sweeps.run.jobs import Jobs
 from sweeps.run.lifetime import Lifetime
@@ -210,10 +211,11 @@ class Sweep:
         """Connect to Ray, start coordinator, slots and what watches over them; leaves no process
         behind.
         """
-        from cluster.connect import connect
-        from sweeps.run.tune import set_environment
-
         set_environment()
+        # now, as Ray's modules cannot be imported by the threads of slots at the same time
+        import sweeps.run.tune  # noqa: F401
+        from cluster.connect import connect
+
         for note in self.manifest["notes"]:
             self.display.say(note)
         study = self._open_study()
