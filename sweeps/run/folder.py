@@ -7,7 +7,6 @@ import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +16,7 @@ from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.run.storage import storage_url
 from trainables.data.config import DataConfig
+from trainables.data.manifest import Manifest
 
 
 def new_folder(config: SweepConfig) -> Ledger:
@@ -59,19 +59,19 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
     return replace(config, data=data, model=model)
 
 
-def tracked(config: SweepConfig, manifest: dict[str, Any], base: dict[str, str]) -> dict[str, Any]:
+def tracked(config: SweepConfig, manifest: Manifest, base: dict[str, str]) -> dict[str, object]:
     """Task, model and data as they stand in the configuration of every W&B run; base: what
     `fingerprint` gave.
     """
-    data: dict[str, Any] = {}
-    for name in [name for name in ("train", "validation", "test") if name in manifest["splits"]]:
-        split = manifest["splits"][name]
-        rows, digest = (
-            split.get("rows", split.get("read")),
-            split.get("fingerprint", split.get("raw_fingerprint")),
-        )
-        source = manifest["sources"].get(name, manifest["sources"]["train"])  # a share of train
-        data[name] = {"source": source["source"], "rows": rows, "fingerprint": digest}
+    data: dict[str, object] = {}
+    for name in [name for name in ("train", "validation", "test") if name in manifest.splits]:
+        split = manifest.splits[name]
+        source = manifest.sources.get(name, manifest.sources["train"])  # a share of train
+        data[name] = {
+            "source": source.source,
+            "rows": split.rows or split.read,
+            "fingerprint": split.fingerprint or split.raw_fingerprint or None,
+        }
     files = hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest() if base else None
     model = {name: getattr(config.model, name) for name in ("name", "revision", "dtype")}
     return {

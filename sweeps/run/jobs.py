@@ -9,6 +9,7 @@ from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import UNFINISHED
 from sweeps.run.lifetime import Lifetime
 from sweeps.selection.curves import Curve
+from trainables.data.manifest import Manifest
 from trainables.evaluation.record import Evaluation
 from trainables.storage.checkpoints import CHECKPOINT
 
@@ -31,7 +32,7 @@ class Jobs:
     """The post-search jobs of a sweep; slots that have nothing else to do run them."""
 
     def __init__(
-        self, config: SweepConfig, ledger: Ledger, manifest: dict, say: Callable[[str], None]
+        self, config: SweepConfig, ledger: Ledger, manifest: Manifest, say: Callable[[str], None]
     ) -> None:
         self._config, self._ledger, self._manifest, self._say = config, ledger, manifest, say
         self._asked_for_baselines = False
@@ -47,7 +48,7 @@ class Jobs:
         if winner is None:
             return found
         of_winner = self._trained(self._ledger.curve(winner.trial), winner.point)
-        if "test" in self._manifest["splits"] and self._ledger.of_winner("test", winner) is None:
+        if "test" in self._manifest.splits and self._ledger.of_winner("test", winner) is None:
             default = self._ledger.default(self._config.selection)
             other = default is not None and default[0].id != winner.trial
             of_default = self._trained(*default) if default is not None and other else None

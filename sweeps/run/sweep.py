@@ -32,6 +32,7 @@ from sweeps.run.slots import COORDINATOR, Slots, add_cost
 from sweeps.run.storage import check_storage
 from sweeps.search.failures import common_cause
 from sweeps.selection.ranking import finalists
+from trainables.data.manifest import MANIFEST
 from trainables.models.files import fingerprint
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def prepare(config: SweepConfig, console: Console) -> Ledger:
         ledger.store.write_json("base.json", fingerprint(config.model))
         staged = ledger.store.scratch()
         shutil.copytree(data, staged, dirs_exist_ok=True)
-        ledger.store.publish(staged, "data", last="manifest.json")
+        ledger.store.publish(staged, "data", last=MANIFEST)
     return ledger
 
 
@@ -85,7 +86,7 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
         raise ConfigError(
             f"{ledger.store.path('')}: this sweep is running; `best` shows how far it is"
         )
-    if not ledger.store.exists("data/manifest.json"):
+    if not ledger.has_data():
         raise ConfigError(
             f"{ledger.store.path('')}: has no prepared data, so it never began; run it anew"
         )
@@ -146,8 +147,8 @@ class Sweep:
 
         self.config, self.ledger, self.console = config, ledger, console
         self.goes_on = elapsed_s > 0
-        self.manifest = ledger.store.read_json("data/manifest.json")
-        self.rows = self.manifest["splits"]["train"]["rows"]
+        self.manifest = ledger.manifest()
+        self.rows = self.manifest.splits["train"].rows
         budget = config.search.time_budget_s()
         finals = config.selection.finalists
         self.display = Display(
@@ -216,7 +217,7 @@ class Sweep:
         import sweeps.run.tune  # noqa: F401
         from cluster.connect import connect
 
-        for note in self.manifest["notes"]:
+        for note in self.manifest.notes:
             self.display.say(note)
         study = self._open_study()
         with connect(self.config.cluster, namespace=f"sweep-{self.ledger.name}") as connection:
