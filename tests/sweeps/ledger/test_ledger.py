@@ -928,7 +928,7 @@ def test_best_needs_neither_ray_nor_torch_and_says_the_same_wherever_the_folder_
     code = "\n".join(
         [
             "import sys",
-            "from sweeps.__main__ import app",
+            "from sweeps.cli.app import app",
             "heavy = {'ray', 'torch', 'transformers', 'peft', 'datasets', 'optuna', 'wandb'}",
             "app(sys.argv[1:], standalone_mode=False)",
             "print(sorted(heavy & set(sys.modules)), file=sys.stderr)",
