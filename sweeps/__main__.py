@@ -16,6 +16,8 @@ from sweeps.config.errors import ConfigError
 from sweeps.config.loading import from_tree, load
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
+from sweeps.ledger.leaderboard import leaderboard_json
+from sweeps.reporting.leaderboard import leaderboard
 from trainables.errors import InputError
 
 app = typer.Typer(
@@ -82,18 +84,18 @@ def best(
     Example: python -m sweeps best runs/quickstart-20260101-120000 --json
     """
     ledger, config = _open(folder)
-    board = ledger.load().board(config.name, config.selection)
+    board = leaderboard(ledger.load(), config.name, config.selection)
     if as_json:
-        print(json.dumps(board, indent=1, allow_nan=False))
+        print(json.dumps(leaderboard_json(board), indent=1, allow_nan=False))
     else:
         from sweeps.reporting.console import print_board
 
         print_board(_console(), board)
-        if board["winner"] is not None and ledger.holds(board["winner"]):
+        if board.winner is not None and ledger.holds(board.winner.trial, board.winner.step):
             print(f"Checkpoint: {ledger.store.path('winner')}")
         if ledger.store.exists("report.html"):
             print(f"Report: {ledger.store.path('report.html')}")
-    if board["winner"] is None:
+    if board.winner is None:
         raise typer.Exit(1)
 
 
@@ -245,7 +247,7 @@ def _finish(outcome: Any) -> None:
     print(outcome.folder, flush=True)
     if outcome.status == "interrupted":
         print(f"Interrupted. Go on with: python -m sweeps resume {outcome.folder}", file=sys.stderr)
-    if outcome.status != "finished" or outcome.board["winner"] is None:
+    if outcome.status != "finished" or outcome.board.winner is None:
         raise typer.Exit(1)
 
 

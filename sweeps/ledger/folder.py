@@ -165,9 +165,7 @@ class Ledger:
         return None
 
     def unfinished(self) -> list[str]:
-        return [
-            trial for trial, entry in sorted(self._trials.items()) if entry.status == "running"
-        ]
+        return [trial for trial, entry in sorted(self._trials.items()) if entry.status == "running"]
 
     # --- reading back ---
 

@@ -402,8 +402,10 @@ class Leaderboard:
         measured = self.baselines.get(baseline) or self.scores.get(baseline)
         words = measured.words if measured is not None else None
         words = words or BASELINE_NAMES.get(baseline, baseline)
-        label = measured.label if isinstance(measured, BaselineRow) else None
-        return words if label is None else f"always {label}, at {words}"
+        prior = self.baselines.get("prior")
+        if baseline != "prior" or prior is None or prior.label is None:
+            return words
+        return f"always {prior.label}, at {words}"
 
 
 def in_order(trials: Sequence[TrialRow], winner: WinnerRow | None) -> tuple[RankedTrial, ...]:

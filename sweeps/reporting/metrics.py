@@ -8,6 +8,7 @@ class of each row.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import NormalDist
 from typing import Literal
 
@@ -58,9 +59,9 @@ def metrics_of(
         if own is None:
             continue
         measured = {each.name: found for each in alternatives if (found := each.on(split))}
-        answers = _answers(measured, own, board, labels, lambda name: predictions(split, name))
+        answers = _answers(measured, own, board, labels, partial(predictions, split))
         for name, each in answers.items():
-            found = class_metrics(count_classes(*each.T, len(labels)))
+            found = class_metrics(count_classes(each[:, 0], each[:, 1], len(labels)))
             measured[name] = replace(measured[name], metrics=found)
         alternatives = [_with(each, split, measured.get(each.name)) for each in alternatives]
         classes[split] = by_class(own, labels)
@@ -100,12 +101,13 @@ def _alternatives(board: Leaderboard) -> list[Alternative]:
         name: str, words: str, loss: float | None, metrics: Mapping[str, float | None]
     ) -> Alternative:
         score = board.scores.get(name)
-        scored = score is not None and score.loss is not None
         return Alternative(
             name=name,
             words=words,
             validation=None if loss is None else LossAndMetrics(loss=loss, metrics=metrics),
-            test=LossAndMetrics(loss=score.loss, metrics=score.metrics) if scored else None,
+            test=None
+            if score is None or score.loss is None
+            else LossAndMetrics(loss=score.loss, metrics=score.metrics),
         )
 
     words = f"the winner, {winner.trial}"
@@ -230,9 +232,7 @@ def _questions(
     asked = []
     for metric in metrics:
         if "default" in answers:
-            asked.append(
-                _Question(metric=metric, among="default", name="default", of=len(metrics))
-            )
+            asked.append(_Question(metric=metric, among="default", name="default", of=len(metrics)))
         if not ways:
             continue
         by_loss = min(ways, key=lambda name: _loss(measured[name]))
@@ -274,7 +274,9 @@ def resampled_metrics(
         if not weights.any():
             continue  # of a handful of rows a resample may have none
         for name, each in answers.items():
-            for metric, value in class_metrics(count_classes(*each.T, classes, weights)).items():
+            for metric, value in class_metrics(
+                count_classes(each[:, 0], each[:, 1], classes, weights)
+            ).items():
                 found[name].setdefault(metric, []).append(value)
     return {
         name: {metric: np.array(values) for metric, values in each.items()}

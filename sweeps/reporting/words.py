@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 
 from sweeps.ledger.leaderboard import (
+    SPLITS,
     BaselineRow,
     ClassAnswers,
     Forgetting,
     MetricsReport,
     Score,
     SlicePart,
-    SPLITS,
+    SplitName,
     TestScores,
     TrialRow,
     WinnerSlices,
@@ -47,9 +48,7 @@ def expected_words(expected: Final) -> str:
     seeds = len(expected.seeds)
     spread = "" if expected.spread is None else f" ± {expected.spread:.4f}"
     of_failed = (
-        f"; {len(expected.failed)} more gave no checkpoint that may win"
-        if expected.failed
-        else ""
+        f"; {len(expected.failed)} more gave no checkpoint that may win" if expected.failed else ""
     )
     return (
         f"expected {expected.mean:.4f}{spread}, the mean of {seeds} new"
@@ -122,12 +121,19 @@ def slices_words(slices: WinnerSlices) -> str:
 
 
 def _slice_words(part: SlicePart) -> str:
-    bounds = (
-        f"{NO_INTERVAL}, " if part.low is None else f"{part.low:.4f} to {part.high:.4f}, "
-    )
+    bounds = f"{NO_INTERVAL}, " if part.low is None else f"{part.low:.4f} to {part.high:.4f}, "
     accuracy = part.metrics.get("accuracy")
     also = "" if accuracy is None else f", accuracy {accuracy:.4f}"
     return f"{part.value or 'empty'} {number(part.loss)} ({bounds}{part.rows} rows{also})"
+
+
+def measured_splits(metrics: MetricsReport) -> list[SplitName]:
+    """The splits on which anything was measured."""
+    return [
+        split
+        for split in SPLITS
+        if any(each.on(split) is not None for each in metrics.alternatives)
+    ]
 
 
 def alternatives_columns(metrics: MetricsReport) -> list[str]:
