@@ -170,7 +170,7 @@ def test_every_alternative_stands_with_its_metrics_on_both_splits():
     assert by_name["default"]["test"]["metrics"] == class_metrics(count_classes(*own.T, 4))
     assert by_name["default"]["words"] == "the default configuration, t0001"
     assert by_name["untuned"]["test"] is None
-    assert by_name["prior"]["words"] == "train's label shares, always joy"
+    assert by_name["prior"]["words"] == "always joy, at train's label shares"
     f1 = 2 * 0.35 / 1.35 / 4
     assert by_name["prior"]["validation"]["metrics"] == {
         "accuracy": pytest.approx(0.35),
