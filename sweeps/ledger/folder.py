@@ -32,6 +32,7 @@ from sweeps.selection.ranking import select
 from sweeps.selection.results import Winner
 from sweeps.selection.statistics import by_unit, compare, mean_interval
 from sweeps.selection.verdicts import best_point
+from trainables.data.manifest import MANIFEST, Manifest, manifest_of
 from trainables.evaluation.record import Evaluation
 from trainables.storage.checkpoints import (
     CHECKPOINT,
@@ -43,6 +44,7 @@ from trainables.storage.checkpoints import (
 )
 from trainables.storage.store import Store
 
+DATA_MANIFEST = f"data/{MANIFEST}"
 WINNER = "winner"  # folder of what is handed over
 
 
@@ -295,7 +297,7 @@ class Ledger:
             measured = self.store.read_json("baseline.json")
             if "error" not in measured:
                 found["untuned"] = measured
-        manifest = self.manifest()
+        manifest = self.manifest() if self.has_data() else None
         if manifest is not None and (prior := label_prior(manifest)) is not None:
             found["prior"] = prior
         if self.store.exists("baselines.json"):
@@ -313,7 +315,7 @@ class Ledger:
         """
         winner, _ = self.select(config)
         assert winner is not None, "the test split is scored for a winner"
-        manifest, scores = self.store.read_json("data/manifest.json"), measured["scores"]
+        manifest, scores = self.manifest(), measured["scores"]
         if (prior := label_prior(manifest, "test")) is not None:
             scores["prior"] = {"loss": prior["val_loss"], "metrics": prior["metrics"]}
         for name, score in scores.items():
@@ -325,7 +327,7 @@ class Ledger:
         scored = Store(
             self.store.url.rsplit("/", 1)[0]
         )  # beside the sweeps: the others look there too
-        register = f"test-sets/{manifest['splits']['test']['raw_fingerprint'][:16]}.json"
+        register = f"test-sets/{manifest.splits['test'].raw_fingerprint[:16]}.json"
         own = {"sweep": self.name, "trial": winner.trial, "step": winner.point.step}
         before = scored.read_json(register) if scored.exists(register) else []
         # a checkpoint that is measured again, after a kill, is no second look; another winner of
@@ -381,22 +383,23 @@ class Ledger:
         """Whether `trial` is what one would train without a search."""
         return self._trials[trial].default
 
-    def manifest(self) -> dict[str, Any] | None:
-        return (
-            self.store.read_json("data/manifest.json")
-            if self.store.exists("data/manifest.json")
-            else None
-        )
+    def has_data(self) -> bool:
+        """Whether the sweep's data were prepared to the end."""
+        return self.store.exists(DATA_MANIFEST)
+
+    def manifest(self) -> Manifest:
+        """Of the prepared data."""
+        return manifest_of(self.store.read_json(DATA_MANIFEST), self.store.path(DATA_MANIFEST))
 
 
-def label_prior(manifest: dict[str, Any], split: str = "validation") -> dict[str, Any] | None:
+def label_prior(manifest: Manifest, split: str = "validation") -> dict[str, Any] | None:
     """Always answering with train's label shares: loss on `split` in nats and accuracy of its
     majority class.
     """
-    splits = manifest["splits"]
-    if "label_counts" not in splits["train"]:
+    splits = manifest.splits
+    train, validation = splits["train"].label_counts, splits[split].label_counts
+    if train is None or validation is None:
         return None
-    train, validation = splits["train"]["label_counts"], splits[split]["label_counts"]
     rows, total = sum(train.values()), sum(validation.values())
     loss = (
         -sum(count * math.log(train[label] / rows) for label, count in validation.items()) / total

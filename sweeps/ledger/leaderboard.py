@@ -14,6 +14,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from sweeps.selection.results import Final
 from sweeps.selection.statistics import Difference
+from trainables.data.manifest import TokenSummary
 from trainables.evaluation.record import Metrics, Slices
 from trainables.storage.records import Json, from_json, to_json
 
@@ -196,8 +197,8 @@ class TestScores:
     scored_before: tuple[EarlierScoring, ...] = ()
 
     @property
-    def rows(self) -> object:
-        return self.split.get("rows")
+    def summary(self) -> TokenSummary:
+        return from_json(TokenSummary, self.split, "test.json: split")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,13 +19,12 @@ from sweeps.reporting.words import (
     test_words,
     verdict_words,
 )
+from trainables.data.manifest import Manifest
 
 PEFT_METHODS = ("lora", "qlora", "ia3", "prompt")  # whose checkpoints are PEFT's
 
 
-def card(
-    config: SweepConfig, board: Leaderboard, manifest: dict[str, Any], loading: list[str]
-) -> str:
+def card(config: SweepConfig, board: Leaderboard, manifest: Manifest, loading: list[str]) -> str:
     """README.md of the winner: what it is, how good, from what data, and the lines of Python that
     load it.
     """
@@ -123,21 +122,21 @@ def _loading_lines(method: str, loading: list[str]) -> list[str]:
     ]
 
 
-def _data_lines(manifest: dict[str, Any]) -> list[str]:
+def _data_lines(manifest: Manifest) -> list[str]:
     return [
         "## Data",
         "",
         "| split | rows | fingerprint (SHA-256) |",
         "|---|---|---|",
         *(
-            f"| {name} | {split.get('rows', split['read'])} |"
-            f" {split.get('fingerprint', split.get('raw_fingerprint'))} |"
-            for name, split in manifest["splits"].items()
+            f"| {name} | {split.rows or split.read} |"
+            f" {split.fingerprint or split.raw_fingerprint} |"
+            for name, split in manifest.splits.items()
         ),
         "",
         *(
-            f"- {name}: `{source['source']}`, SHA-256 {source['sha256']}"
-            for name, source in manifest["sources"].items()
+            f"- {name}: `{source.source}`, SHA-256 {source.sha256}"
+            for name, source in manifest.sources.items()
         ),
         "",
     ]
@@ -194,12 +193,12 @@ def classes_lines(metrics: MetricsReport | None) -> list[str]:
     return lines
 
 
-def usage_code(load: list[str], config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
+def usage_code(load: list[str], config: SweepConfig, manifest: Manifest) -> list[str]:
     """Python that loads the winner, from the sweep's folder, and uses it once."""
     lines = [*load, f'tokenizer = AutoTokenizer.from_pretrained("{WINNER}")']
     if config.task != "classification":
         return lines
-    cut = f'truncation=True, max_length={manifest["max_length"]}, padding=True, return_tensors="pt"'
+    cut = f'truncation=True, max_length={manifest.max_length}, padding=True, return_tensors="pt"'
     return [
         *lines,
         f'batch = tokenizer(["a text"], {cut})',

@@ -13,6 +13,7 @@ from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import WINNER, Ledger
 from sweeps.ledger.leaderboard import Leaderboard
 from sweeps.reporting.card import card, usage_code
+from trainables.data.manifest import Manifest
 from trainables.models.base import BaseSpec
 from trainables.models.checkpoint import base_spec, complete, loading_code
 from trainables.models.files import load_tokenizer
@@ -31,7 +32,7 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(ledger.store.fetch(name, Path(scratch)), folder, dirs_exist_ok=True)
     tokenizer = load_tokenizer(config.model)
-    manifest = ledger.store.read_json("data/manifest.json")
+    manifest = ledger.manifest()
     if config.task == "instruction" and not tokenizer.chat_template:
         from trainables.tasks.instruction.format import default_chat_template
 
@@ -48,7 +49,7 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
 
 
 def trained_base(
-    config: SweepConfig, params: Mapping[str, Any], manifest: dict[str, Any], pad_token_id: int
+    config: SweepConfig, params: Mapping[str, Any], manifest: Manifest, pad_token_id: int
 ) -> BaseSpec:
     """The base of a trial with these parameters, on this machine."""
     import torch
@@ -58,7 +59,7 @@ def trained_base(
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
     task = TASKS[config.task]
-    labels, precision = manifest["labels"], config.train.precision
+    labels, precision = manifest.labels, config.train.precision
     return base_spec(
         config.model, task, labels, pad_token_id, hp.method, hp.options, device, precision
     )

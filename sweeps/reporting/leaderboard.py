@@ -34,15 +34,15 @@ from sweeps.selection.ranking import final_ranking, pareto
 from sweeps.selection.results import Winner
 from sweeps.selection.statistics import Difference, compare, slice_intervals
 from sweeps.selection.verdicts import excluded_reason, standing_verdict
+from trainables.data.manifest import Manifest
 from trainables.evaluation.record import Evaluation, Slices
 from trainables.storage.records import from_json
-
-Manifest = Mapping[str, Any]
 
 
 def leaderboard(ledger: Ledger, name: str, config: SelectionConfig) -> Leaderboard:
     """What the sweep has found so far."""
-    curves, reference, manifest = ledger.curves(), ledger.reference(), ledger.manifest()
+    curves, reference = ledger.curves(), ledger.reference()
+    manifest = ledger.manifest() if ledger.has_data() else None
     found, reason = ledger.select(config, reference)
     winner = _winner(found, curves)
     differences = {} if found is None else found.differences
@@ -177,11 +177,11 @@ def _tokens_per_request(manifest: Manifest | None, test: TestScores | None) -> f
     """Tokens that are no targets of a row of the test split, where it was scored, or of validation,
     on average: what goes into the model for one answer.
     """
-    if manifest is None or manifest["task"] == "causal_lm":
+    if manifest is None or manifest.task == "causal_lm":
         return None
-    split: Mapping[str, Any] = manifest["splits"]["validation"] if test is None else test.split
-    answers = split["targets"] if manifest["task"] == "instruction" else 0
-    return (split["tokens"] - answers) / split["rows"]
+    split = manifest.splits["validation"] if test is None else test.summary
+    answers = split.targets if manifest.task == "instruction" else 0
+    return (split.tokens - answers) / split.rows
 
 
 def _slices(
@@ -190,14 +190,14 @@ def _slices(
     """The winner's loss and metrics for each value of `data.slice`, on validation and, where it
     was scored, on test; the worst first.
     """
-    if found is None or manifest is None or manifest["data"].get("slice") is None:
+    if found is None or manifest is None or manifest.data.slice is None:
         return None
     validation = _parts(ledger, "validation", found.point.slices, found.point.folder, manifest)
     of_test = {} if test is None else test.scores["winner"].slices or {}
     scored = _parts(ledger, "test", of_test, "baselines/test/winner", manifest)
     if not validation and not scored:
         return None
-    return WinnerSlices(column=manifest["data"]["slice"], validation=validation, test=scored)
+    return WinnerSlices(column=manifest.data.slice, validation=validation, test=scored)
 
 
 def _parts(
@@ -209,8 +209,8 @@ def _parts(
     intervals: dict[str, tuple[float, float] | None] = {}
     losses, of_rows = ledger.row_losses(folder), ledger.array(f"data/{split}.slices.npy")
     if losses is not None and of_rows is not None:
-        values = manifest["encoding"]["slices"]
-        intervals = slice_intervals(losses, of_rows, values, ledger.groups(split))
+        values, groups = manifest.encoding.slices, ledger.groups(split)
+        intervals = slice_intervals(losses, of_rows, values, groups)
     parts = []
     for value, each in slices.items():
         low, high = intervals.get(value) or (None, None)
@@ -257,5 +257,5 @@ def _metrics(
         own = split == "validation" and name in folders
         return ledger.predictions(folders[name] if own else f"baselines/{split}/{name}")
 
-    labels = (manifest or {}).get("labels") or None
+    labels = None if manifest is None else manifest.labels or None
     return metrics_of(board, labels, predictions, ledger.groups)

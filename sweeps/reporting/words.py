@@ -60,7 +60,7 @@ def test_words(test: TestScores) -> str:
     """What the sealed test split gave the winner."""
     score = test.scores["winner"]
     words = (
-        f"loss {_loss(score)} ({_interval_words(score)}) on {test.rows} rows,"
+        f"loss {_loss(score)} ({_interval_words(score)}) on {test.summary.rows} rows,"
         f" {abs(test.optimism):.4f} {'above' if test.optimism > 0 else 'below'} that on validation"
     )
     words += "".join(f", {name} {number(value)}" for name, value in score.metrics.items())
