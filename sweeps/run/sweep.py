@@ -238,7 +238,7 @@ class _Sweep:
     def __init__(
         self, config: SweepConfig, ledger: Ledger, console: Console, elapsed_s: float
     ) -> None:
-        from sweeps.tracking.wandb import Tracker
+        from sweeps.tracking.protocol import open_tracker
 
         self.config, self.ledger = config, ledger
         self.console = console
@@ -260,8 +260,12 @@ class _Sweep:
         self._tracking = (local or self._scratch) / "tracking"
         base = ledger.store.read_json("base.json") if ledger.store.exists("base.json") else {}
         about = tracked(config, self.manifest, base)
-        self.tracker = Tracker(
-            config.tracking, ledger.name, self._tracking, self.display.say, about
+        self.tracker = open_tracker(
+            config.tracking,
+            sweep=ledger.name,
+            folder=self._tracking,
+            log=self.display.say,
+            about=about,
         )
         self._coordinator: Any = None
         self._dashboard_labels: dict[str, Any] = {}
