@@ -8,6 +8,8 @@ import typer
 from sweeps.cli.arguments import Folder
 from sweeps.cli.opening import open_sweep
 from sweeps.cli.terminal import FAILED, console
+from sweeps.ledger.leaderboard import leaderboard_json
+from sweeps.reporting.leaderboard import leaderboard
 
 
 def best(
@@ -19,16 +21,16 @@ def best(
     Example: python -m sweeps best runs/quickstart-20260101-120000 --json
     """
     ledger, config = open_sweep(folder)
-    board = ledger.load().board(config.name, config.selection)
+    board = leaderboard(ledger.load(), config.name, config.selection)
     if as_json:
-        print(json.dumps(board, indent=1, allow_nan=False))
+        print(json.dumps(leaderboard_json(board), indent=1, allow_nan=False))
     else:
         from sweeps.reporting.console import print_board
 
         print_board(console(), board)
-        if board["winner"] is not None and ledger.holds(board["winner"]):
+        if board.winner is not None and ledger.holds(board.winner.trial, board.winner.step):
             print(f"Checkpoint: {ledger.store.path('winner')}")
         if ledger.store.exists("report.html"):
             print(f"Report: {ledger.store.path('report.html')}")
-    if board["winner"] is None:
+    if board.winner is None:
         raise typer.Exit(FAILED)

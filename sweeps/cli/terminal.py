@@ -26,5 +26,5 @@ def finish(outcome: Outcome) -> None:
     print(outcome.folder, flush=True)
     if outcome.status == "interrupted":
         print(f"Interrupted. Go on with: python -m sweeps resume {outcome.folder}", file=sys.stderr)
-    if outcome.status != "finished" or outcome.board["winner"] is None:
+    if outcome.status != "finished" or outcome.board.winner is None:
         raise typer.Exit(FAILED)

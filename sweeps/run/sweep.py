@@ -25,6 +25,7 @@ from sweeps.config.loading import dump, from_tree, with_own_space
 from sweeps.config.resuming import as_trained, check_resumable, differences
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
+from sweeps.ledger.leaderboard import Leaderboard
 from sweeps.ledger.status import ALIKE, HEARTBEAT_S, INTERRUPTED, NO_SLOT, UNFINISHED
 from sweeps.reporting.console import print_board
 from sweeps.reporting.live import Display
@@ -62,11 +63,11 @@ ASK_TIMEOUT_S = 10.0  # the coordinator may be starting again
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run of a sweep ended: `board` as `best --json` prints it, and where the sweep's folder
+    """How a run of a sweep ended: the `board` that `best` prints, and where the sweep's folder
     is.
     """
 
-    board: dict[str, Any]
+    board: Leaderboard
     folder: str
     status: str  # finished | interrupted | failed
 
@@ -237,7 +238,7 @@ class _Sweep:
     def __init__(
         self, config: SweepConfig, ledger: Ledger, console: Console, elapsed_s: float
     ) -> None:
-        from sweeps.tracking.wandb import Tracker
+        from sweeps.tracking.protocol import open_tracker
 
         self.config, self.ledger = config, ledger
         self.console = console
@@ -259,8 +260,12 @@ class _Sweep:
         self._tracking = (local or self._scratch) / "tracking"
         base = ledger.store.read_json("base.json") if ledger.store.exists("base.json") else {}
         about = tracked(config, self.manifest, base)
-        self.tracker = Tracker(
-            config.tracking, ledger.name, self._tracking, self.display.say, about
+        self.tracker = open_tracker(
+            config.tracking,
+            sweep=ledger.name,
+            folder=self._tracking,
+            log=self.display.say,
+            about=about,
         )
         self._coordinator: Any = None
         self._dashboard_labels: dict[str, Any] = {}
@@ -816,17 +821,18 @@ class _Sweep:
     def conclude(self) -> Outcome:
         """Select, hand over the winner, write the report; print leaderboard, winner and reason."""
         from sweeps.reporting.handover import hand_over
+        from sweeps.reporting.leaderboard import leaderboard
         from sweeps.reporting.publish import write_report
 
         status = {INTERRUPTED: "interrupted", NO_SLOT: "failed", ALIKE: "failed"}.get(
             self.stopped or "", "finished"
         )
         self.ledger.set_status(status, self.elapsed_s())
-        board = self.ledger.board(self.config.name, self.config.selection)
+        board = leaderboard(self.ledger, self.config.name, self.config.selection)
         lines = []
-        if board["winner"] is not None and status == "finished":
+        if board.winner is not None and status == "finished":
             folder = hand_over(self.ledger, self.config, board)
-            self.tracker.winner(board["winner"]["trial"], board["winner"]["reason"], folder)
+            self.tracker.winner(board.winner.trial, board.winner.reason, folder)
             lines.append(f"Checkpoint: {folder}")
         lines.append(f"Report: {write_report(self.ledger, self.config)}")
         if self.stopped == ALIKE:
@@ -835,9 +841,9 @@ class _Sweep:
             cause = common_cause(self._failures)
             lines.append(
                 f"Stopped, as {ALIKE}: {cause}. Mend it and go on: python -m sweeps resume"
-                f" {board['folder']}"
+                f" {board.folder}"
             )
         print_board(self.console, board)
         for line in lines:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        return Outcome(board=board, folder=board["folder"], status=status)
+        return Outcome(board=board, folder=board.folder, status=status)
