@@ -99,10 +99,10 @@ def gather(folders: Sequence[Path]) -> list[Row]:
     per_label: Counter[str] = Counter()
     per_file: Counter[tuple[str, str]] = Counter()
     for row in sorted(unambiguous, key=_rank):
-        place = (row.file, row.label)
-        if per_label[row.label] < ROWS_PER_LABEL and per_file[place] < ROWS_PER_FILE_AND_LABEL:
+        both = (row.file, row.label)
+        if per_label[row.label] < ROWS_PER_LABEL and per_file[both] < ROWS_PER_FILE_AND_LABEL:
             per_label[row.label] += 1
-            per_file[place] += 1
+            per_file[both] += 1
             kept.append(row)
     return sorted(kept, key=lambda row: (row.file, row.label, row.text))
 

@@ -124,7 +124,7 @@ def test_a_finished_sweep_is_read_without_ray_or_torch():
     heavy = ("ray", "torch", "transformers", "peft", "datasets", "optuna", "wandb")
     lines = [
         "import sys",
-        "import sweeps.__main__, sweeps.ledger.folder, sweeps.selection.ranking, sweeps.reporting.console, sweeps.run.sweep",
+        "import sweeps.__main__, sweeps.cli.app, sweeps.ledger.folder, sweeps.selection.ranking, sweeps.reporting.console, sweeps.run.sweep",
         f"print([name for name in {heavy} if name in sys.modules])",
     ]
     done = subprocess.run(

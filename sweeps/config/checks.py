@@ -1,6 +1,6 @@
 """Whether the search space and what is fixed fit together, before a trial is drawn."""
 
-from search_spaces import Choice
+from search_spaces import Choice, Space
 from sweeps.config.messages import what_was_meant
 from sweeps.config.schema import HYPERPARAMETERS, SweepConfig
 from trainables.errors import InputError
@@ -21,6 +21,15 @@ def check_hyperparameters(config: SweepConfig) -> None:
             "search.sampler: grid needs a finite space, got one in which a float varies; allowed:"
             " tpe, random"
         )
+    _check_names(config, space)
+    _check_methods(config)
+    _check_values(config)
+    for number, initial in enumerate(config.search.initial):
+        space.encode(initial, f"search.initial[{number}]")
+
+
+def _check_names(config: SweepConfig, space: Space) -> None:
+    """Only hyperparameters vary, none that is fixed, and a method is given."""
     fixed = config.train.fixed()
     for path, _ in space.parameters:
         name = path.rsplit(".", 1)[-1]
@@ -35,28 +44,28 @@ def check_hyperparameters(config: SweepConfig) -> None:
         raise InputError(
             f"search.space.method: not given; one of {', '.join(OPTIONS)}, here or as train.method"
         )
+
+
+def _check_methods(config: SweepConfig) -> None:
+    """Each method must have a valid configuration. Single ones may be invalid: they are drawn again
+    when they come up.
+    """
     wrong: dict[str, str] = {}
     right: set[str] = set()
-    for draw, _ in config._survey():
+    for draw, _ in config.survey():
         method = str(draw.get("method"))
         try:
             parse(draw)
             right.add(method)
         except InputError as error:
             wrong.setdefault(method, str(error))
-    for method, reason in wrong.items():
-        if (
-            method in right
-        ):  # single configurations may be invalid: they are drawn again when they come up
-            continue
-        if reason.partition(":")[0] in fixed:
+    for method in [method for method in wrong if method not in right]:
+        reason = wrong[method]
+        if reason.partition(":")[0] in config.train.fixed():
             raise InputError(f"train.{reason}")
         if method not in OPTIONS:
             raise InputError(f"search.space.{reason}")
         raise InputError(f"search.space: no configuration of method {method} is valid: {reason}")
-    _check_values(config)
-    for number, initial in enumerate(config.search.initial):
-        space.encode(initial, f"search.initial[{number}]")
 
 
 def _check_values(config: SweepConfig) -> None:
@@ -64,7 +73,7 @@ def _check_values(config: SweepConfig) -> None:
     is not a rare draw.
     """
     checked: set[str] = set()
-    for draw, asked in config._survey():
+    for draw, asked in config.survey():
         for path, domain in asked.items():
             name = path.rsplit(".", 1)[-1]
             if path in checked or name == "method":

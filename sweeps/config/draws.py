@@ -3,17 +3,17 @@
 from typing import Any
 
 from sweeps.config.schema import SweepConfig
-from trainables.hyperparameters import OPTIONS
+from trainables.hyperparameters import OPTIONS, parse
 
 
 def first_of_each_method(config: SweepConfig) -> list[dict[str, Any]]:
     """A configuration of each method that the sweep may draw."""
     found: dict[str, dict[str, Any]] = {}
     for draw in config.draws():
-        found.setdefault(draw.get("method"), draw)
+        found.setdefault(str(draw.get("method")), draw)
     return [found[method] for method in OPTIONS if method in found]
 
 
 def max_epochs(config: SweepConfig) -> float:
     """The most epochs that a trial may train, as far as draws show."""
-    return max(float(draw["epochs"]) for draw in config.draws())
+    return max(parse(draw).epochs for draw in config.draws())

@@ -4,9 +4,9 @@ this door no DictConfig.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,9 +15,12 @@ from yaml import YAMLError
 from search_spaces import SpaceError, load_tree
 from sweeps.config.checks import check_hyperparameters
 from sweeps.config.messages import allowed, explained, shown, what_was_meant
+from sweeps.config.renamed import refuse_former_names
 from sweeps.config.schema import SweepConfig
 from trainables.errors import InputError
 from trainables.hyperparameters import OPTIONS
+
+Container = TypeVar("Container", dict, list)
 
 
 def load(file: Path, overrides: Sequence[str] = ()) -> SweepConfig:
@@ -44,6 +47,7 @@ def from_tree(given: DictConfig, overrides: Sequence[str], where: str) -> SweepC
         _override(given, override)
     tree = OmegaConf.to_container(given, resolve=False)
     try:
+        refuse_former_names(given)
         _check_sections(tree, SweepConfig, "")
         config = OmegaConf.to_object(
             OmegaConf.merge(OmegaConf.structured(SweepConfig), _yaml_words(given))
@@ -66,6 +70,7 @@ def _override(given: DictConfig, override: str) -> None:
         if key.startswith("search.space."):
             key = _open_space(given, key)
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+        assert isinstance(parsed, dict)
         OmegaConf.update(given, key, parsed["value"], merge=False, force_add=True)
     except YAMLError as error:
         raise InputError(f"{override}: not valid YAML{_yaml_problem(error)}") from error
@@ -117,29 +122,35 @@ def dump(config: SweepConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def _check_sections(given: Any, hint: Any, key: str) -> None:
+def _check_sections(given: object, hint: object, key: str) -> None:
     """Unknown keys, missing sections, and what should be a section or a list and is not: OmegaConf
     does not say where.
     """
     if isinstance(given, str) and given.startswith("${"):
         return
-    if dataclasses.is_dataclass(hint) or get_origin(hint) in (dict, list):
-        if not isinstance(given, list if get_origin(hint) is list else dict):
-            raise InputError(f"{key}: must be {allowed(hint)}, got {shown(given)}")
-    if get_origin(hint) is list:
-        for index, item in enumerate(given):
+    if get_origin(hint) is dict:
+        _expect(dict, given, hint, key)
+    elif get_origin(hint) is list:
+        for index, item in enumerate(_expect(list, given, hint, key)):
             _check_sections(item, get_args(hint)[0], f"{key}[{index}]")
-    if not dataclasses.is_dataclass(hint):
-        return
-    hints = get_type_hints(hint)
+    elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        _check_keys(_expect(dict, given, hint, key), hint, f"{key}." if key else "")
+
+
+def _expect(kind: type[Container], given: object, hint: object, key: str) -> Container:
+    if not isinstance(given, kind):
+        raise InputError(f"{key}: must be {allowed(hint)}, got {shown(given)}")
+    return given
+
+
+def _check_keys(given: Mapping[object, object], schema: type, section: str) -> None:
+    hints = get_type_hints(schema)
     for name, value in given.items():
-        at = f"{key}.{name}" if key else str(name)
         if name not in hints:
-            raise InputError(f"{at}: unknown key. {what_was_meant(str(name), hints)}")
-        _check_sections(value, hints[name], at)
-    for part in dataclasses.fields(hint):
+            raise InputError(f"{section}{name}: unknown key. {what_was_meant(str(name), hints)}")
+        _check_sections(value, hints[str(name)], f"{section}{name}")
+    for part in dataclasses.fields(schema):
         if part.default is part.default_factory is dataclasses.MISSING and part.name not in given:
             raise InputError(
-                f"{f'{key}.' if key else ''}{part.name}: not given; must be"
-                f" {allowed(hints[part.name])}"
+                f"{section}{part.name}: not given; must be {allowed(hints[part.name])}"
             )

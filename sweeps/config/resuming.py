@@ -38,7 +38,7 @@ def differences(former: SweepConfig, config: SweepConfig) -> list[str]:
     ]
 
 
-def _leaves(section: Any, key: str) -> Iterator[tuple[str, Any]]:
+def _leaves(section: object, key: str) -> Iterator[tuple[str, object]]:
     if not dataclasses.is_dataclass(section):
         yield key, section
         return
@@ -55,11 +55,7 @@ def check_resumable(former: SweepConfig, config: SweepConfig) -> None:
             now[key] is None or former.selection.limits.of_forgetting
         ):
             continue
-        why = next(
-            (why for fixed, why in FIXED_ON_RESUME.items() if f"{key}.".startswith(f"{fixed}.")),
-            None,
-        )
-        if why is not None:
+        if (why := _why_fixed(key)) is not None:
             words = f"{shown(before[key])} to {shown(now[key])}"
             found.append(
                 f"{key}: cannot change when a sweep is resumed ({words}): {why}; run a new sweep"
@@ -69,8 +65,15 @@ def check_resumable(former: SweepConfig, config: SweepConfig) -> None:
         raise InputError("; ".join(found))
 
 
+def _why_fixed(key: str) -> str | None:
+    for fixed, why in FIXED_ON_RESUME.items():
+        if f"{key}.".startswith(f"{fixed}."):
+            return why
+    return None
+
+
 def as_trained(
-    former: SweepConfig, config: SweepConfig, params: Mapping[str, Any]
+    former: SweepConfig, config: SweepConfig, params: Mapping[str, object]
 ) -> dict[str, Any]:
     """Parameters of a trial of `former` that give the same hyperparameters under `config`: what
     `train` fixed for it, and fixes otherwise or no longer, becomes a parameter of its own.

@@ -15,7 +15,7 @@ from sweeps.selection.config import SelectionConfig
 from sweeps.tracking.config import TrackingConfig
 from trainables.data.config import DataConfig
 from trainables.errors import InputError
-from trainables.hyperparameters import COMMON, OPTIONS, Hyperparameters, parse
+from trainables.hyperparameters import COMMON, FIELDS, OPTIONS, Hyperparameters, parse
 from trainables.models.config import ModelConfig
 
 # a quarter of the trials, within these: TPE needs a few losses to tell good from bad, and of 7
@@ -67,14 +67,11 @@ class SearchConfig:
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     # random trials before TPE models the space; auto: fits the number of trials
     startup_trials: str | int = "auto"
-    initial: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # configurations to try first; what they leave open is sampled
-    time_budget: str | None = (
-        # wall clock over every resume, as 90s, 30m, 8h or 2d; running trials are then stopped, the
-        # best so far wins
-        None
-    )
+    # configurations to try first; what they leave open is sampled
+    initial: list[dict[str, Any]] = field(default_factory=list)
+    # wall clock over every resume, as 90s, 30m, 8h or 2d; running trials are then stopped, the best
+    # so far wins
+    time_budget: str | None = None
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 
     def __post_init__(self) -> None:
@@ -105,46 +102,31 @@ class SearchConfig:
         return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
+HYPERPARAMETERS = tuple(FIELDS)  # of every method, as the methods declare them
+
+# a field for each of them, null where it is not set
+_Fixed = dataclasses.make_dataclass(
+    "_Fixed",
+    [(name, kind, field(default=None)) for name, kind in FIELDS.items()],
+    frozen=True,
+    kw_only=True,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(_Fixed):
     """What is fixed: how trials are trained, and hyperparameters that do not vary."""
 
     evaluate_every: str | int = "epoch"  # or a number of samples
-    max_tokens: int | None = (
-        # padded tokens in one pass; memory only, results do not depend on it; None: 4096 (CPU),
-        # 16384 (GPU)
-        None
-    )
+    # padded tokens in one micro-batch; memory only, results do not depend on it; None: 4096 (CPU),
+    # 16384 (GPU)
+    max_tokens: int | None = None
     # of the arithmetic; auto: bfloat16 on GPUs that have it
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     # of the weights that full and partial fine-tuning leave; auto: the type of the base's own files
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     gradient_checkpointing: bool = False  # trade compute for memory
     probe_rows: int = 512  # training rows whose loss is measured beside the validation loss
-
-    method: str | None = None
-    learning_rate: float | None = None
-    batch_size: int | None = None
-    epochs: float | None = None
-    weight_decay: float | None = None
-    warmup_ratio: float | None = None
-    schedule: str | None = None
-    max_grad_norm: float | None = None
-    beta1: float | None = None
-    beta2: float | None = None
-    epsilon: float | None = None
-    seed: int | None = None
-    layers: int | None = None
-    patterns: list[str] | None = None
-    rank: int | None = None
-    alpha: float | None = None
-    dropout: float | None = None
-    targets: Any = None
-    rslora: bool | None = None
-    loraplus_ratio: float | None = None
-    bits: int | None = None
-    virtual_tokens: int | None = None
-    bottleneck: int | None = None
 
     def __post_init__(self) -> None:
         every = self.evaluate_every
@@ -162,13 +144,6 @@ class TrainConfig:
         return {
             name: value for name in HYPERPARAMETERS if (value := getattr(self, name)) is not None
         }
-
-
-HYPERPARAMETERS = (
-    "method",
-    *COMMON,
-    *dict.fromkeys(f.name for options in OPTIONS.values() for f in dataclasses.fields(options)),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +172,15 @@ class SweepConfig:
             )
         if self.seed < 0:
             raise InputError(f"seed: must be 0 or more, got {self.seed}")
+        self._check_limits()
+        if not self.data.train:
+            raise InputError(
+                "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or"
+                " hf:owner/name"
+            )
+
+    def _check_limits(self) -> None:
+        """What selection asks for must be what the task and the data can give."""
         if self.selection.general_text is not None and self.task == "classification":
             raise InputError(
                 "selection.general_text: is for language models, got task classification"
@@ -217,11 +201,6 @@ class SweepConfig:
                 f"selection.limits.slice_accuracy: is for classification, got task {self.task};"
                 " slice_loss is for all"
             )
-        if not self.data.train:
-            raise InputError(
-                "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or"
-                " hf:owner/name"
-            )
 
     def space(self) -> Space:
         return load_space(self.search.space)
@@ -230,17 +209,17 @@ class SweepConfig:
         """Valid complete configurations drawn at random from the space, always the same: what
         trials will look like.
         """
-        return [params for params, _ in self._survey() if self._is_valid(params)]
+        return [params for params, _ in self.survey() if self._is_valid(params)]
 
     @staticmethod
-    def _is_valid(params: Mapping[str, Any]) -> bool:
+    def _is_valid(params: Mapping[str, object]) -> bool:
         try:
             parse(params)
         except InputError:
             return False
         return True
 
-    def _survey(self) -> list[tuple[dict[str, Any], dict[str, Domain]]]:
+    def survey(self) -> list[tuple[dict[str, Any], dict[str, Domain]]]:
         """Draws, each with the domains that it was drawn from; without those in which a tied value
         has none.
         """
@@ -249,7 +228,7 @@ class SweepConfig:
         for _ in range(DRAWS):
             asked: dict[str, Domain] = {}
 
-            def suggest(name: str, domain: Domain, asked: dict[str, Domain] = asked) -> Any:
+            def suggest(name: str, domain: Domain, asked: dict[str, Domain] = asked) -> object:
                 asked[name] = domain
                 return domain.draw(generator)
 
@@ -261,16 +240,16 @@ class SweepConfig:
             raise broken
         return found
 
-    def hyperparameters(self, params: Mapping[str, Any]) -> Hyperparameters:
+    def hyperparameters(self, params: Mapping[str, object]) -> Hyperparameters:
         """What one sampled configuration trains with: what is fixed, overlaid with `params`."""
         return parse(self.complete(params))
 
-    def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def complete(self, params: Mapping[str, object]) -> dict[str, Any]:
         """`params` with what `train` fixes for their method; the seed is the sweep's unless it is
         varied.
         """
-        merged = {"seed": self.seed} | self.train.fixed() | dict(params)
-        options = OPTIONS.get(merged.get("method", ""))
+        merged: dict[str, Any] = {"seed": self.seed} | self.train.fixed() | dict(params)
+        options = OPTIONS.get(str(merged.get("method")))
         if options is None:
             return merged
         allowed = {"method", *COMMON, *(f.name for f in dataclasses.fields(options))}

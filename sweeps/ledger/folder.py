@@ -18,22 +18,21 @@ import math
 import os
 import socket
 import time
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from sweeps.ledger.leaderboard import leaderboard
+from sweeps.ledger.leaderboard import BASELINE_NAMES
 from sweeps.ledger.status import DEAD_AFTER_S, process_runs, process_start
-from sweeps.reporting.metrics import default_evaluation, metrics_of
-from sweeps.reporting.worth import worth
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve, Reference
-from sweeps.selection.ranking import final_ranking, pareto, select
+from sweeps.selection.ranking import select
 from sweeps.selection.results import Winner
-from sweeps.selection.statistics import by_unit, compare, mean_interval, slice_intervals
-from sweeps.selection.verdicts import best_point, excluded_reason, standing_verdict
-from trainables.data.manifest import MANIFEST, Manifest, TokenSummary, manifest_of
+from sweeps.selection.statistics import by_unit, compare, mean_interval
+from sweeps.selection.verdicts import best_point
+from trainables.data.manifest import MANIFEST, Manifest, manifest_of
 from trainables.evaluation.record import Evaluation
 from trainables.storage.checkpoints import (
     CHECKPOINT,
@@ -43,17 +42,24 @@ from trainables.storage.checkpoints import (
     evaluation_folders,
     read_evaluation,
 )
-from trainables.storage.records import from_json
 from trainables.storage.store import Store
-
-WORDS = {
-    "untuned": "the untuned model",
-    "prior": "train's label shares",
-    "default": "the default configuration",
-}
 
 DATA_MANIFEST = f"data/{MANIFEST}"
 WINNER = "winner"  # folder of what is handed over
+
+
+@dataclass(kw_only=True)
+class TrialState:
+    """What a trial has done so far."""
+
+    params: Mapping[str, object]
+    status: str = "running"
+    reason: str | None = None
+    default: bool = False
+    """Whether it is what one would train without a search."""
+    finalist_of: str | None = None
+    """The trial that had this configuration first."""
+    points: list[Evaluation] = field(default_factory=list)
 
 
 class Ledger:
@@ -62,7 +68,7 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self.store = Store(url)
         self.name = self.store.url.rsplit("/", 1)[-1]
-        self._curves: dict[str, dict[str, Any]] = {}
+        self._trials: dict[str, TrialState] = {}
         self._group_of_rows: dict[str, np.ndarray | None] = {}
 
     # --- trials, as they run ---
@@ -88,24 +94,17 @@ class Ledger:
                 "started": time.time(),
             },
         )
-        self._curves[trial] = {
-            "status": "running",
-            "params": params,
-            "points": [],
-            "reason": None,
-            "default": default,
-            "finalist_of": finalist_of,
-        }
+        self._trials[trial] = TrialState(params=params, default=default, finalist_of=finalist_of)
 
     def restate(self, trial: str, params: dict[str, Any]) -> None:
         """Write the parameters of a trial anew, which say the same under another configuration."""
         begun = self.store.read_json(f"trials/{trial}/trial.json")
         self.store.write_json(f"trials/{trial}/trial.json", {**begun, "params": params})
-        self._curves[trial]["params"] = params
+        self._trials[trial].params = params
 
     def record(self, trial: str, evaluation: Evaluation) -> bool:
         """Take note of an evaluation that the slot has written; False when it was known already."""
-        points = self._curves[trial]["points"]
+        points = self._trials[trial].points
         if any(point.step == evaluation.step for point in points):
             return False
         points.append(
@@ -118,58 +117,57 @@ class Ledger:
             f"trials/{trial}/outcome.json",
             {"status": status, "reason": reason, "ended": time.time()},
         )
-        self._curves[trial].update(status=status, reason=reason)
+        state = self._trials[trial]
+        state.status, state.reason = status, reason
 
     def prune(self, trial: str, config: SelectionConfig) -> None:
         """Keep the checkpoint that would win for this trial and, while it runs, what it would go on
         from; delete the rest.
         """
-        entry = self._curves[trial]
+        entry = self._trials[trial]
         best = best_point(self.curve(trial), config)
-        last = entry["points"][-1] if entry["points"] and entry["status"] == "running" else None
-        for index, point in enumerate(entry["points"]):
+        last = entry.points[-1] if entry.points and entry.status == "running" else None
+        for index, point in enumerate(entry.points):
             if point is not last:
                 self.store.delete(f"{point.folder}/{STATE}")
             if point is not last and point is not best and point.checkpoint is not None:
                 self.store.delete(f"{point.folder}/{CHECKPOINT}")
-                entry["points"][index] = _without_checkpoint(point)
+                entry.points[index] = replace(point, checkpoint=None)
 
     def curve(self, trial: str) -> Curve:
-        entry = self._curves[trial]
+        entry = self._trials[trial]
         return Curve(
             id=trial,
-            status=entry["status"],
-            params=entry["params"],
-            points=tuple(entry["points"]),
-            reason=entry["reason"],
-            finalist_of=entry["finalist_of"],
+            status=entry.status,
+            params=entry.params,
+            points=tuple(entry.points),
+            reason=entry.reason,
+            finalist_of=entry.finalist_of,
         )
 
     def curves(self) -> list[Curve]:
-        return [self.curve(trial) for trial in sorted(self._curves)]
+        return [self.curve(trial) for trial in sorted(self._trials)]
 
     def is_compared(self, trial: str) -> bool:
         """Whether `trial` is there to be compared with: the default configuration, or a
         finalist.
         """
-        return self._curves[trial]["default"] or self._curves[trial]["finalist_of"] is not None
+        return self._trials[trial].default or self._trials[trial].finalist_of is not None
 
     def drawn(self) -> int:
         """Trials of the search itself: finalists repeat them."""
-        return sum(entry["finalist_of"] is None for entry in self._curves.values())
+        return sum(entry.finalist_of is None for entry in self._trials.values())
 
     def default(self, config: SelectionConfig) -> tuple[Curve, Evaluation] | None:
         """The default configuration with its checkpoint that may win, where it has one."""
-        for trial in [trial for trial, entry in self._curves.items() if entry["default"]]:
+        for trial in [trial for trial, entry in self._trials.items() if entry.default]:
             point = best_point(self.curve(trial), config)
             if point is not None and point.checkpoint is not None:
                 return self.curve(trial), point
         return None
 
     def unfinished(self) -> list[str]:
-        return [
-            trial for trial, entry in sorted(self._curves.items()) if entry["status"] == "running"
-        ]
+        return [trial for trial, entry in sorted(self._trials.items()) if entry.status == "running"]
 
     # --- reading back ---
 
@@ -178,7 +176,7 @@ class Ledger:
         by_trial: dict[str, list[str]] = {}
         for name in self.store.find("trials"):
             by_trial.setdefault(name.split("/")[1], []).append(name)
-        self._curves = {}
+        self._trials = {}
         for trial, names in by_trial.items():
             if f"trials/{trial}/trial.json" not in names:
                 continue
@@ -198,14 +196,14 @@ class Ledger:
                 else {"status": "running", "reason": None}
             )
             begun = self.store.read_json(f"trials/{trial}/trial.json")
-            self._curves[trial] = {
-                "status": ended["status"],
-                "params": begun["params"],
-                "points": points,
-                "reason": ended["reason"],
-                "default": begun.get("default", False),
-                "finalist_of": begun.get("finalist_of"),
-            }
+            self._trials[trial] = TrialState(
+                status=ended["status"],
+                params=begun["params"],
+                points=points,
+                reason=ended["reason"],
+                default=begun.get("default", False),
+                finalist_of=begun.get("finalist_of"),
+            )
         return self
 
     def losses(self, folder: str) -> np.ndarray | None:
@@ -215,11 +213,11 @@ class Ledger:
         """
         of_rows = self.row_losses(folder)
         split = folder.split("/")[1] if folder.startswith("baselines/") else "validation"
-        return None if of_rows is None else by_unit(of_rows, self._groups(split))
+        return None if of_rows is None else by_unit(of_rows, self.groups(split))
 
     def row_losses(self, folder: str) -> np.ndarray | None:
         """The same of each row [N, 2]."""
-        return self._array(
+        return self.array(
             f"{folder}.npy" if folder.startswith("baselines/") else f"{folder}/{LOSSES}"
         )
 
@@ -227,22 +225,23 @@ class Ledger:
         """Predicted and true class of each row [N, 2] of an evaluation or a baseline; None where
         there are none.
         """
-        return self._array(
+        return self.array(
             f"{folder}.{PREDICTIONS}"
             if folder.startswith("baselines/")
             else f"{folder}/{PREDICTIONS}"
         )
 
-    def _groups(self, split: str) -> np.ndarray | None:
+    def groups(self, split: str) -> np.ndarray | None:
         """Which rows of a split belong together [N]; None where each stands for itself."""
         if split not in self._group_of_rows:
-            found = self._array(f"data/{split}.groups.npy")
+            found = self.array(f"data/{split}.groups.npy")
             if found is None and split == "test":  # which is tokenised late
                 return None
             self._group_of_rows[split] = found
         return self._group_of_rows[split]
 
-    def _array(self, name: str) -> np.ndarray | None:
+    def array(self, name: str) -> np.ndarray | None:
+        """A file of the folder; None where there is none."""
         return np.load(io.BytesIO(self.store.read_bytes(name))) if self.store.exists(name) else None
 
     # --- the sweep ---
@@ -306,8 +305,8 @@ class Ledger:
             found |= {
                 name: baseline for name, baseline in measured.items() if "error" not in baseline
             }
-        for name in found.keys() & WORDS.keys():
-            found[name]["words"] = WORDS[name]
+        for name in found.keys() & BASELINE_NAMES.keys():
+            found[name]["words"] = BASELINE_NAMES[name]
         return found
 
     def write_test(self, measured: dict[str, Any], config: SelectionConfig) -> None:
@@ -320,8 +319,8 @@ class Ledger:
         if (prior := label_prior(manifest, "test")) is not None:
             scores["prior"] = {"loss": prior["val_loss"], "metrics": prior["metrics"]}
         for name, score in scores.items():
-            if name in WORDS:
-                score["words"] = WORDS[name]
+            if name in BASELINE_NAMES:
+                score["words"] = BASELINE_NAMES[name]
             losses = self.losses(f"baselines/test/{name}")
             if losses is not None:
                 score["low"], score["high"] = mean_interval(losses) or (None, None)
@@ -367,12 +366,12 @@ class Ledger:
         own = (found.get("trial"), found.get("step")) == (winner.trial, winner.point.step)
         return found if own else None
 
-    def holds(self, winner: dict[str, Any]) -> bool:
-        """Whether `winner/` holds this one, and not one that won before."""
+    def holds(self, trial: str, step: int) -> bool:
+        """Whether `winner/` holds this checkpoint, and not one that won before."""
         if not self.store.exists("winner/winner.json"):
             return False
         held = self.store.read_json("winner/winner.json")
-        return (held["trial"], held["step"]) == (winner["trial"], winner["step"])
+        return (held["trial"], held["step"]) == (trial, step)
 
     def select(
         self, config: SelectionConfig, reference: Reference | None = None
@@ -380,150 +379,9 @@ class Ledger:
         """The winner so far, and the reason in words."""
         return select(self.curves(), config, self.losses, reference)
 
-    def board(self, name: str, config: SelectionConfig) -> dict[str, Any]:
-        """Everything that `best --json` prints and the report shows."""
-        curves, reference, manifest = (
-            self.curves(),
-            self.reference(),
-            self.manifest() if self.has_data() else None,
-        )
-        winner, reason = self.select(config, reference)
-        board: dict[str, Any] = {
-            "sweep": name,
-            "folder": self.store.path("").rstrip("/"),
-            "status": self.status()[0],
-            "metric": "val_loss",
-            "winner": None,
-            "baselines": self.baselines(),
-        }
-        if winner is None:
-            board["reason"] = reason
-        else:
-            params = next(curve.params for curve in curves if curve.id == winner.trial)
-            board["winner"] = {
-                "trial": winner.trial,
-                **_shown(winner.point),
-                "params": dict(params),
-                "reason": reason,
-                "tied": list(winner.tied),
-                "expected": None if winner.expected is None else asdict(winner.expected),
-            }
-        board["pareto"] = (
-            {
-                "cost": config.pareto,
-                "front": [{"trial": c.id, **_shown(point)} for c, point in pareto(curves, config)],
-            }
-            if config.pareto
-            else None
-        )
-        board["finalists"] = [asdict(final) for final in final_ranking(curves, config)]
-        differences = winner.differences if winner is not None else {}
-        lowest = self.losses(winner.lowest) if winner is not None else None
-        for name, baseline in board["baselines"].items():
-            found = compare(lowest, self.losses(f"baselines/validation/{name}"))
-            baseline["difference"] = None if found is None else asdict(found)
-        board["trials"] = []
-        for curve in curves:
-            judged = standing_verdict(curve, reference, config)
-            board["trials"].append(
-                {
-                    "id": curve.id,
-                    "status": curve.status,
-                    "status_reason": curve.reason,
-                    "verdict": judged.word,
-                    "verdict_reason": judged.reason,
-                    "verdict_later": judged.later,
-                    "difference": (
-                        asdict(differences[curve.id]) if curve.id in differences else None
-                    ),
-                    "params": dict(curve.params),
-                    "default": self._curves[curve.id]["default"],
-                    "finalist_of": curve.finalist_of,
-                    "evaluations": [
-                        {
-                            **_shown(point),
-                            "excluded": excluded_reason(list(curve.points), index, config),
-                        }
-                        for index, point in enumerate(curve.points)
-                    ],
-                }
-            )
-        board["trials"] = [{"rank": row.rank, **row.trial} for row in leaderboard(board)]
-        board["cost"] = (
-            self.store.read_json("cost.json") if self.store.exists("cost.json") else None
-        )
-        for name in ("test", "forgetting"):
-            board[name] = self.of_winner(name, winner)
-        board["tokens_per_request"] = (
-            _tokens_per_request(manifest, board["test"]) if manifest is not None else None
-        )
-        board["slices"] = None
-        if winner is not None and manifest is not None:
-            board["slices"] = self._slices(winner.point, manifest, board["test"])
-        board["metrics"] = self._metrics(board, manifest) if winner is not None else None
-        board["not_measured"] = self._not_measured(board["test"])
-        waits = (
-            config.baselines
-            and board["status"] == "running"
-            and not self.store.exists("baselines.json")
-        )
-        board["worth"] = None if waits else worth(board, self.losses)
-        return board
-
-    def _metrics(self, board: dict[str, Any], manifest: Manifest | None) -> dict[str, Any]:
-        folders = {
-            "winner": board["winner"]["folder"],
-            "default": (default_evaluation(board) or {}).get("folder", ""),
-        }
-
-        def predictions(split: str, name: str) -> np.ndarray | None:
-            own = split == "validation" and name in folders
-            return self.predictions(folders[name] if own else f"baselines/{split}/{name}")
-
-        labels = list(manifest.labels) or None if manifest is not None else None
-        return metrics_of(board, labels, predictions, self._groups)
-
-    def _not_measured(self, test: dict[str, Any] | None) -> list[dict[str, str]]:
-        """`split`, `words` and `error` of each baseline that was left out."""
-        measured = {"validation": {}, "test": {} if test is None else test["scores"]}
-        if self.store.exists("baselines.json"):
-            measured["validation"] = self.store.read_json("baselines.json")
-        return [
-            {"split": split, "words": each["words"], "error": each["error"]}
-            for split, found in measured.items()
-            for each in found.values()
-            if "error" in each
-        ]
-
-    def _slices(
-        self, point: Evaluation, manifest: Manifest, test: dict[str, Any] | None
-    ) -> dict[str, Any] | None:
-        """The winner's loss and metrics for each value of `data.slice`, on validation and, where it
-        was scored, on test; the worst first.
-        """
-        if manifest.data.slice is None:
-            return None
-        measured = {"validation": (point.slices, point.folder)}
-        if test is not None:
-            measured["test"] = (test["scores"]["winner"].get("slices", {}), "baselines/test/winner")
-        found: dict[str, Any] = {"column": manifest.data.slice}
-        for split, (slices, folder) in measured.items():
-            if not slices:
-                continue
-            intervals: dict[str, tuple[float, float] | None] = {}
-            losses, of_rows = self.row_losses(folder), self._array(f"data/{split}.slices.npy")
-            if losses is not None and of_rows is not None:
-                intervals = slice_intervals(
-                    losses, of_rows, manifest.encoding.slices, self._groups(split)
-                )
-            parts = []
-            for value, each in slices.items():
-                low, high = intervals.get(value) or (None, None)
-                parts.append({"value": value, **each, "low": low, "high": high})
-            found[split] = sorted(
-                parts, key=lambda each: -math.inf if each["loss"] is None else -each["loss"]
-            )
-        return found if len(found) > 1 else None
+    def is_default(self, trial: str) -> bool:
+        """Whether `trial` is what one would train without a search."""
+        return self._trials[trial].default
 
     def has_data(self) -> bool:
         """Whether the sweep's data were prepared to the end."""
@@ -532,19 +390,6 @@ class Ledger:
     def manifest(self) -> Manifest:
         """Of the prepared data."""
         return manifest_of(self.store.read_json(DATA_MANIFEST), self.store.path(DATA_MANIFEST))
-
-
-def _tokens_per_request(manifest: Manifest, test: dict[str, Any] | None) -> float | None:
-    """Tokens that are no targets of a row of the test split, where it was scored, or of validation,
-    on average: what goes into the model for one answer.
-    """
-    if manifest.task == "causal_lm":
-        return None
-    split = manifest.splits["validation"]
-    if test is not None:
-        split = from_json(TokenSummary, test["split"], "test.json")
-    answers = split.targets if manifest.task == "instruction" else 0
-    return (split.tokens - answers) / split.rows
 
 
 def label_prior(manifest: Manifest, split: str = "validation") -> dict[str, Any] | None:
@@ -565,27 +410,3 @@ def label_prior(manifest: Manifest, split: str = "validation") -> dict[str, Any]
         "metrics": {"accuracy": validation.get(majority, 0) / total},
         "class": majority,
     }
-
-
-def _shown(point: Evaluation) -> dict[str, Any]:
-    return {
-        "step": point.step,
-        "samples_seen": point.samples_seen,
-        "epoch": point.epoch,
-        "val_loss": point.val_loss,
-        "probe_loss": point.probe_loss,
-        "train_loss": point.train_loss,
-        "metrics": dict(point.metrics),
-        "slices": {value: dict(each) for value, each in point.slices.items()},
-        "forgetting": point.forgetting,
-        "kl": point.kl,
-        "inference_cost": point.inference_cost,
-        "trainable_parameters": point.trainable_parameters,
-        "checkpoint_bytes": point.checkpoint_bytes,
-        "checkpoint": point.checkpoint,
-        "folder": point.folder,
-    }
-
-
-def _without_checkpoint(point: Evaluation) -> Evaluation:
-    return replace(point, checkpoint=None)

@@ -1,26 +1,131 @@
-"""One order of a sweep's trials, for everything that shows them: terminal, page, W&B, JSON. Pure: a
-board in, lines out.
+"""The leaderboard: everything that `best --json` prints, and from which every report renders.
+
+Which evaluation stands for a trial, and in which order trials are shown, is decided here alone.
+Neither torch nor Ray here.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import Field, model_serializer, model_validator
+
+from sweeps.selection.results import Final
+from sweeps.selection.statistics import Difference
+from trainables.data.manifest import TokenSummary
+from trainables.evaluation.record import Metrics, Slices
+from trainables.storage.records import Json, from_json, to_json
+
+SplitName = Literal["validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("validation", "test")
+
+BASELINE_NAMES = {
+    "untuned": "the untuned model",
+    "prior": "train's label shares",
+    "default": "the default configuration",
+}
 
 CANNOT_WIN = (
     "overfit",
     "diverged",
     "failed",
-)  # verdicts of trials whose evaluations do not say whether they are excluded
+)  # verdicts of trials that failed and may not win, though an evaluation has a loss
+
+
+def _is_absent(value: object) -> bool:
+    return value is None
+
+
+# what is left out of the JSON where it was not measured
+OptionalNumber = Annotated[float | None, Field(exclude_if=_is_absent)]
+OptionalText = Annotated[str | None, Field(exclude_if=_is_absent)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One trial's line of the leaderboard."""
+class OfTrial:
+    """Whose evaluation it is."""
 
-    trial: dict[str, Any]
-    """The trial, as on the board."""
-    shown: dict[str, Any] | None
+    trial: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownEvaluation:
+    """An evaluation of a trial, as reports show it (see trainables.evaluation.record)."""
+
+    step: int = 0
+    samples_seen: int = 0
+    epoch: float = 0.0
+    val_loss: float | None = None
+    probe_loss: float | None = None
+    train_loss: float | None = None
+    metrics: Metrics = field(default_factory=dict)
+    slices: Slices = field(default_factory=dict)
+    forgetting: float | None = None
+    kl: float | None = None
+    inference_cost: float = 1.0
+    trainable_parameters: int = 0
+    checkpoint_bytes: int = 0
+    checkpoint: str | None = None
+    folder: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedEvaluation(ShownEvaluation):
+    """One of a trial's evaluations, and why it may not win."""
+
+    excluded: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontPoint(ShownEvaluation, OfTrial):
+    """A trial that none beats in validation loss and in a cost at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WinnerRow(ShownEvaluation, OfTrial):
+    """The checkpoint that wins."""
+
+    params: Mapping[str, object] = field(default_factory=dict)
+    reason: str = ""
+    tied: tuple[str, ...] = ()
+    """Trials that noise does not tell from it."""
+    expected: Final | None = None
+    """What new seeds of its configuration gave, where it ran again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """One trial with its verdict and all its evaluations."""
+
+    rank: int | None = None
+    id: str
+    status: str = "complete"
+    status_reason: str | None = None
+    verdict: str | None = None
+    verdict_reason: str | None = None
+    verdict_later: str | None = None
+    difference: Difference | None = None
+    """How far its loss lies above the lowest."""
+    params: Mapping[str, object] = field(default_factory=dict)
+    default: bool = False
+    """Whether it is the configuration that one would train without a search."""
+    finalist_of: str | None = None
+    evaluations: tuple[JudgedEvaluation, ...] = ()
+
+    @property
+    def may_win(self) -> list[JudgedEvaluation]:
+        """Evaluations that may win, and whose checkpoint is kept."""
+        return [e for e in self.evaluations if e.checkpoint is not None and e.excluded is None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedTrial:
+    """A trial at its place in the order in which trials are shown."""
+
+    trial: TrialRow
+    shown: ShownEvaluation | None
     """The evaluation that stands for it: the winner's for its trial, else the best that may win,
     else the best.
     """
@@ -32,60 +137,341 @@ class Row:
     """Why the trial may not win, in words; empty where it may."""
 
 
-def leaderboard(board: Mapping[str, Any]) -> list[Row]:
+@dataclass(frozen=True, kw_only=True)
+class BaselineRow:
+    """What another way than fine-tuning gives on the validation split."""
+
+    val_loss: float | None = None
+    probe_loss: OptionalNumber = None
+    metrics: Metrics = field(default_factory=dict)
+    label: Annotated[str | None, Field(alias="class", exclude_if=_is_absent)] = None
+    """The class that always answering with train's label shares answers."""
+    tokens_per_request: OptionalNumber = None
+    examples_per_request: OptionalNumber = None
+    text_share: OptionalNumber = None
+    seconds: OptionalNumber = None
+    words: OptionalText = None
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What the test split gave the winner, the default configuration or a baseline."""
+
+    loss: float | None = None
+    metrics: Metrics = field(default_factory=dict)
+    slices: Annotated[Slices | None, Field(exclude_if=_is_absent)] = None
+    tokens_per_request: OptionalNumber = None
+    examples_per_request: OptionalNumber = None
+    text_share: OptionalNumber = None
+    seconds: OptionalNumber = None
+    words: OptionalText = None
+    low: OptionalNumber = None
+    high: OptionalNumber = None
+    error: OptionalText = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlierScoring:
+    """A checkpoint that was scored on the same test split before."""
+
+    sweep: str
+    trial: str
+    step: int
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestScores:
+    """What the sealed test split gave."""
+
+    __test__ = False  # pytest takes what is called Test... for a test
+
+    trial: str | None = None
+    step: int | None = None
+    split: Mapping[str, object] = field(default_factory=dict)
+    """The split as the manifest describes it."""
+    scores: Mapping[str, Score]
+    optimism: float = 0.0
+    """How far the winner's test loss lies above its validation loss."""
+    scored_before: tuple[EarlierScoring, ...] = ()
+
+    @property
+    def summary(self) -> TokenSummary:
+        return from_json(TokenSummary, self.split, "test.json: split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetting:
+    """Loss on general text before and after fine-tuning, and how far predictions have moved."""
+
+    trial: str | None = None
+    step: int | None = None
+    before: float
+    after: float
+    kl: float
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicePart:
+    """The winner's loss and metrics on the rows of one slice; in JSON its metrics stand beside."""
+
+    value: str
+    rows: int
+    loss: float | None
+    metrics: Metrics = field(default_factory=dict)
+    low: float | None = None
+    high: float | None = None
+
+    @model_serializer
+    def _flat(self) -> dict[str, object]:
+        counted = {"value": self.value, "rows": self.rows, "loss": self.loss}
+        return {**counted, **self.metrics, "low": self.low, "high": self.high}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nested(cls, content: Mapping[str, object]) -> object:
+        own = ("value", "rows", "loss", "low", "high")
+        metrics = {name: value for name, value in content.items() if name not in own}
+        return {name: content[name] for name in own if name in content} | {"metrics": metrics}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WinnerSlices:
+    """The winner by the values of a column, on each split; the worst slice first."""
+
+    column: str
+    validation: Annotated[tuple[SlicePart, ...], Field(exclude_if=lambda parts: not parts)] = ()
+    test: Annotated[tuple[SlicePart, ...], Field(exclude_if=lambda parts: not parts)] = ()
+
+    def on(self, split: SplitName) -> tuple[SlicePart, ...]:
+        return self.validation if split == "validation" else self.test
+
+
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """The trials that none beats in validation loss and in `cost` at once."""
+
+    cost: Literal["trainable_parameters", "inference_cost"]
+    front: tuple[FrontPoint, ...]
+
+    def cost_of(self, point: FrontPoint) -> float:
+        return getattr(point, self.cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossAndMetrics:
+    loss: float | None = None
+    metrics: Metrics = field(default_factory=dict)
+
+    def number(self, name: str) -> float | None:
+        """The `loss`, or a metric."""
+        return self.loss if name == "loss" else self.metrics.get(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """The winner, or what it is compared with, on both splits; None where it was not measured."""
+
+    name: str
+    words: str
+    validation: LossAndMetrics | None = None
+    test: LossAndMetrics | None = None
+
+    def on(self, split: SplitName) -> LossAndMetrics | None:
+        return self.validation if split == "validation" else self.test
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassAnswers:
+    """What the winner answers to the rows of one class; None where there is nothing to divide
+    by.
+    """
+
+    label: str
+    rows: int
+    answered: int
+    """How often the class is the answer, to rows of any."""
+    recall: float | None
+    precision: float | None
+    answered_as: Mapping[str, int]
+    """The answers that its rows got, the commonest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersByClass:
+    """What the winner answers on one split."""
+
+    classes: tuple[ClassAnswers, ...]
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    """Rows by true and predicted class, in the order of `classes`; None where these are many."""
+    hardly: tuple[str, ...] = ()
+    """Labels that are hardly ever answered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricDifference:
+    """How far an alternative lies above the winner in one metric."""
+
+    metric: str
+    among: Literal["default", "baselines"]
+    name: str
+    value: float
+    winner: float
+    difference: float
+    low: float
+    high: float
+    of: int
+    """Comparisons that the interval is corrected for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsReport:
+    """The task's own metrics beside the loss."""
+
+    alternatives: tuple[Alternative, ...] = ()
+    classes: Mapping[SplitName, AnswersByClass] | None = None
+    compared: Mapping[SplitName, tuple[MetricDifference, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What the sweep took."""
+
+    device: str
+    device_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotMeasured:
+    """A baseline that was left out of a split, and why."""
+
+    split: SplitName
+    words: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worth:
+    """Whether fine-tuning, and the search, were worth it."""
+
+    verdict: Literal["yes", "no", "within noise", "unknown"]
+    split: SplitName
+    best_baseline: str
+    gain: float
+    interval: tuple[float, float] | None
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard:
+    """What a sweep has found so far."""
+
+    sweep: str = ""
+    folder: str = ""
+    status: str = "finished"
+    metric: str = "val_loss"
+    winner: WinnerRow | None = None
+    baselines: Mapping[str, BaselineRow] = field(default_factory=dict)
+    reason: OptionalText = None
+    """Why nothing may win; None where there is a winner, which has its own."""
+    pareto: Front | None = None
+    finalists: tuple[Final, ...] = ()
+    trials: tuple[TrialRow, ...] = ()
+    cost: Cost | None = None
+    test: TestScores | None = None
+    forgetting: Forgetting | None = None
+    tokens_per_request: float | None = None
+    slices: WinnerSlices | None = None
+    metrics: MetricsReport | None = None
+    not_measured: tuple[NotMeasured, ...] = ()
+    worth: Worth | None = None
+
+    @cached_property
+    def rows(self) -> tuple[RankedTrial, ...]:
+        """The trials in the order in which they are shown."""
+        return in_order(self.trials, self.winner)
+
+    @property
+    def scores(self) -> Mapping[str, Score]:
+        """By name, what the test split gave; empty where it was not scored."""
+        return {} if self.test is None else self.test.scores
+
+    def name_of(self, baseline: str) -> str:
+        """A baseline in words, the same wherever it is named."""
+        measured = self.baselines.get(baseline) or self.scores.get(baseline)
+        words = measured.words if measured is not None else None
+        words = words or BASELINE_NAMES.get(baseline, baseline)
+        prior = self.baselines.get("prior")
+        if baseline != "prior" or prior is None or prior.label is None:
+            return words
+        return f"always {prior.label}, at {words}"
+
+
+def in_order(trials: Sequence[TrialRow], winner: WinnerRow | None) -> tuple[RankedTrial, ...]:
     """The winner, the other trials by their best validation loss that may win, and then those that
     may not.
     """
-    winner = board["winner"] or {}
-    found = []
-    for trial in board["trials"]:
-        wins = trial["id"] == winner.get("trial")
-        finite = sorted(
-            (e for e in trial["evaluations"] if _finite(e["val_loss"])), key=lambda e: e["val_loss"]
-        )
-        sound = [winner] if wins else [e for e in finite if not _why_not(trial, e)]
-        shown = next(iter([*sound, *finite]), None)
-        excluded = "" if sound else _why_not(trial, shown) if shown else _no_loss(trial)
-        found.append((trial, shown, wins, excluded))
-    found.sort(
-        key=lambda row: (
-            not row[2],
-            bool(row[3]),
-            row[1]["val_loss"] if row[1] else math.inf,
-            row[0]["id"],
-        )
-    )
-    return [
-        Row(
+    found = [(trial, *_standing(trial, winner)) for trial in trials]
+
+    def key(entry: tuple[TrialRow, ShownEvaluation | None, str]) -> tuple[bool, bool, float, str]:
+        trial, shown, excluded = entry
+        loss = math.inf if shown is None or shown.val_loss is None else shown.val_loss
+        return not _wins(trial, winner), bool(excluded), loss, trial.id
+
+    return tuple(
+        RankedTrial(
             trial=trial,
             shown=shown,
-            rank=None if excluded else place,
-            wins=wins,
-            tied=trial["id"] in winner.get("tied", ()),
+            rank=None if excluded else rank,
+            wins=_wins(trial, winner),
+            tied=winner is not None and trial.id in winner.tied,
             excluded=excluded,
         )
-        for place, (trial, shown, wins, excluded) in enumerate(found, start=1)
-    ]
+        for rank, (trial, shown, excluded) in enumerate(sorted(found, key=key), start=1)
+    )
 
 
-def _why_not(trial: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+def read_leaderboard(content: Mapping[str, object], where: str = "leaderboard") -> Leaderboard:
+    """A leaderboard from the JSON of `best --json`."""
+    return from_json(Leaderboard, content, where)
+
+
+def leaderboard_json(board: Leaderboard) -> dict[str, Json]:
+    """What `best --json` prints."""
+    return to_json(board)
+
+
+def _wins(trial: TrialRow, winner: WinnerRow | None) -> bool:
+    return winner is not None and trial.id == winner.trial
+
+
+def _standing(trial: TrialRow, winner: WinnerRow | None) -> tuple[ShownEvaluation | None, str]:
+    """The evaluation that stands for a trial, and why the trial may not win; empty where it may."""
+    if winner is not None and _wins(trial, winner):
+        return winner, ""
+    finite = [e for e in trial.evaluations if e.val_loss is not None and math.isfinite(e.val_loss)]
+    finite.sort(key=lambda e: math.inf if e.val_loss is None else e.val_loss)
+    for evaluation in finite:
+        if not _why_not(trial, evaluation):
+            return evaluation, ""
+    return (finite[0], _why_not(trial, finite[0])) if finite else (None, _no_loss(trial))
+
+
+def _why_not(trial: TrialRow, evaluation: JudgedEvaluation) -> str:
     """Why an evaluation with a finite validation loss may not win; empty where it may."""
-    if trial["status"] == "failed" or "excluded" not in evaluation:
-        return (
-            (trial["verdict_reason"] or trial["verdict"]) if trial["verdict"] in CANNOT_WIN else ""
-        )
-    if evaluation["excluded"]:
-        return evaluation["excluded"]
-    if not _finite(evaluation["probe_loss"]):
+    if trial.status == "failed":
+        failed = trial.verdict in CANNOT_WIN
+        return (trial.verdict_reason or trial.verdict or "") if failed else ""
+    if evaluation.excluded:
+        return evaluation.excluded
+    if evaluation.probe_loss is None or not math.isfinite(evaluation.probe_loss):
         return "its probe loss is not finite"
-    return "" if evaluation["checkpoint"] is not None else "its checkpoint is gone"
+    return "" if evaluation.checkpoint is not None else "its checkpoint is gone"
 
 
-def _no_loss(trial: Mapping[str, Any]) -> str:
-    if trial["status"] == "running":
+def _no_loss(trial: TrialRow) -> str:
+    if trial.status == "running":
         return "no evaluation yet"
-    return trial["verdict_reason"] or "no evaluation with a finite validation loss"
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return trial.verdict_reason or "no evaluation with a finite validation loss"

@@ -8,11 +8,13 @@ from omegaconf import OmegaConf
 from sweeps.config.loading import dump
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import WINNER
+from sweeps.ledger.leaderboard import Leaderboard, LossAndMetrics, MetricsReport, WinnerRow
 from sweeps.reporting.words import (
     alternatives_columns,
     answered_words,
     expected_words,
     forgetting_words,
+    measured_splits,
     slices_words,
     test_words,
     verdict_words,
@@ -24,87 +26,107 @@ from trainables.hyperparameters import OPTIONS
 PEFT_METHODS = [name for name, options in OPTIONS.items() if options.loaded_by == "PEFT"]
 
 
-def card(config: SweepConfig, board: dict[str, Any], manifest: Manifest, loading: list[str]) -> str:
+def card(config: SweepConfig, board: Leaderboard, manifest: Manifest, loading: list[str]) -> str:
     """README.md of the winner: what it is, how good, from what data, and the lines of Python that
     load it.
     """
-    winner = board["winner"]
-    trial = next(t for t in board["trials"] if t["id"] == winner["trial"])
-    method = winner["params"].get("method", config.train.method)
-    numbers = {
-        "validation loss": winner["val_loss"],
-        **(
-            {f"validation loss, {expected_words(found)}": found["mean"]}
-            if (found := winner.get("expected"))
-            else {}
-        ),
-        "probe loss (training rows)": winner["probe_loss"],
-        **winner["metrics"],
-    }
+    winner = board.winner
+    assert winner is not None, "a card is a winner's"
+    method = winner.params.get("method", config.train.method)
+    per = "example" if config.task == "classification" else "target token"
+    lines = [
+        *_head(config, board, winner, peft=method in PEFT_METHODS),
+        *_number_lines(board, winner),
+        *alternatives_lines(board.metrics),
+        f"Losses are means in nats per {per}."
+        f" Check them with `python -m sweeps verify {board.folder}`.",
+        "",
+        *classes_lines(board.metrics),
+        *_curve_lines(board, winner),
+        *_loading_lines(str(method), loading),
+        *_data_lines(manifest),
+        *_configuration_lines(config, winner),
+    ]
+    return "\n".join(lines)
+
+
+def _head(config: SweepConfig, board: Leaderboard, winner: WinnerRow, *, peft: bool) -> list[str]:
+    """What it is, and what was found of it in words."""
     lines = [
         "---",
         f"base_model: {config.model.name}",
-        f"library_name: {'peft' if method in PEFT_METHODS else 'transformers'}",
+        f"library_name: {'peft' if peft else 'transformers'}",
         "---",
-        f"# {config.name}: the winner, trial {winner['trial']}",
+        f"# {config.name}: the winner, trial {winner.trial}",
         "",
-        winner["reason"],
+        winner.reason,
         "",
-        *([f"Worth it? {board['worth']['words']}", ""] if board.get("worth") else []),
-        *([f"Test: {test_words(board['test'])}.", ""] if board.get("test") else []),
-        *([f"Slices: {slices_words(board['slices'])}.", ""] if board.get("slices") else []),
-        *(
-            [f"Forgetting: {forgetting_words(board['forgetting'])}.", ""]
-            if board.get("forgetting")
-            else []
-        ),
+    ]
+    if board.worth is not None:
+        lines += [f"Worth it? {board.worth.words}", ""]
+    if board.test is not None:
+        lines += [f"Test: {test_words(board.test)}.", ""]
+    if board.slices is not None:
+        lines += [f"Slices: {slices_words(board.slices)}.", ""]
+    if board.forgetting is not None:
+        lines += [f"Forgetting: {forgetting_words(board.forgetting)}.", ""]
+    return lines
+
+
+def _number_lines(board: Leaderboard, winner: WinnerRow) -> list[str]:
+    numbers: dict[str, float | None] = {"validation loss": winner.val_loss}
+    if (expected := winner.expected) is not None:
+        numbers[f"validation loss, {expected_words(expected)}"] = expected.mean
+    numbers |= {"probe loss (training rows)": winner.probe_loss, **winner.metrics}
+    for name, baseline in board.baselines.items():
+        numbers[f"validation loss, {board.name_of(name)}"] = baseline.val_loss
+    return [
         "## Numbers",
         "",
         "| measured | value |",
         "|---|---|",
         *(f"| {name} | {value:.6g} |" for name, value in numbers.items() if value is not None),
-        *(
-            f"| validation loss, {baseline.get('words', name)} | {baseline['val_loss']:.6g} |"
-            for name, baseline in board["baselines"].items()
-            if baseline["val_loss"] is not None
-        ),
         "",
-        *alternatives_lines(board.get("metrics")),
-        "Losses are means in nats per "
-        + ("example" if config.task == "classification" else "target token")
-        + f". Check them with `python -m sweeps verify {board['folder']}`.",
-        "",
-        *classes_lines(board.get("metrics")),
+    ]
+
+
+def _curve_lines(board: Leaderboard, winner: WinnerRow) -> list[str]:
+    trial = next(trial for trial in board.trials if trial.id == winner.trial)
+    return [
         "## Curve",
         "",
         "| samples seen | epoch | validation loss | probe loss |",
         "|---|---|---|---|",
         *(
-            f"| {e['samples_seen']} | {e['epoch']:g} | {_show(e['val_loss'])} |"
-            f" {_show(e['probe_loss'])} |"
-            for e in trial["evaluations"]
+            f"| {e.samples_seen} | {e.epoch:g} | {_show(e.val_loss)} | {_show(e.probe_loss)} |"
+            for e in trial.evaluations
         ),
         "",
         (
-            f"Verdict: {verdict_words(trial)} ({trial['verdict_reason']}). The checkpoint here is"
-            f" that of {winner['samples_seen']} samples."
+            f"Verdict: {verdict_words(trial)} ({trial.verdict_reason}). The checkpoint here is"
+            f" that of {winner.samples_seen} samples."
         ),
         "",
+    ]
+
+
+def _loading_lines(method: str, loading: list[str]) -> list[str]:
+    loaded_by = OPTIONS[method].loaded_by
+    more = "" if loaded_by == "transformers" else f" and {loaded_by}"
+    return [
         "## How to load it",
         "",
-        "From the sweep's folder, with transformers"
-        + (
-            " and PEFT:"
-            if method in PEFT_METHODS
-            else " and this project:"
-            if OPTIONS[method].loaded_by == "this project"
-            else ":"
-        ),
+        f"From the sweep's folder, with transformers{more}:",
         "",
         "```python",
         *loading,
         "```",
         "",
+    ]
+
+
+def _data_lines(manifest: Manifest) -> list[str]:
+    return [
         "## Data",
         "",
         "| split | rows | fingerprint (SHA-256) |",
@@ -120,10 +142,15 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: Manifest, loading
             for name, source in manifest.sources.items()
         ),
         "",
+    ]
+
+
+def _configuration_lines(config: SweepConfig, winner: WinnerRow) -> list[str]:
+    return [
         "## Configuration",
         "",
         "```json",
-        json.dumps(config.complete(winner["params"]), indent=1),
+        json.dumps(config.complete(winner.params), indent=1),
         "```",
         "",
         "```yaml",
@@ -131,56 +158,39 @@ def card(config: SweepConfig, board: dict[str, Any], manifest: Manifest, loading
         "```",
         "",
     ]
-    return "\n".join(lines)
 
 
-def alternatives_lines(metrics: dict[str, Any] | None) -> list[str]:
+def alternatives_lines(metrics: MetricsReport | None) -> list[str]:
     """The table of the winner and all that it is compared with, on both splits."""
     if metrics is None:
         return []
-    splits = [
-        split
-        for split in ("validation", "test")
-        if any(each[split] for each in metrics["alternatives"])
-    ]
-    names = alternatives_columns(metrics)
+    splits, names = measured_splits(metrics), alternatives_columns(metrics)
     lines = [
         f"| compared | {' | '.join(f'{split} {name}' for split in splits for name in names)} |",
         f"|---|{'---|' * (len(splits) * len(names))}",
     ]
-    for each in metrics["alternatives"]:
-        found = [each[split] or {"loss": None, "metrics": {}} for split in splits]
-        numbers = [
-            {"loss": of["loss"], **of["metrics"]}.get(name) for of in found for name in names
-        ]
-        lines.append(
-            f"| {each['words']} | {' | '.join('' if n is None else f'{n:.4f}' for n in numbers)} |"
-        )
+    for each in metrics.alternatives:
+        found = [each.on(split) or LossAndMetrics() for split in splits]
+        numbers = [of.number(name) for of in found for name in names]
+        cells = ["" if value is None else f"{value:.4f}" for value in numbers]
+        lines.append(f"| {each.words} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
-def classes_lines(metrics: dict[str, Any] | None) -> list[str]:
+def classes_lines(metrics: MetricsReport | None) -> list[str]:
     """What the winner answers, a table for each split."""
     lines = []
-    for split, found in ((metrics or {}).get("classes") or {}).items():
+    for split, found in ((metrics and metrics.classes) or {}).items():
         lines += [
             f"## Answers on {split}, by class",
             "",
             "| class | rows | answered | recall | precision | its rows are answered |",
             "|---|---|---|---|---|---|",
         ]
-        for each in found["classes"]:
-            shares = [
-                "" if each[name] is None else f"{each[name]:.3f}"
-                for name in ("recall", "precision")
-            ]
-            cells = [
-                each["label"],
-                str(each["rows"]),
-                str(each["answered"]),
-                *shares,
-                answered_words(each),
-            ]
+        for each in found.classes:
+            shares = ["" if s is None else f"{s:.3f}" for s in (each.recall, each.precision)]
+            counts = [str(each.rows), str(each.answered)]
+            cells = [each.label, *counts, *shares, answered_words(each)]
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         lines.append("")
     return lines

@@ -1,30 +1,15 @@
 """Numbers and words, as every report shows them."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 
-def named_baselines(board: dict) -> dict[str, dict]:
-    """What needs no training: losses of the untuned model, and of always answering with the shares
-    of the labels.
-    """
-    words = {"untuned": "not fine-tuned", "prior": "label shares only"}
-    return {
-        words.get(name, measured.get("words", name)): measured
-        for name, measured in board.get("baselines", {}).items()
-    }
-
-
-def distinct_names(mappings) -> list[str]:
+def distinct_names(mappings: Iterable[Mapping[str, object]]) -> list[str]:
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -32,7 +17,7 @@ def wants_log(numbers: list[float]) -> bool:
     return min(numbers) > 0 and max(numbers) / min(numbers) >= 8
 
 
-def loss_text(value: Any) -> str:
+def loss_text(value: object) -> str:
     if value is None:
         return "–"
     if not is_finite(value):
@@ -40,7 +25,7 @@ def loss_text(value: Any) -> str:
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
 
 
-def value_text(value: Any) -> str:
+def value_text(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, float):

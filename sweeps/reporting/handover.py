@@ -5,26 +5,30 @@ it gives the number shown.
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import WINNER, Ledger
+from sweeps.ledger.leaderboard import Leaderboard
 from sweeps.reporting.card import card, usage_code
 from trainables.data.manifest import Manifest
 from trainables.models.base import BaseSpec
 from trainables.models.checkpoint import base_spec, complete, loading_code
 from trainables.models.files import load_tokenizer
+from trainables.storage.records import to_json
 from trainables.tasks import TASKS
 
 
-def hand_over(ledger: Ledger, config: SweepConfig, board: dict[str, Any]) -> str:
+def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
     """Write `winner/`: the checkpoint's files, the tokenizer, what was reported, README.md. Returns
     where it lies.
     """
-    winner = board["winner"]
+    winner = board.winner
+    assert winner is not None and winner.checkpoint is not None, "what is handed over has won"
     folder = ledger.store.scratch()
-    name = relative_name(ledger, winner["checkpoint"])
+    name = relative_name(ledger, winner.checkpoint)
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(ledger.store.fetch(name, Path(scratch)), folder, dirs_exist_ok=True)
     tokenizer = load_tokenizer(config.model)
@@ -34,18 +38,18 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: dict[str, Any]) -> str
 
         tokenizer.chat_template = default_chat_template(tokenizer)
     tokenizer.save_pretrained(folder)
-    spec = trained_base(config, winner["params"], manifest, tokenizer.pad_token_id)
+    spec = trained_base(config, winner.params, manifest, tokenizer.pad_token_id)
     complete(folder, spec, WINNER)
     loading = usage_code(loading_code(folder, spec, WINNER), config, manifest)
     (folder / "README.md").write_text(card(config, board, manifest, loading), encoding="utf-8")
     ledger.store.delete(WINNER)
-    (folder / "winner.json").write_text(json.dumps(winner, indent=1))
+    (folder / "winner.json").write_text(json.dumps(to_json(winner), indent=1))
     ledger.store.publish(folder, WINNER, last="winner.json")
     return ledger.store.path(WINNER)
 
 
 def trained_base(
-    config: SweepConfig, params: dict[str, Any], manifest: Manifest, pad_token_id: int
+    config: SweepConfig, params: Mapping[str, Any], manifest: Manifest, pad_token_id: int
 ) -> BaseSpec:
     """The base of a trial with these parameters, on this machine."""
     import torch

@@ -1,10 +1,4 @@
-"""What a person reads after a sweep: one HTML page that needs no network, and the same as a Weights
-& Biases Report.
-
-Both take the *board*, the dictionary that `best --json` prints: the sweep's name, folder, status
-and metric, its winner (or the reason why nothing may win), baselines, and every trial with its
-verdict, parameters and evaluations.
-"""
+"""The leaderboard as one HTML page that needs no network."""
 
 from __future__ import annotations
 
@@ -16,26 +10,20 @@ from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sweeps.ledger.leaderboard import leaderboard
+from sweeps.ledger.leaderboard import SPLITS, Leaderboard, Score, SlicePart, SplitName
 from sweeps.reporting.formatting import (
     distinct_names,
     is_finite,
     loss_text,
-    named_baselines,
     value_text,
 )
-from sweeps.reporting.plots import (
-    ABSENT,
-    VERDICTS,
-    importances,
-    learning_curves,
-    objective_name,
-    parallel_coordinates,
-    timeline,
-    tone,
-)
+from sweeps.reporting.plots.curves import learning_curves
+from sweeps.reporting.plots.figure import ABSENT, VERDICTS, tone
+from sweeps.reporting.plots.importances import importances, objective_name
+from sweeps.reporting.plots.parallel import parallel_coordinates
+from sweeps.reporting.plots.timeline import timeline
 from sweeps.reporting.words import (
     LOST,
     answered_words,
@@ -45,6 +33,7 @@ from sweeps.reporting.words import (
     interval,
     test_words,
 )
+from trainables.evaluation.record import Metrics
 
 if TYPE_CHECKING:
     import optuna
@@ -53,21 +42,19 @@ if TYPE_CHECKING:
 MATRIX_CLASSES = 20  # whose confusion matrix is drawn
 
 
-def _by_way(board: dict) -> dict[str, dict]:
-    """Metrics on each split, by the name of the winner, the default configuration or a baseline:
-    `validation`, `test`.
-    """
-    scores = (board.get("test") or {}).get("scores", {})
-    found = {
-        name: {
-            "validation": board.get("baselines", {}).get(name, {}).get("metrics", {}),
-            "test": scores.get(name, {}).get("metrics", {}),
+def _by_way(board: Leaderboard) -> dict[str, dict[SplitName, Metrics]]:
+    """Metrics on each split, by the name of the winner, the default configuration or a baseline."""
+    found: dict[str, dict[SplitName, Metrics]] = {}
+    for name in {*board.baselines, *board.scores}:
+        row, score = board.baselines.get(name), board.scores.get(name)
+        found[name] = {
+            "validation": {} if row is None else row.metrics,
+            "test": {} if score is None else score.metrics,
         }
-        for name in {*board.get("baselines", {}), *scores}
-    }
-    for each in (board.get("metrics") or {}).get("alternatives", []):
-        found[each["name"]] = {
-            split: (each[split] or {}).get("metrics", {}) for split in ("validation", "test")
+    for each in () if board.metrics is None else board.metrics.alternatives:
+        found[each.name] = {
+            split: {} if (measured := each.on(split)) is None else measured.metrics
+            for split in SPLITS
         }
     return found
 
@@ -75,7 +62,7 @@ def _by_way(board: dict) -> dict[str, dict]:
 # --- HTML ---
 
 
-def html_report(board: dict, study: optuna.Study | None, out: Path) -> Path:
+def html_report(board: Leaderboard, study: optuna.Study | None, out: Path) -> Path:
     """Writes the page and returns its path. `study` adds parameter importances and the timeline.
 
     The page is one file of about 5 MB: plotly.js is inlined, and a content security policy forbids
@@ -84,7 +71,7 @@ def html_report(board: dict, study: optuna.Study | None, out: Path) -> Path:
     import jinja2
     from plotly.offline import get_plotlyjs
 
-    rows = leaderboard(board)
+    rows = board.rows
     sections = {
         "curves": learning_curves(board),
         "parallel": parallel_coordinates(rows),
@@ -116,22 +103,21 @@ def html_report(board: dict, study: optuna.Study | None, out: Path) -> Path:
     page = environment.get_template("report.html.j2").render(
         board=board,
         rows=rows,
-        compared=any(row.trial.get("difference") for row in rows),
+        compared=any(row.trial.difference for row in rows),
         verdicts=_verdict_counts(board),
-        baselines=named_baselines(board),
-        baseline_names=list(board.get("baselines", {})),
         by_way=_by_way(board),
         alternatives={
-            each["name"]: each for each in (board.get("metrics") or {}).get("alternatives", [])
+            each.name: each
+            for each in (() if board.metrics is None else board.metrics.alternatives)
         },
         matrix_classes=MATRIX_CLASSES,
         lost=[
             name
             for name in LOST
-            if any(row.shown and row.shown.get(name) is not None for row in rows)
+            if any(row.shown and getattr(row.shown, name) is not None for row in rows)
         ],
-        statuses=Counter(trial["status"] for trial in board["trials"]),
-        metric_names=distinct_names(row.shown["metrics"] for row in rows if row.shown),
+        statuses=Counter(trial.status for trial in board.trials),
+        metric_names=distinct_names(row.shown.metrics for row in rows if row.shown),
         param_columns=_param_columns(board),
         constants=_constants(board),
         sections=sections,
@@ -149,22 +135,22 @@ def html_report(board: dict, study: optuna.Study | None, out: Path) -> Path:
     return out
 
 
-def _json_for_script(value: Any) -> str:
+def _json_for_script(value: object) -> str:
     """JSON that cannot end the <script> element which holds it."""
     return json.dumps(value, allow_nan=False, ensure_ascii=True).replace("<", "\\u003c")
 
 
-def _verdict_counts(board: dict) -> list[tuple[str, int]]:
-    counts = Counter(trial["verdict"] or "no verdict yet" for trial in board["trials"])
+def _verdict_counts(board: Leaderboard) -> list[tuple[str, int]]:
+    counts = Counter(trial.verdict or "no verdict yet" for trial in board.trials)
     known = [verdict for verdict in VERDICTS if verdict in counts]
     return [(verdict, counts[verdict]) for verdict in known + sorted(set(counts) - set(known))]
 
 
-def _constants(board: dict) -> dict:
+def _constants(board: Leaderboard) -> dict[str, object]:
     """Parameters that have the same value in every one of several trials: said once, not in every
     line.
     """
-    every = [trial["params"] for trial in board["trials"]]
+    every = [trial.params for trial in board.trials]
     if len(every) < 2:
         return {}
     return {
@@ -174,25 +160,21 @@ def _constants(board: dict) -> dict:
     }
 
 
-def _param_columns(board: dict) -> list[str]:
+def _param_columns(board: Leaderboard) -> list[str]:
     constants = _constants(board)
-    names = distinct_names(trial["params"] for trial in board["trials"])
+    names = distinct_names(trial.params for trial in board.trials)
     return [name for name in names if name != "method" and name not in constants]
 
 
 # --- Numbers and words ---
 
 
-def _bounds(part: dict | None) -> str:
+def _bounds(part: Score | SlicePart | None) -> str:
     """A loss with its 95% interval, where it has one."""
     if part is None:
         return "–"
-    between = (
-        ""
-        if part.get("low") is None
-        else f" ({loss_text(part['low'])} to {loss_text(part['high'])})"
-    )
-    return loss_text(part.get("loss")) + between
+    between = "" if part.low is None else f" ({loss_text(part.low)} to {loss_text(part.high)})"
+    return loss_text(part.loss) + between
 
 
 def _rounded(value: float | None, digits: int = 0) -> str:
@@ -203,15 +185,8 @@ def _share_text(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _sort_value(value: Any) -> str:
+def _sort_value(value: object) -> str:
     """What the page's script sorts a cell by: a number, else text; empty sorts last."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     return repr(value) if is_finite(value) else str(value)
-
-
-# --- Plots: plain plotly dictionaries. A trace names its `tone`; which colour that is, the page
-# knows ---
-
-
-# --- Weights & Biases ---

@@ -7,11 +7,28 @@ class of each row.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import NormalDist
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
+from sweeps.ledger.leaderboard import (
+    BASELINE_NAMES,
+    SPLITS,
+    Alternative,
+    AnswersByClass,
+    BaselineRow,
+    ClassAnswers,
+    JudgedEvaluation,
+    Leaderboard,
+    LossAndMetrics,
+    MetricDifference,
+    MetricsReport,
+    SplitName,
+    TrialRow,
+)
 from trainables.evaluation.class_metrics import class_metrics, confusion_matrix, count_classes
 
 RESAMPLES = 500  # enough for a standard error
@@ -20,105 +37,110 @@ MOST_CLASSES = 100  # whose confusion matrix is kept
 HARDLY = 1 / 3  # of the rows of a class: answered less often than that, it is hardly ever answered
 LEVEL = 0.95
 
-Predictions = Callable[[str, str], np.ndarray | None]
+Predictions = Callable[[SplitName, str], np.ndarray | None]
 Groups = Callable[[str], np.ndarray | None]
 
 
 def metrics_of(
-    board: Mapping[str, Any], labels: Sequence[str] | None, predictions: Predictions, groups: Groups
-) -> dict:
-    """What a board says of metrics: `alternatives`, the winner and all that it is compared with, on
-    both splits; `classes`, what the winner answers, by split (None without classes); `compared`, by
-    split, how far in each metric the alternatives lie above the winner.
+    board: Leaderboard, labels: Sequence[str] | None, predictions: Predictions, groups: Groups
+) -> MetricsReport:
+    """What a leaderboard with a winner says of metrics.
 
-    board: with its winner, trials, baselines and test. labels: names of the classes, None without.
-    predictions(split, name): those of an alternative, None where they were not kept. groups(split):
-    the group of each row [N], None where rows are independent.
+    labels: names of the classes, None without. predictions(split, name): those of an alternative,
+    None where they were not kept. groups(split): the group of each row [N], None where rows are
+    independent.
     """
     alternatives = _alternatives(board)
-    found: dict[str, Any] = {"alternatives": alternatives, "classes": None, "compared": {}}
-    for split in ("validation", "test"):
-        measured = {each["name"]: each[split] for each in alternatives if each[split] is not None}
-        own = predictions(split, "winner") if "winner" in measured and labels is not None else None
+    classes: dict[SplitName, AnswersByClass] = {}
+    compared: dict[SplitName, tuple[MetricDifference, ...]] = {}
+    for split in SPLITS if labels is not None else ():
+        assert labels is not None
+        own = predictions(split, "winner") if alternatives[0].on(split) is not None else None
         if own is None:
             continue
-        answers = {name: predictions(split, name) for name in measured if name != "prior"}
-        if "prior" in measured:
-            common = list(map(str, labels)).index(str(board["baselines"]["prior"]["class"]))
-            answers["prior"] = np.stack([np.full(len(own), common), own[:, 1]], 1)
-        answers = {
-            name: each
-            for name, each in answers.items()
-            if each is not None and len(each) == len(own)
-        }
+        measured = {each.name: found for each in alternatives if (found := each.on(split))}
+        answers = _answers(measured, own, board, labels, partial(predictions, split))
         for name, each in answers.items():
-            measured[name]["metrics"] = class_metrics(count_classes(*each.T, len(labels)))
-        found["classes"] = {**(found["classes"] or {}), split: by_class(own, labels)}
-        found["compared"][split] = _compared(measured, answers, len(labels), groups(split))
-    return found
+            found = class_metrics(count_classes(each[:, 0], each[:, 1], len(labels)))
+            measured[name] = replace(measured[name], metrics=found)
+        alternatives = [_with(each, split, measured.get(each.name)) for each in alternatives]
+        classes[split] = by_class(own, labels)
+        compared[split] = _compared(measured, answers, len(labels), groups(split))
+    return MetricsReport(
+        alternatives=tuple(alternatives), classes=classes or None, compared=compared
+    )
 
 
-def _alternatives(board: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`name`, `words`, and `validation` and `test`: `loss` and `metrics`, None where it was not
-    measured there.
-    """
-    winner, scores = board["winner"], (board.get("test") or {}).get("scores", {})
+def _answers(
+    measured: Mapping[str, LossAndMetrics],
+    own: np.ndarray,
+    board: Leaderboard,
+    labels: Sequence[str],
+    predictions: Callable[[str], np.ndarray | None],
+) -> dict[str, np.ndarray]:
+    """Predictions of the alternatives over the rows of the winner's, by name."""
+    found = {name: predictions(name) for name in measured if name != "prior"}
+    if "prior" in measured:
+        common = list(map(str, labels)).index(str(board.baselines["prior"].label))
+        found["prior"] = np.stack([np.full(len(own), common), own[:, 1]], 1)
+    return {
+        name: each for name, each in found.items() if each is not None and len(each) == len(own)
+    }
+
+
+def _with(each: Alternative, split: SplitName, found: LossAndMetrics | None) -> Alternative:
+    return replace(each, validation=found) if split == "validation" else replace(each, test=found)
+
+
+def _alternatives(board: Leaderboard) -> list[Alternative]:
+    """The winner, the default configuration where it is another, and the baselines."""
+    winner = board.winner
+    assert winner is not None, "alternatives are those of a winner"
 
     def alternative(
-        name: str, words: str, loss: float | None, metrics: Mapping[str, float]
-    ) -> dict[str, Any]:
-        validation = None if loss is None else {"loss": loss, "metrics": dict(metrics)}
-        score = scores.get(name, {})
-        test = (
-            None
-            if score.get("loss") is None
-            else {"loss": score["loss"], "metrics": dict(score["metrics"])}
+        name: str, words: str, loss: float | None, metrics: Mapping[str, float | None]
+    ) -> Alternative:
+        score = board.scores.get(name)
+        return Alternative(
+            name=name,
+            words=words,
+            validation=None if loss is None else LossAndMetrics(loss=loss, metrics=metrics),
+            test=None
+            if score is None or score.loss is None
+            else LossAndMetrics(loss=score.loss, metrics=score.metrics),
         )
-        return {"name": name, "words": words, "validation": validation, "test": test}
 
-    found = [
-        alternative(
-            "winner", f"the winner, {winner['trial']}", winner["val_loss"], winner["metrics"]
-        )
-    ]
+    words = f"the winner, {winner.trial}"
+    found = [alternative("winner", words, winner.val_loss, winner.metrics)]
     default = default_evaluation(board)
-    if default is not None and default["trial"] != winner["trial"]:
-        words = f"the default configuration, {default['trial']}"
-        found.append(alternative("default", words, default["val_loss"], default["metrics"]))
-    others = {
-        **{name: scores[name] for name in scores if name not in ("winner", "default")},
-        **board["baselines"],
-    }
-    for name in [*board["baselines"], *(name for name in others if name not in board["baselines"])]:
-        measured = board["baselines"].get(name, {})
-        words = others[name].get("words", name)
-        words += f", always {measured['class']}" if name == "prior" and "class" in measured else ""
-        found.append(
-            alternative(name, words, measured.get("val_loss"), measured.get("metrics", {}))
-        )
-    return [each for each in found if each["validation"] or each["test"]]
+    if default is not None and default[0].id != winner.trial:
+        words = f"{BASELINE_NAMES['default']}, {default[0].id}"
+        found.append(alternative("default", words, default[1].val_loss, default[1].metrics))
+    scored = [name for name in board.scores if name not in ("winner", "default")]
+    for name in dict.fromkeys([*board.baselines, *scored]):
+        row = board.baselines.get(name) or BaselineRow()
+        found.append(alternative(name, board.name_of(name), row.val_loss, row.metrics))
+    return [each for each in found if each.validation or each.test]
 
 
-def default_evaluation(board: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The default configuration's best evaluation that may win, with its `trial`."""
-    for trial in board["trials"]:
-        may_win = [
-            e for e in trial["evaluations"] if e["checkpoint"] is not None and e["excluded"] is None
-        ]
-        if trial["default"] and may_win:
-            return {"trial": trial["id"], **min(may_win, key=lambda e: e["val_loss"])}
+def default_evaluation(board: Leaderboard) -> tuple[TrialRow, JudgedEvaluation] | None:
+    """The default configuration and its best evaluation that may win."""
+    for trial in board.trials:
+        if trial.default and trial.may_win:
+            return trial, lowest(trial.may_win)
     return None
+
+
+def lowest(evaluations: Sequence[JudgedEvaluation]) -> JudgedEvaluation:
+    """That of the lowest validation loss."""
+    return min(evaluations, key=lambda e: math.inf if e.val_loss is None else e.val_loss)
 
 
 # --- by class ---
 
 
-def by_class(predictions: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """`classes`: of each its label, `rows` that are of it, how often it was `answered`, `recall`,
-    `precision` (None where there is nothing to divide by) and `answered_as`, the answers that its
-    rows got, the commonest first; `confusion`: rows by true and predicted class, in the order of
-    `classes` (None beyond 100 classes); `hardly`: labels that are hardly ever answered.
-    """
+def by_class(predictions: np.ndarray, labels: Sequence[str]) -> AnswersByClass:
+    """What is answered to the rows of each class; no confusion matrix beyond 100 classes."""
     predicted, true = predictions.T
     counts = count_classes(predicted, true, len(labels))
     confusion = confusion_matrix(predicted, true, len(labels))
@@ -127,83 +149,109 @@ def by_class(predictions: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
         hits, answered, rows = (int(each[c]) for each in counts)
         order = np.argsort(-confusion[c], kind="stable")
         classes.append(
-            {
-                "label": str(label),
-                "rows": rows,
-                "answered": answered,
-                "recall": hits / rows if rows else None,
-                "precision": hits / answered if answered else None,
-                "answered_as": {
+            ClassAnswers(
+                label=str(label),
+                rows=rows,
+                answered=answered,
+                recall=hits / rows if rows else None,
+                precision=hits / answered if answered else None,
+                answered_as={
                     str(labels[p]): int(confusion[c, p]) for p in order if confusion[c, p]
                 },
-            }
+            )
         )
-        noise = 2 * math.sqrt(
-            rows + answered - 2 * hits
-        )  # of the difference of the two, which share the hits
+        # of the difference of the two, which share the hits
+        noise = 2 * math.sqrt(rows + answered - 2 * hits)
         if answered <= HARDLY * rows and rows - answered > noise:
             hardly.append(str(label))
-    return {
-        "classes": classes,
-        "confusion": confusion.tolist() if len(labels) <= MOST_CLASSES else None,
-        "hardly": hardly,
-    }
+    return AnswersByClass(
+        classes=tuple(classes),
+        confusion=tuple(map(tuple, confusion.tolist())) if len(labels) <= MOST_CLASSES else None,
+        hardly=tuple(hardly),
+    )
 
 
 # --- compared ---
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """A metric in which an alternative is compared with the winner."""
+
+    metric: str
+    among: Literal["default", "baselines"]
+    name: str
+    of: int
+    """Comparisons that its interval is corrected for."""
+
+
 def _compared(
-    measured: Mapping[str, Any],
+    measured: Mapping[str, LossAndMetrics],
     answers: Mapping[str, np.ndarray],
     classes: int,
     groups: np.ndarray | None,
-) -> list[dict[str, Any]]:
+) -> tuple[MetricDifference, ...]:
     """For each metric how far the alternatives lie above the winner: the default configuration, and
     of the other ways (`baselines`) that of the lowest loss and that of the best metric.
-
-    Intervals are for one of `of` comparisons (Bonferroni): one a metric for the default
-    configuration and for the way of the lowest loss, which was not chosen by its metric; one a
-    metric and way for that of the best metric.
     """
-    ways = [name for name in answers if name not in ("winner", "default")]
-    asked: list[tuple[str, str, str, int]] = []
-    metrics = list(measured["winner"]["metrics"])
-    for metric in metrics:
-        if "default" in answers:
-            asked.append((metric, "default", "default", len(metrics)))
-        if ways:
-            by_loss = min(ways, key=lambda name: measured[name]["loss"])
-            best = max(ways, key=lambda name: measured[name]["metrics"][metric])
-            asked.append((metric, "baselines", by_loss, len(metrics)))
-            asked += (
-                [(metric, "baselines", best, (len(ways) - 1) * len(metrics))]
-                if best != by_loss
-                else []
-            )
-    names = {"winner", *(name for _, _, name, _ in asked)}
+    asked = _questions(measured, answers)
+    names = {"winner", *(each.name for each in asked)}
     drawn = (
         resampled_metrics({name: answers[name] for name in names}, classes, groups) if asked else {}
     )
     found = []
-    for metric, among, name, of in asked:
-        value, own = (measured[each]["metrics"][metric] for each in (name, "winner"))
-        error = float((drawn[name][metric] - drawn["winner"][metric]).std())
-        width = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / of) * error
+    for each in asked:
+        value, own = (_metric(measured[name], each.metric) for name in (each.name, "winner"))
+        error = float((drawn[each.name][each.metric] - drawn["winner"][each.metric]).std())
+        width = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / each.of) * error
         found.append(
-            {
-                "metric": metric,
-                "among": among,
-                "name": name,
-                "value": value,
-                "winner": own,
-                "difference": value - own,
-                "low": value - own - width,
-                "high": value - own + width,
-                "of": of,
-            }
+            MetricDifference(
+                metric=each.metric,
+                among=each.among,
+                name=each.name,
+                value=value,
+                winner=own,
+                difference=value - own,
+                low=value - own - width,
+                high=value - own + width,
+                of=each.of,
+            )
         )
-    return found
+    return tuple(found)
+
+
+def _questions(
+    measured: Mapping[str, LossAndMetrics], answers: Mapping[str, np.ndarray]
+) -> list[_Question]:
+    """Intervals are for one of `of` comparisons (Bonferroni): one a metric for the default
+    configuration and for the way of the lowest loss, which was not chosen by its metric; one a
+    metric and way for that of the best metric.
+    """
+    ways = [name for name in answers if name not in ("winner", "default")]
+    metrics = list(measured["winner"].metrics)
+    asked = []
+    for metric in metrics:
+        if "default" in answers:
+            asked.append(_Question(metric=metric, among="default", name="default", of=len(metrics)))
+        if not ways:
+            continue
+        by_loss = min(ways, key=lambda name: _loss(measured[name]))
+        best = max(ways, key=lambda name: _metric(measured[name], metric))
+        asked.append(_Question(metric=metric, among="baselines", name=by_loss, of=len(metrics)))
+        if best != by_loss:
+            of = (len(ways) - 1) * len(metrics)
+            asked.append(_Question(metric=metric, among="baselines", name=best, of=of))
+    return asked
+
+
+def _loss(measured: LossAndMetrics) -> float:
+    return math.inf if measured.loss is None else measured.loss
+
+
+def _metric(measured: LossAndMetrics, name: str) -> float:
+    value = measured.metrics[name]
+    assert value is not None, "a metric of classes is a number"
+    return value
 
 
 def resampled_metrics(
@@ -226,7 +274,9 @@ def resampled_metrics(
         if not weights.any():
             continue  # of a handful of rows a resample may have none
         for name, each in answers.items():
-            for metric, value in class_metrics(count_classes(*each.T, classes, weights)).items():
+            for metric, value in class_metrics(
+                count_classes(each[:, 0], each[:, 1], classes, weights)
+            ).items():
                 found[name].setdefault(metric, []).append(value)
     return {
         name: {metric: np.array(values) for metric, values in each.items()}
@@ -234,39 +284,48 @@ def resampled_metrics(
     }
 
 
-def disagreements(metrics: Mapping[str, Any] | None, split: str, verdict: str) -> list[str]:
+def disagreements(metrics: MetricsReport | None, split: SplitName, verdict: str) -> list[str]:
     """Sentences on where metrics of `split` say other than the loss, beyond noise. verdict: by the
     loss, `yes`, `within noise` or `no`.
 
     That the winner is better by a metric is said of the test split alone: on validation it has been
     chosen.
     """
-    if metrics is None or split not in metrics["compared"]:
+    if metrics is None or split not in metrics.compared:
         return []
-    of = {each["name"]: each for each in metrics["alternatives"]}
-    compared, found = metrics["compared"][split], []
-    for metric, among in dict.fromkeys((each["metric"], each["among"]) for each in compared):
-        rivals = [each for each in compared if (each["metric"], each["among"]) == (metric, among)]
-        best = max(rivals, key=lambda each: (each["low"] > 0, each["value"]))
-        rival, by = of[best["name"]], metric_words(metric)
-        lower = rival[split]["loss"] <= of["winner"][split]["loss"]
-        if best["low"] > 0 and not (
-            lower and (among == "default" or verdict == "no")
-        ):  # else the loss says so too
-            begin = f"By {by} too" if lower else f"But by {by}"
-            found.append(
-                f"{begin} {rival['words']} is better:"
-                f" {_numbers(best, best['value'], best['winner'])}."
-            )
-        elif best["high"] < 0 and verdict != "yes" and among == "baselines" and split == "test":
-            numbers = _numbers(best, best["winner"], best["value"], -1)
-            found.append(f"But by {by} the winner is better than {rival['words']}: {numbers}.")
+    rivals: dict[tuple[str, str], list[MetricDifference]] = {}
+    for each in metrics.compared[split]:
+        rivals.setdefault((each.metric, each.among), []).append(each)
+    of = {each.name: each for each in metrics.alternatives}
+    found = []
+    for among in rivals.values():
+        best = max(among, key=lambda each: (each.low > 0, each.value))
+        if said := _disagreement(best, of[best.name], of["winner"], split, verdict):
+            found.append(said)
     return found
 
 
-def _numbers(compared: Mapping[str, Any], higher: float, lower: float, sign: int = 1) -> str:
-    low, high = sorted((sign * compared["low"], sign * compared["high"]))
-    many = f", corrected for {compared['of']} comparisons" if compared["of"] > 1 else ""
+def _disagreement(
+    best: MetricDifference, rival: Alternative, winner: Alternative, split: SplitName, verdict: str
+) -> str:
+    """What one metric says other than the loss; empty where it says the same, or nothing."""
+    of_rival, of_winner = rival.on(split), winner.on(split)
+    assert of_rival is not None and of_winner is not None, "what is compared was measured"
+    by, lower = metric_words(best.metric), _loss(of_rival) <= _loss(of_winner)
+    if best.low > 0:
+        if lower and (best.among == "default" or verdict == "no"):
+            return ""  # the loss says so too
+        begin = f"By {by} too" if lower else f"But by {by}"
+        return f"{begin} {rival.words} is better: {_numbers(best, best.value, best.winner)}."
+    if best.high < 0 and verdict != "yes" and best.among == "baselines" and split == "test":
+        numbers = _numbers(best, best.winner, best.value, -1)
+        return f"But by {by} the winner is better than {rival.words}: {numbers}."
+    return ""
+
+
+def _numbers(compared: MetricDifference, higher: float, lower: float, sign: int = 1) -> str:
+    low, high = sorted((sign * compared.low, sign * compared.high))
+    many = f", corrected for {compared.of} comparisons" if compared.of > 1 else ""
     return f"{higher:.3f} against {lower:.3f} (95% interval {low:+.3f} to {high:+.3f}{many})"
 
 
@@ -274,16 +333,15 @@ def metric_words(metric: str) -> str:
     return {"macro_f1": "macro-F1"}.get(metric, metric)
 
 
-def hardly_answered(metrics: Mapping[str, Any] | None, split: str) -> str:
+def hardly_answered(metrics: MetricsReport | None, split: SplitName) -> str:
     """Names the classes that the winner hardly ever answers; empty where there are none."""
-    if metrics is None or split not in (metrics["classes"] or {}):
+    if metrics is None or split not in (metrics.classes or {}):
         return ""
-    of_split = metrics["classes"][split]
-    found = [each for each in of_split["classes"] if each["label"] in of_split["hardly"]]
-    found.sort(key=lambda each: (each["answered"] / each["rows"], -each["rows"]))
+    of_split = (metrics.classes or {})[split]
+    found = [each for each in of_split.classes if each.label in of_split.hardly]
+    found.sort(key=lambda each: (each.answered / each.rows, -each.rows))
     named = [
-        f"{each['label']} ({each['answered']} times where {each['rows']} were true)"
-        for each in found[:3]
+        f"{each.label} ({each.answered} times where {each.rows} were true)" for each in found[:3]
     ]
     if not named:
         return ""

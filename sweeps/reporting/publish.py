@@ -6,13 +6,14 @@ from pathlib import Path
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.reporting.html import html_report
+from sweeps.reporting.leaderboard import leaderboard
 from sweeps.reporting.wandb_report import save_wandb_report, wandb_report
 from sweeps.search.study import STUDY, open_study
 
 
 def write_report(ledger: Ledger, config: SweepConfig, *, wandb: bool = False) -> str:
     """Write report.html; returns where it is, or the address of the W&B Report."""
-    board = ledger.board(config.name, config.selection)
+    board = leaderboard(ledger, config.name, config.selection)
     with tempfile.TemporaryDirectory() as scratch:
         journal = Path(scratch) / STUDY
         study = None

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.reporting.handover import relative_name, trained_base
+from sweeps.selection.ranking import final_ranking
 from trainables.data.arrow import split_fingerprint
 from trainables.data.sources import source_fingerprint
 from trainables.errors import InputError
@@ -78,7 +80,7 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
         data = store.fetch("data", Path(scratch))
 
         def check(
-            name: str, folder: str, params: dict[str, Any], reported: dict[str, dict[str, float]]
+            name: str, folder: str, params: Mapping[str, Any], reported: dict[str, dict[str, float]]
         ) -> None:
             spec = trained_base(config, params, manifest, pad_token_id)
             model = load_checkpoint(store.fetch(folder, Path(scratch)), spec, device)
@@ -106,17 +108,15 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
             score = test["scores"]["winner"]
             reported["test"] = {"loss": score["loss"], **score["metrics"]}
         check(f"the winner, {winner['trial']}", "winner", winner["params"], reported)
-        board = ledger.board(config.name, config.selection)
-        finals = {trial for final in board["finalists"] for trial in final["seeds"]} - {
-            winner["trial"]
-        }
-        for trial in board["trials"]:
-            kept = [e["checkpoint"] for e in trial["evaluations"] if e["checkpoint"] is not None]
-            if trial["id"] in finals and kept:
+        finals = final_ranking(ledger.curves(), config.selection)
+        again = {trial for final in finals for trial in final.seeds} - {winner["trial"]}
+        for curve in ledger.curves():
+            kept = [p.checkpoint for p in curve.points if p.checkpoint is not None]
+            if curve.id in again and kept:
                 check(
-                    f"finalist {trial['id']}",
+                    f"finalist {curve.id}",
                     relative_name(ledger, kept[-1]),
-                    trial["params"],
+                    curve.params,
                     {"validation": _reported(ledger, kept[-1])},
                 )
     return checks

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sweeps.ledger.leaderboard import Row, leaderboard
+from sweeps.ledger.leaderboard import Leaderboard, RankedTrial, ShownEvaluation
 from sweeps.reporting.formatting import (
     distinct_names,
     is_finite,
     loss_text,
-    named_baselines,
     shorten,
     value_text,
     wants_log,
@@ -36,7 +36,7 @@ class ReportError(OSError):
     """A report that cannot be made or sent; the message is one line for the user."""
 
 
-def wandb_report(board: dict, entity: str | None, project: str, group: str) -> Report:
+def wandb_report(board: Leaderboard, entity: str | None, project: str, group: str) -> Report:
     """The same as a W&B Report over the runs of `group`. Needs neither key nor network until
     `save_wandb_report`.
 
@@ -51,9 +51,9 @@ def wandb_report(board: dict, entity: str | None, project: str, group: str) -> R
             f"W&B report: a W&B filter cannot express the group {group!r}, which holds"
             f" {' '.join(unfit)}"
         )
-    rows = leaderboard(board)
-    params = distinct_names(trial["params"] for trial in board["trials"])
-    metrics = distinct_names(row.shown["metrics"] for row in rows if row.shown)
+    rows = board.rows
+    params = distinct_names(trial.params for trial in board.trials)
+    metrics = distinct_names(row.shown.metrics for row in rows if row.shown)
     best = "best/val_loss"
     # A run set that names no entity or project is of the report's own project, and is built without
     # asking the server.
@@ -72,7 +72,7 @@ def wandb_report(board: dict, entity: str | None, project: str, group: str) -> R
         ],
     }
     in_group = expr.Metric("Group") == group
-    every_run = wr.Runset(name=board["sweep"], filters=[in_group], **runs)
+    every_run = wr.Runset(name=board.sweep, filters=[in_group], **runs)
     is_winner = expr.Summary("winner") == True  # noqa: E712
     winning_run = wr.Runset(name="winner", filters=[in_group, is_winner], **runs)
 
@@ -91,7 +91,7 @@ def wandb_report(board: dict, entity: str | None, project: str, group: str) -> R
         for i, name in enumerate(metrics)
     ]
     columns_of = {
-        name: [t["params"][name] for t in board["trials"] if name in t["params"]] for name in params
+        name: [t.params[name] for t in board.trials if name in t.params] for name in params
     }
     numeric = [
         name
@@ -126,7 +126,7 @@ def wandb_report(board: dict, entity: str | None, project: str, group: str) -> R
         wr.H2(text="Learning curves"),
     ]
     blocks += [wr.PanelGrid(runsets=[every_run], panels=curves)]
-    if board["winner"] is not None:
+    if board.winner is not None:
         of_winner = curve("Losses of the winner", ["val/loss", "probe/loss", "train/loss"], 0)
         blocks += [
             wr.H2(text="The winner's losses"),
@@ -142,10 +142,8 @@ def wandb_report(board: dict, entity: str | None, project: str, group: str) -> R
     return wr.Report(
         project=project,
         entity=entity or "",
-        title=shorten(f"Sweep {board['sweep']}", 128),  # W&B's limit
-        description=(
-            f"{board['status']}, {len(board['trials'])} trials, selected by {board['metric']}"
-        ),
+        title=shorten(f"Sweep {board.sweep}", 128),  # W&B's limit
+        description=(f"{board.status}, {len(board.trials)} trials, selected by {board.metric}"),
         blocks=blocks,
         width="fluid",
     )
@@ -185,36 +183,37 @@ def _ask_server(base_url: str) -> None:
         raise OSError(f"{base_url} does not answer ({error.reason})") from error
 
 
-def _winner_markdown(board: dict) -> str:
-    winner = board["winner"]
+def _winner_markdown(board: Leaderboard) -> str:
+    winner = board.winner
     if winner is None:
         return (
-            f"**No winner{' yet' if board['status'] == 'running' else ''}.**"
-            f" {_markdown(board['reason'])}"
+            f"**No winner{' yet' if board.status == 'running' else ''}.**"
+            f" {_markdown(board.reason or '')}"
         )
     numbers = [
-        f"validation loss **{loss_text(winner['val_loss'])}**",
-        *([_markdown(expected_words(winner["expected"]))] if winner.get("expected") else []),
-        f"probe loss {loss_text(winner['probe_loss'])}",
-        *(f"{_markdown(name)} {loss_text(value)}" for name, value in winner["metrics"].items()),
-        f"after {winner['samples_seen']:,} samples",
+        f"validation loss **{loss_text(winner.val_loss)}**",
+        *([_markdown(expected_words(winner.expected))] if winner.expected else []),
+        f"probe loss {loss_text(winner.probe_loss)}",
+        *(f"{_markdown(name)} {loss_text(value)}" for name, value in winner.metrics.items()),
+        f"after {winner.samples_seen:,} samples",
     ]
-    baselines = named_baselines(board).items()
     numbers += [
-        f"{_markdown(words)} {loss_text(measured.get('val_loss'))}" for words, measured in baselines
+        f"{_markdown(board.name_of(name))} {loss_text(measured.val_loss)}"
+        for name, measured in board.baselines.items()
     ]
     params = ", ".join(
-        _markdown(f"{name} = {value_text(value)}") for name, value in winner["params"].items()
+        _markdown(f"{name} = {value_text(value)}") for name, value in winner.params.items()
     )
     title = (
-        f"**{'Best so far' if board['status'] == 'running' else 'Winner'}:"
-        f" {_markdown(winner['trial'])}**"
+        f"**{'Best so far' if board.status == 'running' else 'Winner'}: {_markdown(winner.trial)}**"
     )
-    worth = f"\n\n**Worth it?** {_markdown(board['worth']['words'])}" if board.get("worth") else ""
-    return f"{title}, {', '.join(numbers)}.{worth}\n\n{_markdown(winner['reason'])}\n\n{params}"
+    worth = f"\n\n**Worth it?** {_markdown(board.worth.words)}" if board.worth else ""
+    return f"{title}, {', '.join(numbers)}.{worth}\n\n{_markdown(winner.reason)}\n\n{params}"
 
 
-def _leaderboard_markdown(rows: list[Row], params: list[str], metrics: list[str]) -> str:
+def _leaderboard_markdown(
+    rows: Sequence[RankedTrial], params: list[str], metrics: list[str]
+) -> str:
     if not rows:
         return "No trial has started yet."
     head = [
@@ -232,34 +231,28 @@ def _leaderboard_markdown(rows: list[Row], params: list[str], metrics: list[str]
     head += ["why excluded"]
     lines = [[_markdown(cell) for cell in head], ["---"] * len(head)]
     for row in rows[:WANDB_TABLE_ROWS]:
-        shown = row.shown or {
-            "val_loss": None,
-            "probe_loss": None,
-            "metrics": {},
-            "samples_seen": "–",
-        }
-        cells = [
-            f"{row.rank or '–'}{' =' if row.tied else ''}",
-            row.trial["id"],
-            verdict_words(row.trial) or "–",
-        ]
-        cells += [row.trial["status"]]
-        cells += [
-            loss_text(shown["val_loss"]),
-            interval(row.trial.get("difference")),
-            loss_text(shown["probe_loss"]),
-        ]
-        cells += [loss_text(shown["metrics"].get(name)) for name in metrics]
-        cells += [shown["samples_seen"]]
-        cells += [
-            value_text(row.trial["params"][name]) if name in row.trial["params"] else "–"
-            for name in params
-        ]
-        cells = [_markdown(str(cell)) for cell in [*cells, row.excluded]]
+        cells = [_markdown(cell) for cell in _cells(row, params, metrics)]
         lines.append([f"**{cell}**" if row.wins and cell else cell for cell in cells])
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     left = len(rows) - WANDB_TABLE_ROWS
     return text if left <= 0 else f"{text}\n\nand {left} more trials in the run set below."
+
+
+def _cells(row: RankedTrial, params: list[str], metrics: list[str]) -> list[str]:
+    trial, shown = row.trial, row.shown or ShownEvaluation()
+    return [
+        f"{row.rank or '–'}{' =' if row.tied else ''}",
+        trial.id,
+        verdict_words(trial) or "–",
+        trial.status,
+        loss_text(shown.val_loss),
+        interval(trial.difference),
+        loss_text(shown.probe_loss),
+        *(loss_text(shown.metrics.get(name)) for name in metrics),
+        str(shown.samples_seen) if row.shown else "–",
+        *(value_text(trial.params[name]) if name in trial.params else "–" for name in params),
+        row.excluded,
+    ]
 
 
 def _markdown(text: str) -> str:

@@ -1,7 +1,22 @@
 """Findings in one line each, the same wherever they are shown."""
 
 from collections.abc import Mapping
-from typing import Any
+
+from sweeps.ledger.leaderboard import (
+    SPLITS,
+    BaselineRow,
+    ClassAnswers,
+    Forgetting,
+    MetricsReport,
+    Score,
+    SlicePart,
+    SplitName,
+    TestScores,
+    TrialRow,
+    WinnerSlices,
+)
+from sweeps.selection.results import Final
+from sweeps.selection.statistics import Difference
 
 LOST = ("forgetting", "kl")  # what is measured of a language model where it has a limit
 
@@ -10,7 +25,7 @@ BEHIND = "above the best (95%)"
 NO_INTERVAL = "too few for an interval"
 
 
-def format_params(params: Mapping[str, Any]) -> str:
+def format_params(params: Mapping[str, object]) -> str:
     """One configuration in one line: the method first, rates in short."""
     rest = [f"{name}={short_value(value)}" for name, value in params.items() if name != "method"]
     return " ".join([str(params.get("method", "")), *rest]).strip()
@@ -22,43 +37,40 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
-def verdict_words(trial: Mapping[str, Any]) -> str:
+def verdict_words(trial: TrialRow) -> str:
     """The verdict of the checkpoint that stands for a trial, and what befell the trial after it."""
-    later = f", later {trial['verdict_later']}" if trial.get("verdict_later") else ""
-    return f"{trial['verdict'] or ''}{later}"
+    later = f", later {trial.verdict_later}" if trial.verdict_later else ""
+    return f"{trial.verdict or ''}{later}"
 
 
-def expected_words(expected: Mapping[str, Any]) -> str:
+def expected_words(expected: Final) -> str:
     """What new seeds of the winner's configuration say of it."""
-    seeds = len(expected["seeds"])
-    spread = "" if expected["spread"] is None else f" ± {expected['spread']:.4f}"
+    seeds = len(expected.seeds)
+    spread = "" if expected.spread is None else f" ± {expected.spread:.4f}"
     of_failed = (
-        f"; {len(expected['failed'])} more gave no checkpoint that may win"
-        if expected["failed"]
-        else ""
+        f"; {len(expected.failed)} more gave no checkpoint that may win" if expected.failed else ""
     )
     return (
-        f"expected {expected['mean']:.4f}{spread}, the mean of {seeds} new"
+        f"expected {expected.mean:.4f}{spread}, the mean of {seeds} new"
         f" seed{'s' if seeds > 1 else ''}{of_failed}"
     )
 
 
-def test_words(test: Mapping[str, Any]) -> str:
+def test_words(test: TestScores) -> str:
     """What the sealed test split gave the winner."""
-    score = test["scores"]["winner"]
+    score = test.scores["winner"]
     words = (
-        f"loss {score['loss']:.4f} ({_interval_words(score)}) on {test['split']['rows']} rows,"
-        f" {abs(test['optimism']):.4f} {'above' if test['optimism'] > 0 else 'below'} that on"
-        " validation"
+        f"loss {_loss(score)} ({_interval_words(score)}) on {test.summary.rows} rows,"
+        f" {abs(test.optimism):.4f} {'above' if test.optimism > 0 else 'below'} that on validation"
     )
-    words += "".join(f", {name} {value:.4f}" for name, value in score["metrics"].items())
-    if (default := test["scores"].get("default")) is not None:
+    words += "".join(f", {name} {number(value)}" for name, value in score.metrics.items())
+    if (default := test.scores.get("default")) is not None:
         words += (
-            f"; the default configuration has {default['loss']:.4f}"
+            f"; the default configuration has {_loss(default)}"
             f" ({_interval_words(default, short=True)})"
         )
-    if before := test["scored_before"]:
-        names = list(dict.fromkeys(each["sweep"] for each in before))
+    if before := test.scored_before:
+        names = list(dict.fromkeys(each.sweep for each in before))
         others = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         words += (
             f"; CAREFUL: this test split has now been scored {len(before) + 1} times (before by"
@@ -67,90 +79,98 @@ def test_words(test: Mapping[str, Any]) -> str:
     return words
 
 
-def _interval_words(score: Mapping[str, Any], *, short: bool = False) -> str:
-    if score.get("low") is None:
+def _loss(score: Score) -> str:
+    return "not finite" if score.loss is None else f"{score.loss:.4f}"
+
+
+def _interval_words(score: Score, *, short: bool = False) -> str:
+    if score.low is None:
         return NO_INTERVAL
-    return f"{'' if short else '95% interval '}{score['low']:.4f} to {score['high']:.4f}"
+    return f"{'' if short else '95% interval '}{score.low:.4f} to {score.high:.4f}"
 
 
-def forgetting_words(found: Mapping[str, Any]) -> str:
+def forgetting_words(found: Forgetting) -> str:
     """What the winner has lost of what its base knew."""
-    change = found["after"] - found["before"]
+    change = found.after - found.before
     low_high = (
         ""
-        if found["interval"] is None
-        else " (95% interval {:+.4f} to {:+.4f})".format(*found["interval"])
+        if found.interval is None
+        else " (95% interval {:+.4f} to {:+.4f})".format(*found.interval)
     )
     return (
-        f"loss on general text {found['before']:.4f} before and {found['after']:.4f} after,"
-        f" {change:+.4f}{low_high}; on the task's own prompts its predictions are {found['kl']:.4f}"
+        f"loss on general text {found.before:.4f} before and {found.after:.4f} after,"
+        f" {change:+.4f}{low_high}; on the task's own prompts its predictions are {found.kl:.4f}"
         " nats (KL) from the base's"
     )
 
 
-def slices_words(slices: Mapping[str, Any]) -> str:
+def slices_words(slices: WinnerSlices) -> str:
     """The winner's loss for each value of a column, the worst first, on the last split that was
     scored.
     """
-    split = "test" if "test" in slices else "validation"
-    found = slices[split]
+    split = "test" if slices.test else "validation"
+    found = slices.on(split)
     shown = [_slice_words(each) for each in found]
     if len(shown) > 8:
         shown = [*shown[:5], f"{len(shown) - 7} more", *shown[-2:]]
     gap = ""
-    if len(found) > 1 and found[0]["loss"] is not None and found[-1]["loss"] is not None:
-        gap = (
-            f"; worst {found[0]['value'] or 'empty'}, {found[0]['loss'] - found[-1]['loss']:.4f}"
-            " above the best"
-        )
-    return f"{split} loss by {slices['column']}: {'; '.join(shown)}{gap}"
+    worst, best = found[0], found[-1]
+    if len(found) > 1 and worst.loss is not None and best.loss is not None:
+        gap = f"; worst {worst.value or 'empty'}, {worst.loss - best.loss:.4f} above the best"
+    return f"{split} loss by {slices.column}: {'; '.join(shown)}{gap}"
 
 
-def _slice_words(part: Mapping[str, Any]) -> str:
-    bounds = (
-        f"{NO_INTERVAL}, " if part["low"] is None else f"{part['low']:.4f} to {part['high']:.4f}, "
-    )
-    accuracy = "" if part.get("accuracy") is None else f", accuracy {part['accuracy']:.4f}"
-    return (
-        f"{part['value'] or 'empty'} {number(part['loss'])} ({bounds}{part['rows']} rows{accuracy})"
-    )
+def _slice_words(part: SlicePart) -> str:
+    bounds = f"{NO_INTERVAL}, " if part.low is None else f"{part.low:.4f} to {part.high:.4f}, "
+    accuracy = part.metrics.get("accuracy")
+    also = "" if accuracy is None else f", accuracy {accuracy:.4f}"
+    return f"{part.value or 'empty'} {number(part.loss)} ({bounds}{part.rows} rows{also})"
 
 
-def alternatives_columns(metrics: Mapping[str, Any]) -> list[str]:
+def measured_splits(metrics: MetricsReport) -> list[SplitName]:
+    """The splits on which anything was measured."""
+    return [
+        split
+        for split in SPLITS
+        if any(each.on(split) is not None for each in metrics.alternatives)
+    ]
+
+
+def alternatives_columns(metrics: MetricsReport) -> list[str]:
     """`loss` and the metrics that any alternative has."""
     measured = [
-        each[split]
-        for each in metrics["alternatives"]
-        for split in ("validation", "test")
-        if each[split]
+        found
+        for each in metrics.alternatives
+        for split in SPLITS
+        if (found := each.on(split)) is not None
     ]
-    return list(dict.fromkeys(["loss", *(name for found in measured for name in found["metrics"])]))
+    return list(dict.fromkeys(["loss", *(name for found in measured for name in found.metrics)]))
 
 
-def answered_words(of_class: Mapping[str, Any]) -> str:
+def answered_words(of_class: ClassAnswers) -> str:
     """The answers that the rows of a class got, the commonest first: a row of the confusion matrix
     in words.
     """
-    answers = list(of_class["answered_as"].items())
+    answers = list(of_class.answered_as.items())
     more = f", {sum(count for _, count in answers[4:])} other" if len(answers) > 4 else ""
     return ", ".join(f"{label} {count}" for label, count in answers[:4]) + more
 
 
-def interval(difference: Mapping[str, float] | None) -> str:
+def interval(difference: Difference | None) -> str:
     """How far a trial's loss lies above the lowest, and between which bounds."""
     if difference is None:
         return "-"
-    if difference["low"] is None:
-        return f"{difference['mean']:+.4f} ({NO_INTERVAL})"
-    return f"{difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
+    if difference.low is None:
+        return f"{difference.mean:+.4f} ({NO_INTERVAL})"
+    return f"{difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
 
 
-def baseline_cost(baseline: Mapping[str, Any]) -> str:
+def baseline_cost(baseline: BaselineRow) -> str:
     """What a baseline took to measure, and how long its requests are."""
     parts = []
-    if (seconds := baseline.get("seconds")) is not None:
+    if (seconds := baseline.seconds) is not None:
         parts.append(f"{seconds:.1f} s" if seconds < 60 else duration(seconds))
-    if (tokens := baseline.get("tokens_per_request")) is not None:
+    if (tokens := baseline.tokens_per_request) is not None:
         parts.append(f"{tokens:.0f} tokens a request")
     return ", ".join(parts)
 
@@ -160,7 +180,7 @@ def cost_words(cost: float) -> str:
     return f"{cost:,}" if isinstance(cost, int) else f"{cost:.3f} times"
 
 
-def short_value(value: Any) -> str:
+def short_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, list | tuple):

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from sweeps.config.loading import with_own_space
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
+from sweeps.ledger.leaderboard import Leaderboard
 from sweeps.ledger.status import ALIKE, INTERRUPTED, NO_SLOT, UNFINISHED
 from sweeps.reporting.console import print_board
 from sweeps.reporting.live import Display
@@ -44,11 +45,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run of a sweep ended: `board` as `best --json` prints it, and where the sweep's folder
+    """How a run of a sweep ended: the `board` that `best` prints, and where the sweep's folder
     is.
     """
 
-    board: dict[str, Any]
+    board: Leaderboard
     folder: str
     status: str  # finished | interrupted | failed
 
@@ -143,7 +144,7 @@ class Sweep:
     def __init__(
         self, config: SweepConfig, ledger: Ledger, console: Console, elapsed_s: float
     ) -> None:
-        from sweeps.tracking.wandb import Tracker
+        from sweeps.tracking.protocol import open_tracker
 
         self.config, self.ledger, self.console = config, ledger, console
         self.goes_on = elapsed_s > 0
@@ -162,8 +163,12 @@ class Sweep:
         self._tracking = (ledger.store.local or self._scratch) / "tracking"
         base = ledger.store.read_json("base.json") if ledger.store.exists("base.json") else {}
         about = tracked(config, self.manifest, base)
-        self.tracker = Tracker(
-            config.tracking, ledger.name, self._tracking, self.display.say, about
+        self.tracker = open_tracker(
+            config.tracking,
+            sweep=ledger.name,
+            folder=self._tracking,
+            log=self.display.say,
+            about=about,
         )
         self._study_file = StudyFile(ledger, self._scratch)
         self.lifetime = Lifetime(
@@ -349,28 +354,34 @@ class Sweep:
     def _conclude(self) -> Outcome:
         """Select, hand over the winner, write the report; print leaderboard, winner and reason."""
         from sweeps.reporting.handover import hand_over
+        from sweeps.reporting.leaderboard import leaderboard
         from sweeps.reporting.publish import write_report
 
         stopped = self.lifetime.stopped
         endings = {INTERRUPTED: "interrupted", NO_SLOT: "failed", ALIKE: "failed"}
         status = endings.get(stopped or "", "finished")
         self.ledger.set_status(status, self.lifetime.elapsed_s())
-        board = self.ledger.board(self.config.name, self.config.selection)
+        board = leaderboard(self.ledger, self.config.name, self.config.selection)
+        status = {INTERRUPTED: "interrupted", NO_SLOT: "failed", ALIKE: "failed"}.get(
+            self.stopped or "", "finished"
+        )
+        self.ledger.set_status(status, self.elapsed_s())
+        board = leaderboard(self.ledger, self.config.name, self.config.selection)
         lines = []
-        if board["winner"] is not None and status == "finished":
+        if board.winner is not None and status == "finished":
             folder = hand_over(self.ledger, self.config, board)
-            self.tracker.winner(board["winner"]["trial"], board["winner"]["reason"], folder)
+            self.tracker.winner(board.winner.trial, board.winner.reason, folder)
             lines.append(f"Checkpoint: {folder}")
         lines.append(f"Report: {write_report(self.ledger, self.config)}")
         if stopped == ALIKE:
             lines.append(
                 f"Stopped, as {ALIKE}: {common_cause(self.failures)}. Mend it and go on: python -m"
-                f" sweeps resume {board['folder']}"
+                f" sweeps resume {board.folder}"
             )
         print_board(self.console, board)
         for line in lines:
             _print(self.console, line)
-        return Outcome(board=board, folder=board["folder"], status=status)
+        return Outcome(board=board, folder=board.folder, status=status)
 
     def close(self) -> None:
         self.tracker.close()

@@ -22,10 +22,10 @@ class Difference:
     """How far one loss lies above another, paired by unit, in nats. None: too few units to tell."""
 
     mean: float
-    standard_error: float | None
-    low: float | None  # 95% bootstrap interval
-    high: float | None
-    tied: bool  # within `tie_standard_errors`; never where that cannot be told
+    standard_error: float | None = None
+    low: float | None = None  # 95% bootstrap interval
+    high: float | None = None
+    tied: bool = False  # within `tie_standard_errors`; never where that cannot be told
 
 
 def by_unit(losses: np.ndarray, groups: np.ndarray | None) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Weights & Biases sink: one W&B run per trial, grouped by sweep.
 
-`Tracker` is what a sweep calls. Its calls put a job on a queue and return; one background thread
-does the jobs through `_Sink`, which alone talks to wandb. Whatever goes wrong there (no key, no
+`WandbTracker` is what a sweep calls (see sweeps.tracking.protocol). Its calls put a job on a queue
+and return; one background thread does the jobs through `_Sink`, which alone talks to wandb. Whatever goes wrong there (no key, no
 server, no disk, a dead wandb-core) is caught in that thread, logged in one line, and never reaches
 the sweep.
 
@@ -42,7 +42,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ MAX_FAILURES = 3
 """Jobs that may fail in a row (each was tried twice) before tracking is given up."""
 
 
-class Tracker:
+class WandbTracker:
     """Tracks a sweep's trials in W&B. Every call returns at once, and none raises.
 
     Args:
@@ -83,10 +83,10 @@ class Tracker:
         sweep: str,
         folder: Path,
         log: Callable[[str], None],
-        about: dict[str, Any] | None = None,
+        about: Mapping[str, object] | None = None,
     ) -> None:
         self._log = log
-        self._jobs: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[str, tuple[object, ...]]] = queue.SimpleQueue()
         self._logged: set[str] = set()
         self._sink: _Sink | None = None
         self._abandoned = False
@@ -100,15 +100,15 @@ class Tracker:
         _pin_folders(folder)
         self._thread = threading.Thread(
             target=self._work,
-            args=(config, sweep, folder, about or {}),
+            args=(config, sweep, folder, dict(about or {})),
             name="tracking",
             daemon=True,
         )
         self._thread.start()
 
-    def trial_started(self, trial: str, params: dict) -> None:
+    def trial_started(self, trial: str, params: Mapping[str, object]) -> None:
         """Open the trial's run, or go on with it if an earlier process had opened it."""
-        self._put("trial_started", trial, params)
+        self._put("trial_started", trial, dict(params))
 
     def evaluation(self, trial: str, evaluation: Evaluation) -> None:
         """Log one evaluation over samples_seen."""
@@ -155,7 +155,7 @@ class Tracker:
         if self._sink:
             self._say("where", self._sink.where())
 
-    def _put(self, job: str, *args: Any) -> None:
+    def _put(self, job: str, *args: object) -> None:
         if self._open:
             self._jobs.put((job, copy.deepcopy(args)))
 
@@ -165,7 +165,7 @@ class Tracker:
             self._log(f"W&B: {line}")
 
     def _work(
-        self, config: TrackingConfig, sweep: str, folder: Path, about: dict[str, Any]
+        self, config: TrackingConfig, sweep: str, folder: Path, about: dict[str, object]
     ) -> None:
         try:
             sink = _Sink(config, sweep, folder, about, self._say)
@@ -193,7 +193,7 @@ class Tracker:
                     )
         sink.reset()
 
-    def _try(self, sink: _Sink, job: str, args: tuple[Any, ...]) -> bool:
+    def _try(self, sink: _Sink, job: str, args: tuple[object, ...]) -> bool:
         try:
             sink.do(job, args)
         except Exception as error:
@@ -208,7 +208,7 @@ class Tracker:
 class _Run:
     """What W&B was told of one trial, and its open run."""
 
-    params: dict[str, Any]
+    params: dict[str, object]
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: list[str] = field(default_factory=list)
     """Keys of the logged rows."""
@@ -232,7 +232,7 @@ class _Sink:
         config: TrackingConfig,
         sweep: str,
         folder: Path,
-        about: dict[str, Any],
+        about: dict[str, object],
         say: Callable[[str, str], None],
     ) -> None:
         self._config, self._sweep, self._folder, self._about, self._say = (
@@ -262,7 +262,7 @@ class _Sink:
         if not self._always_offline:
             self._log_in()
 
-    def do(self, job: str, args: tuple[Any, ...]) -> None:
+    def do(self, job: str, args: tuple[object, ...]) -> None:
         """Do one job. Errors of wandb, the server and the disk come out as they are."""
         jobs = {
             "trial_started": self._trial_started,
@@ -278,7 +278,7 @@ class _Sink:
             self._start_service()
         jobs[job](*args)
 
-    def _trial_started(self, trial: str, params: dict[str, Any]) -> None:
+    def _trial_started(self, trial: str, params: dict[str, object]) -> None:
         run = self._run(trial)
         run.params = params
         run.summary["status"] = "running"
@@ -339,7 +339,7 @@ class _Sink:
             {"winner": True, "winner_reason": reason, "winner_checkpoint": checkpoint},
         )
 
-    def _mark(self, trial: str, run: _Run, mark: dict[str, Any]) -> None:
+    def _mark(self, trial: str, run: _Run, mark: dict[str, object]) -> None:
         was_open = run.live is not None
         if not was_open and mark.items() <= run.summary.items():
             return  # by an earlier process
@@ -390,7 +390,7 @@ class _Sink:
             time.sleep(FLUSH_INTERVAL_S + 0.2)
         self.kill_service()
         for run in live:
-            if run.online:
+            if run.online and run.live is not None:
                 self._incomplete.append(run.live.sync_dir)
             run.live = None
         _teardown()
@@ -589,7 +589,7 @@ def run_id(sweep: str, trial: str) -> str:
     return f"{name}-{trial}"
 
 
-def _row(evaluation: Evaluation) -> dict[str, Any]:
+def _row(evaluation: Evaluation) -> dict[str, object]:
     names = {
         "samples_seen": "samples_seen",
         "epoch": "epoch",
@@ -605,7 +605,7 @@ def _row(evaluation: Evaluation) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value is not None}
 
 
-def _best(evaluation: Evaluation) -> dict[str, Any]:
+def _best(evaluation: Evaluation) -> dict[str, object]:
     names = ("step", "samples_seen", "epoch", "val_loss", "probe_loss")
     found = {f"best/{name}": getattr(evaluation, name) for name in names}
     found |= {f"best/{name}": value for name, value in evaluation.metrics.items()}

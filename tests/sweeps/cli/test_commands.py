@@ -1,13 +1,15 @@
 """What the outside world does to a command ends it in one line, never in a traceback."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from sweeps.__main__ import main
+from sweeps.cli.app import main
+from sweeps.cli.opening import open_sweep
 from sweeps.ledger.folder import Ledger
 
 SWEEP = """\
@@ -131,6 +133,67 @@ def test_a_damaged_file_is_named(sweep, monkeypatch, capsys, file) -> None:
     assert (
         code == 2 and f"{sweep}/{file}: damaged" in said and len(said.strip().splitlines()) == 1
     ), said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bogus"], "python -m sweeps: No such command 'bogus'; usage: python -m sweeps "),
+        (["run"], "python -m sweeps run: Missing argument 'file'; usage: python -m sweeps run "),
+        (
+            ["best", "x", "--jsn"],
+            "python -m sweeps best: No such option: --jsn (Possible options: ",
+        ),
+    ],
+)
+def test_a_wrong_call_ends_in_one_line(monkeypatch, capsys, arguments, words) -> None:
+    monkeypatch.setattr("typer.core._click.utils._detect_program_name", lambda: "python -m sweeps")
+    code, said = ended(monkeypatch, capsys, *arguments)
+    assert code == 2 and said.startswith(words) and len(said.strip().splitlines()) == 1, said
+
+
+FORMER = """\
+name: quick
+storage: runs
+seed: 0
+rehearse: true
+task: classification
+model: {name: tiny, revision: null, dtype: auto, trust_remote_code: false}
+data: {train: rows.csv, validation: 0.2, test: null}
+search:
+  space: {method: lora, learning_rate: {log_uniform: [1e-5, 1e-2]}, batch_size: 8, epochs: 2}
+  trials: 3
+train: {evaluate_every: epoch, max_tokens: null, precision: auto, rank: null}
+cluster: {address: null, workers_per_slot: 1, slots: auto, pack: 2}
+"""
+
+
+def test_a_folder_of_the_former_layout_is_read_in_the_words_of_today(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    """`cluster.pack` is now `cluster.trials_per_slot`: of a sweep that has run it is read, in an
+    override or a new sweep file it is refused."""
+    folder = tmp_path / "runs/quick-20260101-120000"
+    ledger = Ledger(str(folder))
+    ledger.store.write_bytes("sweep.yaml", FORMER.encode())
+    ledger.set_status("finished", 1.0)
+    assert open_sweep(str(folder))[1].cluster.trials_per_slot == 2
+    _, extended = open_sweep(str(folder), ["cluster.trials_per_slot=4"])
+    assert extended.cluster.trials_per_slot == 4
+
+    monkeypatch.setattr(sys, "argv", ["sweeps", "best", str(folder), "--json"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    out, err = capsys.readouterr()
+    assert caught.value.code == 1 and not err  # it has no trials, so there is no winner
+    assert json.loads(out)["winner"] is None
+
+    renamed = "cluster.pack: is now called cluster.trials_per_slot"
+    code, said = ended(monkeypatch, capsys, "resume", folder, "cluster.pack=4")
+    assert (code, said) == (2, f"{folder}/sweep.yaml: {renamed}\n")
+    (tmp_path / "former.yaml").write_text(FORMER)
+    code, said = ended(monkeypatch, capsys, "check", tmp_path / "former.yaml")
+    assert (code, said) == (2, f"{tmp_path}/former.yaml: {renamed}\n")
 
 
 def test_a_page_that_cannot_be_written(sweep, monkeypatch, capsys) -> None:

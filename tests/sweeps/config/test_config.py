@@ -1,6 +1,9 @@
 """Every mistake in a sweep file with its message, and what a right one becomes."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -889,6 +892,39 @@ def test_virtual_tokens_that_leave_no_room_for_a_row(monkeypatch, virtual_tokens
     assert str(caught.value) == f"virtual_tokens: {advice}"
 
 
+NEW_OPTION = """
+import dataclasses
+from pathlib import Path
+from trainables import hyperparameters
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithGate(hyperparameters.LoraOptions):
+    gate: float = 0.5
+
+hyperparameters.OPTIONS["lora"] = WithGate
+hyperparameters.FIELDS |= hyperparameters._declared()
+
+from sweeps.config.loading import dump, load
+
+config = load(Path("sweep.yaml"), ["train.gate=0.25"])
+(draw, *_) = config.draws()
+assert config.hyperparameters(draw).options.gate == 0.25
+assert "gate: 0.25" in dump(config)
+load(Path("sweep.yaml"), ["train.gate=many"])
+"""
+
+
+def test_a_new_option_of_a_method_is_a_setting_without_a_change_here():
+    Path("sweep.yaml").write_text(GOOD)
+    done = subprocess.run(
+        [sys.executable, "-c", NEW_OPTION],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert "train.gate: must be a number or null, got 'many'" in done.stderr, done.stderr
+
+
 # --- what a sweep that is resumed may change ---
 
 
@@ -999,7 +1035,7 @@ def test_a_limit_on_what_was_not_measured_cannot_be_added_to_a_sweep_that_has_ru
 )
 def test_a_trial_keeps_what_it_was_trained_with_whatever_is_fixed_afterwards(before, after):
     former, config = loaded(GOOD, *before), loaded(GOOD, *after)
-    for params in [draw for draw, _ in former._survey()][:20]:
+    for params in [draw for draw, _ in former.survey()][:20]:
         sampled = {
             name: value
             for name, value in params.items()

@@ -98,7 +98,7 @@ def test_the_choices_and_ends_of_a_space_are_all_walked():
 
 @pytest.mark.parametrize("name", ["chat", "codellama_text_to_sql", "domain_text", "gpt2_tweets"])
 def test_without_the_hub_a_shipped_sweep_ends_in_one_line(name, tmp_path, monkeypatch, capsys):
-    from sweeps.__main__ import main
+    from sweeps.cli.app import main
 
     monkeypatch.chdir(tmp_path)
     data = load(sweep_file(name)).data.train

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from sweeps.ledger.folder import Ledger, label_prior
+from sweeps.ledger.leaderboard import TestScores, leaderboard_json
 from sweeps.ledger.status import DEAD_AFTER_S
+from sweeps.reporting.leaderboard import leaderboard
 from sweeps.reporting.words import test_words as spoken
 from sweeps.selection.config import LimitsConfig, SelectionConfig
 from sweeps.selection.statistics import compare, mean_interval
@@ -31,9 +33,15 @@ from trainables.storage.checkpoints import (
     write_evaluation,
     write_rows,
 )
+from trainables.storage.records import from_json
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = SelectionConfig(overfit_rise=0.25, overfit_gap=0.5)
+
+
+def board_of(ledger, name, config):
+    """What `best --json` prints."""
+    return leaderboard_json(leaderboard(ledger, name, config))
 
 
 def measured(step, val, probe, *, metrics=None, **more):
@@ -181,13 +189,13 @@ def test_a_folder_of_before_they_were_measured_is_still_read(ledger):
         file.write_text(json.dumps(kept))
     read = again(ledger)
     assert read.curves() == ledger.curves()
-    board = read.board("quick", dataclasses.replace(CONFIG, pareto="inference_cost"))
+    board = board_of(read, "quick", dataclasses.replace(CONFIG, pareto="inference_cost"))
     assert {key: board["winner"][key] for key in NEW_KEYS} == (
         {"slices": {}, "forgetting": None, "kl": None, "inference_cost": 1.0}
     )
     assert board["pareto"]["front"][0]["inference_cost"] == 1.0
     limits = dataclasses.replace(CONFIG, limits=LimitsConfig(kl=1.0))
-    assert read.board("quick", limits)["trials"][0]["evaluations"][0]["excluded"] == (
+    assert board_of(read, "quick", limits)["trials"][0]["evaluations"][0]["excluded"] == (
         "its KL was not measured, and has a limit of 1"
     )
 
@@ -225,7 +233,7 @@ def test_the_best_is_the_best_that_may_win(ledger):
     """The last is overfit: the one kept is that of the lowest loss before it."""
     run(ledger, "t0001", (3.0, 2.9), (2.0, 1.9), (2.6, 0.1), (2.7, 0.05))
     assert on_disk(ledger, "t0001", CHECKPOINT) == [2]
-    winner = ledger.board("quick", CONFIG)["winner"]
+    winner = board_of(ledger, "quick", CONFIG)["winner"]
     assert (winner["step"], winner["val_loss"]) == (2, 2.0)
     assert Path(winner["checkpoint"]).is_dir()
 
@@ -244,7 +252,7 @@ def test_the_best_is_the_best_within_the_limits(ledger):
     ledger.finish("t0001", "complete", None)
     ledger.prune("t0001", limits)
     assert on_disk(ledger, "t0001", CHECKPOINT) == [2]
-    winner = again(ledger).board("quick", limits)["winner"]
+    winner = board_of(again(ledger), "quick", limits)["winner"]
     assert (winner["step"], winner["val_loss"], winner["forgetting"]) == (2, 2.0, 0.5)
     assert Path(winner["checkpoint"]).is_dir()
 
@@ -257,7 +265,7 @@ def test_where_nothing_keeps_to_the_limits_no_checkpoint_is_kept(ledger):
     ledger.finish("t0001", "complete", None)
     ledger.prune("t0001", limits)
     assert on_disk(ledger, "t0001", CHECKPOINT) == []
-    board = ledger.board("quick", limits)
+    board = board_of(ledger, "quick", limits)
     assert board["winner"] is None
     assert board["reason"] == (
         "Nothing may win: of 1 trial, 1 beyond a limit wherever not overfit (t0001). Of those, 2.0000 is out because "
@@ -415,7 +423,7 @@ def test_the_board_has_the_documented_keys_and_is_strict_json(ledger):
     run(ledger, "t0003", ended="failed", reason="out of memory")
     ledger.store.write_json("baseline.json", {"val_loss": 2.0, "probe_loss": 2.0, "metrics": {}})
     ledger.set_status("finished", 1.0)
-    text = json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False)
+    text = json.dumps(board_of(again(ledger), "quick", CONFIG), allow_nan=False)
     board = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     measured = {
         "baselines",
@@ -489,14 +497,16 @@ def test_whether_it_was_worth_it_waits_for_the_baselines(ledger):
     run(ledger, "t0001", 3.0, 1.0)
     ledger.store.write_json("baseline.json", {"val_loss": 2.0, "probe_loss": 2.0, "metrics": {}})
     ledger.set_status("running", 1.0)
-    assert ledger.board("quick", CONFIG)["worth"] is None
-    assert ledger.board("quick", dataclasses.replace(CONFIG, baselines=False))["worth"] is not None
+    assert board_of(ledger, "quick", CONFIG)["worth"] is None
+    assert (
+        board_of(ledger, "quick", dataclasses.replace(CONFIG, baselines=False))["worth"] is not None
+    )
     ledger.store.write_json("baselines.json", {})
-    assert ledger.board("quick", CONFIG)["worth"] is not None
+    assert board_of(ledger, "quick", CONFIG)["worth"] is not None
 
 
 def test_without_a_winner_the_board_says_why(ledger):
-    board = ledger.board("quick", CONFIG)
+    board = board_of(ledger, "quick", CONFIG)
     assert board["winner"] is None
     assert board["reason"] == "Nothing may win: no trial has started."
     assert board["status"] == "interrupted"
@@ -516,14 +526,14 @@ def test_the_board_names_the_tied(ledger):
         made = write(ledger, trial, 1, float(moved[:, 0].mean()), losses=moved, inference_cost=cost)
         ledger.record(trial, made)
         ledger.finish(trial, "complete", None)
-    board = ledger.board("quick", CONFIG)
+    board = board_of(ledger, "quick", CONFIG)
     assert (board["winner"]["trial"], board["winner"]["tied"]) == ("t0001", ["t0002"])
     assert "of these t0002 costs less in use (1.000 against 1.250" in board["winner"]["reason"]
     assert [(trial["id"], trial["rank"]) for trial in board["trials"]] == [
         ("t0001", 1),
         ("t0002", 2),
     ]
-    board = ledger.board("quick", dataclasses.replace(CONFIG, prefer="cheapest"))
+    board = board_of(ledger, "quick", dataclasses.replace(CONFIG, prefer="cheapest"))
     assert (board["winner"]["trial"], board["winner"]["tied"]) == ("t0002", ["t0001"])
     assert board["winner"]["reason"].startswith("t0002 is tied with t0001")
     assert [(trial["id"], trial["rank"]) for trial in board["trials"]] == [
@@ -538,7 +548,7 @@ def test_the_board_says_what_to_expect_where_the_winner_ran_again(ledger):
         run(ledger, trial, loss)
         begun = ledger.store.local / f"trials/{trial}/trial.json"
         begun.write_text(json.dumps(json.loads(begun.read_text()) | {"finalist_of": "t0001"}))
-    board = json.loads(json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False))
+    board = json.loads(json.dumps(board_of(again(ledger), "quick", CONFIG), allow_nan=False))
     assert (board["winner"]["trial"], board["winner"]["val_loss"]) == ("t0004", pytest.approx(1.15))
     assert board["winner"]["expected"] == board["finalists"][0]
     assert (
@@ -580,7 +590,7 @@ def test_baselines_stand_with_their_difference_to_the_lowest_loss(ledger):
     put(ledger, "baselines/validation/few_shot.npy", rows_of(1.4, seed=3))
     put(ledger, "baselines/validation/other_rows.npy", rows_of(1.3, seed=3, rows=150))
     cheapest = dataclasses.replace(CONFIG, prefer="cheapest")
-    board = json.loads(json.dumps(ledger.board("quick", cheapest), allow_nan=False))
+    board = json.loads(json.dumps(board_of(ledger, "quick", cheapest), allow_nan=False))
     assert board["winner"]["trial"] == "t0002"
     assert set(board["baselines"]) == set(ways)
     found = board["baselines"]["few_shot"]["difference"]
@@ -651,7 +661,7 @@ def classified(ledger):
 
 def test_the_board_has_the_metrics_of_all_that_is_compared(ledger):
     classified(ledger)
-    board = json.loads(json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False))
+    board = json.loads(json.dumps(board_of(again(ledger), "quick", CONFIG), allow_nan=False))
     found = {each["name"]: each for each in board["metrics"]["alternatives"]}
     assert list(found) == ["winner", "default", "prior", "logistic"]
     accuracies = [
@@ -688,9 +698,9 @@ def test_groups_of_rows_make_the_intervals_of_metrics_wider(ledger):
         return found["high"] - found["low"]
 
     classified(ledger)
-    alone = width(again(ledger).board("quick", CONFIG))
+    alone = width(board_of(again(ledger), "quick", CONFIG))
     put(ledger, "data/test.groups.npy", np.arange(200) // 40)
-    assert width(again(ledger).board("quick", CONFIG)) > 2 * alone
+    assert width(board_of(again(ledger), "quick", CONFIG)) > 2 * alone
 
 
 def test_without_a_winner_baselines_have_no_difference(ledger):
@@ -698,7 +708,7 @@ def test_without_a_winner_baselines_have_no_difference(ledger):
         "baselines.json", {"few_shot": {"val_loss": 1.4, "metrics": {}, "words": "so"}}
     )
     put(ledger, "baselines/validation/few_shot.npy", rows_of(1.4))
-    assert ledger.board("quick", CONFIG)["baselines"]["few_shot"]["difference"] is None
+    assert board_of(ledger, "quick", CONFIG)["baselines"]["few_shot"]["difference"] is None
 
 
 def sliced(ledger, *, test=False):
@@ -753,7 +763,7 @@ def sliced(ledger, *, test=False):
 
 def test_the_board_has_the_winner_by_slice_with_intervals_and_the_worst_first(ledger):
     losses, _, of_rows = sliced(ledger)
-    board = json.loads(json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False))
+    board = json.loads(json.dumps(board_of(again(ledger), "quick", CONFIG), allow_nan=False))
     found = board["slices"]
     assert set(found) == {"column", "validation"} and found["column"] == "language"
     assert [(each["value"], each["rows"], each["accuracy"]) for each in found["validation"]] == [
@@ -771,7 +781,7 @@ def test_the_board_has_the_winner_by_slice_with_intervals_and_the_worst_first(le
 
 def test_slices_of_the_test_split_stand_beside_and_one_without_a_loss_comes_first(ledger):
     _, losses, of_rows = sliced(ledger, test=True)
-    board = json.loads(json.dumps(again(ledger).board("quick", CONFIG), allow_nan=False))
+    board = json.loads(json.dumps(board_of(again(ledger), "quick", CONFIG), allow_nan=False))
     assert [each["value"] for each in board["slices"]["validation"]] == ["en", "fr", "de"]
     found = {each["value"]: each for each in board["slices"]["test"]}
     assert list(found)[0] == "en" and found["en"]["loss"] is None
@@ -786,7 +796,7 @@ def test_slices_of_the_test_split_stand_beside_and_one_without_a_loss_comes_firs
 def test_slices_without_the_rows_of_each_have_no_intervals(ledger):
     sliced(ledger)
     (ledger.store.local / "data" / "validation.slices.npy").unlink()
-    found = again(ledger).board("quick", CONFIG)["slices"]["validation"]
+    found = board_of(again(ledger), "quick", CONFIG)["slices"]["validation"]
     assert [(each["value"], each["low"], each["high"]) for each in found] == [
         ("en", None, None),
         ("fr", None, None),
@@ -798,9 +808,9 @@ def test_without_a_column_or_a_winner_there_are_no_slices(ledger):
     sliced(ledger)
     manifest = ledger.store.read_json("data/manifest.json")
     beyond = dataclasses.replace(CONFIG, limits=LimitsConfig(slice_loss=0.5))
-    assert ledger.board("quick", beyond)["slices"] is None
+    assert board_of(ledger, "quick", beyond)["slices"] is None
     ledger.store.write_json("data/manifest.json", manifest | {"data": {"slice": None}})
-    assert ledger.board("quick", CONFIG)["slices"] is None
+    assert board_of(ledger, "quick", CONFIG)["slices"] is None
 
 
 def test_where_the_slices_of_rows_were_not_measured_there_are_none(ledger):
@@ -814,7 +824,7 @@ def test_where_the_slices_of_rows_were_not_measured_there_are_none(ledger):
         "splits": splits,
     }
     ledger.store.write_json("data/manifest.json", manifest)
-    assert again(ledger).board("quick", CONFIG)["slices"] is None
+    assert board_of(again(ledger), "quick", CONFIG)["slices"] is None
 
 
 @pytest.mark.parametrize(
@@ -831,7 +841,7 @@ def test_the_board_has_the_pareto_front(ledger, cost, front):
         made = write(ledger, trial, 1, loss, trainable_parameters=size, inference_cost=times)
         ledger.record(trial, made)
         ledger.finish(trial, "complete", None)
-    found = ledger.board("quick", dataclasses.replace(CONFIG, pareto=cost))["pareto"]
+    found = board_of(ledger, "quick", dataclasses.replace(CONFIG, pareto=cost))["pareto"]
     if cost is None:
         assert found is None
         return
@@ -859,7 +869,7 @@ def grouped(ledger, groups, *losses):
         put(ledger, "data/validation.groups.npy", groups)
     return {
         trial["id"]: trial["difference"]
-        for trial in Ledger(ledger.store.url).load().board("quick", CONFIG)["trials"]
+        for trial in board_of(Ledger(ledger.store.url).load(), "quick", CONFIG)["trials"]
     }
 
 
@@ -886,7 +896,7 @@ def test_too_few_groups_have_no_interval_and_no_tie_and_that_is_said(ledger):
         "baselines.json", {"few_shot": {"val_loss": 1.4, "metrics": {}, "words": "a prompt"}}
     )
     put(ledger, "baselines/validation/few_shot.npy", np.stack([rows[0] + 0.4, np.ones(90)], 1))
-    board = json.loads(json.dumps(ledger.board("quick", CONFIG), allow_nan=False))
+    board = json.loads(json.dumps(board_of(ledger, "quick", CONFIG), allow_nan=False))
     assert (
         "whether beyond noise cannot be told from fewer than 10 groups of rows"
         in board["winner"]["reason"]
@@ -931,7 +941,7 @@ def test_best_needs_neither_ray_nor_torch_and_says_the_same_wherever_the_folder_
     code = "\n".join(
         [
             "import sys",
-            "from sweeps.__main__ import app",
+            "from sweeps.cli.app import app",
             "heavy = {'ray', 'torch', 'transformers', 'peft', 'datasets', 'optuna', 'wandb'}",
             "app(sys.argv[1:], standalone_mode=False)",
             "print(sorted(heavy & set(sys.modules)), file=sys.stderr)",
@@ -964,7 +974,7 @@ def test_a_moved_folder_still_names_its_checkpoints(ledger, tmp_path):
     run(ledger, "t0001", 3.0, 1.0)
     moved = tmp_path / "elsewhere"
     ledger.store.local.rename(moved)
-    winner = Ledger(str(moved)).load().board("quick", CONFIG)["winner"]
+    winner = board_of(Ledger(str(moved)).load(), "quick", CONFIG)["winner"]
     assert Path(winner["checkpoint"]).is_relative_to(moved) and Path(winner["checkpoint"]).is_dir()
 
 
@@ -994,7 +1004,7 @@ def test_reading_and_selecting_many_trials(tmp_path, capsys):
     began = time.process_time()
     read = Ledger(str(folder)).load()
     loaded = time.process_time()
-    board = read.board("many", CONFIG)
+    board = board_of(read, "many", CONFIG)
     done = time.process_time()
     with capsys.disabled():
         print(
@@ -1028,7 +1038,7 @@ def scored(ledger, loss):
         {"split": {"rows": 4, "fingerprint": "f"}, "scores": {"winner": score}}, CONFIG
     )
     ledger.write_forgetting({"before": 1.0, "after": loss, "kl": 0.1}, CONFIG)
-    return again(ledger).board("quick", CONFIG)
+    return board_of(again(ledger), "quick", CONFIG)
 
 
 def test_what_was_measured_of_a_former_winner_is_not_shown_with_a_better_trial(sealed):
@@ -1037,7 +1047,7 @@ def test_what_was_measured_of_a_former_winner_is_not_shown_with_a_better_trial(s
     assert (board["test"]["scores"]["winner"]["loss"], board["forgetting"]["after"]) == (1.1, 1.1)
     assert board["test"]["scored_before"] == []
     run(sealed, "t0002", 0.5)
-    board = again(sealed).board("quick", CONFIG)
+    board = board_of(again(sealed), "quick", CONFIG)
     assert board["winner"]["trial"] == "t0002"
     assert (board["test"], board["forgetting"]) == (None, None)
 
@@ -1051,4 +1061,6 @@ def test_a_second_look_of_the_same_sweep_counts_and_measuring_one_checkpoint_aga
     assert board["test"]["scores"]["winner"]["loss"] == 0.6
     (before,) = board["test"]["scored_before"]
     assert (before["sweep"], before["trial"], before["step"]) == (sealed.name, "t0001", 2)
-    assert f"has now been scored 2 times (before by {sealed.name})" in spoken(board["test"])
+    assert f"has now been scored 2 times (before by {sealed.name})" in spoken(
+        from_json(TestScores, board["test"], "test")
+    )

@@ -6,30 +6,61 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from boards import board_of, record
 from rich.console import Console
 
-from sweeps.reporting.console import (
-    STATES,
-    classes_table,
-    leaderboard,
-    pareto_table,
-    print_board,
-    ranked,
+from sweeps.ledger.leaderboard import (
+    AnswersByClass,
+    BaselineRow,
+    Front,
+    TestScores,
+    WinnerSlices,
 )
+from sweeps.reporting import console, metrics, words
+from sweeps.reporting.console import STATES
 from sweeps.reporting.live import Display
-from sweeps.reporting.metrics import by_class
-from sweeps.reporting.words import (
-    baseline_cost,
-    cost_words,
-    duration,
-    format_params,
-    slices_words,
-)
-from sweeps.reporting.words import test_words as words_of_the_test
+from sweeps.reporting.words import cost_words, duration, format_params
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve
 from trainables.evaluation.record import Evaluation
 from trainables.runtime.protocol import Snapshot, TrialProgress
+from trainables.storage.records import to_json
+
+
+def leaderboard(made):
+    return console.leaderboard(board_of(made))
+
+
+def ranked(made):
+    return board_of(made).rows
+
+
+def print_board(shown, made):
+    console.print_board(shown, board_of(made))
+
+
+def pareto_table(made):
+    return console.pareto_table(record(Front, made))
+
+
+def by_class(predictions, labels):
+    return to_json(metrics.by_class(predictions, labels))
+
+
+def classes_table(found):
+    return console.classes_table(record(AnswersByClass, found))
+
+
+def slices_words(found):
+    return words.slices_words(record(WinnerSlices, found))
+
+
+def baseline_cost(baseline):
+    return words.baseline_cost(record(BaselineRow, baseline))
+
+
+def words_of_the_test(test):
+    return words.test_words(record(TestScores, test))
 
 
 def evaluation(step, val, probe=None, *, checkpoint=True, excluded=None, **metrics):
@@ -179,9 +210,9 @@ def test_a_running_trial_stands_with_what_could_win_and_not_with_what_it_goes_on
     """While it runs, its last checkpoint is kept too, even an excluded one."""
     last = evaluation(2, 1.0, 0.01, excluded="memorised")
     (row,) = ranked(board(trial("t0001", evaluation(1, 2.0), last, status="running")))
-    assert row.shown["val_loss"] == 2.0
+    assert row.shown.val_loss == 2.0
     (row,) = ranked(board(trial("t0001", evaluation(1, 1.0), evaluation(2, 1.5), status="running")))
-    assert row.shown["val_loss"] == 1.0
+    assert row.shown.val_loss == 1.0
 
 
 def test_what_befell_a_trial_after_its_checkpoint_stands_beside_the_verdict():

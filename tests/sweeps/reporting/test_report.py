@@ -15,19 +15,34 @@ from html.parser import HTMLParser
 import numpy as np
 import optuna
 import pytest
+from boards import board_of
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from sweeps.reporting import metrics
 from sweeps.reporting.console import leaderboard as table
-from sweeps.reporting.html import html_report, leaderboard
-from sweeps.reporting.metrics import by_class
-from sweeps.reporting.plots import baseline_lines
-from sweeps.reporting.wandb_report import ReportError, save_wandb_report, wandb_report
+from sweeps.reporting.html import html_report
+from sweeps.reporting.plots.curves import baseline_lines
+from sweeps.reporting.wandb_report import ReportError, save_wandb_report
+from sweeps.reporting.wandb_report import wandb_report as report_of
+from trainables.storage.records import to_json
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 # --- boards and studies ---
+
+
+def leaderboard(made):
+    return board_of(made).rows
+
+
+def wandb_report(made, *args):
+    return report_of(board_of(made), *args)
+
+
+def by_class(predictions, labels):
+    return to_json(metrics.by_class(predictions, labels))
 
 
 def evaluation(step, val_loss, probe_loss, **extra):
@@ -428,7 +443,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def page(tmp_path):
     def read(board, study=None):
-        written = html_report(board, study, tmp_path / "report.html")
+        written = html_report(board_of(board), study, tmp_path / "report.html")
         assert written == tmp_path / "report.html"
         assert [p.name for p in tmp_path.iterdir()] == ["report.html"], (
             "a partial file was left behind"
@@ -443,15 +458,15 @@ def page(tmp_path):
 
 def test_leaderboard_ranks_what_may_win_by_loss_and_says_why_of_the_rest():
     rows = leaderboard(realistic())
-    ranked = [row.shown["val_loss"] for row in rows if row.rank]
+    ranked = [row.shown.val_loss for row in rows if row.rank]
     assert ranked == sorted(ranked) and [row.rank for row in rows if row.rank] == list(range(1, 11))
-    assert [row.trial["id"] for row in rows if row.wins] == ["t0007"] and rows[0].wins
-    assert [row.trial["id"] for row in rows if not row.rank] == ["t0011", "t0002", "t0004", "t0006"]
+    assert [row.trial.id for row in rows if row.wins] == ["t0007"] and rows[0].wins
+    assert [row.trial.id for row in rows if not row.rank] == ["t0011", "t0002", "t0004", "t0006"]
     assert all(row.excluded for row in rows if not row.rank) and not any(
         row.excluded for row in rows if row.rank
     )
     assert "memorised" in rows[10].excluded and "out of memory" in rows[13].excluded
-    assert rows[12].shown["val_loss"] == 1.1, "the best finite loss of a diverged trial"
+    assert rows[12].shown.val_loss == 1.1, "the best finite loss of a diverged trial"
 
 
 def test_the_winner_shows_its_own_checkpoint_even_where_its_trial_went_overfit_or_lower():
@@ -459,7 +474,7 @@ def test_the_winner_shows_its_own_checkpoint_even_where_its_trial_went_overfit_o
     late = trial("t0001", "overfit", curve, why="rose")
     other = trial("t0002", "healthy", [(0.48, 0.4)])
     rows = leaderboard(board([late, other], winner=("t0001", 1, "tied, and cheaper")))
-    assert [(row.trial["id"], row.rank, row.wins, row.shown["val_loss"]) for row in rows] == [
+    assert [(row.trial.id, row.rank, row.wins, row.shown.val_loss) for row in rows] == [
         ("t0001", 1, True, 0.5),
         ("t0002", 2, False, 0.48),
     ]
@@ -474,7 +489,7 @@ def test_excluded_on_an_evaluation_decides_over_the_verdict_but_not_over_failure
     blind = trial("t0003", "healthy", [(0.2, None)])
     blind["evaluations"][0]["excluded"] = None
     rows = leaderboard(board([late, failed, blind]))
-    assert [(row.trial["id"], row.rank, row.shown["val_loss"], row.excluded) for row in rows] == [
+    assert [(row.trial.id, row.rank, row.shown.val_loss, row.excluded) for row in rows] == [
         ("t0001", 1, 0.5, ""),
         ("t0003", None, 0.2, "its probe loss is not finite"),
         ("t0002", None, 0.3, "lost"),
@@ -486,14 +501,14 @@ def test_one_order_of_trials_in_terminal_page_report_and_json(page):
     made = realistic() | {"baselines": {}}
     made["winner"] = {"trial": "t0012", "params": {}, "reason": "cheaper", "tied": ["t0007"]}
     made["winner"] |= made["trials"][12]["evaluations"][-1]
-    in_order = [row.trial["id"] for row in leaderboard(made)]
+    in_order = [row.trial.id for row in leaderboard(made)]
     assert in_order[:2] == ["t0012", "t0007"] and sorted(in_order) == [
         t["id"] for t in made["trials"]
     ]
     shuffled = made | {"trials": made["trials"][::-1]}
-    assert [row.trial["id"] for row in leaderboard(shuffled)] == in_order
+    assert [row.trial.id for row in leaderboard(shuffled)] == in_order
     file = io.StringIO()
-    Console(file=file, width=250).print(table(made))
+    Console(file=file, width=250).print(table(board_of(made)))
     assert re.findall(r"t00\d\d", file.getvalue()) == in_order
     assert [row["trial"].split()[0] for row in page(made).table()] == in_order
     markdown = wandb_report(made, None, "project", "group").blocks[2].text
@@ -557,14 +572,14 @@ def test_page_leads_with_the_winner_and_its_reason(page):
     ):
         assert part in said
     assert "runs/tweets-lora-or-full/winner" in said and "learning_rate 0.0013" in said
-    assert read.lines("baselines")[2][:2] == ["not fine-tuned", "1.0986"]
+    assert read.lines("baselines")[2][:2] == ["the untuned model", "1.0986"]
 
 
 def test_table_has_every_trial_in_order_with_conditional_parameters_kept_apart(page):
     read = page(realistic())
     table = read.table()
     assert [row["trial"].split()[0] for row in table] == [
-        row.trial["id"] for row in leaderboard(realistic())
+        row.trial.id for row in leaderboard(realistic())
     ]
     assert [row["wins"] for row in read.rows] == [True] + [False] * 13
     assert table[0]["trial"] == "t0007 ★" and table[1]["trial"] == "t0012 tied"
@@ -614,8 +629,17 @@ def test_other_ways_stand_below_the_winner_with_what_they_cost(page):
             "",
         ],
         ["the default configuration, t0000", "0.6000", "", "0.6000", "–", "0.5900", "", ""],
-        ["not fine-tuned", "1.0986", "+0.5765 (+0.5000 to +0.6512)", "0.3400", "–", "–", "–", "–"],
-        ["label shares only", "1.0431", "-", "0.4500", "1.0500", "0.4400", "–", "–"],
+        [
+            "the untuned model",
+            "1.0986",
+            "+0.5765 (+0.5000 to +0.6512)",
+            "0.3400",
+            "–",
+            "–",
+            "–",
+            "–",
+        ],
+        ["train's label shares", "1.0431", "-", "0.4500", "1.0500", "0.4400", "–", "–"],
         [
             *(
                 "prompt with 4 examples (2.3 fitted)",
@@ -689,8 +713,8 @@ def test_other_ways_without_a_test_split_have_no_column_for_it(page):
             "seconds to measure",
         ],
         ["t0007, the winner", "0.5221", "", "0.6390", "–", ""],
-        ["not fine-tuned", "1.0986", "-", "0.3400", "–", "–"],
-        ["label shares only", "1.0431", "-", "0.4500", "–", "–"],
+        ["the untuned model", "1.0986", "-", "0.3400", "–", "–"],
+        ["train's label shares", "1.0431", "-", "0.4500", "–", "–"],
     ]
 
 
@@ -699,7 +723,7 @@ def test_other_ways_stand_there_before_there_is_a_winner(page):
         "baselines": {"untuned": {"val_loss": 0.7, "metrics": {"accuracy": 0.5}}}
     }
     read = page(made)
-    assert [line[0] for line in read.lines("baselines")] == ["way", "not fine-tuned"]
+    assert [line[0] for line in read.lines("baselines")] == ["way", "the untuned model"]
 
 
 def test_the_winner_by_slice_on_both_splits(page):
@@ -979,9 +1003,9 @@ def test_curves_are_coloured_by_verdict_and_keep_one_range(page):
     letters = {note["text"]: note["y"] for note in val["layout"]["annotations"]}
     assert letters == pytest.approx({"A": 1.0431, "B": 1.0986}, abs=1e-3)
     assert [line["y0"] for line in val["layout"]["shapes"]] == [1.0431, 1.0986]
-    assert val["key"] == [["A", "label shares only 1.0431"], ["B", "not fine-tuned 1.0986"]]
-    assert "A label shares only 1.0431 B not fine-tuned 1.0986" in read.words("curves")
-    assert probe["key"] == [["B", "not fine-tuned 1.1012"]], "one letter in both plots"
+    assert val["key"] == [["A", "train's label shares 1.0431"], ["B", "the untuned model 1.0986"]]
+    assert "A train's label shares 1.0431 B the untuned model 1.0986" in read.words("curves")
+    assert probe["key"] == [["B", "the untuned model 1.1012"]], "one letter in both plots"
     assert all(
         note["x"] == 1 and note["xanchor"] == "left" for note in val["layout"]["annotations"]
     ), "beside the plot"
@@ -1008,7 +1032,9 @@ def test_a_baseline_far_away_is_said_in_words(page):
         [trial("t0000", "healthy", [(0.5, 0.4), (0.4, 0.3)], rank=8)], winner=("t0000", 1, "lowest")
     )
     read = page(made | {"baselines": {"untuned": {"val_loss": 11.2, "probe_loss": 11.1}}})
-    assert "Outside the axis of validation loss: not fine-tuned (11.2000)." in read.words("curves")
+    assert "Outside the axis of validation loss: the untuned model (11.2000)." in read.words(
+        "curves"
+    )
     assert read.figures["plot-val_loss"]["layout"]["yaxis"]["range"][1] < 1
 
 

@@ -5,9 +5,10 @@ import shutil
 import subprocess
 
 import pytest
+from boards import board_of
 from test_report import Page, board, hostile, realistic, study_of, trial, whole
 
-from sweeps.reporting.html import html_report, leaderboard
+from sweeps.reporting.html import html_report
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -44,7 +45,7 @@ def browse(tmp_path):
         pytest.skip("needs chromium on PATH (Debian: apt-get install chromium)")
 
     def opened(made, study=None, script="", dark=False, width=1280):
-        file = html_report(made, study, tmp_path / "report.html")
+        file = html_report(board_of(made), study, tmp_path / "report.html")
         text = file.read_text(encoding="utf-8")
         nonce = re.search(r'nonce="([^"]+)"', text)[1]
         wait = "while (!document.documentElement.dataset.drawn) await new Promise(r => setTimeout(r, 20));"
@@ -86,7 +87,7 @@ def test_everything_is_drawn_without_an_error(browse, dark):
     made = realistic()
     dom = browse(made, study_of(made), dark=dark)
     assert dom.plots == PLOTS and dom.root["data-drawn"] == "5"
-    assert dom.order() == [row.trial["id"] for row in leaderboard(made)]
+    assert dom.order() == [row.trial.id for row in board_of(made).rows]
     lines = [a["style"] for t, a in dom.tags if a.get("class") == "js-line"]
     strokes = {re.search(r"stroke: (rgb\([^)]*\))", style)[1] for style in lines}
     healthy = "rgb(60, 203, 159)" if dark else "rgb(8, 131, 95)"

@@ -2,16 +2,14 @@
 
 import numpy as np
 import pytest
+from boards import board_of, record
 
-from sweeps.reporting.metrics import (
-    by_class,
-    disagreements,
-    hardly_answered,
-    metrics_of,
-    resampled_metrics,
-)
-from sweeps.reporting.worth import worth
+from sweeps.ledger.leaderboard import MetricsReport
+from sweeps.reporting import metrics
+from sweeps.reporting.metrics import metrics_of, resampled_metrics
+from sweeps.reporting.worth import worth as worth_of
 from trainables.evaluation.class_metrics import class_metrics, confusion_matrix, count_classes
+from trainables.storage.records import to_json
 
 LABELS = ["sadness", "joy", "anger", "love"]
 SHARES = [0.3, 0.35, 0.2, 0.15]
@@ -73,9 +71,26 @@ def board(*, winner=0.5, test=None, default=None, **baselines):
 
 def measured(made, *, groups=None, labels=LABELS, validation=None, test=None):
     answers = {"validation": validation or {}, "test": test or {}}
-    return metrics_of(
-        made, labels, lambda split, name: answers[split].get(name), lambda split: groups
+    found = metrics_of(
+        board_of(made), labels, lambda split, name: answers[split].get(name), lambda split: groups
     )
+    return to_json(found)
+
+
+def by_class(predictions, labels):
+    return to_json(metrics.by_class(predictions, labels))
+
+
+def disagreements(found, *args):
+    return metrics.disagreements(None if found is None else record(MetricsReport, found), *args)
+
+
+def hardly_answered(found, split):
+    return metrics.hardly_answered(None if found is None else record(MetricsReport, found), split)
+
+
+def worth(made, losses):
+    return to_json(worth_of(board_of(made), losses))
 
 
 # --- metrics of classes ---
@@ -155,7 +170,7 @@ def test_every_alternative_stands_with_its_metrics_on_both_splits():
     assert by_name["default"]["test"]["metrics"] == class_metrics(count_classes(*own.T, 4))
     assert by_name["default"]["words"] == "the default configuration, t0001"
     assert by_name["untuned"]["test"] is None
-    assert by_name["prior"]["words"] == "train's label shares, always joy"
+    assert by_name["prior"]["words"] == "always joy, at train's label shares"
     f1 = 2 * 0.35 / 1.35 / 4
     assert by_name["prior"]["validation"]["metrics"] == {
         "accuracy": pytest.approx(0.35),

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from boards import board_of, record
 
 from sweeps.config.loading import load
 from sweeps.ledger.folder import Ledger
+from sweeps.ledger.leaderboard import MetricsReport
 from sweeps.reporting.card import alternatives_lines, card, classes_lines
 from sweeps.reporting.metrics import by_class
 from sweeps.reporting.verify import altered
@@ -56,7 +58,7 @@ def test_the_card_has_the_metrics_of_all_that_is_compared_and_the_answers_by_cla
         },
     ]
     alternatives = [{**each, "test": None} for each in alternatives]
-    assert alternatives_lines({"alternatives": alternatives}) == [
+    assert alternatives_lines(record(MetricsReport, {"alternatives": alternatives})) == [
         "| compared | validation loss | validation macro_f1 |",
         "|---|---|---|",
         "| the winner, t0001 | 0.5000 | 0.2500 |",
@@ -64,12 +66,17 @@ def test_the_card_has_the_metrics_of_all_that_is_compared_and_the_answers_by_cla
         "",
     ]
     found = by_class(np.array([[0, 0], [1, 0], [1, 1]]), ["a|b", "c"])
-    assert classes_lines({"classes": {"test": found}})[4:] == [
+    assert classes_lines(record(MetricsReport, {"classes": {"test": found}}))[4:] == [
         "| a\\|b | 2 | 1 | 0.500 | 1.000 | a\\|b 1, c 1 |",
         "| c | 1 | 2 | 1.000 | 0.500 | c 1 |",
         "",
     ]
-    assert alternatives_lines(None) == classes_lines(None) == classes_lines({"classes": None}) == []
+    assert (
+        alternatives_lines(None)
+        == classes_lines(None)
+        == classes_lines(record(MetricsReport, {"classes": None}))
+        == []
+    )
 
 
 def test_the_card_says_what_to_expect_where_the_winner_ran_again(tmp_path):
@@ -96,7 +103,7 @@ def test_the_card_says_what_to_expect_where_the_winner_ran_again(tmp_path):
         "folder": "runs/quick",
     }
     board["winner"]["expected"] = {"seeds": seeds, "failed": [], "mean": 0.495, "spread": 0.007}
-    told = card(config, board, Manifest(labels=("a", "b"), max_length=32), [])
+    told = card(config, board_of(board), Manifest(labels=("a", "b"), max_length=32), [])
     assert "| validation loss | 0.49 |" in told
     assert "| validation loss, expected 0.4950 ± 0.0070, the mean of 2 new seeds | 0.495 |" in told
     assert "Verdict: healthy, later overfit (it is)" in told

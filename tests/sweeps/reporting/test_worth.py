@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from boards import board_of
 
-from sweeps.reporting.worth import worth
+from sweeps.reporting.worth import worth as worth_of
+from trainables.storage.records import to_json
 
 ROWS = 400
 
@@ -31,6 +33,11 @@ def board(*, winner=0.5, untuned=0.9, default=None, test=None, baselines=None, *
         "test": test,
         **more,
     }
+
+
+def worth(made, losses):
+    found = worth_of(board_of(made), losses)
+    return None if found is None else to_json(found)
 
 
 def rows(mean, seed=0, spread=0.3):

@@ -18,6 +18,7 @@ from search_spaces import load_space
 from sweeps.config.loading import from_tree
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import INTERRUPTED, NO_SLOT
+from sweeps.reporting.leaderboard import leaderboard
 from sweeps.search.following import follow_space
 from sweeps.search.searcher import StudySearcher
 from sweeps.search.study import STUDY, open_study, suggest_with
@@ -910,8 +911,8 @@ def test_the_first_trial_is_what_one_would_train_without_a_search(tmp_path):
     searching = Sweep(tmp_path, {**space, "batch_size": 8, "epochs": 1}, trials=3)
     first, second = searching.ask(), searching.ask()
     assert first.params["learning_rate"] == 1e-4 and first.params["method"] == "lora"
-    board = searching.ledger.board("quick", searching.config.selection)
-    assert [trial["default"] for trial in board["trials"]] == [True, False] and second.id == "t0002"
+    board = leaderboard(searching.ledger, "quick", searching.config.selection)
+    assert [trial.default for trial in board.trials] == [True, False] and second.id == "t0002"
 
 
 def test_the_best_configurations_run_again_with_new_seeds_when_the_search_has_ended(tmp_path):

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from sweeps.tracking import wandb as tracking
 from sweeps.tracking.config import TrackingConfig
-from sweeps.tracking.wandb import Tracker, run_id
+from sweeps.tracking.wandb import WandbTracker, run_id
 from trainables.evaluation.record import Evaluation
 
 PARAMS = {"method": "lora", "learning_rate": 0.001, "batch_size": 16, "rank": 8}
@@ -191,7 +191,7 @@ def track(tmp_path, lines, monkeypatch):
 
     def start(wandb="offline", folder=tmp_path / "tracking", **config):
         config = TrackingConfig(wandb=wandb, project="a-project", **config)
-        trackers.append(Tracker(config, "my-sweep", folder, lines.append))
+        trackers.append(WandbTracker(config, "my-sweep", folder, lines.append))
         return trackers[-1]
 
     yield start
@@ -297,7 +297,7 @@ def test_off_never_imports_wandb(tmp_path):
     code = (
         "import sys, pathlib; from sweeps.tracking.wandb import *\n"
         "from trainables.evaluation.record import Evaluation\n"
-        "tracker = Tracker(TrackingConfig(wandb='off'), 's', pathlib.Path(sys.argv[1]), print)\n"
+        "tracker = WandbTracker(TrackingConfig(wandb='off'), 's', pathlib.Path(sys.argv[1]), print)\n"
         "tracker.trial_started('t0001', {}); tracker.close()\n"
         "assert 'wandb' not in sys.modules"
     )
@@ -398,7 +398,7 @@ def test_the_summary_has_the_numbers_of_the_checkpoint_that_stands_for_the_trial
 
 
 def test_every_run_says_what_the_sweep_is_about(tmp_path):
-    tracker = Tracker(
+    tracker = WandbTracker(
         TrackingConfig(wandb="offline"), "my-sweep", tmp_path / "tracking", print, ABOUT
     )
     track_trial(tracker, "t0001", [1.5])
@@ -611,7 +611,7 @@ def test_an_exit_without_close_does_not_hang(tmp_path):
     code = (
         "import sys, pathlib; from sweeps.tracking.wandb import *\n"
         "from trainables.evaluation.record import Evaluation\n"
-        "tracker = Tracker(TrackingConfig(wandb='offline'), 'my-sweep', pathlib.Path(sys.argv[1]), print)\n"
+        "tracker = WandbTracker(TrackingConfig(wandb='offline'), 'my-sweep', pathlib.Path(sys.argv[1]), print)\n"
         "tracker.trial_started('t0001', {}); tracker.evaluation('t0001', Evaluation(step=1, samples_seen=16, epoch=0, val_loss=1, probe_loss=1))\n"
         "import time\n"
         "while not list(pathlib.Path(sys.argv[1]).glob('state/*.json')): time.sleep(0.1)\n"
@@ -708,7 +708,7 @@ def test_a_finished_trial_of_a_sweep_that_was_killed_is_uploaded_whole(tmp_path,
     code = (
         "import sys, pathlib, time; from sweeps.tracking.wandb import *\n"
         "from trainables.evaluation.record import Evaluation\n"
-        "tracker = Tracker(TrackingConfig(wandb='offline'), 'my-sweep', pathlib.Path(sys.argv[1]), print)\n"
+        "tracker = WandbTracker(TrackingConfig(wandb='offline'), 'my-sweep', pathlib.Path(sys.argv[1]), print)\n"
         "tracker.trial_started('t0001', {}); best = Evaluation(step=1, samples_seen=16, epoch=0, val_loss=1.5, probe_loss=1.0)\n"
         "tracker.evaluation('t0001', best)\n"
         "tracker.trial_finished('t0001', status='complete', verdict='healthy', verdict_reason='', best=best)\n"

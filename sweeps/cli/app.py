@@ -1,0 +1,68 @@
+"""The command line as a whole: its commands, its errors in one line, its exit codes."""
+
+import os
+import sys
+
+import typer
+from typer._click.exceptions import NoArgsIsHelpError, UsageError
+
+from cluster import ClusterError
+from search_spaces import SpaceError
+from sweeps.cli.best import best
+from sweeps.cli.check import check
+from sweeps.cli.diagnose import diagnose
+from sweeps.cli.report import report
+from sweeps.cli.resume import resume
+from sweeps.cli.run import run
+from sweeps.cli.submit import submit
+from sweeps.cli.terminal import FAILED, WRONG_INPUT
+from sweeps.cli.verify import verify
+from trainables.errors import InputError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help=(
+        "Sweeps over fine-tuning methods and hyperparameters; the winner reloads to the number"
+        " shown."
+    ),
+)
+for command in (run, resume, check, best, verify, diagnose, submit, report):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command that the arguments name, and exit with its code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # every slot comes with a handful of small actors: that many processes are meant, and no reason
+    # for a warning
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
+    try:
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        _say(_usage(error))
+        sys.exit(WRONG_INPUT)
+    except (InputError, SpaceError, ClusterError) as error:
+        _say(" ".join(str(error).split("\n")))
+        sys.exit(WRONG_INPUT)
+    # the outside world: a disk, a store, a network or a server that does not do its part
+    except OSError as error:
+        _say(" ".join(str(error).split()) or type(error).__name__)
+        sys.exit(FAILED)
+
+
+def _usage(error: UsageError) -> str:
+    """A wrong call in one line: where, what is wrong, what is allowed; the whole help where nothing
+    was given.
+    """
+    if error.ctx is None or isinstance(error, NoArgsIsHelpError):
+        return error.format_message()
+    usage = " ".join(error.ctx.get_usage().split()).removeprefix("Usage: ")
+    problem = " ".join(error.format_message().split()).rstrip(".")
+    return f"{error.ctx.command_path}: {problem}; usage: {usage}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

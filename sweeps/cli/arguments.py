@@ -1,0 +1,12 @@
+"""Arguments that several commands take."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+File = Annotated[Path, typer.Argument(help="the sweep file (YAML)", show_default=False)]
+Folder = Annotated[str, typer.Argument(help="the sweep's folder", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, such as search.trials=4", show_default=False)
+]

@@ -1,0 +1,30 @@
+"""What a command prints on, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from sweeps.run.sweep import Outcome
+
+FAILED = 1  # exit code: failed, interrupted, nothing selected, or a mismatch
+WRONG_INPUT = 2  # exit code: what the user gave cannot be run; one line says why
+
+
+def console() -> Console:
+    """Full lines where nobody watches a terminal, so that logs and the job page read well."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=200, force_terminal=False)
+
+
+def finish(outcome: Outcome) -> None:
+    """The last line is the sweep's folder."""
+    print(outcome.folder, flush=True)
+    if outcome.status == "interrupted":
+        print(f"Interrupted. Go on with: python -m sweeps resume {outcome.folder}", file=sys.stderr)
+    if outcome.status != "finished" or outcome.board.winner is None:
+        raise typer.Exit(FAILED)

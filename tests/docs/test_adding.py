@@ -1,0 +1,152 @@
+"""The pages on how to add something: their code is written into a copy of the packages, and used there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FENCE = re.compile(r'^```(\w+) title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the packages and their tests, with data and drawn models."""
+    for package in ("cluster", "search_spaces", "sweeps", "trainables", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def follow(page: str, checkout: Path) -> None:
+    """Do what the page says: write its files, and make its edits."""
+    steps = FENCE.findall((ROOT / "docs" / page).read_text())
+    assert steps, page
+    for language, name, code in steps:
+        file = checkout / name
+        if language != "diff":
+            assert not file.exists(), f"{page}: {name} is there already"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(code)
+            continue
+        lines = code.splitlines(keepends=True)
+        before = "".join(line[1:] for line in lines if line[0] in " -")
+        after = "".join(line[1:] for line in lines if line[0] in " +")
+        text = file.read_text()
+        assert text.count(before) == 1, f"{page}: {name} does not have, once,\n{before}"
+        file.write_text(text.replace(before, after))
+
+
+def python(checkout: Path, *arguments: str) -> str:
+    """What it prints, of the copy's packages."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny encoder and a tiny language model, with a tokenizer of words."""
+    import tokenizers
+    import transformers
+
+    folder = tmp_path_factory.mktemp("models")
+    words = "[PAD] [UNK] [END] user assistant system text number what is the answer".split()
+    vocabulary = {word: number for number, word in enumerate(words)}
+    model = tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    small = {
+        "vocab_size": len(words),
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 128,
+        "pad_token_id": 0,
+    }
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[END]"}
+    for name, drawn in (
+        ("encoder", transformers.BertModel(transformers.BertConfig(**small))),
+        ("decoder", transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))),
+    ):
+        drawn.save_pretrained(folder / name)
+        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(
+            folder / name
+        )
+    return folder
+
+
+def check(checkout: Path, file: str, model: Path) -> str:
+    """The plan of a page's sweep over a drawn model, which is trained for two steps."""
+    return python(checkout, "-m", "sweeps", "check", file, f"model.name={model}")
+
+
+@pytest.mark.slow
+def test_a_method(checkout, models) -> None:
+    follow("adding-a-method.md", checkout)
+    rows = "".join(f"text number {n},{'ab'[n % 2]}\n" for n in range(40))
+    (checkout / "rows.csv").write_text("text,label\n" + rows)
+    assert "bitfit" in check(checkout, "bitfit.yaml", models / "encoder")
+    said = python(
+        checkout,
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "bitfit"),
+        "tests/trainables/methods/test_methods.py",
+    )
+    assert re.search(r"\d+ passed", said), said
+
+
+@pytest.mark.slow
+def test_a_task(checkout, models) -> None:
+    follow("adding-a-task.md", checkout)
+    row = '{{"prompt": "what is the number {}", "completion": "the answer {}"}}\n'
+    text = "".join(row.format(n, n) for n in range(40))
+    (checkout / "conversations.jsonl").write_text(text)
+    said = check(checkout, "conversations.yaml", models / "decoder")
+    assert "instruction_modelling" in said or "lora" in said
+
+
+@pytest.mark.slow
+def test_a_format(checkout, models) -> None:
+    follow("adding-a-format.md", checkout)
+    lines = "".join(f"__label__{'ab'[n % 2]} text number {n}\n" for n in range(40))
+    (checkout / "rows.ft").write_text(lines)
+    assert "lora" in check(checkout, "fasttext.yaml", models / "encoder")
+
+
+FAKE_SWEEP = """
+from pathlib import Path
+from sweeps.config.loading import load
+from sweeps.tracking.protocol import open_tracker
+from trainables.evaluation.record import Evaluation
+
+config = load(Path("tracked.yaml")).tracking
+tracker = open_tracker(config, sweep="s", folder=Path("tracking"), log=print, about={})
+evaluation = Evaluation(step=3, samples_seen=24, epoch=1.0, val_loss=0.5, probe_loss=0.4)
+tracker.trial_started("t0001", {"method": "lora"})
+tracker.evaluation("t0001", evaluation)
+tracker.trial_finished(
+    "t0001", status="finished", verdict="healthy", verdict_reason="", best=evaluation
+)
+tracker.winner("t0001", "the lowest loss", "winner")
+tracker.close()
+"""
+
+
+def test_a_tracker(checkout) -> None:
+    follow("adding-a-tracker.md", checkout)
+    python(checkout, "-c", FAKE_SWEEP)
+    files = {file.name: file.read_text() for file in (checkout / "tracking/csv").iterdir()}
+    assert files["evaluations.csv"].splitlines()[1] == "t0001,3,24,1.0,,0.4,0.5"
+    assert files["trials.csv"].splitlines()[1] == "t0001,finished,healthy,0.5"

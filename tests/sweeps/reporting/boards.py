@@ -1,0 +1,26 @@
+"""Leaderboards that tests write as the JSON of `best --json`, as what they are read into."""
+
+import copy
+
+from sweeps.ledger.leaderboard import CANNOT_WIN, read_leaderboard
+from trainables.storage.records import from_json
+
+
+def board_of(written):
+    """What tests leave out: why evaluations of trials with such a verdict may not win, and which
+    trial had the winner's configuration first.
+    """
+    written = copy.deepcopy(written)
+    for trial in written["trials"]:
+        barred = trial.get("verdict") in CANNOT_WIN
+        why = (trial.get("verdict_reason") or trial["verdict"]) if barred else None
+        for evaluation in trial["evaluations"]:
+            evaluation.setdefault("excluded", why)
+    if (written["winner"] or {}).get("expected"):
+        written["winner"]["expected"].setdefault("trial", "t0001")
+    return read_leaderboard(written)
+
+
+def record(kind, written):
+    """A part of one."""
+    return from_json(kind, written, kind.__name__)

@@ -1,0 +1,77 @@
+"""Another tracker than W&B: a class of five methods, and one line."""
+
+import csv
+
+from sweeps.tracking.config import TrackingConfig
+from sweeps.tracking.protocol import TRACKERS, Tracker, open_tracker
+from sweeps.tracking.wandb import WandbTracker
+from trainables.evaluation.record import Evaluation
+
+
+class CsvTracker:
+    """Writes a line for all that it is told."""
+
+    def __init__(self, config, sweep, folder, log, about):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._stream = (folder / "trials.csv").open("w", newline="")
+        self._lines = csv.writer(self._stream)
+        self._lines.writerow([sweep, about["task"]])
+
+    def trial_started(self, trial, params):
+        self._lines.writerow([trial, "started", params["method"]])
+
+    def evaluation(self, trial, evaluation):
+        self._lines.writerow([trial, evaluation.step, evaluation.val_loss])
+
+    def trial_finished(self, trial, *, status, verdict, verdict_reason, best):
+        self._lines.writerow([trial, status, verdict, "" if best is None else best.val_loss])
+
+    def winner(self, trial, reason, checkpoint):
+        self._lines.writerow([trial, "won", checkpoint])
+
+    def close(self, timeout_s=30):
+        self._stream.close()
+
+
+def told(tracker: Tracker):
+    """What a sweep of one trial tells."""
+    point = Evaluation(step=8, samples_seen=64, epoch=1.0, val_loss=0.5, probe_loss=0.4)
+    tracker.trial_started("t0001", {"method": "lora"})
+    tracker.evaluation("t0001", point)
+    tracker.trial_finished(
+        "t0001", status="complete", verdict="healthy", verdict_reason="it is", best=point
+    )
+    tracker.winner("t0001", "lowest", "runs/quick/winner")
+    tracker.close(5)
+
+
+def opened(tmp_path, **trackers):
+    config = TrackingConfig(wandb="off")
+    about = {"task": "classification"}
+    return open_tracker(
+        config, sweep="quick", folder=tmp_path, log=print, about=about, trackers=trackers
+    )
+
+
+LINES = [
+    "quick,classification",
+    "t0001,started,lora",
+    "t0001,8,0.5",
+    "t0001,complete,healthy,0.5",
+    "t0001,won,runs/quick/winner",
+]
+
+
+def test_a_tracker_of_ones_own_is_told_everything(tmp_path):
+    told(opened(tmp_path, csv=CsvTracker))
+    assert (tmp_path / "trials.csv").read_text().split() == LINES
+
+
+def test_several_trackers_are_told_the_same(tmp_path):
+    told(opened(tmp_path, **TRACKERS, csv=CsvTracker))
+    assert (tmp_path / "trials.csv").read_text().split() == LINES
+
+
+def test_wandb_is_the_one_that_ships(tmp_path):
+    assert set(TRACKERS) == {"wandb"}
+    assert isinstance(opened(tmp_path, **TRACKERS), WandbTracker)
