@@ -450,17 +450,25 @@ class Coordinator:
             self._answer(trial, state.failure)
             return
         slots = [slot for slot in self._untried(state) if slot not in self._reserved]
-        size = {slot: len(self._trials_on(slot)) for slot in slots}
         fitting = [slot for slot in slots if self._fits(state, self._trials_on(slot))]
         if fitting:
-            busy = self._slots_with_jobs()
-            state.slot = min(fitting, key=lambda slot: (slot in busy, size[slot], slot))
-            self._profile(state, state.slot)
-            self._touch(state.slot)
-            self._progress.setdefault(trial, TrialProgress())
+            self._put(trial, fitting)
         elif slots and not self._may_soon_fit(state, slots):
-            # of the emptiest the one that was kept before, or two could be filled again in turn
-            self._reserved.add(min(slots, key=lambda slot: (size[slot], slot not in kept, slot)))
+            self._reserve(slots, kept)
+
+    def _reserve(self, slots: Sequence[str], kept: set[str]) -> None:
+        """Of the emptiest the one that was kept before, or two could be filled again in turn."""
+        size = {slot: len(self._trials_on(slot)) for slot in slots}
+        self._reserved.add(min(slots, key=lambda slot: (size[slot], slot not in kept, slot)))
+
+    def _put(self, trial: str, slots: Sequence[str]) -> None:
+        """On the emptiest of `slots`; where a job is under way only if there is no other."""
+        size, busy = {slot: len(self._trials_on(slot)) for slot in slots}, self._slots_with_jobs()
+        slot = min(slots, key=lambda slot: (slot in busy, size[slot], slot))
+        self._trials[trial].slot = slot
+        self._profile(self._trials[trial], slot)
+        self._touch(slot)
+        self._progress.setdefault(trial, TrialProgress())
 
     def _untried(self, state: TrialState) -> list[str]:
         return [slot for slot in self._open() if slot not in state.tried]

@@ -65,7 +65,7 @@ tracking: {{wandb: "off"}}
     (folder / "data" / "manifest.json").write_text(
         json.dumps(
             {
-                "splits": {"train": {"rows": 100}},
+                "splits": {"train": {"rows": 100}, "validation": {"rows": 10}},
                 "sources": {"train": {"source": "a.txt"}},
                 "notes": [],
             }

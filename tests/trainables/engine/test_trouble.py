@@ -293,7 +293,7 @@ def test_who_runs_out_of_memory_beside_others_goes_on_alone_and_alone_has_failed
     )
 
 
-def test_a_trial_that_does_not_fit_beside_the_others_waits_for_another_place(lab, tmp_path):
+def test_a_trial_that_does_not_fit_beside_the_others_waits_for_another_slot(lab, tmp_path):
     group = lab.group("bert")
     params = {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
     worker = worker_of(group, tmp_path)
@@ -310,7 +310,7 @@ def test_a_trial_that_does_not_fit_beside_the_others_waits_for_another_place(lab
     assert group.trials == ["a", "b"]
 
 
-def test_a_trial_over_a_base_that_nobody_can_share_waits_for_another_place(lab, tmp_path):
+def test_a_trial_over_a_base_that_nobody_can_share_waits_for_another_slot(lab, tmp_path):
     params = {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
     worker = worker_of(lab.group("deberta-v3"), tmp_path)
     for trial in "ab":
@@ -318,7 +318,7 @@ def test_a_trial_over_a_base_that_nobody_can_share_waits_for_another_place(lab, 
     assert worker._client.told == [("no_room", "b", 1)]
 
 
-def test_news_that_a_restarted_coordinator_did_not_take_are_kept_for_when_the_trial_boards_again(
+def test_news_that_a_restarted_coordinator_did_not_take_are_kept_for_when_the_trial_joins_again(
     lab, tmp_path
 ):
     worker = worker_of(lab.group("bert"), tmp_path, known=False)
@@ -332,7 +332,7 @@ def test_news_that_a_restarted_coordinator_did_not_take_are_kept_for_when_the_tr
     assert worker.unacknowledged == {}
 
 
-def test_workers_wait_for_the_first_as_long_as_an_errand_takes_it(tmp_path, monkeypatch):
+def test_workers_wait_for_the_first_as_long_as_a_job_takes_it(tmp_path, monkeypatch):
     """Torch's own limit is half an hour."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group(
@@ -424,7 +424,7 @@ def test_the_token_budget_grows_again_after_some_time():
     assert budget.tokens == 100
 
 
-def test_the_token_budget_is_whole_again_when_fewer_are_on_board(lab):
+def test_the_token_budget_is_whole_again_when_fewer_are_on_the_slot(lab):
     group = lab.group("bert", max_tokens=400)
     for trial in "ab":
         group.join(trial, lab.params("lora", batch_size=18))

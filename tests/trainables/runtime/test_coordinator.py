@@ -82,7 +82,7 @@ async def on_slots(coordinator):
     return (await coordinator.snapshot()).slots
 
 
-# --- boarding ---
+# --- joining ---
 
 
 @story
@@ -109,7 +109,7 @@ async def test_trials_spread_over_the_emptiest_slots(groups):
 
 
 @story
-async def test_an_evaluation_answers_its_trial_and_the_trial_stays_on_board(coordinator):
+async def test_an_evaluation_answers_its_trial_and_the_trial_stays_on_the_slot(coordinator):
     await coordinator.register("a")
     waiting = await ask(coordinator, "t1")
     assignment = await coordinator.publish("a", "t1", evaluated(5))
@@ -181,7 +181,7 @@ async def test_news_from_a_slot_that_no_longer_has_the_trial_is_ignored(coordina
 
 
 @story
-async def test_take_waits_for_a_newer_board(coordinator):
+async def test_take_waits_for_a_newer_assignment(coordinator):
     assignment = await coordinator.register("a")
     taking = asyncio.ensure_future(coordinator.take("a", assignment.version))
     await asyncio.sleep(0)
@@ -195,13 +195,13 @@ async def test_take_waits_for_a_newer_board(coordinator):
 
 
 @story
-async def test_take_without_news_returns_the_same_board(coordinator):
+async def test_take_without_news_returns_the_same_assignment(coordinator):
     assignment = await coordinator.register("a")
     assert await coordinator.take("a", assignment.version) == assignment
 
 
 @story
-async def test_every_change_of_a_board_has_a_new_version(groups):
+async def test_every_change_of_an_assignment_has_a_new_version(groups):
     coordinator = groups
     assignments = [await coordinator.register("a")]
     await ask(coordinator, "t1", **LORA)
@@ -234,7 +234,7 @@ async def test_every_change_of_a_board_has_a_new_version(groups):
 
 
 @story
-async def test_changes_elsewhere_leave_a_board_alone(coordinator):
+async def test_changes_elsewhere_leave_an_assignment_alone(coordinator):
     await coordinator.register("a")
     assignment = await coordinator.register("b")
     await ask(coordinator, "t1")
@@ -256,7 +256,7 @@ async def test_close_lets_every_slot_end_now_and_later(coordinator):
 
 
 @story
-async def test_a_trial_whose_worker_keeps_dying_is_given_up_and_its_company_is_not(groups):
+async def test_a_trial_whose_worker_keeps_dying_is_given_up_and_those_beside_it_is_not(groups):
     await groups.register("a")
     bad, good = await ask(groups, "bad", "good", **LORA)
     assignment = await groups.register("a")
@@ -333,7 +333,7 @@ async def test_trials_over_other_bases_do_not_share(groups):
 
 @story
 async def test_who_waits_is_not_overtaken_for_ever(groups):
-    """A trial that needs a slot for itself keeps the emptiest from being filled again; the others may_train on."""
+    """A trial that needs a slot for itself keeps the emptiest from being filled again; the others train on."""
     for name in ("a", "b"):
         await groups.register(name)
     await ask(groups, "t1", "t2", "t3", **LORA)
@@ -389,7 +389,7 @@ async def test_how_many_share_is_measured_first(auto):
 
 
 @story
-async def test_a_group_is_as_large_as_its_worst_kind_allows(auto):
+async def test_a_group_is_as_large_as_its_worst_cost_class_allows(auto):
     big = {**LORA, "batch_size": 64}
     await auto.register("a")
     await ask(auto, "t1", **LORA)
@@ -547,7 +547,7 @@ async def test_a_known_baseline_is_not_measured_again(coordinator):
 
 
 @story
-async def test_progress_is_that_of_trials_on_board(coordinator):
+async def test_progress_is_that_of_trials_on_a_slot(coordinator):
     await coordinator.register("a")
     await ask(coordinator, "t1")
     await coordinator.progress("t1", 40, 12.5)
@@ -568,7 +568,7 @@ def test_boards_compare_by_what_they_say():
 
 
 @story
-async def test_an_errand_waits_for_a_slot_without_trials(coordinator):
+async def test_a_job_waits_for_a_slot_without_trials(coordinator):
     await ask(coordinator, "t1")
     await coordinator.register("a")
     await coordinator.job("test", {"kind": "test"})
@@ -583,7 +583,7 @@ async def test_an_errand_waits_for_a_slot_without_trials(coordinator):
 
 
 @story
-async def test_two_errands_run_side_by_side_and_one_slot_takes_one_after_another(coordinator):
+async def test_two_jobs_run_side_by_side_and_one_slot_takes_one_after_another(coordinator):
     await coordinator.register("a")
     for name in ("one", "two", "three"):
         await coordinator.job(name, {"kind": name})
@@ -594,7 +594,7 @@ async def test_two_errands_run_side_by_side_and_one_slot_takes_one_after_another
 
 
 @story
-async def test_an_errand_whose_slot_dies_is_done_again_and_given_up_in_the_end(coordinator):
+async def test_a_job_whose_slot_dies_is_done_again_and_given_up_in_the_end(coordinator):
     await coordinator.job("one", {"kind": "one"})
     await coordinator.register("a")
     await coordinator.slot_lost("a", "gone")
@@ -606,7 +606,7 @@ async def test_an_errand_whose_slot_dies_is_done_again_and_given_up_in_the_end(c
 
 
 @story
-async def test_an_errand_asked_for_early_waits_until_a_slot_is_free(coordinator):
+async def test_a_job_asked_for_early_waits_until_a_slot_is_free(coordinator):
     await coordinator.job("one", {"kind": "one"})
     assert (await coordinator.snapshot()).jobs == {"one": None}
     await ask(coordinator, "t1")
@@ -621,7 +621,7 @@ async def test_an_errand_asked_for_early_waits_until_a_slot_is_free(coordinator)
 
 
 @story
-async def test_a_trial_boards_a_free_slot_rather_than_one_on_an_job(coordinator):
+async def test_a_trial_joins_a_free_slot_rather_than_one_on_a_job(coordinator):
     """Though the other would be the first by name."""
     await coordinator.register("a")
     await coordinator.job("one", {"kind": "one"})
@@ -632,7 +632,7 @@ async def test_a_trial_boards_a_free_slot_rather_than_one_on_an_job(coordinator)
 
 
 @story
-async def test_a_trial_shares_a_slot_rather_than_board_one_on_an_job(groups):
+async def test_a_trial_shares_a_slot_rather_than_join_one_on_a_job(groups):
     await groups.register("a")
     await groups.job("one", {"kind": "one"})
     await groups.register("b")
@@ -641,7 +641,7 @@ async def test_a_trial_shares_a_slot_rather_than_board_one_on_an_job(groups):
 
 
 @story
-async def test_a_trial_boards_a_slot_on_an_errand_where_there_is_no_other(coordinator):
+async def test_a_trial_joins_a_slot_on_a_job_where_there_is_no_other(coordinator):
     """It trains as soon as the job is done; the job stays."""
     await coordinator.register("a")
     await coordinator.job("one", {"kind": "one"})
@@ -657,7 +657,7 @@ async def test_a_trial_boards_a_slot_on_an_errand_where_there_is_no_other(coordi
 
 
 @story
-async def test_a_slot_whose_errand_is_done_is_as_free_as_any(coordinator):
+async def test_a_slot_whose_job_is_done_is_as_free_as_any(coordinator):
     await coordinator.register("a")
     await coordinator.job("one", {"kind": "one"})
     await coordinator.register("b")
@@ -667,7 +667,7 @@ async def test_a_slot_whose_errand_is_done_is_as_free_as_any(coordinator):
 
 
 @story
-async def test_an_errand_is_given_to_no_slot_that_has_a_trial_or_an_job(coordinator):
+async def test_a_job_is_given_to_no_slot_that_has_a_trial_or_a_job(coordinator):
     await ask(coordinator, "t1")
     await coordinator.register("a")
     await coordinator.register("b")
@@ -680,7 +680,7 @@ async def test_an_errand_is_given_to_no_slot_that_has_a_trial_or_an_job(coordina
 
 
 @story
-async def test_a_trial_that_waits_for_an_errand_moves_to_a_slot_that_gets_free(coordinator):
+async def test_a_trial_that_waits_for_a_job_moves_to_a_slot_that_gets_free(coordinator):
     await coordinator.register("a")
     await coordinator.job("one", {"kind": "one"})
     await coordinator.register("b")
@@ -698,7 +698,7 @@ BROKE = Failed(reason="RuntimeError: no kernel image")
 
 
 async def fail(coordinator, slot, outcome=BROKE):
-    """Whoever is on the slot of a slot fails there."""
+    """Whoever is on a slot fails there."""
     (trial,) = (await on_slots(coordinator))[slot]
     await coordinator.publish(slot, trial, outcome)
     return trial
@@ -863,7 +863,7 @@ async def test_another_slot_measures_the_untuned_base_when_the_first_is_set_asid
 
 
 @story
-async def test_who_does_not_fit_beside_the_others_waits_and_boards_when_there_is_room():
+async def test_who_does_not_fit_beside_the_others_waits_and_joins_when_there_is_room():
     coordinator = Coordinator("sweep", trials_per_slot=4)
     await coordinator.register("a")
     *_, late = await ask(coordinator, "t1", "t2", "t3", **LORA)
@@ -904,7 +904,7 @@ async def test_what_is_measured_is_not_raised_by_who_does_not_fit(auto):
 
 
 @story
-async def test_an_errand_that_was_under_way_is_done_when_a_restarted_coordinator_hears_of_it(
+async def test_a_job_that_was_under_way_is_done_when_a_restarted_coordinator_hears_of_it(
     coordinator,
 ):
     assert await coordinator.publish_job("a", "test", {"loss": 1.0}) is None
@@ -915,7 +915,7 @@ async def test_an_errand_that_was_under_way_is_done_when_a_restarted_coordinator
 
 
 @story
-async def test_an_errand_that_is_done_twice_has_its_first_result(coordinator):
+async def test_a_job_that_is_done_twice_has_its_first_result(coordinator):
     await coordinator.register("a")
     await coordinator.job("test", {"kind": "test"})
     await coordinator.publish_job("b", "test", {"loss": 1.0})
