@@ -33,6 +33,7 @@ from sweeps.selection.ranking import final_ranking, pareto, select
 from sweeps.selection.results import Winner
 from sweeps.selection.statistics import by_unit, compare, mean_interval, slice_intervals
 from sweeps.selection.verdicts import best_point, excluded_reason, standing_verdict
+from trainables.data.manifest import MANIFEST, Manifest, TokenSummary, manifest_of
 from trainables.evaluation.record import Evaluation
 from trainables.storage.checkpoints import (
     CHECKPOINT,
@@ -42,6 +43,7 @@ from trainables.storage.checkpoints import (
     evaluation_folders,
     read_evaluation,
 )
+from trainables.storage.records import from_json
 from trainables.storage.store import Store
 
 WORDS = {
@@ -50,6 +52,7 @@ WORDS = {
     "default": "the default configuration",
 }
 
+DATA_MANIFEST = f"data/{MANIFEST}"
 WINNER = "winner"  # folder of what is handed over
 
 
@@ -295,7 +298,7 @@ class Ledger:
             measured = self.store.read_json("baseline.json")
             if "error" not in measured:
                 found["untuned"] = measured
-        manifest = self._manifest()
+        manifest = self.manifest() if self.has_data() else None
         if manifest is not None and (prior := label_prior(manifest)) is not None:
             found["prior"] = prior
         if self.store.exists("baselines.json"):
@@ -313,7 +316,7 @@ class Ledger:
         """
         winner, _ = self.select(config)
         assert winner is not None, "the test split is scored for a winner"
-        manifest, scores = self.store.read_json("data/manifest.json"), measured["scores"]
+        manifest, scores = self.manifest(), measured["scores"]
         if (prior := label_prior(manifest, "test")) is not None:
             scores["prior"] = {"loss": prior["val_loss"], "metrics": prior["metrics"]}
         for name, score in scores.items():
@@ -325,7 +328,7 @@ class Ledger:
         scored = Store(
             self.store.url.rsplit("/", 1)[0]
         )  # beside the sweeps: the others look there too
-        register = f"test-sets/{manifest['splits']['test']['raw_fingerprint'][:16]}.json"
+        register = f"test-sets/{manifest.splits['test'].raw_fingerprint[:16]}.json"
         own = {"sweep": self.name, "trial": winner.trial, "step": winner.point.step}
         before = scored.read_json(register) if scored.exists(register) else []
         # a checkpoint that is measured again, after a kill, is no second look; another winner of
@@ -379,7 +382,11 @@ class Ledger:
 
     def board(self, name: str, config: SelectionConfig) -> dict[str, Any]:
         """Everything that `best --json` prints and the report shows."""
-        curves, reference, manifest = self.curves(), self.reference(), self._manifest()
+        curves, reference, manifest = (
+            self.curves(),
+            self.reference(),
+            self.manifest() if self.has_data() else None,
+        )
         winner, reason = self.select(config, reference)
         board: dict[str, Any] = {
             "sweep": name,
@@ -463,7 +470,7 @@ class Ledger:
         board["worth"] = None if waits else worth(board, self.losses)
         return board
 
-    def _metrics(self, board: dict[str, Any], manifest: dict[str, Any] | None) -> dict[str, Any]:
+    def _metrics(self, board: dict[str, Any], manifest: Manifest | None) -> dict[str, Any]:
         folders = {
             "winner": board["winner"]["folder"],
             "default": (default_evaluation(board) or {}).get("folder", ""),
@@ -473,7 +480,7 @@ class Ledger:
             own = split == "validation" and name in folders
             return self.predictions(folders[name] if own else f"baselines/{split}/{name}")
 
-        labels = (manifest or {}).get("labels") or None
+        labels = list(manifest.labels) or None if manifest is not None else None
         return metrics_of(board, labels, predictions, self._groups)
 
     def _not_measured(self, test: dict[str, Any] | None) -> list[dict[str, str]]:
@@ -489,17 +496,17 @@ class Ledger:
         ]
 
     def _slices(
-        self, point: Evaluation, manifest: dict[str, Any], test: dict[str, Any] | None
+        self, point: Evaluation, manifest: Manifest, test: dict[str, Any] | None
     ) -> dict[str, Any] | None:
         """The winner's loss and metrics for each value of `data.slice`, on validation and, where it
         was scored, on test; the worst first.
         """
-        if manifest["data"].get("slice") is None:
+        if manifest.data.slice is None:
             return None
         measured = {"validation": (point.slices, point.folder)}
         if test is not None:
             measured["test"] = (test["scores"]["winner"].get("slices", {}), "baselines/test/winner")
-        found: dict[str, Any] = {"column": manifest["data"]["slice"]}
+        found: dict[str, Any] = {"column": manifest.data.slice}
         for split, (slices, folder) in measured.items():
             if not slices:
                 continue
@@ -507,7 +514,7 @@ class Ledger:
             losses, of_rows = self.row_losses(folder), self._array(f"data/{split}.slices.npy")
             if losses is not None and of_rows is not None:
                 intervals = slice_intervals(
-                    losses, of_rows, manifest["encoding"]["slices"], self._groups(split)
+                    losses, of_rows, manifest.encoding.slices, self._groups(split)
                 )
             parts = []
             for value, each in slices.items():
@@ -518,33 +525,36 @@ class Ledger:
             )
         return found if len(found) > 1 else None
 
-    def _manifest(self) -> dict[str, Any] | None:
-        return (
-            self.store.read_json("data/manifest.json")
-            if self.store.exists("data/manifest.json")
-            else None
-        )
+    def has_data(self) -> bool:
+        """Whether the sweep's data were prepared to the end."""
+        return self.store.exists(DATA_MANIFEST)
+
+    def manifest(self) -> Manifest:
+        """Of the prepared data."""
+        return manifest_of(self.store.read_json(DATA_MANIFEST), self.store.path(DATA_MANIFEST))
 
 
-def _tokens_per_request(manifest: dict[str, Any], test: dict[str, Any] | None) -> float | None:
+def _tokens_per_request(manifest: Manifest, test: dict[str, Any] | None) -> float | None:
     """Tokens that are no targets of a row of the test split, where it was scored, or of validation,
     on average: what goes into the model for one answer.
     """
-    if manifest["task"] == "causal_lm":
+    if manifest.task == "causal_lm":
         return None
-    split = test["split"] if test is not None else manifest["splits"]["validation"]
-    answers = split["targets"] if manifest["task"] == "instruction" else 0
-    return (split["tokens"] - answers) / split["rows"]
+    split = manifest.splits["validation"]
+    if test is not None:
+        split = from_json(TokenSummary, test["split"], "test.json")
+    answers = split.targets if manifest.task == "instruction" else 0
+    return (split.tokens - answers) / split.rows
 
 
-def label_prior(manifest: dict[str, Any], split: str = "validation") -> dict[str, Any] | None:
+def label_prior(manifest: Manifest, split: str = "validation") -> dict[str, Any] | None:
     """Always answering with train's label shares: loss on `split` in nats and accuracy of its
     majority class.
     """
-    splits = manifest["splits"]
-    if "label_counts" not in splits["train"]:
+    splits = manifest.splits
+    train, validation = splits["train"].label_counts, splits[split].label_counts
+    if train is None or validation is None:
         return None
-    train, validation = splits["train"]["label_counts"], splits[split]["label_counts"]
     rows, total = sum(train.values()), sum(validation.values())
     loss = (
         -sum(count * math.log(train[label] / rows) for label, count in validation.items()) / total

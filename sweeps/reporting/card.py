@@ -17,15 +17,14 @@ from sweeps.reporting.words import (
     test_words,
     verdict_words,
 )
+from trainables.data.manifest import Manifest
 from trainables.hyperparameters import OPTIONS
 
 # whose checkpoints are PEFT's
 PEFT_METHODS = [name for name, options in OPTIONS.items() if options.loaded_by == "PEFT"]
 
 
-def card(
-    config: SweepConfig, board: dict[str, Any], manifest: dict[str, Any], loading: list[str]
-) -> str:
+def card(config: SweepConfig, board: dict[str, Any], manifest: Manifest, loading: list[str]) -> str:
     """README.md of the winner: what it is, how good, from what data, and the lines of Python that
     load it.
     """
@@ -111,14 +110,14 @@ def card(
         "| split | rows | fingerprint (SHA-256) |",
         "|---|---|---|",
         *(
-            f"| {name} | {split.get('rows', split['read'])} |"
-            f" {split.get('fingerprint', split.get('raw_fingerprint'))} |"
-            for name, split in manifest["splits"].items()
+            f"| {name} | {split.rows or split.read} |"
+            f" {split.fingerprint or split.raw_fingerprint} |"
+            for name, split in manifest.splits.items()
         ),
         "",
         *(
-            f"- {name}: `{source['source']}`, SHA-256 {source['sha256']}"
-            for name, source in manifest["sources"].items()
+            f"- {name}: `{source.source}`, SHA-256 {source.sha256}"
+            for name, source in manifest.sources.items()
         ),
         "",
         "## Configuration",
@@ -187,12 +186,12 @@ def classes_lines(metrics: dict[str, Any] | None) -> list[str]:
     return lines
 
 
-def usage_code(load: list[str], config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
+def usage_code(load: list[str], config: SweepConfig, manifest: Manifest) -> list[str]:
     """Python that loads the winner, from the sweep's folder, and uses it once."""
     lines = [*load, f'tokenizer = AutoTokenizer.from_pretrained("{WINNER}")']
     if config.task != "classification":
         return lines
-    cut = f'truncation=True, max_length={manifest["max_length"]}, padding=True, return_tensors="pt"'
+    cut = f'truncation=True, max_length={manifest.max_length}, padding=True, return_tensors="pt"'
     return [
         *lines,
         f'batch = tokenizer(["a text"], {cut})',

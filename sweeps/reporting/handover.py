@@ -11,6 +11,7 @@ from typing import Any
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import WINNER, Ledger
 from sweeps.reporting.card import card, usage_code
+from trainables.data.manifest import Manifest
 from trainables.models.base import BaseSpec
 from trainables.models.checkpoint import base_spec, complete, loading_code
 from trainables.models.files import load_tokenizer
@@ -27,7 +28,7 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: dict[str, Any]) -> str
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(ledger.store.fetch(name, Path(scratch)), folder, dirs_exist_ok=True)
     tokenizer = load_tokenizer(config.model)
-    manifest = ledger.store.read_json("data/manifest.json")
+    manifest = ledger.manifest()
     if config.task == "instruction" and not tokenizer.chat_template:
         from trainables.tasks.instruction.format import default_chat_template
 
@@ -44,7 +45,7 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: dict[str, Any]) -> str
 
 
 def trained_base(
-    config: SweepConfig, params: dict[str, Any], manifest: dict[str, Any], pad_token_id: int
+    config: SweepConfig, params: dict[str, Any], manifest: Manifest, pad_token_id: int
 ) -> BaseSpec:
     """The base of a trial with these parameters, on this machine."""
     import torch
@@ -54,7 +55,7 @@ def trained_base(
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
     task = TASKS[config.task]
-    labels, precision = manifest["labels"], config.train.precision
+    labels, precision = manifest.labels, config.train.precision
     return base_spec(
         config.model, task, labels, pad_token_id, hp.method, hp.options, device, precision
     )

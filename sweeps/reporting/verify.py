@@ -66,7 +66,7 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
         )
     winner = store.read_json("winner/winner.json")
     device, task = torch.device("cuda" if torch.cuda.is_available() else "cpu"), TASKS[config.task]
-    manifest = store.read_json("data/manifest.json")
+    manifest = ledger.manifest()
     pad_token_id = load_tokenizer(config.model).pad_token_id
     exact = (
         device.type == "cpu"
@@ -127,21 +127,21 @@ def altered(ledger: Ledger, config: SweepConfig) -> list[str]:
     they came from where those are still here, and the files of the base model.
     """
     found = []
-    manifest = ledger.store.read_json("data/manifest.json")
+    manifest = ledger.manifest()
     with tempfile.TemporaryDirectory() as scratch:
         data = ledger.store.fetch("data", Path(scratch))
-        described = {name: split.get("fingerprint") for name, split in manifest["splits"].items()}
+        described = {
+            name: split.fingerprint for name, split in manifest.splits.items() if split.fingerprint
+        }
         if ledger.store.exists("test.json"):
             described["test"] = ledger.store.read_json("test.json")["split"]["fingerprint"]
         for name, expected in described.items():
-            if expected is not None and split_fingerprint(data / f"{name}.arrow") != expected:
+            if split_fingerprint(data / f"{name}.arrow") != expected:
                 found.append(f"data/{name}.arrow is not what the sweep prepared")
-    for name, source in manifest["sources"].items():
-        now = source_fingerprint(source["source"])
-        if now is not None and now != source["sha256"]:
-            found.append(
-                f"data.{name}: {source['source']} is no longer the file that the sweep read"
-            )
+    for name, source in manifest.sources.items():
+        now = source_fingerprint(source.source)
+        if now is not None and now != source.sha256:
+            found.append(f"data.{name}: {source.source} is no longer the file that the sweep read")
     if ledger.store.exists("base.json"):
         before, now = ledger.store.read_json("base.json"), fingerprint(config.model)
         changed = sorted(

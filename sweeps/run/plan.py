@@ -4,7 +4,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -14,6 +13,7 @@ from sweeps.run.estimates import memory_lines
 from sweeps.run.preparation import prepare_data, rehearsed
 from sweeps.run.storage import check_storage
 from sweeps.selection.statistics import MIN_UNITS
+from trainables.data.manifest import Manifest
 from trainables.engine.schedule import total_steps, trained_samples
 from trainables.hyperparameters import Hyperparameters, parse, sharing_key
 
@@ -32,28 +32,28 @@ def print_plan(config: SweepConfig, console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     say(f"Sweep {config.name}: {config.task} with {config.model.name}")
-    for name, split in manifest["splits"].items():
-        if "rows" in split:
+    for name, split in manifest.splits.items():
+        if split.is_tokenised:
             say(
-                f"  {name}: {split['rows']} rows, {split['tokens']} tokens (mean"
-                f" {split['mean_length']:.1f}, longest {split['longest']}, {split['truncated']} cut"
-                f" to {manifest['max_length']})"
+                f"  {name}: {split.rows} rows, {split.tokens} tokens (mean"
+                f" {split.mean_length:.1f}, longest {split.longest}, {split.truncated} cut"
+                f" to {manifest.max_length})"
             )
         else:
-            say(f"  {name}: {split['read']} rows, sealed until there is a winner")
-    if manifest["labels"]:
-        share = f"{manifest['majority_share']:.1%}"
+            say(f"  {name}: {split.read} rows, sealed until there is a winner")
+    if manifest.labels:
+        share = f"{manifest.majority_share:.1%}"
         say(
-            f"  labels: {', '.join(map(str, manifest['labels']))}; majority"
-            f" {manifest['majority_label']} with {share} of validation"
+            f"  labels: {', '.join(manifest.labels)}; majority"
+            f" {manifest.majority_label} with {share} of validation"
         )
-    search, rows = config.search, manifest["splits"]["train"]["rows"]
-    if counts := manifest["splits"]["validation"].get("slice_counts"):
+    search, rows = config.search, manifest.splits["train"].rows
+    if counts := manifest.splits["validation"].slice_counts:
         parts = ", ".join(f"{value or 'empty'} {count}" for value, count in sorted(counts.items()))
         say(f"  slices of validation by {config.data.slice}: {parts}")
     drawn = [parse(draw) for draw in config.draws()]
     for note in [
-        *manifest["notes"],
+        *manifest.notes,
         *_large_batches(config, rows),
         *_odd_epochs(drawn, rows),
         *_few_groups(manifest),
@@ -99,7 +99,7 @@ def search_words(config: SweepConfig) -> str:
     return f"{words}, the first {first} at random, and what starts before those have ended"
 
 
-def _afterwards(config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
+def _afterwards(config: SweepConfig, manifest: Manifest) -> list[str]:
     """What is run and measured beside the trials of the search."""
     from trainables.evaluation.baselines import names
 
@@ -122,7 +122,7 @@ def _afterwards(config: SweepConfig, manifest: dict[str, Any]) -> list[str]:
             f"Beside the trials: {', '.join(ways)}; at most {selection.baseline_minutes:g} minutes"
             " a split"
         )
-    if "test" in manifest["splits"]:
+    if "test" in manifest.splits:
         lines.append(
             "Then: the test split, scored once, for the winner and what it is compared with"
         )
@@ -167,9 +167,9 @@ def _odd_epochs(drawn: Sequence[Hyperparameters], rows: int) -> list[str]:
     ]
 
 
-def _few_groups(manifest: dict[str, Any]) -> list[str]:
-    groups = manifest["splits"]["validation"].get("groups", MIN_UNITS)
-    if groups >= MIN_UNITS:
+def _few_groups(manifest: Manifest) -> list[str]:
+    groups = manifest.splits["validation"].groups
+    if groups is None or groups >= MIN_UNITS:
         return []
     return [
         f"validation: its rows belong to {groups} group(s) or document(s), which with fewer than"

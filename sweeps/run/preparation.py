@@ -7,6 +7,7 @@ from typing import Any
 from sweeps.config.errors import ConfigError
 from sweeps.config.schema import SweepConfig
 from sweeps.run.estimates import device_bytes, smallest_estimates
+from trainables.data.manifest import Manifest
 from trainables.models.files import (
     check_files,
     context_length,
@@ -16,7 +17,7 @@ from trainables.models.files import (
 )
 
 
-def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
+def prepare_data(config: SweepConfig, folder: Path) -> Manifest:
     """Check the model's files; read, split and tokenise the data, general text of language models
     too, into `folder`. Returns the manifest.
     """
@@ -32,7 +33,7 @@ def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.model)
     manifest = prepare(config.data, config.task, tokenizer, config.seed, folder, context)
     more = max(draw.get("virtual_tokens", 0) for draw in config.draws())
-    longest = max(split.get("longest", 0) for split in manifest["splits"].values())
+    longest = max(split.longest for split in manifest.splits.values())
     if more and context is not None and longest + more > context:
         if context - more < 2:
             raise ConfigError(
@@ -43,7 +44,7 @@ def prepare_data(config: SweepConfig, folder: Path) -> dict[str, Any]:
             f"virtual_tokens: {more} and the longest row of {longest} tokens do not fit the model's"
             f" context of {context}; set data.max_length to {context - more} or less"
         )
-    counts, limits = manifest["splits"]["validation"].get("slice_counts"), config.selection.limits
+    counts, limits = manifest.splits["validation"].slice_counts or {}, config.selection.limits
     if limits.of_slices and max(counts.values()) < limits.slice_rows:
         raise ConfigError(
             f"selection.limits.slice_rows: must be at most {max(counts.values())}, the rows of the"

@@ -42,6 +42,7 @@ from sweeps.selection.curves import Curve
 from sweeps.selection.ranking import finalists
 from sweeps.selection.verdicts import best_point, standing_verdict
 from trainables.data.config import DataConfig
+from trainables.data.manifest import MANIFEST, Manifest
 from trainables.engine.schedule import trained_samples
 from trainables.evaluation.record import Evaluation
 from trainables.models.files import fingerprint, load_tokenizer
@@ -127,7 +128,7 @@ def start(config: SweepConfig, console: Console) -> Outcome:
         ledger.store.write_json("base.json", fingerprint(config.model))
         staged = ledger.store.scratch()
         shutil.copytree(Path(scratch) / "data", staged, dirs_exist_ok=True)
-        ledger.store.publish(staged, "data", last="manifest.json")
+        ledger.store.publish(staged, "data", last=MANIFEST)
     return _run(config, ledger, console, elapsed_s=0.0)
 
 
@@ -140,7 +141,7 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
         raise ConfigError(
             f"{ledger.store.path('')}: this sweep is running; `best` shows how far it is"
         )
-    if not ledger.store.exists("data/manifest.json"):
+    if not ledger.has_data():
         raise ConfigError(
             f"{ledger.store.path('')}: has no prepared data, so it never began; run it anew"
         )
@@ -157,19 +158,19 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
     return _run(config, ledger, console, elapsed_s=elapsed_s)
 
 
-def tracked(config: SweepConfig, manifest: dict[str, Any], base: dict[str, str]) -> dict[str, Any]:
+def tracked(config: SweepConfig, manifest: Manifest, base: dict[str, str]) -> dict[str, Any]:
     """Task, model and data as they stand in the configuration of every W&B run; base: what
     `fingerprint` gave.
     """
     data: dict[str, Any] = {}
-    for name in [name for name in ("train", "validation", "test") if name in manifest["splits"]]:
-        split = manifest["splits"][name]
-        rows, digest = (
-            split.get("rows", split.get("read")),
-            split.get("fingerprint", split.get("raw_fingerprint")),
-        )
-        source = manifest["sources"].get(name, manifest["sources"]["train"])  # a share of train
-        data[name] = {"source": source["source"], "rows": rows, "fingerprint": digest}
+    for name in [name for name in ("train", "validation", "test") if name in manifest.splits]:
+        split = manifest.splits[name]
+        source = manifest.sources.get(name, manifest.sources["train"])  # a share of train
+        data[name] = {
+            "source": source.source,
+            "rows": split.rows or split.read,
+            "fingerprint": split.fingerprint or split.raw_fingerprint or None,
+        }
     files = hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest() if base else None
     model = {name: getattr(config.model, name) for name in ("name", "revision", "dtype")}
     return {
@@ -243,8 +244,8 @@ class _Sweep:
         self.stopped: str | None = None  # why no trial may start or go on any more
         self._elapsed_before, self._began = elapsed_s, time.monotonic()
         self._budget = config.search.time_budget_s()
-        self.manifest = ledger.store.read_json("data/manifest.json")
-        self.rows = self.manifest["splits"]["train"]["rows"]
+        self.manifest = ledger.manifest()
+        self.rows = self.manifest.splits["train"].rows
         self.display = Display(
             console,
             name=ledger.name,
@@ -308,7 +309,7 @@ class _Sweep:
         if winner is None:
             return found
         of_winner = self._trained(self.ledger.curve(winner.trial), winner.point)
-        if "test" in self.manifest["splits"] and self.ledger.of_winner("test", winner) is None:
+        if "test" in self.manifest.splits and self.ledger.of_winner("test", winner) is None:
             default = self.ledger.default(self.config.selection)
             other = default is not None and default[0].id != winner.trial
             found["test"] = {
@@ -355,7 +356,7 @@ class _Sweep:
             RAY_CHDIR_TO_TRIAL_DIR="0",
             RAY_AIR_NEW_OUTPUT="0",  # the new output prints a header at every verbosity
         )
-        for note in self.manifest["notes"]:
+        for note in self.manifest.notes:
             self.display.say(note)
         space = self.config.space()
         self._study_file = (self.ledger.store.local or self._scratch) / STUDY

@@ -180,7 +180,8 @@ def sweep_file(
 def export(sweep: Path, out: Path) -> None:
     """What the sweep's trials trained on and began with, so that the other arms need nothing of this platform."""
     from trainables.data.batches import epoch_order
-    from trainables.data.prepare import open_split, read_manifest
+    from trainables.data.manifest import labels_of
+    from trainables.data.prepare import open_split
 
     config, group = open_group(sweep)
     splits = {name: open_split(sweep / "data", name) for name in ("train", "validation")}
@@ -191,7 +192,7 @@ def export(sweep: Path, out: Path) -> None:
     work = {
         "task": config.task,
         "model": config.model.name,
-        "labels": read_manifest(sweep / "data")["labels"],
+        "labels": list(labels_of(sweep / "data")),
         "trials": config.search.initial,
         "first_weights": [
             str(out.parent / "first" / str(number)) for number in range(len(config.search.initial))

@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,15 @@ import numpy as np
 
 from trainables.data.arrow import Split, open_split, write_split
 from trainables.data.config import DataConfig
+from trainables.data.manifest import (
+    MANIFEST,
+    Manifest,
+    SourceSummary,
+    SplitSummary,
+    TokenSummary,
+    read_manifest,
+    write_manifest,
+)
 from trainables.data.records import Encoded, Encoding, Format, Record
 from trainables.data.sources import read_source
 from trainables.data.splits import Splits, check_labels, draw_rows, separate, split_by_share
@@ -32,7 +41,6 @@ __all__ = [
     "open_slices",
     "open_split",
     "prepare",
-    "read_manifest",
     "tokenise_split",
 ]
 
@@ -64,7 +72,7 @@ class Slices:
 
 def prepare(
     data: DataConfig, task: str, tokenizer: Any, seed: int, folder: Path, context: int | None = None
-) -> dict[str, Any]:
+) -> Manifest:
     """Read, check, split and tokenise the data, and write it to `folder`.
 
     Writes `train.arrow`, `validation.arrow` (tokens), `validation.jsonl`, `test.jsonl` (the rows as
@@ -87,7 +95,7 @@ def prepare(
     form = FORMATS[task]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
 
     max_length = _max_length(data, form, tokenizer, context)
     splits, sources = _read(data, form, seed)
@@ -112,79 +120,67 @@ def prepare(
         cross_documents=data.cross_documents,
     )
 
-    manifest: dict[str, Any] = {
-        "task": task,
-        "seed": seed,
-        "data": asdict(data),
-        "sources": sources,
-        "encoding": asdict(encoding),
-        "labels": list(labels),
-        "max_length": max_length,
-        "tokenizer": _tokenizer_digest(tokenizer),
-        "chat_template": (
-            None if task != "instruction" else "tokenizer" if tokenizer.chat_template else "default"
-        ),
-        "splits": {},
-        "duplicates_inside": duplicates.inside,
-        "duplicates_dropped": duplicates.dropped,
-        "texts_with_two_labels": duplicates.two_labels,
-    }
-    if labels:
-        most = Counter(r.label for r in splits["train"]).most_common(1)[0][0]
-        manifest["majority_label"] = most
-        manifest["majority_share"] = sum(r.label == most for r in splits["validation"]) / len(
-            splits["validation"]
-        )
+    described: dict[str, SplitSummary] = {}
     for name, records in splits.items():
-        described: dict[str, Any] = {"read": len(records)}
+        label_counts, raw_fingerprint = None, ""
+        tokens = TokenSummary()
         if labels:
-            described["label_counts"] = {
-                label: sum(r.label == label for r in records) for label in labels
-            }
+            label_counts = {label: sum(r.label == label for r in records) for label in labels}
         if name != "train":
-            described["raw_fingerprint"] = _write_raw(folder / f"{name}.jsonl", records)
+            raw_fingerprint = _write_raw(folder / f"{name}.jsonl", records)
         if name != "test":
             encoded = form.encode(records, tokenizer, encoding)
             if name == "train" and data.rows is not None:
                 encoded = draw_blocks(encoded, data.rows, seed)
-            described |= _write_tokens(folder, name, encoded, records, encoding)
-        manifest["splits"][name] = described
-    manifest["notes"] = _notes(manifest)
-    content = json.dumps(manifest, indent=1, ensure_ascii=False)
-    partial = folder / "manifest.json.partial"
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, folder / "manifest.json")
-    return json.loads(content)  # as read_manifest will return it
+            tokens = _write_tokens(folder, name, encoded, records, encoding)
+        described[name] = SplitSummary(
+            read=len(records),
+            label_counts=label_counts,
+            raw_fingerprint=raw_fingerprint,
+            **vars(tokens),
+        )
+    manifest = Manifest(
+        task=task,
+        seed=seed,
+        data=data,
+        sources=sources,
+        encoding=encoding,
+        labels=labels,
+        max_length=max_length,
+        tokenizer=_tokenizer_digest(tokenizer),
+        chat_template=(
+            None if task != "instruction" else "tokenizer" if tokenizer.chat_template else "default"
+        ),
+        splits=described,
+        duplicates_inside=duplicates.inside,
+        duplicates_dropped=duplicates.dropped,
+        texts_with_two_labels=duplicates.two_labels,
+    )
+    if labels:
+        most = Counter(r.label for r in splits["train"] if r.label is not None).most_common(1)[0][0]
+        share = sum(r.label == most for r in splits["validation"]) / len(splits["validation"])
+        manifest = replace(manifest, majority_label=most, majority_share=share)
+    manifest = replace(manifest, notes=tuple(_notes(manifest)))
+    write_manifest(folder, manifest)
+    return manifest
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder that `prepare` finished; None where it did not."""
-    path = Path(folder) / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def tokenise_split(folder: Path, name: str, tokenizer: Any) -> dict[str, Any]:
+def tokenise_split(folder: Path, name: str, tokenizer: Any) -> TokenSummary:
     """Tokenise a split that `folder` holds raw (the test split), as `prepare` did the others; then
     `open_split` opens it.
-
-    Returns what the manifest says of a tokenised split: rows, tokens, targets, truncated, ...,
-    fingerprint.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(f"{folder}: no manifest.json: its data were not prepared to the end")
-    if name not in manifest["splits"]:
+    if name not in manifest.splits:
         raise InputError(
-            f"data.{name}: {folder} has no {name} split, only {', '.join(manifest['splits'])}"
+            f"data.{name}: {folder} has no {name} split, only {', '.join(manifest.splits)}"
         )
-    if manifest["tokenizer"] != _tokenizer_digest(tokenizer):
+    if manifest.tokenizer != _tokenizer_digest(tokenizer):
         raise InputError(
             f"data.{name}: the tokenizer is not the one that {folder} was prepared with"
         )
-    kept = manifest["encoding"]
-    encoding = Encoding(
-        **{**kept, "labels": tuple(kept["labels"]), "slices": tuple(kept["slices"])}
-    )
+    encoding = manifest.encoding
     path = Path(folder) / f"{name}.jsonl"
     lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     records = [
@@ -199,7 +195,7 @@ def tokenise_split(folder: Path, name: str, tokenizer: Any) -> dict[str, Any]:
         )
         for number, line in enumerate(lines, start=1)
     ]
-    encoded = FORMATS[manifest["task"]].encode(records, tokenizer, encoding)
+    encoded = FORMATS[manifest.task].encode(records, tokenizer, encoding)
     return _write_tokens(Path(folder), name, encoded, records, encoding)
 
 
@@ -210,7 +206,7 @@ def open_slices(folder: Path, name: str) -> Slices | None:
     manifest, path = read_manifest(folder), Path(folder) / SLICES.format(name)
     if manifest is None or not path.exists():
         return None
-    return Slices(values=tuple(manifest["encoding"]["slices"]), of_rows=np.load(path))
+    return Slices(values=manifest.encoding.slices, of_rows=np.load(path))
 
 
 def _slices(splits: Splits, data: DataConfig) -> tuple[str, ...]:
@@ -237,7 +233,7 @@ def _max_length(data: DataConfig, form: Format, tokenizer: Any, context: int | N
     return data.max_length or min(form.default_length, longest)
 
 
-def _read(data: DataConfig, form: Format, seed: int) -> tuple[Splits, dict[str, Any]]:
+def _read(data: DataConfig, form: Format, seed: int) -> tuple[Splits, dict[str, SourceSummary]]:
     """Every source's records, split; and for the manifest what each source was."""
     given = {"train": data.train, "validation": data.validation, "test": data.test}
     if not data.train:
@@ -253,12 +249,12 @@ def _read(data: DataConfig, form: Format, seed: int) -> tuple[Splits, dict[str, 
         if isinstance(source, str) and source:
             table = read_source(source, f"data.{name}")
             format_name, read[name] = form.read(table, data)
-            sources[name] = {
-                "source": source,
-                "format": format_name,
-                "rows": len(table.rows),
-                "sha256": table.fingerprint,
-            }
+            sources[name] = SourceSummary(
+                source=source,
+                format=format_name,
+                rows=len(table.rows),
+                sha256=table.fingerprint,
+            )
     shares = {
         name: float(source) for name, source in given.items() if isinstance(source, int | float)
     }
@@ -304,37 +300,38 @@ def _write_raw(path: Path, records: list[Record]) -> str:
 
 def _write_tokens(
     folder: Path, name: str, encoded: Encoded, records: list[Record], encoding: Encoding
-) -> dict[str, Any]:
+) -> TokenSummary:
     if not encoded.input_ids:
         raise InputError(f"data.{name}: no rows are left after tokenisation")
     partial = folder / f"{name}.arrow.partial"
     fingerprint = write_split(partial, encoded)
     os.replace(partial, folder / f"{name}.arrow")
-    counts: dict[str, Any] = {}
+    slice_counts = of_groups = None
     if encoding.slices and name != "train":
         position = {value: i for i, value in enumerate(encoding.slices)}
         of_records = np.array([position[r.slice] for r in records])
         of_rows = of_records if encoded.origin is None else of_records[encoded.origin]
         np.save(folder / SLICES.format(name), of_rows)
-        counts["slice_counts"] = {
+        slice_counts = {
             value: len(rows) for value, rows in Slices(values=encoding.slices, of_rows=of_rows)
         }
     if name != "train" and (groups := _groups(encoded, records)) is not None:
         np.save(folder / GROUPS.format(name), groups)
-        counts["groups"] = len(np.unique(groups))
+        of_groups = len(np.unique(groups))
     lengths = np.array([len(ids) for ids in encoded.input_ids])
-    return {
-        "rows": len(lengths),
-        "tokens": int(lengths.sum()),
-        "targets": _targets(encoded),
-        "truncated": encoded.truncated,
-        "dropped": encoded.dropped,
-        "endless_answers": encoded.endless_answers,
-        "mean_length": float(lengths.mean()),
-        "longest": int(lengths.max()),
-        "fingerprint": fingerprint,
-        **counts,
-    }
+    return TokenSummary(
+        rows=len(lengths),
+        tokens=int(lengths.sum()),
+        targets=_targets(encoded),
+        truncated=encoded.truncated,
+        dropped=encoded.dropped,
+        endless_answers=encoded.endless_answers,
+        mean_length=float(lengths.mean()),
+        longest=int(lengths.max()),
+        fingerprint=fingerprint,
+        slice_counts=slice_counts,
+        groups=of_groups,
+    )
 
 
 def _groups(encoded: Encoded, records: list[Record]) -> np.ndarray | None:
@@ -377,34 +374,34 @@ def _tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _notes(manifest: dict[str, Any]) -> list[str]:
+def _notes(manifest: Manifest) -> list[str]:
     """What the user should see of the data, in words."""
     notes = []
-    for name, count in manifest["duplicates_dropped"].items():
+    for name, count in manifest.duplicates_dropped.items():
         if count:
             notes.append(f"{name}: {count} row(s) dropped that are also in another split")
-    for name, count in manifest["duplicates_inside"].items():
+    for name, count in manifest.duplicates_inside.items():
         if count:
             notes.append(f"{name}: {count} row(s) repeat an earlier one")
-    if manifest["labels"] and manifest["texts_with_two_labels"]:
-        notes.append(f"{manifest['texts_with_two_labels']} text(s) occur with more than one label")
-    for name, split in manifest["splits"].items():
-        if split.get("truncated"):
+    if manifest.labels and manifest.texts_with_two_labels:
+        notes.append(f"{manifest.texts_with_two_labels} text(s) occur with more than one label")
+    for name, split in manifest.splits.items():
+        if split.truncated:
             notes.append(
-                f"{name}: {split['truncated']} of {split['read']} row(s) cut to"
-                f" {manifest['max_length']} tokens"
+                f"{name}: {split.truncated} of {split.read} row(s) cut to"
+                f" {manifest.max_length} tokens"
             )
-        if split.get("dropped") and manifest["task"] == "instruction":
+        if split.dropped and manifest.task == "instruction":
             notes.append(
-                f"{name}: {split['dropped']} row(s) dropped, whose answer begins after"
-                f" {manifest['max_length']} tokens"
+                f"{name}: {split.dropped} row(s) dropped, whose answer begins after"
+                f" {manifest.max_length} tokens"
             )
-        if split.get("endless_answers"):
+        if split.endless_answers:
             notes.append(
-                f"{name}: {split['endless_answers']} answer(s) have no end-of-turn token in the"
+                f"{name}: {split.endless_answers} answer(s) have no end-of-turn token in the"
                 " chat template, so the model will not learn to stop"
             )
-        absent = [label for label, count in split.get("label_counts", {}).items() if not count]
+        absent = [label for label, count in (split.label_counts or {}).items() if not count]
         if absent:
             notes.append(f"{name}: no row of {', '.join(absent)}")
     return notes

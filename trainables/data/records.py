@@ -36,7 +36,7 @@ class Encoding:
     test split can follow later.
     """
 
-    max_length: int
+    max_length: int = 0
     labels: tuple[str, ...] = ()
     slices: tuple[str, ...] = ()
     """Values of `data.slice` in what is measured; a row's slice is its position here."""

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainables.data.batches import batch_indices, cut_micro_batches
+from trainables.data.manifest import labels_of
 from trainables.data.prepare import Slices, Split, open_slices, open_split
 from trainables.engine import varlen
 from trainables.engine.budget import TokenBudget
@@ -584,7 +585,7 @@ def open_group(
     world: World | None = None,
 ) -> TrialGroup:
     """A group over the folder that `trainables.data.prepare.prepare` wrote."""
-    what, manifest = TASKS[task], json.loads((data / "manifest.json").read_text())
+    what, labels = TASKS[task], labels_of(data)
 
     def load_base(quantisation: Quantisation, dtype: torch.dtype) -> BaseModel:
         spec = BaseSpec(
@@ -593,7 +594,7 @@ def open_group(
             quantisation=quantisation,
             dtype=dtype,
             pad_token_id=pad_token_id,
-            labels=tuple(manifest["labels"]),
+            labels=labels,
         )
         return load_model(spec, device=device, seed=settings.seed)
 

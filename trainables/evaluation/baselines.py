@@ -5,7 +5,6 @@ Letters of shapes: N rows that are answered, M rows of train, D width of the mod
 rows of a pass, T tokens of the longest row, V vocabulary.
 """
 
-import json
 import math
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from trainables.data.batches import cut_micro_batches
+from trainables.data.manifest import labels_of
 from trainables.data.prepare import Split, open_split
 from trainables.errors import InputError
 from trainables.models.base import BaseModel, BaseSpec
@@ -164,7 +164,7 @@ def measure_baselines(
     bench = _Bench(
         model=model,
         task=TASKS[task],
-        labels=json.loads((data / "manifest.json").read_text(encoding="utf-8"))["labels"],
+        labels=labels_of(data),
         train=train,
         pool=np.sort(stream("baselines: pool", seed).permutation(len(train))[:POOL_ROWS]),
         split=open_split(data, split),

@@ -5,6 +5,7 @@ Files that come of it go into the sweep's folder; numbers go back to the sweep.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from trainables.hyperparameters import parse
 from trainables.models.base import BaseSpec
 from trainables.models.files import load_tokenizer
 from trainables.storage.checkpoints import write_rows
-from trainables.storage.records import finite_or_none
+from trainables.storage.records import finite_or_none, to_json
 from trainables.storage.store import Store
 
 
@@ -70,12 +71,12 @@ def _test(
     """Tokenise the test split, now that there is a winner, and score it, the default configuration,
     the untuned base and baselines on it.
     """
+    from trainables.data.manifest import read_manifest
     from trainables.data.prepare import (
         GROUPS,
         SLICES,
         open_slices,
         open_split,
-        read_manifest,
         tokenise_split,
     )
     from trainables.engine.scoring import evaluate_model
@@ -89,13 +90,14 @@ def _test(
                 store.write_bytes(f"data/{name}", (data / name).read_bytes())
     slices = open_slices(data, "test")
     manifest, task = read_manifest(data), TASKS[config.task]
+    assert manifest is not None, "tokenise_split has read it"
     split = open_split(data, "test")
     with tempfile.TemporaryDirectory() as scratch:
 
         def load(trained: dict[str, Any]) -> Any:
             checkpoint = store.fetch(trained["checkpoint"], Path(scratch))
             return load_checkpoint(
-                checkpoint, _spec(config, manifest["labels"], trained["params"], device), device
+                checkpoint, _spec(config, manifest.labels, trained["params"], device), device
             )
 
         loads = {"winner": lambda: load(what)}
@@ -104,7 +106,7 @@ def _test(
         # the head of an untuned classifier is new: its number says nothing, and is another on each
         # machine
         if config.task != "classification":
-            untuned = _spec(config, manifest["labels"], config.baseline, device)
+            untuned = _spec(config, manifest.labels, config.baseline, device)
             loads["untuned"] = lambda: load_base_model(untuned, device)
         found: dict[str, Any] = {}
         for name, loaded in loads.items():
@@ -123,7 +125,7 @@ def _test(
             release(device)  # before the next one is loaded
     for name, other in _baselines(store, config, data, "test", max_tokens, device).items():
         found[name] = {"loss": other.pop("val_loss", None), **other}
-    return finite_or_none({"split": described, "scores": found})
+    return finite_or_none({"split": to_json(described), "scores": found})
 
 
 def _forgetting(
@@ -148,7 +150,7 @@ def _forgetting(
     return finite_or_none(found)
 
 
-def _spec(config: Any, labels: list[str], params: dict[str, Any], device: Any) -> BaseSpec:
+def _spec(config: Any, labels: Sequence[str], params: dict[str, Any], device: Any) -> BaseSpec:
     """The base of a trial with these parameters."""
     from trainables.models.checkpoint import base_spec
     from trainables.tasks import TASKS

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from trainables.data.arrow import Split, write_split
-from trainables.data.prepare import open_split, read_manifest
+from trainables.data.manifest import Manifest, labels_of, write_manifest
+from trainables.data.prepare import open_split
 from trainables.data.records import Encoded
 from trainables.engine.group import GroupSettings, TrialGroup, open_group
 from trainables.engine.memory import estimate
@@ -97,11 +98,8 @@ def rehearse(
     """
     began, threads = time.perf_counter(), torch.get_num_threads()
     hps = _each_kind([parse(params) for params in trials])
-    manifest = read_manifest(data)
-    assert manifest is not None, "the data are prepared before they are rehearsed with"
-    spec = base_spec(
-        model, TASKS[task], manifest["labels"], pad_token_id, hps[0].method, hps[0].options
-    )
+    labels = labels_of(data)
+    spec = base_spec(model, TASKS[task], labels, pad_token_id, hps[0].method, hps[0].options)
     check_class(spec, spec.config())
     real = _shapes(spec)
     with (
@@ -109,7 +107,7 @@ def rehearse(
         torch.random.fork_rng(devices=[]),
     ):
         folder = Path(scratch)
-        _some_rows(data, folder / "data", manifest, task)
+        _some_rows(data, folder / "data", labels, task)
         drawn, size = miniature.draw(
             spec.config(),
             spec.auto_class,
@@ -128,7 +126,7 @@ def rehearse(
             folder=folder,
             model=small,
             task=task,
-            labels=manifest["labels"],
+            labels=labels,
             pad_token_id=pad_token_id,
         )
         torch.set_num_threads(1)  # so small a model has nothing to divide
@@ -190,7 +188,7 @@ def _covers(real: BaseModel, hp: Hyperparameters) -> float:
     return coverage(shapes, {addition.site for addition in additions}, real.head)
 
 
-def _some_rows(data: Path, folder: Path, manifest: Mapping[str, Any], task: str) -> None:
+def _some_rows(data: Path, folder: Path, labels: tuple[str, ...], task: str) -> None:
     """A few short rows of train and validation, of unlike lengths, as a folder of prepared data."""
     folder.mkdir(parents=True)
     for name, count in (("train", ROWS), ("validation", VALIDATION_ROWS)):
@@ -200,15 +198,15 @@ def _some_rows(data: Path, folder: Path, manifest: Mapping[str, Any], task: str)
             split,
             order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))],
         )
-        labels: Any = [row["labels"] for row in rows]
+        targets: Any = [row["labels"] for row in rows]
         if task == "classification":
-            labels = np.array(labels, dtype=np.int64)
+            targets = np.array(targets, dtype=np.int64)
         types = [row["token_type_ids"] for row in rows] if "token_type_ids" in rows[0] else None
         ids = [row["input_ids"] for row in rows]
         write_split(
-            folder / f"{name}.arrow", Encoded(input_ids=ids, labels=labels, token_type_ids=types)
+            folder / f"{name}.arrow", Encoded(input_ids=ids, labels=targets, token_type_ids=types)
         )
-    (folder / "manifest.json").write_text(json.dumps({"labels": manifest["labels"]}))
+    write_manifest(folder, Manifest(task=task, labels=labels))
 
 
 def _cut(split: Split, chosen: np.ndarray) -> list[dict[str, Any]]:
@@ -241,7 +239,7 @@ class _Stage:
     folder: Path
     model: ModelConfig  # the miniature
     task: str
-    labels: list[str]
+    labels: tuple[str, ...]
     pad_token_id: int
 
     def rehearse(self, hp: Hyperparameters, real: BaseModel) -> Rehearsed:

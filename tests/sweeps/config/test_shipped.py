@@ -158,11 +158,11 @@ def test_the_one_tweet_without_text_is_left_out(tmp_path, shared_data, monkeypat
         [*tiny(shared_data), *(f"data.{k}={v}" for k, v in there.items())],
     )
     manifest = prepare_data(config, tmp_path / "data")
-    read = manifest["splits"]
-    dropped = sum(manifest["duplicates_dropped"].values())
-    assert read["train"]["read"] + read["validation"]["read"] + dropped == 399
-    assert read["test"]["read"] == 400
-    assert manifest["labels"] == words
+    read = manifest.splits
+    dropped = sum(manifest.duplicates_dropped.values())
+    assert read["train"].read + read["validation"].read + dropped == 399
+    assert read["test"].read == 400
+    assert list(manifest.labels) == words
 
 
 def tiny(shared_data: Path, model: Path | None = None) -> list[str]:
@@ -278,7 +278,7 @@ def test_each_method_of_a_shipped_sweep_learns_and_can_be_saved(
     config = load(sweep_file(name), overrides)
     manifest = prepare_data(config, tmp_path / "data")
     assert (
-        48 < manifest["splits"]["train"]["rows"] <= 64
+        48 < manifest.splits["train"].rows <= 64
     )  # an answer may begin after the tokens that are kept
     assert {draw["method"] for draw in first_of_each_method(config)} == set(trained)
     pack = pack_of(config, tmp_path / "data")

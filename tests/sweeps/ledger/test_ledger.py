@@ -20,6 +20,7 @@ from sweeps.ledger.status import DEAD_AFTER_S
 from sweeps.reporting.words import test_words as spoken
 from sweeps.selection.config import LimitsConfig, SelectionConfig
 from sweeps.selection.statistics import compare, mean_interval
+from trainables.data.manifest import Manifest, SplitSummary, manifest_json
 from trainables.evaluation.record import MeasuredEvaluation
 from trainables.storage.checkpoints import (
     CHECKPOINT,
@@ -355,9 +356,8 @@ def test_a_sweep_of_another_machine_runs_as_long_as_its_heart_beats(ledger):
 
 
 def manifest(train, validation):
-    return {
-        "splits": {"train": {"label_counts": train}, "validation": {"label_counts": validation}}
-    }
+    counts = {"train": train, "validation": validation}
+    return Manifest(splits={name: SplitSummary(label_counts=of) for name, of in counts.items()})
 
 
 def test_the_label_prior():
@@ -367,7 +367,7 @@ def test_the_label_prior():
     assert prior["val_loss"] == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
     even = label_prior(manifest({"a": 10, "b": 10}, {"a": 7}))
     assert even["val_loss"] == pytest.approx(math.log(2))
-    assert label_prior({"splits": {"train": {"rows": 3}, "validation": {"rows": 1}}}) is None
+    assert label_prior(manifest(None, None)) is None
 
 
 def test_baselines(ledger):
@@ -377,7 +377,10 @@ def test_baselines(ledger):
     assert ledger.baselines() == {}
     untuned = {"val_loss": 0.7, "probe_loss": 0.6, "metrics": {"accuracy": 0.4}}
     ledger.store.write_json("baseline.json", untuned)
-    ledger.store.write_json("data/manifest.json", manifest({"a": 9, "b": 1}, {"a": 9, "b": 1}))
+    ledger.store.write_json(
+        "data/manifest.json",
+        manifest_json(manifest({"a": 9, "b": 1}, {"a": 9, "b": 1})),
+    )
     assert list(ledger.baselines()) == ["untuned", "prior"]
     assert ledger.baselines()["untuned"] == {**untuned, "words": "the untuned model"}
     reference = ledger.reference()

@@ -12,6 +12,7 @@ from sweeps.ledger.folder import Ledger
 from sweeps.reporting.card import alternatives_lines, card, classes_lines
 from sweeps.reporting.metrics import by_class
 from sweeps.reporting.verify import altered
+from trainables.data.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTENT = b"text,label\na,b\n"
@@ -95,9 +96,7 @@ def test_the_card_says_what_to_expect_where_the_winner_ran_again(tmp_path):
         "folder": "runs/quick",
     }
     board["winner"]["expected"] = {"seeds": seeds, "failed": [], "mean": 0.495, "spread": 0.007}
-    told = card(
-        config, board, {"splits": {}, "sources": {}, "labels": ["a", "b"], "max_length": 32}, []
-    )
+    told = card(config, board, Manifest(labels=("a", "b"), max_length=32), [])
     assert "| validation loss | 0.49 |" in told
     assert "| validation loss, expected 0.4950 ± 0.0070, the mean of 2 new seeds | 0.495 |" in told
     assert "Verdict: healthy, later overfit (it is)" in told

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from trainables.data.config import DataConfig
-from trainables.data.prepare import prepare, read_manifest, tokenise_split
+from trainables.data.manifest import read_manifest
+from trainables.data.prepare import prepare, tokenise_split
 from trainables.errors import InputError
 
 

@@ -16,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainables.data.config import DataConfig
+from trainables.data.manifest import read_manifest
 from trainables.data.prepare import (
     GROUPS,
     MAX_SLICES,
@@ -23,7 +24,6 @@ from trainables.data.prepare import (
     open_slices,
     open_split,
     prepare,
-    read_manifest,
     tokenise_split,
 )
 from trainables.data.sources import read_source
@@ -153,8 +153,8 @@ def test_hub_datasets_are_read_with_the_names_of_their_classes(tmp_path, tokeniz
         )
     data = DataConfig(train=f"hf:{tmp_path}/hub", validation=f"hf:{tmp_path}/hub?split=validation")
     manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
-    assert manifest["labels"] == ["no", "yes"]
-    assert [manifest["splits"][name]["rows"] for name in ("train", "validation")] == [30, 10]
+    assert list(manifest.labels) == ["no", "yes"]
+    assert [manifest.splits[name].rows for name in ("train", "validation")] == [30, 10]
     with pytest.raises(
         InputError, match=r"^data.train: hf:.*/hub\?split=dev: ValueError: Unknown split \"dev\""
     ):
@@ -174,24 +174,24 @@ def test_classification(table, tokenizer, tmp_path):
     data = DataConfig(train=str(table), validation=0.2, test=0.1, group="author", max_length=16)
     manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
     assert manifest == read_manifest(tmp_path / "out")
-    assert manifest["labels"] == ["maybe", "no", "yes"]
-    assert manifest["sources"]["train"]["format"] == "text+label"
-    assert manifest["majority_share"] == pytest.approx(1 / 3, abs=0.05)
+    assert list(manifest.labels) == ["maybe", "no", "yes"]
+    assert manifest.sources["train"].format == "text+label"
+    assert manifest.majority_share == pytest.approx(1 / 3, abs=0.05)
 
     source = {row["text"]: row for row in csv.DictReader(table.open())}
     rows_of = {}
     for name in ("train", "validation"):
-        split, described = open_split(tmp_path / "out", name), manifest["splits"][name]
+        split, described = open_split(tmp_path / "out", name), manifest.splits[name]
         rows = split.rows(range(len(split)))
         assert split.lengths.tolist() == [len(row["input_ids"]) for row in rows]
-        assert (described["rows"], described["tokens"], described["longest"]) == (
+        assert (described.rows, described.tokens, described.longest) == (
             len(split),
             int(split.lengths.sum()),
             16,
         )
         assert split.labels.tolist() == [row["labels"] for row in rows]
-        assert described["label_counts"] == dict(
-            Counter(manifest["labels"][row["labels"]] for row in rows)
+        assert described.label_counts == dict(
+            Counter(manifest.labels[row["labels"]] for row in rows)
         )
         rows_of[name] = rows
     whole = [json.loads(line) for line in (tmp_path / "out/validation.jsonl").open()]
@@ -200,11 +200,11 @@ def test_classification(table, tokenizer, tmp_path):
             row["input_ids"].tolist()
             == tokenizer(raw["text"], truncation=True, max_length=16)["input_ids"]
         )
-        assert manifest["labels"][row["labels"]] == raw["label"] == source[raw["text"]]["label"]
+        assert manifest.labels[row["labels"]] == raw["label"] == source[raw["text"]]["label"]
     truncated = sum(len(row["text"].split()) + 1 > 16 for row in source.values())
     tokenise_split(tmp_path / "out", "test", tokenizer)
-    assert sum(s.get("truncated", 0) for s in manifest["splits"].values()) < truncated
-    assert len(open_split(tmp_path / "out", "test")) == manifest["splits"]["test"]["read"]
+    assert sum(s.truncated for s in manifest.splits.values()) < truncated
+    assert len(open_split(tmp_path / "out", "test")) == manifest.splits["test"].read
 
 
 def test_the_test_split_is_not_tokenised_before_it_is_asked_for(table, tokenizer, tmp_path):
@@ -218,11 +218,11 @@ def test_the_test_split_is_not_tokenised_before_it_is_asked_for(table, tokenizer
         "validation.arrow",
         "validation.jsonl",
     ]
-    assert "rows" not in manifest["splits"]["test"]
+    assert not manifest.splits["test"].is_tokenised
     described = tokenise_split(tmp_path / "out", "test", tokenizer)
-    assert described["rows"] == 30
+    assert described.rows == 30
     again = tokenise_split(tmp_path / "out", "validation", tokenizer)
-    assert again["fingerprint"] == manifest["splits"]["validation"]["fingerprint"]
+    assert again.fingerprint == manifest.splits["validation"].fingerprint
 
 
 def test_pairs_keep_their_token_types_and_lose_the_end_of_the_longer_text(
@@ -235,7 +235,7 @@ def test_pairs_keep_their_token_types_and_lose_the_end_of_the_longer_text(
         assert row["token_type_ids"].tolist() == sorted(row["token_type_ids"])
         assert np.count_nonzero(row["token_type_ids"]) == 5  # <s> and four words
         assert len(row["input_ids"]) == len(row["token_type_ids"]) <= 12
-    assert manifest["sources"]["train"]["format"] == "text+text_pair+label"
+    assert manifest.sources["train"].format == "text+text_pair+label"
     swapped = DataConfig(train=str(table), text="other", text_pair="text", max_length=12)
     prepare(swapped, "classification", tokenizer, 0, tmp_path / "swapped")
     split = open_split(tmp_path / "swapped", "train")
@@ -261,7 +261,7 @@ def test_integer_labels_keep_their_order_whatever_they_are_read_from(tmp_path, t
     )
     data = DataConfig(train=str(tmp_path / "a.csv"), validation=str(tmp_path / "b.jsonl"))
     manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
-    assert manifest["labels"] == [str(i) for i in range(11)]
+    assert list(manifest.labels) == [str(i) for i in range(11)]
     assert open_split(tmp_path / "out", "validation").labels.tolist() == [
         i % 11 for i in range(60, 90)
     ]
@@ -271,11 +271,11 @@ def test_rows_limits_training_alone(table, tokenizer, tmp_path):
     manifest = prepare(
         DataConfig(train=str(table), rows=50), "classification", tokenizer, 0, tmp_path / "out"
     )
-    assert (manifest["splits"]["train"]["rows"], manifest["splits"]["validation"]["rows"]) == (
+    assert (manifest.splits["train"].rows, manifest.splits["validation"].rows) == (
         50,
         30,
     )
-    assert max(manifest["splits"]["train"]["label_counts"].values()) <= 17
+    assert max(manifest.splits["train"].label_counts.values()) <= 17
 
 
 def test_notes_say_what_the_data_are_like(tmp_path, tokenizer):
@@ -297,14 +297,14 @@ def test_notes_say_what_the_data_are_like(tmp_path, tokenizer):
         0,
         tmp_path / "out",
     )
-    assert manifest["notes"] == [
+    assert list(manifest.notes) == [
         "train: 2 row(s) dropped that are also in another split",
         "train: 1 row(s) repeat an earlier one",
         "1 text(s) occur with more than one label",
         "train: 40 of 42 row(s) cut to 16 tokens",
         "validation: no row of 1",
     ]
-    assert (manifest["majority_label"], manifest["majority_share"]) == ("0", 1.0)
+    assert (manifest.majority_label, manifest.majority_share) == ("0", 1.0)
 
 
 # Documents
@@ -338,9 +338,9 @@ def test_blocks_end_with_their_document(documents, tokenizer, tmp_path):
                 text.append([])
             text[-1] += [token for token in row["input_ids"].tolist() if token not in (bos, eos)]
         read += [tokenizer.decode(ids) for ids in text]
-        assert manifest["splits"][name]["targets"] == int((split.lengths - 1).sum())
+        assert manifest.splits[name].targets == int((split.lengths - 1).sum())
     single = sum(
-        s["dropped"] for s in manifest["splits"].values()
+        s.dropped for s in manifest.splits.values()
     )  # documents of 15 words end in a block of </s> alone
     assert single == sum((len(text.split()) + 2) % 16 == 1 for text in known)
     assert sorted(read) == sorted(known)
@@ -375,15 +375,13 @@ def test_one_document_is_cut_at_its_tail(tmp_path, tokenizer):
     )  # cut at the end of a line
     assert len(parts["test"]) == pytest.approx(0.2 * len(whole), abs=80)
     assert len(parts["validation"]) == pytest.approx(0.1 * len(whole), abs=80)
-    assert manifest["sources"]["train"]["format"] == "document"
+    assert manifest.sources["train"].format == "document"
 
 
 def test_rows_limits_the_blocks_of_one_document(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text(words(np.random.default_rng(0), 5000))
     data = DataConfig(train=str(tmp_path / "a.txt"), max_length=10, rows=20)
-    assert (
-        prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")["splits"]["train"]["rows"] == 20
-    )
+    assert prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out").splits["train"].rows == 20
 
 
 # The folder
@@ -393,7 +391,7 @@ def test_the_same_seed_gives_the_same_content_and_another_another(table, tokeniz
     def fingerprints(seed, **settings):
         data = DataConfig(train=str(table), **settings)
         manifest = prepare(data, "classification", tokenizer, seed, tmp_path / "out")
-        return [manifest["splits"][name]["fingerprint"] for name in ("train", "validation")]
+        return [manifest.splits[name].fingerprint for name in ("train", "validation")]
 
     first = fingerprints(0)
     tokenizer(
@@ -422,7 +420,7 @@ def test_a_preparation_that_fails_leaves_no_manifest(table, tokenizer, tmp_path)
 def test_the_model_s_context_bounds_the_rows(table, tokenizer, tmp_path):
     def longest(task, context, **settings):
         data = DataConfig(train=str(table), **settings)
-        return prepare(data, task, tokenizer, 0, tmp_path / "out", context=context)["max_length"]
+        return prepare(data, task, tokenizer, 0, tmp_path / "out", context=context).max_length
 
     assert longest("classification", None) == 512
     assert longest("classification", 4096) == 512
@@ -456,15 +454,15 @@ def test_real_tweets(shared_data, tmp_path):
     manifest = prepare(
         DataConfig(**files, duplicates="drop"), "classification", tokenizer, 0, tmp_path / "out"
     )
-    assert {name: split["read"] for name, split in manifest["splits"].items()} == {
+    assert {name: split.read for name, split in manifest.splits.items()} == {
         "train": 7999,
         "validation": 2000,
         "test": 4284,
     }
-    assert manifest["labels"] == ["negative", "neutral", "positive"]
-    assert manifest["duplicates_inside"] == {"train": 3, "validation": 0, "test": 0}
-    assert manifest["majority_label"] == "neutral"
-    assert manifest["splits"]["train"]["mean_length"] == pytest.approx(25.4, abs=0.1)
+    assert list(manifest.labels) == ["negative", "neutral", "positive"]
+    assert manifest.duplicates_inside == {"train": 3, "validation": 0, "test": 0}
+    assert manifest.majority_label == "neutral"
+    assert manifest.splits["train"].mean_length == pytest.approx(25.4, abs=0.1)
 
 
 def test_real_groups_stay_whole(shared_data, tmp_path, tokenizer):
@@ -481,7 +479,7 @@ def test_real_groups_stay_whole(shared_data, tmp_path, tokenizer):
         for name in ("validation", "test")
     ]
     assert not seen[0] & seen[1]
-    assert sum(split["read"] for split in manifest["splits"].values()) == 877
+    assert sum(split.read for split in manifest.splits.values()) == 877
 
 
 # Slices
@@ -517,9 +515,9 @@ def test_the_column_of_slices_stays_beside_the_rows_in_the_order_of_their_tokens
     texts = texts_of(out, "validation", tokenizer)
     assert texts == [row["text"] for row in rows]
     assert slices_of(out, "validation") == [author[text] for text in texts]
-    assert manifest["encoding"]["slices"] == sorted({author[text] for text in texts})
+    assert list(manifest.encoding.slices) == sorted({author[text] for text in texts})
     parts = dict(open_slices(out, "validation"))
-    assert list(parts) == manifest["encoding"]["slices"]
+    assert list(parts) == list(manifest.encoding.slices)
     for value, positions in parts.items():
         assert [author[texts[i]] for i in positions] == [value] * len(positions)
     assert sorted(np.concatenate(list(parts.values()))) == list(range(len(texts)))
@@ -532,9 +530,7 @@ def test_without_a_column_there_are_no_slices(table, tokenizer, tmp_path):
     """Nor those that the folder had before."""
     sliced, plain = (DataConfig(train=str(table), slice=column) for column in ("author", None))
     prepare(sliced, "classification", tokenizer, 0, tmp_path / "out")
-    assert (
-        prepare(plain, "classification", tokenizer, 0, tmp_path / "out")["encoding"]["slices"] == []
-    )
+    assert prepare(plain, "classification", tokenizer, 0, tmp_path / "out").encoding.slices == ()
     assert not list(open_slices(tmp_path / "out", "validation") or ())
     prepare(plain, "classification", tokenizer, 0, tmp_path / "new")
     assert open_slices(tmp_path / "new", "validation") is None
@@ -562,7 +558,7 @@ def test_the_slices_of_the_test_split_come_with_its_tokens_and_are_numbered_alik
     files = {name: write_rows(tmp_path / f"{name}.jsonl", part) for name, part in parts.items()}
     out = tmp_path / "out"
     manifest = prepare(DataConfig(**files, slice="lang"), "classification", tokenizer, 0, out)
-    assert manifest["encoding"]["slices"] == ["de", "en", "fr"]
+    assert list(manifest.encoding.slices) == ["de", "en", "fr"]
     assert open_slices(out, "test") is None and not (out / "test.slices.npy").exists()
     assert [value for value, _ in open_slices(out, "validation")] == ["de", "en"]
     tokenise_split(out, "test", tokenizer)
@@ -595,7 +591,7 @@ def test_rows_that_are_dropped_do_not_shift_the_slices_of_the_others(tokenizer, 
     out, data = tmp_path / "out", DataConfig(**files, slice="source", max_length=20)
     manifest = prepare(data, "instruction", tokenizer, 0, out)
     described = tokenise_split(out, "test", tokenizer)
-    assert manifest["splits"]["validation"]["dropped"] == 5 and described["dropped"] == 4
+    assert manifest.splits["validation"].dropped == 5 and described.dropped == 4
     for name, first, count in (("validation", 200, 14), ("test", 300, 10)):
         found = [text.split() for text in texts_of(out, name, tokenizer)]
         numbers = [
@@ -633,10 +629,9 @@ def test_blocks_are_of_the_slice_of_their_document(tokenizer, tmp_path):
     data = DataConfig(**files, slice="of", max_length=16)
     manifest = prepare(data, "causal_lm", tokenizer, 0, out)
     assert (
-        manifest["encoding"]["slices"] == ["a", "b"]
-        and manifest["splits"]["validation"]["dropped"] == 3
+        list(manifest.encoding.slices) == ["a", "b"] and manifest.splits["validation"].dropped == 3
     )
-    assert tokenise_split(out, "test", tokenizer)["dropped"] == 1
+    assert tokenise_split(out, "test", tokenizer).dropped == 1
     for name in ("validation", "test"):
         found = slices_of(out, name)
         assert len(found) > len(rows) and found.count("a") != found.count("b")
@@ -659,7 +654,7 @@ def test_training_rows_that_are_drawn_do_not_touch_the_slices(documents, tokeniz
         )
         for name, count in (("whole", None), ("drawn", 20))
     )
-    assert drawn["splits"]["train"]["rows"] == 20 < whole["splits"]["train"]["rows"]
+    assert drawn.splits["train"].rows == 20 < whole.splits["train"].rows
     assert slices_of(tmp_path / "whole", "validation") == slices_of(
         tmp_path / "drawn", "validation"
     )
@@ -697,16 +692,14 @@ def test_a_test_split_is_the_same_whichever_column_slices_it(table, tokenizer, t
     found = []
     for number, column in enumerate([None, "author"]):
         data = DataConfig(train=str(table), validation=0.2, test=0.2, slice=column)
-        found.append(
-            prepare(data, "classification", tokenizer, 0, tmp_path / str(number))["splits"]
-        )
-    assert found[0]["test"]["raw_fingerprint"] == found[1]["test"]["raw_fingerprint"]
+        found.append(prepare(data, "classification", tokenizer, 0, tmp_path / str(number)).splits)
+    assert found[0]["test"].raw_fingerprint == found[1]["test"].raw_fingerprint
     counted = found[1]["validation"]
     assert (
-        sum(counted["slice_counts"].values()) == counted["rows"]
-        and "slice_counts" not in found[0]["validation"]
+        sum(counted.slice_counts.values()) == counted.rows
+        and found[0]["validation"].slice_counts is None
     )
-    assert "slice_counts" not in found[1]["test"], "it is sealed"
+    assert found[1]["test"].slice_counts is None, "it is sealed"
 
 
 def test_more_slices_than_anyone_reads_are_refused(tokenizer, tmp_path):
@@ -729,7 +722,7 @@ def test_more_slices_than_anyone_reads_are_refused(tokenizer, tmp_path):
     prepared = prepare(
         DataConfig(**files(99), slice="of"), "classification", tokenizer, 0, tmp_path / "out"
     )
-    assert len(prepared["encoding"]["slices"]) == 100
+    assert len(prepared.encoding.slices) == 100
     with pytest.raises(InputError) as error:
         prepare(
             DataConfig(**files(100), slice="of"), "classification", tokenizer, 0, tmp_path / "out"
@@ -756,7 +749,7 @@ def test_a_slice_that_a_row_lacks_is_empty(tokenizer, tmp_path):
     )
     manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
     assert slices_of(tmp_path / "out", "validation") == ["de", "", "", "3", "2.5", "True", "", ""]
-    assert manifest["encoding"]["slices"] == ["", "2.5", "3", "True", "de"]
+    assert list(manifest.encoding.slices) == ["", "2.5", "3", "True", "de"]
 
 
 # Which rows belong together
@@ -777,12 +770,12 @@ def test_rows_of_one_group_belong_together_in_the_order_of_their_tokens(table, t
             assert not (tmp_path / "out" / GROUPS.format("test")).exists()
             described = tokenise_split(tmp_path / "out", "test", tokenizer)
         else:
-            described = manifest["splits"]["validation"]
+            described = manifest.splits["validation"]
         lines = (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()
         authors = [rows[json.loads(line)["text"]] for line in lines]
         groups = groups_of(tmp_path / "out", name)
         assert (
-            described["groups"]
+            described.groups
             == len(set(authors))
             == len(set(groups))
             == len(set(zip(authors, groups, strict=True)))
@@ -799,7 +792,7 @@ def test_rows_without_a_group_stand_for_themselves(table, tokenizer, tmp_path):
         tmp_path / "out",
     )
     assert not (tmp_path / "out" / GROUPS.format("validation")).exists()
-    assert "groups" not in manifest["splits"]["validation"]
+    assert manifest.splits["validation"].groups is None
 
 
 def test_blocks_of_one_document_belong_together(tmp_path, tokenizer):
@@ -819,7 +812,7 @@ def test_blocks_of_one_document_belong_together(tmp_path, tokenizer):
     blocks = [len(ids) for ids in (range(0, n + 2, 10) for n in lengths)]
     blocks[2] -= 1  # of eleven tokens the last predicts nothing
     assert groups_of(tmp_path / "out", "validation") == np.repeat(range(4), blocks).tolist()
-    assert manifest["splits"]["validation"]["groups"] == 4
+    assert manifest.splits["validation"].groups == 4
     data = DataConfig(**(vars(data) | {"cross_documents": True}))
     prepare(data, "causal_lm", tokenizer, 0, tmp_path / "across")
     starts = np.cumsum([0, *(n + 2 for n in lengths)])
@@ -843,7 +836,7 @@ def test_blocks_of_documents_of_one_group_belong_together(tmp_path, tokenizer):
     for column in ("author", None):
         data, folder = DataConfig(**files, group=column, max_length=10), tmp_path / str(column)
         found.append(
-            prepare(data, "causal_lm", tokenizer, 0, folder)["splits"]["test"]["raw_fingerprint"]
+            prepare(data, "causal_lm", tokenizer, 0, folder).splits["test"].raw_fingerprint
         )
         tokenise_split(folder, "test", tokenizer)
     assert found[0] == found[1]

@@ -932,14 +932,14 @@ def test_embeddings_of_a_real_encoder_tell_the_sentiment_of_tweets(shared_data, 
     data, manifest = tweets(shared_data, tmp_path, model, 1000, 400)
     found = measured(data, model, "classification", max_tokens=4096)
     counts, held = (
-        np.array(list(manifest["splits"][name]["label_counts"].values()))
+        np.array(list(manifest.splits[name].label_counts.values()))
         for name in ("train", "validation")
     )
     prior = -(held * np.log(counts / counts.sum())).sum() / held.sum()
     assert list(found) == EMBEDDINGS
     for each in found.values():
         assert each["val_loss"] < prior - 0.05
-        assert each["metrics"]["accuracy"] > manifest["majority_share"] + 0.05
+        assert each["metrics"]["accuracy"] > manifest.majority_share + 0.05
 
 
 @pytest.mark.slow
@@ -954,8 +954,7 @@ def test_a_real_language_model_is_prompted_in_the_words_of_its_tokenizer(shared_
         AutoTokenizer.from_pretrained(model),
     )
     labels = [
-        tokenizer(f" {label}", add_special_tokens=False)["input_ids"]
-        for label in manifest["labels"]
+        tokenizer(f" {label}", add_special_tokens=False)["input_ids"] for label in manifest.labels
     ]
     assert min(map(len, labels)) > 1
     expected = []

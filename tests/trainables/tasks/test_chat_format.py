@@ -289,7 +289,7 @@ def test_answers_without_an_end_are_counted(tmp_path):
     )
     assert (
         "train: 5 answer(s) have no end-of-turn token in the chat template, so the model will not learn to stop"
-        in manifest["notes"]
+        in manifest.notes
     )
 
 
@@ -359,8 +359,8 @@ def test_real_tokenizer_that_loses_characters(name, shared_data, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "models/stories260K")
     data = DataConfig(train=str(shared_data / f"chat/{name}.jsonl"), validation=0.3)
     manifest = prepare(data, "instruction", tokenizer, 0, tmp_path)
-    assert manifest["chat_template"] == "default"
-    assert manifest["splits"]["train"]["endless_answers"] == 0
+    assert manifest.chat_template == "default"
+    assert manifest.splits["train"].endless_answers == 0
     split = open_split(tmp_path, "train")
     first = split.rows([0])[0]
     said = set()

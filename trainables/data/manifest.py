@@ -1,0 +1,135 @@
+"""What a folder of prepared data says of itself: `manifest.json`, which `prepare` writes last."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from trainables.data.config import DataConfig
+from trainables.data.records import Encoding
+from trainables.errors import InputError
+from trainables.storage.records import Json, from_json, to_json
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSummary:
+    """The file or data set that a split was read from."""
+
+    source: str
+    format: str = ""
+    rows: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSummary:
+    """A tokenised split."""
+
+    rows: int = 0
+    tokens: int = 0
+    targets: int = 0
+    """What its loss is a mean over: rows of classification, else predicted tokens."""
+    truncated: int = 0
+    dropped: int = 0
+    endless_answers: int = 0
+    mean_length: float = 0.0
+    longest: int = 0
+    fingerprint: str = ""
+    slice_counts: Mapping[str, int] | None = None
+    """Rows of each value of `data.slice`; None where the split has no slices."""
+    groups: int | None = None
+    """How many observations the rows are; None where each row is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSummary(TokenSummary):
+    """A split as it was read and, unless it waits for a winner (test), tokenised."""
+
+    read: int = 0
+    label_counts: Mapping[str, int] | None = None
+    raw_fingerprint: str = ""
+    """SHA-256 of the rows as they were read, which are kept of all but train."""
+
+    @property
+    def is_tokenised(self) -> bool:
+        return self.rows > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Prepared data: from where, how they became tokens, and what is in each split."""
+
+    task: str = ""
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    sources: Mapping[str, SourceSummary] = field(default_factory=dict)
+    encoding: Encoding = field(default_factory=Encoding)
+    labels: tuple[str, ...] = ()
+    """The classes, in the order of the model's outputs; empty for language models."""
+    max_length: int = 0
+    tokenizer: str = ""
+    """Digest of what the tokenizer does."""
+    chat_template: str | None = None
+    """Whose it is ("tokenizer" or "default"); None where the task has no conversations."""
+    splits: Mapping[str, SplitSummary] = field(default_factory=dict)
+    duplicates_inside: Mapping[str, int] = field(default_factory=dict)
+    duplicates_dropped: Mapping[str, int] = field(default_factory=dict)
+    texts_with_two_labels: int = 0
+    majority_label: str = ""
+    """The commonest class of train."""
+    majority_share: float = 0.0
+    """Its share of validation."""
+    notes: tuple[str, ...] = ()
+    """What the user should see of the data, in words."""
+
+
+def manifest_of(content: Mapping[str, Any], where: str) -> Manifest:
+    """The manifest that was read from a store, as JSON; `where` names it in errors."""
+    return from_json(Manifest, content, where)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder that `prepare` finished; None where it did not."""
+    path = Path(folder) / MANIFEST
+    if not path.exists():
+        return None
+    return manifest_of(json.loads(path.read_text(encoding="utf-8")), str(path))
+
+
+def labels_of(folder: Path) -> tuple[str, ...]:
+    """The classes of prepared data; empty for language models."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(f"{folder}: no {MANIFEST}: its data were not prepared to the end")
+    return manifest.labels
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Atomically: a folder with a manifest is complete."""
+    partial = Path(folder) / f"{MANIFEST}.partial"
+    partial.write_text(
+        json.dumps(manifest_json(manifest), indent=1, ensure_ascii=False), encoding="utf-8"
+    )
+    os.replace(partial, Path(folder) / MANIFEST)
+
+
+def manifest_json(manifest: Manifest) -> dict[str, Json]:
+    """As it is written: without what a split does not have."""
+    written = to_json(manifest)
+    written["splits"] = {name: _split_json(split) for name, split in manifest.splits.items()}
+    if not manifest.labels:
+        del written["majority_label"], written["majority_share"]
+    return written
+
+
+def _split_json(split: SplitSummary) -> dict[str, Json]:
+    absent = set() if split.is_tokenised else {each.name for each in fields(TokenSummary)}
+    return {
+        name: value
+        for name, value in to_json(split).items()
+        if name not in absent and value is not None and value != ""
+    }
