@@ -67,14 +67,12 @@ def evaluate(text: str, values: Mapping[str, Value]) -> Value:
     if isinstance(tree, ast.Name):
         return values[tree.id]
     given = _numbers(text, {name: values[name] for name in names_in(text)})
-    words = ", ".join(f"{name} = {show(value)}" for name, value in given.items())
-    with_values = f" with {words}" if given else ""
     try:
         result = _compute(tree, given)
     except (ZeroDivisionError, OverflowError) as error:
-        raise SpaceError(f"{text!r}{with_values} has no value: {error}") from None
+        raise SpaceError(f"{text!r}{_with(given)} has no value: {error}") from None
     if not is_number(result):
-        raise SpaceError(f"{text!r}{with_values} is {result}, which is not a finite real number")
+        raise SpaceError(f"{text!r}{_with(given)} is {result}, which is not a finite real number")
     literals = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     whole = all(map(is_whole, [*literals, *given.values()]))
     return int(result) if whole and float(result).is_integer() else result
@@ -87,6 +85,11 @@ def _numbers(text: str, values: Mapping[str, Value]) -> dict[str, float]:
             raise SpaceError(f"{text!r}: {name} is not a number but {show(value)}")
         found[name] = value
     return found
+
+
+def _with(values: Mapping[str, float]) -> str:
+    words = ", ".join(f"{name} = {show(value)}" for name, value in values.items())
+    return f" with {words}" if values else ""
 
 
 def _compute(node: ast.expr, values: Mapping[str, float]) -> float:

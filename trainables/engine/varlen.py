@@ -118,7 +118,7 @@ def _within_rows(
 ) -> Tensor:
     """Causal attention of [1, H, N, D] within each row: [N, H, D]."""
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if not causal or any(how.get(name) is not None for name in NOT_SERVED):
+    if not causal or not {name for name, x in how.items() if x is not None}.isdisjoint(NOT_SERVED):
         raise NotImplementedError(f"{type(module).__name__} attends in a way of its own")
     q_NHD, k_NHD, v_NHD = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     if q_NHD.is_cuda:

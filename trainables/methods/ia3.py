@@ -104,12 +104,13 @@ class Scale(AdapterSite):
     def install(self) -> Callable[[], None]:
         if self._side == "input":
             return self.module.register_forward_pre_hook(self._scale_inputs).remove
-        return self.module.register_forward_hook(
-            lambda _, inputs, output: self._scaled(output)
-        ).remove
+        return self.module.register_forward_hook(self._scale_output).remove
 
     def _scale_inputs(self, module: nn.Module, inputs: tuple) -> tuple:
         return self._scaled(inputs[0]), *inputs[1:]
+
+    def _scale_output(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        return self._scaled(output)
 
     def _scaled(self, x: Tensor) -> Tensor:
         x_NC, here, engine = x.reshape(-1, x.shape[-1]), self._here, self.engine
