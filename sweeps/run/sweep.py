@@ -362,11 +362,6 @@ class Sweep:
         status = endings.get(stopped or "", "finished")
         self.ledger.set_status(status, self.lifetime.elapsed_s())
         board = leaderboard(self.ledger, self.config.name, self.config.selection)
-        status = {INTERRUPTED: "interrupted", NO_SLOT: "failed", ALIKE: "failed"}.get(
-            self.stopped or "", "finished"
-        )
-        self.ledger.set_status(status, self.elapsed_s())
-        board = leaderboard(self.ledger, self.config.name, self.config.selection)
         lines = []
         if board.winner is not None and status == "finished":
             folder = hand_over(self.ledger, self.config, board)
