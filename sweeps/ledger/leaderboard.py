@@ -160,7 +160,9 @@ class Score:
 
     loss: float | None = None
     metrics: Metrics = field(default_factory=dict)
-    slices: Annotated[Slices | None, Field(exclude_if=_is_absent)] = None
+    slices: Annotated[
+        Mapping[str, Mapping[str, int | float | None]] | None, Field(exclude_if=_is_absent)
+    ] = None
     tokens_per_request: OptionalNumber = None
     examples_per_request: OptionalNumber = None
     text_share: OptionalNumber = None
