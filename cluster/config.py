@@ -1,6 +1,7 @@
 """The `cluster` section of a sweep file."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,17 +39,20 @@ class ClusterConfig:
                 f"cluster.trials_per_slot: must be auto or at least 1, got {self.trials_per_slot}"
             )
         if self.resources_per_worker is not None:
-            if not self.resources_per_worker:
-                raise ClusterError(
-                    "cluster.resources_per_worker: must name a resource, such as {GPU: 1}, got {}"
-                )
-            for name, amount in self.resources_per_worker.items():
-                if amount <= 0 or (amount > 1 and amount != int(amount)):
-                    where = f"cluster.resources_per_worker.{name}"
-                    raise ClusterError(
-                        f"{where}: must be a whole number, or a part between 0 and 1, got"
-                        f" {amount:g}"
-                    )
+            _check_resources(self.resources_per_worker)
+
+
+def _check_resources(resources: Mapping[str, float]) -> None:
+    if not resources:
+        raise ClusterError(
+            "cluster.resources_per_worker: must name a resource, such as {GPU: 1}, got {}"
+        )
+    for name, amount in resources.items():
+        if amount <= 0 or (amount > 1 and amount != int(amount)):
+            raise ClusterError(
+                f"cluster.resources_per_worker.{name}: must be a whole number, or a part between 0"
+                f" and 1, got {amount:g}"
+            )
 
 
 def check_ray_address(address: str, where: str) -> None:

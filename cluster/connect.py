@@ -103,16 +103,11 @@ def plan_slots(
     fits = [(node, _count(node, worker)) for node in alive]
     workers = sum(count for _, count in fits)
     room = workers // config.workers_per_slot
-    asked = f"{_amounts(worker)} per worker"
-    if config.workers_per_slot > 1:
-        asked += f", {config.workers_per_slot} workers per slot"
+    asked = _asked(worker, config.workers_per_slot)
     wanted = min(room if config.slots == "auto" else config.slots, trials)
     if wanted > room and not can_grow or wanted == 0:
         what = f"{wanted} slots do not fit, only {room}" if room else "not one slot fits"
-        has = _amounts(resources)
-        if len(alive) > 1:
-            largest = max(alive, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
-            has += f", its largest node {_amounts(largest)}"
+        has = f"{_amounts(resources)}{_largest(alive)}"
         raise ClusterError(f"cluster: {what}: asked are {asked}; the cluster has {has}")
     reason = (
         f"{wanted} {'slot' if wanted == 1 else 'slots'}: {asked}; the cluster has"
@@ -130,6 +125,19 @@ def plan_slots(
         threads_per_worker=min(threads, default=max(1, int(worker.get("CPU", 1)))),
         reason=reason,
     )
+
+
+def _asked(worker: Mapping[str, float], workers_per_slot: int) -> str:
+    several = f", {workers_per_slot} workers per slot" if workers_per_slot > 1 else ""
+    return f"{_amounts(worker)} per worker{several}"
+
+
+def _largest(alive: Sequence[Mapping[str, float]]) -> str:
+    """Words for the largest node, where there are several."""
+    if len(alive) < 2:
+        return ""
+    largest = max(alive, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
+    return f", its largest node {_amounts(largest)}"
 
 
 def _default_worker(alive: Sequence[Mapping[str, float]]) -> dict[str, float]:

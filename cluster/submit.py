@@ -174,13 +174,8 @@ def parse_address(address: str) -> tuple[str, str, int]:
         raise ClusterError(
             f"submit: must be the dashboard's address, {example}, got {address!r} ({error})"
         ) from error
-    if (
-        parts.scheme not in ("http", "https")
-        or not host
-        or parts.query
-        or parts.fragment
-        or any(map(str.isspace, address))
-    ):
+    extra = parts.query or parts.fragment or any(map(str.isspace, address))
+    if parts.scheme not in ("http", "https") or not host or extra:
         raise ClusterError(f"submit: must be the dashboard's address, {example}, got {address!r}")
     port = port or (443 if parts.scheme == "https" else 8265)
     shown = f"[{host}]" if ":" in host else host

@@ -10,24 +10,28 @@ targets: {choice: [all-linear, [q_proj, v_proj]]}
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from search_spaces.errors import SpaceError, did_you_mean
 
+Scalar = bool | int | float | str | None
+Value = Scalar | list[Scalar] | tuple[Scalar, ...]
+"""What a hyperparameter may be set to."""
 
-def is_whole(value: object) -> bool:
+
+def is_whole(value: object) -> TypeGuard[int]:
     """An int; true and false are not numbers here."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """An int or a finite float."""
     return is_whole(value) or isinstance(value, float) and math.isfinite(value)
 
 
-def is_plain(value: object) -> bool:
+def is_plain(value: object) -> TypeGuard[Value]:
     """What a parameter may be set to: a scalar (null included) or a list of scalars."""
     if isinstance(value, list | tuple):
         return all(is_plain(item) and not isinstance(item, list | tuple) for item in value)
@@ -60,12 +64,11 @@ def _check_order(kind: str, low: float, high: float) -> None:
 def _match_between(value: object, low: float, high: float, domain: object) -> float:
     # exp(log(low)) may fall short of low by a rounding error, so the bounds are compared with a
     # tolerance.
-    inside = is_number(value) and (
+    if is_number(value) and (
         low <= value <= high or math.isclose(value, low) or math.isclose(value, high)
-    )
-    if not inside:
-        raise SpaceError(f"got {value!r}, allowed: {domain}")
-    return float(value)
+    ):
+        return float(value)
+    raise SpaceError(f"got {value!r}, allowed: {domain}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,7 @@ class Int:
 class Choice:
     """One of some scalars or lists of scalars."""
 
-    values: tuple[Any, ...]
+    values: tuple[Value, ...]
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -201,14 +204,14 @@ class Choice:
     def __len__(self) -> int:
         return len(self.values)
 
-    def middle(self) -> Any:
+    def middle(self) -> Value:
         """The first: who writes a list begins with what is usual."""
         return self.values[0]
 
-    def draw(self, generator: random.Random) -> Any:
+    def draw(self, generator: random.Random) -> Value:
         return generator.choice(self.values)
 
-    def match(self, value: object) -> Any:
+    def match(self, value: object) -> Value:
         """The value as this domain holds it; SpaceError if it is not one of them."""
         for own in self.values:
             if same(own, value):
@@ -224,14 +227,14 @@ KINDS = ("log_uniform", "uniform", "int", "choice")
 _OPTIONS = {"int": ("log", "step")}
 
 
-def read_domain(tree: Mapping[Any, Any], where: str) -> Domain:
+def read_domain(tree: Mapping[object, object], where: str) -> Domain:
     """Read a mapping that names one of KINDS, such as `{int: [1, 64], log: true}`; SpaceError if it
     is wrong.
     """
-    kind, *others = [key for key in tree if key in KINDS]
+    kind, *others = [str(key) for key in tree if key in KINDS]
     if others:
         raise SpaceError(f"{where}: one distribution only, got {', '.join([kind, *others])}")
-    options = {key: value for key, value in tree.items() if key != kind}
+    options = {str(key): value for key, value in tree.items() if key != kind}
     allowed = _OPTIONS.get(kind, ())
     for option in options:
         if option not in allowed:
@@ -245,19 +248,29 @@ def read_domain(tree: Mapping[Any, Any], where: str) -> Domain:
         raise SpaceError(f"{where}: {error}") from None
 
 
-def _build(kind: str, arguments: Any, options: dict[str, Any]) -> Domain:
+def _build(kind: str, arguments: object, options: Mapping[str, Any]) -> Domain:
     if kind == "choice":
         if not isinstance(arguments, list | tuple):
             raise SpaceError(f"choice takes a list of values, got {arguments!r}")
         return Choice(tuple(arguments))
     if not isinstance(arguments, list | tuple) or len(arguments) != 2:
         raise SpaceError(f"{kind} takes two bounds [low, high], got {arguments!r}")
-    for bound in arguments:
-        if kind == "int" and not is_whole(bound):
-            raise SpaceError(f"int takes whole numbers as bounds, got {bound!r}")
+    if kind == "int":
+        low, high = _whole_bounds(arguments)
+        return Int(low, high, **options)
+    low, high = _bounds(kind, arguments)
+    return (LogUniform if kind == "log_uniform" else Uniform)(low, high)
+
+
+def _bounds(kind: str, given: Sequence[object]) -> list[float]:
+    for bound in given:
         if not is_number(bound):
             raise SpaceError(f"{kind} takes finite numbers as bounds, got {bound!r}")
-    low, high = arguments
-    if kind == "int":
-        return Int(low, high, **options)
-    return (LogUniform if kind == "log_uniform" else Uniform)(float(low), float(high))
+    return [float(bound) for bound in given if is_number(bound)]
+
+
+def _whole_bounds(given: Sequence[object]) -> list[int]:
+    for bound in given:
+        if not is_whole(bound):
+            raise SpaceError(f"int takes whole numbers as bounds, got {bound!r}")
+    return [bound for bound in given if is_whole(bound)]

@@ -6,11 +6,11 @@ parameter names, + - * / // ** and parentheses, and nothing else.
 
 import ast
 import math
+import operator
 import re
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
 
-from search_spaces.domains import is_number, is_whole, show
+from search_spaces.domains import Value, is_number, is_whole, show
 from search_spaces.errors import SpaceError
 
 _OPERATORS = set("+-*/()")
@@ -57,7 +57,7 @@ def is_name(text: str) -> bool:
     return isinstance(_parse(text), ast.Name)
 
 
-def evaluate(text: str, values: Mapping[str, Any]) -> Any:
+def evaluate(text: str, values: Mapping[str, Value]) -> Value:
     """The value of an expression; an int where all that goes in is int and the result is whole
     (`rank / 2`).
 
@@ -66,34 +66,35 @@ def evaluate(text: str, values: Mapping[str, Any]) -> Any:
     tree = _parse(text)
     if isinstance(tree, ast.Name):
         return values[tree.id]
-    given = {name: values[name] for name in names_in(text)}
-    with_values = (
-        f" with {', '.join(f'{name} = {show(value)}' for name, value in given.items())}"
-        if given
-        else ""
-    )
-    for name, value in given.items():
-        if not is_number(value):
-            raise SpaceError(f"{text!r}: {name} is not a number but {show(value)}")
+    given = _numbers(text, {name: values[name] for name in names_in(text)})
     try:
         result = _compute(tree, given)
     except (ZeroDivisionError, OverflowError) as error:
-        raise SpaceError(f"{text!r}{with_values} has no value: {error}") from None
+        raise SpaceError(f"{text!r}{_with(given)} has no value: {error}") from None
     if not is_number(result):
-        raise SpaceError(f"{text!r}{with_values} is {result}, which is not a finite real number")
+        raise SpaceError(f"{text!r}{_with(given)} is {result}, which is not a finite real number")
     literals = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-    if (
-        isinstance(result, float)
-        and result.is_integer()
-        and all(map(is_whole, [*literals, *given.values()]))
-    ):
-        return int(result)
-    return result
+    whole = all(map(is_whole, [*literals, *given.values()]))
+    return int(result) if whole and float(result).is_integer() else result
 
 
-def _compute(node: ast.expr, values: Mapping[str, float]) -> Any:
+def _numbers(text: str, values: Mapping[str, Value]) -> dict[str, float]:
+    found = {}
+    for name, value in values.items():
+        if not is_number(value):
+            raise SpaceError(f"{text!r}: {name} is not a number but {show(value)}")
+        found[name] = value
+    return found
+
+
+def _with(values: Mapping[str, float]) -> str:
+    words = ", ".join(f"{name} = {show(value)}" for name, value in values.items())
+    return f" with {words}" if values else ""
+
+
+def _compute(node: ast.expr, values: Mapping[str, float]) -> float:
     match node:
-        case ast.Constant(value=value):
+        case ast.Constant(value=int() | float() as value):
             return value
         case ast.Name(id=name):
             return values[name]
@@ -101,31 +102,27 @@ def _compute(node: ast.expr, values: Mapping[str, float]) -> Any:
             return -_compute(operand, values)
         case ast.UnaryOp(operand=operand):
             return _compute(operand, values)
-        case ast.BinOp(left=left_node, op=op, right=right_node):
-            left, right = _compute(left_node, values), _compute(right_node, values)
-            match op:
-                case ast.Add():
-                    return left + right
-                case ast.Sub():
-                    return left - right
-                case ast.Mult():
-                    return left * right
-                case ast.Div():
-                    return left / right
-                case ast.FloorDiv():
-                    return left // right
-                case ast.Pow():
-                    # As floats first: 9 ** 9 ** 9 then overflows at once, where whole numbers would
-                    # fill the memory.
-                    approximate = float(left) ** float(right)
-                    whole = (
-                        is_whole(left)
-                        and is_whole(right)
-                        and right >= 0
-                        and math.isfinite(approximate)
-                    )
-                    return left**right if whole else approximate
+        case ast.BinOp(left=left, op=op, right=right):
+            return _COMPUTES[type(op)](_compute(left, values), _compute(right, values))
     raise AssertionError(f"names_in let {ast.dump(node)} through")
+
+
+def _power(left: float, right: float) -> float:
+    # As floats first: 9 ** 9 ** 9 then overflows at once, where whole numbers would fill the
+    # memory.
+    approximate = float(left) ** float(right)
+    whole = is_whole(left) and is_whole(right) and right >= 0 and math.isfinite(approximate)
+    return left**right if whole else approximate
+
+
+_COMPUTES: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Pow: _power,
+}
 
 
 def _parse(text: str) -> ast.expr:

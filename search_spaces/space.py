@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import isclose, prod
 from pathlib import Path
-from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -31,8 +30,10 @@ from search_spaces.domains import (
     KINDS,
     Choice,
     Domain,
+    Int,
     LogUniform,
     Uniform,
+    Value,
     is_number,
     is_plain,
     read_domain,
@@ -42,15 +43,15 @@ from search_spaces.domains import (
 from search_spaces.errors import SpaceError, did_you_mean
 from search_spaces.expressions import evaluate, is_expression, is_name, names_in
 
-Suggest = Callable[[str, Domain], Any]
+Suggest = Callable[[str, Domain], object]
 _BRANCH = re.compile(r"[\w-]+")
 _PRESETS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
-When = tuple[tuple[str, Any], ...]  # (("method", "lora"), ("init", "pissa"))
+When = tuple[tuple[str, Value], ...]  # (("method", "lora"), ("init", "pissa"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fixed:
-    value: Any
+    value: Value
 
     def __str__(self) -> str:
         return f"fixed {show(self.value)}"
@@ -77,12 +78,12 @@ class Parameter:
         """Unique in the space: `rank` in the branch `lora` is `lora.rank`."""
         return ".".join([*(show(branch) for _, branch in self.when), self.name])
 
-    def is_active(self, values: Mapping[str, Any]) -> bool:
+    def is_active(self, values: Mapping[str, Value]) -> bool:
         return all(
             choice in values and same(values[choice], branch) for choice, branch in self.when
         )
 
-    def may_be_active(self, values: Mapping[str, Any]) -> bool:
+    def may_be_active(self, values: Mapping[str, Value]) -> bool:
         """No choice among the values rules the parameter out."""
         return all(same(values.get(choice, branch), branch) for choice, branch in self.when)
 
@@ -96,7 +97,7 @@ class Space:
     _parameters: tuple[Parameter, ...]
 
     @classmethod
-    def from_dict(cls, tree: Mapping[str, Any], where: str = "search.space") -> "Space":
+    def from_dict(cls, tree: object, where: str = "search.space") -> "Space":
         """Read and check a whole tree; SpaceError with the dotted path of whatever is wrong."""
         if not isinstance(tree, Mapping):
             raise SpaceError(
@@ -121,9 +122,9 @@ class Space:
     @property
     def domains(self) -> dict[str, Domain]:
         """The domain of every free parameter, by its key."""
-        return {parameter.key: parameter.what for parameter in self._free()}
+        return {parameter.key: domain for parameter, domain in self._free()}
 
-    def sample(self, suggest: Suggest) -> dict[str, Any]:
+    def sample(self, suggest: Suggest) -> dict[str, Value]:
         """One configuration, flat and in the order of the YAML: {"method": "lora", "rank": 8,
         "alpha": 16, …}.
 
@@ -131,17 +132,12 @@ class Space:
         One key always has one domain: `learning_rate` of the branch `lora` has the key
         "lora.learning_rate".
         """
-        values: dict[str, Any] = {}
-        for parameter in self._free():
+        values: dict[str, Value] = {}
+        for parameter, domain in self._free():
             if parameter.is_active(values):
-                values[parameter.name] = self._match(
-                    parameter, suggest(parameter.key, parameter.what), parameter.where
-                )
-        active = {
-            parameter.name: parameter
-            for parameter in self._parameters
-            if parameter.is_active(values)
-        }
+                suggested = suggest(parameter.key, domain)
+                values[parameter.name] = _match(domain, suggested, parameter.where)
+        active = self._active(values)
         settled = {
             name: _settle(name, active, values, parameter.where)
             for name, parameter in active.items()
@@ -151,43 +147,39 @@ class Space:
             for name, value in settled.items()
         }
 
-    def middle(self) -> dict[str, Any]:
+    def middle(self) -> dict[str, Value]:
         """The middle of every range and the first of every choice: what one would train without a
         search.
         """
         return self.sample(lambda key, domain: domain.middle())
 
-    def encode(self, params: Mapping[str, Any], where: str = "configuration") -> dict[str, Any]:
+    def encode(
+        self, params: Mapping[str, object], where: str = "configuration"
+    ) -> dict[str, Value]:
         """The reverse of `sample` for a configuration, possibly partial, to try first: {suggest
         key: value}.
 
         SpaceError if a name is not on the path that the configuration takes, a value lies outside
         its domain, or a fixed or tied value is contradicted.
         """
-        values: dict[str, Any] = {}
-        encoded: dict[str, Any] = {}
-        for parameter in self._free():
+        values: dict[str, Value] = {}
+        encoded: dict[str, Value] = {}
+        for parameter, domain in self._free():
             if parameter.name in params and parameter.is_active(values):
-                value = self._match(parameter, params[parameter.name], f"{where}.{parameter.name}")
+                value = _match(domain, params[parameter.name], f"{where}.{parameter.name}")
                 values[parameter.name] = encoded[parameter.key] = value
-        active = {
-            parameter.name: parameter
-            for parameter in self._parameters
-            if parameter.is_active(values)
-        }
+        active = self._active(values)
         for name, given in params.items():
             if name not in active:
                 raise SpaceError(f"{where}.{name}: {self._why_inactive(name, values)}")
             own = _settle(name, active, values, f"{where}.{name}")
-            if not (
-                same(own, given) or is_number(own) and is_number(given) and isclose(own, given)
-            ):
+            if not _agree(own, given):
                 raise SpaceError(
                     f"{where}.{name}: got {given!r}, but it is {show(own)} ({active[name].what})"
                 )
         return encoded
 
-    def configurations(self) -> Iterator[dict[str, Any]]:
+    def configurations(self) -> Iterator[dict[str, Value]]:
         """Every way to take the branches and set the free parameters of a finite space, one after
         another, each as `encode` gives it.
         """
@@ -195,16 +187,17 @@ class Space:
         free = list(self._free())
 
         def walk(
-            number: int, values: dict[str, Any], encoded: dict[str, Any]
-        ) -> Iterator[dict[str, Any]]:
+            number: int, values: dict[str, Value], encoded: dict[str, Value]
+        ) -> Iterator[dict[str, Value]]:
             if number == len(free):
                 yield encoded
                 return
-            parameter = free[number]
+            parameter, domain = free[number]
             if not parameter.is_active(values):
                 yield from walk(number + 1, values, encoded)
                 return
-            for value in parameter.what.values:
+            assert isinstance(domain, Int | Choice)
+            for value in domain.values:
                 yield from walk(
                     number + 1, {**values, parameter.name: value}, {**encoded, parameter.key: value}
                 )
@@ -218,32 +211,30 @@ class Space:
         return self._count(())
 
     def _count(self, when: When) -> int:
-        free = [parameter for parameter in self._free() if parameter.when == when]
-        return prod(
-            (
-                sum(
-                    self._count((*when, (parameter.name, value))) for value in parameter.what.values
-                )
-                if isinstance(parameter.what, Choice)
-                else len(parameter.what)
-            )
-            for parameter in free
-        )
+        counts = []
+        for parameter, domain in self._free():
+            if parameter.when != when:
+                continue
+            if isinstance(domain, Choice):
+                below = ((*when, (parameter.name, value)) for value in domain.values)
+                counts.append(sum(map(self._count, below)))
+            elif isinstance(domain, Int):
+                counts.append(len(domain))
+        return prod(counts)
 
-    def _free(self) -> Iterator[Parameter]:
-        return (parameter for parameter in self._parameters if isinstance(parameter.what, Domain))
+    def _free(self) -> Iterator[tuple[Parameter, Domain]]:
+        for parameter in self._parameters:
+            if isinstance(parameter.what, Domain):
+                yield parameter, parameter.what
+
+    def _active(self, values: Mapping[str, Value]) -> dict[str, Parameter]:
+        """What is set on the path that these free values take, by name."""
+        return {each.name: each for each in self._parameters if each.is_active(values)}
 
     def _named(self, name: str) -> list[Parameter]:
         return [parameter for parameter in self._parameters if parameter.name == name]
 
-    @staticmethod
-    def _match(parameter: Parameter, value: Any, where: str) -> Any:
-        try:
-            return parameter.what.match(value)
-        except SpaceError as error:
-            raise SpaceError(f"{where}: {error}") from None
-
-    def _why_inactive(self, name: str, values: Mapping[str, Any]) -> str:
+    def _why_inactive(self, name: str, values: Mapping[str, Value]) -> str:
         named = self._named(name)
         if not named:
             known = sorted({parameter.name for parameter in self._parameters})
@@ -252,12 +243,8 @@ class Space:
             if parameter.may_be_active(values):
                 choice = next(choice for choice, _ in parameter.when if choice not in values)
                 return f"only some branches of {choice!r} have it; give {choice!r} as well"
-        taken = {
-            choice: values[choice]
-            for parameter in named
-            for choice, _ in parameter.when
-            if choice in values
-        }
+        choices = [choice for parameter in named for choice, _ in parameter.when]
+        taken = {choice: values[choice] for choice in choices if choice in values}
         paths = " or ".join(dict.fromkeys(_describe(parameter.when) for parameter in named))
         return f"not a parameter where {_describe(tuple(taken.items()))}, only where {paths}"
 
@@ -273,20 +260,15 @@ class Space:
         for parameter in self._parameters:
             if isinstance(parameter.what, Tied):
                 for name in parameter.what.names:
-                    self._check_name(name, parameter)
+                    self._check_name(name, parameter, parameter.what.text)
                 self._check_circle(parameter, dict(parameter.when), [])
 
-    def _check_name(self, name: str, parameter: Parameter) -> None:
+    def _check_name(self, name: str, parameter: Parameter, text: str) -> None:
         """A tied parameter may use what has a number on every path that it is on."""
-        where, text, when = parameter.where, parameter.what.text, dict(parameter.when)
+        where, when = parameter.where, dict(parameter.when)
         named = self._named(name)
         if not named:
-            others = {other.name for other in self._parameters} - {parameter.name}
-            visible = sorted(other for other in others if self._is_covered(other, when))
-            hint = did_you_mean(name, visible) or (
-                f" It may use {', '.join(visible)}; plain text is written {{choice: [{text!r}]}}"
-            )
-            raise SpaceError(f"{where}: unknown name {name!r} in {text!r}.{hint}")
+            raise SpaceError(self._unknown_name(name, parameter, text))
         if not self._is_covered(name, when):
             places = ", ".join(other.where for other in named)
             raise SpaceError(
@@ -296,7 +278,16 @@ class Space:
             if not is_name(text) and other.may_be_active(when) and not _may_be_number(other.what):
                 raise SpaceError(f"{where}: {name!r} in {text!r} is not a number but {other.what}")
 
-    def _is_covered(self, name: str, values: Mapping[str, Any]) -> bool:
+    def _unknown_name(self, name: str, parameter: Parameter, text: str) -> str:
+        when = dict(parameter.when)
+        others = {other.name for other in self._parameters} - {parameter.name}
+        visible = sorted(other for other in others if self._is_covered(other, when))
+        hint = did_you_mean(name, visible) or (
+            f" It may use {', '.join(visible)}; plain text is written {{choice: [{text!r}]}}"
+        )
+        return f"{parameter.where}: unknown name {name!r} in {text!r}.{hint}"
+
+    def _is_covered(self, name: str, values: Mapping[str, Value]) -> bool:
         """Whether every path that takes these branches sets the parameter."""
         possible = [parameter for parameter in self._named(name) if parameter.may_be_active(values)]
         if not possible:
@@ -306,15 +297,17 @@ class Space:
         # What is not yet chosen is asked from the outside in, so that the choice itself is on the
         # path.
         undecided = next(choice for choice, _ in possible[0].when if choice not in values)
-        choice = next(
-            parameter for parameter in self._named(undecided) if parameter.is_active(values)
+        branches = next(
+            domain.values
+            for parameter, domain in self._free()
+            if parameter.name == undecided
+            and parameter.is_active(values)
+            and isinstance(domain, Choice)
         )
-        return all(
-            self._is_covered(name, {**values, undecided: branch}) for branch in choice.what.values
-        )
+        return all(self._is_covered(name, {**values, undecided: each}) for each in branches)
 
     def _check_circle(
-        self, parameter: Parameter, branches: Mapping[str, Any], trail: list[str]
+        self, parameter: Parameter, branches: Mapping[str, Value], trail: list[str]
     ) -> None:
         if parameter.name in trail:
             circle = " -> ".join([*trail[trail.index(parameter.name) :], parameter.name])
@@ -327,9 +320,7 @@ class Space:
                     )
 
 
-def load_space(
-    source: str | Mapping[str, Any], where: str = "search.space", folder: Path | None = None
-) -> Space:
+def load_space(source: object, where: str = "search.space", folder: Path | None = None) -> Space:
     """A space from a mapping that stands inline, a preset's name, or the path of a YAML file
     (relative to `folder`).
 
@@ -348,7 +339,7 @@ def load_space(
         raise SpaceError(f"{where}: {_path(source, folder)}: {error}") from None
 
 
-def load_tree(source: str, where: str = "search.space", folder: Path | None = None) -> Any:
+def load_tree(source: str, where: str = "search.space", folder: Path | None = None) -> object:
     """What a preset or a YAML file (relative to `folder`) holds, unchecked: the mapping that could
     stand inline.
 
@@ -374,7 +365,7 @@ def _path(source: str, folder: Path | None) -> Path:
     return _PRESETS.get(source) or (folder or Path()) / Path(source).expanduser()
 
 
-def _read(tree: Mapping[Any, Any], when: When, where: str) -> Iterator[Parameter]:
+def _read(tree: Mapping[object, object], when: When, where: str) -> Iterator[Parameter]:
     for name, value in tree.items():
         if not isinstance(name, str) or not name.isidentifier():
             raise SpaceError(
@@ -398,7 +389,7 @@ def _read(tree: Mapping[Any, Any], when: When, where: str) -> Iterator[Parameter
 
 
 def _read_branches(
-    name: str, branches: Mapping[Any, Any], when: When, where: str
+    name: str, branches: Mapping[object, object], when: When, where: str
 ) -> Iterator[Parameter]:
     if not branches:
         raise SpaceError(f"{where}: empty; give a distribution ({', '.join(KINDS)}) or branches")
@@ -407,19 +398,23 @@ def _read_branches(
         raise SpaceError(
             f"{where}: unknown distribution {kind!r}.{did_you_mean(kind, KINDS)} Allowed: {allowed}"
         )
-    for branch, content in branches.items():
-        if not isinstance(branch, str | int) or not _BRANCH.fullmatch(show(branch)):
-            raise SpaceError(
-                f"{where}: a branch is named by letters, digits, _ and -, got {branch!r}"
-            )
-        if content is not None and not isinstance(content, Mapping):
-            raise SpaceError(
-                f"{where}.{show(branch)}: a branch holds parameters (NAME: …) or nothing, got"
-                f" {content!r}"
-            )
-    yield Parameter(name=name, when=when, what=Choice(tuple(branches)), where=where)
-    for branch, content in branches.items():
-        yield from _read(content or {}, (*when, (name, branch)), f"{where}.{show(branch)}")
+    found = [_branch(branch, content, where) for branch, content in branches.items()]
+    yield Parameter(name=name, when=when, what=Choice(tuple(b for b, _ in found)), where=where)
+    for branch, content in found:
+        yield from _read(content, (*when, (name, branch)), f"{where}.{show(branch)}")
+
+
+def _branch(
+    branch: object, content: object, where: str
+) -> tuple[str | int, Mapping[object, object]]:
+    if not isinstance(branch, str | int) or not _BRANCH.fullmatch(show(branch)):
+        raise SpaceError(f"{where}: a branch is named by letters, digits, _ and -, got {branch!r}")
+    if content is not None and not isinstance(content, Mapping):
+        raise SpaceError(
+            f"{where}.{show(branch)}: a branch holds parameters (NAME: …) or nothing, got"
+            f" {content!r}"
+        )
+    return branch, content or {}
 
 
 def _read_text(parameter: Parameter, names: set[str]) -> Parameter:
@@ -438,8 +433,8 @@ def _read_text(parameter: Parameter, names: set[str]) -> Parameter:
 
 
 def _settle(
-    name: str, active: Mapping[str, Parameter], values: Mapping[str, Any], where: str
-) -> Any:
+    name: str, active: Mapping[str, Parameter], values: Mapping[str, Value], where: str
+) -> Value:
     """The value of a parameter on a path whose free values are given."""
     if name in values:
         return values[name]
@@ -463,3 +458,14 @@ def _may_be_number(what: Domain | Fixed | Tied) -> bool:
 
 def _describe(when: When) -> str:
     return " and ".join(f"{choice} is {show(branch)}" for choice, branch in when)
+
+
+def _match(domain: Domain, value: object, where: str) -> Value:
+    try:
+        return domain.match(value)
+    except SpaceError as error:
+        raise SpaceError(f"{where}: {error}") from None
+
+
+def _agree(own: Value, given: object) -> bool:
+    return same(own, given) or is_number(own) and is_number(given) and isclose(own, given)

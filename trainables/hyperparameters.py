@@ -294,10 +294,10 @@ def parse(params: Mapping[str, object]) -> Hyperparameters:
     if unknown := [name for name in given if name not in allowed]:
         hint = did_you_mean(unknown[0], allowed) or f" Allowed: {', '.join(allowed)}."
         raise InputError(f"{unknown[0]}: not a hyperparameter of method {method}.{hint}")
-    common = _typed(Hyperparameters, {k: v for k, v in given.items() if k in COMMON})
+    common = _typed(Hyperparameters, {name: given[name] for name in given if name in COMMON})
     if missing := [name for name in REQUIRED if name not in common]:
         raise InputError(f"{missing[0]}: not given; put it into search.space or into train")
-    options = kind(**_typed(kind, {k: v for k, v in given.items() if k in own}))
+    options = kind(**_typed(kind, {name: given[name] for name in given if name in own}))
     return Hyperparameters(method=method, options=options, **common)
 
 

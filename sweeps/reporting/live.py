@@ -3,8 +3,7 @@ else.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from rich import box
 from rich.console import Console, Group
@@ -17,6 +16,7 @@ from sweeps.reporting.words import duration, format_params, number
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve
 from sweeps.selection.verdicts import best_point
+from trainables.runtime.protocol import Snapshot, TrialProgress
 
 LIVE = 100  # columns that the whole live table needs
 
@@ -67,7 +67,7 @@ class Display:
             self._live = None
 
     def refresh(
-        self, curves: list[Curve], snapshot: Mapping[str, Any], totals: Callable[[Curve], int]
+        self, curves: list[Curve], snapshot: Snapshot, totals: Callable[[Curve], int]
     ) -> None:
         """Draw the table anew. `totals(curve)`: the samples that a trial sees when it trains to its
         end.
@@ -87,16 +87,15 @@ class Display:
             )
         done = 0.0
         slots = {
-            slot.removeprefix(f"{self._name}-"): trials
-            for slot, trials in snapshot["slots"].items()
+            slot.removeprefix(f"{self._name}-"): trials for slot, trials in snapshot.slots.items()
         }
         where = {trial: slot for slot, trials in slots.items() for trial in trials}
         for curve in curves:
-            progress = snapshot["progress"].get(curve.id, {"samples_seen": 0, "samples_per_s": 0.0})
+            progress = snapshot.progress.get(curve.id, TrialProgress())
             share = (
                 1.0
                 if curve.status != "running"
-                else min(1.0, progress["samples_seen"] / max(1, totals(curve)))
+                else min(1.0, progress.samples_seen / max(1, totals(curve)))
             )
             done += share
             best = best_point(curve, self._selection)
@@ -112,9 +111,7 @@ class Display:
                     "best val loss": number(best.val_loss) if best else "-",
                     "progress": f"{bar} {share:4.0%}" if runs else state if narrow else "",
                     "rows/s": (
-                        f"{progress['samples_per_s']:.0f}"
-                        if runs and progress["samples_per_s"]
-                        else ""
+                        f"{progress.samples_per_s:.0f}" if runs and progress.samples_per_s else ""
                     ),
                     "slot": where.get(curve.id, "waits") if runs else "",
                     "configuration": Text(format_params(curve.params)),

@@ -158,4 +158,5 @@ def _reported(ledger: Ledger, checkpoint: str) -> dict[str, float]:
     """The evaluation as the slot wrote it when it saved the checkpoint."""
     folder = relative_name(ledger, checkpoint).removesuffix("/checkpoint")
     evaluation = read_evaluation(ledger.store, folder)
-    return {"loss": evaluation.val_loss, **evaluation.metrics}
+    found = {"loss": evaluation.val_loss, **evaluation.metrics}
+    return {name: value for name, value in found.items() if value is not None}

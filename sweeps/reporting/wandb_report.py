@@ -25,9 +25,12 @@ from sweeps.reporting.words import (
 )
 
 if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2 import Report
+    from wandb_workspaces.expr import FilterExpr
+    from wandb_workspaces.reports.v2.interface import LinePlot, PanelTypes, Report, Runset
 
 WANDB_TABLE_ROWS = 25
+
+BEST = "best/val_loss"  # as the tracker writes it into a run's summary
 
 PROBE_TIMEOUT_S = 3.0
 
@@ -44,109 +47,136 @@ def wandb_report(board: Leaderboard, entity: str | None, project: str, group: st
     own.
     """
     from wandb_workspaces import expr
-    from wandb_workspaces.reports import v2 as wr
+    from wandb_workspaces.reports.v2 import interface as wr
 
     if unfit := sorted(set(re.findall(r"[^\w .,:/@+#()\[\]{}-]", group))):
         raise ReportError(
             f"W&B report: a W&B filter cannot express the group {group!r}, which holds"
             f" {' '.join(unfit)}"
         )
-    rows = board.rows
-    params = distinct_names(trial.params for trial in board.trials)
-    metrics = distinct_names(row.shown.metrics for row in rows if row.shown)
-    best = "best/val_loss"
     # A run set that names no entity or project is of the report's own project, and is built without
     # asking the server.
-    runs = {
-        "order": [
-            wr.OrderBy(wr.SummaryMetric("winner"), ascending=False),
-            wr.OrderBy(wr.SummaryMetric(best), ascending=True),
-        ],
-        "visible_columns": [
-            *("run:displayName", "run:state"),
-            *(
-                f"summary:{name}"
-                for name in ("winner", "verdict", "verdict_reason", "status", best, "samples_seen")
-            ),
-            *(f"config:{name}.value" for name in params),
-        ],
-    }
     in_group = expr.Metric("Group") == group
-    every_run = wr.Runset(name=board.sweep, filters=[in_group], **runs)
-    is_winner = expr.Summary("winner") == True  # noqa: E712
-    winning_run = wr.Runset(name="winner", filters=[in_group, is_winner], **runs)
-
-    def curve(title: str, names: list[str], x: int, y: int = 0) -> wr.LinePlot:
-        layout = wr.Layout(x=x, y=y, w=12, h=9)
-        return wr.LinePlot(
-            title=title, x="samples_seen", y=names, title_x="samples seen", layout=layout
-        )
-
-    curves = [
-        curve("Validation loss", ["val/loss"], 0),
-        curve("Probe loss (training split)", ["probe/loss"], 12),
-    ]
-    curves += [
-        curve(name, [f"val/{name}"], 12 * (i % 2), 9 + 9 * (i // 2))
-        for i, name in enumerate(metrics)
-    ]
-    columns_of = {
-        name: [t.params[name] for t in board.trials if name in t.params] for name in params
-    }
-    numeric = [
-        name
-        for name in params
-        if all(map(is_finite, columns_of[name])) and len(set(columns_of[name])) > 1
-    ]
-    log = {name for name in numeric if wants_log(columns_of[name])}
-    columns = [
-        wr.ParallelCoordinatesPlotColumn(wr.Config(name), display_name=name, log=name in log)
-        for name in params
-    ]
-    columns.append(wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(best), display_name=best))
-    over = [
-        wr.ParallelCoordinatesPlot(
-            columns=columns, title="Parameters", layout=wr.Layout(w=24, h=9)
-        ),
-        wr.ParameterImportancePlot(with_respect_to=best, layout=wr.Layout(y=9, w=12, h=9)),
-    ]
-    over += [
-        wr.ScatterPlot(
-            title=f"{name} and {best}",
-            x=wr.Config(name),
-            y=wr.SummaryMetric(best),
-            log_x=name in log,
-            layout=wr.Layout(x=12 * ((i + 1) % 2), y=9 + 9 * ((i + 1) // 2), w=12, h=9),
-        )
-        for i, name in enumerate(numeric)
-    ]
-    blocks = [wr.MarkdownBlock(text=_winner_markdown(board)), wr.H2(text="Leaderboard")]
-    blocks += [
-        wr.MarkdownBlock(text=_leaderboard_markdown(rows, params, metrics)),
+    every_run = _runs(board.sweep, [in_group], board)
+    panels = [
         wr.H2(text="Learning curves"),
+        wr.PanelGrid(runsets=[every_run], panels=_curves(_metric_names(board))),
     ]
-    blocks += [wr.PanelGrid(runsets=[every_run], panels=curves)]
     if board.winner is not None:
-        of_winner = curve("Losses of the winner", ["val/loss", "probe/loss", "train/loss"], 0)
-        blocks += [
+        is_winner = expr.Summary("winner") == True  # noqa: E712
+        losses = ["val/loss", "probe/loss", "train/loss"]
+        panels += [
             wr.H2(text="The winner's losses"),
-            wr.PanelGrid(runsets=[winning_run], panels=[of_winner]),
+            wr.PanelGrid(
+                runsets=[_runs("winner", [in_group, is_winner], board)],
+                panels=[_curve("Losses of the winner", losses, 0)],
+            ),
         ]
-    blocks += [
-        wr.H2(text="Parameters"),
-        wr.PanelGrid(runsets=[every_run], panels=over),
-        wr.H2(text="Runs compared"),
-    ]
     comparer = wr.RunComparer(diff_only="split", layout=wr.Layout(w=24, h=15))
-    blocks += [wr.PanelGrid(runsets=[every_run], panels=[comparer])]
     return wr.Report(
         project=project,
         entity=entity or "",
         title=shorten(f"Sweep {board.sweep}", 128),  # W&B's limit
-        description=(f"{board.status}, {len(board.trials)} trials, selected by {board.metric}"),
-        blocks=blocks,
+        description=f"{board.status}, {len(board.trials)} trials, selected by {board.metric}",
+        blocks=[
+            wr.MarkdownBlock(text=_winner_markdown(board)),
+            wr.H2(text="Leaderboard"),
+            wr.MarkdownBlock(text=_leaderboard_markdown(board)),
+            *panels,
+            wr.H2(text="Parameters"),
+            wr.PanelGrid(runsets=[every_run], panels=_parameter_panels(board)),
+            wr.H2(text="Runs compared"),
+            wr.PanelGrid(runsets=[every_run], panels=[comparer]),
+        ],
         width="fluid",
     )
+
+
+def _metric_names(board: Leaderboard) -> list[str]:
+    return distinct_names(row.shown.metrics for row in board.rows if row.shown)
+
+
+def _param_names(board: Leaderboard) -> list[str]:
+    return distinct_names(trial.params for trial in board.trials)
+
+
+def _runs(name: str, filters: list[FilterExpr], board: Leaderboard) -> Runset:
+    """The runs of trials, the winner first."""
+    from wandb_workspaces.reports.v2 import interface as wr
+
+    summaries = ("winner", "verdict", "verdict_reason", "status", BEST, "samples_seen")
+    return wr.Runset(
+        name=name,
+        filters=filters,
+        order=[
+            wr.OrderBy(wr.SummaryMetric("winner"), ascending=False),
+            wr.OrderBy(wr.SummaryMetric(BEST), ascending=True),
+        ],
+        visible_columns=[
+            *("run:displayName", "run:state"),
+            *(f"summary:{each}" for each in summaries),
+            *(f"config:{each}.value" for each in _param_names(board)),
+        ],
+    )
+
+
+def _curve(title: str, names: Sequence[str], x: int, y: int = 0) -> LinePlot:
+    from wandb_workspaces.reports.v2 import interface as wr
+
+    return wr.LinePlot(
+        title=title,
+        x="samples_seen",
+        y=[*names],
+        title_x="samples seen",
+        layout=wr.Layout(x=x, y=y, w=12, h=9),
+    )
+
+
+def _curves(metrics: Sequence[str]) -> list[PanelTypes]:
+    return [
+        _curve("Validation loss", ["val/loss"], 0),
+        _curve("Probe loss (training split)", ["probe/loss"], 12),
+        *(
+            _curve(name, [f"val/{name}"], 12 * (i % 2), 9 + 9 * (i // 2))
+            for i, name in enumerate(metrics)
+        ),
+    ]
+
+
+def _parameter_panels(board: Leaderboard) -> list[PanelTypes]:
+    """Parallel coordinates, importances, and each numeric parameter beside the loss."""
+    from wandb_workspaces.reports.v2 import interface as wr
+
+    params = _param_names(board)
+    values = {name: [t.params[name] for t in board.trials if name in t.params] for name in params}
+    numbers = {name: [v for v in values[name] if is_finite(v)] for name in params}
+    numeric = [
+        name
+        for name in params
+        if len(numbers[name]) == len(values[name]) and len(set(numbers[name])) > 1
+    ]
+    log = {name for name in numeric if wants_log(numbers[name])}
+    columns = [
+        wr.ParallelCoordinatesPlotColumn(wr.Config(name), display_name=name, log=name in log)
+        for name in params
+    ]
+    columns.append(wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(BEST), display_name=BEST))
+    return [
+        wr.ParallelCoordinatesPlot(
+            columns=columns, title="Parameters", layout=wr.Layout(w=24, h=9)
+        ),
+        wr.ParameterImportancePlot(with_respect_to=BEST, layout=wr.Layout(y=9, w=12, h=9)),
+        *(
+            wr.ScatterPlot(
+                title=f"{name} and {BEST}",
+                x=wr.Config(name),
+                y=wr.SummaryMetric(BEST),
+                log_x=name in log,
+                layout=wr.Layout(x=12 * ((i + 1) % 2), y=9 + 9 * ((i + 1) // 2), w=12, h=9),
+            )
+            for i, name in enumerate(numeric)
+        ),
+    ]
 
 
 def save_wandb_report(report: Report) -> str:
@@ -160,7 +190,7 @@ def save_wandb_report(report: Report) -> str:
     try:
         _ask_server(wandb.setup().settings.base_url)
         if not report.entity:
-            report.entity = wandb.Api().default_entity
+            report.entity = wandb.Api().default_entity or ""
         return report.save().url
     except (
         Exception
@@ -211,9 +241,8 @@ def _winner_markdown(board: Leaderboard) -> str:
     return f"{title}, {', '.join(numbers)}.{worth}\n\n{_markdown(winner.reason)}\n\n{params}"
 
 
-def _leaderboard_markdown(
-    rows: Sequence[RankedTrial], params: list[str], metrics: list[str]
-) -> str:
+def _leaderboard_markdown(board: Leaderboard) -> str:
+    rows, params, metrics = board.rows, _param_names(board), _metric_names(board)
     if not rows:
         return "No trial has started yet."
     head = [

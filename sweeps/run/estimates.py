@@ -1,18 +1,16 @@
 """Memory that trials will take on GPUs."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sweeps.config.schema import SweepConfig
 from trainables.hyperparameters import Hyperparameters, parse
-from trainables.models.files import (
-    load_model_config,
-)
+from trainables.models.files import load_model_config
 
-SIZES = (
-    "rank",
-    "bottleneck",
-    "virtual_tokens",
-)  # hyperparameters that say how much a trial adds to the base
+if TYPE_CHECKING:
+    from trainables.engine.memory import MemoryEstimate
+
+# hyperparameters that say how much a trial adds to the base
+SIZES = ("rank", "bottleneck", "virtual_tokens")
 
 
 def memory_lines(config: SweepConfig) -> list[str]:
@@ -37,9 +35,8 @@ def memory_lines(config: SweepConfig) -> list[str]:
         what = _words(hp)
         try:
             found = _estimate(config, hp)
-        except (
-            Exception
-        ) as error:  # an architecture that the formula does not know is no fault of the sweep
+        # an architecture that the formula does not know is no fault of the sweep
+        except Exception as error:
             lines.append(
                 f"  no estimate for {what}:"
                 f" {' '.join(str(error).split())[:200] or type(error).__name__}"
@@ -49,7 +46,7 @@ def memory_lines(config: SweepConfig) -> list[str]:
             f"  {what}: base {gib(found.base)}, a pass {gib(found.activations)}, a trial"
             f" {gib(found.per_trial)}; trials at once: {gpu_table(found, most)}"
         )
-    tokens = _pass_tokens(config)
+    tokens = _micro_batch_tokens(config)
     return (
         [f"Memory on GPUs (an estimate; a slot measures it), passes of {tokens} tokens:", *lines]
         if lines
@@ -57,8 +54,8 @@ def memory_lines(config: SweepConfig) -> list[str]:
     )
 
 
-def smallest_estimates(config: SweepConfig) -> dict[str, Any]:
-    """What the smallest trial of each method and kind of base takes on a GPU, by words for it;
+def smallest_estimates(config: SweepConfig) -> dict[str, "MemoryEstimate"]:
+    """What the smallest trial of each method and quantisation takes on a GPU, by words for it;
     empty where that cannot be said of each.
     """
     from trainables.methods import quantisation_of
@@ -82,7 +79,7 @@ def device_bytes() -> int | None:
     return max(sizes, default=None)
 
 
-def _estimate(config: SweepConfig, hp: Hyperparameters) -> Any:
+def _estimate(config: SweepConfig, hp: Hyperparameters) -> "MemoryEstimate":
     """What trials like `hp` take on a GPU."""
     from trainables.engine.memory import estimate
     from trainables.methods import quantisation_of
@@ -97,12 +94,12 @@ def _estimate(config: SweepConfig, hp: Hyperparameters) -> Any:
         dtype_bytes=2 if half else 4,
         compute_bytes=4 if config.train.precision == "float32" else 2,
         quantisation=quantisation_of(hp.method, hp.options),
-        max_tokens=_pass_tokens(config),
+        max_tokens=_micro_batch_tokens(config),
         gradient_checkpointing=config.train.gradient_checkpointing,
     )
 
 
-def _pass_tokens(config: SweepConfig) -> int:
+def _micro_batch_tokens(config: SweepConfig) -> int:
     from trainables.engine.budget import MICRO_BATCH_TOKENS
 
     return config.train.max_tokens or MICRO_BATCH_TOKENS["cuda"]

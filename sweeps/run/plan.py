@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -27,61 +27,62 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         manifest = prepare_data(config, Path(scratch))
         rehearsed(config, Path(scratch), rehearsal.append)
-
-    def say(line: str) -> None:
+    for line in _lines(config, manifest, rehearsal):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    say(f"Sweep {config.name}: {config.task} with {config.model.name}")
+
+def _lines(config: SweepConfig, manifest: Manifest, rehearsal: Sequence[str]) -> Iterator[str]:
+    drawn = [parse(draw) for draw in config.draws()]
+    yield f"Sweep {config.name}: {config.task} with {config.model.name}"
+    yield from _data(config, manifest, drawn)
+    yield from _search(config, manifest.splits["train"].rows, drawn)
+    yield from _afterwards(config, manifest)
+    yield from rehearsal
+    yield f"Slots: {_slots(config)}"
+    yield f"Trial groups: {_groups(config)}"
+    yield from memory_lines(config)
+    if config.search.time_budget:
+        yield f"Time budget: {config.search.time_budget}"
+    yield "No problem found."
+
+
+def _data(config: SweepConfig, manifest: Manifest, drawn: Sequence[Hyperparameters]) -> list[str]:
+    """What there is to train and to judge by, and what is odd about it."""
+    lines = []
     for name, split in manifest.splits.items():
         if split.is_tokenised:
-            say(
+            lines.append(
                 f"  {name}: {split.rows} rows, {split.tokens} tokens (mean"
                 f" {split.mean_length:.1f}, longest {split.longest}, {split.truncated} cut"
                 f" to {manifest.max_length})"
             )
         else:
-            say(f"  {name}: {split.read} rows, sealed until there is a winner")
+            lines.append(f"  {name}: {split.read} rows, sealed until there is a winner")
     if manifest.labels:
         share = f"{manifest.majority_share:.1%}"
-        say(
+        lines.append(
             f"  labels: {', '.join(manifest.labels)}; majority"
             f" {manifest.majority_label} with {share} of validation"
         )
-    search, rows = config.search, manifest.splits["train"].rows
     if counts := manifest.splits["validation"].slice_counts:
         parts = ", ".join(f"{value or 'empty'} {count}" for value, count in sorted(counts.items()))
-        say(f"  slices of validation by {config.data.slice}: {parts}")
-    drawn = [parse(draw) for draw in config.draws()]
-    for note in [
-        *manifest.notes,
-        *_large_batches(config, rows),
-        *_odd_epochs(drawn, rows),
-        *_few_groups(manifest),
-    ]:
-        say(f"  note: {note}")
-    space = config.space()
-    say(f"Search: {search_words(config)}")
-    for path, what in space.parameters:
-        say(f"  {path}: {what}")
-    for name, value in config.train.fixed().items():
-        say(f"  {name}: fixed {value}")
+        lines.append(f"  slices of validation by {config.data.slice}: {parts}")
+    rows = manifest.splits["train"].rows
+    odd = [*_large_batches(config, rows), *_odd_epochs(drawn, rows), *_few_groups(manifest)]
+    return lines + [f"  note: {note}" for note in [*manifest.notes, *odd]]
+
+
+def _search(config: SweepConfig, rows: int, drawn: Sequence[Hyperparameters]) -> list[str]:
+    """What varies, and how much is trained. rows: of train."""
     steps = [total_steps(rows, hp) for hp in drawn]
     mean = sum(trained_samples(rows, hp) for hp in drawn) / len(drawn)
-    say(
-        f"  steps per trial: {min(steps)} to {max(steps)}; {mean * search.trials:,.0f} samples in"
-        " all if no trial stops early"
-    )
-    for line in _afterwards(config, manifest):
-        say(line)
-    for line in rehearsal:
-        say(line)
-    say(f"Slots: {_slots(config)}")
-    say(f"Packs: {_packs(config)}")
-    for line in memory_lines(config):
-        say(line)
-    if search.time_budget:
-        say(f"Time budget: {search.time_budget}")
-    say("No problem found.")
+    return [
+        f"Search: {search_words(config)}",
+        *(f"  {path}: {what}" for path, what in config.space().parameters),
+        *(f"  {name}: fixed {value}" for name, value in config.train.fixed().items()),
+        f"  steps per trial: {min(steps)} to {max(steps)}; {mean * config.search.trials:,.0f}"
+        " samples in all if no trial stops early",
+    ]
 
 
 def search_words(config: SweepConfig) -> str:
@@ -110,13 +111,7 @@ def _afterwards(config: SweepConfig, manifest: Manifest) -> list[str]:
             f"Finalists: {top * finals.seeds} trials more, the best {top} configuration(s) again"
             f" with {finals.seeds} new seed(s) each"
         )
-    limits = {name: value for name, value in vars(selection.limits).items() if value is not None}
-    rows = limits.pop("slice_rows")
-    if limits:
-        of_slices = f" (slices of {rows} rows and more)" if selection.limits.of_slices else ""
-        lines.append(
-            f"Limits: {', '.join(f'{name} {value:g}' for name, value in limits.items())}{of_slices}"
-        )
+    lines += _limits(config)
     if selection.baselines and (ways := names(config.model, config.task)):
         lines.append(
             f"Beside the trials: {', '.join(ways)}; at most {selection.baseline_minutes:g} minutes"
@@ -138,6 +133,16 @@ def _afterwards(config: SweepConfig, manifest: Manifest) -> list[str]:
             f" {selection.general_text or 'general text (Python manual)'}"
         )
     return lines
+
+
+def _limits(config: SweepConfig) -> list[str]:
+    found = config.selection.limits
+    limits = {name: value for name, value in vars(found).items() if value is not None}
+    rows = limits.pop("slice_rows")
+    if not limits:
+        return []
+    words = ", ".join(f"{name} {value:g}" for name, value in limits.items())
+    return [f"Limits: {words}{f' (slices of {rows} rows and more)' if found.of_slices else ''}"]
 
 
 def _large_batches(config: SweepConfig, rows: int) -> list[str]:
@@ -177,7 +182,7 @@ def _few_groups(manifest: Manifest) -> list[str]:
     ]
 
 
-def _packs(config: SweepConfig) -> str:
+def _groups(config: SweepConfig) -> str:
     """Which trials may share a base."""
     from trainables.methods import ADDITIVE
     from trainables.runtime.capacity import MAX_GROUP_SIZE
@@ -185,14 +190,16 @@ def _packs(config: SweepConfig) -> str:
     together: dict[str, list[str]] = {}  # methods that share one base
     for draw in first_of_each_method(config):
         if draw["method"] in ADDITIVE:
-            together.setdefault(sharing_key(parse(draw)), []).append(draw["method"])
-    pack = config.cluster.trials_per_slot
-    if not together or pack == 1:
+            key = sharing_key(parse(draw))
+            assert key is not None, "what adds to a base can share it"
+            together.setdefault(key, []).append(draw["method"])
+    largest = config.cluster.trials_per_slot
+    if not together or largest == 1:
         return "none, every trial has a slot to itself"
     most = (
         f"as many as a slot finds to pay, at most {MAX_GROUP_SIZE}"
-        if pack == "auto"
-        else f"at most {pack}"
+        if largest == "auto"
+        else f"at most {largest}"
     )
     return (
         f"trials of {', or of '.join(' and '.join(methods) for methods in together.values())} share"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sweeps.config.schema import SweepConfig
 from sweeps.run.estimates import device_bytes, smallest_estimates
@@ -15,6 +15,11 @@ from trainables.models.files import (
     load_tokenizer,
     quiet,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from trainables.rehearsal.rehearse import Rehearsed
 
 
 def prepare_data(config: SweepConfig, folder: Path) -> Manifest:
@@ -33,24 +38,10 @@ def prepare_data(config: SweepConfig, folder: Path) -> Manifest:
     tokenizer = load_tokenizer(config.model)
     manifest = prepare(config.data, config.task, tokenizer, config.seed, folder, context)
     more = max(draw.get("virtual_tokens", 0) for draw in config.draws())
-    longest = max(split.longest for split in manifest.splits.values())
-    if more and context is not None and longest + more > context:
-        if context - more < 2:
-            raise InputError(
-                f"virtual_tokens: must be below the model's context of {context} tokens (at most"
-                f" {context - 2}: a row needs 2), got {more}"
-            )
-        raise InputError(
-            f"virtual_tokens: {more} and the longest row of {longest} tokens do not fit the model's"
-            f" context of {context}; set data.max_length to {context - more} or less"
-        )
-    counts, limits = manifest.splits["validation"].slice_counts or {}, config.selection.limits
-    if limits.of_slices and max(counts.values()) < limits.slice_rows:
-        raise InputError(
-            f"selection.limits.slice_rows: must be at most {max(counts.values())}, the rows of the"
-            f" largest slice of {config.data.slice!r} in validation, got {limits.slice_rows}: no"
-            " checkpoint could keep to a limit on slices"
-        )
+    if more and context is not None:
+        longest = max(split.longest for split in manifest.splits.values())
+        _refuse_long_rows(longest, more, context)
+    _refuse_small_slices(config, manifest)
     _refuse_unknown_ids(config, folder, tokenizer)
     if config.cluster.address is None and (largest := device_bytes()) is not None:
         if (why := too_large(smallest_estimates(config), largest)) is not None:
@@ -63,13 +54,42 @@ def prepare_data(config: SweepConfig, folder: Path) -> Manifest:
     return manifest
 
 
-def _refuse_unknown_ids(config: SweepConfig, folder: Path, tokenizer: Any) -> None:
+def _refuse_long_rows(longest: int, more: int, context: int) -> None:
+    """longest: tokens of a row; more: virtual tokens before it; context: what the model takes."""
+    if longest + more <= context:
+        return
+    if context - more < 2:
+        raise InputError(
+            f"virtual_tokens: must be below the model's context of {context} tokens (at most"
+            f" {context - 2}: a row needs 2), got {more}"
+        )
+    raise InputError(
+        f"virtual_tokens: {more} and the longest row of {longest} tokens do not fit the model's"
+        f" context of {context}; set data.max_length to {context - more} or less"
+    )
+
+
+def _refuse_small_slices(config: SweepConfig, manifest: Manifest) -> None:
+    counts, limits = manifest.splits["validation"].slice_counts or {}, config.selection.limits
+    if limits.of_slices and max(counts.values()) < limits.slice_rows:
+        raise InputError(
+            f"selection.limits.slice_rows: must be at most {max(counts.values())}, the rows of the"
+            f" largest slice of {config.data.slice!r} in validation, got {limits.slice_rows}: no"
+            " checkpoint could keep to a limit on slices"
+        )
+
+
+def _refuse_unknown_ids(
+    config: SweepConfig, folder: Path, tokenizer: "PreTrainedTokenizerBase"
+) -> None:
     """A token beyond the embedding ends a GPU's context, and every trial with it."""
     from trainables.data.prepare import open_split
 
     rows = getattr(load_model_config(config.model).get_text_config(), "vocab_size", None)
     largest = max(open_split(folder, name).largest_id for name in ("train", "validation"))
-    found = max(largest, tokenizer.pad_token_id)
+    padding = tokenizer.pad_token_id
+    assert isinstance(padding, int), "a tokenizer that is loaded has one"
+    found = max(largest, padding)
     if rows is not None and found >= rows:
         raise InputError(
             f"model.name: the tokenizer of {config.model.name} gives the data ids up to {found},"
@@ -123,9 +143,15 @@ def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> No
         " to the same loss and goes on"
     )
     for each in found.found:
-        told = (
-            [f"reaches {each.covers:.0%} of the backbone's weight matrices"] if each.covers else []
-        )
-        told += ["can share a base"] if each.shares else []
-        told += [f"a pass takes {each.memory:.1f} times the estimate"] if each.memory else []
-        say(f"  {each.what}: {', '.join(told) or 'alone'}")
+        say(f"  {each.what}: {_rehearsal_words(each)}")
+
+
+def _rehearsal_words(rehearsed: "Rehearsed") -> str:
+    told = []
+    if rehearsed.covers:
+        told.append(f"reaches {rehearsed.covers:.0%} of the backbone's weight matrices")
+    if rehearsed.shares:
+        told.append("can share a base")
+    if rehearsed.memory:
+        told.append(f"a pass takes {rehearsed.memory:.1f} times the estimate")
+    return ", ".join(told) or "alone"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TypeVar
 
 from cluster.submit import JobOutcome, is_loopback, parse_address, stage
 from cluster.submit import submit as submit_job
@@ -23,6 +23,8 @@ PASSED_ON = (
     "WANDB_BASE_URL",
     STOP_WAIT,
 )  # settings; keys and tokens belong into the cluster's environment
+
+Source = TypeVar("Source", bound=str | float | None)  # a file or a URL; a share of another; none
 
 
 def submit_sweep(
@@ -82,9 +84,9 @@ def submit_sweep(
     return outcome
 
 
-def _shipped(key: str, source: Any, files: dict[str, Path]) -> Any:
+def _shipped(key: str, source: Source, files: dict[str, Path]) -> Source | str:
     """A source as the job finds it: files of this machine go along as data/NAME.EXTENSION. `key`:
-    its place in the sweep file.
+    where it stands in the sweep file.
     """
     if not isinstance(source, str) or source.startswith("hf:") or "://" in source:
         return source

@@ -3,13 +3,15 @@
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import FrameType
 
 
 class SignalHandler:
+    """While it is entered, Ctrl-C and SIGTERM call `stop` once; a second one ends the process."""
+
     def __init__(self, stop: Callable[[], None]) -> None:
         self._stop = stop
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, signal.Handlers | Callable | int | None] = {}
 
     def __enter__(self) -> "SignalHandler":
         if threading.current_thread() is threading.main_thread():
@@ -17,10 +19,10 @@ class SignalHandler:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def _handle(self, number: int, frame: Any) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         signal.signal(number, self._before[number] if number == signal.SIGINT else signal.SIG_DFL)
         self._stop()
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -1,20 +1,22 @@
 """A study whose search space has changed."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalChoiceType
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import Domain, Int, Space, SpaceError
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.search.outcome import outcome
-from sweeps.search.study import distribution, plain
+from sweeps.search.study import TRIAL, distribution, plain, storage_of, trials_of
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve
 from trainables.errors import InputError
+
+Point = dict[str, CategoricalChoiceType]
+"""Where in a space a configuration lies, as Optuna stores it: values by domain."""
 
 
 def follow_space(
@@ -26,47 +28,74 @@ def follow_space(
     Optuna refuses other choices for a parameter, and models no parameter whose ranges differ
     between trials.
     """
-    space, places, outside = config.space(), {}, []
+    space = config.space()
     now = {key: distribution(domain) for key, domain in space.domains.items()}
     curves = {curve.id: curve for curve in ledger.curves() if curve.finalist_of is None}
-    for trial, curve in curves.items():
-        try:
-            places[trial] = _place(config, space, curve)
-        except (SpaceError, InputError) as error:
-            outside.append(f"{trial} ({error})")
-    trials = study.get_trials(deepcopy=False)
-    own = {
-        t.user_attrs["trial"]: t
-        for t in trials
-        if "trial" in t.user_attrs and "duplicate_of" not in t.user_attrs
-    }
-    known = {trial: set(of.params) for trial, of in own.items() if trial in curves}
-    fits = all(now.get(key) == of for trial in trials for key, of in trial.distributions.items())
-    if fits and known == {trial: set(place) for trial, place in places.items()}:
+    points, outside = _points(config, space, curves)
+    if _fits(study, now, curves, points):
         return study
-    for trial in trials:
-        if trial.state == TrialState.RUNNING:  # its place is in the new study
-            study.tell(trial.number, state=TrialState.FAIL)
-    names = optuna.get_all_study_names(study._storage)
-    fresh = optuna.create_study(
-        study_name=f"{names[0]}-{len(names) + 1}",
-        storage=study._storage,
-        direction="minimize",
-        sampler=study.sampler,
-    )
-    for trial, place in places.items():
+    fresh = _next_study(study)
+    for trial, point in points.items():
         fresh.add_trial(
-            _frozen(curves[trial], place, {key: now[key] for key in place}, config.selection)
+            _frozen(curves[trial], point, {key: now[key] for key in point}, config.selection)
         )
     more = ", ..." if len(outside) > 5 else ""
     say(
-        f"The search space has changed: {len(places)} of {len(curves)} trials fit it and stay known"
+        f"The search space has changed: {len(points)} of {len(curves)} trials fit it and stay known"
         f" to the search{'; outside it: ' if outside else ''}{', '.join(outside[:5])}{more}"
     )
     return fresh
 
 
-def _place(config: SweepConfig, space: Space, curve: Curve) -> dict[str, Any]:
+def _next_study(study: optuna.Study) -> optuna.Study:
+    """An empty study in the same journal; `study` has no open trials any more."""
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state == TrialState.RUNNING:  # its point is in the new study
+            study.tell(trial.number, state=TrialState.FAIL)
+    storage = storage_of(study)
+    names = optuna.get_all_study_names(storage)
+    return optuna.create_study(
+        study_name=f"{names[0]}-{len(names) + 1}",
+        storage=storage,
+        direction="minimize",
+        sampler=study.sampler,
+    )
+
+
+def _points(
+    config: SweepConfig, space: Space, curves: Mapping[str, Curve]
+) -> tuple[dict[str, Point], list[str]]:
+    """Where in `space` the configurations of trials lie, by trial; and in words those that lie
+    outside.
+    """
+    points, outside = {}, []
+    for trial, curve in curves.items():
+        try:
+            points[trial] = _point(config, space, curve)
+        except (SpaceError, InputError) as error:
+            outside.append(f"{trial} ({error})")
+    return points, outside
+
+
+def _fits(
+    study: optuna.Study,
+    now: Mapping[str, BaseDistribution],
+    curves: Mapping[str, Curve],
+    points: Mapping[str, Point],
+) -> bool:
+    """Whether `study` knows the trials at their points, and nothing of another space."""
+    known = {trial: set(of.params) for trial, of in trials_of(study) if trial in curves}
+    drawn = [
+        (key, of)
+        for trial in study.get_trials(deepcopy=False)
+        for key, of in trial.distributions.items()
+    ]
+    return all(now.get(key) == of for key, of in drawn) and known == {
+        trial: set(point) for trial, point in points.items()
+    }
+
+
+def _point(config: SweepConfig, space: Space, curve: Curve) -> Point:
     """Where in `space` the configuration of a trial lies, as Optuna stores it; SpaceError or
     InputError where it does not.
     """
@@ -76,9 +105,9 @@ def _place(config: SweepConfig, space: Space, curve: Curve) -> dict[str, Any]:
         **vars(hp.options),
         **config.complete(curve.params),
     }  # the last as they were written
-    encoded: dict[str, Any] = {}
+    encoded: Point = {}
 
-    def suggest(key: str, domain: Domain) -> Any:
+    def suggest(key: str, domain: Domain) -> object:
         name = key.rsplit(".", 1)[-1]
         value = values.get(name)
         if isinstance(domain, Int) and isinstance(value, float) and value.is_integer():
@@ -99,12 +128,12 @@ def _place(config: SweepConfig, space: Space, curve: Curve) -> dict[str, Any]:
 
 def _frozen(
     curve: Curve,
-    params: dict[str, Any],
+    point: Point,
     distributions: dict[str, BaseDistribution],
     selection: SelectionConfig,
 ) -> FrozenTrial:
     """A trial of the ledger as Optuna keeps it."""
-    attributes = {"trial": curve.id} | ({"reason": curve.reason} if curve.reason else {})
+    attributes = {TRIAL: curve.id} | ({"reason": curve.reason} if curve.reason else {})
     if curve.status == "running":
         state, value, reports = TrialState.RUNNING, None, {}
     else:
@@ -112,7 +141,7 @@ def _frozen(
     return optuna.create_trial(
         state=state,
         value=value,
-        params=params,
+        params=point,
         distributions=distributions,
         user_attrs=attributes,
         intermediate_values=reports,

@@ -21,19 +21,18 @@ def outcome(
     configuration is worse and not what it would have reached; and, without a value, the worst there
     is: a trial of which nothing may win.
     """
-    if curve.status == "failed" or not (
-        curve.points or (curve.reason or "").startswith("diverged")
-    ):
+    reason = curve.reason or ""
+    if curve.status == "failed" or not (curve.points or reason.startswith("diverged")):
         return TrialState.FAIL, None, {}
     point = best_point(curve, selection)
-    if point is None:
+    if point is None or point.val_loss is None:
         return TrialState.PRUNED, None, {}
-    reports = {p.samples_seen: p.val_loss for p in curve.points if p.val_loss is not None}
-    if curve.status == "complete" or not (curve.reason or "").startswith(BEHIND):
-        return TrialState.COMPLETE, point.val_loss, reports
+    best, reports = point.val_loss, _reports(curve)
+    if curve.status == "complete" or not reason.startswith(BEHIND):
+        return TrialState.COMPLETE, best, reports
     # Optuna takes the last reported value of a pruned trial for its value: the best goes last
-    return (
-        TrialState.PRUNED,
-        point.val_loss,
-        {**reports, curve.points[-1].samples_seen + 1: point.val_loss},
-    )
+    return TrialState.PRUNED, best, {**reports, curve.points[-1].samples_seen + 1: best}
+
+
+def _reports(curve: Curve) -> dict[int, float]:
+    return {p.samples_seen: p.val_loss for p in curve.points if p.val_loss is not None}

@@ -4,7 +4,7 @@ compare.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
@@ -13,6 +13,11 @@ from sweeps.config.schema import SweepConfig
 from sweeps.selection.curves import Curve
 from trainables.engine.schedule import annealed, trained_samples
 from trainables.hyperparameters import Hyperparameters, parse
+from trainables.runtime.tune_dicts import TrialConfig, TrialResult
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial
 
 # of the peak rate: runs whose rates have come down alike but for so much are compared both ways
 ALIKE = 0.1
@@ -39,21 +44,24 @@ class SampleAsha(FIFOScheduler):
         }
         self._reduction_factor, self._rows = reduction_factor, rows
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(
+        self, tune_controller: "TuneController", trial: "Trial", result: dict[str, object]
+    ) -> str:
         goes_on = self._report(trial, result)
         # the default and the finalists are judged by what they reach, also behind others
-        return (
-            TrialScheduler.CONTINUE if goes_on or trial.config["compared"] else TrialScheduler.STOP
-        )
+        compared = TrialConfig.from_tune(trial.config).compared
+        return TrialScheduler.CONTINUE if goes_on or compared else TrialScheduler.STOP
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+    def on_trial_complete(
+        self, tune_controller: "TuneController", trial: "Trial", result: dict[str, object]
+    ) -> None:
         self._report(trial, result)
 
-    def _report(self, trial: Any, result: dict[str, Any]) -> bool:
-        if "samples_seen" not in result:
+    def _report(self, trial: "Trial", result: dict[str, object]) -> bool:
+        found, config = TrialResult.from_tune(result), TrialConfig.from_tune(trial.config)
+        if found.samples_seen is None or found.val_loss is None:
             return True
-        hp = parse(trial.config["params"])
-        return self.report(trial.config["id"], hp, result["samples_seen"], result["val_loss"])
+        return self.report(config.id, parse(config.params), found.samples_seen, found.val_loss)
 
     def report(self, trial: str, hp: Hyperparameters, samples_seen: int, loss: float) -> bool:
         """Take note of an evaluation; whether the trial may go on after it."""

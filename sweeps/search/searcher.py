@@ -1,8 +1,7 @@
 """A Tune Searcher over Optuna's ask and tell."""
 
 import random
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import optuna
 from optuna.trial import TrialState
@@ -13,10 +12,19 @@ from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import UNFINISHED
 from sweeps.search.outcome import BEHIND, outcome
-from sweeps.search.study import plain, suggest_with
+from sweeps.search.study import (
+    DUPLICATE_OF,
+    TRIAL,
+    plain,
+    suggest_with,
+    trial_numbered,
+    trials_of,
+)
 from sweeps.selection.ranking import finalists
 from sweeps.selection.verdicts import best_point
 from trainables.errors import InputError
+from trainables.runtime.protocol import Parameters
+from trainables.runtime.tune_dicts import TrialConfig, TrialResult
 
 MAX_REDRAWS = 20  # suggestions in a row that are known or invalid before one is drawn blindly
 
@@ -39,23 +47,24 @@ class StudySearcher(Searcher):
         space: Space,
         study: optuna.Study,
         ledger: Ledger,
-        order: Mapping[str, Any],
+        coordinator: str,
+        namespace: str,
         stopped: Callable[[], str | None],
         room: Callable[[], bool],
-        on_start: Callable[[str, dict[str, Any], bool], None],
+        on_start: Callable[[str, Parameters, bool], None],
         on_end: Callable[[str], None],
         say: Callable[[str], None],
     ) -> None:
-        """`order` is what every trial's config carries beside `id` and `params`; `stopped` tells
-        why no trial may start any more, `room` whether another could train at once: until then none
-        is drawn, so that it is drawn knowing more.
+        """`coordinator` and `namespace` name the actor that trials ask; `stopped` tells why no
+        trial may start any more, `room` whether another could train at once: until then none is
+        drawn, so that it is drawn knowing more.
         """
         super().__init__(metric="val_loss", mode="min")
         self._config = config
         self._space = space
         self._study = study
         self._ledger = ledger
-        self._order = dict(order)
+        self._coordinator, self._namespace = coordinator, namespace
         self._stopped = stopped
         self._room = room
         self._on_start, self._on_end, self._say = on_start, on_end, say
@@ -71,25 +80,25 @@ class StudySearcher(Searcher):
         """Bring study and ledger together after a start or a kill; returns the trials that have to
         go on.
         """
-        for frozen in self._study.get_trials(deepcopy=False):
-            trial = frozen.user_attrs.get("trial")
-            if trial is not None and "duplicate_of" not in frozen.user_attrs:
-                self._numbers[trial] = frozen.number
+        self._numbers = {trial: frozen.number for trial, frozen in trials_of(self._study)}
         for curve in self._ledger.curves():
             self._known[repr(self._config.hyperparameters(curve.params))] = curve.id
             if curve.status != "running":
                 self._tell(curve.id)
-        for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if frozen.user_attrs.get("trial") not in {curve.id for curve in self._ledger.curves()}:
-                self._study.tell(
-                    frozen.number, state=TrialState.FAIL
-                )  # killed between being asked and being written down
+        self._close_unwritten()
         # the first trial is what one would train without a search
         middle = [] if self._ledger.curves() else [self._space.middle()]
         for initial in self._config.search.initial or middle:
             encoded = {name: plain(value) for name, value in self._space.encode(initial).items()}
             self._study.enqueue_trial(encoded, skip_if_exists=True)
         return [trial for trial in self._ledger.unfinished() if not self._drop(trial)]
+
+    def _close_unwritten(self) -> None:
+        """Trials of the study that a kill kept from being written down."""
+        written = {curve.id for curve in self._ledger.curves()}
+        for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if frozen.user_attrs.get(TRIAL) not in written:
+                self._study.tell(frozen.number, state=TrialState.FAIL)
 
     def _drop(self, trial: str) -> bool:
         """End an unfinished trial that has shown nothing yet and lies outside the space, which has
@@ -103,71 +112,76 @@ class StudySearcher(Searcher):
 
     # --- Tune's interface ---
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    # Tune's own annotation leaves out the word for an end that its documentation gives
+    def suggest(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, trial_id: str
+    ) -> dict[str, object] | str | None:
         if self._stopped() is not None:
             return Searcher.FINISHED
         if not self._room():
             return None
         resumed = bool(self._waiting)
-        if resumed:
-            trial = self._waiting.pop(0)
-        elif (drawn := self._draw_unless_done()) is not None:
-            trial = drawn
-        elif self._config.selection.finalists.top and any(
-            self._ledger.curve(running).finalist_of is None for running in self._ids.values()
-        ):
-            return None  # who the finalists are shows when the last trial of the search has ended
-        elif (final := self._next_finalist()) is not None:
-            trial = final
-        else:
+        trial = self._waiting.pop(0) if resumed else self._draw_unless_done()
+        if trial is None and self._finalists_show_later():
+            return None
+        trial = trial or self._next_finalist()
+        if trial is None:
             return Searcher.FINISHED
         self._ids[trial_id] = trial
         curve = self._ledger.curve(trial)
         self._on_start(trial, dict(curve.params), resumed)
-        params = self._config.complete(curve.params)
-        return {
-            **self._order,
-            "id": trial,
-            "params": params,
-            "compared": self._ledger.is_compared(trial),
-        }
+        return TrialConfig(
+            id=trial,
+            params=self._config.complete(curve.params),
+            coordinator=self._coordinator,
+            namespace=self._namespace,
+            compared=self._ledger.is_compared(trial),
+        ).to_tune()
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def _finalists_show_later(self) -> bool:
+        """When the last trial of the search has ended."""
+        running = [self._ledger.curve(trial) for trial in self._ids.values()]
+        return self._config.selection.finalists.top > 0 and any(
+            curve.finalist_of is None for curve in running
+        )
+
+    def on_trial_result(self, trial_id: str, result: dict[str, object]) -> None:
         """Nothing: intermediate values are told with the end of the trial, from the ledger."""
 
     def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        self, trial_id: str, result: dict[str, object] | None = None, error: bool = False
     ) -> None:
         trial = self._ids.pop(trial_id, None)
         if trial is None or self._ledger.curve(trial).status != "running":
             return
-        result = result or {}
-        ended, reason = result.get("ended"), result.get("reason")
-        if (ended == "stopped" and reason in UNFINISHED) or (
-            not error and not result and self._stopped() in UNFINISHED
-        ):
-            return  # `resume` goes on with it
+        found = TrialResult.from_tune(result or {})
+        silent = not error and not result
+        # `resume` goes on with it
+        if found.ended == "stopped" and found.reason in UNFINISHED:
+            return
+        if silent and self._stopped() in UNFINISHED:
+            return
         if error:
             self._ledger.finish(trial, "failed", "its Tune actor died again and again")
-        elif ended == "finished":
-            self._ledger.finish(trial, "complete", None)
-        elif ended == "failed":
-            log = result.get("log")
-            self._ledger.finish(trial, "failed", f"{reason} (log: {log})" if log else reason)
-        elif ended == "diverged":
-            self._ledger.finish(trial, "pruned", f"diverged: {reason}")
-        elif ended == "stopped":
-            self._ledger.finish(trial, "pruned", reason)
         else:
-            self._ledger.finish(
-                trial,
-                "pruned",
-                self._reasons.get(
-                    trial, f"{BEHIND} at {result.get('samples_seen')} samples (ASHA)"
-                ),
-            )
+            self._ledger.finish(trial, *self._end_of(trial, found))
         self._tell(trial)
         self._on_end(trial)
+
+    def _end_of(self, trial: str, result: TrialResult) -> tuple[str, str | None]:
+        """Status and reason of a trial that has no more to come."""
+        reason = result.reason
+        match result.ended:
+            case "finished":
+                return "complete", None
+            case "failed":
+                return "failed", f"{reason} (log: {result.log})" if result.log else reason
+            case "diverged":
+                return "pruned", f"diverged: {reason}"
+            case "stopped":
+                return "pruned", reason
+        behind = f"{BEHIND} at {result.samples_seen} samples (ASHA)"
+        return "pruned", self._reasons.get(trial, behind)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: study and ledger are on disk after every call."""
@@ -175,11 +189,9 @@ class StudySearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, for the same reason."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (
-            object,
-            (),
-        )  # Tune pickles its Tuner to restore it; a sweep goes on from its ledger instead
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        # Tune pickles its Tuner to restore it; a sweep goes on from its ledger instead
+        return object, ()
 
     # --- inside ---
 
@@ -225,6 +237,11 @@ class StudySearcher(Searcher):
             trial = self._begin(self._study.ask())
             assert trial is not None, "it was checked before"
             return trial
+        self._end_search()
+        return None
+
+    def _end_search(self) -> None:
+        """The space has no more: InputError where it never had any that is valid."""
         if self._invalid and not self._ledger.curves():
             raise InputError(
                 "search.space: no valid configuration was found, the last is not because:"
@@ -239,7 +256,6 @@ class StudySearcher(Searcher):
             else "No new configuration is found"
         )
         self._say(f"{words}: the sweep ends with {len(self._ledger.curves())} trials.")
-        return None
 
     def _begin(self, asked: optuna.Trial) -> str | None:
         """The trial of what Optuna suggests; None, and Optuna is told, where that is invalid or was
@@ -257,7 +273,7 @@ class StudySearcher(Searcher):
             self._tell_duplicate(asked, self._known[hyperparameters])
             return None
         trial = f"t{len(self._ledger.curves()) + 1:04d}"
-        asked.set_user_attr("trial", trial)
+        asked.set_user_attr(TRIAL, trial)
         self._known[hyperparameters] = trial
         self._numbers[trial] = asked.number
         frozen = self._study.get_trials(deepcopy=False)[asked.number]
@@ -265,7 +281,7 @@ class StudySearcher(Searcher):
         self._ledger.begin(trial, params, default=first)
         return trial
 
-    def _untried(self) -> dict[str, Any] | None:
+    def _untried(self) -> dict[str, object] | None:
         """Some configuration that is valid and was not tried, as `Space.encode` gives it; None
         where none is found.
         """
@@ -273,7 +289,7 @@ class StudySearcher(Searcher):
             f"{self._config.seed} {len(self._study.get_trials(deepcopy=False))}"
         )
         for _ in range(BLIND_DRAWS):
-            drawn: dict[str, Any] = {}
+            drawn: dict[str, object] = {}
             if self._is_new(
                 lambda key, domain, drawn=drawn: drawn.setdefault(key, domain.draw(generator))
             ):
@@ -288,7 +304,7 @@ class StudySearcher(Searcher):
         ]
         return generator.choice(left) if left else None
 
-    def _is_new(self, choose: Callable[[str, Domain], Any]) -> bool:
+    def _is_new(self, choose: Callable[[str, Domain], object]) -> bool:
         """Whether what `choose` makes of the space is valid and was not tried."""
         try:
             return repr(self._config.hyperparameters(self._space.sample(choose))) not in self._known
@@ -300,7 +316,7 @@ class StudySearcher(Searcher):
         """A configuration that was tried is not run again: the study learns the value of its twin,
         if there is one yet.
         """
-        asked.set_user_attr("duplicate_of", twin)
+        asked.set_user_attr(DUPLICATE_OF, twin)
         point = best_point(self._ledger.curve(twin), self._config.selection)
         if point is not None and self._ledger.curve(twin).status != "running":
             self._study.tell(asked, point.val_loss)
@@ -316,7 +332,7 @@ class StudySearcher(Searcher):
         if frozen.state.is_finished():
             return
         curve = self._ledger.curve(trial)
-        handle = optuna.Trial(self._study, frozen._trial_id)
+        handle = trial_numbered(self._study, number)
         if curve.reason:
             handle.set_user_attr("reason", curve.reason)
         state, value, reports = outcome(curve, self._config.selection)

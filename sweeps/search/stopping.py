@@ -2,8 +2,7 @@
 do not compare.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from ray.tune import Stopper
 
@@ -12,11 +11,13 @@ from sweeps.ledger.folder import Ledger
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve, Reference
 from sweeps.selection.verdicts import diverged_reason, overfit_reason
-from trainables.evaluation.record import Evaluation
+from trainables.runtime.tune_dicts import TrialResult
 
 
 class HopelessStopper(Stopper):
-    """Stops a trial that has clearly overfit or diverged: more training would only cost."""
+    """Stops a trial that has clearly overfit or diverged: more training would only cost. It judges
+    by what the ledger holds (see sweeps.search.events).
+    """
 
     def __init__(
         self,
@@ -25,24 +26,18 @@ class HopelessStopper(Stopper):
         selection: SelectionConfig,
         ledger: Ledger,
         reference: Callable[[], Reference],
-        on_evaluation: Callable[[str, Evaluation], None],
         on_stop: Callable[[str, str], None],
     ) -> None:
         self._config, self._selection = config, selection
         self._ledger, self._reference = ledger, reference
-        self._on_evaluation, self._on_stop = on_evaluation, on_stop
+        self._on_stop = on_stop
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        evaluation = result.get("evaluation")
-        if evaluation is None:
+    def __call__(self, trial_id: str, result: Mapping[str, object]) -> bool:
+        found = TrialResult.from_tune(result)
+        if found.evaluation is None or found.id is None or found.done:
             return False
-        # Tune asks the stopper first of all: here every evaluation enters the ledger
-        self._on_evaluation(result["id"], evaluation)
-        if result["done"]:
-            return False
-        reason = hopeless(
-            self._ledger.curve(result["id"]), self._reference(), self._config, self._selection
-        )
+        curve = self._ledger.curve(found.id)
+        reason = hopeless(curve, self._reference(), self._config, self._selection)
         if reason is not None:
             self._on_stop(trial_id, reason)
         return reason is not None
@@ -50,11 +45,9 @@ class HopelessStopper(Stopper):
     def stop_all(self) -> bool:
         return False
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (
-            object,
-            (),
-        )  # Tune pickles its Tuner to restore it; a sweep goes on from its ledger instead
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        # Tune pickles its Tuner to restore it; a sweep goes on from its ledger instead
+        return object, ()
 
 
 def hopeless(

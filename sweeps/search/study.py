@@ -7,18 +7,18 @@ evaluations that may win, see `outcome`.
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.distributions import (
     BaseDistribution,
+    CategoricalChoiceType,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,6 +26,10 @@ from search_spaces import Choice, Domain, Int, LogUniform, Uniform
 from sweeps.config.schema import SearchConfig
 
 STUDY = "study.journal"  # the study's file in the sweep's folder
+
+# what the study notes of a trial
+TRIAL = "trial"  # the sweep's id of it
+DUPLICATE_OF = "duplicate_of"  # the sweep's id of an earlier trial with the same configuration
 
 
 def open_study(
@@ -50,6 +54,25 @@ def open_study(
     # a sampler with the same seed would repeat its first suggestions after a restart
     study.sampler = make_sampler(config, seed + len(study.trials))
     return study
+
+
+def trials_of(study: optuna.Study) -> Iterator[tuple[str, FrozenTrial]]:
+    """Those that the sweep trains or has trained, each with the sweep's id of it."""
+    for frozen in study.get_trials(deepcopy=False):
+        if TRIAL in frozen.user_attrs and DUPLICATE_OF not in frozen.user_attrs:
+            yield frozen.user_attrs[TRIAL], frozen
+
+
+def storage_of(study: optuna.Study) -> BaseStorage:
+    """Where a study lies. Optuna has no public way from a study to it."""
+    return study._storage
+
+
+def trial_numbered(study: optuna.Study, number: int) -> optuna.Trial:
+    """A trial of the study that can be reported to, also one of an earlier process."""
+    storage = storage_of(study)
+    of_study = storage.get_study_id_from_name(study.study_name)
+    return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(of_study, number))
 
 
 def make_sampler(config: SearchConfig, seed: int) -> optuna.samplers.BaseSampler:
@@ -83,9 +106,11 @@ class _Grid(optuna.samplers.BruteForceSampler):
         pass
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> CategoricalChoiceType:
     """A choice as Optuna stores it: lists become JSON text."""
-    return json.dumps(value) if isinstance(value, list | tuple) else value
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return json.dumps(value)
 
 
 def distribution(domain: Domain) -> BaseDistribution:
@@ -100,10 +125,10 @@ def distribution(domain: Domain) -> BaseDistribution:
             return CategoricalDistribution([plain(value) for value in values])
 
 
-def suggest_with(trial: optuna.Trial) -> Callable[[str, Domain], Any]:
+def suggest_with(trial: optuna.Trial) -> Callable[[str, Domain], object]:
     """How a search space asks this Optuna trial for a value."""
 
-    def suggest(name: str, domain: Domain) -> Any:
+    def suggest(name: str, domain: Domain) -> object:
         match domain:
             case LogUniform(low=low, high=high):
                 return trial.suggest_float(name, low, high, log=True)
@@ -116,9 +141,3 @@ def suggest_with(trial: optuna.Trial) -> Callable[[str, Domain], Any]:
                 return by_text[trial.suggest_categorical(name, list(by_text))]
 
     return suggest
-
-
-# --- a space that has changed ---
-
-
-# --- what became of a trial ---

@@ -21,6 +21,28 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Losses:
+    """An evaluation of which both losses are known."""
+
+    val: float
+    probe: float
+    point: Evaluation
+
+
+def losses_of(point: Evaluation) -> Losses | None:
+    """None where one of the two was not finite."""
+    if point.val_loss is None or point.probe_loss is None:
+        return None
+    return Losses(val=point.val_loss, probe=point.probe_loss, point=point)
+
+
+def lowest_of(points: Sequence[Evaluation]) -> Losses | None:
+    """The first of the lowest validation loss among those of which both losses are known."""
+    known = [found for point in points if (found := losses_of(point)) is not None]
+    return min(known, key=lambda losses: losses.val, default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reference:
     """Losses of not fine-tuning: the untuned model's and, for classification, the label prior's
     (validation).

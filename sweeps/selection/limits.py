@@ -11,32 +11,37 @@ def limit_reason(point: Evaluation, limits: LimitsConfig) -> str | None:
     """Which limit the evaluation goes beyond, or None. What a limit needs and was not measured is
     beyond it.
     """
-    lost = (
+    return _lost_reason(point, limits) or _slice_reason(point, limits)
+
+
+def _lost_reason(point: Evaluation, limits: LimitsConfig) -> str | None:
+    """What it has lost of its base beyond a limit."""
+    moved = "its predictions on the task's prompts are from the base's by a KL of"
+    for what, words, value, limit in (
         ("forgetting", "its loss on general text rose by", point.forgetting, limits.forgetting),
-        (
-            "KL",
-            "its predictions on the task's prompts are from the base's by a KL of",
-            point.kl,
-            limits.kl,
-        ),
-    )
-    for what, words, value, limit in lost:
-        if limit is not None and value is None:
+        ("KL", moved, point.kl, limits.kl),
+    ):
+        if limit is None:
+            continue
+        if value is None:
             return f"its {what} was not measured, and has a limit of {limit:g}"
-        if limit is not None and value > limit:
+        if value > limit:
             return f"{words} {value:.4f} nats (limit {limit:g})"
+    return None
+
+
+def _slice_reason(point: Evaluation, limits: LimitsConfig) -> str | None:
+    """Which slice is beyond a limit."""
     if not limits.of_slices:
         return None
     slices = {
-        value: each for value, each in point.slices.items() if each["rows"] >= limits.slice_rows
+        value: each
+        for value, each in point.slices.items()
+        if (each["rows"] or 0) >= limits.slice_rows
     }
     if not slices:
         return f"no slice has the {limits.slice_rows} rows that its limit asks for"
-
-    def number(each: Mapping[str, float], name: str, absent: float) -> float:
-        return absent if each.get(name) is None else each[name]
-
-    by_loss = sorted((number(each, "loss", math.inf), value) for value, each in slices.items())
+    by_loss = sorted((_number(each, "loss", math.inf), value) for value, each in slices.items())
     (best, easy), (worst, hard) = by_loss[0], by_loss[-1]
     if limits.slice_loss is not None and worst > limits.slice_loss:
         return f"its loss on the slice {hard!r} is {worst:.4f} (limit {limits.slice_loss:g})"
@@ -45,10 +50,15 @@ def limit_reason(point: Evaluation, limits: LimitsConfig) -> str | None:
             f"its losses on the slices {hard!r} and {easy!r} are {worst - best:.4f} apart,"
             f" {worst:.4f} and {best:.4f} (limit {limits.slice_gap:g})"
         )
-    accuracy, lowest = min((number(each, "accuracy", 0.0), value) for value, each in slices.items())
+    accuracy, lowest = min((_number(e, "accuracy", 0.0), value) for value, e in slices.items())
     if limits.slice_accuracy is not None and accuracy < limits.slice_accuracy:
         return (
             f"its accuracy on the slice {lowest!r} is {accuracy:.4f} (at least"
             f" {limits.slice_accuracy:g} is asked)"
         )
     return None
+
+
+def _number(each: Mapping[str, float | None], name: str, absent: float) -> float:
+    found = each.get(name)
+    return absent if found is None else found

@@ -40,13 +40,11 @@ def pareto(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve
     lowest loss first.
     """
     front: list[tuple[Curve, Evaluation]] = []
-    if config.pareto is None:
+    if (cost := config.pareto) is None:
         return front
     standing = _standing(curves, config)
-    for curve, point in sorted(
-        standing, key=lambda each: (each[1].val_loss, getattr(each[1], config.pareto))
-    ):
-        if not front or getattr(point, config.pareto) < getattr(front[-1][1], config.pareto):
+    for curve, point in sorted(standing, key=lambda each: (_loss(each[1]), getattr(each[1], cost))):
+        if not front or getattr(point, cost) < getattr(front[-1][1], cost):
             front.append((curve, point))
     return front
 
@@ -56,10 +54,9 @@ def final_ranking(curves: Sequence[Curve], config: SelectionConfig) -> list[Fina
     those of which no new seed may win are left out.
     """
     by_first: dict[str, dict[str, float]] = {}
-    for curve, point in _standing(
-        [curve for curve in curves if curve.finalist_of is not None], config
-    ):
-        by_first.setdefault(curve.finalist_of, {})[curve.id] = point.val_loss
+    for curve, point in _standing(curves, config):
+        if curve.finalist_of is not None:
+            by_first.setdefault(curve.finalist_of, {})[curve.id] = _loss(point)
     failed = failed_seeds(curves, config)
     found = [
         Final(
@@ -78,14 +75,12 @@ def failed_seeds(curves: Sequence[Curve], config: SelectionConfig) -> dict[str, 
     """New seeds that ended without a checkpoint that may win, by the trial whose configuration they
     repeat.
     """
-    again = [
-        curve for curve in curves if curve.finalist_of is not None and curve.status != "running"
-    ]
-    standing = {curve.id for curve, _ in _standing(again, config)}
+    standing = {curve.id for curve, _ in _standing(curves, config)}
     found: dict[str, tuple[str, ...]] = {}
-    for curve in sorted(again, key=lambda curve: curve.id):
-        if curve.id not in standing:
-            found[curve.finalist_of] = (*found.get(curve.finalist_of, ()), curve.id)
+    for curve in sorted(curves, key=lambda curve: curve.id):
+        first = curve.finalist_of
+        if first is not None and curve.status != "running" and curve.id not in standing:
+            found[first] = (*found.get(first, ()), curve.id)
     return found
 
 
@@ -149,7 +144,11 @@ def _standing(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Cu
         for curve in curves
         if (point := best_point(curve, config)) is not None and point.checkpoint is not None
     ]
-    return sorted(found, key=lambda item: (item[1].val_loss, *cost_in_use(item)))
+    return sorted(found, key=lambda item: (_loss(item[1]), *cost_in_use(item)))
+
+
+def _loss(point: Evaluation) -> float:
+    return math.inf if point.val_loss is None else point.val_loss
 
 
 def _preferred_first(tied: Standing, config: SelectionConfig) -> list[tuple[Curve, Evaluation]]:
@@ -223,17 +222,15 @@ def _differences(
 ) -> dict[str, Difference]:
     """Of all but the first, to the first; those without losses over the same units have none."""
     of_leader = losses(standing[0][1].folder)
-    others = (
-        {curve.id: losses(point.folder) for curve, point in standing[1:]}
-        if of_leader is not None
-        else {}
-    )
+    if of_leader is None:
+        return {}
+    found = {curve.id: losses(point.folder) for curve, point in standing[1:]}
     others = {
         trial: other
-        for trial, other in others.items()
+        for trial, other in found.items()
         if other is not None and other.shape == of_leader.shape
     }
     if not others:
         return {}
-    found = compare_all(of_leader, list(others.values()), config.tie_standard_errors)
-    return dict(zip(others, found, strict=True))
+    compared = compare_all(of_leader, list(others.values()), config.tie_standard_errors)
+    return dict(zip(others, compared, strict=True))

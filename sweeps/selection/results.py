@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sweeps.selection.curves import Curve
 from sweeps.selection.statistics import Difference
@@ -53,7 +52,7 @@ class Winner:
 Standing = Sequence[tuple[Curve, Evaluation]]
 
 
-def cost_in_use(item: tuple[Curve, Evaluation]) -> tuple[Any, ...]:
+def cost_in_use(item: tuple[Curve, Evaluation]) -> tuple[float, int, int, str]:
     """What a checkpoint costs whoever uses it, and last what it cost to train. The number of
     trained parameters is no part of it: after training they cost nothing.
     """

@@ -200,7 +200,8 @@ def gain_interval(
             most, least = np.maximum(most, away.max(axis=1)), np.minimum(least, away.min(axis=1))
     tail = (1 - level) / 2
     stretch = _stretch(tail, len(chosen))
-    below, above = np.quantile(most, 1 - tail) * stretch, np.quantile(-least, 1 - tail) * stretch
+    below = float(np.quantile(most, 1 - tail)) * stretch
+    above = float(np.quantile(-least, 1 - tail)) * stretch
     pairs = [paired_difference(chosen, other) for other in others]
     return min(gain - below * error for gain, error in pairs), min(
         gain + above * error for gain, error in pairs

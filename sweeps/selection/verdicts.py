@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sweeps.selection.config import SelectionConfig
-from sweeps.selection.curves import Curve, Reference
+from sweeps.selection.curves import Curve, Losses, Reference, losses_of, lowest_of
 from sweeps.selection.limits import limit_reason
 from sweeps.selection.noise import curve_noise
 from trainables.evaluation.record import Evaluation
@@ -39,33 +39,32 @@ def overfit_reason(points: Sequence[Evaluation], index: int, config: SelectionCo
     """Why the evaluation `points[index]` is overfit, or None when it is not.
 
     Overfit: its validation loss lies more than `overfit_rise` above the lowest before it (Prechelt
-    1998, "Early stopping
-    - but when?", generalisation loss), and by more than the curve's own noise explains, while the
-      probe loss fell since
-    then. A gap between the two alone is no harm: on an easy task every good model has one.
+    1998, "Early stopping - but when?", generalisation loss), and by more than the curve's own noise
+    explains, while the probe loss fell since then. A gap between the two alone is no harm: on an
+    easy task every good model has one.
     """
-    point = points[index]
-    if point.val_loss is None or point.probe_loss is None:
+    now, lowest = losses_of(points[index]), lowest_of(points[:index])
+    if now is None or lowest is None:
         return None
-    before = [p for p in points[:index] if p.val_loss is not None and p.probe_loss is not None]
-    if before:
-        lowest = min(before, key=lambda p: p.val_loss)
-        rise = (
-            point.val_loss / lowest.val_loss - 1
-            if lowest.val_loss > 0
-            else (math.inf if point.val_loss > 0 else 0.0)
-        )
-        if (
-            rise > config.overfit_rise
-            and point.probe_loss < lowest.probe_loss
-            and _rises_out_of_noise(points, index, config)
-        ):
-            return (
-                f"validation loss rose {rise:.1%} above its minimum ({lowest.val_loss:.4f} at"
-                f" {lowest.samples_seen} samples to {point.val_loss:.4f} at {point.samples_seen})"
-                f" while probe loss fell from {lowest.probe_loss:.4f} to {point.probe_loss:.4f}"
-            )
-    return None
+    rise = _rise(now.val, lowest.val)
+    if (
+        rise <= config.overfit_rise
+        or now.probe >= lowest.probe
+        or not _rises_out_of_noise(points, index, config)
+    ):
+        return None
+    return (
+        f"validation loss rose {rise:.1%} above its minimum ({lowest.val:.4f} at"
+        f" {lowest.point.samples_seen} samples to {now.val:.4f} at {now.point.samples_seen})"
+        f" while probe loss fell from {lowest.probe:.4f} to {now.probe:.4f}"
+    )
+
+
+def _rise(loss: float, lowest: float) -> float:
+    """How far a loss lies above the lowest, as a share of that."""
+    if lowest > 0:
+        return loss / lowest - 1
+    return math.inf if loss > 0 else 0.0
 
 
 def memorised(point: Evaluation, config: SelectionConfig) -> str | None:
@@ -128,23 +127,16 @@ def _diverged(
     """`diverged_reason` of the last evaluation; where nothing is known of not fine-tuning, beside
     the trial's own best.
     """
-    last, earlier = (
-        points[-1],
-        [p for p in points[:-1] if p.val_loss is not None and p.probe_loss is not None],
-    )
-    if (
-        (reason := diverged_reason(last, reference, config))
-        or reference.best() is not None
-        or not earlier
-    ):
+    last, best = losses_of(points[-1]), lowest_of(points[:-1])
+    reason = diverged_reason(points[-1], reference, config)
+    if reason or reference.best() is not None or last is None or best is None:
         return reason
-    best = min(earlier, key=lambda p: p.val_loss)
     limit = config.diverge_ratio
-    if last.val_loss > limit * best.val_loss and last.probe_loss > limit * best.probe_loss:
+    if last.val > limit * best.val and last.probe > limit * best.probe:
         return (
-            f"validation loss {last.val_loss:.4f} and probe loss {last.probe_loss:.4f} are above"
-            f" {limit:g} times those at {best.samples_seen} samples ({best.val_loss:.4f} and"
-            f" {best.probe_loss:.4f})"
+            f"validation loss {last.val:.4f} and probe loss {last.probe:.4f} are above"
+            f" {limit:g} times those at {best.point.samples_seen} samples ({best.val:.4f} and"
+            f" {best.probe:.4f})"
         )
     return None
 
@@ -160,58 +152,78 @@ def collapsed_reason(
     both splits; or its losses stay where they are though training began elsewhere, while other
     trials learnt (all margins are `underfit`).
     """
-    last, margin = points[-1], config.underfit
-    prior, untuned = reference.prior_loss, reference.val_loss
-    if last.val_loss is None or last.probe_loss is None:
+    last = losses_of(points[-1])
+    if last is None:
         return None
-    earlier = [p for p in points[:-1] if p.val_loss is not None and p.probe_loss is not None]
-    if prior is not None:
-        seen = [
-            loss
-            for p in points
-            for loss in (p.val_loss, p.probe_loss, p.train_loss)
-            if loss is not None
-        ]
-        moved = untuned is None or any(abs(loss / untuned - 1) > margin / 4 for loss in seen)
-        if not moved or last.val_loss < prior * (1 - margin):
-            return None
-        if last.majority_share is not None:
-            if last.majority_share >= config.one_answer:
-                return (
-                    f"it answers {last.majority_share:.1%} of the validation rows with one class,"
-                    f" at a loss of {last.val_loss:.4f}; the label shares alone give {prior:.4f}"
-                )
-            return None
-        if max(abs(last.val_loss / prior - 1), abs(last.probe_loss / prior - 1)) < margin:
-            return (
-                f"validation loss {last.val_loss:.4f} and probe loss {last.probe_loss:.4f} are"
-                f" those of the label shares alone ({prior:.4f})"
-            )
+    if reference.prior_loss is not None:
+        return _answers_like_prior(points, last, reference.prior_loss, reference, config)
+    return _lost_what_it_learnt(points, last, config) or _stays(points, last, reference, config)
+
+
+def _answers_like_prior(
+    points: Sequence[Evaluation],
+    last: Losses,
+    prior: float,
+    reference: Reference,
+    config: SelectionConfig,
+) -> str | None:
+    margin, majority = config.underfit, last.point.majority_share
+    if not _has_moved(points, reference, margin) or last.val < prior * (1 - margin):
         return None
-    if earlier:
-        best = min(earlier, key=lambda p: p.val_loss)
-        lost = [last.val_loss / best.val_loss - 1, last.probe_loss / best.probe_loss - 1]
-        if min(lost) > 5 * margin:
-            return (
-                f"what it had learnt at {best.samples_seen} samples is lost: validation loss rose"
-                f" from {best.val_loss:.4f} to {last.val_loss:.4f}, and probe loss from"
-                f" {best.probe_loss:.4f} to {last.probe_loss:.4f}"
-            )
-    others = reference.achieved
-    stays = _is_flat(points, "val_loss", margin) and _is_flat(points, "probe_loss", margin)
-    if (
-        untuned is None
-        and others is not None
-        and stays
-        and not _is_flat(points, "train_loss", margin)
-    ):
-        if others < last.val_loss * (1 - 5 * margin):
-            return (
-                f"validation loss stays at {last.val_loss:.4f} and probe loss at"
-                f" {last.probe_loss:.4f} whatever it trains on, where other trials reached"
-                f" {others:.4f}"
-            )
+    if majority is not None:
+        if majority < config.one_answer:
+            return None
+        return (
+            f"it answers {majority:.1%} of the validation rows with one class,"
+            f" at a loss of {last.val:.4f}; the label shares alone give {prior:.4f}"
+        )
+    if max(abs(last.val / prior - 1), abs(last.probe / prior - 1)) < margin:
+        return (
+            f"validation loss {last.val:.4f} and probe loss {last.probe:.4f} are"
+            f" those of the label shares alone ({prior:.4f})"
+        )
     return None
+
+
+def _has_moved(points: Sequence[Evaluation], reference: Reference, margin: float) -> bool:
+    """Whether any loss is another than the untuned model's, where that is known."""
+    untuned = reference.val_loss
+    seen = [loss for p in points for loss in (p.val_loss, p.probe_loss, p.train_loss)]
+    return untuned is None or any(
+        abs(loss / untuned - 1) > margin / 4 for loss in seen if loss is not None
+    )
+
+
+def _lost_what_it_learnt(
+    points: Sequence[Evaluation], last: Losses, config: SelectionConfig
+) -> str | None:
+    best = lowest_of(points[:-1])
+    if best is None:
+        return None
+    if min(last.val / best.val - 1, last.probe / best.probe - 1) <= 5 * config.underfit:
+        return None
+    return (
+        f"what it had learnt at {best.point.samples_seen} samples is lost: validation loss rose"
+        f" from {best.val:.4f} to {last.val:.4f}, and probe loss from"
+        f" {best.probe:.4f} to {last.probe:.4f}"
+    )
+
+
+def _stays(
+    points: Sequence[Evaluation], last: Losses, reference: Reference, config: SelectionConfig
+) -> str | None:
+    """Losses that never move though training began elsewhere, while other trials learnt."""
+    others, margin = reference.achieved, config.underfit
+    if reference.val_loss is not None or others is None:
+        return None
+    stays = _is_flat(points, "val_loss", margin) and _is_flat(points, "probe_loss", margin)
+    if not stays or _is_flat(points, "train_loss", margin) or others >= last.val * (1 - 5 * margin):
+        return None
+    return (
+        f"validation loss stays at {last.val:.4f} and probe loss at"
+        f" {last.probe:.4f} whatever it trains on, where other trials reached"
+        f" {others:.4f}"
+    )
 
 
 def _is_flat(points: Sequence[Evaluation], name: str, margin: float) -> bool:
@@ -221,13 +233,14 @@ def _is_flat(points: Sequence[Evaluation], name: str, margin: float) -> bool:
 
 
 def _underfit(
-    points: Sequence[Evaluation], best: Evaluation, reference: Reference, config: SelectionConfig
+    points: Sequence[Evaluation], best: float, reference: Reference, config: SelectionConfig
 ) -> str | None:
+    """best: the trial's lowest validation loss."""
     untuned = reference.best()
     if untuned is not None:
-        if best.val_loss > untuned * (1 - config.underfit):
+        if best > untuned * (1 - config.underfit):
             return (
-                f"best validation loss {best.val_loss:.4f} is not {config.underfit:.0%} below that"
+                f"best validation loss {best:.4f} is not {config.underfit:.0%} below that"
                 f" of not fine-tuning ({untuned:.4f})"
             )
         return None
@@ -238,7 +251,7 @@ def _underfit(
         _is_flat(points, name, config.underfit) for name in ("val_loss", "probe_loss", "train_loss")
     ):
         return (
-            f"training loss stays at {trained[0]:.4f} and validation loss at {best.val_loss:.4f}:"
+            f"training loss stays at {trained[0]:.4f} and validation loss at {best:.4f}:"
             " it learnt nothing"
         )
     return None
@@ -252,21 +265,21 @@ def verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verd
     if curve.reason and curve.reason.startswith("diverged"):
         return Verdict(word="diverged", reason=curve.reason.removeprefix("diverged: "))
     if not points:
-        why = (
-            f"it ended before its first evaluation: {curve.reason}"
-            if curve.reason
-            else "it ended without an evaluation"
-        )
-        return Verdict(
-            word=TOO_EARLY, reason="no evaluation yet" if curve.status == "running" else why
-        )
+        return Verdict(word=TOO_EARLY, reason=_why_no_evaluation(curve))
     word, reason = _judge(points, reference, config)
-    if (
-        len(points) < 2 and word != "diverged"
-    ):  # one evaluation shows what there is, and not where it goes
+    if len(points) < 2 and word != "diverged":
+        # one evaluation shows what there is, and not where it goes
         word, reason = TOO_EARLY, _one(points[0]) + ("" if word == "healthy" else f": {reason}")
     told = memorised(points[-1], config)
     return Verdict(word=word, reason=f"{reason}; {told}" if told else reason)
+
+
+def _why_no_evaluation(curve: Curve) -> str:
+    if curve.status == "running":
+        return "no evaluation yet"
+    if curve.reason:
+        return f"it ended before its first evaluation: {curve.reason}"
+    return "it ended without an evaluation"
 
 
 def _judge(
@@ -276,8 +289,8 @@ def _judge(
     last = points[-1]
     if reason := _diverged(points, reference, config):
         return "diverged", reason
-    finite = [p for p in points if p.val_loss is not None]
-    best = min(finite, key=lambda p: p.val_loss)
+    finite = [(p.val_loss, p) for p in points if p.val_loss is not None]
+    loss, best = min(finite, key=lambda each: each[0])
     kept = (
         ""
         if best is last
@@ -287,20 +300,25 @@ def _judge(
         return "overfit", reason + kept
     if reason := collapsed_reason(points, reference, config):
         return "collapsed", reason + kept
-    if reason := _underfit(points, best, reference, config):
+    if reason := _underfit(points, loss, reference, config):
         return "underfit", reason
-    if len(finite) > 1 and best is last:
-        earlier = min(p.val_loss for p in finite[:-1])
-        gain = 1 - last.val_loss / earlier if earlier > 0 else 0.0
-        if gain > config.improving:
-            return (
-                "still improving",
-                (
-                    f"the last evaluation is the best, {gain:.1%} below the one before"
-                    f" ({earlier:.4f} to {last.val_loss:.4f}); more training may help"
-                ),
-            )
+    if best is last and (reason := _improving(loss, [each for each, _ in finite[:-1]], config)):
+        return "still improving", reason
     return "healthy", _lowest(best)
+
+
+def _improving(last: float, before: Sequence[float], config: SelectionConfig) -> str | None:
+    """Why the last evaluation, which is the best, shows that more training may help."""
+    if not before:
+        return None
+    earlier = min(before)
+    gain = 1 - last / earlier if earlier > 0 else 0.0
+    if gain <= config.improving:
+        return None
+    return (
+        f"the last evaluation is the best, {gain:.1%} below the one before"
+        f" ({earlier:.4f} to {last:.4f}); more training may help"
+    )
 
 
 def _one(point: Evaluation) -> str:
@@ -347,4 +365,8 @@ def candidates(curve: Curve, config: SelectionConfig) -> list[Evaluation]:
 
 def best_point(curve: Curve, config: SelectionConfig) -> Evaluation | None:
     """The trial's best evaluation that may win; this is also what the search is told."""
-    return min(candidates(curve, config), key=lambda p: (p.val_loss, p.samples_seen), default=None)
+
+    def key(point: Evaluation) -> tuple[float, int]:
+        return math.inf if point.val_loss is None else point.val_loss, point.samples_seen
+
+    return min(candidates(curve, config), key=key, default=None)

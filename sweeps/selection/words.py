@@ -71,19 +71,22 @@ def why_chosen(
         )
         sentences += cheaper_words(tied, config)
     elif len(tied) == 1 and len(standing) > 1 and standing[1][0].id in differences:
-        found = differences[standing[1][0].id]
-        how_far = f"the next, {standing[1][0].id}, is {found.mean:.4f}"
-        if found.standard_error is None:
-            sentences.append(
-                f"{how_far} above: whether beyond noise cannot be told from fewer than {MIN_UNITS}"
-                " groups of rows"
-            )
-        else:
-            sentences.append(
-                f"{how_far} ± {found.standard_error:.4f} above, paired per example (95% interval"
-                f" {found.low:+.4f} to {found.high:+.4f})"
-            )
+        sentences.append(_next_words(standing[1][0].id, differences[standing[1][0].id]))
     return sentences
+
+
+def _next_words(trial: str, found: Difference) -> str:
+    """How far the second lies above the winner."""
+    how_far = f"the next, {trial}, is {found.mean:.4f}"
+    if found.standard_error is None:
+        return (
+            f"{how_far} above: whether beyond noise cannot be told from fewer than {MIN_UNITS}"
+            " groups of rows"
+        )
+    return (
+        f"{how_far} ± {found.standard_error:.4f} above, paired per example (95% interval"
+        f" {found.low:+.4f} to {found.high:+.4f})"
+    )
 
 
 def cheaper_words(tied: Standing, config: SelectionConfig) -> list[str]:
@@ -110,44 +113,50 @@ def _cost_words(point: Evaluation) -> str:
 def why_not_others(
     chosen: Curve, point: Evaluation, curves: Sequence[Curve], config: SelectionConfig
 ) -> list[str]:
+    """Which checkpoints could not win, of the winner's trial and of others."""
     sentences = []
-    later = [p for p in chosen.points if p.step > point.step and p.val_loss is not None]
+    later = [p.val_loss for p in chosen.points if p.step > point.step and p.val_loss is not None]
     if later:
         sentences.append(
             f"its checkpoint is that of step {point.step} (epoch {point.epoch:g}), not the trial's"
-            f" last, whose validation loss is {later[-1].val_loss:.4f}"
+            f" last, whose validation loss is {later[-1]:.4f}"
         )
-    for reason, what in (
-        (lambda points, i: overfit_reason(points, i, config), "overfit"),
-        (lambda points, i: limit_reason(points[i], config.limits), "beyond a limit"),
-    ):
-        barred = {
-            c.id: [p.step for i, p in enumerate(c.points) if reason(list(c.points), i)]
-            for c in curves
-        }
-        if own := barred.pop(chosen.id):
-            which = (
-                "later"
-                if min(own) > point.step
-                else "earlier"
-                if max(own) < point.step
-                else "other"
-            )
-            sentences.append(f"{which} checkpoints of {chosen.id} are {what}, and could not win")
-        if others := [trial for trial, steps in barred.items() if steps]:
-            other = "other " if own else ""
-            count = f"1 {other}trial" if len(others) == 1 else f"{len(others)} {other}trials"
-            of_these = "overfit checkpoints" if what == "overfit" else f"checkpoints {what}"
-            sentences.append(f"{count} had {of_these}, which could not win: {', '.join(others)}")
+    overfit = {
+        c.id: [p.step for i, p in enumerate(c.points) if overfit_reason(c.points, i, config)]
+        for c in curves
+    }
+    beyond = {c.id: [p.step for p in c.points if limit_reason(p, config.limits)] for c in curves}
+    return [
+        *sentences,
+        *_barred_words(chosen.id, point.step, overfit, "overfit", "overfit checkpoints"),
+        *_barred_words(
+            chosen.id, point.step, beyond, "beyond a limit", "checkpoints beyond a limit"
+        ),
+    ]
+
+
+def _barred_words(
+    chosen: str, step: int, barred: Mapping[str, Sequence[int]], what: str, such: str
+) -> list[str]:
+    """barred: by trial, the steps of the checkpoints that are `what`; step: of the winner."""
+    sentences, own = [], barred[chosen]
+    if own:
+        which = "later" if min(own) > step else "earlier" if max(own) < step else "other"
+        sentences.append(f"{which} checkpoints of {chosen} are {what}, and could not win")
+    others = [trial for trial, steps in barred.items() if steps and trial != chosen]
+    if others:
+        other = "other " if own else ""
+        count = f"1 {other}trial" if len(others) == 1 else f"{len(others)} {other}trials"
+        sentences.append(f"{count} had {such}, which could not win: {', '.join(others)}")
     return sentences
 
 
 def against_not_tuning(
     point: Evaluation, reference: Reference | None, config: SelectionConfig
 ) -> list[str]:
-    if reference is None or reference.best() is None:
+    untuned = None if reference is None else reference.best()
+    if reference is None or untuned is None or point.val_loss is None:
         return []
-    untuned = reference.best()
     name = (
         "the untuned model"
         if untuned == reference.val_loss
@@ -161,31 +170,39 @@ def against_not_tuning(
 
 
 def nothing_may_win(curves: Sequence[Curve], config: SelectionConfig) -> str:
+    """Why there is no winner."""
     if not curves:
         return "Nothing may win: no trial has started."
-    failed = [c.id for c in curves if c.status == "failed"]
-    barred = [c for c in curves if c.id not in failed and c.points and not candidates(c, config)]
-    beyond = [c.id for c in barred if any(limit_reason(point, config.limits) for point in c.points)]
-    overfit = [c.id for c in barred if c.id not in beyond]
-    without = [c.id for c in curves if c.id not in failed and not c.points]
+    ended = [c for c in curves if c.status != "failed"]
+    barred = [c for c in ended if c.points and not candidates(c, config)]
+    beyond = [c for c in barred if any(limit_reason(p, config.limits) for p in c.points)]
+    groups = (
+        ([c for c in curves if c.status == "failed"], "failed"),
+        (beyond, "beyond a limit wherever not overfit"),
+        ([c for c in barred if c not in beyond], "overfit or not finite at every evaluation"),
+        ([c for c in ended if not c.points], "without an evaluation"),
+    )
     parts = [
-        f"{len(ids)} {word} ({', '.join(ids[:5])}{', …' if len(ids) > 5 else ''})"
-        for ids, word in (
-            (failed, "failed"),
-            (beyond, "beyond a limit wherever not overfit"),
-            (overfit, "overfit or not finite at every evaluation"),
-            (without, "without an evaluation"),
-        )
-        if ids
+        f"{len(group)} {word} ({_some([c.id for c in group])})" for group, word in groups if group
     ]
-    near = [p for c in curves if c.id in beyond for p in c.points if p.val_loss is not None]
-    best = min(
-        (p for p in near if limit_reason(p, config.limits)), key=lambda p: p.val_loss, default=None
-    )
     count = "1 trial" if len(curves) == 1 else f"{len(curves)} trials"
-    why = (
-        ""
-        if best is None
-        else f" Of those, {best.val_loss:.4f} is out because {limit_reason(best, config.limits)}."
-    )
-    return f"Nothing may win: of {count}, {'; '.join(parts) or 'none has a checkpoint'}.{why}"
+    said = "; ".join(parts) or "none has a checkpoint"
+    return f"Nothing may win: of {count}, {said}.{_nearest_words(beyond, config)}"
+
+
+def _some(trials: Sequence[str]) -> str:
+    return ", ".join(trials[:5]) + (", …" if len(trials) > 5 else "")
+
+
+def _nearest_words(beyond: Sequence[Curve], config: SelectionConfig) -> str:
+    """Which limit the lowest of the losses that are beyond one goes beyond."""
+    near = [
+        (p.val_loss, why)
+        for c in beyond
+        for p in c.points
+        if p.val_loss is not None and (why := limit_reason(p, config.limits))
+    ]
+    if not near:
+        return ""
+    loss, why = min(near, key=lambda each: each[0])
+    return f" Of those, {loss:.4f} is out because {why}."

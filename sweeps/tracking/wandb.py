@@ -1,9 +1,9 @@
 """Weights & Biases sink: one W&B run per trial, grouped by sweep.
 
 `WandbTracker` is what a sweep calls (see sweeps.tracking.protocol). Its calls put a job on a queue
-and return; one background thread does the jobs through `_Sink`, which alone talks to wandb. Whatever goes wrong there (no key, no
-server, no disk, a dead wandb-core) is caught in that thread, logged in one line, and never reaches
-the sweep.
+and return; one background thread does the jobs through `_Sink`, which alone talks to wandb.
+Whatever goes wrong there (no key, no server, no disk, a dead wandb-core) is caught in that thread,
+logged in one line, and never reaches the sweep.
 
 What wandb 0.31 does, and what follows from it here (tests/sweeps/tracking/test_tracking.py holds
 each of these):

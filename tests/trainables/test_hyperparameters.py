@@ -242,11 +242,11 @@ def test_every_method_has_options():
         ({}, {"method": "qlora"}, False),
     ],
 )
-def test_a_kind_is_of_trials_that_take_alike_much_memory_and_time(one, other, same):
-    kinds = {
+def test_a_cost_class_is_of_trials_that_take_about_as_much_memory_and_time(one, other, same):
+    classes = {
         cost_class(
             parse({"method": "lora", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1, **p})
         )
         for p in (one, other)
     }
-    assert (len(kinds) == 1) is same
+    assert (len(classes) == 1) is same

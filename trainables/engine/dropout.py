@@ -1,16 +1,15 @@
 """Dropout whose mask is a pure function of (seed, step, row, layer, position).
 
-A mask from a global generator depends on how a step is cut into passes, on padding and on the other
-rows. Here the mask of an element is a hash of where it stands, so cutting, company, resuming and
-recomputation leave it unchanged.
+A mask from a global generator depends on how a step is cut into micro-batches, on padding and on
+the other rows. Here the mask of an element is a hash of where it stands: how a step is cut, the
+other trials, resuming and recomputation leave it unchanged.
 
 Shapes: B rows, T tokens, D channels; `keys_B` is int64, one key for each row of the batch.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +21,19 @@ DRAWN_TOGETHER = 1 << 24  # elements of a mask that are drawn at once
 
 
 class RowKeys:
-    """The keys of the rows now passing; shared by all dropout of a model."""
+    """The keys of the rows of the micro-batch that now runs; shared by all dropout of a model."""
 
     def __init__(self) -> None:
         self.keys_B: Tensor | None = None
         self.positions_B: Tensor | None = None
-        # layers that see no rows, or not one after another: of each of their calls in a pass,
+        # layers that see no rows, or not one after another: of each of their calls in a forward,
         # whether they do
         self.mixing_rows: Mapping[int, tuple[bool, ...]] = {}
         self._calls: dict[int, int] = {}
-        self.of_the_step: Tensor | None = None  # [1], where one trial's rows pass
+        self.of_the_step: Tensor | None = None  # [1], where all rows are one trial's
 
     def __deepcopy__(self, memo: dict) -> "RowKeys":
-        return self  # a copy of a trained head sees the rows of the pass too
+        return self  # a copy of a trained head sees the rows of the micro-batch too
 
     def set(
         self,
@@ -43,9 +42,10 @@ class RowKeys:
         rows_B: Tensor,
         positions_B: Tensor | None = None,
     ) -> None:
-        """Name the rows of the next pass: dataset indices `rows_B` at optimiser step `step` under
-        `seed` (each one number, or one for each row). `positions_B`: the pass lays tokens one after
-        another, and these are their positions in their rows; every token is then named.
+        """Name the rows of the next micro-batch: dataset indices `rows_B` at optimiser step `step`
+        under `seed` (each one number, or one for each row). `positions_B`: the micro-batch lays
+        tokens one after another, and these are their positions in their rows; every token is then
+        named.
         """
         self.keys_B = _mix(_mix(_mix(rows_B.long() + 1) + seed) + step)
         self.positions_B, self._calls = positions_B, {}
@@ -55,22 +55,23 @@ class RowKeys:
 
     def of(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Keys and positions of `x` at `layer`: of its rows; where it has none, one for the trial's
-        step, so that its mask does not depend on how the step is cut into passes.
+        step, so that its mask does not depend on how the step is cut into micro-batches.
         """
-        assert self.keys_B is not None, "RowKeys.set must name the rows of this pass"
+        assert self.keys_B is not None, "RowKeys.set must name the rows of this micro-batch"
         if told := self.mixing_rows.get(layer):
             call = self._calls[layer] = (
                 self._calls.get(layer, -1) + 1
             )  # recomputation calls again, in the same order
             if not told[call % len(told)]:
+                assert self.of_the_step is not None
                 return self.of_the_step, None
         rows = x.shape[0] if self.positions_B is None else x.shape[:-1].numel()
-        assert rows % len(self.keys_B) == 0, "RowKeys.set must name the rows of this pass"
+        assert rows % len(self.keys_B) == 0, "RowKeys.set must name the rows of this micro-batch"
         return self.keys_B, self.positions_B
 
     @contextmanager
     def only(self, start: int, stop: int) -> Iterator[None]:
-        """Inside, only the rows from `start` to `stop` pass."""
+        """Inside, only the rows from `start` to `stop` of the micro-batch are computed."""
         assert self.positions_B is None, "what trains modules whole sees rows, not tokens"
         whole = self.keys_B
         self.keys_B = None if whole is None else whole[start:stop]
@@ -142,8 +143,8 @@ def _offsets(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """A number for each element of a row of `shape`, which padding does not change.
 
     Of [T, D] later positions come after earlier ones, so that numbers may be without gaps, as in a
-    pass without padding. Attention weights [H, T, T] are padded within: there each dimension has
-    digits of its own.
+    micro-batch without padding. Attention weights [H, T, T] are padded within: there each dimension
+    has digits of its own.
     """
     shape = shape[1:] if shape[0] == 1 else shape
     if len(shape) <= 2:
@@ -155,7 +156,7 @@ def _offsets(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def replace_dropout(model: nn.Module, keys: RowKeys) -> None:
-    """Put a `RowDropout` in the place of every `nn.Dropout` below `model`; layers are numbered in
+    """Replace every `nn.Dropout` by a `RowDropout` below `model`; layers are numbered in
     the order of their names.
     """
     layer = sum(isinstance(module, RowDropout) for module in model.modules())
@@ -171,7 +172,7 @@ class FunctionDropout(TorchFunctionMode):
     functions, not modules; and fused attention, whose masks nobody could draw by row, drops nothing
     out.
 
-    A call's layer is its site in the pass.
+    A call's layer is its number among the calls of a forward.
     """
 
     def __init__(self, keys: RowKeys) -> None:
@@ -181,7 +182,7 @@ class FunctionDropout(TorchFunctionMode):
         self.used = False  # whether a model has called it at all
 
     def follow(self, model: nn.Module) -> None:
-        """Count the calls of `model` anew in each of its passes."""
+        """Count the calls of `model` anew in each of its forwards."""
         model.register_forward_pre_hook(lambda *_: self._count_from(0))
 
     def _count_from(self, calls: int) -> None:
@@ -199,13 +200,20 @@ class FunctionDropout(TorchFunctionMode):
         with self:
             yield
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nn.functional.scaled_dot_product_attention and (kwargs or {}).get("dropout_p"):
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> object:
+        named = kwargs or {}
+        if func is nn.functional.scaled_dot_product_attention and named.get("dropout_p"):
             self.used = True
-            return func(*args, **{**kwargs, "dropout_p": 0.0})
+            return func(*args, **{**named, "dropout_p": 0.0})
         if func is not nn.functional.dropout:
-            return func(*args, **(kwargs or {}))
-        x, p, training = _dropout_arguments(*args, **(kwargs or {}))
+            return func(*args, **named)
+        x, p, training = _dropout_arguments(*args, **named)
         if not training or p == 0.0:
             return x
         self.used = True

@@ -214,7 +214,7 @@ class TrialGroup:
         nll, targets = self._gradients(trials, [self._rows(each) for each in member])
         norms = self._engine.norms(trials)
         finite = (torch.isfinite(nll) & torch.isfinite(norms)).tolist()
-        good = [position for position, fine in enumerate(finite) if fine]
+        good = np.flatnonzero(finite).tolist()
         self._update([trials[position] for position in good], norms[good])
         losses = nll.tolist()
         for position in good:
@@ -222,7 +222,7 @@ class TrialGroup:
             member[position].train_nll += losses[position]
             member[position].train_targets += targets[position]
         if len(good) < len(trials):
-            raise self._non_finite([trials[p] for p, fine in enumerate(finite) if not fine])
+            raise self._non_finite([trials[p] for p in np.flatnonzero(np.invert(finite)).tolist()])
         return self.due(trials)
 
     def _update(self, trials: Sequence[str], norms: Tensor) -> None:

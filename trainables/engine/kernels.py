@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,14 +16,24 @@ from torch import Tensor, nn
 Segments = tuple[tuple[int, int, int], ...]
 
 
+class Context(Protocol):
+    """What autograd hands from a function's forward to its backward."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+    rest: tuple
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
     """Whose the rows of a forward pass are. Rows of one trial lie side by side, in the order of the
-    matrix.
+    matrix; a trial's row in the matrix is its lane.
     """
 
-    segments: Segments  # (trial's row in the matrix, first row of the pass, row after the last)
-    lanes_B: Tensor  # the trial's row in the matrix, of each row of the pass
+    segments: Segments  # (lane, first row of the micro-batch, row after the last)
+    lanes_B: Tensor  # of each row of the micro-batch
 
     @classmethod
     def of(cls, lanes_B: Sequence[int] | np.ndarray, device: torch.device) -> "MicroBatch":
@@ -36,8 +46,8 @@ class MicroBatch:
         return cls(segments=tuple(segments), lanes_B=torch.as_tensor(lanes_B, device=device))
 
     def scaled(self, length: int) -> Segments:
-        """The segments of a tensor of `length` vectors: rows flattened into tokens. Where one
-        trial's rows pass, every vector is that trial's, also of a tensor that has no rows.
+        """The segments of a tensor of `length` vectors: rows flattened into tokens. Where all
+        rows are one trial's, every vector is too, also of a tensor that has no rows.
         """
         if len(self.segments) == 1:
             return ((self.segments[0][0], 0, length),)
@@ -134,7 +144,7 @@ class GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         x_NI: Tensor,
         anchor: Tensor,
         weight_KOI: Tensor,
@@ -146,9 +156,9 @@ class GroupedLinear(torch.autograd.Function):
         return grouped_matmul(x_NI, weight_KOI.transpose(1, 2), segments)
 
     @staticmethod
-    def backward(ctx: Any, dy_NO: Tensor) -> tuple:
+    def backward(ctx: Context, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (x_NI,), (weight_KOI, grad_KOI, segments) = ctx.saved_tensors, ctx.rest
-        dy_NO = dy_NO.contiguous()
+        dy_NO = grad_outputs[0].contiguous()
         accumulate(grad_KOI, dy_NO, x_NI, segments)
         dx_NI = grouped_matmul(dy_NO, weight_KOI, segments) if ctx.needs_input_grad[0] else None
         return dx_NI, None, None, None, None
@@ -156,13 +166,13 @@ class GroupedLinear(torch.autograd.Function):
 
 class GroupedScale(torch.autograd.Function):
     """x * s_k for the vectors of trial k, and x where a trial has nothing at this site. The
-    gradient of s is added to `grad` in place. Scales are not kept for each vector: in a pass
-    without padding each token is one.
+    gradient of s is added to `grad` in place. Scales are not kept for each vector: in a
+    micro-batch without padding each token is one.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         x_NC: Tensor,
         anchor: Tensor,
         scale_KC: Tensor,
@@ -175,7 +185,8 @@ class GroupedScale(torch.autograd.Function):
         return _scale(x_NC, scale_KC, ctx.rest[2])
 
     @staticmethod
-    def backward(ctx: Any, dy_NC: Tensor) -> tuple:
+    def backward(ctx: Context, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (dy_NC,) = grad_outputs
         (x_NC,), (scale_KC, grad_KC, segments) = ctx.saved_tensors, ctx.rest
         for lane, start, stop in segments:
             grad_KC[lane].add_((dy_NC[start:stop].to(grad_KC.dtype) * x_NC[start:stop]).sum(0))
@@ -191,14 +202,14 @@ def _scale(x_NC: Tensor, scale_KC: Tensor, segments: Sequence[tuple[int, int, in
 
 
 class Gathered(torch.autograd.Function):
-    """[B, ...]: of each row of a pass, its trial's vector or matrix; [1, ...] where all rows are
-    one trial's. Its gradient is added to `grad` in place, but not for trials that have nothing at
-    this site.
+    """[B, ...]: of each row of a micro-batch, its trial's vector or matrix; [1, ...] where all rows
+    are one trial's. Its gradient is added to `grad` in place, but not for trials that have nothing
+    at this site.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         anchor: Tensor,
         weight_K: Tensor,
         grad_K: Tensor,
@@ -213,7 +224,8 @@ class Gathered(torch.autograd.Function):
         return weight_K[micro_batch.lanes_B]
 
     @staticmethod
-    def backward(ctx: Any, d_B: Tensor) -> tuple:
+    def backward(ctx: Context, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (d_B,) = grad_outputs
         grad_K, segments = ctx.rest
         for lane, start, stop in segments:
             grad_K[lane].add_(d_B[start:stop].sum(0))

@@ -5,17 +5,19 @@ train.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
 from trainables.engine.sites import AdapterSite
+from trainables.hyperparameters import MethodOptions
 
 VACANT = ""  # the trial of a row that nobody has any more
 
 
 @dataclass(frozen=True)
 class Column:
+    """One tensor of one site: columns of the matrix."""
+
     kind: type[AdapterSite]
     site: str
     tensor: str
@@ -23,8 +25,10 @@ class Column:
 
 @dataclass(kw_only=True)
 class Lane:
+    """A trial's row of the matrix."""
+
     trial: str
-    options: dict[tuple[type[AdapterSite], str], Any]
+    options: dict[tuple[type[AdapterSite], str], MethodOptions | None]
     shapes: dict[Column, tuple[int, ...]]  # the trial's own
 
 

@@ -300,7 +300,7 @@ class LoadedBase:
         return mode
 
     def dropping_out(self) -> contextlib.AbstractContextManager:
-        """What a training pass runs under."""
+        """What a training step runs under."""
         return self._function_dropout or contextlib.nullcontext()
 
     # --- gradient checkpointing ---

@@ -1,29 +1,35 @@
 """How much memory trials take on a device: from shapes alone, before any weight is loaded.
 
-Weights are counted exactly. What a pass keeps for its backward is a formula;
-tests/trainables/engine/test_memory.py holds it against measured passes.
+Weights are counted exactly. What a micro-batch keeps for its backward is a
+formula; tests/trainables/engine/test_memory.py holds it against measured ones.
 """
 
 import copy
 import gc
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trainables.errors import InputError
 from trainables.hyperparameters import Hyperparameters
 from trainables.models.base import BaseModel
 from trainables.models.config import Quantisation
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 GB = 10**9
 GPUS = {"T4": 16, "L4/A10G": 24, "A100": 40, "A100/H100": 80, "H200": 141}  # GB, as they are sold
 # of a device: the CUDA context, workspaces of kernels, and what the allocator cannot join
 RESERVE = 0.1
 MOMENTS = 2  # that AdamW keeps of each trained parameter
-FLOAT32 = 4  # bytes; a pack's matrix and the loss are in float32 whatever the base is in
-LOSS_BYTES = (
-    3 * FLOAT32
-)  # of a logit: its log-probability and, at the peak of the backward pass, two gradients
+FLOAT32 = (
+    4  # bytes; the matrix of a trial group and the loss are in float32 whatever the base is in
+)
+# of a logit: its log-probability and, at the peak of the backward pass, two gradients
+LOSS_BYTES = 3 * FLOAT32
 # gradients inside a layer's backward pass, as a share of what that layer kept (0.3 to 1 measured)
 IN_FLIGHT = 1.0
 # bits of a weight with a scale for each block of weights (Dettmers et al. 2023,
@@ -43,14 +49,14 @@ class MemoryEstimate:
     """Bytes on one device that holds the whole base."""
 
     base: int  # weights of the base
-    activations: int  # one pass of `max_tokens` padded tokens, forward and backward
+    activations: int  # one micro-batch of `max_tokens` padded tokens, forward and backward
     # weights, gradients and Adam moments of one trial, as far as they are not the base's own
     per_trial: int
     shared: bool  # whether several trials can train over one base
 
     def fits(self, device_bytes: int) -> bool:
         """Whether a device of that size could hold one trial's weights beside the base's, however
-        small its passes are.
+        small its micro-batches are.
         """
         return self.base + self.per_trial <= device_bytes
 
@@ -63,7 +69,7 @@ class MemoryEstimate:
 
 
 def estimate(
-    model_config: Any,
+    model_config: "PreTrainedConfig",
     auto_class: str,
     hp: Hyperparameters,
     *,
@@ -81,55 +87,78 @@ def estimate(
     """
     import torch
 
-    from trainables.methods import ADDITIVE, REPLACING
     from trainables.models.structure import linear_layers
 
     with torch.device("meta"):
         base = _meta_base(model_config, auto_class, quantisation)
         model = base.model
         linear = {name: model.get_submodule(name) for name in linear_layers(model, base.head)}
-        if hp.method in ADDITIVE:
-            additions = ADDITIVE[hp.method].plan(base, hp.options)
-            heads = [
-                parameter for name, parameter in model.named_parameters() if base.in_head(name)
-            ]
-            trained = [
-                tensor for addition in additions for tensor in addition.values.values()
-            ] + heads
-            fed = {addition.site for addition in additions}
-            reached = set(linear)
-            low_copy = (
-                compute_bytes if compute_bytes < FLOAT32 else 0
-            )  # of the matrix, for the arithmetic
-            per_parameter = (2 + MOMENTS) * FLOAT32 + low_copy
-        else:
-            REPLACING[hp.method].attach(base, hp.options)
-            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            fed = {name for name, module in linear.items() if module.weight.requires_grad}
-            reached = _after_the_first_trained(model) & linear.keys()
-            per_parameter = (1 + MOMENTS) * dtype_bytes  # the weights are those of the base
-
+        training = _training(base, hp, linear, dtype_bytes, compute_bytes)
+    output = model.get_output_embeddings() if auto_class == "AutoModelForCausalLM" else None
     return MemoryEstimate(
         base=_base_bytes(model, linear, quantisation, dtype_bytes),
         activations=_activation_bytes(
             model,
-            {name: module for name, module in linear.items() if name in reached},
-            fed,
+            {name: module for name, module in linear.items() if name in training.reached},
+            training.fed,
             dropout=bool(getattr(hp.options, "dropout", 0)),
-            vocabulary=(
-                model.get_output_embeddings().weight.shape[0]
-                if auto_class == "AutoModelForCausalLM"
-                else 0
-            ),
+            vocabulary=0 if output is None else _weight(output).shape[0],
             dtype_bytes=dtype_bytes,
             compute_bytes=compute_bytes,
             casts=quantisation == "none" and compute_bytes < dtype_bytes,
             tokens=max_tokens,
             gradient_checkpointing=gradient_checkpointing,
         ),
-        per_trial=sum(tensor.numel() for tensor in trained) * per_parameter,
-        shared=hp.method in ADDITIVE,
+        per_trial=sum(tensor.numel() for tensor in training.tensors) * training.bytes_per_parameter,
+        shared=training.shared,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """What one trial trains."""
+
+    tensors: list["Tensor"]
+    bytes_per_parameter: int  # of weights that are not the base's, gradients and moments
+    fed: set[str]  # linear layers whose weight or adapter is trained
+    reached: Set[str]  # linear layers that the backward pass goes through
+    shared: bool
+
+
+def _training(
+    base: BaseModel,
+    hp: Hyperparameters,
+    linear: Mapping[str, "nn.Module"],
+    dtype_bytes: int,
+    compute_bytes: int,
+) -> _Training:
+    from trainables.methods import ADDITIVE, REPLACING
+
+    model = base.model
+    if hp.method in REPLACING:
+        REPLACING[hp.method].attach(base, hp.options)
+        return _Training(
+            tensors=[parameter for parameter in model.parameters() if parameter.requires_grad],
+            bytes_per_parameter=(1 + MOMENTS) * dtype_bytes,
+            fed={name for name, module in linear.items() if _weight(module).requires_grad},
+            reached=_after_the_first_trained(model) & linear.keys(),
+            shared=False,
+        )
+    additions = ADDITIVE[hp.method].plan(base, hp.options)
+    heads = [parameter for name, parameter in model.named_parameters() if base.in_head(name)]
+    # of the matrix, for the arithmetic
+    low_copy = compute_bytes if compute_bytes < FLOAT32 else 0
+    return _Training(
+        tensors=[tensor for each in additions for tensor in each.values.values()] + heads,
+        bytes_per_parameter=(2 + MOMENTS) * FLOAT32 + low_copy,
+        fed={addition.site for addition in additions},
+        reached=linear.keys(),
+        shared=True,
+    )
+
+
+def _weight(module: "nn.Module") -> "nn.Parameter":
+    return module.get_parameter("weight")
 
 
 def too_large(found: Mapping[str, MemoryEstimate], device_bytes: int) -> str | None:
@@ -151,7 +180,7 @@ def gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
-def release(device: Any) -> None:
+def release(device: "torch.device") -> None:
     """Give back at once what nobody refers to any more. Quantised weights and their layers refer to
     each other, and would wait for Python's collector of cycles.
     """
@@ -169,7 +198,9 @@ def gpu_table(found: MemoryEstimate, most: int) -> str:
     )
 
 
-def _meta_base(model_config: Any, auto_class: str, quantisation: Quantisation) -> BaseModel:
+def _meta_base(
+    model_config: "PreTrainedConfig", auto_class: str, quantisation: Quantisation
+) -> BaseModel:
     """The model's shapes without its weights, frozen; call it under the meta device."""
     import torch
     import transformers
@@ -193,10 +224,13 @@ def _meta_base(model_config: Any, auto_class: str, quantisation: Quantisation) -
 
 
 def _base_bytes(
-    model: Any, linear: Mapping[str, Any], quantisation: Quantisation, dtype_bytes: int
+    model: "PreTrainedModel",
+    linear: Mapping[str, "nn.Module"],
+    quantisation: Quantisation,
+    dtype_bytes: int,
 ) -> int:
     """Embeddings, norms, biases and heads are never quantised."""
-    weights = [module.weight for module in linear.values()]
+    weights = [_weight(module) for module in linear.values()]
     count = sum(weight.numel() for weight in weights)
     rest = sum(parameter.numel() for parameter in model.parameters()) - count
     quantised = {
@@ -209,7 +243,7 @@ def _base_bytes(
     return quantised + rest * dtype_bytes
 
 
-def _after_the_first_trained(model: Any) -> set[str]:
+def _after_the_first_trained(model: "PreTrainedModel") -> set[str]:
     """Names of the modules that the backward pass reaches: in the model's order, from the first
     that is trained.
     """
@@ -224,8 +258,8 @@ def _after_the_first_trained(model: Any) -> set[str]:
 
 
 def _activation_bytes(
-    model: Any,
-    linear: Mapping[str, Any],
+    model: "PreTrainedModel",
+    linear: Mapping[str, "nn.Module"],
     fed: Set[str],
     *,
     dropout: bool,
@@ -236,7 +270,7 @@ def _activation_bytes(
     tokens: int,
     gradient_checkpointing: bool,
 ) -> int:
-    """What one pass takes at its peak.
+    """What one micro-batch takes at its peak.
 
     After Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198): of its 34 bytes per token,
     channel and layer, 32 are 16 tensors as wide as the model (an MLP four times as wide) in 2
@@ -260,31 +294,16 @@ def _activation_bytes(
 
     stack, layers = layer_lists(model)[0]
     kept, cast = [0], [0]  # bytes of each layer: of its tensors per token, of its weights
-    masks = (
-        max((features(linear[name])[0] for name in fed & linear.keys()), default=0) * MASK_BYTES
-        if dropout
-        else 0
-    )
+    widest = max((features(linear[name])[0] for name in fed & linear.keys()), default=0)
+    masks = widest * MASK_BYTES if dropout else 0
     for number, layer in enumerate(layers):
         inside = {
             name: module for name, module in linear.items() if name.startswith(f"{stack}.{number}.")
         }
-        if not inside:
-            continue
-        shapes = {name: features(module) for name, module in inside.items()}
-        elements = sum(
-            out + (name in fed) * (1 + dropout) * into for name, (into, out) in shapes.items()
-        )
-        steps = max(STEPWISE.get(type(module).__name__, 0) for module in layer.modules())
-        elements += steps * max(into for into, _ in shapes.values())  # as wide as the MLP is inside
-        norms = [module for module in layer.modules() if "norm" in type(module).__name__.lower()]
-        normed = sum(
-            module.weight.numel() for module in norms if getattr(module, "weight", None) is not None
-        )
-        kept.append(elements * compute_bytes + normed * (FLOAT32 - compute_bytes))
-        cast.append(
-            sum(module.weight.numel() for module in inside.values()) * compute_bytes if casts else 0
-        )
+        if inside:
+            kept.append(_kept_bytes(layer, inside, fed, dropout, compute_bytes))
+            weights = sum(_weight(module).numel() for module in inside.values())
+            cast.append(weights * compute_bytes if casts else 0)
     in_flight = max(IN_FLIGHT * max(kept), masks)
     if gradient_checkpointing:
         held, weights = (len(kept) - 1) * model.config.hidden_size * dtype_bytes, max(cast)
@@ -297,3 +316,25 @@ def _activation_bytes(
         int(tokens * held + max(tokens * in_flight, logits * (compute_bytes + LOSS_BYTES)))
         + weights
     )
+
+
+def _kept_bytes(
+    layer: "nn.Module",
+    inside: Mapping[str, "nn.Module"],
+    fed: Set[str],
+    dropout: bool,
+    compute_bytes: int,
+) -> int:
+    """What a layer with the linear layers `inside` keeps of a token for its backward."""
+    from trainables.models.structure import features
+
+    shapes = {name: features(module) for name, module in inside.items()}
+    elements = sum(
+        out + (name in fed) * (1 + dropout) * into for name, (into, out) in shapes.items()
+    )
+    steps = max(STEPWISE.get(type(module).__name__, 0) for module in layer.modules())
+    elements += steps * max(into for into, _ in shapes.values())  # as wide as the MLP is inside
+    norms = [module for module in layer.modules() if "norm" in type(module).__name__.lower()]
+    scales = [getattr(module, "weight", None) for module in norms]
+    normed = sum(scale.numel() for scale in scales if scale is not None)
+    return elements * compute_bytes + normed * (FLOAT32 - compute_bytes)

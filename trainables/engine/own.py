@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +13,10 @@ from trainables.engine.shared import TWINS
 from trainables.hyperparameters import Hyperparameters
 from trainables.methods import REPLACING
 from trainables.models.base import BaseModel
+from trainables.models.output import ModelOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WEIGHTS = "weights"  # in the optimiser's state: those that a checkpoint holds with fewer digits
 
@@ -35,9 +39,8 @@ class OwnBaseEngine:
         trained in float32, else that in which it is trained.
         """
         self.base = base
-        own = (
-            getattr(base.config, "dtype", None) if base.dtype is torch.float32 else None
-        )  # a wider one is for arithmetic
+        # a wider one is for arithmetic
+        own = getattr(base.config, "dtype", None) if base.dtype is torch.float32 else None
         self._save_dtype = save_dtype or own or base.dtype
         self.trials = [trial]
         self._pristine = pristine
@@ -50,18 +53,7 @@ class OwnBaseEngine:
             REPLACING[hp.method].attach(base, hp.options)
         self._parameters = {name: p for name, p in base.model.named_parameters() if p.requires_grad}
         self._remember(list(self._parameters))
-        decayed = [p for p in self._parameters.values() if p.ndim >= 2]  # never biases and norms
-        rest = [p for p in self._parameters.values() if p.ndim < 2]
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": hp.weight_decay},
-                {"params": rest, "weight_decay": 0.0},
-            ],
-            lr=hp.learning_rate,
-            betas=(hp.beta1, hp.beta2),
-            eps=hp.epsilon,
-            fused=True,
-        )
+        self._optimizer = _adamw(list(self._parameters.values()), hp)
 
     def _remember(self, names: Sequence[str]) -> None:
         parameters = dict(self.base.model.named_parameters())
@@ -79,7 +71,7 @@ class OwnBaseEngine:
                 if name in self._pristine:
                     parameter.copy_(self._pristine[name])
 
-    def forward(self, batch: dict[str, Tensor], micro_batch: MicroBatch) -> Any:
+    def forward(self, batch: dict[str, Tensor], micro_batch: MicroBatch) -> ModelOutput:
         return self.base.model(**batch)
 
     def zero_grad(self) -> None:
@@ -154,9 +146,25 @@ class OwnBaseEngine:
             }
 
 
-def initialise(model: Any, head: torch.nn.Module) -> None:
+def _adamw(parameters: Sequence[torch.nn.Parameter], hp: Hyperparameters) -> torch.optim.AdamW:
+    decayed = [p for p in parameters if p.ndim >= 2]  # never biases and norms
+    rest = [p for p in parameters if p.ndim < 2]
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": hp.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ],
+        lr=hp.learning_rate,
+        betas=(hp.beta1, hp.beta2),
+        eps=hp.epsilon,
+        fused=True,
+    )
+
+
+def initialise(model: "PreTrainedModel", head: torch.nn.Module) -> None:
     """Draw the weights of `head` anew, as transformers draws those of a new head."""
     for module in head.modules():
         for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False  # transformers leaves alone what carries this mark
+            # transformers leaves alone what carries this mark
+            parameter._is_hf_initialized = False  # pyright: ignore[reportAttributeAccessIssue]
         model._init_weights(module)

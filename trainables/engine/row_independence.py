@@ -7,17 +7,14 @@ asked, with rows of which one changes.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-ROWS = 3  # of a trying pass; the one in the middle changes
-CHANGED = {
-    torch.float32: 1e-4,
-    torch.float64: 1e-8,
-}  # share of the largest element; rounding is less
+ROWS = 3  # of a trial forward; the one in the middle changes
+# share of the largest element; rounding is less
+CHANGED = {torch.float32: 1e-4, torch.float64: 1e-8}
 CHANGED_HALF = 3e-2  # the same in half precision
 PADDED = 5  # rows, from the shortest to the longest, that are tried with padding behind them
 
@@ -26,15 +23,15 @@ PADDED = 5  # rows, from the shortest to the longest, that are tried with paddin
 def mixing_rows(
     model: nn.Module,
     watched: Sequence[str],
-    run: Callable[[Tensor], Any],
+    run: Callable[[Tensor], object],
     ids_T: Tensor,
     changed_T: Tensor,
 ) -> dict[str, tuple[bool, ...]]:
     """Those of the modules `watched` whose input is not always one vector after another of the
-    first row, then of the next; of each, at which of its calls in a pass it is.
+    first row, then of the next; of each, at which of its calls in a forward it is.
 
-    run: a pass over ids [3, T] without padding. ids_T, changed_T: a row, and one that differs from
-    it.
+    run: a forward over ids [3, T] without padding. ids_T, changed_T: a row, and one that differs
+    from it.
     """
     before = _inputs(model, watched, run, torch.stack([ids_T, ids_T, ids_T]))
     after = _inputs(model, watched, run, torch.stack([ids_T, changed_T, ids_T]))
@@ -56,9 +53,9 @@ def padding_changes_losses(
     it through convolutions or landmarks, some read the answer at the last position whatever is
     there.
 
-    losses: of the rows at these positions [B], in one pass; lengths: of all rows; limit: what
-    rounding explains, relative; max_tokens: of a pass, which two rows must fit into to pad one
-    another.
+    losses: of the rows at these positions [B], in one micro-batch; lengths: of all rows; limit:
+    what rounding explains, relative; max_tokens: of a micro-batch, which two rows must fit into to
+    pad one another.
     """
     order = np.argsort(lengths, kind="stable")
     order = order[2 * lengths[order].astype(np.int64) <= max_tokens]
@@ -77,13 +74,13 @@ def padding_changes_losses(
 
 
 def _inputs(
-    model: nn.Module, watched: Sequence[str], run: Callable[[Tensor], Any], ids_3T: Tensor
+    model: nn.Module, watched: Sequence[str], run: Callable[[Tensor], object], ids_3T: Tensor
 ) -> dict[str, list[Tensor]]:
     """What each module is given at each of its calls, as vectors."""
     found: dict[str, list[Tensor]] = {}
 
     def hook(name: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        def record(module: nn.Module, args: tuple, kwargs: dict[str, object]) -> None:
             given = [
                 x
                 for x in (*args, *kwargs.values())

@@ -5,14 +5,13 @@ The base itself is not changed: at some of its modules, the sites, every trial a
 own. Whatever the trials have at one site lies stacked, [K, ...], in columns of the matrix, padded
 with zeros to the largest of them; what is padded stays exactly zero, because its gradient is.
 
-Letters of shapes: K trials, P columns, B rows of a pass, N = B * T tokens, I and O channels in and
-out, R rank.
+Letters of shapes: K trials, P columns, B rows of a micro-batch, N = B * T tokens, I and O channels
+in and out, R rank.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,24 +22,16 @@ from trainables.engine.layout import VACANT, Column, Lane, Layout
 from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.hyperparameters import Hyperparameters
 from trainables.models.base import BaseModel
+from trainables.models.output import ModelOutput
 
 UPDATE_ELEMENTS = 1 << 24  # of the matrix in one go, so that an update's temporaries stay small
 TWINS = ("exp_avg", "exp_avg_sq")  # Adam's moments, by torch's names
 
 
 class Wrecked(RuntimeError):
-    """The device has no room for what trials on board had there: their worker must end, and they go
-    on elsewhere.
+    """The device has no room for what the trials of the group had there: their worker must end, and
+    they go on elsewhere.
     """
-
-
-# --- matrix products, each trial's rows with its own matrix ---
-
-
-# --- sites ---
-
-
-# --- the matrix ---
 
 
 @dataclass(kw_only=True)
@@ -56,6 +47,65 @@ class _Made:
     fast_P: Tensor = field(init=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Adam:
+    """What each of K trials makes its step of AdamW with [K, 1]."""
+
+    rate: Tensor
+    fast_ratio: Tensor  # of the learning rates of columns that are `fast`
+    clip: Tensor
+    decay: Tensor
+    one_less_beta1: Tensor
+    beta2: Tensor
+    one_less_beta2: Tensor
+    epsilon: Tensor
+    correction1: Tensor
+    correction2: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        hps: Sequence[Hyperparameters],
+        rates: Sequence[float],
+        steps: Sequence[int],
+        norms: Tensor,
+    ) -> "_Adam":
+        """`norms` have the type and the device that the arithmetic has."""
+
+        own = [_constants(*each) for each in zip(hps, rates, steps, strict=True)]
+        columns = torch.tensor(own, dtype=torch.float64).to(norms).split(1, dim=1)
+        rate, fast_ratio, limit, decay, one_less_beta1, beta2, one_less_beta2, *rest = columns
+        epsilon, correction1, correction2 = rest
+        return cls(
+            rate=rate,
+            fast_ratio=fast_ratio,
+            clip=(limit / (norms[:, None] + 1e-6)).clamp(max=1.0),
+            decay=decay,
+            one_less_beta1=one_less_beta1,
+            beta2=beta2,
+            one_less_beta2=one_less_beta2,
+            epsilon=epsilon,
+            correction1=correction1,
+            correction2=correction2,
+        )
+
+
+def _constants(hp: Hyperparameters, rate: float, step: int) -> tuple[float, ...]:
+    """Of one trial, in the order in which `_Adam.of` takes them."""
+    return (
+        rate,
+        getattr(hp.options, "loraplus_ratio", 1.0),
+        hp.max_grad_norm if hp.max_grad_norm > 0 else math.inf,
+        hp.weight_decay,
+        1 - hp.beta1,
+        hp.beta2,
+        1 - hp.beta2,
+        hp.epsilon,
+        1 - hp.beta1 ** (step + 1),
+        math.sqrt(1 - hp.beta2 ** (step + 1)),
+    )
+
+
 class SharedBaseEngine:
     """The trials that share `base`, their weights, gradients and moments, and the sites at which
     they act.
@@ -67,10 +117,9 @@ class SharedBaseEngine:
         """`compute`: the type of the arithmetic under autocast; None: that of the weights."""
         self.base = base
         self.keys = keys
-        self.micro_batch = MicroBatch.of([], device)  # whose rows now pass
-        self.anchor = torch.zeros(
-            0, device=device, requires_grad=True
-        )  # autograd must run through frozen inputs too
+        self.micro_batch = MicroBatch.of([], device)  # that now runs
+        # autograd must run through frozen inputs too
+        self.anchor = torch.zeros(0, device=device, requires_grad=True)
         self.dtype = torch.promote_types(base.dtype, torch.float32)
         self._compute = compute or self.dtype
         self._device = device
@@ -78,7 +127,7 @@ class SharedBaseEngine:
         self._layout = Layout()
         self._weights = self._grads = torch.zeros(0, 0, dtype=self.dtype, device=device)
         self._low = self._weights  # the weights in the type of the arithmetic
-        self._moments = {name: self._weights for name in TWINS}
+        self._moments: dict[str, Tensor] = dict.fromkeys(TWINS, self._weights)
         self._sites: dict[
             tuple[type[AdapterSite], str], tuple[AdapterSite, Callable[[], None]]
         ] = {}
@@ -93,8 +142,8 @@ class SharedBaseEngine:
     # --- joining and leaving ---
 
     def join(self, trial: str, additions: Sequence[Addition]) -> None:
-        """Take a trial on board; where memory does not suffice (torch.OutOfMemoryError), the others
-        are as they were.
+        """Let a trial join; where memory does not suffice (torch.OutOfMemoryError), the others are
+        as they were.
         """
         shapes, options, values = {}, {}, {}
         for addition in additions:
@@ -106,8 +155,8 @@ class SharedBaseEngine:
         self._arrange([*(lane for lane in self._lanes if lane.trial != VACANT), lane], values)
 
     def leave(self, trial: str) -> None:
-        """Put a trial off board. Where memory does not suffice for a smaller matrix, its row stays
-        until someone joins.
+        """Take a trial out. Where memory does not suffice for a smaller matrix, its row stays until
+        another joins.
         """
         try:
             self._arrange([lane for lane in self._lanes if lane.trial not in (trial, VACANT)])
@@ -115,8 +164,8 @@ class SharedBaseEngine:
             self._lanes[self.lane(trial)].trial = VACANT
 
     def _arrange(self, lanes: list[Lane], values: Mapping[Column, Tensor] | None = None) -> None:
-        """Lay the matrix out for `lanes`: those that were on board keep their values, the last of
-        them may bring `values`.
+        """Lay the matrix out for `lanes`: trials that had one keep their values, the last of them
+        may bring `values`.
 
         All that is new is made before anything old is given up, which takes the memory of both
         layouts. Where that does not fit on an accelerator, weights and moments wait in the host's
@@ -144,7 +193,8 @@ class SharedBaseEngine:
     def _made_apart(
         self, lanes: list[Lane], layout: "Layout", values: Mapping[Column, Tensor]
     ) -> "_Made":
-        before, old = self._layout, {name: matrix.cpu() for name, matrix in self._kept().items()}
+        before = self._layout
+        old = {name: matrix.cpu() for name, matrix in self._kept().items()}
         self._undo()
         self._sites, self._moments = {}, dict.fromkeys(TWINS, self._weights[:0].clone())
         self._weights = self._grads = self._low = self._moments[TWINS[0]]
@@ -157,7 +207,7 @@ class SharedBaseEngine:
             self._swap(self._lanes, before, self._made(self._lanes, before, old, {}))
         except torch.OutOfMemoryError as raised:
             raise Wrecked(
-                "out of memory while the trials on board were put back to where they were"
+                "out of memory while the trials of the group were put back to where they were"
             ) from raised
         raise error
 
@@ -171,7 +221,8 @@ class SharedBaseEngine:
         """All that a layout needs, out of the `old` weights and moments, with nothing yet in
         use.
         """
-        before, rows = self._layout, {lane.trial: row for row, lane in enumerate(self._lanes)}
+        before = self._layout
+        rows = {lane.trial: row for row, lane in enumerate(self._lanes)}
 
         def moved(name: str) -> Tensor:
             new_KP = torch.zeros(len(lanes), layout.width, dtype=self.dtype, device=self._device)
@@ -233,9 +284,9 @@ class SharedBaseEngine:
         if self._low is not self._weights:
             self._low.copy_(self._weights)
 
-    # --- passes ---
+    # --- steps ---
 
-    def forward(self, batch: dict[str, Tensor], micro_batch: MicroBatch) -> Any:
+    def forward(self, batch: dict[str, Tensor], micro_batch: MicroBatch) -> ModelOutput:
         self.micro_batch = micro_batch
         for site, _ in self._sites.values():
             batch = site.inputs(batch)
@@ -270,48 +321,26 @@ class SharedBaseEngine:
         if not trials:
             return
 
-        def vector(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float64).to(self._device, self.dtype)[:, None]
-
         lanes = [self.lane(trial) for trial in trials]
         everyone = lanes == list(range(len(self._lanes)))
         index = None if everyone else torch.tensor(lanes, device=self._device)
-        limit = vector([hp.max_grad_norm if hp.max_grad_norm > 0 else math.inf for hp in hps])
-        clip = (limit / (norms[:, None].to(self.dtype) + 1e-6)).clamp(max=1.0)
-        rate, ratio = (
-            vector(rates),
-            vector([getattr(hp.options, "loraplus_ratio", 1.0) for hp in hps]),
-        )
-        one_less_beta1 = vector([1 - hp.beta1 for hp in hps])
-        beta2, one_less_beta2 = (
-            vector([hp.beta2 for hp in hps]),
-            vector([1 - hp.beta2 for hp in hps]),
-        )
-        epsilon = vector([hp.epsilon for hp in hps])
-        decay = vector([hp.weight_decay for hp in hps])
-        correction1 = vector(
-            [1 - hp.beta1 ** (step + 1) for hp, step in zip(hps, steps, strict=True)]
-        )
-        correction2 = vector(
-            [math.sqrt(1 - hp.beta2 ** (step + 1)) for hp, step in zip(hps, steps, strict=True)]
-        )
+        adam = _Adam.of(hps, rates, steps, norms.to(self.dtype))
         width = max(1, UPDATE_ELEMENTS // len(lanes))
+        state = [self._weights, self._grads, *self._moments.values()]
         for start in range(0, self._layout.width, width):
             here = slice(start, start + width)
-            matrices = [
-                m[:, here]
-                for m in (self._weights, self._grads, *(self._moments[name] for name in TWINS))
-            ]
+            matrices = [matrix[:, here] for matrix in state]
             weights, grads, first, second = (
                 matrices if index is None else [m.index_select(0, index) for m in matrices]
             )
-            rates_KP = rate * (1 + (ratio - 1) * self._fast_P[here])
-            grads = grads * clip
-            weights.mul_(1 - rates_KP * decay * self._decayed_P[here])
-            first.lerp_(grads, one_less_beta1)
-            second.mul_(beta2).addcmul_(grads * one_less_beta2, grads)
+            rates_KP = adam.rate * (1 + (adam.fast_ratio - 1) * self._fast_P[here])
+            grads = grads * adam.clip
+            weights.mul_(1 - rates_KP * adam.decay * self._decayed_P[here])
+            first.lerp_(grads, adam.one_less_beta1)
+            second.mul_(adam.beta2).addcmul_(grads * adam.one_less_beta2, grads)
             weights.addcdiv_(
-                first * (-rates_KP / correction1), (second.sqrt() / correction2).add_(epsilon)
+                first * (-rates_KP / adam.correction1),
+                (second.sqrt() / adam.correction2).add_(adam.epsilon),
             )
             if index is not None:
                 for matrix, part in (

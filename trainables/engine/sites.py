@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from trainables.hyperparameters import MethodOptions
+
 if TYPE_CHECKING:
     from trainables.engine.shared import SharedBaseEngine
 
@@ -19,7 +21,7 @@ class Addition:
     kind: type["AdapterSite"]
     site: str  # name of the module in the base
     values: dict[str, Tensor]
-    options: Any = None  # the method's
+    options: MethodOptions | None = None  # the method's; None: of a head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +106,8 @@ class TrainedModule(AdapterSite):
     def _forward(self, x: Tensor) -> Tensor:
         self._inner.train(self.module.training)
         whole, outputs = self.engine.micro_batch, []
-        x = x.to(
-            self.engine.dtype
-        )  # in the type of a half-precision base, weights would lose small updates
+        # in the type of a half-precision base, weights would lose small updates
+        x = x.to(self.engine.dtype)
         with torch.autocast(x.device.type, enabled=False):
             for (lane, first, last), (_, start, stop) in zip(
                 whole.segments, whole.scaled(len(x)), strict=True
@@ -122,7 +123,7 @@ class TrainedModule(AdapterSite):
 
 def copy_of(module: nn.Module) -> nn.Module:
     """A copy of a module of the base, without what a site has put into it (that would copy the
-    stack, and all).
+    engine, and all).
     """
     replaced = vars(module).pop("forward", None)
     try:

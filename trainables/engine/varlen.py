@@ -1,9 +1,9 @@
-"""Rows of unlike lengths in one pass without padding: their tokens one after another, attention
-within each row.
+"""Rows of unlike lengths in one micro-batch without padding: their tokens one after another,
+attention within each row.
 
 For causal language models on GPUs, where torch has a kernel for it (flash attention over rows of
 unlike lengths). Whether a model computes the same that way is tried on the data's own rows, and how
-much a token costs is measured.
+much a token costs is timed.
 
 Letters of shapes: B rows, T tokens of the longest row, N tokens of all rows, H heads, D channels.
 """
@@ -12,11 +12,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "flat_rows"  # transformers' name for how a model attends: as in sdpa where rows are padded
 NOT_SERVED = ("softcap", "s_aux", "position_bias", "head_mask")  # what some models add to attention
@@ -24,7 +27,7 @@ NOT_SERVED = ("softcap", "s_aux", "position_bias", "head_mask")  # what some mod
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Where the rows of a flat pass lie."""
+    """Where the rows of a micro-batch without padding lie."""
 
     lengths: tuple[int, ...]
     bounds: Tensor  # int32 [B + 1]: where each row begins, and the end
@@ -62,7 +65,7 @@ class Rows:
         return x.view(rows, longest, width)
 
 
-_rows: Rows | None = None  # of the pass that now runs; None: it is padded
+_rows: Rows | None = None  # of the micro-batch that now runs; None: it is padded
 
 
 def passing(rows: Rows | None) -> None:
@@ -71,7 +74,7 @@ def passing(rows: Rows | None) -> None:
     _rows = rows
 
 
-def prepare(model: Any) -> bool:
+def prepare(model: "PreTrainedModel") -> bool:
     """Make `model` attend as `passing` says; False: it cannot be told how to attend."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -82,7 +85,7 @@ def prepare(model: Any) -> bool:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Any,
+        attention_mask: Tensor | None,
         **how: Any,
     ) -> tuple[Tensor, None]:
         if _rows is None:
@@ -115,25 +118,11 @@ def _within_rows(
 ) -> Tensor:
     """Causal attention of [1, H, N, D] within each row: [N, H, D]."""
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if not causal or any(how.get(name) is not None for name in NOT_SERVED):
+    if not causal or not {name for name, x in how.items() if x is not None}.isdisjoint(NOT_SERVED):
         raise NotImplementedError(f"{type(module).__name__} attends in a way of its own")
     q_NHD, k_NHD, v_NHD = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     if q_NHD.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
-
-        longest, before = max(rows.lengths), -1 if sliding_window is None else sliding_window - 1
-        return varlen_attn(
-            q_NHD,
-            k_NHD,
-            v_NHD,
-            rows.bounds,
-            rows.bounds,
-            longest,
-            longest,
-            scale=scaling,
-            window_size=(before, 0),
-            enable_gqa=True,
-        )
+        return _on_gpu(rows, q_NHD, k_NHD, v_NHD, scaling, sliding_window)
     if sliding_window is not None:
         raise NotImplementedError("no sliding window on a CPU")
     outputs = [
@@ -145,10 +134,36 @@ def _within_rows(
     return torch.cat(outputs)
 
 
+def _on_gpu(
+    rows: Rows,
+    q_NHD: Tensor,
+    k_NHD: Tensor,
+    v_NHD: Tensor,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest, before = max(rows.lengths), -1 if sliding_window is None else sliding_window - 1
+    found = varlen_attn(
+        q_NHD,
+        k_NHD,
+        v_NHD,
+        rows.bounds,
+        rows.bounds,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(before, 0),
+        enable_gqa=True,
+    )
+    return cast(Tensor, found)  # alone, where nothing else is asked for
+
+
 @torch.no_grad()
 def cost(hidden: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor]) -> float:
-    """What a token of a flat pass costs, where one of a padded pass (padding included) costs 1;
-    infinite where the model does not give the same.
+    """What a token of a micro-batch without padding costs, where one of a padded micro-batch
+    (padding included) costs 1; infinite where the model does not give the same.
 
     hidden: hidden states of a model in eval mode; batch: padded rows of unlike lengths, the data's
     longest among them.
@@ -166,12 +181,8 @@ def cost(hidden: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor]
     expected = hidden(batch) * real
     try:
         found = run_flat()
-    except (
-        RuntimeError,
-        NotImplementedError,
-        TypeError,
-        ValueError,
-    ):  # no such kernel, or no such inputs
+    # no such kernel, or no such inputs
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return math.inf
     # half precision rounds by some thousandths; a row that sees its neighbour, or past its window,
     # differs by far more

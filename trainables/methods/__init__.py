@@ -7,7 +7,7 @@ exactly as it was.
 """
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from trainables.engine.sites import Addition
 from trainables.hyperparameters import OPTIONS, MethodOptions
@@ -21,10 +21,12 @@ from trainables.methods.qlora import QLora
 from trainables.models.base import BaseModel
 from trainables.models.config import Quantisation
 
+Options = TypeVar("Options", bound=MethodOptions, contravariant=True)
 
-class Additive(Protocol):
-    """What a trial adds to the frozen base, and at which of its modules. Heads are added by the
-    pack.
+
+class Additive(Protocol[Options]):
+    """What a trial adds to the frozen base, and at which of its modules. Heads are added by
+    `LoadedBase.additions`.
     """
 
     stays_beside: bool
@@ -32,19 +34,20 @@ class Additive(Protocol):
     cannot be merged.
     """
 
-    def plan(self, base: BaseModel, options: Any) -> list[Addition]:
+    def plan(self, base: BaseModel, options: Options) -> list[Addition]:
         """All that a trial with `options` adds, with initial values. Draws from torch's
         generator.
         """
+        ...
 
-    def describe(self, base: BaseModel, options: Any, folder: Path) -> None:
+    def describe(self, base: BaseModel, options: Options, folder: Path) -> None:
         """Write `adapter_config.json`, which tells PEFT what the tensors are."""
 
 
-class Replacing(Protocol):
+class Replacing(Protocol[Options]):
     """Trains weights of the base itself."""
 
-    def attach(self, base: BaseModel, options: Any) -> None:
+    def attach(self, base: BaseModel, options: Options) -> None:
         """Set `requires_grad` of what is trained."""
 
     def save(self, base: BaseModel, folder: Path) -> None:

@@ -2,7 +2,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from trainables.errors import InputError
 from trainables.hyperparameters import AdapterOptions
 from trainables.models.base import BaseModel
 from trainables.models.structure import layer_lists
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Bottleneck(AdapterSite):
@@ -47,12 +50,12 @@ class Bottleneck(AdapterSite):
         return (y_NO.view(len(bias_BO), -1, y_NO.shape[-1]) + bias_BO[:, None]).view(y_NO.shape)
 
 
-def _on_hidden_states(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+def _on_hidden_states(change: Callable[[Tensor], Tensor]) -> Callable[..., Tensor | tuple]:
     """A forward hook that changes the hidden states that a layer gives, alone or first in a
     tuple.
     """
 
-    def hook(module: Any, inputs: Any, output: Any) -> Any:
+    def hook(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
     return hook
@@ -87,9 +90,8 @@ class Adapter:
             "revision": base.spec.model.revision if base.spec else None,
             "bottleneck": options.bottleneck,
             "activation": "relu",
-            "layers": _layers(
-                base
-            ),  # h + up(relu(down(h))) of the hidden states h that each of them gives
+            # h + up(relu(down(h))) of the hidden states h that each of them gives
+            "layers": _layers(base),
             "modules_to_save": list(base.head),
         }
         (folder / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")
@@ -105,9 +107,9 @@ def _layers(base: BaseModel) -> list[str]:
     return [f"{name}.{number}" for number in range(len(layers))]
 
 
-def load_adapter(model: Any, folder: str | Path) -> Any:
+def load_adapter(model: "PreTrainedModel", folder: str | Path) -> "PreTrainedModel":
     """Put the adapters in `folder` after the layers of `model`, as `from_pretrained` of
-    transformers gives it, and the head that was trained with them in the place of its own. Returns
+    transformers gives it, and the head that was trained with them instead of its own. Returns
     `model`.
     """
     from safetensors.torch import load_file
@@ -118,15 +120,16 @@ def load_adapter(model: Any, folder: str | Path) -> Any:
     weights = {name.removeprefix("base_model.model."): tensor for name, tensor in saved.items()}
     for name in described["layers"]:
         up = weights[f"{name}.adapter.up.weight"]  # [D, bottleneck]
+        width, bottleneck = up.shape
         parts = {
-            "down": nn.Linear(*up.shape),
+            "down": nn.Linear(width, bottleneck),
             "relu": nn.ReLU(),
-            "up": nn.Linear(*reversed(up.shape)),
+            "up": nn.Linear(bottleneck, width),
         }
         adapter = nn.Sequential(OrderedDict(parts)).to(model.device, up.dtype)
         layer = model.get_submodule(name)
         layer.add_module("adapter", adapter)
-        layer.register_forward_hook(_on_hidden_states(_adding(adapter)))
+        layer.register_forward_hook(_on_hidden_states(_adding(adapter, up.dtype)))
     missing, unexpected = model.load_state_dict(weights, strict=False)
     lost = [name for name in missing if ".adapter." in name]
     assert not unexpected and not lost, (
@@ -135,5 +138,5 @@ def load_adapter(model: Any, folder: str | Path) -> Any:
     return model
 
 
-def _adding(adapter: nn.Sequential) -> Callable[[Tensor], Tensor]:
-    return lambda hidden: hidden + adapter(hidden.to(adapter.up.weight.dtype)).to(hidden.dtype)
+def _adding(adapter: nn.Sequential, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda hidden: hidden + adapter(hidden.to(dtype)).to(hidden.dtype)

@@ -1,10 +1,10 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.engine.kernels import GroupedScale
 from trainables.engine.sites import AdapterSite, Addition, Stacked
@@ -13,20 +13,18 @@ from trainables.hyperparameters import Ia3Options
 from trainables.models.base import BaseModel
 from trainables.models.structure import (
     attends,
+    ends_with,
     features,
     in_layers,
     linear_layers,
     served_by_peft,
 )
 
-KEYS_VALUES = {
-    "k",
-    "v",
-    "kv",
-    "qkv",
-    "key",
-    "value",
-}  # parts of the names of projections that give keys or values
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# parts of the names of projections that give keys or values
+KEYS_VALUES = {"k", "v", "kv", "qkv", "key", "value"}
 
 
 def scaled_layers(base: BaseModel) -> dict[str, str]:
@@ -46,18 +44,12 @@ def scaled_layers(base: BaseModel) -> dict[str, str]:
     targets = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(architecture)
     feed_forward = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(architecture)
     if targets and feed_forward:
-        chosen = [
-            name for name in linear if any(name == t or name.endswith(f".{t}") for t in targets)
-        ]
-        found = {
-            name: "input" if name.endswith(tuple(feed_forward)) else "output" for name in chosen
-        }
+        chosen = [name for name in linear if ends_with(name, targets)]
+        found = {n: "input" if n.endswith(tuple(feed_forward)) else "output" for n in chosen}
     else:
         found = _keys_and_values(model, attends(model, linear)) | _back_to_width(model, linear)
-    found = {
-        name: found[name]
-        for name in served_by_peft(model, [name for name in linear if name in found])
-    }
+    served = served_by_peft(model, [name for name in linear if name in found])
+    found = {name: found[name] for name in served}
     if set(found.values()) != {"input", "output"}:
         raise InputError(
             "method: ia3 scales keys, values and feed-forward layers, and knows none of"
@@ -66,7 +58,7 @@ def scaled_layers(base: BaseModel) -> dict[str, str]:
     return found
 
 
-def _keys_and_values(model: Any, attention: Sequence[str]) -> dict[str, str]:
+def _keys_and_values(model: "PreTrainedModel", attention: Sequence[str]) -> dict[str, str]:
     named = [
         name
         for name in attention
@@ -77,7 +69,7 @@ def _keys_and_values(model: Any, attention: Sequence[str]) -> dict[str, str]:
     return dict.fromkeys(named, "output")
 
 
-def _back_to_width(model: Any, linear: Sequence[str]) -> dict[str, str]:
+def _back_to_width(model: "PreTrainedModel", linear: Sequence[str]) -> dict[str, str]:
     inside = set(in_layers(model)) - set(attends(model, linear))
     width = model.config.get_text_config().hidden_size
     back = [
@@ -88,7 +80,7 @@ def _back_to_width(model: Any, linear: Sequence[str]) -> dict[str, str]:
     return dict.fromkeys([name for name in back if _ratio(model, name) != 1], "input")
 
 
-def _ratio(model: Any, name: str) -> float:
+def _ratio(model: "PreTrainedModel", name: str) -> float:
     inputs, outputs = features(model.get_submodule(name))
     return outputs / inputs
 
@@ -102,9 +94,8 @@ class Scale(AdapterSite):
 
     @staticmethod
     def exported(tensor: str, value: Tensor) -> Tensor:
-        return (
-            value[None] if tensor == "input" else value[:, None]
-        )  # as PEFT broadcasts them over weights
+        # as PEFT broadcasts them over weights
+        return value[None] if tensor == "input" else value[:, None]
 
     def bind(self, tensors: Mapping[str, Stacked], options: Sequence[Ia3Options | None]) -> None:
         ((self._side, self._scale),) = tensors.items()
@@ -112,18 +103,20 @@ class Scale(AdapterSite):
 
     def install(self) -> Callable[[], None]:
         if self._side == "input":
-            return self.module.register_forward_pre_hook(
-                lambda _, inputs: (self._scaled(inputs[0]), *inputs[1:])
-            ).remove
-        return self.module.register_forward_hook(
-            lambda _, inputs, output: self._scaled(output)
-        ).remove
+            return self.module.register_forward_pre_hook(self._scale_inputs).remove
+        return self.module.register_forward_hook(self._scale_output).remove
+
+    def _scale_inputs(self, module: nn.Module, inputs: tuple) -> tuple:
+        return self._scaled(inputs[0]), *inputs[1:]
+
+    def _scale_output(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        return self._scaled(output)
 
     def _scaled(self, x: Tensor) -> Tensor:
-        x_NC, here, stack = x.reshape(-1, x.shape[-1]), self._here, self.engine
-        segments = stack.micro_batch.scaled(len(x_NC))
+        x_NC, here, engine = x.reshape(-1, x.shape[-1]), self._here, self.engine
+        segments = engine.micro_batch.scaled(len(x_NC))
         return GroupedScale.apply(
-            x_NC, stack.anchor, self._scale.weight, self._scale.grad, segments, here
+            x_NC, engine.anchor, self._scale.weight, self._scale.grad, segments, here
         ).view(x.shape)
 
 
@@ -145,7 +138,7 @@ class Ia3:
         from transformers.pytorch_utils import Conv1D
 
         scaled = scaled_layers(base)
-        modules: dict[str, Any] = {name: base.model.get_submodule(name) for name in scaled}
+        modules = {name: base.model.get_submodule(name) for name in scaled}
         IA3Config(
             base_model_name_or_path=base.model.name_or_path,
             revision=base.spec.model.revision if base.spec else None,
@@ -157,4 +150,4 @@ class Ia3:
             modules_to_save=list(base.head) or None,
             task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
             inference_mode=True,
-        ).save_pretrained(folder)
+        ).save_pretrained(str(folder))

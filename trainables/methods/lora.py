@@ -1,22 +1,21 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.engine.dropout import row_dropout
-from trainables.engine.kernels import Segments, accumulate, grouped_matmul
+from trainables.engine.kernels import Context, Segments, accumulate, grouped_matmul
 from trainables.engine.shared import SharedBaseEngine
 from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import LoraOptions
 from trainables.models.base import BaseModel
-from trainables.models.structure import attends, features, linear_layers, served_by_peft
+from trainables.models.structure import attends, ends_with, features, linear_layers, served_by_peft
 
-FIRST_LAYER = (
-    1 << 16
-)  # number of the first site among the layers that drop out; the base's own come before
+# number of the first site among the layers that drop out; the base's own come before
+FIRST_LAYER = 1 << 16
 
 
 def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]:
@@ -27,19 +26,10 @@ def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]
     linear = linear_layers(model, base.head)
     if targets == "all-linear":
         chosen = linear
-    elif targets == "attention":
+    elif isinstance(targets, str):
         chosen = attends(model, linear)
     else:
-        chosen = [
-            name for name in linear if any(name == t or name.endswith(f".{t}") for t in targets)
-        ]
-        for target in targets:
-            if not any(name == target or name.endswith(f".{target}") for name in linear):
-                endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
-                raise InputError(
-                    f"targets: no linear layer is called {target!r}; this model has"
-                    f" {', '.join(endings)}"
-                )
+        chosen = _named(linear, targets)
     if not chosen:
         what = "linear layer" if targets == "all-linear" else "attention layer"
         raise InputError(
@@ -54,6 +44,17 @@ def target_modules(base: BaseModel, targets: str | tuple[str, ...]) -> list[str]
             f" {type(model).__name__}"
         )
     return served
+
+
+def _named(linear: Sequence[str], targets: Sequence[str]) -> list[str]:
+    for target in targets:
+        if not any(ends_with(name, [target]) for name in linear):
+            endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
+            raise InputError(
+                f"targets: no linear layer is called {target!r}; this model has"
+                f" {', '.join(endings)}"
+            )
+    return [name for name in linear if ends_with(name, targets)]
 
 
 class LowRank(AdapterSite):
@@ -81,7 +82,7 @@ class LowRank(AdapterSite):
     def install(self) -> Callable[[], None]:
         return self.module.register_forward_hook(self._add).remove
 
-    def _add(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x, whole = inputs[0], self.engine.micro_batch
         if self._dropout_K is not None and module.training:
             x = row_dropout(x, self.engine.keys, self._layer, self._dropout_K[whole.lanes_B])
@@ -102,7 +103,7 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_NI: Tensor, anchor: Tensor, site: LowRank, segments: Segments
+        ctx: Context, x_NI: Tensor, anchor: Tensor, site: LowRank, segments: Segments
     ) -> Tensor:
         h_NR = grouped_matmul(x_NI, site.A_KRI.transpose(1, 2), segments)
         _rescale(h_NR, site.scales, segments)
@@ -111,9 +112,9 @@ class _LowRank(torch.autograd.Function):
         return grouped_matmul(h_NR, site.B_KOR.transpose(1, 2), segments)
 
     @staticmethod
-    def backward(ctx: Any, dy_NO: Tensor) -> tuple:
+    def backward(ctx: Context, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (x_NI, h_NR), (site, segments) = ctx.saved_tensors, ctx.rest
-        dy_NO = dy_NO.contiguous()
+        dy_NO = grad_outputs[0].contiguous()
         dh_NR = grouped_matmul(dy_NO, site.B_KOR, segments)
         _rescale(dh_NR, site.scales, segments)
         accumulate(site.grad_B_KOR, dy_NO, h_NR, segments)
@@ -158,7 +159,7 @@ class Lora:
             base_model_name_or_path=base.model.name_or_path,
             revision=base.spec.model.revision if base.spec else None,
             r=options.rank,
-            lora_alpha=options.alpha,
+            lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType]  PEFT takes floats too
             lora_dropout=options.dropout,
             target_modules=targets,
             fan_in_fan_out=any(
@@ -168,4 +169,4 @@ class Lora:
             modules_to_save=list(base.head) or None,
             task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
             inference_mode=True,
-        ).save_pretrained(folder)
+        ).save_pretrained(str(folder))

@@ -1,10 +1,17 @@
 import fnmatch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
 
 from trainables.errors import InputError
 from trainables.hyperparameters import PartialOptions
 from trainables.methods.full import Full
 from trainables.models.base import BaseModel
 from trainables.models.structure import layer_lists
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Partial:
@@ -17,34 +24,43 @@ class Partial:
 
     def attach(self, base: BaseModel, options: PartialOptions) -> None:
         model = base.model
-        if options.layers is not None:
-            lists = layer_lists(model)
-            count = len(lists[0][1])
-            if options.layers > count:
-                raise InputError(
-                    f"layers: must be at most the model's {count} layers, got {options.layers}"
-                )
-            chosen = [
-                f"{name}.{i}." for name, _ in lists for i in range(count - options.layers, count)
-            ]
-            for parameter_name, parameter in model.named_parameters():
-                parameter.requires_grad_(parameter_name.startswith(tuple(chosen)))
-        else:
-            names = dict(model.named_parameters())
-            for pattern in options.patterns:
-                if not fnmatch.filter(names, pattern):
-                    raise InputError(
-                        f"patterns: {pattern!r} matches no parameter of the model, whose first is"
-                        f" {next(iter(names))!r}"
-                    )
-            for parameter_name, parameter in names.items():
-                parameter.requires_grad_(
-                    any(fnmatch.fnmatch(parameter_name, pattern) for pattern in options.patterns)
-                )
-        head = [model.get_submodule(part) for part in base.head] or [model.get_output_embeddings()]
-        for module in head:
-            for parameter in module.parameters():
-                parameter.requires_grad_(True)
+        chosen = (
+            _matching(model, options.patterns)
+            if options.layers is None
+            else _in_the_last_layers(model, options.layers)
+        )
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in chosen)
+        for module in [model.get_submodule(part) for part in base.head] or [_output(model)]:
+            module.requires_grad_(True)
 
     save = Full.save
     load = Full.load
+
+
+def _output(model: "PreTrainedModel") -> nn.Module:
+    output = model.get_output_embeddings()
+    assert output is not None, "a model without a head of its own is a language model"
+    return output
+
+
+def _in_the_last_layers(model: "PreTrainedModel", layers: int) -> set[str]:
+    lists = layer_lists(model)
+    count = len(lists[0][1])
+    if layers > count:
+        raise InputError(f"layers: must be at most the model's {count} layers, got {layers}")
+    last = tuple(f"{name}.{i}." for name, _ in lists for i in range(count - layers, count))
+    return {name for name, _ in model.named_parameters() if name.startswith(last)}
+
+
+def _matching(model: "PreTrainedModel", patterns: Sequence[str]) -> set[str]:
+    names, found = [name for name, _ in model.named_parameters()], set()
+    for pattern in patterns:
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            raise InputError(
+                f"patterns: {pattern!r} matches no parameter of the model, whose first is"
+                f" {names[0]!r}"
+            )
+        found.update(matched)
+    return found

@@ -21,14 +21,13 @@ class VirtualTokens(AdapterSite):
 
     @staticmethod
     def renamed(key: str) -> str:
-        return key.replace(
-            "base_model.model.", "base_model.", 1
-        )  # PEFT wraps nothing around the model here
+        # PEFT wraps nothing around the model here
+        return key.replace("base_model.model.", "base_model.", 1)
 
     def bind(self, tensors: Mapping[str, Stacked], options: Sequence[PromptOptions | None]) -> None:
         assert (
             None not in options and len({each.virtual_tokens for each in options if each}) == 1
-        ), "see `company`"
+        ), "see `sharing_key`"
         self._prompts = tensors["prompt_embeddings"]
         self._here = [True] * len(options)
 
@@ -36,14 +35,13 @@ class VirtualTokens(AdapterSite):
         return lambda: None
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        embedded_BTD = self.module.get_input_embeddings()(batch["input_ids"])
-        prompts, stack = self._prompts, self.engine
+        embedded_BTD = self.engine.base.model.get_input_embeddings()(batch["input_ids"])
+        prompts, engine = self._prompts, self.engine
         prompts_BVD = Gathered.apply(
-            stack.anchor, prompts.weight, prompts.grad, stack.micro_batch, self._here
+            engine.anchor, prompts.weight, prompts.grad, engine.micro_batch, self._here
         )
-        prompts_BVD = prompts_BVD.expand(
-            len(embedded_BTD), -1, -1
-        )  # it is one where one trial's rows pass
+        # it is one where all rows are one trial's
+        prompts_BVD = prompts_BVD.expand(len(embedded_BTD), -1, -1)
         rest = {name: x for name, x in batch.items() if name != "input_ids"}
         for name, filled in (("attention_mask", 1), ("token_type_ids", 0)):
             if name in batch:
@@ -67,9 +65,8 @@ class Prompt:
         3.2).
         """
         config = base.model.config.get_text_config()
-        if (
-            "score" in base.head or config.is_encoder_decoder
-        ):  # so transformers calls the heads of its decoders
+        # so transformers calls the heads of its decoders
+        if "score" in base.head or config.is_encoder_decoder:
             raise InputError(
                 f"method: prompt cannot train {type(base.model).__name__}, which finds the end of a"
                 " row by its token ids; allowed with a classifier over an encoder, or with task"
@@ -81,7 +78,7 @@ class Prompt:
                 f"virtual_tokens: must be below the model's context of {context} tokens, got"
                 f" {options.virtual_tokens}"
             )
-        table_VD = base.model.get_input_embeddings().weight
+        table_VD = base.model.get_input_embeddings().get_parameter("weight")
         drawn = torch.randint(0, len(table_VD), (options.virtual_tokens,))
         values = {"prompt_embeddings": table_VD.detach()[drawn.to(table_VD.device)]}
         return [Addition(kind=VirtualTokens, site="", values=values, options=options)]
@@ -94,11 +91,11 @@ class Prompt:
             base_model_name_or_path=base.model.name_or_path,
             revision=base.spec.model.revision if base.spec else None,
             num_virtual_tokens=options.virtual_tokens,
-            token_dim=base.model.get_input_embeddings().weight.shape[1],
+            token_dim=base.model.get_input_embeddings().get_parameter("weight").shape[1],
             num_transformer_submodules=1,
             num_layers=config.num_hidden_layers,
             num_attention_heads=config.num_attention_heads,
             modules_to_save=list(base.head) or None,
             task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
             inference_mode=True,
-        ).save_pretrained(folder)
+        ).save_pretrained(str(folder))

@@ -99,7 +99,7 @@ def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseMode
 
     Attention dropout is set to 0 (inside fused attention it cannot be drawn per row); other dropout
     stays as configured. Raises InputError where the weights are not those of the task's
-    architecture, or where a language model sees what it is to predict.
+    architecture, or where a language model attends to what it is to predict.
     """
     import torch
 

@@ -2,11 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.nn import Linear
     from transformers import PreTrainedModel
+
+
+class ModelOutput(Protocol):
+    """What a model gives, as far as it is read here."""
+
+    logits: "Tensor"
 
 
 @contextmanager

@@ -36,6 +36,11 @@ def features(module: nn.Module) -> tuple[int, int]:
     return inputs, outputs
 
 
+def ends_with(name: str, targets: Iterable[str]) -> bool:
+    """Whether a module is meant by one of `targets`, as PEFT reads its `target_modules`."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
 def above_backbone(model: "PreTrainedModel") -> list[str]:
     """Names of the modules with weights that stand above the backbone: the head of a classifier, or
     a language model's output layer.

@@ -3,13 +3,20 @@ workers.
 """
 
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import ray
 
 from trainables.runtime.protocol import Assignment, SlotConfig
 
-LINK_TIMEOUT = timedelta(days=30)  # the other workers wait for the first as long as an job takes it
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+    from torch.distributed import ProcessGroup
+
+LINK_TIMEOUT = timedelta(days=30)  # the other workers wait for the first as long as a job takes it
+
+Value = TypeVar("Value")
 
 
 class CoordinatorClient:
@@ -20,69 +27,68 @@ class CoordinatorClient:
     def __init__(self, config: SlotConfig, rank: int, size: int) -> None:
         self._config = config
         self._rank, self._size = rank, size
-        self._coordinator = (
+        # only rank 0 has it
+        self._coordinator: ActorHandle | None = (
             ray.get_actor(config.coordinator, namespace=config.namespace) if rank == 0 else None
         )
-        self._process_group: Any = None
-        self._pending: Any = None
+        self._process_group: ProcessGroup | None = None
+        self._taking: ObjectRef[Assignment | None] | None = None  # the answer that is waited for
         self.assignment = Assignment(version=0)
         if size > 1:
             import torch.distributed
 
             # assignments are objects: the CPU carries them
-            self._group = torch.distributed.new_group(backend="gloo", timeout=LINK_TIMEOUT)
+            made = torch.distributed.new_group(backend="gloo", timeout=LINK_TIMEOUT)
+            assert not isinstance(made, int), "every worker is in the group"
+            self._process_group = made
 
     def register(self) -> None:
         if self._rank == 0:
-            self.assignment = ray.get(self._coordinator.register.remote(self._config.slot))
+            self._register()
         self._share()
 
     def refresh(self, *, block: bool) -> None:
         """Look for a newer assignment; with `block`, wait for one (at most some seconds)."""
         if self._rank == 0:
-            if self._pending is None:
-                self._pending = self._coordinator.take.remote(
-                    self._config.slot, self.assignment.version
-                )
-            ready, _ = ray.wait([self._pending], timeout=None if block else 0)
+            if self._taking is None:
+                self._taking = self._call("take", self.assignment.version)
+            ready, _ = ray.wait([self._taking], timeout=None if block else 0)
             if ready:
-                assignment, self._pending = ray.get(self._pending), None
+                assignment, self._taking = ray.get(self._taking), None
                 self._accept(assignment)
         self._share()
 
-    def tell(self, news: str, *values: Any) -> bool:
-        """Rank 0 tells the coordinator `news` of this slot; the other workers are not told of the
-        assignment that follows from it. Returns whether the coordinator knew the slot.
+    def tell(self, news: str, *values: object) -> bool:
+        """Rank 0 calls the coordinator's method `news` for this slot; the other workers are not
+        told of the assignment that follows from it. Returns whether the coordinator knew the slot.
         """
         assignment = None
         if self._rank == 0:
-            assignment = ray.get(
-                getattr(self._coordinator, news).remote(self._config.slot, *values)
-            )
+            assignment = ray.get(self._call(news, *values))
             self._accept(assignment)
         return assignment is not None
 
-    def publish(self, news: str, *values: Any) -> bool:
+    def publish(self, news: str, *values: object) -> bool:
         """The same, and every worker is told."""
         known = self.from_rank_zero(self.tell(news, *values))
         self._share()
         return known
 
     def broken(self, error: str) -> None:
-        if self._rank == 0:
+        if self._coordinator is not None:
             ray.get(self._coordinator.slot_broken.remote(self._config.slot, error))
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Value) -> list[Value]:
         """What every worker passes, on every worker."""
-        values = [value]
-        if self._size > 1:
-            import torch.distributed
+        if self._size == 1:
+            return [value]
+        import torch.distributed
 
-            values = [None] * self._size
-            torch.distributed.all_gather_object(values, value, group=self._process_group)
+        values = [value] * self._size
+        torch.distributed.all_gather_object(values, value, group=self._process_group)
         return values
 
-    def from_rank_zero(self, value: Any) -> Any:
+    def from_rank_zero(self, value: Value) -> Value:
         """The value that rank 0 passes, on every worker."""
         if self._size == 1:
             return value
@@ -93,17 +99,21 @@ class CoordinatorClient:
         return box[0]
 
     def progress(self, trial: str, samples_seen: int, samples_per_s: float) -> None:
-        if self._rank == 0:
+        if self._coordinator is not None:
             self._coordinator.progress.remote(trial, samples_seen, samples_per_s)
 
+    def _call(self, method: str, *values: object) -> "ObjectRef[Assignment | None]":
+        return getattr(self._coordinator, method).remote(self._config.slot, *values)
+
+    def _register(self) -> None:
+        assignment = ray.get(self._call("register"))
+        assert assignment is not None, "whoever registers is known"
+        self.assignment = assignment
+
     def _accept(self, assignment: Assignment | None) -> None:
-        if (
-            assignment is None
-            # the coordinator was restarted: it learns of this slot again, and trials join it
-            # again
-        ):
-            self.assignment = Assignment(version=0)
-            self.assignment = ray.get(self._coordinator.register.remote(self._config.slot))
+        if assignment is None:
+            # the coordinator was restarted: it learns of this slot again, and trials join it again
+            self._register()
         elif assignment.version > self.assignment.version or assignment.stop:
             self.assignment = assignment
 

@@ -1,15 +1,31 @@
 """The actor that knows which trial is on which slot, and how far it is."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import ray
 
 from trainables.errors import InputError
 from trainables.hyperparameters import cost_class, parse, sharing_key
 from trainables.runtime.capacity import MAX_GROUP_SIZE
-from trainables.runtime.protocol import Assignment
+from trainables.runtime.protocol import (
+    AssignedTrial,
+    Assignment,
+    Baseline,
+    BaselineFailed,
+    Failed,
+    Outcome,
+    Parameters,
+    Profile,
+    Snapshot,
+    Stopped,
+    TrialProgress,
+)
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 TAKE_TIMEOUT_S = 10.0  # a slot without news looks again after this long
 
@@ -19,40 +35,55 @@ MAX_CRASHES = 3  # a trial whose slot dies this often with no evaluation in betw
 # more
 MAX_FAILURES = 3
 
+NOBODY = "-"  # where the untuned base is known already
+
+NODE_ID = "ray.io/node-id"  # Ray's label of every node
+
 
 @dataclass(kw_only=True)
 class TrialState:
-    params: dict[str, Any]
-    waiter: asyncio.Future
-    sharing_key: str | None  # shares a slot with these; None: with nobody
+    """A trial that wants to train: where it does, and what went wrong with it lately."""
+
+    parameters: Parameters
+    waiter: "asyncio.Future[Outcome]"
+    sharing_key: str | None
+    """Trials with the same one can share a slot; None: it shares with nobody."""
     cost_class: str
     may_train: bool = True
     slot: str | None = None
     crashes: int = 0
-    isolated: bool = False  # it has been on the slot when a step failed, until its next evaluation
-    tried: set[str] = field(
-        default_factory=set
-    )  # slots on which it failed since its last evaluation
-    failure: dict[str, Any] | None = None  # what came of it on the last of them
+    """How often the slot's workers died under it since its last evaluation."""
+    isolated: bool = False
+    """Whether it trains alone until its next evaluation: it was there when a step failed."""
+    tried: set[str] = field(default_factory=set)
+    """Slots on which it failed since its last evaluation."""
+    failure: Failed | None = None
+    """How it failed on the last of them."""
 
 
 @dataclass(kw_only=True)
 class JobState:
-    what: dict[str, Any]
+    """A post-search job: what is to be done, who does it, and what came of it."""
+
+    what: dict
     slot: str | None = None
     crashes: int = 0
-    result: dict[str, Any] | None = None
+    result: dict | None = None
 
 
 @dataclass(kw_only=True)
 class SlotState:
+    """A slot that has registered, and whether it can be trusted."""
+
     version: int = 0
+    """Of its assignment."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    proved: bool = False  # a trial was evaluated here
-    failed: dict[str, str] = field(
-        default_factory=dict
-    )  # trials that failed here since one was evaluated, and how
-    crashes: int = 0  # while it measured the untuned base
+    proved: bool = False
+    """Whether a trial was evaluated here."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Trials that failed here since one was evaluated, and how."""
+    crashes: int = 0
+    """While it evaluated the untuned base."""
 
     @property
     def quarantined(self) -> bool:
@@ -63,33 +94,32 @@ class SlotState:
 
 
 class Coordinator:
-    """Who waits, who is on the slot where, and what came of it. An actor; all of it can be rebuilt
-    by asking again: every method does what is right of a coordinator that has just been restarted
-    and knows nothing.
+    """Who waits, which trial is on which slot, and what came of it. An actor; all of it can be
+    rebuilt by asking again: every method does what is right of a coordinator that has just been
+    restarted and knows nothing.
     """
 
     def __init__(
         self, sweep: str, trials_per_slot: int | Literal["auto"] = 1, slots: int = 0
     ) -> None:
         """`trials_per_slot`: trials that may share a slot; auto: as many as pays, which slots
-        measure. `slots`: that will register.
+        find out. `slots`: that will register.
         """
         self._sweep = sweep
         self._trials_per_slot = trials_per_slot
         self._planned = slots
         self._trials: dict[str, TrialState] = {}
         self._slots: dict[str, SlotState] = {}
-        self._reserved: set[str] = (
-            set()
-        )  # slots that take nobody until the trial that waits for them fits
-        self._limits: dict[str, int] = {}  # how many trials of a kind should share a slot
-        self._profiling: dict[str, str] = {}  # the slot that finds out, of each kind
-        self._progress: dict[str, dict[str, Any]] = {}
+        # slots that take nobody until the trial that waits for them fits
+        self._reserved: set[str] = set()
+        self._limits: dict[str, int] = {}  # how many trials of a cost class should share a slot
+        self._profiling: dict[str, str] = {}  # the slot that finds that out, of each cost class
+        self._progress: dict[str, TrialProgress] = {}
         self._lost: dict[str, str] = {}
         self._jobs: dict[str, JobState] = {}
         self._stop: str | None = None
         self._close = False
-        self._baseline: dict[str, Any] | None = None
+        self._baseline: Baseline | None = None
         self._baseline_slot: str | None = None
 
     def __repr__(self) -> str:
@@ -97,188 +127,195 @@ class Coordinator:
 
     # --- for trials ---
 
-    async def advance(self, trial: str, params: dict[str, Any]) -> dict[str, Any]:
-        """Wait for the next evaluation of `trial` (it assignments a slot first if it is on none)
-        and return what came of it.
+    async def advance(self, trial: str, parameters: Parameters) -> Outcome:
+        """Wait for the next evaluation of `trial` (it joins a slot first if it is on none) and
+        return what came of it.
         """
         if self._stop is not None:
-            return {"stopped": self._stop}
-        state = self._trial_state(trial, params)
+            return Stopped(reason=self._stop)
+        state = self._trial_state(trial, parameters)
         state.may_train = True
         if state.waiter.done():
             state.waiter = asyncio.get_running_loop().create_future()
-        if state.slot is not None:
-            self._touch(state.slot)
+        self._touch(state.slot)
         return await asyncio.shield(state.waiter)
-
-    def _trial_state(self, trial: str, params: dict[str, Any]) -> TrialState:
-        if trial not in self._trials:
-            try:
-                hp = parse(params)
-            except InputError:  # the slot will say what is wrong with it
-                group, sort = None, ""
-            else:
-                group, sort = sharing_key(hp), cost_class(hp)
-            waiter = asyncio.get_running_loop().create_future()
-            self._trials[trial] = TrialState(
-                params=params, waiter=waiter, sharing_key=group, cost_class=sort, may_train=False
-            )
-            self._assign()
-        return self._trials[trial]
 
     async def leave(self, trial: str) -> None:
         state = self._trials.pop(trial, None)
         self._progress.pop(trial, None)
-        if state is not None and not state.waiter.done():
-            state.waiter.set_result({"stopped": "it left"})
-        if state is not None and state.slot is not None:
+        if state is not None:
+            if not state.waiter.done():
+                state.waiter.set_result(Stopped(reason="it left"))
             self._touch(state.slot)
         self._assign()
+
+    def _trial_state(self, trial: str, parameters: Parameters) -> TrialState:
+        if trial not in self._trials:
+            try:
+                hp = parse(parameters)
+            except InputError:  # the slot will say what is wrong with it
+                sharing, cost = None, ""
+            else:
+                sharing, cost = sharing_key(hp), cost_class(hp)
+            self._trials[trial] = TrialState(
+                parameters=parameters,
+                waiter=asyncio.get_running_loop().create_future(),
+                sharing_key=sharing,
+                cost_class=cost,
+                may_train=False,
+            )
+            self._assign()
+        return self._trials[trial]
 
     # --- for slots ---
 
     async def register(self, slot: str) -> Assignment:
-        """A slot's workers have started (again): whoever was on the slot goes on from the last
-        checkpoint.
+        """A slot's workers have started (again): the trials on it go on from their last
+        checkpoints.
         """
-        place = self._slots.setdefault(slot, SlotState())
-        place.version, place.changed = place.version + 1, asyncio.Event()
+        state = self._slots.setdefault(slot, SlotState())
+        state.version, state.changed = state.version + 1, asyncio.Event()
+        self._count_crash_of_trials(slot)
+        self._count_crash_of_jobs(slot)
+        for cost in self._profiled_by(slot):
+            self._limits[cost] = 1  # it died of trying more
+            del self._profiling[cost]
+        self._count_crash_of_baseline(slot)
+        self._assign()
+        return self._assignment(slot)
+
+    def _count_crash_of_trials(self, slot: str) -> None:
         for trial, state in list(self._trials.items()):
-            if state.slot == slot:
-                state.crashes += 1
-                state.isolated = (
-                    state.crashes >= MAX_CRASHES - 1
-                )  # the last chance must not be spoilt by another
-                if state.isolated:
-                    state.slot = None
-                if state.crashes >= MAX_CRASHES:
-                    how = (
-                        f"its worker process died {MAX_CRASHES} times with no evaluation in between"
-                    )
-                    self._failed(slot, trial, {"failed": how})
-        for job in self._jobs.values():
-            if job.slot == slot and job.result is None:
+            if state.slot != slot:
+                continue
+            state.crashes += 1
+            # the last chance must not be spoilt by another
+            state.isolated = state.crashes >= MAX_CRASHES - 1
+            if state.isolated:
+                state.slot = None
+            if state.crashes >= MAX_CRASHES:
+                how = f"its worker process died {MAX_CRASHES} times with no evaluation in between"
+                self._failed(slot, trial, Failed(reason=how))
+
+    def _count_crash_of_jobs(self, slot: str) -> None:
+        for job in self._unfinished_jobs():
+            if job.slot == slot:
                 job.slot, job.crashes = None, job.crashes + 1
                 if job.crashes >= MAX_CRASHES:
                     job.result = {"error": f"its worker process died {MAX_CRASHES} times"}
-        for sort in [sort for sort, by in self._profiling.items() if by == slot]:
-            self._limits[sort] = 1  # it died of trying more
-            del self._profiling[sort]
+
+    def _count_crash_of_baseline(self, slot: str) -> None:
+        """A slot that comes anew is told to evaluate the untuned base, where nobody is yet."""
         if self._baseline is None and self._baseline_slot == slot:
-            place.crashes += 1
-            if place.crashes >= MAX_CRASHES:
-                self._baseline = {"error": f"its worker process died {MAX_CRASHES} times"}
+            self._slots[slot].crashes += 1
+            if self._slots[slot].crashes >= MAX_CRASHES:
+                how = f"its worker process died {MAX_CRASHES} times"
+                self._baseline = BaselineFailed(error=how)
         if self._baseline is None and self._baseline_slot is None:
             self._baseline_slot = slot
-        self._assign()
-        return self._assignment(slot)
 
     async def take(self, slot: str, version: int) -> Assignment | None:
         """The assignment of `slot`, as soon as it differs from `version`. None: the slot is unknown
         here and must register.
         """
-        place = self._slots.get(slot)
-        if place is None:
+        state = self._slots.get(slot)
+        if state is None:
             return None
-        if place.version <= version and not self._close:
-            place.changed.clear()
+        if state.version <= version and not self._close:
+            state.changed.clear()
             try:
-                await asyncio.wait_for(place.changed.wait(), TAKE_TIMEOUT_S)
+                await asyncio.wait_for(state.changed.wait(), TAKE_TIMEOUT_S)
             except TimeoutError:
                 pass
-        return (
-            self._assignment(slot) if slot in self._slots else None
-        )  # it may have been lost in the meantime
+        return self._assignment_of_known(slot)  # it may have been lost in the meantime
 
-    async def publish(self, slot: str, trial: str, outcome: dict[str, Any]) -> Assignment | None:
-        """What came of `trial`: {"evaluation": …} (it waits for the next advance), or {"failed": …}
-        / {"diverged": …}; {"failed": …, "certain": True}: it would fail on every slot.
-        """
+    async def publish(self, slot: str, trial: str, outcome: Outcome) -> Assignment | None:
+        """What came of `trial`, which waits then for its next advance."""
         state = self._trials.get(trial)
         if state is not None and state.slot == slot:
-            if "failed" in outcome and not outcome.get("certain"):
+            if isinstance(outcome, Failed) and not outcome.certain:
                 self._failed(slot, trial, outcome)
             else:
                 state.crashes, state.isolated, state.failure = 0, False, None
                 state.tried.clear()
                 self._answer(trial, outcome)
-                if "failed" not in outcome and slot in self._slots:
-                    place = self._slots[slot]
-                    place.proved, place.failed = True, {}
+                if not isinstance(outcome, Failed) and slot in self._slots:
+                    self._slots[slot].proved, self._slots[slot].failed = True, {}
             self._assign()
             self._touch(slot)
-        return self._assignment(slot) if slot in self._slots else None
+        return self._assignment_of_known(slot)
 
-    def _failed(self, slot: str, trial: str, outcome: dict[str, Any]) -> None:
+    def _failed(self, slot: str, trial: str, failure: Failed) -> None:
         """Whose fault it was, the trial's or the slot's, shows on another slot: it tries again
         there, if there is one.
 
         It is the trial's where it fails on a slot that works, and where no slot is left to try.
         """
-        state, place = self._trials[trial], self._slots.get(slot)
-        state.tried.add(slot)
-        state.failure, state.slot, state.isolated, state.crashes = outcome, None, True, 0
-        if place is None:
+        trial_state, slot_state = self._trials[trial], self._slots.get(slot)
+        trial_state.tried.add(slot)
+        trial_state.failure, trial_state.slot = failure, None
+        trial_state.isolated, trial_state.crashes = True, 0
+        if slot_state is None:
             return
-        if len(state.tried) > 1 and place.proved and not place.failed:
+        if len(trial_state.tried) > 1 and slot_state.proved and not slot_state.failed:
             for each in self._slots.values():
                 each.failed.pop(trial, None)
-            self._answer(trial, outcome)
+            self._answer(trial, failure)
             return
-        place.failed[trial] = outcome["failed"]
-        if place.quarantined:
+        slot_state.failed[trial] = failure.reason
+        if slot_state.quarantined:
             self._clear(slot)
 
     def _clear(self, slot: str) -> None:
-        """Whoever is on the slot of `slot`, or measured there, goes elsewhere."""
-        for state in self._on(slot):
+        """The trials on `slot`, and all that it was to find out, go elsewhere."""
+        for state in self._trials_on(slot):
             state.slot = None
-        self._profiling = {sort: by for sort, by in self._profiling.items() if by != slot}
-        for job in self._jobs.values():
-            if job.slot == slot and job.result is None:
+        for cost in self._profiled_by(slot):
+            del self._profiling[cost]
+        for job in self._unfinished_jobs():
+            if job.slot == slot:
                 job.slot = None
         if self._baseline_slot == slot and self._baseline is None:
-            self._baseline_slot = min((each for each in self._open() if each != slot), default=None)
-            if self._baseline_slot is not None:
-                self._touch(self._baseline_slot)
+            others = [each for each in self._open() if each != slot]
+            self._baseline_slot = min(others, default=None)
+            self._touch(self._baseline_slot)
 
-    async def publish_baseline(self, slot: str, baseline: dict[str, Any]) -> Assignment | None:
+    async def publish_baseline(self, slot: str, baseline: Baseline) -> Assignment | None:
         self._baseline = baseline
         self._touch(slot)
-        return self._assignment(slot) if slot in self._slots else None
+        return self._assignment_of_known(slot)
 
-    async def publish_job(self, slot: str, name: str, result: dict[str, Any]) -> Assignment | None:
+    async def publish_job(self, slot: str, name: str, result: dict) -> Assignment | None:
         job = self._jobs.setdefault(name, JobState(what={}))  # who asks for it later finds it done
         if job.result is None:
             job.result = result
         self._assign()
         self._touch(slot)
-        return self._assignment(slot) if slot in self._slots else None
+        return self._assignment_of_known(slot)
 
-    async def publish_limit(self, slot: str, sort: str, limit: int) -> Assignment | None:
-        """`limit` trials of kind `sort` should share a slot."""
-        self._limits[sort] = limit
-        self._profiling.pop(sort, None)
+    async def publish_limit(self, slot: str, cost: str, limit: int) -> Assignment | None:
+        """`limit` trials of cost class `cost` should share a slot."""
+        self._limits[cost] = limit
+        self._profiling.pop(cost, None)
         self._assign()
         self._touch(slot)
-        return self._assignment(slot) if slot in self._slots else None
+        return self._assignment_of_known(slot)
 
-    async def no_room(self, slot: str, trial: str, aboard: int) -> Assignment | None:
-        """`trial` cannot join the `aboard` trials on the slot: no more of its kind are tried, and
-        it waits for a place.
+    async def no_room(self, slot: str, trial: str, others: int) -> Assignment | None:
+        """`trial` cannot join the `others` trials on the slot: no more of its cost class are tried
+        together, and it waits until one leaves.
         """
         state = self._trials.get(trial)
         if state is not None and state.slot == slot:
+            cost = state.cost_class
             state.slot = None
-            self._limits[state.cost_class] = max(
-                1, min(aboard, self._limits.get(state.cost_class, aboard))
-            )
-            self._profiling.pop(state.cost_class, None)
+            self._limits[cost] = max(1, min(others, self._limits.get(cost, others)))
+            self._profiling.pop(cost, None)
         self._assign()
         self._touch(slot)
-        return self._assignment(slot) if slot in self._slots else None
+        return self._assignment_of_known(slot)
 
-    async def isolate(self, slot: str, trials: list[str]) -> Assignment | None:
+    async def isolate(self, slot: str, trials: Sequence[str]) -> Assignment | None:
         """A step of `trials` failed for a reason that may be one trial's: each goes on alone until
         its next evaluation.
         """
@@ -288,15 +325,17 @@ class Coordinator:
                 state.slot, state.isolated = None, True
         self._assign()
         self._touch(slot)
-        return self._assignment(slot) if slot in self._slots else None
+        return self._assignment_of_known(slot)
 
     async def progress(self, trial: str, samples_seen: int, samples_per_s: float) -> None:
         if trial in self._trials:
-            self._progress[trial] = {"samples_seen": samples_seen, "samples_per_s": samples_per_s}
+            self._progress[trial] = TrialProgress(
+                samples_seen=samples_seen, samples_per_s=samples_per_s
+            )
 
     # --- for the sweep ---
 
-    async def job(self, name: str, what: dict[str, Any]) -> None:
+    async def job(self, name: str, what: dict) -> None:
         """Let an empty slot do `what` (see trainables.evaluation.jobs); the snapshot has what came
         of it.
         """
@@ -304,10 +343,10 @@ class Coordinator:
             self._jobs[name] = JobState(what=what)
             self._assign()
 
-    async def expect(self, trial: str, params: dict[str, Any]) -> None:
-        """A trial that will ask to advance: a place is kept for it."""
+    async def expect(self, trial: str, parameters: Parameters) -> None:
+        """A trial that will ask to advance: room is kept for it."""
         if self._stop is None:
-            self._trial_state(trial, params)
+            self._trial_state(trial, parameters)
 
     async def expect_slots(self, slots: int) -> None:
         """So many slots, in all, have been started."""
@@ -318,28 +357,28 @@ class Coordinator:
         yet.
         """
         starting = self._starting()
-        waiting = sum(p.slot is None for p in self._trials.values()) - len(self._reserved)
-        if (
-            waiting > starting
-        ):  # one is drawn that has no place: it may show what the next would find
+        waiting = sum(state.slot is None for state in self._trials.values()) - len(self._reserved)
+        # one is drawn that has no slot: it may show what the next would find
+        if waiting > starting:
             return 0
-        free = starting - waiting
-        for slot in self._open():
-            aboard = self._on(slot)
-            if slot in self._reserved:
-                continue
-            if not aboard:
-                free += 1
-            elif all(p.sharing_key is not None and not p.isolated for p in aboard):
-                free += max(0, min(self._limit(p) for p in aboard) - len(aboard))
-        return free
+        free = [self._free(slot) for slot in self._open() if slot not in self._reserved]
+        return starting - waiting + sum(free)
+
+    def _free(self, slot: str) -> int:
+        """How many more trials like those on `slot` could join them."""
+        there = self._trials_on(slot)
+        if not there:
+            return 1
+        if any(state.sharing_key is None or state.isolated for state in there):
+            return 0
+        return max(0, min(self._limit(state) for state in there) - len(there))
 
     async def skip_baseline(self) -> None:
-        """The untuned base is measured: an earlier process of the sweep did, or the coordinator has
-        forgotten it.
+        """The untuned base is evaluated: an earlier process of the sweep did, or the coordinator
+        has forgotten it.
         """
-        told, self._baseline_slot = self._baseline_slot, "-"
-        if told is not None and told != "-":
+        told, self._baseline_slot = self._baseline_slot, NOBODY
+        if told is not None and told != NOBODY:
             self._touch(told)
 
     async def slot_broken(self, slot: str, error: str) -> None:
@@ -347,19 +386,19 @@ class Coordinator:
         self._lost[slot] = error
 
     async def slot_lost(self, slot: str, error: str) -> None:
-        """A slot is gone for good; its trials assignment another."""
+        """A slot is gone for good; its trials join another."""
         self._lost.setdefault(slot, error)
-        for state in self._on(slot):
+        for state in self._trials_on(slot):
             state.crashes += 1
         self._slots.pop(slot, None)
         self._clear(slot)
         self._assign()
 
     async def stop_trials(self, reason: str) -> None:
-        """Answer every waiting trial with {"stopped": reason}, now and from now on."""
+        """Answer every trial that waits with `Stopped`, now and from now on."""
         self._stop = reason
         for trial in list(self._trials):
-            self._answer(trial, {"stopped": reason})
+            self._answer(trial, Stopped(reason=reason))
             await self.leave(trial)
 
     async def close(self) -> None:
@@ -368,179 +407,204 @@ class Coordinator:
         for slot in self._slots:
             self._touch(slot)
 
-    async def snapshot(self) -> dict[str, Any]:
-        """For the live table: slots that run, where each trial is and how far it got, the
-        baseline.
+    async def snapshot(self) -> Snapshot:
+        return Snapshot(
+            slots={slot: list(self._assigned(slot)) for slot in self._slots},
+            lost=dict(self._lost),
+            quarantined={
+                slot: dict(state.failed) for slot, state in self._slots.items() if state.quarantined
+            },
+            progress=dict(self._progress),
+            baseline=self._baseline,
+            limits=dict(self._limits),
+            jobs={name: job.result for name, job in self._jobs.items()},
+        )
+
+    # --- who trains where ---
+
+    def _assign(self) -> None:
+        """Put whoever waits, in the order of their coming, each on the slot with the most room.
+
+        Who fits nowhere reserves the slot that will be free first; a group is as large as the cost
+        class in it that gains least.
         """
-        return {
-            "slots": {
-                slot: [t for t, p in self._trials.items() if p.slot == slot] for slot in self._slots
-            },
-            "lost": dict(self._lost),
-            "quarantined": {
-                slot: dict(place.failed) for slot, place in self._slots.items() if place.quarantined
-            },
-            "progress": dict(self._progress),
-            "baseline": self._baseline,
-            "limits": dict(self._limits),
-            "jobs": {name: job.result for name, job in self._jobs.items()},
-        }
+        kept, self._reserved = self._reserved, set()
+        self._leave_slots_with_jobs()
+        for trial, state in self._trials.items():
+            if state.slot is None:
+                self._assign_trial(trial, state, kept)
+        self._assign_jobs()
+
+    def _leave_slots_with_jobs(self) -> None:
+        """Nobody trains there before the job is done; so they go where a slot has nothing to do."""
+        busy = self._slots_with_jobs()
+        if any(slot not in busy and not self._assigned(slot) for slot in self._open()):
+            for state in self._trials.values():
+                if state.slot in busy:
+                    self._touch(state.slot)
+                    state.slot = None
+
+    def _assign_trial(self, trial: str, state: TrialState, kept: set[str]) -> None:
+        """`kept`: the slots that were reserved before."""
+        if state.failure is not None and self._failed_everywhere(state):
+            self._answer(trial, state.failure)
+            return
+        slots = [slot for slot in self._untried(state) if slot not in self._reserved]
+        fitting = [slot for slot in slots if self._fits(state, self._trials_on(slot))]
+        if fitting:
+            self._put(trial, fitting)
+        elif slots and not self._may_soon_fit(state, slots):
+            self._reserve(slots, kept)
+
+    def _reserve(self, slots: Sequence[str], kept: set[str]) -> None:
+        """Of the emptiest the one that was kept before, or two could be filled again in turn."""
+        size = {slot: len(self._trials_on(slot)) for slot in slots}
+        self._reserved.add(min(slots, key=lambda slot: (size[slot], slot not in kept, slot)))
+
+    def _put(self, trial: str, slots: Sequence[str]) -> None:
+        """On the emptiest of `slots`; where a job is under way only if there is no other."""
+        size, busy = {slot: len(self._trials_on(slot)) for slot in slots}, self._slots_with_jobs()
+        slot = min(slots, key=lambda slot: (slot in busy, size[slot], slot))
+        self._trials[trial].slot = slot
+        self._profile(self._trials[trial], slot)
+        self._touch(slot)
+        self._progress.setdefault(trial, TrialProgress())
+
+    def _untried(self, state: TrialState) -> list[str]:
+        return [slot for slot in self._open() if slot not in state.tried]
+
+    def _failed_everywhere(self, state: TrialState) -> bool:
+        """Whether there are slots, and neither one of them nor one that starts is left to try."""
+        return bool(self._open()) and not self._untried(state) and not self._starting()
+
+    def _may_soon_fit(self, state: TrialState, slots: Sequence[str]) -> bool:
+        """Whether it may fit once its cost class has been profiled, or does as soon as one trial
+        leaves.
+        """
+        on = {slot: self._trials_on(slot) for slot in slots}
+        alike = [slot for slot in slots if self._fits(state, on[slot], limit=MAX_GROUP_SIZE)]
+        if alike and self._profile(state, alike[0]):
+            return True
+        return any(len(on[slot]) > 1 and self._fits(state, on[slot][1:]) for slot in slots)
+
+    def _assign_jobs(self) -> None:
+        busy = self._slots_with_jobs()
+        free = [slot for slot in self._open() if slot not in busy and not self._assigned(slot)]
+        waiting = [job for job in self._unfinished_jobs() if job.slot is None]
+        for job, slot in zip(waiting, free, strict=False):
+            job.slot = slot
+            self._touch(slot)
+
+    def _fits(
+        self, state: TrialState, others: Sequence[TrialState], limit: int | None = None
+    ) -> bool:
+        if not others:
+            return True
+        group = [state, *others]
+        if any(each.isolated or each.sharing_key is None for each in group):
+            return False
+        if len({each.sharing_key for each in group}) > 1:
+            return False
+        return len(group) <= (limit or min(self._limit(each) for each in group))
+
+    def _limit(self, state: TrialState) -> int:
+        fixed = self._trials_per_slot
+        if isinstance(fixed, str):
+            return self._limits.get(state.cost_class, 1)
+        return min(fixed, self._limits.get(state.cost_class, fixed))
+
+    def _profile(self, state: TrialState, slot: str) -> bool:
+        """Let `slot` find out how many trials of the state's cost class should share, unless that
+        is known. Returns whether it is being found out.
+        """
+        cost = state.cost_class
+        if self._trials_per_slot != "auto" or state.sharing_key is None or cost in self._limits:
+            return False
+        if cost not in self._profiling:
+            self._profiling[cost] = slot
+            self._touch(slot)
+        return True
 
     # --- inside ---
 
-    def _answer(self, trial: str, outcome: dict[str, Any]) -> None:
+    def _answer(self, trial: str, outcome: Outcome) -> None:
         state = self._trials[trial]
         state.may_train = False
         if not state.waiter.done():
             state.waiter.set_result(outcome)
 
-    def _on(self, slot: str) -> list[TrialState]:
-        return [p for p in self._trials.values() if p.slot == slot]
+    def _assigned(self, slot: str) -> Mapping[str, TrialState]:
+        return {trial: state for trial, state in self._trials.items() if state.slot == slot}
+
+    def _trials_on(self, slot: str) -> list[TrialState]:
+        return list(self._assigned(slot).values())
 
     def _open(self) -> list[str]:
-        """Slots that trials may assignment."""
-        return [slot for slot, place in self._slots.items() if not place.quarantined]
+        """Slots that trials may join."""
+        return [slot for slot, state in self._slots.items() if not state.quarantined]
 
     def _starting(self) -> int:
         """Slots that will register."""
         return max(0, self._planned - len(self._slots) - len(self._lost))
 
-    def _limit(self, state: TrialState) -> int:
-        if self._trials_per_slot == "auto":
-            return self._limits.get(state.cost_class, 1)
-        return min(self._trials_per_slot, self._limits.get(state.cost_class, self._trials_per_slot))
+    def _slots_with_jobs(self) -> set[str]:
+        return {job.slot for job in self._unfinished_jobs() if job.slot is not None}
 
-    def _assign(self) -> None:
-        """Assignment whoever waits, in the order of their coming, each on the slot with the most
-        room.
+    def _unfinished_jobs(self) -> list[JobState]:
+        return [job for job in self._jobs.values() if job.result is None]
 
-        Who fits nowhere reserves the slot that will be free first; a group is as large as the kind
-        of it that gains least.
-        """
-        kept, self._reserved, busy = self._reserved, set(), self._busy()
-        if any(slot not in busy and not self._on(slot) for slot in self._open()):
-            for state in self._trials.values():
-                if state.slot in busy:  # nobody trains there before the job is done
-                    self._touch(state.slot)
-                    state.slot = None
-        for trial, state in self._trials.items():
-            if state.slot is not None:
-                continue
-            left = [slot for slot in self._open() if slot not in state.tried]
-            if state.failure is not None and not left and not self._starting() and self._open():
-                self._answer(trial, state.failure)
-                continue
-            open_slots = [slot for slot in left if slot not in self._reserved]
-            fitting = [slot for slot in open_slots if self._fits(state, self._on(slot))]
-            if fitting:
-                state.slot = min(
-                    fitting, key=lambda slot: (slot in busy, len(self._on(slot)), slot)
-                )
-                self._profile(state, state.slot)
-                self._touch(state.slot)
-                self._progress.setdefault(trial, {"samples_seen": 0, "samples_per_s": 0.0})
-                continue
-            alike = [
-                slot
-                for slot in open_slots
-                if self._fits(state, self._on(slot), limit=MAX_GROUP_SIZE)
-            ]
-            if alike and self._profile(state, alike[0]):
-                continue  # it may fit once that is known
-            full = [slot for slot in open_slots if len(self._on(slot)) > 1]
-            if any(self._fits(state, self._on(slot)[1:]) for slot in full):
-                continue  # it fits as soon as one leaves
-            if open_slots:
-                # of the emptiest the one that was kept before, or two could be filled again in turn
-                self._reserved.add(
-                    min(open_slots, key=lambda slot: (len(self._on(slot)), slot not in kept, slot))
-                )
-        busy = self._busy()
-        free = [slot for slot in self._open() if slot not in busy and not self._on(slot)]
-        for job in self._jobs.values():
-            if job.result is None and job.slot is None and free:
-                job.slot = free.pop(0)
-                self._touch(job.slot)
+    def _profiled_by(self, slot: str) -> list[str]:
+        """Cost classes that `slot` finds out about."""
+        return [cost for cost, by in self._profiling.items() if by == slot]
 
-    def _busy(self) -> set[str]:
-        """Slots that are on an job."""
-        return {e.slot for e in self._jobs.values() if e.slot is not None and e.result is None}
-
-    def _fits(self, state: TrialState, aboard: list[TrialState], limit: int | None = None) -> bool:
-        if not aboard:
-            return True
-        everyone = [state, *aboard]
-        if any(
-            p.sharing_key is None or p.sharing_key != state.sharing_key or p.isolated
-            for p in everyone
-        ):
-            return False
-        return len(everyone) <= (limit or min(self._limit(p) for p in everyone))
-
-    def _profile(self, state: TrialState, slot: str) -> bool:
-        """Let `slot` find out how many trials of the state's kind should share, unless that is
-        known.
-        """
-        if (
-            self._trials_per_slot != "auto"
-            or state.sharing_key is None
-            or state.cost_class in self._limits
-        ):
-            return False
-        if state.cost_class not in self._profiling:
-            self._profiling[state.cost_class] = slot
-            self._touch(slot)
-        return True
-
-    def _to_profile(self, slot: str) -> dict[str, dict[str, Any]]:
-        found = {}
-        for sort in [sort for sort, by in self._profiling.items() if by == slot]:
-            example = next((p for p in self._trials.values() if p.cost_class == sort), None)
-            if example is not None and all(
-                p.sharing_key == example.sharing_key for p in self._on(slot)
-            ):
-                found[sort] = example.params
+    def _to_profile(self, slot: str) -> list[Profile]:
+        """What `slot` can find out now: the base that it holds must be the one."""
+        found = []
+        keys = {state.sharing_key for state in self._trials_on(slot)}
+        for cost in self._profiled_by(slot):
+            alike = [state for state in self._trials.values() if state.cost_class == cost]
+            if alike and keys <= {alike[0].sharing_key}:
+                found.append(Profile(cost_class=cost, parameters=alike[0].parameters))
         return found
 
-    def _touch(self, slot: str) -> None:
-        if slot in self._slots:
+    def _touch(self, slot: str | None) -> None:
+        """The assignment of `slot` may have changed."""
+        if slot is not None and slot in self._slots:
             self._slots[slot].version += 1
             self._slots[slot].changed.set()
 
     def _assignment(self, slot: str) -> Assignment:
-        trials = {t: (p.params, p.may_train) for t, p in self._trials.items() if p.slot == slot}
+        mine = ((name, job) for name, job in self._jobs.items() if job.slot == slot)
         return Assignment(
             version=self._slots[slot].version,
-            trials=trials,
+            trials={
+                trial: AssignedTrial(parameters=state.parameters, may_train=state.may_train)
+                for trial, state in self._assigned(slot).items()
+            },
             baseline=self._baseline is None and self._baseline_slot == slot,
             profile=self._to_profile(slot),
-            job=next(
-                (
-                    (name, e.what)
-                    for name, e in self._jobs.items()
-                    if e.slot == slot and e.result is None
-                ),
-                None,
-            ),
+            job=next(((name, job.what) for name, job in mine if job.result is None), None),
             stop=self._close,
         )
+
+    def _assignment_of_known(self, slot: str) -> Assignment | None:
+        """None: the slot is unknown here, or lost."""
+        return self._assignment(slot) if slot in self._slots else None
 
 
 def start_coordinator(
     sweep: str, name: str, trials_per_slot: int | Literal["auto"], slots: int
-) -> Any:
+) -> "ActorHandle":
     """The coordinator of a sweep, beside the driver; it comes back by itself, and is told
     everything again by who asks.
     """
-    return (
-        ray.remote(Coordinator)
-        .options(
-            name=name,
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            max_concurrency=10_000,
-            label_selector={ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()},
-        )
-        .remote(sweep, trials_per_slot, slots)
+    actor = ray.remote(Coordinator).options(
+        name=name,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=10_000,
+        label_selector={NODE_ID: ray.get_runtime_context().get_node_id()},
     )
+    # Ray's types have no word for the handle of a class that was not decorated
+    return actor.remote(sweep, trials_per_slot, slots)  # pyright: ignore[reportReturnType]

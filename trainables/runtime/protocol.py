@@ -1,10 +1,16 @@
-"""What slots, the coordinator and trials say to one another."""
+"""What slots, the coordinator, trials and the sweep say to one another: frozen records, which
+travel between processes.
+"""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from trainables.engine.memory import MemoryEstimate
+from trainables.evaluation.record import Evaluation, Metrics
 from trainables.models.config import ModelConfig
+
+Parameters = Mapping[str, object]
+"""Hyperparameters by name, as `trainables.hyperparameters.parse` reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,14 +20,15 @@ class SlotConfig:
     """
 
     slot: str
-    coordinator: str  # name of the actor
+    coordinator: str
+    """Name of the actor."""
     namespace: str
-    storage: str  # URL or folder of the sweep
+    storage: str
+    """URL or folder of the sweep."""
     model: ModelConfig
     task: str
-    baseline: dict[
-        str, Any
-    ]  # parameters of a trial: the base that it would train over is measured untuned
+    baseline: Parameters
+    """Of a trial: the base that it would train over is evaluated untuned."""
     seed: int
     pad_token_id: int
     evaluate_every: int | None
@@ -29,28 +36,139 @@ class SlotConfig:
     precision: str
     save_dtype: str
     gradient_checkpointing: bool
-    most: int  # trials that `auto` tries to let share the slot
+    most: int
+    """Trials that `auto` tries to let share the slot."""
     probe_rows: int
-    forgetting: bool  # measure with every evaluation what a trial has lost of its base
+    forgetting: bool
+    """Whether every evaluation also says what a trial has lost of its base."""
     baseline_minutes: float
     threads: int
-    estimates: dict[str, MemoryEstimate] = field(
-        default_factory=dict
-    )  # on a GPU, of the smallest trials of the sweep
+    estimates: Mapping[str, MemoryEstimate] = field(default_factory=dict)
+    """On a GPU, of the smallest trials of the sweep."""
+
+
+# --- what comes of a trial's way to its next evaluation ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """The trial has been evaluated and its checkpoint saved."""
+
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The trial cannot go on."""
+
+    reason: str
+    certain: bool = False
+    """Whether it would fail on every slot."""
+    log: str | None = None
+    """Path or URL of the traceback."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diverged:
+    """The trial's loss or gradient is no longer a number."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """The trial was not let go on."""
+
+    reason: str
+
+
+Outcome = Evaluated | Failed | Diverged | Stopped
+
+
+# --- what a slot has to do ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssignedTrial:
+    """A trial that should be on a slot."""
+
+    parameters: Parameters
+    may_train: bool
+    """Whether somebody waits for its next evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A wish to know how many trials of a cost class should share a slot."""
+
+    cost_class: str
+    parameters: Parameters
+    """Of one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """The trials that should be on a slot: parameters of each, and whether it may train on towards
-    its next evaluation.
-    """
+    """What a slot should be doing. A state, not a message: a slot that restarts reads it again."""
 
     version: int
-    trials: dict[str, tuple[dict[str, Any], bool]] = field(default_factory=dict)
-    baseline: bool = False  # measure the untuned base first
-    profile: dict[str, dict[str, Any]] = field(
-        default_factory=dict
-    )  # find out how many trials of these kinds should share
-    # something to do with an empty slot: its name, and what
-    job: tuple[str, dict[str, Any]] | None = None
+    trials: Mapping[str, AssignedTrial] = field(default_factory=dict)
+    baseline: bool = False
+    """Whether to evaluate the untuned base first."""
+    profile: Sequence[Profile] = ()
+    job: tuple[str, dict] | None = None
+    """Something to do with an empty slot: its name, and what."""
     stop: bool = False
+
+    @property
+    def asks_for_work(self) -> bool:
+        """Whether there is something to do at once."""
+        trains = any(trial.may_train for trial in self.trials.values())
+        return trains or self.baseline or bool(self.profile) or self.job is not None
+
+
+# --- what the coordinator knows ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntunedResults:
+    """What the untuned base makes of the validation rows and of the probe."""
+
+    val_loss: float | None
+    probe_loss: float | None
+    metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineFailed:
+    """Why nothing is known of the untuned base; a sweep is possible without."""
+
+    error: str
+
+
+Baseline = UntunedResults | BaselineFailed
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialProgress:
+    """How far a trial has trained, and how fast it last did."""
+
+    samples_seen: int = 0
+    samples_per_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What the coordinator knows at a moment."""
+
+    slots: Mapping[str, Sequence[str]]
+    """Slots that run, and the trials on each."""
+    lost: Mapping[str, str]
+    """Slots that are gone for good, and why."""
+    quarantined: Mapping[str, Mapping[str, str]]
+    """Slots that get no more trials; those that failed there one after another, and how."""
+    progress: Mapping[str, TrialProgress]
+    baseline: Baseline | None
+    limits: Mapping[str, int]
+    """How many trials of a cost class should share a slot."""
+    jobs: Mapping[str, dict | None]
+    """What came of each post-search job; None: nothing yet."""

@@ -1,14 +1,15 @@
-"""A slot: one long-lived Ray Train run that holds the base model and trains the trials that
-assignment it.
+"""A slot: one long-lived Ray Train run that holds the base model and trains the trials on it.
 
-Who is on the slot is kept by the sweep's coordinator, a small actor. Trials (trial.py) ask it to
-`advance`; slots `take` the assignment that they should have, compare it with the one they have, and
-`publish` what came of it. Boards are states, not messages: a slot that restarts reads its
-assignment again, assignments the trials from their last checkpoints, and nobody else need know.
+Who is on which slot is kept by the sweep's coordinator, a small actor. Trials (trial.py) ask it to
+`advance`; slots `take` the assignment that they should have, compare it with what they have, and
+`publish` what came of it. Assignments are states, not messages: a slot that restarts reads its
+assignment again, lets the trials join from their last checkpoints, and nobody else need know.
 """
 
-from typing import Any
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 
+from trainables.runtime.dashboard import worker_labels
 from trainables.runtime.protocol import SlotConfig
 from trainables.runtime.worker import slot_loop
 
@@ -19,25 +20,6 @@ def run_slot(
     """Start a slot and wait for its end. Raises what ended it when Ray Train gave up restarting its
     workers.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2._internal.execution.callback import ControllerCallback
-    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
-    from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
-
-    class NameWorkers(ControllerCallback):
-        """Ray Train's workers all look alike in the dashboard: here they show the slot that they
-        work for.
-        """
-
-        def after_controller_start(
-            self, *_: Any
-        ) -> None:  # in the controller's process, which is this slot's alone
-            name = config.slot
-            WorkerGroup._worker_cls = type(
-                "Slot", (RayTrainWorker,), {"__repr__": lambda self: name}
-            )
-
     gpu = resources_per_worker.get("GPU", 0) > 0
     TorchTrainer(
         slot_loop,
@@ -50,7 +32,7 @@ def run_slot(
             name=config.slot,
             storage_path=folder,
             failure_config=FailureConfig(max_failures=1000),
-            callbacks=[NameWorkers()],
+            callbacks=worker_labels(config.slot),
             worker_runtime_env={
                 "env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
             },

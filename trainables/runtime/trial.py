@@ -1,73 +1,54 @@
-"""The Tune Trainable that rides in a slot: it asks the coordinator for its next evaluation, and
-holds no model itself.
+"""The Tune Trainable that stands for a trial on a slot: it asks the coordinator for the trial's
+next evaluation, and holds no model itself.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray import tune
 
+from trainables.runtime.protocol import Outcome
+from trainables.runtime.tune_dicts import TrialConfig, result_of
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
 
 class Trial(tune.Trainable):
-    """config: `id`, `params` (flat), `coordinator` and `namespace`. Each `step` is one evaluation
-    of the trial.
-    """
+    """Its config is a `TrialConfig`. Each `step` is one evaluation of the trial."""
 
     @classmethod
-    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    def default_resource_request(cls, config: dict[str, object]) -> tune.PlacementGroupFactory:
         """One byte of memory: the slots hold the accelerators, and Tune refuses a trial that asks
         for nothing.
         """
         return tune.PlacementGroupFactory([{"memory": 1}])
 
-    def setup(self, config: dict[str, Any]) -> None:
-        self._order = config
-        self._coordinator = ray.get_actor(config["coordinator"], namespace=config["namespace"])
+    def setup(self, config: dict[str, object]) -> None:
+        self._config = TrialConfig.from_tune(config)
+        self._coordinator = ray.get_actor(
+            self._config.coordinator, namespace=self._config.namespace
+        )
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._order = new_config
+    def reset_config(self, new_config: dict[str, object]) -> bool:
+        self._config = TrialConfig.from_tune(new_config)
         return True
 
     def __repr__(self) -> str:
-        return f"{self._order['namespace']}: carries trials"
+        return f"{self._config.namespace}: carries trials"
 
-    def step(self) -> dict[str, Any]:
-        """The evaluation as Tune, the scheduler and the searcher see it; `ended` says why a trial
-        has no more to come.
-        """
-        outcome = ray.get(
-            self._coordinator.advance.options(name=f"trial {self._order['id']}").remote(
-                self._order["id"], self._order["params"]
-            )
-        )
-        if "evaluation" not in outcome:
-            kind, text = next(
-                (kind, outcome[kind])
-                for kind in ("failed", "diverged", "stopped")
-                if kind in outcome
-            )
-            return {
-                "id": self._order["id"],
-                "ended": kind,
-                "reason": text,
-                "log": outcome.get("log"),
-                "done": True,
-            }
-        evaluation = outcome["evaluation"]
-        loss = evaluation.val_loss
-        return {
-            "id": self._order["id"],
-            "val_loss": float("inf") if loss is None else loss,
-            "samples_seen": evaluation.samples_seen,
-            "ended": "finished" if evaluation.finished else None,
-            "done": evaluation.finished,
-            "evaluation": evaluation,
-        }
+    def step(self) -> dict[str, object]:
+        """The trial's next outcome as a `TrialResult`."""
+        trial = self._config.id
+        advance = self._coordinator.advance.options(name=f"trial {trial}")
+        waiting: ObjectRef[Outcome] = advance.remote(trial, self._config.params)
+        (outcome,) = ray.get([waiting])
+        return result_of(trial, outcome).to_tune()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the slot has saved the trial, and a trial that assignments again finds its last
+        """Nothing: the slot has saved the trial, and a trial that joins a slot again finds its last
         checkpoint by its id.
         """
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
+    def load_checkpoint(self, checkpoint: object) -> None:
         """Nothing, for the same reason."""

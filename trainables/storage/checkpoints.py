@@ -1,7 +1,7 @@
 """What a trial leaves behind: `trials/<id>/attempt-<n>/step-<s>/` with `evaluation.json`,
 `losses.npy`, `predictions.npy` (classification) and `checkpoint/`.
 
-Every time a trial boards a slot it writes under a new attempt, so a cut-off host that still runs
+Every time a trial joins a slot it writes under a new attempt, so a cut-off host that still runs
 cannot overwrite its successor. `attempt.json` says where the attempt went on from; evaluations of
 older attempts after that point are void.
 """
@@ -103,16 +103,12 @@ def evaluation_folders(store: Store, trial: str, names: Iterable[str]) -> list[s
     ]
     origins = {_attempt(name): name for name in names if name.endswith("/attempt.json")}
     kept: list[str] = []
-    limit = None  # steps of older attempts count up to here
-    for attempt in sorted({_attempt(name) for name in complete} | set(origins), reverse=True):
-        steps = [
-            f for f in complete if _attempt(f) == attempt and (limit is None or _step(f) <= limit)
-        ]
-        kept.extend(steps)
-        if attempt not in origins:
-            continue
-        origin = store.read_json(origins[attempt])["from"]
-        limit = -1 if origin is None else min(_step(origin), math.inf if limit is None else limit)
+    limit = math.inf  # steps of older attempts count up to here
+    for attempt in sorted({*map(_attempt, complete), *origins}, reverse=True):
+        kept += [f for f in complete if _attempt(f) == attempt and _step(f) <= limit]
+        if attempt in origins:
+            origin = store.read_json(origins[attempt])["from"]
+            limit = -1 if origin is None else min(_step(origin), limit)
     return sorted(kept, key=_step)
 
 

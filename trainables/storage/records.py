@@ -29,7 +29,7 @@ def to_json(record: object, kind: type | None = None) -> dict[str, Json]:
     fields are meant, where `record` is of a subclass that has more.
     """
     written = _adapter(kind or type(record)).dump_python(record, mode="json", by_alias=True)
-    return finite_or_none(written)
+    return {key: finite_or_none(value) for key, value in written.items()}
 
 
 def from_json(kind: type[Record], content: Mapping[str, object], where: str) -> Record:

@@ -123,7 +123,7 @@ class Store:
         finally:
             temporary.unlink(missing_ok=True)  # half of it, where the disk is full
 
-    def write_json(self, name: str, value: Any) -> None:
+    def write_json(self, name: str, value: object) -> None:
         self.write_bytes(name, json.dumps(value, indent=1, allow_nan=False).encode())
 
     def scratch(self) -> Path:

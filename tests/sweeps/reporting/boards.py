@@ -7,8 +7,9 @@ from trainables.storage.records import from_json
 
 
 def board_of(written):
-    """What tests leave out: why evaluations of trials with such a verdict may not win, and which
-    trial had the winner's configuration first.
+    """Filled in where tests leave it out: why evaluations of trials with such a verdict may not
+    win, which trial had the winner's configuration first, and what stands beside the words of
+    whether it was worth it.
     """
     written = copy.deepcopy(written)
     for trial in written["trials"]:
@@ -18,6 +19,9 @@ def board_of(written):
             evaluation.setdefault("excluded", why)
     if (written["winner"] or {}).get("expected"):
         written["winner"]["expected"].setdefault("trial", "t0001")
+    if written.get("worth"):
+        gained = {"verdict": "yes", "split": "validation", "best_baseline": "untuned", "gain": 0.1}
+        written["worth"] = {**gained, "interval": None, **written["worth"]}
     return read_leaderboard(written)
 
 

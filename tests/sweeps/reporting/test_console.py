@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from sweeps.reporting.words import cost_words, duration, format_params
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve
 from trainables.evaluation.record import Evaluation
+from trainables.runtime.protocol import Snapshot, TrialProgress
 from trainables.storage.records import to_json
 
 
@@ -565,10 +567,15 @@ def curve(id, *losses, status="running", **params):
     return Curve(id=id, status=status, points=points, params={"method": "lora", **params})
 
 
-SNAPSHOT = {
-    "progress": {"t0002": {"samples_seen": 50, "samples_per_s": 12.3}},
-    "slots": {"slot0": ["t0002"], "slot1": []},
-}
+SNAPSHOT = Snapshot(
+    progress={"t0002": TrialProgress(samples_seen=50, samples_per_s=12.3)},
+    slots={"slot0": ["t0002"], "slot1": []},
+    lost={},
+    quarantined={},
+    baseline=None,
+    limits={},
+    jobs={},
+)
 
 
 def display(**console):
@@ -644,7 +651,7 @@ def test_the_live_table_leaves_room_for_the_configuration(width):
     slots = {"quick-20260101-120000-slot0": ["t0002"], "quick-20260101-120000-slot1": []}
     params = {"learning_rate": 0.000123, "rank": 8, "alpha": 16, "batch_size": 32, "epochs": 3}
     curves = [curve("t0001", 1.0, status="complete", **params), curve("t0002", 2.0, **params)]
-    shown.refresh(curves, SNAPSHOT | {"slots": slots}, lambda curve: 100)
+    shown.refresh(curves, replace(SNAPSHOT, slots=slots), lambda curve: 100)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
     shown.stop()
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
@@ -667,7 +674,7 @@ def test_the_live_table_leaves_room_for_the_configuration(width):
 def test_nobody_knows_how_long_a_sweep_takes_that_has_just_begun():
     shown, file = display(force_terminal=True, color_system=None)
     shown.start()
-    shown.refresh([curve("t0001")], SNAPSHOT | {"slots": {}}, lambda curve: 100)
+    shown.refresh([curve("t0001")], replace(SNAPSHOT, slots={}), lambda curve: 100)
     shown.stop()
     assert "quick: 0 of 4 trials ended, 0m00s so far, time left not known yet" in file.getvalue()
 

@@ -70,11 +70,11 @@ selection: {{general_text: {general_text}, limits: {{forgetting: 5, kl: 9}}}}
 CLOCK_RUNS_OUT = """
 import sys
 from sweeps.__main__ import main
-from sweeps.run.sweep import _Sweep
+from sweeps.run.lifetime import Lifetime
 
-elapsed_s = _Sweep.elapsed_s
+elapsed_s = Lifetime.elapsed_s
 spent = lambda sweep: [*sweep.ledger.store.local.glob("trials/*/attempt-*/step-*")]
-_Sweep.elapsed_s = lambda sweep: elapsed_s(sweep) + (100 * 3600 if spent(sweep) else 0)
+Lifetime.elapsed_s = lambda sweep: elapsed_s(sweep) + (100 * 3600 if spent(sweep) else 0)
 main()
 """
 

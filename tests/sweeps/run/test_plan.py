@@ -123,7 +123,7 @@ def language_model(tmp_path: Path) -> str:
     ],
 )
 def test_which_trials_share_a_base(plan, methods, overrides, words):
-    assert line(plan(*overrides, methods=methods), "Packs: ") == words
+    assert line(plan(*overrides, methods=methods), "Trial groups: ") == words
 
 
 def test_how_many_trials_a_gpu_could_hold_is_told_of_each_method_that_shares_a_base(plan):

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from sweeps.config.loading import dump, from_tree
 from sweeps.ledger.folder import Ledger
-from sweeps.run.sweep import _amend, _Sweep, _write_configuration
+from sweeps.run.folder import amend, write_configuration
+from sweeps.run.sweep import Sweep
 from trainables.errors import InputError
 from trainables.storage.checkpoints import CHECKPOINT, EVALUATION, read_evaluation
 
@@ -36,7 +37,7 @@ def configuration(*overrides, **more):
 def begun(tmp_path):
     """The folder of a sweep of two trials, which has ended."""
     ledger = Ledger(str(tmp_path / "quick"))
-    _write_configuration(ledger, configuration())
+    write_configuration(ledger, configuration())
     splits = {
         "train": {"rows": 10},
         "validation": SPLIT,
@@ -70,8 +71,8 @@ def run(ledger, trial, loss):
 
 def measured(ledger, config):
     """What a process would still measure."""
-    sweep = _Sweep(config, ledger, Console(file=io.StringIO()), 0.0)
-    found = sweep.to_measure()
+    sweep = Sweep(config, ledger, Console(file=io.StringIO()), 0.0)
+    found = sweep.jobs.left()
     sweep.close()
     return found
 
@@ -101,9 +102,9 @@ def test_a_better_trial_of_a_resumed_sweep_is_scored_again(begun):
 
 
 def test_a_sweep_is_extended_and_every_configuration_is_kept(begun):
-    assert _amend(begun, configuration()) == []
+    assert amend(begun, configuration()) == []
     longer = configuration("search.trials=50", "search.time_budget=4h")
-    assert _amend(begun, longer) == [
+    assert amend(begun, longer) == [
         "Changed: search.trials: 2 to 50",
         "Changed: search.time_budget: null to '4h'",
     ]
@@ -112,19 +113,19 @@ def test_a_sweep_is_extended_and_every_configuration_is_kept(begun):
         "configurations/002.yaml",
     ]
     assert begun.store.read_bytes("sweep.yaml").decode() == dump(longer)
-    assert _amend(begun, longer) == []
+    assert amend(begun, longer) == []
 
 
 def test_a_sweep_yaml_that_was_edited_is_held_against_what_trials_ran_with(begun):
     edited = configuration("search.space.learning_rate={log_uniform: [1e-3, 1e-2]}")
     begun.store.write_bytes("sweep.yaml", dump(edited).encode())
-    assert _amend(begun, edited) == ["Changed: search.space"]
+    assert amend(begun, edited) == ["Changed: search.space"]
     wrong = configuration("data.rows=9")
     begun.store.write_bytes("sweep.yaml", dump(wrong).encode())
     with pytest.raises(
         InputError, match=r"^data\.rows: cannot change when a sweep is resumed \(null to 9\)"
     ):
-        _amend(begun, wrong)
+        amend(begun, wrong)
     assert len(begun.store.find("configurations")) == 2
 
 
@@ -134,7 +135,7 @@ def test_trials_keep_what_was_fixed_when_they_were_trained(begun):
         configuration("train.epochs=null", "search.space.epochs={int: [1, 6]}"),
     )
     before = [former.hyperparameters(curve.params) for curve in begun.curves()]
-    assert _amend(begun, now) == ["Changed: search.space", "Changed: train.epochs: 2.0 to null"]
+    assert amend(begun, now) == ["Changed: search.space", "Changed: train.epochs: 2.0 to null"]
     again = Ledger(begun.store.url).load()
     assert [now.hyperparameters(curve.params) for curve in again.curves()] == before
     assert again.curves() == begun.curves() and again.curves()[0].params["epochs"] == 2

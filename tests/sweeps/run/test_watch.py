@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,12 @@ from cluster import ClusterError
 from sweeps.config.loading import load
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import NO_SLOT
-from sweeps.run import sweep as run
-from sweeps.run.sweep import _Sweep
+from sweeps.run import monitor as monitoring
+from sweeps.run.monitor import Monitor
+from sweeps.run.slots import Slots
+from sweeps.run.sweep import Sweep
 from trainables.runtime.coordinator import Coordinator
+from trainables.runtime.protocol import Failed
 
 LORA = {"method": "lora", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1}
 
@@ -39,10 +43,10 @@ class Actor:
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A sweep whose slots are threads that wait; what it says is in `sweep.said`."""
-    monkeypatch.setattr(run, "WATCH_S", 0.01)
-    monkeypatch.setattr(run, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(run, "GROW_S", 0.02)
+    """A sweep whose slots are threads that wait; what it says is in `sweep.said()`."""
+    monkeypatch.setattr(monitoring, "WATCH_S", 0.01)
+    monkeypatch.setattr(monitoring, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(monitoring, "GROW_S", 0.02)
     monkeypatch.setattr(ray, "get", lambda answer, timeout=None: answer)
     file = tmp_path / "s.yaml"
     file.write_text(f"""
@@ -61,61 +65,98 @@ tracking: {{wandb: "off"}}
     (folder / "data" / "manifest.json").write_text(
         json.dumps(
             {
-                "splits": {"train": {"rows": 100}},
+                "splits": {"train": {"rows": 100}, "validation": {"rows": 10}},
                 "sources": {"train": {"source": "a.txt"}},
                 "notes": [],
             }
         )
     )
     heard = io.StringIO()
-    made = _Sweep(load(file), Ledger(str(folder)), Console(file=heard, width=300), 0.0)
-    made.said = heard.getvalue
-    made._coordinator = Actor(Coordinator("s", slots=2))
+    made = Sweep(load(file), Ledger(str(folder)), Console(file=heard, width=300), 0.0)
+    coordinator = Actor(Coordinator("s", slots=2))
+    made.lifetime.coordinator = coordinator
+    slots = Slots(
+        made.config,
+        made.ledger,
+        lifetime=made.lifetime,
+        coordinator=coordinator,
+        namespace="s",
+        folder=tmp_path,
+        say=made.display.say,
+    )
+    monitor = Monitor(
+        made.config,
+        made.ledger,
+        coordinator=coordinator,
+        lifetime=made.lifetime,
+        slots=slots,
+        jobs=made.jobs,
+        baseline=made.baseline,
+        display=made.display,
+        rows=made.rows,
+    )
     ended = threading.Event()
-    made._start = lambda plan: made._slots.append(threading.Thread(target=ended.wait, daemon=True))
+    monkeypatch.setattr(
+        slots,
+        "start",
+        lambda plan: slots.threads.append(threading.Thread(target=ended.wait, daemon=True)),
+    )
     for _ in range(2):
-        made._start(None)
-    yield made
-    made._watching = False
+        slots.start(None)
+    yield SimpleNamespace(
+        ledger=made.ledger,
+        lifetime=made.lifetime,
+        baseline=made.baseline,
+        slots=slots,
+        monitor=monitor,
+        actor=coordinator,
+        said=heard.getvalue,
+    )
+    monitor.stop()
     ended.set()
     made.close()
 
 
+def alive(sweep: Any) -> bool:
+    """Whether every duty still has its thread."""
+    return all(thread.is_alive() for thread in sweep.monitor.threads)
+
+
 def watch(sweep: Any, until: Any) -> None:
     """Let it be watched over until something has happened."""
-    sweep._watching = True
-    watcher = threading.Thread(target=sweep._watch, daemon=True)
-    watcher.start()
+    sweep.monitor.start()
     deadline = time.monotonic() + 60
-    while not until() and time.monotonic() < deadline and watcher.is_alive():
+    while not until() and time.monotonic() < deadline and alive(sweep):
         time.sleep(0.01)
     happened = until()
-    assert happened and watcher.is_alive(), sweep.said()
-    sweep._watching = False
-    watcher.join(30)
-    assert not watcher.is_alive()
+    assert happened and alive(sweep), sweep.said()
+    sweep.monitor.stop()
+    assert not any(thread.is_alive() for thread in sweep.monitor.threads)
 
 
-def count(sweep: Any, monkeypatch: pytest.MonkeyPatch, *duties: str) -> dict[str, int]:
+def count(sweep: Any, monkeypatch: pytest.MonkeyPatch, *duties: tuple[str, str]) -> dict[Any, int]:
     """How often each duty was done."""
     done = dict.fromkeys(duties, 0)
 
-    def counted(name: str, duty: Any) -> Any:
+    def counted(duty: tuple[str, str], do: Any) -> Any:
         def call() -> None:
-            done[name] += 1
-            duty()
+            done[duty] += 1
+            do()
 
         return call
 
-    for name in duties:
-        monkeypatch.setattr(sweep, name, counted(name, getattr(sweep, name)))
+    for duty in duties:
+        owner, name = getattr(sweep, duty[0]), duty[1]
+        monkeypatch.setattr(owner, name, counted(duty, getattr(owner, name)))
     return done
 
 
-DUTIES = ("_heartbeat", "_keep_to_the_budget", "_remind", "_look", "_grow")
+HEARTBEAT, BUDGET = ("lifetime", "heartbeat"), ("lifetime", "keep_to_the_budget")
+LOOK, GROW = ("monitor", "look"), ("slots", "grow")
+DUTIES = (HEARTBEAT, BUDGET, ("monitor", "remind"), LOOK, GROW)
 
 
-@pytest.mark.parametrize("broken", DUTIES)
+@pytest.mark.parametrize("broken", DUTIES, ids="_".join)
 def test_a_duty_that_fails_silences_no_other_and_is_told_once(sweep, monkeypatch, broken):
     monkeypatch.setattr(ray, "cluster_resources", dict)
     monkeypatch.setattr(ray, "nodes", list)
@@ -123,29 +164,26 @@ def test_a_duty_that_fails_silences_no_other_and_is_told_once(sweep, monkeypatch
     def fail() -> None:
         raise ClusterError("cluster: 2 slots do not fit, only 1")
 
-    monkeypatch.setattr(sweep, broken, fail)
+    monkeypatch.setattr(getattr(sweep, broken[0]), broken[1], fail)
     done = count(sweep, monkeypatch, *DUTIES)
     watch(sweep, lambda: all(times >= 4 for times in done.values()))
     assert sweep.said().count("2 slots do not fit") == 1
-    assert sweep.ledger.status()[0] == "running" or broken == "_heartbeat"
+    assert sweep.ledger.status()[0] == "running" or broken == HEARTBEAT
 
 
-@pytest.mark.parametrize("hanging", ["_look", "_grow"])
+@pytest.mark.parametrize("hanging", [LOOK, GROW], ids="_".join)
 def test_a_duty_that_hangs_silences_no_other(sweep, monkeypatch, hanging):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {})
     monkeypatch.setattr(ray, "nodes", list)
     released = threading.Event()
-    monkeypatch.setattr(sweep, hanging, released.wait)
-    done = count(sweep, monkeypatch, "_heartbeat", "_keep_to_the_budget")
-    sweep._watching = True
-    watcher = threading.Thread(target=sweep._watch, daemon=True)
-    watcher.start()
+    monkeypatch.setattr(getattr(sweep, hanging[0]), hanging[1], released.wait)
+    done = count(sweep, monkeypatch, HEARTBEAT, BUDGET)
+    sweep.monitor.start()
     deadline = time.monotonic() + 60
     while min(done.values()) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
-    sweep._watching = False
     released.set()
-    watcher.join(30)
+    sweep.monitor.stop()
     assert min(done.values()) >= 5
 
 
@@ -164,12 +202,12 @@ def test_a_lost_node_ends_nothing_and_its_slot_starts_again_when_there_is_room(s
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     done = count(sweep, monkeypatch, *DUTIES)
     watch(sweep, lambda: min(done.values()) >= 3)
-    assert len(sweep._slots) == 2 and "failed" not in sweep.said()
-    sweep._lost["s-1-slot1"] = "its node died"
-    watch(sweep, lambda: len(sweep._slots) == 3)
+    assert len(sweep.slots.threads) == 2 and "failed" not in sweep.said()
+    sweep.slots.lost["s-1-slot1"] = "its node died"
+    watch(sweep, lambda: len(sweep.slots.threads) == 3)
     nodes[:] = [node(1.0, alive=False)]
     watch(sweep, lambda: min(done.values()) >= 20)
-    assert len(sweep._slots) == 3 and "failed" not in sweep.said(), (
+    assert len(sweep.slots.threads) == 3 and "failed" not in sweep.said(), (
         "no room for any is no fault either"
     )
 
@@ -177,14 +215,14 @@ def test_a_lost_node_ends_nothing_and_its_slot_starts_again_when_there_is_room(s
 def test_a_coordinator_that_was_restarted_is_told_again_what_the_sweep_knows(sweep, monkeypatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "nodes", lambda: [node(2.0)])
-    sweep._has_baseline = True
-    sweep._lost["s-1-slot0"] = "its node died"
-    fresh = sweep._coordinator.coordinator = Coordinator("s", slots=7)
+    sweep.baseline.known = True
+    sweep.slots.lost["s-1-slot0"] = "its node died"
+    fresh = sweep.actor.coordinator = Coordinator("s", slots=7)
     asyncio.run(fresh.register("s-1-slot1"))
     watch(sweep, lambda: fresh._lost and fresh._planned != 7 and fresh._baseline_slot == "-")
     assert not asyncio.run(fresh.take("s-1-slot1", 0)).baseline
-    sweep._stop("the budget is spent")
-    fresh = sweep._coordinator.coordinator = Coordinator("s", slots=7)
+    sweep.lifetime.stop("the budget is spent")
+    fresh = sweep.actor.coordinator = Coordinator("s", slots=7)
     watch(sweep, lambda: fresh._stop == "the budget is spent")
 
 
@@ -193,13 +231,13 @@ def test_slots_that_fail_every_trial_are_named_and_without_any_other_the_sweep_e
 ):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "nodes", lambda: [node(2.0)])
-    coordinator = sweep._coordinator.coordinator
+    coordinator = sweep.actor.coordinator
 
     async def fail(slot: str) -> None:
         for number in range(3):
             await coordinator.expect(f"{slot} t{number}", LORA)
             (trial,) = [t for t, p in coordinator._trials.items() if p.slot == slot][:1]
-            await coordinator.publish(slot, trial, {"failed": "RuntimeError: broken"})
+            await coordinator.publish(slot, trial, Failed(reason="RuntimeError: broken"))
 
     async def first() -> None:
         await coordinator.register("good")
@@ -209,22 +247,25 @@ def test_slots_that_fail_every_trial_are_named_and_without_any_other_the_sweep_e
 
     asyncio.run(first())
     watch(sweep, lambda: "bad gets no more trials" in sweep.said())
-    assert "RuntimeError: broken" in sweep.said() and sweep.stopped is None
-    sweep._quarantined = {}
-    sweep._lost["good"] = "its node died"
-    monkeypatch.setattr(sweep, "_grow", lambda: None)
-    watch(sweep, lambda: sweep.stopped is not None)
-    assert sweep.stopped == NO_SLOT
+    assert "RuntimeError: broken" in sweep.said() and sweep.lifetime.stopped is None
+    sweep.slots.quarantined = {}
+    sweep.slots.lost["good"] = "its node died"
+    monkeypatch.setattr(sweep.slots, "grow", lambda: None)
+    watch(sweep, lambda: sweep.lifetime.stopped is not None)
+    assert sweep.lifetime.stopped == NO_SLOT
 
 
 def test_the_time_budget_ends_a_sweep_whose_coordinator_does_not_answer(sweep, monkeypatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "nodes", lambda: [node(2.0)])
-    sweep._budget = 0.0
+    sweep.lifetime._budget_s = 0.0
 
     def silent(answer: Any, timeout: float | None = None) -> Any:
         raise ray.exceptions.GetTimeoutError("no answer")
 
     monkeypatch.setattr(ray, "get", silent)
-    watch(sweep, lambda: sweep.stopped is not None and sweep.ledger.store.exists("status.json"))
-    assert "budget" in sweep.stopped
+    watch(
+        sweep,
+        lambda: sweep.lifetime.stopped is not None and sweep.ledger.store.exists("status.json"),
+    )
+    assert "budget" in sweep.lifetime.stopped

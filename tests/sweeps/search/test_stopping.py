@@ -1,15 +1,19 @@
 """Early stopping: worse trials at rungs in samples, overfit and diverged trials at once."""
 
+import inspect
 import math
 import random
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from ray.tune import Stopper
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from sweeps.config.schema import EarlyStoppingConfig, SearchConfig, SweepConfig
 from sweeps.ledger.folder import Ledger
+from sweeps.search.events import EvaluationEvents
 from sweeps.search.failures import common_cause
 from sweeps.search.scheduler import SampleAsha, make_scheduler
 from sweeps.search.stopping import HopelessStopper, hopeless
@@ -18,6 +22,7 @@ from sweeps.selection.curves import Curve, Reference
 from trainables.data.config import DataConfig
 from trainables.evaluation.record import Evaluation
 from trainables.models.config import ModelConfig
+from trainables.runtime.tune_dicts import TrialConfig
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 SELECTION = SelectionConfig(overfit_rise=0.25, overfit_gap=0.5, diverge_ratio=2.0)
@@ -41,6 +46,16 @@ def curve(*losses, id="t0001", status="running", every=100, **params):
     return Curve(id=id, status=status, points=points, params=PARAMS | params)
 
 
+def config(id, params, compared):
+    return TrialConfig(
+        id=id,
+        params=params,
+        coordinator="coordinator",
+        namespace="sweep-quick",
+        compared=compared,
+    ).to_tune()
+
+
 class Tuned:
     """A scheduler with Tune's part played."""
 
@@ -51,7 +66,7 @@ class Tuned:
         """What the scheduler says to (samples seen, validation loss); `done`: with the last of them the trial has ended."""
         trial = SimpleNamespace(
             trial_id=f"tune-{id}",
-            config={"id": id, "params": PARAMS | params, "compared": compared},
+            config=config(id, PARAMS | params, compared),
         )
         self.scheduler.on_trial_add(None, trial)
         said = []
@@ -135,7 +150,7 @@ def test_what_others_are_compared_with_is_not_stopped_for_being_behind():
 def test_a_result_without_a_loss_is_no_reason_to_stop():
     tuned = asha()
     tuned.report("a", (100, 1.0))
-    trial = SimpleNamespace(trial_id="a", config={"id": "a", "params": PARAMS, "compared": False})
+    trial = SimpleNamespace(trial_id="a", config=config("a", PARAMS, False))
     assert (
         tuned.scheduler.on_trial_result(
             None, trial, {"id": "t0001", "ended": "stopped", "done": True}
@@ -403,14 +418,14 @@ def stopper(tmp_path):
     ledger = Ledger(str(tmp_path))
     ledger.begin("t0001", {})
     stops = []
-    made = HopelessStopper(
+    hopeless = HopelessStopper(
         config=EarlyStoppingConfig(overfit_patience=1),
         selection=SELECTION,
         ledger=ledger,
         reference=lambda: UNTUNED,
-        on_evaluation=ledger.record,
         on_stop=lambda *told: stops.append(told),
     )
+    made = EvaluationEvents(on_evaluation=ledger.record, stopper=hopeless)
     return SimpleNamespace(ask=made, ledger=ledger, stops=stops, stop_all=made.stop_all)
 
 
@@ -454,3 +469,37 @@ def test_a_result_without_an_evaluation_is_none_of_its_business(stopper):
         "tune-1", {"id": "t0001", "ended": "failed", "reason": "oom", "done": True}
     )
     assert stopper.ledger.curve("t0001").points == ()
+
+
+def test_the_sweep_knows_of_an_evaluation_before_anybody_is_asked_about_it():
+    order = []
+
+    class Asked(Stopper):
+        def __call__(self, trial_id, result):
+            order.append(("stopper", result["evaluation"].step))
+            return False
+
+        def stop_all(self):
+            return False
+
+    events = EvaluationEvents(
+        on_evaluation=lambda trial, evaluation: order.append((trial, evaluation.step)),
+        stopper=Asked(),
+    )
+    events("tune-1", result(1, 2.0, 2.0))
+    events("tune-1", result(2, 1.5, 1.4, done=True))
+    assert order == [("t0001", 1), ("stopper", 1), ("t0001", 2), ("stopper", 2)]
+
+
+def test_tune_hands_a_result_to_the_stopper_before_scheduler_searcher_and_callbacks():
+    source = inspect.getsource(TuneController._process_trial_result)
+    order = [
+        source.index(call)
+        for call in (
+            "self._stopper(",
+            "self._scheduler_alg.on_trial_result(",
+            "self._search_alg.on_trial_result(",
+            "self._callbacks.on_trial_result(",
+        )
+    ]
+    assert order == sorted(order)

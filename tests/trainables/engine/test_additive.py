@@ -88,7 +88,7 @@ def as_a_user(lab, model, folder, dtype):
         return PeftModel.from_pretrained(base, folder).eval()
 
 
-# --- a trial's result does not depend on its company ---
+# --- a trial's result does not depend on the other trials ---
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(lab, method, tmp_path):
 
 
 def test_a_trial_that_explodes_harms_no_other(lab, tmp_path):
-    """NaN of one trial, at places that all pass."""
+    """NaN of one trial, at sites that all rows go through."""
     trials = {trial: lab.params(**more) for trial, more in MIXED.items()}
     group = lab.group("bert", dtype=DOUBLE)
     group.join("broken", lab.params("adapter", bottleneck=16))
@@ -344,7 +344,7 @@ def test_ia3_scales_what_peft_scales(lab):
     assert scaled_layers(lab.base("distilbert")) == expected
 
 
-# --- company ---
+# --- who shares a base ---
 
 
 def hyperparameters(method, **more):

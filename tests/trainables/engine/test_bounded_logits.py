@@ -1,6 +1,6 @@
 """What reads a language model again (verify, the sealed test, forgetting, baselines) has as few logits at a time as training.
 
-At a vocabulary of 128,000, the logits of a pass of 16,384 tokens are 8 GiB, and their log-softmax as much again.
+At a vocabulary of 128,000, the logits of a micro-batch of 16,384 tokens are 8 GiB, and their log-softmax as much again.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
 )
 CPU, VOCABULARY, PAD, LONGEST = torch.device("cpu"), 100, 0, 12
-AT_ONCE = 9  # tokens: fewer than a row may have, or a pass
+AT_ONCE = 9  # tokens: fewer than a row may have, or a micro-batch
 METHODS = {
     "full": {},
     "partial": {"layers": 1},

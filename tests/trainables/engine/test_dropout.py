@@ -56,7 +56,7 @@ def test_mask_depends_on_nothing_but_its_place():
     expected = mask(rows=(5, 9, 2))
     assert torch.equal(mask(rows=(5, 9, 2)), expected)
     assert torch.equal(mask(rows=(2, 5, 9)), expected[[2, 0, 1]]), "order of the rows"
-    assert torch.equal(mask(rows=(9,)), expected[1:2]), "company"
+    assert torch.equal(mask(rows=(9,)), expected[1:2]), "other rows"
     assert torch.equal(mask(rows=(5, 9, 2), tokens=13)[:, :8], expected), "padding"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)

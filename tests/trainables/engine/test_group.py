@@ -129,11 +129,11 @@ def test_a_join_that_breaks_half_way_leaves_no_trace(lab, tmp_path, monkeypatch)
     group, installed = lab.group("bert"), []
     install = LowRank.install
 
-    def break_at_the_third(place):
+    def break_at_the_third(site):
         if len(installed) == 2:
             raise RuntimeError("half way")
-        installed.append(place)
-        return install(place)
+        installed.append(site)
+        return install(site)
 
     group.evaluate_base("lora")
     with monkeypatch.context() as patch:
@@ -724,15 +724,15 @@ def test_joining_and_leaving_leave_nothing_behind(lab):
                 group.join(trial, lab.params("lora"))
             group.step(["a", "c"])
             group.leave("b")
-            alive = [place() for place in made if place() is not None]
+            alive = [site() for site in made if site() is not None]
         finally:
             gc.enable()
-    assert len(alive) == len({(type(place), place.name) for place in alive}) < len(made)
+    assert len(alive) == len({(type(site), site.name) for site in alive}) < len(made)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_rows_over_a_quantised_base_do_not_see_each_other(lab, bits):
-    """Norms are scaled so that activations have outliers, which LLM.int8 looks for over all rows of a pass."""
+    """Norms are scaled so that activations have outliers, which LLM.int8 looks for over all rows of a micro-batch."""
     base = lab.base("llama", quantisation={4: "nf4", 8: "int8"}[bits])
     with torch.no_grad():
         for name, parameter in base.model.named_parameters():

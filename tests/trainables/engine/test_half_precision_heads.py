@@ -19,7 +19,7 @@ SETTINGS = {
 
 
 def heads(group):
-    return [place for place, _ in group._engine._sites.values() if isinstance(place, TrainedModule)]
+    return [site for site, _ in group._engine._sites.values() if isinstance(site, TrainedModule)]
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -32,23 +32,21 @@ def test_a_head_computes_in_float32_from_the_hidden_states_that_it_gets(lab, mod
     group._base.model.eval()
     engine, seen = group._engine, []
     assert heads(group)
-    for place in heads(group):
-        place.module.register_forward_hook(
-            lambda _, inputs, output, place=place: seen.append((place, *inputs, output))
+    for site in heads(group):
+        site.module.register_forward_hook(
+            lambda _, inputs, output, site=site: seen.append((site, *inputs, output))
         )
     batch, labels = lab.batch(model)
     lanes = [0] * 3 + [1] * 3
     with torch.no_grad(), group._forward.precision():
         logits = engine.forward(batch, MicroBatch.of(lanes, CPU)).logits
     assert logits.dtype == SINGLE and len(seen) == len(heads(group))
-    for place, x, output in seen:
+    for site, x, output in seen:
         assert output.dtype == SINGLE
         for lane, rows in ((0, slice(0, 3)), (1, slice(3, 6))):
-            weights = {
-                name: leaf.detach().clone() for name, leaf in place._parameters[lane].items()
-            }
+            weights = {name: leaf.detach().clone() for name, leaf in site._parameters[lane].items()}
             assert {w.dtype for w in weights.values()} == {SINGLE}
-            expected = torch.func.functional_call(place._inner, weights, (x[rows].float(),))
+            expected = torch.func.functional_call(site._inner, weights, (x[rows].float(),))
             torch.testing.assert_close(output[rows], expected, rtol=1e-6, atol=1e-6)
 
 
@@ -58,8 +56,8 @@ def test_a_step_smaller_than_bfloat16_can_tell_moves_the_logits(lab, settings):
     group.join("t", lab.params("lora"))
     before = run(lab, group)
     with torch.no_grad():
-        for place in heads(group):
-            for leaf in place._parameters[0].values():
+        for site in heads(group):
+            for leaf in site._parameters[0].values():
                 leaf.mul_(1 + 2.0**-12)  # bfloat16 has 8 bits
     assert (run(lab, group) != before).any(dim=1).all()
 

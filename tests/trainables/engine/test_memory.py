@@ -1,4 +1,4 @@
-"""What a pass and a trial take, against shapes that are counted by hand and passes that are measured."""
+"""What a micro-batch and a trial take, against shapes that are counted by hand and micro-batches that are profiled."""
 
 import json
 import time
@@ -168,7 +168,7 @@ def test_a_trial_that_trains_the_base_has_gradients_and_moments():
     assert partial == 12 * (LLAMA_LINEAR // LAYERS + 2 * WIDTH + VOCABULARY * WIDTH)
 
 
-# --- a pass ---
+# --- a micro-batch ---
 
 
 def adapted(

@@ -65,10 +65,10 @@ def test_trials_that_share_a_base_have_the_losses_of_each_alone(
         "a": lab.params(method, **PARAMS[method]),
         "b": lab.params(method, seed=1, batch_size=3, **PARAMS[method]),
     }
-    packed = lab.together(group_of(lab, ended, model), tmp_path / "group", trials)
+    together = lab.together(group_of(lab, ended, model), tmp_path / "group", trials)
     for trial, hp in trials.items():
         (alone,) = lab.together(group_of(lab, ended, model), tmp_path / trial, {trial: hp}).values()
-        for (mine, _), (expected, _) in zip(packed[trial], alone, strict=True):
+        for (mine, _), (expected, _) in zip(together[trial], alone, strict=True):
             assert mine.val_loss == pytest.approx(expected.val_loss, rel=2e-5)
             assert mine.train_loss == pytest.approx(expected.train_loss, rel=2e-5)
 
@@ -194,7 +194,7 @@ def test_padding_is_tried_behind_rows_of_several_lengths(leaks):
 
 
 def test_dropout_of_what_has_no_rows_is_a_function_of_the_step():
-    """Not of the rows that pass, nor of how many."""
+    """Not of the rows of the micro-batch, nor of how many."""
     keys, x = RowKeys(), torch.ones(10, 16)
     keys.mixing_rows = {3: (False,)}
     masks = []

@@ -219,7 +219,7 @@ def distance(one, other):
 
 
 @pytest.mark.parametrize("model", ["bert-no-dropout", "llama"])
-def test_packed_trials_equal_solo_runs_with_peft(lab, model, tmp_path):
+def test_trials_of_a_group_equal_solo_runs_with_peft(lab, model, tmp_path):
     trials = unlike(lab, model)
     checkpoints = starts(lab, model, torch.float64, trials, tmp_path / "start")
     histories = lab.together(
@@ -256,14 +256,14 @@ def test_in_float32_a_group_differs_no_more_than_a_solo_run_from_itself(lab, mod
     )
 
 
-# --- company changes nothing, with dropout on ---
+# --- other trials change nothing, with dropout on ---
 
 
 @pytest.mark.parametrize("model", ["bert", "opt"])
 def test_who_else_is_on_board_changes_no_result(lab, model, tmp_path):
     """Dropout in the model (of OPT: in functions) and before the adapters, with a probability of each trial's own."""
     trials = unlike(lab, model, dropout=True, targets="attention")
-    packed = lab.together(
+    together = lab.together(
         lab.group(model, dtype=torch.float64, max_tokens=100), tmp_path / "group", trials
     )
     dry = lab.together(
@@ -275,8 +275,8 @@ def test_who_else_is_on_board_changes_no_result(lab, model, tmp_path):
         alone = lab.together(
             lab.group(model, dtype=torch.float64), tmp_path / f"only-{trial}", {trial: hp}
         )
-        lab.assert_alike(packed[trial], alone[trial], 1e-10)
-    lab.assert_alike(dry["a"], packed["a"], 1e-10)
+        lab.assert_alike(together[trial], alone[trial], 1e-10)
+    lab.assert_alike(dry["a"], together["a"], 1e-10)
 
 
 def test_equal_trials_get_equal_results(lab, tmp_path):
@@ -297,18 +297,18 @@ def test_equal_trials_get_equal_results(lab, tmp_path):
 def test_joining_late_and_leaving_early_change_no_result(lab, model, tmp_path):
     """Rank 16 (b) joins rank 2 (a) and leaves it again: the matrix is laid out anew three times."""
     trials = unlike(lab, model, dropout=True, targets="attention", only="abe", epochs=2)
-    packed = lab.together(
+    together = lab.together(
         lab.group(model, dtype=torch.float64, evaluate_every=6),
         tmp_path / "group",
         trials,
         joins={"b": 3, "e": 5},
         leaves={"b": 7},
     )
-    assert [len(packed[trial]) for trial in trials] == [6, 4, 6]
+    assert [len(together[trial]) for trial in trials] == [6, 4, 6]
     for trial, hp in trials.items():
         group = lab.group(model, dtype=torch.float64, evaluate_every=6)
         alone = lab.together(group, tmp_path / f"only-{trial}", {trial: hp})
-        lab.assert_alike(packed[trial], alone[trial][: len(packed[trial])], 1e-10)
+        lab.assert_alike(together[trial], alone[trial][: len(together[trial])], 1e-10)
 
 
 def test_resuming_in_other_company_changes_no_result(lab, tmp_path):
@@ -413,7 +413,7 @@ def step_until_it_explodes(group, steps):
 
 @pytest.mark.parametrize("model", ["bert", "llama"])
 def test_an_exploding_trial_is_named_alone_and_the_others_make_their_step(lab, model, tmp_path):
-    """Rows pass one by one, so that the others' arithmetic is the same with and without it: equal bit for bit."""
+    """Rows are computed one by one, so that the others' arithmetic is the same with and without it: equal bit for bit."""
     settings = {"max_tokens": 1, "evaluate_every": 1}
     hp = lab.params("lora", dropout=0.1, rank=4)
     trials = {
@@ -451,7 +451,7 @@ def test_an_exploding_trial_is_named_alone_and_the_others_make_their_step(lab, m
 
 
 def test_what_is_not_a_number_stays_in_its_rows(lab, tmp_path):
-    """Side by side in the same passes and matrix products: the others' bits are those with a healthy neighbour."""
+    """Side by side in the same micro-batches and matrix products: the others' bits are those with a healthy neighbour."""
     hp = lab.params("lora", dropout=0.1, rank=4)
     groups = {}
     for name, rate in (("exploding", 1e30), ("healthy", 1e-3)):
@@ -462,14 +462,14 @@ def test_what_is_not_a_number_stays_in_its_rows(lab, tmp_path):
     step_until_it_explodes(groups["exploding"], 5)
     for _ in range(groups["exploding"]._members["a"].step):
         groups["healthy"].step(["a", "neighbour", "b"])
-    for after in ("on board", "gone"):
+    for after in ("in the group", "gone"):
         mine, expected = (
             lab.publish_all(groups[n], tmp_path / f"{after}-{n}", ["a", "b"]) for n in groups
         )
         for trial in ("a", "b"):
             lab.assert_same([mine[trial]], [expected[trial]])
         for group in groups.values():
-            if after == "on board":
+            if after == "in the group":
                 group.leave("neighbour")
             group.step(["a", "b"])
 
@@ -613,7 +613,7 @@ def gradients(lab, group, trials):
 
 @pytest.fixture(scope="module", params=["bert", "llama", "opt"])
 def wet(request, lab):
-    """A model, unlike trials with dropout on, and their gradients in passes as large as can be."""
+    """A model, unlike trials with dropout on, and their gradients in micro-batches as large as can be."""
     trials = unlike(
         lab,
         request.param,
@@ -710,12 +710,12 @@ def test_bfloat16_trains_a_group_nearly_as_float32(lab, model, tmp_path):
 def test_bfloat16_alone_is_bfloat16_in_company(lab, tmp_path):
     """To the floor of that arithmetic: what is rounded differs with the cut alone."""
     trials = unlike(lab, "llama", only="ab")
-    packed = lab.together(lab.group("llama", autocast=torch.bfloat16), tmp_path / "group", trials)
+    together = lab.together(lab.group("llama", autocast=torch.bfloat16), tmp_path / "group", trials)
     for trial, hp in trials.items():
         alone = lab.together(
             lab.group("llama", autocast=torch.bfloat16), tmp_path / trial, {trial: hp}
         )
-        for (mine, _), (expected, _) in zip(packed[trial], alone[trial], strict=True):
+        for (mine, _), (expected, _) in zip(together[trial], alone[trial], strict=True):
             assert mine.val_loss == pytest.approx(expected.val_loss, rel=5e-3)
 
 
@@ -723,10 +723,10 @@ def test_bfloat16_alone_is_bfloat16_in_company(lab, tmp_path):
 def test_a_group_over_a_quantised_base_equals_each_alone(lab, bits, tmp_path):
     """epsilon is large: Adam divides rounding errors by it."""
     trials = unlike(lab, "llama", dropout=True, method="qlora", only="abe", bits=bits, epsilon=1e-4)
-    packed = lab.together(lab.group("llama"), tmp_path / "group", trials)
+    together = lab.together(lab.group("llama"), tmp_path / "group", trials)
     for trial, hp in trials.items():
         alone = lab.together(lab.group("llama"), tmp_path / f"only-{trial}", {trial: hp})
-        lab.assert_alike(packed[trial], alone[trial], 1e-5)
+        lab.assert_alike(together[trial], alone[trial], 1e-5)
 
 
 # --- how long a step takes ---
@@ -782,7 +782,9 @@ def test_a_timed_step_that_fits_in_no_pass_keeps_the_budget(lab, tmp_path):
     hp = lab.params("lora", batch_size=18)
     with pytest.raises(torch.OutOfMemoryError):
         group.time_step(hp, 4)
-    assert sizes[-1] <= 25 and group.trials == ["a", "e"], "smaller passes were tried, as in a step"
+    assert sizes[-1] <= 25 and group.trials == ["a", "e"], (
+        "smaller micro-batches were tried, as in a step"
+    )
     for trial in trials:
         after = snapshot(group, trial)
         assert all(torch.equal(after[name], before[trial][name]) for name in before[trial])

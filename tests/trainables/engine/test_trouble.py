@@ -18,10 +18,11 @@ from trainables.engine.group import NotShared
 from trainables.engine.memory import GB, MemoryEstimate, too_large
 from trainables.engine.shared import Wrecked
 from trainables.errors import InputError
+from trainables.evaluation.record import Evaluation
 from trainables.runtime.capacity import trials_that_pay
 from trainables.runtime.client import CoordinatorClient
 from trainables.runtime.failures import ends_worker
-from trainables.runtime.protocol import Assignment
+from trainables.runtime.protocol import Assignment, Evaluated, Failed
 from trainables.runtime.worker import SlotWorker
 from trainables.storage.store import Store
 
@@ -221,7 +222,7 @@ def test_errors_after_which_a_process_gets_nothing_more_from_its_accelerator(err
     assert ends_worker(error) is ends
 
 
-class Link:
+class Client:
     """Records what a slot tells its coordinator."""
 
     def __init__(self, *, known: bool = True) -> None:
@@ -242,10 +243,10 @@ class Link:
         return value
 
 
-def crew_of(group: Any, tmp_path: Any, *, known: bool = True) -> SlotWorker:
+def worker_of(group: Any, tmp_path: Any, *, known: bool = True) -> SlotWorker:
     return SlotWorker(
         config=SimpleNamespace(),
-        link=Link(known=known),
+        client=Client(known=known),
         group=group,
         store=Store(str(tmp_path)),
         rank=0,
@@ -263,10 +264,12 @@ def raising(error: Exception) -> Any:
 def test_an_error_of_the_accelerator_ends_the_worker_and_no_trial(lab, tmp_path):
     group = lab.group("bert")
     group.join("a", lab.params("lora"))
-    worker = crew_of(group, tmp_path)
+    worker = worker_of(group, tmp_path)
     with pytest.raises(torch.AcceleratorError):
         worker.guard(["a"], raising(torch.AcceleratorError("CUDA error: unknown error")))
-    assert worker._link.told == [] and "CUDA error" in (tmp_path / "trials/a/error.txt").read_text()
+    assert (
+        worker._client.told == [] and "CUDA error" in (tmp_path / "trials/a/error.txt").read_text()
+    )
 
 
 def test_who_runs_out_of_memory_beside_others_goes_on_alone_and_alone_has_failed(lab, tmp_path):
@@ -274,28 +277,32 @@ def test_who_runs_out_of_memory_beside_others_goes_on_alone_and_alone_has_failed
     group = lab.group("bert")
     for trial in "ab":
         group.join(trial, lab.params("lora"))
-    worker = crew_of(group, tmp_path)
+    worker = worker_of(group, tmp_path)
     worker.guard(["a"], raising(torch.OutOfMemoryError(OUT)))
-    assert worker._link.told == [("isolate", ["a"])] and group.trials == ["b"]
+    assert worker._client.told == [("isolate", ["a"])] and group.trials == ["b"]
     worker.guard(["b"], raising(torch.OutOfMemoryError(OUT)))
-    _, trial, outcome = worker._link.told[-1]
-    assert trial == "b" and outcome["failed"].startswith(
+    _, trial, outcome = worker._client.told[-1]
+    assert trial == "b" and outcome.reason.startswith(
         "it does not fit the device even alone: OutOfMemoryError: CUDA out"
     )
     worker.guard(["c"], raising(InputError("rank: too large")))
-    assert worker._link.told[-1] == ("publish", "c", {"failed": "rank: too large", "certain": True})
+    assert worker._client.told[-1] == (
+        "publish",
+        "c",
+        Failed(reason="rank: too large", certain=True),
+    )
 
 
-def test_a_trial_that_does_not_fit_beside_the_others_waits_for_another_place(lab, tmp_path):
+def test_a_trial_that_does_not_fit_beside_the_others_waits_for_another_slot(lab, tmp_path):
     group = lab.group("bert")
     params = {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
-    worker = crew_of(group, tmp_path)
+    worker = worker_of(group, tmp_path)
     worker.join("a", params)
     before = state(group, "a")
     with RunsOut(20):
         worker.guard(["b"], lambda: worker.join("b", params))
     assert (
-        worker._link.told == [("no_room", "b", 1)]
+        worker._client.told == [("no_room", "b", 1)]
         and group.trials == ["a"]
         and same(state(group, "a"), before)
     )
@@ -303,33 +310,36 @@ def test_a_trial_that_does_not_fit_beside_the_others_waits_for_another_place(lab
     assert group.trials == ["a", "b"]
 
 
-def test_a_trial_over_a_base_that_nobody_can_share_waits_for_another_place(lab, tmp_path):
+def test_a_trial_over_a_base_that_nobody_can_share_waits_for_another_slot(lab, tmp_path):
     params = {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
-    worker = crew_of(lab.group("deberta-v3"), tmp_path)
+    worker = worker_of(lab.group("deberta-v3"), tmp_path)
     for trial in "ab":
         worker.guard([trial], lambda t=trial: worker.join(t, params))
-    assert worker._link.told == [("no_room", "b", 1)]
+    assert worker._client.told == [("no_room", "b", 1)]
 
 
-def test_news_that_a_restarted_coordinator_did_not_take_are_kept_for_when_the_trial_boards_again(
+def test_news_that_a_restarted_coordinator_did_not_take_are_kept_for_when_the_trial_joins_again(
     lab, tmp_path
 ):
-    worker = crew_of(lab.group("bert"), tmp_path, known=False)
-    worker.tell("a", {"evaluation": {"step": 5}})
-    assert worker.unacknowledged == {"a": {"evaluation": {"step": 5}}}
-    worker._link.known = True
+    worker = worker_of(lab.group("bert"), tmp_path, known=False)
+    news = Evaluated(
+        evaluation=Evaluation(step=5, samples_seen=5, epoch=1, val_loss=1.0, probe_loss=1.0)
+    )
+    worker.tell("a", news)
+    assert worker.unacknowledged == {"a": news}
+    worker._client.known = True
     worker.tell("a", worker.unacknowledged.pop("a"))
     assert worker.unacknowledged == {}
 
 
-def test_workers_wait_for_the_first_as_long_as_an_errand_takes_it(tmp_path, monkeypatch):
+def test_workers_wait_for_the_first_as_long_as_a_job_takes_it(tmp_path, monkeypatch):
     """Torch's own limit is half an hour."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
     )
     try:
-        group = CoordinatorClient(SimpleNamespace(), 1, 2)._group
+        group = CoordinatorClient(SimpleNamespace(), 1, 2)._process_group
         assert group._get_backend(torch.device("cpu")).options._timeout >= timedelta(days=7)
     finally:
         torch.distributed.destroy_process_group()
@@ -366,14 +376,14 @@ def test_what_does_not_fit_is_not_tried_five_times_as_large(seconds, limit, aske
         Timed(seconds),
         {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1},
     )
-    assert trials_that_pay(group, params, 16, Link()) == limit and group.asked == asked
+    assert trials_that_pay(group, params, 16, Client()) == limit and group.asked == asked
 
 
 def test_a_broken_accelerator_is_no_measurement():
     params = {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
     with pytest.raises(torch.AcceleratorError):
         trials_that_pay(
-            Timed({1: torch.AcceleratorError("CUDA error: unknown error")}), params, 16, Link()
+            Timed({1: torch.AcceleratorError("CUDA error: unknown error")}), params, 16, Client()
         )
 
 
@@ -414,7 +424,7 @@ def test_the_token_budget_grows_again_after_some_time():
     assert budget.tokens == 100
 
 
-def test_the_token_budget_is_whole_again_when_fewer_are_on_board(lab):
+def test_the_token_budget_is_whole_again_when_fewer_are_on_the_slot(lab):
     group = lab.group("bert", max_tokens=400)
     for trial in "ab":
         group.join(trial, lab.params("lora", batch_size=18))

@@ -107,7 +107,7 @@ def train_all(lab: Any, folder: Path, world: World) -> None:
     except NonFinite as error:
         exploded = str(error)
     torch.save(
-        (found, exploded, packed, explode_in_company(lab, world), forget(lab, world)),
+        (found, exploded, packed, explode_beside_another(lab, world), forget(lab, world)),
         folder / "found.pt",
     )
 
@@ -149,7 +149,7 @@ def forget(lab: Any, world: World) -> dict[str, tuple[float, float]]:
     }
 
 
-def explode_in_company(lab: Any, world: World) -> tuple[dict[str, str], float]:
+def explode_beside_another(lab: Any, world: World) -> tuple[dict[str, str], float]:
     """Who explodes beside a trial that does not, and that one's validation loss when it went on."""
     group = lab.group("bert", dtype=torch.float64, world=world)
     group.join("healthy", lab.params("lora"))

@@ -292,7 +292,7 @@ def test_the_head_is_always_trained(lab, grown):
 
 
 def test_the_seed_draws_what_a_trial_adds(lab, added, tmp_path):
-    """Two trials of one seed start equal, whoever else is on board; another seed draws other values."""
+    """Two trials of one seed start equal, whoever else is in the group; another seed draws other values."""
     group = lab.group(added.model)
     for trial, seed in {"a": 0, "b": 1, "c": 0}.items():
         group.join(trial, replace(added.hyperparameters, seed=seed))
@@ -335,10 +335,10 @@ def test_company_changes_no_result(lab, added, tmp_path):
     )
     settings = {"dtype": dtype, "evaluate_every": 8}
     alone = lab.together(lab.group(added.model, **settings), tmp_path / "alone", {"t": hp})
-    packed = lab.together(
-        lab.group(added.model, **settings), tmp_path / "packed", trials, joins={"after": 2}
+    together = lab.together(
+        lab.group(added.model, **settings), tmp_path / "together", trials, joins={"after": 2}
     )
-    lab.assert_alike(packed["t"], alone["t"], tolerance)
+    lab.assert_alike(together["t"], alone["t"], tolerance)
 
 
 @pytest.mark.parametrize(
@@ -459,23 +459,25 @@ def test_methods_after_one_another_give_the_base_back(lab, gradient_checkpointin
 
 
 def test_a_stack_alone_leaves_no_trace_on_its_base(lab, added):
-    """Without the group: what a trial adds acts while it is on board, and is gone when it has left."""
+    """Without the group: what a trial adds acts while it is in the group, and is gone when it has left."""
     base, hp = lab.base(added.model, quantisation=added.quantisation), added.hyperparameters
     before, logits = portrait(base.model), lab.logits(added.model, base.model)
     keys = RowKeys()
-    stack = SharedBaseEngine(base, keys, compute=None, device=torch.device("cpu"))
-    stack.join("t", ADDITIVE[added.method].plan(base, hp.options))
+    engine = SharedBaseEngine(base, keys, compute=None, device=torch.device("cpu"))
+    engine.join("t", ADDITIVE[added.method].plan(base, hp.options))
     batch, labels = lab.batch(added.model)
     keys.set(0, 0, torch.arange(len(labels)))
-    stack.forward(
+    engine.forward(
         batch, MicroBatch.of([0] * len(labels), torch.device("cpu"))
     ).logits.sum().backward()
     with torch.no_grad():
-        for weight in stack.weights("t").values():
+        for weight in engine.weights("t").values():
             weight.add_(0.1)
-    pack_logits = stack.forward(batch, MicroBatch.of([0] * len(labels), torch.device("cpu"))).logits
-    assert not torch.equal(pack_logits[:, -1], logits[:, -1])
-    stack.leave("t")
+    group_logits = engine.forward(
+        batch, MicroBatch.of([0] * len(labels), torch.device("cpu"))
+    ).logits
+    assert not torch.equal(group_logits[:, -1], logits[:, -1])
+    engine.leave("t")
     assert_pristine(base.model, before)
     assert torch.equal(lab.logits(added.model, base.model), logits)
 

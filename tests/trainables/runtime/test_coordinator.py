@@ -5,13 +5,23 @@ import inspect
 
 import pytest
 
+from trainables.evaluation.record import Evaluation
 from trainables.hyperparameters import cost_class, parse
 from trainables.runtime import coordinator as coordinating
 from trainables.runtime.coordinator import MAX_CRASHES, MAX_FAILURES, Coordinator
-from trainables.runtime.protocol import Assignment
+from trainables.runtime.protocol import (
+    AssignedTrial,
+    Assignment,
+    Evaluated,
+    Failed,
+    Stopped,
+    TrialProgress,
+    UntunedResults,
+)
 
 PARAMS = {"method": "full", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1}
 LORA = {**PARAMS, "method": "lora", "rank": 8}
+UNTUNED = UntunedResults(val_loss=1.0, probe_loss=1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -59,26 +69,35 @@ async def ask(coordinator, *trials, **params):
     return waiting if len(waiting) > 1 else waiting[0]
 
 
-async def aboard(coordinator):
-    return (await coordinator.snapshot())["slots"]
+def evaluated(step):
+    evaluation = Evaluation(step=step, samples_seen=step, epoch=step, val_loss=1.0, probe_loss=1.0)
+    return Evaluated(evaluation=evaluation)
 
 
-# --- boarding ---
+def parameters_of(profile):
+    return [each.parameters for each in profile]
+
+
+async def on_slots(coordinator):
+    return (await coordinator.snapshot()).slots
+
+
+# --- joining ---
 
 
 @story
 async def test_trials_wait_until_a_slot_has_room(coordinator):
     one, two, three = await ask(coordinator, "t1", "t2", "t3")
-    assert await aboard(coordinator) == {}
+    assert await on_slots(coordinator) == {}
     assignment = await coordinator.register("a")
-    assert assignment.trials == {"t1": (PARAMS, True)}
-    assert await aboard(coordinator) == {"a": ["t1"]}
+    assert assignment.trials == {"t1": AssignedTrial(parameters=PARAMS, may_train=True)}
+    assert await on_slots(coordinator) == {"a": ["t1"]}
     await coordinator.register("b")
-    assert await aboard(coordinator) == {"a": ["t1"], "b": ["t2"]}
+    assert await on_slots(coordinator) == {"a": ["t1"], "b": ["t2"]}
     await coordinator.leave("t1")
-    assert await aboard(coordinator) == {"a": ["t3"], "b": ["t2"]}
+    assert await on_slots(coordinator) == {"a": ["t3"], "b": ["t2"]}
     assert not two.done() and not three.done()
-    assert "stopped" in await one
+    assert isinstance(await one, Stopped)
 
 
 @story
@@ -86,29 +105,31 @@ async def test_trials_spread_over_the_emptiest_slots(groups):
     for name in ("b", "a"):
         await groups.register(name)
     await ask(groups, "t1", "t2", "t3", "t4", "t5", **LORA)
-    assert await aboard(groups) == {"b": ["t2", "t4"], "a": ["t1", "t3"]}
+    assert await on_slots(groups) == {"b": ["t2", "t4"], "a": ["t1", "t3"]}
 
 
 @story
-async def test_an_evaluation_answers_its_trial_and_the_trial_stays_on_board(coordinator):
+async def test_an_evaluation_answers_its_trial_and_the_trial_stays_on_the_slot(coordinator):
     await coordinator.register("a")
     waiting = await ask(coordinator, "t1")
-    assignment = await coordinator.publish("a", "t1", {"evaluation": {"step": 5}})
-    assert await waiting == {"evaluation": {"step": 5}}
-    assert assignment.trials == {"t1": (PARAMS, False)}, "it waits until the trial asks for more"
+    assignment = await coordinator.publish("a", "t1", evaluated(5))
+    assert await waiting == evaluated(5)
+    assert assignment.trials == {"t1": AssignedTrial(parameters=PARAMS, may_train=False)}, (
+        "it waits until the trial asks for more"
+    )
     again = await ask(coordinator, "t1")
-    assert (await coordinator.take("a", 0)).trials["t1"][1] is True
+    assert (await coordinator.take("a", 0)).trials["t1"].may_train is True
     assert not again.done()
-    await coordinator.publish("a", "t1", {"evaluation": {"step": 10}})
-    assert await again == {"evaluation": {"step": 10}}
+    await coordinator.publish("a", "t1", evaluated(10))
+    assert await again == evaluated(10)
 
 
 @story
 async def test_a_trial_that_asks_twice_gets_the_same_answer_twice(coordinator):
     await coordinator.register("a")
     first, second = await ask(coordinator, "t1", "t1")
-    await coordinator.publish("a", "t1", {"evaluation": {"step": 5}})
-    assert await first == await second == {"evaluation": {"step": 5}}
+    await coordinator.publish("a", "t1", evaluated(5))
+    assert await first == await second == evaluated(5)
 
 
 @story
@@ -117,8 +138,8 @@ async def test_a_cancelled_question_does_not_cancel_the_others(coordinator):
     first, second = await ask(coordinator, "t1", "t1")
     first.cancel()
     await asyncio.sleep(0)
-    await coordinator.publish("a", "t1", {"evaluation": {"step": 5}})
-    assert await second == {"evaluation": {"step": 5}}
+    await coordinator.publish("a", "t1", evaluated(5))
+    assert await second == evaluated(5)
 
 
 @story
@@ -126,7 +147,7 @@ async def test_leaving_answers_who_still_waits(coordinator):
     await coordinator.register("a")
     waiting = await ask(coordinator, "t1")
     await coordinator.leave("t1")
-    assert list(await waiting) == ["stopped"]
+    assert isinstance(await waiting, Stopped)
     await coordinator.leave("t1")
     await coordinator.leave("nobody")
 
@@ -137,9 +158,9 @@ async def test_a_trial_that_left_may_come_again(coordinator):
     await ask(coordinator, "t1")
     await coordinator.leave("t1")
     again = await ask(coordinator, "t1")
-    assert await aboard(coordinator) == {"a": ["t1"]}
-    await coordinator.publish("a", "t1", {"evaluation": {"step": 5}})
-    assert await again == {"evaluation": {"step": 5}}
+    assert await on_slots(coordinator) == {"a": ["t1"]}
+    await coordinator.publish("a", "t1", evaluated(5))
+    assert await again == evaluated(5)
 
 
 @story
@@ -148,19 +169,19 @@ async def test_news_from_a_slot_that_no_longer_has_the_trial_is_ignored(coordina
     waiting = await ask(coordinator, "t1")
     await coordinator.slot_lost("a", "its node died")
     await coordinator.register("b")
-    assert await coordinator.publish("a", "t1", {"evaluation": {"step": 99}}) is None
+    assert await coordinator.publish("a", "t1", evaluated(99)) is None
     assert not waiting.done()
-    await coordinator.publish("b", "t1", {"evaluation": {"step": 5}})
-    assert await waiting == {"evaluation": {"step": 5}}
+    await coordinator.publish("b", "t1", evaluated(5))
+    assert await waiting == evaluated(5)
     await coordinator.leave("t1")
-    assert (await coordinator.publish("b", "t1", {"failed": "too late"})).trials == {}
+    assert (await coordinator.publish("b", "t1", Failed(reason="too late"))).trials == {}
 
 
 # --- assignments ---
 
 
 @story
-async def test_take_waits_for_a_newer_board(coordinator):
+async def test_take_waits_for_a_newer_assignment(coordinator):
     assignment = await coordinator.register("a")
     taking = asyncio.ensure_future(coordinator.take("a", assignment.version))
     await asyncio.sleep(0)
@@ -174,18 +195,18 @@ async def test_take_waits_for_a_newer_board(coordinator):
 
 
 @story
-async def test_take_without_news_returns_the_same_board(coordinator):
+async def test_take_without_news_returns_the_same_assignment(coordinator):
     assignment = await coordinator.register("a")
     assert await coordinator.take("a", assignment.version) == assignment
 
 
 @story
-async def test_every_change_of_a_board_has_a_new_version(groups):
+async def test_every_change_of_an_assignment_has_a_new_version(groups):
     coordinator = groups
     assignments = [await coordinator.register("a")]
     await ask(coordinator, "t1", **LORA)
     assignments.append(await coordinator.take("a", 0))
-    assignments.append(await coordinator.publish("a", "t1", {"evaluation": {}}))
+    assignments.append(await coordinator.publish("a", "t1", evaluated(0)))
     await ask(coordinator, "t1", **LORA)
     assignments.append(await coordinator.take("a", 0))
     await ask(coordinator, "t2", **LORA)
@@ -198,8 +219,7 @@ async def test_every_change_of_a_board_has_a_new_version(groups):
     versions = [assignment.version for assignment in assignments]
     assert versions == sorted(set(versions))
     assert [
-        {t: may_train for t, (_, may_train) in assignment.trials.items()}
-        for assignment in assignments
+        {t: trial.may_train for t, trial in assignment.trials.items()} for assignment in assignments
     ] == [
         {},
         {"t1": True},
@@ -214,7 +234,7 @@ async def test_every_change_of_a_board_has_a_new_version(groups):
 
 
 @story
-async def test_changes_elsewhere_leave_a_board_alone(coordinator):
+async def test_changes_elsewhere_leave_an_assignment_alone(coordinator):
     await coordinator.register("a")
     assignment = await coordinator.register("b")
     await ask(coordinator, "t1")
@@ -236,26 +256,26 @@ async def test_close_lets_every_slot_end_now_and_later(coordinator):
 
 
 @story
-async def test_a_trial_whose_worker_keeps_dying_is_given_up_and_its_company_is_not(groups):
+async def test_a_trial_whose_worker_keeps_dying_is_given_up_and_those_beside_it_is_not(groups):
     await groups.register("a")
     bad, good = await ask(groups, "bad", "good", **LORA)
     assignment = await groups.register("a")
-    assert {t: may_train for t, (_, may_train) in assignment.trials.items()} == {
+    assert {t: trial.may_train for t, trial in assignment.trials.items()} == {
         "bad": True,
         "good": True,
     }
     assignment = await groups.register("a")
     assert list(assignment.trials) == ["bad"], "its last chance it has alone"
     assignment = await groups.register("a")
-    assert await bad == {
-        "failed": f"its worker process died {MAX_CRASHES} times with no evaluation in between"
-    }
+    assert await bad == Failed(
+        reason=f"its worker process died {MAX_CRASHES} times with no evaluation in between"
+    )
     await groups.leave("bad")
     assert list((await groups.take("a", 0)).trials) == ["good"] and not good.done()
-    assignment = await groups.publish("a", "good", {"evaluation": {"step": 1}})
-    assert (await good)["evaluation"]["step"] == 1
+    assignment = await groups.publish("a", "good", evaluated(1))
+    assert (await good).evaluation.step == 1
     await ask(groups, "good", "third", **LORA)
-    assert await aboard(groups) == {"a": ["good", "third"]}, "an evaluation starts the count anew"
+    assert await on_slots(groups) == {"a": ["good", "third"]}, "an evaluation starts the count anew"
 
 
 @story
@@ -264,26 +284,26 @@ async def test_a_lost_slot_hands_its_trials_to_another(groups):
     waiting = await ask(groups, "t1", "t2", **LORA)
     await ask(groups, "t3", **LORA)
     await groups.register("b")
-    assert await aboard(groups) == {"a": ["t1", "t2"], "b": ["t3"]}
+    assert await on_slots(groups) == {"a": ["t1", "t2"], "b": ["t3"]}
     await groups.slot_lost("a", "its node died")
-    assert await aboard(groups) == {"b": ["t1", "t3"]}
+    assert await on_slots(groups) == {"b": ["t1", "t3"]}
     await groups.register("c")
-    assert await aboard(groups) == {"b": ["t1", "t3"], "c": ["t2"]}
+    assert await on_slots(groups) == {"b": ["t1", "t3"], "c": ["t2"]}
     assert not any(each.done() for each in waiting)
-    await groups.publish("c", "t2", {"evaluation": {"step": 5}})
-    assert await waiting[1] == {"evaluation": {"step": 5}}
+    await groups.publish("c", "t2", evaluated(5))
+    assert await waiting[1] == evaluated(5)
 
 
 @story
 async def test_a_trial_that_pauses_on_a_lost_slot_goes_on_only_when_it_asks(coordinator):
     await coordinator.register("a")
     waiting = await ask(coordinator, "t1")
-    await coordinator.publish("a", "t1", {"evaluation": {"step": 5}})
+    await coordinator.publish("a", "t1", evaluated(5))
     await waiting
     await coordinator.slot_lost("a", "its node died")
-    assert (await coordinator.register("b")).trials["t1"][1] is False
+    assert (await coordinator.register("b")).trials["t1"].may_train is False
     await ask(coordinator, "t1")
-    assert (await coordinator.take("b", 0)).trials["t1"][1] is True
+    assert (await coordinator.take("b", 0)).trials["t1"].may_train is True
 
 
 # --- sharing ---
@@ -294,9 +314,9 @@ async def test_who_changes_the_base_has_a_slot_alone(groups):
     await groups.register("a")
     await ask(groups, "full", **PARAMS)
     await ask(groups, "lora", **LORA)
-    assert await aboard(groups) == {"a": ["full"]}
+    assert await on_slots(groups) == {"a": ["full"]}
     await groups.leave("full")
-    assert await aboard(groups) == {"a": ["lora"]}
+    assert await on_slots(groups) == {"a": ["lora"]}
 
 
 @story
@@ -305,28 +325,28 @@ async def test_trials_over_other_bases_do_not_share(groups):
     await ask(groups, "lora", **LORA)
     await ask(groups, "nf4", **{**LORA, "method": "qlora"})
     await ask(groups, "int8", **{**LORA, "method": "qlora", "bits": 8})
-    assert await aboard(groups) == {"a": ["lora"]}
+    assert await on_slots(groups) == {"a": ["lora"]}
     await groups.register("b")
     await groups.register("c")
-    assert await aboard(groups) == {"a": ["lora"], "b": ["nf4"], "c": ["int8"]}
+    assert await on_slots(groups) == {"a": ["lora"], "b": ["nf4"], "c": ["int8"]}
 
 
 @story
 async def test_who_waits_is_not_overtaken_for_ever(groups):
-    """A trial that needs a slot for itself keeps the emptiest from being filled again; the others may_train on."""
+    """A trial that needs a slot for itself keeps the emptiest from being filled again; the others train on."""
     for name in ("a", "b"):
         await groups.register(name)
     await ask(groups, "t1", "t2", "t3", **LORA)
-    assert await aboard(groups) == {"a": ["t1", "t3"], "b": ["t2"]}
+    assert await on_slots(groups) == {"a": ["t1", "t3"], "b": ["t2"]}
     await ask(groups, "full", **PARAMS)
     await ask(groups, "t4", **LORA)
-    assert await aboard(groups) == {"a": ["t1", "t3"], "b": ["t2"]}, (
+    assert await on_slots(groups) == {"a": ["t1", "t3"], "b": ["t2"]}, (
         "b is kept for the trial that waits"
     )
     await groups.leave("t1")
-    assert await aboard(groups) == {"a": ["t3", "t4"], "b": ["t2"]}
+    assert await on_slots(groups) == {"a": ["t3", "t4"], "b": ["t2"]}
     await groups.leave("t2")
-    assert await aboard(groups) == {"a": ["t3", "t4"], "b": ["full"]}
+    assert await on_slots(groups) == {"a": ["t3", "t4"], "b": ["full"]}
 
 
 @story
@@ -334,7 +354,7 @@ async def test_invalid_parameters_travel_alone(groups):
     await groups.register("a")
     await ask(groups, "bad", method="lora", rank=-1)
     await ask(groups, "good", **LORA)
-    assert await aboard(groups) == {"a": ["bad"]}
+    assert await on_slots(groups) == {"a": ["bad"]}
 
 
 @story
@@ -343,47 +363,47 @@ async def test_after_a_failed_step_each_goes_on_alone_until_its_next_evaluation(
     await ask(groups, "t1", "t2", **LORA)
     assignment = await groups.isolate("a", ["t1", "t2"])
     assert list(assignment.trials) == ["t1"]
-    assignment = await groups.publish("a", "t1", {"failed": "CUDA error"})
+    assignment = await groups.publish("a", "t1", Failed(reason="CUDA error"))
     await groups.leave("t1")
-    assert await aboard(groups) == {"a": ["t2"]}
+    assert await on_slots(groups) == {"a": ["t2"]}
     await ask(groups, "t3", **LORA)
-    assert await aboard(groups) == {"a": ["t2"]}
-    await groups.publish("a", "t2", {"evaluation": {"step": 5}})
+    assert await on_slots(groups) == {"a": ["t2"]}
+    await groups.publish("a", "t2", evaluated(5))
     await groups.leave("nobody")
-    assert await aboard(groups) == {"a": ["t2", "t3"]}
+    assert await on_slots(groups) == {"a": ["t2", "t3"]}
 
 
 @story
 async def test_how_many_share_is_measured_first(auto):
     assignment = await auto.register("a")
-    assert assignment.profile == {}
+    assert assignment.profile == []
     await ask(auto, "t1", "t2", "t3", "t4", **LORA)
     assignment = await auto.take("a", 0)
-    assert list(assignment.trials) == ["t1"] and list(assignment.profile.values()) == [LORA]
-    (sort,) = assignment.profile
-    assert (await auto.register("b")).profile == {}, "one slot is enough"
-    assert await aboard(auto) == {"a": ["t1"], "b": ["t2"]}
-    assignment = await auto.publish_limit("a", sort, 2)
-    assert assignment.profile == {} and list(assignment.trials) == ["t1", "t3"]
-    assert await aboard(auto) == {"a": ["t1", "t3"], "b": ["t2", "t4"]}
+    assert list(assignment.trials) == ["t1"] and parameters_of(assignment.profile) == [LORA]
+    (profile,) = assignment.profile
+    assert (await auto.register("b")).profile == [], "one slot is enough"
+    assert await on_slots(auto) == {"a": ["t1"], "b": ["t2"]}
+    assignment = await auto.publish_limit("a", profile.cost_class, 2)
+    assert assignment.profile == [] and list(assignment.trials) == ["t1", "t3"]
+    assert await on_slots(auto) == {"a": ["t1", "t3"], "b": ["t2", "t4"]}
 
 
 @story
-async def test_a_group_is_as_large_as_its_worst_kind_allows(auto):
+async def test_a_group_is_as_large_as_its_worst_cost_class_allows(auto):
     big = {**LORA, "batch_size": 64}
     await auto.register("a")
     await ask(auto, "t1", **LORA)
-    (small_kind,) = (await auto.take("a", 0)).profile
-    await auto.publish_limit("a", small_kind, 8)
+    (small,) = (await auto.take("a", 0)).profile
+    await auto.publish_limit("a", small.cost_class, 8)
     await ask(auto, "t2", "t3", **LORA)
-    assert await aboard(auto) == {"a": ["t1", "t2", "t3"]}
+    assert await on_slots(auto) == {"a": ["t1", "t2", "t3"]}
     await ask(auto, "big", **big)
-    (big_kind,) = (await auto.take("a", 0)).profile
-    await auto.publish_limit("a", big_kind, 1)
-    assert await aboard(auto) == {"a": ["t1", "t2", "t3"]}
+    (large,) = (await auto.take("a", 0)).profile
+    await auto.publish_limit("a", large.cost_class, 1)
+    assert await on_slots(auto) == {"a": ["t1", "t2", "t3"]}
     for trial in ("t1", "t2", "t3"):
         await auto.leave(trial)
-    assert await aboard(auto) == {"a": ["big"]}
+    assert await on_slots(auto) == {"a": ["big"]}
 
 
 @story
@@ -391,7 +411,7 @@ async def test_a_slot_that_dies_while_it_measures_has_shown_that_it_does_not_fit
     await auto.register("a")
     await ask(auto, "t1", "t2", **LORA)
     assignment = await auto.register("a")
-    assert assignment.profile == {} and list(assignment.trials) == ["t1"]
+    assert assignment.profile == [] and list(assignment.trials) == ["t1"]
 
 
 @story
@@ -399,7 +419,7 @@ async def test_a_lost_slot_hands_its_measuring_to_another(auto):
     await auto.register("a")
     await ask(auto, "t1", **LORA)
     await auto.slot_lost("a", "its node died")
-    assert list((await auto.register("b")).profile.values()) == [LORA]
+    assert parameters_of((await auto.register("b")).profile) == [LORA]
 
 
 @story
@@ -409,13 +429,13 @@ async def test_room_is_what_another_trial_would_find(auto):
     assert await auto.room() == 1
     await auto.register("a")
     assert await auto.room() == 1, "b still starts; how many share a is not known"
-    (sort,) = (await auto.take("a", 0)).profile
-    await auto.publish_limit("a", sort, 4)
+    (profile,) = (await auto.take("a", 0)).profile
+    await auto.publish_limit("a", profile.cost_class, 4)
     assert await auto.room() == 3 + 1
     await auto.register("b")
     assert await auto.room() == 3 + 1
     await auto.expect("full", PARAMS)
-    assert await auto.room() == 3 and await aboard(auto) == {"a": ["t1"], "b": ["full"]}
+    assert await auto.room() == 3 and await on_slots(auto) == {"a": ["t1"], "b": ["full"]}
     await auto.expect("other", PARAMS)
     assert await auto.room() == 0, "it waits for a or b, and one of them is kept for it"
     await auto.expect_slots(3)
@@ -426,11 +446,15 @@ async def test_room_is_what_another_trial_would_find(auto):
 async def test_a_place_is_kept_for_an_expected_trial_until_it_asks(auto):
     await auto.register("a")
     await auto.expect("t1", LORA)
-    assert (await auto.take("a", 0)).trials == {"t1": (LORA, False)}
+    assert (await auto.take("a", 0)).trials == {
+        "t1": AssignedTrial(parameters=LORA, may_train=False)
+    }
     waiting = await ask(auto, "t1", **LORA)
-    assert (await auto.take("a", 0)).trials == {"t1": (LORA, True)}
-    await auto.publish("a", "t1", {"evaluation": {"step": 5}})
-    assert await waiting == {"evaluation": {"step": 5}}
+    assert (await auto.take("a", 0)).trials == {
+        "t1": AssignedTrial(parameters=LORA, may_train=True)
+    }
+    await auto.publish("a", "t1", evaluated(5))
+    assert await waiting == evaluated(5)
 
 
 @story
@@ -438,7 +462,7 @@ async def test_the_first_reason_of_a_loss_is_kept(coordinator):
     await coordinator.slot_broken("a", "model.name: there is no such model")
     await coordinator.slot_lost("a", "worker group failed")
     await coordinator.slot_lost("b", "its node died")
-    assert (await coordinator.snapshot())["lost"] == {
+    assert (await coordinator.snapshot()).lost == {
         "a": "model.name: there is no such model",
         "b": "its node died",
     }
@@ -459,10 +483,10 @@ async def test_stop_answers_everyone_now_and_from_now_on(coordinator):
     waiting = await ask(coordinator, "t1", "t2")
     await coordinator.stop_trials("the budget is spent")
     for each in waiting:
-        assert await each == {"stopped": "the budget is spent"}
-    assert await coordinator.advance("t3", PARAMS) == {"stopped": "the budget is spent"}
+        assert await each == Stopped(reason="the budget is spent")
+    assert await coordinator.advance("t3", PARAMS) == Stopped(reason="the budget is spent")
     assert (await coordinator.take("a", 0)).trials == {}
-    assert await aboard(coordinator) == {"a": []}
+    assert await on_slots(coordinator) == {"a": []}
     assert not (await coordinator.take("a", 0)).stop, "slots end when they are told to"
 
 
@@ -473,14 +497,14 @@ async def test_a_restarted_coordinator_is_told_everything_again(coordinator):
     await ask(coordinator, "t1")
     fresh = Coordinator("sweep")
     assert await fresh.take("a", old.version) is None
-    assert await fresh.publish("a", "t1", {"evaluation": {"step": 5}}) is None
-    assert await fresh.publish_baseline("a", {"val_loss": 1.0}) is None
+    assert await fresh.publish("a", "t1", evaluated(5)) is None
+    assert await fresh.publish_baseline("a", UNTUNED) is None
     again = await ask(fresh, "t1")
     assignment = await fresh.register("a")
     assert list(assignment.trials) == ["t1"]
     assert (await fresh.take("a", 0)) == assignment
-    await fresh.publish("a", "t1", {"evaluation": {"step": 10}})
-    assert await again == {"evaluation": {"step": 10}}
+    await fresh.publish("a", "t1", evaluated(10))
+    assert await again == evaluated(10)
 
 
 # --- the untuned base, progress ---
@@ -491,10 +515,10 @@ async def test_one_slot_measures_the_untuned_base(coordinator):
     assert (await coordinator.register("a")).baseline
     assert not (await coordinator.register("b")).baseline
     assert (await coordinator.register("a")).baseline, "its worker died before it was done"
-    assignment = await coordinator.publish_baseline("a", {"val_loss": 1.0})
+    assignment = await coordinator.publish_baseline("a", UNTUNED)
     assert not assignment.baseline
     assert not (await coordinator.register("a")).baseline
-    assert (await coordinator.snapshot())["baseline"] == {"val_loss": 1.0}
+    assert (await coordinator.snapshot()).baseline == UNTUNED
 
 
 @story
@@ -523,16 +547,16 @@ async def test_a_known_baseline_is_not_measured_again(coordinator):
 
 
 @story
-async def test_progress_is_that_of_trials_on_board(coordinator):
+async def test_progress_is_that_of_trials_on_a_slot(coordinator):
     await coordinator.register("a")
     await ask(coordinator, "t1")
     await coordinator.progress("t1", 40, 12.5)
     await coordinator.progress("gone", 1, 1.0)
-    assert (await coordinator.snapshot())["progress"] == {
-        "t1": {"samples_seen": 40, "samples_per_s": 12.5}
+    assert (await coordinator.snapshot()).progress == {
+        "t1": TrialProgress(samples_seen=40, samples_per_s=12.5)
     }
     await coordinator.leave("t1")
-    assert (await coordinator.snapshot())["progress"] == {}
+    assert (await coordinator.snapshot()).progress == {}
 
 
 def test_boards_compare_by_what_they_say():
@@ -544,22 +568,22 @@ def test_boards_compare_by_what_they_say():
 
 
 @story
-async def test_an_errand_waits_for_a_slot_without_trials(coordinator):
+async def test_a_job_waits_for_a_slot_without_trials(coordinator):
     await ask(coordinator, "t1")
     await coordinator.register("a")
     await coordinator.job("test", {"kind": "test"})
     assert (await coordinator.take("a", 0)).job is None
-    await coordinator.publish("a", "t1", {"evaluation": {"step": 1}})
+    await coordinator.publish("a", "t1", evaluated(1))
     await coordinator.leave("t1")
     assignment = await coordinator.take("a", 0)
     assert assignment.job == ("test", {"kind": "test"})
     await coordinator.publish_job("a", "test", {"loss": 1.0})
     assert (await coordinator.take("a", 0)).job is None
-    assert (await coordinator.snapshot())["jobs"] == {"test": {"loss": 1.0}}
+    assert (await coordinator.snapshot()).jobs == {"test": {"loss": 1.0}}
 
 
 @story
-async def test_two_errands_run_side_by_side_and_one_slot_takes_one_after_another(coordinator):
+async def test_two_jobs_run_side_by_side_and_one_slot_takes_one_after_another(coordinator):
     await coordinator.register("a")
     for name in ("one", "two", "three"):
         await coordinator.job(name, {"kind": name})
@@ -570,7 +594,7 @@ async def test_two_errands_run_side_by_side_and_one_slot_takes_one_after_another
 
 
 @story
-async def test_an_errand_whose_slot_dies_is_done_again_and_given_up_in_the_end(coordinator):
+async def test_a_job_whose_slot_dies_is_done_again_and_given_up_in_the_end(coordinator):
     await coordinator.job("one", {"kind": "one"})
     await coordinator.register("a")
     await coordinator.slot_lost("a", "gone")
@@ -578,13 +602,13 @@ async def test_an_errand_whose_slot_dies_is_done_again_and_given_up_in_the_end(c
     for _ in range(MAX_CRASHES - 1):
         assert (await coordinator.register("b")).job is not None
     assert (await coordinator.register("b")).job is None
-    assert "died" in (await coordinator.snapshot())["jobs"]["one"]["error"]
+    assert "died" in (await coordinator.snapshot()).jobs["one"]["error"]
 
 
 @story
-async def test_an_errand_asked_for_early_waits_until_a_slot_is_free(coordinator):
+async def test_a_job_asked_for_early_waits_until_a_slot_is_free(coordinator):
     await coordinator.job("one", {"kind": "one"})
-    assert (await coordinator.snapshot())["jobs"] == {"one": None}
+    assert (await coordinator.snapshot()).jobs == {"one": None}
     await ask(coordinator, "t1")
     assignment = await coordinator.register("a")
     assert list(assignment.trials) == ["t1"] and assignment.job is None, (
@@ -597,53 +621,53 @@ async def test_an_errand_asked_for_early_waits_until_a_slot_is_free(coordinator)
 
 
 @story
-async def test_a_trial_boards_a_free_slot_rather_than_one_on_an_job(coordinator):
+async def test_a_trial_joins_a_free_slot_rather_than_one_on_a_job(coordinator):
     """Though the other would be the first by name."""
     await coordinator.register("a")
     await coordinator.job("one", {"kind": "one"})
     await coordinator.register("b")
     await ask(coordinator, "t1")
-    assert await aboard(coordinator) == {"a": [], "b": ["t1"]}
+    assert await on_slots(coordinator) == {"a": [], "b": ["t1"]}
     assert (await coordinator.take("a", 0)).job == ("one", {"kind": "one"})
 
 
 @story
-async def test_a_trial_shares_a_slot_rather_than_board_one_on_an_job(groups):
+async def test_a_trial_shares_a_slot_rather_than_join_one_on_a_job(groups):
     await groups.register("a")
     await groups.job("one", {"kind": "one"})
     await groups.register("b")
     await ask(groups, "t1", "t2", **LORA)
-    assert await aboard(groups) == {"a": [], "b": ["t1", "t2"]}
+    assert await on_slots(groups) == {"a": [], "b": ["t1", "t2"]}
 
 
 @story
-async def test_a_trial_boards_a_slot_on_an_errand_where_there_is_no_other(coordinator):
+async def test_a_trial_joins_a_slot_on_a_job_where_there_is_no_other(coordinator):
     """It trains as soon as the job is done; the job stays."""
     await coordinator.register("a")
     await coordinator.job("one", {"kind": "one"})
     await coordinator.register("b")
     await ask(coordinator, "t1", "t2")
-    assert await aboard(coordinator) == {"a": ["t2"], "b": ["t1"]}
+    assert await on_slots(coordinator) == {"a": ["t2"], "b": ["t1"]}
     assignment = await coordinator.take("a", 0)
     assert assignment.job == ("one", {"kind": "one"}) and assignment.trials == {
-        "t2": (PARAMS, True)
+        "t2": AssignedTrial(parameters=PARAMS, may_train=True)
     }
     assignment = await coordinator.publish_job("a", "one", {"loss": 1.0})
     assert assignment.job is None and list(assignment.trials) == ["t2"]
 
 
 @story
-async def test_a_slot_whose_errand_is_done_is_as_free_as_any(coordinator):
+async def test_a_slot_whose_job_is_done_is_as_free_as_any(coordinator):
     await coordinator.register("a")
     await coordinator.job("one", {"kind": "one"})
     await coordinator.register("b")
     await coordinator.publish_job("a", "one", {})
     await ask(coordinator, "t1")
-    assert await aboard(coordinator) == {"a": ["t1"], "b": []}
+    assert await on_slots(coordinator) == {"a": ["t1"], "b": []}
 
 
 @story
-async def test_an_errand_is_given_to_no_slot_that_has_a_trial_or_an_job(coordinator):
+async def test_a_job_is_given_to_no_slot_that_has_a_trial_or_a_job(coordinator):
     await ask(coordinator, "t1")
     await coordinator.register("a")
     await coordinator.register("b")
@@ -656,13 +680,13 @@ async def test_an_errand_is_given_to_no_slot_that_has_a_trial_or_an_job(coordina
 
 
 @story
-async def test_a_trial_that_waits_for_an_errand_moves_to_a_slot_that_gets_free(coordinator):
+async def test_a_trial_that_waits_for_a_job_moves_to_a_slot_that_gets_free(coordinator):
     await coordinator.register("a")
     await coordinator.job("one", {"kind": "one"})
     await coordinator.register("b")
     await ask(coordinator, "t1", "t2")
     await coordinator.leave("t1")
-    assert await aboard(coordinator) == {"a": [], "b": ["t2"]}
+    assert await on_slots(coordinator) == {"a": [], "b": ["t2"]}
     assert (await coordinator.take("a", 0)).trials == {} and (
         await coordinator.take("a", 0)
     ).job is not None
@@ -670,21 +694,21 @@ async def test_a_trial_that_waits_for_an_errand_moves_to_a_slot_that_gets_free(c
 
 # --- slots at fault ---
 
-BROKE = {"failed": "RuntimeError: no kernel image"}
+BROKE = Failed(reason="RuntimeError: no kernel image")
 
 
 async def fail(coordinator, slot, outcome=BROKE):
-    """Whoever is on the slot of a slot fails there."""
-    (trial,) = (await aboard(coordinator))[slot]
-    await coordinator.publish(slot, trial, dict(outcome))
+    """Whoever is on a slot fails there."""
+    (trial,) = (await on_slots(coordinator))[slot]
+    await coordinator.publish(slot, trial, outcome)
     return trial
 
 
 async def prove(coordinator, slot, trial):
     """A trial is evaluated on a slot and leaves."""
     waiting = await ask(coordinator, trial)
-    assert (await aboard(coordinator))[slot] == [trial]
-    await coordinator.publish(slot, trial, {"evaluation": {"step": 1}})
+    assert (await on_slots(coordinator))[slot] == [trial]
+    await coordinator.publish(slot, trial, evaluated(1))
     await waiting
     await coordinator.leave(trial)
 
@@ -695,16 +719,16 @@ async def test_a_slot_that_fails_every_trial_gets_no_more_and_they_go_on_elsewhe
     await coordinator.register("good")
     waiting = dict(zip("abcdef", await ask(coordinator, *"abcdef"), strict=True))
     failed = [await fail(coordinator, "bad") for _ in range(MAX_FAILURES)]
-    assert (await coordinator.snapshot())["quarantined"] == {
-        "bad": dict.fromkeys(failed, BROKE["failed"])
+    assert (await coordinator.snapshot()).quarantined == {
+        "bad": dict.fromkeys(failed, BROKE.reason)
     }
     assert (await coordinator.take("bad", 0)).trials == {}
     done = set()
     while done != set("abcdef"):
-        assert (await aboard(coordinator))["bad"] == []
-        (trial,) = (await aboard(coordinator))["good"]
-        await coordinator.publish("good", trial, {"evaluation": {"step": 5}})
-        assert await waiting[trial] == {"evaluation": {"step": 5}}
+        assert (await on_slots(coordinator))["bad"] == []
+        (trial,) = (await on_slots(coordinator))["good"]
+        await coordinator.publish("good", trial, evaluated(5))
+        assert await waiting[trial] == evaluated(5)
         await coordinator.leave(trial)
         done.add(trial)
     assert await coordinator.room() == 1
@@ -724,7 +748,7 @@ async def test_a_trial_that_fails_also_on_a_slot_that_works_has_failed(coordinat
     for trial in ("t1", "t2", "t3", "t4"):
         waiting = await ask(coordinator, trial)
         assert await fail(coordinator, "one") == trial
-        assert not waiting.done() and await aboard(coordinator) == {"one": [], "two": [trial]}
+        assert not waiting.done() and await on_slots(coordinator) == {"one": [], "two": [trial]}
         await fail(coordinator, "two")
         if trial == "t1":  # two has shown nothing yet either
             assert await waiting == BROKE, "there is no third slot"
@@ -735,7 +759,7 @@ async def test_a_trial_that_fails_also_on_a_slot_that_works_has_failed(coordinat
             continue
         assert await waiting == BROKE
         await coordinator.leave(trial)
-    assert (await coordinator.snapshot())["quarantined"] == {}
+    assert (await coordinator.snapshot()).quarantined == {}
 
 
 @story
@@ -750,11 +774,11 @@ async def test_a_trial_fails_at_once_where_there_is_no_other_slot_and_the_third_
         await coordinator.leave(trial)
     third = await ask(coordinator, "t3")
     await fail(coordinator, "only")
-    assert list((await coordinator.snapshot())["quarantined"]) == ["only"] and not third.done(), (
+    assert list((await coordinator.snapshot()).quarantined) == ["only"] and not third.done(), (
         "the sweep ends, and it goes on later"
     )
     await coordinator.stop_trials("no slot could run")
-    assert await third == {"stopped": "no slot could run"}
+    assert await third == Stopped(reason="no slot could run")
 
 
 @story
@@ -763,25 +787,25 @@ async def test_an_evaluation_starts_the_count_of_failures_anew(coordinator):
     for number in range(3 * MAX_FAILURES):
         trial = f"t{number}"
         waiting = await ask(coordinator, trial)
-        outcome = BROKE if number % MAX_FAILURES else {"evaluation": {"step": 1}}
-        await coordinator.publish("only", trial, dict(outcome))
+        outcome = BROKE if number % MAX_FAILURES else evaluated(1)
+        await coordinator.publish("only", trial, outcome)
         assert await waiting == outcome
         await coordinator.leave(trial)
-    assert (await coordinator.snapshot())["quarantined"] == {}
+    assert (await coordinator.snapshot()).quarantined == {}
 
 
 @story
 async def test_configurations_that_fail_anywhere_say_nothing_about_the_slot(coordinator):
     await coordinator.register("a")
     await coordinator.register("b")
-    refused = {"failed": "targets: no such layer", "certain": True}
+    refused = Failed(reason="targets: no such layer", certain=True)
     for number in range(2 * MAX_FAILURES):
         waiting = await ask(coordinator, f"t{number}")
-        (slot,) = [slot for slot, trials in (await aboard(coordinator)).items() if trials]
-        await coordinator.publish(slot, f"t{number}", dict(refused))
+        (slot,) = [slot for slot, trials in (await on_slots(coordinator)).items() if trials]
+        await coordinator.publish(slot, f"t{number}", refused)
         assert await waiting == refused
         await coordinator.leave(f"t{number}")
-    assert (await coordinator.snapshot())["quarantined"] == {}
+    assert (await coordinator.snapshot()).quarantined == {}
 
 
 @story
@@ -791,9 +815,9 @@ async def test_a_slot_whose_process_dies_under_every_trial_is_set_aside_too(coor
     waiting = await ask(coordinator, "t1", "t2", "t3", "t4")
     for _ in range(MAX_CRASHES * MAX_FAILURES):
         await coordinator.register("a")
-    assert list((await coordinator.snapshot())["quarantined"]) == ["a"]
+    assert list((await coordinator.snapshot()).quarantined) == ["a"]
     assert not any(each.done() for each in waiting)
-    assert await aboard(coordinator) == {"a": [], "b": ["t2"]}
+    assert await on_slots(coordinator) == {"a": [], "b": ["t2"]}
 
 
 @story
@@ -801,9 +825,9 @@ async def test_a_trial_waits_for_a_slot_that_starts_rather_than_fail_again_on_th
     await auto.register("a")
     waiting = await ask(auto, "t1", **LORA)
     await fail(auto, "a")
-    assert await aboard(auto) == {"a": []} and not waiting.done()
+    assert await on_slots(auto) == {"a": []} and not waiting.done()
     await auto.register("b")
-    assert await aboard(auto) == {"a": [], "b": ["t1"]}
+    assert await on_slots(auto) == {"a": [], "b": ["t1"]}
 
 
 @story
@@ -832,30 +856,30 @@ async def test_another_slot_measures_the_untuned_base_when_the_first_is_set_asid
     )
     for _ in range(MAX_CRASHES):
         assignment = await coordinator.register("b")
-    assert not assignment.baseline and "died" in (await coordinator.snapshot())["baseline"]["error"]
+    assert not assignment.baseline and "died" in (await coordinator.snapshot()).baseline.error
 
 
 # --- who does not fit ---
 
 
 @story
-async def test_who_does_not_fit_beside_the_others_waits_and_boards_when_there_is_room():
+async def test_who_does_not_fit_beside_the_others_waits_and_joins_when_there_is_room():
     coordinator = Coordinator("sweep", trials_per_slot=4)
     await coordinator.register("a")
     *_, late = await ask(coordinator, "t1", "t2", "t3", **LORA)
-    assert (await aboard(coordinator))["a"] == ["t1", "t2", "t3"]
+    assert (await on_slots(coordinator))["a"] == ["t1", "t2", "t3"]
     assignment = await coordinator.no_room("a", "t3", 2)
     assert list(assignment.trials) == ["t1", "t2"] and not late.done()
     await coordinator.leave("t1")
-    assert (await aboard(coordinator))["a"] == ["t2", "t3"], "as many as were there before"
+    assert (await on_slots(coordinator))["a"] == ["t2", "t3"], "as many as were there before"
     await ask(coordinator, "t4", **LORA)
-    assert (await aboard(coordinator))["a"] == ["t2", "t3"]
+    assert (await on_slots(coordinator))["a"] == ["t2", "t3"]
     await coordinator.no_room("a", "t3", 1)
     await coordinator.register("b")
-    assert await aboard(coordinator) == {"a": ["t2"], "b": ["t3"]}, (
+    assert await on_slots(coordinator) == {"a": ["t2"], "b": ["t3"]}, (
         "of a base that nobody can share"
     )
-    assert (await coordinator.snapshot())["limits"] == {cost_class(parse(LORA)): 1}
+    assert (await coordinator.snapshot()).limits == {cost_class(parse(LORA)): 1}
 
 
 @story
@@ -863,7 +887,7 @@ async def test_a_fixed_number_of_trials_is_not_exceeded_by_what_is_measured(grou
     await groups.register("a")
     await groups.publish_limit("a", cost_class(parse(LORA)), 8)
     await ask(groups, "t1", "t2", "t3", **LORA)
-    assert await aboard(groups) == {"a": ["t1", "t2"]}
+    assert await on_slots(groups) == {"a": ["t1", "t2"]}
 
 
 @story
@@ -873,30 +897,30 @@ async def test_what_is_measured_is_not_raised_by_who_does_not_fit(auto):
     await auto.publish_limit("a", cost_class(parse(LORA)), 2)
     await ask(auto, "t2", **LORA)
     await auto.no_room("a", "t2", 5)
-    assert (await auto.snapshot())["limits"] == {cost_class(parse(LORA)): 2}
+    assert (await auto.snapshot()).limits == {cost_class(parse(LORA)): 2}
 
 
 # --- a coordinator that was restarted ---
 
 
 @story
-async def test_an_errand_that_was_under_way_is_done_when_a_restarted_coordinator_hears_of_it(
+async def test_a_job_that_was_under_way_is_done_when_a_restarted_coordinator_hears_of_it(
     coordinator,
 ):
     assert await coordinator.publish_job("a", "test", {"loss": 1.0}) is None
     await coordinator.register("a")
     await coordinator.job("test", {"kind": "test"})
     assert (await coordinator.take("a", 0)).job is None
-    assert (await coordinator.snapshot())["jobs"] == {"test": {"loss": 1.0}}
+    assert (await coordinator.snapshot()).jobs == {"test": {"loss": 1.0}}
 
 
 @story
-async def test_an_errand_that_is_done_twice_has_its_first_result(coordinator):
+async def test_a_job_that_is_done_twice_has_its_first_result(coordinator):
     await coordinator.register("a")
     await coordinator.job("test", {"kind": "test"})
     await coordinator.publish_job("b", "test", {"loss": 1.0})
     await coordinator.publish_job("a", "test", {"loss": 2.0})
-    assert (await coordinator.snapshot())["jobs"] == {"test": {"loss": 1.0}}
+    assert (await coordinator.snapshot()).jobs == {"test": {"loss": 1.0}}
 
 
 @story
@@ -912,8 +936,8 @@ CALLS = {
     "leave": ("t1",),
     "register": ("a",),
     "take": ("a", 7),
-    "publish": ("a", "t1", {"evaluation": {"step": 5}}),
-    "publish_baseline": ("a", {"val_loss": 1.0}),
+    "publish": ("a", "t1", evaluated(5)),
+    "publish_baseline": ("a", UNTUNED),
     "publish_job": ("a", "test", {}),
     "publish_limit": ("a", "kind", 2),
     "isolate": ("a", ["t1", "t2"]),
@@ -949,13 +973,13 @@ def test_a_coordinator_that_knows_nothing_takes_every_call_and_serves_a_trial_af
         await asyncio.sleep(0)
         assignment = await coordinator.register("a")
         if name == "stop_trials":
-            assert await coordinator.advance("t1", PARAMS) == {"stopped": "why"}
+            assert await coordinator.advance("t1", PARAMS) == Stopped(reason="why")
             return
         waiting = await ask(coordinator, "t1")
         assignment = await coordinator.take("a", 0)
         assert list(assignment.trials) == ["t1"] and assignment.stop is (name == "close")
-        await coordinator.publish("a", "t1", {"evaluation": {"step": 9}})
-        assert await waiting == {"evaluation": {"step": 9}}
+        await coordinator.publish("a", "t1", evaluated(9))
+        assert await waiting == evaluated(9)
         await call
 
     asyncio.run(asyncio.wait_for(tell(), 10))

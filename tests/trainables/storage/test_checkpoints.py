@@ -95,14 +95,14 @@ def folders(store, trial="t0001"):
     ]
 
 
-def place(attempt, step, trial="t0001"):
+def folder_of(attempt, step, trial="t0001"):
     return f"trials/{trial}/attempt-{attempt}/step-{step:08d}"
 
 
 def test_an_evaluation_is_all_that_its_folder_holds(store, tmp_path):
     begin_attempt(store, "t0001")
     record = write(store, 1, 5)
-    assert record.folder == place(1, 5)
+    assert record.folder == folder_of(1, 5)
     assert store.find(record.folder) == sorted(
         f"{record.folder}/{name}" for name in (f"{CHECKPOINT}/weights", EVALUATION, LOSSES, STATE)
     )
@@ -126,7 +126,7 @@ def test_an_evaluation_is_all_that_its_folder_holds(store, tmp_path):
         "inference_cost": 1.0,
         "attempt": 1,
         "checkpoint_bytes": 3,  # on disk, whatever of it is trained
-        "folder": place(1, 5),
+        "folder": folder_of(1, 5),
     }
     losses = np.load(store.fetch(record.folder, tmp_path / "fetched") / LOSSES)
     assert np.array_equal(losses, EXAMPLE.losses) and losses.dtype == np.float32
@@ -184,10 +184,10 @@ def test_a_save_that_breaks_leaves_nothing_that_counts(store):
 def test_a_folder_without_its_evaluation_does_not_exist(store):
     begin_attempt(store, "t0001")
     write(store, 1, 5)
-    store.write_bytes(f"{place(1, 10)}/{CHECKPOINT}/weights", b"half an upload")
-    store.write_bytes(f"{place(1, 10)}/{STATE}", b"half an upload")
+    store.write_bytes(f"{folder_of(1, 10)}/{CHECKPOINT}/weights", b"half an upload")
+    store.write_bytes(f"{folder_of(1, 10)}/{STATE}", b"half an upload")
     assert folders(store) == [(1, 5)]
-    assert begin_attempt(store, "t0001") == (2, place(1, 5))
+    assert begin_attempt(store, "t0001") == (2, folder_of(1, 5))
 
 
 def test_a_first_attempt_begins_at_the_start(store):
@@ -200,17 +200,17 @@ def test_the_next_attempt_goes_on_from_the_last_evaluation(store):
     begin_attempt(store, "t0001")
     write(store, 1, 5)
     write(store, 1, 10)
-    assert begin_attempt(store, "t0001") == (2, place(1, 10))
-    assert store.read_json("trials/t0001/attempt-2/attempt.json") == {"from": place(1, 10)}
+    assert begin_attempt(store, "t0001") == (2, folder_of(1, 10))
+    assert store.read_json("trials/t0001/attempt-2/attempt.json") == {"from": folder_of(1, 10)}
     write(store, 2, 15)
     assert folders(store) == [(1, 5), (1, 10), (2, 15)]
-    assert begin_attempt(store, "t0001") == (3, place(2, 15))
+    assert begin_attempt(store, "t0001") == (3, folder_of(2, 15))
 
 
 def test_an_attempt_that_wrote_nothing_still_counts_as_a_number(store):
     assert [begin_attempt(store, "t0001") for _ in range(3)] == [(1, None), (2, None), (3, None)]
     write(store, 3, 5)
-    assert begin_attempt(store, "t0001") == (4, place(3, 5))
+    assert begin_attempt(store, "t0001") == (4, folder_of(3, 5))
 
 
 def test_what_a_cut_off_attempt_writes_later_is_void(store):
@@ -222,7 +222,7 @@ def test_what_a_cut_off_attempt_writes_later_is_void(store):
     write(store, 2, 10)
     write(store, 1, 15)
     assert folders(store) == [(1, 5), (2, 10)]
-    assert begin_attempt(store, "t0001") == (3, place(2, 10))
+    assert begin_attempt(store, "t0001") == (3, folder_of(2, 10))
     write(store, 1, 20, finished=True)
     write(store, 2, 15)
     write(store, 3, 15)
@@ -250,7 +250,7 @@ def test_a_long_chain_of_cuts(store):
     begin_attempt(store, "t0001")  # from 2, 15 too: the third has written nothing
     write(store, 3, 20)
     write(store, 4, 20)
-    assert store.read_json("trials/t0001/attempt-4/attempt.json") == {"from": place(2, 15)}
+    assert store.read_json("trials/t0001/attempt-4/attempt.json") == {"from": folder_of(2, 15)}
     assert folders(store) == [(1, 5), (1, 10), (2, 15), (4, 20)]
 
 
@@ -260,8 +260,8 @@ def test_only_evaluations_with_their_state_are_resumed(store):
     for step in (5, 10, 15):
         write(store, 1, step)
     for step in (10, 15):
-        store.delete(f"{place(1, step)}/{STATE}")
-    assert begin_attempt(store, "t0001") == (2, place(1, 5))
+        store.delete(f"{folder_of(1, step)}/{STATE}")
+    assert begin_attempt(store, "t0001") == (2, folder_of(1, 5))
     assert folders(store) == [(1, 5)], "what is trained again is not counted twice"
 
 
@@ -269,7 +269,7 @@ def test_a_finished_trial_is_resumed_at_its_end(store):
     begin_attempt(store, "t0001")
     write(store, 1, 5)
     write(store, 1, 10, finished=True)
-    assert begin_attempt(store, "t0001") == (2, place(1, 10))
+    assert begin_attempt(store, "t0001") == (2, folder_of(1, 10))
 
 
 def test_steps_are_ordered_as_numbers_and_trials_do_not_mix(store):

@@ -1,0 +1,22 @@
+"""What Ray Tune and Ray Train read from the environment. Ray is not imported here, as some of it is
+read on import.
+"""
+
+import os
+
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # carriers of trials start side by side; slots decide who trains
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a header at every verbosity
+}
+
+
+def set_environment() -> None:
+    """Before Ray Tune or Ray Train is imported."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.update(ENVIRONMENT)

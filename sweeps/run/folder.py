@@ -1,0 +1,111 @@
+"""The folder of a sweep as it begins and as it goes on: its configurations, and what it is of."""
+
+import hashlib
+import json
+import random
+import time
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from sweeps.config.loading import dump, from_tree
+from sweeps.config.resuming import as_trained, check_resumable, differences
+from sweeps.config.schema import SweepConfig
+from sweeps.ledger.folder import Ledger
+from sweeps.run.storage import storage_url
+from trainables.data.config import DataConfig
+from trainables.data.manifest import Manifest
+
+
+def new_folder(config: SweepConfig) -> Ledger:
+    """The ledger of a new sweep in STORAGE/NAME-YYYYMMDD-HHMMSS, a folder that no other sweep
+    has.
+    """
+    while True:
+        ledger = Ledger(f"{storage_url(config)}/{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
+        if ledger.store.claim():
+            return ledger
+        time.sleep(
+            random.uniform(0.5, 1.5)
+        )  # who wants the same name at the same moment must not do so again
+
+
+def absolute_paths(config: SweepConfig) -> SweepConfig:
+    """The configuration with data files and model folder as absolute paths: the sweep's folder must
+    not depend on where it began.
+    """
+
+    def absolute(source: str | float | None) -> str | float | None:
+        if (
+            isinstance(source, str)
+            and source
+            and not source.startswith("hf:")
+            and "://" not in source
+        ):
+            return str(Path(source).expanduser().absolute())
+        return source
+
+    data: DataConfig = replace(
+        config.data,
+        train=absolute(config.data.train),
+        validation=absolute(config.data.validation),
+        test=absolute(config.data.test),
+    )
+    model = config.model
+    if not model.name.startswith("package:") and Path(model.name).expanduser().is_dir():
+        model = replace(model, name=absolute(model.name))
+    return replace(config, data=data, model=model)
+
+
+def tracked(config: SweepConfig, manifest: Manifest, base: dict[str, str]) -> dict[str, object]:
+    """Task, model and data as they stand in the configuration of every W&B run; base: what
+    `fingerprint` gave.
+    """
+    data: dict[str, object] = {}
+    for name in [name for name in ("train", "validation", "test") if name in manifest.splits]:
+        split = manifest.splits[name]
+        source = manifest.sources.get(name, manifest.sources["train"])  # a share of train
+        data[name] = {
+            "source": source.source,
+            "rows": split.rows or split.read,
+            "fingerprint": split.fingerprint or split.raw_fingerprint or None,
+        }
+    files = hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest() if base else None
+    model = {name: getattr(config.model, name) for name in ("name", "revision", "dtype")}
+    return {
+        "task": config.task,
+        "model": {**model, "fingerprint": base.get("commit", files)},
+        "data": data,
+    }
+
+
+def amend(ledger: Ledger, config: SweepConfig) -> list[str]:
+    """Let the sweep go on as `config`; says what has changed since it last ran. Raises InputError
+    for what cannot.
+    """
+    ran_with = ledger.store.find("configurations")
+    last = ran_with[-1] if ran_with else "sweep.yaml"
+    written = OmegaConf.create(ledger.store.read_bytes(last).decode())
+    assert isinstance(written, DictConfig), "a configuration is a mapping"
+    former = from_tree(written, (), ledger.store.path(last))
+    found = differences(former, config)
+    if not found:
+        return []
+    check_resumable(former, config)
+    for curve in ledger.curves():
+        params = as_trained(former, config, curve.params)
+        if params != curve.params:
+            ledger.restate(curve.id, params)
+    write_configuration(ledger, config)
+    return [f"Changed: {words}" for words in found]
+
+
+def write_configuration(ledger: Ledger, config: SweepConfig) -> None:
+    """The last of `configurations` is what trials were run with, also when somebody edits
+    sweep.yaml.
+    """
+    number = len(ledger.store.find("configurations")) + 1
+    ledger.store.write_bytes(f"configurations/{number:03d}.yaml", dump(config).encode())
+    ledger.store.write_bytes("sweep.yaml", dump(config).encode())

@@ -1,0 +1,109 @@
+"""Post-search jobs: what the winner is compared with, the sealed test, what it has forgotten."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sweeps.config.schema import SweepConfig
+from sweeps.ledger.folder import Ledger
+from sweeps.ledger.status import UNFINISHED
+from sweeps.run.lifetime import Lifetime
+from sweeps.selection.curves import Curve
+from trainables.data.manifest import Manifest
+from trainables.evaluation.record import Evaluation
+from trainables.storage.checkpoints import CHECKPOINT
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+
+    from trainables.runtime.protocol import Snapshot
+
+JOBS = {
+    "baselines": "other ways than fine-tuning",
+    "test": "the winner on the sealed test split",
+    "forgetting": "what the winner has forgotten",
+}
+BASELINES = {"kind": "baselines"}
+ASK_S = 0.2  # between questions whether they are done
+
+
+class Jobs:
+    """The post-search jobs of a sweep; slots that have nothing else to do run them."""
+
+    def __init__(
+        self, config: SweepConfig, ledger: Ledger, manifest: Manifest, say: Callable[[str], None]
+    ) -> None:
+        self._config, self._ledger, self._manifest, self._say = config, ledger, manifest, say
+        self._asked_for_baselines = False
+
+    def left(self) -> dict[str, dict]:
+        """What is still to be done when the trials have ended, by name; see
+        trainables.evaluation.jobs.
+        """
+        found: dict[str, dict] = {}
+        if self._wants_baselines():
+            found["baselines"] = BASELINES
+        winner, _ = self._ledger.select(self._config.selection)
+        if winner is None:
+            return found
+        of_winner = self._trained(self._ledger.curve(winner.trial), winner.point)
+        if "test" in self._manifest.splits and self._ledger.of_winner("test", winner) is None:
+            default = self._ledger.default(self._config.selection)
+            other = default is not None and default[0].id != winner.trial
+            of_default = self._trained(*default) if default is not None and other else None
+            found["test"] = {"kind": "test", **of_winner, "default": of_default}
+        if (
+            self._config.task != "classification"
+            and self._ledger.of_winner("forgetting", winner) is None
+        ):
+            found["forgetting"] = {"kind": "forgetting", **of_winner}
+        return found
+
+    def _trained(self, curve: Curve, point: Evaluation) -> dict:
+        return {
+            "checkpoint": f"{point.folder}/{CHECKPOINT}",
+            "params": self._config.complete(curve.params),
+        }
+
+    def _wants_baselines(self) -> bool:
+        wanted = self._config.selection.baselines and self._config.task != "causal_lm"
+        return wanted and not self._ledger.store.exists("baselines.json")
+
+    def ask_for_baselines_once(self, coordinator: "ActorHandle") -> None:
+        """They need no winner, and so can be had before the last trials have ended."""
+        if not self._asked_for_baselines and self._wants_baselines():
+            self._asked_for_baselines = True
+            coordinator.job.remote("baselines", BASELINES)
+
+    def run(self, coordinator: "ActorHandle", lifetime: Lifetime) -> None:
+        """Have all that is left done, and write down what comes of it."""
+        import ray
+
+        left = self.left()
+        if left:
+            self._say(f"measuring: {', '.join(JOBS[name] for name in left)}")
+        while left and lifetime.stopped not in UNFINISHED:
+            # again and again: a coordinator that was restarted has not heard of it
+            for name, what in left.items():
+                ray.get(coordinator.job.remote(name, what))
+            waiting: ObjectRef[Snapshot] = coordinator.snapshot.remote()
+            (snapshot,) = ray.get([waiting])
+            for name in list(left):
+                result = snapshot.jobs.get(name)
+                if result is not None:
+                    del left[name]
+                    self._write(name, result)
+            time.sleep(ASK_S)
+
+    def _write(self, name: str, result: dict) -> None:
+        if "error" in result:
+            self._say(f"not measured: {JOBS[name]}: {result['error']}")
+        elif name == "baselines":
+            self._ledger.store.write_json("baselines.json", result)
+            for broken in [each for each in result.values() if "error" in each]:
+                self._say(f"not measured: {broken['words']}: {broken['error']}")
+        elif name == "forgetting":
+            self._ledger.write_forgetting(result, self._config.selection)
+        else:
+            self._ledger.write_test(result, self._config.selection)

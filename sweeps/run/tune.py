@@ -1,0 +1,171 @@
+"""The search itself: Ray Tune asks the searcher for trials, and what comes of them is told."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+from ray import tune
+
+from sweeps.config.schema import SweepConfig
+from sweeps.ledger.folder import Ledger
+from sweeps.ledger.status import ALIKE
+from sweeps.reporting.words import LOST, format_params
+from sweeps.run.baseline import KnownBaseline
+from sweeps.run.lifetime import Lifetime
+from sweeps.run.slots import COORDINATOR
+from sweeps.search.events import EvaluationEvents
+from sweeps.search.failures import common_cause
+from sweeps.search.scheduler import make_scheduler
+from sweeps.search.searcher import StudySearcher
+from sweeps.search.stopping import HopelessStopper
+from sweeps.selection.verdicts import best_point, standing_verdict
+from trainables.evaluation.record import Evaluation
+from trainables.runtime.dashboard import dashboard_label
+from trainables.runtime.protocol import Parameters
+from trainables.runtime.trial import Trial
+
+if TYPE_CHECKING:
+    import optuna
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+
+    from sweeps.tracking.wandb import Tracker
+
+
+class TrialEvents:
+    """What happens to trials, told to the ledger, the tracker, the dashboard and who watches."""
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        ledger: Ledger,
+        *,
+        coordinator: "ActorHandle",
+        lifetime: Lifetime,
+        baseline: KnownBaseline,
+        tracker: "Tracker",
+        say: Callable[[str], None],
+        failures: list[str],
+    ) -> None:
+        """failures: to which it adds why trials failed."""
+        self._config, self._ledger = config, ledger
+        self._coordinator, self._lifetime, self._baseline = coordinator, lifetime, baseline
+        self._tracker, self._say, self._failures = tracker, say, failures
+        self._labels: dict[str, ActorHandle] = {}
+        self._succeeded = False  # whether a trial of this process was evaluated
+
+    def started(self, trial: str, params: Parameters, resumed: bool) -> None:
+        complete = self._config.complete(params)
+        ray.get(self._coordinator.expect.remote(trial, complete))
+        words = format_params(params)
+        self._labels[trial] = dashboard_label(trial, f"{self._ledger.name} {trial}: {words}")
+        self._say(f"{trial} {'goes on' if resumed else 'starts'}: {words}")
+        self._tracker.trial_started(trial, complete)
+
+    def evaluated(self, trial: str, evaluation: Evaluation) -> None:
+        """Here an evaluation enters the ledger."""
+        if not self._ledger.record(trial, evaluation):
+            return
+        self._succeeded = self._succeeded or evaluation.val_loss is not None
+        self._ledger.prune(trial, self._config.selection)
+        self._tracker.evaluation(trial, evaluation)
+        self._say(f"{trial} {evaluation_words(evaluation)}")
+
+    def ended(self, trial: str) -> None:
+        ray.get(self._coordinator.leave.remote(trial))
+        ray.kill(self._labels.pop(trial))
+        selection = self._config.selection
+        self._ledger.prune(trial, selection)
+        curve = self._ledger.curve(trial)
+        judged = standing_verdict(curve, self._baseline.reference, selection)
+        best = best_point(curve, selection)
+        self._tracker.trial_finished(
+            trial,
+            status=curve.status,
+            verdict=judged.word,
+            verdict_reason=judged.reason,
+            best=best,
+        )
+        number = f", best val loss {best.val_loss:.4f} at epoch {best.epoch:g}" if best else ""
+        why = f" ({curve.reason})" if curve.reason else ""
+        self._say(f"{trial} {curve.status}{why}{number}; {judged.shown}")
+        if curve.status == "failed":
+            self._failures.append(curve.reason or "")
+            if not self._succeeded and common_cause(self._failures) is not None:
+                self._lifetime.stop(ALIKE)
+
+
+def evaluation_words(evaluation: Evaluation) -> str:
+    """`epoch 1: val loss 0.8523, probe loss 0.3628, accuracy 0.6935`."""
+    numbers = {**evaluation.metrics, **{name: getattr(evaluation, name) for name in LOST}}
+    metrics = "".join(
+        f", {name} {value:.4f}" for name, value in numbers.items() if value is not None
+    )
+    val, probe = (
+        "not finite" if loss is None else f"{loss:.4f}"
+        for loss in (evaluation.val_loss, evaluation.probe_loss)
+    )
+    return f"epoch {evaluation.epoch:g}: val loss {val}, probe loss {probe}{metrics}"
+
+
+def search(
+    config: SweepConfig,
+    ledger: Ledger,
+    *,
+    study: "optuna.Study",
+    rows: int,
+    events: TrialEvents,
+    coordinator: "ActorHandle",
+    namespace: str,
+    lifetime: Lifetime,
+    baseline: KnownBaseline,
+    folder: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Run trials until there are no more to run. rows: of train; folder: where Tune puts what it
+    writes.
+    """
+
+    def room() -> bool:
+        waiting: ObjectRef[int] = coordinator.room.remote()
+        (free,) = ray.get([waiting])
+        return free > 0
+
+    searcher = StudySearcher(
+        config=config,
+        space=config.space(),
+        study=study,
+        ledger=ledger,
+        coordinator=COORDINATOR,
+        namespace=namespace,
+        stopped=lambda: lifetime.stopped,
+        room=room,
+        on_start=events.started,
+        on_end=events.ended,
+        say=say,
+    )
+    stopper = HopelessStopper(
+        config=config.search.early_stopping,
+        selection=config.selection,
+        ledger=ledger,
+        reference=lambda: baseline.reference,
+        on_stop=searcher.stop_reason,
+    )
+    tune.Tuner(
+        Trial,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=make_scheduler(config, rows, ledger.curves()),
+            num_samples=-1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder),
+            verbose=0,
+            stop=EvaluationEvents(on_evaluation=events.evaluated, stopper=stopper),
+            failure_config=tune.FailureConfig(max_failures=3),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    ).fit()
