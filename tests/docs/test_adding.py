@@ -107,14 +107,34 @@ def test_a_method(checkout, models) -> None:
     assert re.search(r"\d+ passed", said), said
 
 
+ALL_TOKENS_ARE_TARGETS = """
+import sys
+from pathlib import Path
+import transformers
+from trainables.data.arrow import Split
+from trainables.data.config import DataConfig
+from trainables.data.prepare import prepare
+from trainables.tasks import TASKS
+
+tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
+data = DataConfig(train="conversations.jsonl", validation=0.2)
+for task in ("instruction", "instruction_modelling"):
+    prepare(data, task, tokenizer, 0, Path(task), 128)
+rows = Split(Path("instruction_modelling/train.arrow")).rows(range(8))
+assert all((row["labels"] == row["input_ids"]).all() for row in rows)
+fewer = Split(Path("instruction/train.arrow")).rows(range(8))
+assert TASKS["instruction"].target_count(fewer) < TASKS["instruction_modelling"].target_count(rows)
+"""
+
+
 @pytest.mark.slow
 def test_a_task(checkout, models) -> None:
     follow("adding-a-task.md", checkout)
     row = '{{"prompt": "what is the number {}", "completion": "the answer {}"}}\n'
     text = "".join(row.format(n, n) for n in range(40))
     (checkout / "conversations.jsonl").write_text(text)
-    said = check(checkout, "conversations.yaml", models / "decoder")
-    assert "instruction_modelling" in said or "lora" in said
+    check(checkout, "conversations.yaml", models / "decoder")
+    python(checkout, "-c", ALL_TOKENS_ARE_TARGETS, str(models / "decoder"))
 
 
 @pytest.mark.slow

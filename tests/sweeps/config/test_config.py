@@ -24,6 +24,7 @@ from sweeps.config.schema import (
 from sweeps.run.preparation import prepare_data
 from sweeps.selection.config import LimitsConfig, SelectionConfig
 from trainables.data.config import DataConfig
+from trainables.data.manifest import Manifest, SplitSummary
 from trainables.errors import InputError
 from trainables.hyperparameters import COMMON, OPTIONS
 from trainables.models.config import ModelConfig
@@ -877,9 +878,8 @@ def test_limits_are_off_and_the_front_has_a_cost_or_none():
 )
 def test_virtual_tokens_that_leave_no_room_for_a_row(monkeypatch, virtual_tokens, advice):
     monkeypatch.setattr("trainables.data.sources.check_sources", lambda data: None)
-    monkeypatch.setattr(
-        "trainables.data.prepare.prepare", lambda *_: {"splits": {"train": {"longest": 16}}}
-    )
+    manifest = Manifest(splits={"train": SplitSummary(longest=16)})
+    monkeypatch.setattr("trainables.data.prepare.prepare", lambda *_: manifest)
     monkeypatch.setattr("sweeps.run.preparation.check_files", lambda model: None)
     monkeypatch.setattr("sweeps.run.preparation.load_tokenizer", lambda model: None)
     monkeypatch.setattr(
