@@ -20,8 +20,8 @@ each of these):
 - A row that is logged overwrites the summary. So a trial's summary is written when it has ended:
   with the numbers of the
   checkpoint that stands for it, not of its last evaluation.
-- A module that is imported while a run is open is told to wandb-core, by the thread that imports it.
-  Where wandb-core has ended, that import fails: the hooks are taken back.
+- A module that is imported while a run is open is told to wandb-core, by the thread that imports
+  it. Where wandb-core has ended, that import fails: the hooks are taken back.
 - `_step` follows the trial's own step, so it goes on rising after a resume and no row is written
   twice.
 """
