@@ -8,6 +8,7 @@ from sweeps.config.schema import SweepConfig
 from sweeps.run.estimates import device_bytes, smallest_estimates
 from trainables.data.manifest import Manifest
 from trainables.errors import InputError
+from trainables.hyperparameters import parse
 from trainables.models.files import (
     check_files,
     context_length,
@@ -37,7 +38,7 @@ def prepare_data(config: SweepConfig, folder: Path) -> Manifest:
     context = context_length(load_model_config(config.model))
     tokenizer = load_tokenizer(config.model)
     manifest = prepare(config.data, config.task, tokenizer, config.seed, folder, context)
-    more = max(draw.get("virtual_tokens", 0) for draw in config.draws())
+    more = max(parse(draw).options.soft_prompt_tokens for draw in config.draws())
     if more and context is not None:
         longest = max(split.longest for split in manifest.splits.values())
         _refuse_long_rows(longest, more, context)
