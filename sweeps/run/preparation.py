@@ -14,6 +14,7 @@ from trainables.models.files import (
     context_length,
     load_model_config,
     load_tokenizer,
+    pad_token_of,
     quiet,
 )
 
@@ -88,7 +89,7 @@ def _refuse_unknown_ids(
 
     rows = getattr(load_model_config(config.model).get_text_config(), "vocab_size", None)
     largest = max(open_split(folder, name).largest_id for name in ("train", "validation"))
-    padding = tokenizer.pad_token_id
+    padding = pad_token_of(tokenizer)
     assert isinstance(padding, int), "a tokenizer that is loaded has one"
     found = max(largest, padding)
     if rows is not None and found >= rows:
@@ -125,7 +126,7 @@ def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> No
     from trainables.rehearsal.rehearse import rehearse
 
     found = rehearse(
-        config.model, config.task, data, config.draws(), load_tokenizer(config.model).pad_token_id
+        config.model, config.task, data, config.draws(), pad_token_of(load_tokenizer(config.model))
     )
     if found.size is None:
         say(f"Not rehearsed: {config.model.name} cannot be made small ({found.why_not})")

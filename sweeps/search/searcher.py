@@ -281,7 +281,7 @@ class StudySearcher(Searcher):
         self._ledger.begin(trial, params, default=first)
         return trial
 
-    def _untried(self) -> dict[str, object] | None:
+    def _untried(self) -> Mapping[str, object] | None:
         """Some configuration that is valid and was not tried, as `Space.encode` gives it; None
         where none is found.
         """
