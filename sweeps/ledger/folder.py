@@ -465,9 +465,9 @@ def label_prior(manifest: Manifest, split: str = "validation") -> BaselineRow | 
     majority class.
     """
     splits = manifest.splits
-    train, validation = splits["train"].label_counts, splits[split].label_counts
-    if train is None or validation is None:
+    if (train := splits["train"].label_counts) is None:
         return None
+    validation = splits[split].label_counts or {}
     rows, total = sum(train.values()), sum(validation.values())
     loss = (
         -sum(count * math.log(train[label] / rows) for label, count in validation.items()) / total
