@@ -1,7 +1,7 @@
 """A Tune Searcher over Optuna's ask and tell."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import optuna
 from optuna.trial import TrialState

@@ -161,7 +161,9 @@ def test_losses_before_and_after_and_the_divergence_are_those_of_plain_models(
 def test_the_loss_of_all_blocks_is_the_mean_over_their_tokens(lab, tmp_path):
     """A short block counts by its tokens."""
     base, general = lab.plain("llama"), written(tmp_path, TEXT[:100], 40)
-    found, losses = measure_forgetting(base, lambda: base, general, lab.split("llama", "validation"), CPU)
+    found, losses = measure_forgetting(
+        base, lambda: base, general, lab.split("llama", "validation"), CPU
+    )
     assert losses[0, :, 1].tolist() == [39, 39, 19]
     assert found.before == pytest.approx(mean_loss(base, general), rel=1e-5)
 
@@ -185,9 +187,7 @@ def test_virtual_tokens_before_a_text_are_no_part_of_it(lab, tmp_path):
         )
         total, places = total + float((p.exp() * (p - q)).sum()), places + len(p)
     assert found.before == pytest.approx(mean_loss(base, general), rel=1e-5)
-    assert (
-        found.after == pytest.approx(nll / count, rel=1e-5) and found.after != found.before
-    )
+    assert found.after == pytest.approx(nll / count, rel=1e-5) and found.after != found.before
     assert found.kl == pytest.approx(total / places, rel=1e-4) and found.kl > 1e-4
 
 
@@ -207,7 +207,9 @@ def test_a_model_is_asked_for_no_more_than_it_reads(lab, tmp_path):
             read.append(input_ids.shape[1])
             return SimpleNamespace(logits=torch.zeros(1, input_ids.shape[1], 100))
 
-    found, losses = measure_forgetting(Model(), Model, written(tmp_path, TEXT, 40), lab.split("llama"), CPU)
+    found, losses = measure_forgetting(
+        Model(), Model, written(tmp_path, TEXT, 40), lab.split("llama"), CPU
+    )
     assert max(read) == 40 and found.before == pytest.approx(np.log(100))
 
 
