@@ -103,7 +103,7 @@ class Ledger:
     def begin(
         self,
         trial: str,
-        params: dict[str, object],
+        params: Mapping[str, object],
         *,
         default: bool = False,
         finalist_of: str | None = None,
@@ -123,7 +123,7 @@ class Ledger:
         )
         self._trials[trial] = TrialState(params=params, default=default, finalist_of=finalist_of)
 
-    def restate(self, trial: str, params: dict[str, object]) -> None:
+    def restate(self, trial: str, params: Mapping[str, object]) -> None:
         """Write the parameters of a trial anew, which say the same under another configuration."""
         begun = self.store.read_json(f"trials/{trial}/trial.json")
         self.store.write_json(f"trials/{trial}/trial.json", {**begun, "params": params})
