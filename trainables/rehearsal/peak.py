@@ -3,7 +3,7 @@ when that goes again.
 """
 
 import weakref
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,26 +21,30 @@ class Peak(TorchDispatchMode):
         self._alive: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        given = {
-            id(x.untyped_storage())
-            for x in tree_leaves((args, kwargs))
-            if isinstance(x, torch.Tensor)
-        }
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                key, size = id(storage), storage.nbytes()
-                if key not in given and key not in self._alive:
-                    self._live += size
-                    self.bytes = max(self.bytes, self._live)
-                    self._alive[key] = weakref.ref(
-                        storage, lambda _, key=key, size=size: self._gone(key, size)
-                    )
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        given = {id(x.untyped_storage()) for x in _tensors((args, kwargs))}
+        out = func(*args, **(kwargs or {}))
+        for tensor in _tensors(out):
+            storage = tensor.untyped_storage()
+            if id(storage) not in given and id(storage) not in self._alive:
+                self._made(storage)
         return out
+
+    def _made(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        self._live += size
+        self.bytes = max(self.bytes, self._live)
+        self._alive[key] = weakref.ref(storage, lambda _: self._gone(key, size))
 
     def _gone(self, key: int, size: int) -> None:
         self._live -= size
         del self._alive[key]
+
+
+def _tensors(tree: object) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
