@@ -44,7 +44,9 @@ def _keys(schema: type, section: str = "") -> Iterator[tuple[str, str]]:
 
 def explained(error: OmegaConfBaseException, tree: object) -> str:
     """OmegaConf's error in our words: where, what is allowed, what we got."""
-    key, hint, value = error.full_key or "", SweepConfig, tree
+    key = error.full_key or ""
+    hint: object = SweepConfig
+    value = tree
     for part in re.findall(r"[^.\[\]]+", key):
         hint, value = _hint_inside(hint, part), _value_inside(value, part)
     grammar = isinstance(error, InterpolationResolutionError | GrammarParseError)
@@ -53,7 +55,7 @@ def explained(error: OmegaConfBaseException, tree: object) -> str:
     return f"{key}: must be {allowed(hint)}, got {shown(value)}"
 
 
-def _hint_inside(hint: Any, part: str) -> Any:
+def _hint_inside(hint: object, part: str) -> object:
     """The type of what stands at `part` in a section, a mapping or a list."""
     if get_origin(hint) in (Union, UnionType):
         hint = get_args(hint)[0]
@@ -68,7 +70,7 @@ def _value_inside(value: object, part: str) -> object:
     return value.get(part) if isinstance(value, dict) else None
 
 
-def allowed(hint: Any) -> str:
+def allowed(hint: object) -> str:
     """A type, as a person would say it."""
     if dataclasses.is_dataclass(hint):
         return f"a section with {', '.join(f.name for f in dataclasses.fields(hint))}"

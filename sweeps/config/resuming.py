@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from sweeps.config.messages import shown
 from sweeps.config.schema import HYPERPARAMETERS, SweepConfig
@@ -74,7 +73,7 @@ def _why_fixed(key: str) -> str | None:
 
 def as_trained(
     former: SweepConfig, config: SweepConfig, params: Mapping[str, object]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Parameters of a trial of `former` that give the same hyperparameters under `config`: what
     `train` fixed for it, and fixes otherwise or no longer, becomes a parameter of its own.
     """

@@ -139,7 +139,7 @@ class TrainConfig(_Fixed):
             if value is not None and value < 1:
                 raise InputError(f"train.{name}: must be at least 1, got {value}")
 
-    def fixed(self) -> dict[str, Any]:
+    def fixed(self) -> dict[str, object]:
         """The hyperparameters that are set here."""
         return {
             name: value for name in HYPERPARAMETERS if (value := getattr(self, name)) is not None
@@ -205,7 +205,7 @@ class SweepConfig:
     def space(self) -> Space:
         return load_space(self.search.space)
 
-    def draws(self) -> list[dict[str, Any]]:
+    def draws(self) -> list[dict[str, object]]:
         """Valid complete configurations drawn at random from the space, always the same: what
         trials will look like.
         """
@@ -219,7 +219,7 @@ class SweepConfig:
             return False
         return True
 
-    def survey(self) -> list[tuple[dict[str, Any], dict[str, Domain]]]:
+    def survey(self) -> list[tuple[dict[str, object], dict[str, Domain]]]:
         """Draws, each with the domains that it was drawn from; without those in which a tied value
         has none.
         """
@@ -248,7 +248,7 @@ class SweepConfig:
         """`params` with what `train` fixes for their method; the seed is the sweep's unless it is
         varied.
         """
-        merged: dict[str, Any] = {"seed": self.seed} | self.train.fixed() | dict(params)
+        merged: dict[str, object] = {"seed": self.seed} | self.train.fixed() | dict(params)
         options = OPTIONS.get(str(merged.get("method")))
         if options is None:
             return merged

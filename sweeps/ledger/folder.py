@@ -20,11 +20,17 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from sweeps.ledger.leaderboard import BASELINE_NAMES
+from sweeps.ledger.leaderboard import (
+    BASELINE_NAMES,
+    BaselineRow,
+    EarlierScoring,
+    Forgetting,
+    TestScores,
+)
 from sweeps.ledger.status import DEAD_AFTER_S, process_runs, process_start
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve, Reference
@@ -33,7 +39,14 @@ from sweeps.selection.results import Winner
 from sweeps.selection.statistics import by_unit, compare, mean_interval
 from sweeps.selection.verdicts import best_point
 from trainables.data.manifest import MANIFEST, Manifest, manifest_of
-from trainables.evaluation.record import Evaluation
+from trainables.evaluation.record import (
+    Baseline,
+    Evaluation,
+    MeasuredForgetting,
+    Metrics,
+    Score,
+    ScoredTest,
+)
 from trainables.storage.checkpoints import (
     CHECKPOINT,
     LOSSES,
@@ -42,6 +55,7 @@ from trainables.storage.checkpoints import (
     evaluation_folders,
     read_evaluation,
 )
+from trainables.storage.records import from_json, to_json
 from trainables.storage.store import Store
 
 DATA_MANIFEST = f"data/{MANIFEST}"
@@ -62,6 +76,19 @@ class TrialState:
     points: list[Evaluation] = field(default_factory=list)
 
 
+Written = TypeVar("Written")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untuned:
+    """What the first slot found of the untuned model (baseline.json), or why nothing is known."""
+
+    val_loss: float | None = None
+    probe_loss: float | None = None
+    metrics: Metrics = field(default_factory=dict)
+    error: str | None = None
+
+
 class Ledger:
     """A sweep's folder, and in memory what its trials have done so far."""
 
@@ -76,7 +103,7 @@ class Ledger:
     def begin(
         self,
         trial: str,
-        params: dict[str, Any],
+        params: dict[str, object],
         *,
         default: bool = False,
         finalist_of: str | None = None,
@@ -96,7 +123,7 @@ class Ledger:
         )
         self._trials[trial] = TrialState(params=params, default=default, finalist_of=finalist_of)
 
-    def restate(self, trial: str, params: dict[str, Any]) -> None:
+    def restate(self, trial: str, params: dict[str, object]) -> None:
         """Write the parameters of a trial anew, which say the same under another configuration."""
         begun = self.store.read_json(f"trials/{trial}/trial.json")
         self.store.write_json(f"trials/{trial}/trial.json", {**begun, "params": params})
@@ -283,88 +310,119 @@ class Ledger:
         """What not fine-tuning gives: the untuned model (measured by the first slot) and the label
         prior of train.
         """
-        baseline = self.baselines()
-        untuned, prior = baseline.get("untuned", {}), baseline.get("prior", {})
+        found = self.baselines()
+        untuned, prior = found.get("untuned", BaselineRow()), found.get("prior", BaselineRow())
         return Reference(
-            val_loss=untuned.get("val_loss"),
-            probe_loss=untuned.get("probe_loss"),
-            prior_loss=prior.get("val_loss"),
+            val_loss=untuned.val_loss, probe_loss=untuned.probe_loss, prior_loss=prior.val_loss
         )
 
-    def baselines(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if self.store.exists("baseline.json"):
-            measured = self.store.read_json("baseline.json")
-            if "error" not in measured:
-                found["untuned"] = measured
+    def baselines(self) -> dict[str, BaselineRow]:
+        """Those that were measured, by name."""
+        found: dict[str, BaselineRow] = {}
+        untuned = self._read("baseline.json", Untuned)
+        if untuned is not None and untuned.error is None:
+            found["untuned"] = BaselineRow(
+                val_loss=untuned.val_loss, probe_loss=untuned.probe_loss, metrics=untuned.metrics
+            )
         manifest = self.manifest() if self.has_data() else None
         if manifest is not None and (prior := label_prior(manifest)) is not None:
             found["prior"] = prior
-        if self.store.exists("baselines.json"):
-            measured = self.store.read_json("baselines.json")
-            found |= {
-                name: baseline for name, baseline in measured.items() if "error" not in baseline
-            }
-        for name in found.keys() & BASELINE_NAMES.keys():
-            found[name]["words"] = BASELINE_NAMES[name]
-        return found
+        for name, measured in self.measured_baselines().items():
+            if measured.error is None:
+                found[name] = BaselineRow.of(measured)
+        return {
+            name: replace(row, words=BASELINE_NAMES.get(name, row.words))
+            for name, row in found.items()
+        }
 
-    def write_test(self, measured: dict[str, Any], config: SelectionConfig) -> None:
+    def measured_baselines(self) -> dict[str, Baseline]:
+        """Other ways than fine-tuning, also those that were left out."""
+        if not self.store.exists("baselines.json"):
+            return {}
+        written = self.store.read_json("baselines.json")
+        where = self.store.path("baselines.json")
+        return {name: from_json(Baseline, each, where) for name, each in written.items()}
+
+    def write_baselines(self, found: Mapping[str, Baseline]) -> None:
+        self.store.write_json(
+            "baselines.json", {name: to_json(each) for name, each in found.items()}
+        )
+
+    def write_test(self, scored: ScoredTest, config: SelectionConfig) -> None:
         """Keep what the test split gave, with intervals, how optimistic validation was, and who
         scored the same split before.
         """
         winner, _ = self.select(config)
         assert winner is not None, "the test split is scored for a winner"
-        manifest, scores = self.manifest(), measured["scores"]
+        own = scored.scores["winner"].loss
+        assert own is not None and winner.point.val_loss is not None, "a winner's losses are finite"
+        manifest, scores = self.manifest(), dict(scored.scores)
         if (prior := label_prior(manifest, "test")) is not None:
-            scores["prior"] = {"loss": prior["val_loss"], "metrics": prior["metrics"]}
-        for name, score in scores.items():
-            if name in BASELINE_NAMES:
-                score["words"] = BASELINE_NAMES[name]
-            losses = self.losses(f"baselines/test/{name}")
-            if losses is not None:
-                score["low"], score["high"] = mean_interval(losses) or (None, None)
-        scored = Store(
-            self.store.url.rsplit("/", 1)[0]
-        )  # beside the sweeps: the others look there too
-        register = f"test-sets/{manifest.splits['test'].raw_fingerprint[:16]}.json"
-        own = {"sweep": self.name, "trial": winner.trial, "step": winner.point.step}
-        before = scored.read_json(register) if scored.exists(register) else []
+            scores["prior"] = Score(loss=prior.val_loss, metrics=prior.metrics)
+        test = TestScores(
+            trial=winner.trial,
+            step=winner.point.step,
+            split=to_json(scored.split),
+            scores={name: self._with_interval(name, score) for name, score in scores.items()},
+            optimism=own - winner.point.val_loss,
+            scored_before=self._register(winner, manifest.splits["test"].raw_fingerprint),
+        )
+        self.store.write_json("test.json", to_json(test))
+
+    def _with_interval(self, name: str, score: Score) -> Score:
+        words = BASELINE_NAMES.get(name, score.words)
+        losses = self.losses(f"baselines/test/{name}")
+        low, high = (losses is not None and mean_interval(losses)) or (None, None)
+        return replace(score, words=words, low=low, high=high)
+
+    def _register(self, winner: Winner, fingerprint: str) -> tuple[EarlierScoring, ...]:
+        """Write down that this winner was scored on the test split; who was before."""
+        beside = Store(self.store.url.rsplit("/", 1)[0])  # the other sweeps look there too
+        register = f"test-sets/{fingerprint[:16]}.json"
+        written = beside.read_json(register) if beside.exists(register) else []
+        known = [from_json(EarlierScoring, each, beside.path(register)) for each in written]
+        own = (self.name, winner.trial, winner.point.step)
         # a checkpoint that is measured again, after a kill, is no second look; another winner of
         # this sweep is
-        before = [
-            each for each in before if any(each.get(name) != value for name, value in own.items())
-        ]
-        scored.write_json(register, [*before, {**own, "time": time.time()}])
-        self.store.write_json(
-            "test.json",
-            {
-                "trial": winner.trial,
-                "step": winner.point.step,
-                "split": measured["split"],
-                "scores": scores,
-                "optimism": scores["winner"]["loss"] - winner.point.val_loss,
-                "scored_before": before,
-            },
+        before = [each for each in known if (each.sweep, each.trial, each.step) != own]
+        now = EarlierScoring(
+            sweep=self.name, trial=winner.trial, step=winner.point.step, time=time.time()
         )
+        beside.write_json(register, [to_json(each) for each in (*before, now)])
+        return tuple(before)
 
-    def write_forgetting(self, measured: dict[str, Any], config: SelectionConfig) -> None:
+    def write_forgetting(self, measured: MeasuredForgetting, config: SelectionConfig) -> None:
         winner, _ = self.select(config)
         assert winner is not None, "what is forgotten is measured of a winner"
         found = compare(*(self.losses(f"baselines/general/{name}") for name in ("before", "after")))
-        interval = [found.low, found.high] if found and found.low is not None else None
-        of = {"trial": winner.trial, "step": winner.point.step}
-        self.store.write_json("forgetting.json", {**of, **measured, "interval": interval})
+        interval = None
+        if found is not None and found.low is not None and found.high is not None:
+            interval = found.low, found.high
+        forgotten = Forgetting(
+            trial=winner.trial,
+            step=winner.point.step,
+            before=measured.before,
+            after=measured.after,
+            kl=measured.kl,
+            interval=interval,
+        )
+        self.store.write_json("forgetting.json", to_json(forgotten))
 
-    def of_winner(self, name: str, winner: Winner | None) -> dict[str, Any] | None:
-        """What `test` or `forgetting` gave the winner; None when it was not measured, or of a
-        checkpoint that won before.
+    def test_of(self, winner: Winner | None) -> TestScores | None:
+        """What the test split gave the winner; None when it was not scored, or for a checkpoint
+        that won before.
         """
-        if winner is None or not self.store.exists(f"{name}.json"):
+        return _of_winner(self._read("test.json", TestScores), winner)
+
+    def forgetting_of(self, winner: Winner | None) -> Forgetting | None:
+        """The same of what the winner has forgotten."""
+        return _of_winner(self._read("forgetting.json", Forgetting), winner)
+
+    def _read(self, name: str, kind: type[Written]) -> Written | None:
+        """A file of the folder; None where it is not there."""
+        if not self.store.exists(name):
             return None
-        found = self.store.read_json(f"{name}.json")
-        own = (found.get("trial"), found.get("step")) == (winner.trial, winner.point.step)
-        return found if own else None
+        return from_json(kind, self.store.read_json(name), self.store.path(name))
 
     def holds(self, trial: str, step: int) -> bool:
         """Whether `winner/` holds this checkpoint, and not one that won before."""
@@ -392,21 +450,28 @@ class Ledger:
         return manifest_of(self.store.read_json(DATA_MANIFEST), self.store.path(DATA_MANIFEST))
 
 
-def label_prior(manifest: Manifest, split: str = "validation") -> dict[str, Any] | None:
+OfWinner = TypeVar("OfWinner", TestScores, Forgetting)
+
+
+def _of_winner(found: OfWinner | None, winner: Winner | None) -> OfWinner | None:
+    if found is None or winner is None:
+        return None
+    own = (found.trial, found.step) == (winner.trial, winner.point.step)
+    return found if own else None
+
+
+def label_prior(manifest: Manifest, split: str = "validation") -> BaselineRow | None:
     """Always answering with train's label shares: loss on `split` in nats and accuracy of its
     majority class.
     """
     splits = manifest.splits
-    train, validation = splits["train"].label_counts, splits[split].label_counts
-    if train is None or validation is None:
+    if (train := splits["train"].label_counts) is None:
         return None
+    validation = splits[split].label_counts or {}
     rows, total = sum(train.values()), sum(validation.values())
     loss = (
         -sum(count * math.log(train[label] / rows) for label, count in validation.items()) / total
     )
     majority = max(train, key=lambda label: train[label])
-    return {
-        "val_loss": loss,
-        "metrics": {"accuracy": validation.get(majority, 0) / total},
-        "class": majority,
-    }
+    accuracy = validation.get(majority, 0) / total
+    return BaselineRow(val_loss=loss, metrics={"accuracy": accuracy}, label=majority)

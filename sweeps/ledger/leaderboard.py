@@ -15,7 +15,14 @@ from pydantic import Field, model_serializer, model_validator
 from sweeps.selection.results import Final
 from sweeps.selection.statistics import Difference
 from trainables.data.manifest import TokenSummary
-from trainables.evaluation.record import Metrics, Slices
+from trainables.evaluation.record import (
+    Baseline,
+    Metrics,
+    OptionalNumber,
+    OptionalText,
+    Score,
+    Slices,
+)
 from trainables.storage.records import Json, from_json, to_json
 
 SplitName = Literal["validation", "test"]
@@ -36,11 +43,6 @@ CANNOT_WIN = (
 
 def _is_absent(value: object) -> bool:
     return value is None
-
-
-# what is left out of the JSON where it was not measured
-OptionalNumber = Annotated[float | None, Field(exclude_if=_is_absent)]
-OptionalText = Annotated[str | None, Field(exclude_if=_is_absent)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,24 +155,17 @@ class BaselineRow:
     words: OptionalText = None
     difference: Difference | None = None
 
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """What the test split gave the winner, the default configuration or a baseline."""
-
-    loss: float | None = None
-    metrics: Metrics = field(default_factory=dict)
-    slices: Annotated[
-        Mapping[str, Mapping[str, int | float | None]] | None, Field(exclude_if=_is_absent)
-    ] = None
-    tokens_per_request: OptionalNumber = None
-    examples_per_request: OptionalNumber = None
-    text_share: OptionalNumber = None
-    seconds: OptionalNumber = None
-    words: OptionalText = None
-    low: OptionalNumber = None
-    high: OptionalNumber = None
-    error: OptionalText = None
+    @classmethod
+    def of(cls, measured: Baseline) -> "BaselineRow":
+        return cls(
+            val_loss=measured.val_loss,
+            metrics=measured.metrics,
+            tokens_per_request=measured.tokens_per_request,
+            examples_per_request=measured.examples_per_request,
+            text_share=measured.text_share,
+            seconds=measured.seconds,
+            words=measured.words,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from sweeps.reporting.card import card, usage_code
 from trainables.data.manifest import Manifest
 from trainables.models.base import BaseSpec
 from trainables.models.checkpoint import base_spec, complete, loading_code
-from trainables.models.files import load_tokenizer
+from trainables.models.files import load_tokenizer, pad_token_of
 from trainables.storage.records import to_json
 from trainables.tasks import TASKS
 
@@ -38,7 +38,7 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
 
         tokenizer.chat_template = default_chat_template(tokenizer)
     tokenizer.save_pretrained(folder)
-    spec = trained_base(config, winner.params, manifest, tokenizer.pad_token_id)
+    spec = trained_base(config, winner.params, manifest, pad_token_of(tokenizer))
     complete(folder, spec, WINNER)
     loading = usage_code(loading_code(folder, spec, WINNER), config, manifest)
     (folder / "README.md").write_text(card(config, board, manifest, loading), encoding="utf-8")

@@ -1,7 +1,6 @@
 """The leaderboard of a sweep, made from its ledger."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,6 @@ from sweeps.ledger.folder import Ledger
 from sweeps.ledger.leaderboard import (
     BaselineRow,
     Cost,
-    Forgetting,
     Front,
     FrontPoint,
     JudgedEvaluation,
@@ -51,7 +49,7 @@ def leaderboard(ledger: Ledger, name: str, config: SelectionConfig) -> Leaderboa
     )
     trials = tuple(replace(row.trial, rank=row.rank) for row in in_order(trials, winner))
     status = ledger.status()[0]
-    test = _test(ledger, found)
+    test = ledger.test_of(found)
     board = Leaderboard(
         sweep=name,
         folder=ledger.store.path("").rstrip("/"),
@@ -64,7 +62,7 @@ def leaderboard(ledger: Ledger, name: str, config: SelectionConfig) -> Leaderboa
         trials=trials,
         cost=_cost(ledger),
         test=test,
-        forgetting=_forgetting(ledger, found),
+        forgetting=ledger.forgetting_of(found),
         tokens_per_request=_tokens_per_request(manifest, test),
         slices=_slices(ledger, found, manifest, test),
         not_measured=_not_measured(ledger, test),
@@ -141,8 +139,7 @@ def _baselines(ledger: Ledger, found: Winner | None) -> dict[str, BaselineRow]:
     """Each with how far its loss lies above the lowest of the trials."""
     lowest = None if found is None else ledger.losses(found.lowest)
     rows = {}
-    for name, measured in ledger.baselines().items():
-        row = from_json(BaselineRow, measured, f"baseline {name}")
+    for name, row in ledger.baselines().items():
         difference = compare(lowest, ledger.losses(f"baselines/validation/{name}"))
         rows[name] = replace(row, difference=difference)
     return rows
@@ -161,16 +158,6 @@ def _cost(ledger: Ledger) -> Cost | None:
     if not ledger.store.exists("cost.json"):
         return None
     return from_json(Cost, ledger.store.read_json("cost.json"), "cost.json")
-
-
-def _test(ledger: Ledger, found: Winner | None) -> TestScores | None:
-    written = ledger.of_winner("test", found)
-    return None if written is None else from_json(TestScores, written, "test.json")
-
-
-def _forgetting(ledger: Ledger, found: Winner | None) -> Forgetting | None:
-    written = ledger.of_winner("forgetting", found)
-    return None if written is None else from_json(Forgetting, written, "forgetting.json")
 
 
 def _tokens_per_request(manifest: Manifest | None, test: TestScores | None) -> float | None:
@@ -229,13 +216,10 @@ def _parts(
 
 
 def _not_measured(ledger: Ledger, test: TestScores | None) -> tuple[NotMeasured, ...]:
-    validation: Mapping[str, Any] = {}
-    if ledger.store.exists("baselines.json"):
-        validation = ledger.store.read_json("baselines.json")
     left_out = [
-        NotMeasured(split="validation", words=each["words"], error=each["error"])
-        for each in validation.values()
-        if "error" in each
+        NotMeasured(split="validation", words=each.words or name, error=each.error)
+        for name, each in ledger.measured_baselines().items()
+        if each.error is not None
     ]
     scores = {} if test is None else test.scores
     left_out += [

@@ -17,7 +17,7 @@ from trainables.data.arrow import split_fingerprint
 from trainables.data.sources import source_fingerprint
 from trainables.errors import InputError
 from trainables.models.checkpoint import load_checkpoint
-from trainables.models.files import fingerprint, load_tokenizer, quiet
+from trainables.models.files import fingerprint, load_tokenizer, pad_token_of, quiet
 from trainables.storage.checkpoints import read_evaluation
 from trainables.tasks import TASKS
 
@@ -69,7 +69,7 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
     winner = store.read_json("winner/winner.json")
     device, task = torch.device("cuda" if torch.cuda.is_available() else "cpu"), TASKS[config.task]
     manifest = ledger.manifest()
-    pad_token_id = load_tokenizer(config.model).pad_token_id
+    pad_token_id = pad_token_of(load_tokenizer(config.model))
     exact = (
         device.type == "cpu"
         and config.train.precision != "bfloat16"

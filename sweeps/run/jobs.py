@@ -10,7 +10,19 @@ from sweeps.ledger.status import UNFINISHED
 from sweeps.run.lifetime import Lifetime
 from sweeps.selection.curves import Curve
 from trainables.data.manifest import Manifest
-from trainables.evaluation.record import Evaluation
+from trainables.evaluation.record import (
+    Baselines,
+    BaselinesJob,
+    Evaluation,
+    ForgettingJob,
+    Job,
+    JobFailed,
+    JobResult,
+    MeasuredForgetting,
+    ScoredTest,
+    TestJob,
+    TrainedCheckpoint,
+)
 from trainables.storage.checkpoints import CHECKPOINT
 
 if TYPE_CHECKING:
@@ -24,7 +36,6 @@ JOBS = {
     "test": "the winner on the sealed test split",
     "forgetting": "what the winner has forgotten",
 }
-BASELINES = {"kind": "baselines"}
 ASK_S = 0.2  # between questions whether they are done
 
 
@@ -37,34 +48,31 @@ class Jobs:
         self._config, self._ledger, self._manifest, self._say = config, ledger, manifest, say
         self._asked_for_baselines = False
 
-    def left(self) -> dict[str, dict]:
+    def left(self) -> dict[str, Job]:
         """What is still to be done when the trials have ended, by name; see
         trainables.evaluation.jobs.
         """
-        found: dict[str, dict] = {}
+        found: dict[str, Job] = {}
         if self._wants_baselines():
-            found["baselines"] = BASELINES
+            found["baselines"] = BaselinesJob()
         winner, _ = self._ledger.select(self._config.selection)
         if winner is None:
             return found
         of_winner = self._trained(self._ledger.curve(winner.trial), winner.point)
-        if "test" in self._manifest.splits and self._ledger.of_winner("test", winner) is None:
+        if "test" in self._manifest.splits and self._ledger.test_of(winner) is None:
             default = self._ledger.default(self._config.selection)
             other = default is not None and default[0].id != winner.trial
             of_default = self._trained(*default) if default is not None and other else None
-            found["test"] = {"kind": "test", **of_winner, "default": of_default}
-        if (
-            self._config.task != "classification"
-            and self._ledger.of_winner("forgetting", winner) is None
-        ):
-            found["forgetting"] = {"kind": "forgetting", **of_winner}
+            found["test"] = TestJob(winner=of_winner, default=of_default)
+        if self._config.task != "classification" and self._ledger.forgetting_of(winner) is None:
+            found["forgetting"] = ForgettingJob(winner=of_winner)
         return found
 
-    def _trained(self, curve: Curve, point: Evaluation) -> dict:
-        return {
-            "checkpoint": f"{point.folder}/{CHECKPOINT}",
-            "params": self._config.complete(curve.params),
-        }
+    def _trained(self, curve: Curve, point: Evaluation) -> TrainedCheckpoint:
+        return TrainedCheckpoint(
+            checkpoint=f"{point.folder}/{CHECKPOINT}",
+            parameters=self._config.complete(curve.params),
+        )
 
     def _wants_baselines(self) -> bool:
         wanted = self._config.selection.baselines and self._config.task != "causal_lm"
@@ -74,7 +82,7 @@ class Jobs:
         """They need no winner, and so can be had before the last trials have ended."""
         if not self._asked_for_baselines and self._wants_baselines():
             self._asked_for_baselines = True
-            coordinator.job.remote("baselines", BASELINES)
+            coordinator.job.remote("baselines", BaselinesJob())
 
     def run(self, coordinator: "ActorHandle", lifetime: Lifetime) -> None:
         """Have all that is left done, and write down what comes of it."""
@@ -96,14 +104,15 @@ class Jobs:
                     self._write(name, result)
             time.sleep(ASK_S)
 
-    def _write(self, name: str, result: dict) -> None:
-        if "error" in result:
-            self._say(f"not measured: {JOBS[name]}: {result['error']}")
-        elif name == "baselines":
-            self._ledger.store.write_json("baselines.json", result)
-            for broken in [each for each in result.values() if "error" in each]:
-                self._say(f"not measured: {broken['words']}: {broken['error']}")
-        elif name == "forgetting":
-            self._ledger.write_forgetting(result, self._config.selection)
-        else:
-            self._ledger.write_test(result, self._config.selection)
+    def _write(self, name: str, result: JobResult) -> None:
+        match result:
+            case JobFailed(error=error):
+                self._say(f"not measured: {JOBS[name]}: {error}")
+            case Baselines(found=found):
+                self._ledger.write_baselines(found)
+                for broken in [each for each in found.values() if each.error is not None]:
+                    self._say(f"not measured: {broken.words}: {broken.error}")
+            case MeasuredForgetting():
+                self._ledger.write_forgetting(result, self._config.selection)
+            case ScoredTest():
+                self._ledger.write_test(result, self._config.selection)

@@ -146,10 +146,11 @@ def _limits(config: SweepConfig) -> list[str]:
 
 
 def _large_batches(config: SweepConfig, rows: int) -> list[str]:
-    large = sorted({draw["batch_size"] for draw in config.draws() if draw["batch_size"] > rows})
-    sizes = " and ".join(map(str, large[:1] + large[1:][-1:]))
+    sizes = {parse(draw).batch_size for draw in config.draws()}
+    large = sorted(size for size in sizes if size > rows)
+    some = " and ".join(map(str, large[:1] + large[1:][-1:]))
     return (
-        [f"batch_size {sizes}: above the {rows} rows of train, so a step is a whole epoch"]
+        [f"batch_size {some}: above the {rows} rows of train, so a step is a whole epoch"]
         if large
         else []
     )
@@ -189,10 +190,11 @@ def _groups(config: SweepConfig) -> str:
 
     together: dict[str, list[str]] = {}  # methods that share one base
     for draw in first_of_each_method(config):
-        if draw["method"] in ADDITIVE:
-            key = sharing_key(parse(draw))
+        hp = parse(draw)
+        if hp.method in ADDITIVE:
+            key = sharing_key(hp)
             assert key is not None, "what adds to a base can share it"
-            together.setdefault(key, []).append(draw["method"])
+            together.setdefault(key, []).append(hp.method)
     largest = config.cluster.trials_per_slot
     if not together or largest == 1:
         return "none, every trial has a slot to itself"

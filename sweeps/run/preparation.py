@@ -8,11 +8,13 @@ from sweeps.config.schema import SweepConfig
 from sweeps.run.estimates import device_bytes, smallest_estimates
 from trainables.data.manifest import Manifest
 from trainables.errors import InputError
+from trainables.hyperparameters import parse
 from trainables.models.files import (
     check_files,
     context_length,
     load_model_config,
     load_tokenizer,
+    pad_token_of,
     quiet,
 )
 
@@ -37,7 +39,7 @@ def prepare_data(config: SweepConfig, folder: Path) -> Manifest:
     context = context_length(load_model_config(config.model))
     tokenizer = load_tokenizer(config.model)
     manifest = prepare(config.data, config.task, tokenizer, config.seed, folder, context)
-    more = max(draw.get("virtual_tokens", 0) for draw in config.draws())
+    more = max(parse(draw).options.soft_prompt_tokens for draw in config.draws())
     if more and context is not None:
         longest = max(split.longest for split in manifest.splits.values())
         _refuse_long_rows(longest, more, context)
@@ -87,7 +89,7 @@ def _refuse_unknown_ids(
 
     rows = getattr(load_model_config(config.model).get_text_config(), "vocab_size", None)
     largest = max(open_split(folder, name).largest_id for name in ("train", "validation"))
-    padding = tokenizer.pad_token_id
+    padding = pad_token_of(tokenizer)
     assert isinstance(padding, int), "a tokenizer that is loaded has one"
     found = max(largest, padding)
     if rows is not None and found >= rows:
@@ -124,7 +126,7 @@ def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> No
     from trainables.rehearsal.rehearse import rehearse
 
     found = rehearse(
-        config.model, config.task, data, config.draws(), load_tokenizer(config.model).pad_token_id
+        config.model, config.task, data, config.draws(), pad_token_of(load_tokenizer(config.model))
     )
     if found.size is None:
         say(f"Not rehearsed: {config.model.name} cannot be made small ({found.why_not})")

@@ -13,7 +13,7 @@ from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import NO_SLOT
 from sweeps.run.estimates import smallest_estimates
 from sweeps.run.lifetime import ASK_TIMEOUT_S, Lifetime
-from trainables.models.files import load_tokenizer
+from trainables.models.files import load_tokenizer, pad_token_of
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -66,7 +66,7 @@ class Slots:
 
         config, train = self._config, self._config.train
         on_gpu = bool(plan.resources_per_worker.get("GPU"))
-        pad_token_id = load_tokenizer(config.model).pad_token_id
+        pad_token_id = pad_token_of(load_tokenizer(config.model))
         return SlotConfig(
             slot=name,
             coordinator=COORDINATOR,

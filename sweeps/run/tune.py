@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
 
-    from sweeps.tracking.wandb import Tracker
+    from sweeps.tracking.protocol import Tracker
 
 
 class TrialEvents:

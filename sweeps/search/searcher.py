@@ -1,7 +1,7 @@
 """A Tune Searcher over Optuna's ask and tell."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import optuna
 from optuna.trial import TrialState
@@ -281,7 +281,7 @@ class StudySearcher(Searcher):
         self._ledger.begin(trial, params, default=first)
         return trial
 
-    def _untried(self) -> dict[str, object] | None:
+    def _untried(self) -> Mapping[str, object] | None:
         """Some configuration that is valid and was not tried, as `Space.encode` gives it; None
         where none is found.
         """

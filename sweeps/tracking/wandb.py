@@ -20,6 +20,8 @@ each of these):
 - A row that is logged overwrites the summary. So a trial's summary is written when it has ended:
   with the numbers of the
   checkpoint that stands for it, not of its last evaluation.
+- A module that is imported while a run is open is told to wandb-core, by the thread that imports
+  it. Where wandb-core has ended, that import fails: the hooks are taken back.
 - `_step` follows the trial's own step, so it goes on rising after a resume and no row is written
   twice.
 """
@@ -545,6 +547,7 @@ class _Sink:
                 self._go_offline(f"wandb.init failed ({_one_line(error)})", for_good=True)
             raise
         run.live = live
+        _leave_imports_alone()
         if run.online:
             self._group_url = f"{live.project_url}/groups/{quote(self._group, safe='')}"
         else:
@@ -661,16 +664,22 @@ def _pin_folders(folder: Path) -> None:
         os.environ["WANDB_CONFIG_DIR"] = str(folder)
 
 
+def _leave_imports_alone() -> None:
+    """Take back what wandb does when a module is imported: it tells its service of some of them, in
+    the thread that imports, where the import then fails if the service has ended.
+    """
+    with contextlib.suppress(ImportError):  # another wandb may have no such thing
+        from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
+
+        unregister_all_post_import_hooks()
+
+
 def _teardown() -> None:
     import wandb
 
-    try:
+    # it exits with the service's code, and a service that was killed has broken pipes
+    with contextlib.suppress(Exception, SystemExit):
         wandb.teardown()
-    except (
-        Exception,
-        SystemExit,
-    ):  # it exits with the service's code, and a service that was killed has broken pipes
-        pass
 
 
 def _one_line(error: BaseException) -> str:

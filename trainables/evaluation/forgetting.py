@@ -17,6 +17,7 @@ from torch import Tensor
 from trainables.data.arrow import Split, write_split
 from trainables.data.records import Encoded
 from trainables.errors import InputError
+from trainables.evaluation.record import MeasuredForgetting
 from trainables.models.output import hidden_states, output_layer
 from trainables.tasks.causal_lm.task import IGNORED, token_losses, tokens_at_once, upcast
 
@@ -52,13 +53,13 @@ def write_general(text: str, tokenizer: Any, context: int | None, folder: Path) 
 
 def measure_forgetting(
     tuned: Any, load_base: Callable[[], Any], general: Split, prompts: Split, device: torch.device
-) -> dict[str, Any]:
-    """How `tuned` (in eval mode) differs from its base.
+) -> tuple[MeasuredForgetting, np.ndarray]:
+    """How `tuned` (in eval mode) differs from its base; and losses [2, N, 2], before and after
+    fine-tuning: sums and tokens of the blocks of `general`.
 
-    Mean loss per token of `general` in nats, `before` and `after` fine-tuning; `losses` [2, N, 2]
-    are sums and tokens of its blocks. kl: mean over the tokens of at most 64 rows of `prompts` that
-    are no targets (all, where all are) of the Kullback-Leibler divergence of the predictions of
-    `tuned` from those of the base, in nats.
+    Mean loss per token of `general` in nats, `before` and `after` fine-tuning. kl: mean over the
+    tokens of at most 64 rows of `prompts` that are no targets (all, where all are) of the
+    Kullback-Leibler divergence of the predictions of `tuned` from those of the base, in nats.
 
     The base is `tuned` with its adapters switched off where PEFT can do that, else `load_base()`.
     """
@@ -81,12 +82,8 @@ def measure_forgetting(
                 divergence += float((before.exp() * (before - after)).sum())
                 positions += len(before)
     before_loss, after_loss = (float(each[:, 0].sum() / each[:, 1].sum()) for each in losses)
-    return {
-        "before": before_loss,
-        "after": after_loss,
-        "losses": losses,
-        "kl": divergence / max(positions, 1),
-    }
+    kl = divergence / max(positions, 1)
+    return MeasuredForgetting(before=before_loss, after=after_loss, kl=kl), losses
 
 
 class _Reader:

@@ -1,29 +1,61 @@
-"""What a slot does beside training, when no trial is on board: baselines, and the sealed test. No
-Ray here.
+"""Post-search jobs: what a slot does when no trial is left to train. No Ray here.
 
-Files that come of it go into the sweep's folder; numbers go back to the sweep.
+Files that come of a job go into the sweep's folder; numbers go back to the sweep.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainables.engine.memory import release
+from trainables.evaluation.record import (
+    Baseline,
+    Baselines,
+    BaselinesJob,
+    ForgettingJob,
+    Job,
+    JobResult,
+    MeasuredForgetting,
+    Score,
+    ScoredTest,
+    TestJob,
+    TrainedCheckpoint,
+)
 from trainables.hyperparameters import parse
 from trainables.models.base import BaseSpec
 from trainables.models.files import load_tokenizer
 from trainables.storage.checkpoints import write_rows
-from trainables.storage.records import finite_or_none, to_json
+from trainables.storage.records import finite
 from trainables.storage.store import Store
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-def run(store: Store, config: Any, what: dict[str, Any]) -> dict[str, Any]:
-    """`what["kind"]`: baselines, test or forgetting. `config`: of the slot (model, task,
-    max_tokens, ...).
-    """
+    import torch
+    from transformers import PreTrainedModel
+
+    from trainables.runtime.protocol import SlotConfig
+
+
+def run(store: Store, config: "SlotConfig", job: Job) -> JobResult:
+    """`config`: of the slot (model, task, max_tokens, ...)."""
+    with _bench(store, config) as bench:
+        match job:
+            case BaselinesJob():
+                return Baselines(found=bench.baselines("validation"))
+            case TestJob():
+                return bench.test(job)
+            case ForgettingJob():
+                return bench.forgetting(job)
+
+
+@contextmanager
+def _bench(store: Store, config: "SlotConfig") -> "Iterator[_Bench]":
     import torch
 
     from trainables.engine.budget import MICRO_BATCH_TOKENS
@@ -32,131 +64,148 @@ def run(store: Store, config: Any, what: dict[str, Any]) -> dict[str, Any]:
     max_tokens = config.max_tokens or MICRO_BATCH_TOKENS[device.type]
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            data = store.fetch("data", Path(scratch))
-            if what["kind"] == "baselines":
-                return _baselines(store, config, data, "validation", max_tokens, device)
-            if what["kind"] == "forgetting":
-                return _forgetting(store, config, data, what, device)
-            return _test(store, config, data, what, max_tokens, device)
+            folder = Path(scratch)
+            data = store.fetch("data", folder)
+            yield _Bench(
+                store=store,
+                config=config,
+                data=data,
+                scratch=folder,
+                max_tokens=max_tokens,
+                device=device,
+            )
     finally:
         release(device)  # the slot's next base comes after
 
 
-def _baselines(
-    store: Store, config: Any, data: Path, split: str, max_tokens: int, device: Any
-) -> dict[str, Any]:
-    from trainables.evaluation.baselines import measure_baselines
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    """Where a job is done, and with what."""
 
-    found = measure_baselines(
-        data,
-        model=config.model,
-        task=config.task,
-        pad_token_id=config.pad_token_id,
-        max_tokens=max_tokens,
-        seed=config.seed,
-        device=device,
-        split=split,
-        minutes=config.baseline_minutes,
-    )
-    for name, measured in found.items():
-        losses, predictions = (measured.pop(each, None) for each in ("losses", "predictions"))
-        if losses is not None:
-            write_rows(store, f"baselines/{split}/{name}", losses, predictions)
-    return finite_or_none(found)
+    store: Store
+    config: "SlotConfig"
+    data: Path
+    scratch: Path
+    max_tokens: int
+    device: "torch.device"
 
+    def baselines(self, split: str) -> dict[str, Baseline]:
+        from trainables.evaluation.baselines import measure_baselines
 
-def _test(
-    store: Store, config: Any, data: Path, what: dict[str, Any], max_tokens: int, device: Any
-) -> dict[str, Any]:
-    """Tokenise the test split, now that there is a winner, and score it, the default configuration,
-    the untuned base and baselines on it.
-    """
-    from trainables.data.manifest import read_manifest
-    from trainables.data.prepare import (
-        GROUPS,
-        SLICES,
-        open_slices,
-        open_split,
-        tokenise_split,
-    )
-    from trainables.engine.scoring import evaluate_model
-    from trainables.models.checkpoint import load_base_model, load_checkpoint
-    from trainables.tasks import TASKS
+        config, found = self.config, {}
+        measured = measure_baselines(
+            self.data,
+            model=config.model,
+            task=config.task,
+            pad_token_id=config.pad_token_id,
+            max_tokens=self.max_tokens,
+            seed=config.seed,
+            device=self.device,
+            split=split,
+            minutes=config.baseline_minutes,
+        )
+        for name, each in measured.items():
+            losses, predictions = (each.pop(rows, None) for rows in ("losses", "predictions"))
+            if losses is not None:
+                write_rows(self.store, f"baselines/{split}/{name}", losses, predictions)
+            found[name] = finite(Baseline(**each))
+        return found
 
-    described = tokenise_split(data, "test", load_tokenizer(config.model))
-    if store.local is None:
-        for name in ("test.arrow", SLICES.format("test"), GROUPS.format("test")):
-            if (data / name).exists():
-                store.write_bytes(f"data/{name}", (data / name).read_bytes())
-    slices = open_slices(data, "test")
-    manifest, task = read_manifest(data), TASKS[config.task]
-    assert manifest is not None, "tokenise_split has read it"
-    split = open_split(data, "test")
-    with tempfile.TemporaryDirectory() as scratch:
+    def test(self, job: TestJob) -> ScoredTest:
+        """Tokenise the test split, now that there is a winner, and score it, the default
+        configuration, the untuned base and baselines on it.
+        """
+        from trainables.data.prepare import GROUPS, SLICES, tokenise_split
 
-        def load(trained: dict[str, Any]) -> Any:
-            checkpoint = store.fetch(trained["checkpoint"], Path(scratch))
-            return load_checkpoint(
-                checkpoint, _spec(config, manifest.labels, trained["params"], device), device
-            )
+        described = tokenise_split(self.data, "test", load_tokenizer(self.config.model))
+        if self.store.local is None:
+            for name in ("test.arrow", SLICES.format("test"), GROUPS.format("test")):
+                if (self.data / name).exists():
+                    self.store.write_bytes(f"data/{name}", (self.data / name).read_bytes())
+        scores = {name: self._score(name, load) for name, load in self._models(job).items()}
+        others = {name: _as_score(each) for name, each in self.baselines("test").items()}
+        return ScoredTest(split=described, scores=scores | others)
 
-        loads = {"winner": lambda: load(what)}
-        if what["default"] is not None:
-            loads["default"] = lambda: load(what["default"])
+    def _models(self, job: TestJob) -> "dict[str, Callable[[], PreTrainedModel]]":
+        """What loads each model that is scored."""
+        from trainables.data.manifest import labels_of
+        from trainables.models.checkpoint import load_base_model
+
+        labels = labels_of(self.data)
+        found = {"winner": lambda: self._load(job.winner, labels)}
+        if (default := job.default) is not None:
+            found["default"] = lambda: self._load(default, labels)
         # the head of an untuned classifier is new: its number says nothing, and is another on each
         # machine
-        if config.task != "classification":
-            untuned = _spec(config, manifest.labels, config.baseline, device)
-            loads["untuned"] = lambda: load_base_model(untuned, device)
-        found: dict[str, Any] = {}
-        for name, loaded in loads.items():
-            measured = evaluate_model(
-                loaded(),
-                task,
-                split,
-                np.arange(len(split)),
-                config.pad_token_id,
-                max_tokens,
-                device,
-            )
-            write_rows(store, f"baselines/test/{name}", measured.losses, measured.classes)
-            found[name] = {"loss": measured.loss, "metrics": task.metrics(*measured.columns)}
-            found[name]["slices"] = measured.by_slice(task, slices)
-            release(device)  # before the next one is loaded
-    for name, other in _baselines(store, config, data, "test", max_tokens, device).items():
-        found[name] = {"loss": other.pop("val_loss", None), **other}
-    return finite_or_none({"split": to_json(described), "scores": found})
+        if self.config.task != "classification":
+            untuned = self._spec(self.config.baseline, labels)
+            found["untuned"] = lambda: load_base_model(untuned, self.device)
+        return found
 
+    def _score(self, name: str, load: "Callable[[], PreTrainedModel]") -> Score:
+        from trainables.data.prepare import open_slices, open_split
+        from trainables.engine.scoring import evaluate_model
+        from trainables.tasks import TASKS
 
-def _forgetting(
-    store: Store, config: Any, data: Path, what: dict[str, Any], device: Any
-) -> dict[str, Any]:
-    from trainables.data.prepare import open_split
-    from trainables.evaluation.forgetting import GENERAL, measure_forgetting
-    from trainables.models.checkpoint import load_base_model, load_checkpoint
-
-    spec = _spec(config, [], what["params"], device)
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = store.fetch(what["checkpoint"], Path(scratch))
-        found = measure_forgetting(
-            load_checkpoint(checkpoint, spec, device),
-            lambda: load_base_model(spec, device),
-            open_split(data, GENERAL),
-            open_split(data, "validation"),
-            device,
+        split, task = open_split(self.data, "test"), TASKS[self.config.task]
+        results = evaluate_model(
+            load(),
+            task,
+            split,
+            np.arange(len(split)),
+            self.config.pad_token_id,
+            self.max_tokens,
+            self.device,
         )
-    for name, losses in zip(("before", "after"), found.pop("losses"), strict=True):
-        write_rows(store, f"baselines/general/{name}", losses)
-    return finite_or_none(found)
+        write_rows(self.store, f"baselines/test/{name}", results.losses, results.classes)
+        release(self.device)  # before the next one is loaded
+        slices = results.by_slice(task, open_slices(self.data, "test"))
+        metrics = task.metrics(*results.columns)
+        return finite(Score(loss=results.loss, metrics=metrics, slices=slices))
+
+    def forgetting(self, job: ForgettingJob) -> MeasuredForgetting:
+        from trainables.data.prepare import open_split
+        from trainables.evaluation.forgetting import GENERAL, measure_forgetting
+        from trainables.models.checkpoint import load_base_model
+
+        spec = self._spec(job.winner.parameters, ())
+        found, losses = measure_forgetting(
+            self._load(job.winner, ()),
+            lambda: load_base_model(spec, self.device),
+            open_split(self.data, GENERAL),
+            open_split(self.data, "validation"),
+            self.device,
+        )
+        for name, each in zip(("before", "after"), losses, strict=True):
+            write_rows(self.store, f"baselines/general/{name}", each)
+        return finite(found)
+
+    def _load(self, trained: TrainedCheckpoint, labels: Sequence[str]) -> "PreTrainedModel":
+        from trainables.models.checkpoint import load_checkpoint
+
+        folder = self.store.fetch(trained.checkpoint, self.scratch)
+        return load_checkpoint(folder, self._spec(trained.parameters, labels), self.device)
+
+    def _spec(self, parameters: Mapping[str, object], labels: Sequence[str]) -> BaseSpec:
+        """The base of a trial with these parameters."""
+        from trainables.models.checkpoint import base_spec
+        from trainables.tasks import TASKS
+
+        hp, config = parse(parameters), self.config
+        return base_spec(
+            config.model,
+            TASKS[config.task],
+            labels,
+            config.pad_token_id,
+            hp.method,
+            hp.options,
+            self.device,
+            config.precision,
+        )
 
 
-def _spec(config: Any, labels: Sequence[str], params: dict[str, Any], device: Any) -> BaseSpec:
-    """The base of a trial with these parameters."""
-    from trainables.models.checkpoint import base_spec
-    from trainables.tasks import TASKS
-
-    hp = parse(params)
-    task, pad = TASKS[config.task], config.pad_token_id
-    return base_spec(
-        config.model, task, labels, pad, hp.method, hp.options, device, config.precision
-    )
+def _as_score(baseline: Baseline) -> Score:
+    """The same on the test split, where the loss is called that."""
+    fields = asdict(replace(baseline, val_loss=None))
+    del fields["val_loss"]
+    return Score(loss=baseline.val_loss, **fields)

@@ -7,8 +7,12 @@ stands for a number that was not measured, or was not finite.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
+
+from trainables.data.manifest import TokenSummary
 
 Metrics = Mapping[str, float | None]
 Slices = Mapping[str, Mapping[str, float | None]]
@@ -59,3 +63,127 @@ class MeasuredEvaluation(Evaluation):
     """Summed loss and number of targets, float32 [N, 2]."""
     predictions: np.ndarray | None = None
     """Predicted and true class, int32 [N, 2]; None for language models."""
+
+
+# --- what is measured beside the trials ---
+
+
+def _is_absent(value: object) -> bool:
+    return value is None
+
+
+# what is left out of the JSON where it was not measured
+OptionalNumber = Annotated[float | None, Field(exclude_if=_is_absent)]
+OptionalText = Annotated[str | None, Field(exclude_if=_is_absent)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What another way than fine-tuning gives on the validation split, or why it was left out."""
+
+    val_loss: OptionalNumber = None
+    metrics: Annotated[Metrics, Field(exclude_if=lambda metrics: not metrics)] = field(
+        default_factory=dict
+    )
+    tokens_per_request: OptionalNumber = None
+    """Mean tokens of a prompt with its examples, or of what is embedded."""
+    examples_per_request: OptionalNumber = None
+    """Examples that the context held, on average."""
+    text_share: OptionalNumber = None
+    """Share of the texts' tokens that the context held, on average."""
+    seconds: OptionalNumber = None
+    words: OptionalText = None
+    error: OptionalText = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What the test split gave the winner, the default configuration or a baseline."""
+
+    loss: float | None = None
+    metrics: Metrics = field(default_factory=dict)
+    slices: Annotated[
+        Mapping[str, Mapping[str, int | float | None]] | None, Field(exclude_if=_is_absent)
+    ] = None
+    tokens_per_request: OptionalNumber = None
+    examples_per_request: OptionalNumber = None
+    text_share: OptionalNumber = None
+    seconds: OptionalNumber = None
+    words: OptionalText = None
+    low: OptionalNumber = None
+    """With `high`: 95% interval of the loss."""
+    high: OptionalNumber = None
+    error: OptionalText = None
+
+
+# --- post-search jobs and what comes of them ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedCheckpoint:
+    """A checkpoint in the sweep's folder, and the parameters that it was trained with."""
+
+    checkpoint: str
+    parameters: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselinesJob:
+    """Measure other ways than fine-tuning on the validation split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestJob:
+    """Score the sealed test split."""
+
+    __test__ = False  # pytest takes what is called Test... for a test
+
+    winner: TrainedCheckpoint
+    default: TrainedCheckpoint | None
+    """The default configuration's, where that is not the winner."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgettingJob:
+    """Measure what the winner has lost of what its base knew."""
+
+    winner: TrainedCheckpoint
+
+
+Job = BaselinesJob | TestJob | ForgettingJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baselines:
+    """By name."""
+
+    found: Mapping[str, Baseline]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredTest:
+    """The tokenised test split, and what it gave, by name."""
+
+    split: TokenSummary
+    scores: Mapping[str, Score]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredForgetting:
+    """Loss on general text in nats per token before and after fine-tuning, and how far predictions
+    on the task's prompts have moved (KL divergence, in nats).
+    """
+
+    before: float
+    after: float
+    kl: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFailed:
+    """Why nothing came of a job; a sweep is possible without."""
+
+    error: str
+
+
+JobResult = Baselines | ScoredTest | MeasuredForgetting | JobFailed

@@ -6,6 +6,7 @@ code on a winner's card.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -37,7 +38,7 @@ class LoadsModel(Protocol):
 def base_spec(
     model: ModelConfig,
     task: LoadsModel,
-    labels: list[str] | tuple[str, ...],
+    labels: Sequence[str],
     pad_token_id: int,
     method: str,
     options: "MethodOptions | None" = None,

@@ -196,3 +196,10 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def pad_token_of(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id that rows are padded with; `load_tokenizer` has seen to it that there is one."""
+    found = tokenizer.pad_token_id
+    assert isinstance(found, int), f"a padding token has one id, not {found!r}"
+    return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import ray
 
 from trainables.errors import InputError
+from trainables.evaluation.record import Job, JobFailed, JobResult
 from trainables.hyperparameters import cost_class, parse, sharing_key
 from trainables.runtime.capacity import MAX_GROUP_SIZE
 from trainables.runtime.protocol import (
@@ -65,10 +66,11 @@ class TrialState:
 class JobState:
     """A post-search job: what is to be done, who does it, and what came of it."""
 
-    what: dict
+    what: Job | None = None
+    """None: nobody has asked for it since the coordinator was restarted."""
     slot: str | None = None
     crashes: int = 0
-    result: dict | None = None
+    result: JobResult | None = None
 
 
 @dataclass(kw_only=True)
@@ -202,7 +204,7 @@ class Coordinator:
             if job.slot == slot:
                 job.slot, job.crashes = None, job.crashes + 1
                 if job.crashes >= MAX_CRASHES:
-                    job.result = {"error": f"its worker process died {MAX_CRASHES} times"}
+                    job.result = JobFailed(error=f"its worker process died {MAX_CRASHES} times")
 
     def _count_crash_of_baseline(self, slot: str) -> None:
         """A slot that comes anew is told to evaluate the untuned base, where nobody is yet."""
@@ -285,8 +287,8 @@ class Coordinator:
         self._touch(slot)
         return self._assignment_of_known(slot)
 
-    async def publish_job(self, slot: str, name: str, result: dict) -> Assignment | None:
-        job = self._jobs.setdefault(name, JobState(what={}))  # who asks for it later finds it done
+    async def publish_job(self, slot: str, name: str, result: JobResult) -> Assignment | None:
+        job = self._jobs.setdefault(name, JobState())  # who asks for it later finds it done
         if job.result is None:
             job.result = result
         self._assign()
@@ -335,7 +337,7 @@ class Coordinator:
 
     # --- for the sweep ---
 
-    async def job(self, name: str, what: dict) -> None:
+    async def job(self, name: str, what: Job) -> None:
         """Let an empty slot do `what` (see trainables.evaluation.jobs); the snapshot has what came
         of it.
         """
@@ -574,7 +576,6 @@ class Coordinator:
             self._slots[slot].changed.set()
 
     def _assignment(self, slot: str) -> Assignment:
-        mine = ((name, job) for name, job in self._jobs.items() if job.slot == slot)
         return Assignment(
             version=self._slots[slot].version,
             trials={
@@ -583,9 +584,15 @@ class Coordinator:
             },
             baseline=self._baseline is None and self._baseline_slot == slot,
             profile=self._to_profile(slot),
-            job=next(((name, job.what) for name, job in mine if job.result is None), None),
+            job=self._job_of(slot),
             stop=self._close,
         )
+
+    def _job_of(self, slot: str) -> tuple[str, Job] | None:
+        for name, job in self._jobs.items():
+            if job.slot == slot and job.result is None and job.what is not None:
+                return name, job.what
+        return None
 
     def _assignment_of_known(self, slot: str) -> Assignment | None:
         """None: the slot is unknown here, or lost."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trainables.engine.memory import MemoryEstimate
-from trainables.evaluation.record import Evaluation, Metrics
+from trainables.evaluation.record import Evaluation, Job, JobResult, Metrics
 from trainables.models.config import ModelConfig
 
 Parameters = Mapping[str, object]
@@ -115,7 +115,7 @@ class Assignment:
     baseline: bool = False
     """Whether to evaluate the untuned base first."""
     profile: Sequence[Profile] = ()
-    job: tuple[str, dict] | None = None
+    job: tuple[str, Job] | None = None
     """Something to do with an empty slot: its name, and what."""
     stop: bool = False
 
@@ -170,5 +170,5 @@ class Snapshot:
     baseline: Baseline | None
     limits: Mapping[str, int]
     """How many trials of a cost class should share a slot."""
-    jobs: Mapping[str, dict | None]
+    jobs: Mapping[str, JobResult | None]
     """What came of each post-search job; None: nothing yet."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trainables.engine.memory import too_large
 from trainables.errors import InputError
-from trainables.evaluation.record import MeasuredEvaluation
+from trainables.evaluation.record import Job, JobFailed, JobResult, MeasuredEvaluation
 from trainables.hyperparameters import parse
 from trainables.runtime.capacity import trials_that_pay
 from trainables.runtime.client import CoordinatorClient
@@ -181,7 +181,7 @@ class SlotWorker:
         if self._client.assignment.job is not None and not self._group.trials:
             name, what = self._client.assignment.job
             self._group.forget_base()
-            result = self.job(what) if self._rank == 0 else {}
+            result = self.job(what) if self._rank == 0 else None
             self._client.publish("publish_job", name, self._client.from_rank_zero(result))
 
     def profile(self) -> None:
@@ -329,8 +329,8 @@ class SlotWorker:
             return BaselineFailed(error=f"{type(error).__name__}: {error}")
         return UntunedResults(val_loss=results.loss, probe_loss=probed.loss, metrics=metrics)
 
-    def job(self, what: dict) -> dict:
-        """What came of a job, or {"error": …}: a sweep is possible without."""
+    def job(self, what: Job) -> JobResult:
+        """What came of a post-search job: a sweep is possible without."""
         from trainables.evaluation.jobs import run
 
         try:
@@ -339,7 +339,7 @@ class SlotWorker:
             traceback.print_exc()
             if ends_worker(error):
                 raise
-            return {"error": first_line(error)}
+            return JobFailed(error=first_line(error))
 
     # --- the border between a trial and its slot ---
 

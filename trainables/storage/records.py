@@ -32,6 +32,11 @@ def to_json(record: object, kind: type | None = None) -> dict[str, Json]:
     return {key: finite_or_none(value) for key, value in written.items()}
 
 
+def finite(record: Record) -> Record:
+    """`record` with None for each number that is none."""
+    return from_json(type(record), to_json(record), type(record).__name__)
+
+
 def from_json(kind: type[Record], content: Mapping[str, object], where: str) -> Record:
     """`content` as a dataclass; keys that it does not know are left out. Raises InputError for what
     does not fit, which names `where` it was read and the field.

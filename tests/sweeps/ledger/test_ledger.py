@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from sweeps.ledger.folder import Ledger, label_prior
-from sweeps.ledger.leaderboard import TestScores, leaderboard_json
+from sweeps.ledger.leaderboard import BaselineRow, TestScores, leaderboard_json
 from sweeps.ledger.status import DEAD_AFTER_S
 from sweeps.reporting.leaderboard import leaderboard
 from sweeps.reporting.words import test_words as spoken
 from sweeps.selection.config import LimitsConfig, SelectionConfig
 from sweeps.selection.statistics import compare, mean_interval
 from trainables.data.manifest import Manifest, SplitSummary, manifest_json
-from trainables.evaluation.record import MeasuredEvaluation
+from trainables.evaluation.record import MeasuredEvaluation, MeasuredForgetting, ScoredTest
 from trainables.storage.checkpoints import (
     CHECKPOINT,
     EVALUATION,
@@ -49,6 +49,10 @@ def measured(step, val, probe, *, metrics=None, **more):
     more = {"samples_seen": 0, "epoch": 0.0, "trainable_parameters": 100, "losses": None} | more
     metrics = {"accuracy": 0.5} if metrics is None else metrics
     return MeasuredEvaluation(step=step, val_loss=val, probe_loss=probe, metrics=metrics, **more)
+
+
+def scored_test(content):
+    return from_json(ScoredTest, content, "test")
 
 
 def write(ledger, trial, step, val, probe=None, *, attempt=1, **more):
@@ -370,11 +374,11 @@ def manifest(train, validation):
 
 def test_the_label_prior():
     prior = label_prior(manifest({"good": 75, "bad": 25}, {"good": 2, "bad": 2}))
-    assert prior["class"] == "good"
-    assert prior["metrics"] == {"accuracy": 0.5}
-    assert prior["val_loss"] == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
+    assert prior.label == "good"
+    assert prior.metrics == {"accuracy": 0.5}
+    assert prior.val_loss == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
     even = label_prior(manifest({"a": 10, "b": 10}, {"a": 7}))
-    assert even["val_loss"] == pytest.approx(math.log(2))
+    assert even.val_loss == pytest.approx(math.log(2))
     assert label_prior(manifest(None, None)) is None
 
 
@@ -390,7 +394,7 @@ def test_baselines(ledger):
         manifest_json(manifest({"a": 9, "b": 1}, {"a": 9, "b": 1})),
     )
     assert list(ledger.baselines()) == ["untuned", "prior"]
-    assert ledger.baselines()["untuned"] == {**untuned, "words": "the untuned model"}
+    assert ledger.baselines()["untuned"] == BaselineRow(**untuned, words="the untuned model")
     reference = ledger.reference()
     assert (reference.val_loss, reference.probe_loss) == (0.7, 0.6)
     assert reference.best() == reference.prior_loss == pytest.approx(0.3251, abs=1e-4)
@@ -656,7 +660,9 @@ def classified(ledger):
         }
         for name, loss in scores.items()
     }
-    ledger.write_test({"split": counts, "scores": {**scored, "few_shot": nothing}}, CONFIG)
+    ledger.write_test(
+        scored_test({"split": counts, "scores": {**scored, "few_shot": nothing}}), CONFIG
+    )
 
 
 def test_the_board_has_the_metrics_of_all_that_is_compared(ledger):
@@ -756,7 +762,7 @@ def sliced(ledger, *, test=False):
         put(ledger, "baselines/test/winner.npy", of_test)
         score = {"loss": float(of_test[:, 0].mean()), "metrics": {}, "slices": by_slice(of_test)}
         score["slices"]["en"]["loss"] = None  # it was not finite
-        ledger.write_test({"split": counts, "scores": {"winner": score}}, CONFIG)
+        ledger.write_test(scored_test({"split": counts, "scores": {"winner": score}}), CONFIG)
         return losses, of_test, of_rows
     return losses, None, of_rows
 
@@ -1035,9 +1041,10 @@ def scored(ledger, loss):
     score = {"loss": loss, "metrics": {}}
     put(ledger, "baselines/test/winner.npy", rows_of(loss))
     ledger.write_test(
-        {"split": {"rows": 4, "fingerprint": "f"}, "scores": {"winner": score}}, CONFIG
+        scored_test({"split": {"rows": 4, "fingerprint": "f"}, "scores": {"winner": score}}),
+        CONFIG,
     )
-    ledger.write_forgetting({"before": 1.0, "after": loss, "kl": 0.1}, CONFIG)
+    ledger.write_forgetting(MeasuredForgetting(before=1.0, after=loss, kl=0.1), CONFIG)
     return board_of(again(ledger), "quick", CONFIG)
 
 

@@ -1,7 +1,6 @@
 """A sweep that goes on: with another configuration, and with another winner. Without Ray: what is decided before it starts."""
 
 import io
-import json
 
 import numpy as np
 import pytest
@@ -13,7 +12,9 @@ from sweeps.ledger.folder import Ledger
 from sweeps.run.folder import amend, write_configuration
 from sweeps.run.sweep import Sweep
 from trainables.errors import InputError
+from trainables.evaluation.record import MeasuredForgetting, ScoredTest
 from trainables.storage.checkpoints import CHECKPOINT, EVALUATION, read_evaluation
+from trainables.storage.records import from_json
 
 SPLIT = {"rows": 4, "fingerprint": "f"}
 SCORE = {"scores": {"winner": {"loss": 1.0, "metrics": {}}}, "split": SPLIT}
@@ -88,14 +89,17 @@ def test_a_better_trial_of_a_resumed_sweep_is_scored_again(begun):
         stream = io.BytesIO()
         np.save(stream, np.ones((4, 2), np.float32))
         begun.store.write_bytes("baselines/test/winner.npy", stream.getvalue())
-        begun.write_test(json.loads(json.dumps(SCORE)), config.selection)
-        begun.write_forgetting({"before": 1.0, "after": 1.1, "kl": 0.1}, config.selection)
+        begun.write_test(from_json(ScoredTest, SCORE, "test"), config.selection)
+        begun.write_forgetting(MeasuredForgetting(before=1.0, after=1.1, kl=0.1), config.selection)
         assert measured(begun, config) == {}
         if trial == "t0002":
             run(begun, "t0003", 1.0)
             wanted = measured(begun, config)
             assert set(wanted) == {"test", "forgetting"}
-            assert wanted["test"]["checkpoint"] == "trials/t0003/attempt-1/step-00000010/checkpoint"
+            assert (
+                wanted["test"].winner.checkpoint
+                == "trials/t0003/attempt-1/step-00000010/checkpoint"
+            )
     assert [each["trial"] for each in begun.store.read_json("test.json")["scored_before"]] == [
         "t0002"
     ]

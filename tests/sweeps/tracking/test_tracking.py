@@ -9,6 +9,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
@@ -591,6 +592,21 @@ def test_wandb_core_killed_at_the_end(tmp_path, track, lines):
     wait_until(lambda: core_of_this_process() is None)
     close_in_time(tracker)
     assert lines[-1].startswith("W&B: offline runs: 1")
+
+
+def test_an_import_elsewhere_does_not_meet_a_wandb_core_that_has_ended(tmp_path, track):
+    """wandb 0.31 tells its service of modules in the thread that imports them."""
+    from wandb.sdk.lib.import_hooks import notify_module_loaded
+
+    tracker = track()
+    tracker.trial_started("t0001", PARAMS)
+    tracker.evaluation("t0001", evaluation(10, 1.5))
+    wait_until(lambda: list(tmp_path.glob("tracking/wandb/*/*.wandb")) and rows(*folders(tmp_path)))
+    core_of_this_process().kill()
+    wait_until(lambda: core_of_this_process() is None)
+    for name in ("sklearn", "joblib", "torch"):
+        notify_module_loaded(ModuleType(name))
+    close_in_time(tracker)
 
 
 @pytest.mark.slow

@@ -138,14 +138,14 @@ def test_losses_before_and_after_and_the_divergence_are_those_of_plain_models(
 ):
     tuned, base = trained(lab, tmp_path, method), lab.plain("llama")
     general, validation = written(tmp_path, TEXT[:30]), lab.split("llama", "validation")
-    found = measure_forgetting(tuned, lambda: base, general, validation, CPU)
+    found, losses = measure_forgetting(tuned, lambda: base, general, validation, CPU)
     ids = torch.tensor(tokenizer(TEXT[:30])["input_ids"])
     with torch.no_grad():
         for model, name in ((base, "before"), (tuned, "after")):
             expected = torch.nn.functional.cross_entropy(
                 model(input_ids=ids[None]).logits[0, :-1], ids[1:]
             )
-            assert found[name] == pytest.approx(float(expected), rel=1e-5)
+            assert getattr(found, name) == pytest.approx(float(expected), rel=1e-5)
     total, count = 0.0, 0
     for row in validation.rows(range(9)):
         p, q = (
@@ -154,22 +154,24 @@ def test_losses_before_and_after_and_the_divergence_are_those_of_plain_models(
         )
         total += float(torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum"))
         count += len(p)
-    assert found["kl"] == pytest.approx(total / count, rel=1e-4) and found["kl"] > 1e-4
-    assert found["losses"].shape == (2, 1, 2) and found["losses"][0, 0, 1] == 29
+    assert found.kl == pytest.approx(total / count, rel=1e-4) and found.kl > 1e-4
+    assert losses.shape == (2, 1, 2) and losses[0, 0, 1] == 29
 
 
 def test_the_loss_of_all_blocks_is_the_mean_over_their_tokens(lab, tmp_path):
     """A short block counts by its tokens."""
     base, general = lab.plain("llama"), written(tmp_path, TEXT[:100], 40)
-    found = measure_forgetting(base, lambda: base, general, lab.split("llama", "validation"), CPU)
-    assert found["losses"][0, :, 1].tolist() == [39, 39, 19]
-    assert found["before"] == pytest.approx(mean_loss(base, general), rel=1e-5)
+    found, losses = measure_forgetting(
+        base, lambda: base, general, lab.split("llama", "validation"), CPU
+    )
+    assert losses[0, :, 1].tolist() == [39, 39, 19]
+    assert found.before == pytest.approx(mean_loss(base, general), rel=1e-5)
 
 
 def test_virtual_tokens_before_a_text_are_no_part_of_it(lab, tmp_path):
     tuned, base = trained(lab, tmp_path, "prompt", virtual_tokens=5), lab.plain("llama")
     general, validation = written(tmp_path, TEXT[:100], 35), lab.split("llama", "validation")
-    found = measure_forgetting(tuned, lambda: base, general, validation, CPU)
+    found, losses = measure_forgetting(tuned, lambda: base, general, validation, CPU)
 
     def after(row):
         return log_probabilities(tuned, row)[5:]
@@ -184,19 +186,17 @@ def test_virtual_tokens_before_a_text_are_no_part_of_it(lab, tmp_path):
             for each in (log_probabilities(base, row), after(row))
         )
         total, places = total + float((p.exp() * (p - q)).sum()), places + len(p)
-    assert found["before"] == pytest.approx(mean_loss(base, general), rel=1e-5)
-    assert (
-        found["after"] == pytest.approx(nll / count, rel=1e-5) and found["after"] != found["before"]
-    )
-    assert found["kl"] == pytest.approx(total / places, rel=1e-4) and found["kl"] > 1e-4
+    assert found.before == pytest.approx(mean_loss(base, general), rel=1e-5)
+    assert found.after == pytest.approx(nll / count, rel=1e-5) and found.after != found.before
+    assert found.kl == pytest.approx(total / places, rel=1e-4) and found.kl > 1e-4
 
 
 def test_a_model_that_has_not_moved_has_forgotten_nothing(lab, tmp_path):
     base = lab.plain("llama")
-    found = measure_forgetting(
+    found, losses = measure_forgetting(
         base, lambda: base, written(tmp_path, TEXT, 40), lab.split("llama"), CPU
     )
-    assert found["before"] == found["after"] and found["kl"] == 0.0
+    assert found.before == found.after and found.kl == 0.0
 
 
 def test_a_model_is_asked_for_no_more_than_it_reads(lab, tmp_path):
@@ -207,8 +207,10 @@ def test_a_model_is_asked_for_no_more_than_it_reads(lab, tmp_path):
             read.append(input_ids.shape[1])
             return SimpleNamespace(logits=torch.zeros(1, input_ids.shape[1], 100))
 
-    found = measure_forgetting(Model(), Model, written(tmp_path, TEXT, 40), lab.split("llama"), CPU)
-    assert max(read) == 40 and found["before"] == pytest.approx(np.log(100))
+    found, losses = measure_forgetting(
+        Model(), Model, written(tmp_path, TEXT, 40), lab.split("llama"), CPU
+    )
+    assert max(read) == 40 and found.before == pytest.approx(np.log(100))
 
 
 # --- continuations that the base draws ---
@@ -392,9 +394,9 @@ def test_forgetting_and_divergence_are_those_of_the_checkpoint(lab, method, prom
     found = [estimate(p, q, prompts, seed)[0] for seed in range(40)]
     assert abs(np.mean(found) - exact) < 4 * error / 40**0.5
     assert 0.6 * error < np.std(found) < 1.6 * error, "each seed draws anew"
-    measured = measure_forgetting(tuned, lambda: base, general, prompts, CPU)
-    assert measured["kl"] == pytest.approx(exact, rel=1e-3)
-    assert measured["after"] - measured["before"] == pytest.approx(evaluation.forgetting, rel=1e-3)
+    measured, _ = measure_forgetting(tuned, lambda: base, general, prompts, CPU)
+    assert measured.kl == pytest.approx(exact, rel=1e-3)
+    assert measured.after - measured.before == pytest.approx(evaluation.forgetting, rel=1e-3)
 
 
 def test_a_trial_forgets_in_company_what_it_forgets_alone(lab, tmp_path):

@@ -602,7 +602,7 @@ async def test_a_job_whose_slot_dies_is_done_again_and_given_up_in_the_end(coord
     for _ in range(MAX_CRASHES - 1):
         assert (await coordinator.register("b")).job is not None
     assert (await coordinator.register("b")).job is None
-    assert "died" in (await coordinator.snapshot()).jobs["one"]["error"]
+    assert "died" in (await coordinator.snapshot()).jobs["one"].error
 
 
 @story
