@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from sweeps.selection.config import LimitsConfig
-from trainables.evaluation.record import Evaluation
+from trainables.evaluation.record import Evaluation, Slices
 
 
 def limit_reason(point: Evaluation, limits: LimitsConfig) -> str | None:
@@ -37,10 +37,15 @@ def _slice_reason(point: Evaluation, limits: LimitsConfig) -> str | None:
     slices = {
         value: each
         for value, each in point.slices.items()
-        if (each["rows"] or 0) >= limits.slice_rows
+        if _number(each, "rows", 0.0) >= limits.slice_rows
     }
     if not slices:
         return f"no slice has the {limits.slice_rows} rows that its limit asks for"
+    return _slice_loss_reason(slices, limits) or _slice_accuracy_reason(slices, limits)
+
+
+def _slice_loss_reason(slices: Slices, limits: LimitsConfig) -> str | None:
+    """Whether the loss on a slice, or how far two are apart, is beyond a limit."""
     by_loss = sorted((_number(each, "loss", math.inf), value) for value, each in slices.items())
     (best, easy), (worst, hard) = by_loss[0], by_loss[-1]
     if limits.slice_loss is not None and worst > limits.slice_loss:
@@ -50,6 +55,11 @@ def _slice_reason(point: Evaluation, limits: LimitsConfig) -> str | None:
             f"its losses on the slices {hard!r} and {easy!r} are {worst - best:.4f} apart,"
             f" {worst:.4f} and {best:.4f} (limit {limits.slice_gap:g})"
         )
+    return None
+
+
+def _slice_accuracy_reason(slices: Slices, limits: LimitsConfig) -> str | None:
+    """Whether the accuracy on a slice is below what is asked."""
     accuracy, lowest = min((_number(e, "accuracy", 0.0), value) for value, e in slices.items())
     if limits.slice_accuracy is not None and accuracy < limits.slice_accuracy:
         return (

@@ -6,7 +6,7 @@ Losses are means in nats per example (classification) or per target token (langu
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -19,9 +19,10 @@ from sweeps.selection.words import (
     against_not_tuning,
     cheaper_words,
     failed_words,
-    mean_words,
+    handed_over_words,
     nothing_may_win,
     why_chosen,
+    why_final,
     why_not_others,
 )
 from trainables.evaluation.record import Evaluation
@@ -102,18 +103,13 @@ def select(
     if not standing:
         return None, nothing_may_win(curves, config)
     finals, failed = final_ranking(curves, config), failed_seeds(curves, config)
-    if not finals:  # what never ran again leaves behind what ran again and failed each time
-        standing = [each for each in standing if each[0].id not in failed] or standing
-    leader, differences = standing[0][0], _differences(standing, config, losses)
+    if not finals:
+        standing = _without_failed_again(standing, failed)
+    differences = _differences(standing, config, losses)
     if finals:
         tied, expected, why = _choose_final(standing, finals, config)
     else:
-        tied = [
-            (c, p)
-            for c, p in standing
-            if c is leader or (c.id in differences and differences[c.id].tied)
-        ]
-        tied, expected = _preferred_first(tied, config), None
+        tied, expected = _tied_with_first(standing, differences, config), None
         why = why_chosen(standing, tied, differences, config)
     chosen, point = tied[0]
     sentences = [
@@ -122,19 +118,34 @@ def select(
         *why_not_others(chosen, point, curves, config),
         *against_not_tuning(point, reference, config),
     ]
-    reason = "; ".join(sentences) + "."
-    return (
-        Winner(
-            trial=chosen.id,
-            point=point,
-            reason=reason,
-            tied=tuple(curve.id for curve, _ in tied[1:]),
-            expected=expected,
-            lowest=standing[0][1].folder,
-            differences=differences,
-        ),
-        reason,
+    winner = Winner(
+        trial=chosen.id,
+        point=point,
+        reason="; ".join(sentences) + ".",
+        tied=tuple(curve.id for curve, _ in tied[1:]),
+        expected=expected,
+        lowest=standing[0][1].folder,
+        differences=differences,
     )
+    return winner, winner.reason
+
+
+def _without_failed_again(standing: Standing, failed: Collection[str]) -> Standing:
+    """What never ran again leaves behind what ran again and failed each time."""
+    return [each for each in standing if each[0].id not in failed] or standing
+
+
+def _tied_with_first(
+    standing: Standing, differences: Mapping[str, Difference], config: SelectionConfig
+) -> list[tuple[Curve, Evaluation]]:
+    """The first and those within noise of it, the preferred one first."""
+    first, *others = standing
+    tied = [
+        (curve, point)
+        for curve, point in others
+        if curve.id in differences and differences[curve.id].tied
+    ]
+    return _preferred_first([first, *tied], config)
 
 
 def _standing(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve, Evaluation]]:
@@ -169,34 +180,12 @@ def _choose_final(
     }
     tied = _preferred_first([by_trial[median] for median in final_of], config)
     final = final_of[tied[0][0].id]
-    seeds = f"{len(final.seeds)} new seed{'s' if len(final.seeds) > 1 else ''}"
+    others = [each for curve, _ in tied[1:] if (each := final_of[curve.id]) is not best]
     sentences = [
-        f"{len(finals)} configuration{'s' if len(finals) > 1 else ''} ran again with new seeds"
+        *why_final(final, finals, others, config, alone=len(tied) == 1),
+        *cheaper_words(tied, config),
+        handed_over_words(final, *tied[0]),
     ]
-    if final is best:
-        sentences.append(
-            f"that of {final.trial} has the lowest mean validation loss over {seeds},"
-            f" {mean_words(final)}"
-        )
-        if len(finals) > 1 and len(tied) == 1:
-            sentences.append(f"the next, that of {finals[1].trial}, has {mean_words(finals[1])}")
-    else:
-        sentences.append(
-            f"that of {final.trial}, {mean_words(final)} over {seeds}, is tied with the lowest,"
-            f" {mean_words(best)} of {best.trial}, and cheaper to use"
-        )
-    others = [final_of[curve.id].trial for curve, _ in tied[1:] if final_of[curve.id] is not best]
-    if others:
-        sentences.append(
-            f"also within {config.tie_standard_errors:g} standard error: {', '.join(others)}"
-        )
-    sentences += cheaper_words(tied, config)
-    which = "the median of its new seeds" if len(final.seeds) > 1 else "its new seed"
-    curve, point = tied[0]
-    sentences.append(
-        f"what is handed over is {which}, {curve.id} with {point.val_loss:.4f}; to expect is the"
-        " mean"
-    )
     return tied, final, sentences
 
 

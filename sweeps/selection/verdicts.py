@@ -291,11 +291,7 @@ def _judge(
         return "diverged", reason
     finite = [(p.val_loss, p) for p in points if p.val_loss is not None]
     loss, best = min(finite, key=lambda each: each[0])
-    kept = (
-        ""
-        if best is last
-        else f"; its evaluation at {best.samples_seen} samples is judged by itself"
-    )
+    kept = _best_by_itself(best, last)
     if reason := overfit_reason(points, len(points) - 1, config):
         return "overfit", reason + kept
     if reason := collapsed_reason(points, reference, config):
@@ -305,6 +301,12 @@ def _judge(
     if best is last and (reason := _improving(loss, [each for each, _ in finite[:-1]], config)):
         return "still improving", reason
     return "healthy", _lowest(best)
+
+
+def _best_by_itself(best: Evaluation, last: Evaluation) -> str:
+    if best is last:
+        return ""
+    return f"; its evaluation at {best.samples_seen} samples is judged by itself"
 
 
 def _improving(last: float, before: Sequence[float], config: SelectionConfig) -> str | None:

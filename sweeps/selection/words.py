@@ -10,6 +10,12 @@ from sweeps.selection.statistics import MIN_UNITS, Difference
 from sweeps.selection.verdicts import candidates, overfit_reason
 from trainables.evaluation.record import Evaluation
 
+FAILED = "failed"
+BEYOND_A_LIMIT = "beyond a limit wherever not overfit"
+NONE_IS_SOUND = "overfit or not finite at every evaluation"
+UNMEASURED = "without an evaluation"
+OBSTACLES = (FAILED, BEYOND_A_LIMIT, NONE_IS_SOUND, UNMEASURED)
+
 
 def mean_words(final: Final) -> str:
     return (
@@ -75,6 +81,49 @@ def why_chosen(
     return sentences
 
 
+def why_final(
+    final: Final,
+    finals: Sequence[Final],
+    others: Sequence[Final],
+    config: SelectionConfig,
+    *,
+    alone: bool,
+) -> list[str]:
+    """Why one of the configurations that ran again was chosen. finals: the lowest mean first;
+    others: those also tied with it; alone: none is tied with the chosen one.
+    """
+    best, seeds = finals[0], f"{len(final.seeds)} new seed{'s' if len(final.seeds) > 1 else ''}"
+    sentences = [
+        f"{len(finals)} configuration{'s' if len(finals) > 1 else ''} ran again with new seeds"
+    ]
+    if final is best:
+        sentences.append(
+            f"that of {final.trial} has the lowest mean validation loss over {seeds},"
+            f" {mean_words(final)}"
+        )
+        if len(finals) > 1 and alone:
+            sentences.append(f"the next, that of {finals[1].trial}, has {mean_words(finals[1])}")
+    else:
+        sentences.append(
+            f"that of {final.trial}, {mean_words(final)} over {seeds}, is tied with the lowest,"
+            f" {mean_words(best)} of {best.trial}, and cheaper to use"
+        )
+    if others:
+        sentences.append(
+            f"also within {config.tie_standard_errors:g} standard error:"
+            f" {', '.join(other.trial for other in others)}"
+        )
+    return sentences
+
+
+def handed_over_words(final: Final, curve: Curve, point: Evaluation) -> str:
+    which = "the median of its new seeds" if len(final.seeds) > 1 else "its new seed"
+    return (
+        f"what is handed over is {which}, {curve.id} with {point.val_loss:.4f}; to expect is the"
+        " mean"
+    )
+
+
 def _next_words(trial: str, found: Difference) -> str:
     """How far the second lies above the winner."""
     how_far = f"the next, {trial}, is {found.mean:.4f}"
@@ -114,24 +163,28 @@ def why_not_others(
     chosen: Curve, point: Evaluation, curves: Sequence[Curve], config: SelectionConfig
 ) -> list[str]:
     """Which checkpoints could not win, of the winner's trial and of others."""
-    sentences = []
-    later = [p.val_loss for p in chosen.points if p.step > point.step and p.val_loss is not None]
-    if later:
-        sentences.append(
-            f"its checkpoint is that of step {point.step} (epoch {point.epoch:g}), not the trial's"
-            f" last, whose validation loss is {later[-1]:.4f}"
-        )
     overfit = {
         c.id: [p.step for i, p in enumerate(c.points) if overfit_reason(c.points, i, config)]
         for c in curves
     }
     beyond = {c.id: [p.step for p in c.points if limit_reason(p, config.limits)] for c in curves}
     return [
-        *sentences,
+        *_later_words(chosen, point),
         *_barred_words(chosen.id, point.step, overfit, "overfit", "overfit checkpoints"),
         *_barred_words(
             chosen.id, point.step, beyond, "beyond a limit", "checkpoints beyond a limit"
         ),
+    ]
+
+
+def _later_words(chosen: Curve, point: Evaluation) -> list[str]:
+    """That the winner is not its trial's last checkpoint."""
+    later = [p.val_loss for p in chosen.points if p.step > point.step and p.val_loss is not None]
+    if not later:
+        return []
+    return [
+        f"its checkpoint is that of step {point.step} (epoch {point.epoch:g}), not the trial's"
+        f" last, whose validation loss is {later[-1]:.4f}"
     ]
 
 
@@ -173,21 +226,32 @@ def nothing_may_win(curves: Sequence[Curve], config: SelectionConfig) -> str:
     """Why there is no winner."""
     if not curves:
         return "Nothing may win: no trial has started."
-    ended = [c for c in curves if c.status != "failed"]
-    barred = [c for c in ended if c.points and not candidates(c, config)]
-    beyond = [c for c in barred if any(limit_reason(p, config.limits) for p in c.points)]
-    groups = (
-        ([c for c in curves if c.status == "failed"], "failed"),
-        (beyond, "beyond a limit wherever not overfit"),
-        ([c for c in barred if c not in beyond], "overfit or not finite at every evaluation"),
-        ([c for c in ended if not c.points], "without an evaluation"),
-    )
+    groups: dict[str, list[Curve]] = {word: [] for word in OBSTACLES}
+    for curve in curves:
+        if (word := _obstacle(curve, config)) is not None:
+            groups[word].append(curve)
     parts = [
-        f"{len(group)} {word} ({_some([c.id for c in group])})" for group, word in groups if group
+        f"{len(group)} {word} ({_some([c.id for c in group])})"
+        for word, group in groups.items()
+        if group
     ]
     count = "1 trial" if len(curves) == 1 else f"{len(curves)} trials"
     said = "; ".join(parts) or "none has a checkpoint"
-    return f"Nothing may win: of {count}, {said}.{_nearest_words(beyond, config)}"
+    nearest = _nearest_words(groups[BEYOND_A_LIMIT], config)
+    return f"Nothing may win: of {count}, {said}.{nearest}"
+
+
+def _obstacle(curve: Curve, config: SelectionConfig) -> str | None:
+    """Why no checkpoint of a trial may win; None where one may, but for its files."""
+    if curve.status == "failed":
+        return FAILED
+    if not curve.points:
+        return UNMEASURED
+    if candidates(curve, config):
+        return None
+    if any(limit_reason(p, config.limits) for p in curve.points):
+        return BEYOND_A_LIMIT
+    return NONE_IS_SOUND
 
 
 def _some(trials: Sequence[str]) -> str:
