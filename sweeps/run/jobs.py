@@ -12,6 +12,7 @@ from sweeps.selection.curves import Curve
 from trainables.data.manifest import Manifest
 from trainables.evaluation.record import Evaluation
 from trainables.storage.checkpoints import CHECKPOINT
+from trainables.tasks import TASKS
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -54,7 +55,7 @@ class Jobs:
             of_default = self._trained(*default) if default is not None and other else None
             found["test"] = {"kind": "test", **of_winner, "default": of_default}
         if (
-            self._config.task != "classification"
+            not TASKS[self._config.task].has_classes
             and self._ledger.of_winner("forgetting", winner) is None
         ):
             found["forgetting"] = {"kind": "forgetting", **of_winner}

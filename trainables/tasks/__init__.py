@@ -23,14 +23,17 @@ class Task(Protocol):
     """
 
     name: str
-    format: Format
-    """How its rows are checked and tokenised."""
     auto_class: str
     """Name of the class of transformers that loads the model."""
     has_classes: bool
     """Whether each row has one class, which the model answers with, rather than tokens."""
     is_conversation: bool
     """Whether a row is rendered by a chat template, and the assistant's tokens are its targets."""
+
+    @property
+    def format(self) -> Format:
+        """How its rows are checked and tokenised."""
+        ...
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         """Rows of a `Split`, padded on the right: input_ids, attention_mask and perhaps

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainables.data.records import IGNORED, Format
+from trainables.data.records import IGNORED
 from trainables.tasks.causal_lm.format import Documents
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ CHUNK_LOGITS = 1 << 25  # 128 MiB in float32
 
 class CausalLM:
     name = "causal_lm"
-    format: Format = Documents()
+    format = Documents()
     auto_class = "AutoModelForCausalLM"
     has_classes = False
     is_conversation = False

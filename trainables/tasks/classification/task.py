@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainables.data.records import Format
 from trainables.evaluation.class_metrics import class_metrics, count_classes
 from trainables.tasks.causal_lm.task import pad, upcast
 from trainables.tasks.classification.format import Labelled
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 class Classification:
     name = "classification"
-    format: Format = Labelled()
+    format = Labelled()
     auto_class = "AutoModelForSequenceClassification"
     has_classes = True
     is_conversation = False
