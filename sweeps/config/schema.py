@@ -17,6 +17,7 @@ from trainables.data.config import DataConfig
 from trainables.errors import InputError
 from trainables.hyperparameters import COMMON, FIELDS, OPTIONS, Hyperparameters, parse
 from trainables.models.config import ModelConfig
+from trainables.tasks import TASKS
 
 # a quarter of the trials, within these: TPE needs a few losses to tell good from bad, and of 7
 # trials 10 would be all
@@ -181,22 +182,22 @@ class SweepConfig:
 
     def _check_limits(self) -> None:
         """What selection asks for must be what the task and the data can give."""
-        if self.selection.general_text is not None and self.task == "classification":
+        if self.selection.general_text is not None and TASKS[self.task].has_classes:
             raise InputError(
-                "selection.general_text: is for language models, got task classification"
+                f"selection.general_text: is for language models, got task {self.task}"
             )
         limits = self.selection.limits
-        if limits.of_forgetting and self.task == "classification":
+        if limits.of_forgetting and TASKS[self.task].has_classes:
             raise InputError(
                 "selection.limits: forgetting and kl are measured of language models (task"
-                " instruction or causal_lm), got task classification"
+                f" instruction or causal_lm), got task {self.task}"
             )
         if limits.of_slices and self.data.slice is None:
             raise InputError(
                 "selection.limits: limits on slices need data.slice, the column that tells them;"
                 " got none"
             )
-        if limits.slice_accuracy is not None and self.task != "classification":
+        if limits.slice_accuracy is not None and not TASKS[self.task].has_classes:
             raise InputError(
                 f"selection.limits.slice_accuracy: is for classification, got task {self.task};"
                 " slice_loss is for all"

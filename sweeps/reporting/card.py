@@ -21,6 +21,7 @@ from sweeps.reporting.words import (
 )
 from trainables.data.manifest import Manifest
 from trainables.hyperparameters import OPTIONS
+from trainables.tasks import TASKS
 
 # whose checkpoints are PEFT's
 PEFT_METHODS = [name for name, options in OPTIONS.items() if options.loaded_by == "PEFT"]
@@ -33,7 +34,7 @@ def card(config: SweepConfig, board: Leaderboard, manifest: Manifest, loading: l
     winner = board.winner
     assert winner is not None, "a card is a winner's"
     method = winner.params.get("method", config.train.method)
-    per = "example" if config.task == "classification" else "target token"
+    per = "example" if TASKS[config.task].has_classes else "target token"
     lines = [
         *_head(config, board, winner, peft=method in PEFT_METHODS),
         *_number_lines(board, winner),
@@ -199,7 +200,7 @@ def classes_lines(metrics: MetricsReport | None) -> list[str]:
 def usage_code(load: list[str], config: SweepConfig, manifest: Manifest) -> list[str]:
     """Python that loads the winner, from the sweep's folder, and uses it once."""
     lines = [*load, f'tokenizer = AutoTokenizer.from_pretrained("{WINNER}")']
-    if config.task != "classification":
+    if not TASKS[config.task].has_classes:
         return lines
     cut = f'truncation=True, max_length={manifest.max_length}, padding=True, return_tensors="pt"'
     return [

@@ -33,7 +33,7 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
         shutil.copytree(ledger.store.fetch(name, Path(scratch)), folder, dirs_exist_ok=True)
     tokenizer = load_tokenizer(config.model)
     manifest = ledger.manifest()
-    if config.task == "instruction" and not tokenizer.chat_template:
+    if TASKS[config.task].is_conversation and not tokenizer.chat_template:
         from trainables.tasks.instruction.format import default_chat_template
 
         tokenizer.chat_template = default_chat_template(tokenizer)

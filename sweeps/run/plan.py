@@ -16,6 +16,7 @@ from sweeps.selection.statistics import MIN_UNITS
 from trainables.data.manifest import Manifest
 from trainables.engine.schedule import total_steps, trained_samples
 from trainables.hyperparameters import Hyperparameters, parse, sharing_key
+from trainables.tasks import TASKS
 
 STRAYS = 0.05  # share of its epochs by which a trial may train more or less before the plan says so
 
@@ -127,7 +128,7 @@ def _afterwards(config: SweepConfig, manifest: Manifest) -> list[str]:
             " allowing for that; data.test: 0.1 would set rows apart that it has not seen"
             " (recommended)"
         )
-    if config.task != "classification":
+    if not TASKS[config.task].has_classes:
         lines.append(
             "Then: what the winner has forgotten of"
             f" {selection.general_text or 'general text (Python manual)'}"

@@ -17,6 +17,7 @@ from trainables.models.files import (
     pad_token_of,
     quiet,
 )
+from trainables.tasks import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +49,7 @@ def prepare_data(config: SweepConfig, folder: Path) -> Manifest:
     if config.cluster.address is None and (largest := device_bytes()) is not None:
         if (why := too_large(smallest_estimates(config), largest)) is not None:
             raise InputError(why)
-    if config.task != "classification":
+    if not TASKS[config.task].has_classes:
         room = (
             None if context is None else context - more
         )  # virtual tokens stand before general text too

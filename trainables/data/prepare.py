@@ -2,6 +2,8 @@
 it.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -9,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,16 +26,20 @@ from trainables.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from trainables.data.records import Encoded, Encoding, Format, Record
+from trainables.data.records import IGNORED, Encoded, Encoding, Format, Record
 from trainables.data.sources import read_source
 from trainables.data.splits import Splits, check_labels, draw_rows, separate, split_by_share
 from trainables.errors import InputError, did_you_mean
+from trainables.tasks import TASKS, Task
 from trainables.tasks.causal_lm.format import Documents, cut_tail, draw_blocks
-from trainables.tasks.classification.format import Labelled, sorted_labels
-from trainables.tasks.instruction.format import IGNORED, Chat
+from trainables.tasks.classification.format import sorted_labels
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from trainables.storage.records import Json
 
 __all__ = [
-    "FORMATS",
     "GROUPS",
     "SLICES",
     "Slices",
@@ -48,12 +54,6 @@ SLICES = "{}.slices.npy"  # beside a split's tokens: the slice of each row
 GROUPS = "{}.groups.npy"  # and which rows belong together, so that they count as one observation
 RUNS = 30  # of neighbouring blocks, which belong together where a whole split is one document
 MAX_SLICES = 100
-
-FORMATS: dict[str, Format] = {
-    "classification": Labelled(),
-    "instruction": Chat(),
-    "causal_lm": Documents(),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,12 @@ class Slices:
 
 
 def prepare(
-    data: DataConfig, task: str, tokenizer: Any, seed: int, folder: Path, context: int | None = None
+    data: DataConfig,
+    task: str,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    folder: Path,
+    context: int | None = None,
 ) -> Manifest:
     """Read, check, split and tokenise the data, and write it to `folder`.
 
@@ -82,63 +87,30 @@ def prepare(
     context: the model's longest row in tokens; None where only the tokenizer's own limit is known.
     Returns the manifest. Raises InputError for everything that the user can put right.
     """
-    if task not in FORMATS:
-        raise InputError(
-            f"task: {task!r} is unknown; allowed are"
-            f" {', '.join(FORMATS)}.{did_you_mean(task, list(FORMATS))}"
-        )
+    owner = _task(task)
     if data.slice is not None and data.cross_documents:
         raise InputError(
             "data.slice: cannot be told of blocks that run on into the next document"
             " (cross_documents)"
         )
-    form = FORMATS[task]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
 
-    max_length = _max_length(data, form, tokenizer, context)
-    splits, sources = _read(data, form, seed)
+    max_length = _max_length(data, owner.format, tokenizer, context)
+    splits, sources = _read(data, owner.format, seed)
     splits, duplicates = separate(splits, data.duplicates)
     _check_filled(splits, data)
-    labels: tuple[str, ...] = ()
-    if task == "classification":
-        check_labels(splits)
-        labels = sorted_labels({r.label for r in splits["train"] if r.label is not None})
+    labels = _labels(splits) if owner.has_classes else ()
     if data.rows is not None:
-        splits["train"] = draw_rows(splits["train"], data.rows, seed)
-        lost = sorted(set(labels) - {r.label for r in splits["train"]})
-        if lost:
-            raise InputError(
-                f"data.rows: {data.rows} row(s) of train leave out the label(s) {', '.join(lost)};"
-                " raise it"
-            )
+        splits["train"] = _drawn(splits["train"], data.rows, labels, seed)
     encoding = Encoding(
         max_length=max_length,
         labels=labels,
         slices=_slices(splits, data),
         cross_documents=data.cross_documents,
     )
-
-    described: dict[str, SplitSummary] = {}
-    for name, records in splits.items():
-        label_counts, raw_fingerprint = None, ""
-        tokens = TokenSummary()
-        if labels:
-            label_counts = {label: sum(r.label == label for r in records) for label in labels}
-        if name != "train":
-            raw_fingerprint = _write_raw(folder / f"{name}.jsonl", records)
-        if name != "test":
-            encoded = form.encode(records, tokenizer, encoding)
-            if name == "train" and data.rows is not None:
-                encoded = draw_blocks(encoded, data.rows, seed)
-            tokens = _write_tokens(folder, name, encoded, records, encoding)
-        described[name] = SplitSummary(
-            read=len(records),
-            label_counts=label_counts,
-            raw_fingerprint=raw_fingerprint,
-            **vars(tokens),
-        )
+    most, share = _majority(splits) if labels else ("", 0.0)
     manifest = Manifest(
         task=task,
         seed=seed,
@@ -148,24 +120,90 @@ def prepare(
         labels=labels,
         max_length=max_length,
         tokenizer=_tokenizer_digest(tokenizer),
-        chat_template=(
-            None if task != "instruction" else "tokenizer" if tokenizer.chat_template else "default"
-        ),
-        splits=described,
+        chat_template=_template_owner(tokenizer) if owner.is_conversation else None,
+        splits={
+            name: _write(folder, name, records, owner.format, tokenizer, encoding, data.rows, seed)
+            for name, records in splits.items()
+        },
         duplicates_inside=duplicates.inside,
         duplicates_dropped=duplicates.dropped,
         texts_with_two_labels=duplicates.two_labels,
+        majority_label=most,
+        majority_share=share,
     )
-    if labels:
-        most = Counter(r.label for r in splits["train"] if r.label is not None).most_common(1)[0][0]
-        share = sum(r.label == most for r in splits["validation"]) / len(splits["validation"])
-        manifest = replace(manifest, majority_label=most, majority_share=share)
     manifest = replace(manifest, notes=tuple(_notes(manifest)))
     write_manifest(folder, manifest)
     return manifest
 
 
-def tokenise_split(folder: Path, name: str, tokenizer: Any) -> TokenSummary:
+def _task(name: str) -> Task:
+    if name not in TASKS:
+        raise InputError(
+            f"task: {name!r} is unknown; allowed are"
+            f" {', '.join(TASKS)}.{did_you_mean(name, list(TASKS))}"
+        )
+    return TASKS[name]
+
+
+def _labels(splits: Splits) -> tuple[str, ...]:
+    """The classes of train, which must be all that there are."""
+    check_labels(splits)
+    return sorted_labels({r.label for r in splits["train"] if r.label is not None})
+
+
+def _drawn(train: list[Record], rows: int, labels: tuple[str, ...], seed: int) -> list[Record]:
+    """At most `rows` rows of train, in which every class still occurs."""
+    drawn = draw_rows(train, rows, seed)
+    lost = sorted(set(labels) - {r.label for r in drawn})
+    if lost:
+        raise InputError(
+            f"data.rows: {rows} row(s) of train leave out the label(s) {', '.join(lost)}; raise it"
+        )
+    return drawn
+
+
+def _majority(splits: Splits) -> tuple[str, float]:
+    """The commonest class of train, and its share of validation."""
+    train, validation = splits["train"], splits["validation"]
+    most = Counter(r.label for r in train if r.label is not None).most_common(1)[0][0]
+    return most, sum(r.label == most for r in validation) / len(validation)
+
+
+def _template_owner(tokenizer: PreTrainedTokenizerBase) -> str:
+    return "tokenizer" if tokenizer.chat_template else "default"
+
+
+def _write(
+    folder: Path,
+    name: str,
+    records: list[Record],
+    form: Format,
+    tokenizer: PreTrainedTokenizerBase,
+    encoding: Encoding,
+    most_rows: int | None,
+    seed: int,
+) -> SplitSummary:
+    """Write one split: its rows, of all but train, and its tokens, of all but test. most_rows: of
+    train.
+    """
+    raw_fingerprint, tokens = "", TokenSummary()
+    if name != "train":
+        raw_fingerprint = _write_raw(folder / f"{name}.jsonl", records)
+    if name != "test":
+        encoded = form.encode(records, tokenizer, encoding)
+        if name == "train" and most_rows is not None:
+            encoded = draw_blocks(encoded, most_rows, seed)
+        tokens = _write_tokens(folder, name, encoded, records, encoding)
+    counts = Counter(r.label for r in records)
+    return SplitSummary(
+        read=len(records),
+        label_counts={label: counts[label] for label in encoding.labels} or None,
+        raw_fingerprint=raw_fingerprint,
+        **vars(tokens),
+    )
+
+
+def tokenise_split(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> TokenSummary:
     """Tokenise a split that `folder` holds raw (the test split), as `prepare` did the others; then
     `open_split` opens it.
     """
@@ -195,7 +233,7 @@ def tokenise_split(folder: Path, name: str, tokenizer: Any) -> TokenSummary:
         )
         for number, line in enumerate(lines, start=1)
     ]
-    encoded = FORMATS[manifest.task].encode(records, tokenizer, encoding)
+    encoded = TASKS[manifest.task].format.encode(records, tokenizer, encoding)
     return _write_tokens(Path(folder), name, encoded, records, encoding)
 
 
@@ -222,7 +260,9 @@ def _slices(splits: Splits, data: DataConfig) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _max_length(data: DataConfig, form: Format, tokenizer: Any, context: int | None) -> int:
+def _max_length(
+    data: DataConfig, form: Format, tokenizer: PreTrainedTokenizerBase, context: int | None
+) -> int:
     longest = tokenizer.model_max_length  # 1e30 where the tokenizer does not know
     if context is not None:
         longest = min(longest, context)
@@ -233,9 +273,7 @@ def _max_length(data: DataConfig, form: Format, tokenizer: Any, context: int | N
     return data.max_length or min(form.default_length, longest)
 
 
-def _read(data: DataConfig, form: Format, seed: int) -> tuple[Splits, dict[str, SourceSummary]]:
-    """Every source's records, split; and for the manifest what each source was."""
-    given = {"train": data.train, "validation": data.validation, "test": data.test}
+def _check_given(data: DataConfig) -> None:
     if not data.train:
         raise InputError("data.train: no training data; give a file or hf:owner/name")
     if data.validation is None or data.validation == "":
@@ -243,6 +281,12 @@ def _read(data: DataConfig, form: Format, seed: int) -> tuple[Splits, dict[str, 
             "data.validation: no validation data, without which no winner can be chosen; give a"
             " file, or the share of train to set apart for it, such as 0.1"
         )
+
+
+def _read(data: DataConfig, form: Format, seed: int) -> tuple[Splits, dict[str, SourceSummary]]:
+    """Every source's records, split; and for the manifest what each source was."""
+    _check_given(data)
+    given = {"train": data.train, "validation": data.validation, "test": data.test}
     read: Splits = {}
     sources = {}
     for name, source in given.items():
@@ -259,12 +303,15 @@ def _read(data: DataConfig, form: Format, seed: int) -> tuple[Splits, dict[str, 
         name: float(source) for name, source in given.items() if isinstance(source, int | float)
     }
     if shares:
-        if isinstance(form, Documents) and len(read["train"]) == 1:
-            cut = cut_tail(read["train"][0], shares)
-        else:
-            cut = split_by_share(read["train"], shares, seed)
-        read |= cut
+        read |= _cut(read["train"], shares, form, seed)
     return {name: read[name] for name in given if name in read}, sources
+
+
+def _cut(train: list[Record], shares: dict[str, float], form: Format, seed: int) -> Splits:
+    """Train without the splits that are a share of it, and those."""
+    if isinstance(form, Documents) and len(train) == 1:
+        return cut_tail(train[0], shares)
+    return split_by_share(train, shares, seed)
 
 
 def _check_filled(splits: Splits, data: DataConfig) -> None:
@@ -285,7 +332,7 @@ def _check_filled(splits: Splits, data: DataConfig) -> None:
 def _write_raw(path: Path, records: list[Record]) -> str:
     """Returns the SHA-256 of the rows, whichever columns of theirs slice and group them."""
 
-    def lines(values: Iterable[dict[str, Any]]) -> bytes:
+    def lines(values: Iterable[dict[str, Json]]) -> bytes:
         return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
 
     columns = ("slice", "group")
@@ -307,17 +354,9 @@ def _write_tokens(
     fingerprint = write_split(partial, encoded)
     os.replace(partial, folder / f"{name}.arrow")
     slice_counts = of_groups = None
-    if encoding.slices and name != "train":
-        position = {value: i for i, value in enumerate(encoding.slices)}
-        of_records = np.array([position[r.slice] for r in records])
-        of_rows = of_records if encoded.origin is None else of_records[encoded.origin]
-        np.save(folder / SLICES.format(name), of_rows)
-        slice_counts = {
-            value: len(rows) for value, rows in Slices(values=encoding.slices, of_rows=of_rows)
-        }
-    if name != "train" and (groups := _groups(encoded, records)) is not None:
-        np.save(folder / GROUPS.format(name), groups)
-        of_groups = len(np.unique(groups))
+    if name != "train":
+        slice_counts = _write_slices(folder, name, encoded, records, encoding)
+        of_groups = _write_groups(folder, name, encoded, records)
     lengths = np.array([len(ids) for ids in encoded.input_ids])
     return TokenSummary(
         rows=len(lengths),
@@ -334,12 +373,34 @@ def _write_tokens(
     )
 
 
+def _write_slices(
+    folder: Path, name: str, encoded: Encoded, records: list[Record], encoding: Encoding
+) -> dict[str, int] | None:
+    """Returns how many rows each slice has; None where the sweep names no column for them."""
+    if not encoding.slices:
+        return None
+    position = {value: i for i, value in enumerate(encoding.slices)}
+    of_records = np.array([position[r.slice] for r in records if r.slice is not None])
+    of_rows = of_records if encoded.origin is None else of_records[encoded.origin]
+    np.save(folder / SLICES.format(name), of_rows)
+    return {value: len(rows) for value, rows in Slices(values=encoding.slices, of_rows=of_rows)}
+
+
+def _write_groups(folder: Path, name: str, encoded: Encoded, records: list[Record]) -> int | None:
+    """Returns how many groups there are; None where each row stands for itself."""
+    groups = _groups(encoded, records)
+    if groups is None:
+        return None
+    np.save(folder / GROUPS.format(name), groups)
+    return len(np.unique(groups))
+
+
 def _groups(encoded: Encoded, records: list[Record]) -> np.ndarray | None:
     """Which rows belong together [N]: those of one `data.group`, else of one document; None where
     each stands for itself.
     """
     if records[0].group is not None:
-        _, of_records = np.unique([r.group for r in records], return_inverse=True)
+        _, of_records = np.unique([str(r.group) for r in records], return_inverse=True)
         return of_records if encoded.origin is None else of_records[encoded.origin]
     if encoded.origin is None:
         return None
@@ -358,7 +419,7 @@ def _targets(encoded: Encoded) -> int:
     return int(sum(np.count_nonzero(row[1:] != IGNORED) for row in rows))
 
 
-def _tokenizer_digest(tokenizer: Any) -> str:
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of what the tokenizer does: its vocabulary, rules and chat template, not the
     truncation that its last call left behind.
     """
@@ -386,22 +447,25 @@ def _notes(manifest: Manifest) -> list[str]:
     if manifest.labels and manifest.texts_with_two_labels:
         notes.append(f"{manifest.texts_with_two_labels} text(s) occur with more than one label")
     for name, split in manifest.splits.items():
-        if split.truncated:
-            notes.append(
-                f"{name}: {split.truncated} of {split.read} row(s) cut to"
-                f" {manifest.max_length} tokens"
-            )
-        if split.dropped and manifest.task == "instruction":
-            notes.append(
-                f"{name}: {split.dropped} row(s) dropped, whose answer begins after"
-                f" {manifest.max_length} tokens"
-            )
-        if split.endless_answers:
-            notes.append(
-                f"{name}: {split.endless_answers} answer(s) have no end-of-turn token in the"
-                " chat template, so the model will not learn to stop"
-            )
-        absent = [label for label, count in (split.label_counts or {}).items() if not count]
-        if absent:
-            notes.append(f"{name}: no row of {', '.join(absent)}")
+        notes += _split_notes(name, split, manifest)
     return notes
+
+
+def _split_notes(name: str, split: SplitSummary, manifest: Manifest) -> Iterator[str]:
+    if split.truncated:
+        yield (
+            f"{name}: {split.truncated} of {split.read} row(s) cut to {manifest.max_length} tokens"
+        )
+    if split.dropped and TASKS[manifest.task].is_conversation:
+        yield (
+            f"{name}: {split.dropped} row(s) dropped, whose answer begins after"
+            f" {manifest.max_length} tokens"
+        )
+    if split.endless_answers:
+        yield (
+            f"{name}: {split.endless_answers} answer(s) have no end-of-turn token in the"
+            " chat template, so the model will not learn to stop"
+        )
+    absent = [label for label, count in (split.label_counts or {}).items() if not count]
+    if absent:
+        yield f"{name}: no row of {', '.join(absent)}"

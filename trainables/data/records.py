@@ -2,12 +2,18 @@
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from trainables.data.config import DataConfig
 from trainables.data.sources import Table, is_missing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a token that has no loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,8 +79,11 @@ class Format(Protocol):
         """The name of the format that the table turned out to have, and its rows. Raises InputError
         naming the row.
         """
+        ...
 
-    def encode(self, records: list[Record], tokenizer: Any, encoding: Encoding) -> Encoded: ...
+    def encode(
+        self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+    ) -> Encoded: ...
 
 
 def duplicate_key(*texts: str) -> bytes:

@@ -1,4 +1,6 @@
-"""What a model is trained to do: how rows become a batch, and what the model's output costs."""
+"""What a model is trained to do: how rows are read and become a batch, and what the model's output
+costs. Imports no torch: data are prepared by these too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from trainables.data.records import Format
 from trainables.tasks.causal_lm.task import CausalLM
 from trainables.tasks.classification.task import Classification
 from trainables.tasks.instruction.task import Instruction
@@ -22,11 +25,21 @@ class Task(Protocol):
     name: str
     auto_class: str
     """Name of the class of transformers that loads the model."""
+    has_classes: bool
+    """Whether each row has one class, which the model answers with, rather than tokens."""
+    is_conversation: bool
+    """Whether a row is rendered by a chat template, and the assistant's tokens are its targets."""
+
+    @property
+    def format(self) -> Format:
+        """How its rows are checked and tokenised."""
+        ...
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         """Rows of a `Split`, padded on the right: input_ids, attention_mask and perhaps
         token_type_ids int64 [B, T]; labels int64 [B] or [B, T] (-100: no loss).
         """
+        ...
 
     def row_losses(
         self, logits: Tensor, labels: Tensor, output: Any = None
@@ -38,12 +51,14 @@ class Task(Protocol):
         without targets has 0 of both. With a language model's `output` layer, `logits` are the
         hidden states that go into it.
         """
+        ...
 
     def predictions(self, logits: Tensor, labels: Tensor) -> Tensor | None:
         """Predicted class of each row [B]; None for language models."""
 
     def target_count(self, rows: list[dict[str, Any]]) -> int:
         """Targets of these rows, as `row_losses` would count them."""
+        ...
 
     def metrics(
         self,
@@ -53,6 +68,7 @@ class Task(Protocol):
         labels: np.ndarray | None,
     ) -> dict[str, float]:
         """Metrics of a split from its rows' losses, targets, predictions and classes, each [N]."""
+        ...
 
 
 TASKS: dict[str, Task] = {

@@ -8,11 +8,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainables.data.config import DataConfig
-from trainables.data.prepare import FORMATS, open_split, prepare
-from trainables.data.records import Encoding
+from trainables.data.prepare import open_split, prepare
+from trainables.data.records import IGNORED, Encoding
 from trainables.data.sources import read_source
 from trainables.errors import InputError
-from trainables.tasks.instruction.format import IGNORED, default_chat_template
+from trainables.tasks import TASKS
+from trainables.tasks.instruction.format import default_chat_template
+
+CHAT = TASKS["instruction"].format
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|end|>", "[INST]", "[/INST]", "</s>", "<s>"]
 
@@ -65,8 +68,8 @@ def bytes_tokenizer(template=None, **kwargs):
 def encode(tokenizer, rows, tmp_path, max_length=100_000):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _, records = FORMATS["instruction"].read(read_source(str(path), "data.train"), DataConfig())
-    return FORMATS["instruction"].encode(records, tokenizer, Encoding(max_length=max_length))
+    _, records = CHAT.read(read_source(str(path), "data.train"), DataConfig())
+    return CHAT.encode(records, tokenizer, Encoding(max_length=max_length))
 
 
 def answers(tokenizer, ids, labels):
@@ -251,7 +254,7 @@ def test_tools_kept_as_json_text_and_rows_padded_with_nulls_by_parquet(tmp_path)
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     table = read_source(str(tmp_path / "a.parquet"), "data.train")
     assert "tool_calls" in table.rows[0]["messages"][0]  # as nulls
-    _, records = FORMATS["instruction"].read(table, DataConfig())
+    _, records = CHAT.read(table, DataConfig())
     assert records[0].value == {"messages": rows[0]["messages"], "tools": tools}
     assert records[1].value["messages"] == [
         turn("user", "c"),
@@ -335,11 +338,11 @@ def test_tokens_that_reach_over_the_edge_of_an_answer_are_refused(tmp_path):
 def test_real_conversations(name, template, shared_data, tmp_path):
     tokenizer = bytes_tokenizer(template)
     end = "<|im_end|>" if template else "</s>"
-    _, records = FORMATS["instruction"].read(
+    _, records = CHAT.read(
         read_source(str(shared_data / f"chat/{name}.jsonl"), "data.train"), DataConfig()
     )
     records = records[:150]
-    encoded = FORMATS["instruction"].encode(records, tokenizer, Encoding(max_length=10**6))
+    encoded = CHAT.encode(records, tokenizer, Encoding(max_length=10**6))
     assert (encoded.dropped, encoded.truncated, encoded.endless_answers) == (0, 0, 0)
     for record, ids, labels in zip(records, encoded.input_ids, encoded.labels, strict=True):
         said = [m for m in record.value["messages"] if m["role"] == "assistant"]

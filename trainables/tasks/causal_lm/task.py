@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainables.data.records import IGNORED
+from trainables.tasks.causal_lm.format import Documents
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-IGNORED = -100
-"""Label of a token that has no loss."""
 
 CHUNK_LOGITS = 1 << 25  # 128 MiB in float32
 
 
 class CausalLM:
     name = "causal_lm"
+    format = Documents()
     auto_class = "AutoModelForCausalLM"
+    has_classes = False
+    is_conversation = False
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         return collate_tokens(rows, pad_token_id)

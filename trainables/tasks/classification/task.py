@@ -8,6 +8,7 @@ import numpy as np
 
 from trainables.evaluation.class_metrics import class_metrics, count_classes
 from trainables.tasks.causal_lm.task import pad, upcast
+from trainables.tasks.classification.format import Labelled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 class Classification:
     name = "classification"
+    format = Labelled()
     auto_class = "AutoModelForSequenceClassification"
+    has_classes = True
+    is_conversation = False
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         import torch

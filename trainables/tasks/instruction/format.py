@@ -11,6 +11,7 @@ import numpy as np
 
 from trainables.data.config import DataConfig
 from trainables.data.records import (
+    IGNORED,
     Encoded,
     Encoding,
     Record,
@@ -25,9 +26,6 @@ from trainables.errors import InputError, did_you_mean
 Message = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-
-IGNORED = -100
-"""Label of a token that has no loss."""
 
 
 def default_chat_template(tokenizer: Any) -> str:
