@@ -64,18 +64,10 @@ class Jobs:
             default = self._ledger.default(self._config.selection)
             other = default is not None and default[0].id != winner.trial
             of_default = self._trained(*default) if default is not None and other else None
-<<<<<<< HEAD
             found["test"] = TestJob(winner=of_winner, default=of_default)
-        if self._config.task != "classification" and self._ledger.forgetting_of(winner) is None:
+        classes = TASKS[self._config.task].has_classes
+        if not classes and self._ledger.forgetting_of(winner) is None:
             found["forgetting"] = ForgettingJob(winner=of_winner)
-=======
-            found["test"] = {"kind": "test", **of_winner, "default": of_default}
-        if (
-            not TASKS[self._config.task].has_classes
-            and self._ledger.of_winner("forgetting", winner) is None
-        ):
-            found["forgetting"] = {"kind": "forgetting", **of_winner}
->>>>>>> h8
         return found
 
     def _trained(self, curve: Curve, point: Evaluation) -> TrainedCheckpoint:
