@@ -80,6 +80,48 @@ Written = TypeVar("Written")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Begun:
+    """trials/<id>/trial.json"""
+
+    id: str
+    params: Mapping[str, object]
+    default: bool = False
+    finalist_of: str | None = None
+    started: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """trials/<id>/outcome.json"""
+
+    status: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenStatus:
+    """status.json: how a sweep stood when its process last said so."""
+
+    status: str
+    ending: bool = False
+    """The process is on its way to an orderly end, and may be killed before it comes there."""
+    pid: int
+    began: str | None
+    """When the process began, so that another of the same number is not taken for it."""
+    host: str
+    time: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandedOver:
+    """winner/winner.json, as far as it says which checkpoint that is."""
+
+    trial: str
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Untuned:
     """What the first slot found of the untuned model (baseline.json), or why nothing is known."""
 
@@ -111,22 +153,18 @@ class Ledger:
         """default: what one would train without a search; finalist_of: the trial that had this
         configuration first.
         """
-        self.store.write_json(
-            f"trials/{trial}/trial.json",
-            {
-                "id": trial,
-                "params": params,
-                "default": default,
-                "finalist_of": finalist_of,
-                "started": time.time(),
-            },
+        begun = Begun(
+            id=trial, params=params, default=default, finalist_of=finalist_of, started=time.time()
         )
+        self.store.write_json(f"trials/{trial}/trial.json", to_json(begun))
         self._trials[trial] = TrialState(params=params, default=default, finalist_of=finalist_of)
 
     def restate(self, trial: str, params: Mapping[str, object]) -> None:
         """Write the parameters of a trial anew, which say the same under another configuration."""
-        begun = self.store.read_json(f"trials/{trial}/trial.json")
-        self.store.write_json(f"trials/{trial}/trial.json", {**begun, "params": params})
+        begun = self._read(f"trials/{trial}/trial.json", Begun)
+        assert begun is not None, "a trial that the ledger knows has begun"
+        restated = replace(begun, params=params)
+        self.store.write_json(f"trials/{trial}/trial.json", to_json(restated))
         self._trials[trial].params = params
 
     def record(self, trial: str, evaluation: Evaluation) -> bool:
@@ -205,33 +243,30 @@ class Ledger:
             by_trial.setdefault(name.split("/")[1], []).append(name)
         self._trials = {}
         for trial, names in by_trial.items():
-            if f"trials/{trial}/trial.json" not in names:
-                continue
-            files = set(names)
-            with_checkpoint = {
-                name.split(f"/{CHECKPOINT}/")[0] for name in names if f"/{CHECKPOINT}/" in name
-            }
-            points = [
-                evaluation if folder in with_checkpoint else replace(evaluation, checkpoint=None)
-                for folder in evaluation_folders(self.store, trial, names)
-                for evaluation in [read_evaluation(self.store, folder)]
-            ]
-            outcome = f"trials/{trial}/outcome.json"
-            ended = (
-                self.store.read_json(outcome)
-                if outcome in files
-                else {"status": "running", "reason": None}
-            )
-            begun = self.store.read_json(f"trials/{trial}/trial.json")
-            self._trials[trial] = TrialState(
-                status=ended["status"],
-                params=begun["params"],
-                points=points,
-                reason=ended["reason"],
-                default=begun.get("default", False),
-                finalist_of=begun.get("finalist_of"),
-            )
+            if f"trials/{trial}/trial.json" in names:
+                self._trials[trial] = self._load_trial(trial, names)
         return self
+
+    def _load_trial(self, trial: str, names: list[str]) -> TrialState:
+        """From its files `names`."""
+        begun = self._read(f"trials/{trial}/trial.json", Begun)
+        assert begun is not None, "whoever calls this has seen the file"
+        outcome = f"trials/{trial}/outcome.json"
+        ended = self._read(outcome, Ended) if outcome in set(names) else None
+        kept = {name.split(f"/{CHECKPOINT}/")[0] for name in names if f"/{CHECKPOINT}/" in name}
+        points = [
+            evaluation if evaluation.folder in kept else replace(evaluation, checkpoint=None)
+            for folder in evaluation_folders(self.store, trial, names)
+            for evaluation in [replace(read_evaluation(self.store, folder), folder=folder)]
+        ]
+        return TrialState(
+            status="running" if ended is None else ended.status,
+            params=begun.params,
+            points=points,
+            reason=None if ended is None else ended.reason,
+            default=begun.default,
+            finalist_of=begun.finalist_of,
+        )
 
     def losses(self, folder: str) -> np.ndarray | None:
         """Losses [G, 2] of an evaluation, or of a baseline (`baselines/SPLIT/NAME`): summed loss
@@ -277,34 +312,32 @@ class Ledger:
         """ending: the process that writes this is on its way to an orderly end, and may be killed
         before it comes there.
         """
-        self.store.write_json(
-            "status.json",
-            {
-                "status": status,
-                "ending": ending,
-                "pid": os.getpid(),
-                "began": process_start(os.getpid()),
-                "host": socket.gethostname(),
-                "time": time.time(),
-                "elapsed_s": elapsed_s,
-            },
+        status_now = WrittenStatus(
+            status=status,
+            ending=ending,
+            pid=os.getpid(),
+            began=process_start(os.getpid()),
+            host=socket.gethostname(),
+            time=time.time(),
+            elapsed_s=elapsed_s,
         )
+        self.store.write_json("status.json", to_json(status_now))
 
     def status(self) -> tuple[str, float]:
         """The sweep's status, and the seconds it has run. A sweep whose process is gone is
         `interrupted`, whatever it wrote last.
         """
-        if not self.store.exists("status.json"):
+        written = self._read("status.json", WrittenStatus)
+        if written is None:
             return "interrupted", 0.0
-        written = self.store.read_json("status.json")
-        status = written["status"]
-        if status == "running" or written.get("ending"):
-            if written["host"] == socket.gethostname():
-                alive = process_runs(written["pid"], written["began"])
+        status = written.status
+        if status == "running" or written.ending:
+            if written.host == socket.gethostname():
+                alive = process_runs(written.pid, written.began)
             else:
-                alive = status == "running" and time.time() - written["time"] < DEAD_AFTER_S
+                alive = status == "running" and time.time() - written.time < DEAD_AFTER_S
             status = "running" if alive else "interrupted"
-        return status, written["elapsed_s"]
+        return status, written.elapsed_s
 
     def reference(self) -> Reference:
         """What not fine-tuning gives: the untuned model (measured by the first slot) and the label
@@ -426,10 +459,8 @@ class Ledger:
 
     def holds(self, trial: str, step: int) -> bool:
         """Whether `winner/` holds this checkpoint, and not one that won before."""
-        if not self.store.exists("winner/winner.json"):
-            return False
-        held = self.store.read_json("winner/winner.json")
-        return (held["trial"], held["step"]) == (trial, step)
+        held = self._read("winner/winner.json", HandedOver)
+        return held is not None and (held.trial, held.step) == (trial, step)
 
     def select(
         self, config: SelectionConfig, reference: Reference | None = None

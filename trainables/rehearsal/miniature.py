@@ -136,26 +136,39 @@ def _shallow(part: "PreTrainedConfig") -> None:
         # the first layers have no experts: keep one of each
         part.first_k_dense_replace = 1
     for name, value in list(vars(part).items()):
-        if isinstance(value, list) and len(value) == whole:
-            setattr(part, name, value[:kept])
-        elif isinstance(value, list) and _numbers_layers(name, value):
-            setattr(part, name, [kept - 1])  # which layers are of the rarer kind
+        if isinstance(value, list):
+            setattr(part, name, _cut(name, value, whole, kept))
         elif _COUNTS_LAYERS.search(name) and _is_count(value) and value > kept:
             setattr(part, name, kept)
     part.num_hidden_layers = kept
+
+
+def _cut(name: str, value: list, whole: int, kept: int) -> list:
+    """A list with an entry for each layer, or with numbers of those of the rarer kind."""
+    if len(value) == whole:
+        return value[:kept]
+    return [kept - 1] if _numbers_layers(name, value) else value
 
 
 def _layers_kept(part: "PreTrainedConfig", whole: int) -> int:
     """As few as there can be with every kind of layer among them."""
     lists = [value for value in vars(part).values() if isinstance(value, list)]
     kinds = [list(map(str, value)) for value in lists if len(value) == whole]
+    turns = [len(value) for value in lists if _takes_turns(value)] + _periods(part)
     kept = min(whole, LAYERS)
-    while kept < whole and any(set(kind[:kept]) != set(kind) for kind in kinds):
+    while kept < whole and not all(set(kind[:kept]) == set(kind) for kind in kinds):
         kept += 1
-    turns = [len(value) for value in lists if value and all(isinstance(x, str) for x in value)]
-    periods = [value for name, value in vars(part).items() if name.endswith("_period")]
-    turns += [value for value in periods if _is_count(value)]
     return max([kept, *(turn for turn in turns if turn < whole)])
+
+
+def _takes_turns(value: list) -> bool:
+    """Whether it names kinds of layers that come one after another, again and again."""
+    return bool(value) and all(isinstance(each, str) for each in value)
+
+
+def _periods(part: "PreTrainedConfig") -> list[int]:
+    named = [value for name, value in vars(part).items() if name.endswith("_period")]
+    return [value for value in named if _is_count(value)]
 
 
 def _numbers_layers(name: str, value: list) -> bool:
@@ -190,6 +203,10 @@ def _narrow(part: "PreTrainedConfig") -> None:
             setattr(part, name, next((new for new in found if new is not None), value))
     part.hidden_size = to.width
     part.num_attention_heads = to.heads
+    _narrow_state_space(part, to)
+
+
+def _narrow_state_space(part: "PreTrainedConfig", to: "_Narrow") -> None:
     for count, size, expand in _STATE_SPACE:
         if all(_is_count(getattr(part, name, None)) for name in (count, size, expand)):
             setattr(part, size, to.head)
