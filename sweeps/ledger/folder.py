@@ -1,16 +1,21 @@
 """The sweep's folder: what is written, read back, kept and deleted. Reading needs neither Ray nor
 torch.
 
-sweep.yaml              the resolved configuration;  configurations/001.yaml ...: those that it has
-run with status.json             running | finished | interrupted | failed, and a heartbeat
-study.journal           the Optuna study base.json               which base model it is data/
-prepared splits and their manifest baseline.json           losses of the untuned model
-trials/<id>/trial.json  parameters;  outcome.json: how it ended;  attempt-<n>/step-<s>/: its
-evaluations baselines.json          other ways than fine-tuning;  baselines/SPLIT/NAME.npy,
-NAME.predictions.npy: of each row test.json               what the sealed test split gave, once
-there was a winner forgetting.json         loss on general text before and after, and how far
-predictions moved cost.json               what the sweep took winner/                 the
-checkpoint, its card, how to load it report.html
+- sweep.yaml: the resolved configuration; configurations/001.yaml ...: those that it has run with
+- status.json: running | finished | interrupted | failed, and a heartbeat
+- study.journal: the Optuna study
+- base.json: which base model it is
+- data/: prepared splits and their manifest
+- baseline.json: losses of the untuned model
+- trials/<id>/trial.json: parameters; outcome.json: how it ended; attempt-<n>/step-<s>/: its
+  evaluations
+- baselines.json: other ways than fine-tuning; baselines/SPLIT/NAME.npy, NAME.predictions.npy: of
+  each row
+- test.json: what the sealed test split gave, once there was a winner
+- forgetting.json: loss on general text before and after, and how far predictions moved
+- cost.json: what the sweep took
+- winner/: the checkpoint, its card, how to load it
+- report.html
 """
 
 import io
@@ -18,7 +23,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -30,6 +35,7 @@ from sweeps.ledger.leaderboard import (
     EarlierScoring,
     Forgetting,
     TestScores,
+    WinnerRow,
 )
 from sweeps.ledger.status import DEAD_AFTER_S, process_runs, process_start
 from sweeps.selection.config import SelectionConfig
@@ -76,6 +82,46 @@ class TrialState:
     points: list[Evaluation] = field(default_factory=list)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialBegun:
+    """trial.json."""
+
+    id: str
+    params: Mapping[str, object]
+    default: bool = False
+    finalist_of: str | None = None
+    started: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOutcome:
+    """outcome.json."""
+
+    status: str
+    reason: str | None
+    ended: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenStatus:
+    """status.json: the sweep's status, and the process that wrote it."""
+
+    status: str
+    ending: bool = False
+    """Whether the process was on its way to an orderly end."""
+    pid: int
+    began: str | None
+    host: str
+    time: float
+    elapsed_s: float
+
+    def holds(self) -> bool:
+        """Whether the process that wrote it still runs."""
+        if self.host == socket.gethostname():
+            return process_runs(self.pid, self.began)
+        return self.status == "running" and time.time() - self.time < DEAD_AFTER_S
+
+
 Written = TypeVar("Written")
 
 
@@ -111,22 +157,21 @@ class Ledger:
         """default: what one would train without a search; finalist_of: the trial that had this
         configuration first.
         """
-        self.store.write_json(
-            f"trials/{trial}/trial.json",
-            {
-                "id": trial,
-                "params": params,
-                "default": default,
-                "finalist_of": finalist_of,
-                "started": time.time(),
-            },
+        begun = TrialBegun(
+            id=trial,
+            params=params,
+            default=default,
+            finalist_of=finalist_of,
+            started=time.time(),
         )
+        self.store.write_json(f"trials/{trial}/trial.json", to_json(begun))
         self._trials[trial] = TrialState(params=params, default=default, finalist_of=finalist_of)
 
     def restate(self, trial: str, params: dict[str, object]) -> None:
         """Write the parameters of a trial anew, which say the same under another configuration."""
-        begun = self.store.read_json(f"trials/{trial}/trial.json")
-        self.store.write_json(f"trials/{trial}/trial.json", {**begun, "params": params})
+        file = f"trials/{trial}/trial.json"
+        begun = replace(self._whole(file, TrialBegun), params=params)
+        self.store.write_json(file, to_json(begun))
         self._trials[trial].params = params
 
     def record(self, trial: str, evaluation: Evaluation) -> bool:
@@ -140,10 +185,8 @@ class Ledger:
         return True
 
     def finish(self, trial: str, status: str, reason: str | None) -> None:
-        self.store.write_json(
-            f"trials/{trial}/outcome.json",
-            {"status": status, "reason": reason, "ended": time.time()},
-        )
+        outcome = TrialOutcome(status=status, reason=reason, ended=time.time())
+        self.store.write_json(f"trials/{trial}/outcome.json", to_json(outcome))
         state = self._trials[trial]
         state.status, state.reason = status, reason
 
@@ -207,31 +250,31 @@ class Ledger:
         for trial, names in by_trial.items():
             if f"trials/{trial}/trial.json" not in names:
                 continue
-            files = set(names)
-            with_checkpoint = {
-                name.split(f"/{CHECKPOINT}/")[0] for name in names if f"/{CHECKPOINT}/" in name
-            }
-            points = [
-                evaluation if folder in with_checkpoint else replace(evaluation, checkpoint=None)
-                for folder in evaluation_folders(self.store, trial, names)
-                for evaluation in [read_evaluation(self.store, folder)]
-            ]
-            outcome = f"trials/{trial}/outcome.json"
-            ended = (
-                self.store.read_json(outcome)
-                if outcome in files
-                else {"status": "running", "reason": None}
-            )
-            begun = self.store.read_json(f"trials/{trial}/trial.json")
-            self._trials[trial] = TrialState(
-                status=ended["status"],
-                params=begun["params"],
-                points=points,
-                reason=ended["reason"],
-                default=begun.get("default", False),
-                finalist_of=begun.get("finalist_of"),
-            )
+            self._trials[trial] = self._read_trial(trial, names)
         return self
+
+    def _read_trial(self, trial: str, names: Sequence[str]) -> TrialState:
+        """names: all files of the trial."""
+        with_checkpoint = {
+            name.split(f"/{CHECKPOINT}/")[0] for name in names if f"/{CHECKPOINT}/" in name
+        }
+        points = [
+            evaluation if folder in with_checkpoint else replace(evaluation, checkpoint=None)
+            for folder in evaluation_folders(self.store, trial, names)
+            for evaluation in [read_evaluation(self.store, folder)]
+        ]
+        begun = self._whole(f"trials/{trial}/trial.json", TrialBegun)
+        outcome, ended = f"trials/{trial}/outcome.json", None
+        if outcome in names:
+            ended = self._whole(outcome, TrialOutcome)
+        return TrialState(
+            status="running" if ended is None else ended.status,
+            params=begun.params,
+            points=points,
+            reason=None if ended is None else ended.reason,
+            default=begun.default,
+            finalist_of=begun.finalist_of,
+        )
 
     def losses(self, folder: str) -> np.ndarray | None:
         """Losses [G, 2] of an evaluation, or of a baseline (`baselines/SPLIT/NAME`): summed loss
@@ -277,34 +320,28 @@ class Ledger:
         """ending: the process that writes this is on its way to an orderly end, and may be killed
         before it comes there.
         """
-        self.store.write_json(
-            "status.json",
-            {
-                "status": status,
-                "ending": ending,
-                "pid": os.getpid(),
-                "began": process_start(os.getpid()),
-                "host": socket.gethostname(),
-                "time": time.time(),
-                "elapsed_s": elapsed_s,
-            },
+        written = WrittenStatus(
+            status=status,
+            ending=ending,
+            pid=os.getpid(),
+            began=process_start(os.getpid()),
+            host=socket.gethostname(),
+            time=time.time(),
+            elapsed_s=elapsed_s,
         )
+        self.store.write_json("status.json", to_json(written))
 
     def status(self) -> tuple[str, float]:
         """The sweep's status, and the seconds it has run. A sweep whose process is gone is
         `interrupted`, whatever it wrote last.
         """
-        if not self.store.exists("status.json"):
+        written = self._read("status.json", WrittenStatus)
+        if written is None:
             return "interrupted", 0.0
-        written = self.store.read_json("status.json")
-        status = written["status"]
-        if status == "running" or written.get("ending"):
-            if written["host"] == socket.gethostname():
-                alive = process_runs(written["pid"], written["began"])
-            else:
-                alive = status == "running" and time.time() - written["time"] < DEAD_AFTER_S
-            status = "running" if alive else "interrupted"
-        return status, written["elapsed_s"]
+        status = written.status
+        if status == "running" or written.ending:
+            status = "running" if written.holds() else "interrupted"
+        return status, written.elapsed_s
 
     def reference(self) -> Reference:
         """What not fine-tuning gives: the untuned model (measured by the first slot) and the label
@@ -412,7 +449,11 @@ class Ledger:
         """What the test split gave the winner; None when it was not scored, or for a checkpoint
         that won before.
         """
-        return _of_winner(self._read("test.json", TestScores), winner)
+        return _of_winner(self.scored_test(), winner)
+
+    def scored_test(self) -> TestScores | None:
+        """What the test split gave whichever winner it was scored for last."""
+        return self._read("test.json", TestScores)
 
     def forgetting_of(self, winner: Winner | None) -> Forgetting | None:
         """The same of what the winner has forgotten."""
@@ -420,16 +461,19 @@ class Ledger:
 
     def _read(self, name: str, kind: type[Written]) -> Written | None:
         """A file of the folder; None where it is not there."""
-        if not self.store.exists(name):
-            return None
+        return self._whole(name, kind) if self.store.exists(name) else None
+
+    def _whole(self, name: str, kind: type[Written]) -> Written:
         return from_json(kind, self.store.read_json(name), self.store.path(name))
+
+    def handed_over(self) -> WinnerRow | None:
+        """What `winner/` holds."""
+        return self._read(f"{WINNER}/winner.json", WinnerRow)
 
     def holds(self, trial: str, step: int) -> bool:
         """Whether `winner/` holds this checkpoint, and not one that won before."""
-        if not self.store.exists("winner/winner.json"):
-            return False
-        held = self.store.read_json("winner/winner.json")
-        return (held["trial"], held["step"]) == (trial, step)
+        held = self.handed_over()
+        return held is not None and (held.trial, held.step) == (trial, step)
 
     def select(
         self, config: SelectionConfig, reference: Reference | None = None
