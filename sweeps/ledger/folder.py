@@ -1,16 +1,21 @@
 """The sweep's folder: what is written, read back, kept and deleted. Reading needs neither Ray nor
 torch.
 
-sweep.yaml              the resolved configuration;  configurations/001.yaml ...: those that it has
-run with status.json             running | finished | interrupted | failed, and a heartbeat
-study.journal           the Optuna study base.json               which base model it is data/
-prepared splits and their manifest baseline.json           losses of the untuned model
-trials/<id>/trial.json  parameters;  outcome.json: how it ended;  attempt-<n>/step-<s>/: its
-evaluations baselines.json          other ways than fine-tuning;  baselines/SPLIT/NAME.npy,
-NAME.predictions.npy: of each row test.json               what the sealed test split gave, once
-there was a winner forgetting.json         loss on general text before and after, and how far
-predictions moved cost.json               what the sweep took winner/                 the
-checkpoint, its card, how to load it report.html
+- sweep.yaml: the resolved configuration; configurations/001.yaml ...: those that it has run with
+- status.json: running | finished | interrupted | failed, and a heartbeat
+- study.journal: the Optuna study
+- base.json: which base model it is
+- data/: prepared splits and their manifest
+- baseline.json: losses of the untuned model
+- trials/<id>/trial.json: parameters; outcome.json: how it ended; attempt-<n>/step-<s>/: its
+  evaluations
+- baselines.json: other ways than fine-tuning; baselines/SPLIT/NAME.npy, NAME.predictions.npy: of
+  each row
+- test.json: what the sealed test split gave, once there was a winner
+- forgetting.json: loss on general text before and after, and how far predictions moved
+- cost.json: what the sweep took
+- winner/: the checkpoint, its card, how to load it
+- report.html
 """
 
 import io
@@ -18,7 +23,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -30,6 +35,7 @@ from sweeps.ledger.leaderboard import (
     EarlierScoring,
     Forgetting,
     TestScores,
+    WinnerRow,
 )
 from sweeps.ledger.status import DEAD_AFTER_S, process_runs, process_start
 from sweeps.selection.config import SelectionConfig
@@ -76,12 +82,9 @@ class TrialState:
     points: list[Evaluation] = field(default_factory=list)
 
 
-Written = TypeVar("Written")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Begun:
-    """trials/<id>/trial.json"""
+class TrialBegun:
+    """trial.json."""
 
     id: str
     params: Mapping[str, object]
@@ -91,34 +94,35 @@ class Begun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """trials/<id>/outcome.json"""
+class TrialOutcome:
+    """outcome.json."""
 
     status: str
-    reason: str | None = None
+    reason: str | None
+    ended: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenStatus:
-    """status.json: how a sweep stood when its process last said so."""
+    """status.json: the sweep's status, and the process that wrote it."""
 
     status: str
     ending: bool = False
-    """The process is on its way to an orderly end, and may be killed before it comes there."""
+    """Whether the process was on its way to an orderly end."""
     pid: int
     began: str | None
-    """When the process began, so that another of the same number is not taken for it."""
     host: str
     time: float
     elapsed_s: float
 
+    def holds(self) -> bool:
+        """Whether the process that wrote it still runs."""
+        if self.host == socket.gethostname():
+            return process_runs(self.pid, self.began)
+        return self.status == "running" and time.time() - self.time < DEAD_AFTER_S
 
-@dataclass(frozen=True, kw_only=True)
-class HandedOver:
-    """winner/winner.json, as far as it says which checkpoint that is."""
 
-    trial: str
-    step: int
+Written = TypeVar("Written")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +149,7 @@ class Ledger:
     def begin(
         self,
         trial: str,
-        params: Mapping[str, object],
+        params: dict[str, object],
         *,
         default: bool = False,
         finalist_of: str | None = None,
@@ -153,18 +157,21 @@ class Ledger:
         """default: what one would train without a search; finalist_of: the trial that had this
         configuration first.
         """
-        begun = Begun(
-            id=trial, params=params, default=default, finalist_of=finalist_of, started=time.time()
+        begun = TrialBegun(
+            id=trial,
+            params=params,
+            default=default,
+            finalist_of=finalist_of,
+            started=time.time(),
         )
         self.store.write_json(f"trials/{trial}/trial.json", to_json(begun))
         self._trials[trial] = TrialState(params=params, default=default, finalist_of=finalist_of)
 
-    def restate(self, trial: str, params: Mapping[str, object]) -> None:
+    def restate(self, trial: str, params: dict[str, object]) -> None:
         """Write the parameters of a trial anew, which say the same under another configuration."""
-        begun = self._read(f"trials/{trial}/trial.json", Begun)
-        assert begun is not None, "a trial that the ledger knows has begun"
-        restated = replace(begun, params=params)
-        self.store.write_json(f"trials/{trial}/trial.json", to_json(restated))
+        file = f"trials/{trial}/trial.json"
+        begun = replace(self._whole(file, TrialBegun), params=params)
+        self.store.write_json(file, to_json(begun))
         self._trials[trial].params = params
 
     def record(self, trial: str, evaluation: Evaluation) -> bool:
@@ -178,10 +185,8 @@ class Ledger:
         return True
 
     def finish(self, trial: str, status: str, reason: str | None) -> None:
-        self.store.write_json(
-            f"trials/{trial}/outcome.json",
-            {"status": status, "reason": reason, "ended": time.time()},
-        )
+        outcome = TrialOutcome(status=status, reason=reason, ended=time.time())
+        self.store.write_json(f"trials/{trial}/outcome.json", to_json(outcome))
         state = self._trials[trial]
         state.status, state.reason = status, reason
 
@@ -243,22 +248,25 @@ class Ledger:
             by_trial.setdefault(name.split("/")[1], []).append(name)
         self._trials = {}
         for trial, names in by_trial.items():
-            if f"trials/{trial}/trial.json" in names:
-                self._trials[trial] = self._load_trial(trial, names)
+            if f"trials/{trial}/trial.json" not in names:
+                continue
+            self._trials[trial] = self._read_trial(trial, names)
         return self
 
-    def _load_trial(self, trial: str, names: list[str]) -> TrialState:
-        """From its files `names`."""
-        begun = self._read(f"trials/{trial}/trial.json", Begun)
-        assert begun is not None, "whoever calls this has seen the file"
-        outcome = f"trials/{trial}/outcome.json"
-        ended = self._read(outcome, Ended) if outcome in set(names) else None
-        kept = {name.split(f"/{CHECKPOINT}/")[0] for name in names if f"/{CHECKPOINT}/" in name}
+    def _read_trial(self, trial: str, names: Sequence[str]) -> TrialState:
+        """names: all files of the trial."""
+        with_checkpoint = {
+            name.split(f"/{CHECKPOINT}/")[0] for name in names if f"/{CHECKPOINT}/" in name
+        }
         points = [
-            evaluation if evaluation.folder in kept else replace(evaluation, checkpoint=None)
+            evaluation if folder in with_checkpoint else replace(evaluation, checkpoint=None)
             for folder in evaluation_folders(self.store, trial, names)
-            for evaluation in [replace(read_evaluation(self.store, folder), folder=folder)]
+            for evaluation in [read_evaluation(self.store, folder)]
         ]
+        begun = self._whole(f"trials/{trial}/trial.json", TrialBegun)
+        outcome, ended = f"trials/{trial}/outcome.json", None
+        if outcome in names:
+            ended = self._whole(outcome, TrialOutcome)
         return TrialState(
             status="running" if ended is None else ended.status,
             params=begun.params,
@@ -312,7 +320,7 @@ class Ledger:
         """ending: the process that writes this is on its way to an orderly end, and may be killed
         before it comes there.
         """
-        status_now = WrittenStatus(
+        written = WrittenStatus(
             status=status,
             ending=ending,
             pid=os.getpid(),
@@ -321,7 +329,7 @@ class Ledger:
             time=time.time(),
             elapsed_s=elapsed_s,
         )
-        self.store.write_json("status.json", to_json(status_now))
+        self.store.write_json("status.json", to_json(written))
 
     def status(self) -> tuple[str, float]:
         """The sweep's status, and the seconds it has run. A sweep whose process is gone is
@@ -332,11 +340,7 @@ class Ledger:
             return "interrupted", 0.0
         status = written.status
         if status == "running" or written.ending:
-            if written.host == socket.gethostname():
-                alive = process_runs(written.pid, written.began)
-            else:
-                alive = status == "running" and time.time() - written.time < DEAD_AFTER_S
-            status = "running" if alive else "interrupted"
+            status = "running" if written.holds() else "interrupted"
         return status, written.elapsed_s
 
     def reference(self) -> Reference:
@@ -445,7 +449,11 @@ class Ledger:
         """What the test split gave the winner; None when it was not scored, or for a checkpoint
         that won before.
         """
-        return _of_winner(self._read("test.json", TestScores), winner)
+        return _of_winner(self.scored_test(), winner)
+
+    def scored_test(self) -> TestScores | None:
+        """What the test split gave whichever winner it was scored for last."""
+        return self._read("test.json", TestScores)
 
     def forgetting_of(self, winner: Winner | None) -> Forgetting | None:
         """The same of what the winner has forgotten."""
@@ -453,13 +461,18 @@ class Ledger:
 
     def _read(self, name: str, kind: type[Written]) -> Written | None:
         """A file of the folder; None where it is not there."""
-        if not self.store.exists(name):
-            return None
+        return self._whole(name, kind) if self.store.exists(name) else None
+
+    def _whole(self, name: str, kind: type[Written]) -> Written:
         return from_json(kind, self.store.read_json(name), self.store.path(name))
+
+    def handed_over(self) -> WinnerRow | None:
+        """What `winner/` holds."""
+        return self._read(f"{WINNER}/winner.json", WinnerRow)
 
     def holds(self, trial: str, step: int) -> bool:
         """Whether `winner/` holds this checkpoint, and not one that won before."""
-        held = self._read("winner/winner.json", HandedOver)
+        held = self.handed_over()
         return held is not None and (held.trial, held.step) == (trial, step)
 
     def select(

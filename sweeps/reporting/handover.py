@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import WINNER, Ledger
@@ -49,7 +48,7 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
 
 
 def trained_base(
-    config: SweepConfig, params: Mapping[str, Any], manifest: Manifest, pad_token_id: int
+    config: SweepConfig, params: Mapping[str, object], manifest: Manifest, pad_token_id: int
 ) -> BaseSpec:
     """The base of a trial with these parameters, on this machine."""
     import torch

@@ -2,30 +2,40 @@
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sweeps.config.schema import SweepConfig
-from sweeps.ledger.folder import Ledger
+from sweeps.ledger.folder import WINNER, Ledger
+from sweeps.ledger.leaderboard import WinnerRow
 from sweeps.reporting.handover import relative_name, trained_base
+from sweeps.selection.curves import Curve
 from sweeps.selection.ranking import final_ranking
 from trainables.data.arrow import split_fingerprint
+from trainables.data.manifest import Manifest
 from trainables.data.sources import source_fingerprint
 from trainables.errors import InputError
+from trainables.evaluation.record import Evaluation, Score
 from trainables.models.checkpoint import load_checkpoint
 from trainables.models.files import fingerprint, load_tokenizer, pad_token_of, quiet
 from trainables.storage.checkpoints import read_evaluation
 from trainables.tasks import TASKS
 
+if TYPE_CHECKING:
+    import torch
+
+Reported = dict[str, dict[str, float]]
+"""Loss and metrics, by split."""
+
 TOLERANCE = 1e-5  # relative, CPU in float32
 
 # relative: bfloat16 or 4-bit arithmetic, or another device than the one that trained
-
 LOW_PRECISION_TOLERANCE = 2e-2
+MAX_TOKENS = 16384  # of a micro-batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,107 +66,161 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
     """
     import torch
 
-    from trainables.data.prepare import open_split
-    from trainables.engine.scoring import evaluate_model
-
     quiet()
-    store = ledger.store
-    if not store.exists("winner/winner.json"):
+    winner = ledger.handed_over()
+    if winner is None:
         raise InputError(
-            f"{store.path('')}: there is no winner to verify; the sweep has not ended, or nothing"
-            " could win"
+            f"{ledger.store.path('')}: there is no winner to verify; the sweep has not ended, or"
+            " nothing could win"
         )
-    winner = store.read_json("winner/winner.json")
-    device, task = torch.device("cuda" if torch.cuda.is_available() else "cpu"), TASKS[config.task]
-    manifest = ledger.manifest()
-    pad_token_id = pad_token_of(load_tokenizer(config.model))
-    exact = (
-        device.type == "cpu"
-        and config.train.precision != "bfloat16"
-        and config.model.dtype in ("auto", "float32")
-    )
-    checks: list[Check] = []
     with tempfile.TemporaryDirectory() as scratch:
-        data = store.fetch("data", Path(scratch))
-
-        def check(
-            name: str, folder: str, params: Mapping[str, Any], reported: dict[str, dict[str, float]]
-        ) -> None:
-            spec = trained_base(config, params, manifest, pad_token_id)
-            model = load_checkpoint(store.fetch(folder, Path(scratch)), spec, device)
-            for split_name, numbers in reported.items():
-                split = open_split(data, split_name)
-                found = evaluate_model(
-                    model, task, split, np.arange(len(split)), pad_token_id, 16384, device
-                )
-                measured = {"loss": found.loss, **task.metrics(*found.columns)}
-                tolerance = (
-                    TOLERANCE if exact and spec.quantisation == "none" else LOW_PRECISION_TOLERANCE
-                )
-                checks.append(
-                    Check(
-                        what=f"{name}, {split_name}",
-                        reported=numbers,
-                        measured=measured,
-                        tolerance=tolerance,
-                    )
-                )
-
-        reported = {"validation": _reported(ledger, winner["checkpoint"])}
-        test = store.read_json("test.json") if store.exists("test.json") else None
-        if test is not None and (test["trial"], test["step"]) == (winner["trial"], winner["step"]):
-            score = test["scores"]["winner"]
-            reported["test"] = {"loss": score["loss"], **score["metrics"]}
-        check(f"the winner, {winner['trial']}", "winner", winner["params"], reported)
-        finals = final_ranking(ledger.curves(), config.selection)
-        again = {trial for final in finals for trial in final.seeds} - {winner["trial"]}
-        for curve in ledger.curves():
-            kept = [p.checkpoint for p in curve.points if p.checkpoint is not None]
-            if curve.id in again and kept:
-                check(
-                    f"finalist {curve.id}",
-                    relative_name(ledger, kept[-1]),
-                    curve.params,
-                    {"validation": _reported(ledger, kept[-1])},
-                )
+        again = _Reevaluation(
+            ledger=ledger,
+            config=config,
+            manifest=ledger.manifest(),
+            pad_token_id=pad_token_of(load_tokenizer(config.model)),
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            scratch=Path(scratch),
+            data=ledger.store.fetch("data", Path(scratch)),
+        )
+        reported = _reported_of_winner(ledger, winner)
+        name = f"the winner, {winner.trial}"
+        checks = again.checks(name, WINNER, winner.params, reported)
+        for curve, checkpoint in _finalists(ledger, config, winner):
+            folder = relative_name(ledger, checkpoint)
+            reported = {"validation": _reported(ledger, checkpoint)}
+            checks += again.checks(f"finalist {curve.id}", folder, curve.params, reported)
     return checks
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reevaluation:
+    """With what checkpoints are loaded and evaluated once more."""
+
+    ledger: Ledger
+    config: SweepConfig
+    manifest: Manifest
+    pad_token_id: int
+    device: "torch.device"
+    scratch: Path
+    data: Path
+
+    def checks(
+        self, name: str, folder: str, params: Mapping[str, object], reported: Reported
+    ) -> list[Check]:
+        """Of the checkpoint in `folder`, on each split that it was reported of."""
+        from trainables.data.prepare import open_split
+        from trainables.engine.scoring import evaluate_model
+
+        task, pad_token_id = TASKS[self.config.task], self.pad_token_id
+        spec = trained_base(self.config, params, self.manifest, pad_token_id)
+        fetched = self.ledger.store.fetch(folder, self.scratch)
+        model = load_checkpoint(fetched, spec, self.device)
+        exact = spec.quantisation == "none" and self._is_exact
+        checks = []
+        for split_name, numbers in reported.items():
+            split = open_split(self.data, split_name)
+            found = evaluate_model(
+                model, task, split, np.arange(len(split)), pad_token_id, MAX_TOKENS, self.device
+            )
+            checks.append(
+                Check(
+                    what=f"{name}, {split_name}",
+                    reported=numbers,
+                    measured={"loss": found.loss, **task.metrics(*found.columns)},
+                    tolerance=TOLERANCE if exact else LOW_PRECISION_TOLERANCE,
+                )
+            )
+        return checks
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether training and this evaluation both compute in float32 on a CPU."""
+        return (
+            self.device.type == "cpu"
+            and self.config.train.precision != "bfloat16"
+            and self.config.model.dtype in ("auto", "float32")
+        )
+
+
+def _finalists(
+    ledger: Ledger, config: SweepConfig, winner: WinnerRow
+) -> Iterator[tuple[Curve, str]]:
+    """The new seeds beside the winner, each with the checkpoint that is kept of it."""
+    finals = final_ranking(ledger.curves(), config.selection)
+    again = {trial for final in finals for trial in final.seeds} - {winner.trial}
+    for curve in ledger.curves():
+        kept = [p.checkpoint for p in curve.points if p.checkpoint is not None]
+        if curve.id in again and kept:
+            yield curve, kept[-1]
 
 
 def altered(ledger: Ledger, config: SweepConfig) -> list[str]:
     """What is no longer as it was when the sweep began, in words: prepared data, the files that
     they came from where those are still here, and the files of the base model.
     """
-    found = []
     manifest = ledger.manifest()
+    return [
+        *_altered_splits(ledger, manifest),
+        *_altered_sources(manifest),
+        *_altered_base(ledger, config),
+    ]
+
+
+def _altered_splits(ledger: Ledger, manifest: Manifest) -> list[str]:
+    described = {
+        name: split.fingerprint for name, split in manifest.splits.items() if split.fingerprint
+    }
+    if (test := ledger.scored_test()) is not None:
+        described["test"] = test.summary.fingerprint
     with tempfile.TemporaryDirectory() as scratch:
         data = ledger.store.fetch("data", Path(scratch))
-        described = {
-            name: split.fingerprint for name, split in manifest.splits.items() if split.fingerprint
-        }
-        if ledger.store.exists("test.json"):
-            described["test"] = ledger.store.read_json("test.json")["split"]["fingerprint"]
-        for name, expected in described.items():
-            if split_fingerprint(data / f"{name}.arrow") != expected:
-                found.append(f"data/{name}.arrow is not what the sweep prepared")
-    for name, source in manifest.sources.items():
-        now = source_fingerprint(source.source)
-        if now is not None and now != source.sha256:
-            found.append(f"data.{name}: {source.source} is no longer the file that the sweep read")
-    if ledger.store.exists("base.json"):
-        before, now = ledger.store.read_json("base.json"), fingerprint(config.model)
-        changed = sorted(
-            name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
-        )
-        if changed:
-            found.append(
-                f"the base model {config.model.name} has changed: {', '.join(changed[:3])}"
-            )
-    return found
+        return [
+            f"data/{name}.arrow is not what the sweep prepared"
+            for name, expected in described.items()
+            if split_fingerprint(data / f"{name}.arrow") != expected
+        ]
+
+
+def _altered_sources(manifest: Manifest) -> list[str]:
+    """Those that are no longer here cannot be compared."""
+    return [
+        f"data.{name}: {source.source} is no longer the file that the sweep read"
+        for name, source in manifest.sources.items()
+        if source_fingerprint(source.source) not in (None, source.sha256)
+    ]
+
+
+def _altered_base(ledger: Ledger, config: SweepConfig) -> list[str]:
+    if not ledger.store.exists("base.json"):
+        return []
+    before, now = ledger.store.read_json("base.json"), fingerprint(config.model)
+    changed = sorted(
+        name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
+    )
+    if not changed:
+        return []
+    return [f"the base model {config.model.name} has changed: {', '.join(changed[:3])}"]
+
+
+def _reported_of_winner(ledger: Ledger, winner: WinnerRow) -> Reported:
+    """On validation and, where this very checkpoint was scored there, on test."""
+    assert winner.checkpoint is not None, "what is handed over has a checkpoint"
+    reported: Reported = {"validation": _reported(ledger, winner.checkpoint)}
+    test = ledger.scored_test()
+    if test is not None and (test.trial, test.step) == (winner.trial, winner.step):
+        reported["test"] = _finite(test.scores["winner"])
+    return reported
+
+
+def _finite(found: Evaluation | Score) -> dict[str, float]:
+    """Loss and metrics that are numbers."""
+    loss = found.val_loss if isinstance(found, Evaluation) else found.loss
+    numbers = {"loss": loss, **found.metrics}
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 def _reported(ledger: Ledger, checkpoint: str) -> dict[str, float]:
     """The evaluation as the slot wrote it when it saved the checkpoint."""
     folder = relative_name(ledger, checkpoint).removesuffix("/checkpoint")
-    evaluation = read_evaluation(ledger.store, folder)
-    found = {"loss": evaluation.val_loss, **evaluation.metrics}
-    return {name: value for name, value in found.items() if value is not None}
+    return _finite(read_evaluation(ledger.store, folder))

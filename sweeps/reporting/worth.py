@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from sweeps.ledger.leaderboard import Leaderboard, SplitName, WinnerRow, Worth
+from sweeps.ledger.leaderboard import Leaderboard, SplitName, TrialRow, WinnerRow, Worth
 from sweeps.reporting.metrics import disagreements, hardly_answered, lowest
 from sweeps.selection.statistics import MIN_UNITS, gain_interval
 
@@ -70,8 +70,8 @@ def worth(board: Leaderboard, losses: Losses) -> Worth | None:
 
 def _on_deciding_split(board: Leaderboard, winner: WinnerRow) -> _Compared | None:
     """On the test split where that was scored; None where there is nothing to compare."""
-    if "winner" in board.scores:
-        split, folder, own = "test", "baselines/test/winner", board.scores["winner"].loss
+    if (scored := board.scores.get("winner")) is not None:
+        split, folder, own = "test", "baselines/test/winner", scored.loss
         measured = {
             name: score.loss
             for name, score in board.scores.items()
@@ -207,9 +207,16 @@ def _searched(board: Leaderboard, winner: WinnerRow, losses: Losses) -> str:
         return f"The search found nothing better than the default configuration, {default.id}."
     if not default.may_win:
         return f"The default configuration, {default.id}, gave no checkpoint that may win."
-    if "default" in board.scores:  # of the validation rows the search has made use
+    return _against_default(board, winner, default, losses)
+
+
+def _against_default(
+    board: Leaderboard, winner: WinnerRow, default: TrialRow, losses: Losses
+) -> str:
+    """On the test split where that was scored: of the validation rows the search has made use."""
+    if (scored := board.scores.get("default")) is not None:
         split: SplitName = "test"
-        own, other = board.scores["winner"].loss, board.scores["default"].loss
+        own, other = board.scores["winner"].loss, scored.loss
         folders = "baselines/test/winner", "baselines/test/default"
     else:
         best, split = lowest(default.may_win), "validation"
