@@ -46,7 +46,7 @@ def _digest(batch: pa.RecordBatch) -> str:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         digest.update(f"{name} {column.type} {len(column)}\n".encode())
         for array in _arrays(column):
-            digest.update(array)
+            digest.update(array.data)
     return digest.hexdigest()
 
 

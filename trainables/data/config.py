@@ -52,6 +52,13 @@ class DataConfig:
     """
 
     def __post_init__(self) -> None:
+        self._check_shares()
+        if self.max_length is not None and self.max_length < 2:
+            raise InputError(f"data.max_length: must be at least 2 tokens, got {self.max_length}")
+        if self.rows is not None and self.rows < 1:
+            raise InputError(f"data.rows: must be at least 1, got {self.rows}")
+
+    def _check_shares(self) -> None:
         shares = {
             name: value
             for name, value in (("validation", self.validation), ("test", self.test))
@@ -68,7 +75,3 @@ class DataConfig:
             raise InputError(
                 f"data.validation + data.test: shares must leave rows for train, got {got}"
             )
-        if self.max_length is not None and self.max_length < 2:
-            raise InputError(f"data.max_length: must be at least 2 tokens, got {self.max_length}")
-        if self.rows is not None and self.rows < 1:
-            raise InputError(f"data.rows: must be at least 1, got {self.rows}")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from trainables.tasks.causal_lm.format import Documents, cut_tail, draw_blocks
 from trainables.tasks.classification.format import sorted_labels
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from trainables.storage.records import Json
 
@@ -423,15 +423,13 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of what the tokenizer does: its vocabulary, rules and chat template, not the
     truncation that its last call left behind.
     """
+    own: dict[str, Json]
     if tokenizer.is_fast:
-        content = {
-            **json.loads(tokenizer.backend_tokenizer.to_str()),
-            "truncation": None,
-            "padding": None,
-        }
+        rules = cast("PreTrainedTokenizerFast", tokenizer).backend_tokenizer.to_str()
+        own = {**json.loads(rules), "truncation": None, "padding": None}
     else:
-        content = {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
-    content["chat_template"] = tokenizer.chat_template
+        own = {"vocabulary": {**tokenizer.get_vocab()}, "class": type(tokenizer).__name__}
+    content = {**own, "chat_template": tokenizer.chat_template}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

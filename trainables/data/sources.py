@@ -6,10 +6,9 @@ import io
 import json
 import sys
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trainables.data.config import DataConfig
 from trainables.errors import InputError, did_you_mean
@@ -25,7 +24,7 @@ class Table:
     """Setting that named the source: `data.train`, `data.validation` or `data.test`."""
     name: str
     """The source as the user wrote it."""
-    rows: list[dict[str, Any]]
+    rows: Sequence[Mapping[str, object]]
     fingerprint: str
     """SHA-256 of the file's bytes; for a hub dataset, of its rows."""
     is_document: bool = False
@@ -44,7 +43,7 @@ class Table:
         """All columns, in the order in which they first appear."""
         return list(dict.fromkeys(column for row in self.rows for column in row))
 
-    def column(self, column: str, setting: str) -> list[Any]:
+    def column(self, column: str, setting: str) -> list[object]:
         """The values of `column` [rows]. Raises InputError, naming `setting`, where the table or
         one of its rows lacks it.
         """
@@ -64,13 +63,14 @@ class Table:
 
     def texts(self, column: str, setting: str) -> list[str]:
         """Like `column`, and every value is a string with something in it."""
-        texts = self.column(column, setting)
-        for index, text in enumerate(texts):
+        texts = []
+        for index, text in enumerate(self.column(column, setting)):
             if not isinstance(text, str):
                 raise self.error(
                     index, f"{column!r} must be text, got {type(text).__name__} {shorten(text)}"
                 )
             self.check_text(index, text, repr(column))
+            texts.append(text)
         return texts
 
     def check_text(self, index: int, text: str, where: str) -> None:
@@ -88,11 +88,15 @@ class Table:
             ) from None
 
 
-def is_missing(value: Any) -> bool:
+Reader = Callable[[bytes, str, str], Table]
+"""Of a file's content, the setting that named it and the name that the user wrote."""
+
+
+def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-def shorten(value: Any, characters: int = 60) -> str:
+def shorten(value: object, characters: int = 60) -> str:
     """`value` as it would be written in Python, on one line and cut."""
     text = repr(value)
     return text if len(text) <= characters else text[: characters - 1] + "…"
@@ -108,7 +112,7 @@ def check_sources(data: DataConfig) -> None:
             _reader(source, f"data.{key}")
 
 
-def _reader(source: str, key: str) -> Any:
+def _reader(source: str, key: str) -> Reader:
     path = Path(source).expanduser()
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -170,14 +174,14 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _separated(delimiter: str) -> Callable[[bytes, str, str], Table]:
+def _separated(delimiter: str) -> Reader:
     def read(content: bytes, key: str, name: str) -> Table:
         text = _decode(content, key, name)
         limit = csv.field_size_limit(
             sys.maxsize
         )  # its default, 131,072 characters, refuses long documents
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         try:
-            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
             header = next(reader)
             if len(set(header)) < len(header):
                 raise InputError(
@@ -257,7 +261,7 @@ def _read_document(content: bytes, key: str, name: str) -> Table:
     )
 
 
-READERS: dict[str, Callable[[bytes, str, str], Table]] = {
+READERS: dict[str, Reader] = {
     ".csv": _separated(","),
     ".tsv": _separated("\t"),
     ".jsonl": _read_jsonl,
@@ -271,6 +275,7 @@ HUB_OPTIONS = ("split", "config", "revision")
 
 def _read_hub(source: str, key: str) -> Table:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     name, _, query = source.removeprefix("hf:").partition("?")
     options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
@@ -285,7 +290,7 @@ def _read_hub(source: str, key: str) -> Table:
         dataset = datasets.load_dataset(
             name, options.get("config"), split=split, revision=options.get("revision")
         )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         # Hub, network, cache, the dataset's own layout: each fails in its own way, and the user can
         # mend each.
         raise InputError(

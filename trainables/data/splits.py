@@ -1,7 +1,8 @@
 """Which rows are for training, for validation and for the test: disjoint, stratified, seeded."""
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from trainables.data.records import Record
 from trainables.data.sources import shorten
@@ -22,50 +23,83 @@ def split_by_share(records: list[Record], shares: dict[str, float], seed: int) -
     the others evenly.
     """
     shares = {"train": 1.0 - sum(shares.values()), **shares}
-    for label, count in Counter(record.label for record in records).items():
-        if count == 1 and label is not None:
-            raise InputError(
-                f"data.label: {shorten(label)} has a single row, too few to be both in train and in"
-                f" {' or '.join(list(shares)[1:])}; leave it out, or give data.validation as a file"
-            )
+    _check_single_rows(records, list(shares)[1:])
     units: dict[object, list[int]] = defaultdict(list)
     for i, record in enumerate(records):
         units[record.key if record.group is None else record.group].append(i)
     members = list(units.values())
-    weights: list[Counter] = [Counter() for _ in members]  # of each label
-    totals: Counter = Counter()
-    for unit, weight in zip(members, weights, strict=True):
-        for i in unit:
-            weight[records[i].label] += records[i].weight
-        totals.update(weight)
-    sizes = [sum(weight.values()) for weight in weights]
-    whole = sum(sizes)
-    have: dict[str, Counter] = {name: Counter() for name in shares}
-    filled = dict.fromkeys(shares, 0)
+    weights = [_weights(records[i] for i in unit) for unit in members]
+    sizes = [weight.total() for weight in weights]
+    fillings = _fillings(shares, weights)
     chosen: dict[str, list[int]] = {name: [] for name in shares}
-
-    def added_distance(name: str, unit: int) -> float:
-        """How much the unit lengthens the distance of the split from its share of every label and
-        of the whole.
-        """
-        share, size = shares[name], sizes[unit]
-        by_label = sum(
-            weight
-            * (weight + 2 * (have[name][label] - share * totals[label]))
-            / (share * totals[label])
-            for label, weight in weights[unit].items()
-        )
-        return by_label + size * (size + 2 * (filled[name] - share * whole)) / (share * whole)
-
     order = stream("split", seed).permutation(len(members)).tolist()
     for unit in sorted(
         order, key=lambda unit: -sizes[unit].bit_length()
     ):  # stable: random among units of like size
-        name = min(shares, key=lambda name, unit=unit: added_distance(name, unit))
-        have[name].update(weights[unit])
-        filled[name] += sizes[unit]
+        weight = weights[unit]
+        name = min(shares, key=lambda name, weight=weight: fillings[name].added_distance(weight))
+        fillings[name].add(weight)
         chosen[name] += members[unit]
     return {name: [records[i] for i in sorted(indices)] for name, indices in chosen.items()}
+
+
+def _check_single_rows(records: list[Record], others: list[str]) -> None:
+    """Raise InputError where a label has one row only."""
+    for label, count in Counter(record.label for record in records).items():
+        if count == 1 and label is not None:
+            raise InputError(
+                f"data.label: {shorten(label)} has a single row, too few to be both in train and in"
+                f" {' or '.join(others)}; leave it out, or give data.validation as a file"
+            )
+
+
+def _weights(records: Iterable[Record]) -> Counter[str | None]:
+    """Of each label."""
+    weights: Counter[str | None] = Counter()
+    for record in records:
+        weights[record.label] += record.weight
+    return weights
+
+
+@dataclass(kw_only=True)
+class _Filling:
+    """A split that is being filled: weights of each label."""
+
+    due: dict[str | None, float]
+    """What it should have in the end."""
+    whole: float
+    """And of all labels together."""
+    have: Counter[str | None] = field(default_factory=Counter)
+    filled: int = 0
+    """All that it has."""
+
+    def added_distance(self, unit: Counter[str | None]) -> float:
+        """How much the unit lengthens the distance of the split from its share of every label and
+        of the whole.
+        """
+        by_label = sum(
+            weight * (weight + 2 * (self.have[label] - self.due[label])) / self.due[label]
+            for label, weight in unit.items()
+        )
+        size = unit.total()
+        return by_label + size * (size + 2 * (self.filled - self.whole)) / self.whole
+
+    def add(self, unit: Counter[str | None]) -> None:
+        self.have.update(unit)
+        self.filled += unit.total()
+
+
+def _fillings(shares: dict[str, float], units: list[Counter[str | None]]) -> dict[str, _Filling]:
+    totals: Counter[str | None] = Counter()
+    for unit in units:
+        totals.update(unit)
+    return {
+        name: _Filling(
+            due={label: share * total for label, total in totals.items()},
+            whole=share * totals.total(),
+        )
+        for name, share in shares.items()
+    }
 
 
 def draw_rows(records: list[Record], rows: int, seed: int) -> list[Record]:
@@ -103,39 +137,53 @@ def separate(splits: Splits, duplicates: str) -> tuple[Splits, Duplicates]:
     split) is always an error.
     """
     names = [name for name in ("test", "validation", "train") if name in splits]
+    _check_groups(splits, names)
+    kept: Splits = {}
+    for name in names:
+        if duplicates == "error":
+            _check_rows(name, splits[name], kept)
+        elsewhere = {r.key for other in kept for r in kept[other]}
+        kept[name] = [r for r in splits[name] if r.key not in elsewhere]
+    return {name: kept[name] for name in splits}, Duplicates(
+        dropped={name: len(splits[name]) - len(kept[name]) for name in splits},
+        inside={name: len(kept[name]) - len({r.key for r in kept[name]}) for name in splits},
+        two_labels=_texts_with_two_labels(kept),
+    )
+
+
+def _texts_with_two_labels(splits: Splits) -> int:
+    labels_of = defaultdict(set)
+    for records in splits.values():
+        for r in records:
+            labels_of[r.key].add(r.label)
+    return sum(len(labels) > 1 for labels in labels_of.values())
+
+
+def _check_groups(splits: Splits, names: list[str]) -> None:
+    """Raise InputError where a group is in two of the splits."""
+    groups = {name: {r.group for r in splits[name] if r.group is not None} for name in names}
     for i, name in enumerate(names):
         for other in names[:i]:
-            shared = {r.group for r in splits[name]} & {r.group for r in splits[other]} - {None}
+            shared = groups[name] & groups[other]
             if shared:
                 raise InputError(
                     f"data.group: {len(shared)} group(s) are in both {name} and {other}, such as "
                     f"{_examples(sorted(shared))}; rows of one group must be in one split"
                 )
-    kept: Splits = {}
-    dropped = {}
-    for name in names:
-        for other in kept:
-            keys = {r.key for r in kept[other]}
-            shared_rows = [r for r in splits[name] if r.key in keys]
-            if shared_rows and duplicates == "error":
-                raise InputError(
-                    f"data.duplicates: {len(shared_rows)} row(s) of {name} are also in {other}"
-                    " (case and white space ignored), such as"
-                    f" {_examples([r.shown for r in shared_rows])}; remove them, or set"
-                    f" data.duplicates=drop to leave them out of {name}"
-                )
-        elsewhere = {r.key for other in kept for r in kept[other]}
-        kept[name] = [r for r in splits[name] if r.key not in elsewhere]
-        dropped[name] = len(splits[name]) - len(kept[name])
-    labels_of = defaultdict(set)
-    for rows in kept.values():
-        for r in rows:
-            labels_of[r.key].add(r.label)
-    return {name: kept[name] for name in splits}, Duplicates(
-        dropped={name: dropped[name] for name in splits},
-        inside={name: len(kept[name]) - len({r.key for r in kept[name]}) for name in splits},
-        two_labels=sum(len(labels) > 1 for labels in labels_of.values()),
-    )
+
+
+def _check_rows(name: str, records: list[Record], kept: Splits) -> None:
+    """Raise InputError where a row of the split `name` is in one of `kept`."""
+    for other in kept:
+        keys = {r.key for r in kept[other]}
+        shared = [r for r in records if r.key in keys]
+        if shared:
+            raise InputError(
+                f"data.duplicates: {len(shared)} row(s) of {name} are also in {other}"
+                " (case and white space ignored), such as"
+                f" {_examples([r.shown for r in shared])}; remove them, or set"
+                f" data.duplicates=drop to leave them out of {name}"
+            )
 
 
 def _examples(texts: list[str]) -> str:
@@ -146,7 +194,7 @@ def check_labels(splits: Splits) -> None:
     """Raise InputError unless train has at least two classes and every class that the other splits
     have.
     """
-    counts = Counter(r.label for r in splits["train"])
+    counts = Counter(r.label for r in splits["train"] if r.label is not None)
     if len(counts) < 2:
         raise InputError(
             f"data.label: all {len(splits['train'])} rows of train have the same label,"

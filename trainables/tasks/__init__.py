@@ -15,6 +15,7 @@ from trainables.tasks.instruction.task import Instruction
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Linear
 
 
 class Task(Protocol):
@@ -42,7 +43,7 @@ class Task(Protocol):
         ...
 
     def row_losses(
-        self, logits: Tensor, labels: Tensor, output: Any = None
+        self, logits: Tensor, labels: Tensor, output: Linear | None = None
     ) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of each row, summed over its targets, in float32 or wider [B],
         and its targets int64 [B].

@@ -1,7 +1,7 @@
 """Rows of causal_lm: documents, cut into blocks of tokens."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from trainables.data.records import (
 from trainables.data.sources import Table
 from trainables.errors import InputError
 from trainables.streams import stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Documents:
@@ -46,22 +49,16 @@ class Documents:
             for i, (text, group, part) in enumerate(zip(texts, *parts, strict=True))
         ]
 
-    def encode(self, records: list[Record], tokenizer: Any, encoding: Encoding) -> Encoded:
+    def encode(
+        self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+    ) -> Encoded:
         """Each document begins with what the tokenizer puts before a text and ends with its
         end-of-sequence token, if it has one.
 
         A block is max_length consecutive tokens; what is left of a document is a shorter block, or
         dropped where it is a single token, which predicts nothing.
         """
-        eos = tokenizer.eos_token_id
-        documents = []
-        for batch in batched(records, 100):
-            for ids in tokenizer(
-                [r.value["text"] for r in batch], return_attention_mask=False, verbose=False
-            )["input_ids"]:
-                if eos is not None and (not ids or ids[-1] != eos):
-                    ids.append(eos)
-                documents.append(np.array(ids, dtype=np.int32))
+        documents = _tokenise(records, tokenizer)
         starts = np.zeros(1, dtype=np.int64)  # of documents, in tokens of what is cut into blocks
         if encoding.cross_documents:
             starts = np.cumsum([0, *(len(ids) for ids in documents[:-1])])
@@ -80,6 +77,17 @@ class Documents:
             origin=np.array([number for number, _ in kept], dtype=np.int64),
             dropped=len(blocks) - len(kept),
         )
+
+
+def _tokenise(records: list[Record], tokenizer: "PreTrainedTokenizerBase") -> list[np.ndarray]:
+    eos, documents = tokenizer.eos_token_id, []
+    for batch in batched(records, 100):
+        texts = [r.value["text"] for r in batch]
+        for ids in tokenizer(texts, return_attention_mask=False, verbose=False).input_ids:
+            if eos is not None and (not ids or ids[-1] != eos):
+                ids.append(eos)
+            documents.append(np.array(ids, dtype=np.int32))
+    return documents
 
 
 def draw_blocks(encoded: Encoded, rows: int, seed: int) -> Encoded:

@@ -14,6 +14,7 @@ from trainables.tasks.causal_lm.format import Documents
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Linear
 
 CHUNK_LOGITS = 1 << 25  # 128 MiB in float32
 
@@ -29,7 +30,7 @@ class CausalLM:
         return collate_tokens(rows, pad_token_id)
 
     def row_losses(
-        self, logits: Tensor, labels: Tensor, output: Any = None
+        self, logits: Tensor, labels: Tensor, output: Linear | None = None
     ) -> tuple[Tensor, Tensor]:
         return token_losses(logits, labels, output)
 
@@ -86,7 +87,9 @@ def upcast(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def token_losses(logits: Tensor, labels: Tensor, output: Any = None) -> tuple[Tensor, Tensor]:
+def token_losses(
+    logits: Tensor, labels: Tensor, output: Linear | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum of -log p(next token) over a row's targets [B], and the count of targets int64 [B].
 
     logits: [B, T, V], or [B, P + T, V] where a method put P virtual tokens before the row. labels:
@@ -123,7 +126,7 @@ def tokens_at_once(vocabulary: int) -> int:
     return max(1, CHUNK_LOGITS // vocabulary)
 
 
-def _nll(x: Tensor, y: Tensor, output: Any) -> Tensor:
+def _nll(x: Tensor, y: Tensor, output: Linear | None) -> Tensor:
     import torch
 
     logits = x if output is None else output(x)

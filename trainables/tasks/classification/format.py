@@ -1,7 +1,7 @@
 """Rows of classification: a text, perhaps a second one, and a class."""
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from trainables.data.records import (
 )
 from trainables.data.sources import Table, shorten
 from trainables.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 
 class Labelled:
@@ -34,72 +37,96 @@ class Labelled:
         records = []
         parts = groups(table, data), slices(table, data)
         for i, (text, label, group, part) in enumerate(zip(texts, labels, *parts, strict=True)):
-            if not isinstance(label, str | int):
-                raise table.error(
-                    i,
-                    f"{data.label!r} must be a string or an integer, got {type(label).__name__}"
-                    f" {shorten(label)}",
-                )
-            if not str(label).strip():
-                raise table.error(i, f"{data.label!r} is empty")
-            value = {"text": text, "label": str(label)}
-            if pairs:
-                value["text_pair"] = pairs[i]
+            name = _class_name(table, i, label, data.label)
+            pair = (pairs[i],) if pairs else ()
             records.append(
                 Record(
-                    value=value,
+                    value={"text": text, "label": name}
+                    | ({"text_pair": pairs[i]} if pairs else {}),
                     place=table.place(i),
-                    key=duplicate_key(text, *(pairs[i : i + 1] if pairs else ())),
+                    key=duplicate_key(text, *pair),
                     shown=text,
-                    label=str(label),
+                    label=name,
                     group=group,
                     slice=part,
                 )
             )
         return "text+text_pair+label" if pairs else "text+label", records
 
-    def encode(self, records: list[Record], tokenizer: Any, encoding: Encoding) -> Encoded:
+    def encode(
+        self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+    ) -> Encoded:
         """Rows longer than max_length lose the end of their longer text."""
         has_pairs = "text_pair" in records[0].value
-        type_ids: list[np.ndarray] | None = (
-            [] if has_pairs and "token_type_ids" in tokenizer.model_input_names else None
-        )
-        added = tokenizer.num_special_tokens_to_add(pair=has_pairs)
-        if encoding.max_length <= added:
-            raise InputError(
-                f"data.max_length: must be more than the {added} tokens that the tokenizer puts"
-                f" around a text, got {encoding.max_length}"
-            )
-        input_ids, truncated = [], 0
+        _check_room(tokenizer, encoding.max_length, has_pairs)
+        has_types = has_pairs and "token_type_ids" in tokenizer.model_input_names
+        input_ids, type_ids, truncated = [], [], 0
         for batch in batched(records):
-            texts = [
-                [r.value[column] for r in batch]
-                for column in (("text", "text_pair") if has_pairs else ("text",))
-            ]
-            tokens = tokenizer(*texts, return_attention_mask=False, verbose=False)
-            long = [
-                i for i, ids in enumerate(tokens["input_ids"]) if len(ids) > encoding.max_length
-            ]
-            if long:
-                cut = tokenizer(
-                    *([column[i] for i in long] for column in texts),
-                    return_attention_mask=False,
-                    verbose=False,
-                    truncation="longest_first",
-                    max_length=encoding.max_length,
-                )
-                for name, values in cut.items():
-                    for i, row in zip(long, values, strict=True):
-                        tokens[name][i] = row
-                truncated += len(long)
-            input_ids += [np.array(ids, dtype=np.int32) for ids in tokens["input_ids"]]
-            if type_ids is not None:
-                type_ids += [np.array(ids, dtype=np.int32) for ids in tokens["token_type_ids"]]
+            texts = [r.value["text"] for r in batch]
+            pairs = [r.value["text_pair"] for r in batch] if has_pairs else None
+            tokens, cut = _tokenise(texts, pairs, tokenizer, encoding.max_length)
+            truncated += cut
+            input_ids += _arrays(tokens.input_ids)
+            if has_types:
+                type_ids += _arrays(tokens.token_type_ids)
         class_of = {label: i for i, label in enumerate(encoding.labels)}
-        labels = np.array([class_of[r.label] for r in records], dtype=np.int64)
+        labels = np.array([class_of[str(r.label)] for r in records], dtype=np.int64)
         return Encoded(
-            input_ids=input_ids, labels=labels, token_type_ids=type_ids, truncated=truncated
+            input_ids=input_ids,
+            labels=labels,
+            token_type_ids=type_ids if has_types else None,
+            truncated=truncated,
         )
+
+
+def _class_name(table: Table, index: int, label: object, column: str) -> str:
+    """Raises InputError unless `label` names a class."""
+    if not isinstance(label, str | int):
+        raise table.error(
+            index,
+            f"{column!r} must be a string or an integer, got {type(label).__name__}"
+            f" {shorten(label)}",
+        )
+    if not str(label).strip():
+        raise table.error(index, f"{column!r} is empty")
+    return str(label)
+
+
+def _check_room(tokenizer: "PreTrainedTokenizerBase", max_length: int, has_pairs: bool) -> None:
+    added = tokenizer.num_special_tokens_to_add(pair=has_pairs)
+    if max_length <= added:
+        raise InputError(
+            f"data.max_length: must be more than the {added} tokens that the tokenizer puts"
+            f" around a text, got {max_length}"
+        )
+
+
+def _tokenise(
+    first: list[str],
+    second: list[str] | None,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+) -> tuple["BatchEncoding", int]:
+    """Tokens of texts, perhaps each with a second one, and how many of them were cut."""
+    tokens = tokenizer(first, second, return_attention_mask=False, verbose=False)
+    long = [i for i, ids in enumerate(tokens.input_ids) if len(ids) > max_length]
+    if long:
+        cut = tokenizer(
+            [first[i] for i in long],
+            None if second is None else [second[i] for i in long],
+            return_attention_mask=False,
+            verbose=False,
+            truncation="longest_first",
+            max_length=max_length,
+        )
+        for name, values in cut.items():
+            for i, row in zip(long, values, strict=True):
+                tokens[name][i] = row
+    return tokens, len(long)
+
+
+def _arrays(rows: list[list[int]]) -> list[np.ndarray]:
+    return [np.array(row, dtype=np.int32) for row in rows]
 
 
 def sorted_labels(labels: set[str]) -> tuple[str, ...]:

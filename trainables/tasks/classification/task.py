@@ -12,6 +12,7 @@ from trainables.tasks.classification.format import Labelled
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Linear
 
 
 class Classification:
@@ -29,7 +30,7 @@ class Classification:
         return batch
 
     def row_losses(
-        self, logits: Tensor, labels: Tensor, output: Any = None
+        self, logits: Tensor, labels: Tensor, output: Linear | None = None
     ) -> tuple[Tensor, Tensor]:
         """logits: [B, C]; labels: [B]."""
         import torch

@@ -3,9 +3,9 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -23,17 +23,21 @@ from trainables.data.records import (
 from trainables.data.sources import Table, is_missing, shorten
 from trainables.errors import InputError, did_you_mean
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Message = dict[str, Any]
+"""As chat templates take it: OpenAI's format, whose keys a template may ask for by any name."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-def default_chat_template(tokenizer: Any) -> str:
+def default_chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     """What conversations are rendered with where the tokenizer has no chat template: plain text,
     each turn under its role, each assistant's turn closed by the end-of-sequence token. It belongs
     to a model trained with it: save it with the tokenizer.
     """
-    first = tokenizer("a", verbose=False)["input_ids"][:1]
+    first = tokenizer("a", verbose=False).input_ids[:1]
     begin = (
         "{{ bos_token }}"
         if tokenizer.bos_token is not None and first == [tokenizer.bos_token_id]
@@ -53,6 +57,40 @@ def default_chat_template(tokenizer: Any) -> str:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """A checked message, as far as one must know who wrote what."""
+
+    role: str
+    content: str
+    calls: Any
+    """Its tool calls, or ""."""
+    has_weight: bool
+    """OpenAI's format leaves out an assistant's message by giving it weight 0."""
+
+    @classmethod
+    def of(cls, message: Message) -> "Turn":
+        return cls(
+            role=message["role"],
+            content=message["content"],
+            calls=message.get("tool_calls", ""),
+            has_weight=message.get("weight", 1) != 0,
+        )
+
+    @property
+    def is_assistants(self) -> bool:
+        return self.role == "assistant"
+
+    @property
+    def is_learnt(self) -> bool:
+        return self.is_assistants and self.has_weight
+
+    @property
+    def called(self) -> list[str]:
+        """Names of the functions that it calls."""
+        return [call["function"]["name"] for call in self.calls]
+
+
 class Chat:
     default_length = 1024
 
@@ -62,17 +100,13 @@ class Chat:
         parts = groups(table, data), slices(table, data)
         for i, (row, group, part) in enumerate(zip(table.rows, *parts, strict=True)):
             value = convert(table, i, row)
-            messages = value["messages"]
-            if not any(_is_learnt(message) for message in messages):
+            turns = [Turn.of(message) for message in value["messages"]]
+            if not any(turn.is_learnt for turn in turns):
                 raise table.error(i, "no assistant message to learn from")
             said = [
-                text
-                for m in messages
-                for text in (m["role"], m["content"], json.dumps(m.get("tool_calls", "")))
+                text for turn in turns for text in (turn.role, turn.content, json.dumps(turn.calls))
             ]
-            first_user = next(
-                (m["content"] for m in messages if m["role"] == "user"), messages[-1]["content"]
-            )
+            first_user = next((t.content for t in turns if t.role == "user"), turns[-1].content)
             records.append(
                 Record(
                     value=value,
@@ -85,7 +119,9 @@ class Chat:
             )
         return name, records
 
-    def encode(self, records: list[Record], tokenizer: Any, encoding: Encoding) -> Encoded:
+    def encode(
+        self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+    ) -> Encoded:
         """Rows longer than max_length lose their end; a row that has no token of the assistant left
         is dropped.
         """
@@ -118,7 +154,8 @@ class Chat:
 
 # Reading: three formats, one shape.
 
-Convert = Callable[[Table, int, dict[str, Any]], dict[str, Any]]
+Columns = Mapping[str, object]
+Convert = Callable[[Table, int, Columns], dict[str, Any]]
 
 
 def _recognise(table: Table) -> tuple[str, Convert]:
@@ -135,7 +172,7 @@ def _recognise(table: Table) -> tuple[str, Convert]:
     )
 
 
-def _from_messages(table: Table, index: int, row: dict[str, Any]) -> dict[str, Any]:
+def _from_messages(table: Table, index: int, row: Columns) -> dict[str, Any]:
     value = {"messages": _messages(table, index, row.get("messages"), "messages")}
     tools = _without_missing(row.get("tools"))
     if isinstance(
@@ -147,7 +184,7 @@ def _from_messages(table: Table, index: int, row: dict[str, Any]) -> dict[str, A
     return value
 
 
-def _from_prompt(table: Table, index: int, row: dict[str, Any]) -> dict[str, Any]:
+def _from_prompt(table: Table, index: int, row: Columns) -> dict[str, Any]:
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, list) or isinstance(completion, list):
         return {
@@ -164,7 +201,7 @@ def _from_prompt(table: Table, index: int, row: dict[str, Any]) -> dict[str, Any
     }
 
 
-def _from_instruction(table: Table, index: int, row: dict[str, Any]) -> dict[str, Any]:
+def _from_instruction(table: Table, index: int, row: Columns) -> dict[str, Any]:
     question = _text(table, index, row, "instruction")
     extra = row.get("input")
     if not is_missing(extra) and extra != "":
@@ -184,7 +221,7 @@ FORMATS: dict[tuple[str, ...], tuple[str, Convert]] = {
 }
 
 
-def _text(table: Table, index: int, row: dict[str, Any], column: str) -> str:
+def _text(table: Table, index: int, row: Columns, column: str) -> str:
     text = row.get(column)
     if is_missing(text):
         raise table.error(index, f"{column!r} is missing")
@@ -196,7 +233,7 @@ def _text(table: Table, index: int, row: dict[str, Any], column: str) -> str:
     return text
 
 
-def _messages(table: Table, index: int, messages: Any, column: str) -> list[Message]:
+def _messages(table: Table, index: int, messages: object, column: str) -> list[Message]:
     if (
         not isinstance(messages, list)
         or not messages
@@ -207,51 +244,57 @@ def _messages(table: Table, index: int, messages: Any, column: str) -> list[Mess
             f'{column!r} must be a list of messages like {{"role": "user", "content": ...}}, got'
             f" {shorten(messages)}",
         )
-    checked = []
-    for number, message in enumerate(messages):
-        where = f"{column}[{number}]"
-        message = _without_missing(message)
+    return [
+        _message(table, index, message, f"{column}[{number}]")
+        for number, message in enumerate(messages)
+    ]
+
+
+def _message(table: Table, index: int, given: object, where: str) -> Message:
+    message = _without_missing(given)
+    role = message.get("role")
+    if role not in ROLES:
+        raise table.error(
+            index,
+            f"{where}: role must be one of {', '.join(ROLES)}, got {shorten(role)}."
+            + (did_you_mean(role, ROLES) if isinstance(role, str) else ""),
+        )
+    calls = message.get("tool_calls")
+    if calls:
+        message["tool_calls"] = [
+            _tool_call(table, index, call, f"{where}.tool_calls[{k}]")
+            for k, call in enumerate(calls)
+        ]
+    may_be_empty = bool(calls) or role == "tool"  # a tool may well return nothing
+    message["content"] = _content(table, index, message, where, may_be_empty)
+    return message
+
+
+def _content(table: Table, index: int, message: Message, where: str, may_be_empty: bool) -> str:
+    content = message.get("content", "")
+    if isinstance(content, list):
+        content = "".join(_text_part(table, index, part, where) for part in content)
+    if not isinstance(content, str):
+        raise table.error(
+            index,
+            f"{where}: content must be text, got {type(content).__name__} {shorten(content)}",
+        )
+    if content.strip():
+        table.check_text(index, content, where)
+    elif not may_be_empty:
         role = message.get("role")
-        if role not in ROLES:
-            raise table.error(
-                index,
-                f"{where}: role must be one of {', '.join(ROLES)}, got {shorten(role)}."
-                + (did_you_mean(role, ROLES) if isinstance(role, str) else ""),
-            )
-        calls = message.get("tool_calls")
-        if calls:
-            message["tool_calls"] = [
-                _tool_call(table, index, call, f"{where}.tool_calls[{k}]")
-                for k, call in enumerate(calls)
-            ]
-        content = message.get("content", "")
-        if isinstance(content, list):
-            content = "".join(_text_part(table, index, part, where) for part in content)
-        if not isinstance(content, str):
-            raise table.error(
-                index,
-                f"{where}: content must be text, got {type(content).__name__} {shorten(content)}",
-            )
-        if not content.strip() and not calls and role != "tool":  # a tool may well return nothing
-            raise table.error(index, f"{where}: the content of the {role}'s message is empty")
-        if content.strip():
-            table.check_text(index, content, where)
-        message["content"] = content
-        checked.append(message)
-    return checked
+        raise table.error(index, f"{where}: the content of the {role}'s message is empty")
+    return content
 
 
-def _text_part(table: Table, index: int, part: Any, where: str) -> str:
-    if (
-        not isinstance(part, dict)
-        or part.get("type") != "text"
-        or not isinstance(part.get("text"), str)
-    ):
+def _text_part(table: Table, index: int, part: object, where: str) -> str:
+    text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+    if not isinstance(text, str):
         raise table.error(index, f"{where}: content may hold text parts only, got {shorten(part)}")
-    return part["text"]
+    return text
 
 
-def _tool_call(table: Table, index: int, call: Any, where: str) -> dict[str, Any]:
+def _tool_call(table: Table, index: int, call: object, where: str) -> dict[str, Any]:
     """Chat templates write the arguments out as JSON themselves; OpenAI's format has them as a
     string of JSON.
     """
@@ -286,11 +329,6 @@ def _without_missing(value: Any) -> Any:
     return value
 
 
-def _is_learnt(message: Message) -> bool:
-    """OpenAI's format leaves out an assistant's message by giving it weight 0."""
-    return message["role"] == "assistant" and message.get("weight", 1) != 0
-
-
 # Rendering, and finding what the assistant wrote.
 
 
@@ -304,13 +342,11 @@ class Span(NamedTuple):
 
 
 def _tokenise(
-    records: list[Record], tokenizer: Any
+    records: list[Record], tokenizer: "PreTrainedTokenizerBase"
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Yield of each record its tokens int32 [T], the mask of the assistant's tokens bool [T], and
     how many of the assistant's turns no special token closes.
     """
-    from jinja2 import TemplateError
-
     if not tokenizer.is_fast:
         raise InputError(
             f"model: {type(tokenizer).__name__} is a slow tokenizer, which cannot say which tokens"
@@ -321,139 +357,172 @@ def _tokenise(
         sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}), dtype=np.int64
     )
     for batch in batched(records, 200):
-        texts, spans_of = [], []
-        for record in batch:
-            template = (
-                tokenizer.get_chat_template(tools=record.value.get("tools"))
-                if tokenizer.chat_template
-                else default
-            )
-            try:
-                try:
-                    text, spans = _render(record, tokenizer, template)
-                # a template that joins the arguments of tool calls to its text, as DeepSeek's does
-                except TypeError:
-                    text, spans = _render(_with_text_arguments(record), tokenizer, template)
-            except (TemplateError, TypeError) as error:
-                raise InputError(
-                    f"{record.place}: the chat template refuses this conversation: {error}"
-                ) from None
-            texts.append(text)
-            spans_of.append(spans)
+        rendered = [_rendered(record, tokenizer, default) for record in batch]
         tokens = tokenizer(
-            texts,
+            [text for text, _ in rendered],
             add_special_tokens=False,
             return_offsets_mapping=True,
             return_attention_mask=False,
             verbose=False,
         )
-        for i, record in enumerate(batch):
-            ids = np.array(tokens["input_ids"][i], dtype=np.int32)
-            offsets = np.array(tokens["offset_mapping"][i], dtype=np.int64).reshape(-1, 2)
-            mask = np.zeros(len(ids), dtype=bool)
-            endless_answers = 0
-            for span in spans_of[i]:
-                first, last = _tokens_of(record, texts[i], span, ids, offsets, tokenizer)
-                if not span.has_end:
-                    last = _end_of_turn(
-                        texts[i], ids, offsets, last, specials, tokenizer.eos_token_id
-                    )
-                mask[first : last + 1] = True
-                while (
-                    last > first and not texts[i][slice(*offsets[last])].strip()
-                ):  # a line break after the end
-                    last -= 1
-                endless_answers += ids[last] not in specials
-            yield ids, mask, endless_answers
+        for record, (text, spans), ids, offsets in zip(
+            batch, rendered, tokens.input_ids, tokens.offset_mapping, strict=True
+        ):
+            row = _Tokens(
+                text=text,
+                ids=np.array(ids, dtype=np.int32),
+                offsets=np.array(offsets, dtype=np.int64).reshape(-1, 2),
+                specials=specials,
+            )
+            yield row.ids, *_mask(row, spans, record.place, tokenizer)
 
 
-def _with_text_arguments(record: Record) -> Record:
-    messages = []
-    for message in record.value["messages"]:
-        if "tool_calls" in message:
-            calls = [
-                {
-                    **call,
-                    "function": {
-                        **call["function"],
-                        "arguments": json.dumps(call["function"]["arguments"]),
-                    },
-                }
-                for call in message["tool_calls"]
-            ]
-            message = {**message, "tool_calls": calls}
-        messages.append(message)
-    return replace(record, value={**record.value, "messages": messages})
+def _rendered(
+    record: Record, tokenizer: "PreTrainedTokenizerBase", default: str
+) -> tuple[str, list[Span]]:
+    """The conversation as text, and what in it the assistant wrote. default: template of a
+    tokenizer that has none.
+    """
+    from jinja2 import TemplateError
 
-
-def _apply(
-    messages: list[Message],
-    record: Record,
-    tokenizer: Any,
-    template: str,
-    add_generation_prompt: bool = False,
-) -> str:
-    return tokenizer.apply_chat_template(
-        messages,
-        tools=record.value.get("tools"),
-        chat_template=template,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
+    tools = record.value.get("tools")
+    template = tokenizer.get_chat_template(tools=tools) if tokenizer.chat_template else default
+    talk = _Conversation(
+        place=record.place,
+        messages=record.value["messages"],
+        tools=tools,
+        tokenizer=tokenizer,
+        template=template,
     )
+    try:
+        try:
+            return _render(talk)
+        # a template that joins the arguments of tool calls to its text, as DeepSeek's does
+        except TypeError:
+            messages = [_with_text_arguments(message) for message in talk.messages]
+            return _render(replace(talk, messages=messages))
+    except (TemplateError, TypeError) as error:
+        raise InputError(
+            f"{record.place}: the chat template refuses this conversation: {error}"
+        ) from None
 
 
-def _render(record: Record, tokenizer: Any, template: str) -> tuple[str, list[Span]]:
+def _mask(
+    row: "_Tokens", spans: list[Span], place: str, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[np.ndarray, int]:
+    """The mask of the tokens of `spans` bool [T], and how many of them no special token closes."""
+    mask = np.zeros(len(row.ids), dtype=bool)
+    endless = 0
+    for span in spans:
+        first, last = _tokens_of(row, span, place, tokenizer)
+        if not span.has_end:
+            last = _end_of_turn(row, last, tokenizer.eos_token_id)
+        mask[first : last + 1] = True
+        while last > first and row.is_blank(last):  # a line break after the end
+            last -= 1
+        endless += not row.is_special(last)
+    return mask, endless
+
+
+def _with_text_arguments(message: Message) -> Message:
+    if "tool_calls" not in message:
+        return message
+
+    def in_text(function: dict[str, Any]) -> dict[str, Any]:
+        return {**function, "arguments": json.dumps(function["arguments"])}
+
+    calls = [{**call, "function": in_text(call["function"])} for call in message["tool_calls"]]
+    return {**message, "tool_calls": calls}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Conversation:
+    """Messages, and the chat template that renders them."""
+
+    place: str
+    messages: list[Message]
+    tools: Any
+    tokenizer: "PreTrainedTokenizerBase"
+    template: str
+
+    @property
+    def turns(self) -> list[Turn]:
+        return [Turn.of(message) for message in self.messages]
+
+    def rendered(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
+        """`messages`, which are these or made of them, as text."""
+        text = self.tokenizer.apply_chat_template(
+            messages,
+            tools=self.tools,
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+        return cast("str", text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tokens:
+    """A rendered conversation of T tokens."""
+
+    text: str
+    ids: np.ndarray
+    """int32 [T]."""
+    offsets: np.ndarray
+    """Characters that each token became of, [start, end), int64 [T, 2]."""
+    specials: np.ndarray
+    """Ids of special tokens."""
+
+    def is_special(self, position: int) -> bool:
+        return self.ids[position] in self.specials
+
+    def is_blank(self, position: int) -> bool:
+        return not self.text[slice(*self.offsets[position])].strip()
+
+
+def _render(talk: _Conversation) -> tuple[str, list[Span]]:
     """The conversation as text, and where the assistant's messages stand in it."""
-    marks_spans = re.search(r"\{%-?\s*generation\s*-?%\}", template)
-    if marks_spans and all(m.get("weight", 1) for m in record.value["messages"]):
-        return _render_by_marks(record, tokenizer, template)
-    return _render_by_messages(record, tokenizer, template)
+    marks_spans = re.search(r"\{%-?\s*generation\s*-?%\}", talk.template)
+    if marks_spans and all(turn.has_weight for turn in talk.turns):
+        return _render_by_marks(talk)
+    return _render_by_messages(talk)
 
 
-def _render_by_messages(record: Record, tokenizer: Any, template: str) -> tuple[str, list[Span]]:
+def _render_by_messages(talk: _Conversation) -> tuple[str, list[Span]]:
     """Spans of a template that does not mark them: all that the model has to write after its
     prompt.
 
     That is the content and what a template puts between the two of its own (an empty thought, a
     channel).
     """
-    messages = record.value["messages"]
-    text = _apply(messages, record, tokenizer, template)
-    plain = [
-        i for i, m in enumerate(messages) if m["role"] == "assistant" and not m.get("tool_calls")
-    ]
-    spans = _align(text, messages, plain, record, tokenizer, template)
-    for i, message in enumerate(messages):
+    turns, text = talk.turns, talk.rendered(talk.messages)
+    plain = [i for i, turn in enumerate(turns) if turn.is_assistants and not turn.calls]
+    spans = _align(text, talk, plain)
+    for i, turn in enumerate(turns):
         if i in spans:
-            prompt = _prompt(i, record, tokenizer, template)
+            prompt = _prompt(i, talk)
             if prompt and text.startswith(prompt) and len(prompt) < spans[i].start:
                 spans[i] = spans[i]._replace(start=len(prompt))
-        elif message["role"] == "assistant":
-            spans[i] = _turn(i, text, record, tokenizer, template)
-    return text, [spans[i] for i in sorted(spans) if _is_learnt(messages[i])]
+        elif turn.is_assistants:
+            spans[i] = _turn(i, text, talk)
+    return text, [spans[i] for i in sorted(spans) if turns[i].is_learnt]
 
 
-def _prompt(index: int, record: Record, tokenizer: Any, template: str) -> str:
+def _prompt(index: int, talk: _Conversation) -> str:
     """What the model is given to write the message at `index`; "" where the template has no say in
     it.
     """
     from jinja2 import TemplateError
 
-    if index == 0 or "add_generation_prompt" not in template:
+    if index == 0 or "add_generation_prompt" not in talk.template:
         return ""
     try:
-        return _apply(
-            record.value["messages"][:index],
-            record,
-            tokenizer,
-            template,
-            add_generation_prompt=True,
-        )
+        return talk.rendered(talk.messages[:index], add_generation_prompt=True)
     except TemplateError:  # a template that wants a user's message before the assistant's
         return ""
 
 
-def _turn(index: int, text: str, record: Record, tokenizer: Any, template: str) -> Span:
+def _turn(index: int, text: str, talk: _Conversation) -> Span:
     """The assistant's message at `index` where its content does not say where it stands: it calls
     tools, in the template's own form, or the template takes it apart (such as its thoughts).
 
@@ -461,71 +530,77 @@ def _turn(index: int, text: str, record: Record, tokenizer: Any, template: str) 
     prompt already opens the assistant's thoughts and the message has none, it begins where the two
     part.
     """
-    messages = record.value["messages"]
-    before = _apply(messages[:index], record, tokenizer, template) if index else ""
-    prompt = _prompt(index, record, tokenizer, template) or before
+    before = talk.rendered(talk.messages[:index]) if index else ""
+    prompt = _prompt(index, talk) or before
     start = len(os.path.commonprefix([prompt, text]))
     if start < len(prompt):  # not inside a tag
         while start > len(before) and not (text[start - 1].isspace() or text[start - 1] in ">]"):
             start -= 1
-    end = len(_apply(messages[: index + 1], record, tokenizer, template).rstrip())
-    written = text[start:end]
-    _check_calls(index, written, record)
-    if not len(before) <= start < end or messages[index]["content"].strip() not in written:
+    end = len(talk.rendered(talk.messages[: index + 1]).rstrip())
+    written, turn = text[start:end], talk.turns[index]
+    _check_calls(index, turn, written, talk.place)
+    if not len(before) <= start < end or turn.content.strip() not in written:
         raise InputError(
-            f"{record.place}: messages[{index}]: cannot tell which part of the text that the chat"
+            f"{talk.place}: messages[{index}]: cannot tell which part of the text that the chat"
             " template renders is the assistant's; a template with {% generation %} marks"
             " says so"
         )
     return Span(start + len(written) - len(written.lstrip()), end, has_end=True)
 
 
-def _check_calls(index: int, written: str, record: Record) -> None:
-    for call in record.value["messages"][index].get("tool_calls", []):
-        if call["function"]["name"] not in written:
+def _check_calls(index: int, turn: Turn, written: str, place: str) -> None:
+    for name in turn.called:
+        if name not in written:
             raise InputError(
-                f"{record.place}: messages[{index}]: the chat template does not write out tool"
+                f"{place}: messages[{index}]: the chat template does not write out tool"
                 " calls; this data needs a model whose template does"
             )
 
 
-def _render_by_marks(record: Record, tokenizer: Any, template: str) -> tuple[str, list[Span]]:
+def _render_by_marks(talk: _Conversation) -> tuple[str, list[Span]]:
     """Spans of a template that marks them with {% generation %}, held to the messages: all that the
     assistant said, and nothing that others said.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    messages = record.value["messages"]
-    (text,), (spans,) = render_jinja_template(
-        conversations=[messages],
-        tools=record.value.get("tools"),
-        chat_template=template,
+    (text,), (found,) = render_jinja_template(
+        conversations=[talk.messages],
+        tools=talk.tools,
+        chat_template=talk.template,
         return_assistant_tokens_mask=True,
         add_generation_prompt=False,
-        **tokenizer.special_tokens_map,
+        **talk.tokenizer.special_tokens_map,
     )
+    marked = cast("list[tuple[int, int]]", found)
     spans = _merge(
-        [Span(start, end, has_end=True) for start, end in spans if text[start:end].strip()]
+        [Span(start, end, has_end=True) for start, end in marked if text[start:end].strip()]
     )
-    said = "".join(text[span.start : span.end] for span in spans)
-    plain = [i for i, m in enumerate(messages) if m["content"].strip() and not m.get("tool_calls")]
-    where = _align(text, messages, plain, record, tokenizer, template)
-    for i, message in enumerate(messages):
-        span = where.get(i)
-        if message["role"] == "assistant":
-            _check_calls(i, said, record)
-            inside = span is None or any(s.start <= span.start and span.end <= s.end for s in spans)
-            if message["content"].strip() not in said or not inside:
+    said, turns = "".join(text[span.start : span.end] for span in spans), talk.turns
+    plain = [i for i, turn in enumerate(turns) if turn.content.strip() and not turn.calls]
+    where = _align(text, talk, plain)
+    for i, turn in enumerate(turns):
+        if turn.is_assistants:
+            _check_calls(i, turn, said, talk.place)
+            if turn.content.strip() not in said or not _is_inside(where.get(i), spans):
                 raise InputError(
-                    f"{record.place}: the chat template's {{% generation %}} marks leave out"
-                    f" messages[{i}], the assistant's {shorten(message['content'])}"
+                    f"{talk.place}: the chat template's {{% generation %}} marks leave out"
+                    f" messages[{i}], the assistant's {shorten(turn.content)}"
                 )
-        elif span is not None and any(span.start < s.end and s.start < span.end for s in spans):
+        elif _touches(where.get(i), spans):
             raise InputError(
-                f"{record.place}: the chat template's {{% generation %}} marks take in"
-                f" messages[{i}], the {message['role']}'s {shorten(message['content'])}"
+                f"{talk.place}: the chat template's {{% generation %}} marks take in"
+                f" messages[{i}], the {turn.role}'s {shorten(turn.content)}"
             )
     return text, spans
+
+
+def _is_inside(span: Span | None, spans: list[Span]) -> bool:
+    """Whether one of `spans` holds all of `span`; None: where it stands cannot be told."""
+    return span is None or any(s.start <= span.start and span.end <= s.end for s in spans)
+
+
+def _touches(span: Span | None, spans: list[Span]) -> bool:
+    return span is not None and any(span.start < s.end and s.start < span.end for s in spans)
 
 
 def _merge(spans: list[Span]) -> list[Span]:
@@ -538,25 +613,19 @@ def _merge(spans: list[Span]) -> list[Span]:
     return merged
 
 
-def _align(
-    text: str,
-    messages: list[Message],
-    chosen: list[int],
-    record: Record,
-    tokenizer: Any,
-    template: str,
-) -> dict[int, Span]:
-    """Where the contents of the `chosen` messages stand in `text`, which is `messages` rendered.
+def _align(text: str, talk: _Conversation, chosen: list[int]) -> dict[int, Span]:
+    """Where the contents of the `chosen` messages stand in `text`, which is the conversation rendered.
 
     {} where the text around them depends on the contents, so that this cannot be told.
     """
     # Private use characters: no text has them, and no template trims or escapes them.
     placeholders = {i: f"\ue000{i}\ue001" for i in chosen}
-    rest = _apply(
-        [{**m, "content": placeholders.get(i, m["content"])} for i, m in enumerate(messages)],
-        record,
-        tokenizer,
-        template,
+    turns = talk.turns
+    rest = talk.rendered(
+        [
+            {**message, "content": placeholders.get(i, turns[i].content)}
+            for i, message in enumerate(talk.messages)
+        ]
     )
     spans = {}
     position = 0
@@ -566,7 +635,7 @@ def _align(
             return {}
         position += len(before)
         after = rest.partition("\ue000")[0]
-        content = messages[i]["content"]
+        content = turns[i].content
         forms = (content, content.rstrip(), content.lstrip(), content.strip())  # templates may trim
         form = next((form for form in forms if text.startswith(form + after, position)), None)
         if form is None:
@@ -577,51 +646,43 @@ def _align(
 
 
 def _tokens_of(
-    record: Record, text: str, span: Span, ids: np.ndarray, offsets: np.ndarray, tokenizer: Any
+    row: _Tokens, span: Span, place: str, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[int, int]:
     """First and last of the tokens that text[start:end] became. Raises InputError unless they
     decode to just that.
     """
     start, end = span.start, span.end
+    text, ids, offsets = row.text, row.ids, row.offsets
     inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
     first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, -1)
     covered = text[offsets[first, 0] : offsets[last, 1]] if len(inside) else ""
-    decoded = tokenizer.decode(ids[first : last + 1])
+    decoded = cast("str", tokenizer.decode(ids[first : last + 1]))
     # A tokenizer that loses characters (unknown ones, or case) decodes nothing faithfully: then the
     # offsets have to do.
     if not _same(covered, text[start:end]) or (
-        not _same(decoded, covered) and _same(tokenizer.decode(ids), text)
+        not _same(decoded, covered) and _same(cast("str", tokenizer.decode(ids)), text)
     ):
         raise InputError(
-            f"{record.place}: the tokens of the assistant's answer do not add up to it:"
+            f"{place}: the tokens of the assistant's answer do not add up to it:"
             f" {shorten(decoded)} instead of {shorten(text[start:end])}"
         )
     return first, last
 
 
-def _end_of_turn(
-    text: str,
-    ids: np.ndarray,
-    offsets: np.ndarray,
-    last: int,
-    specials: np.ndarray,
-    eos: int | None,
-) -> int:
+def _end_of_turn(row: _Tokens, last: int, eos: int | None) -> int:
     """Position of the special token that closes the turn whose last token is `last`, or `last`
     where none does.
     """
-    close = last + 1
-    while (
-        close < len(ids) and ids[close] not in specials and not text[slice(*offsets[close])].strip()
-    ):
+    close, count = last + 1, len(row.ids)
+    while close < count and not row.is_special(close) and row.is_blank(close):
         close += 1
-    if close == len(ids) or ids[close] not in specials:
+    if close == count or not row.is_special(close):
         return last
     # a template may close the turn with a token of its own and then with the one that generation
     # stops at
     after = close
-    while after < len(ids) and (ids[after] in specials or not text[slice(*offsets[after])].strip()):
-        if ids[after] == eos:
+    while after < count and (row.is_special(after) or row.is_blank(after)):
+        if row.ids[after] == eos:
             return after
         after += 1
     return close
