@@ -1,4 +1,4 @@
-"""Who may import whom (see the architecture section of the README), read from the sources with `ast`."""
+"""Who may import whom (see docs/architecture.md), read from the sources with `ast`."""
 
 import ast
 import subprocess

@@ -149,7 +149,7 @@ class Ledger:
     def begin(
         self,
         trial: str,
-        params: dict[str, object],
+        params: Mapping[str, object],
         *,
         default: bool = False,
         finalist_of: str | None = None,
@@ -167,7 +167,7 @@ class Ledger:
         self.store.write_json(f"trials/{trial}/trial.json", to_json(begun))
         self._trials[trial] = TrialState(params=params, default=default, finalist_of=finalist_of)
 
-    def restate(self, trial: str, params: dict[str, object]) -> None:
+    def restate(self, trial: str, params: Mapping[str, object]) -> None:
         """Write the parameters of a trial anew, which say the same under another configuration."""
         file = f"trials/{trial}/trial.json"
         begun = replace(self._whole(file, TrialBegun), params=params)
