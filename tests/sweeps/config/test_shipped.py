@@ -222,7 +222,7 @@ def narrow_gpt2(shared_data: Path, folder: Path) -> Path:
     return folder
 
 
-def pack_of(config: SweepConfig, data: Path) -> Any:
+def group_of(config: SweepConfig, data: Path) -> Any:
     """What a slot on a CPU opens for this sweep."""
     import torch
 
@@ -281,16 +281,16 @@ def test_each_method_of_a_shipped_sweep_learns_and_can_be_saved(
         48 < manifest.splits["train"].rows <= 64
     )  # an answer may begin after the tokens that are kept
     assert {draw["method"] for draw in first_of_each_method(config)} == set(trained)
-    pack = pack_of(config, tmp_path / "data")
+    group = group_of(config, tmp_path / "data")
     for method in trained:
-        untuned, _, _ = pack.evaluate_base(method)
-        pack.join("t0000", short_trial(config, method, layers=12 if folder else 5))
+        untuned, _, _ = group.evaluate_base(method)
+        group.join("t0000", short_trial(config, method, layers=12 if folder else 5))
         steps = 1
-        while not pack.step(["t0000"]):
+        while not group.step(["t0000"]):
             steps += 1
-        evaluation = pack.evaluate(["t0000"])["t0000"]
-        pack.save("t0000", tmp_path / method)
-        pack.leave("t0000")
+        evaluation = group.evaluate(["t0000"])["t0000"]
+        group.save("t0000", tmp_path / method)
+        group.leave("t0000")
         assert steps == 4 and evaluation.finished
         assert evaluation.val_loss < untuned * (
             1 - config.selection.underfit
@@ -299,4 +299,4 @@ def test_each_method_of_a_shipped_sweep_learns_and_can_be_saved(
             "adapter_model.safetensors" if method in ("lora", "qlora") else "model.safetensors"
         )
         assert (tmp_path / method / "checkpoint" / weights).is_file()
-        assert pack.evaluate_base(method)[0] == untuned  # the base is what it was
+        assert group.evaluate_base(method)[0] == untuned  # the base is what it was

@@ -1,4 +1,4 @@
-"""Whole sweeps of other kinds: chats, a time budget, nothing that may win, two workers and a pack."""
+"""Whole sweeps of other kinds: chats, a time budget, nothing that may win, two workers and a group."""
 
 import json
 from pathlib import Path
@@ -177,7 +177,7 @@ search:
     assert done.code == 0, done.out + done.err
     folder = Path(done.last_line)
     config = load(folder / "sweep.yaml")
-    pack = open_group(
+    group = open_group(
         folder / "data",
         model=config.model,
         task="causal_lm",
@@ -188,13 +188,13 @@ search:
     trials = json.loads(sweeps("best", folder, "--json").out)["trials"]
     assert len(trials) == 2
     for trial in trials:
-        pack.join("t", config.hyperparameters(trial["params"]))
+        group.join("t", config.hyperparameters(trial["params"]))
         for evaluation in trial["evaluations"]:
-            while not pack.step(["t"]):
+            while not group.step(["t"]):
                 pass
-            own = pack.evaluate(["t"])["t"]
+            own = group.evaluate(["t"])["t"]
             assert own.step == evaluation["step"]
             assert (own.val_loss, own.probe_loss) == pytest.approx(
                 (evaluation["val_loss"], evaluation["probe_loss"]), rel=1e-4
             )
-        pack.leave("t")
+        group.leave("t")

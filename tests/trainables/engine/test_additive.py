@@ -60,7 +60,7 @@ PROMPTS = {
     "prompt-other": {"learning_rate": 1e-2, "batch_size": 3, "seed": 5, "weight_decay": 0.3},
     "prompt-third": {"learning_rate": 1e-1, "batch_size": 7, "schedule": "cosine"},
 }
-PACKS = {
+GROUPS = {
     "mixed": MIXED,
     "prompts": {
         name: {"method": "prompt", "virtual_tokens": 5, **more} for name, more in PROMPTS.items()
@@ -94,11 +94,11 @@ def as_a_user(lab, model, folder, dtype):
 @pytest.mark.parametrize(
     ("model", "gradient_checkpointing"), [("bert", False), ("llama", False), ("llama", True)]
 )
-@pytest.mark.parametrize("name", PACKS)
+@pytest.mark.parametrize("name", GROUPS)
 def test_a_group_of_unlike_trials_equals_them_alone(
     lab, name, model, gradient_checkpointing, tmp_path
 ):
-    trials = {trial: lab.params(**more, epochs=1) for trial, more in PACKS[name].items()}
+    trials = {trial: lab.params(**more, epochs=1) for trial, more in GROUPS[name].items()}
     settings = {"dtype": DOUBLE, "gradient_checkpointing": gradient_checkpointing, "max_tokens": 60}
     found = lab.together(lab.group(model, **settings), tmp_path, trials, joins={list(trials)[1]: 2})
     for trial, hp in trials.items():
@@ -439,9 +439,9 @@ def test_ia3_of_a_model_whose_layers_nobody_knows_is_refused(lab):
 @pytest.mark.parametrize(
     "settings", [{"autocast": torch.bfloat16}, {"dtype": torch.bfloat16}], ids=["autocast", "base"]
 )
-@pytest.mark.parametrize("name", PACKS)
+@pytest.mark.parametrize("name", GROUPS)
 def test_in_bfloat16_losses_fall_and_stay_near_those_of_float32(lab, name, settings, tmp_path):
-    trials = {trial: lab.params(**more) for trial, more in PACKS[name].items()}
+    trials = {trial: lab.params(**more) for trial, more in GROUPS[name].items()}
     exact = lab.together(lab.group("llama"), tmp_path / "exact", trials)
     found = lab.together(lab.group("llama", **settings), tmp_path / "half", trials)
     for trial in trials:
