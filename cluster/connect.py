@@ -105,9 +105,7 @@ def plan_slots(
     asked = _asked(worker, config.workers_per_slot)
     wanted = min(room if config.slots == "auto" else config.slots, trials)
     if wanted > room and not can_grow or wanted == 0:
-        what = f"{wanted} slots do not fit, only {room}" if room else "not one slot fits"
-        has = f"{_amounts(resources)}{_largest(alive)}"
-        raise ClusterError(f"cluster: {what}: asked are {asked}; the cluster has {has}")
+        raise _does_not_fit(wanted, room, asked, has=f"{_amounts(resources)}{_largest(alive)}")
     slots = f"{wanted} {'slot' if wanted == 1 else 'slots'}"
     beside = _room_words(wanted, room, trials, auto=config.slots == "auto")
     return SlotPlan(
@@ -130,6 +128,11 @@ class _Node:
     def of(cls, told: Mapping[str, object]) -> "_Node":
         resources = cast("Mapping[str, float]", told["Resources"])
         return cls(alive=bool(told["Alive"]), resources=resources)
+
+
+def _does_not_fit(wanted: int, room: int, asked: str, *, has: str) -> ClusterError:
+    what = f"{wanted} slots do not fit, only {room}" if room else "not one slot fits"
+    return ClusterError(f"cluster: {what}: asked are {asked}; the cluster has {has}")
 
 
 def _room_words(wanted: int, room: int, trials: int, *, auto: bool) -> str:
