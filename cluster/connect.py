@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import ray
 import ray.exceptions
@@ -26,6 +26,7 @@ TOKEN_HELP = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to a"
     " file with it"
 )
+API_ADDRESS = "RAY_API_SERVER_ADDRESS"  # variable with the address of the dashboard
 MAX_CORES_PER_WORKER = 8  # more threads rarely speed up one small model on a CPU; more slots do
 
 
@@ -84,7 +85,7 @@ def connect(
 
 def plan_slots(
     resources: Mapping[str, float],
-    nodes: Sequence[Mapping[str, Any]],
+    nodes: Sequence[Mapping[str, object]],
     config: ClusterConfig,
     trials: int,
     *,
@@ -98,33 +99,49 @@ def plan_slots(
     exceed what fits: the rest waits for nodes to come. Raises ClusterError: not one slot fits, or
     fewer than `config.slots`.
     """
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    alive = [node.resources for node in map(_Node.of, nodes) if node.alive]
     worker = config.resources_per_worker or _default_worker(alive)
-    fits = [(node, _count(node, worker)) for node in alive]
-    workers = sum(count for _, count in fits)
-    room = workers // config.workers_per_slot
+    room = sum(_count(node, worker) for node in alive) // config.workers_per_slot
     asked = _asked(worker, config.workers_per_slot)
     wanted = min(room if config.slots == "auto" else config.slots, trials)
     if wanted > room and not can_grow or wanted == 0:
-        what = f"{wanted} slots do not fit, only {room}" if room else "not one slot fits"
-        has = f"{_amounts(resources)}{_largest(alive)}"
-        raise ClusterError(f"cluster: {what}: asked are {asked}; the cluster has {has}")
-    reason = (
-        f"{wanted} {'slot' if wanted == 1 else 'slots'}: {asked}; the cluster has"
-        f" {_amounts(resources)}"
-    )
-    if wanted > room:
-        reason += f", room for {room} now"
-    elif config.slots == "auto" and wanted == trials < room:
-        reason += f", room for {room}, but there are only {trials} trials"
-    threads = [_threads(node, worker) for node, count in fits if count]
+        raise _does_not_fit(wanted, room, asked, has=f"{_amounts(resources)}{_largest(alive)}")
+    slots = f"{wanted} {'slot' if wanted == 1 else 'slots'}"
+    beside = _room_words(wanted, room, trials, auto=config.slots == "auto")
     return SlotPlan(
         slots=wanted,
         workers_per_slot=config.workers_per_slot,
         resources_per_worker=dict(worker),
-        threads_per_worker=min(threads, default=max(1, int(worker.get("CPU", 1)))),
-        reason=reason,
+        threads_per_worker=_fewest_threads(alive, worker),
+        reason=f"{slots}: {asked}; the cluster has {_amounts(resources)}{beside}",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Node:
+    """What Ray tells of a node."""
+
+    alive: bool
+    resources: Mapping[str, float]
+
+    @classmethod
+    def of(cls, told: Mapping[str, object]) -> "_Node":
+        resources = cast("Mapping[str, float]", told["Resources"])
+        return cls(alive=bool(told["Alive"]), resources=resources)
+
+
+def _does_not_fit(wanted: int, room: int, asked: str, *, has: str) -> ClusterError:
+    what = f"{wanted} slots do not fit, only {room}" if room else "not one slot fits"
+    return ClusterError(f"cluster: {what}: asked are {asked}; the cluster has {has}")
+
+
+def _room_words(wanted: int, room: int, trials: int, *, auto: bool) -> str:
+    """Where there is room for more or fewer slots than are planned."""
+    if wanted > room:
+        return f", room for {room} now"
+    if auto and wanted == trials < room:
+        return f", room for {room}, but there are only {trials} trials"
+    return ""
 
 
 def _asked(worker: Mapping[str, float], workers_per_slot: int) -> str:
@@ -151,9 +168,15 @@ def _count(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
     return min(int(node.get(name, 0) / amount + 1e-9) for name, amount in worker.items())
 
 
+def _fewest_threads(alive: Sequence[Mapping[str, float]], worker: Mapping[str, float]) -> int:
+    """Of a worker on any node that it fits on."""
+    threads = [_threads(node, worker) for node in alive if _count(node, worker)]
+    return min(threads, default=max(1, int(worker.get("CPU", 1))))
+
+
 def _threads(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
-    if "CPU" in worker:
-        return max(1, int(worker["CPU"]))
+    if (cores := worker.get("CPU")) is not None:
+        return max(1, int(cores))
     return max(1, int(node.get("CPU", 0) / max(1, _count(node, worker))))
 
 
@@ -210,10 +233,8 @@ def _init(namespace: str, temp_dir: Path | None, port: int) -> str | None:
         cores = len(os.sched_getaffinity(0))
     # Ray Train's placement-group cleaner asks "the" cluster of this machine; where there are two it
     # must be told which.
-    given = os.environ.get("RAY_API_SERVER_ADDRESS")
-    os.environ["RAY_API_SERVER_ADDRESS"] = (
-        f"http://127.0.0.1:{port}"  # the raylet hands it on to every worker
-    )
+    given = os.environ.get(API_ADDRESS)
+    os.environ[API_ADDRESS] = f"http://127.0.0.1:{port}"  # the raylet hands it on to every worker
     try:
         return ray.init(
             address="local",
@@ -228,9 +249,9 @@ def _init(namespace: str, temp_dir: Path | None, port: int) -> str | None:
         ).dashboard_url
     finally:
         if given is None:
-            del os.environ["RAY_API_SERVER_ADDRESS"]
+            del os.environ[API_ADDRESS]
         else:
-            os.environ["RAY_API_SERVER_ADDRESS"] = given
+            os.environ[API_ADDRESS] = given
 
 
 def _join(address: str, where: str, namespace: str) -> str | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
 import ray.exceptions
@@ -174,12 +174,16 @@ def parse_address(address: str) -> tuple[str, str, int]:
         raise ClusterError(
             f"submit: must be the dashboard's address, {example}, got {address!r} ({error})"
         ) from error
-    extra = parts.query or parts.fragment or any(map(str.isspace, address))
-    if parts.scheme not in ("http", "https") or not host or extra:
+    if not host or not _is_dashboard(parts, address):
         raise ClusterError(f"submit: must be the dashboard's address, {example}, got {address!r}")
     port = port or (443 if parts.scheme == "https" else 8265)
     shown = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{shown}:{port}{parts.path.rstrip('/')}", host, port
+
+
+def _is_dashboard(parts: SplitResult, address: str) -> bool:
+    extra = parts.query or parts.fragment or any(map(str.isspace, address))
+    return parts.scheme in ("http", "https") and not extra
 
 
 def is_loopback(host: str) -> bool:

@@ -17,7 +17,7 @@ path.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isclose, prod
 from pathlib import Path
@@ -243,10 +243,7 @@ class Space:
             if parameter.may_be_active(values):
                 choice = next(choice for choice, _ in parameter.when if choice not in values)
                 return f"only some branches of {choice!r} have it; give {choice!r} as well"
-        choices = [choice for parameter in named for choice, _ in parameter.when]
-        taken = {choice: values[choice] for choice in choices if choice in values}
-        paths = " or ".join(dict.fromkeys(_describe(parameter.when) for parameter in named))
-        return f"not a parameter where {_describe(tuple(taken.items()))}, only where {paths}"
+        return _off_path(named, values)
 
     def _check_set_once(self) -> None:
         for index, parameter in enumerate(self._parameters):
@@ -297,14 +294,18 @@ class Space:
         # What is not yet chosen is asked from the outside in, so that the choice itself is on the
         # path.
         undecided = next(choice for choice, _ in possible[0].when if choice not in values)
-        branches = next(
+        branches = self._branches(undecided, values)
+        return all(self._is_covered(name, {**values, undecided: each}) for each in branches)
+
+    def _branches(self, choice: str, values: Mapping[str, Value]) -> Sequence[Value]:
+        """What is chosen from where these values are taken."""
+        return next(
             domain.values
             for parameter, domain in self._free()
-            if parameter.name == undecided
+            if parameter.name == choice
             and parameter.is_active(values)
             and isinstance(domain, Choice)
         )
-        return all(self._is_covered(name, {**values, undecided: each}) for each in branches)
 
     def _check_circle(
         self, parameter: Parameter, branches: Mapping[str, Value], trail: list[str]
@@ -318,6 +319,14 @@ class Space:
                     self._check_circle(
                         other, {**branches, **dict(other.when)}, [*trail, parameter.name]
                     )
+
+
+def _off_path(named: Sequence[Parameter], values: Mapping[str, Value]) -> str:
+    """That the path of these values has none of the parameters, in words."""
+    choices = [choice for parameter in named for choice, _ in parameter.when]
+    taken = {choice: values[choice] for choice in choices if choice in values}
+    paths = " or ".join(dict.fromkeys(_describe(parameter.when) for parameter in named))
+    return f"not a parameter where {_describe(tuple(taken.items()))}, only where {paths}"
 
 
 def load_space(source: object, where: str = "search.space", folder: Path | None = None) -> Space:

@@ -5,7 +5,7 @@ the rest of the platform has to know of a trial before anything is loaded.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from types import NoneType
@@ -290,15 +290,22 @@ def parse(params: Mapping[str, object]) -> Hyperparameters:
     method = _method(given.pop("method", None))
     kind = OPTIONS[method]
     own = [f.name for f in fields(kind)]
-    allowed = [*COMMON, *own]
+    _check_known(given, [*COMMON, *own], method)
+    common = _typed(Hyperparameters, _only(given, COMMON))
+    if missing := [name for name in REQUIRED if name not in common]:
+        raise InputError(f"{missing[0]}: not given; put it into search.space or into train")
+    options = kind(**_typed(kind, _only(given, own)))
+    return Hyperparameters(method=method, options=options, **common)
+
+
+def _check_known(given: Iterable[str], allowed: Sequence[str], method: str) -> None:
     if unknown := [name for name in given if name not in allowed]:
         hint = did_you_mean(unknown[0], allowed) or f" Allowed: {', '.join(allowed)}."
         raise InputError(f"{unknown[0]}: not a hyperparameter of method {method}.{hint}")
-    common = _typed(Hyperparameters, {name: given[name] for name in given if name in COMMON})
-    if missing := [name for name in REQUIRED if name not in common]:
-        raise InputError(f"{missing[0]}: not given; put it into search.space or into train")
-    options = kind(**_typed(kind, {name: given[name] for name in given if name in own}))
-    return Hyperparameters(method=method, options=options, **common)
+
+
+def _only(given: Mapping[str, object], names: Collection[str]) -> dict[str, object]:
+    return {name: value for name, value in given.items() if name in names}
 
 
 def _method(value: object) -> str:

@@ -1,14 +1,21 @@
 """The model card of the winner."""
 
 import json
-from typing import Any
+from collections.abc import Sequence
 
-from omegaconf import OmegaConf
+from omegaconf import DictKeyType, OmegaConf
 
 from sweeps.config.loading import dump
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import WINNER
-from sweeps.ledger.leaderboard import Leaderboard, LossAndMetrics, MetricsReport, WinnerRow
+from sweeps.ledger.leaderboard import (
+    Alternative,
+    Leaderboard,
+    LossAndMetrics,
+    MetricsReport,
+    SplitName,
+    WinnerRow,
+)
 from sweeps.reporting.words import (
     alternatives_columns,
     answered_words,
@@ -170,12 +177,15 @@ def alternatives_lines(metrics: MetricsReport | None) -> list[str]:
         f"| compared | {' | '.join(f'{split} {name}' for split in splits for name in names)} |",
         f"|---|{'---|' * (len(splits) * len(names))}",
     ]
-    for each in metrics.alternatives:
-        found = [each.on(split) or LossAndMetrics() for split in splits]
-        numbers = [of.number(name) for of in found for name in names]
-        cells = ["" if value is None else f"{value:.4f}" for value in numbers]
-        lines.append(f"| {each.words} | {' | '.join(cells)} |")
+    lines += [_alternative_line(each, splits, names) for each in metrics.alternatives]
     return [*lines, ""]
+
+
+def _alternative_line(each: Alternative, splits: Sequence[SplitName], names: Sequence[str]) -> str:
+    found = [each.on(split) or LossAndMetrics() for split in splits]
+    numbers = [of.number(name) for of in found for name in names]
+    cells = ["" if value is None else f"{value:.4f}" for value in numbers]
+    return f"| {each.words} | {' | '.join(cells)} |"
 
 
 def classes_lines(metrics: MetricsReport | None) -> list[str]:
@@ -213,19 +223,17 @@ def usage_code(load: list[str], config: SweepConfig, manifest: Manifest) -> list
 
 def _dump_without_nulls(config: SweepConfig) -> str:
     """The configuration as YAML, without what is not set."""
+    tree = OmegaConf.to_container(OmegaConf.create(dump(config)))
+    assert isinstance(tree, dict), "a configuration is a mapping"
+    return OmegaConf.to_yaml(OmegaConf.create(_without_nulls(tree)))
 
-    def given(tree: Any) -> Any:
-        if isinstance(tree, dict):
-            return {
-                key: kept
-                for key, value in tree.items()
-                if (kept := given(value)) not in (None, {}, [])
-            }
-        return tree
 
-    return OmegaConf.to_yaml(
-        OmegaConf.create(given(OmegaConf.to_container(OmegaConf.create(dump(config)))))
-    )
+def _without_nulls(tree: dict[DictKeyType, object]) -> dict[DictKeyType, object]:
+    inner = {
+        key: _without_nulls(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+    }
+    return {key: value for key, value in inner.items() if value not in (None, {}, [])}
 
 
 def _show(value: float | None) -> str:

@@ -7,12 +7,21 @@ import math
 import os
 import secrets
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.ledger.leaderboard import SPLITS, Leaderboard, Score, SlicePart, SplitName
+from sweeps.ledger.leaderboard import (
+    SPLITS,
+    Alternative,
+    Leaderboard,
+    RankedTrial,
+    Score,
+    SlicePart,
+    SplitName,
+)
 from sweeps.reporting.formatting import (
     distinct_names,
     is_finite,
@@ -20,7 +29,7 @@ from sweeps.reporting.formatting import (
     value_text,
 )
 from sweeps.reporting.plots.curves import learning_curves
-from sweeps.reporting.plots.figure import ABSENT, VERDICTS, tone
+from sweeps.reporting.plots.figure import ABSENT, VERDICTS, Section, tone
 from sweeps.reporting.plots.importances import importances, objective_name
 from sweeps.reporting.plots.parallel import parallel_coordinates
 from sweeps.reporting.plots.timeline import timeline
@@ -36,10 +45,15 @@ from sweeps.reporting.words import (
 from trainables.evaluation.record import Metrics
 
 if TYPE_CHECKING:
+    import jinja2
     import optuna
 
 
 MATRIX_CLASSES = 20  # whose confusion matrix is drawn
+
+
+def _alternatives(board: Leaderboard) -> tuple[Alternative, ...]:
+    return () if board.metrics is None else board.metrics.alternatives
 
 
 def _by_way(board: Leaderboard) -> dict[str, dict[SplitName, Metrics]]:
@@ -51,7 +65,7 @@ def _by_way(board: Leaderboard) -> dict[str, dict[SplitName, Metrics]]:
             "validation": {} if row is None else row.metrics,
             "test": {} if score is None else score.metrics,
         }
-    for each in () if board.metrics is None else board.metrics.alternatives:
+    for each in _alternatives(board):
         found[each.name] = {
             split: {} if (measured := each.on(split)) is None else measured.metrics
             for split in SPLITS
@@ -68,7 +82,6 @@ def html_report(board: Leaderboard, study: optuna.Study | None, out: Path) -> Pa
     The page is one file of about 5 MB: plotly.js is inlined, and a content security policy forbids
     it every request and every script but its own.
     """
-    import jinja2
     from plotly.offline import get_plotlyjs
 
     rows = board.rows
@@ -78,6 +91,35 @@ def html_report(board: Leaderboard, study: optuna.Study | None, out: Path) -> Pa
         "importances": importances(board, study),
         "timeline": timeline(board, study),
     }
+    page = _template().render(
+        board=board,
+        rows=rows,
+        compared=any(row.trial.difference for row in rows),
+        verdicts=_verdict_counts(board),
+        by_way=_by_way(board),
+        alternatives={each.name: each for each in _alternatives(board)},
+        matrix_classes=MATRIX_CLASSES,
+        lost=_lost(rows),
+        statuses=Counter(trial.status for trial in board.trials),
+        metric_names=distinct_names(row.shown.metrics for row in rows if row.shown),
+        param_columns=_param_columns(board),
+        constants=_constants(board),
+        sections=sections,
+        objective=objective_name(board, study),
+        figures_json=_figures_json(sections.values()),
+        plotly_js=get_plotlyjs(),
+        nonce=secrets.token_urlsafe(16),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text(page, encoding="utf-8", newline="\n")
+    os.replace(partial, out)  # whoever reloads the page of a running sweep never sees half of it
+    return out
+
+
+def _template() -> jinja2.Template:
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -100,39 +142,17 @@ def html_report(board: Leaderboard, study: optuna.Study | None, out: Path) -> Pa
         "tone": tone,
         "sortable": _sort_value,
     }
-    page = environment.get_template("report.html.j2").render(
-        board=board,
-        rows=rows,
-        compared=any(row.trial.difference for row in rows),
-        verdicts=_verdict_counts(board),
-        by_way=_by_way(board),
-        alternatives={
-            each.name: each
-            for each in (() if board.metrics is None else board.metrics.alternatives)
-        },
-        matrix_classes=MATRIX_CLASSES,
-        lost=[
-            name
-            for name in LOST
-            if any(row.shown and getattr(row.shown, name) is not None for row in rows)
-        ],
-        statuses=Counter(trial.status for trial in board.trials),
-        metric_names=distinct_names(row.shown.metrics for row in rows if row.shown),
-        param_columns=_param_columns(board),
-        constants=_constants(board),
-        sections=sections,
-        objective=objective_name(board, study),
-        figures_json=_json_for_script(
-            [asdict(plot) for section in sections.values() for plot in section.plots]
-        ),
-        plotly_js=get_plotlyjs(),
-        nonce=secrets.token_urlsafe(16),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(page, encoding="utf-8", newline="\n")
-    os.replace(partial, out)  # whoever reloads the page of a running sweep never sees half of it
-    return out
+    return environment.get_template("report.html.j2")
+
+
+def _lost(rows: Sequence[RankedTrial]) -> list[str]:
+    """What of the base was measured as lost, of any trial."""
+    shown = [row.shown for row in rows if row.shown]
+    return [name for name in LOST if any(getattr(each, name) is not None for each in shown)]
+
+
+def _figures_json(sections: Iterable[Section]) -> str:
+    return _json_for_script([asdict(plot) for section in sections for plot in section.plots])
 
 
 def _json_for_script(value: object) -> str:

@@ -26,10 +26,12 @@ from sweeps.ledger.leaderboard import (
     LossAndMetrics,
     MetricDifference,
     MetricsReport,
+    ShownEvaluation,
     SplitName,
     TrialRow,
 )
 from trainables.evaluation.class_metrics import class_metrics, confusion_matrix, count_classes
+from trainables.evaluation.record import Metrics
 
 RESAMPLES = 500  # enough for a standard error
 CELLS = 1 << 22  # resamples times rows, at most, but for 100 resamples
@@ -51,24 +53,35 @@ def metrics_of(
     independent.
     """
     alternatives = _alternatives(board)
+    if labels is None:
+        return MetricsReport(alternatives=tuple(alternatives), classes=None, compared={})
     classes: dict[SplitName, AnswersByClass] = {}
     compared: dict[SplitName, tuple[MetricDifference, ...]] = {}
-    for split in SPLITS if labels is not None else ():
-        assert labels is not None
+    for split in SPLITS:
         own = predictions(split, "winner") if alternatives[0].on(split) is not None else None
         if own is None:
             continue
         measured = {each.name: found for each in alternatives if (found := each.on(split))}
         answers = _answers(measured, own, board, labels, partial(predictions, split))
-        for name, each in answers.items():
-            found = class_metrics(count_classes(each[:, 0], each[:, 1], len(labels)))
-            measured[name] = replace(measured[name], metrics=found)
+        measured |= _by_answers(measured, answers, len(labels))
         alternatives = [_with(each, split, measured.get(each.name)) for each in alternatives]
         classes[split] = by_class(own, labels)
         compared[split] = _compared(measured, answers, len(labels), groups(split))
     return MetricsReport(
         alternatives=tuple(alternatives), classes=classes or None, compared=compared
     )
+
+
+def _by_answers(
+    measured: Mapping[str, LossAndMetrics], answers: Mapping[str, np.ndarray], classes: int
+) -> dict[str, LossAndMetrics]:
+    """With the metrics that the answers give."""
+    return {
+        name: replace(
+            measured[name], metrics=class_metrics(count_classes(each[:, 0], each[:, 1], classes))
+        )
+        for name, each in answers.items()
+    }
 
 
 def _answers(
@@ -97,30 +110,34 @@ def _alternatives(board: Leaderboard) -> list[Alternative]:
     winner = board.winner
     assert winner is not None, "alternatives are those of a winner"
 
-    def alternative(
-        name: str, words: str, loss: float | None, metrics: Mapping[str, float | None]
-    ) -> Alternative:
-        score = board.scores.get(name)
-        return Alternative(
-            name=name,
-            words=words,
-            validation=None if loss is None else LossAndMetrics(loss=loss, metrics=metrics),
-            test=None
-            if score is None or score.loss is None
-            else LossAndMetrics(loss=score.loss, metrics=score.metrics),
-        )
-
     words = f"the winner, {winner.trial}"
-    found = [alternative("winner", words, winner.val_loss, winner.metrics)]
+    found = [_alternative(board, "winner", words, winner)]
     default = default_evaluation(board)
     if default is not None and default[0].id != winner.trial:
         words = f"{BASELINE_NAMES['default']}, {default[0].id}"
-        found.append(alternative("default", words, default[1].val_loss, default[1].metrics))
-    scored = [name for name in board.scores if name not in ("winner", "default")]
-    for name in dict.fromkeys([*board.baselines, *scored]):
-        row = board.baselines.get(name) or BaselineRow()
-        found.append(alternative(name, board.name_of(name), row.val_loss, row.metrics))
+        found.append(_alternative(board, "default", words, default[1]))
+    for name in dict.fromkeys([*board.baselines, *board.scores]):
+        if name not in ("winner", "default"):
+            row = board.baselines.get(name) or BaselineRow()
+            found.append(_alternative(board, name, board.name_of(name), row))
     return [each for each in found if each.validation or each.test]
+
+
+def _alternative(
+    board: Leaderboard, name: str, words: str, validation: ShownEvaluation | BaselineRow
+) -> Alternative:
+    score = board.scores.get(name)
+    return Alternative(
+        name=name,
+        words=words,
+        validation=_loss_and_metrics(validation.val_loss, validation.metrics),
+        test=None if score is None else _loss_and_metrics(score.loss, score.metrics),
+    )
+
+
+def _loss_and_metrics(loss: float | None, metrics: Metrics) -> LossAndMetrics | None:
+    """None where there is no loss, so that nothing was measured."""
+    return None if loss is None else LossAndMetrics(loss=loss, metrics=metrics)
 
 
 def default_evaluation(board: Leaderboard) -> tuple[TrialRow, JudgedEvaluation] | None:
@@ -313,14 +330,24 @@ def _disagreement(
     assert of_rival is not None and of_winner is not None, "what is compared was measured"
     by, lower = metric_words(best.metric), _loss(of_rival) <= _loss(of_winner)
     if best.low > 0:
-        if lower and (best.among == "default" or verdict == "no"):
-            return ""  # the loss says so too
+        if lower and _loss_says_so(best, verdict):
+            return ""
         begin = f"By {by} too" if lower else f"But by {by}"
         return f"{begin} {rival.words} is better: {_numbers(best, best.value, best.winner)}."
-    if best.high < 0 and verdict != "yes" and best.among == "baselines" and split == "test":
+    if best.high < 0 and split == "test" and _is_news(best, verdict):
         numbers = _numbers(best, best.winner, best.value, -1)
         return f"But by {by} the winner is better than {rival.words}: {numbers}."
     return ""
+
+
+def _loss_says_so(rival: MetricDifference, verdict: str) -> bool:
+    """Whether it was said of the loss already that a rival with a lower one is better."""
+    return rival.among == "default" or verdict == "no"
+
+
+def _is_news(rival: MetricDifference, verdict: str) -> bool:
+    """Whether the winner's being better than the rival was not said of the loss."""
+    return rival.among == "baselines" and verdict != "yes"
 
 
 def _numbers(compared: MetricDifference, higher: float, lower: float, sign: int = 1) -> str:

@@ -147,15 +147,8 @@ def _parameter_panels(board: Leaderboard) -> list[PanelTypes]:
     """Parallel coordinates, importances, and each numeric parameter beside the loss."""
     from wandb_workspaces.reports.v2 import interface as wr
 
-    params = _param_names(board)
-    values = {name: [t.params[name] for t in board.trials if name in t.params] for name in params}
-    numbers = {name: [v for v in values[name] if is_finite(v)] for name in params}
-    numeric = [
-        name
-        for name in params
-        if len(numbers[name]) == len(values[name]) and len(set(numbers[name])) > 1
-    ]
-    log = {name for name in numeric if wants_log(numbers[name])}
+    params, numeric = _param_names(board), _numeric(board)
+    log = {name for name, numbers in numeric.items() if wants_log(numbers)}
     columns = [
         wr.ParallelCoordinatesPlotColumn(wr.Config(name), display_name=name, log=name in log)
         for name in params
@@ -177,6 +170,19 @@ def _parameter_panels(board: Leaderboard) -> list[PanelTypes]:
             for i, name in enumerate(numeric)
         ),
     ]
+
+
+def _numeric(board: Leaderboard) -> dict[str, list[float]]:
+    """The values of each parameter that is a number in every trial that has it, and not always the
+    same.
+    """
+    found = {}
+    for name in _param_names(board):
+        values = [trial.params[name] for trial in board.trials if name in trial.params]
+        numbers = [value for value in values if is_finite(value)]
+        if len(numbers) == len(values) and len(set(numbers)) > 1:
+            found[name] = numbers
+    return found
 
 
 def save_wandb_report(report: Report) -> str:

@@ -6,7 +6,7 @@ formula; tests/trainables/engine/test_memory.py holds it against measured ones.
 
 import copy
 import gc
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from trainables.engine.sites import Addition
 
 GB = 10**9
 GPUS = {"T4": 16, "L4/A10G": 24, "A100": 40, "A100/H100": 80, "H200": 141}  # GB, as they are sold
@@ -134,18 +136,33 @@ def _training(
 ) -> _Training:
     from trainables.methods import ADDITIVE, REPLACING
 
-    model = base.model
     if hp.method in REPLACING:
         REPLACING[hp.method].attach(base, hp.options)
-        return _Training(
-            tensors=[parameter for parameter in model.parameters() if parameter.requires_grad],
-            bytes_per_parameter=(1 + MOMENTS) * dtype_bytes,
-            fed={name for name, module in linear.items() if _weight(module).requires_grad},
-            reached=_after_the_first_trained(model) & linear.keys(),
-            shared=False,
-        )
-    additions = ADDITIVE[hp.method].plan(base, hp.options)
-    heads = [parameter for name, parameter in model.named_parameters() if base.in_head(name)]
+        return _of_the_base(base.model, linear, dtype_bytes)
+    return _beside_the_base(base, ADDITIVE[hp.method].plan(base, hp.options), linear, compute_bytes)
+
+
+def _of_the_base(
+    model: "PreTrainedModel", linear: Mapping[str, "nn.Module"], dtype_bytes: int
+) -> _Training:
+    """Of a trial that trains weights inside a base of its own."""
+    return _Training(
+        tensors=[parameter for parameter in model.parameters() if parameter.requires_grad],
+        bytes_per_parameter=(1 + MOMENTS) * dtype_bytes,
+        fed={name for name, module in linear.items() if _weight(module).requires_grad},
+        reached=_after_the_first_trained(model) & linear.keys(),
+        shared=False,
+    )
+
+
+def _beside_the_base(
+    base: BaseModel,
+    additions: Sequence["Addition"],
+    linear: Mapping[str, "nn.Module"],
+    compute_bytes: int,
+) -> _Training:
+    """Of a trial that shares the base, and trains additions and a head."""
+    heads = [parameter for name, parameter in base.model.named_parameters() if base.in_head(name)]
     # of the matrix, for the arithmetic
     low_copy = compute_bytes if compute_bytes < FLOAT32 else 0
     return _Training(
@@ -289,33 +306,46 @@ def _activation_bytes(
     flight, or the logits and their loss: the larger of both, since one is over when the other
     begins. casts: autograd keeps the weights too, each in the type of the arithmetic.
     """
-    from trainables.models.structure import features, layer_lists
+    from trainables.models.structure import features
     from trainables.tasks.causal_lm.task import CHUNK_LOGITS
 
-    stack, layers = layer_lists(model)[0]
-    kept, cast = [0], [0]  # bytes of each layer: of its tensors per token, of its weights
+    layers = _linear_by_layer(model, linear)
+    # bytes of each layer: of its tensors per token, of its weights
+    kept = [_kept_bytes(each, inside, fed, dropout, compute_bytes) for each, inside in layers]
+    cast = [_cast_bytes(inside, compute_bytes) if casts else 0 for _, inside in layers]
+    one = max(kept, default=0)
     widest = max((features(linear[name])[0] for name in fed & linear.keys()), default=0)
-    masks = widest * MASK_BYTES if dropout else 0
-    for number, layer in enumerate(layers):
-        inside = {
-            name: module for name, module in linear.items() if name.startswith(f"{stack}.{number}.")
-        }
-        if inside:
-            kept.append(_kept_bytes(layer, inside, fed, dropout, compute_bytes))
-            weights = sum(_weight(module).numel() for module in inside.values())
-            cast.append(weights * compute_bytes if casts else 0)
-    in_flight = max(IN_FLIGHT * max(kept), masks)
+    in_flight = max(IN_FLIGHT * one, widest * MASK_BYTES if dropout else 0)
     if gradient_checkpointing:
-        held, weights = (len(kept) - 1) * model.config.hidden_size * dtype_bytes, max(cast)
-        in_flight += max(kept)
+        held, weights = len(kept) * model.config.hidden_size * dtype_bytes, max(cast, default=0)
+        in_flight += one
     else:
         held, weights = sum(kept), sum(cast)
     scaled = any(getattr(model.config, name, None) for name in SCALED_LOGITS)
     logits = tokens * vocabulary if scaled else min(tokens * vocabulary, CHUNK_LOGITS)
-    return (
-        int(tokens * held + max(tokens * in_flight, logits * (compute_bytes + LOSS_BYTES)))
-        + weights
-    )
+    at_the_end = logits * (compute_bytes + LOSS_BYTES)
+    return int(tokens * held + max(tokens * in_flight, at_the_end)) + weights
+
+
+def _linear_by_layer(
+    model: "PreTrainedModel", linear: Mapping[str, "nn.Module"]
+) -> list[tuple["nn.Module", dict[str, "nn.Module"]]]:
+    """Each layer that has any of the linear layers, with those."""
+    from trainables.models.structure import layer_lists
+
+    stack, layers = layer_lists(model)[0]
+    found = []
+    for number, layer in enumerate(layers):
+        prefix = f"{stack}.{number}."
+        inside = {name: module for name, module in linear.items() if name.startswith(prefix)}
+        if inside:
+            found.append((layer, inside))
+    return found
+
+
+def _cast_bytes(inside: Mapping[str, "nn.Module"], compute_bytes: int) -> int:
+    """The weights of a layer in the type of the arithmetic."""
+    return sum(_weight(module).numel() for module in inside.values()) * compute_bytes
 
 
 def _kept_bytes(

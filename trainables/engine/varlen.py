@@ -10,7 +10,7 @@ Letters of shapes: B rows, T tokens of the longest row, N tokens of all rows, H 
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -117,14 +117,25 @@ def _within_rows(
     **how: Any,
 ) -> Tensor:
     """Causal attention of [1, H, N, D] within each row: [N, H, D]."""
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if not causal or not {name for name, x in how.items() if x is not None}.isdisjoint(NOT_SERVED):
-        raise NotImplementedError(f"{type(module).__name__} attends in a way of its own")
+    _check_served(module, is_causal, how)
     q_NHD, k_NHD, v_NHD = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     if q_NHD.is_cuda:
         return _on_gpu(rows, q_NHD, k_NHD, v_NHD, scaling, sliding_window)
     if sliding_window is not None:
         raise NotImplementedError("no sliding window on a CPU")
+    return _on_cpu(rows, q_NHD, k_NHD, v_NHD, scaling)
+
+
+def _check_served(module: nn.Module, is_causal: bool | None, how: Mapping[str, object]) -> None:
+    """Raise NotImplementedError where a module attends in another way than causally."""
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if not causal or any(how.get(name) is not None for name in NOT_SERVED):
+        raise NotImplementedError(f"{type(module).__name__} attends in a way of its own")
+
+
+def _on_cpu(
+    rows: Rows, q_NHD: Tensor, k_NHD: Tensor, v_NHD: Tensor, scaling: float | None
+) -> Tensor:
     outputs = [
         nn.functional.scaled_dot_product_attention(
             *(x.transpose(0, 1)[None] for x in one), scale=scaling, is_causal=True, enable_gqa=True

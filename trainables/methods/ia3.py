@@ -1,5 +1,5 @@
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,19 +34,10 @@ def scaled_layers(base: BaseModel) -> dict[str, str]:
     PEFT knows them of some architectures. Of the others: projections that give keys or values,
     alone or fused, and the layers of the feed-forward that lead back to the model's width.
     """
-    from peft.utils.constants import (
-        TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
-        TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
-    )
-
     model = base.model
-    linear, architecture = linear_layers(model, base.head), model.config.model_type
-    targets = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(architecture)
-    feed_forward = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(architecture)
-    if targets and feed_forward:
-        chosen = [name for name in linear if ends_with(name, targets)]
-        found = {n: "input" if n.endswith(tuple(feed_forward)) else "output" for n in chosen}
-    else:
+    linear = linear_layers(model, base.head)
+    found = _as_peft_does(model.config.model_type, linear)
+    if found is None:
         found = _keys_and_values(model, attends(model, linear)) | _back_to_width(model, linear)
     served = served_by_peft(model, [name for name in linear if name in found])
     found = {name: found[name] for name in served}
@@ -56,6 +47,21 @@ def scaled_layers(base: BaseModel) -> dict[str, str]:
             f" {type(model).__name__}; choose another method"
         )
     return found
+
+
+def _as_peft_does(architecture: str, linear: Iterable[str]) -> dict[str, str] | None:
+    """What PEFT scales of an architecture; None where it does not know it."""
+    from peft.utils.constants import (
+        TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
+        TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
+    )
+
+    targets = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(architecture)
+    feed_forward = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(architecture)
+    if not targets or not feed_forward:
+        return None
+    chosen = [name for name in linear if ends_with(name, targets)]
+    return {n: "input" if n.endswith(tuple(feed_forward)) else "output" for n in chosen}
 
 
 def _keys_and_values(model: "PreTrainedModel", attention: Sequence[str]) -> dict[str, str]:

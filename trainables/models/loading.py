@@ -43,11 +43,9 @@ def load_pretrained(
     if source is None:
         config = config or spec.config()
         check_class(spec, config)
-        if spec.quantisation != "none":
-            skipped = unquantised(spec, config)
-            extra["quantization_config"] = quantization(spec.quantisation, device, skipped)
-            extra["device_map"] = {"": device}
-    extra |= {"config": config} if config is not None else {}
+        extra = _quantised(spec, config, device)
+    if config is not None:
+        extra["config"] = config
     try:
         model, info = getattr(transformers, spec.auto_class).from_pretrained(
             source or resolve(spec.model.name),
@@ -66,6 +64,16 @@ def load_pretrained(
         model.to(device)
     mismatched = {key for key, *_ in info["mismatched_keys"]}
     return model.eval(), Loading(lacking=frozenset(info["missing_keys"]) | mismatched)
+
+
+def _quantised(
+    spec: BaseSpec, config: "PreTrainedConfig", device: "torch.device"
+) -> dict[str, object]:
+    """How transformers is told to quantise what it loads; empty where it is not to."""
+    if spec.quantisation == "none":
+        return {}
+    quantised = quantization(spec.quantisation, device, unquantised(spec, config))
+    return {"quantization_config": quantised, "device_map": {"": device}}
 
 
 def _not_loaded(spec: BaseSpec, source: str | Path | None, error: Exception) -> InputError:

@@ -26,6 +26,7 @@ EVALUATION, CHECKPOINT, LOSSES, STATE = (
     "training_state.safetensors",
 )
 PREDICTIONS = "predictions.npy"
+ORIGIN = "/attempt.json"
 
 
 def begin_attempt(store: Store, trial: str) -> tuple[int, str | None]:
@@ -39,7 +40,7 @@ def begin_attempt(store: Store, trial: str) -> tuple[int, str | None]:
         f for f in folders if f"{f}/{STATE}" in names or read_evaluation(store, f).finished
     ]
     origin = resumable[-1] if resumable else None
-    store.write_json(f"trials/{trial}/attempt-{attempt}/attempt.json", {"from": origin})
+    store.write_json(f"trials/{trial}/attempt-{attempt}{ORIGIN}", {"from": origin})
     return attempt, origin
 
 
@@ -98,18 +99,21 @@ def evaluation_folders(store: Store, trial: str, names: Iterable[str]) -> list[s
     files of the trial.
     """
     names = list(names)
-    complete = [
-        name.removesuffix(f"/{EVALUATION}") for name in names if name.endswith(f"/{EVALUATION}")
-    ]
-    origins = {_attempt(name): name for name in names if name.endswith("/attempt.json")}
+    complete = _under(names, f"/{EVALUATION}")
+    origins = {_attempt(name): name for name in _under(names, ORIGIN)}
     kept: list[str] = []
     limit = math.inf  # steps of older attempts count up to here
     for attempt in sorted({*map(_attempt, complete), *origins}, reverse=True):
         kept += [f for f in complete if _attempt(f) == attempt and _step(f) <= limit]
         if attempt in origins:
-            origin = store.read_json(origins[attempt])["from"]
+            origin = store.read_json(f"{origins[attempt]}{ORIGIN}")["from"]
             limit = -1 if origin is None else min(_step(origin), limit)
     return sorted(kept, key=_step)
+
+
+def _under(names: Iterable[str], file: str) -> list[str]:
+    """Folders that hold such a file."""
+    return [name.removesuffix(file) for name in names if name.endswith(file)]
 
 
 def _attempt(name: str) -> int:

@@ -13,6 +13,8 @@ TITLES: dict[LossName, str] = {"val_loss": "Validation loss", "probe_loss": "Pro
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of baselines, beside the curves
 
+ABOVE = 0.35  # of the range of the trials' losses: how far above it a baseline is still drawn
+
 LETTER_SPACE = 15 / 300  # of one letter above another, as a share of the axis
 
 
@@ -68,25 +70,24 @@ def _frame(board: Leaderboard, low: float, top: float) -> _Frame:
         _Baseline(words=board.name_of(name), val_loss=b.val_loss, probe_loss=b.probe_loss)
         for name, b in board.baselines.items()
     ]
-    near = [
-        loss
-        for b in baselines
-        for loss in (b.val_loss, b.probe_loss)
-        if is_finite(loss) and low <= loss <= top + 0.35 * (top - low)
-    ]
+    losses = [loss for b in baselines for loss in (b.val_loss, b.probe_loss) if is_finite(loss)]
+    near = [loss for loss in losses if low <= loss <= top + ABOVE * (top - low)]
     high = max([top, *near])
-    drawable = sorted(
-        (b for b in baselines if b.val_loss in near or b.probe_loss in near),
-        key=lambda b: (b.val_loss not in near, b.val_loss or 0.0),
-    )
     return _Frame(
         low=low,
         high=high,
         margin=0.06 * (high - low) or 0.1 * abs(high) or 0.1,
         baselines=baselines,
         near=near,
-        letters=dict(zip((b.words for b in drawable), LETTERS, strict=False)),
+        letters=_letters(baselines, near),
     )
+
+
+def _letters(baselines: Sequence[_Baseline], near: Sequence[float]) -> dict[str, str]:
+    """Of the baselines that are drawn, the lowest validation loss first."""
+    drawn = [b for b in baselines if b.val_loss in near or b.probe_loss in near]
+    drawn.sort(key=lambda b: (b.val_loss not in near, b.val_loss or 0.0))
+    return dict(zip((b.words for b in drawn), LETTERS, strict=False))
 
 
 def _loss(of: ShownEvaluation | _Baseline, name: LossName) -> float | None:
@@ -94,13 +95,6 @@ def _loss(of: ShownEvaluation | _Baseline, name: LossName) -> float | None:
 
 
 def _plot(board: Leaderboard, name: LossName, frame: _Frame) -> Plot:
-    winner, traces = board.winner, []
-    winning = None if winner is None else winner.trial
-    for trial in sorted(board.trials, key=lambda t: t.id == winning):  # the winner last, on top
-        if any(is_finite(_loss(e, name)) for e in trial.evaluations):
-            traces.append(_line(trial, name, wins=trial.id == winning))
-    if winner is not None and is_finite(_loss(winner, name)):
-        traces.append(_star(winner, name))
     shown = sorted(
         (loss, b.words)
         for b in frame.baselines
@@ -117,8 +111,25 @@ def _plot(board: Leaderboard, name: LossName, frame: _Frame) -> Plot:
     }
     said = [(frame.letters[words], f"{words} {loss_text(y)}") for y, words in shown]
     return Plot(
-        id=f"plot-{name}", title=TITLES[name], height=380, data=traces, layout=layout, key=said
+        id=f"plot-{name}",
+        title=TITLES[name],
+        height=380,
+        data=_traces(board, name),
+        layout=layout,
+        key=said,
     )
+
+
+def _traces(board: Leaderboard, name: LossName) -> list[Trace]:
+    """A line for each trial with a finite loss, the winner's last, on top."""
+    winner, traces = board.winner, []
+    winning = None if winner is None else winner.trial
+    for trial in sorted(board.trials, key=lambda t: t.id == winning):
+        if any(is_finite(_loss(e, name)) for e in trial.evaluations):
+            traces.append(_line(trial, name, wins=trial.id == winning))
+    if winner is not None and is_finite(_loss(winner, name)):
+        traces.append(_star(winner, name))
+    return traces
 
 
 def _line(trial: TrialRow, name: LossName, *, wins: bool) -> Trace:
@@ -155,16 +166,20 @@ def _notes(trials: Sequence[TrialRow], frame: _Frame) -> list[str]:
             f"Losses of {join_some(above)} go beyond the top of the axis; double-click a"
             " plot for all."
         )
-    beyond = [
-        f"{b.words} ({loss_text(b.val_loss)})"
-        for b in frame.baselines
-        if is_finite(b.val_loss) and b.val_loss not in frame.near
-    ]
-    if beyond:
+    if beyond := _outside(frame):
         notes.append(f"Outside the axis of validation loss: {', '.join(beyond)}.")
     if undrawn := [trial for trial, own in losses.items() if not own]:
         notes.append(f"Not drawn, having no finite loss: {join_some(undrawn)}.")
     return notes
+
+
+def _outside(frame: _Frame) -> list[str]:
+    """Baselines whose validation loss lies outside the axis, in words."""
+    return [
+        f"{b.words} ({loss_text(b.val_loss)})"
+        for b in frame.baselines
+        if is_finite(b.val_loss) and b.val_loss not in frame.near
+    ]
 
 
 def baseline_lines(

@@ -44,6 +44,11 @@ def _axis(name: str, values: Sequence[object]) -> Axis:
     numbers = [value for value in present if is_finite(value)]
     if len(numbers) == len(present):
         return _numeric_axis(name, values, numbers)
+    return _categorical_axis(name, values, present)
+
+
+def _categorical_axis(name: str, values: Sequence[object], present: Sequence[object]) -> Axis:
+    """present: the values but for those that are absent."""
     labels = sorted({value_text(value) for value in present})
     apart = max(len(labels) - 1, 1)
     at = {label: i / apart if len(labels) > 1 else 0.5 for i, label in enumerate(labels)}
@@ -93,17 +98,10 @@ def parallel_coordinates(rows: Sequence[RankedTrial]) -> Section:
     """
     if len(rows) < 2:
         return Section(missing="It takes two trials to compare parameters.")
-    columns = {
-        name: [row.trial.params.get(name, ABSENT) for row in rows]
-        for name in distinct_names(row.trial.params for row in rows)
-    }
-    constant = [name for name, values in columns.items() if all(v == values[0] for v in values)]
-    columns["val_loss"] = [row.shown.val_loss if row.shown else ABSENT for row in rows]
-    axes = [
-        _axis(name, values)
-        for name, values in columns.items()
-        if name not in constant and any(value is not ABSENT for value in values)
-    ]
+    params = _params(rows)
+    constant = {name: values[0] for name, values in params.items() if _is_constant(values)}
+    axes = [_axis(name, values) for name, values in params.items() if name not in constant]
+    axes += _loss_axis(rows)
     if len(axes) < 2:
         return Section(
             missing=(
@@ -119,7 +117,23 @@ def parallel_coordinates(rows: Sequence[RankedTrial]) -> Section:
         data=_lines(rows, axes),
         layout=_layout(axes, lacking),
     )
-    return Section(plots=[plot], notes=_notes(columns, constant, lacking))
+    return Section(plots=[plot], notes=_notes(constant, lacking))
+
+
+def _params(rows: Sequence[RankedTrial]) -> dict[str, list[object]]:
+    """Each trial's value of every parameter."""
+    names = distinct_names(row.trial.params for row in rows)
+    return {name: [row.trial.params.get(name, ABSENT) for row in rows] for name in names}
+
+
+def _loss_axis(rows: Sequence[RankedTrial]) -> list[Axis]:
+    """The last; none where no trial has a loss to show."""
+    losses = [row.shown.val_loss if row.shown else ABSENT for row in rows]
+    return [_axis("val_loss", losses)] if any(loss is not ABSENT for loss in losses) else []
+
+
+def _is_constant(values: Sequence[object]) -> bool:
+    return all(value == values[0] for value in values)
 
 
 def _lines(rows: Sequence[RankedTrial], axes: Sequence[Axis]) -> list[Trace]:
@@ -169,9 +183,8 @@ def _layout(axes: Sequence[Axis], lacking: bool) -> dict[str, object]:
     }
 
 
-def _notes(
-    columns: Mapping[str, Sequence[object]], constant: Sequence[str], lacking: bool
-) -> list[str]:
+def _notes(constant: Mapping[str, object], lacking: bool) -> list[str]:
+    """constant: the value of each parameter that is the same in every trial."""
     notes = []
     if lacking:
         notes.append(
@@ -179,6 +192,6 @@ def _notes(
             " finite loss."
         )
     if constant:
-        same = ", ".join(f"{name} = {value_text(columns[name][0])}" for name in constant)
+        same = ", ".join(f"{name} = {value_text(value)}" for name, value in constant.items())
         notes.append(f"Left out, being the same in every trial: {same}.")
     return notes
