@@ -5,9 +5,13 @@ narrower.
 import copy
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
 
 from trainables.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 LAYERS, HEAD_WIDTH, EXPERTS = 2, 16, 4
 NARROW = 64  # the least width: weights in 4 bits lie in blocks of 64
@@ -23,6 +27,7 @@ _OF_A_HEAD = re.compile(r"(^|_)(head_dim|d_head|d_kv|rotary_dim)$|head_size$")
 _LATENT = re.compile(
     r"lora_rank$|^(qk_|v_)\w*head_dim$"
 )  # of latent attention: sums of these are widths too
+_EMBEDDING = re.compile(r"(embed|embedding|proj)\w*(size|dim)$|^embedding_size$")
 # heads, their width and the factor by which a state-space layer is wider than the model: the first
 # two give the third
 _STATE_SPACE = (
@@ -31,7 +36,7 @@ _STATE_SPACE = (
 )
 
 
-def candidates(config: Any) -> Iterator[tuple[str, Any]]:
+def candidates(config: "PreTrainedConfig") -> Iterator[tuple[str, "PreTrainedConfig"]]:
     """Configurations like `config`, each with its size in words, the smallest first; the last is
     `config` itself.
     """
@@ -55,8 +60,11 @@ def candidates(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def draw(
-    config: Any, auto_class: str, trust_remote_code: bool, works: Callable[[Any], None]
-) -> tuple[Any, str] | tuple[None, str]:
+    config: "PreTrainedConfig",
+    auto_class: str,
+    trust_remote_code: bool,
+    works: Callable[["PreTrainedModel"], None],
+) -> tuple["PreTrainedModel", str] | tuple[None, str]:
     """The smallest model of drawn weights that is like `config` and that `works` takes, with its
     size in words; or None, and why there is none.
     """
@@ -97,7 +105,7 @@ def draw(
     return None, "; ".join(whys)
 
 
-def _parts(config: Any) -> list[Any]:
+def _parts(config: "PreTrainedConfig") -> list["PreTrainedConfig"]:
     """The configuration and those inside it."""
     inner = [
         value
@@ -107,111 +115,145 @@ def _parts(config: Any) -> list[Any]:
     return [config, *inner]
 
 
-def _shallow(config: Any) -> Any:
+def _shallow(config: "PreTrainedConfig") -> "PreTrainedConfig":
     for part in _parts(config):
         whole = getattr(part, "num_hidden_layers", None)
-        if not isinstance(whole, int):
-            continue
-        kept = min(whole, LAYERS)
-        lists = {name: value for name, value in vars(part).items() if isinstance(value, list)}
-        kinds = [value for value in lists.values() if len(value) == whole]
-        while kept < whole and any({*map(str, kind[:kept])} != {*map(str, kind)} for kind in kinds):
-            kept += 1  # every kind of layer must be among them
-        turns = [
-            len(value)
-            for value in lists.values()
-            if value and all(isinstance(each, str) for each in value)
-        ]
-        turns += [
-            value
-            for name, value in vars(part).items()
-            if name.endswith("_period") and _is_count(value)
-        ]
-        kept = max([kept, *(turn for turn in turns if turn < whole)])
-        if (
-            getattr(part, "first_k_dense_replace", 0) >= kept
-        ):  # the first layers have no experts: keep one of each
-            part.first_k_dense_replace = 1
-        for name, value in list(vars(part).items()):
-            if name in lists and len(value) == whole:
-                setattr(part, name, value[:kept])
-            elif (
-                name in lists
-                and value
-                and "layer" in name
-                and all(_is_count(each) for each in value)
-            ):
-                setattr(part, name, [kept - 1])  # which layers are of the rarer kind
-            elif _COUNTS_LAYERS.search(name) and _is_count(value) and value > kept:
-                setattr(part, name, kept)
-        part.num_hidden_layers = kept
+        if isinstance(whole, int):
+            _cut_layers(part, whole, _kept_layers(part, whole))
     return config
 
 
-def _narrow(config: Any) -> Any:
+def _kept_layers(part: "PreTrainedConfig", whole: int) -> int:
+    """How many of `whole` layers are enough for every kind of layer to be among them."""
+    kept = min(whole, LAYERS)
+    lists = [value for value in vars(part).values() if isinstance(value, list)]
+    kinds = [list(map(str, value)) for value in lists if len(value) == whole]
+    while kept < whole and any({*kind[:kept]} != {*kind} for kind in kinds):
+        kept += 1
+    return max([kept, *(turn for turn in _turns(part) if turn < whole)])
+
+
+def _turns(part: "PreTrainedConfig") -> Iterator[int]:
+    """After how many layers their kinds come round again."""
+    for name, value in vars(part).items():
+        if name.endswith("_period") and _is_count(value):
+            yield value
+        elif isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+            yield len(value)
+
+
+def _cut_layers(part: "PreTrainedConfig", whole: int, kept: int) -> None:
+    # the first layers have no experts: keep one of each
+    if getattr(part, "first_k_dense_replace", 0) >= kept:
+        part.first_k_dense_replace = 1
+    for name, value in list(vars(part).items()):
+        if isinstance(value, list) and len(value) == whole:
+            setattr(part, name, value[:kept])
+        elif isinstance(value, list) and _names_layers(name, value):
+            setattr(part, name, [kept - 1])  # which layers are of the rarer kind
+        elif _COUNTS_LAYERS.search(name) and _is_count(value) and value > kept:
+            setattr(part, name, kept)
+    part.num_hidden_layers = kept
+
+
+def _names_layers(name: str, value: list) -> bool:
+    return bool(value) and "layer" in name and all(map(_is_count, value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Widths:
+    """Of a model, and of the one that is made of it."""
+
+    width: int
+    narrow: int
+    """Of the model that is made."""
+    heads: int
+    """Its heads, `groups` of keys and values among them, each of `head` numbers."""
+    groups: int
+    head: int
+
+
+def _widths(part: "PreTrainedConfig") -> _Widths | None:
+    """None for what has no width, or is as narrow already."""
+    width, heads = getattr(part, "hidden_size", None), getattr(part, "num_attention_heads", None)
+    if not isinstance(width, int):
+        return None
+    heads = heads if isinstance(heads, int) else max(1, width // 64)
+    groups = getattr(part, "num_key_value_heads", None) or heads
+    few_groups = min(groups, 4 if groups == heads else 2)
+    few = few_groups * min(max(1, heads // groups), 2)
+    small_head = min(getattr(part, "head_dim", None) or width // heads, HEAD_WIDTH)
+    few *= -(-NARROW // (few * small_head))
+    narrow = few * small_head
+    if narrow >= width:
+        return None
+    return _Widths(width=width, narrow=narrow, heads=few, groups=few_groups, head=small_head)
+
+
+def _narrow(config: "PreTrainedConfig") -> "PreTrainedConfig":
     for part in _parts(config):
-        width, heads = (
-            getattr(part, "hidden_size", None),
-            getattr(part, "num_attention_heads", None),
-        )
-        if not isinstance(width, int):
+        if (widths := _widths(part)) is None:
             continue
-        heads = heads if isinstance(heads, int) else max(1, width // 64)
-        groups = getattr(part, "num_key_value_heads", None) or heads
-        few_groups = min(groups, 4 if groups == heads else 2)
-        few = few_groups * min(max(1, heads // groups), 2)
-        head = getattr(part, "head_dim", None) or width // heads
-        small_head = min(head, HEAD_WIDTH)
-        few *= -(-NARROW // (few * small_head))
-        narrow = few * small_head
-        if narrow >= width:
-            continue
-        for name, value in list(vars(part).items()):
-            if (
-                not _is_count(value)
-                or "vocab" in name
-                or "position" in name
-                or name.endswith("_id")
-            ):
-                continue
-            if _COUNTS_EXPERTS.search(name):
-                setattr(part, name, min(value, EXPERTS))
-            elif _CHOSEN_EXPERTS.search(name):
-                setattr(part, name, min(value, 2))
-            elif name in ("n_group", "topk_group"):
-                setattr(part, name, 1)
-            elif (
-                _LATENT.search(name)
-                or name == "head_dim"
-                and value == getattr(part, "qk_rope_head_dim", None)
-            ):
-                setattr(part, name, min(value, NARROW))
-            elif _OF_A_HEAD.search(name):
-                setattr(part, name, min(value, small_head))
-            elif name.endswith("heads") or name == "n_head":
-                setattr(
-                    part,
-                    name,
-                    few_groups if "key_value" in name or "kv" in name else min(value, few),
-                )
-            elif _INSIDE.search(name):
-                setattr(part, name, min(value, 2 * narrow))
-            elif value >= width and value % width == 0:
-                setattr(part, name, value // width * narrow)
-            elif value > narrow and re.search(
-                r"(embed|embedding|proj)\w*(size|dim)$|^embedding_size$", name
-            ):
-                setattr(part, name, narrow)
-            elif name == "time_step_rank":
-                setattr(part, name, -(-narrow // 16))
-        part.hidden_size = narrow
-        part.num_attention_heads = few
-        for count, size, expand in _STATE_SPACE:
-            if all(_is_count(getattr(part, name, None)) for name in (count, size, expand)):
-                setattr(part, size, small_head)
-                setattr(part, count, getattr(part, expand) * narrow // small_head)
+        _narrow_sizes(part, widths)
+        part.hidden_size = widths.narrow
+        part.num_attention_heads = widths.heads
+        _narrow_state_space(part, widths)
     return config
 
 
-def _is_count(value: Any) -> bool:
+def _narrow_sizes(part: "PreTrainedConfig", widths: _Widths) -> None:
+    for name, value in list(vars(part).items()):
+        if "vocab" in name or "position" in name or name.endswith("_id") or not _is_count(value):
+            continue
+        if (small := _smaller(name, value, widths, part)) != value:
+            setattr(part, name, small)
+
+
+def _narrow_state_space(part: "PreTrainedConfig", widths: _Widths) -> None:
+    for count, size, expand in _STATE_SPACE:
+        if all(_is_count(getattr(part, name, None)) for name in (count, size, expand)):
+            setattr(part, size, widths.head)
+            setattr(part, count, getattr(part, expand) * widths.narrow // widths.head)
+
+
+def _smaller(name: str, value: int, widths: _Widths, part: "PreTrainedConfig") -> int:
+    """What the setting `name`, a count or a size, is in the narrow model."""
+    for small in (_experts(name, value), _of_heads(name, value, widths, part)):
+        if small is not None:
+            return small
+    return _width(name, value, widths)
+
+
+def _experts(name: str, value: int) -> int | None:
+    """None: the setting is none of experts."""
+    if _COUNTS_EXPERTS.search(name):
+        return min(value, EXPERTS)
+    if _CHOSEN_EXPERTS.search(name):
+        return min(value, 2)
+    return 1 if name in ("n_group", "topk_group") else None
+
+
+def _of_heads(name: str, value: int, widths: _Widths, part: "PreTrainedConfig") -> int | None:
+    """None: the setting is none of attention's heads."""
+    is_rope = name == "head_dim" and value == getattr(part, "qk_rope_head_dim", None)
+    if _LATENT.search(name) or is_rope:
+        return min(value, NARROW)
+    if _OF_A_HEAD.search(name):
+        return min(value, widths.head)
+    if name.endswith("heads") or name == "n_head":
+        return widths.groups if "key_value" in name or "kv" in name else min(value, widths.heads)
+    return None
+
+
+def _width(name: str, value: int, widths: _Widths) -> int:
+    if _INSIDE.search(name):
+        return min(value, 2 * widths.narrow)
+    if value >= widths.width and value % widths.width == 0:
+        return value // widths.width * widths.narrow
+    if value > widths.narrow and _EMBEDDING.search(name):
+        return widths.narrow
+    return -(-widths.narrow // 16) if name == "time_step_rank" else value
+
+
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)

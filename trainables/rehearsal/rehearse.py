@@ -199,7 +199,7 @@ def _some_rows(data: Path, folder: Path, labels: tuple[str, ...], task: str) -> 
             order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))],
         )
         targets: Any = [row["labels"] for row in rows]
-        if task == "classification":
+        if TASKS[task].has_classes:
             targets = np.array(targets, dtype=np.int64)
         types = [row["token_type_ids"] for row in rows] if "token_type_ids" in rows[0] else None
         ids = [row["input_ids"] for row in rows]
@@ -302,7 +302,7 @@ class _Stage:
             self.model, TASKS[self.task], self.labels, self.pad_token_id, method, options
         )
 
-    def _pack(self) -> TrialGroup:
+    def _group(self) -> TrialGroup:
         settings = GroupSettings(probe_rows=VALIDATION_ROWS, varlen=False)
         return open_group(
             self.folder / "data",
@@ -314,44 +314,44 @@ class _Stage:
         )
 
     def _life(self, hp: Hyperparameters) -> tuple[bool, float | None]:
-        """Train, save, load, go on, and train in a group; whether company changes nothing, and
+        """Train, save, load, go on, and train in a group; whether the group changes nothing, and
         `Rehearsed.memory`.
         """
-        pack, saved = self._pack(), self.folder / "saved"
+        group, saved = self._group(), self.folder / "saved"
         shutil.rmtree(saved, ignore_errors=True)
-        pack.join("one", hp)
-        loss = _trained(pack, ["one"], STEPS)["one"]
-        pack.save("one", saved)
+        group.join("one", hp)
+        loss = _trained(group, ["one"], STEPS)["one"]
+        group.save("one", saved)
         (saved / "evaluation.json").write_text(json.dumps({"step": STEPS}))
-        memory = self._memory(pack, hp) if hp.method in ADDITIVE else None
-        alone = _trained(pack, ["one"], 1)["one"]
-        pack.leave("one")
+        memory = self._memory(group, hp) if hp.method in ADDITIVE else None
+        alone = _trained(group, ["one"], 1)["one"]
+        group.leave("one")
         spec = self._spec(hp.method, hp.options)
         tolerance = RELOADED if spec.quantisation == "none" else QUANTISED
         self._compare(
             "loaded again",
-            self._loss(load_checkpoint(saved / "checkpoint", spec, CPU), pack),
+            self._loss(load_checkpoint(saved / "checkpoint", spec, CPU), group),
             loss,
             tolerance,
         )
         by_card = BY_CARD if spec.quantisation != "none" else tolerance
         self._compare(
             "loaded by the code on the card",
-            self._loss(self._by_the_card(saved, spec), pack),
+            self._loss(self._by_the_card(saved, spec), group),
             loss,
             by_card,
         )
-        again = self._pack()
+        again = self._group()
         again.join("one", hp, saved)
         self._compare(
             "gone on from its checkpoint", _trained(again, ["one"], 1)["one"], alone, tolerance
         )
         again.leave("one")
-        return hp.method in ADDITIVE and self._in_company(again, hp, alone), memory
+        return hp.method in ADDITIVE and self._same_in_a_group(again, hp, alone), memory
 
-    def _memory(self, pack: TrialGroup, hp: Hyperparameters) -> float | None:
+    def _memory(self, group: TrialGroup, hp: Hyperparameters) -> float | None:
         """What a pass of the trial "one" takes over what is estimated of it."""
-        took, tokens = pack.memory_of_a_micro_batch("one")
+        took, tokens = group.memory_of_a_micro_batch("one")
         spec = self._spec(hp.method, hp.options)
         try:
             found = estimate(
@@ -370,12 +370,12 @@ class _Stage:
         return took / found.activations
 
     @staticmethod
-    def _in_company(pack: TrialGroup, hp: Hyperparameters, alone: float) -> bool:
+    def _same_in_a_group(group: TrialGroup, hp: Hyperparameters, alone: float) -> bool:
         try:
-            pack.join("one", hp)
-            pack.join("other", replace(hp, seed=hp.seed + 1, learning_rate=hp.learning_rate / 2))
-            found = _trained(pack, ["one", "other"], STEPS + 1)["one"]
-        except Exception:  # whatever stands against company: such trials have a base each
+            group.join("one", hp)
+            group.join("other", replace(hp, seed=hp.seed + 1, learning_rate=hp.learning_rate / 2))
+            found = _trained(group, ["one", "other"], STEPS + 1)["one"]
+        except Exception:  # whatever stands against a group: such trials have a base each
             return False
         return math.isclose(found, alone, rel_tol=TOGETHER)
 
@@ -388,14 +388,14 @@ class _Stage:
         exec("\n".join(loading_code(winner, spec, str(winner))), said)
         return said["model"]
 
-    def _loss(self, model: Any, pack: TrialGroup) -> float:
-        """In passes as those of `pack`: a model that is loaded without its padding token must not
+    def _loss(self, model: Any, group: TrialGroup) -> float:
+        """In passes as those of `group`: a model that is loaded without its padding token must not
         hide it in others.
         """
         split = open_split(self.folder / "data", "validation")
         rows, task = np.arange(len(split)), TASKS[self.task]
         return evaluate_model(
-            model, task, split, rows, self.pad_token_id, 4096, CPU, pack.padded
+            model, task, split, rows, self.pad_token_id, 4096, CPU, group.padded
         ).loss
 
     @staticmethod
@@ -404,8 +404,11 @@ class _Stage:
             raise _Differs(f"{what} it gives a validation loss of {found:.6g}, not {expected:.6g}")
 
 
-def _trained(pack: TrialGroup, trials: Sequence[str], steps: int) -> dict[str, float]:
-    """Validation loss of each trial after `steps` more."""
+def _trained(group: TrialGroup, trials: Sequence[str], steps: int) -> dict[str, float]:
+    """Validation loss of each trial after `steps` more; NaN where it is not finite."""
     for _ in range(steps):
-        pack.step(trials)
-    return {trial: evaluation.val_loss for trial, evaluation in pack.evaluate(trials).items()}
+        group.step(trials)
+    return {
+        trial: math.nan if evaluation.val_loss is None else evaluation.val_loss
+        for trial, evaluation in group.evaluate(trials).items()
+    }
