@@ -144,7 +144,7 @@ def separate(splits: Splits, duplicates: str) -> tuple[Splits, Duplicates]:
         if duplicates == "error":
             _check_rows(name, splits[name], kept)
         kept[name] = [r for r in splits[name] if r.key not in elsewhere]
-        elsewhere |= {r.key for r in kept[name]}
+        elsewhere |= _keys(kept[name])
     kept = {name: kept[name] for name in splits}
     return kept, Duplicates(
         dropped={name: len(splits[name]) - len(rows) for name, rows in kept.items()},
@@ -154,7 +154,11 @@ def separate(splits: Splits, duplicates: str) -> tuple[Splits, Duplicates]:
 
 
 def _repeats(records: list[Record]) -> int:
-    return len(records) - len({r.key for r in records})
+    return len(records) - len(_keys(records))
+
+
+def _keys(records: list[Record]) -> set[bytes]:
+    return {r.key for r in records}
 
 
 def _texts_with_two_labels(splits: Splits) -> int:
@@ -181,7 +185,7 @@ def _check_groups(splits: Splits, names: list[str]) -> None:
 def _check_rows(name: str, records: list[Record], kept: Splits) -> None:
     """Raise InputError where a row of the split `name` is in one of `kept`."""
     for other in kept:
-        keys = {r.key for r in kept[other]}
+        keys = _keys(kept[other])
         shared = [r for r in records if r.key in keys]
         if shared:
             raise InputError(
