@@ -139,16 +139,26 @@ def separate(splits: Splits, duplicates: str) -> tuple[Splits, Duplicates]:
     names = [name for name in ("test", "validation", "train") if name in splits]
     _check_groups(splits, names)
     kept: Splits = {}
+    elsewhere: set[bytes] = set()
     for name in names:
         if duplicates == "error":
             _check_rows(name, splits[name], kept)
-        elsewhere = {r.key for other in kept for r in kept[other]}
         kept[name] = [r for r in splits[name] if r.key not in elsewhere]
-    return {name: kept[name] for name in splits}, Duplicates(
-        dropped={name: len(splits[name]) - len(kept[name]) for name in splits},
-        inside={name: len(kept[name]) - len({r.key for r in kept[name]}) for name in splits},
+        elsewhere |= _keys(kept[name])
+    kept = {name: kept[name] for name in splits}
+    return kept, Duplicates(
+        dropped={name: len(splits[name]) - len(rows) for name, rows in kept.items()},
+        inside={name: _repeats(rows) for name, rows in kept.items()},
         two_labels=_texts_with_two_labels(kept),
     )
+
+
+def _repeats(records: list[Record]) -> int:
+    return len(records) - len(_keys(records))
+
+
+def _keys(records: list[Record]) -> set[bytes]:
+    return {r.key for r in records}
 
 
 def _texts_with_two_labels(splits: Splits) -> int:
@@ -175,7 +185,7 @@ def _check_groups(splits: Splits, names: list[str]) -> None:
 def _check_rows(name: str, records: list[Record], kept: Splits) -> None:
     """Raise InputError where a row of the split `name` is in one of `kept`."""
     for other in kept:
-        keys = {r.key for r in kept[other]}
+        keys = _keys(kept[other])
         shared = [r for r in records if r.key in keys]
         if shared:
             raise InputError(

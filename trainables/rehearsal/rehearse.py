@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from trainables.engine.group import GroupSettings, TrialGroup, open_group
 from trainables.engine.memory import estimate
 from trainables.engine.scoring import evaluate_model
 from trainables.errors import InputError
-from trainables.hyperparameters import Hyperparameters, MethodOptions, PartialOptions, parse
+from trainables.hyperparameters import Hyperparameters, PartialOptions, parse
 from trainables.methods import ADDITIVE, REPLACING, quantisation_of
 from trainables.models.base import BaseModel, BaseSpec
 from trainables.models.checkpoint import base_spec, complete, load_checkpoint, loading_code
@@ -37,9 +37,6 @@ from trainables.models.loading import check_causal, check_class
 from trainables.models.structure import above_backbone, coverage, layer_lists, on_meta
 from trainables.rehearsal import miniature
 from trainables.tasks import TASKS
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 ROWS, VALIDATION_ROWS, TOKENS = 12, 6, 96  # of a rehearsal; longer rows are cut
 STEPS = 2
@@ -90,7 +87,7 @@ def rehearse(
     model: ModelConfig,
     task: str,
     data: Path,
-    trials: Sequence[Mapping[str, object]],
+    trials: Sequence[Mapping[str, Any]],
     pad_token_id: int,
 ) -> Rehearsal:
     """Rehearse each method and kind of base among `trials` (flat parameters), on the CPU.
@@ -111,17 +108,17 @@ def rehearse(
     ):
         folder = Path(scratch)
         _some_rows(data, folder / "data", labels, task)
-        drawn = miniature.draw(
+        drawn, size = miniature.draw(
             spec.config(),
             spec.auto_class,
             model.trust_remote_code,
-            lambda model: _takes_rows(model, folder, task, spec),
+            lambda drawn: _passes(drawn, folder, task, spec),
         )
-        if isinstance(drawn, str):
-            return Rehearsal(size=None, why_not=drawn, seconds=time.perf_counter() - began)
+        if drawn is None:
+            return Rehearsal(size=None, why_not=size, seconds=time.perf_counter() - began)
         if not spec.is_classifier:
-            check_causal(drawn.model, model.name)
-        drawn.model.save_pretrained(folder / "model")
+            check_causal(drawn, model.name)
+        drawn.save_pretrained(folder / "model")
         small = replace(
             model, name=str(folder / "model"), revision=None, sha256=None, dtype="float32"
         )
@@ -137,7 +134,7 @@ def rehearse(
             found = tuple(stage.rehearse(hp, real) for hp in hps)
         finally:
             torch.set_num_threads(threads)
-    return Rehearsal(size=drawn.size, found=found, seconds=time.perf_counter() - began)
+    return Rehearsal(size=size, found=found, seconds=time.perf_counter() - began)
 
 
 def _each_kind(hps: Sequence[Hyperparameters]) -> list[Hyperparameters]:
@@ -202,7 +199,7 @@ def _some_rows(data: Path, folder: Path, labels: tuple[str, ...], task: str) -> 
             order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))],
         )
         targets: Any = [row["labels"] for row in rows]
-        if task == "classification":
+        if TASKS[task].has_classes:
             targets = np.array(targets, dtype=np.int64)
         types = [row["token_type_ids"] for row in rows] if "token_type_ids" in rows[0] else None
         ids = [row["input_ids"] for row in rows]
@@ -225,7 +222,7 @@ def _cut(split: Split, chosen: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def _takes_rows(model: "PreTrainedModel", folder: Path, task: str, spec: BaseSpec) -> None:
+def _passes(model: Any, folder: Path, task: str, spec: BaseSpec) -> None:
     """Whether a drawn model takes these rows at all, as a small one may not where the real one
     does.
     """
@@ -300,7 +297,7 @@ class _Stage:
             warmup_ratio=0.0,
         )
 
-    def _spec(self, method: str, options: MethodOptions | None = None) -> BaseSpec:
+    def _spec(self, method: str, options: Any = None) -> BaseSpec:
         return base_spec(
             self.model, TASKS[self.task], self.labels, self.pad_token_id, method, options
         )
@@ -317,17 +314,17 @@ class _Stage:
         )
 
     def _life(self, hp: Hyperparameters) -> tuple[bool, float | None]:
-        """Train, save, load, go on, and train in a group; whether the others change nothing, and
+        """Train, save, load, go on, and train in a group; whether the group changes nothing, and
         `Rehearsed.memory`.
         """
         group, saved = self._group(), self.folder / "saved"
         shutil.rmtree(saved, ignore_errors=True)
         group.join("one", hp)
-        loss = _loss_of_one(group, ["one"], STEPS)
+        loss = _trained(group, ["one"], STEPS)["one"]
         group.save("one", saved)
         (saved / "evaluation.json").write_text(json.dumps({"step": STEPS}))
         memory = self._memory(group, hp) if hp.method in ADDITIVE else None
-        alone = _loss_of_one(group, ["one"], 1)
+        alone = _trained(group, ["one"], 1)["one"]
         group.leave("one")
         spec = self._spec(hp.method, hp.options)
         tolerance = RELOADED if spec.quantisation == "none" else QUANTISED
@@ -347,13 +344,13 @@ class _Stage:
         again = self._group()
         again.join("one", hp, saved)
         self._compare(
-            "gone on from its checkpoint", _loss_of_one(again, ["one"], 1), alone, tolerance
+            "gone on from its checkpoint", _trained(again, ["one"], 1)["one"], alone, tolerance
         )
         again.leave("one")
-        return hp.method in ADDITIVE and self._in_a_group(again, hp, alone), memory
+        return hp.method in ADDITIVE and self._same_in_a_group(again, hp, alone), memory
 
     def _memory(self, group: TrialGroup, hp: Hyperparameters) -> float | None:
-        """What a micro-batch of the trial "one" takes over what is estimated of it."""
+        """What a pass of the trial "one" takes over what is estimated of it."""
         took, tokens = group.memory_of_a_micro_batch("one")
         spec = self._spec(hp.method, hp.options)
         try:
@@ -373,27 +370,27 @@ class _Stage:
         return took / found.activations
 
     @staticmethod
-    def _in_a_group(group: TrialGroup, hp: Hyperparameters, alone: float) -> bool:
+    def _same_in_a_group(group: TrialGroup, hp: Hyperparameters, alone: float) -> bool:
         try:
             group.join("one", hp)
             group.join("other", replace(hp, seed=hp.seed + 1, learning_rate=hp.learning_rate / 2))
-            found = _loss_of_one(group, ["one", "other"], STEPS + 1)
-        except Exception:  # whatever stands against sharing: such trials have a base each
+            found = _trained(group, ["one", "other"], STEPS + 1)["one"]
+        except Exception:  # whatever stands against a group: such trials have a base each
             return False
         return math.isclose(found, alone, rel_tol=TOGETHER)
 
-    def _by_the_card(self, saved: Path, spec: BaseSpec) -> "PreTrainedModel":
+    def _by_the_card(self, saved: Path, spec: BaseSpec) -> Any:
         winner = self.folder / "winner"
         shutil.rmtree(winner, ignore_errors=True)
         shutil.copytree(saved / "checkpoint", winner)
         complete(winner, spec, str(winner))
-        said: dict[str, PreTrainedModel] = {}
+        said: dict[str, Any] = {}
         exec("\n".join(loading_code(winner, spec, str(winner))), said)
         return said["model"]
 
-    def _loss(self, model: "PreTrainedModel", group: TrialGroup) -> float:
-        """In micro-batches as those of `group`: a model that is loaded without its padding token
-        must not hide it in others.
+    def _loss(self, model: Any, group: TrialGroup) -> float:
+        """In passes as those of `group`: a model that is loaded without its padding token must not
+        hide it in others.
         """
         split = open_split(self.folder / "data", "validation")
         rows, task = np.arange(len(split)), TASKS[self.task]
@@ -407,9 +404,11 @@ class _Stage:
             raise _Differs(f"{what} it gives a validation loss of {found:.6g}, not {expected:.6g}")
 
 
-def _loss_of_one(group: TrialGroup, trials: Sequence[str], steps: int) -> float:
-    """Validation loss of the trial "one" after `steps` more of all `trials`."""
+def _trained(group: TrialGroup, trials: Sequence[str], steps: int) -> dict[str, float]:
+    """Validation loss of each trial after `steps` more; NaN where it is not finite."""
     for _ in range(steps):
         group.step(trials)
-    found = group.evaluate(trials)["one"].val_loss
-    return math.nan if found is None else found
+    return {
+        trial: math.nan if evaluation.val_loss is None else evaluation.val_loss
+        for trial, evaluation in group.evaluate(trials).items()
+    }

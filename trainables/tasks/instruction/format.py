@@ -308,7 +308,7 @@ def _tool_call(table: Table, index: int, call: object, where: str) -> dict[str, 
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         arguments = _json(table, index, arguments or "{}", f"{where}.function.arguments")
-    return {**call, "function": {**function, "arguments": arguments}}
+    return {**cast("Message", call), "function": {**function, "arguments": arguments}}
 
 
 def _json(table: Table, index: int, text: str, where: str) -> Any:
@@ -416,7 +416,7 @@ def _mask(
     for span in spans:
         first, last = _tokens_of(row, span, place, tokenizer)
         if not span.has_end:
-            last = _end_of_turn(row, last, tokenizer.eos_token_id)
+            last = _end_of_turn(row, last, cast("int | None", tokenizer.eos_token_id))
         mask[first : last + 1] = True
         while last > first and row.is_blank(last):  # a line break after the end
             last -= 1
@@ -500,12 +500,16 @@ def _render_by_messages(talk: _Conversation) -> tuple[str, list[Span]]:
     spans = _align(text, talk, plain)
     for i, turn in enumerate(turns):
         if i in spans:
-            prompt = _prompt(i, talk)
-            if prompt and text.startswith(prompt) and len(prompt) < spans[i].start:
-                spans[i] = spans[i]._replace(start=len(prompt))
+            spans[i] = _after_prompt(spans[i], _prompt(i, talk), text)
         elif turn.is_assistants:
             spans[i] = _turn(i, text, talk)
     return text, [spans[i] for i in sorted(spans) if turns[i].is_learnt]
+
+
+def _after_prompt(span: Span, prompt: str, text: str) -> Span:
+    """With what stands between the prompt and the content."""
+    is_longer = text.startswith(prompt) and 0 < len(prompt) < span.start
+    return span._replace(start=len(prompt)) if is_longer else span
 
 
 def _prompt(index: int, talk: _Conversation) -> str:
@@ -569,12 +573,19 @@ def _render_by_marks(talk: _Conversation) -> tuple[str, list[Span]]:
         chat_template=talk.template,
         return_assistant_tokens_mask=True,
         add_generation_prompt=False,
-        **talk.tokenizer.special_tokens_map,
+        # the tokens' names are variables of the template, never other arguments
+        **talk.tokenizer.special_tokens_map,  # pyright: ignore[reportArgumentType]
     )
     marked = cast("list[tuple[int, int]]", found)
     spans = _merge(
         [Span(start, end, has_end=True) for start, end in marked if text[start:end].strip()]
     )
+    _check_marks(spans, text, talk)
+    return text, spans
+
+
+def _check_marks(spans: list[Span], text: str, talk: _Conversation) -> None:
+    """Raise InputError unless `spans` are what the assistant said."""
     said, turns = "".join(text[span.start : span.end] for span in spans), talk.turns
     plain = [i for i, turn in enumerate(turns) if turn.content.strip() and not turn.calls]
     where = _align(text, talk, plain)
@@ -591,7 +602,6 @@ def _render_by_marks(talk: _Conversation) -> tuple[str, list[Span]]:
                 f"{talk.place}: the chat template's {{% generation %}} marks take in"
                 f" messages[{i}], the {turn.role}'s {shorten(turn.content)}"
             )
-    return text, spans
 
 
 def _is_inside(span: Span | None, spans: list[Span]) -> bool:
@@ -614,7 +624,7 @@ def _merge(spans: list[Span]) -> list[Span]:
 
 
 def _align(text: str, talk: _Conversation, chosen: list[int]) -> dict[int, Span]:
-    """Where the contents of the `chosen` messages stand in `text`, which is the conversation rendered.
+    """Where the contents of the `chosen` messages stand in `text`, which is `talk` rendered.
 
     {} where the text around them depends on the contents, so that this cannot be told.
     """
