@@ -38,6 +38,7 @@ def diagnose(
     if as_json:
         print(json.dumps({"trials": trials}, indent=1))
         return
-    width = max(len(trial["id"]) for trial in trials)
-    for trial in trials:
-        print(f"{trial['id']:<{width}}  {trial['verdict']:<17}  {trial['verdict_reason']}")
+    lines = [tuple(trial.values()) for trial in trials]
+    width = max(len(trial) for trial, *_ in lines)
+    for trial, verdict, reason in lines:
+        print(f"{trial:<{width}}  {verdict:<17}  {reason}")

@@ -194,6 +194,10 @@ class TestScores:
     scored_before: tuple[EarlierScoring, ...] = ()
 
     @property
+    def winner(self) -> Score:
+        return self.scores["winner"]
+
+    @property
     def summary(self) -> TokenSummary:
         return from_json(TokenSummary, self.split, "test.json: split")
 

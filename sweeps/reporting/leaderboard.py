@@ -166,7 +166,7 @@ def _tokens_per_request(manifest: Manifest | None, test: TestScores | None) -> f
     """
     if manifest is None or manifest.task == "causal_lm":
         return None
-    split = manifest.splits["validation"] if test is None else test.summary
+    split = manifest.validation if test is None else test.summary
     answers = split.targets if manifest.task == "instruction" else 0
     return (split.tokens - answers) / split.rows
 
@@ -180,7 +180,7 @@ def _slices(
     if found is None or manifest is None or manifest.data.slice is None:
         return None
     validation = _parts(ledger, "validation", found.point.slices, found.point.folder, manifest)
-    of_test = {} if test is None else test.scores["winner"].slices or {}
+    of_test = {} if test is None else test.winner.slices or {}
     scored = _parts(ledger, "test", of_test, "baselines/test/winner", manifest)
     if not validation and not scored:
         return None

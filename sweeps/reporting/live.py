@@ -83,7 +83,7 @@ class Display:
         head = Text(self._head(rows), style="bold")
         self._live.update(Group(head, table), refresh=True)
 
-    def _table(self, rows: Sequence["_Row"], *, narrow: bool) -> Table:
+    def _table(self, rows: "Sequence[_Row]", *, narrow: bool) -> Table:
         columns = ["trial", "state", "best val loss", "progress", "rows/s", "slot", "configuration"]
         if narrow:  # what is left of the width is the configuration's
             columns = ["trial", "val loss", "progress", "slot", "configuration"]
@@ -99,7 +99,7 @@ class Display:
             table.add_row(*(cells[name] for name in columns))
         return table
 
-    def _head(self, rows: Sequence["_Row"]) -> str:
+    def _head(self, rows: "Sequence[_Row]") -> str:
         elapsed = time.monotonic() - self._began
         left = self._left(sum(row.share for row in rows), elapsed)
         finished = sum(not row.runs for row in rows)

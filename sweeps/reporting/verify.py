@@ -209,7 +209,7 @@ def _reported_of_winner(ledger: Ledger, winner: WinnerRow) -> Reported:
     reported: Reported = {"validation": _reported(ledger, winner.checkpoint)}
     test = ledger.scored_test()
     if test is not None and (test.trial, test.step) == (winner.trial, winner.step):
-        reported["test"] = _finite(test.scores["winner"])
+        reported["test"] = _finite(test.winner)
     return reported
 
 

@@ -58,7 +58,7 @@ def expected_words(expected: Final) -> str:
 
 def test_words(test: TestScores) -> str:
     """What the sealed test split gave the winner."""
-    score = test.scores["winner"]
+    score = test.winner
     words = (
         f"loss {_loss(score)} ({_interval_words(score)}) on {test.summary.rows} rows,"
         f" {abs(test.optimism):.4f} {'above' if test.optimism > 0 else 'below'} that on validation"

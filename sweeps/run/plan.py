@@ -36,7 +36,7 @@ def _lines(config: SweepConfig, manifest: Manifest, rehearsal: Sequence[str]) ->
     drawn = [parse(draw) for draw in config.draws()]
     yield f"Sweep {config.name}: {config.task} with {config.model.name}"
     yield from _data(config, manifest, drawn)
-    yield from _search(config, manifest.splits["train"].rows, drawn)
+    yield from _search(config, manifest.train.rows, drawn)
     yield from _afterwards(config, manifest)
     yield from rehearsal
     yield f"Slots: {_slots(config)}"
@@ -65,10 +65,10 @@ def _data(config: SweepConfig, manifest: Manifest, drawn: Sequence[Hyperparamete
             f"  labels: {', '.join(manifest.labels)}; majority"
             f" {manifest.majority_label} with {share} of validation"
         )
-    if counts := manifest.splits["validation"].slice_counts:
+    if counts := manifest.validation.slice_counts:
         parts = ", ".join(f"{value or 'empty'} {count}" for value, count in sorted(counts.items()))
         lines.append(f"  slices of validation by {config.data.slice}: {parts}")
-    rows = manifest.splits["train"].rows
+    rows = manifest.train.rows
     odd = [*_large_batches(config, rows), *_odd_epochs(drawn, rows), *_few_groups(manifest)]
     return lines + [f"  note: {note}" for note in [*manifest.notes, *odd]]
 
@@ -175,7 +175,7 @@ def _odd_epochs(drawn: Sequence[Hyperparameters], rows: int) -> list[str]:
 
 
 def _few_groups(manifest: Manifest) -> list[str]:
-    groups = manifest.splits["validation"].groups
+    groups = manifest.validation.groups
     if groups is None or groups >= MIN_UNITS:
         return []
     return [

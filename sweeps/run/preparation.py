@@ -73,7 +73,7 @@ def _refuse_long_rows(longest: int, more: int, context: int) -> None:
 
 
 def _refuse_small_slices(config: SweepConfig, manifest: Manifest) -> None:
-    counts, limits = manifest.splits["validation"].slice_counts or {}, config.selection.limits
+    counts, limits = manifest.validation.slice_counts or {}, config.selection.limits
     if limits.of_slices and max(counts.values()) < limits.slice_rows:
         raise InputError(
             f"selection.limits.slice_rows: must be at most {max(counts.values())}, the rows of the"

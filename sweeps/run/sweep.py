@@ -149,7 +149,7 @@ class Sweep:
         self.config, self.ledger, self.console = config, ledger, console
         self.goes_on = elapsed_s > 0
         self.manifest = ledger.manifest()
-        self.rows = self.manifest.splits["train"].rows
+        self.rows = self.manifest.train.rows
         budget = config.search.time_budget_s()
         finals = config.selection.finalists
         self.display = Display(

@@ -283,8 +283,8 @@ class _Sink:
     def _trial_started(self, trial: str, params: dict[str, object]) -> None:
         run = self._run(trial)
         run.params = params
-        run.summary["status"] = "running"
-        self._reopen(trial, run).summary["status"] = "running"
+        run.summary.update(status="running")
+        self._reopen(trial, run).summary.update(status="running")
         self._save(trial, run)
 
     def _evaluation(self, trial: str, evaluation: Evaluation) -> None:

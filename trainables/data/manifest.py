@@ -86,6 +86,14 @@ class Manifest:
     notes: tuple[str, ...] = ()
     """What the user should see of the data, in words."""
 
+    @property
+    def train(self) -> SplitSummary:
+        return self.splits["train"]
+
+    @property
+    def validation(self) -> SplitSummary:
+        return self.splits["validation"]
+
 
 def manifest_of(content: Mapping[str, Any], where: str) -> Manifest:
     """The manifest that was read from a store, as JSON; `where` names it in errors."""

@@ -120,7 +120,7 @@ def estimate(
 class _Training:
     """What one trial trains."""
 
-    tensors: list["Tensor"]
+    tensors: "list[Tensor]"
     bytes_per_parameter: int  # of weights that are not the base's, gradients and moments
     fed: set[str]  # linear layers whose weight or adapter is trained
     reached: Set[str]  # linear layers that the backward pass goes through
@@ -157,7 +157,7 @@ def _of_the_base(
 
 def _beside_the_base(
     base: BaseModel,
-    additions: Sequence["Addition"],
+    additions: "Sequence[Addition]",
     linear: Mapping[str, "nn.Module"],
     compute_bytes: int,
 ) -> _Training:

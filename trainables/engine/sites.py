@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Addition:
     """What one trial has at one site: initial values, by name, in the trial's own shapes."""
 
-    kind: type["AdapterSite"]
+    kind: "type[AdapterSite]"
     site: str  # name of the module in the base
     values: dict[str, Tensor]
     options: MethodOptions | None = None  # the method's; None: of a head

@@ -105,7 +105,7 @@ def draw(
     return None, "; ".join(whys)
 
 
-def _parts(config: "PreTrainedConfig") -> list["PreTrainedConfig"]:
+def _parts(config: "PreTrainedConfig") -> "list[PreTrainedConfig]":
     """The configuration and those inside it."""
     inner = [
         value
