@@ -284,7 +284,7 @@ class _Sink:
         run = self._run(trial)
         run.params = params
         run.summary.update(status="running")
-        self._reopen(trial, run).summary.update(status="running")
+        self._reopen(trial, run).summary.update({"status": "running"})
         self._save(trial, run)
 
     def _evaluation(self, trial: str, evaluation: Evaluation) -> None:
