@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+import time
 import weakref
 
 import numpy as np
@@ -21,12 +22,13 @@ from trainables.data.arrow import write_split
 from trainables.data.config import DataConfig
 from trainables.data.prepare import open_split, prepare
 from trainables.data.records import Encoded
-from trainables.evaluation import baselines
+from trainables.evaluation import baselines, bench, embeddings, prompts
 from trainables.evaluation.baselines import measure_baselines, names
 from trainables.models.config import ModelConfig
 from trainables.models.files import load_tokenizer
 
 CPU = torch.device("cpu")
+MODULES = (baselines, bench, embeddings, prompts)
 PAD, BOS, TEXT, LABEL = (
     0,
     1,
@@ -57,6 +59,14 @@ def prompter(lab, tmp_path_factory):
         unk_token="<pad>",
     ).save_pretrained(folder)
     return folder
+
+
+def replace(monkeypatch, name, value):
+    """In every module of the baselines that uses it."""
+    used = [module for module in MODULES if hasattr(module, name)]
+    assert used
+    for module in used:
+        monkeypatch.setattr(module, name, value)
 
 
 def write(folder, labels=(), **splits):
@@ -217,9 +227,9 @@ def test_neither_passes_nor_a_second_run_change_a_result(prompter, tickets, tmp_
 
 
 def test_seconds_hold_those_of_the_embeddings(prompter, tickets, monkeypatch):
-    embed = baselines._embed_texts
-    monkeypatch.setattr(
-        baselines, "_embed_texts", lambda bench: dataclasses.replace(embed(bench), seconds=1000.0)
+    embed = embeddings.embed_texts
+    replace(
+        monkeypatch, "embed_texts", lambda bench: dataclasses.replace(embed(bench), seconds=1000.0)
     )
     found = measured(tickets, prompter, "classification")
     assert [name for name, each in found.items() if each["seconds"] > 1000] == [
@@ -259,8 +269,8 @@ def test_one_model_is_loaded_at_a_time(prompter, tickets, monkeypatch):
 
         return run
 
-    for name in ("_backbone", "_language_model"):
-        monkeypatch.setattr(baselines, name, watched(getattr(baselines, name)))
+    for name in ("load_backbone", "load_language_model"):
+        replace(monkeypatch, name, watched(getattr(bench, name)))
     found = measured(tickets, prompter, "classification")
     assert len(loaded) == 2 and not any("error" in each for each in found.values())
 
@@ -296,7 +306,7 @@ def test_what_will_be_measured_is_told_before(lab, prompter, tickets, tmp_path, 
 
 
 class Clock:
-    """In the place of the module `time` in baselines: it stands, but for leaps of an hour."""
+    """A clock that stands, but for leaps of an hour."""
 
     def __init__(self):
         self.now = 1000.0
@@ -314,8 +324,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(baselines, "time", Clock())
-    return baselines.time
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    return clock
 
 
 LATE = "TimeoutError: not done within 30 minutes (selection.baseline_minutes)"
@@ -327,10 +338,10 @@ def errors(found):
 
 def test_what_takes_too_long_says_so(prompter, tickets, tmp_path, clock, monkeypatch):
     """The time is up with the first pass: everything needs passes, of the embeddings or of its own."""
-    monkeypatch.setattr(baselines, "_in_passes", clock.leap(baselines._in_passes))
+    replace(monkeypatch, "in_micro_batches", clock.leap(bench.in_micro_batches))
     found = measured(tickets, prompter, "classification", minutes=30)
     assert errors(found) == dict.fromkeys([*EMBEDDINGS, *PROMPTS], LATE)
-    assert {name: each["words"] for name, each in found.items()} == baselines.WORDS
+    assert {name: each["words"] for name, each in found.items()} == bench.WORDS
     chat = write(tmp_path / "chats", train=chats(1, 9), validation=chats(2, 5, prompt=6))
     assert errors(measured(chat, prompter, "instruction", minutes=30)) == dict.fromkeys(
         PROMPTS[1:], LATE
@@ -341,22 +352,22 @@ def test_what_was_done_before_the_time_was_up_stays(
     prompter, tickets, tmp_path, clock, monkeypatch
 ):
     whole = measured(tickets, prompter, "classification", minutes=30)
-    monkeypatch.setattr(baselines, "_language_model", clock.leap(baselines._language_model))
+    replace(monkeypatch, "load_language_model", clock.leap(bench.load_language_model))
     found = measured(tickets, prompter, "classification", minutes=30)
     assert errors(found) == {**dict.fromkeys(EMBEDDINGS), **dict.fromkeys(PROMPTS, LATE)}
     same({name: found[name] for name in EMBEDDINGS}, {name: whole[name] for name in EMBEDDINGS})
 
     chat = write(tmp_path / "chats", train=chats(1, 9), validation=chats(2, 5, prompt=6))
     monkeypatch.undo()
-    monkeypatch.setattr(baselines, "time", clock)
-    monkeypatch.setattr(baselines, "_embed", clock.leap(baselines._embed))
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    replace(monkeypatch, "embed", clock.leap(embeddings.embed))
     found = measured(chat, prompter, "instruction", minutes=30)
     assert errors(found) == {"few_shot": None, "retrieved": LATE}
 
 
 def test_the_time_is_counted_in_minutes_and_from_the_start(prompter, tickets, clock, monkeypatch):
     """An hour passes at the embeddings, and at each of two stems of the labels of each prompt: seven in all."""
-    monkeypatch.setattr(baselines, "_in_passes", clock.leap(baselines._in_passes))
+    replace(monkeypatch, "in_micro_batches", clock.leap(bench.in_micro_batches))
     for minutes, late in ((200, PROMPTS[1:]), (419, PROMPTS[2:]), (421, [])):
         found = errors(measured(tickets, prompter, "classification", minutes=minutes))
         assert [name for name, error in found.items() if error] == late
@@ -370,7 +381,7 @@ def test_embeddings_are_means_over_real_tokens(lab, tmp_path, monkeypatch):
     ids, types = texts(1, 9), [[0, 1] + [1] * (len(row) - 2) for row in texts(1, 9)]
     part = (ids, classes(2, 9, "ab"), types)
     data, seen = write(tmp_path, ["a", "b"], train=part, validation=part), []
-    monkeypatch.setattr(baselines, "_logistic", lambda bench, embedded: seen.append(embedded) or {})
+    replace(monkeypatch, "logistic", lambda bench, embedded: seen.append(embedded) or {})
     measured(data, lab.folder("bert"), "classification", max_tokens=30)
     model = AutoModel.from_pretrained(lab.folder("bert")).eval()
     with torch.no_grad():
@@ -388,10 +399,8 @@ def test_embeddings_are_means_over_real_tokens(lab, tmp_path, monkeypatch):
 
 def test_only_so_many_rows_of_train_are_embedded(lab, tickets, monkeypatch):
     seen = []
-    monkeypatch.setattr(baselines, "POOL_ROWS", 10)
-    monkeypatch.setattr(
-        baselines, "_logistic", lambda bench, embedded: seen.append(embedded.pool) or {}
-    )
+    replace(monkeypatch, "POOL_ROWS", 10)
+    replace(monkeypatch, "logistic", lambda bench, embedded: seen.append(embedded.pool) or {})
     for seed in (0, 0, 1):
         assert (
             "error"
@@ -432,27 +441,27 @@ def toy(rows=200, width=6, seed=0):
 @pytest.mark.parametrize("penalty", [1.0, 1e-2, 1e-4])
 def test_the_logistic_regression_ends_at_its_optimum(penalty):
     x, y, prior = toy()
-    weights = baselines._fit(x, y, prior, penalty)
+    weights = embeddings._fit(x, y, prior, penalty)
     wrong = (x @ weights + prior).softmax(1) - torch.eye(3, dtype=torch.float64)[y]
     gradient = x.T @ wrong / len(x) + penalty * weights
     assert float(gradient.abs().max()) < 1e-6
     assert weights.abs().max() > 0.05
-    again = baselines._fit(x, y, prior, penalty, start=torch.ones_like(weights))
+    again = embeddings._fit(x, y, prior, penalty, start=torch.ones_like(weights))
     torch.testing.assert_close(again, weights, atol=1e-3, rtol=0)
 
 
 def test_a_strong_penalty_leaves_the_class_shares():
     x, y, prior = toy()
-    found = (x @ baselines._fit(x, y, prior, 1e6) + prior).softmax(1)
+    found = (x @ embeddings._fit(x, y, prior, 1e6) + prior).softmax(1)
     torch.testing.assert_close(found, prior.exp().expand_as(found), atol=1e-5, rtol=0)
 
 
 def test_the_penalty_is_weak_for_signal_and_strong_for_noise():
     x, y, prior = toy()
     folds = torch.arange(len(y)) % 5
-    assert baselines._choose_penalty(x, y, prior, folds) <= 0.1
+    assert embeddings._choose_penalty(x, y, prior, folds) <= 0.1
     shuffled = y[torch.from_numpy(np.random.default_rng(1).permutation(len(y)))]
-    assert baselines._choose_penalty(x, shuffled, prior, folds) >= 1
+    assert embeddings._choose_penalty(x, shuffled, prior, folds) >= 1
 
 
 def test_texts_that_say_nothing_leave_the_class_shares(lab, tmp_path):
@@ -607,7 +616,7 @@ def test_how_many_examples_fitted_is_said(lab, tmp_path):
     ("most", "last", "said"), [(0, 1, "0.1"), (4, 3, "3.9"), (4, 4, None), (2, 3, "2.0")]
 )
 def test_a_few_and_nearly_all_are_not_rounded_to_none_and_all(most, last, said):
-    found = baselines._fitted("few_shot", 100, 4, [most] * 99 + [last], 40.0)
+    found = prompts._fitted("few_shot", 100, 4, [most] * 99 + [last], 40.0)
     assert found["words"] == "prompt with 4 examples" + (f" ({said} fitted)" if said else "")
     assert found["examples_per_request"] == pytest.approx((99 * most + last) / 100)
 
@@ -653,10 +662,10 @@ def test_prompts_without_examples_score_labels_as_plain_transformers_does(prompt
 
 def test_labels_are_scored_together_where_their_first_tokens_allow(prompter, tickets, monkeypatch):
     """a and b, and "b c", need the prompt and b; "c a" needs the prompt and c: two passes over each of seven prompts."""
-    rows, outputs = [], baselines._outputs
-    monkeypatch.setattr(
-        baselines,
-        "_outputs",
+    rows, outputs = [], bench.outputs
+    replace(
+        monkeypatch,
+        "outputs",
         lambda base, batch: rows.append(len(batch["input_ids"])) or outputs(base, batch),
     )
     assert not any(
@@ -739,8 +748,8 @@ def test_examples_and_texts_that_fit_in_part_are_both_said(prompter, tmp_path):
 
 
 def test_a_prompt_that_holds_nothing_of_any_text_is_left_out(prompter, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        baselines, "_context", lambda base: 4
+    replace(
+        monkeypatch, "context_tokens", lambda base: 4
     )  # of `<s> Text: Label:` and a label of two tokens
     data = write(
         tmp_path, LABELS, train=(texts(1, 8), classes(2, 8)), validation=(texts(3, 2), [2, 0])
@@ -758,7 +767,7 @@ def test_a_text_that_is_empty_is_not_cut(prompter, tmp_path):
         validation=([[BOS], [BOS, 7]], [2, 0]),
     )
     found = measured(data, prompter, "classification")
-    assert [found[name]["words"] for name in PROMPTS] == [baselines.WORDS[name] for name in PROMPTS]
+    assert [found[name]["words"] for name in PROMPTS] == [bench.WORDS[name] for name in PROMPTS]
 
 
 @pytest.mark.parametrize(
@@ -782,9 +791,11 @@ def test_labels_that_no_prompt_can_tell_apart_are_not_prompted_for(prompter, tmp
 @pytest.mark.parametrize(("rows", "most"), [(2, 1), (9, 1), (10, 5), (40, 15), (99, 15), (100, 50)])
 def test_neighbours_are_never_most_of_train(lab, tmp_path, monkeypatch, rows, most):
     """All of train would vote for its own label shares, which are a baseline already."""
-    counts, votes = [], baselines._votes
-    monkeypatch.setattr(
-        baselines, "_votes", lambda near, prior: counts.append(near.shape[1]) or votes(near, prior)
+    counts, votes = [], embeddings._votes
+    replace(
+        monkeypatch,
+        "_votes",
+        lambda near, prior: counts.append(near.shape[1]) or votes(near, prior),
     )
     data = write(
         tmp_path,
@@ -808,13 +819,12 @@ def test_a_single_row_of_train_has_no_neighbours(lab, tmp_path):
 def test_examples_are_of_as_many_classes_as_can_be():
     random = np.random.default_rng(0)
     many = np.array([0] * 50 + [1, 2])
-    assert sorted(many[baselines._balanced(many, 3, random)].tolist()) == [0, 0, 1, 2]
+    assert sorted(many[prompts.balanced(many, 3, random)].tolist()) == [0, 0, 1, 2]
     assert (
-        len(set(np.arange(7).repeat(3)[baselines._balanced(np.arange(7).repeat(3), 7, random)]))
-        == 4
+        len(set(np.arange(7).repeat(3)[prompts.balanced(np.arange(7).repeat(3), 7, random)])) == 4
     )
-    assert sorted(baselines._balanced(np.array([0, 1]), 2, random)) == [0, 1]
-    drawn = {tuple(baselines._balanced(many, 3, np.random.default_rng(seed))) for seed in range(8)}
+    assert sorted(prompts.balanced(np.array([0, 1]), 2, random)) == [0, 1]
+    drawn = {tuple(prompts.balanced(many, 3, np.random.default_rng(seed))) for seed in range(8)}
     assert len(drawn) > 4
 
 
@@ -839,15 +849,15 @@ def broken(found):
     [
         ("_fit", ["embeddings_logistic"]),
         ("_votes", ["embeddings_neighbours"]),
-        ("_balanced", ["few_shot"]),
-        ("_language_model", PROMPTS),
+        ("balanced", ["few_shot"]),
+        ("load_language_model", PROMPTS),
         ("load_tokenizer", PROMPTS),
-        ("_backbone", [*EMBEDDINGS, "retrieved"]),
+        ("load_backbone", [*EMBEDDINGS, "retrieved"]),
         ("_label_scores", PROMPTS),
     ],
 )
 def test_what_breaks_leaves_the_others(prompter, tickets, monkeypatch, part, names):
-    monkeypatch.setattr(baselines, part, boom)
+    replace(monkeypatch, part, boom)
     found = measured(tickets, prompter, "classification")
     assert set(found) == {*EMBEDDINGS, *PROMPTS}
     assert set(broken(found)) == set(names)
@@ -855,9 +865,9 @@ def test_what_breaks_leaves_the_others(prompter, tickets, monkeypatch, part, nam
 
 def test_retrieval_that_breaks_leaves_the_drawn_examples(lab, tmp_path, monkeypatch):
     data = write(tmp_path, train=chats(1, 5), validation=chats(2, 3))
-    monkeypatch.setattr(baselines, "_embed", boom)
+    replace(monkeypatch, "embed", boom)
     assert broken(measured(data, lab.folder("gpt2"), "instruction")) == ["retrieved"]
-    monkeypatch.setattr(baselines, "_language_model", boom)
+    replace(monkeypatch, "load_language_model", boom)
     assert broken(measured(data, lab.folder("gpt2"), "instruction")) == ["few_shot", "retrieved"]
 
 
@@ -897,11 +907,11 @@ def test_too_little_memory_makes_passes_smaller(prompter, tickets, monkeypatch):
             raise torch.OutOfMemoryError("no memory")
         return pad(batch, pad_token_id)
 
-    pad = baselines.pad
-    monkeypatch.setattr(baselines, "pad", at_most_two)
+    pad = embeddings.pad
+    replace(monkeypatch, "pad", at_most_two)
     same(expected, measured(tickets, prompter, "classification"), 1e-4)
     assert refused
-    monkeypatch.setattr(baselines, "pad", lambda *_: at_most_two([0] * 3, PAD))
+    replace(monkeypatch, "pad", lambda *_: at_most_two([0] * 3, PAD))
     found = measured(tickets, prompter, "classification")
     assert {each["error"] for each in found.values()} == {"OutOfMemoryError: no memory"}
 
