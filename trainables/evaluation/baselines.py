@@ -5,8 +5,8 @@ Ray here.
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from trainables.evaluation.prompts import (
     continued,
     prompt_length,
 )
+from trainables.evaluation.record import MeasuredBaseline
 from trainables.models.config import ModelConfig
 from trainables.models.files import load_model_config, load_tokenizer
 from trainables.streams import stream
@@ -71,7 +72,7 @@ def measure_baselines(
     device: torch.device,
     split: str = "validation",
     minutes: float = math.inf,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, MeasuredBaseline]:
     """What the frozen base makes of `split` of the folder `data` that
     `trainables.data.prepare.prepare` wrote.
 
@@ -201,17 +202,18 @@ def _contained(names: Sequence[str], measure: Callable[[], Found]) -> Found:
         torch.cuda.empty_cache()
 
 
-def _attempt(name: str, measure: Callable[[], dict[str, Any]], spent: float = 0.0) -> Found:
+def _attempt(name: str, measure: Callable[[], MeasuredBaseline], spent: float = 0.0) -> Found:
     """One baseline with its words and seconds; `spent` were before it."""
     began = time.perf_counter()
     try:
         found = measure()
     except Exception as error:
         return _failed(error, [name])
-    return {name: {"words": WORDS[name], **found, "seconds": spent + time.perf_counter() - began}}
+    seconds = spent + time.perf_counter() - began
+    return {name: replace(found, words=found.words or WORDS[name], seconds=seconds)}
 
 
 def _failed(error: Exception, names: Iterable[str]) -> Found:
     first = (str(error).strip().splitlines() or [""])[0]
     said = first if isinstance(error, Degenerate) else f"{type(error).__name__}: {first}"
-    return {name: {"error": said, "words": WORDS[name]} for name in names}
+    return {name: MeasuredBaseline(error=said, words=WORDS[name]) for name in names}

@@ -18,6 +18,7 @@ from torch import Tensor
 from trainables.data.batches import cut_micro_batches
 from trainables.data.prepare import Split
 from trainables.errors import InputError
+from trainables.evaluation.record import MeasuredBaseline
 from trainables.models.base import BaseModel, BaseSpec
 from trainables.models.config import ModelConfig
 from trainables.models.files import context_length, resolve
@@ -36,7 +37,7 @@ WORDS = {
     "retrieved": f"prompt with the {EXAMPLES} nearest examples",
 }
 Row = dict[str, Any]
-Found = dict[str, dict[str, Any]]
+Found = dict[str, MeasuredBaseline]
 
 
 class Degenerate(Exception):
@@ -86,26 +87,27 @@ def scored(
     tokens: Iterable[int],
     predictions: np.ndarray | None = None,
     labels: np.ndarray | None = None,
-) -> dict[str, Any]:
+) -> MeasuredBaseline:
     """From losses, targets, prompt tokens, predicted and true classes of the rows, each [N]."""
     if not np.isfinite(nll).all():
         raise ArithmeticError(
             f"the loss of {np.count_nonzero(~np.isfinite(nll))} of {len(nll)} rows is not finite"
         )
-    return {
-        "val_loss": float(nll.sum() / targets.sum()),
-        "metrics": bench.task.metrics(nll, targets, predictions, labels),
-        "losses": np.stack([nll, targets], 1).astype(np.float32),
-        "predictions": (
-            None if predictions is None else np.stack([predictions, labels], 1).astype(np.int32)
-        ),
-        "tokens_per_request": float(np.mean(list(tokens))),
-    }
+    classes = None
+    if predictions is not None and labels is not None:
+        classes = np.stack([predictions, labels], 1).astype(np.int32)
+    return MeasuredBaseline(
+        val_loss=float(nll.sum() / targets.sum()),
+        metrics=bench.task.metrics(nll, targets, predictions, labels),
+        losses=np.stack([nll, targets], 1).astype(np.float32),
+        predictions=classes,
+        tokens_per_request=float(np.mean(list(tokens))),
+    )
 
 
 def classified(
     bench: Bench, log_probabilities: np.ndarray, tokens: Iterable[int]
-) -> dict[str, Any]:
+) -> MeasuredBaseline:
     """From the classes' log-probabilities [N, C]."""
     labels = bench.split.labels
     nll = -log_probabilities[np.arange(len(labels)), labels]

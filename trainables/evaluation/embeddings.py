@@ -21,6 +21,7 @@ from trainables.evaluation.bench import (
     load_backbone,
     on_device,
 )
+from trainables.evaluation.record import MeasuredBaseline
 from trainables.streams import stream
 from trainables.tasks.causal_lm.task import pad
 
@@ -85,7 +86,7 @@ def nearest_rows(
     return np.concatenate(found)
 
 
-def neighbours(bench: Bench, embedded: Embedded) -> dict[str, Any]:
+def neighbours(bench: Bench, embedded: Embedded) -> MeasuredBaseline:
     """(votes of the k nearest + class share in train) / (k + 1), with the k that has the least
     leave-one-out loss.
     """
@@ -109,7 +110,7 @@ def _votes(near: np.ndarray, prior: np.ndarray) -> np.ndarray:
     return (votes + prior) / (near.shape[1] + 1)
 
 
-def logistic(bench: Bench, embedded: Embedded) -> dict[str, Any]:
+def logistic(bench: Bench, embedded: Embedded) -> MeasuredBaseline:
     mean, deviation = (
         embedded.pool.mean(0, dtype=np.float64),
         embedded.pool.std(0, dtype=np.float64),

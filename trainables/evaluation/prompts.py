@@ -5,6 +5,7 @@ Letters of shapes as in `trainables.evaluation.bench`.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from trainables.evaluation.bench import (
     outputs,
     scored,
 )
+from trainables.evaluation.record import Baseline, MeasuredBaseline
 from trainables.models.base import BaseModel
 from trainables.tasks.causal_lm.task import IGNORED, pad, upcast
 
@@ -39,6 +41,15 @@ def balanced(classes: np.ndarray, count: int, random: np.random.Generator) -> np
     return np.array(sorted(turns, key=turns.__getitem__)[:EXAMPLES])
 
 
+def _with_prompts(measured: MeasuredBaseline, fitted: Baseline) -> MeasuredBaseline:
+    return replace(
+        measured,
+        examples_per_request=fitted.examples_per_request,
+        text_share=fitted.text_share,
+        words=fitted.words,
+    )
+
+
 def prompt_length(row: Row) -> int:
     """Tokens before the first target."""
     return int(np.flatnonzero(row["labels"][1:] != IGNORED)[0]) + 1
@@ -51,14 +62,14 @@ def _fitted(
     examples: Sequence[int],
     context: float,
     kept: Sequence[float] = (),
-) -> dict[str, Any]:
+) -> Baseline:
     """What the context held of what the prompts of baseline `name` were to hold, and the baseline's
     words with it.
 
     pool: rows that examples come from; shown: examples that each prompt was to hold; examples:
     those that it held [N]; kept: share of its text that it held [N], where texts may be cut.
     """
-    found: dict[str, Any] = {}
+    mean = share = None
     words, said = WORDS[name], []
     if shown == pool:  # drawn or nearest, they are the same
         words = (
@@ -68,7 +79,7 @@ def _fitted(
         )
         words += ", the nearest last" if pool > 1 and name == "retrieved" else ""
     if shown:
-        found["examples_per_request"] = mean = float(np.mean(examples))
+        mean = float(np.mean(examples))
         if not mean:
             raise Degenerate(
                 f"no example fits beside a row into the {context:,.0f} tokens of the model"
@@ -76,19 +87,23 @@ def _fitted(
         if mean < shown:
             said.append(f"{min(max(mean, 0.1), shown - 0.1):.1f} fitted")
     if len(kept):
-        found["text_share"] = share = float(np.mean(kept))
+        share = float(np.mean(kept))
         if not share:
             raise Degenerate(
                 f"nothing of any text fits into the {context:,.0f} tokens of the model"
             )
         if share < 1:
             said.append(f"texts cut to {min(max(share, 0.01), 0.99):.0%}")
-    return {**found, "words": f"{words} ({', '.join(said)})" if said else words}
+    return Baseline(
+        examples_per_request=mean,
+        text_share=share,
+        words=f"{words} ({', '.join(said)})" if said else words,
+    )
 
 
 def continued(
     bench: Bench, base: BaseModel, name: str, chosen: Sequence[Sequence[int]] | np.ndarray
-) -> dict[str, Any]:
+) -> MeasuredBaseline:
     """Each row of the split after the examples `chosen` for it [N, k]."""
     pool, rows = bench.examples, bench.rows
     bos, context = base.model.config.get_text_config().bos_token_id, context_tokens(base)
@@ -111,7 +126,7 @@ def continued(
         nll[at], targets[at] = nll_B.double().cpu(), targets_B.cpu()
 
     in_micro_batches(bench, lengths, run, micro_batch_tokens(base))
-    return scored(bench, nll, targets, prompts) | fitted
+    return _with_prompts(scored(bench, nll, targets, prompts), fitted)
 
 
 def _join(examples: list[Row], row: Row, bos: int | None, context: float) -> Row:
@@ -145,7 +160,7 @@ def answered(
     tokenizer: Any,
     name: str,
     chosen: Sequence[Sequence[int]] | np.ndarray,
-) -> dict[str, Any]:
+) -> MeasuredBaseline:
     """Each row's prompt, with the examples `chosen` for it [N, k], and what the model makes of the
     labels after it.
     """
@@ -198,7 +213,7 @@ def answered(
     found = classified(
         bench, scores - np.logaddexp.reduce(scores, axis=1, keepdims=True), map(len, prompts)
     )
-    return found | fitted
+    return _with_prompts(found, fitted)
 
 
 def _label_tokens(tokenizer: Any, labels: Sequence[str]) -> list[list[int]]:
