@@ -105,10 +105,10 @@ class _Bench:
             minutes=config.baseline_minutes,
         )
         for name, each in measured.items():
-            losses, predictions = (each.pop(rows, None) for rows in ("losses", "predictions"))
-            if losses is not None:
-                write_rows(self.store, f"baselines/{split}/{name}", losses, predictions)
-            found[name] = finite(Baseline(**each))
+            if each.losses is not None:
+                rows = f"baselines/{split}/{name}"
+                write_rows(self.store, rows, each.losses, each.predictions)
+            found[name] = finite(each.written())
         return found
 
     def test(self, job: TestJob) -> ScoredTest:

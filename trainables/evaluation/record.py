@@ -6,7 +6,7 @@ stands for a number that was not measured, or was not finite.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated
 
 import numpy as np
@@ -94,6 +94,20 @@ class Baseline:
     seconds: OptionalNumber = None
     words: OptionalText = None
     error: OptionalText = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredBaseline(Baseline):
+    """A baseline with what it was of every row [N], before it is written."""
+
+    losses: np.ndarray | None = None
+    """Summed loss and number of targets, float32 [N, 2]; None: it broke."""
+    predictions: np.ndarray | None = None
+    """Predicted and true class, int32 [N, 2]; None for language models."""
+
+    def written(self) -> Baseline:
+        """Without the rows."""
+        return Baseline(**{each.name: getattr(self, each.name) for each in fields(Baseline)})
 
 
 @dataclass(frozen=True, kw_only=True)

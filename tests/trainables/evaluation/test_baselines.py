@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+import time
 import weakref
 
 import numpy as np
@@ -21,12 +22,14 @@ from trainables.data.arrow import write_split
 from trainables.data.config import DataConfig
 from trainables.data.prepare import open_split, prepare
 from trainables.data.records import Encoded
-from trainables.evaluation import baselines
+from trainables.evaluation import baselines, bench, embeddings, prompts
 from trainables.evaluation.baselines import measure_baselines, names
+from trainables.evaluation.record import MeasuredBaseline
 from trainables.models.config import ModelConfig
 from trainables.models.files import load_tokenizer
 
 CPU = torch.device("cpu")
+MODULES = (baselines, bench, embeddings, prompts)
 PAD, BOS, TEXT, LABEL = (
     0,
     1,
@@ -57,6 +60,14 @@ def prompter(lab, tmp_path_factory):
         unk_token="<pad>",
     ).save_pretrained(folder)
     return folder
+
+
+def replace(monkeypatch, name, value):
+    """In every module of the baselines that uses it."""
+    used = [module for module in MODULES if hasattr(module, name)]
+    assert used
+    for module in used:
+        monkeypatch.setattr(module, name, value)
 
 
 def write(folder, labels=(), **splits):
@@ -113,7 +124,7 @@ def measured(data, folder, task, *, seed=0, max_tokens=512, **more):
 
 
 def losses(found):
-    return {name: each["losses"][:, 0] for name, each in found.items()}
+    return {name: each.losses[:, 0] for name, each in found.items()}
 
 
 def same(one, other, tolerance=1e-5):
@@ -166,7 +177,7 @@ def test_documents_have_no_baselines(tmp_path):
 @pytest.mark.parametrize("model", ["bert", "bert-language-model", "distilbert"])
 def test_an_encoder_is_not_prompted(lab, tickets, model):
     found = measured(tickets, lab.folder(model), "classification")
-    assert list(found) == EMBEDDINGS and not any("error" in each for each in found.values())
+    assert list(found) == EMBEDDINGS and not any(each.error for each in found.values())
 
 
 def test_a_result_holds_what_a_board_shows(prompter, tickets):
@@ -185,24 +196,22 @@ def test_a_result_holds_what_a_board_shows(prompter, tickets):
     more = {"zero_shot": {"text_share"}, "few_shot": {"text_share", "examples_per_request"}}
     more["retrieved"] = more["few_shot"]
     for name, each in found.items():
-        assert each.keys() == always | more.get(name, set())
+        assert {key for key, value in vars(each).items() if value is not None} == always | more.get(
+            name, set()
+        )
         assert (
-            each["predictions"].dtype == np.int32
-            and each["predictions"][:, 1].tolist() == labels.tolist()
+            each.predictions.dtype == np.int32
+            and each.predictions[:, 1].tolist() == labels.tolist()
         )
-        assert each["metrics"]["accuracy"] == pytest.approx(
-            np.mean(each["predictions"][:, 0] == labels)
-        )
-        assert each["losses"].dtype == np.float32 and each["losses"][:, 1].tolist() == [1] * len(
-            labels
-        )
-        assert each["val_loss"] == pytest.approx(each["losses"][:, 0].mean(), rel=1e-6)
-        assert each["metrics"].keys() == {"accuracy", "macro_f1"}
-        assert each["seconds"] > 0
-    assert len({each["words"] for each in found.values()}) == 5
+        assert each.metrics["accuracy"] == pytest.approx(np.mean(each.predictions[:, 0] == labels))
+        assert each.losses.dtype == np.float32 and each.losses[:, 1].tolist() == [1] * len(labels)
+        assert each.val_loss == pytest.approx(each.losses[:, 0].mean(), rel=1e-6)
+        assert each.metrics.keys() == {"accuracy", "macro_f1"}
+        assert each.seconds > 0
+    assert len({each.words for each in found.values()}) == 5
     lengths = open_split(tickets, "validation").lengths
-    assert found["embeddings_logistic"]["tokens_per_request"] == pytest.approx(lengths.mean())
-    assert found["zero_shot"]["tokens_per_request"] == pytest.approx(lengths.mean() + 2)
+    assert found["embeddings_logistic"].tokens_per_request == pytest.approx(lengths.mean())
+    assert found["zero_shot"].tokens_per_request == pytest.approx(lengths.mean() + 2)
 
 
 @pytest.mark.parametrize("task", ["classification", "instruction"])
@@ -213,16 +222,16 @@ def test_neither_passes_nor_a_second_run_change_a_result(prompter, tickets, tmp_
     found = measured(data, prompter, task)
     same(found, measured(data, prompter, task, max_tokens=1), 1e-4)
     for name, each in measured(data, prompter, task).items():
-        assert np.array_equal(each["losses"], found[name]["losses"])
+        assert np.array_equal(each.losses, found[name].losses)
 
 
 def test_seconds_hold_those_of_the_embeddings(prompter, tickets, monkeypatch):
-    embed = baselines._embed_texts
-    monkeypatch.setattr(
-        baselines, "_embed_texts", lambda bench: dataclasses.replace(embed(bench), seconds=1000.0)
+    embed = embeddings.embed_texts
+    replace(
+        monkeypatch, "embed_texts", lambda bench: dataclasses.replace(embed(bench), seconds=1000.0)
     )
     found = measured(tickets, prompter, "classification")
-    assert [name for name, each in found.items() if each["seconds"] > 1000] == [
+    assert [name for name, each in found.items() if each.seconds > 1000] == [
         *EMBEDDINGS,
         "retrieved",
     ]
@@ -232,7 +241,7 @@ def test_another_split_can_be_measured(prompter, tickets):
     for file, name in (("validation", "test"), ("train", "validation")):
         shutil.copy(tickets / f"{file}.arrow", tickets / f"{name}.arrow")
     found = measured(tickets, prompter, "classification", split="test")
-    assert {len(each["losses"]) for each in found.values()} == {7}
+    assert {len(each.losses) for each in found.values()} == {7}
 
 
 def test_labels_of_the_split_only_score(prompter, tickets):
@@ -259,10 +268,10 @@ def test_one_model_is_loaded_at_a_time(prompter, tickets, monkeypatch):
 
         return run
 
-    for name in ("_backbone", "_language_model"):
-        monkeypatch.setattr(baselines, name, watched(getattr(baselines, name)))
+    for name in ("load_backbone", "load_language_model"):
+        replace(monkeypatch, name, watched(getattr(bench, name)))
     found = measured(tickets, prompter, "classification")
-    assert len(loaded) == 2 and not any("error" in each for each in found.values())
+    assert len(loaded) == 2 and not any(each.error for each in found.values())
 
 
 @pytest.mark.parametrize(
@@ -282,8 +291,8 @@ def test_what_will_be_measured_is_told_before(lab, prompter, tickets, tmp_path, 
     if task == "instruction":
         data = write(tmp_path / "chats", train=chats(1, 9), validation=chats(2, 5, prompt=6))
     found = measured(data, folder, task)
-    assert not any("error" in each for each in found.values())
-    assert names(ModelConfig(name=str(folder)), task) == [each["words"] for each in found.values()]
+    assert not any(each.error for each in found.values())
+    assert names(ModelConfig(name=str(folder)), task) == [each.words for each in found.values()]
     assert (
         len(found)
         == {"causal_lm": 0, "instruction": 2, "classification": 5 if model == "prompter" else 2}[
@@ -296,7 +305,7 @@ def test_what_will_be_measured_is_told_before(lab, prompter, tickets, tmp_path, 
 
 
 class Clock:
-    """In the place of the module `time` in baselines: it stands, but for leaps of an hour."""
+    """A clock that stands, but for leaps of an hour."""
 
     def __init__(self):
         self.now = 1000.0
@@ -314,23 +323,24 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(baselines, "time", Clock())
-    return baselines.time
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    return clock
 
 
 LATE = "TimeoutError: not done within 30 minutes (selection.baseline_minutes)"
 
 
 def errors(found):
-    return {name: each.get("error") for name, each in found.items()}
+    return {name: each.error for name, each in found.items()}
 
 
 def test_what_takes_too_long_says_so(prompter, tickets, tmp_path, clock, monkeypatch):
     """The time is up with the first pass: everything needs passes, of the embeddings or of its own."""
-    monkeypatch.setattr(baselines, "_in_passes", clock.leap(baselines._in_passes))
+    replace(monkeypatch, "in_micro_batches", clock.leap(bench.in_micro_batches))
     found = measured(tickets, prompter, "classification", minutes=30)
     assert errors(found) == dict.fromkeys([*EMBEDDINGS, *PROMPTS], LATE)
-    assert {name: each["words"] for name, each in found.items()} == baselines.WORDS
+    assert {name: each.words for name, each in found.items()} == bench.WORDS
     chat = write(tmp_path / "chats", train=chats(1, 9), validation=chats(2, 5, prompt=6))
     assert errors(measured(chat, prompter, "instruction", minutes=30)) == dict.fromkeys(
         PROMPTS[1:], LATE
@@ -341,22 +351,22 @@ def test_what_was_done_before_the_time_was_up_stays(
     prompter, tickets, tmp_path, clock, monkeypatch
 ):
     whole = measured(tickets, prompter, "classification", minutes=30)
-    monkeypatch.setattr(baselines, "_language_model", clock.leap(baselines._language_model))
+    replace(monkeypatch, "load_language_model", clock.leap(bench.load_language_model))
     found = measured(tickets, prompter, "classification", minutes=30)
     assert errors(found) == {**dict.fromkeys(EMBEDDINGS), **dict.fromkeys(PROMPTS, LATE)}
     same({name: found[name] for name in EMBEDDINGS}, {name: whole[name] for name in EMBEDDINGS})
 
     chat = write(tmp_path / "chats", train=chats(1, 9), validation=chats(2, 5, prompt=6))
     monkeypatch.undo()
-    monkeypatch.setattr(baselines, "time", clock)
-    monkeypatch.setattr(baselines, "_embed", clock.leap(baselines._embed))
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    replace(monkeypatch, "embed", clock.leap(embeddings.embed))
     found = measured(chat, prompter, "instruction", minutes=30)
     assert errors(found) == {"few_shot": None, "retrieved": LATE}
 
 
 def test_the_time_is_counted_in_minutes_and_from_the_start(prompter, tickets, clock, monkeypatch):
     """An hour passes at the embeddings, and at each of two stems of the labels of each prompt: seven in all."""
-    monkeypatch.setattr(baselines, "_in_passes", clock.leap(baselines._in_passes))
+    replace(monkeypatch, "in_micro_batches", clock.leap(bench.in_micro_batches))
     for minutes, late in ((200, PROMPTS[1:]), (419, PROMPTS[2:]), (421, [])):
         found = errors(measured(tickets, prompter, "classification", minutes=minutes))
         assert [name for name, error in found.items() if error] == late
@@ -370,7 +380,9 @@ def test_embeddings_are_means_over_real_tokens(lab, tmp_path, monkeypatch):
     ids, types = texts(1, 9), [[0, 1] + [1] * (len(row) - 2) for row in texts(1, 9)]
     part = (ids, classes(2, 9, "ab"), types)
     data, seen = write(tmp_path, ["a", "b"], train=part, validation=part), []
-    monkeypatch.setattr(baselines, "_logistic", lambda bench, embedded: seen.append(embedded) or {})
+    replace(
+        monkeypatch, "logistic", lambda bench, embedded: seen.append(embedded) or MeasuredBaseline()
+    )
     measured(data, lab.folder("bert"), "classification", max_tokens=30)
     model = AutoModel.from_pretrained(lab.folder("bert")).eval()
     with torch.no_grad():
@@ -388,17 +400,15 @@ def test_embeddings_are_means_over_real_tokens(lab, tmp_path, monkeypatch):
 
 def test_only_so_many_rows_of_train_are_embedded(lab, tickets, monkeypatch):
     seen = []
-    monkeypatch.setattr(baselines, "POOL_ROWS", 10)
-    monkeypatch.setattr(
-        baselines, "_logistic", lambda bench, embedded: seen.append(embedded.pool) or {}
+    replace(monkeypatch, "POOL_ROWS", 10)
+    replace(
+        monkeypatch,
+        "logistic",
+        lambda bench, embedded: seen.append(embedded.pool) or MeasuredBaseline(),
     )
     for seed in (0, 0, 1):
-        assert (
-            "error"
-            not in measured(tickets, lab.folder("bert"), "classification", seed=seed)[
-                "embeddings_neighbours"
-            ]
-        )
+        found = measured(tickets, lab.folder("bert"), "classification", seed=seed)
+        assert found["embeddings_neighbours"].error is None
     assert [len(pool) for pool in seen] == [10] * 3
     assert np.array_equal(seen[0], seen[1]) and not np.array_equal(seen[0], seen[2])
 
@@ -415,9 +425,9 @@ def test_classes_of_other_words_are_told_apart(lab, tmp_path):
     data = write(tmp_path, ["a", "b"], train=worded(0, 60), validation=worded(1, 20))
     found = measured(data, lab.folder("bert"), "classification")
     for name in EMBEDDINGS:
-        assert found[name]["metrics"]["accuracy"] == 1
-        assert found[name]["val_loss"] < 0.35
-    assert found["embeddings_logistic"]["val_loss"] < 0.01
+        assert found[name].metrics["accuracy"] == 1
+        assert found[name].val_loss < 0.35
+    assert found["embeddings_logistic"].val_loss < 0.01
 
 
 def toy(rows=200, width=6, seed=0):
@@ -432,36 +442,34 @@ def toy(rows=200, width=6, seed=0):
 @pytest.mark.parametrize("penalty", [1.0, 1e-2, 1e-4])
 def test_the_logistic_regression_ends_at_its_optimum(penalty):
     x, y, prior = toy()
-    weights = baselines._fit(x, y, prior, penalty)
+    weights = embeddings._fit(x, y, prior, penalty)
     wrong = (x @ weights + prior).softmax(1) - torch.eye(3, dtype=torch.float64)[y]
     gradient = x.T @ wrong / len(x) + penalty * weights
     assert float(gradient.abs().max()) < 1e-6
     assert weights.abs().max() > 0.05
-    again = baselines._fit(x, y, prior, penalty, start=torch.ones_like(weights))
+    again = embeddings._fit(x, y, prior, penalty, start=torch.ones_like(weights))
     torch.testing.assert_close(again, weights, atol=1e-3, rtol=0)
 
 
 def test_a_strong_penalty_leaves_the_class_shares():
     x, y, prior = toy()
-    found = (x @ baselines._fit(x, y, prior, 1e6) + prior).softmax(1)
+    found = (x @ embeddings._fit(x, y, prior, 1e6) + prior).softmax(1)
     torch.testing.assert_close(found, prior.exp().expand_as(found), atol=1e-5, rtol=0)
 
 
 def test_the_penalty_is_weak_for_signal_and_strong_for_noise():
     x, y, prior = toy()
     folds = torch.arange(len(y)) % 5
-    assert baselines._choose_penalty(x, y, prior, folds) <= 0.1
+    assert embeddings._choose_penalty(x, y, prior, folds) <= 0.1
     shuffled = y[torch.from_numpy(np.random.default_rng(1).permutation(len(y)))]
-    assert baselines._choose_penalty(x, shuffled, prior, folds) >= 1
+    assert embeddings._choose_penalty(x, shuffled, prior, folds) >= 1
 
 
 def test_texts_that_say_nothing_leave_the_class_shares(lab, tmp_path):
     ids, kinds = texts(1, 200), [int(i % 10 == 0) for i in range(200)]
     data = write(tmp_path, ["a", "b"], train=(ids, kinds), validation=(texts(3, 100), kinds[:100]))
     found = measured(data, lab.folder("bert"), "classification")["embeddings_logistic"]
-    assert found["val_loss"] == pytest.approx(
-        -(0.9 * math.log(0.9) + 0.1 * math.log(0.1)), abs=0.02
-    )
+    assert found.val_loss == pytest.approx(-(0.9 * math.log(0.9) + 0.1 * math.log(0.1)), abs=0.02)
 
 
 def test_a_class_of_one_row_does_not_break_the_regression(lab, tmp_path):
@@ -472,7 +480,7 @@ def test_a_class_of_one_row_does_not_break_the_regression(lab, tmp_path):
         validation=(texts(3, 6), [2, *classes(4, 5, "ab")]),
     )
     found = measured(data, lab.folder("bert"), "classification")
-    assert all(math.isfinite(found[name]["val_loss"]) for name in EMBEDDINGS)
+    assert all(math.isfinite(found[name].val_loss) for name in EMBEDDINGS)
 
 
 def test_a_row_finds_its_copy_in_train(lab, tmp_path):
@@ -480,8 +488,8 @@ def test_a_row_finds_its_copy_in_train(lab, tmp_path):
     ids, kinds = texts(1, 12), classes(2, 12, "abc")
     data = write(tmp_path, ["a", "b", "c"], train=(ids * 2, kinds * 2), validation=(ids, kinds))
     found = measured(data, lab.folder("bert"), "classification")["embeddings_neighbours"]
-    np.testing.assert_allclose(found["losses"][:, 0], -math.log((1 + 1 / 3) / 2), rtol=1e-6)
-    assert found["metrics"]["accuracy"] == 1
+    np.testing.assert_allclose(found.losses[:, 0], -math.log((1 + 1 / 3) / 2), rtol=1e-6)
+    assert found.metrics["accuracy"] == 1
 
 
 def test_many_neighbours_outvote_wrong_labels(lab, tmp_path):
@@ -490,8 +498,8 @@ def test_many_neighbours_outvote_wrong_labels(lab, tmp_path):
         tmp_path, ["a", "b"], train=worded(0, 200, wrong=5), validation=worded(1, 100, wrong=5)
     )
     found = measured(data, lab.folder("bert"), "classification")["embeddings_neighbours"]
-    assert found["val_loss"] < 0.57
-    assert found["metrics"]["accuracy"] == pytest.approx(0.8)
+    assert found.val_loss < 0.57
+    assert found.metrics["accuracy"] == pytest.approx(0.8)
 
 
 def test_two_rows_of_train_are_enough(lab, tmp_path):
@@ -499,7 +507,7 @@ def test_two_rows_of_train_are_enough(lab, tmp_path):
         tmp_path, ["a", "b"], train=(texts(1, 2), [0, 1]), validation=(texts(3, 4), [0, 1, 1, 0])
     )
     found = measured(data, lab.folder("bert"), "classification")
-    assert all(math.isfinite(found[name]["val_loss"]) for name in EMBEDDINGS)
+    assert all(math.isfinite(found[name].val_loss) for name in EMBEDDINGS)
 
 
 # --- instruction: rows after examples ---
@@ -516,19 +524,17 @@ def test_rows_after_examples_cost_what_plain_transformers_says(lab, tmp_path, mo
         [continued(plain, [*itertools.chain(*order), *row], 3) for row in rows[0]]
         for order in itertools.permutations(train[0])
     ]
-    got = found["few_shot"]["losses"]
+    got = found["few_shot"].losses
     assert sum(np.allclose(got[:, 0], order, rtol=1e-5, atol=1e-5) for order in orders) == 1
-    by_row = zip(found["retrieved"]["losses"][:, 0], zip(*orders, strict=True), strict=True)
+    by_row = zip(found["retrieved"].losses[:, 0], zip(*orders, strict=True), strict=True)
     assert all(np.isclose(loss, each, rtol=1e-5).any() for loss, each in by_row)
     assert got[:, 1].tolist() == [3] * 5
-    assert found["few_shot"]["val_loss"] == pytest.approx(got[:, 0].sum() / 15, rel=1e-6)
-    assert found["few_shot"]["metrics"]["perplexity"] == pytest.approx(
-        math.exp(found["few_shot"]["val_loss"])
+    assert found["few_shot"].val_loss == pytest.approx(got[:, 0].sum() / 15, rel=1e-6)
+    assert found["few_shot"].metrics["perplexity"] == pytest.approx(
+        math.exp(found["few_shot"].val_loss)
     )
     assert (
-        found["few_shot"]["tokens_per_request"]
-        == found["retrieved"]["tokens_per_request"]
-        == 4 * 7 + 5
+        found["few_shot"].tokens_per_request == found["retrieved"].tokens_per_request == 4 * 7 + 5
     )
     assert list(found) == ["few_shot", "retrieved"]
 
@@ -542,8 +548,8 @@ def test_only_the_first_row_keeps_its_beginning(lab, tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(lab.folder("llama")).eval()
     expected = [continued(plain, [*train[0][0], *row[1:]], 3) for row in rows[0]]
     for each in found.values():
-        np.testing.assert_allclose(each["losses"][:, 0], expected, rtol=1e-5)
-        assert each["tokens_per_request"] == 8 + 4
+        np.testing.assert_allclose(each.losses[:, 0], expected, rtol=1e-5)
+        assert each.tokens_per_request == 8 + 4
 
 
 def test_a_first_token_that_nothing_predicted_is_no_target_after_examples(lab, tmp_path):
@@ -551,7 +557,7 @@ def test_a_first_token_that_nothing_predicted_is_no_target_after_examples(lab, t
     ids, _ = chats(2, 3)
     data = write(tmp_path, train=chats(1, 4), validation=(ids, ids))
     found = measured(data, lab.folder("llama"), "instruction")
-    assert [each["losses"][:, 1].tolist() for each in found.values()] == [[6] * 3] * 2
+    assert [each.losses[:, 1].tolist() for each in found.values()] == [[6] * 3] * 2
 
 
 def test_the_example_with_the_nearest_prompt_stands_last_and_the_context_drops_the_others(
@@ -568,8 +574,8 @@ def test_the_example_with_the_nearest_prompt_stands_last_and_the_context_drops_t
     found = measured(data, lab.folder("gpt2"), "instruction")
     plain = AutoModelForCausalLM.from_pretrained(lab.folder("gpt2")).eval()
     expected = [continued(plain, [*ids[i], *row], 14) for i, row in zip(near, rows, strict=True)]
-    np.testing.assert_allclose(found["retrieved"]["losses"][:, 0], expected, rtol=1e-5)
-    assert [each["tokens_per_request"] for each in found.values()] == [18 + 4] * 2
+    np.testing.assert_allclose(found["retrieved"].losses[:, 0], expected, rtol=1e-5)
+    assert [each.tokens_per_request for each in found.values()] == [18 + 4] * 2
 
 
 NO_ROOM = "no example fits beside a row into the 40 tokens of the model"
@@ -582,7 +588,7 @@ def test_without_room_for_any_example_there_is_no_prompt_with_examples(lab, tmp_
         write(tmp_path, train=train, validation=rows), lab.folder("gpt2"), "instruction"
     )
     assert errors(found) == {"few_shot": NO_ROOM, "retrieved": NO_ROOM}
-    assert not any("val_loss" in each for each in found.values())
+    assert not any(each.val_loss is not None for each in found.values())
 
 
 def test_how_many_examples_fitted_is_said(lab, tmp_path):
@@ -591,14 +597,14 @@ def test_how_many_examples_fitted_is_said(lab, tmp_path):
     joined = tuple([part for row in rows for part in row[column]] for column in (0, 1))
     data = write(tmp_path, train=chats(1, 9, prompt=5), validation=joined)
     found = measured(data, lab.folder("gpt2"), "instruction")
-    assert [each["examples_per_request"] for each in found.values()] == [6 / 4] * 2
-    assert [each["words"] for each in found.values()] == [
+    assert [each.examples_per_request for each in found.values()] == [6 / 4] * 2
+    assert [each.words for each in found.values()] == [
         "prompt with 4 examples (1.5 fitted)",
         "prompt with the 4 nearest examples (1.5 fitted)",
     ]
     plain = AutoModelForCausalLM.from_pretrained(lab.folder("gpt2")).eval()
     alone = continued(plain, rows[0][0][0], 3)
-    assert found["few_shot"]["losses"][0, 0] == pytest.approx(alone, rel=1e-5), (
+    assert found["few_shot"].losses[0, 0] == pytest.approx(alone, rel=1e-5), (
         "a row stands alone where none fits"
     )
 
@@ -607,9 +613,9 @@ def test_how_many_examples_fitted_is_said(lab, tmp_path):
     ("most", "last", "said"), [(0, 1, "0.1"), (4, 3, "3.9"), (4, 4, None), (2, 3, "2.0")]
 )
 def test_a_few_and_nearly_all_are_not_rounded_to_none_and_all(most, last, said):
-    found = baselines._fitted("few_shot", 100, 4, [most] * 99 + [last], 40.0)
-    assert found["words"] == "prompt with 4 examples" + (f" ({said} fitted)" if said else "")
-    assert found["examples_per_request"] == pytest.approx((99 * most + last) / 100)
+    found = prompts._fitted("few_shot", 100, 4, [most] * 99 + [last], 40.0)
+    assert found.words == "prompt with 4 examples" + (f" ({said} fitted)" if said else "")
+    assert found.examples_per_request == pytest.approx((99 * most + last) / 100)
 
 
 @pytest.mark.parametrize("task", ["instruction", "classification"])
@@ -629,12 +635,12 @@ def test_examples_that_are_all_of_train_are_said_to_be(prompter, tmp_path, task,
     whole = {1: "the only row of train", 3: "all 3 rows of train", 4: "all 4 rows of train"}.get(
         rows
     )
-    assert found["few_shot"]["words"] == f"prompt with {whole or '4 examples'}"
+    assert found["few_shot"].words == f"prompt with {whole or '4 examples'}"
     last = ", the nearest last" if rows > 1 else ""
-    assert found["retrieved"]["words"] == "prompt with " + (
+    assert found["retrieved"].words == "prompt with " + (
         f"{whole}{last}" if whole else "the 4 nearest examples"
     )
-    assert found["few_shot"]["examples_per_request"] == min(rows, 4)
+    assert found["few_shot"].examples_per_request == min(rows, 4)
 
 
 # --- classification by prompts ---
@@ -646,22 +652,20 @@ def test_prompts_without_examples_score_labels_as_plain_transformers_does(prompt
     rows = open_split(tickets, "validation").rows(range(7))
     every = [answered(plain, [BOS, *shown(row["input_ids"][1:].tolist())]) for row in rows]
     expected = [-scores[row["labels"]] for scores, row in zip(every, rows, strict=True)]
-    np.testing.assert_allclose(found["losses"][:, 0], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.losses[:, 0], expected, rtol=1e-5, atol=1e-5)
     hits = [np.argmax(scores) == row["labels"] for scores, row in zip(every, rows, strict=True)]
-    assert found["metrics"]["accuracy"] == pytest.approx(np.mean(hits))
+    assert found.metrics["accuracy"] == pytest.approx(np.mean(hits))
 
 
 def test_labels_are_scored_together_where_their_first_tokens_allow(prompter, tickets, monkeypatch):
     """a and b, and "b c", need the prompt and b; "c a" needs the prompt and c: two passes over each of seven prompts."""
-    rows, outputs = [], baselines._outputs
-    monkeypatch.setattr(
-        baselines,
-        "_outputs",
+    rows, outputs = [], bench.outputs
+    replace(
+        monkeypatch,
+        "outputs",
         lambda base, batch: rows.append(len(batch["input_ids"])) or outputs(base, batch),
     )
-    assert not any(
-        "error" in each for each in measured(tickets, prompter, "classification").values()
-    )
+    assert not any(each.error for each in measured(tickets, prompter, "classification").values())
     assert sum(rows) == 2 * 7 * len(PROMPTS)
 
 
@@ -681,14 +685,14 @@ def test_examples_stand_above_the_prompt(prompter, tmp_path):
         ]
         for order in itertools.permutations(examples)
     ]
-    got = found["few_shot"]["losses"][:, 0]
+    got = found["few_shot"].losses[:, 0]
     assert sum(np.allclose(got, order, rtol=1e-5, atol=1e-5) for order in orders) == 1
-    by_row = zip(found["retrieved"]["losses"][:, 0], zip(*orders, strict=True), strict=True)
+    by_row = zip(found["retrieved"].losses[:, 0], zip(*orders, strict=True), strict=True)
     assert all(np.isclose(loss, each, rtol=1e-5).any() for loss, each in by_row)
     tokens = sum(map(len, examples)) + 3 + np.mean([len(text) for text in texts(2, 3, 4)])
     assert (
-        found["few_shot"]["tokens_per_request"]
-        == found["retrieved"]["tokens_per_request"]
+        found["few_shot"].tokens_per_request
+        == found["retrieved"].tokens_per_request
         == pytest.approx(tokens)
     )
 
@@ -705,7 +709,7 @@ def test_the_copy_of_a_text_is_the_last_example(prompter, tmp_path):
         -answered(plain, [BOS, *shown(train[i], list(LABELS)[kinds[i]]), *shown(train[i])])[c]
         for c, i in enumerate((6, 1))
     ]
-    np.testing.assert_allclose(found["losses"][:, 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(found.losses[:, 0], expected, rtol=1e-5)
 
 
 def test_a_text_that_leaves_no_room_for_its_prompt_loses_its_end(prompter, tmp_path):
@@ -716,12 +720,9 @@ def test_a_text_that_leaves_no_room_for_its_prompt_loses_its_end(prompter, tmp_p
     expected = -answered(plain, [BOS, *shown(text[: 40 - 4])])[
         2
     ]  # with 3 tokens of the prompt and 1 of a label
-    assert found["zero_shot"]["losses"][0, 0] == pytest.approx(expected, rel=1e-5)
-    assert (
-        found["zero_shot"]["tokens_per_request"] == 39
-        and found["zero_shot"]["text_share"] == 36 / 40
-    )
-    assert found["zero_shot"]["words"] == "prompt without examples (texts cut to 90%)"
+    assert found["zero_shot"].losses[0, 0] == pytest.approx(expected, rel=1e-5)
+    assert found["zero_shot"].tokens_per_request == 39 and found["zero_shot"].text_share == 36 / 40
+    assert found["zero_shot"].words == "prompt without examples (texts cut to 90%)"
     assert {name: errors(found)[name] for name in PROMPTS[1:]} == dict.fromkeys(
         PROMPTS[1:], NO_ROOM
     )
@@ -734,20 +735,20 @@ def test_examples_and_texts_that_fit_in_part_are_both_said(prompter, tmp_path):
         tmp_path, LABELS, train=(texts(1, 8, 3), classes(2, 8)), validation=(long + short, [2, 0])
     )
     found = measured(data, prompter, "classification")["few_shot"]
-    assert found["examples_per_request"] == 2 and found["text_share"] == (36 / 40 + 1) / 2
-    assert found["words"] == "prompt with 4 examples (2.0 fitted, texts cut to 95%)"
+    assert found.examples_per_request == 2 and found.text_share == (36 / 40 + 1) / 2
+    assert found.words == "prompt with 4 examples (2.0 fitted, texts cut to 95%)"
 
 
 def test_a_prompt_that_holds_nothing_of_any_text_is_left_out(prompter, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        baselines, "_context", lambda base: 4
+    replace(
+        monkeypatch, "context_tokens", lambda base: 4
     )  # of `<s> Text: Label:` and a label of two tokens
     data = write(
         tmp_path, LABELS, train=(texts(1, 8), classes(2, 8)), validation=(texts(3, 2), [2, 0])
     )
     found = measured(data, prompter, "classification")
     assert errors(found)["zero_shot"] == "nothing of any text fits into the 4 tokens of the model"
-    assert not [name for name in PROMPTS if "val_loss" in found[name]]
+    assert not [name for name in PROMPTS if found[name].val_loss is not None]
 
 
 def test_a_text_that_is_empty_is_not_cut(prompter, tmp_path):
@@ -758,7 +759,7 @@ def test_a_text_that_is_empty_is_not_cut(prompter, tmp_path):
         validation=([[BOS], [BOS, 7]], [2, 0]),
     )
     found = measured(data, prompter, "classification")
-    assert [found[name]["words"] for name in PROMPTS] == [baselines.WORDS[name] for name in PROMPTS]
+    assert [found[name].words for name in PROMPTS] == [bench.WORDS[name] for name in PROMPTS]
 
 
 @pytest.mark.parametrize(
@@ -782,9 +783,11 @@ def test_labels_that_no_prompt_can_tell_apart_are_not_prompted_for(prompter, tmp
 @pytest.mark.parametrize(("rows", "most"), [(2, 1), (9, 1), (10, 5), (40, 15), (99, 15), (100, 50)])
 def test_neighbours_are_never_most_of_train(lab, tmp_path, monkeypatch, rows, most):
     """All of train would vote for its own label shares, which are a baseline already."""
-    counts, votes = [], baselines._votes
-    monkeypatch.setattr(
-        baselines, "_votes", lambda near, prior: counts.append(near.shape[1]) or votes(near, prior)
+    counts, votes = [], embeddings._votes
+    replace(
+        monkeypatch,
+        "_votes",
+        lambda near, prior: counts.append(near.shape[1]) or votes(near, prior),
     )
     data = write(
         tmp_path,
@@ -800,7 +803,7 @@ def test_a_single_row_of_train_has_no_neighbours(lab, tmp_path):
     data = write(tmp_path, ["a", "b"], train=(texts(1, 1), [0]), validation=(texts(3, 2), [0, 1]))
     found = measured(data, lab.folder("bert"), "classification")
     assert (
-        found["embeddings_neighbours"]["error"]
+        found["embeddings_neighbours"].error
         == "train has a single row, which is every row's neighbour"
     )
 
@@ -808,13 +811,12 @@ def test_a_single_row_of_train_has_no_neighbours(lab, tmp_path):
 def test_examples_are_of_as_many_classes_as_can_be():
     random = np.random.default_rng(0)
     many = np.array([0] * 50 + [1, 2])
-    assert sorted(many[baselines._balanced(many, 3, random)].tolist()) == [0, 0, 1, 2]
+    assert sorted(many[prompts.balanced(many, 3, random)].tolist()) == [0, 0, 1, 2]
     assert (
-        len(set(np.arange(7).repeat(3)[baselines._balanced(np.arange(7).repeat(3), 7, random)]))
-        == 4
+        len(set(np.arange(7).repeat(3)[prompts.balanced(np.arange(7).repeat(3), 7, random)])) == 4
     )
-    assert sorted(baselines._balanced(np.array([0, 1]), 2, random)) == [0, 1]
-    drawn = {tuple(baselines._balanced(many, 3, np.random.default_rng(seed))) for seed in range(8)}
+    assert sorted(prompts.balanced(np.array([0, 1]), 2, random)) == [0, 1]
+    drawn = {tuple(prompts.balanced(many, 3, np.random.default_rng(seed))) for seed in range(8)}
     assert len(drawn) > 4
 
 
@@ -827,11 +829,9 @@ def boom(*_, **__):
 
 def broken(found):
     assert all(
-        each["error"] == "RuntimeError: boom" and each["words"]
-        for each in found.values()
-        if "error" in each
+        each.error == "RuntimeError: boom" and each.words for each in found.values() if each.error
     )
-    return [name for name, each in found.items() if "error" in each]
+    return [name for name, each in found.items() if each.error]
 
 
 @pytest.mark.parametrize(
@@ -839,15 +839,15 @@ def broken(found):
     [
         ("_fit", ["embeddings_logistic"]),
         ("_votes", ["embeddings_neighbours"]),
-        ("_balanced", ["few_shot"]),
-        ("_language_model", PROMPTS),
+        ("balanced", ["few_shot"]),
+        ("load_language_model", PROMPTS),
         ("load_tokenizer", PROMPTS),
-        ("_backbone", [*EMBEDDINGS, "retrieved"]),
+        ("load_backbone", [*EMBEDDINGS, "retrieved"]),
         ("_label_scores", PROMPTS),
     ],
 )
 def test_what_breaks_leaves_the_others(prompter, tickets, monkeypatch, part, names):
-    monkeypatch.setattr(baselines, part, boom)
+    replace(monkeypatch, part, boom)
     found = measured(tickets, prompter, "classification")
     assert set(found) == {*EMBEDDINGS, *PROMPTS}
     assert set(broken(found)) == set(names)
@@ -855,9 +855,9 @@ def test_what_breaks_leaves_the_others(prompter, tickets, monkeypatch, part, nam
 
 def test_retrieval_that_breaks_leaves_the_drawn_examples(lab, tmp_path, monkeypatch):
     data = write(tmp_path, train=chats(1, 5), validation=chats(2, 3))
-    monkeypatch.setattr(baselines, "_embed", boom)
+    replace(monkeypatch, "embed", boom)
     assert broken(measured(data, lab.folder("gpt2"), "instruction")) == ["retrieved"]
-    monkeypatch.setattr(baselines, "_language_model", boom)
+    replace(monkeypatch, "load_language_model", boom)
     assert broken(measured(data, lab.folder("gpt2"), "instruction")) == ["few_shot", "retrieved"]
 
 
@@ -870,7 +870,7 @@ def test_weights_that_are_not_there_are_an_error(lab, tickets, tmp_path):
     for name in EMBEDDINGS:
         assert re.fullmatch(
             r"InputError: model.name: the weights of .* lack encoder.layer.2.*",
-            found[name]["error"],
+            found[name].error,
         )
 
 
@@ -884,7 +884,7 @@ def test_a_loss_that_is_no_number_is_an_error(lab, tmp_path):
     rows[0][1][2] = 50
     data = write(tmp_path / "data", train=chats(1, 4), validation=rows)
     found = measured(data, folder, "instruction")
-    assert found["few_shot"]["error"] == "ArithmeticError: the loss of 3 of 3 rows is not finite"
+    assert found["few_shot"].error == "ArithmeticError: the loss of 3 of 3 rows is not finite"
 
 
 def test_too_little_memory_makes_passes_smaller(prompter, tickets, monkeypatch):
@@ -897,13 +897,13 @@ def test_too_little_memory_makes_passes_smaller(prompter, tickets, monkeypatch):
             raise torch.OutOfMemoryError("no memory")
         return pad(batch, pad_token_id)
 
-    pad = baselines.pad
-    monkeypatch.setattr(baselines, "pad", at_most_two)
+    pad = embeddings.pad
+    replace(monkeypatch, "pad", at_most_two)
     same(expected, measured(tickets, prompter, "classification"), 1e-4)
     assert refused
-    monkeypatch.setattr(baselines, "pad", lambda *_: at_most_two([0] * 3, PAD))
+    replace(monkeypatch, "pad", lambda *_: at_most_two([0] * 3, PAD))
     found = measured(tickets, prompter, "classification")
-    assert {each["error"] for each in found.values()} == {"OutOfMemoryError: no memory"}
+    assert {each.error for each in found.values()} == {"OutOfMemoryError: no memory"}
 
 
 # --- real data ---
@@ -938,8 +938,8 @@ def test_embeddings_of_a_real_encoder_tell_the_sentiment_of_tweets(shared_data, 
     prior = -(held * np.log(counts / counts.sum())).sum() / held.sum()
     assert list(found) == EMBEDDINGS
     for each in found.values():
-        assert each["val_loss"] < prior - 0.05
-        assert each["metrics"]["accuracy"] > manifest.majority_share + 0.05
+        assert each.val_loss < prior - 0.05
+        assert each.metrics["accuracy"] > manifest.majority_share + 0.05
 
 
 @pytest.mark.slow
@@ -965,6 +965,6 @@ def test_a_real_language_model_is_prompted_in_the_words_of_its_tokenizer(shared_
             [-continued(plain, [*prompt, *label], len(label)) for label in labels]
         )
         expected.append(-float(scores.log_softmax(0)[row["labels"]]))
-    np.testing.assert_allclose(found["zero_shot"]["losses"][:, 0], expected, rtol=1e-4, atol=1e-4)
-    tokens = [found[name]["tokens_per_request"] for name in PROMPTS]
+    np.testing.assert_allclose(found["zero_shot"].losses[:, 0], expected, rtol=1e-4, atol=1e-4)
+    tokens = [found[name].tokens_per_request for name in PROMPTS]
     assert 3 * tokens[0] < tokens[1] < 512 and 3 * tokens[0] < tokens[2] < 512
