@@ -53,9 +53,7 @@ class Jobs:
         """What is still to be done when the trials have ended, by name; see
         trainables.evaluation.jobs.
         """
-        found: dict[str, Job] = {}
-        if self._wants_baselines():
-            found["baselines"] = BaselinesJob()
+        found: dict[str, Job] = {"baselines": BaselinesJob()} if self._wants_baselines() else {}
         winner, _ = self._ledger.select(self._config.selection)
         if winner is None:
             return found
@@ -64,10 +62,10 @@ class Jobs:
             default = self._ledger.default(self._config.selection)
             other = default is not None and default[0].id != winner.trial
             of_default = self._trained(*default) if default is not None and other else None
-            found["test"] = TestJob(winner=of_winner, default=of_default)
+            found |= {"test": TestJob(winner=of_winner, default=of_default)}
         classes = TASKS[self._config.task].has_classes
         if not classes and self._ledger.forgetting_of(winner) is None:
-            found["forgetting"] = ForgettingJob(winner=of_winner)
+            found |= {"forgetting": ForgettingJob(winner=of_winner)}
         return found
 
     def _trained(self, curve: Curve, point: Evaluation) -> TrainedCheckpoint:

@@ -17,14 +17,14 @@ def write_split(path: Path, encoded: Encoded) -> str:
     """Write `encoded` as one Arrow record batch. Returns the SHA-256 of its content, the same for
     the same rows wherever written.
     """
-    columns: dict[str, pa.Array] = {"input_ids": _lists(encoded.input_ids)}
-    if isinstance(encoded.labels, np.ndarray):
-        columns["labels"] = pa.array(encoded.labels)
-    elif encoded.labels is not None:
-        columns["labels"] = _lists(encoded.labels)
-    if encoded.token_type_ids is not None:
-        columns["token_type_ids"] = _lists(encoded.token_type_ids)
-    batch = pa.record_batch(columns)
+    labels, types = encoded.labels, encoded.token_type_ids
+    one_each = isinstance(labels, np.ndarray)
+    columns: dict[str, pa.Array | None] = {
+        "input_ids": _lists(encoded.input_ids),
+        "labels": pa.array(labels) if one_each else labels and _lists(labels),
+        "token_type_ids": types and _lists(types),
+    }
+    batch = pa.record_batch({name: each for name, each in columns.items() if each is not None})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return _digest(batch)

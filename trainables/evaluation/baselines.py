@@ -19,6 +19,7 @@ from trainables.evaluation.bench import (
     Bench,
     Degenerate,
     Found,
+    classes_of,
     load_language_model,
 )
 from trainables.evaluation.embeddings import (
@@ -166,7 +167,7 @@ def _prompted(bench: Bench, embedded: Embedded | None) -> Found:
 
     def drawn() -> np.ndarray:
         return balanced(
-            bench.train.labels[bench.pool],
+            classes_of(bench.train)[bench.pool],
             len(bench.labels),
             stream("baselines: balanced", bench.seed),
         )

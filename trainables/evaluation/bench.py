@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from trainables.models.precision import base_dtype
 from trainables.tasks import Task
 from trainables.tasks.causal_lm.task import tokens_at_once
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 EXAMPLES = 4
 WORDS = {
     "embeddings_logistic": "logistic regression on frozen embeddings",
@@ -37,7 +40,15 @@ WORDS = {
     "retrieved": f"prompt with the {EXAMPLES} nearest examples",
 }
 Row = dict[str, Any]
+Chosen = Sequence[Sequence[int] | np.ndarray] | np.ndarray
+"""Rows of the pool that are shown to each row [N, k]."""
 Found = dict[str, MeasuredBaseline]
+
+
+def classes_of(split: Split) -> np.ndarray:
+    """The class of each row [N]."""
+    assert split.labels is not None, "rows of classification have classes"
+    return split.labels
 
 
 class Degenerate(Exception):
@@ -50,7 +61,7 @@ class Bench:
 
     model: ModelConfig
     task: Task
-    labels: list[str]
+    labels: Sequence[str]
     train: Split
     pool: np.ndarray  # rows of train that are used [M]
     split: Split
@@ -72,7 +83,7 @@ class Bench:
     @property
     def prior(self) -> np.ndarray:
         """Share of each class in all of train [C]."""
-        return np.bincount(self.train.labels, minlength=len(self.labels)) / len(self.train)
+        return np.bincount(classes_of(self.train), minlength=len(self.labels)) / len(self.train)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,12 +120,12 @@ def classified(
     bench: Bench, log_probabilities: np.ndarray, tokens: Iterable[int]
 ) -> MeasuredBaseline:
     """From the classes' log-probabilities [N, C]."""
-    labels = bench.split.labels
+    labels = classes_of(bench.split)
     nll = -log_probabilities[np.arange(len(labels)), labels]
     return scored(bench, nll, np.ones_like(labels), tokens, log_probabilities.argmax(1), labels)
 
 
-def load_backbone(bench: Bench) -> Any:
+def load_backbone(bench: Bench) -> "PreTrainedModel":
     """The model without a head. A pooler may be missing: hidden states do not pass through it."""
     from transformers import AutoModel
 

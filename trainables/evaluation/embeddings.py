@@ -6,7 +6,6 @@ Letters of shapes as in `trainables.evaluation.bench`.
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from trainables.evaluation.bench import (
     Bench,
     Degenerate,
     Row,
+    classes_of,
     classified,
     in_micro_batches,
     load_backbone,
@@ -46,7 +46,7 @@ def embed_texts(bench: Bench) -> Embedded:
     return embed(bench, load_backbone(bench), bench.examples, bench.rows)
 
 
-def embed(bench: Bench, backbone: Any, pool: list[Row], rows: list[Row]) -> Embedded:
+def embed(bench: Bench, backbone: torch.nn.Module, pool: list[Row], rows: list[Row]) -> Embedded:
     """Means of the last hidden states over the tokens of each row."""
     began = time.perf_counter()
     every, order, means = [*pool, *rows], [], []
@@ -90,7 +90,7 @@ def neighbours(bench: Bench, embedded: Embedded) -> MeasuredBaseline:
     """(votes of the k nearest + class share in train) / (k + 1), with the k that has the least
     leave-one-out loss.
     """
-    classes, prior = bench.train.labels[bench.pool], bench.prior
+    classes, prior = classes_of(bench.train)[bench.pool], bench.prior
     if len(classes) < 2:
         raise Degenerate("train has a single row, which is every row's neighbour")
     counts = [
@@ -122,7 +122,7 @@ def logistic(bench: Bench, embedded: Embedded) -> MeasuredBaseline:
 
     x, y = (
         features(embedded.pool),
-        torch.from_numpy(bench.train.labels[bench.pool]).to(bench.device),
+        torch.from_numpy(classes_of(bench.train)[bench.pool]).to(bench.device),
     )
     prior = torch.from_numpy(bench.prior).log().to(bench.device)
     folds = torch.from_numpy(

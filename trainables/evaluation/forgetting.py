@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ from trainables.evaluation.record import MeasuredForgetting
 from trainables.models.output import hidden_states, output_layer
 from trainables.tasks.causal_lm.task import IGNORED, token_losses, tokens_at_once, upcast
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Row = dict[str, Any]
 GENERAL = "general"  # name of the split that holds general text
 BLOCK = 512  # tokens of general text that are read in one go
 BLOCKS, PROMPTS = 128, 64  # measured, at most
@@ -34,7 +38,9 @@ def default_text() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))[:400_000]
 
 
-def write_general(text: str, tokenizer: Any, context: int | None, folder: Path) -> None:
+def write_general(
+    text: str, tokenizer: "PreTrainedTokenizerBase", context: int | None, folder: Path
+) -> None:
     """Write the split of general text: at most 128 blocks of 512 tokens, or of as many as the model
     reads.
     """
@@ -52,7 +58,11 @@ def write_general(text: str, tokenizer: Any, context: int | None, folder: Path) 
 
 
 def measure_forgetting(
-    tuned: Any, load_base: Callable[[], Any], general: Split, prompts: Split, device: torch.device
+    tuned: "PreTrainedModel",
+    load_base: "Callable[[], PreTrainedModel]",
+    general: Split,
+    prompts: Split,
+    device: torch.device,
 ) -> tuple[MeasuredForgetting, np.ndarray]:
     """How `tuned` (in eval mode) differs from its base; and losses [2, N, 2], before and after
     fine-tuning: sums and tokens of the blocks of `general`.
@@ -63,10 +73,8 @@ def measure_forgetting(
 
     The base is `tuned` with its adapters switched off where PEFT can do that, else `load_base()`.
     """
-    if hasattr(tuned, "disable_adapter"):
-        base = _Reader(tuned, tuned.disable_adapter)
-    else:
-        base = _Reader(load_base())
+    switched_off = getattr(tuned, "disable_adapter", None)
+    base = _Reader(load_base()) if switched_off is None else _Reader(tuned, switched_off)
     read = _Reader(tuned)
     losses = np.zeros((2, len(general), 2))
     divergence, positions = 0.0, 0
@@ -91,7 +99,11 @@ class _Reader:
     be computed apart.
     """
 
-    def __init__(self, model: Any, off: Callable[[], Any] = contextlib.nullcontext) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        off: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ) -> None:
         """`off`: what the model is run under."""
         self._model, self._off = model, off
         self._output = output_layer(model) if hasattr(model, "get_output_embeddings") else None
@@ -131,7 +143,7 @@ class Drawn:
     divergence of the model's predictions from the base's.
     """
 
-    rows_N: list[dict[str, Any]]
+    rows_N: list[Row]
 
     def __len__(self) -> int:
         return len(self.rows_N)
@@ -140,7 +152,7 @@ class Drawn:
     def lengths(self) -> np.ndarray:
         return np.array([len(row["input_ids"]) for row in self.rows_N], dtype=np.int32)
 
-    def rows(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+    def rows(self, indices: Sequence[int] | np.ndarray) -> list[Row]:
         return [self.rows_N[i] for i in indices]
 
 
@@ -156,7 +168,7 @@ class Remembered:
 
 
 def draw_continuations(
-    states: Callable[[dict[str, Any]], Tensor],
+    states: Callable[[Row], Tensor],
     prompts: Split,
     seed: int,
     agree: Callable[[Tensor], Tensor],
@@ -184,11 +196,11 @@ def draw_continuations(
     return Drawn(found)
 
 
-def _ids(row: dict[str, Any], device: torch.device) -> Tensor:
+def _ids(row: Row, device: torch.device) -> Tensor:
     return torch.from_numpy(row["input_ids"].astype(np.int64)).to(device)
 
 
-def _asked(row: dict[str, Any]) -> np.ndarray:
+def _asked(row: Row) -> np.ndarray:
     """Which tokens of a row are the task's prompt [T]: those that are no targets, or all."""
     asked = np.asarray(row["labels"]) == IGNORED
     return asked if asked.any() else np.ones_like(asked)

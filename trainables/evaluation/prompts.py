@@ -6,7 +6,7 @@ Letters of shapes as in `trainables.evaluation.bench`.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from trainables.evaluation.bench import (
     EXAMPLES,
     WORDS,
     Bench,
+    Chosen,
     Degenerate,
     Row,
     classified,
@@ -28,6 +29,9 @@ from trainables.evaluation.bench import (
 from trainables.evaluation.record import Baseline, MeasuredBaseline
 from trainables.models.base import BaseModel
 from trainables.tasks.causal_lm.task import IGNORED, pad, upcast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def balanced(classes: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
@@ -101,9 +105,7 @@ def _fitted(
     )
 
 
-def continued(
-    bench: Bench, base: BaseModel, name: str, chosen: Sequence[Sequence[int]] | np.ndarray
-) -> MeasuredBaseline:
+def continued(bench: Bench, base: BaseModel, name: str, chosen: Chosen) -> MeasuredBaseline:
     """Each row of the split after the examples `chosen` for it [N, k]."""
     pool, rows = bench.examples, bench.rows
     bos, context = base.model.config.get_text_config().bos_token_id, context_tokens(base)
@@ -142,6 +144,7 @@ def _join(examples: list[Row], row: Row, bos: int | None, context: float) -> Row
         *((e["input_ids"], np.full(len(e["input_ids"]), IGNORED)) for e in examples),
         (row["input_ids"], alone),
     ]
+    kept = parts[-1:]
     for first in range(len(parts)):
         kept = [
             (ids[cut:], labels[cut:])
@@ -157,9 +160,9 @@ def _join(examples: list[Row], row: Row, bos: int | None, context: float) -> Row
 def answered(
     bench: Bench,
     base: BaseModel,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     name: str,
-    chosen: Sequence[Sequence[int]] | np.ndarray,
+    chosen: Chosen,
 ) -> MeasuredBaseline:
     """Each row's prompt, with the examples `chosen` for it [N, k], and what the model makes of the
     labels after it.
@@ -168,13 +171,15 @@ def answered(
     room = (
         context_tokens(base) - max(map(len, labels)) + 1
     )  # a label's last token does not go into the model
-    first = tokenizer("a", verbose=False)["input_ids"][:1]
+    first = tokenizer("a", verbose=False).input_ids[:1]
     begin = first if first == [tokenizer.bos_token_id] else []
 
     def text(row: Row) -> str:
-        return tokenizer.decode(
+        found = tokenizer.decode(
             row["input_ids"], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        assert isinstance(found, str), "one row is one text"
+        return found
 
     def prompt(row: Row, examples: list[str]) -> tuple[list[int], int, float]:
         """Within `room`: the first examples go first, then the end of the text. Also how many
@@ -216,7 +221,7 @@ def answered(
     return _with_prompts(found, fitted)
 
 
-def _label_tokens(tokenizer: Any, labels: Sequence[str]) -> list[list[int]]:
+def _label_tokens(tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]) -> list[list[int]]:
     """The tokens of each label after a prompt; labels that no prompt could tell apart are
     refused.
     """
@@ -231,12 +236,12 @@ def _label_tokens(tokenizer: Any, labels: Sequence[str]) -> list[list[int]]:
     return found
 
 
-def _tokens(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+def _tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
 
 def _label_scores(
-    bench: Bench, base: BaseModel, prompts: list[list[int]], labels: list[list[int]]
+    bench: Bench, base: BaseModel, prompts: Sequence[list[int]], labels: list[list[int]]
 ) -> np.ndarray:
     """Summed log-probability of each label's tokens after each prompt [N, C].
 

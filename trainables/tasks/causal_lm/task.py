@@ -54,14 +54,13 @@ def pad(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
     """input_ids, attention_mask and, where rows have them, token_type_ids: int64 [B, T]."""
     import torch
 
-    input_ids = _padded([row["input_ids"] for row in rows], pad_token_id)
-    lengths = np.array([len(row["input_ids"]) for row in rows])
+    ids = [row["input_ids"] for row in rows]
+    input_ids, lengths = _padded(ids, pad_token_id), np.array(list(map(len, ids)))
     mask = (np.arange(input_ids.shape[1]) < lengths[:, None]).astype(np.int64)
     batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
     if "token_type_ids" in rows[0]:
-        batch["token_type_ids"] = torch.from_numpy(
-            _padded([row["token_type_ids"] for row in rows], 0)
-        )
+        types = _padded([row["token_type_ids"] for row in rows], 0)
+        batch |= {"token_type_ids": torch.from_numpy(types)}
     return batch
 
 
@@ -75,9 +74,8 @@ def _padded(rows: list[np.ndarray], value: int) -> np.ndarray:
 def collate_tokens(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
     import torch
 
-    batch = pad(rows, pad_token_id)
-    batch["labels"] = torch.from_numpy(_padded([row["labels"] for row in rows], IGNORED))
-    return batch
+    labels = _padded([row["labels"] for row in rows], IGNORED)
+    return pad(rows, pad_token_id) | {"labels": torch.from_numpy(labels)}
 
 
 def upcast(logits: Tensor) -> Tensor:

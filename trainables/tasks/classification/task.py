@@ -25,9 +25,8 @@ class Classification:
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         import torch
 
-        batch = pad(rows, pad_token_id)
-        batch["labels"] = torch.tensor([row["labels"] for row in rows])
-        return batch
+        labels = torch.tensor([row["labels"] for row in rows])
+        return pad(rows, pad_token_id) | {"labels": labels}
 
     def row_losses(
         self, logits: Tensor, labels: Tensor, output: Linear | None = None
