@@ -33,7 +33,7 @@ lint: $(READY)
 
 # the pages of docs/ as a site; a link that leads nowhere is an error
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet --site-dir .site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir .site
 
 # what a fresh resolution installs today; CUDA packages are left to the torch that a machine takes
 lock:

@@ -6,7 +6,7 @@ from trainables.models.base import BaseSpec
 from trainables.models.config import ModelConfig
 from trainables.tasks import TASKS
 
-LM = [TASKS["instruction"], TASKS["causal_lm"]]
+LM = [task for task in TASKS.values() if not task.has_classes]
 
 
 def ids(*values):
