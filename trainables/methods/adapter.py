@@ -121,15 +121,12 @@ def load_adapter(model: "PreTrainedModel", folder: str | Path) -> "PreTrainedMod
     for name in described["layers"]:
         up = weights[f"{name}.adapter.up.weight"]  # [D, bottleneck]
         width, bottleneck = up.shape
-        parts = {
-            "down": nn.Linear(width, bottleneck),
-            "relu": nn.ReLU(),
-            "up": nn.Linear(bottleneck, width),
-        }
+        last = nn.Linear(bottleneck, width)
+        parts = {"down": nn.Linear(width, bottleneck), "relu": nn.ReLU(), "up": last}
         adapter = nn.Sequential(OrderedDict(parts)).to(model.device, up.dtype)
         layer = model.get_submodule(name)
         layer.add_module("adapter", adapter)
-        layer.register_forward_hook(_on_hidden_states(_adding(adapter, up.dtype)))
+        layer.register_forward_hook(_on_hidden_states(_adding(adapter, last)))
     missing, unexpected = model.load_state_dict(weights, strict=False)
     lost = [name for name in missing if ".adapter." in name]
     assert not unexpected and not lost, (
@@ -138,5 +135,6 @@ def load_adapter(model: "PreTrainedModel", folder: str | Path) -> "PreTrainedMod
     return model
 
 
-def _adding(adapter: nn.Sequential, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    return lambda hidden: hidden + adapter(hidden.to(dtype)).to(hidden.dtype)
+def _adding(adapter: nn.Sequential, last: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """`last`: of the adapter's layers; it tells their type, which may change later."""
+    return lambda hidden: hidden + adapter(hidden.to(last.weight.dtype)).to(hidden.dtype)

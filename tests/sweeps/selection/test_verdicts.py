@@ -44,7 +44,7 @@ class Trained:
         self.reference = Reference(
             val_loss=val_loss,
             probe_loss=probe_loss,
-            prior_loss=prior["val_loss"] if prior else None,
+            prior_loss=prior.val_loss if prior else None,
         )
 
     def curve(self, name: str, **params) -> Curve:

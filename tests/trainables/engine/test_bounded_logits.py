@@ -97,13 +97,13 @@ def test_forgetting(lab, tuned, tmp_path, monkeypatch) -> None:
         written(tmp_path, TEXT[:100], 35),
         lab.split("llama", "validation"),
     )
-    whole = measure_forgetting(tuned, lambda: base, general, prompts, CPU)
+    whole, whole_losses = measure_forgetting(tuned, lambda: base, general, prompts, CPU)
     with at_most(monkeypatch, AT_ONCE):
-        found = measure_forgetting(tuned, lambda: base, general, prompts, CPU)
+        found, losses = measure_forgetting(tuned, lambda: base, general, prompts, CPU)
     for name in ("before", "after", "kl"):
-        assert found[name] == pytest.approx(whole[name], rel=1e-5), name
-    np.testing.assert_allclose(found["losses"], whole["losses"], rtol=1e-5)
-    assert found["kl"] > 1e-4
+        assert getattr(found, name) == pytest.approx(getattr(whole, name), rel=1e-5), name
+    np.testing.assert_allclose(losses, whole_losses, rtol=1e-5)
+    assert found.kl > 1e-4
 
 
 def test_what_a_base_draws(lab, monkeypatch) -> None:
@@ -144,4 +144,4 @@ def test_of_a_model_that_caps_its_logits_the_passes_are_small(lab, tmp_path, mon
     np.testing.assert_allclose(found.nll, whole.nll, rtol=1e-5)
     prompts, general = lab.split("llama", "validation"), written(tmp_path, TEXT[:100], LONGEST)
     with at_most(monkeypatch, LONGEST):
-        assert measure_forgetting(model, lambda: model, general, prompts, CPU)["kl"] == 0
+        assert measure_forgetting(model, lambda: model, general, prompts, CPU)[0].kl == 0
