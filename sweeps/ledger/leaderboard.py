@@ -20,8 +20,10 @@ from trainables.evaluation.record import (
     Metrics,
     OptionalNumber,
     OptionalText,
+    OtherWay,
     Score,
     Slices,
+    is_absent,
 )
 from trainables.storage.records import Json, from_json, to_json
 
@@ -39,10 +41,6 @@ CANNOT_WIN = (
     "diverged",
     "failed",
 )  # verdicts of trials that failed and may not win, though an evaluation has a loss
-
-
-def _is_absent(value: object) -> bool:
-    return value is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,32 +138,19 @@ class RankedTrial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaselineRow:
+class BaselineRow(OtherWay):
     """What another way than fine-tuning gives on the validation split."""
 
     val_loss: float | None = None
     probe_loss: OptionalNumber = None
     metrics: Metrics = field(default_factory=dict)
-    label: Annotated[str | None, Field(alias="class", exclude_if=_is_absent)] = None
+    label: Annotated[str | None, Field(alias="class", exclude_if=is_absent)] = None
     """The class that always answering with train's label shares answers."""
-    tokens_per_request: OptionalNumber = None
-    examples_per_request: OptionalNumber = None
-    text_share: OptionalNumber = None
-    seconds: OptionalNumber = None
-    words: OptionalText = None
     difference: Difference | None = None
 
     @classmethod
     def of(cls, measured: Baseline) -> "BaselineRow":
-        return cls(
-            val_loss=measured.val_loss,
-            metrics=measured.metrics,
-            tokens_per_request=measured.tokens_per_request,
-            examples_per_request=measured.examples_per_request,
-            text_share=measured.text_share,
-            seconds=measured.seconds,
-            words=measured.words,
-        )
+        return cls(**vars(measured))
 
 
 @dataclass(frozen=True, kw_only=True)

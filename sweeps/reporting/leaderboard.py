@@ -1,7 +1,7 @@
 """The leaderboard of a sweep, made from its ledger."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from sweeps.ledger.leaderboard import (
     Leaderboard,
     MetricsReport,
     NotMeasured,
+    ShownEvaluation,
     SlicePart,
     SplitName,
     TestScores,
@@ -75,23 +76,7 @@ def leaderboard(ledger: Ledger, name: str, config: SelectionConfig) -> Leaderboa
 
 def _numbers(point: Evaluation) -> dict[str, Any]:
     """What is shown of an evaluation."""
-    return {
-        "step": point.step,
-        "samples_seen": point.samples_seen,
-        "epoch": point.epoch,
-        "val_loss": point.val_loss,
-        "probe_loss": point.probe_loss,
-        "train_loss": point.train_loss,
-        "metrics": point.metrics,
-        "slices": point.slices,
-        "forgetting": point.forgetting,
-        "kl": point.kl,
-        "inference_cost": point.inference_cost,
-        "trainable_parameters": point.trainable_parameters,
-        "checkpoint_bytes": point.checkpoint_bytes,
-        "checkpoint": point.checkpoint,
-        "folder": point.folder,
-    }
+    return {each.name: getattr(point, each.name) for each in fields(ShownEvaluation)}
 
 
 def _winner(found: Winner | None, curves: list[Curve]) -> WinnerRow | None:

@@ -68,23 +68,19 @@ class MeasuredEvaluation(Evaluation):
 # --- what is measured beside the trials ---
 
 
-def _is_absent(value: object) -> bool:
+def is_absent(value: object) -> bool:
     return value is None
 
 
 # what is left out of the JSON where it was not measured
-OptionalNumber = Annotated[float | None, Field(exclude_if=_is_absent)]
-OptionalText = Annotated[str | None, Field(exclude_if=_is_absent)]
+OptionalNumber = Annotated[float | None, Field(exclude_if=is_absent)]
+OptionalText = Annotated[str | None, Field(exclude_if=is_absent)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """What another way than fine-tuning gives on the validation split, or why it was left out."""
+class OtherWay:
+    """What a way without fine-tuning takes, whatever split it is measured on."""
 
-    val_loss: OptionalNumber = None
-    metrics: Annotated[Metrics, Field(exclude_if=lambda metrics: not metrics)] = field(
-        default_factory=dict
-    )
     tokens_per_request: OptionalNumber = None
     """Mean tokens of a prompt with its examples, or of what is embedded."""
     examples_per_request: OptionalNumber = None
@@ -94,6 +90,17 @@ class Baseline:
     seconds: OptionalNumber = None
     words: OptionalText = None
     error: OptionalText = None
+    """Why it was left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline(OtherWay):
+    """What another way than fine-tuning gives on the validation split, or why it was left out."""
+
+    val_loss: OptionalNumber = None
+    metrics: Annotated[Metrics, Field(exclude_if=lambda metrics: not metrics)] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,23 +118,17 @@ class MeasuredBaseline(Baseline):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(OtherWay):
     """What the test split gave the winner, the default configuration or a baseline."""
 
     loss: float | None = None
     metrics: Metrics = field(default_factory=dict)
     slices: Annotated[
-        Mapping[str, Mapping[str, int | float | None]] | None, Field(exclude_if=_is_absent)
+        Mapping[str, Mapping[str, int | float | None]] | None, Field(exclude_if=is_absent)
     ] = None
-    tokens_per_request: OptionalNumber = None
-    examples_per_request: OptionalNumber = None
-    text_share: OptionalNumber = None
-    seconds: OptionalNumber = None
-    words: OptionalText = None
     low: OptionalNumber = None
     """With `high`: 95% interval of the loss."""
     high: OptionalNumber = None
-    error: OptionalText = None
 
 
 # --- post-search jobs and what comes of them ---
