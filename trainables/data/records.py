@@ -1,6 +1,7 @@
 """What every data format turns its rows into, before and after tokenisation."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +35,8 @@ class Record:
     """Value of the column whose values are also measured one by one."""
     weight: int = 1
     """What a split by share counts: rows, or characters where rows are whole documents."""
+    unused: tuple[str, ...] = ()
+    """What the row has besides that its format does not use: names of keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +61,20 @@ class Encoded:
     input_ids: list[np.ndarray]
     labels: np.ndarray | list[np.ndarray] | None = None
     token_type_ids: list[np.ndarray] | None = None
+    weights: list[np.ndarray] | None = None
+    """Of each token's loss, float32 like the labels; None: all count fully."""
     origin: np.ndarray | None = None
     """The record that each row is of, by position [N]; None: every record is one row."""
     truncated: int = 0
     """Rows that were cut to max_length."""
     dropped: int = 0
     """Rows that have no target."""
+    endings_cut: int = 0
+    """Conversations whose last end of turn was cut off with what is beyond max_length."""
+    lost: Mapping[str, int] = field(default_factory=dict)
+    """What the chat template leaves out ("the developer's message", "tools"), and of how many
+    rows.
+    """
     endless_answers: int = 0
     """Turns of an assistant that no special token closes: a model trained on them does not learn to
     stop.
