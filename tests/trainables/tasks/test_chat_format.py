@@ -211,7 +211,8 @@ def test_messages_of_weight_0_are_not_learnt(template, tmp_path):
     }
     encoded = encode(tokenizer, [row], tmp_path)
     said = answers(tokenizer, encoded.input_ids[0], encoded.labels[0])
-    assert [text.removesuffix("</s>").removesuffix("<|im_end|>") for text in said] == [
+    ends = ("</s>", "<|im_end|>\n" if template else "<|im_end|>")  # MARKED marks the line break
+    assert [text.removesuffix(ends[0]).removesuffix(ends[1]) for text in said] == [
         "Été 😀 at last\nand more"
     ]
 
