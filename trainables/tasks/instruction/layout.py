@@ -133,7 +133,8 @@ class Template:
         self.has_prompt = "add_generation_prompt" in text
         self.marks_spans = has_generation(text)
         self._template = compiled(text)
-        self._variables = dict(variables)
+        # what every rendering starts from; putting it together each time costs as much as a row
+        self._variables = {**self._template.globals, **variables}
 
     def render(
         self,
@@ -143,14 +144,17 @@ class Template:
         generation: tuple[str, str] = ("", ""),
     ) -> str:
         """Raises one of REFUSALS."""
-        return self._template.render(
-            self._variables,
-            messages=row.messages,
-            tools=row.tools,
-            documents=row.documents,
-            add_generation_prompt=add_generation_prompt,
-            **{GENERATION_OPEN: generation[0], GENERATION_CLOSE: generation[1]},
-        )
+        given = {
+            **self._variables,
+            "messages": row.messages,
+            "tools": row.tools,
+            "documents": row.documents,
+            "add_generation_prompt": add_generation_prompt,
+            GENERATION_OPEN: generation[0],
+            GENERATION_CLOSE: generation[1],
+        }
+        context = self._template.new_context(given, shared=True)
+        return "".join(self._template.root_render_func(context))
 
     def layout(self, row: Row, shape: Shape) -> Layout:
         """With as many of the row's texts marked as leave the template's text as it is."""
