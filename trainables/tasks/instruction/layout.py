@@ -204,6 +204,13 @@ class Template:
         text = self.attempt(row, add_generation_prompt=add_generation_prompt)
         return None if text is None else layout.marks.split(text)
 
+    def tail(
+        self, layout: Layout, messages: Sequence[Message], *, add_generation_prompt: bool = False
+    ) -> str | None:
+        """What the template writes behind the last of these messages' texts."""
+        pieces = self.pieces(layout, messages, add_generation_prompt=add_generation_prompt)
+        return None if pieces is None else layout.marks.behind(pieces, len(pieces) - 1)
+
     def attempt(self, row: Row, *, add_generation_prompt: bool = False) -> str | None:
         """None where the template refuses the row."""
         try:

@@ -169,6 +169,13 @@ class Marks:
                     spots.append(Spot(number - 2, start - part.ahead, position + part.behind))
         return spots, generated
 
+    def behind(self, pieces: Sequence[str], at: int) -> str:
+        """The piece at `at`, without what it still holds of the part before it."""
+        if at == 0:
+            return pieces[at]
+        number = (ord(pieces[at - 1]) - self._first) // 2 - 2
+        return pieces[at][self.parts[number].behind if 0 <= number < len(self.parts) else 0 :]
+
 
 def block_for(text: str) -> int:
     """The first block that `text` has no character of."""

@@ -288,7 +288,17 @@ def _missing(layout: Layout) -> list[Part]:
     found = {spot.part for spot in layout.spots} - layout.altered
     lacking = [part for number, part in enumerate(layout.parts) if number not in found]
     unmarked = layout.marks.unmarked
-    return lacking + [part for part in unmarked if not marks.is_inside(part, layout.text)]
+    return lacking + [part for part in unmarked if not marks.is_inside(part, _around(layout, part))]
+
+
+def _around(layout: Layout, part: Part) -> str:
+    """The text between what is known to be of other messages than the part's."""
+    if part.turn == ROW:
+        return layout.text
+    runs = [run for run in layout.runs() if run.turn != ROW]
+    start = max((run.end for run in runs if run.turn < part.turn), default=0)
+    end = min((run.start for run in runs if run.turn > part.turn), default=len(layout.text))
+    return layout.text[start:end]
 
 
 def _missing_developer(layout: Layout) -> bool:

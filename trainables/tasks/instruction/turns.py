@@ -87,9 +87,9 @@ class Turns:
 
     def _after_prompt(self, layout: Layout, turn: int, gap: str) -> int | None:
         before = layout.marked.messages[:turn]
-        pieces = self._template.pieces(layout, before, add_generation_prompt=True)
-        if pieces is not None and gap.startswith(pieces[-1]):
-            return len(pieces[-1])
+        tail = self._template.tail(layout, before, add_generation_prompt=True)
+        if tail is not None and gap.startswith(tail):
+            return len(tail)
         return _behind(gap, self._prompt(layout, turn)) or _plain(layout, turn, gap)
 
     def _prompt(self, layout: Layout, turn: int) -> str:
@@ -113,8 +113,10 @@ class Turns:
         for before in (layout.marked.messages[:turn], [question]):
             pieces = self._template.pieces(layout, [*before, answer])
             if pieces is not None and opened in pieces:
-                header = pieces[pieces.index(opened) - 1]
-                found = len(header) if gap.startswith(header) else _behind(gap, header)
+                header = layout.marks.behind(pieces, pieces.index(opened) - 1)
+                if gap.startswith(header):
+                    return len(header)
+                found = _behind(gap, header)
                 if found is not None:
                     return found + len(gap[found:]) - len(gap[found:].lstrip())
         return _plain(layout, turn, gap)
@@ -133,10 +135,10 @@ class Turns:
         return self._ends[key]
 
     def _closed(self, layout: Layout, turn: int, gap: str) -> int:
-        pieces = self._template.pieces(layout, layout.marked.messages[: turn + 1])
-        tail = pieces[-1] if pieces is not None else ""
-        if pieces is not None and gap.startswith(tail):
+        tail = self._template.tail(layout, layout.marked.messages[: turn + 1])
+        if tail is not None and gap.startswith(tail):
             return len(tail)
+        tail = tail or ""
         common = _cut(gap, len(os.path.commonprefix([gap, tail])))
         if self._special.search(gap, 0, common):
             return common
