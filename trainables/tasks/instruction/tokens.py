@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from trainables.tasks.instruction.rendering import Rendered, Renderer, Span
 from trainables.tasks.instruction.templates import chat_template
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 ROWS_DECODED = 100
@@ -91,7 +91,7 @@ class Tokeniser:
             yield self._tokens(row, encoding, record.place)
 
     def _encode(self, texts: list[str], *, add_special_tokens: bool) -> "list[Encoding]":
-        backend = self._tokenizer.backend_tokenizer
+        backend = cast("Tokenizer", self._tokenizer.backend_tokenizer)
         backend.no_truncation()
         backend.no_padding()
         return backend.encode_batch(texts, add_special_tokens=add_special_tokens)

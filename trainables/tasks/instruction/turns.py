@@ -8,6 +8,7 @@ rows, what was found is kept by the template's own text between two marked ones.
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
@@ -41,7 +42,7 @@ class Turns:
         """Of the assistant's turns, by the positions of their messages; a turn of which this cannot
         be told is not among them.
         """
-        layout = _first_only(self, layout)
+        layout = _own_only(self, layout)
         messages, text, runs = layout.row.messages, layout.text, layout.runs()
         answers = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
         extents: dict[int, Extent] = {}
@@ -167,26 +168,31 @@ class Turns:
         start += len(text[start:]) - len(text[start:].lstrip())
         return Extent(start, len(whole))
 
-    def own_spots(self, layout: Layout, turn: int) -> int:
-        """How many texts of the turn stand in the conversation cut off after it."""
+    def counts(self, layout: Layout, turn: int) -> Counter[int]:
+        """How often each text of the turn stands in the conversation cut off after it."""
         pieces = self._template.pieces(layout, layout.marked.messages[: turn + 1])
         found = [] if pieces is None else layout.marks.found(pieces)[0]
-        return sum(layout.parts[spot.part].turn == turn for spot in found)
+        return Counter(spot.part for spot in found if layout.parts[spot.part].turn == turn)
 
 
-def _first_only(turns: Turns, layout: Layout) -> Layout:
+def _own_only(turns: Turns, layout: Layout) -> Layout:
     """Without what is said of an assistant's turn in later ones, such as which function a result is
     of.
     """
     if len(layout.spots) == len({spot.part for spot in layout.spots}):
         return layout
-    spots = list(layout.spots)
+    left: Counter[int] = Counter()
+    repeated = set()
     for turn, message in enumerate(layout.row.messages):
-        own = layout.spots_of(turn)
-        if message.get("role") == "assistant" and len(own) > len({spot.part for spot in own}):
-            count = turns.own_spots(layout, turn)
-            kept = own[:count] if count else list({s.part: s for s in reversed(own)}.values())
-            spots = [spot for spot in spots if spot not in own or spot in kept]
+        own = Counter(spot.part for spot in layout.spots_of(turn))
+        if message.get("role") == "assistant" and own.total() > len(own):
+            repeated |= set(own)
+            left |= Counter(dict.fromkeys(own, 1)) | turns.counts(layout, turn)
+    spots = []
+    for spot in layout.spots:
+        if spot.part not in repeated or left[spot.part] > 0:
+            spots.append(spot)
+            left[spot.part] -= 1
     return replace(layout, spots=spots)
 
 
