@@ -43,24 +43,25 @@ class Turns:
         be told is not among them.
         """
         layout = _own_only(self, layout)
-        messages, text, runs = layout.row.messages, layout.text, layout.runs()
-        answers = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
+        text, runs = layout.text, layout.runs()
+        answers = [
+            turn for turn, m in enumerate(layout.row.messages) if m.get("role") == "assistant"
+        ]
+        known = set(answers) - _more_than_once(runs)
         extents: dict[int, Extent] = {}
-        scattered = _more_than_once(runs)
-        before = 0
-        for at, run in enumerate(runs):
-            turn = run.turn
-            if turn in answers and turn not in scattered:
-                after = runs[at + 1].start if at + 1 < len(runs) else len(text)
-                gap = text[before : run.start]
-                head = self._head(layout, turn, gap, runs[at - 1].turn if at else None)
+        before, last = 0, None
+        for at, (turn, start, end) in enumerate(runs):
+            if turn in known:
+                head = self._head(layout, turn, text[before:start], last)
                 if head is not None:
-                    end = run.end + self._end(layout, turn, text[run.end : after])
+                    after = runs[at + 1].start if at + 1 < len(runs) else len(text)
+                    end += self._end(layout, turn, text[end:after])
                     extents[turn] = Extent(before + head, end)
-            before = run.end
-        for turn in answers:
-            if turn not in extents and (extent := self._by_prefix(layout, turn)):
-                extents[turn] = extent
+            before, last = runs[at].end, turn
+        if len(extents) < len(answers):
+            for turn in answers:
+                if turn not in extents and (extent := self._by_prefix(layout, turn)):
+                    extents[turn] = extent
         return _apart(extents)
 
     def _head(self, layout: Layout, turn: int, gap: str, before: int | None) -> int | None:
@@ -197,8 +198,8 @@ def _own_only(turns: Turns, layout: Layout) -> Layout:
 
 
 def _more_than_once(runs: list[Run]) -> set[int]:
-    seen: set[int] = set()
-    return {run.turn for run in runs if run.turn in seen or seen.add(run.turn)}
+    turns = [run.turn for run in runs]
+    return set() if len(set(turns)) == len(turns) else {t for t in turns if turns.count(t) > 1}
 
 
 def _behind(gap: str, prompt: str) -> int | None:
