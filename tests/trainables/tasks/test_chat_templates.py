@@ -215,6 +215,49 @@ def test_a_function_whose_name_a_template_asks_for():
     assert (said, lost) == (["<|python_tag|>1 + 1<|eom_id|>", "A<|eot_id|>"], ())
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["chatml", "qwen25", "qwen3", "gpt_oss", "llama3", "mistral_v7", "granite", "zephyr", "phi3"],
+)
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([TALK[1]], ["A1"]),
+        ([TALK[1], *TALK[2:]], ["A1", "A2"]),
+        ([TALK[0], TALK[1], TALK[3]], ["A1", "A2"]),
+        (TALK[:3], ["A1"]),
+    ],
+    ids=["alone", "first", "two in a row", "not last"],
+)  # fmt: skip
+def test_answers_anywhere(messages, expected, name):
+    kind = KINDS[name]
+    said, _ = learnt(tokenizer_of(name), {"messages": messages})
+    assert len(said) == len(expected)
+    for text, answer in zip(said, expected, strict=True):
+        assert re.fullmatch(
+            f"{kind.opening}{answer}({re.escape(kind.end)}|{re.escape(kind.last_end or kind.end)})",
+            text,
+        )
+
+
+@pytest.mark.parametrize("name", ["llama3", "mistral_v7", "deepseek_r1"])
+def test_words_beside_a_call_that_a_template_leaves_out(name):
+    messages = [turn("user", "Q"), {**called({"to": "sea"}), "content": "I go."}]
+    with pytest.raises(
+        InputError,
+        match=r"^row 1: messages\[1\]: the chat template leaves out the assistant's 'I go.'",
+    ):
+        learnt(tokenizer_of(name), {"messages": messages})
+
+
+def test_arguments_that_a_template_would_write_as_python():
+    tokenizer = bytes_tokenizer(
+        CHATML.replace("call.function | tojson", "call.function.name ~ call.function.arguments")
+    )
+    said, _ = learnt(tokenizer, {"messages": [turn("user", "Q"), called({"to": "é", "far": True})]})
+    assert said == ['<call>fly{"to": "é", "far": true}</call><|im_end|>']
+
+
 # What is left out
 
 

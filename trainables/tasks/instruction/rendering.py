@@ -3,13 +3,15 @@ chat template leaves out.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, cast
 
+from jinja2 import TemplateError
+
 from trainables.data.rows import BadRow, shorten
 from trainables.tasks.instruction import marks
-from trainables.tasks.instruction.layout import REFUSALS, Layout, Row, Shape, Template
+from trainables.tasks.instruction.layout import Layout, Row, Shape, Template
 from trainables.tasks.instruction.marks import (
     ANSWER,
     ARGUMENT,
@@ -90,7 +92,7 @@ class Renderer:
         row = self._row(value)
         try:
             layout, lost = self._layout(row)
-        except REFUSALS as error:
+        except TemplateError as error:
             raise BadRow(f"{place}: the chat template refuses this conversation: {error}") from None
         learnt = self._learnt(value, row)
         if not layout.is_whole:
@@ -121,7 +123,7 @@ class Renderer:
     # How the row is put to the template
 
     def _layout(self, row: Row) -> tuple[Layout, list[str]]:
-        """And how it had to be changed, in words. Raises one of REFUSALS."""
+        """And how it had to be changed, in words. Raises TemplateError."""
         thinks = any("reasoning_content" in message for message in row.messages)
         shape = self._shape_of_thoughts() if thinks else Shape()
         if not any(message.get("role") == "developer" for message in row.messages):
@@ -129,21 +131,32 @@ class Renderer:
         as_system = shape._replace(developer_as_system=True)
         try:
             layout = self._shaped(row, shape)
-        except REFUSALS:
+        except TemplateError:
             return self._shaped(row, as_system), [AS_SYSTEM]
         if not _missing_developer(layout):
             return layout, []
         try:
             other = self._shaped(row, as_system)
-        except REFUSALS:
+        except TemplateError:
             return layout, []
         return (layout, []) if _missing_developer(other) else (other, [AS_SYSTEM])
 
     def _shaped(self, row: Row, shape: Shape) -> Layout:
-        try:
+        """Arguments of calls are put as objects, or as text where the template asks for that: it
+        joins them to text of its own, as DeepSeek's does, or writes them as Python would.
+        """
+        if not any("tool_calls" in message for message in row.messages):
             return self._template.layout(row, shape)
-        except TypeError:  # a template that joins a call's arguments to its text, as DeepSeek's
-            return self._template.layout(row, shape._replace(text_arguments=True))
+        as_text = shape._replace(text_arguments=True)
+        try:
+            layout = self._template.layout(row, shape)
+        except TemplateError as error:
+            try:
+                return self._template.layout(row, as_text)
+            except TemplateError:
+                raise error from None
+        is_python = any(str(given) in layout.text for given in _arguments(row) if given)
+        return self._template.layout(row, as_text) if is_python else layout
 
     def _shape_of_thoughts(self) -> Shape:
         """Whether the template takes thoughts apart from the content, or only in it."""
@@ -253,8 +266,13 @@ def _refuse(layout: Layout, part: Part, place: str) -> None:
         )
     if part.kind == ANSWER and layout.has_generation:
         _raise_left_out(layout, part.turn, place)
-    if part.kind == ANSWER:
+    if part.kind == ANSWER and part in (layout.parts[number] for number in layout.altered):
         _raise_unknown(part.turn, place)
+    if part.kind == ANSWER:
+        raise BadRow(
+            f"{place}: messages[{part.turn}]: the chat template leaves out the assistant's"
+            f" {shorten(part.text)}, or a part of it"
+        )
 
 
 def _prepared(message: Message, *, drops: bool) -> Message:
@@ -264,6 +282,9 @@ def _prepared(message: Message, *, drops: bool) -> Message:
         prepared = {key: item for key, item in message.items() if item is not None}
     if prepared.get("role") != "assistant":
         return prepared
+    for name in ("thinking", "reasoning"):
+        if "reasoning_content" not in prepared and isinstance(prepared.get(name), str):
+            prepared = {**prepared, "reasoning_content": prepared[name]}
     content = prepared.get("content")
     if isinstance(content, str) and "<think>" in content and "reasoning_content" not in prepared:
         found = _THOUGHT.fullmatch(content)
@@ -275,6 +296,15 @@ def _prepared(message: Message, *, drops: bool) -> Message:
         names = ("reasoning_content", "thinking", "reasoning")
         return {key: item for key, item in prepared.items() if key not in names}
     return prepared
+
+
+def _arguments(row: Row) -> Iterator[object]:
+    """Of the calls that have them as objects."""
+    for message in row.messages:
+        for call in cast("list[dict[str, dict[str, object]]]", message.get("tool_calls") or []):
+            given = call.get("function", {}).get("arguments")
+            if isinstance(given, Mapping):
+                yield given
 
 
 def _weight(value: Mapping[str, object]) -> float:

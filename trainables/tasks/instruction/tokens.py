@@ -11,7 +11,7 @@ from trainables.data.records import Record, batched
 from trainables.data.rows import BadRow, shorten
 from trainables.errors import InputError
 from trainables.tasks.instruction.rendering import Rendered, Renderer, Span
-from trainables.tasks.instruction.templates import chat_template
+from trainables.tasks.instruction.templates import chat_template, check_template
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -64,6 +64,7 @@ class Tokeniser:
         for with_tools in (False, True):
             template = chat_template(tokenizer, setting, with_tools=with_tools)
             if template is not None:
+                check_template(template, "model: the chat template of its tokenizer")
                 self._renderers[with_tools] = Renderer(
                     tokenizer, template, reasoning=reasoning, train_on=train_on
                 )

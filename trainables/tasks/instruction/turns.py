@@ -90,9 +90,12 @@ class Turns:
     def _after_prompt(self, layout: Layout, turn: int, gap: str) -> int | None:
         before = layout.marked.messages[:turn]
         tail = self._template.tail(layout, before, add_generation_prompt=True)
-        if tail is not None and gap.startswith(tail):
+        if tail is None or not gap.startswith(tail):
+            return _behind(gap, self._prompt(layout, turn)) or _plain(layout, turn, gap)
+        if tail != self._template.tail(layout, before):
             return len(tail)
-        return _behind(gap, self._prompt(layout, turn)) or _plain(layout, turn, gap)
+        # no prompt after these messages: that of others, should the template write it here
+        return len(tail) + (_behind(gap[len(tail) :], self._prompt(layout, turn)) or 0)
 
     def _prompt(self, layout: Layout, turn: int) -> str:
         """What the template adds for the model to go on from; that of any question where it refuses
@@ -103,7 +106,7 @@ class Turns:
             row = Row(messages=messages, tools=layout.marked.tools)
             asked = self._template.attempt(row)
             prompt = self._template.attempt(row, add_generation_prompt=True)
-            if asked is not None and prompt is not None and prompt.startswith(asked):
+            if asked and prompt and prompt != asked and prompt.startswith(asked):
                 return prompt[len(asked) :]
         return ""
 
