@@ -54,15 +54,17 @@ class Turns:
             if turn in known:
                 head = self._head(layout, turn, text[before:start], last)
                 if head is not None:
-                    after = runs[at + 1].start if at + 1 < len(runs) else len(text)
+                    after = runs[at + 1].start if runs[at + 1 :] else len(text)
                     end += self._end(layout, turn, text[end:after])
                     extents[turn] = Extent(before + head, end)
             before, last = runs[at].end, turn
         if len(extents) < len(answers):
-            for turn in answers:
-                if turn not in extents and (extent := self._by_prefix(layout, turn)):
-                    extents[turn] = extent
+            extents |= self._unmarked(layout, set(answers) - set(extents))
         return _apart(extents)
+
+    def _unmarked(self, layout: Layout, turns: set[int]) -> dict[int, Extent]:
+        found = {turn: self._by_prefix(layout, turn) for turn in turns}
+        return {turn: extent for turn, extent in found.items() if extent}
 
     def _head(self, layout: Layout, turn: int, gap: str, before: int | None) -> int | None:
         """Characters of `gap`, which is between the turn's texts and those before, that the model
