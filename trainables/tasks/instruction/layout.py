@@ -28,15 +28,14 @@ class Row(NamedTuple):
 class Shape(NamedTuple):
     """How a row is put to a template that does not take it as it is."""
 
+    has_thoughts: bool = False
     thoughts_in_content: bool = False
     text_arguments: bool = False
     """Arguments of tool calls as text of JSON, for a template that joins them to its own."""
     developer_as_system: bool = False
 
     def row(self, row: Row) -> Row:
-        if not any(self) and not any("reasoning_content" in message for message in row.messages):
-            return row
-        return row._replace(messages=list(map(self.of, row.messages)))
+        return row._replace(messages=list(map(self.of, row.messages))) if any(self) else row
 
     def of(self, message: Message) -> Message:
         """The message so shaped: a copy, or itself where nothing needs to change."""

@@ -169,8 +169,8 @@ class Renderer:
         if self._shape is None:
             thought, question = "\ue000", {"role": "user", "content": "x"}
             answer = {"role": "assistant", "content": "y", "reasoning_content": thought}
-            self._shape = Shape()
-            for shape in (Shape(), Shape(thoughts_in_content=True)):
+            apart = self._shape = Shape(has_thoughts=True)
+            for shape in (apart, apart._replace(thoughts_in_content=True)):
                 text = self._template.attempt(
                     Row(messages=[dict(question), shape.of(dict(answer))])
                 )
