@@ -25,7 +25,7 @@ from trainables.errors import InputError
 from trainables.tasks.instruction.layout import Row, Shape, Template
 from trainables.tasks.instruction.rendering import Renderer
 from trainables.tasks.instruction.templates import PRESETS, chat_template
-from trainables.tasks.instruction.tokens import Tokeniser
+from trainables.tasks.instruction.tokens import Tokeniser, tokeniser
 
 FOLDER = Path(__file__).parent / "templates"
 
@@ -816,3 +816,15 @@ def test_a_template_that_writes_a_text_twice():
         "A1 / A1<|im_end|>",
         "A2 / A2<|im_end|>",
     ]
+
+
+def test_what_is_known_of_a_template_is_kept_until_it_is_another():
+    tokenizer = bytes_tokenizer(CHATML)
+    first = tokeniser(tokenizer)
+    assert tokeniser(tokenizer) is first
+    assert (
+        tokeniser(tokenizer, reasoning="drop") is not first
+        and tokeniser(bytes_tokenizer(CHATML)) is not first
+    )
+    tokenizer.chat_template = GENERATION
+    assert tokeniser(tokenizer) is not first

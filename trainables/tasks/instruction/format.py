@@ -21,7 +21,7 @@ from trainables.data.records import (
 from trainables.data.sources import Table, is_missing, shorten
 from trainables.errors import InputError, did_you_mean
 from trainables.tasks.instruction.templates import default_chat_template
-from trainables.tasks.instruction.tokens import Tokeniser, Tokens
+from trainables.tasks.instruction.tokens import Tokens, tokeniser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,7 +105,7 @@ class Chat:
         kept: list[_Kept] = []
         truncated = endless = endings_cut = 0
         lost: Counter[str] = Counter()
-        for number, row in enumerate(Tokeniser(tokenizer).tokenise(records)):
+        for number, row in enumerate(tokeniser(tokenizer).tokenise(records)):
             endless += row.endless
             lost.update(row.lost)
             cut = row.learnt[encoding.max_length :]

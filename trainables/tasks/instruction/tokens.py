@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import numpy as np
@@ -61,13 +62,17 @@ class Tokeniser:
         self._tokenizer = tokenizer
         self._specials = frozenset({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
         self._renderers: dict[bool, Renderer] = {}
+        known: dict[str, Renderer] = {}
         for with_tools in (False, True):
             template = chat_template(tokenizer, setting, with_tools=with_tools)
-            if template is not None:
+            if template is None:
+                continue
+            if template not in known:
                 check_template(template, "model: the chat template of its tokenizer")
-                self._renderers[with_tools] = Renderer(
+                known[template] = Renderer(
                     tokenizer, template, reasoning=reasoning, train_on=train_on
                 )
+            self._renderers[with_tools] = known[template]
         self._checked = 0
 
     def tokenise(self, records: Sequence[Record]) -> Iterator[Tokens]:
@@ -181,6 +186,30 @@ class Tokeniser:
             f"{place}: the tokens of the prompt and of the completion do not add up to both:"
             f" {shorten(completion)}"
         )
+
+
+def tokeniser(
+    tokenizer: "PreTrainedTokenizerBase",
+    setting: str | None = None,
+    *,
+    reasoning: Literal["train", "keep", "drop"] = "train",
+    train_on: Literal["all_answers", "last_answer"] = "all_answers",
+) -> Tokeniser:
+    """The one that was made before for the same: rows come in batches, and it keeps what it has
+    found out about a template.
+    """
+    return _tokeniser(tokenizer, str(tokenizer.chat_template), setting, reasoning, train_on)
+
+
+@lru_cache(maxsize=4)
+def _tokeniser(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str,  # which may have been set since
+    setting: str | None,
+    reasoning: Literal["train", "keep", "drop"],
+    train_on: Literal["all_answers", "last_answer"],
+) -> Tokeniser:
+    return Tokeniser(tokenizer, setting, reasoning=reasoning, train_on=train_on)
 
 
 def _weight(value: Mapping[str, object]) -> float:
