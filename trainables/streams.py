@@ -12,6 +12,7 @@ Purpose = Literal[
     "split",
     "rows",  # that are kept of too many
     "blocks",  # of text, likewise
+    "mixture",
     "probe",
     "timed rows",
     "baselines: pool",

@@ -1,6 +1,6 @@
 """What every data format turns its rows into, before and after tokenisation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from trainables.data.config import DataConfig
-from trainables.data.sources import Table, is_missing
+from trainables.data.rows import Row, is_missing
+from trainables.data.sources import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,6 +51,9 @@ class Encoding:
     slices: tuple[str, ...] = ()
     """Values of `data.slice` in what is measured; a row's slice is its position here."""
     cross_documents: bool = False
+    reasoning: str = "train"
+    train_on: str = "all_answers"
+    unrendered: str = "note"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +85,38 @@ class Encoded:
     """
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowReader:
+    """How the rows of a source are read, by the columns that it has."""
+
+    name: str
+    """Of the format: `text+label`."""
+    read: Callable[[Row], Record]
+    """Raises BadRow for a row that cannot be used."""
+
+
 class Format(Protocol):
     """How the rows of a task are checked and tokenised."""
 
     default_length: int
 
-    def read(self, table: Table, data: DataConfig) -> tuple[str, list[Record]]:
-        """The name of the format that the table turned out to have, and its rows. Raises InputError
-        naming the row.
+    def reader(self, source: Source, data: DataConfig) -> RowReader:
+        """Raises InputError where no row of the source could be used, such as for want of a
+        column.
         """
         ...
 
     def encode(
         self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
-    ) -> Encoded: ...
+    ) -> Encoded:
+        """Some of a split's rows."""
+        ...
+
+    def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:
+        """What is done with all rows of a split together, in order: nothing, or documents become
+        blocks. `origin` is there, and is kept.
+        """
+        ...
 
 
 def duplicate_key(*texts: str) -> bytes:
@@ -103,19 +125,15 @@ def duplicate_key(*texts: str) -> bytes:
     ).digest()
 
 
-def groups(table: Table, data: DataConfig) -> list[str | None]:
-    if data.group is None:
-        return [None] * len(table.rows)
-    return [str(group) for group in table.column(data.group, "group")]
-
-
-def slices(table: Table, data: DataConfig) -> list[str | None]:
-    """Of each row; empty where the column is."""
+def group_and_slice(row: Row, data: DataConfig) -> tuple[str | None, str | None]:
+    """Of a row, each None where the sweep names no column for it; a slice is empty where its column
+    is.
+    """
+    group = None if data.group is None else str(row.value(data.group))
     if data.slice is None:
-        return [None] * len(table.rows)
-    table.check_column(data.slice, "slice")
-    values = [row.get(data.slice) for row in table.rows]
-    return ["" if is_missing(value) else str(value) for value in values]
+        return group, None
+    value = row.columns.get(data.slice)
+    return group, "" if is_missing(value) else str(value)
 
 
 def batched(items: list, size: int = 1000) -> list[list]:
