@@ -38,7 +38,6 @@ class Collected:
 
 def collect(data: DataConfig, form: Format, seed: int, path: Path) -> Collected:
     """Read all sources into a store at `path`. Raises InputError for what cannot be used."""
-    _check_given(data)
     reading = _Reading(data=data, form=form, writer=RowWriter(path))
     for name in SPLITS:
         reading.read(name)
@@ -68,16 +67,6 @@ def weighted_rows(
         more = round((weight - int(weight)) * len(at))
         times[stream("mixture", seed, number).permutation(at)[:more]] += 1
     return np.repeat(rows, times)
-
-
-def _check_given(data: DataConfig) -> None:
-    if not data.train:
-        raise InputError("data.train: no training data; give a file or hf:owner/name")
-    if data.validation is None or data.validation == "":
-        raise InputError(
-            "data.validation: no validation data, without which no winner can be chosen; give a"
-            " file, or the share of train to set apart for it, such as 0.1"
-        )
 
 
 @dataclass(kw_only=True)

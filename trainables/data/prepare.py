@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from trainables.data import cache
 from trainables.data.arrow import Split, open_split
-from trainables.data.collect import collect, weighted_rows
+from trainables.data.collect import SPLITS, Collected, collect, weighted_rows
 from trainables.data.config import DataConfig
 from trainables.data.inspection import same_names, same_tokens, split_findings
 from trainables.data.manifest import (
@@ -25,12 +27,15 @@ from trainables.data.manifest import (
     write_manifest,
 )
 from trainables.data.records import Encoding, Format, Record
+from trainables.data.sources import open_sources
 from trainables.data.splits import Splits, check_labels, draw_rows, label_counts, separate
 from trainables.data.store import RowStore, RowWriter
 from trainables.data.tokens import SLICES, Slices, SplitFiles
 from trainables.errors import InputError, did_you_mean
+from trainables.storage.records import to_json
 from trainables.tasks import TASKS, Task
 from trainables.tasks.classification.format import sorted_labels
+from trainables.tasks.instruction.templates import chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["Slices", "Split", "open_slices", "open_split", "prepare", "tokenise_split"]
 
 MAX_SLICES = 100
+CHAT_TEMPLATE = "chat_template.jinja"  # what conversations were rendered with
 
 
 def prepare(
@@ -59,52 +65,134 @@ def prepare(
     context: the model's longest row in tokens; None where only the tokenizer's own limit is known.
     Returns the manifest. Raises InputError for everything that the user can put right.
     """
-    owner = _task(task)
+    owner, folder = _task(task), Path(folder)
     if data.slice is not None and data.cross_documents:
         raise InputError(
             "data.slice: cannot be told of blocks that run on into the next document"
             " (cross_documents)"
         )
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
+    template_of = None
+    if owner.is_conversation:
+        template_of, tokenizer = with_template(tokenizer, data.chat_template)
     max_length = _max_length(data, owner.format, tokenizer, context)
+    _check_given(data)
+    key = _cache_key(data, task, tokenizer, seed, max_length)
+    if (manifest := cache.take(key, folder)) is not None:
+        return manifest
     with TemporaryDirectory(dir=folder, prefix="rows.") as scratch:
         read = collect(data, owner.format, seed, Path(scratch) / "rows.arrow")
-        splits, duplicates = separate(read.store, read.splits, data.duplicates)
-        _check_filled(splits, data)
-        labels = _labels(read.store, splits) if owner.has_classes else ()
-        splits["train"] = weighted_rows(splits["train"], read.weighted, seed)
-        if data.rows is not None:
-            splits["train"] = _drawn(read.store, splits["train"], data.rows, labels, seed)
-        encoding = Encoding(
+        manifest = Preparation(
+            data=data,
+            task=task,
+            tokenizer=tokenizer,
+            seed=seed,
+            folder=folder,
             max_length=max_length,
+            template_of=template_of,
+        ).manifest(read)
+    if tokenizer.chat_template and owner.is_conversation:
+        template = cast("str", tokenizer.chat_template)
+        (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    write_manifest(folder, manifest)
+    cache.keep(key, folder, manifest)
+    return manifest
+
+
+def _cache_key(
+    data: DataConfig, task: str, tokenizer: PreTrainedTokenizerBase, seed: int, max_length: int
+) -> str:
+    files = [s.fingerprint() for name in SPLITS for s in open_sources(data, name)]
+    return cache.cache_key(
+        {
+            "files": list(files),
+            "data": to_json(data),
+            "task": task,
+            "tokenizer": _tokenizer_digest(tokenizer),
+            "seed": seed,
+            "max_length": max_length,
+        }
+    )
+
+
+def _check_given(data: DataConfig) -> None:
+    if not data.train:
+        raise InputError("data.train: no training data; give a file or hf:owner/name")
+    if data.validation is None or data.validation == "":
+        raise InputError(
+            "data.validation: no validation data, without which no winner can be chosen; give a"
+            " file, or the share of train to set apart for it, such as 0.1"
+        )
+
+
+def with_template(
+    tokenizer: PreTrainedTokenizerBase, setting: str | None
+) -> tuple[str, PreTrainedTokenizerBase]:
+    """The tokenizer with the chat template that its conversations are rendered with, and whose that
+    is: the tokenizer's, the default one, or the setting.
+    """
+    if setting is None:
+        owner = "tokenizer" if tokenizer.chat_template else "default"
+    else:
+        owner = setting
+    own = copy(tokenizer)
+    own.chat_template = chat_template(tokenizer, setting)
+    return owner, own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """Of what was read: splits, tokens, and a manifest that is not yet written."""
+
+    data: DataConfig
+    task: str
+    tokenizer: PreTrainedTokenizerBase
+    seed: int
+    folder: Path
+    max_length: int
+    template_of: str | None
+
+    def manifest(self, read: Collected) -> Manifest:
+        data, store = self.data, read.store
+        splits, duplicates = separate(store, read.splits, data.duplicates)
+        _check_filled(splits, data)
+        labels = _labels(store, splits) if TASKS[self.task].has_classes else ()
+        splits["train"] = weighted_rows(splits["train"], read.weighted, self.seed)
+        if data.rows is not None:
+            splits["train"] = _drawn(store, splits["train"], data.rows, labels, self.seed)
+        encoding = Encoding(
+            max_length=self.max_length,
             labels=labels,
-            slices=_slices(read.store, splits, data),
+            slices=_slices(store, splits, data),
             cross_documents=data.cross_documents,
             reasoning=data.reasoning,
             train_on=data.train_on,
             unrendered=data.unrendered,
         )
-        writing = SplitFiles(
-            folder=folder, store=read.store, task=task, tokenizer=tokenizer, encoding=encoding
+        files = SplitFiles(
+            folder=self.folder,
+            store=store,
+            task=self.task,
+            tokenizer=self.tokenizer,
+            encoding=encoding,
         )
-        most_blocks = (data.rows, seed) if data.rows is not None else None
+        most_blocks = None if data.rows is None else (data.rows, self.seed)
         summaries = {
-            name: writing.split(name, rows, most_blocks if name == "train" else None)
+            name: files.split(name, rows, most_blocks if name == "train" else None)
             for name, rows in splits.items()
         }
-        most, share = _majority(read.store, splits) if labels else ("", 0.0)
+        most, share = _majority(store, splits) if labels else ("", 0.0)
         manifest = Manifest(
-            task=task,
-            seed=seed,
+            task=self.task,
+            seed=self.seed,
             data=data,
             sources=read.sources,
             encoding=encoding,
             labels=labels,
-            max_length=max_length,
-            tokenizer=_tokenizer_digest(tokenizer),
-            chat_template=_template_owner(tokenizer) if owner.is_conversation else None,
+            max_length=self.max_length,
+            tokenizer=_tokenizer_digest(self.tokenizer),
+            chat_template=self.template_of,
             splits=summaries,
             duplicates_inside=duplicates.inside,
             duplicates_dropped=duplicates.dropped,
@@ -115,12 +203,10 @@ def prepare(
         findings = (
             *read.findings,
             *split_findings(manifest),
-            *same_tokens(read.store, writing.written),
-            *same_names(labels, tokenizer),
+            *same_tokens(store, files.written),
+            *same_names(labels, self.tokenizer),
         )
-    manifest = replace(manifest, findings=findings)
-    write_manifest(folder, manifest)
-    return manifest
+        return replace(manifest, findings=findings)
 
 
 def _task(name: str) -> Task:
@@ -159,10 +245,6 @@ def _majority(store: RowStore, splits: Splits) -> tuple[str, float]:
     return most, of_most / len(splits["validation"])
 
 
-def _template_owner(tokenizer: PreTrainedTokenizerBase) -> str:
-    return "tokenizer" if tokenizer.chat_template else "default"
-
-
 def tokenise_split(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> TokenSummary:
     """Tokenise a split that `folder` holds raw (the test split), as `prepare` did the others; then
     `open_split` opens it.
@@ -174,6 +256,9 @@ def tokenise_split(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase) 
         raise InputError(
             f"data.{name}: {folder} has no {name} split, only {', '.join(manifest.splits)}"
         )
+    if (template := Path(folder) / CHAT_TEMPLATE).exists():
+        tokenizer = copy(tokenizer)
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
     if manifest.tokenizer != _tokenizer_digest(tokenizer):
         raise InputError(
             f"data.{name}: the tokenizer is not the one that {folder} was prepared with"

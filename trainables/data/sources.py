@@ -309,3 +309,27 @@ def _read_hub(source: str, key: str) -> Table:
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return Table(key=key, name=source, rows=rows, fingerprint=digest.hexdigest())
+
+
+class Source:
+    def __init__(self, table: Table) -> None:
+        self._t = table
+        self.key, self.name, self.weight, self.is_document = table.key, table.name, 1.0, table.is_document
+        self.columns = tuple(table.columns())
+
+    def rows(self):
+        from trainables.data.rows import Row
+
+        for i, row in enumerate(self._t.rows):
+            yield Row(key=self.key, place=self._t.place(i), columns=row)
+
+    def fingerprint(self) -> str:
+        return self._t.fingerprint
+
+    def check_column(self, column: str | None, setting: str) -> None:
+        if column is not None and not self.is_document:
+            self._t.check_column(column, setting)
+
+
+def open_sources(data: DataConfig, split: str) -> list[Source]:
+    return [Source(read_source(p.source, f"data.{split}")) for p in data.parts(split)]

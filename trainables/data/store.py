@@ -1,4 +1,4 @@
-"""Checked rows on disk, before they are tokenised: what is read once and may be larger than memory."""
+"""Checked rows on disk, before they are tokenised: they may be more than memory holds."""
 
 import json
 from collections.abc import Iterator

@@ -18,15 +18,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trainables.data.config import DataConfig
 from trainables.data.manifest import read_manifest
 from trainables.data.prepare import (
-    GROUPS,
     MAX_SLICES,
-    RUNS,
     open_slices,
     open_split,
     prepare,
     tokenise_split,
 )
 from trainables.data.sources import read_source
+from trainables.data.tokens import GROUPS, RUNS
 from trainables.errors import InputError
 
 

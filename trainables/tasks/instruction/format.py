@@ -17,8 +17,7 @@ from trainables.data.records import (
     Record,
     batched,
     duplicate_key,
-    groups,
-    slices,
+    group_and_slice as groups,
 )
 from trainables.data.sources import Table, is_missing, shorten
 from trainables.errors import InputError, did_you_mean
@@ -97,7 +96,7 @@ class Chat:
     def read(self, table: Table, data: DataConfig) -> tuple[str, list[Record]]:
         name, convert = _recognise(table)
         records = []
-        parts = groups(table, data), slices(table, data)
+        parts = groups(table, data), groups(table, data)
         for i, (row, group, part) in enumerate(zip(table.rows, *parts, strict=True)):
             value = convert(table, i, row)
             turns = [Turn.of(message) for message in value["messages"]]
