@@ -2,17 +2,17 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-from trainables.data.config import DataConfig
+from trainables.data.config import COLUMNS, DataConfig
 from trainables.data.findings import Finding
 from trainables.data.manifest import SourceSummary
 from trainables.data.records import Format, Record, RowReader
-from trainables.data.rows import BadRow
+from trainables.data.rows import BadRow, Row
 from trainables.data.sources import Source, open_sources
 from trainables.data.splits import split_by_share
 from trainables.data.store import RowStore, RowWriter
@@ -20,6 +20,7 @@ from trainables.errors import InputError
 from trainables.streams import stream
 from trainables.tasks.causal_lm.format import Documents, cut_tail
 
+REST = 100  # characters of a column's value, beyond which it is not what a row comes from
 SPLITS = ("train", "validation", "test")
 
 
@@ -83,6 +84,10 @@ class _Reading:
     bad: dict[str, "_Bad"] = field(default_factory=dict)
     unused: dict[str, Counter[str]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        data = self.data
+        self._used = {data.text, data.text_pair, data.label, *COLUMNS, *data.columns.values()}
+
     def shares(self) -> dict[str, float]:
         """Of the splits that are a share of train and not cut off it already."""
         return {
@@ -129,7 +134,15 @@ class _Reading:
             except BadRow as error:
                 bad.add(error)
             else:
-                yield record
+                yield replace(record, rest=rest) if (rest := self._rest(row)) else record
+
+    def _rest(self, row: Row) -> dict[str, object]:
+        return {
+            name: value
+            for name, value in row.columns.items()
+            if name not in self._used and isinstance(value, str | int | float | None)
+            if value is None or _is_short(row, value, name)
+        }
 
     def _without_tail(self, records: Iterator[Record]) -> Iterator[Record]:
         """The rows of train; of a single document, what its other splits are a share of is cut off
@@ -168,6 +181,15 @@ class _Reading:
                     rows=max(unused.values()),
                     message=f"{split}: not used: {', '.join(named)}{more}",
                 )
+
+
+def _is_short(row: Row, value: object, name: str) -> bool:
+    """And can be stored."""
+    try:
+        row.check_storable(value, name)
+    except BadRow:
+        return False
+    return len(str(value)) <= REST
 
 
 class _Bad:

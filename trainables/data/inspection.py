@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MANY_UNKNOWN = 0.01  # of the tokens
+MANY_TWICE = 0.005  # of the rows, that occur with two labels
 MANY_CUT = 0.5  # of the conversations
 
 
@@ -37,10 +38,11 @@ def split_findings(manifest: Manifest) -> Iterator[Finding]:
                 rows=count,
                 message=f"{name}: {count} row(s) repeat an earlier one",
             )
+    rows = sum(split.read for split in manifest.splits.values())
     if manifest.labels and manifest.texts_with_two_labels:
         yield Finding(
             kind="two_labels",
-            severity="warning",
+            severity="warning" if manifest.texts_with_two_labels > MANY_TWICE * rows else "note",
             rows=manifest.texts_with_two_labels,
             message=f"{manifest.texts_with_two_labels} text(s) occur with more than one label",
         )

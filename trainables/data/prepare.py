@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from trainables.data import cache
 from trainables.data.arrow import Split, open_split
 from trainables.data.collect import SPLITS, Collected, collect, weighted_rows
 from trainables.data.config import DataConfig
+from trainables.data.doctor.rows import Prepared
+from trainables.data.findings import Finding
 from trainables.data.inspection import same_names, same_tokens, split_findings
 from trainables.data.manifest import (
     MANIFEST,
@@ -55,6 +58,7 @@ def prepare(
     seed: int,
     folder: Path,
     context: int | None = None,
+    examine: Callable[[Prepared], Iterable[Finding]] | None = None,
 ) -> Manifest:
     """Read, check, split and tokenise the data, and write it to `folder`.
 
@@ -63,6 +67,7 @@ def prepare(
     last, atomically, `manifest.json`: a folder without it is not ready.
 
     context: the model's longest row in tokens; None where only the tokenizer's own limit is known.
+    examine: what else is found in the rows, for the manifest.
     Returns the manifest. Raises InputError for everything that the user can put right.
     """
     owner, folder = _task(task), Path(folder)
@@ -78,7 +83,7 @@ def prepare(
         template_of, tokenizer = with_template(tokenizer, data.chat_template)
     max_length = _max_length(data, owner.format, tokenizer, context)
     _check_given(data)
-    key = _cache_key(data, task, tokenizer, seed, max_length)
+    key = _cache_key(data, task, tokenizer, seed, max_length, examine is not None)
     if (manifest := cache.take(key, folder)) is not None:
         return manifest
     with TemporaryDirectory(dir=folder, prefix="rows.") as scratch:
@@ -91,6 +96,7 @@ def prepare(
             folder=folder,
             max_length=max_length,
             template_of=template_of,
+            examine=examine,
         ).manifest(read)
     if tokenizer.chat_template and owner.is_conversation:
         template = cast("str", tokenizer.chat_template)
@@ -101,7 +107,12 @@ def prepare(
 
 
 def _cache_key(
-    data: DataConfig, task: str, tokenizer: PreTrainedTokenizerBase, seed: int, max_length: int
+    data: DataConfig,
+    task: str,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    max_length: int,
+    is_examined: bool,
 ) -> str:
     files = [s.fingerprint() for name in SPLITS for s in open_sources(data, name)]
     return cache.cache_key(
@@ -112,6 +123,7 @@ def _cache_key(
             "tokenizer": _tokenizer_digest(tokenizer),
             "seed": seed,
             "max_length": max_length,
+            "examined": is_examined,
         }
     )
 
@@ -152,6 +164,7 @@ class Preparation:
     folder: Path
     max_length: int
     template_of: str | None
+    examine: Callable[[Prepared], Iterable[Finding]] | None
 
     def manifest(self, read: Collected) -> Manifest:
         data, store = self.data, read.store
@@ -206,6 +219,11 @@ class Preparation:
             *same_tokens(store, files.written),
             *same_names(labels, self.tokenizer),
         )
+        if self.examine is not None:
+            prepared = Prepared(
+                store=store, splits=splits, task=self.task, data=data, seed=self.seed
+            )
+            findings = (*findings, *self.examine(prepared))
         return replace(manifest, findings=findings)
 
 

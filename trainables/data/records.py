@@ -38,6 +38,8 @@ class Record:
     """What a split by share counts: rows, or characters where rows are whole documents."""
     unused: tuple[str, ...] = ()
     """What the row has besides that its format does not use: names of keys."""
+    rest: Mapping[str, object] = field(default_factory=dict)
+    """Short values of other columns, by which the doctor tells where rows come from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,12 @@ class Format(Protocol):
         self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
     ) -> Encoded:
         """Some of a split's rows."""
+        ...
+
+    def question(self, value: dict[str, Any]) -> tuple[str, str]:
+        """What the model is given of a stored row, and what it is to answer; all of a plain text is
+        given.
+        """
         ...
 
     def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:

@@ -314,7 +314,12 @@ def _read_hub(source: str, key: str) -> Table:
 class Source:
     def __init__(self, table: Table) -> None:
         self._t = table
-        self.key, self.name, self.weight, self.is_document = table.key, table.name, 1.0, table.is_document
+        self.key, self.name, self.weight, self.is_document = (
+            table.key,
+            table.name,
+            1.0,
+            table.is_document,
+        )
         self.columns = tuple(table.columns())
 
     def rows(self):

@@ -12,7 +12,7 @@ from trainables.data.records import Record
 
 ROWS, CHARACTERS = 1000, 1 << 23  # of a batch of the file, at most; a longer row is a batch
 SHOWN = 200  # characters kept of the text that a user knows a row by
-COLUMNS = ("value", "place", "shown")
+COLUMNS = ("value", "place", "shown", "rest")
 SCHEMA = pa.schema([(name, pa.large_string()) for name in COLUMNS])
 
 
@@ -69,7 +69,10 @@ class RowWriter:
 
     def add(self, record: Record) -> None:
         text = json.dumps(record.value, ensure_ascii=False)
-        for name, value in zip(COLUMNS, (text, record.place, record.shown[:SHOWN]), strict=True):
+        rest = json.dumps(record.rest, ensure_ascii=False) if record.rest else ""
+        for name, value in zip(
+            COLUMNS, (text, record.place, record.shown[:SHOWN], rest), strict=True
+        ):
             self._columns[name].append(value)
         self._keys += record.key
         self._labels.add(record.label)
@@ -182,8 +185,9 @@ class SomeRows:
                 label=label,
                 group=group,
                 slice=part,
+                rest=json.loads(rest) if rest else {},
             )
-            for value, place, shown, label, group, part in zip(
+            for value, place, shown, rest, label, group, part in zip(
                 *texts, self.labels, self.groups, self.slices, strict=True
             )
         ]

@@ -51,6 +51,9 @@ class Documents:
             input_ids=_tokenise(records, tokenizer), origin=np.arange(len(records), dtype=np.int64)
         )
 
+    def question(self, value: dict[str, str]) -> tuple[str, str]:
+        return value["text"], ""
+
     def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:
         """Blocks of max_length consecutive tokens; what is left of a document (across documents: of
         all) is a shorter block, or dropped where it is a single token, which predicts nothing.

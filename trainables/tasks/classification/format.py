@@ -53,6 +53,10 @@ class Labelled:
 
         return RowReader(name="text+text_pair+label" if data.text_pair else "text+label", read=read)
 
+    def question(self, value: dict[str, str]) -> tuple[str, str]:
+        pair = [value["text_pair"]] if "text_pair" in value else []
+        return "\n".join([value["text"], *pair]), value["label"]
+
     def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:
         return batches
 

@@ -17,6 +17,8 @@ from trainables.data.records import (
     Record,
     batched,
     duplicate_key,
+)
+from trainables.data.records import (
     group_and_slice as groups,
 )
 from trainables.data.sources import Table, is_missing, shorten
