@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 CHUNK = 1 << 20  # bytes
+PIECE = 1 << 12  # bytes decompressed at once, since they may become thousands of times more
 HEAD = 1 << 16  # bytes: enough to tell an encoding and the line ends of most files
 
 ENCODINGS = {
@@ -109,8 +110,8 @@ class File:
     def text(self, newline: str | None = None) -> Iterator[IO[str]]:
         """Its lines, which must be UTF-8.
 
-        newline: as `open` takes it. None: whatever its first line ends with, so that a carriage
-        return inside a line of a file whose lines end otherwise stays in it.
+        newline: as `open` takes it. None: a carriage return ends a line only in a file in which
+        nothing else does, and stays inside a line otherwise.
         """
         head = self._head()
         self._check_encoding(head)
@@ -220,8 +221,7 @@ def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
 
 def _ends_lines_with_cr(head: bytes) -> bool:
     """As old Macs did."""
-    first = head.find(b"\r")
-    return 0 <= first < len(head) - 1 and b"\n" not in head[: first + 2]
+    return b"\r" in head[:-1] and b"\n" not in head
 
 
 def _other_encoding(content: bytes, start: int) -> str:
@@ -234,7 +234,9 @@ def _other_encoding(content: bytes, start: int) -> str:
     best = charset_normalizer.from_bytes(sample, cp_isolation=list(ENCODINGS)).best()
     if best is None:
         return "convert it with iconv"
-    encoding = ENCODINGS[best.encoding]
+    # the commonest, where it makes the same of these bytes
+    likely = "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding
+    encoding = ENCODINGS[likely]
     return f"it looks like {encoding}: iconv -f {encoding} -t utf-8 converts it"
 
 
@@ -263,7 +265,9 @@ class _Zstandard(io.RawIOBase):
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         into = memoryview(buffer).cast("B")
         while not self._ready:
-            self._given = self._given or self._raw.read(1 << 16)
+            self._given = self._given or self._raw.read(
+                1 << 12
+            )  # it may become a thousand times as much
             if not self._given:
                 if self._frame is not None:
                     raise EOFError("it ends inside a frame")

@@ -436,19 +436,18 @@ def _python_row(batch: "pa.RecordBatch | pa.Table") -> dict[str, Any] | str:
 def _arrow_faults(file: File, kind: str) -> Iterator[None]:
     import pyarrow
 
-    broken = file.error(f"not {kind}, or only part of one")
     try:
         yield
     except InputError:
         raise
     except pyarrow.ArrowNotImplementedError as error:
         raise file.error(f"cannot be read: {one_line(error)}") from None
-    except OSError as error:
-        if error.errno is not None:  # of the system, not of what is in it
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError) as e:
+        if isinstance(e, OSError) and e.errno is not None:  # of the system, not of what is in it
             raise
-        raise broken from None
-    except (pyarrow.ArrowException, ValueError, LookupError, TypeError, MemoryError) as error:
-        raise broken from error
+        if file.is_blank():
+            raise file.error("the file is empty") from None
+        raise file.error(f"not {kind}, or only part of one") from e
 
 
 # --- Text ---
