@@ -13,7 +13,7 @@ from trainables.data.findings import Finding
 from trainables.data.manifest import SourceSummary
 from trainables.data.records import Format, Record, RowReader
 from trainables.data.rows import BadRow, Row
-from trainables.data.sources import Source, open_sources
+from trainables.data.sources import SPLITS, Source, open_sources
 from trainables.data.splits import split_by_share
 from trainables.data.store import RowStore, RowWriter
 from trainables.errors import InputError
@@ -21,7 +21,6 @@ from trainables.streams import stream
 from trainables.tasks.causal_lm.format import Documents, cut_tail
 
 REST = 100  # characters of a column's value, beyond which it is not what a row comes from
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)

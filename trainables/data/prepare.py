@@ -17,7 +17,7 @@ import numpy as np
 
 from trainables.data import cache
 from trainables.data.arrow import Split, open_split
-from trainables.data.collect import SPLITS, Collected, collect, weighted_rows
+from trainables.data.collect import Collected, collect, weighted_rows
 from trainables.data.config import DataConfig
 from trainables.data.doctor.rows import Prepared
 from trainables.data.findings import Finding
@@ -30,7 +30,7 @@ from trainables.data.manifest import (
     write_manifest,
 )
 from trainables.data.records import Encoding, Format, Record
-from trainables.data.sources import open_sources
+from trainables.data.sources import SPLITS, open_sources
 from trainables.data.splits import Splits, check_labels, draw_rows, label_counts, separate
 from trainables.data.store import RowStore, RowWriter
 from trainables.data.tokens import SLICES, Slices, SplitFiles

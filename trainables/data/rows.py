@@ -96,4 +96,6 @@ def shorten(value: object, characters: int = 60) -> str:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits
         text = "an integer too long to show"
+    except RecursionError:
+        text = "objects too deep to show"
     return text if len(text) <= characters else text[: characters - 1] + "…"

@@ -21,11 +21,13 @@ from trainables.data.records import (
 from trainables.data.records import (
     group_and_slice as groups,
 )
-from trainables.data.sources import Table, is_missing, shorten
+from trainables.data.rows import is_missing, shorten
 from trainables.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    Table = object
 
 Message = dict[str, Any]
 """As chat templates take it: OpenAI's format, whose keys a template may ask for by any name."""
@@ -95,7 +97,7 @@ class Turn:
 class Chat:
     default_length = 1024
 
-    def read(self, table: Table, data: DataConfig) -> tuple[str, list[Record]]:
+    def read(self, table: "Table", data: DataConfig) -> tuple[str, list[Record]]:
         name, convert = _recognise(table)
         records = []
         parts = groups(table, data), groups(table, data)
@@ -156,10 +158,10 @@ class Chat:
 # Reading: three formats, one shape.
 
 Columns = Mapping[str, object]
-Convert = Callable[[Table, int, Columns], dict[str, Any]]
+Convert = Callable[[Any, int, Columns], dict[str, Any]]
 
 
-def _recognise(table: Table) -> tuple[str, Convert]:
+def _recognise(table: "Table") -> tuple[str, Convert]:
     columns = table.columns()
     for needed, (name, convert) in FORMATS.items():
         if set(needed) <= set(columns):
@@ -173,7 +175,7 @@ def _recognise(table: Table) -> tuple[str, Convert]:
     )
 
 
-def _from_messages(table: Table, index: int, row: Columns) -> dict[str, Any]:
+def _from_messages(table: "Table", index: int, row: Columns) -> dict[str, Any]:
     value = {"messages": _messages(table, index, row.get("messages"), "messages")}
     tools = _without_missing(row.get("tools"))
     if isinstance(
@@ -185,7 +187,7 @@ def _from_messages(table: Table, index: int, row: Columns) -> dict[str, Any]:
     return value
 
 
-def _from_prompt(table: Table, index: int, row: Columns) -> dict[str, Any]:
+def _from_prompt(table: "Table", index: int, row: Columns) -> dict[str, Any]:
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, list) or isinstance(completion, list):
         return {
@@ -202,7 +204,7 @@ def _from_prompt(table: Table, index: int, row: Columns) -> dict[str, Any]:
     }
 
 
-def _from_instruction(table: Table, index: int, row: Columns) -> dict[str, Any]:
+def _from_instruction(table: "Table", index: int, row: Columns) -> dict[str, Any]:
     question = _text(table, index, row, "instruction")
     extra = row.get("input")
     if not is_missing(extra) and extra != "":
@@ -222,7 +224,7 @@ FORMATS: dict[tuple[str, ...], tuple[str, Convert]] = {
 }
 
 
-def _text(table: Table, index: int, row: Columns, column: str) -> str:
+def _text(table: "Table", index: int, row: Columns, column: str) -> str:
     text = row.get(column)
     if is_missing(text):
         raise table.error(index, f"{column!r} is missing")
@@ -234,7 +236,7 @@ def _text(table: Table, index: int, row: Columns, column: str) -> str:
     return text
 
 
-def _messages(table: Table, index: int, messages: object, column: str) -> list[Message]:
+def _messages(table: "Table", index: int, messages: object, column: str) -> list[Message]:
     if (
         not isinstance(messages, list)
         or not messages
@@ -251,7 +253,7 @@ def _messages(table: Table, index: int, messages: object, column: str) -> list[M
     ]
 
 
-def _message(table: Table, index: int, given: object, where: str) -> Message:
+def _message(table: "Table", index: int, given: object, where: str) -> Message:
     message = _without_missing(given)
     role = message.get("role")
     if role not in ROLES:
@@ -271,7 +273,7 @@ def _message(table: Table, index: int, given: object, where: str) -> Message:
     return message
 
 
-def _content(table: Table, index: int, message: Message, where: str, may_be_empty: bool) -> str:
+def _content(table: "Table", index: int, message: Message, where: str, may_be_empty: bool) -> str:
     content = message.get("content", "")
     if isinstance(content, list):
         content = "".join(_text_part(table, index, part, where) for part in content)
@@ -288,14 +290,14 @@ def _content(table: Table, index: int, message: Message, where: str, may_be_empt
     return content
 
 
-def _text_part(table: Table, index: int, part: object, where: str) -> str:
+def _text_part(table: "Table", index: int, part: object, where: str) -> str:
     text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
     if not isinstance(text, str):
         raise table.error(index, f"{where}: content may hold text parts only, got {shorten(part)}")
     return text
 
 
-def _tool_call(table: Table, index: int, call: object, where: str) -> dict[str, Any]:
+def _tool_call(table: "Table", index: int, call: object, where: str) -> dict[str, Any]:
     """Chat templates write the arguments out as JSON themselves; OpenAI's format has them as a
     string of JSON.
     """
@@ -312,7 +314,7 @@ def _tool_call(table: Table, index: int, call: object, where: str) -> dict[str, 
     return {**cast("Message", call), "function": {**function, "arguments": arguments}}
 
 
-def _json(table: Table, index: int, text: str, where: str) -> Any:
+def _json(table: "Table", index: int, text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
