@@ -1,9 +1,11 @@
 """What the user should know of the data."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[str, ...] = get_args(Severity)
+"""The gravest first."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,6 +153,16 @@ def with_template(
     return owner, own
 
 
+def with_own_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerBase:
+    """With the chat template that the data in `folder` were rendered with."""
+    template = folder / CHAT_TEMPLATE
+    if not template.exists():
+        return tokenizer
+    own = copy(tokenizer)
+    own.chat_template = template.read_text(encoding="utf-8")
+    return own
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
     """Of what was read: splits, tokens, and a manifest that is not yet written."""
@@ -274,9 +284,7 @@ def tokenise_split(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase) 
         raise InputError(
             f"data.{name}: {folder} has no {name} split, only {', '.join(manifest.splits)}"
         )
-    if (template := Path(folder) / CHAT_TEMPLATE).exists():
-        tokenizer = copy(tokenizer)
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    tokenizer = with_own_template(tokenizer, Path(folder))
     if manifest.tokenizer != _tokenizer_digest(tokenizer):
         raise InputError(
             f"data.{name}: the tokenizer is not the one that {folder} was prepared with"

@@ -88,6 +88,14 @@ class Encoded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A piece of a row's text."""
+
+    text: str
+    learnt: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class RowReader:
     """How the rows of a source are read, by the columns that it has."""
 
@@ -118,6 +126,12 @@ class Format(Protocol):
         """What the model is given of a stored row, and what it is to answer; all of a plain text is
         given.
         """
+        ...
+
+    def segments(
+        self, record: Record, tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+    ) -> tuple[Segment, ...]:
+        """A row as the model reads it, and what of it is learnt."""
         ...
 
     def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:

@@ -12,6 +12,7 @@ from trainables.data.records import (
     Encoding,
     Record,
     RowReader,
+    Segment,
     batched,
     duplicate_key,
     group_and_slice,
@@ -53,6 +54,12 @@ class Documents:
 
     def question(self, value: dict[str, str]) -> tuple[str, str]:
         return value["text"], ""
+
+    def segments(
+        self, record: Record, tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+    ) -> tuple[Segment, ...]:
+        text, _ = self.question(record.value)
+        return (Segment(text=text, learnt=True),)
 
     def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:
         """Blocks of max_length consecutive tokens; what is left of a document (across documents: of

@@ -12,6 +12,7 @@ from trainables.data.records import (
     Encoding,
     Record,
     RowReader,
+    Segment,
     batched,
     duplicate_key,
     group_and_slice,
@@ -56,6 +57,12 @@ class Labelled:
     def question(self, value: dict[str, str]) -> tuple[str, str]:
         pair = [value["text_pair"]] if "text_pair" in value else []
         return "\n".join([value["text"], *pair]), value["label"]
+
+    def segments(
+        self, record: Record, tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+    ) -> tuple[Segment, ...]:
+        text, label = self.question(record.value)
+        return Segment(text=text, learnt=False), Segment(text=f"\n{label}", learnt=True)
 
     def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:
         return batches
