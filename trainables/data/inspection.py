@@ -51,7 +51,7 @@ def split_findings(manifest: Manifest) -> Iterator[Finding]:
 
 
 def _of_split(name: str, split: SplitSummary, manifest: Manifest) -> Iterator[Finding]:
-    longer = "data.max_length: a larger number"
+    longer = "raise data.max_length"
     if split.truncated:
         yield Finding(
             kind="truncated",

@@ -33,9 +33,10 @@ class Sketched:
 
 
 def near_duplicates(prepared: Prepared) -> Iterator[Finding]:
-    """Within train, and of every split with those that come before it."""
+    """Within each split, and of each with those that come before it."""
     sketched = {name: _sketched(prepared, name) for name in prepared.splits}
-    yield from _within(prepared, sketched["train"])
+    for name, rows in sketched.items():
+        yield from _within(prepared, name, rows)
     names = list(sketched)
     for i, name in enumerate(names):
         for earlier in names[:i]:
@@ -128,15 +129,15 @@ def _texts(prepared: Prepared, rows: set[int]) -> Mapping[int, Text]:
     return {text.row: text for text in chosen.texts("chosen")} if rows else {}
 
 
-def _within(prepared: Prepared, train: Sketched) -> Iterator[Finding]:
+def _within(prepared: Prepared, name: str, rows: Sketched) -> Iterator[Finding]:
     keys = prepared.store.keys
     pairs = [
         pair
-        for pair in _pairs(prepared, train, train)
+        for pair in _pairs(prepared, rows, rows)
         if keys[pair.row.row] != keys[pair.other.row]  # the same rows are told of elsewhere
     ]
     if pairs:
-        yield _finding("near_duplicates", "train", "train", pairs, len(train.rows), within=True)
+        yield _finding("near_duplicates", name, name, pairs, len(rows.rows), within=True)
 
 
 def _between(
