@@ -50,6 +50,14 @@ class Source(ABC):
             dict.fromkeys(name for row in first if isinstance(row, Row) for name in row.columns)
         )
 
+    def check_column(self, column: str | None, setting: str) -> None:
+        """Raise InputError where the source lacks the column that `data.SETTING` names."""
+        if column is not None and column not in self.columns:
+            raise InputError(
+                f"data.{setting}: {self.name} has no column {column!r}, only"
+                f" {', '.join(self.columns)}.{did_you_mean(column, self.columns)}"
+            )
+
     def rows(self) -> Rows:
         """One after the other, with BadRow in the place of one that cannot be used. Raises
         InputError where there are none, or where something is wrong with all of them.
