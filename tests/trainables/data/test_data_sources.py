@@ -693,6 +693,34 @@ def test_a_dataset_that_cannot_be_had(hub):
     )
 
 
+def test_a_dataset_that_is_a_script(folder):
+    write("scripted/scripted.py", "import datasets\n")
+    assert fault(f"hf:{folder}/scripted").startswith(
+        f"hf:{folder}/scripted: RuntimeError: Dataset scripts are no longer"
+    )
+
+
+# --- What may be stored ---
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([{"a": "\ud800"}], "m[0].a is not Unicode text: it has a lone surrogate '\\ud800'"),
+        ({"a": 10**4300}, "m.a is an integer of more than 4300 digits"),
+        ({"a": math.inf}, "m.a must be text, a number, a list or an object, got float inf"),
+        ({"a": datetime.date(2020, 1, 1)}, "m.a must be text, a number, a list or an object, got date datetime.date(2020, 1, 1)"),
+        (json.loads("[" * 300 + "]" * 300), "m is nested more than 200 levels deep"),
+    ],
+)  # fmt: skip
+def test_what_may_not_be_stored(value, words):
+    row = Row(key="data.train", place="a.jsonl line 1", columns={})
+    with pytest.raises(BadRow) as error:
+        row.check_storable(value, "m")
+    assert str(error.value) == f"data.train: a.jsonl line 1: {words}"
+    row.check_storable({"a": [None, True, 10**4300 - 1, -0.5, "x", {"b": ()}]}, "m")
+
+
 # --- Memory ---
 
 
