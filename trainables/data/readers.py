@@ -10,7 +10,6 @@ read here; what is on a hub has been through Arrow already and is left to `datas
 import csv
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -30,6 +29,7 @@ Reader = Callable[[File], Rows]
 """Raises InputError for what is wrong with the file as a whole."""
 
 BATCH = 256  # rows of Arrow that are Python objects at a time
+LONGEST_FIELD = 1 << 27  # characters; a quote that is never closed shall not fill the memory
 BLANK = re.compile(r"[ \t\n\r]*")  # white space as JSON has it
 TSV_FIELD = re.compile(r'("(?:[^"]|"")*"|[^\t]*)(?:\t|\Z)')
 
@@ -40,7 +40,7 @@ TSV_FIELD = re.compile(r'("(?:[^"]|"")*"|[^\t]*)(?:\t|\Z)')
 def read_csv(file: File) -> Rows:
     """Fields between commas, in quotes where they hold commas, quotes or line breaks (RFC 4180)."""
     # its default, 131,072 characters, refuses long documents; it is one setting for all readers
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST_FIELD)
     with file.text(newline="") as lines:
         reader = csv.reader(lines, strict=True)
         header: list[str] | None = None
@@ -142,11 +142,12 @@ def _quoting_fault(file: File, first: int, last: int, message: str) -> InputErro
     """Of a row of CSV that begins in line `first` and could not be read on in line `last`: BadRow
     where it is a single line, so that the next begins a row for sure.
     """
-    if first == last and "end of data" not in message:
+    is_open = "end of data" in message or "field limit" in message
+    if first == last and not is_open:
         return file.bad(f"line {last}", f'{message}; a quote that is text is doubled: ""')
     with file.text(newline="") as lines:
         opened = first + _opening_line("".join(islice(lines, first - 1, last)))
-    found = "is never closed" if "end of data" in message else f"is closed inside line {last}"
+    found = "is never closed" if is_open else f"is closed inside line {last}"
     return file.error(
         f'the quote that opens here {found}; a quote that is text is doubled: ""',
         f"line {opened}",

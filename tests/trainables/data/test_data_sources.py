@@ -243,6 +243,12 @@ def test_the_line_where_a_quote_opens_that_is_never_closed():
     )
 
 
+def test_a_quote_that_is_never_closed_does_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr("trainables.data.readers.LONGEST_FIELD", 1000)
+    write("a.csv", GOOD + '"open,y\n' + "b,x\n" * 1000)
+    assert fault("a.csv").startswith("a.csv line 3: the quote that opens here is never closed; ")
+
+
 def test_a_quote_that_is_wrong_in_its_own_line_is_a_bad_row():
     write("a.csv", GOOD + '"say "hi" now",y\nb,x\n')
     assert read("a.csv") == [
@@ -758,7 +764,12 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 FIELDS = st.integers(1, 4).flatmap(
     lambda n: st.lists(st.lists(TEXT, min_size=n, max_size=n), min_size=1, max_size=5)
 )
-MANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 @MANY
