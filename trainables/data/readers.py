@@ -313,7 +313,7 @@ def _no_list(file: File) -> InputError:
 def read_parquet(file: File) -> Rows:
     import pyarrow.parquet
 
-    with file.content() as stream, _arrow_faults(file, "a Parquet file"):
+    with file.content(can_seek=True) as stream, _arrow_faults(file, "a Parquet file"):
         # pre_buffer would hold a whole row group
         table = pyarrow.parquet.ParquetFile(
             file.local or stream, pre_buffer=False, buffer_size=1 << 20
@@ -325,7 +325,7 @@ def read_arrow(file: File) -> Rows:
     """Arrow's IPC format as a file or as a stream, which is what `datasets` writes."""
     import pyarrow
 
-    with file.content() as stream, _arrow_faults(file, "an Arrow file"):
+    with file.content(can_seek=True) as stream, _arrow_faults(file, "an Arrow file"):
         is_file = stream.read(6) == b"ARROW1"
         stream.seek(0)
         with pyarrow.memory_map(str(file.local)) if file.local else stream as source:
@@ -445,6 +445,8 @@ def _arrow_faults(file: File, kind: str) -> Iterator[None]:
         raise file.error(f"cannot be read: {one_line(error)}") from None
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError) as e:
         if isinstance(e, OSError) and e.errno is not None:  # of the system, not of what is in it
+            raise
+        if file.local is None and not isinstance(e, pyarrow.ArrowException):  # of its protocol
             raise
         if file.is_blank():
             raise file.error("the file is empty") from None

@@ -199,7 +199,8 @@ def _of_known_kind(names: list[str], source: str, key: str) -> list[File]:
     if known:
         return known
     if not names:
-        raise InputError(f"{key}: {source}: no files (looked from {Path.cwd()})")
+        looked = "" if is_url(source) else f" (looked from {Path.cwd()})"
+        raise InputError(f"{key}: {source}: no files{looked}")
     counts = Counter("".join(kind_of(name)) or PurePosixPath(name).name for name in names)
     found = ", ".join(f"{kind} ({count})" for kind, count in counts.most_common(5))
     raise InputError(f"{key}: {source}: no file of a known kind, only {found}; allowed are {KINDS}")
