@@ -96,10 +96,10 @@ class File:
         return Row(key=self.key, place=f"{self.name} {where}", columns=columns)
 
     @contextmanager
-    def content(self) -> Iterator[IO[bytes]]:
+    def content(self, *, can_seek: bool = False) -> Iterator[IO[bytes]]:
         """Its content, decompressed. Whatever is wrong with it while it is read is InputError."""
         compression = kind_of(self.address)[1]
-        with self._faults(compression), self._open() as raw:
+        with self._faults(compression), self._open(can_seek) as raw:
             if compression:
                 with DECOMPRESS[compression](raw) as stream:
                     yield stream
@@ -136,14 +136,16 @@ class File:
                 found.update(chunk)
         return found.hexdigest()
 
-    def _open(self) -> IO[bytes]:
+    def _open(self, can_seek: bool = False) -> IO[bytes]:
         if self.local is not None:
             return self.local.open("rb")
         from fsspec.core import url_to_fs
 
+        # in a single request, which is all that some servers answer
+        http = {"block_size": 0} if self.address.startswith("http") and not can_seek else {}
         files, path = url_to_fs(self.address)
         # without its decompression, which ends a .zst after the first frame, or wherever it is cut
-        return cast(IO[bytes], files.open(path, "rb"))
+        return cast(IO[bytes], files.open(path, "rb", **http))
 
     def _head(self) -> bytes:
         with self.content() as stream:

@@ -86,13 +86,11 @@ class HubDataset:
         )
 
     def _batches(self) -> "Iterator[pa.Table]":
-        from datasets.exceptions import DatasetsError
-
         try:
             yield from self._dataset.with_format("arrow").iter(BATCH)
         except InputError:
             raise
-        except (OSError, ValueError, DatasetsError) as error:
+        except Exception as error:
             # Hub, network, cache, the dataset's own layout: each fails in its own way, and the user
             # can mend each.
             raise InputError(

@@ -50,6 +50,14 @@ class Source(ABC):
             dict.fromkeys(name for row in first if isinstance(row, Row) for name in row.columns)
         )
 
+    def check_column(self, column: str | None, setting: str) -> None:
+        """Raise InputError where the source lacks the column that `data.SETTING` names."""
+        if column is not None and column not in self.columns:
+            raise InputError(
+                f"data.{setting}: {self.name} has no column {column!r}, only"
+                f" {', '.join(self.columns)}.{did_you_mean(column, self.columns)}"
+            )
+
     def rows(self) -> Rows:
         """One after the other, with BadRow in the place of one that cannot be used. Raises
         InputError where there are none, or where something is wrong with all of them.
@@ -199,7 +207,8 @@ def _of_known_kind(names: list[str], source: str, key: str) -> list[File]:
     if known:
         return known
     if not names:
-        raise InputError(f"{key}: {source}: no files (looked from {Path.cwd()})")
+        looked = "" if is_url(source) else f" (looked from {Path.cwd()})"
+        raise InputError(f"{key}: {source}: no files{looked}")
     counts = Counter("".join(kind_of(name)) or PurePosixPath(name).name for name in names)
     found = ", ".join(f"{kind} ({count})" for kind, count in counts.most_common(5))
     raise InputError(f"{key}: {source}: no file of a known kind, only {found}; allowed are {KINDS}")
