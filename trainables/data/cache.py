@@ -46,15 +46,15 @@ def keep(key: str, folder: Path, manifest: Manifest) -> None:
     if sum(split.read for split in manifest.splits.values()) < ROWS:
         return
     root = cache_folder()
+    partial = root / f"{key}.{os.getpid()}.partial"
     try:
-        partial = root / f"{key}.{os.getpid()}.partial"
         partial.mkdir(parents=True)
         _copy(folder, partial)
         os.replace(partial, root / key)
         for old in sorted(root.iterdir(), key=lambda path: -path.stat().st_mtime)[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
     except OSError:
-        return
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _copy(source: Path, target: Path) -> None:

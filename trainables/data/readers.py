@@ -189,16 +189,12 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _constant(name: str) -> NoReturn:
-    raise JSONFault(f"{name} is not JSON; write null or leave it out")
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
 LENIENT = json.JSONDecoder(parse_int=len)  # finds the end of what the other refuses
 
 
 def parse_json(text: str) -> object:
-    """Raises JSONFault also for what Python would take: a key that stands twice, NaN."""
+    """Raises JSONFault also for what Python would take: a key that stands twice."""
     try:
         return DECODER.decode(text)
     except JSONFault:

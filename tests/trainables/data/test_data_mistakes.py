@@ -76,7 +76,7 @@ MISTAKES = [
     ("classification", {"a.csv": GOOD + " ,yes\n"}, {"train": "a.csv"}, "data.train: a.csv row 41: 'text' is empty"),
     ("classification", {"a.csv": GOOD + "good,\n"}, {"train": "a.csv"}, "data.train: a.csv row 41: 'label' is empty"),
     ("classification", {"a.jsonl": '{"text": "a", "label": 0}\n\n{"text": "b"}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 3: 'label' is missing"),
-    ("classification", {"a.jsonl": '{"text": "a", "label": NaN}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: NaN is not JSON; write null or leave it out"),
+    ("classification", {"a.jsonl": '{"text": "a", "label": NaN}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: 'label' is missing"),
     ("classification", {"a.jsonl": '{"text": "a", "label": 1.0}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: 'label' must be a string or an integer, got float 1.0"),
     ("classification", {"a.jsonl": '{"text": null, "label": 1}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: 'text' is missing"),
     ("classification", {"a.jsonl": '{"text": ["a"], "label": 1}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: 'text' must be text, got list ['a']"),

@@ -131,7 +131,8 @@ def test_files_of_every_kind_read_alike(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(rows))
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     for name in ("a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet"):
-        assert read_source(str(tmp_path / name), "data.train").rows == rows
+        (source,) = open_sources(DataConfig(train=str(tmp_path / name)), "train")
+        assert [row.columns for row in source.rows()] == rows
 
 
 def test_hub_datasets_are_read_with_the_names_of_their_classes(tmp_path, tokenizer, monkeypatch):
@@ -300,6 +301,7 @@ def test_notes_say_what_the_data_are_like(tmp_path, tokenizer):
         "train: 1 row(s) repeat an earlier one",
         "1 text(s) occur with more than one label",
         "train: 40 of 42 row(s) cut to 16 tokens",
+        "validation: 50.0% of the tokens are unknown to the tokenizer: the model reads the same token for all of them",
         "validation: no row of 1",
     ]
     assert (manifest.majority_label, manifest.majority_share) == ("0", 1.0)
