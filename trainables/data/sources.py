@@ -14,7 +14,7 @@ from trainables.data.config import DataConfig
 from trainables.data.files import DECOMPRESS, File, is_url, kind_of, one_line
 from trainables.data.hub import HubDataset, is_hub
 from trainables.data.readers import BINARY, DOCUMENT, READERS, Rows
-from trainables.data.rows import Row
+from trainables.data.rows import BadRow, Row
 from trainables.errors import InputError, did_you_mean
 
 SPLITS = ("train", "validation", "test")
@@ -44,19 +44,15 @@ class Source(ABC):
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """Of its first rows, in the order in which they first appear."""
-        first = islice(self.rows(), FIRST_ROWS)
-        return tuple(
-            dict.fromkeys(name for row in first if isinstance(row, Row) for name in row.columns)
-        )
-
-    def check_column(self, column: str | None, setting: str) -> None:
-        """Raise InputError where the source lacks the column that `data.SETTING` names."""
-        if column is not None and column not in self.columns:
-            raise InputError(
-                f"data.{setting}: {self.name} has no column {column!r}, only"
-                f" {', '.join(self.columns)}.{did_you_mean(column, self.columns)}"
-            )
+        """Of its first rows, in the order in which they first appear. Raises InputError where none
+        of those can be used.
+        """
+        first = list(islice(self.rows(), FIRST_ROWS))
+        rows = [row for row in first if isinstance(row, Row)]
+        bad = next((row for row in first if isinstance(row, BadRow)), None)
+        if bad is not None and not rows:
+            raise InputError(str(bad))
+        return tuple(dict.fromkeys(name for row in rows for name in row.columns))
 
     def rows(self) -> Rows:
         """One after the other, with BadRow in the place of one that cannot be used. Raises

@@ -25,6 +25,7 @@ from trainables.data.prepare import (
     tokenise_split,
 )
 from trainables.data.tokens import GROUPS, RUNS
+from trainables.data.sources import open_sources
 from trainables.errors import InputError
 
 
@@ -296,13 +297,15 @@ def test_notes_say_what_the_data_are_like(tmp_path, tokenizer):
         0,
         tmp_path / "out",
     )
-    assert list(manifest.notes) == [
+    assert manifest.notes[:7] == [
         "train: 2 row(s) dropped that are also in another split",
         "train: 1 row(s) repeat an earlier one",
         "1 text(s) occur with more than one label",
         "train: 40 of 42 row(s) cut to 16 tokens",
         "validation: 50.0% of the tokens are unknown to the tokenizer: the model reads the same token for all of them",
         "validation: no row of 1",
+        f"validation: 2 row(s) have the same tokens as a row of train with another text (such as {tmp_path}/a.csv row 41"
+        f" and {tmp_path}/b.csv row 1)",
     ]
     assert (manifest.majority_label, manifest.majority_share) == ("0", 1.0)
 
