@@ -49,14 +49,14 @@ THINKING = (
 )  # fmt: skip
 
 
-def bytes_tokenizer(template=None, **kwargs):
+def bytes_tokenizer(template=None, specials=SPECIALS, **kwargs):
     """One token for each byte, and for each special token."""
     vocabulary = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocabulary, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIALS]
+        [AddedToken(token, special=True, normalized=False) for token in specials]
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, **{"bos_token": "<s>", "eos_token": "</s>", **kwargs}
@@ -211,7 +211,8 @@ def test_messages_of_weight_0_are_not_learnt(template, tmp_path):
     }
     encoded = encode(tokenizer, [row], tmp_path)
     said = answers(tokenizer, encoded.input_ids[0], encoded.labels[0])
-    assert [text.removesuffix("</s>").removesuffix("<|im_end|>") for text in said] == [
+    ends = ("</s>", "<|im_end|>\n" if template else "<|im_end|>")  # MARKED marks the line break
+    assert [text.removesuffix(ends[0]).removesuffix(ends[1]) for text in said] == [
         "Été 😀 at last\nand more"
     ]
 

@@ -1,0 +1,523 @@
+"""Templates that behave like those of well-known models: what is learnt of a conversation is what the model has to
+write after its prompt, up to the end of its turn, and what a template leaves out is named."""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.trainables.tasks.test_chat_format import (
+    CHATML,
+    SPECIALS,
+    answers,
+    bytes_tokenizer,
+    call,
+    turn,
+)
+from trainables.data.records import IGNORED, Record
+from trainables.errors import InputError
+from trainables.tasks.instruction.layout import Row, Shape, Template
+from trainables.tasks.instruction.rendering import Renderer
+from trainables.tasks.instruction.tokens import Tokeniser
+
+FOLDER = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    header: str
+    """What the model is given to begin its turn."""
+    end: str
+    last_end: str = ""
+    """Of the last turn, where it has another one."""
+    opening: str = ""
+    """What it writes before its words, as a pattern."""
+    eos: str = "</s>"
+    trims: bool = False
+
+
+KINDS = {
+    "llama2": Kind(header=" [/INST] ", end=" </s>", trims=True),
+    "llama3": Kind(header="<|start_header_id|>assistant<|end_header_id|>\n\n", end="<|eot_id|>", eos="<|eot_id|>", trims=True),
+    "mistral_v1": Kind(header=" [/INST] ", end="</s>"),
+    "mistral_v7": Kind(header="[/INST] ", end="</s>"),
+    "gemma": Kind(header="<start_of_turn>model\n", end="<end_of_turn>", trims=True),
+    "qwen25": Kind(header="<|im_start|>assistant\n", end="<|im_end|>", eos="<|im_end|>"),
+    "qwen3": Kind(header="<|im_start|>assistant\n", end="<|im_end|>", eos="<|im_end|>", opening="(<think>\n\n</think>\n\n)?"),
+    "deepseek_r1": Kind(header="<｜Assistant｜>", end="<｜end▁of▁sentence｜>", eos="<｜end▁of▁sentence｜>"),
+    "phi3": Kind(header="<|assistant|>\n", end="<|end|>", last_end="<|end|>\n<|endoftext|>", eos="<|endoftext|>"),
+    "phi4": Kind(header="<|im_start|>assistant<|im_sep|>", end="<|im_end|>"),
+    "gpt_oss": Kind(header="<|start|>assistant", end="<|end|>", last_end="<|return|>", eos="<|return|>", opening=re.escape("<|channel|>final<|message|>")),
+    "command_r": Kind(header="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>", end="<|END_RESPONSE|><|END_OF_TURN_TOKEN|>", opening=re.escape("<|START_RESPONSE|>"), trims=True),
+    "granite": Kind(header="<|start_of_role|>assistant<|end_of_role|>", end="<|end_of_text|>"),
+    "chatml": Kind(header="<|im_start|>assistant\n", end="<|im_end|>"),
+    "zephyr": Kind(header="<|assistant|>\n", end="</s>"),
+}  # fmt: skip
+
+TOKENS = re.compile(r"<[|｜][^<>|｜]*[|｜]>|\[/?[A-Z_]+\]|<(?:start|end)_of_turn>")
+
+
+@cache
+def tokenizer_of(name):
+    template = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+    kind = KINDS[name]
+    specials = sorted({*SPECIALS, *TOKENS.findall(template), *TOKENS.findall(kind.eos)})
+    return bytes_tokenizer(template, specials=specials, eos_token=kind.eos)
+
+
+@cache
+def renderer_of(name):
+    return Renderer(tokenizer_of(name), tokenizer_of(name).chat_template)
+
+
+def tokens(tokenizer, value, setting=None, **options):
+    (row,) = Tokeniser(tokenizer, setting, **options).tokenise(
+        [Record(value=value, place="row 1", key=b"", shown="")]
+    )
+    return row
+
+
+def learnt(tokenizer, value, **options):
+    """What is learnt of a conversation, by runs of tokens, and what is lost."""
+    row = tokens(tokenizer, value, **options)
+    labels = np.where(row.learnt, row.ids, IGNORED)
+    return (answers(tokenizer, row.ids, labels) if row.learnt.any() else []), row.lost
+
+
+TALK = [turn("user", "Q1"), turn("assistant", "A1"), turn("user", "Q2"), turn("assistant", "A2")]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "fly",
+            "description": "Goes up",
+            "parameters": {
+                "type": "object",
+                "properties": {"to": {"type": "string", "description": "Where to"}},
+            },
+        },
+    }
+]
+
+
+def called(*arguments, **more):
+    calls = [{**call("fly", each), "id": "abcdefgh1"} for each in arguments]
+    return turn("assistant", "", tool_calls=calls, **more)
+
+
+def result(text):
+    return turn("tool", text, tool_call_id="abcdefgh1")
+
+
+@pytest.mark.parametrize("first", [[], [turn("system", "Be kind.")]], ids=["plain", "system"])
+@pytest.mark.parametrize("name", KINDS)
+def test_answers_are_learnt_with_what_the_template_writes_in_their_turn(name, first):
+    tokenizer, kind = tokenizer_of(name), KINDS[name]
+    if first and name in ("mistral_v1", "gemma"):
+        with pytest.raises(
+            InputError, match="^row 1: the chat template refuses this conversation: "
+        ):
+            learnt(tokenizer, {"messages": first + TALK})
+        return
+    said, lost = learnt(tokenizer, {"messages": first + TALK})
+    assert lost == ()
+    opening = re.sub(r"\\(.)", r"\1", kind.opening)
+    if name == "qwen3":
+        opening, thought = "", "<think>\n\n</think>\n\n"  # before the last answer only
+    else:
+        thought = opening
+    assert said == [opening + "A1" + kind.end, thought + "A2" + (kind.last_end or kind.end)]
+
+
+CALLS = {
+    "llama3": ['{"name": "fly", "parameters": {"to": "sea", "n": 5}}<|eot_id|>'],
+    "mistral_v7": ['[TOOL_CALLS][{"name": "fly", "arguments": {"to": "sea", "n": 5}, "id": "abcdefgh1"}]</s>'],
+    "qwen25": ['<tool_call>\n{"name": "fly", "arguments": {"to": "sea", "n": 5}}\n</tool_call><|im_end|>'],
+    "qwen3": ['<tool_call>\n{"name": "fly", "arguments": {"to": "sea", "n": 5}}\n</tool_call><|im_end|>'],
+    "deepseek_r1": ['<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>fly\n```json\n{"to": "sea", "n": 5}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>'],
+    "gpt_oss": [' to=functions.fly<|channel|>commentary json<|message|>{"to": "sea", "n": 5}<|call|>'],
+    "command_r": ['<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "fly", "parameters": {"to": "sea", "n": 5}}\n]<|END_ACTION|><|END_OF_TURN_TOKEN|>'],
+    "granite": ['<|tool_call|>[{"name": "fly", "arguments": {"to": "sea", "n": 5}}]<|end_of_text|>'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_calls_of_tools(name):
+    tokenizer, kind = tokenizer_of(name), KINDS[name]
+    messages = [turn("user", "Q1"), called({"to": "sea", "n": 5}), result("R1"), *TALK[1:]]
+    value = {"messages": messages, "tools": TOOLS}
+    if name not in CALLS:
+        with pytest.raises(
+            InputError, match="the chat template (does not write out tool calls|refuses this)"
+        ):
+            learnt(tokenizer, value)
+        return
+    said, lost = learnt(tokenizer, value)
+    assert said[:1] == CALLS[name]
+    assert [text.endswith(kind.last_end or kind.end) for text in said[1:]] == [
+        not kind.last_end,
+        True,
+    ]
+    assert ["A1" in said[1], "A2" in said[2], len(said)] == [True, True, 3]
+    assert lost == (("tools",) if name == "deepseek_r1" else ())
+
+
+@pytest.mark.parametrize(
+    "name", ["mistral_v7", "qwen25", "qwen3", "deepseek_r1", "command_r", "granite"]
+)
+def test_several_calls_and_results_in_a_row(name):
+    messages = [
+        turn("user", "Q"),
+        called({"to": "sea"}, {"to": "land"}),
+        result("R1"),
+        result("R2"),
+        turn("assistant", "A"),
+    ]
+    said, _ = learnt(tokenizer_of(name), {"messages": messages, "tools": TOOLS})
+    assert len(said) == 2 and said[0].count("fly") == 2 and "sea" in said[0] and "land" in said[0]
+    assert "A" in said[1] and "R" not in said[1].replace("END_RESPONSE", "").replace(
+        "START_RESPONSE", ""
+    ).replace("TURN", "")
+
+
+def test_a_template_that_writes_one_call_only_is_refused():
+    messages = [
+        turn("user", "Q"),
+        called({"to": "sea"}, {"to": "land"}),
+        result("R"),
+        turn("assistant", "A"),
+    ]
+    with pytest.raises(
+        InputError, match=r"^row 1: messages\[1\]: the chat template does not write out tool calls"
+    ):
+        learnt(tokenizer_of("gpt_oss"), {"messages": messages})
+    with pytest.raises(InputError, match="refuses this conversation: only one tool call at a time"):
+        learnt(tokenizer_of("llama3"), {"messages": messages})
+
+
+def test_a_function_whose_name_a_template_asks_for():
+    """Marks in the name would have changed what it renders."""
+    code = {**call("python", {"code": "1 + 1"}), "id": "abcdefgh1"}
+    messages = [
+        turn("user", "Q"),
+        turn("assistant", "", tool_calls=[code]),
+        result("2"),
+        turn("assistant", "A"),
+    ]
+    said, lost = learnt(tokenizer_of("llama3"), {"messages": messages})
+    assert (said, lost) == (["<|python_tag|>1 + 1<|eom_id|>", "A<|eot_id|>"], ())
+
+
+# What is left out
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("qwen25", ("the developer's message, rendered as the system's",)),
+        ("qwen3", ("the developer's message, rendered as the system's",)),
+        ("mistral_v7", ("the developer's message, rendered as the system's",)),
+        ("llama2", ("the developer's message, rendered as the system's",)),
+        ("gpt_oss", ()),
+        ("granite", ()),
+        ("chatml", ()),
+    ],
+)
+def test_the_developers_message(name, lost):
+    tokenizer = tokenizer_of(name)
+    row = tokens(tokenizer, {"messages": [turn("developer", "Be kind."), *TALK]})
+    assert row.lost == lost and "Be kind." in tokenizer.decode(row.ids)
+
+
+def test_what_a_template_leaves_out_is_named():
+    tokenizer = bytes_tokenizer(
+        "{% for m in messages %}{% if m.role in ('user', 'assistant') %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    messages = [
+        turn("system", "S"),
+        turn("developer", "D"),
+        turn("user", "Q"),
+        called({}, weight=0),
+        result("R"),
+        turn("assistant", "A"),
+    ]
+    said, lost = learnt(
+        tokenizer,
+        {"messages": messages, "tools": TOOLS, "documents": [{"title": "T", "text": "words"}]},
+    )
+    assert said == ["A<|im_end|>"]
+    assert set(lost) == {
+        "the system message",
+        "the developer's message",
+        "the assistant's tool calls",
+        "tool results",
+        "tools",
+        "documents",
+    }
+    assert learnt(tokenizer, {"messages": messages[2:3] + messages[5:]})[1] == ()
+
+
+def test_tools_of_which_only_the_names_are_written():
+    tokenizer = bytes_tokenizer("{% for t in tools %}{{ t.function.name }}{% endfor %}" + CHATML)
+    assert learnt(tokenizer, {"messages": TALK, "tools": TOOLS})[1] == ("parts of the tools",)
+
+
+def test_words_that_a_template_changes():
+    template = CHATML.replace("m.content", "(m.content | upper if m.role == 'user' else m.content)")
+    said, lost = learnt(
+        bytes_tokenizer(template), {"messages": [turn("user", "why"), turn("assistant", "so")]}
+    )
+    assert (said, lost) == (["so<|im_end|>"], ("a user's message, which it changes",))
+
+
+# Thoughts
+
+THINKING = [turn("user", "Q1"), turn("assistant", "A1", reasoning_content="T1"), turn("user", "Q2"), turn("assistant", "A2", reasoning_content="T2")]  # fmt: skip
+
+
+def test_thoughts_of_earlier_turns_that_a_template_drops():
+    """An answer without its thought is no target: learning it would unlearn thinking."""
+    qwen, harmony = tokenizer_of("qwen3"), tokenizer_of("gpt_oss")
+    lost = ("thoughts of earlier turns",)
+    assert learnt(qwen, {"messages": THINKING}) == (["<think>\nT2\n</think>\n\nA2<|im_end|>"], lost)
+    assert learnt(harmony, {"messages": THINKING}) == (
+        [
+            "<|channel|>analysis<|message|>T2<|end|><|start|>assistant<|channel|>final<|message|>A2<|return|>"
+        ],
+        lost,
+    )
+    only_first = [{**m, "weight": 0} if m["content"] == "A2" else m for m in THINKING]
+    for refused in (
+        {"messages": only_first},
+        {"messages": [*THINKING[:2], turn("user", "Q2"), turn("assistant", "A2", weight=0)]},
+    ):
+        with pytest.raises(
+            InputError,
+            match="^row 1: the chat template leaves out the assistant's thoughts of every message that is to be learnt",
+        ):
+            learnt(qwen, refused)
+
+
+def test_thoughts_may_be_kept_without_loss_or_dropped():
+    value = {"messages": THINKING}
+    qwen, harmony = tokenizer_of("qwen3"), tokenizer_of("gpt_oss")
+    said, lost = learnt(qwen, value, reasoning="keep")
+    assert (said, lost) == (["A1<|im_end|>", "A2<|im_end|>"], ("thoughts of earlier turns",))
+    assert "T2" in qwen.decode(tokens(qwen, value, reasoning="keep").ids)
+    assert (
+        learnt(harmony, value, reasoning="keep")[0][1]
+        == "<|start|>assistant<|channel|>final<|message|>A2<|return|>"
+    )
+    assert learnt(qwen, value, reasoning="drop") == (
+        ["A1<|im_end|>", "<think>\n\n</think>\n\nA2<|im_end|>"],
+        (),
+    )
+    assert "T" not in qwen.decode(tokens(qwen, value, reasoning="drop").ids)
+
+
+@pytest.mark.parametrize("name", ["qwen25", "llama3", "chatml", "zephyr", "phi4"])
+def test_templates_that_know_thoughts_only_in_a_content(name):
+    end = KINDS[name].end
+    expected = [f"<think>\nT1\n</think>\n\nA1{end}", f"<think>\nT2\n</think>\n\nA2{end}"]
+    assert learnt(tokenizer_of(name), {"messages": THINKING}) == (expected, ())
+
+
+def test_thoughts_in_a_content_are_thoughts():
+    messages = [turn("user", "Q"), turn("assistant", "<think>\nT\n</think>\n\nA")]
+    assert learnt(tokenizer_of("qwen3"), {"messages": messages})[0] == [
+        "<think>\nT\n</think>\n\nA<|im_end|>"
+    ]
+    assert learnt(tokenizer_of("gpt_oss"), {"messages": messages})[0] == [
+        "<|channel|>analysis<|message|>T<|end|><|start|>assistant<|channel|>final<|message|>A<|return|>"
+    ]
+
+
+def test_a_template_that_writes_no_thoughts():
+    tokenizer = tokenizer_of("deepseek_r1")
+    with pytest.raises(InputError, match="leaves out the assistant's thoughts of every message"):
+        learnt(tokenizer, {"messages": THINKING})
+    assert learnt(tokenizer, {"messages": THINKING}, reasoning="keep")[1] == (
+        "the assistant's thoughts",
+    )
+    assert learnt(tokenizer, {"messages": THINKING}, reasoning="drop")[1] == ()
+
+
+def test_a_call_with_its_thought():
+    messages = [
+        turn("user", "Q"),
+        called({"to": "sea"}, reasoning_content="T1"),
+        result("R"),
+        turn("assistant", "A", reasoning_content="T2"),
+    ]
+    said, lost = learnt(tokenizer_of("qwen3"), {"messages": messages, "tools": TOOLS})
+    assert said == [
+        '<think>\nT1\n</think>\n\n<tool_call>\n{"name": "fly", "arguments": {"to": "sea"}}\n</tool_call><|im_end|>',
+        "<think>\nT2\n</think>\n\nA<|im_end|>",
+    ]
+    assert lost == ()
+    said, _ = learnt(
+        tokenizer_of("qwen3"), {"messages": messages, "tools": TOOLS}, reasoning="keep"
+    )
+    assert said == [
+        '<tool_call>\n{"name": "fly", "arguments": {"to": "sea"}}\n</tool_call><|im_end|>',
+        "A<|im_end|>",
+    ]
+    said, lost = learnt(tokenizer_of("gpt_oss"), {"messages": messages[:2]})
+    assert said == ['<|channel|>analysis<|message|>T1<|end|><|start|>assistant to=functions.fly<|channel|>commentary json<|message|>{"to": "sea"}<|call|>']  # fmt: skip
+
+
+# Weights
+
+
+@pytest.mark.parametrize("name", ["chatml", "phi4", "qwen3"])
+def test_weights_of_rows_and_messages(name):
+    tokenizer = tokenizer_of(name)
+    messages = [TALK[0], {**TALK[1], "weight": 0.5}, *TALK[2:]]
+    row = tokens(tokenizer, {"messages": messages, "weight": 0.5})
+    said = answers(tokenizer, row.ids, np.where(row.learnt, row.ids, IGNORED))
+    assert len(said) == 2
+    assert sorted(set(row.weights[row.learnt])) == [0.25, 0.5]
+    assert tokenizer.decode(row.ids[row.learnt & (row.weights == 0.25)]) == "A1<|im_end|>"
+    assert tokens(tokenizer, {"messages": TALK}).weights is None
+    assert not tokens(tokenizer, {"messages": TALK, "weight": 0}).learnt.any()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_only_the_last_answer(name):
+    every, _ = learnt(tokenizer_of(name), {"messages": TALK})
+    assert learnt(tokenizer_of(name), {"messages": TALK}, train_on="last_answer")[0] == every[1:]
+    first = {"messages": [*TALK[:3], {**TALK[3], "weight": 0}]}
+    assert learnt(tokenizer_of(name), first)[0] == every[:1]
+
+
+# Any conversation with any template
+
+NASTY = ["Yes", " Yes", "Yes\n\n", "  indented\n\tcode ", "<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>", "[/INST] Yes</s>", "<|eot_id|>", "<end_of_turn>\n<start_of_turn>model\nYes",
+         "<tool_response>x</tool_response>", "a </think> b", "<think>", "\ue000Yes\ue001", "\U000f0000", "Été 😀", 'quo"te \\ \n', "assistant", "user", "<|assistant|>\nYes", "{{ m.content }}",
+         "<|channel|>final<|message|>Yes<|end|>", "<|start|>assistant", "<|start_of_role|>assistant<|end_of_role|>", "x" * 300]  # fmt: skip
+words = st.one_of(
+    st.sampled_from(NASTY),
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip),
+)
+
+
+@st.composite
+def conversations(draw):
+    messages = (
+        [turn(draw(st.sampled_from(["system", "developer"])), draw(words))]
+        if draw(st.booleans())
+        else []
+    )
+    for _ in range(draw(st.integers(1, 4))):
+        messages += [turn("user", draw(words)), turn("assistant", draw(words))]
+    if draw(st.booleans()):
+        messages[-1]["weight"] = draw(st.sampled_from([0, 0.5, 1]))
+    return messages
+
+
+@pytest.mark.parametrize("name", KINDS)
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+@given(messages=conversations())
+def test_any_conversation(name, messages):
+    tokenizer, kind = tokenizer_of(name), KINDS[name]
+    said = [m for m in messages if m["role"] == "assistant"]
+    try:
+        rendered = renderer_of(name).render({"messages": messages}, "row 1")
+    except InputError as error:
+        assert "refuses this conversation" in str(error) or any(
+            "think>" in m["content"] for m in said
+        ), error
+        return
+    text, spans = rendered.text, rendered.spans
+    assert text in forms(tokenizer, messages)
+    learnt_of = [m for m in said if m.get("weight", 1)]
+    assert len(spans) == len(learnt_of)
+    for span, message in zip(spans, learnt_of, strict=True):
+        end = kind.last_end if message is messages[-1] and kind.last_end else kind.end
+        content = message["content"]
+        edges = (
+            {content, content.strip()}
+            if kind.trims
+            else {content, content.lstrip(), content.lstrip("\n")}
+        )
+        pattern = f"{kind.opening}({'|'.join(map(re.escape, edges))}){re.escape(end)}"
+        assert re.fullmatch(pattern, text[span.start : span.end], re.DOTALL)
+        assert text[: span.start].rstrip().endswith(kind.header.rstrip())
+        assert span.weight == message.get("weight", 1)
+    # nothing that others said is learnt
+    rest, at = (
+        "".join(
+            text[a:b]
+            for a, b in zip(
+                [0, *(s.end for s in spans)], [*(s.start for s in spans), None], strict=True
+            )
+        ),
+        0,
+    )
+    for message in messages:
+        if message["role"] != "assistant" and not rendered.lost:
+            at = rest.index(message["content"].strip(), at) + len(message["content"].strip())
+
+
+def forms(tokenizer, messages):
+    """The conversation as transformers renders it, as it is or with the developer's message as the system's."""
+    found = []
+    as_system = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
+    for form in (messages, as_system):
+        try:
+            found.append(tokenizer.apply_chat_template(form, tokenize=False))
+        except Exception:  # a refusal, of whatever kind
+            continue
+    return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(messages=conversations())
+def test_tokens_are_those_of_the_text(name, messages):
+    tokenizer = tokenizer_of(name)
+    try:
+        row = tokens(tokenizer, {"messages": messages})
+    except InputError:
+        return
+    text = Renderer(tokenizer, tokenizer.chat_template).render({"messages": messages}, "row 1")
+    assert tokenizer.decode(row.ids) == text.text
+    assert list(row.ids) == tokenizer(text.text, add_special_tokens=False).input_ids
+    said = (
+        answers(tokenizer, row.ids, np.where(row.learnt, row.ids, IGNORED))
+        if row.learnt.any()
+        else []
+    )
+    assert said == [text.text[span.start : span.end] for span in text.spans]
+    if name != "llama2":  # which begins every turn of a user with one
+        begins = sum(int(token) == tokenizer.bos_token_id for token in row.ids)
+        assert begins - json.dumps(messages).count("<s>") in (0, 1)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_templates_render_as_transformers_renders_them(name):
+    tokenizer = tokenizer_of(name)
+    template = Template(tokenizer.chat_template, tokenizer.special_tokens_map)
+    values = [
+        (TALK, None), ([turn("system", "S"), *TALK], None), ([turn("developer", "S"), *TALK], TOOLS), (THINKING, None),
+        ([turn("user", "Q"), called({"to": "sea", "ü": [1, None, {"a": "b"}]}), result('R"'), *TALK[1:]], TOOLS),
+    ]  # fmt: skip
+    for messages, tools in values:
+        for prompt in (False, True):
+            given = dict(tools=tools, tokenize=False, add_generation_prompt=prompt)
+            shaped = [Shape().of(message) for message in messages]
+            ours = template.attempt(Row(messages=shaped, tools=tools), add_generation_prompt=prompt)
+            if ours is None:
+                with pytest.raises(Exception):  # noqa: B017
+                    tokenizer.apply_chat_template(messages, **given)
+            else:
+                assert ours == tokenizer.apply_chat_template(messages, **given)

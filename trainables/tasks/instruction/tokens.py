@@ -1,0 +1,242 @@
+"""Rendered conversations as tokens, and which of these are learnt."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from trainables.data.records import Record, batched
+from trainables.data.rows import BadRow, shorten
+from trainables.errors import InputError
+from trainables.tasks.instruction.rendering import Rendered, Renderer, Span
+from trainables.tasks.instruction.templates import chat_template
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
+
+ROWS_DECODED = 100
+"""Of each kind of row, of which it is checked that the tokens of an answer decode to it: a fault of
+a tokenizer's offsets shows in the first rows, or in rows with characters beyond ASCII, which are
+all checked.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """A conversation of T tokens."""
+
+    ids: np.ndarray
+    """int32 [T]."""
+    learnt: np.ndarray
+    """bool [T]."""
+    weights: np.ndarray | None
+    """float32 [T], of those that are learnt; None: each counts fully."""
+    endless: int
+    """Turns to be learnt that no special token closes."""
+    lost: tuple[str, ...]
+    """What the template leaves out of the row, in words."""
+
+
+class Tokeniser:
+    """Of the conversations of a sweep."""
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        setting: str | None = None,
+        *,
+        reasoning: Literal["train", "keep", "drop"] = "train",
+        train_on: Literal["all_answers", "last_answer"] = "all_answers",
+    ) -> None:
+        """setting: `data.chat_template`."""
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"model: {type(tokenizer).__name__} is a slow tokenizer, which cannot say which"
+                " tokens the assistant's text became; instruction needs a fast one (a"
+                " tokenizer.json)"
+            )
+        self._tokenizer = tokenizer
+        self._specials = frozenset({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
+        self._renderers: dict[bool, Renderer] = {}
+        for with_tools in (False, True):
+            template = chat_template(tokenizer, setting, with_tools=with_tools)
+            if template is not None:
+                self._renderers[with_tools] = Renderer(
+                    tokenizer, template, reasoning=reasoning, train_on=train_on
+                )
+        self._checked = 0
+
+    def tokenise(self, records: Sequence[Record]) -> Iterator[Tokens]:
+        """Raises InputError, naming the row."""
+        for batch in batched(list(records), 200):
+            if all("messages" in record.value for record in batch):
+                yield from self._conversations(batch)
+            else:
+                yield from map(self._completion, batch)
+
+    def _conversations(self, records: Sequence[Record]) -> Iterator[Tokens]:
+        if not self._renderers:
+            raise InputError(
+                f"{records[0].place}: data.chat_template: none takes rows with a prompt and a"
+                " completion, and this one is a conversation"
+            )
+        rendered = [
+            self._renderers[bool(record.value.get("tools"))].render(record.value, record.place)
+            for record in records
+        ]
+        encodings = self._encode([row.text for row in rendered], add_special_tokens=False)
+        for record, row, encoding in zip(records, rendered, encodings, strict=True):
+            yield self._tokens(row, encoding, record.place)
+
+    def _encode(self, texts: list[str], *, add_special_tokens: bool) -> "list[Encoding]":
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+
+    def _tokens(self, row: Rendered, encoding: "Encoding", place: str) -> Tokens:
+        ids = np.array(encoding.ids, dtype=np.int32)
+        learnt = np.zeros(len(ids), dtype=bool)
+        weights = None
+        if any(span.weight != 1 for span in row.spans):
+            weights = np.ones(len(ids), dtype=np.float32)
+        endless = 0
+        decodes = self._checked < ROWS_DECODED or not row.text.isascii()
+        self._checked += 1
+        for span in row.spans:
+            first, end = _range(encoding, row.text, span)
+            self._check(row.text, span, ids, (first, end), encoding, place, decodes)
+            learnt[first:end] = True
+            if weights is not None:
+                weights[first:end] = span.weight
+            endless += int(ids[_last(encoding, row.text, span, end)]) not in self._specials
+        return Tokens(ids=ids, learnt=learnt, weights=weights, endless=endless, lost=row.lost)
+
+    def _check(
+        self,
+        text: str,
+        span: Span,
+        ids: np.ndarray,
+        tokens: tuple[int, int],
+        encoding: "Encoding",
+        place: str,
+        decodes: bool,
+    ) -> None:
+        """Raise InputError unless the tokens are those of the span, and decode to just that."""
+        first, end = tokens
+        start, stop = _characters(encoding, first, end) if first < end else (0, 0)
+        written, covered = text[span.start : span.end], text[start:stop]
+        fits = start == span.start and stop == span.end
+        if not fits and not _same(covered, written):
+            fault = covered
+        elif decodes:
+            fault = self._decoded(ids[first:end])
+            # A tokenizer that loses characters (unknown ones, or case) decodes nothing faithfully:
+            # then the offsets have to do.
+            if _same(fault, covered) or not _same(self._decoded(ids), text):
+                return
+        else:
+            return
+        raise BadRow(
+            f"{place}: the tokens of the assistant's answer do not add up to it:"
+            f" {shorten(fault)} instead of {shorten(written)}"
+        )
+
+    def _decoded(self, ids: np.ndarray) -> str:
+        return str(self._tokenizer.decode(ids.tolist()))
+
+    # A prompt and its completion, as they are.
+
+    def _completion(self, record: Record) -> Tokens:
+        """The completion and the end of sequence are learnt; the prompt's tokens are those that the
+        model is given when it is used.
+        """
+        prompt, completion = (str(record.value.get(key, "")) for key in ("prompt", "completion"))
+        ids, given = self._joined(prompt, completion, record.place)
+        eos = self._tokenizer.eos_token_id
+        if isinstance(eos, int) and ids[-1:] != [eos]:
+            ids = [*ids, eos]
+        weight = _weight(record.value)
+        learnt = np.arange(len(ids)) >= given
+        return Tokens(
+            ids=np.array(ids, dtype=np.int32),
+            learnt=learnt if weight else np.zeros(len(ids), dtype=bool),
+            weights=None if weight in (0, 1) else np.where(learnt, weight, 1).astype(np.float32),
+            endless=int(ids[-1] not in self._specials),
+            lost=(),
+        )
+
+    def _joined(self, prompt: str, completion: str, place: str) -> tuple[list[int], int]:
+        """Tokens of both, and how many of them are the prompt's."""
+        text = prompt + completion
+        asked, whole = self._encode([prompt, text], add_special_tokens=True)
+        before, ids = _without_end(asked), _without_end(whole)
+        if ids[: len(before)] == before:
+            return ids, len(before)
+        # A token of the whole text reaches over the edge, or the prompt's end is read in another
+        # way before the completion: the model is given the prompt's own tokens.
+        (after,) = self._encode([completion], add_special_tokens=False)
+        apart = [*before, *after.ids]
+        if _same(self._decoded(np.array(apart)), self._decoded(np.array(ids))):
+            return apart, len(before)
+        raise BadRow(
+            f"{place}: the tokens of the prompt and of the completion do not add up to both:"
+            f" {shorten(completion)}"
+        )
+
+
+def _weight(value: Mapping[str, object]) -> float:
+    weight = value.get("weight")
+    return float(weight) if isinstance(weight, int | float) else 1.0
+
+
+def _without_end(encoding: "Encoding") -> list[int]:
+    """Without the special tokens that a tokenizer adds behind a text."""
+    end = len(encoding.ids)
+    while end and encoding.special_tokens_mask[end - 1] and encoding.offsets[end - 1] == (0, 0):
+        end -= 1
+    return encoding.ids[:end]
+
+
+def _range(encoding: "Encoding", text: str, span: Span) -> tuple[int, int]:
+    """Tokens [first, end) of the characters of a span; a token at its beginning that holds nothing
+    of it but white space is left to what stands before.
+    """
+    first = encoding.char_to_token(span.start)
+    end = len(encoding.ids) if span.end == len(text) else encoding.char_to_token(span.end)
+    if first is None or end is None or _starts_before(encoding, end, span.end):
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        inside = np.flatnonzero((offsets[:, 1] > span.start) & (offsets[:, 0] < span.end))
+        if not len(inside):
+            return 0, 0
+        first, end = int(inside[0]), int(inside[-1]) + 1
+    start, stop = _characters(encoding, first, first + 1)
+    if start < span.start and first + 1 < end and not text[span.start : stop].strip():
+        first += 1
+    return first, end
+
+
+def _starts_before(encoding: "Encoding", token: int, character: int) -> bool:
+    """Whether the token at the end of a span reaches back into it."""
+    return token < len(encoding.ids) and _characters(encoding, token, token + 1)[0] < character
+
+
+def _characters(encoding: "Encoding", first: int, end: int) -> tuple[int, int]:
+    start, stop = encoding.token_to_chars(first), encoding.token_to_chars(end - 1)
+    return (start[0] if start else 0), (stop[1] if stop else 0)
+
+
+def _last(encoding: "Encoding", text: str, span: Span, end: int) -> int:
+    """The last token of the span that is no white space behind its end."""
+    written = text[span.start : span.end].rstrip()
+    if len(written) == span.end - span.start:
+        return end - 1
+    token = encoding.char_to_token(span.start + len(written) - 1)
+    return end - 1 if token is None else token
+
+
+def _same(a: str, b: str) -> bool:
+    """Equal but for white space: tokenizers add and drop spaces at the edges of a piece of text."""
+    return a == b or "".join(a.split()) == "".join(b.split())
