@@ -1,6 +1,6 @@
 """What every data format turns its rows into, before and after tokenisation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from trainables.data.config import DataConfig
+from trainables.data.rows import Row
 from trainables.data.sources import Table, is_missing
+from trainables.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +39,16 @@ class Record:
     """What a split by share counts: rows, or characters where rows are whole documents."""
     unused: tuple[str, ...] = ()
     """What the row has besides that its format does not use: names of keys."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowReader:
+    """How the rows of one source are read."""
+
+    name: str
+    """Of the format that the source's columns turned out to have: `messages`, `text+label`."""
+    read: Callable[[Row], Record]
+    """Raises BadRow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +128,32 @@ def slices(table: Table, data: DataConfig) -> list[str | None]:
     table.check_column(data.slice, "slice")
     values = [row.get(data.slice) for row in table.rows]
     return ["" if is_missing(value) else str(value) for value in values]
+
+
+def check_parts(columns: Sequence[str], name: str, data: DataConfig) -> None:
+    """Raise InputError where the source `name` lacks the columns that `parts_of` needs."""
+    for setting, column in (("group", data.group), ("slice", data.slice)):
+        if column is not None and column not in columns:
+            raise InputError(
+                f"data.{setting}: {name} has no column {column!r}, only {', '.join(columns)}."
+                + did_you_mean(column, columns)
+            )
+
+
+def parts_of(row: Row, data: DataConfig) -> tuple[str | None, str | None]:
+    """A row's group and its slice: "" where its column is empty, None where no column is set."""
+    group = None if data.group is None else _part(row, data.group, row.value(data.group))
+    part = None if data.slice is None else _part(row, data.slice, row.columns.get(data.slice))
+    return group, part
+
+
+def _part(row: Row, column: str, value: object) -> str:
+    try:
+        text = "" if is_missing(value) else str(value)
+    except ValueError:
+        raise row.error(f"{column!r} is an integer too long to read") from None
+    row.check_storable(text, repr(column))
+    return text
 
 
 def batched(items: list, size: int = 1000) -> list[list]:
