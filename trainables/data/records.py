@@ -1,6 +1,6 @@
 """What every data format turns its rows into, before and after tokenisation."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,6 +10,7 @@ import numpy as np
 from trainables.data.config import DataConfig
 from trainables.data.rows import Row, is_missing
 from trainables.data.sources import Source
+from trainables.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,16 @@ class Record:
     """What the row has besides that its format does not use: names of keys."""
     rest: Mapping[str, object] = field(default_factory=dict)
     """Short values of other columns, by which the doctor tells where rows come from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowReader:
+    """How the rows of one source are read."""
+
+    name: str
+    """Of the format that the source's columns turned out to have: `messages`, `text+label`."""
+    read: Callable[[Row], Record]
+    """Raises BadRow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +106,6 @@ class Segment:
     learnt: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowReader:
-    """How the rows of a source are read, by the columns that it has."""
-
-    name: str
-    """Of the format: `text+label`."""
-    read: Callable[[Row], Record]
-    """Raises BadRow for a row that cannot be used."""
-
-
 class Format(Protocol):
     """How the rows of a task are checked and tokenised."""
 
@@ -147,15 +148,30 @@ def duplicate_key(*texts: str) -> bytes:
     ).digest()
 
 
-def group_and_slice(row: Row, data: DataConfig) -> tuple[str | None, str | None]:
-    """Of a row, each None where the sweep names no column for it; a slice is empty where its column
-    is.
-    """
-    group = None if data.group is None else str(row.value(data.group))
-    if data.slice is None:
-        return group, None
-    value = row.columns.get(data.slice)
-    return group, "" if is_missing(value) else str(value)
+def check_parts(columns: Sequence[str], name: str, data: DataConfig) -> None:
+    """Raise InputError where the source `name` lacks the columns that `parts_of` needs."""
+    for setting, column in (("group", data.group), ("slice", data.slice)):
+        if column is not None and column not in columns:
+            raise InputError(
+                f"data.{setting}: {name} has no column {column!r}, only {', '.join(columns)}."
+                + did_you_mean(column, columns)
+            )
+
+
+def parts_of(row: Row, data: DataConfig) -> tuple[str | None, str | None]:
+    """A row's group and its slice: "" where its column is empty, None where no column is set."""
+    group = None if data.group is None else _part(row, data.group, row.value(data.group))
+    part = None if data.slice is None else _part(row, data.slice, row.columns.get(data.slice))
+    return group, part
+
+
+def _part(row: Row, column: str, value: object) -> str:
+    try:
+        text = "" if is_missing(value) else str(value)
+    except ValueError:
+        raise row.error(f"{column!r} is an integer too long to read") from None
+    row.check_storable(text, repr(column))
+    return text
 
 
 def batched(items: list, size: int = 1000) -> list[list]:

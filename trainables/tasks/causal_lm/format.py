@@ -15,7 +15,7 @@ from trainables.data.records import (
     Segment,
     batched,
     duplicate_key,
-    group_and_slice,
+    parts_of,
 )
 from trainables.data.rows import Row
 from trainables.data.sources import Source
@@ -39,7 +39,7 @@ class Documents:
         for setting in ("text", "group", "slice"):
             source.check_column(getattr(data, setting), setting)
         return RowReader(
-            name="text", read=lambda row: _document(row, data.text, *group_and_slice(row, data))
+            name="text", read=lambda row: _document(row, data.text, *parts_of(row, data))
         )
 
     def encode(

@@ -15,7 +15,7 @@ from trainables.data.records import (
     Segment,
     batched,
     duplicate_key,
-    group_and_slice,
+    parts_of,
 )
 from trainables.data.rows import Row, shorten
 from trainables.data.sources import Source
@@ -40,7 +40,7 @@ class Labelled:
         def read(row: Row) -> Record:
             text, label = row.text(data.text), _class_name(row, data.label)
             pair = row.text(data.text_pair) if data.text_pair else None
-            group, part = group_and_slice(row, data)
+            group, part = parts_of(row, data)
             return Record(
                 value={"text": text, "label": label}
                 | ({} if pair is None else {"text_pair": pair}),
