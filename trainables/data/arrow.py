@@ -4,7 +4,9 @@ time.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +24,7 @@ class SplitWriter:
         self._path = path
         self._sink = pa.OSFile(str(path), "wb")
         self._writer: pa.RecordBatchFileWriter | None = None
+        self._has_weights = False
 
     def __enter__(self) -> Self:
         return self
@@ -37,10 +40,37 @@ class SplitWriter:
         self._sink.close()
 
     def write(self, encoded: Encoded) -> None:
+        if self._has_weights and encoded.weights is None:
+            encoded = replace(encoded, weights=_ones(encoded.input_ids))
         batch = _batch(encoded)
         if self._writer is None:
+            self._has_weights = encoded.weights is not None
             self._writer = pa.ipc.new_file(self._sink, batch.schema)
+        elif encoded.weights is not None and not self._has_weights:
+            self._add_weights(batch.schema)
         self._writer.write_batch(batch)
+
+    def _add_weights(self, schema: pa.Schema) -> None:
+        """To the batches that are written: the first of a split may have none."""
+        assert self._writer is not None
+        self._writer.close()
+        self._sink.close()
+        former = self._path.with_suffix(".former")
+        os.replace(self._path, former)
+        self._sink = pa.OSFile(str(self._path), "wb")
+        self._writer = pa.ipc.new_file(self._sink, schema)
+        self._has_weights = True
+        with pa.OSFile(str(former), "rb") as source:
+            reader = pa.ipc.open_file(source)
+            for i in range(reader.num_record_batches):
+                batch = reader.get_batch(i)
+                offsets, values = _arrays(batch.column("input_ids"))
+                ones = pa.LargeListArray.from_arrays(
+                    pa.array(offsets), pa.array(np.ones(len(values), np.float32))
+                )
+                columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+                self._writer.write_batch(pa.record_batch({**columns, "weights": ones}))
+        former.unlink()
 
 
 def write_split(path: Path, encoded: Encoded) -> str:
@@ -104,6 +134,10 @@ def _batch(encoded: Encoded) -> pa.RecordBatch:
         "weights": weights and _lists(weights),
     }
     return pa.record_batch({name: each for name, each in columns.items() if each is not None})
+
+
+def _ones(rows: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.ones(len(row), np.float32) for row in rows]
 
 
 def _lists(rows: list[np.ndarray]) -> pa.LargeListArray:

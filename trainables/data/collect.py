@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainables.data.bad_rows import BadRows
 from trainables.data.config import COLUMNS, DataConfig
 from trainables.data.findings import Finding
 from trainables.data.manifest import SourceSummary
@@ -16,7 +17,6 @@ from trainables.data.rows import BadRow, Row
 from trainables.data.sources import SPLITS, Source, open_sources
 from trainables.data.splits import split_by_share
 from trainables.data.store import RowStore, RowWriter
-from trainables.errors import InputError
 from trainables.streams import stream
 from trainables.tasks.causal_lm.format import Documents, cut_tail
 
@@ -80,7 +80,7 @@ class _Reading:
     """Of each split that has been read, its first row and the one after its last."""
     sources: dict[str, SourceSummary] = field(default_factory=dict)
     weighted: list[tuple[range, float]] = field(default_factory=list)
-    bad: dict[str, "_Bad"] = field(default_factory=dict)
+    bad: dict[str, BadRows] = field(default_factory=dict)
     unused: dict[str, Counter[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class _Reading:
         given = open_sources(self.data, split)
         if not given:
             return
-        self.bad[split], self.unused[split] = _Bad(f"data.{split}"), Counter()
+        self.bad[split], self.unused[split] = BadRows(f"data.{split}"), Counter()
         first = None
         for number, source in enumerate(given):
             reader = self.form.reader(source, self.data)
@@ -125,13 +125,13 @@ class _Reading:
         bad = self.bad[split]
         for row in source.rows():
             if isinstance(row, BadRow):
-                bad.add(row)
+                bad.add(str(row))
                 continue
             try:
                 record = reader.read(row)
                 row.check_storable(record.value, "the row")
             except BadRow as error:
-                bad.add(error)
+                bad.add(str(error))
             else:
                 yield replace(record, rest=rest) if (rest := self._rest(row)) else record
 
@@ -161,15 +161,7 @@ class _Reading:
     def findings(self) -> Iterator[Finding]:
         for split, bad in self.bad.items():
             if bad.count:
-                yield Finding(
-                    kind="bad_rows",
-                    severity="warning",
-                    split=split,
-                    rows=bad.count,
-                    message=f"{split}: {bad.count} row(s) left out that cannot be used, such as"
-                    f" {'; '.join(bad.examples)}",
-                    examples=tuple(bad.examples),
-                )
+                yield bad.finding(split)
         for split, unused in self.unused.items():
             if unused:
                 named = [f"{name} ({count} row(s))" for name, count in unused.most_common(5)]
@@ -189,31 +181,3 @@ def _is_short(row: Row, value: object, name: str) -> bool:
     except BadRow:
         return False
     return len(str(value)) <= REST
-
-
-class _Bad:
-    """Rows of a split that cannot be used."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-        self.count = 0
-        self.first: BadRow | None = None
-        self.examples: list[str] = []
-
-    def add(self, error: BadRow) -> None:
-        self.first = self.first or error
-        self.count += 1
-        if len(self.examples) < 3:
-            self.examples.append(str(error).removeprefix(f"{self._key}: "))
-
-    def refuse(self, bad_rows: str) -> None:
-        """Raise InputError where there are any, unless they are to be left out."""
-        if self.first is None or bad_rows == "drop":
-            return
-        if self.count == 1:
-            raise self.first
-        raise InputError(
-            f"{self.first}; {self.count - 1} more row(s) cannot be used either"
-            f"{': ' if self.examples[1:] else ''}{'; '.join(self.examples[1:])}; mend them, or set"
-            " data.bad_rows=drop to leave them out"
-        )

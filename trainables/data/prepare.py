@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from trainables.data.inspection import same_names, same_tokens, split_findings
 from trainables.data.manifest import (
     MANIFEST,
     Manifest,
+    SplitSummary,
     TokenSummary,
     read_manifest,
     write_manifest,
@@ -98,7 +99,7 @@ def prepare(
             template_of=template_of,
             examine=examine,
         ).manifest(read)
-    if tokenizer.chat_template and owner.is_conversation:
+    if template_of not in (None, "tokenizer", "none"):
         template = cast("str", tokenizer.chat_template)
         (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
     write_manifest(folder, manifest)
@@ -144,13 +145,11 @@ def with_template(
     """The tokenizer with the chat template that its conversations are rendered with, and whose that
     is: the tokenizer's, the default one, or the setting.
     """
-    if setting is None:
-        owner = "tokenizer" if tokenizer.chat_template else "default"
-    else:
-        owner = setting
+    if setting is None and tokenizer.chat_template:
+        return "tokenizer", tokenizer
     own = copy(tokenizer)
     own.chat_template = chat_template(tokenizer, setting)
-    return owner, own
+    return setting or "default", own
 
 
 def with_own_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerBase:
@@ -189,9 +188,9 @@ class Preparation:
             labels=labels,
             slices=_slices(store, splits, data),
             cross_documents=data.cross_documents,
+            chat_template="none" if data.chat_template == "none" else None,
             reasoning=data.reasoning,
             train_on=data.train_on,
-            unrendered=data.unrendered,
         )
         files = SplitFiles(
             folder=self.folder,
@@ -199,6 +198,7 @@ class Preparation:
             task=self.task,
             tokenizer=self.tokenizer,
             encoding=encoding,
+            bad_rows=data.bad_rows,
         )
         most_blocks = None if data.rows is None else (data.rows, self.seed)
         summaries = {
@@ -223,8 +223,11 @@ class Preparation:
             majority_label=most,
             majority_share=share,
         )
+        if data.unrendered == "error":
+            _refuse_lost(summaries)
         findings = (
             *read.findings,
+            *files.findings,
             *split_findings(manifest),
             *same_tokens(store, files.written),
             *same_names(labels, self.tokenizer),
@@ -340,6 +343,15 @@ def _slices(store: RowStore, splits: Splits, data: DataConfig) -> tuple[str, ...
             " measured one by one"
         )
     return tuple(found)
+
+
+def _refuse_lost(splits: Mapping[str, SplitSummary]) -> None:
+    for name, split in splits.items():
+        for what, rows in split.lost.items():
+            raise InputError(
+                f"data.{name}: the chat template leaves out {what} of {rows} row(s); take another"
+                " data.chat_template, remove it from the rows, or set data.unrendered=note"
+            )
 
 
 def _max_length(

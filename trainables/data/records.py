@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -64,9 +64,10 @@ class Encoding:
     slices: tuple[str, ...] = ()
     """Values of `data.slice` in what is measured; a row's slice is its position here."""
     cross_documents: bool = False
-    reasoning: str = "train"
-    train_on: str = "all_answers"
-    unrendered: str = "note"
+    chat_template: str | None = None
+    """"none": a prompt and its completion are not rendered. None: with the tokenizer's template."""
+    reasoning: Literal["train", "keep", "drop"] = "train"
+    train_on: Literal["all_answers", "last_answer"] = "all_answers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,8 @@ class Encoded:
     """What the chat template leaves out ("the developer's message", "tools"), and of how many
     rows.
     """
+    bad: tuple[str, ...] = ()
+    """What is wrong with rows that cannot be rendered."""
     endless_answers: int = 0
     """Turns of an assistant that no special token closes: a model trained on them does not learn to
     stop.

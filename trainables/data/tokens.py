@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from trainables.data.arrow import Split, SplitWriter, split_fingerprint
+from trainables.data.bad_rows import BadRows
 from trainables.data.encoding import tokenised
+from trainables.data.findings import Finding
 from trainables.data.manifest import SplitSummary, TokenSummary
 from trainables.data.records import IGNORED, Encoded, Encoding, Record
 from trainables.data.splits import label_counts
@@ -68,6 +70,7 @@ class _Counts:
     unknown: int = 0
     found: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
 
     def add(self, encoded: Encoded, unknown: int | None) -> None:
         self.targets += _targets(encoded)
@@ -76,6 +79,7 @@ class _Counts:
         for name in ("truncated", "dropped", "endless_answers", "endings_cut"):
             self.found[name] += getattr(encoded, name)
         self.lost.update(encoded.lost)
+        self.bad += encoded.bad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,9 @@ class SplitFiles:
     task: str
     tokenizer: "PreTrainedTokenizerBase"
     encoding: Encoding
+    bad_rows: str = "error"
+    """Whether rows that cannot be rendered are refused ("error") or left out ("drop")."""
+    findings: list[Finding] = field(default_factory=list)
     written: dict[str, Written] = field(default_factory=dict)
     """Splits that have been tokenised."""
 
@@ -108,6 +115,10 @@ class SplitFiles:
         partial = self.folder / f"{name}.arrow.partial"
         counts = _Counts()
         written = self._write_tokens(partial, rows, counts)
+        if counts.bad:
+            bad = BadRows(f"data.{name}", counts.bad)
+            bad.refuse(self.bad_rows)
+            self.findings.append(bad.finding(name))
         if not len(written.lengths):
             raise InputError(self._nothing_left(name, rows))
         if most is not None and len(written.lengths) > most[0]:

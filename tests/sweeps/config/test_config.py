@@ -141,7 +141,10 @@ WRONG_VALUES = [
     ("model.name.x=3", "model.name: must be text, got {'x': 3}"),
     ("model.dtype=fp8", "model.dtype: must be one of auto, float32, bfloat16, float16, got 'fp8'"),
     # data
-    ("data.train=", "data.train: not given; a file, a folder or a pattern of files, a URL, or hf:owner/name"),
+    (
+        "data.train=",
+        "data.train: not given; a file, a folder or a pattern of files, a URL, or hf:owner/name",
+    ),
     (
         "data.train=''",
         "data.train: not given; a file, a folder or a pattern of files, a URL, or hf:owner/name",

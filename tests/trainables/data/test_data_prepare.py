@@ -24,8 +24,8 @@ from trainables.data.prepare import (
     prepare,
     tokenise_split,
 )
-from trainables.data.tokens import GROUPS, RUNS
 from trainables.data.sources import open_sources
+from trainables.data.tokens import GROUPS, RUNS
 from trainables.errors import InputError
 
 

@@ -1,8 +1,8 @@
 """Rendered conversations as tokens, and which of these are learnt."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from trainables.tasks.instruction.templates import chat_template
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
+
+Result = TypeVar("Result")
 
 ROWS_DECODED = 100
 """Of each kind of row, of which it is checked that the tokens of an answer decode to it: a fault of
@@ -68,27 +70,49 @@ class Tokeniser:
                 )
         self._checked = 0
 
-    def tokenise(self, records: Sequence[Record]) -> Iterator[Tokens]:
-        """Raises InputError, naming the row."""
+    def text(self, record: Record) -> tuple[str, list[tuple[int, int]]]:
+        """A row as text, and which characters [start, end) of it are learnt. Raises BadRow."""
+        if "messages" in record.value:
+            row = self._rendered(record)
+            return row.text, [(span.start, span.end) for span in row.spans]
+        prompt, completion = (str(record.value.get(key, "")) for key in ("prompt", "completion"))
+        text = f"{prompt}{completion}{self._tokenizer.eos_token or ''}"
+        return text, [(len(prompt), len(text))] if _weight(record.value) else []
+
+    def tokenise(self, records: Sequence[Record]) -> Iterator[Tokens | BadRow]:
+        """In the place of a row that cannot be used stands what is wrong with it."""
         for batch in batched(list(records), 200):
             if all("messages" in record.value for record in batch):
                 yield from self._conversations(batch)
             else:
-                yield from map(self._completion, batch)
+                yield from (self._attempted(self._completion, record) for record in batch)
 
-    def _conversations(self, records: Sequence[Record]) -> Iterator[Tokens]:
+    def _conversations(self, records: Sequence[Record]) -> Iterator[Tokens | BadRow]:
+        rendered = [self._attempted(self._rendered, record) for record in records]
+        texts = [row.text for row in rendered if not isinstance(row, BadRow)]
+        encodings = iter(self._encode(texts, add_special_tokens=False))
+        for record, row in zip(records, rendered, strict=True):
+            if isinstance(row, BadRow):
+                yield row
+                continue
+            try:
+                yield self._tokens(row, next(encodings), record.place)
+            except BadRow as error:
+                yield error
+
+    def _attempted(self, of: "Callable[[Record], Result]", record: Record) -> "Result | BadRow":
+        try:
+            return of(record)
+        except BadRow as error:
+            return error
+
+    def _rendered(self, record: Record) -> Rendered:
         if not self._renderers:
-            raise InputError(
-                f"{records[0].place}: data.chat_template: none takes rows with a prompt and a"
+            raise BadRow(
+                f"{record.place}: data.chat_template: none takes rows with a prompt and a"
                 " completion, and this one is a conversation"
             )
-        rendered = [
-            self._renderers[bool(record.value.get("tools"))].render(record.value, record.place)
-            for record in records
-        ]
-        encodings = self._encode([row.text for row in rendered], add_special_tokens=False)
-        for record, row, encoding in zip(records, rendered, encodings, strict=True):
-            yield self._tokens(row, encoding, record.place)
+        return self._renderers[bool(record.value.get("tools"))].render(record.value, record.place)
 
     def _encode(self, texts: list[str], *, add_special_tokens: bool) -> "list[Encoding]":
         backend = self._tokenizer.backend_tokenizer
