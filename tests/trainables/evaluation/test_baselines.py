@@ -27,6 +27,7 @@ from trainables.evaluation.baselines import measure_baselines, names
 from trainables.evaluation.record import MeasuredBaseline
 from trainables.models.config import ModelConfig
 from trainables.models.files import load_tokenizer
+from trainables.tasks import TASKS
 
 CPU = torch.device("cpu")
 MODULES = (baselines, bench, embeddings, prompts)
@@ -299,6 +300,22 @@ def test_what_will_be_measured_is_told_before(lab, prompter, tickets, tmp_path, 
             task
         ]
     )
+
+
+@pytest.mark.parametrize(
+    "wanted", [["zero_shot"], ["embeddings_neighbours"], ["few_shot", "retrieved"]]
+)
+def test_a_task_has_the_baselines_that_it_says(prompter, tickets, monkeypatch, wanted):
+    """They are what they are among others, and nothing is embedded for those that need none."""
+    whole, loads = measured(tickets, prompter, "classification"), []
+    load = bench.load_backbone
+    replace(monkeypatch, "load_backbone", lambda bench: loads.append(1) or load(bench))
+    fewer = type("Fewer", (type(TASKS["classification"]),), {"baselines": tuple(wanted)})
+    monkeypatch.setitem(TASKS, "classification", fewer())
+    found = measured(tickets, prompter, "classification")
+    assert list(found) == wanted
+    same({name: whole[name] for name in wanted}, found)
+    assert len(loads) == (wanted != ["zero_shot"])
 
 
 # --- how long it may take ---
