@@ -156,7 +156,7 @@ class SweepConfig:
     seed: int = 0
     # take every method through its whole life at a size of seconds before anything is spent
     rehearse: bool = True
-    task: Literal["classification", "instruction", "causal_lm"] = "classification"
+    task: str = "classification"  # one of trainables.tasks.TASKS
     model: ModelConfig
     data: DataConfig
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -171,6 +171,8 @@ class SweepConfig:
                 "name: must be 1 to 64 letters, digits, dots, dashes or underscores, got"
                 f" {self.name!r}"
             )
+        if self.task not in TASKS:
+            raise InputError(f"task: must be one of {', '.join(TASKS)}, got {self.task!r}")
         if self.seed < 0:
             raise InputError(f"seed: must be 0 or more, got {self.seed}")
         self._check_limits()
@@ -188,9 +190,10 @@ class SweepConfig:
             )
         limits = self.selection.limits
         if limits.of_forgetting and TASKS[self.task].has_classes:
+            others = " or ".join(name for name, task in TASKS.items() if not task.has_classes)
             raise InputError(
                 "selection.limits: forgetting and kl are measured of language models (task"
-                f" instruction or causal_lm), got task {self.task}"
+                f" {others}), got task {self.task}"
             )
         if limits.of_slices and self.data.slice is None:
             raise InputError(
