@@ -68,6 +68,25 @@ class MeasuredEvaluation(Evaluation):
 # --- what is measured beside the trials ---
 
 
+@dataclass(frozen=True, kw_only=True)
+class UntunedResults:
+    """What the untuned base makes of the validation rows and of the probe."""
+
+    val_loss: float | None
+    probe_loss: float | None
+    metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntunedFailed:
+    """Why nothing is known of the untuned base; a sweep is possible without."""
+
+    error: str
+
+
+Untuned = UntunedResults | UntunedFailed
+
+
 def is_absent(value: object) -> bool:
     return value is None
 
