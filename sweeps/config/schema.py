@@ -1,5 +1,8 @@
-"""The sweep file: YAML and `key=value` overrides in, one typed and frozen configuration out. Past
-this door no DictConfig.
+"""The sections of a sweep file, typed and frozen, each with the checks that its types do not say.
+
+OmegaConf reads and casts, but knows no ranges. pydantic knows those of single numbers, but names
+only the bound that was broken and wraps what a section checks across several settings in an error
+of its own: telling all that in our words would take about the lines that it saves.
 """
 
 import dataclasses
