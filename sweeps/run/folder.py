@@ -9,9 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from sweeps.config.loading import dump, from_tree
+from sweeps.config.loading import dump, from_folder
 from sweeps.config.resuming import as_trained, check_resumable, differences
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
@@ -91,9 +89,7 @@ def amend(ledger: Ledger, config: SweepConfig) -> list[str]:
     """
     ran_with = ledger.store.find("configurations")
     last = ran_with[-1] if ran_with else "sweep.yaml"
-    written = OmegaConf.create(ledger.store.read_bytes(last).decode())
-    assert isinstance(written, DictConfig), "a configuration is a mapping"
-    former = from_tree(written, (), ledger.store.path(last))
+    former = from_folder(ledger.store.read_bytes(last), (), ledger.store.path(last))
     found = differences(former, config)
     if not found:
         return []

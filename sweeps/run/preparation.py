@@ -203,5 +203,5 @@ def _rehearsal_words(rehearsed: "Rehearsed") -> str:
     if rehearsed.shares:
         told.append("can share a base")
     if rehearsed.memory:
-        told.append(f"a pass takes {rehearsed.memory:.1f} times the estimate")
+        told.append(f"a micro-batch takes {rehearsed.memory:.1f} times the estimate")
     return ", ".join(told) or "alone"

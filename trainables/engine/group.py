@@ -390,19 +390,12 @@ class TrialGroup:
         (own,) = self._evaluate_rows([""], drawn)
         self._remembered[key] = Remembered(general=general.loss, drawn=drawn, own=own.loss)
 
-    def evaluate_base(
-        self, method: str, options: MethodOptions | None = None
-    ) -> tuple[float, float, dict[str, float]]:
-        """Validation loss, probe loss and metrics of the untuned base (its new head, if any, is
-        random).
-        """
-        results, probed = self.untuned_results(method, options)
-        return results.loss, probed.loss, self.metrics(results)
-
     def untuned_results(
         self, method: str, options: MethodOptions | None = None
     ) -> tuple[RowResults, RowResults]:
-        """What the untuned base makes of the validation rows and of the probe."""
+        """What the untuned base (its new head, if any, is random) makes of the validation rows and
+        of the probe.
+        """
         assert not self._members
         self._base_for(method, options)
         (results,) = self._evaluate_rows([""], self._validation)

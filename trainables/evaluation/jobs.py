@@ -131,6 +131,7 @@ class _Bench:
         """What loads each model that is scored."""
         from trainables.data.manifest import labels_of
         from trainables.models.checkpoint import load_base_model
+        from trainables.tasks import TASKS
 
         labels = labels_of(self.data)
         found = {"winner": lambda: self._load(job.winner, labels)}
@@ -138,7 +139,7 @@ class _Bench:
             found["default"] = lambda: self._load(default, labels)
         # the head of an untuned classifier is new: its number says nothing, and is another on each
         # machine
-        if self.config.task != "classification":
+        if not TASKS[self.config.task].has_classes:
             untuned = self._spec(self.config.baseline, labels)
             found["untuned"] = lambda: load_base_model(untuned, self.device)
         return found

@@ -30,6 +30,16 @@ class Task(Protocol):
     """Whether each row has one class, which the model answers with, rather than tokens."""
     is_conversation: bool
     """Whether a row is rendered by a chat template, and the assistant's tokens are its targets."""
+    targets_are_answers: bool
+    """Whether what stands before a row's targets is a request, and they are the answer to it."""
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """What fine-tuning is compared with beside the untuned model: names of
+        `trainables.evaluation.bench.WORDS`, of a task without classes `few_shot` and `retrieved`
+        alone.
+        """
+        ...
 
     @property
     def format(self) -> Format:

@@ -82,7 +82,8 @@ def train_all(lab: Any, folder: Path, world: World) -> None:
         stepwise = lab.group(model, dtype=dtype, world=world, evaluate_every=1)
         gradients = lab.first_gradients(stepwise, folder / name, replace(hp, max_grad_norm=0.0))
         group = lab.group(model, dtype=dtype, world=world, max_tokens=24)
-        baseline, history = group.evaluate_base(hp.method), []
+        results, probed = group.untuned_results(hp.method)
+        baseline, history = (results.loss, probed.loss, group.metrics(results)), []
         group.join("t", hp)
         for _ in range(group.total_steps(hp)):
             if group.step(["t"]):

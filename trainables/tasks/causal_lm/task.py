@@ -25,6 +25,8 @@ class CausalLM:
     auto_class = "AutoModelForCausalLM"
     has_classes = False
     is_conversation = False
+    targets_are_answers = False
+    baselines: tuple[str, ...] = ()
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         return collate_tokens(rows, pad_token_id)

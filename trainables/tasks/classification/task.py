@@ -21,6 +21,14 @@ class Classification:
     auto_class = "AutoModelForSequenceClassification"
     has_classes = True
     is_conversation = False
+    targets_are_answers = True
+    baselines = (
+        "embeddings_logistic",
+        "embeddings_neighbours",
+        "zero_shot",
+        "few_shot",
+        "retrieved",
+    )
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         import torch
