@@ -12,6 +12,7 @@ from trainables.data.bad_rows import BadRows
 from trainables.data.config import COLUMNS, DataConfig
 from trainables.data.findings import Finding
 from trainables.data.manifest import SourceSummary
+from trainables.data.progress import progress
 from trainables.data.records import Format, Record, RowReader
 from trainables.data.rows import BadRow, Row
 from trainables.data.sources import SPLITS, Source, open_sources
@@ -108,7 +109,7 @@ class _Reading:
                 records = self._without_tail(records)
             begin, read = len(self.writer), 0
             first = begin if first is None else first
-            for record in records:
+            for record in progress(f"Reading {source.name}", records):
                 self.writer.add(record)
                 self.unused[split].update(record.unused)
                 read += 1

@@ -19,6 +19,7 @@ from trainables.data.bad_rows import BadRows
 from trainables.data.encoding import tokenised
 from trainables.data.findings import Finding
 from trainables.data.manifest import SplitSummary, TokenSummary
+from trainables.data.progress import counted
 from trainables.data.records import IGNORED, Encoded, Encoding, Record
 from trainables.data.splits import label_counts
 from trainables.data.store import RowStore
@@ -168,7 +169,8 @@ class SplitFiles:
 
         def batches() -> Iterator[Encoded]:
             nonlocal position, is_whole
-            for read, encoded in tokenised(self.store, rows, self.task, self.tokenizer, encoding):
+            found = tokenised(self.store, rows, self.task, self.tokenizer, encoding)
+            for read, encoded in counted("Tokenising", found, len(rows)):
                 is_whole &= encoded.origin is None
                 origin = np.arange(read) if encoded.origin is None else encoded.origin
                 yield replace(encoded, origin=rows[position + origin])
