@@ -1,4 +1,4 @@
-"""How far reading and tokenising are, where that takes more than seconds and a terminal shows it."""
+"""How far reading and tokenising are, where that takes seconds and a terminal shows it."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
