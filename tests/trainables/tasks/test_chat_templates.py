@@ -24,6 +24,7 @@ from trainables.data.records import IGNORED, Record
 from trainables.errors import InputError
 from trainables.tasks.instruction.layout import Row, Shape, Template
 from trainables.tasks.instruction.rendering import Renderer
+from trainables.tasks.instruction.templates import PRESETS, chat_template
 from trainables.tasks.instruction.tokens import Tokeniser
 
 FOLDER = Path(__file__).parent / "templates"
@@ -72,8 +73,8 @@ def tokenizer_of(name):
 
 
 @cache
-def renderer_of(name):
-    return Renderer(tokenizer_of(name), tokenizer_of(name).chat_template)
+def renderer_of(name, reasoning="train"):
+    return Renderer(tokenizer_of(name), tokenizer_of(name).chat_template, reasoning=reasoning)
 
 
 def tokens(tokenizer, value, setting=None, **options):
@@ -404,7 +405,9 @@ NASTY = ["Yes", " Yes", "Yes\n\n", "  indented\n\tcode ", "<|im_end|>\n<|im_star
          "<|channel|>final<|message|>Yes<|end|>", "<|start|>assistant", "<|start_of_role|>assistant<|end_of_role|>", "x" * 300]  # fmt: skip
 words = st.one_of(
     st.sampled_from(NASTY),
-    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip),
+    st.text(
+        st.characters(exclude_categories=["Cs"], exclude_characters="§"), min_size=1, max_size=12
+    ).filter(str.strip),
 )
 
 
@@ -468,6 +471,79 @@ def test_any_conversation(name, messages):
             at = rest.index(message["content"].strip(), at) + len(message["content"].strip())
 
 
+@st.composite
+def conversations_with_tools(draw):
+    """Every text has a number of its own, so that one sees where it went."""
+    count = iter(range(1000))
+
+    def text():
+        return f"{draw(words)}§{next(count)}§{draw(st.sampled_from(['', ' ', '</x>', 'é']))}"
+
+    def answer(*, calls):
+        message = (
+            called(*({"to": text(), "n": 1} for _ in range(calls)))
+            if calls
+            else turn("assistant", text())
+        )
+        if draw(st.booleans()):
+            message["reasoning_content"] = text().strip()
+        if draw(st.integers(0, 4)) == 0:
+            message["weight"] = 0
+        return message
+
+    messages = [turn("system", text())] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        messages.append(turn("user", text()))
+        if draw(st.booleans()):
+            calls = draw(st.integers(1, 2))
+            messages += [answer(calls=calls), *(result(text()) for _ in range(calls))]
+        messages.append(answer(calls=0))
+    return messages
+
+
+@pytest.mark.parametrize("reasoning", ["train", "keep", "drop"])
+@pytest.mark.parametrize("name", CALLS)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(messages=conversations_with_tools())
+def test_any_conversation_with_tools(name, reasoning, messages):
+    kind = KINDS[name]
+    try:
+        rendered = renderer_of(name, reasoning).render(
+            {"messages": messages, "tools": TOOLS}, "row 1"
+        )
+    except InputError as error:
+        known = "refuses this conversation|does not write out tool calls|of every message that is to be learnt"
+        assert re.search(known, str(error)) or "think>" in json.dumps(messages), error
+        return
+    marked = [set(re.findall("§[0-9]+§", rendered.text[s.start : s.end])) for s in rendered.spans]
+    assert not any(a & b for i, a in enumerate(marked) for b in marked[:i])
+    ends = (kind.end, kind.last_end or kind.end, "<|call|>", "<|eom_id|>", "<|END_OF_TURN_TOKEN|>")
+    assert all(rendered.text[s.start : s.end].endswith(ends) for s in rendered.spans)
+    every = [numbers(m) for m in messages if m["role"] == "assistant"]
+    others = set().union(
+        *(numbers(m) for m in messages if m["role"] != "assistant" or m.get("weight") == 0)
+    )
+    assert not set().union(*marked) & others
+    for span in marked:
+        (own,) = (said for said in every if said & span)
+        thoughts = next(
+            numbers({"t": m.get("reasoning_content", "")}) for m in messages if numbers(m) == own
+        )
+        assert span == (own if reasoning == "train" else own - thoughts)
+    left = [
+        m
+        for m in messages
+        if m["role"] == "assistant"
+        and m.get("weight") != 0
+        and not any(numbers(m) & s for s in marked)
+    ]
+    assert all("reasoning_content" in m and rendered.lost for m in left)
+
+
+def numbers(message):
+    return set(re.findall("§[0-9]+§", json.dumps(message, ensure_ascii=False)))
+
+
 def forms(tokenizer, messages):
     """The conversation as transformers renders it, as it is or with the developer's message as the system's."""
     found = []
@@ -521,3 +597,120 @@ def test_templates_render_as_transformers_renders_them(name):
                     tokenizer.apply_chat_template(messages, **given)
             else:
                 assert ours == tokenizer.apply_chat_template(messages, **given)
+
+
+# The template itself
+
+
+@pytest.mark.parametrize("setting", [None, *PRESETS])
+def test_presets_write_every_part_of_a_row_as_it_is(setting):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = bytes_tokenizer(specials=[*SPECIALS, "<|eot_id|>"])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    messages = [
+        turn("system", " S\n"), turn("developer", "D"), turn("user", "\tQ "), called({"to": "sea"}, reasoning_content="T1"), result("{}"),
+        turn("assistant", "  indented\n\tcode\n", reasoning_content="T2"),
+    ]  # fmt: skip
+    row = tokens(tokenizer, {"messages": messages, "tools": TOOLS}, setting)
+    text = tokenizer.decode(row.ids)
+    assert row.lost == () and row.weights is None
+    assert [
+        text.count(part) for part in (" S\n", "D", "\tQ ", "sea", "Goes up", "  indented\n\tcode\n")
+    ] == [1] * 6
+    assert [int(token) for token in row.ids].count(tokenizer.bos_token_id) == 1 and row.ids[
+        0
+    ] == tokenizer.bos_token_id
+    said = answers(tokenizer, row.ids, np.where(row.learnt, row.ids, IGNORED))
+    end = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}.get(setting, "</s>")
+    assert said == [
+        '<think>\nT1\n</think>\n\n[{"name": "fly", "arguments": {"to": "sea"}}]' + end,
+        "<think>\nT2\n</think>\n\n  indented\n\tcode\n" + end,
+    ]
+    assert row.endless == 0
+
+
+def test_a_template_is_the_tokenizers_or_a_preset_or_a_file(tmp_path):
+    tokenizer = bytes_tokenizer(CHATML)
+    assert chat_template(tokenizer, None) == CHATML
+    assert chat_template(tokenizer, "none") is None
+    assert chat_template(tokenizer, "zephyr") == PRESETS["zephyr"]
+    assert chat_template(bytes_tokenizer(), None) == PRESETS["plain"]
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% for m in messages %}{{ m.content }}{% endfor %}é", encoding="utf-8")
+    assert chat_template(tokenizer, str(file)) == file.read_text(encoding="utf-8")
+    tokenizer.chat_template = {"default": CHATML, "tool_use": CHATML + "{{ tools }}"}
+    assert chat_template(tokenizer, None) == CHATML
+    assert chat_template(tokenizer, None, with_tools=True) == CHATML + "{{ tools }}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "data.chat_template: 'chatlm' is no file and none of plain, chatml, llama3, zephyr, none. Did you mean 'chatml'?"),
+        ("{% for m in messages %}", "not a Jinja template: Unexpected end of template"),
+        ("Hello", "renders no 'messages'"),
+        (b"\xff", "cannot be read: 'utf-8' codec can't decode"),
+    ],
+)  # fmt: skip
+def test_templates_that_are_none(text, message, tmp_path):
+    file = tmp_path / "a.jinja"
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError) as error:
+        chat_template(bytes_tokenizer(), "chatlm" if text is None else str(file))
+    assert message in str(error.value) and str(error.value).startswith("data.chat_template: ")
+
+
+# A prompt and its completion as they are
+
+
+def completion(tokenizer, prompt, answer, **more):
+    row = tokens(tokenizer, {"prompt": prompt, "completion": answer, **more}, "none")
+    return row, tokenizer.decode(row.ids), tokenizer.decode(row.ids[row.learnt])
+
+
+def test_a_completion_is_learnt_with_the_end_of_sequence():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = bytes_tokenizer()
+    row, text, said = completion(tokenizer, "Q: ", " x\n")
+    assert (text, said, row.endless) == ("Q:  x\n</s>", " x\n</s>", 0)
+    assert completion(tokenizer, "Q: ", "x</s>")[1:] == ("Q: x</s>", "x</s>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>",
+        special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)],
+    )
+    assert completion(tokenizer, "Q: ", "x")[1:] == ("<s>Q: x</s>", "x</s>")
+    row, _, said = completion(tokenizer, "Q: ", "x", weight=0.5)
+    assert set(row.weights[row.learnt]) == {0.5} and said == "x</s>"
+    assert not completion(tokenizer, "Q: ", "x", weight=0)[0].learnt.any()
+
+
+def test_the_prompts_tokens_are_those_that_the_model_is_given():
+    tokenizer = merging_tokenizer()
+    row, text, said = completion(tokenizer, "a:", "xy")
+    assert (text, said) == ("a:xy</s>", "xy</s>")
+    assert list(row.ids[:2]) == tokenizer("a:").input_ids
+
+
+def merging_tokenizer():
+    """':x' is one token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE({**vocabulary, ":x": 256, "</s>": 257}, [(":", "x")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
+def test_conversations_have_no_place_where_there_is_no_template():
+    with pytest.raises(
+        InputError,
+        match="^row 1: data.chat_template: none takes rows with a prompt and a completion",
+    ):
+        tokens(bytes_tokenizer(), {"messages": TALK}, "none")

@@ -20,8 +20,7 @@ REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 """What a template raises where a row does not suit it."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """What a template is given of a row."""
 
     messages: list[Message]
@@ -36,6 +35,11 @@ class Shape(NamedTuple):
     text_arguments: bool = False
     """Arguments of tool calls as text of JSON, for a template that joins them to its own."""
     developer_as_system: bool = False
+
+    def row(self, row: Row) -> Row:
+        if not any(self) and not any("reasoning_content" in message for message in row.messages):
+            return row
+        return row._replace(messages=list(map(self.of, row.messages)))
 
     def of(self, message: Message) -> Message:
         """The message so shaped: a copy, or itself where nothing needs to change."""
@@ -117,11 +121,13 @@ class Layout:
     def runs(self) -> list[Run]:
         runs: list[Run] = []
         parts = self.marks.parts
+        last = None
         for part, start, end in self.spots:
             turn = parts[part].turn
-            if runs and runs[-1].turn == turn:
+            if turn == last:
                 start = runs.pop().start
             runs.append(Run(turn, start, end))
+            last = turn
         return runs
 
 
@@ -153,12 +159,15 @@ class Template:
             GENERATION_OPEN: generation[0],
             GENERATION_CLOSE: generation[1],
         }
-        context = self._template.new_context(given, shared=True)
-        return "".join(self._template.root_render_func(context))
+        template = self._template
+        context = template.environment.context_class(
+            template.environment, given, template.name, template.blocks
+        )
+        return "".join(template.root_render_func(context))
 
     def layout(self, row: Row, shape: Shape) -> Layout:
         """With as many of the row's texts marked as leave the template's text as it is."""
-        text = self.render(_shaped(row, shape))
+        text = self.render(shape.row(row))
         block = marks.block_for(text)
         for generation in (True, False) if self.marks_spans else (False,):
             for kinds in marks.LEVELS:
@@ -171,7 +180,7 @@ class Template:
         self, row: Row, shape: Shape, text: str, put: Marks, generation: bool
     ) -> Layout | None:
         """None where marks change the text."""
-        marked = _shaped(_marked(row, put), shape)
+        marked = shape.row(_marked(row, put))
         edges = put.generation if generation else ("", "")
         try:
             pieces = put.split(self.render(marked, generation=edges))
@@ -227,11 +236,6 @@ def _altered(text: str, put: Marks, spots: Sequence[Spot]) -> frozenset[int]:
             if part.kind in (marks.ANSWER, marks.CONTENT):
                 altered.append(number)
     return frozenset(altered)
-
-
-def _shaped(row: Row, shape: Shape) -> Row:
-    shaped = list(map(shape.of, row.messages))
-    return Row(messages=shaped, tools=row.tools, documents=row.documents)
 
 
 def _marked(row: Row, put: Marks) -> Row:

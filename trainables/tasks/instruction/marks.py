@@ -164,7 +164,7 @@ class Marks:
                 start = opened.pop(number)
                 if number == 0:
                     generated.append((start, position))
-                elif number > 1:
+                elif 1 < number < len(self.parts) + 2:
                     part = self.parts[number - 2]
                     spots.append(Spot(number - 2, start - part.ahead, position + part.behind))
         return spots, generated

@@ -259,7 +259,9 @@ def _refuse(layout: Layout, part: Part, place: str) -> None:
 
 def _prepared(message: Message, *, drops: bool) -> Message:
     """Without what is null, and with the thoughts that stand in an answer apart from it."""
-    prepared = {key: item for key, item in message.items() if item is not None}
+    prepared = message
+    if None in message.values():
+        prepared = {key: item for key, item in message.items() if item is not None}
     if prepared.get("role") != "assistant":
         return prepared
     content = prepared.get("content")
@@ -267,12 +269,11 @@ def _prepared(message: Message, *, drops: bool) -> Message:
         found = _THOUGHT.fullmatch(content)
         if found:
             thought = found[1].strip("\r\n")
-            prepared |= {"content": found[2]} | (
-                {"reasoning_content": thought} if thought.strip() else {}
-            )
+            thoughts = {"reasoning_content": thought} if thought.strip() else {}
+            prepared = {**prepared, "content": found[2], **thoughts}
     if drops:
-        for name in ("reasoning_content", "thinking", "reasoning"):
-            prepared.pop(name, None)
+        names = ("reasoning_content", "thinking", "reasoning")
+        return {key: item for key, item in prepared.items() if key not in names}
     return prepared
 
 

@@ -8,6 +8,7 @@ rows, what was found is kept by the template's own text between two marked ones.
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
@@ -41,25 +42,26 @@ class Turns:
         """Of the assistant's turns, by the positions of their messages; a turn of which this cannot
         be told is not among them.
         """
-        layout = _first_only(self, layout)
-        messages, text, runs = layout.row.messages, layout.text, layout.runs()
-        answers = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
+        layout = _own_only(self, layout)
+        text, runs = layout.text, layout.runs()
+        answers = [
+            turn for turn, m in enumerate(layout.row.messages) if m.get("role") == "assistant"
+        ]
+        known = set(answers) - _more_than_once(runs)
         extents: dict[int, Extent] = {}
-        scattered = _more_than_once(runs)
-        before = 0
-        for at, run in enumerate(runs):
-            turn = run.turn
-            if turn in answers and turn not in scattered:
-                after = runs[at + 1].start if at + 1 < len(runs) else len(text)
-                gap = text[before : run.start]
-                head = self._head(layout, turn, gap, runs[at - 1].turn if at else None)
+        before, last = 0, None
+        for at, (turn, start, end) in enumerate(runs):
+            if turn in known:
+                head = self._head(layout, turn, text[before:start], last)
                 if head is not None:
-                    end = run.end + self._end(layout, turn, text[run.end : after])
+                    after = runs[at + 1].start if at + 1 < len(runs) else len(text)
+                    end += self._end(layout, turn, text[end:after])
                     extents[turn] = Extent(before + head, end)
-            before = run.end
-        for turn in answers:
-            if turn not in extents and (extent := self._by_prefix(layout, turn)):
-                extents[turn] = extent
+            before, last = runs[at].end, turn
+        if len(extents) < len(answers):
+            for turn in answers:
+                if turn not in extents and (extent := self._by_prefix(layout, turn)):
+                    extents[turn] = extent
         return _apart(extents)
 
     def _head(self, layout: Layout, turn: int, gap: str, before: int | None) -> int | None:
@@ -167,32 +169,37 @@ class Turns:
         start += len(text[start:]) - len(text[start:].lstrip())
         return Extent(start, len(whole))
 
-    def own_spots(self, layout: Layout, turn: int) -> int:
-        """How many texts of the turn stand in the conversation cut off after it."""
+    def counts(self, layout: Layout, turn: int) -> Counter[int]:
+        """How often each text of the turn stands in the conversation cut off after it."""
         pieces = self._template.pieces(layout, layout.marked.messages[: turn + 1])
         found = [] if pieces is None else layout.marks.found(pieces)[0]
-        return sum(layout.parts[spot.part].turn == turn for spot in found)
+        return Counter(spot.part for spot in found if layout.parts[spot.part].turn == turn)
 
 
-def _first_only(turns: Turns, layout: Layout) -> Layout:
+def _own_only(turns: Turns, layout: Layout) -> Layout:
     """Without what is said of an assistant's turn in later ones, such as which function a result is
     of.
     """
     if len(layout.spots) == len({spot.part for spot in layout.spots}):
         return layout
-    spots = list(layout.spots)
+    left: Counter[int] = Counter()
+    repeated = set()
     for turn, message in enumerate(layout.row.messages):
-        own = layout.spots_of(turn)
-        if message.get("role") == "assistant" and len(own) > len({spot.part for spot in own}):
-            count = turns.own_spots(layout, turn)
-            kept = own[:count] if count else list({s.part: s for s in reversed(own)}.values())
-            spots = [spot for spot in spots if spot not in own or spot in kept]
+        own = Counter(spot.part for spot in layout.spots_of(turn))
+        if message.get("role") == "assistant" and own.total() > len(own):
+            repeated |= set(own)
+            left |= Counter(dict.fromkeys(own, 1)) | turns.counts(layout, turn)
+    spots = []
+    for spot in layout.spots:
+        if spot.part not in repeated or left[spot.part] > 0:
+            spots.append(spot)
+            left[spot.part] -= 1
     return replace(layout, spots=spots)
 
 
 def _more_than_once(runs: list[Run]) -> set[int]:
-    seen: set[int] = set()
-    return {run.turn for run in runs if run.turn in seen or seen.add(run.turn)}
+    turns = [run.turn for run in runs]
+    return set() if len(set(turns)) == len(turns) else {t for t in turns if turns.count(t) > 1}
 
 
 def _behind(gap: str, prompt: str) -> int | None:
