@@ -285,6 +285,20 @@ def test_rows_cut_before_their_answer_are_dropped_and_counted(tmp_path):
     ]
 
 
+def test_what_is_cut_lost_and_weighted_is_told(tmp_path):
+    template = CHATML.replace("for m in messages", "for m in messages if m.role != 'system'")
+    rows = [
+        {"messages": [turn("system", "Be kind."), turn("user", "x"), turn("assistant", "y")]},
+        {"messages": [turn("user", "x"), turn("assistant", "y" * 100)]},
+        {"messages": [turn("user", "x"), turn("assistant", "y", weight=0.5)]},
+    ]
+    encoded = encode(bytes_tokenizer(template), rows, tmp_path, max_length=60)
+    assert (encoded.endings_cut, dict(encoded.lost)) == (1, {"the system message": 1})
+    assert [sorted(set(weights)) for weights in encoded.weights] == [[1], [1], [0.5, 1]]
+    assert [len(weights) for weights in encoded.weights] == [len(ids) for ids in encoded.input_ids]
+    assert encode(bytes_tokenizer(template), rows[:2], tmp_path).weights is None
+
+
 def test_answers_without_an_end_are_counted(tmp_path):
     tokenizer = bytes_tokenizer(
         "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"

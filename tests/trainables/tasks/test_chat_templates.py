@@ -217,6 +217,49 @@ def test_a_function_whose_name_a_template_asks_for():
     assert (said, lost) == (["<|python_tag|>1 + 1<|eom_id|>", "A<|eot_id|>"], ())
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["chatml", "qwen25", "qwen3", "gpt_oss", "llama3", "mistral_v7", "granite", "zephyr", "phi3"],
+)
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([TALK[1]], ["A1"]),
+        ([TALK[1], *TALK[2:]], ["A1", "A2"]),
+        ([TALK[0], TALK[1], TALK[3]], ["A1", "A2"]),
+        (TALK[:3], ["A1"]),
+    ],
+    ids=["alone", "first", "two in a row", "not last"],
+)  # fmt: skip
+def test_answers_anywhere(messages, expected, name):
+    kind = KINDS[name]
+    said, _ = learnt(tokenizer_of(name), {"messages": messages})
+    assert len(said) == len(expected)
+    for text, answer in zip(said, expected, strict=True):
+        assert re.fullmatch(
+            f"{kind.opening}{answer}({re.escape(kind.end)}|{re.escape(kind.last_end or kind.end)})",
+            text,
+        )
+
+
+@pytest.mark.parametrize("name", ["llama3", "mistral_v7", "deepseek_r1"])
+def test_words_beside_a_call_that_a_template_leaves_out(name):
+    messages = [turn("user", "Q"), {**called({"to": "sea"}), "content": "I go."}]
+    with pytest.raises(
+        InputError,
+        match=r"^row 1: messages\[1\]: the chat template leaves out the assistant's 'I go.'",
+    ):
+        learnt(tokenizer_of(name), {"messages": messages})
+
+
+def test_arguments_that_a_template_would_write_as_python():
+    tokenizer = bytes_tokenizer(
+        CHATML.replace("call.function | tojson", "call.function.name ~ call.function.arguments")
+    )
+    said, _ = learnt(tokenizer, {"messages": [turn("user", "Q"), called({"to": "é", "far": True})]})
+    assert said == ['<call>fly{"to": "é", "far": true}</call><|im_end|>']
+
+
 # What is left out
 
 
@@ -716,3 +759,62 @@ def test_conversations_have_no_place_where_there_is_no_template():
         match="^row 1: data.chat_template: none takes rows with a prompt and a completion",
     ):
         tokens(bytes_tokenizer(), {"messages": TALK}, "none")
+
+
+GENERATION = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.role == 'assistant' %}{% generation %}{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}"
+    "{{ m.content }}{% for call in m.tool_calls %}{{ call.function | tojson }}{% endfor %}{% endgeneration %}"
+    "{% generation %}{{ '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{% if m.role == 'tool' %}{{ messages[loop.index0 - 1].tool_calls[0].function.name + ': ' }}{% endif %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+)  # fmt: skip
+
+
+def test_what_a_template_marks_itself():
+    """In pieces; a call's name stands in its result too, which is not the assistant's."""
+    tokenizer = bytes_tokenizer(GENERATION)
+    messages = [
+        turn("user", "Q"),
+        called({"to": "sea"}, reasoning_content="T"),
+        result("R"),
+        turn("assistant", "A"),
+        turn("assistant", "B", weight=0.5),
+    ]
+    said, lost = learnt(tokenizer, {"messages": messages})
+    assert said == [
+        '<think>T</think>{"name": "fly", "arguments": {"to": "sea"}}<|im_end|>',
+        "A<|im_end|>",
+        "B<|im_end|>",
+    ]
+    assert lost == ()
+    assert learnt(tokenizer, {"messages": messages}, reasoning="keep")[0][0] == said[
+        0
+    ].removeprefix("<think>T</think>")
+    assert learnt(tokenizer, {"messages": messages}, train_on="last_answer")[0] == said[2:]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == tokenizer.decode(
+        tokens(tokenizer, {"messages": messages}).ids
+    )
+    found = tokenizer.apply_chat_template(
+        messages, return_assistant_tokens_mask=True, return_dict=True
+    )["assistant_masks"]
+    assert list(map(bool, found)) == list(tokens(tokenizer, {"messages": messages}).learnt)
+
+
+def test_a_template_that_writes_a_text_twice():
+    """The answer that counts is the one in its own turn: here the first, as the second is in the user's next."""
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+        "{% if m.role == 'user' and not loop.first %}{{ '(' + messages[loop.index0 - 1].content + ') ' }}{% endif %}"
+        "{{ m.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    assert learnt(bytes_tokenizer(template), {"messages": TALK})[0] == [
+        "A1<|im_end|>",
+        "A2<|im_end|>",
+    ]
+    twice = CHATML.replace(
+        "m.content", "m.content + (' / ' + m.content if m.role == 'assistant' else '')"
+    )
+    assert learnt(bytes_tokenizer(twice), {"messages": TALK})[0] == [
+        "A1 / A1<|im_end|>",
+        "A2 / A2<|im_end|>",
+    ]

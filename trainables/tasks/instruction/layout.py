@@ -16,9 +16,6 @@ from trainables.tasks.instruction.templates import (
     has_generation,
 )
 
-REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-"""What a template raises where a row does not suit it."""
-
 
 class Row(NamedTuple):
     """What a template is given of a row."""
@@ -149,7 +146,7 @@ class Template:
         add_generation_prompt: bool = False,
         generation: tuple[str, str] = ("", ""),
     ) -> str:
-        """Raises one of REFUSALS."""
+        """Raises TemplateError, whatever the row made the template fail with."""
         given = {
             **self._variables,
             "messages": row.messages,
@@ -163,7 +160,10 @@ class Template:
         context = template.environment.context_class(
             template.environment, given, template.name, template.blocks
         )
-        return "".join(template.root_render_func(context))
+        try:
+            return "".join(template.root_render_func(context))
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise TemplateError(str(error)) from error
 
     def layout(self, row: Row, shape: Shape) -> Layout:
         """With as many of the row's texts marked as leave the template's text as it is."""
@@ -184,7 +184,7 @@ class Template:
         edges = put.generation if generation else ("", "")
         try:
             pieces = put.split(self.render(marked, generation=edges))
-        except REFUSALS:
+        except TemplateError:
             return None
         if "".join(pieces[::2]) != text:
             return None
@@ -224,7 +224,7 @@ class Template:
         """None where the template refuses the row."""
         try:
             return self.render(row, add_generation_prompt=add_generation_prompt)
-        except REFUSALS:
+        except TemplateError:
             return None
 
 

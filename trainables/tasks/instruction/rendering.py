@@ -3,13 +3,16 @@ chat template leaves out.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, cast
 
+from jinja2 import TemplateError
+
 from trainables.data.rows import BadRow, shorten
 from trainables.tasks.instruction import marks
-from trainables.tasks.instruction.layout import REFUSALS, Layout, Row, Shape, Template
+from trainables.tasks.instruction.generation import generated, raise_left_out
+from trainables.tasks.instruction.layout import Layout, Row, Shape, Template
 from trainables.tasks.instruction.marks import (
     ANSWER,
     ARGUMENT,
@@ -21,7 +24,7 @@ from trainables.tasks.instruction.marks import (
     Message,
     Part,
 )
-from trainables.tasks.instruction.turns import Extent, Turns
+from trainables.tasks.instruction.turns import Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +43,9 @@ NAMES = {
     TOOLS: "tools",
     DOCUMENTS: "documents",
 }
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names under which rows have an assistant's thoughts; ours is the first."""
 
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 _CLOSING_TAG = re.compile(r"\s*(?:</[^<>\s]+>|<\|[^|<>]*\|>|\[/[^\[\]\s]+\])\s*")
@@ -90,7 +96,7 @@ class Renderer:
         row = self._row(value)
         try:
             layout, lost = self._layout(row)
-        except REFUSALS as error:
+        except TemplateError as error:
             raise BadRow(f"{place}: the chat template refuses this conversation: {error}") from None
         learnt = self._learnt(value, row)
         if not layout.is_whole:
@@ -121,7 +127,7 @@ class Renderer:
     # How the row is put to the template
 
     def _layout(self, row: Row) -> tuple[Layout, list[str]]:
-        """And how it had to be changed, in words. Raises one of REFUSALS."""
+        """And how it had to be changed, in words. Raises TemplateError."""
         thinks = any("reasoning_content" in message for message in row.messages)
         shape = self._shape_of_thoughts() if thinks else Shape()
         if not any(message.get("role") == "developer" for message in row.messages):
@@ -129,21 +135,34 @@ class Renderer:
         as_system = shape._replace(developer_as_system=True)
         try:
             layout = self._shaped(row, shape)
-        except REFUSALS:
+        except TemplateError:
             return self._shaped(row, as_system), [AS_SYSTEM]
         if not _missing_developer(layout):
             return layout, []
         try:
             other = self._shaped(row, as_system)
-        except REFUSALS:
+        except TemplateError:
             return layout, []
         return (layout, []) if _missing_developer(other) else (other, [AS_SYSTEM])
 
     def _shaped(self, row: Row, shape: Shape) -> Layout:
-        try:
+        """Arguments of calls are put as objects, or as text where the template asks for that: it
+        joins them to text of its own, as DeepSeek's does, or writes them as Python would.
+        """
+        if not any("tool_calls" in message for message in row.messages):
             return self._template.layout(row, shape)
-        except TypeError:  # a template that joins a call's arguments to its text, as DeepSeek's
-            return self._template.layout(row, shape._replace(text_arguments=True))
+        as_text = shape._replace(text_arguments=True)
+        try:
+            layout = self._template.layout(row, shape)
+        except TemplateError as error:
+            try:
+                return self._template.layout(row, as_text)
+            except TemplateError:
+                raise error from None
+        if not _writes_python(layout):
+            return layout
+        other = self._template.layout(row, as_text)
+        return layout if _writes_python(other) else other
 
     def _shape_of_thoughts(self) -> Shape:
         """Whether the template takes thoughts apart from the content, or only in it."""
@@ -167,16 +186,8 @@ class Renderer:
         `learnt`. Raises InputError where it lacks what is to be learnt.
         """
         missing = _missing(layout)
-        forgotten = {part.turn for part in missing if part.kind == THOUGHT}
-        if self._reasoning == "train" and forgotten & set(learnt):
-            for turn in forgotten:
-                learnt.pop(turn, None)
-            if not learnt:
-                raise BadRow(
-                    f"{place}: the chat template leaves out the assistant's thoughts of every"
-                    " message that is to be learnt; data.reasoning: drop learns the answers"
-                    " without them"
-                )
+        if self._reasoning == "train":
+            _forget(learnt, {part.turn for part in missing if part.kind == THOUGHT}, place)
         for part in missing:
             if part.turn in learnt:
                 _refuse(layout, part, place)
@@ -190,9 +201,9 @@ class Renderer:
     def _spans(self, layout: Layout, learnt: dict[int, float], place: str) -> list[Span]:
         extents = self._turns.extents(layout)
         if layout.generated:
-            extents_of = self._generated(layout, learnt, extents, place)
+            extents_of = generated(layout, learnt, extents, place)
         elif layout.has_generation:
-            _raise_left_out(layout, min(learnt), place)
+            raise_left_out(layout, min(learnt), place)
         else:
             extents_of = {turn: [extents[turn]] for turn in learnt if turn in extents}
         spans = []
@@ -219,30 +230,17 @@ class Renderer:
         tag = _CLOSING_TAG.match(layout.text, ends[-1])
         return tag.end() if tag else ends[-1]
 
-    def _generated(
-        self, layout: Layout, learnt: dict[int, float], extents: dict[int, Extent], place: str
-    ) -> dict[int, list[Extent]]:
-        """What the template's {% generation %} marks hold of each turn, held to the messages: all
-        that the assistant said, and nothing that others said.
-        """
-        pieces = _merged(layout)
-        for turn, message in enumerate(layout.row.messages):
-            spots = [
-                spot
-                for spot in layout.spots_of(turn)
-                if layout.parts[spot.part].kind not in (THOUGHT, ARGUMENT)
-            ]
-            if turn in learnt and not all(_is_inside(spot[1:], pieces) for spot in spots):
-                _raise_left_out(layout, turn, place)
-            if message.get("role") != "assistant" and any(
-                start < spot.end and spot.start < end for spot in spots for start, end in pieces
-            ):
-                raise BadRow(
-                    f"{place}: the chat template's {{% generation %}} marks take in"
-                    f" messages[{turn}], the {message.get('role')}'s"
-                    f" {shorten(message.get('content'))}"
-                )
-        return _by_turn(pieces, extents)
+
+def _forget(learnt: dict[int, float], thoughtless: set[int], place: str) -> None:
+    """An answer without its thought is context only: learning it would unlearn thinking."""
+    had = bool(learnt)
+    for turn in thoughtless:
+        learnt.pop(turn, None)
+    if had and not learnt:
+        raise BadRow(
+            f"{place}: the chat template leaves out the assistant's thoughts of every message that"
+            " is to be learnt; data.reasoning: drop learns the answers without them"
+        )
 
 
 def _refuse(layout: Layout, part: Part, place: str) -> None:
@@ -252,29 +250,51 @@ def _refuse(layout: Layout, part: Part, place: str) -> None:
             " calls; this data needs a model whose template does"
         )
     if part.kind == ANSWER and layout.has_generation:
-        _raise_left_out(layout, part.turn, place)
-    if part.kind == ANSWER:
+        raise_left_out(layout, part.turn, place)
+    if part.kind == ANSWER and part in (layout.parts[number] for number in layout.altered):
         _raise_unknown(part.turn, place)
+    if part.kind == ANSWER:
+        raise BadRow(
+            f"{place}: messages[{part.turn}]: the chat template leaves out the assistant's"
+            f" {shorten(part.text)}, or a part of it"
+        )
 
 
 def _prepared(message: Message, *, drops: bool) -> Message:
     """Without what is null, and with the thoughts that stand in an answer apart from it."""
-    prepared = message
     if None in message.values():
-        prepared = {key: item for key, item in message.items() if item is not None}
-    if prepared.get("role") != "assistant":
-        return prepared
-    content = prepared.get("content")
-    if isinstance(content, str) and "<think>" in content and "reasoning_content" not in prepared:
-        found = _THOUGHT.fullmatch(content)
-        if found:
-            thought = found[1].strip("\r\n")
-            thoughts = {"reasoning_content": thought} if thought.strip() else {}
-            prepared = {**prepared, "content": found[2], **thoughts}
+        message = {key: item for key, item in message.items() if item is not None}
+    if message.get("role") != "assistant":
+        return message
+    message = _with_thoughts_apart(message)
     if drops:
-        names = ("reasoning_content", "thinking", "reasoning")
-        return {key: item for key, item in prepared.items() if key not in names}
-    return prepared
+        return {key: item for key, item in message.items() if key not in REASONING}
+    return message
+
+
+def _with_thoughts_apart(message: Message) -> Message:
+    for name in REASONING:
+        if isinstance(thought := message.get(name), str):
+            return message if name == REASONING[0] else {**message, REASONING[0]: thought}
+    content = message.get("content")
+    found = None
+    if isinstance(content, str) and "<think>" in content:
+        found = _THOUGHT.fullmatch(content)
+    if not found:
+        return message
+    thought = found[1].strip("\r\n")
+    thoughts = {REASONING[0]: thought} if thought.strip() else {}
+    return {**message, "content": found[2], **thoughts}
+
+
+def _writes_python(layout: Layout) -> bool:
+    """Whether the text has a call's arguments as Python writes them."""
+    for message in layout.row.messages:
+        for call in cast("list[dict[str, dict[str, object]]]", message.get("tool_calls") or []):
+            given = call.get("function", {}).get("arguments")
+            if given and isinstance(given, Mapping) and str(given) in layout.text:
+                return True
+    return False
 
 
 def _weight(value: Mapping[str, object]) -> float:
@@ -322,46 +342,8 @@ def _name(layout: Layout, part: Part, missing: list[Part]) -> str:
     return name
 
 
-def _merged(layout: Layout) -> list[tuple[int, int]]:
-    """What the template marks; it may mark a turn in pieces."""
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(layout.generated):
-        if not layout.text[start:end].strip():
-            continue
-        if merged and merged[-1][1] >= start:
-            start, end = merged[-1][0], max(merged.pop()[1], end)
-        merged.append((start, end))
-    return merged
-
-
-def _by_turn(
-    pieces: Iterable[tuple[int, int]], extents: dict[int, Extent]
-) -> dict[int, list[Extent]]:
-    """Each piece goes to the turn that it holds something of; one that holds several is cut."""
-    found: dict[int, list[Extent]] = {}
-    ordered = sorted(extents.items())
-    for start, end in pieces:
-        held = [turn for turn, extent in ordered if extent.start < end and start < extent.end]
-        for turn, following in zip(held, [*held[1:], None], strict=True):
-            edge = end if following is None else extents[turn].end
-            found.setdefault(turn, []).append(Extent(start, edge))
-            start = edge if following is None else extents[following].start
-    return found
-
-
-def _is_inside(spot: tuple[int, int], pieces: list[tuple[int, int]]) -> bool:
-    return any(start <= spot[0] and spot[1] <= end for start, end in pieces)
-
-
 def _raise_unknown(turn: int, place: str) -> NoReturn:
     raise BadRow(
         f"{place}: messages[{turn}]: cannot tell which part of the text that the chat template"
         " renders is the assistant's; a template with {% generation %} marks says so"
-    )
-
-
-def _raise_left_out(layout: Layout, turn: int, place: str) -> NoReturn:
-    raise BadRow(
-        f"{place}: the chat template's {{% generation %}} marks leave out messages[{turn}], the"
-        f" assistant's {shorten(layout.row.messages[turn].get('content'))}"
     )

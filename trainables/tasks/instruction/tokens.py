@@ -11,7 +11,7 @@ from trainables.data.records import Record, batched
 from trainables.data.rows import BadRow, shorten
 from trainables.errors import InputError
 from trainables.tasks.instruction.rendering import Rendered, Renderer, Span
-from trainables.tasks.instruction.templates import chat_template
+from trainables.tasks.instruction.templates import chat_template, check_template
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -66,6 +66,7 @@ class Tokeniser:
         for with_tools in (False, True):
             template = chat_template(tokenizer, setting, with_tools=with_tools)
             if template is not None:
+                check_template(template, "model: the chat template of its tokenizer")
                 self._renderers[with_tools] = Renderer(
                     tokenizer, template, reasoning=reasoning, train_on=train_on
                 )
@@ -235,15 +236,17 @@ def _held(encoding: "Encoding", text: str, span: Span) -> _Held:
     first = encoding.char_to_token(span.start)
     last = encoding.char_to_token(span.end - 1)
     end = len(encoding) if span.end == len(text) else encoding.char_to_token(span.end)
-    if first is None or last is None or end is None:
+    # a character that no token holds, or a token that holds both sides of the end
+    if first is None or last is None or end is None or last >= end:
         return _held_by_offsets(encoding, span)
-    starts, stops = encoding.token_to_chars(first), encoding.token_to_chars(end - 1)
-    if starts is None or stops is None or last >= end:  # a token holds both sides of the end
-        return _held_by_offsets(encoding, span)
-    start, stop = starts[0], stops[1]
-    if start < span.start and first + 1 < end and not text[span.start : starts[1]].strip():
-        first, start = first + 1, starts[1]
-    return _Held(first, end, start, stop)
+    start, behind = _characters(encoding, first)
+    if start < span.start and first + 1 < end and not text[span.start : behind].strip():
+        first, start = first + 1, behind
+    return _Held(first, end, start, _characters(encoding, end - 1)[1])
+
+
+def _characters(encoding: "Encoding", token: int) -> tuple[int, int]:
+    return encoding.token_to_chars(token) or (0, 0)
 
 
 def _held_by_offsets(encoding: "Encoding", span: Span) -> _Held:

@@ -54,15 +54,17 @@ class Turns:
             if turn in known:
                 head = self._head(layout, turn, text[before:start], last)
                 if head is not None:
-                    after = runs[at + 1].start if at + 1 < len(runs) else len(text)
+                    after = runs[at + 1].start if runs[at + 1 :] else len(text)
                     end += self._end(layout, turn, text[end:after])
                     extents[turn] = Extent(before + head, end)
             before, last = runs[at].end, turn
         if len(extents) < len(answers):
-            for turn in answers:
-                if turn not in extents and (extent := self._by_prefix(layout, turn)):
-                    extents[turn] = extent
+            extents |= self._unmarked(layout, set(answers) - set(extents))
         return _apart(extents)
+
+    def _unmarked(self, layout: Layout, turns: set[int]) -> dict[int, Extent]:
+        found = {turn: self._by_prefix(layout, turn) for turn in turns}
+        return {turn: extent for turn, extent in found.items() if extent}
 
     def _head(self, layout: Layout, turn: int, gap: str, before: int | None) -> int | None:
         """Characters of `gap`, which is between the turn's texts and those before, that the model
@@ -90,9 +92,12 @@ class Turns:
     def _after_prompt(self, layout: Layout, turn: int, gap: str) -> int | None:
         before = layout.marked.messages[:turn]
         tail = self._template.tail(layout, before, add_generation_prompt=True)
-        if tail is not None and gap.startswith(tail):
+        if tail is None or not gap.startswith(tail):
+            return _behind(gap, self._prompt(layout, turn)) or _plain(layout, turn, gap)
+        if tail != self._template.tail(layout, before):
             return len(tail)
-        return _behind(gap, self._prompt(layout, turn)) or _plain(layout, turn, gap)
+        # no prompt after these messages: that of others, should the template write it here
+        return len(tail) + (_behind(gap[len(tail) :], self._prompt(layout, turn)) or 0)
 
     def _prompt(self, layout: Layout, turn: int) -> str:
         """What the template adds for the model to go on from; that of any question where it refuses
@@ -103,7 +108,7 @@ class Turns:
             row = Row(messages=messages, tools=layout.marked.tools)
             asked = self._template.attempt(row)
             prompt = self._template.attempt(row, add_generation_prompt=True)
-            if asked is not None and prompt is not None and prompt.startswith(asked):
+            if asked and prompt and prompt != asked and prompt.startswith(asked):
                 return prompt[len(asked) :]
         return ""
 
