@@ -26,6 +26,9 @@ __all__ = ["Chat", "default_chat_template"]
 class Chat:
     default_length = 1024
 
+    def __init__(self) -> None:
+        self._last: tuple[object, object, Encoding, Tokeniser] | None = None
+
     def reader(self, source: Source, data: DataConfig) -> RowReader:
         if source.is_document:
             raise InputError(
@@ -45,7 +48,7 @@ class Chat:
     def segments(
         self, record: Record, tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
     ) -> tuple[Segment, ...]:
-        text, learnt = tokeniser(tokenizer, encoding).text(record)
+        text, learnt = self._tokeniser(tokenizer, encoding).text(record)
         edges = [0, *(edge for span in learnt for edge in span), len(text)]
         pieces = [text[start:end] for start, end in zip(edges[:-1], edges[1:], strict=True)]
         return tuple(
@@ -65,7 +68,7 @@ class Chat:
         truncated = endless = endings_cut = 0
         lost: Counter[str] = Counter()
         bad: list[str] = []
-        for number, row in enumerate(tokeniser(tokenizer, encoding).tokenise(records)):
+        for number, row in enumerate(self._tokeniser(tokenizer, encoding).tokenise(records)):
             if isinstance(row, BadRow):
                 bad.append(str(row))
                 continue
@@ -89,14 +92,19 @@ class Chat:
             bad=tuple(bad),
         )
 
-
-def tokeniser(tokenizer: "PreTrainedTokenizerBase", encoding: Encoding) -> Tokeniser:
-    return Tokeniser(
-        tokenizer,
-        encoding.chat_template,
-        reasoning=encoding.reasoning,
-        train_on=encoding.train_on,
-    )
+    def _tokeniser(self, tokenizer: "PreTrainedTokenizerBase", encoding: Encoding) -> Tokeniser:
+        """The last one again where nothing has changed, since rows come in batches."""
+        template = tokenizer.chat_template
+        if self._last is not None and self._last[:3] == (tokenizer, template, encoding):
+            return self._last[3]
+        made = Tokeniser(
+            tokenizer,
+            encoding.chat_template,
+            reasoning=encoding.reasoning,
+            train_on=encoding.train_on,
+        )
+        self._last = tokenizer, template, encoding, made
+        return made
 
 
 class _Kept(NamedTuple):

@@ -1,6 +1,7 @@
 """Rendered conversations as tokens, and which of these are learnt."""
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
@@ -19,10 +20,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-ROWS_DECODED = 100
-"""Of each kind of row, of which it is checked that the tokens of an answer decode to it: a fault of
-a tokenizer's offsets shows in the first rows, or in rows with characters beyond ASCII, which are
-all checked.
+ROWS_DECODED = {True: 100, False: 1000}
+"""Rows in ASCII and beyond, of which it is checked that the tokens of an answer decode to it: a
+fault of a tokenizer's offsets shows in the first rows, or in the first of many characters.
 """
 
 
@@ -70,7 +70,7 @@ class Tokeniser:
                 self._renderers[with_tools] = Renderer(
                     tokenizer, template, reasoning=reasoning, train_on=train_on
                 )
-        self._checked = 0
+        self._checked: Counter[bool] = Counter()
 
     def text(self, record: Record) -> tuple[str, list[tuple[int, int]]]:
         """A row as text, and which characters [start, end) of it are learnt. Raises BadRow."""
@@ -129,8 +129,9 @@ class Tokeniser:
         if any(span.weight != 1 for span in row.spans):
             weights = np.ones(len(ids), dtype=np.float32)
         endless = 0
-        decodes = self._checked < ROWS_DECODED or not row.text.isascii()
-        self._checked += 1
+        is_ascii = row.text.isascii()
+        decodes = self._checked[is_ascii] < ROWS_DECODED[is_ascii]
+        self._checked[is_ascii] += 1
         for span in row.spans:
             held = _held(encoding, row.text, span)
             self._check(row.text, span, ids, held, place, decodes)
@@ -236,6 +237,8 @@ def _held(encoding: "Encoding", text: str, span: Span) -> _Held:
     first = encoding.char_to_token(span.start)
     last = encoding.char_to_token(span.end - 1)
     end = len(encoding) if span.end == len(text) else encoding.char_to_token(span.end)
+    if end is None and last is not None and _characters(encoding, last)[1] <= span.end:
+        end = last + 1  # no token holds the character behind the end, such as a line break
     # a character that no token holds, or a token that holds both sides of the end
     if first is None or last is None or end is None or last >= end:
         return _held_by_offsets(encoding, span)
