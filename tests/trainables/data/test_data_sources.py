@@ -302,7 +302,6 @@ DEEP = "[" * 100_000 + "]" * 100_000
     [
         ('{"a": 1, "b": 2, "a": 3}', "the key 'a' stands twice in an object"),
         ('{"m": [{"role": "x", "role": "y"}]}', "the key 'role' stands twice in an object"),
-        ('{"a": -Infinity}', "-Infinity is not JSON; write null or leave it out"),
         ('{"a": %s}' % ("1" * 5000), "an integer of more than 4300 digits"),
     ],
 )
