@@ -131,7 +131,9 @@ def test_which_trials_share_a_base(plan, methods, overrides, words):
 
 def test_how_many_trials_a_gpu_could_hold_is_told_of_each_method_that_shares_a_base(plan):
     lines = plan("cluster.trials_per_slot=3", "train.max_tokens=1024", methods=METHODS)
-    first = lines.index("Memory on GPUs (an estimate; a slot measures it), micro-batches of 1024 tokens:")
+    first = lines.index(
+        "Memory on GPUs (an estimate; a slot measures it), micro-batches of 1024 tokens:"
+    )
     said = [each.split(":")[0] for each in lines[first + 1 : -1]]
     assert said == [
         "  adapter at bottleneck 64",
