@@ -23,6 +23,7 @@ def write_split(path: Path, encoded: Encoded) -> str:
         "input_ids": _lists(encoded.input_ids),
         "labels": pa.array(labels) if one_each else labels and _lists(labels),
         "token_type_ids": types and _lists(types),
+        "weights": encoded.weights and _lists(encoded.weights),
     }
     batch = pa.record_batch({name: each for name, each in columns.items() if each is not None})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
@@ -91,7 +92,7 @@ class Split:
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Rows by position: `input_ids` int32 [T], `labels` a class or int32 [T] (-100: no loss),
-        perhaps `token_type_ids` [T].
+        perhaps `token_type_ids` [T] and `weights` of the labels, float32 [T].
 
         The arrays are read-only views of the file.
         """
