@@ -11,7 +11,7 @@ from trainables.data.arrow import Split, write_split
 from trainables.data.batches import batch_indices
 from trainables.data.records import Encoded
 from trainables.engine import varlen
-from trainables.engine.scoring import evaluate_model
+from trainables.engine.scoring import evaluate_model, row_means
 from trainables.tasks import TASKS, take_targets
 from trainables.tasks.causal_lm import task as causal_lm
 
@@ -207,6 +207,33 @@ def test_what_is_forgotten_does_not_depend_on_weights(lab, data):
         evaluation = group.evaluate(["t"])["t"]
         found.append((evaluation.forgetting, evaluation.kl))
     assert found[0] == pytest.approx(found[1], rel=1e-10) and abs(found[0][0]) > 1e-4
+
+
+def test_a_model_is_never_given_weights(lab, data, monkeypatch):
+    """Nor where the base draws, functions are watched, or rows without padding are timed."""
+    base, given = lab.base, set()
+
+    def watched(*args, **how):
+        found = base(*args, **how)
+        found.model.register_forward_pre_hook(
+            lambda module, args, inputs: given.update(inputs), with_kwargs=True
+        )
+        return found
+
+    monkeypatch.setattr(lab, "base", watched)
+    group = lab.group("llama", general=lab.general(), varlen=True, **data)
+    group.join("t", lab.params("lora"))
+    group.step(["t"])
+    group.evaluate(["t"])
+    varlen.passing(None)
+    assert {"input_ids", "attention_mask", "position_ids"} <= given
+    assert not given & {"labels", "weights"}
+
+
+def test_a_row_s_mean_is_over_its_weights_however_small():
+    nll, targets = torch.tensor([0.5, 0.25, 0.0]), torch.tensor([0.25, 2.0, 0.0])
+    assert row_means(nll, targets).tolist() == [2.0, 0.125, 0.0]
+    assert row_means(nll, torch.tensor([1, 2, 0])).tolist() == [0.5, 0.125, 0.0]
 
 
 def test_a_batch_is_inputs_once_its_targets_are_taken(data):
