@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -10,6 +11,13 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_collections() -> None:
+    """Garbage is collected wherever memory runs out: it must not walk through all that was imported so far."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
-
-from sweeps.config.loading import from_tree
-from sweeps.config.renamed import in_present_words
+from sweeps.config.loading import from_folder
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from trainables.errors import InputError
@@ -22,10 +18,5 @@ def open_sweep(folder: str, overrides: Sequence[str] | None = None) -> tuple[Led
         raise InputError(f"{folder}: {error}") from error
     if not ledger.store.exists("sweep.yaml"):
         raise InputError(f"{folder}: not a sweep's folder (it has no sweep.yaml)")
-    try:
-        tree = OmegaConf.create(ledger.store.read_bytes("sweep.yaml").decode())
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{folder}/sweep.yaml: damaged, it is not YAML ({error})") from error
-    if not isinstance(tree, DictConfig):
-        raise InputError(f"{folder}/sweep.yaml: damaged, it is not a mapping")
-    return ledger, from_tree(in_present_words(tree), overrides or (), f"{folder}/sweep.yaml")
+    written = ledger.store.read_bytes("sweep.yaml")
+    return ledger, from_folder(written, overrides or (), f"{folder}/sweep.yaml")

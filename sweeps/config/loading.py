@@ -15,7 +15,7 @@ from yaml import YAMLError
 from search_spaces import SpaceError, load_tree
 from sweeps.config.checks import check_hyperparameters
 from sweeps.config.messages import allowed, explained, shown, what_was_meant
-from sweeps.config.renamed import refuse_former_names
+from sweeps.config.renamed import in_present_words, refuse_former_names
 from sweeps.config.schema import SweepConfig
 from trainables.errors import InputError
 from trainables.hyperparameters import OPTIONS
@@ -40,6 +40,17 @@ def load(file: Path, overrides: Sequence[str] = ()) -> SweepConfig:
             f"{file}: must be a mapping with name, model, task, data and search, got a list"
         )
     return from_tree(given, overrides, str(file))
+
+
+def from_folder(content: bytes, overrides: Sequence[str], where: str) -> SweepConfig:
+    """What a sweep's folder holds of its configuration, also where an earlier version wrote it."""
+    try:
+        given = OmegaConf.create(content.decode())
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: damaged, it is not YAML ({error})") from error
+    if not isinstance(given, DictConfig):
+        raise InputError(f"{where}: damaged, it is not a mapping")
+    return from_tree(in_present_words(given), overrides, where)
 
 
 def from_tree(given: DictConfig, overrides: Sequence[str], where: str) -> SweepConfig:

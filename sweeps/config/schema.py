@@ -1,5 +1,8 @@
-"""The sweep file: YAML and `key=value` overrides in, one typed and frozen configuration out. Past
-this door no DictConfig.
+"""The sections of a sweep file, typed and frozen, each with the checks that its types do not say.
+
+OmegaConf reads and casts, but knows no ranges. pydantic knows those of single numbers, but names
+only the bound that was broken and wraps what a section checks across several settings in an error
+of its own: telling all that in our words would take about the lines that it saves.
 """
 
 import dataclasses
@@ -156,7 +159,7 @@ class SweepConfig:
     seed: int = 0
     # take every method through its whole life at a size of seconds before anything is spent
     rehearse: bool = True
-    task: Literal["classification", "instruction", "causal_lm"] = "classification"
+    task: str = "classification"  # one of trainables.tasks.TASKS
     model: ModelConfig
     data: DataConfig
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -171,12 +174,14 @@ class SweepConfig:
                 "name: must be 1 to 64 letters, digits, dots, dashes or underscores, got"
                 f" {self.name!r}"
             )
+        if self.task not in TASKS:
+            raise InputError(f"task: must be one of {', '.join(TASKS)}, got {self.task!r}")
         if self.seed < 0:
             raise InputError(f"seed: must be 0 or more, got {self.seed}")
         self._check_limits()
         if not self.data.train:
             raise InputError(
-                "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or"
+                "data.train: not given; a file, a folder or a pattern of files, a URL, or"
                 " hf:owner/name"
             )
 
@@ -188,9 +193,10 @@ class SweepConfig:
             )
         limits = self.selection.limits
         if limits.of_forgetting and TASKS[self.task].has_classes:
+            others = " or ".join(name for name, task in TASKS.items() if not task.has_classes)
             raise InputError(
                 "selection.limits: forgetting and kl are measured of language models (task"
-                f" instruction or causal_lm), got task {self.task}"
+                f" {others}), got task {self.task}"
             )
         if limits.of_slices and self.data.slice is None:
             raise InputError(

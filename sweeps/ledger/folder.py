@@ -49,9 +49,11 @@ from trainables.evaluation.record import (
     Baseline,
     Evaluation,
     MeasuredForgetting,
-    Metrics,
     Score,
     ScoredTest,
+    Untuned,
+    UntunedFailed,
+    UntunedResults,
 )
 from trainables.storage.checkpoints import (
     CHECKPOINT,
@@ -65,11 +67,12 @@ from trainables.storage.records import from_json, to_json
 from trainables.storage.store import Store
 
 DATA_MANIFEST = f"data/{MANIFEST}"
+UNTUNED = "baseline.json"
 WINNER = "winner"  # folder of what is handed over
 
 
 @dataclass(kw_only=True)
-class TrialState:
+class RecordedTrial:
     """What a trial has done so far."""
 
     params: Mapping[str, object]
@@ -125,23 +128,13 @@ class WrittenStatus:
 Written = TypeVar("Written")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Untuned:
-    """What the first slot found of the untuned model (baseline.json), or why nothing is known."""
-
-    val_loss: float | None = None
-    probe_loss: float | None = None
-    metrics: Metrics = field(default_factory=dict)
-    error: str | None = None
-
-
 class Ledger:
     """A sweep's folder, and in memory what its trials have done so far."""
 
     def __init__(self, url: str) -> None:
         self.store = Store(url)
         self.name = self.store.url.rsplit("/", 1)[-1]
-        self._trials: dict[str, TrialState] = {}
+        self._trials: dict[str, RecordedTrial] = {}
         self._group_of_rows: dict[str, np.ndarray | None] = {}
 
     # --- trials, as they run ---
@@ -165,7 +158,7 @@ class Ledger:
             started=time.time(),
         )
         self.store.write_json(f"trials/{trial}/trial.json", to_json(begun))
-        self._trials[trial] = TrialState(params=params, default=default, finalist_of=finalist_of)
+        self._trials[trial] = RecordedTrial(params=params, default=default, finalist_of=finalist_of)
 
     def restate(self, trial: str, params: Mapping[str, object]) -> None:
         """Write the parameters of a trial anew, which say the same under another configuration."""
@@ -253,7 +246,7 @@ class Ledger:
             self._trials[trial] = self._read_trial(trial, names)
         return self
 
-    def _read_trial(self, trial: str, names: Sequence[str]) -> TrialState:
+    def _read_trial(self, trial: str, names: Sequence[str]) -> RecordedTrial:
         """names: all files of the trial."""
         with_checkpoint = {
             name.split(f"/{CHECKPOINT}/")[0] for name in names if f"/{CHECKPOINT}/" in name
@@ -267,7 +260,7 @@ class Ledger:
         outcome, ended = f"trials/{trial}/outcome.json", None
         if outcome in names:
             ended = self._whole(outcome, TrialOutcome)
-        return TrialState(
+        return RecordedTrial(
             status="running" if ended is None else ended.status,
             params=begun.params,
             points=points,
@@ -278,7 +271,7 @@ class Ledger:
 
     def losses(self, folder: str) -> np.ndarray | None:
         """Losses [G, 2] of an evaluation, or of a baseline (`baselines/SPLIT/NAME`): summed loss
-        and number of targets of each unit, a row or the rows that belong together (see
+        and targets of each unit, a row or the rows that belong together (see
         sweeps.selection.statistics).
         """
         of_rows = self.row_losses(folder)
@@ -356,8 +349,8 @@ class Ledger:
     def baselines(self) -> dict[str, BaselineRow]:
         """Those that were measured, by name."""
         found: dict[str, BaselineRow] = {}
-        untuned = self._read("baseline.json", Untuned)
-        if untuned is not None and untuned.error is None:
+        untuned = self.untuned()
+        if isinstance(untuned, UntunedResults):
             found["untuned"] = BaselineRow(
                 val_loss=untuned.val_loss, probe_loss=untuned.probe_loss, metrics=untuned.metrics
             )
@@ -371,6 +364,17 @@ class Ledger:
             name: replace(row, words=BASELINE_NAMES.get(name, row.words))
             for name, row in found.items()
         }
+
+    def untuned(self) -> Untuned | None:
+        """What the first slot found of the untuned model; None where it has not looked yet."""
+        if not self.store.exists(UNTUNED):
+            return None
+        written = self.store.read_json(UNTUNED)
+        kind = UntunedFailed if "error" in written else UntunedResults
+        return from_json(kind, written, self.store.path(UNTUNED))
+
+    def write_untuned(self, untuned: Untuned) -> None:
+        self.store.write_json(UNTUNED, to_json(untuned))
 
     def measured_baselines(self) -> dict[str, Baseline]:
         """Other ways than fine-tuning, also those that were left out."""

@@ -419,11 +419,6 @@ def in_order(trials: Sequence[TrialRow], winner: WinnerRow | None) -> tuple[Rank
     )
 
 
-def read_leaderboard(content: Mapping[str, object], where: str = "leaderboard") -> Leaderboard:
-    """A leaderboard from the JSON of `best --json`."""
-    return from_json(Leaderboard, content, where)
-
-
 def leaderboard_json(board: Leaderboard) -> dict[str, Json]:
     """What `best --json` prints."""
     return to_json(board)

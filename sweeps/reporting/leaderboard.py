@@ -36,6 +36,7 @@ from sweeps.selection.verdicts import excluded_reason, standing_verdict
 from trainables.data.manifest import Manifest
 from trainables.evaluation.record import Evaluation, Slices
 from trainables.storage.records import from_json
+from trainables.tasks import TASKS
 
 
 def leaderboard(ledger: Ledger, name: str, config: SelectionConfig) -> Leaderboard:
@@ -149,10 +150,13 @@ def _tokens_per_request(manifest: Manifest | None, test: TestScores | None) -> f
     """Tokens that are no targets of a row of the test split, where it was scored, or of validation,
     on average: what goes into the model for one answer.
     """
-    if manifest is None or manifest.task == "causal_lm":
+    if manifest is None:
+        return None
+    task = TASKS[manifest.task]
+    if not task.targets_are_answers:
         return None
     split = manifest.validation if test is None else test.summary
-    answers = split.targets if manifest.task == "instruction" else 0
+    answers = 0 if task.has_classes else split.targets
     return (split.tokens - answers) / split.rows
 
 

@@ -1,10 +1,7 @@
 """What is known of the untuned base while a sweep runs."""
 
 from sweeps.ledger.folder import Ledger
-from trainables.runtime.protocol import Baseline
-from trainables.storage.records import to_json
-
-FILE = "baseline.json"
+from trainables.evaluation.record import Untuned
 
 
 class KnownBaseline:
@@ -12,10 +9,10 @@ class KnownBaseline:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self.known = ledger.store.exists(FILE)
+        self.known = ledger.untuned() is not None
         self.reference = ledger.reference()
 
-    def write(self, baseline: Baseline) -> None:
+    def write(self, baseline: Untuned) -> None:
         self.known = True
-        self._ledger.store.write_json(FILE, to_json(baseline))
+        self._ledger.write_untuned(baseline)
         self.reference = self._ledger.reference()

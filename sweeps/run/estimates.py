@@ -43,15 +43,14 @@ def memory_lines(config: SweepConfig) -> list[str]:
             )
             continue
         lines.append(
-            f"  {what}: base {gib(found.base)}, a pass {gib(found.activations)}, a trial"
+            f"  {what}: base {gib(found.base)}, a micro-batch {gib(found.activations)}, a trial"
             f" {gib(found.per_trial)}; trials at once: {gpu_table(found, most)}"
         )
+    if not lines:
+        return []
     tokens = _micro_batch_tokens(config)
-    return (
-        [f"Memory on GPUs (an estimate; a slot measures it), passes of {tokens} tokens:", *lines]
-        if lines
-        else []
-    )
+    header = f"Memory on GPUs (an estimate; a slot measures it), micro-batches of {tokens} tokens:"
+    return [header, *lines]
 
 
 def smallest_estimates(config: SweepConfig) -> dict[str, "MemoryEstimate"]:

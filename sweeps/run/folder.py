@@ -7,10 +7,9 @@ import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from sweeps.config.loading import dump, from_tree
+from sweeps.config.loading import dump, from_folder
 from sweeps.config.resuming import as_trained, check_resumable, differences
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
@@ -37,21 +36,24 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
     not depend on where it began.
     """
 
-    def absolute(source: str | float | None) -> str | float | None:
-        if (
-            isinstance(source, str)
-            and source
-            and not source.startswith("hf:")
-            and "://" not in source
-        ):
+    def absolute(source: str) -> str:
+        if source and not source.startswith("hf:") and "://" not in source:
             return str(Path(source).expanduser().absolute())
         return source
 
+    def absolutes(given: Any) -> Any:
+        """Of what a split is read from: a source, a list of them, or a share of train."""
+        if isinstance(given, str):
+            return absolute(given)
+        if isinstance(given, list):
+            return [absolutes(each) for each in given]
+        return {**given, "source": absolute(given["source"])} if isinstance(given, dict) else given
+
     data: DataConfig = replace(
         config.data,
-        train=absolute(config.data.train),
-        validation=absolute(config.data.validation),
-        test=absolute(config.data.test),
+        train=absolutes(config.data.train),
+        validation=absolutes(config.data.validation),
+        test=absolutes(config.data.test),
     )
     model = config.model
     if not model.name.startswith("package:") and Path(model.name).expanduser().is_dir():
@@ -66,7 +68,7 @@ def tracked(config: SweepConfig, manifest: Manifest, base: dict[str, str]) -> di
     data: dict[str, object] = {}
     for name in [name for name in ("train", "validation", "test") if name in manifest.splits]:
         split = manifest.splits[name]
-        source = manifest.sources.get(name, manifest.sources["train"])  # a share of train
+        source = manifest.source_of(name)
         data[name] = {
             "source": source.source,
             "rows": split.rows or split.read,
@@ -87,9 +89,7 @@ def amend(ledger: Ledger, config: SweepConfig) -> list[str]:
     """
     ran_with = ledger.store.find("configurations")
     last = ran_with[-1] if ran_with else "sweep.yaml"
-    written = OmegaConf.create(ledger.store.read_bytes(last).decode())
-    assert isinstance(written, DictConfig), "a configuration is a mapping"
-    former = from_tree(written, (), ledger.store.path(last))
+    former = from_folder(ledger.store.read_bytes(last), (), ledger.store.path(last))
     found = differences(former, config)
     if not found:
         return []

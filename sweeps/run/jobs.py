@@ -75,7 +75,7 @@ class Jobs:
         )
 
     def _wants_baselines(self) -> bool:
-        wanted = self._config.selection.baselines and self._config.task != "causal_lm"
+        wanted = self._config.selection.baselines and bool(TASKS[self._config.task].baselines)
         return wanted and not self._ledger.store.exists("baselines.json")
 
     def ask_for_baselines_once(self, coordinator: "ActorHandle") -> None:

@@ -15,7 +15,8 @@ from sweeps.run.lifetime import ASK_TIMEOUT_S, Lifetime
 from sweeps.run.slots import Slots
 from sweeps.selection.curves import Curve
 from trainables.engine.schedule import trained_samples
-from trainables.runtime.protocol import Snapshot, UntunedResults
+from trainables.evaluation.record import UntunedResults
+from trainables.runtime.protocol import Snapshot
 
 if TYPE_CHECKING:
     from ray import ObjectRef

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from trainables.errors import InputError, did_you_mean
 
-
 COLUMNS = (
     "messages",
     "prompt",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from trainables.errors import InputError
 
 MOST_DIGITS = 4300  # of an integer: what Python reads back from JSON
+TOO_LARGE = 10**MOST_DIGITS
+MOST_LEVELS = 200  # of lists and objects in each other: far from where Python's own recursion ends
 
 
 class BadRow(InputError):
@@ -53,21 +55,27 @@ class Row:
         """Raise BadRow, naming the part of `value`, unless all of it can be written as JSON and
         read back the same.
         """
+        self._check_storable(value, where, MOST_LEVELS)
+
+    def _check_storable(self, value: object, where: str, levels: int) -> None:
         if value is None or isinstance(value, bool):
             return
         if isinstance(value, str):
             self._check_unicode(value, where)
+        elif isinstance(value, Mapping | list | tuple) and not levels:
+            top = where.partition("[")[0].partition(".")[0]
+            raise self.error(f"{top} is nested more than {MOST_LEVELS} levels deep")
         elif isinstance(value, Mapping):
             for name, item in value.items():
                 if not isinstance(name, str):
                     raise self.error(f"{where} has a key that is no text: {shorten(name)}")
                 self._check_unicode(name, f"a key of {where}")
-                self.check_storable(item, f"{where}.{name}")
+                self._check_storable(item, f"{where}.{name}", levels - 1)
         elif isinstance(value, list | tuple):
             for i, item in enumerate(value):
-                self.check_storable(item, f"{where}[{i}]")
+                self._check_storable(item, f"{where}[{i}]", levels - 1)
         elif isinstance(value, int):
-            if abs(value) >= 10**MOST_DIGITS:
+            if abs(value) >= TOO_LARGE:
                 raise self.error(f"{where} is an integer of more than {MOST_DIGITS} digits")
         elif not isinstance(value, float) or not math.isfinite(value):
             raise self.error(
@@ -96,4 +104,6 @@ def shorten(value: object, characters: int = 60) -> str:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits
         text = "an integer too long to show"
+    except RecursionError:
+        text = "objects too deep to show"
     return text if len(text) <= characters else text[: characters - 1] + "…"

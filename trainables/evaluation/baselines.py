@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from trainables.data.manifest import labels_of
 from trainables.data.prepare import open_split
 from trainables.evaluation.bench import (
     EXAMPLES,
+    PROMPTS,
     WORDS,
     Bench,
+    Chosen,
     Degenerate,
     Found,
     classes_of,
@@ -40,26 +43,25 @@ from trainables.evaluation.record import MeasuredBaseline
 from trainables.models.config import ModelConfig
 from trainables.models.files import load_model_config, load_tokenizer
 from trainables.streams import stream
-from trainables.tasks import TASKS
+from trainables.tasks import TASKS, Task
 
 POOL_ROWS = 5_000  # of train, at most, that are embedded and that examples come from
 
 
 def names(model: ModelConfig, task: str) -> list[str]:
     """What `measure_baselines` will measure, in words."""
-    return [WORDS[name] for name in _embedding_ways(task) + _prompt_ways(model, task)]
+    return [WORDS[name] for name in _baselines_of(model, TASKS[task])]
 
 
-def _embedding_ways(task: str) -> list[str]:
-    return ["embeddings_logistic", "embeddings_neighbours"] if task == "classification" else []
-
-
-def _prompt_ways(model: ModelConfig, task: str) -> list[str]:
-    if task == "instruction":
-        return ["few_shot", "retrieved"]  # zero-shot is the untuned base
+def _baselines_of(model: ModelConfig, task: Task) -> list[str]:
+    """Those of the task; of one with classes no prompts where the checkpoint is no language
+    model.
+    """
+    if not task.has_classes or not set(PROMPTS) & set(task.baselines):
+        return list(task.baselines)
     architecture = (load_model_config(model).architectures or [""])[0]
     speaks = architecture.endswith(("ForCausalLM", "LMHeadModel"))
-    return ["zero_shot", "few_shot", "retrieved"] if task == "classification" and speaks else []
+    return [name for name in task.baselines if speaks or name not in PROMPTS]
 
 
 def measure_baselines(
@@ -77,9 +79,8 @@ def measure_baselines(
     """What the frozen base makes of `split` of the folder `data` that
     `trainables.data.prepare.prepare` wrote.
 
-    classification: `embeddings_logistic`, `embeddings_neighbours` and, where the checkpoint is
-    itself a causal language model, `zero_shot`, `few_shot`, `retrieved`. instruction: `few_shot`,
-    `retrieved` (zero-shot is the untuned base). causal_lm: nothing.
+    They are the task's `baselines`; prompts of a task with classes only where the checkpoint is
+    itself a causal language model.
 
     At most 5,000 rows of train, drawn by the seed, are embedded, fitted to and shown as examples;
     class shares are those of all of train. Labels of `split` are looked at only to score.
@@ -100,12 +101,14 @@ def measure_baselines(
 
     Raises InputError where the model's configuration cannot be read.
     """
-    if task == "causal_lm":
+    owner = TASKS[task]
+    wanted = _baselines_of(model, owner)
+    if not wanted:
         return {}
     train = open_split(data, "train")
     bench = Bench(
         model=model,
-        task=TASKS[task],
+        task=owner,
         labels=labels_of(data),
         train=train,
         pool=np.sort(stream("baselines: pool", seed).permutation(len(train))[:POOL_ROWS]),
@@ -117,36 +120,36 @@ def measure_baselines(
         minutes=minutes,
         deadline=time.perf_counter() + 60 * minutes,
     )
-    if task == "instruction":
-        return _contained(_prompt_ways(model, task), lambda: _instruction(bench))
-    return _classification(bench)
+    if owner.has_classes:
+        return _of_classes(bench, wanted)
+    return _contained(wanted, lambda: _of_answers(bench, wanted))
 
 
-def _classification(bench: Bench) -> Found:
-    prompts = _prompt_ways(bench.model, bench.task.name)
-    embedded = None
-    try:
-        embedded = embed_texts(bench)
-    except Exception as error:
-        found = _failed(error, [*_embedding_ways(bench.task.name), *prompts[2:]])
-    else:
-        found = _attempt("embeddings_logistic", lambda: logistic(bench, embedded), embedded.seconds)
-        found |= _attempt(
-            "embeddings_neighbours", lambda: neighbours(bench, embedded), embedded.seconds
-        )
-    torch.cuda.empty_cache()
-    if prompts:
-        left = [name for name in prompts if name not in found]
-        found |= _contained(left, lambda: _prompted(bench, embedded))
+def _of_classes(bench: Bench, wanted: Sequence[str]) -> Found:
+    ways = {"embeddings_logistic": logistic, "embeddings_neighbours": neighbours}
+    found, embedded = {}, None
+    if need := [name for name in wanted if name in ways or name == "retrieved"]:
+        try:
+            embedded = embed_texts(bench)
+        except Exception as error:
+            found = _failed(error, need)
+        torch.cuda.empty_cache()
+    if embedded is not None:
+        for name in [name for name in wanted if name in ways]:
+            measure = partial(ways[name], bench, embedded)
+            found |= _attempt(name, measure, embedded.seconds)
+    left = [name for name in wanted if name in PROMPTS and name not in found]
+    if left:
+        found |= _contained(left, lambda: _prompted(bench, left, embedded))
     return found
 
 
-def _instruction(bench: Bench) -> Found:
+def _of_answers(bench: Bench, wanted: Sequence[str]) -> Found:
     base = load_language_model(bench)
     pool, rows = bench.examples, bench.rows
     drawn = stream("baselines: examples", bench.seed).permutation(len(pool))[:EXAMPLES]
 
-    def nearest() -> np.ndarray:
+    def nearest() -> Chosen:
         prompts = [
             [{"input_ids": row["input_ids"][: prompt_length(row)]} for row in part]
             for part in (pool, rows)
@@ -154,40 +157,45 @@ def _instruction(bench: Bench) -> Found:
         embedded = embed(bench, base.model.base_model, *prompts)
         return nearest_rows(embedded.rows, embedded.pool, EXAMPLES)[:, ::-1]
 
-    found = _attempt("few_shot", lambda: continued(bench, base, "few_shot", [drawn] * len(rows)))
-    return found | _attempt("retrieved", lambda: continued(bench, base, "retrieved", nearest()))
+    chosen: dict[str, Callable[[], Chosen]] = {
+        "few_shot": lambda: [drawn] * len(rows),
+        "retrieved": nearest,
+    }
+
+    def measure(name: str) -> MeasuredBaseline:
+        return continued(bench, base, name, chosen[name]())
+
+    found = {}
+    for name in wanted:
+        found |= _attempt(name, partial(measure, name))
+    return found
 
 
-def _prompted(bench: Bench, embedded: Embedded | None) -> Found:
-    base, tokenizer, count = (
-        load_language_model(bench),
-        load_tokenizer(bench.model),
-        len(bench.split),
-    )
+def _prompted(bench: Bench, wanted: Sequence[str], embedded: Embedded | None) -> Found:
+    base, tokenizer = load_language_model(bench), load_tokenizer(bench.model)
 
-    def drawn() -> np.ndarray:
-        return balanced(
-            classes_of(bench.train)[bench.pool],
-            len(bench.labels),
-            stream("baselines: balanced", bench.seed),
-        )
+    def drawn() -> Chosen:
+        random = stream("baselines: balanced", bench.seed)
+        examples = balanced(classes_of(bench.train)[bench.pool], len(bench.labels), random)
+        return [examples] * len(bench.split)
 
-    def nearest() -> np.ndarray:
+    def nearest() -> Chosen:
         assert embedded is not None
         return nearest_rows(embedded.rows, embedded.pool, EXAMPLES)[:, ::-1]
 
-    found = _attempt(
-        "zero_shot", lambda: answered(bench, base, tokenizer, "zero_shot", [[]] * count)
-    )
-    found |= _attempt(
-        "few_shot", lambda: answered(bench, base, tokenizer, "few_shot", [drawn()] * count)
-    )
-    if embedded is not None:
-        found |= _attempt(
-            "retrieved",
-            lambda: answered(bench, base, tokenizer, "retrieved", nearest()),
-            embedded.seconds,
-        )
+    chosen: dict[str, Callable[[], Chosen]] = {
+        "zero_shot": lambda: [[]] * len(bench.split),
+        "few_shot": drawn,
+        "retrieved": nearest,
+    }
+
+    def measure(name: str) -> MeasuredBaseline:
+        return answered(bench, base, tokenizer, name, chosen[name]())
+
+    found = {}
+    for name in wanted:
+        spent = embedded.seconds if embedded is not None and name == "retrieved" else 0.0
+        found |= _attempt(name, partial(measure, name), spent)
     return found
 
 

@@ -39,6 +39,7 @@ WORDS = {
     "few_shot": f"prompt with {EXAMPLES} examples",
     "retrieved": f"prompt with the {EXAMPLES} nearest examples",
 }
+PROMPTS = ("zero_shot", "few_shot", "retrieved")
 Row = dict[str, Any]
 Chosen = Sequence[Sequence[int] | np.ndarray] | np.ndarray
 """Rows of the pool that are shown to each row [N, k]."""

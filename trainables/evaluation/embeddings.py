@@ -5,11 +5,11 @@ Letters of shapes as in `trainables.evaluation.bench`.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trainables.evaluation.bench import (
     Bench,
@@ -65,25 +65,16 @@ def embed(bench: Bench, backbone: torch.nn.Module, pool: list[Row], rows: list[R
     )
 
 
-def nearest_rows(
-    queries: np.ndarray, keys: np.ndarray, count: int, *, same: bool = False
-) -> np.ndarray:
+def nearest_rows(queries: np.ndarray | None, keys: np.ndarray, count: int) -> np.ndarray:
     """The `count` keys [M, D] of greatest cosine with each of the queries [N, D], the nearest first
-    [N, count].
+    [N, count]; all of them where there are fewer.
 
-    same: the queries are the keys, and none is its own neighbour.
+    Without queries these are the keys, and none is its own neighbour.
     """
-    queries, keys = (
-        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (queries, keys)
-    )
-    found = []
-    for start in range(0, len(queries), 1024):  # all cosines at once might not fit
-        cosines = queries[start : start + 1024] @ keys.T
-        if same:
-            rows = np.arange(len(cosines))
-            cosines[rows, start + rows] = -np.inf
-        found.append(np.argsort(-cosines, axis=1, kind="stable")[:, :count])
-    return np.concatenate(found)
+    from sklearn.neighbors import NearestNeighbors
+
+    found = NearestNeighbors(n_neighbors=min(count, len(keys)), metric="cosine", algorithm="brute")
+    return found.fit(keys).kneighbors(queries, return_distance=False)
 
 
 def neighbours(bench: Bench, embedded: Embedded) -> MeasuredBaseline:
@@ -96,7 +87,7 @@ def neighbours(bench: Bench, embedded: Embedded) -> MeasuredBaseline:
     counts = [
         k for k in NEIGHBOURS if k <= max(1, len(classes) // 2)
     ]  # more would be train's label shares again
-    near = classes[nearest_rows(embedded.pool, embedded.pool, counts[-1], same=True)]
+    near = classes[nearest_rows(None, embedded.pool, counts[-1])]
     every = np.arange(len(classes))
     losses = [-np.log(_votes(near[:, :k], prior)[every, classes]).mean() for k in counts]
     best = counts[int(np.argmin(losses))]
@@ -111,42 +102,36 @@ def _votes(near: np.ndarray, prior: np.ndarray) -> np.ndarray:
 
 
 def logistic(bench: Bench, embedded: Embedded) -> MeasuredBaseline:
-    mean, deviation = (
-        embedded.pool.mean(0, dtype=np.float64),
-        embedded.pool.std(0, dtype=np.float64),
+    """Multinomial, by standardised embeddings, with the penalty that has the least loss on
+    left-out rows.
+    """
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(embedded.pool.astype(np.float64))
+    x, rows = (
+        np.asarray(scaler.transform(part.astype(np.float64)))
+        for part in (embedded.pool, embedded.rows)
     )
-
-    def features(embeddings: np.ndarray) -> Tensor:
-        scaled = (embeddings - mean) / np.where(deviation > 0, deviation, 1)
-        return torch.from_numpy(np.insert(scaled, 0, 1.0, axis=1)).to(bench.device)
-
-    x, y = (
-        features(embedded.pool),
-        torch.from_numpy(classes_of(bench.train)[bench.pool]).to(bench.device),
-    )
-    prior = torch.from_numpy(bench.prior).log().to(bench.device)
-    folds = torch.from_numpy(
-        stream("baselines: folds", bench.seed).permutation(len(y)) % min(FOLDS, len(y))
-    ).to(bench.device)
-    weights = _fit(x, y, prior, _choose_penalty(x, y, prior, folds))
-    found = (features(embedded.rows) @ weights + prior).log_softmax(1)
-    return classified(bench, found.cpu().numpy(), bench.split.lengths)
+    y = classes_of(bench.train)[bench.pool]
+    folds = stream("baselines: folds", bench.seed).permutation(len(y)) % min(FOLDS, len(y))
+    penalty = _choose_penalty(x, y, bench.prior, folds)
+    found = _fit(x, y, bench.prior, penalty)(rows)
+    return classified(bench, np.log(found), bench.split.lengths)
 
 
-def _choose_penalty(x: Tensor, y: Tensor, prior: Tensor, folds: Tensor) -> float:
+def _choose_penalty(x: np.ndarray, y: np.ndarray, prior: np.ndarray, folds: np.ndarray) -> float:
     """The penalty whose loss on the left-out folds is least, from the strongest down until that
     rises.
 
     folds: the fold of each row [M].
     """
-    best, least, starts = PENALTIES[0], math.inf, {}
+    best, least = PENALTIES[0], math.inf
     for penalty in PENALTIES:
         total = 0.0
-        for fold in folds.unique().tolist():
+        for fold in np.unique(folds):
             out = folds == fold
-            starts[fold] = _fit(x[~out], y[~out], prior, penalty, starts.get(fold))
-            logits = x[out] @ starts[fold] + prior
-            total += float(torch.nn.functional.cross_entropy(logits, y[out], reduction="sum"))
+            found = _fit(x[~out], y[~out], prior, penalty)(x[out])
+            total -= float(np.log(found[np.arange(len(found)), y[out]]).sum())
         if not total < least:
             break
         best, least = penalty, total
@@ -154,35 +139,26 @@ def _choose_penalty(x: Tensor, y: Tensor, prior: Tensor, folds: Tensor) -> float
 
 
 def _fit(
-    x: Tensor, y: Tensor, prior: Tensor, penalty: float, start: Tensor | None = None
-) -> Tensor:
-    """Weights [D, C] of least mean cross-entropy of `x @ weights + prior` plus penalty / 2 * their
-    squares.
+    x: np.ndarray, y: np.ndarray, prior: np.ndarray, penalty: float
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What gives the probabilities [N, C] of rows [N, D]: (rows of x * the regression's + class
+    share in train) / (rows of x + 1), so that the loss of a class that x has no row of is finite.
 
-    x: float64 [M, D], ones in the first column; y: classes [M]; prior: log share of each class [C],
-    which a strong penalty leads to, and which keeps the loss of a class that a fold has no row of
-    finite.
+    x: [M, D]; y: classes [M]; prior: share of each class [C]; penalty: times half the squared
+    weights, against the mean loss of a row. The intercept is free, so a strong one leaves the
+    shares of the classes.
     """
-    weights = x.new_zeros(x.shape[1], len(prior)) if start is None else start.clone()
-    weights.requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weights],
-        max_iter=1000,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-14,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
+    from sklearn.linear_model import LogisticRegression
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = (
-            torch.nn.functional.cross_entropy(x @ weights + prior, y)
-            + penalty / 2 * weights.square().sum()
-        )
-        loss.backward()
-        return loss
+    rows, counts = len(y), np.bincount(y, minlength=len(prior))
+    present = np.flatnonzero(counts)
+    if len(present) < 2:  # nothing to tell apart
+        return lambda others: np.tile((counts + prior) / (rows + 1), (len(others), 1))
+    model = LogisticRegression(C=1 / (penalty * rows), tol=1e-7, max_iter=1000).fit(x, y)
 
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return weights.detach()
+    def probabilities(others: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(others), len(prior)))
+        found[:, present] = model.predict_proba(others)
+        return (rows * found + prior) / (rows + 1)
+
+    return probabilities

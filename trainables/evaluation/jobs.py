@@ -115,7 +115,8 @@ class _Bench:
         """Tokenise the test split, now that there is a winner, and score it, the default
         configuration, the untuned base and baselines on it.
         """
-        from trainables.data.prepare import GROUPS, SLICES, tokenise_split
+        from trainables.data.prepare import tokenise_split
+        from trainables.data.tokens import GROUPS, SLICES
 
         described = tokenise_split(self.data, "test", load_tokenizer(self.config.model))
         if self.store.local is None:
@@ -130,6 +131,7 @@ class _Bench:
         """What loads each model that is scored."""
         from trainables.data.manifest import labels_of
         from trainables.models.checkpoint import load_base_model
+        from trainables.tasks import TASKS
 
         labels = labels_of(self.data)
         found = {"winner": lambda: self._load(job.winner, labels)}
@@ -137,7 +139,7 @@ class _Bench:
             found["default"] = lambda: self._load(default, labels)
         # the head of an untuned classifier is new: its number says nothing, and is another on each
         # machine
-        if self.config.task != "classification":
+        if not TASKS[self.config.task].has_classes:
             untuned = self._spec(self.config.baseline, labels)
             found["untuned"] = lambda: load_base_model(untuned, self.device)
         return found

@@ -15,7 +15,7 @@ from pydantic import Field
 from trainables.data.manifest import TokenSummary
 
 Metrics = Mapping[str, float | None]
-Slices = Mapping[str, Mapping[str, float | None]]
+Slices = Mapping[str, Mapping[str, int | float | None]]
 """By a slice's value: `rows`, `loss` and the task's metrics."""
 
 
@@ -60,12 +60,31 @@ class MeasuredEvaluation(Evaluation):
     """An evaluation with what it was of every validation row [N], before it is written."""
 
     losses: np.ndarray
-    """Summed loss and number of targets, float32 [N, 2]."""
+    """Summed loss and targets (the sum of their weights, where they have some), float32 [N, 2]."""
     predictions: np.ndarray | None = None
     """Predicted and true class, int32 [N, 2]; None for language models."""
 
 
 # --- what is measured beside the trials ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntunedResults:
+    """What the untuned base makes of the validation rows and of the probe."""
+
+    val_loss: float | None
+    probe_loss: float | None
+    metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntunedFailed:
+    """Why nothing is known of the untuned base; a sweep is possible without."""
+
+    error: str
+
+
+Untuned = UntunedResults | UntunedFailed
 
 
 def is_absent(value: object) -> bool:
@@ -108,7 +127,7 @@ class MeasuredBaseline(Baseline):
     """A baseline with what it was of every row [N], before it is written."""
 
     losses: np.ndarray | None = None
-    """Summed loss and number of targets, float32 [N, 2]; None: it broke."""
+    """As of `MeasuredEvaluation`, float32 [N, 2]; None: it broke."""
     predictions: np.ndarray | None = None
     """Predicted and true class, int32 [N, 2]; None for language models."""
 
@@ -123,9 +142,7 @@ class Score(OtherWay):
 
     loss: float | None = None
     metrics: Metrics = field(default_factory=dict)
-    slices: Annotated[
-        Mapping[str, Mapping[str, int | float | None]] | None, Field(exclude_if=is_absent)
-    ] = None
+    slices: Annotated[Slices | None, Field(exclude_if=is_absent)] = None
     low: OptionalNumber = None
     """With `high`: 95% interval of the loss."""
     high: OptionalNumber = None

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Literal
 import ray
 
 from trainables.errors import InputError
-from trainables.evaluation.record import Job, JobFailed, JobResult
+from trainables.evaluation.record import Job, JobFailed, JobResult, Untuned, UntunedFailed
 from trainables.hyperparameters import cost_class, parse, sharing_key
 from trainables.runtime.capacity import MAX_GROUP_SIZE
 from trainables.runtime.protocol import (
     AssignedTrial,
     Assignment,
-    Baseline,
-    BaselineFailed,
     Failed,
     Outcome,
     Parameters,
@@ -42,7 +40,7 @@ NODE_ID = "ray.io/node-id"  # Ray's label of every node
 
 
 @dataclass(kw_only=True)
-class TrialState:
+class ScheduledTrial:
     """A trial that wants to train: where it does, and what went wrong with it lately."""
 
     parameters: Parameters
@@ -110,7 +108,7 @@ class Coordinator:
         self._sweep = sweep
         self._trials_per_slot = trials_per_slot
         self._planned = slots
-        self._trials: dict[str, TrialState] = {}
+        self._trials: dict[str, ScheduledTrial] = {}
         self._slots: dict[str, SlotState] = {}
         # slots that take nobody until the trial that waits for them fits
         self._reserved: set[str] = set()
@@ -121,7 +119,7 @@ class Coordinator:
         self._jobs: dict[str, JobState] = {}
         self._stop: str | None = None
         self._close = False
-        self._baseline: Baseline | None = None
+        self._baseline: Untuned | None = None
         self._baseline_slot: str | None = None
 
     def __repr__(self) -> str:
@@ -151,7 +149,7 @@ class Coordinator:
             self._touch(state.slot)
         self._assign()
 
-    def _trial_state(self, trial: str, parameters: Parameters) -> TrialState:
+    def _trial_state(self, trial: str, parameters: Parameters) -> ScheduledTrial:
         if trial not in self._trials:
             try:
                 hp = parse(parameters)
@@ -159,7 +157,7 @@ class Coordinator:
                 sharing, cost = None, ""
             else:
                 sharing, cost = sharing_key(hp), cost_class(hp)
-            self._trials[trial] = TrialState(
+            self._trials[trial] = ScheduledTrial(
                 parameters=parameters,
                 waiter=asyncio.get_running_loop().create_future(),
                 sharing_key=sharing,
@@ -212,7 +210,7 @@ class Coordinator:
             self._slots[slot].crashes += 1
             if self._slots[slot].crashes >= MAX_CRASHES:
                 how = f"its worker process died {MAX_CRASHES} times"
-                self._baseline = BaselineFailed(error=how)
+                self._baseline = UntunedFailed(error=how)
         if self._baseline is None and self._baseline_slot is None:
             self._baseline_slot = slot
 
@@ -282,7 +280,7 @@ class Coordinator:
             self._baseline_slot = min(others, default=None)
             self._touch(self._baseline_slot)
 
-    async def publish_baseline(self, slot: str, baseline: Baseline) -> Assignment | None:
+    async def publish_baseline(self, slot: str, baseline: Untuned) -> Assignment | None:
         self._baseline = baseline
         self._touch(slot)
         return self._assignment_of_known(slot)
@@ -446,7 +444,7 @@ class Coordinator:
                     self._touch(state.slot)
                     state.slot = None
 
-    def _assign_trial(self, trial: str, state: TrialState, kept: set[str]) -> None:
+    def _assign_trial(self, trial: str, state: ScheduledTrial, kept: set[str]) -> None:
         """`kept`: the slots that were reserved before."""
         if state.failure is not None and self._failed_everywhere(state):
             self._answer(trial, state.failure)
@@ -472,14 +470,14 @@ class Coordinator:
         self._touch(slot)
         self._progress.setdefault(trial, TrialProgress())
 
-    def _untried(self, state: TrialState) -> list[str]:
+    def _untried(self, state: ScheduledTrial) -> list[str]:
         return [slot for slot in self._open() if slot not in state.tried]
 
-    def _failed_everywhere(self, state: TrialState) -> bool:
+    def _failed_everywhere(self, state: ScheduledTrial) -> bool:
         """Whether there are slots, and neither one of them nor one that starts is left to try."""
         return bool(self._open()) and not self._untried(state) and not self._starting()
 
-    def _may_soon_fit(self, state: TrialState, slots: Sequence[str]) -> bool:
+    def _may_soon_fit(self, state: ScheduledTrial, slots: Sequence[str]) -> bool:
         """Whether it may fit once its cost class has been profiled, or does as soon as one trial
         leaves.
         """
@@ -498,7 +496,7 @@ class Coordinator:
             self._touch(slot)
 
     def _fits(
-        self, state: TrialState, others: Sequence[TrialState], limit: int | None = None
+        self, state: ScheduledTrial, others: Sequence[ScheduledTrial], limit: int | None = None
     ) -> bool:
         if not others:
             return True
@@ -509,13 +507,13 @@ class Coordinator:
             return False
         return len(group) <= (limit or min(self._limit(each) for each in group))
 
-    def _limit(self, state: TrialState) -> int:
+    def _limit(self, state: ScheduledTrial) -> int:
         fixed = self._trials_per_slot
         if isinstance(fixed, str):
             return self._limits.get(state.cost_class, 1)
         return min(fixed, self._limits.get(state.cost_class, fixed))
 
-    def _profile(self, state: TrialState, slot: str) -> bool:
+    def _profile(self, state: ScheduledTrial, slot: str) -> bool:
         """Let `slot` find out how many trials of the state's cost class should share, unless that
         is known. Returns whether it is being found out.
         """
@@ -535,10 +533,10 @@ class Coordinator:
         if not state.waiter.done():
             state.waiter.set_result(outcome)
 
-    def _assigned(self, slot: str) -> Mapping[str, TrialState]:
+    def _assigned(self, slot: str) -> Mapping[str, ScheduledTrial]:
         return {trial: state for trial, state in self._trials.items() if state.slot == slot}
 
-    def _trials_on(self, slot: str) -> list[TrialState]:
+    def _trials_on(self, slot: str) -> list[ScheduledTrial]:
         return list(self._assigned(slot).values())
 
     def _open(self) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trainables.engine.memory import MemoryEstimate
-from trainables.evaluation.record import Evaluation, Job, JobResult, Metrics
+from trainables.evaluation.record import Evaluation, Job, JobResult, Untuned
 from trainables.models.config import ModelConfig
 
 Parameters = Mapping[str, object]
@@ -130,25 +130,6 @@ class Assignment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UntunedResults:
-    """What the untuned base makes of the validation rows and of the probe."""
-
-    val_loss: float | None
-    probe_loss: float | None
-    metrics: Metrics = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineFailed:
-    """Why nothing is known of the untuned base; a sweep is possible without."""
-
-    error: str
-
-
-Baseline = UntunedResults | BaselineFailed
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrialProgress:
     """How far a trial has trained, and how fast it last did."""
 
@@ -167,7 +148,7 @@ class Snapshot:
     quarantined: Mapping[str, Mapping[str, str]]
     """Slots that get no more trials; those that failed there one after another, and how."""
     progress: Mapping[str, TrialProgress]
-    baseline: Baseline | None
+    baseline: Untuned | None
     limits: Mapping[str, int]
     """How many trials of a cost class should share a slot."""
     jobs: Mapping[str, JobResult | None]

@@ -9,21 +9,26 @@ from typing import TYPE_CHECKING
 
 from trainables.engine.memory import too_large
 from trainables.errors import InputError
-from trainables.evaluation.record import Job, JobFailed, JobResult, MeasuredEvaluation
+from trainables.evaluation.record import (
+    Job,
+    JobFailed,
+    JobResult,
+    MeasuredEvaluation,
+    Untuned,
+    UntunedFailed,
+    UntunedResults,
+)
 from trainables.hyperparameters import parse
 from trainables.runtime.capacity import trials_that_pay
 from trainables.runtime.client import CoordinatorClient
 from trainables.runtime.failures import ends_worker, first_line
 from trainables.runtime.protocol import (
-    Baseline,
-    BaselineFailed,
     Diverged,
     Evaluated,
     Failed,
     Outcome,
     Parameters,
     SlotConfig,
-    UntunedResults,
 )
 
 if TYPE_CHECKING:
@@ -310,7 +315,7 @@ class SlotWorker:
 
     # --- what a slot does beside training ---
 
-    def untuned(self, parameters: Parameters) -> Baseline:
+    def untuned(self, parameters: Parameters) -> Untuned:
         """What the base makes of the data before it is tuned with `parameters`."""
         from trainables.storage.checkpoints import write_rows
 
@@ -326,7 +331,7 @@ class SlotWorker:
             traceback.print_exc()
             if ends_worker(error):
                 raise
-            return BaselineFailed(error=f"{type(error).__name__}: {error}")
+            return UntunedFailed(error=f"{type(error).__name__}: {error}")
         return UntunedResults(val_loss=results.loss, probe_loss=probed.loss, metrics=metrics)
 
     def job(self, what: Job) -> JobResult:

@@ -283,7 +283,7 @@ def test_each_method_of_a_shipped_sweep_learns_and_can_be_saved(
     assert {draw["method"] for draw in first_of_each_method(config)} == set(trained)
     group = group_of(config, tmp_path / "data")
     for method in trained:
-        untuned, _, _ = group.evaluate_base(method)
+        untuned, _ = group.untuned_results(method)
         group.join("t0000", short_trial(config, method, layers=12 if folder else 5))
         steps = 1
         while not group.step(["t0000"]):
@@ -292,11 +292,12 @@ def test_each_method_of_a_shipped_sweep_learns_and_can_be_saved(
         group.save("t0000", tmp_path / method)
         group.leave("t0000")
         assert steps == 4 and evaluation.finished
-        assert evaluation.val_loss < untuned * (
+        assert evaluation.val_loss < untuned.loss * (
             1 - config.selection.underfit
         )  # not nan, and more than noise
         weights = (
             "adapter_model.safetensors" if method in ("lora", "qlora") else "model.safetensors"
         )
         assert (tmp_path / method / "checkpoint" / weights).is_file()
-        assert group.evaluate_base(method)[0] == untuned  # the base is what it was
+        again, _ = group.untuned_results(method)
+        assert again.loss == untuned.loss  # the base is what it was

@@ -2,7 +2,7 @@
 
 import copy
 
-from sweeps.ledger.leaderboard import CANNOT_WIN, read_leaderboard
+from sweeps.ledger.leaderboard import CANNOT_WIN, Leaderboard
 from trainables.storage.records import from_json
 
 
@@ -22,7 +22,7 @@ def board_of(written):
     if written.get("worth"):
         gained = {"verdict": "yes", "split": "validation", "best_baseline": "untuned", "gain": 0.1}
         written["worth"] = {**gained, "interval": None, **written["worth"]}
-    return read_leaderboard(written)
+    return from_json(Leaderboard, written, "leaderboard")
 
 
 def record(kind, written):

@@ -9,7 +9,8 @@ from rich.console import Console
 
 import sweeps.run.preparation
 from sweeps.config.loading import load
-from sweeps.run.plan import print_plan
+from sweeps.reporting.check import print_plan
+from sweeps.run.plan import make_plan
 from tests.trainables import zoo
 from trainables.errors import InputError
 from trainables.models.files import resolve
@@ -69,7 +70,9 @@ def plan(tmp_path):
         file = tmp_path / "sweep.yaml"
         file.write_text(json.dumps(sweep))  # which is YAML too
         written = io.StringIO()
-        print_plan(load(file, overrides), Console(file=written, width=200))
+        print_plan(
+            make_plan(load(file, overrides), examine=False), Console(file=written, width=200)
+        )
         return written.getvalue().splitlines()
 
     return read
@@ -128,7 +131,9 @@ def test_which_trials_share_a_base(plan, methods, overrides, words):
 
 def test_how_many_trials_a_gpu_could_hold_is_told_of_each_method_that_shares_a_base(plan):
     lines = plan("cluster.trials_per_slot=3", "train.max_tokens=1024", methods=METHODS)
-    first = lines.index("Memory on GPUs (an estimate; a slot measures it), passes of 1024 tokens:")
+    first = lines.index(
+        "Memory on GPUs (an estimate; a slot measures it), micro-batches of 1024 tokens:"
+    )
     said = [each.split(":")[0] for each in lines[first + 1 : -1]]
     assert said == [
         "  adapter at bottleneck 64",

@@ -39,11 +39,11 @@ class Trained:
             settings=GroupSettings(probe_rows=128),
             device=torch.device("cpu"),
         )
-        val_loss, probe_loss, _ = self.group.evaluate_base("full")
+        results, probed = self.group.untuned_results("full")
         prior = label_prior(self.manifest)
         self.reference = Reference(
-            val_loss=val_loss,
-            probe_loss=probe_loss,
+            val_loss=results.loss,
+            probe_loss=probed.loss,
             prior_loss=prior.val_loss if prior else None,
         )
 

@@ -105,11 +105,17 @@ def test_each_method_gets_a_base_of_its_own_type(lab, tmp_path):
         assert {tensor.dtype for tensor in saved} == {dtypes[method]}
 
 
+def untuned(group, method):
+    """Validation loss, probe loss and metrics of the untuned base."""
+    results, probed = group.untuned_results(method)
+    return results.loss, probed.loss, group.metrics(results)
+
+
 def test_a_join_that_fails_leaves_no_trace(lab, tmp_path):
     hp = lab.params("lora")
     expected = lab.run(lab.group("bert"), tmp_path / "fresh", hp)
     group = lab.group("bert")
-    baseline = group.evaluate_base("lora")
+    baseline = untuned(group, "lora")
     for wrong in (
         lab.params("lora", targets=["q_proj"], seed=5),
         lab.params("partial", layers=9, seed=6),
@@ -117,7 +123,7 @@ def test_a_join_that_fails_leaves_no_trace(lab, tmp_path):
         with pytest.raises(InputError):
             group.join("wrong", wrong)
         assert group.trials == []
-    assert group.evaluate_base("lora") == baseline
+    assert untuned(group, "lora") == baseline
     lab.assert_same(lab.run(group, tmp_path / "after", hp), expected)
 
 
@@ -135,7 +141,7 @@ def test_a_join_that_breaks_half_way_leaves_no_trace(lab, tmp_path, monkeypatch)
         installed.append(site)
         return install(site)
 
-    group.evaluate_base("lora")
+    group.untuned_results("lora")
     with monkeypatch.context() as patch:
         patch.setattr(LowRank, "install", break_at_the_third)
         with pytest.raises(RuntimeError, match="half way"):
@@ -214,7 +220,7 @@ def test_token_budget_leaves_gradients_as_they_are(lab, name, dtype, tolerance, 
 
 def test_budget_bounds_the_padded_tokens_of_a_pass(lab):
     group = lab.group("bert", max_tokens=24)
-    group.evaluate_base("full")
+    group.untuned_results("full")
     sizes = []
     lab.bases[-1].model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append((kwargs["input_ids"].numel(), module.training)),
@@ -234,7 +240,7 @@ def test_out_of_memory_halves_the_budget_and_changes_no_result(lab, at_pass, tmp
     settings = {"dtype": torch.float64, "evaluate_every": 1, "max_tokens": 96}
     expected = lab.first_gradients(lab.group("bert", **settings), tmp_path / "enough", hp)
     group = lab.group("bert", **settings)
-    group.evaluate_base("full")
+    group.untuned_results("full")
     sizes = []
 
     def run_out_once(module, args, kwargs):
@@ -260,7 +266,7 @@ def test_out_of_memory_in_an_evaluation_takes_it_in_smaller_passes(lab, fits, tm
         lab.group("bert", evaluate_every=8), tmp_path / "enough", lab.params()
     )
     group = lab.group("bert", evaluate_every=8)
-    group.evaluate_base("full")
+    group.untuned_results("full")
     sizes = []
 
     def run_out(module, args, kwargs):
@@ -278,19 +284,19 @@ def test_out_of_memory_in_an_evaluation_takes_it_in_smaller_passes(lab, fits, tm
 
 def test_a_row_that_does_not_fit_ends_the_evaluation(lab):
     group = lab.group("bert")
-    group.evaluate_base("full")
+    group.untuned_results("full")
 
     def run_out(module, args):
         raise torch.OutOfMemoryError("CUDA out of memory. (simulated)")
 
     lab.bases[-1].model.register_forward_pre_hook(run_out)
     with pytest.raises(torch.OutOfMemoryError):
-        group.evaluate_base("full")
+        group.untuned_results("full")
 
 
 def test_a_row_that_does_not_fit_ends_the_trial(lab):
     group = lab.group("bert")
-    group.evaluate_base("full")
+    group.untuned_results("full")
 
     def run_out(module, args):
         raise torch.OutOfMemoryError("CUDA out of memory. (simulated)")
@@ -472,7 +478,7 @@ def test_losses_are_means_over_rows_or_tokens_of_the_saved_checkpoint(lab, model
 
 
 def test_baseline_is_the_untuned_model(lab):
-    val_loss, probe_loss, metrics = lab.group("llama").evaluate_base("full")
+    val_loss, probe_loss, metrics = untuned(lab.group("llama"), "full")
     module = lab.plain("llama")
     assert val_loss == pytest.approx(
         mean_over_single_rows(lab, "llama", module, "validation"), rel=1e-6
@@ -567,7 +573,7 @@ def test_every_row_of_every_step_and_seed_has_a_mask_of_its_own(lab):
     seen = []
     for seed in (0, 1):
         group = lab.group("bert", evaluate_every=1)
-        group.evaluate_base("full")
+        group.untuned_results("full")
         dropout = next(
             module for module in lab.bases[-1].model.modules() if isinstance(module, RowDropout)
         )

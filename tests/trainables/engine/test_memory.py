@@ -374,13 +374,13 @@ def sweep(tmp_path):
     return make
 
 
-HEADER = "Memory on GPUs (an estimate; a slot measures it), passes of 4096 tokens:"
+HEADER = "Memory on GPUs (an estimate; a slot measures it), micro-batches of 4096 tokens:"
 
 
 def test_check_says_how_many_trials_fit(sweep):
     header, line = sweeps.run.estimates.memory_lines(sweep())
     assert header == HEADER
-    assert line.startswith("  qlora at rank 64 over nf4: base 3.6 GiB, a pass ")
+    assert line.startswith("  qlora at rank 64 over nf4: base 3.6 GiB, a micro-batch ")
     assert " GiB, a trial 2.7 GiB; trials at once: T4 16 GB " in line
 
 
@@ -389,7 +389,7 @@ def test_check_says_of_how_many_tokens_a_pass_is(sweep):
         sweeps.run.estimates.memory_lines(sweep(f"train.max_tokens={n}")) for n in (4096, 1024)
     )
     assert header == HEADER and small == HEADER.replace("4096", "1024")
-    assert line.split(", a pass ")[0] == other.split(", a pass ")[0] and line != other
+    assert line.split(", a micro-batch ")[0] == other.split(", a micro-batch ")[0] and line != other
 
 
 def test_check_has_a_line_for_each_method_that_shares_at_its_largest_size(sweep):
@@ -402,8 +402,8 @@ def test_check_has_a_line_for_each_method_that_shares_at_its_largest_size(sweep)
         sweep(f"search.space={space}", "search.initial=[]")
     )
     assert header == HEADER and len(lines) == 2
-    assert lines[0].startswith("  lora at rank 16: base 12.6 GiB, a pass ")
-    assert lines[1].startswith("  prompt at virtual tokens 20: base 12.6 GiB, a pass ")
+    assert lines[0].startswith("  lora at rank 16: base 12.6 GiB, a micro-batch ")
+    assert lines[1].startswith("  prompt at virtual tokens 20: base 12.6 GiB, a micro-batch ")
     # 20 vectors of 4096: weight, gradient and two moments in 4 bytes, and the weight in 2
     assert ", a trial 1.4 MiB; " in lines[1]
 

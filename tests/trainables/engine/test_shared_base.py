@@ -649,7 +649,7 @@ def test_out_of_memory_in_a_step_changes_no_gradient_of_a_pack(lab, wet, at_pass
     """In the forward pass, or in the backward pass after part of the gradients have been added."""
     model, trials, expected = wet
     group = lab.group(model, dtype=torch.float64, max_tokens=150)
-    group.evaluate_base("lora")
+    group.untuned_results("lora")
     sizes = []
 
     def run_out(*_):
@@ -679,7 +679,7 @@ def test_chunks_of_the_loss_change_no_result(lab, model, monkeypatch, tmp_path):
     for checkpointing in (False, True):
         group = lab.group(model, dtype=torch.float64, gradient_checkpointing=checkpointing)
         widths = []
-        group.evaluate_base("lora")
+        group.untuned_results("lora")
         lab.bases[
             -1
         ].output.register_forward_hook(  # also called where the layer only hands on hidden states

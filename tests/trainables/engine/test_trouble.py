@@ -403,7 +403,7 @@ def runs_out_above(lab: Any, tokens: int) -> list[int]:
 def test_a_step_that_is_timed_finds_its_budget_as_a_step_does(lab):
     """`auto` would take too large a pass for too many trials."""
     group = lab.group("bert", max_tokens=400)
-    group.evaluate_base("lora")
+    group.untuned_results("lora")
     sizes = runs_out_above(lab, 40)
     assert 0 < group.time_step(lab.params("lora", batch_size=18), 4) < 60
     assert max(sizes) > 40 >= sizes[-1]

@@ -27,6 +27,7 @@ from trainables.evaluation.baselines import measure_baselines, names
 from trainables.evaluation.record import MeasuredBaseline
 from trainables.models.config import ModelConfig
 from trainables.models.files import load_tokenizer
+from trainables.tasks import TASKS
 
 CPU = torch.device("cpu")
 MODULES = (baselines, bench, embeddings, prompts)
@@ -301,6 +302,22 @@ def test_what_will_be_measured_is_told_before(lab, prompter, tickets, tmp_path, 
     )
 
 
+@pytest.mark.parametrize(
+    "wanted", [["zero_shot"], ["embeddings_neighbours"], ["few_shot", "retrieved"]]
+)
+def test_a_task_has_the_baselines_that_it_says(prompter, tickets, monkeypatch, wanted):
+    """They are what they are among others, and nothing is embedded for those that need none."""
+    whole, loads = measured(tickets, prompter, "classification"), []
+    load = bench.load_backbone
+    replace(monkeypatch, "load_backbone", lambda bench: loads.append(1) or load(bench))
+    fewer = type("Fewer", (type(TASKS["classification"]),), {"baselines": tuple(wanted)})
+    monkeypatch.setitem(TASKS, "classification", fewer())
+    found = measured(tickets, prompter, "classification")
+    assert list(found) == wanted
+    same({name: whole[name] for name in wanted}, found)
+    assert len(loads) == (wanted != ["zero_shot"])
+
+
 # --- how long it may take ---
 
 
@@ -431,38 +448,92 @@ def test_classes_of_other_words_are_told_apart(lab, tmp_path):
 
 
 def toy(rows=200, width=6, seed=0):
-    """Features with ones before them, and three classes that depend on two of them."""
+    """Features, three classes that depend on three of them, and the classes' shares."""
     random = np.random.default_rng(seed)
-    x = np.insert(random.normal(size=(rows, width)), 0, 1.0, axis=1)
-    y = np.argmax(x[:, 1:4] + 0.7 * random.normal(size=(rows, 3)), axis=1)
-    prior = np.bincount(y, minlength=3) / rows
-    return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(prior).log()
+    x = random.normal(size=(rows, width))
+    y = np.argmax(x[:, :3] + 0.7 * random.normal(size=(rows, 3)), axis=1)
+    return x, y, np.bincount(y, minlength=3) / rows
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1e-2, 1e-4])
 def test_the_logistic_regression_ends_at_its_optimum(penalty):
     x, y, prior = toy()
-    weights = embeddings._fit(x, y, prior, penalty)
-    wrong = (x @ weights + prior).softmax(1) - torch.eye(3, dtype=torch.float64)[y]
-    gradient = x.T @ wrong / len(x) + penalty * weights
-    assert float(gradient.abs().max()) < 1e-6
-    assert weights.abs().max() > 0.05
-    again = embeddings._fit(x, y, prior, penalty, start=torch.ones_like(weights))
-    torch.testing.assert_close(again, weights, atol=1e-3, rtol=0)
+
+    def regression(x, y):
+        """Its probabilities, without the row that is of every class in its share, and weights."""
+        fitted = embeddings._fit(x, y, prior, penalty)
+
+        def probabilities(rows):
+            return (fitted(rows) * (len(x) + 1) - prior) / len(x)
+
+        odds = np.log(probabilities(np.eye(x.shape[1])) / probabilities(np.zeros((1, x.shape[1]))))
+        return probabilities, odds - odds.mean(1, keepdims=True)
+
+    probabilities, weights = regression(x, y)
+    wrong = probabilities(x) - np.eye(3)[y]
+    assert np.abs(x.T @ wrong / len(x) + penalty * weights).max() < 1e-6
+    assert np.abs(wrong.mean(0)).max() < 1e-6  # the intercept is free
+    assert np.abs(weights).max() > 0.05
+    _, again = regression(x[::-1], y[::-1])
+    np.testing.assert_allclose(again, weights, atol=1e-3, rtol=0)
 
 
 def test_a_strong_penalty_leaves_the_class_shares():
     x, y, prior = toy()
-    found = (x @ embeddings._fit(x, y, prior, 1e6) + prior).softmax(1)
-    torch.testing.assert_close(found, prior.exp().expand_as(found), atol=1e-5, rtol=0)
+    found = embeddings._fit(x, y, prior, 1e6)(x)
+    np.testing.assert_allclose(found, np.tile(prior, (len(x), 1)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_a_class_without_a_row_keeps_its_share_of_one_row(rows):
+    """Rows of the first class alone, or of no class: there is nothing to tell apart."""
+    x, prior = np.random.default_rng(0).normal(size=(rows, 4)), np.array([0.5, 0.3, 0.2])
+    found = embeddings._fit(x, np.zeros(rows, dtype=np.int64), prior, 1.0)(np.ones((3, 4)))
+    expected = (np.array([rows, 0, 0]) + prior) / (rows + 1)
+    np.testing.assert_allclose(found, np.tile(expected, (3, 1)))
+
+
+def test_a_class_that_only_a_fold_has_keeps_its_share_of_one_row():
+    x, y, _ = toy()
+    prior, seen = np.array([0.4, 0.3, 0.2, 0.1]), y != 1
+    found = embeddings._fit(x[seen], y[seen], prior, 0.1)(x)
+    np.testing.assert_allclose(found.sum(1), 1)
+    np.testing.assert_allclose(
+        found[:, [1, 3]], prior[[1, 3]] / (seen.sum() + 1) * np.ones((200, 1))
+    )
+    assert (found[:, [0, 2]].argmax(1) * 2 == y)[seen].mean() > 0.8
 
 
 def test_the_penalty_is_weak_for_signal_and_strong_for_noise():
     x, y, prior = toy()
-    folds = torch.arange(len(y)) % 5
+    folds = np.arange(len(y)) % 5
     assert embeddings._choose_penalty(x, y, prior, folds) <= 0.1
-    shuffled = y[torch.from_numpy(np.random.default_rng(1).permutation(len(y)))]
+    shuffled = y[np.random.default_rng(1).permutation(len(y))]
     assert embeddings._choose_penalty(x, shuffled, prior, folds) >= 1
+
+
+def test_neighbours_are_the_nearest_first_and_never_the_row_itself():
+    random = np.random.default_rng(0)
+    keys = random.normal(size=(30, 5)).astype(np.float32)
+    keys[20:] = 3 * keys[:10]  # of the same direction
+    queries = random.normal(size=(7, 5)).astype(np.float32)
+    directions = keys / np.linalg.norm(keys, axis=1, keepdims=True)
+    cosines = queries / np.linalg.norm(queries, axis=1, keepdims=True) @ directions.T
+    found = embeddings.nearest_rows(queries, keys, 12)
+    np.testing.assert_allclose(
+        np.take_along_axis(cosines, found, 1), -np.sort(-cosines, axis=1)[:, :12], atol=1e-6
+    )
+    assert np.array_equal(found, embeddings.nearest_rows(queries, keys, 12))  # equal ones too
+    assert np.array_equal(np.sort(embeddings.nearest_rows(queries, keys, 50)), [range(30)] * 7)
+    others = embeddings.nearest_rows(None, keys, 3)
+    assert not (others == np.arange(30)[:, None]).any()
+    assert others[:10, 0].tolist() == list(range(20, 30))
+    assert others[20:, 0].tolist() == list(range(10))
+
+
+def test_more_copies_than_neighbours_do_not_make_a_row_its_own():
+    others = embeddings.nearest_rows(None, np.ones((6, 4), dtype=np.float32), 2)
+    assert not (others == np.arange(6)[:, None]).any()
 
 
 def test_texts_that_say_nothing_leave_the_class_shares(lab, tmp_path):
@@ -537,6 +608,31 @@ def test_rows_after_examples_cost_what_plain_transformers_says(lab, tmp_path, mo
         found["few_shot"].tokens_per_request == found["retrieved"].tokens_per_request == 4 * 7 + 5
     )
     assert list(found) == ["few_shot", "retrieved"]
+
+
+def test_tokens_after_examples_count_by_their_own_weights(lab, tmp_path):
+    """Those of the examples do not matter, and the beginning that a row loses takes its own."""
+    train, (ids, labels) = chats(1, 1, first=[BOS]), chats(2, 3, first=[BOS])
+    data = write(tmp_path, train=train, validation=(ids, labels))
+    for name, (tokens, targets) in {"train": train, "validation": (ids, labels)}.items():
+        columns = [[np.array(row, dtype=np.int32) for row in rows] for rows in (tokens, targets)]
+        weights = [np.array([9, 0, 0, 0, 0, 0.5, 0, 0.25], dtype=np.float32)] * len(tokens)
+        write_split(
+            data / f"{name}.arrow",
+            Encoded(input_ids=columns[0], labels=columns[1], weights=weights),
+        )
+    found = measured(data, lab.folder("llama"), "instruction")
+    plain = AutoModelForCausalLM.from_pretrained(lab.folder("llama")).eval()
+    expected = []
+    for row in ids:
+        joined = [*train[0][0], *row[1:]]
+        last = continued(plain, joined, 1)
+        first = continued(plain, joined[:-2], 1)
+        expected.append(0.5 * first + 0.25 * last)
+    for each in found.values():
+        np.testing.assert_allclose(each.losses[:, 0], expected, rtol=1e-5)
+        assert each.losses[:, 1].tolist() == [0.75] * 3
+        assert each.val_loss == pytest.approx(np.sum(expected) / 2.25, rel=1e-5)
 
 
 def test_only_the_first_row_keeps_its_beginning(lab, tmp_path):

@@ -436,7 +436,7 @@ def board(lab, group, case, steps=3):
 
 def test_the_base_is_given_back_bit_for_bit(lab, case):
     group, bases, hp = lab.group(case.model), lab.bases, case.hyperparameters
-    group.evaluate_base(case.method, hp.options)
+    group.untuned_results(case.method, hp.options)
     model = bases[-1].model
     before, logits, hooks_before = portrait(model), lab.logits(case.model, model), hooks(model)
     for _ in range(2):
@@ -449,7 +449,7 @@ def test_the_base_is_given_back_bit_for_bit(lab, case):
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_methods_after_one_another_give_the_base_back(lab, gradient_checkpointing):
     group = lab.group("bert", gradient_checkpointing=gradient_checkpointing)
-    group.evaluate_base("full")
+    group.untuned_results("full")
     model = lab.bases[-1].model
     before = portrait(model)
     cases = [case for case in CASES if case.model == "bert" and case.quantisation == "none"]

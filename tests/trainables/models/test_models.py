@@ -282,7 +282,7 @@ def test_what_the_checkpoint_brought_is_loaded_and_the_rest_is_drawn_from_the_se
 def test_boarding_keeps_what_the_checkpoint_brought(lab, model, method, tmp_path):
     """A trial's seed draws the new parts, and only those."""
     group = lab.group(model)
-    group.evaluate_base(method)
+    group.untuned_results(method)
     base = lab.bases[-1]
     before = {name: parameter.clone() for name, parameter in base.model.named_parameters()}
     group.join("t", lab.params(method, seed=5))

@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 
-from trainables.evaluation.record import Evaluation
+from trainables.evaluation.record import Evaluation, UntunedResults
 from trainables.hyperparameters import cost_class, parse
 from trainables.runtime import coordinator as coordinating
 from trainables.runtime.coordinator import MAX_CRASHES, MAX_FAILURES, Coordinator
@@ -16,7 +16,6 @@ from trainables.runtime.protocol import (
     Failed,
     Stopped,
     TrialProgress,
-    UntunedResults,
 )
 
 PARAMS = {"method": "full", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1}

@@ -6,11 +6,10 @@ import pickle
 import pytest
 
 from trainables.errors import InputError
-from trainables.evaluation.record import Evaluation
+from trainables.evaluation.record import Evaluation, UntunedFailed, UntunedResults
 from trainables.runtime.protocol import (
     AssignedTrial,
     Assignment,
-    BaselineFailed,
     Diverged,
     Evaluated,
     Failed,
@@ -18,7 +17,6 @@ from trainables.runtime.protocol import (
     Snapshot,
     Stopped,
     TrialProgress,
-    UntunedResults,
 )
 from trainables.runtime.tune_dicts import TrialConfig, TrialResult, result_of
 
@@ -44,7 +42,7 @@ RECORDS = [
         limits={"lora": 2},
         jobs={},
     ),
-    BaselineFailed(error="its worker process died"),
+    UntunedFailed(error="its worker process died"),
 ]
 
 

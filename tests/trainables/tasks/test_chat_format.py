@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trainables.data.config import DataConfig
 from trainables.data.prepare import open_split, prepare
 from trainables.data.records import IGNORED, Encoding
-from trainables.data.sources import read_source
+from trainables.data.sources import open_sources
 from trainables.errors import InputError
 from trainables.tasks import TASKS
 from trainables.tasks.instruction.format import default_chat_template
@@ -68,8 +68,17 @@ def bytes_tokenizer(template=None, specials=SPECIALS, **kwargs):
 def encode(tokenizer, rows, tmp_path, max_length=100_000):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _, records = CHAT.read(read_source(str(path), "data.train"), DataConfig())
-    return CHAT.encode(records, tokenizer, Encoding(max_length=max_length))
+    encoded = CHAT.encode(read(path), tokenizer, Encoding(max_length=max_length))
+    if encoded.bad:
+        raise InputError(encoded.bad[0])
+    return encoded
+
+
+def read(path):
+    """The records of a file."""
+    (source,) = open_sources(DataConfig(train=str(path)), "train")
+    reader = CHAT.reader(source, DataConfig())
+    return [reader.read(row) for row in source.rows()]
 
 
 def answers(tokenizer, ids, labels):
@@ -253,9 +262,9 @@ def test_tools_kept_as_json_text_and_rows_padded_with_nulls_by_parquet(tmp_path)
         },
     ]
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    table = read_source(str(tmp_path / "a.parquet"), "data.train")
-    assert "tool_calls" in table.rows[0]["messages"][0]  # as nulls
-    _, records = CHAT.read(table, DataConfig())
+    (table,) = pa.parquet.read_table(tmp_path / "a.parquet").column("messages").chunks
+    assert "tool_calls" in table.to_pylist()[0][0]  # as nulls
+    records = read(tmp_path / "a.parquet")
     assert records[0].value == {"messages": rows[0]["messages"], "tools": tools}
     assert records[1].value["messages"] == [
         turn("user", "c"),
@@ -353,10 +362,7 @@ def test_tokens_that_reach_over_the_edge_of_an_answer_are_refused(tmp_path):
 def test_real_conversations(name, template, shared_data, tmp_path):
     tokenizer = bytes_tokenizer(template)
     end = "<|im_end|>" if template else "</s>"
-    _, records = CHAT.read(
-        read_source(str(shared_data / f"chat/{name}.jsonl"), "data.train"), DataConfig()
-    )
-    records = records[:150]
+    records = read(shared_data / f"chat/{name}.jsonl")[:150]
     encoded = CHAT.encode(records, tokenizer, Encoding(max_length=10**6))
     assert (encoded.dropped, encoded.truncated, encoded.endless_answers) == (0, 0, 0)
     for record, ids, labels in zip(records, encoded.input_ids, encoded.labels, strict=True):

@@ -81,6 +81,8 @@ def tokens(tokenizer, value, setting=None, **options):
     (row,) = Tokeniser(tokenizer, setting, **options).tokenise(
         [Record(value=value, place="row 1", key=b"", shown="")]
     )
+    if isinstance(row, InputError):
+        raise row
     return row
 
 

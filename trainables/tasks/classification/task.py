@@ -21,6 +21,14 @@ class Classification:
     auto_class = "AutoModelForSequenceClassification"
     has_classes = True
     is_conversation = False
+    targets_are_answers = True
+    baselines = (
+        "embeddings_logistic",
+        "embeddings_neighbours",
+        "zero_shot",
+        "few_shot",
+        "retrieved",
+    )
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         import torch
@@ -29,7 +37,11 @@ class Classification:
         return pad(rows, pad_token_id) | {"labels": labels}
 
     def row_losses(
-        self, logits: Tensor, labels: Tensor, output: Linear | None = None
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        output: Linear | None = None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """logits: [B, C]; labels: [B]."""
         import torch

@@ -10,3 +10,5 @@ class Instruction(CausalLM):
     name = "instruction"
     format = Chat()
     is_conversation = True
+    targets_are_answers = True
+    baselines = ("few_shot", "retrieved")  # zero-shot is the untuned model

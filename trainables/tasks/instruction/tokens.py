@@ -1,10 +1,11 @@
 """Rendered conversations as tokens, and which of these are learnt."""
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-ROWS_DECODED = 100
-"""Of each kind of row, of which it is checked that the tokens of an answer decode to it: a fault of
-a tokenizer's offsets shows in the first rows, or in rows with characters beyond ASCII, which are
-all checked.
+Result = TypeVar("Result")
+
+ROWS_DECODED = {True: 100, False: 1000}
+"""Rows in ASCII and beyond, of which it is checked that the tokens of an answer decode to it: a
+fault of a tokenizer's offsets shows in the first rows, or in the first of many characters.
 """
 
 
@@ -73,29 +75,51 @@ class Tokeniser:
                     tokenizer, template, reasoning=reasoning, train_on=train_on
                 )
             self._renderers[with_tools] = known[template]
-        self._checked = 0
+        self._checked: Counter[bool] = Counter()
 
-    def tokenise(self, records: Sequence[Record]) -> Iterator[Tokens]:
-        """Raises InputError, naming the row."""
+    def text(self, record: Record) -> tuple[str, list[tuple[int, int]]]:
+        """A row as text, and which characters [start, end) of it are learnt. Raises BadRow."""
+        if "messages" in record.value:
+            row = self._rendered(record)
+            return row.text, [(span.start, span.end) for span in row.spans]
+        prompt, completion = (str(record.value.get(key, "")) for key in ("prompt", "completion"))
+        text = f"{prompt}{completion}{self._tokenizer.eos_token or ''}"
+        return text, [(len(prompt), len(text))] if _weight(record.value) else []
+
+    def tokenise(self, records: Sequence[Record]) -> Iterator[Tokens | BadRow]:
+        """In the place of a row that cannot be used stands what is wrong with it."""
         for batch in batched(list(records), 200):
             if all("messages" in record.value for record in batch):
                 yield from self._conversations(batch)
             else:
-                yield from map(self._completion, batch)
+                yield from (self._attempted(self._completion, record) for record in batch)
 
-    def _conversations(self, records: Sequence[Record]) -> Iterator[Tokens]:
+    def _conversations(self, records: Sequence[Record]) -> Iterator[Tokens | BadRow]:
+        rendered = [self._attempted(self._rendered, record) for record in records]
+        texts = [row.text for row in rendered if not isinstance(row, BadRow)]
+        encodings = iter(self._encode(texts, add_special_tokens=False))
+        for record, row in zip(records, rendered, strict=True):
+            if isinstance(row, BadRow):
+                yield row
+                continue
+            try:
+                yield self._tokens(row, next(encodings), record.place)
+            except BadRow as error:
+                yield error
+
+    def _attempted(self, of: "Callable[[Record], Result]", record: Record) -> "Result | BadRow":
+        try:
+            return of(record)
+        except BadRow as error:
+            return error
+
+    def _rendered(self, record: Record) -> Rendered:
         if not self._renderers:
-            raise InputError(
-                f"{records[0].place}: data.chat_template: none takes rows with a prompt and a"
+            raise BadRow(
+                f"{record.place}: data.chat_template: none takes rows with a prompt and a"
                 " completion, and this one is a conversation"
             )
-        rendered = [
-            self._renderers[bool(record.value.get("tools"))].render(record.value, record.place)
-            for record in records
-        ]
-        encodings = self._encode([row.text for row in rendered], add_special_tokens=False)
-        for record, row, encoding in zip(records, rendered, encodings, strict=True):
-            yield self._tokens(row, encoding, record.place)
+        return self._renderers[bool(record.value.get("tools"))].render(record.value, record.place)
 
     def _encode(self, texts: list[str], *, add_special_tokens: bool) -> "list[Encoding]":
         backend = cast("Tokenizer", self._tokenizer.backend_tokenizer)
@@ -110,8 +134,9 @@ class Tokeniser:
         if any(span.weight != 1 for span in row.spans):
             weights = np.ones(len(ids), dtype=np.float32)
         endless = 0
-        decodes = self._checked < ROWS_DECODED or not row.text.isascii()
-        self._checked += 1
+        is_ascii = row.text.isascii()
+        decodes = self._checked[is_ascii] < ROWS_DECODED[is_ascii]
+        self._checked[is_ascii] += 1
         for span in row.spans:
             held = _held(encoding, row.text, span)
             self._check(row.text, span, ids, held, place, decodes)
@@ -241,6 +266,8 @@ def _held(encoding: "Encoding", text: str, span: Span) -> _Held:
     first = encoding.char_to_token(span.start)
     last = encoding.char_to_token(span.end - 1)
     end = len(encoding) if span.end == len(text) else encoding.char_to_token(span.end)
+    if end is None and last is not None and _characters(encoding, last)[1] <= span.end:
+        end = last + 1  # no token holds the character behind the end, such as a line break
     # a character that no token holds, or a token that holds both sides of the end
     if first is None or last is None or end is None or last >= end:
         return _held_by_offsets(encoding, span)
