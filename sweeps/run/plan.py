@@ -28,7 +28,7 @@ class SplitPlan:
 
     rows: int
     tokens: int = 0
-    targets: float = 0
+    targets: int = 0
     mean_length: float = 0.0
     longest: int = 0
     truncated: int = 0

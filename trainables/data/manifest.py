@@ -32,10 +32,8 @@ class TokenSummary:
 
     rows: int = 0
     tokens: int = 0
-    targets: float = 0
-    """What its loss is a mean over: rows of classification, else predicted tokens, by their
-    weights.
-    """
+    targets: int = 0
+    """What its loss is a mean over: rows of classification, else predicted tokens."""
     truncated: int = 0
     dropped: int = 0
     endless_answers: int = 0

@@ -67,7 +67,7 @@ class Written:
 class _Counts:
     """Of what the batches of a split have found."""
 
-    targets: float = 0
+    targets: int = 0
     unknown: int = 0
     found: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
@@ -251,21 +251,14 @@ def _unknown_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     return None if unknown in others else unknown
 
 
-def _targets(encoded: Encoded) -> float:
+def _targets(encoded: Encoded) -> int:
     """What the split's loss is a mean over: rows of classification, else tokens that are
-    predicted, by their weights.
+    predicted, whatever their weights.
     """
     if isinstance(encoded.labels, np.ndarray):
         return len(encoded.labels)
     rows = encoded.input_ids if encoded.labels is None else encoded.labels
-    if encoded.weights is None:
-        return int(sum(np.count_nonzero(row[1:] != IGNORED) for row in rows))
-    return float(
-        sum(
-            weights[1:][row[1:] != IGNORED].sum(dtype=np.float64)
-            for row, weights in zip(rows, encoded.weights, strict=True)
-        )
-    )
+    return int(sum(np.count_nonzero(row[1:] != IGNORED) for row in rows))
 
 
 def _draw_blocks(path: Path, written: Written, most: int, seed: int, counts: _Counts) -> Written:

@@ -54,7 +54,7 @@ def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 def _sketched(prepared: Prepared, split: str) -> Sketched:
-    from rensa import RMinHash
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # it is Rust
 
     texts, rows, bands = prepared.texts(split), [], []
     while batch := list(islice(texts, BATCH)):
