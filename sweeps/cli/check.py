@@ -23,15 +23,29 @@ def check(
         list[str] | None,
         typer.Option(help="a file of which nothing must stand in train (may be repeated)"),
     ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-9, help="rows a second that the cluster trains, for the hours it takes"
+        ),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="of the cluster for an hour, for the cost")
+    ] = None,
 ) -> None:
     """Check configuration and data, and print the plan; nothing is trained.
 
     Example: python -m sweeps check sweeps/quickstart.yaml --rows 3
     """
     from sweeps.reporting.check import check_page, plan_json, print_plan
-    from sweeps.run.plan import make_plan
+    from sweeps.run.plan import Rates, make_plan
 
-    plan = make_plan(load(file, overrides or []), rows=rows, benchmarks=benchmark or [])
+    plan = make_plan(
+        load(file, overrides or []),
+        rows=rows,
+        benchmarks=benchmark or [],
+        rates=Rates(samples_per_s=rate, price=price),
+    )
     if html is not None:
         check_page(plan, html)
     if as_json:

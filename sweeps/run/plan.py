@@ -51,8 +51,23 @@ class Plan:
     shown: tuple[ShownRow, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What a cluster does and costs, as far as it is known."""
+
+    samples_per_s: float | None = None
+    """Rows that all slots together train in a second."""
+    price: float | None = None
+    """Of the cluster for an hour, in any currency."""
+
+
 def make_plan(
-    config: SweepConfig, *, rows: int = 0, benchmarks: Sequence[str] = (), examine: bool = True
+    config: SweepConfig,
+    *,
+    rows: int = 0,
+    benchmarks: Sequence[str] = (),
+    rates: Rates | None = None,
+    examine: bool = True,
 ) -> Plan:
     """Raises what `run` would raise, and trains nothing. rows: of train, to be shown; benchmarks:
     sources that must not be in train; examine: whether the doctor looks at the rows.
@@ -75,7 +90,10 @@ def make_plan(
         splits={name: _split_plan(split) for name, split in manifest.splits.items()},
         data=tuple(_data(config, manifest)),
         findings=tuple(sorted(findings, key=lambda each: SEVERITIES.index(each.severity))),
-        plan=tuple(_lines(config, manifest, drawn, rehearsal)),
+        plan=(
+            *_lines(config, manifest, drawn, rehearsal),
+            *_time(config, manifest.train.rows, drawn, rates or Rates()),
+        ),
         shown=shown,
     )
 
@@ -135,6 +153,22 @@ def _search(config: SweepConfig, rows: int, drawn: Sequence[Hyperparameters]) ->
         f"  steps per trial: {min(steps)} to {max(steps)}; {mean * config.search.trials:,.0f}"
         " samples in all if no trial stops early",
     ]
+
+
+def _time(
+    config: SweepConfig, rows: int, drawn: Sequence[Hyperparameters], rates: Rates
+) -> Iterator[str]:
+    if rates.samples_per_s is None:
+        return
+    mean = sum(trained_samples(rows, hp) for hp in drawn) / len(drawn)
+    finals = config.selection.finalists
+    trials = config.search.trials + min(finals.top, config.search.trials) * finals.seeds
+    hours = mean * trials / rates.samples_per_s / 3600
+    cost = "" if rates.price is None else f", {hours * rates.price:,.2f} at {rates.price:g} an hour"
+    yield (
+        f"Time: about {hours:,.1f} h at {rates.samples_per_s:g} rows a second{cost}; training"
+        " alone, if no trial stops early"
+    )
 
 
 def search_words(config: SweepConfig) -> str:
