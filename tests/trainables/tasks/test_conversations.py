@@ -205,6 +205,12 @@ def test_keys_that_no_format_has_are_kept_for_templates_and_named():
     assert record.unused == ("messages[].content[].cache", "messages[].mood", "messages[].at")
 
 
+def test_thoughts_are_the_assistants():
+    _, record = read({"messages": [{**USER, "reasoning_content": ["hm"], "thinking": "a"}, ANSWER]})
+    assert record.value == {"messages": TALK}
+    assert record.unused == ("messages[].reasoning_content", "messages[].thinking")
+
+
 def test_a_key_that_cannot_be_shown_is_quoted():
     _, record = read({"messages": [{**USER, "a\nb": 1, "\ud83d": "x"}, ANSWER], "\n": 1})
     assert record.unused == ("'\\n'", "messages[].'a\\nb'", "messages[].'\\ud83d'")
