@@ -191,6 +191,7 @@ def _others(fields: Fields, left: Message, path: str) -> Message:
     for key, value in left.items():
         if key not in KEPT:
             fields.note_unused(path, key, value)
-        if key in KEPT or fields.can_store({key: value}):
+        # nobody but the assistant has thoughts that a template may write
+        if key in KEPT or (key not in REASONING and fields.can_store({key: value})):
             kept[key] = value
     return kept
