@@ -22,7 +22,7 @@ class SplitWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._sink = pa.OSFile(str(path), "wb")
+        self._sink: pa.OSFile | None = None
         self._writer: pa.RecordBatchFileWriter | None = None
         self._has_weights = False
 
@@ -35,9 +35,7 @@ class SplitWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._sink.close()
+        self._close()
 
     def write(self, encoded: Encoded) -> None:
         if self._has_weights and encoded.weights is None:
@@ -45,21 +43,26 @@ class SplitWriter:
         batch = _batch(encoded)
         if self._writer is None:
             self._has_weights = encoded.weights is not None
-            self._writer = pa.ipc.new_file(self._sink, batch.schema)
+            self._writer = self._open(batch.schema)  # not before: rows may be views of this file
         elif encoded.weights is not None and not self._has_weights:
             self._add_weights(batch.schema)
         self._writer.write_batch(batch)
 
+    def _open(self, schema: pa.Schema) -> pa.RecordBatchFileWriter:
+        self._sink = pa.OSFile(str(self._path), "wb")
+        return pa.ipc.new_file(self._sink, schema)
+
+    def _close(self) -> None:
+        for each in (self._writer, self._sink):
+            if each is not None:
+                each.close()
+
     def _add_weights(self, schema: pa.Schema) -> None:
         """To the batches that are written: the first of a split may have none."""
-        assert self._writer is not None
-        self._writer.close()
-        self._sink.close()
+        self._close()
         former = self._path.with_suffix(".former")
         os.replace(self._path, former)
-        self._sink = pa.OSFile(str(self._path), "wb")
-        self._writer = pa.ipc.new_file(self._sink, schema)
-        self._has_weights = True
+        self._writer, self._has_weights = self._open(schema), True
         with pa.OSFile(str(former), "rb") as source:
             reader = pa.ipc.open_file(source)
             for i in range(reader.num_record_batches):
