@@ -273,7 +273,7 @@ def test_a_quote_that_is_wrong_in_its_own_line_is_a_bad_row():
         ("a.csv", 'te"xt,"label" \na,b\n', "a.csv line 1: ',' expected after '\"'; a quote that is text is doubled: \"\""),
         ("a.tsv", "text\ttext\na\tb\n", "a.tsv: two columns have the same name in the header ['text', 'text']"),
         *((f"a{kind}", content, f"a{kind}: the file is empty") for kind in (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".txt") for content in ("", " \n")if not (content and kind in (".parquet", ".arrow"))),
-        ("a.jsonl.gz", gzip.compress(b""), "a.jsonl.gz: the file is empty"),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0), "a.jsonl.gz: the file is empty"),
         ("a.json", "[]", "a.json: no rows"),
     ],
 )  # fmt: skip
