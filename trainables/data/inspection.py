@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MANY_UNKNOWN = 0.01  # of the tokens
 MANY_TWICE = 0.005  # of the rows, that occur with two labels
+MANY_DROPPED = 0.01
 MANY_CUT = 0.5  # of the conversations
 
 
@@ -64,7 +65,7 @@ def _of_split(name: str, split: SplitSummary, manifest: Manifest) -> Iterator[Fi
     if split.dropped and TASKS[manifest.task].is_conversation:
         yield Finding(
             kind="no_answer",
-            severity="warning",
+            severity="warning" if split.dropped > MANY_DROPPED * split.read else "note",
             split=name,
             rows=split.dropped,
             setting=longer,

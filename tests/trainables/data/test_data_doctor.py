@@ -170,7 +170,8 @@ def test_near_duplicates_between_splits_count_those_with_another_answer(tokenize
         tmp_path / "out",
     )
     (finding,) = found["near_duplicates_between"]
-    assert finding.severity == "warning" and finding.split == "test" and finding.rows == 50
+    assert finding.severity == "warning" and finding.rows == 50
+    assert "two splits: 50 of 200 of test as in train" in finding.message
     assert f"{50 - other['neutral']} of them with another answer" in finding.message
 
 

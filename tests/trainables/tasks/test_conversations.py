@@ -330,9 +330,11 @@ PAIRS = (
 )
 TALK_HINT = " If '%s' holds conversations (lists of messages, or JSON text of them), set data.columns: {messages: %s}"
 
+NAMES_HINT = " Columns of other names are told by data.columns: {prompt: ..., completion: ...}"
+
 UNKNOWN = [
     # (columns, settings, message)
-    ("text label", {}, ALLOWED + "text, label."),
+    ("text label", {}, ALLOWED + "text, label." + NAMES_HINT),
     ("text", {}, ALLOWED + "text. Text without turns is trained on by task: causal_lm"),
     ("promt completion", {}, ALLOWED + "promt, completion. Did you mean 'prompt'?"),
     ("completion promt", {}, ALLOWED + "completion, promt. Did you mean 'prompt'?"),
@@ -345,7 +347,7 @@ UNKNOWN = [
     ("input output", {}, ALLOWED + "input, output. Set data.columns: {prompt: input, completion: output}"),
     ("instruction response", {}, ALLOWED + "instruction, response. Set data.columns: {completion: response}"),
     ("prompt output", {}, ALLOWED + "prompt, output. Set data.columns: {completion: output}"),
-    ("a b", {}, ALLOWED + "a, b."),
+    ("a b", {}, ALLOWED + "a, b." + NAMES_HINT),
     ("prompt chosen rejected", {}, PAIRS % "prompt, chosen, rejected"),
     ("chosen rejected", {}, PAIRS % "chosen, rejected"),
     ("messages chosen rejected", {}, PAIRS % "messages, chosen, rejected"),

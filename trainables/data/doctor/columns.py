@@ -76,19 +76,20 @@ def _origin(column: _Column, prepared: Prepared) -> Iterator[Finding]:
     if len(counts) < FEW_VALUES or column.rows < 1.2 * len(counts) or not repeated:
         return
     train = set(column.values.get("train", ()))
+    told, examples = [], []
     for split, values in column.values.items():
         shared = [value for value in values if value and value in train]
-        if split == "train" or not shared:
-            continue
-        is_named = bool(ORIGIN.search(column.name))
+        if split != "train" and shared:
+            told.append(f"{len(shared)} of {len(values)} rows of {split}")
+            examples += shared
+    if told:
         yield Finding(
             kind="no_group",
-            severity="warning" if is_named else "note",
-            split=split,
-            rows=len(shared),
-            examples=tuple(dict.fromkeys(shared))[:3],
-            message=f"{split}: {len(shared)} of {len(values)} rows share their {column.name!r} with"
-            " rows of train; if that says what a row comes from, rows of one should stay together",
+            severity="warning" if ORIGIN.search(column.name) else "note",
+            rows=len(examples),
+            examples=tuple(dict.fromkeys(examples))[:3],
+            message=f"{' and '.join(told)} share their {column.name!r} with rows of train; if that"
+            " says what a row comes from, rows of one should stay together",
             setting=f"data.group: {column.name}",
         )
 

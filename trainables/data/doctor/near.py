@@ -37,10 +37,7 @@ def near_duplicates(prepared: Prepared) -> Iterator[Finding]:
     sketched = {name: _sketched(prepared, name) for name in prepared.splits}
     for name, rows in sketched.items():
         yield from _within(prepared, name, rows)
-    names = list(sketched)
-    for i, name in enumerate(names):
-        for earlier in names[:i]:
-            yield from _between(prepared, name, earlier, sketched)
+    yield from _between(prepared, sketched)
 
 
 def pieces(text: str) -> frozenset[str]:
@@ -137,34 +134,48 @@ def _within(prepared: Prepared, name: str, rows: Sketched) -> Iterator[Finding]:
         if keys[pair.row.row] != keys[pair.other.row]  # the same rows are told of elsewhere
     ]
     if pairs:
-        yield _finding("near_duplicates", name, name, pairs, len(rows.rows), within=True)
+        yield Finding(
+            kind="near_duplicates",
+            split=name,
+            rows=len(pairs),
+            examples=_places(pairs),
+            message=f"{name}: {len(pairs)} of {len(rows.rows)} row(s) are nearly the same as an"
+            f" earlier row{_answers(pairs)} {_example(pairs)}",
+        )
 
 
-def _between(
-    prepared: Prepared, name: str, earlier: str, sketched: Mapping[str, Sketched]
-) -> Iterator[Finding]:
-    pairs = _pairs(prepared, sketched[name], sketched[earlier])
-    if pairs:
-        rows = len(sketched[name].rows)
-        yield _finding("near_duplicates_between", name, earlier, pairs, rows, within=False)
+def _between(prepared: Prepared, sketched: Mapping[str, Sketched]) -> Iterator[Finding]:
+    names, found, told, are_many = list(sketched), [], [], False
+    for i, name in enumerate(names):
+        for earlier in names[:i]:
+            pairs = _pairs(prepared, sketched[name], sketched[earlier])
+            rows = len(sketched[name].rows)
+            are_many |= len(pairs) >= MANY * rows
+            if pairs:
+                told.append(f"{len(pairs)} of {rows} of {name} as in {earlier}")
+                found += pairs
+    if found:
+        is_grouped = prepared.data.group is not None
+        yield Finding(
+            kind="near_duplicates_between",
+            severity="warning" if are_many else "note",
+            rows=len(found),
+            examples=_places(found),
+            message=f"rows are nearly the same in two splits: {', '.join(told)}{_answers(found)}"
+            f" {_example(found)}; what is measured on them is in part what was learnt by heart",
+            setting="" if is_grouped else "data.group: the column that says what rows come from",
+        )
 
 
-def _finding(
-    kind: str, name: str, other: str, pairs: list[_Pair], rows: int, *, within: bool
-) -> Finding:
+def _answers(pairs: list[_Pair]) -> str:
     unlike = sum(pair.row.answered != pair.other.answered for pair in pairs)
-    answers = f", {unlike} of them with another answer" if unlike else ""
-    first = max(pairs, key=lambda pair: pair.similarity)
-    whose = "an earlier row" if within else f"a row of {other}"
-    what = "" if within else "; what is measured on them is in part what was learnt by heart"
-    return Finding(
-        kind=kind,
-        severity="warning" if len(pairs) >= MANY * rows and not within else "note",
-        split=name,
-        rows=len(pairs),
-        examples=tuple(f"{pair.row.place} and {pair.other.place}" for pair in pairs[:3]),
-        message=f"{name}: {len(pairs)} of {rows} row(s) are nearly the same as {whose}{answers}"
-        f" (such as {first.row.place} and {first.other.place}, similarity"
-        f" {first.similarity:.2f}){what}",
-        setting="" if within else "data.group: the column that says what rows come from",
-    )
+    return f", {unlike} of them with another answer" if unlike else ""
+
+
+def _example(pairs: list[_Pair]) -> str:
+    most = max(pairs, key=lambda pair: pair.similarity)
+    return f"(such as {most.row.place} and {most.other.place}, similarity {most.similarity:.2f})"
+
+
+def _places(pairs: list[_Pair]) -> tuple[str, ...]:
+    return tuple(f"{pair.row.place} and {pair.other.place}" for pair in pairs[:3])

@@ -166,7 +166,9 @@ def _hint(found: Sequence[str]) -> str:
         return hint
     if "text" in found and "label" not in found:
         return " Text without turns is trained on by task: causal_lm"
-    return _messages_hint(found[0]) if len(found) == 1 else ""
+    if len(found) == 1:
+        return _messages_hint(found[0])
+    return " Columns of other names are told by data.columns: {prompt: ..., completion: ...}"
 
 
 def _messages_hint(column: str) -> str:
