@@ -12,6 +12,8 @@ Purpose = Literal[
     "split",
     "rows",  # that are kept of too many
     "blocks",  # of text, likewise
+    "mixture",
+    "doctor",
     "probe",
     "timed rows",
     "baselines: pool",

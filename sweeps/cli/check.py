@@ -1,15 +1,56 @@
 """`python -m sweeps check FILE`"""
 
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from sweeps.cli.arguments import File, Overrides
 from sweeps.cli.terminal import console
 from sweeps.config.loading import load
 
 
-def check(file: File, overrides: Overrides = None) -> None:
+def check(
+    file: File,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print what was found as JSON")] = False,
+    html: Annotated[Path | None, typer.Option(help="write what was found to this page")] = None,
+    rows: Annotated[
+        int, typer.Option(min=0, help="show so many rows, with what of them is learnt")
+    ] = 0,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(help="a file of which nothing must stand in train (may be repeated)"),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-9, help="rows a second that the cluster trains, for the hours it takes"
+        ),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="of the cluster for an hour, for the cost")
+    ] = None,
+) -> None:
     """Check configuration and data, and print the plan; nothing is trained.
 
-    Example: python -m sweeps check sweeps/quickstart.yaml
+    Example: python -m sweeps check sweeps/quickstart.yaml --rows 3
     """
-    from sweeps.run.plan import print_plan
+    from sweeps.reporting.check import check_page, plan_json, print_plan
+    from sweeps.run.plan import Rates, make_plan
 
-    print_plan(load(file, overrides or []), console())
+    plan = make_plan(
+        load(file, overrides or []),
+        rows=rows,
+        benchmarks=benchmark or [],
+        rates=Rates(samples_per_s=rate, price=price),
+    )
+    if html is not None:
+        check_page(plan, html)
+    if as_json:
+        print(json.dumps(plan_json(plan), indent=1, ensure_ascii=False, allow_nan=False))
+        return
+    print_plan(plan, console())
+    if html is not None:
+        console().print(f"Page: {html}", highlight=False, markup=False)

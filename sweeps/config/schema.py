@@ -181,7 +181,7 @@ class SweepConfig:
         self._check_limits()
         if not self.data.train:
             raise InputError(
-                "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or"
+                "data.train: not given; a file, a folder or a pattern of files, a URL, or"
                 " hf:owner/name"
             )
 

@@ -271,7 +271,7 @@ class Ledger:
 
     def losses(self, folder: str) -> np.ndarray | None:
         """Losses [G, 2] of an evaluation, or of a baseline (`baselines/SPLIT/NAME`): summed loss
-        and number of targets of each unit, a row or the rows that belong together (see
+        and targets of each unit, a row or the rows that belong together (see
         sweeps.selection.statistics).
         """
         of_rows = self.row_losses(folder)

@@ -13,6 +13,7 @@ from sweeps.ledger.folder import WINNER, Ledger
 from sweeps.ledger.leaderboard import Leaderboard
 from sweeps.reporting.card import card, usage_code
 from trainables.data.manifest import Manifest
+from trainables.data.prepare import CHAT_TEMPLATE
 from trainables.models.base import BaseSpec
 from trainables.models.checkpoint import base_spec, complete, loading_code
 from trainables.models.files import load_tokenizer, pad_token_of
@@ -32,10 +33,8 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
         shutil.copytree(ledger.store.fetch(name, Path(scratch)), folder, dirs_exist_ok=True)
     tokenizer = load_tokenizer(config.model)
     manifest = ledger.manifest()
-    if TASKS[config.task].is_conversation and not tokenizer.chat_template:
-        from trainables.tasks.instruction.format import default_chat_template
-
-        tokenizer.chat_template = default_chat_template(tokenizer)
+    if ledger.store.exists(template := f"data/{CHAT_TEMPLATE}"):
+        tokenizer.chat_template = ledger.store.read_bytes(template).decode()
     tokenizer.save_pretrained(folder)
     spec = trained_base(config, winner.params, manifest, pad_token_of(tokenizer))
     complete(folder, spec, WINNER)

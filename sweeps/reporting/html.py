@@ -91,7 +91,7 @@ def html_report(board: Leaderboard, study: optuna.Study | None, out: Path) -> Pa
         "importances": importances(board, study),
         "timeline": timeline(board, study),
     }
-    page = _template().render(
+    page = template("report.html.j2").render(
         board=board,
         rows=rows,
         compared=any(row.trial.difference for row in rows),
@@ -117,7 +117,8 @@ def html_report(board: Leaderboard, study: optuna.Study | None, out: Path) -> Pa
     return out
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page's template of this folder."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -142,7 +143,7 @@ def _template() -> jinja2.Template:
         "tone": tone,
         "sortable": _sort_value,
     }
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _lost(rows: Sequence[RankedTrial]) -> list[str]:

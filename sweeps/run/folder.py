@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from sweeps.config.loading import dump, from_folder
 from sweeps.config.resuming import as_trained, check_resumable, differences
@@ -35,21 +36,24 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
     not depend on where it began.
     """
 
-    def absolute(source: str | float | None) -> str | float | None:
-        if (
-            isinstance(source, str)
-            and source
-            and not source.startswith("hf:")
-            and "://" not in source
-        ):
+    def absolute(source: str) -> str:
+        if source and not source.startswith("hf:") and "://" not in source:
             return str(Path(source).expanduser().absolute())
         return source
 
+    def absolutes(given: Any) -> Any:
+        """Of what a split is read from: a source, a list of them, or a share of train."""
+        if isinstance(given, str):
+            return absolute(given)
+        if isinstance(given, list):
+            return [absolutes(each) for each in given]
+        return {**given, "source": absolute(given["source"])} if isinstance(given, dict) else given
+
     data: DataConfig = replace(
         config.data,
-        train=absolute(config.data.train),
-        validation=absolute(config.data.validation),
-        test=absolute(config.data.test),
+        train=absolutes(config.data.train),
+        validation=absolutes(config.data.validation),
+        test=absolutes(config.data.test),
     )
     model = config.model
     if not model.name.startswith("package:") and Path(model.name).expanduser().is_dir():
@@ -64,7 +68,7 @@ def tracked(config: SweepConfig, manifest: Manifest, base: dict[str, str]) -> di
     data: dict[str, object] = {}
     for name in [name for name in ("train", "validation", "test") if name in manifest.splits]:
         split = manifest.splits[name]
-        source = manifest.sources.get(name, manifest.sources["train"])  # a share of train
+        source = manifest.source_of(name)
         data[name] = {
             "source": source.source,
             "rows": split.rows or split.read,

@@ -1,19 +1,20 @@
-"""What a sweep will do, known before it starts: `check` prints it, and `run` builds on it."""
+"""What a sweep will do and on which data, known before it starts: `check` shows it."""
 
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-
-from rich.console import Console
 
 from sweeps.config.draws import first_of_each_method
 from sweeps.config.schema import SweepConfig
 from sweeps.run.estimates import memory_lines
-from sweeps.run.preparation import prepare_data, rehearsed
+from sweeps.run.preparation import doctor, prepare_data, rehearsed, show
 from sweeps.run.storage import check_storage
 from sweeps.selection.statistics import MIN_UNITS
-from trainables.data.manifest import Manifest
+from trainables.data.findings import SEVERITIES, Finding
+from trainables.data.manifest import Manifest, SplitSummary
+from trainables.data.showing import ShownRow
 from trainables.engine.schedule import total_steps, trained_samples
 from trainables.hyperparameters import Hyperparameters, parse, sharing_key
 from trainables.tasks import TASKS
@@ -21,21 +22,94 @@ from trainables.tasks import TASKS
 STRAYS = 0.05  # share of its epochs by which a trial may train more or less before the plan says so
 
 
-def print_plan(config: SweepConfig, console: Console) -> None:
-    """Data, space, trials, slots, steps; raises what `run` would raise, and trains nothing."""
+@dataclass(frozen=True, kw_only=True)
+class SplitPlan:
+    """A split, in numbers; tokens are 0 where it is sealed until there is a winner."""
+
+    rows: int
+    tokens: int = 0
+    targets: int = 0
+    mean_length: float = 0.0
+    longest: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `check` has found and what `run` would do."""
+
+    sweep: str
+    task: str
+    model: str
+    splits: dict[str, SplitPlan]
+    data: tuple[str, ...]
+    """What there is to train and to judge by, in words."""
+    findings: tuple[Finding, ...]
+    """What is odd about it, the gravest first."""
+    plan: tuple[str, ...]
+    """What is searched, what comes after, and what it takes, in words."""
+    shown: tuple[ShownRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What a cluster does and costs, as far as it is known."""
+
+    samples_per_s: float | None = None
+    """Rows that all slots together train in a second."""
+    price: float | None = None
+    """Of the cluster for an hour, in any currency."""
+
+
+def make_plan(
+    config: SweepConfig,
+    *,
+    rows: int = 0,
+    benchmarks: Sequence[str] = (),
+    rates: Rates | None = None,
+    examine: bool = True,
+) -> Plan:
+    """Raises what `run` would raise, and trains nothing. rows: of train, to be shown; benchmarks:
+    sources that must not be in train; examine: whether the doctor looks at the rows.
+    """
     rehearsal: list[str] = []
     check_storage(config)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
-        manifest = prepare_data(config, Path(scratch))
+        look = doctor(config, benchmarks) if examine else None
+        manifest = prepare_data(config, Path(scratch), look)
         rehearsed(config, Path(scratch), rehearsal.append)
-    for line in _lines(config, manifest, rehearsal):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _lines(config: SweepConfig, manifest: Manifest, rehearsal: Sequence[str]) -> Iterator[str]:
+        shown = show(config, manifest, Path(scratch), rows) if rows else ()
     drawn = [parse(draw) for draw in config.draws()]
-    yield f"Sweep {config.name}: {config.task} with {config.model.name}"
-    yield from _data(config, manifest, drawn)
+    odd = [*_large_batches(config, manifest.train.rows), *_odd_epochs(drawn, manifest.train.rows)]
+    odd += _few_groups(manifest)
+    findings = [*manifest.findings, *(Finding(kind="plan", message=each) for each in odd)]
+    return Plan(
+        sweep=config.name,
+        task=config.task,
+        model=config.model.name,
+        splits={name: _split_plan(split) for name, split in manifest.splits.items()},
+        data=tuple(_data(config, manifest)),
+        findings=tuple(sorted(findings, key=lambda each: SEVERITIES.index(each.severity))),
+        plan=(
+            *_lines(config, manifest, drawn, rehearsal),
+            *_time(config, manifest.train.rows, drawn, rates or Rates()),
+        ),
+        shown=shown,
+    )
+
+
+def _split_plan(split: SplitSummary) -> SplitPlan:
+    if not split.is_tokenised:
+        return SplitPlan(rows=split.read)
+    return SplitPlan(**{each.name: getattr(split, each.name) for each in fields(SplitPlan)})
+
+
+def _lines(
+    config: SweepConfig,
+    manifest: Manifest,
+    drawn: Sequence[Hyperparameters],
+    rehearsal: Sequence[str],
+) -> Iterator[str]:
     yield from _search(config, manifest.train.rows, drawn)
     yield from _afterwards(config, manifest)
     yield from rehearsal
@@ -44,33 +118,28 @@ def _lines(config: SweepConfig, manifest: Manifest, rehearsal: Sequence[str]) ->
     yield from memory_lines(config)
     if config.search.time_budget:
         yield f"Time budget: {config.search.time_budget}"
-    yield "No problem found."
 
 
-def _data(config: SweepConfig, manifest: Manifest, drawn: Sequence[Hyperparameters]) -> list[str]:
-    """What there is to train and to judge by, and what is odd about it."""
-    lines = []
+def _data(config: SweepConfig, manifest: Manifest) -> Iterator[str]:
+    """What there is to train and to judge by."""
     for name, split in manifest.splits.items():
         if split.is_tokenised:
-            lines.append(
-                f"  {name}: {split.rows} rows, {split.tokens} tokens (mean"
+            yield (
+                f"{name}: {split.rows} rows, {split.tokens} tokens (mean"
                 f" {split.mean_length:.1f}, longest {split.longest}, {split.truncated} cut"
                 f" to {manifest.max_length})"
             )
         else:
-            lines.append(f"  {name}: {split.read} rows, sealed until there is a winner")
+            yield f"{name}: {split.read} rows, sealed until there is a winner"
     if manifest.labels:
         share = f"{manifest.majority_share:.1%}"
-        lines.append(
-            f"  labels: {', '.join(manifest.labels)}; majority"
+        yield (
+            f"labels: {', '.join(manifest.labels)}; majority"
             f" {manifest.majority_label} with {share} of validation"
         )
     if counts := manifest.validation.slice_counts:
         parts = ", ".join(f"{value or 'empty'} {count}" for value, count in sorted(counts.items()))
-        lines.append(f"  slices of validation by {config.data.slice}: {parts}")
-    rows = manifest.train.rows
-    odd = [*_large_batches(config, rows), *_odd_epochs(drawn, rows), *_few_groups(manifest)]
-    return lines + [f"  note: {note}" for note in [*manifest.notes, *odd]]
+        yield f"slices of validation by {config.data.slice}: {parts}"
 
 
 def _search(config: SweepConfig, rows: int, drawn: Sequence[Hyperparameters]) -> list[str]:
@@ -84,6 +153,22 @@ def _search(config: SweepConfig, rows: int, drawn: Sequence[Hyperparameters]) ->
         f"  steps per trial: {min(steps)} to {max(steps)}; {mean * config.search.trials:,.0f}"
         " samples in all if no trial stops early",
     ]
+
+
+def _time(
+    config: SweepConfig, rows: int, drawn: Sequence[Hyperparameters], rates: Rates
+) -> Iterator[str]:
+    if rates.samples_per_s is None:
+        return
+    mean = sum(trained_samples(rows, hp) for hp in drawn) / len(drawn)
+    finals = config.selection.finalists
+    trials = config.search.trials + min(finals.top, config.search.trials) * finals.seeds
+    hours = mean * trials / rates.samples_per_s / 3600
+    cost = "" if rates.price is None else f", {hours * rates.price:,.2f} at {rates.price:g} an hour"
+    yield (
+        f"Time: about {hours:,.1f} h at {rates.samples_per_s:g} rows a second{cost}; training"
+        " alone, if no trial stops early"
+    )
 
 
 def search_words(config: SweepConfig) -> str:

@@ -1,6 +1,7 @@
 """Data, model files and a rehearsal: all that is done before anything is spent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,19 @@ from trainables.tasks import TASKS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from trainables.data.doctor.rows import Prepared
+    from trainables.data.findings import Finding
+    from trainables.data.showing import ShownRow
     from trainables.rehearsal.rehearse import Rehearsed
 
 
-def prepare_data(config: SweepConfig, folder: Path) -> Manifest:
+def prepare_data(
+    config: SweepConfig,
+    folder: Path,
+    examine: "Callable[[Prepared], Iterable[Finding]] | None" = None,
+) -> Manifest:
     """Check the model's files; read, split and tokenise the data, general text of language models
-    too, into `folder`. Returns the manifest.
+    too, into `folder`. examine: what else is found in the rows. Returns the manifest.
     """
     from trainables.data.prepare import prepare
     from trainables.data.sources import check_sources
@@ -39,7 +47,7 @@ def prepare_data(config: SweepConfig, folder: Path) -> Manifest:
     check_files(config.model)
     context = context_length(load_model_config(config.model))
     tokenizer = load_tokenizer(config.model)
-    manifest = prepare(config.data, config.task, tokenizer, config.seed, folder, context)
+    manifest = prepare(config.data, config.task, tokenizer, config.seed, folder, context, examine)
     more = max(parse(draw).options.soft_prompt_tokens for draw in config.draws())
     if more and context is not None:
         longest = max(split.longest for split in manifest.splits.values())
@@ -55,6 +63,45 @@ def prepare_data(config: SweepConfig, folder: Path) -> Manifest:
         )  # virtual tokens stand before general text too
         write_general(_general_text(config), tokenizer, room, folder)
     return manifest
+
+
+def doctor(
+    config: SweepConfig, benchmarks: Sequence[str]
+) -> "Callable[[Prepared], Iterable[Finding]]":
+    """What looks at the rows for what nobody looks for. benchmarks: sources of which nothing must
+    stand in train.
+    """
+    from trainables.data.doctor.examine import examine
+
+    others = {name: _texts(config, name) for name in benchmarks}
+    if not TASKS[config.task].has_classes and config.selection.general_text is not None:
+        others["the general text"] = _general_text(config).split("\n\n")
+    return lambda prepared: examine(prepared, others)
+
+
+def _texts(config: SweepConfig, source: str) -> list[str]:
+    """Of a benchmark's rows, whatever its columns are."""
+    from trainables.data.rows import Row
+    from trainables.data.sources import open_sources
+
+    data = replace(config.data, test=source)
+    return [
+        " ".join(value for value in row.columns.values() if isinstance(value, str))
+        for each in open_sources(data, "test")
+        for row in each.rows()
+        if isinstance(row, Row)
+    ]
+
+
+def show(
+    config: SweepConfig, manifest: Manifest, folder: Path, rows: int
+) -> "tuple[ShownRow, ...]":
+    """The first rows of train as the model reads them. folder: of the prepared data."""
+    from trainables.data.prepare import with_own_template
+    from trainables.data.showing import shown_rows
+
+    tokenizer = with_own_template(load_tokenizer(config.model), folder)
+    return tuple(shown_rows(config.data, config.task, tokenizer, manifest.encoding, rows))
 
 
 def _refuse_long_rows(longest: int, more: int, context: int) -> None:

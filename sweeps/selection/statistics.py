@@ -1,8 +1,8 @@
 """How sure a loss and a difference of losses are: pure functions over losses [N, 2], in nats.
 
-Each line is the summed loss and the number of targets of one *unit*: of a row, or of the rows that
-belong together (see `by_unit`), since rows of one author, file or document are not so many
-independent observations.
+Each line is the summed loss and the targets (how many, or the sum of their weights) of one *unit*:
+of a row, or of the rows that belong together (see `by_unit`), since rows of one author, file or
+document are not so many independent observations.
 """
 
 import math
@@ -71,7 +71,7 @@ def bootstrap_intervals(
     some = (
         drawn > 0 if drawn.any() else slice(None)
     )  # of a handful of units a resample may have none
-    means = (differences @ counts.T)[:, some] / np.maximum(drawn[some], 1)
+    means = (differences @ counts.T)[:, some] / np.where(drawn > 0, drawn, 1)[some]
     tail = NormalDist().cdf(
         -_stretch((1 - level) / 2, len(a)) * NormalDist().inv_cdf((1 + level) / 2)
     )
@@ -174,7 +174,8 @@ def gain_interval(
     if len(chosen) < MIN_UNITS:
         return -math.inf, math.inf
     counts, targets = _resamples(len(chosen), seed=0), chosen[:, 1].astype(np.float32)
-    drawn, total = np.maximum(counts @ targets, 1), targets.sum(dtype=float)
+    drawn, total = counts @ targets, targets.sum(dtype=float)
+    drawn = np.where(drawn > 0, drawn, 1)  # of a resample without targets, all is 0
 
     def deviations(losses: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """What each unit's loss is above its share of the mean [K, N], and means of resamples less

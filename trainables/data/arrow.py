@@ -1,11 +1,15 @@
 """Tokenised splits on disk: Arrow files that are memory-mapped, so that every worker of a machine
-shares one copy.
+shares one copy. A file is written and read in record batches: no more than one is in memory at a
+time.
 """
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,41 +17,130 @@ import pyarrow as pa
 from trainables.data.records import Encoded
 
 
+class SplitWriter:
+    """Writes a split, batch of rows by batch. Leaving its context closes the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sink: pa.OSFile | None = None
+        self._writer: pa.RecordBatchFileWriter | None = None
+        self._has_weights = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def write(self, encoded: Encoded) -> None:
+        if self._has_weights and encoded.weights is None:
+            encoded = replace(encoded, weights=_ones(encoded.input_ids))
+        batch = _batch(encoded)
+        if self._writer is None:
+            self._has_weights = encoded.weights is not None
+            self._writer = self._open(batch.schema)  # not before: rows may be views of this file
+        elif encoded.weights is not None and not self._has_weights:
+            self._add_weights(batch.schema)
+        self._writer.write_batch(batch)
+
+    def _open(self, schema: pa.Schema) -> pa.RecordBatchFileWriter:
+        self._sink = pa.OSFile(str(self._path), "wb")
+        return pa.ipc.new_file(self._sink, schema)
+
+    def _close(self) -> None:
+        for each in (self._writer, self._sink):
+            if each is not None:
+                each.close()
+
+    def _add_weights(self, schema: pa.Schema) -> None:
+        """To the batches that are written: the first of a split may have none."""
+        self._close()
+        former = self._path.with_suffix(".former")
+        os.replace(self._path, former)
+        self._writer, self._has_weights = self._open(schema), True
+        with pa.OSFile(str(former), "rb") as source:
+            reader = pa.ipc.open_file(source)
+            for i in range(reader.num_record_batches):
+                batch = reader.get_batch(i)
+                offsets, values = _arrays(batch.column("input_ids"))
+                ones = pa.LargeListArray.from_arrays(
+                    pa.array(offsets), pa.array(np.ones(len(values), np.float32))
+                )
+                columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+                self._writer.write_batch(pa.record_batch({**columns, "weights": ones}))
+        former.unlink()
+
+
 def write_split(path: Path, encoded: Encoded) -> str:
-    """Write `encoded` as one Arrow record batch. Returns the SHA-256 of its content, the same for
-    the same rows wherever written.
+    """Write `encoded` as one record batch. Returns what `split_fingerprint` says of it."""
+    with SplitWriter(path) as writer:
+        writer.write(encoded)
+    return split_fingerprint(path)
+
+
+def split_fingerprint(path: Path) -> str:
+    """SHA-256 of the rows of a split's file, whatever batches they are in; empty where it cannot be
+    read.
     """
-    labels, types = encoded.labels, encoded.token_type_ids
+    try:
+        # read, not mapped: pages of a map count as this process's memory
+        with pa.OSFile(str(path), "rb") as source:
+            names = pa.ipc.open_file(source).schema.names
+            digest = hashlib.sha256()
+            for number, name in enumerate(names):
+                _digest_column(source, number, name, digest)
+        return digest.hexdigest()
+    except (OSError, pa.ArrowException):
+        return ""
+
+
+def _digest_column(source: pa.NativeFile, number: int, name: str, digest: "hashlib._Hash") -> None:
+    columns = list(_lengths_of_batches(source, number))
+    kind, rows = columns[0][0], sum(length for _, length in columns)
+    digest.update(f"{name} {kind} {rows}\n".encode())
+    if isinstance(kind, pa.LargeListType):
+        base = np.zeros(1, dtype=np.int64)
+        digest.update(base.data)
+        for column in _column(source, number):
+            offsets = _arrays(column)[0] + base
+            digest.update(np.ascontiguousarray(offsets[1:]).data)
+            base = offsets[-1:]
+    for column in _column(source, number):
+        digest.update(np.ascontiguousarray(_arrays(column)[-1]).data)
+
+
+def _lengths_of_batches(source: pa.NativeFile, number: int) -> Iterator[tuple[pa.DataType, int]]:
+    for column in _column(source, number):
+        yield column.type, len(column)
+
+
+def _column(source: pa.NativeFile, number: int) -> Iterator[pa.Array]:
+    """One column of each batch of a file."""
+    source.seek(0)
+    reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=[number]))
+    for i in range(reader.num_record_batches):
+        yield reader.get_batch(i).column(0)
+
+
+def _batch(encoded: Encoded) -> pa.RecordBatch:
+    labels, types, weights = encoded.labels, encoded.token_type_ids, encoded.weights
     one_each = isinstance(labels, np.ndarray)
     columns: dict[str, pa.Array | None] = {
         "input_ids": _lists(encoded.input_ids),
         "labels": pa.array(labels) if one_each else labels and _lists(labels),
         "token_type_ids": types and _lists(types),
+        "weights": weights and _lists(weights),
     }
-    batch = pa.record_batch({name: each for name, each in columns.items() if each is not None})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return _digest(batch)
+    return pa.record_batch({name: each for name, each in columns.items() if each is not None})
 
 
-def split_fingerprint(path: Path) -> str:
-    """What `write_split` returned for this file, from its content now; empty where it cannot be
-    read.
-    """
-    try:
-        with pa.memory_map(str(path)) as source:
-            return _digest(pa.ipc.open_file(source).get_batch(0))
-    except (OSError, pa.ArrowException):
-        return ""
-
-
-def _digest(batch: pa.RecordBatch) -> str:
-    digest = hashlib.sha256()
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        digest.update(f"{name} {column.type} {len(column)}\n".encode())
-        for array in _arrays(column):
-            digest.update(array.data)
-    return digest.hexdigest()
+def _ones(rows: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.ones(len(row), np.float32) for row in rows]
 
 
 def _lists(rows: list[np.ndarray]) -> pa.LargeListArray:
@@ -71,9 +164,14 @@ class Split:
 
     def __init__(self, path: Path) -> None:
         with pa.memory_map(str(path)) as source:
-            batch = pa.ipc.open_file(source).get_batch(0)
-        self._columns = {name: _arrays(batch.column(name)) for name in batch.schema.names}
-        self.lengths = np.diff(self._columns["input_ids"][0]).astype(np.int32)
+            reader = pa.ipc.open_file(source)
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._batches = [
+            {name: _arrays(batch.column(name)) for name in batch.schema.names} for batch in batches
+        ]
+        lengths = [np.diff(columns["input_ids"][0]) for columns in self._batches]
+        self._starts = np.cumsum([0, *map(len, lengths)])
+        self.lengths = np.concatenate(lengths).astype(np.int32)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -81,33 +179,39 @@ class Split:
     @property
     def largest_id(self) -> int:
         """Of the tokens of all rows."""
-        return int(self._columns["input_ids"][1].max())
+        return max(int(columns["input_ids"][1].max()) for columns in self._batches)
 
     @property
     def labels(self) -> np.ndarray | None:
         """The class of each row, int64 [N]; None for language models."""
-        column = self._columns.get("labels", ())
-        return column[0] if len(column) == 1 else None
+        columns = [columns.get("labels", ()) for columns in self._batches]
+        return None if len(columns[0]) != 1 else np.concatenate([values for (values,) in columns])
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Rows by position: `input_ids` int32 [T], `labels` a class or int32 [T] (-100: no loss),
-        perhaps `token_type_ids` [T].
+        perhaps `token_type_ids` [T] and `weights` float32 [T].
 
         The arrays are read-only views of the file.
         """
-        rows: list[dict[str, Any]] = [{} for _ in indices]
-        for name, arrays in self._columns.items():
-            if len(arrays) == 1:
-                for row, i in zip(rows, indices, strict=True):
-                    row[name] = int(arrays[0][i])
-            else:
-                offsets, values = arrays
-                for row, i in zip(rows, indices, strict=True):
-                    row[name] = values[offsets[i] : offsets[i + 1]]
-        if "labels" not in self._columns:
-            for row in rows:
-                row["labels"] = row["input_ids"]
-        return rows
+        at = np.asarray(indices, dtype=np.int64)
+        batches = np.searchsorted(self._starts, at, side="right") - 1
+        return [
+            _row(self._batches[batch], int(i))
+            for batch, i in zip(batches, at - self._starts[batches], strict=True)
+        ]
+
+
+def _row(columns: dict[str, tuple[np.ndarray, ...]], i: int) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, arrays in columns.items():
+        if len(arrays) == 1:
+            row[name] = int(arrays[0][i])
+        else:
+            offsets, values = arrays
+            row[name] = values[offsets[i] : offsets[i + 1]]
+    if "labels" not in columns:
+        row["labels"] = row["input_ids"]
+    return row
 
 
 def open_split(folder: Path, name: str) -> Split:

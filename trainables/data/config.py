@@ -1,27 +1,73 @@
 """What a sweep is trained on: the `data:` section of its YAML file."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from trainables.errors import InputError
+from trainables.errors import InputError, did_you_mean
+
+COLUMNS = (
+    "messages",
+    "prompt",
+    "completion",
+    "system",
+    "tools",
+    "reasoning_content",
+    "history",
+    "chosen",
+    "rejected",
+    "weight",
+)
+"""Of the formats of conversations, as `DataConfig.columns` may rename them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One source of a split."""
+
+    source: str
+    weight: float = 1.0
+    """How often each of its rows stands in an epoch."""
+
+    @classmethod
+    def of(cls, given: object, key: str) -> "Part":
+        """Of what stands in the sweep file. Raises InputError."""
+        if isinstance(given, str) and given:
+            return cls(source=given)
+        if not isinstance(given, Mapping) or not {"source"} <= set(given) <= {"source", "weight"}:
+            raise InputError(
+                f"{key}: must be a file, a folder, hf:owner/name, a list of those, or {{source:"
+                f" ..., weight: ...}}, got {given!r}"
+            )
+        source, weight = given["source"], given.get("weight", 1.0)
+        if not isinstance(source, str) or not source:
+            raise InputError(f"{key}: source must be a file or hf:owner/name, got {source!r}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 100:
+            raise InputError(f"{key}: weight must be a number in (0, 100], got {weight!r}")
+        return cls(source=source, weight=float(weight))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the rows are, which columns hold what, and how they are split and cut.
 
-    A source is a file, by its extension (.csv, .tsv, .jsonl, .json, .parquet, .txt), or a dataset
-    of the Hugging Face hub: `hf:owner/name?split=train&config=...&revision=...`. All files are
-    UTF-8.
+    A source is a file, by its extension (.csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow,
+    .txt, each also as .gz or .zst), a folder or a pattern (`data/*.jsonl`) of such files, any URL
+    that fsspec opens, or a dataset of the Hugging Face hub:
+    `hf:owner/name?split=train&config=...&revision=...`. Text files are UTF-8.
     """
 
-    train: str = ""
-    """Source of the training rows. Required."""
-    validation: str | int | float | None = 0.1
-    """Source of the validation rows, or the share of `train` that is set apart for them, in (0, 1).
+    train: Any = ""
+    """Source of the training rows, or a list of sources, of which each may be `{source: ...,
+    weight: ...}`: how often each of its rows stands in an epoch (0.5: half of its rows, drawn by
+    the seed). Required.
     """
-    test: str | int | float | None = None
-    """Source of the test rows, or a share of `train`; scored once, for the winner. None: no test
+    validation: Any = 0.1
+    """Sources of the validation rows, or the share of `train` that is set apart for them, in (0,
+    1).
+    """
+    test: Any = None
+    """Sources of the test rows, or a share of `train`; scored once, for the winner. None: no test
     split.
     """
     text: str = "text"
@@ -30,6 +76,10 @@ class DataConfig:
     """Column of a second text that goes with the first (classification)."""
     label: str = "label"
     """Column of the class, a string or an integer (classification)."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Which column of the file is meant by a column of a known format, where it has another name:
+    {prompt: question, completion: answer} (instruction).
+    """
     group: str | None = None
     """Column naming what a row comes from (file, author, query): rows of one group never fall in
     two splits.
@@ -39,6 +89,25 @@ class DataConfig:
     max_length: int | None = None
     """Tokens kept of a row; in causal_lm the tokens of a block. None: the model's context, but at
     most 512 (instruction: 1024).
+    """
+    chat_template: str | None = None
+    """How conversations become text: a file of Jinja, a preset's name, or "none" for a prompt and
+    its completion as they are. None: the tokenizer's own template, else a plain default. It is
+    saved with the winner.
+    """
+    reasoning: Literal["train", "keep", "drop"] = "train"
+    """What becomes of the assistant's thoughts (`reasoning_content`, or <think> in a content):
+    learnt, kept as context without loss, or removed.
+    """
+    train_on: Literal["all_answers", "last_answer"] = "all_answers"
+    """Which of the assistant's messages of a conversation are learnt."""
+    unrendered: Literal["note", "error"] = "note"
+    """Parts of a conversation that the chat template leaves out (a system message, tools,
+    thoughts): name and count them, or refuse to start.
+    """
+    bad_rows: Literal["error", "drop"] = "error"
+    """Rows that cannot be used: refuse to start and name the first, or leave them out and count
+    them.
     """
     cross_documents: bool = False
     """Let a block of causal_lm run on into the next document instead of ending with its own."""
@@ -53,6 +122,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self._check_shares()
+        self._check_columns()
+        for split in ("train", "validation", "test"):
+            self.parts(split)
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"data.max_length: must be at least 2 tokens, got {self.max_length}")
         if self.rows is not None and self.rows < 1:
@@ -61,8 +133,8 @@ class DataConfig:
     def _check_shares(self) -> None:
         shares = {
             name: value
-            for name, value in (("validation", self.validation), ("test", self.test))
-            if isinstance(value, int | float)
+            for name in ("validation", "test")
+            if isinstance(value := getattr(self, name), int | float)
         }
         for name, share in shares.items():
             if isinstance(share, bool) or not 0 < share < 1:
@@ -75,3 +147,26 @@ class DataConfig:
             raise InputError(
                 f"data.validation + data.test: shares must leave rows for train, got {got}"
             )
+
+    def _check_columns(self) -> None:
+        for ours in self.columns:
+            if ours not in COLUMNS:
+                raise InputError(
+                    f"data.columns: {ours!r} is not a column of a known format; allowed are"
+                    f" {', '.join(COLUMNS)}.{did_you_mean(ours, COLUMNS)}"
+                )
+
+    def parts(self, split: str) -> tuple["Part", ...]:
+        """The sources of a split; none where it is a share of train or not given."""
+        given = getattr(self, split)
+        if isinstance(given, int | float) or not given:
+            return ()
+        return tuple(
+            Part.of(each, f"data.{split}")
+            for each in (given if isinstance(given, list) else [given])
+        )
+
+    def share(self, split: str) -> float | None:
+        """The share of train that a split is."""
+        given = getattr(self, split)
+        return float(given) if isinstance(given, int | float) else None

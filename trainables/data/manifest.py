@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.data.config import DataConfig
+from trainables.data.findings import Finding
 from trainables.data.records import Encoding
 from trainables.errors import InputError
 from trainables.storage.records import Json, from_json, to_json
@@ -36,6 +37,11 @@ class TokenSummary:
     truncated: int = 0
     dropped: int = 0
     endless_answers: int = 0
+    endings_cut: int = 0
+    unknown: int = 0
+    """Tokens that stand for what the tokenizer does not know."""
+    lost: Mapping[str, int] = field(default_factory=dict)
+    """What the chat template leaves out, and of how many rows."""
     mean_length: float = 0.0
     longest: int = 0
     fingerprint: str = ""
@@ -83,8 +89,18 @@ class Manifest:
     """The commonest class of train."""
     majority_share: float = 0.0
     """Its share of validation."""
-    notes: tuple[str, ...] = ()
-    """What the user should see of the data, in words."""
+    findings: tuple[Finding, ...] = ()
+    """What the user should know of the data."""
+
+    @property
+    def notes(self) -> list[str]:
+        """The same, in words."""
+        return [finding.message for finding in self.findings]
+
+    def source_of(self, split: str) -> SourceSummary:
+        """The first source of a split, which may be a share of train."""
+        names = (split, f"{split}[0]", "train", "train[0]")
+        return next(self.sources[name] for name in names if name in self.sources)
 
     @property
     def train(self) -> SplitSummary:
@@ -139,5 +155,5 @@ def _split_json(split: SplitSummary) -> dict[str, Json]:
     return {
         name: value
         for name, value in to_json(split).items()
-        if name not in absent and value is not None and value != ""
+        if name not in absent and value is not None and value != "" and value != {}
     }

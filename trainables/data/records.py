@@ -1,13 +1,16 @@
 """What every data format turns its rows into, before and after tokenisation."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from trainables.data.config import DataConfig
-from trainables.data.sources import Table, is_missing
+from trainables.data.rows import Row, is_missing
+from trainables.data.sources import Source
+from trainables.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +37,20 @@ class Record:
     """Value of the column whose values are also measured one by one."""
     weight: int = 1
     """What a split by share counts: rows, or characters where rows are whole documents."""
+    unused: tuple[str, ...] = ()
+    """What the row has besides that its format does not use: names of keys."""
+    rest: Mapping[str, object] = field(default_factory=dict)
+    """Short values of other columns, by which the doctor tells where rows come from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowReader:
+    """How the rows of one source are read."""
+
+    name: str
+    """Of the format that the source's columns turned out to have: `messages`, `text+label`."""
+    read: Callable[[Row], Record]
+    """Raises BadRow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +64,10 @@ class Encoding:
     slices: tuple[str, ...] = ()
     """Values of `data.slice` in what is measured; a row's slice is its position here."""
     cross_documents: bool = False
+    chat_template: str | None = None
+    """"none": a prompt and its completion are not rendered. None: with the tokenizer's template."""
+    reasoning: Literal["train", "keep", "drop"] = "train"
+    train_on: Literal["all_answers", "last_answer"] = "all_answers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +79,34 @@ class Encoded:
     input_ids: list[np.ndarray]
     labels: np.ndarray | list[np.ndarray] | None = None
     token_type_ids: list[np.ndarray] | None = None
+    weights: list[np.ndarray] | None = None
+    """Of each token's loss, float32 like the labels; None: all count fully."""
     origin: np.ndarray | None = None
     """The record that each row is of, by position [N]; None: every record is one row."""
     truncated: int = 0
     """Rows that were cut to max_length."""
     dropped: int = 0
     """Rows that have no target."""
+    endings_cut: int = 0
+    """Conversations whose last end of turn was cut off with what is beyond max_length."""
+    lost: Mapping[str, int] = field(default_factory=dict)
+    """What the chat template leaves out ("the developer's message", "tools"), and of how many
+    rows.
+    """
+    bad: tuple[str, ...] = ()
+    """What is wrong with rows that cannot be rendered."""
     endless_answers: int = 0
     """Turns of an assistant that no special token closes: a model trained on them does not learn to
     stop.
     """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A piece of a row's text."""
+
+    text: str
+    learnt: bool
 
 
 class Format(Protocol):
@@ -75,15 +114,35 @@ class Format(Protocol):
 
     default_length: int
 
-    def read(self, table: Table, data: DataConfig) -> tuple[str, list[Record]]:
-        """The name of the format that the table turned out to have, and its rows. Raises InputError
-        naming the row.
+    def reader(self, source: Source, data: DataConfig) -> RowReader:
+        """Raises InputError where no row of the source could be used, such as for want of a
+        column.
         """
         ...
 
     def encode(
         self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
-    ) -> Encoded: ...
+    ) -> Encoded:
+        """Some of a split's rows."""
+        ...
+
+    def question(self, value: dict[str, Any]) -> tuple[str, str]:
+        """What the model is given of a stored row, and what it is to answer; all of a plain text is
+        given.
+        """
+        ...
+
+    def segments(
+        self, record: Record, tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+    ) -> tuple[Segment, ...]:
+        """A row as the model reads it, and what of it is learnt."""
+        ...
+
+    def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:
+        """What is done with all rows of a split together, in order: nothing, or documents become
+        blocks. `origin` is there, and is kept.
+        """
+        ...
 
 
 def duplicate_key(*texts: str) -> bytes:
@@ -92,19 +151,30 @@ def duplicate_key(*texts: str) -> bytes:
     ).digest()
 
 
-def groups(table: Table, data: DataConfig) -> list[str | None]:
-    if data.group is None:
-        return [None] * len(table.rows)
-    return [str(group) for group in table.column(data.group, "group")]
+def check_parts(columns: Sequence[str], name: str, data: DataConfig) -> None:
+    """Raise InputError where the source `name` lacks the columns that `parts_of` needs."""
+    for setting, column in (("group", data.group), ("slice", data.slice)):
+        if column is not None and column not in columns:
+            raise InputError(
+                f"data.{setting}: {name} has no column {column!r}, only {', '.join(columns)}."
+                + did_you_mean(column, columns)
+            )
 
 
-def slices(table: Table, data: DataConfig) -> list[str | None]:
-    """Of each row; empty where the column is."""
-    if data.slice is None:
-        return [None] * len(table.rows)
-    table.check_column(data.slice, "slice")
-    values = [row.get(data.slice) for row in table.rows]
-    return ["" if is_missing(value) else str(value) for value in values]
+def parts_of(row: Row, data: DataConfig) -> tuple[str | None, str | None]:
+    """A row's group and its slice: "" where its column is empty, None where no column is set."""
+    group = None if data.group is None else _part(row, data.group, row.value(data.group))
+    part = None if data.slice is None else _part(row, data.slice, row.columns.get(data.slice))
+    return group, part
+
+
+def _part(row: Row, column: str, value: object) -> str:
+    try:
+        text = "" if is_missing(value) else str(value)
+    except ValueError:
+        raise row.error(f"{column!r} is an integer too long to read") from None
+    row.check_storable(text, repr(column))
+    return text
 
 
 def batched(items: list, size: int = 1000) -> list[list]:

@@ -1,125 +1,171 @@
-"""Read rows from a file or from the Hugging Face hub, or say in one line why not."""
+"""Sources of rows: files, folders and patterns of files, URLs, datasets of the Hugging Face hub."""
 
-import csv
+import glob
 import hashlib
-import io
-import json
-import sys
-import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path, PurePosixPath
 
 from trainables.data.config import DataConfig
+from trainables.data.files import DECOMPRESS, File, is_url, kind_of, one_line
+from trainables.data.hub import HubDataset, is_hub
+from trainables.data.readers import BINARY, DOCUMENT, READERS, Rows
+from trainables.data.rows import BadRow, Row
 from trainables.errors import InputError, did_you_mean
+
+SPLITS = ("train", "validation", "test")
+FIRST_ROWS = 1000  # whose columns are those of the source
+KINDS = (
+    f"{', '.join(READERS)} (those of text also as {', '.join(DECOMPRESS)}), folders and patterns of"
+    " those, and hf:owner/name"
+)
+SAVED_BY_DATASETS = ("dataset_info.json", "state.json")  # beside the .arrow files
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows as they were read; nothing is converted, since a reader that guesses types turns the
-    text 'NA' into a missing value.
-    """
+class Source(ABC):
+    """Rows of one file or one dataset of a hub."""
 
     key: str
-    """Setting that named the source: `data.train`, `data.validation` or `data.test`."""
+    """Setting that named it: `data.train`, `data.validation` or `data.test`."""
     name: str
-    """The source as the user wrote it."""
-    rows: Sequence[Mapping[str, object]]
-    fingerprint: str
-    """SHA-256 of the file's bytes; for a hub dataset, of its rows."""
-    is_document: bool = False
-    """A .txt file: one row, whose only column is the text."""
-    unit: str = "row"
-    numbers: Sequence[int] = field(default=())
-    """Number of each row, from 1, in `unit`s. Empty: 1, 2, 3, ..."""
+    """As the user wrote it, or the file's path where a folder or a pattern named it."""
+    weight: float = 1.0
+    """How often each of its rows stands in an epoch."""
 
-    def place(self, index: int) -> str:
-        return f"{self.name} {self.unit} {self.numbers[index] if self.numbers else index + 1}"
+    @property
+    def is_document(self) -> bool:
+        """A .txt file: one row, whose only column is the text."""
+        return False
 
-    def error(self, index: int, message: str) -> InputError:
-        return InputError(f"{self.key}: {self.place(index)}: {message}")
-
-    def columns(self) -> list[str]:
-        """All columns, in the order in which they first appear."""
-        return list(dict.fromkeys(column for row in self.rows for column in row))
-
-    def column(self, column: str, setting: str) -> list[object]:
-        """The values of `column` [rows]. Raises InputError, naming `setting`, where the table or
-        one of its rows lacks it.
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Of its first rows, in the order in which they first appear. Raises InputError where none
+        of those can be used.
         """
-        self.check_column(column, setting)
-        for index, row in enumerate(self.rows):
-            if is_missing(row.get(column)):
-                raise self.error(index, f"{column!r} is missing")
-        return [row[column] for row in self.rows]
+        first = list(islice(self.rows(), FIRST_ROWS))
+        rows = [row for row in first if isinstance(row, Row)]
+        bad = next((row for row in first if isinstance(row, BadRow)), None)
+        if bad is not None and not rows:
+            raise InputError(str(bad))
+        return tuple(dict.fromkeys(name for row in rows for name in row.columns))
 
-    def check_column(self, column: str, setting: str) -> None:
-        columns = self.columns()
-        if column not in columns:
+    def rows(self) -> Rows:
+        """One after the other, with BadRow in the place of one that cannot be used. Raises
+        InputError where there are none, or where something is wrong with all of them.
+        """
+        has_rows = False
+        for row in self._read():
+            has_rows = True
+            yield row
+        if not has_rows:
+            raise self._no_rows()
+
+    def check_column(self, column: str | None, setting: str) -> None:
+        """Raise InputError where the source lacks the column that `data.SETTING` names."""
+        if column is not None and column not in self.columns:
             raise InputError(
-                f"data.{setting}: {self.name} has no column {column!r}, only {', '.join(columns)}."
-                + did_you_mean(column, columns)
+                f"data.{setting}: {self.name} has no column {column!r}, only"
+                f" {', '.join(self.columns)}.{did_you_mean(column, self.columns)}"
             )
 
-    def texts(self, column: str, setting: str) -> list[str]:
-        """Like `column`, and every value is a string with something in it."""
-        texts = []
-        for index, text in enumerate(self.column(column, setting)):
-            if not isinstance(text, str):
-                raise self.error(
-                    index, f"{column!r} must be text, got {type(text).__name__} {shorten(text)}"
-                )
-            self.check_text(index, text, repr(column))
-            texts.append(text)
-        return texts
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of a file's bytes; of a dataset of a hub, of its rows."""
 
-    def check_text(self, index: int, text: str, where: str) -> None:
-        """Raise InputError unless `text` has something in it that a tokenizer can read."""
-        if not text.strip():
-            raise self.error(index, f"{where} is empty")
-        try:
-            text.encode()
-        except (
-            UnicodeEncodeError
-        ) as error:  # half of a character beyond U+FFFF, as a careless cut of JSON leaves it
-            half = text[error.start]
-            raise self.error(
-                index, f"{where} is not Unicode text: it has a lone surrogate {half!r}"
-            ) from None
+    @abstractmethod
+    def _read(self) -> Rows: ...
+
+    def _no_rows(self) -> InputError:
+        return InputError(f"{self.key}: {self.name}: no rows")
 
 
-Reader = Callable[[bytes, str, str], Table]
-"""Of a file's content, the setting that named it and the name that the user wrote."""
+@dataclass(frozen=True, kw_only=True)
+class FileSource(Source):
+    file: File
+
+    @property
+    def is_document(self) -> bool:
+        return kind_of(self.file.address)[0] == DOCUMENT
+
+    def fingerprint(self) -> str:
+        return self.file.digest()
+
+    def _read(self) -> Rows:
+        return READERS[kind_of(self.file.address)[0]](self.file)
+
+    def _no_rows(self) -> InputError:
+        return self.file.error("the file is empty") if self.file.is_blank() else super()._no_rows()
 
 
-def is_missing(value: object) -> bool:
-    return value is None or (isinstance(value, float) and value != value)
+@dataclass(frozen=True, kw_only=True)
+class HubSource(Source):
+    dataset: HubDataset
+
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint()
+
+    def _read(self) -> Rows:
+        return self.dataset.rows()
 
 
-def shorten(value: object, characters: int = 60) -> str:
-    """`value` as it would be written in Python, on one line and cut."""
-    text = repr(value)
-    return text if len(text) <= characters else text[: characters - 1] + "…"
+def open_sources(data: DataConfig, split: str) -> list[Source]:
+    """The sources of a split, each file of a folder or a pattern by itself; none where it is a
+    share of train or not given.
+    """
+    key = f"data.{split}"
+    found: list[Source] = []
+    for part in data.parts(split):
+        if is_hub(part.source):
+            dataset = HubDataset.of(part.source, key)
+            found.append(HubSource(key=key, name=part.source, weight=part.weight, dataset=dataset))
+        else:
+            found += (
+                FileSource(key=key, name=file.name, weight=part.weight, file=file)
+                for file in _files(part.source, key)
+            )
+    return found
 
 
 def check_sources(data: DataConfig) -> None:
     """Files that are named must be there and of a kind that can be read: known before anything else
-    is loaded.
+    is loaded. What is elsewhere is not asked for yet.
     """
-    for key in ("train", "validation", "test"):
-        source = getattr(data, key)
-        if isinstance(source, str) and source and not source.startswith("hf:"):
-            _reader(source, f"data.{key}")
+    for split in SPLITS:
+        for part in data.parts(split):
+            key = f"data.{split}"
+            if is_hub(part.source):
+                HubDataset.of(part.source, key)
+            elif is_url(part.source):
+                _check_protocol(part.source, key)
+            else:
+                _files(part.source, key)
 
 
-def _reader(source: str, key: str) -> Reader:
+def source_fingerprint(source: str) -> str | None:
+    """SHA-256 of a source's file as it is now; None for what is not, or no longer, here."""
     path = Path(source).expanduser()
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(
-            f"{key}: {source}: unknown kind of file {path.suffix!r}; allowed are"
-            f" {', '.join(READERS)} and hf:owner/name"
-        )
+    if is_hub(source) or is_url(source) or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(source: str, key: str) -> list[File]:
+    if is_url(source):
+        return _at_url(source, key)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _in_folder(path, source, key)
+    if not path.exists() and glob.has_magic(source):
+        names = sorted(glob.glob(str(path), recursive=True))
+        return _of_known_kind([n for n in names if Path(n).is_file()], source, key)
+    if not _is_known(source):
+        raise _unknown_kind(source, key)
     if not path.exists():
         siblings = (
             [str(path.with_name(p.name)) for p in path.parent.iterdir()]
@@ -130,182 +176,89 @@ def _reader(source: str, key: str) -> Reader:
             f"{key}: {source}: no such file (looked from"
             f" {Path.cwd()}).{did_you_mean(str(path), siblings)}"
         )
-    return reader
+    return [File(key=key, name=source, address=source)]
 
 
-def read_source(source: str, key: str) -> Table:
-    """The rows of `source` (see DataConfig). Raises InputError where there are none."""
-    if source.startswith("hf:"):
-        return _not_empty(_read_hub(source, key))
-    reader, path = _reader(source, key), Path(source).expanduser()
-    if not path.is_file():
-        raise InputError(f"{key}: {source}: is a folder, not a file")
-    content = path.read_bytes()
-    if not content.strip():
-        raise InputError(f"{key}: {source}: the file is empty")
-    return _not_empty(reader(content, key, source))
-
-
-def source_fingerprint(source: str) -> str | None:
-    """SHA-256 of a source's file as it is now, as `read_source` gives it; None for what is on a hub
-    or no longer here.
-    """
-    path = Path(source).expanduser()
-    return None if source.startswith("hf:") or not path.is_file() else _digest(path.read_bytes())
-
-
-def _not_empty(table: Table) -> Table:
-    if not table.rows:
-        raise InputError(f"{table.key}: {table.name}: no rows")
-    return table
-
-
-def _decode(content: bytes, key: str, name: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+def _in_folder(folder: Path, source: str, key: str) -> list[File]:
+    if (folder / "dataset_dict.json").exists():
+        splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
         raise InputError(
-            f"{key}: {name}: not UTF-8 (byte 0x{content[error.start]:02x} at offset {error.start});"
-            " convert it, for example with iconv -f latin1 -t utf-8"
-        ) from None
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _separated(delimiter: str) -> Reader:
-    def read(content: bytes, key: str, name: str) -> Table:
-        text = _decode(content, key, name)
-        limit = csv.field_size_limit(
-            sys.maxsize
-        )  # its default, 131,072 characters, refuses long documents
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        try:
-            header = next(reader)
-            if len(set(header)) < len(header):
-                raise InputError(
-                    f"{key}: {name}: two columns have the same name in the header {shorten(header)}"
-                )
-            rows = []
-            for fields in reader:
-                if not fields:
-                    continue
-                if len(fields) != len(header):
-                    raise InputError(
-                        f"{key}: {name} line {reader.line_num}: {len(fields)} fields where the"
-                        f" header has {len(header)}; quote text that holds {delimiter!r}"
-                    )
-                rows.append(dict(zip(header, fields, strict=True)))
-        except csv.Error as error:
-            raise InputError(f"{key}: {name} line {reader.line_num}: {error}") from None
-        finally:
-            csv.field_size_limit(limit)
-        return Table(key=key, name=name, rows=rows, fingerprint=_digest(content))
-
-    return read
-
-
-def _read_jsonl(content: bytes, key: str, name: str) -> Table:
-    rows, numbers = [], []
-    # Not str.splitlines, which also splits at characters that JSON allows inside a string (U+2028).
-    for number, line in enumerate(_decode(content, key, name).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{key}: {name} line {number}: not JSON: {error.msg} (column {error.colno})"
-            ) from None
-        if not isinstance(row, dict):
-            raise InputError(
-                f'{key}: {name} line {number}: must be an object like {{"text": ...}}, got'
-                f" {shorten(row)}"
-            )
-        rows.append(row)
-        numbers.append(number)
-    return Table(
-        key=key, name=name, rows=rows, fingerprint=_digest(content), unit="line", numbers=numbers
-    )
-
-
-def _read_json(content: bytes, key: str, name: str) -> Table:
-    try:
-        rows = json.loads(_decode(content, key, name))
-    except json.JSONDecodeError as error:
-        hint = "; one object a line is .jsonl" if error.msg == "Extra data" else ""
-        raise InputError(
-            f"{key}: {name} line {error.lineno}: not JSON: {error.msg} (column {error.colno}){hint}"
-        ) from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f'{key}: {name}: must be a list of objects like [{{"text": ...}}, ...]')
-    return Table(key=key, name=name, rows=rows, fingerprint=_digest(content))
-
-
-def _read_parquet(content: bytes, key: str, name: str) -> Table:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
-    except pyarrow.ArrowInvalid:
-        raise InputError(f"{key}: {name}: not a Parquet file, or only part of one") from None
-    return Table(key=key, name=name, rows=table.to_pylist(), fingerprint=_digest(content))
-
-
-def _read_document(content: bytes, key: str, name: str) -> Table:
-    text = _decode(content, key, name).replace("\r\n", "\n")
-    return Table(
-        key=key, name=name, rows=[{"text": text}], fingerprint=_digest(content), is_document=True
-    )
-
-
-READERS: dict[str, Reader] = {
-    ".csv": _separated(","),
-    ".tsv": _separated("\t"),
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".parquet": _read_parquet,
-    ".txt": _read_document,
-}
-
-HUB_OPTIONS = ("split", "config", "revision")
-
-
-def _read_hub(source: str, key: str) -> Table:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    name, _, query = source.removeprefix("hf:").partition("?")
-    options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
-    for option in options:
-        if option not in HUB_OPTIONS:
-            raise InputError(
-                f"{key}: {source}: unknown option {option!r}; allowed are {', '.join(HUB_OPTIONS)}."
-                + did_you_mean(option, HUB_OPTIONS)
-            )
-    split = options.get("split", key.removeprefix("data."))
-    try:
-        dataset = datasets.load_dataset(
-            name, options.get("config"), split=split, revision=options.get("revision")
+            f"{key}: {source}: holds several datasets; name the folder of one of them:"
+            f" {', '.join(splits)}"
         )
-    except (OSError, ValueError, DatasetsError) as error:
-        # Hub, network, cache, the dataset's own layout: each fails in its own way, and the user can
-        # mend each.
-        raise InputError(
-            f"{key}: {source}: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
-    rows = dataset.to_list()
-    for column, feature in dataset.features.items():
-        if isinstance(feature, datasets.ClassLabel):
-            for row in rows:  # -1: the hidden label of a test split
-                row[column] = (
-                    feature.names[row[column]]
-                    if row[column] is not None and row[column] >= 0
-                    else None
+    is_saved = all((folder / name).exists() for name in SAVED_BY_DATASETS)
+    paths = (
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not (is_saved and path.name in SAVED_BY_DATASETS)
+    )
+    return _of_known_kind(sorted(map(str, paths)), source, key)
+
+
+def _of_known_kind(names: list[str], source: str, key: str) -> list[File]:
+    """Those of the files that a folder or a pattern named that can be read."""
+    known = [File(key=key, name=name, address=name) for name in names if _is_known(name)]
+    if known:
+        return known
+    if not names:
+        looked = "" if is_url(source) else f" (looked from {Path.cwd()})"
+        raise InputError(f"{key}: {source}: no files{looked}")
+    counts = Counter("".join(kind_of(name)) or PurePosixPath(name).name for name in names)
+    found = ", ".join(f"{kind} ({count})" for kind, count in counts.most_common(5))
+    raise InputError(f"{key}: {source}: no file of a known kind, only {found}; allowed are {KINDS}")
+
+
+def _is_known(name: str) -> bool:
+    kind, compression = kind_of(name)
+    return kind in READERS and not (compression and kind in BINARY)
+
+
+def _unknown_kind(source: str, key: str) -> InputError:
+    return InputError(
+        f"{key}: {source}: unknown kind of file {''.join(kind_of(source))!r}; allowed are {KINDS}"
+    )
+
+
+def _at_url(url: str, key: str) -> list[File]:
+    _check_protocol(url, key)
+    if "*" not in url and _is_known(url):
+        return [File(key=key, name=url, address=url)]
+    return _of_known_kind(sorted(_listed(url, key)), url, key)
+
+
+def _listed(url: str, key: str) -> Iterable[str]:
+    """URLs of the files of a folder or a pattern."""
+    from fsspec.core import url_to_fs
+
+    try:
+        files, path = url_to_fs(url)
+        if "*" in url:
+            paths: Iterator[str] = iter(files.glob(path))
+        elif files.isdir(path):
+            paths = (
+                each
+                for each in files.find(path)
+                if not any(
+                    part.startswith(".") for part in each.removeprefix(path).split("/") if part
                 )
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-    return Table(key=key, name=source, rows=rows, fingerprint=digest.hexdigest())
+            )
+        else:
+            raise _unknown_kind(url, key)
+        return [files.unstrip_protocol(each) for each in paths]
+    except InputError:
+        raise
+    except Exception as error:  # each protocol's library has its own
+        raise InputError(f"{key}: {url}: cannot be listed: {one_line(error)}") from error
+
+
+def _check_protocol(url: str, key: str) -> None:
+    """Raise InputError where fsspec does not know it, or lacks the package for it."""
+    import fsspec
+
+    for protocol in (each.split("://")[0] for each in url.split("::")):
+        try:
+            fsspec.get_filesystem_class(protocol)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"{key}: {url}: {one_line(error)}") from None

@@ -1,20 +1,26 @@
-"""Which rows are for training, for validation and for the test: disjoint, stratified, seeded."""
+"""Which rows are for training, for validation and for the test: disjoint, stratified, seeded.
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+Rows are numbers of a store's rows, which rise.
+"""
 
-from trainables.data.records import Record
-from trainables.data.sources import shorten
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainables.data.rows import shorten
+from trainables.data.store import RowStore
 from trainables.errors import InputError
 from trainables.streams import stream
 
-Splits = dict[str, list[Record]]
+Splits = Mapping[str, np.ndarray]
 
 
-def split_by_share(records: list[Record], shares: dict[str, float], seed: int) -> Splits:
-    """Cut `records` into train and the splits named in `shares`, keeping their order and, as
-    closely as can be, each label's share.
+def split_by_share(
+    store: RowStore, rows: np.ndarray, shares: Mapping[str, float], seed: int
+) -> dict[str, np.ndarray]:
+    """Cut `rows` into train and the splits named in `shares`, keeping their order and, as closely
+    as can be, each label's share.
 
     What moves as one is a unit: the rows of one group; without groups, rows that are the same but
     for case and white space. Units are taken in a random order, large ones before small ones, each
@@ -23,98 +29,133 @@ def split_by_share(records: list[Record], shares: dict[str, float], seed: int) -
     the others evenly.
     """
     shares = {"train": 1.0 - sum(shares.values()), **shares}
-    _check_single_rows(records, list(shares)[1:])
-    units: dict[object, list[int]] = defaultdict(list)
-    for i, record in enumerate(records):
-        units[record.key if record.group is None else record.group].append(i)
-    members = list(units.values())
-    weights = [_weights(records[i] for i in unit) for unit in members]
-    sizes = [weight.total() for weight in weights]
-    fillings = _fillings(shares, weights)
-    chosen: dict[str, list[int]] = {name: [] for name in shares}
-    order = stream("split", seed).permutation(len(members)).tolist()
-    for unit in sorted(
-        order, key=lambda unit: -sizes[unit].bit_length()
-    ):  # stable: random among units of like size
-        weight = weights[unit]
-        name = min(shares, key=lambda name, weight=weight: fillings[name].added_distance(weight))
-        fillings[name].add(weight)
-        chosen[name] += members[unit]
-    return {name: [records[i] for i in sorted(indices)] for name, indices in chosen.items()}
+    _check_single_rows(store, rows, list(shares)[1:])
+    unit_of_row = _units(store, rows)
+    units = _Units.of(unit_of_row, store.labels.of_rows[rows] + 1, store.weights[rows])
+    totals = units.totals()
+    fillings = [
+        _Filling(due=[share * total for total in totals], whole=share * sum(totals))
+        for share in shares.values()
+    ]
+    order = stream("split", seed).permutation(len(units.sizes))
+    # stable: random among units of like size
+    large_first = np.argsort([-units.sizes[unit].bit_length() for unit in order], kind="stable")
+    chosen = np.zeros(len(units.sizes), dtype=np.int64)
+    for unit in order[large_first].tolist():
+        weights, size = units.weights(unit), units.sizes[unit]
+        distances = [filling.added_distance(weights, size) for filling in fillings]
+        chosen[unit] = best = distances.index(min(distances))
+        fillings[best].add(weights, size)
+    split_of_row = chosen[unit_of_row]
+    return {name: rows[split_of_row == number] for number, name in enumerate(shares)}
 
 
-def _check_single_rows(records: list[Record], others: list[str]) -> None:
+def _check_single_rows(store: RowStore, rows: np.ndarray, others: list[str]) -> None:
     """Raise InputError where a label has one row only."""
-    for label, count in Counter(record.label for record in records).items():
-        if count == 1 and label is not None:
+    for label, count in label_counts(store, rows).items():
+        if count == 1:
             raise InputError(
                 f"data.label: {shorten(label)} has a single row, too few to be both in train and in"
                 f" {' or '.join(others)}; leave it out, or give data.validation as a file"
             )
 
 
-def _weights(records: Iterable[Record]) -> Counter[str | None]:
-    """Of each label."""
-    weights: Counter[str | None] = Counter()
-    for record in records:
-        weights[record.label] += record.weight
-    return weights
+def label_counts(store: RowStore, rows: np.ndarray) -> dict[str, int]:
+    """Rows of each label that occurs, in the order in which the labels were first read."""
+    codes = store.labels.of_rows[rows]
+    counts = np.bincount(codes[codes >= 0], minlength=len(store.labels.names)).tolist()
+    return {label: count for label, count in zip(store.labels.names, counts, strict=True) if count}
 
 
-@dataclass(kw_only=True)
+def _units(store: RowStore, rows: np.ndarray) -> np.ndarray:
+    """The unit of each row [n], numbered as they first appear."""
+    groups = store.groups.of_rows[rows]
+    return first_seen(groups if len(groups) and groups[0] >= 0 else store.keys[rows])
+
+
+def first_seen(values: np.ndarray) -> np.ndarray:
+    """Numbers in the place of values, in the order in which these first appear."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Units:
+    """What each unit weighs of each label. Lists, since a number of an array is slow to take."""
+
+    labels: list[int]
+    of_labels: list[int]
+    """What a unit has of the label beside it in `labels`: unit after unit."""
+    starts: list[int]
+    """Where each unit's begin, and the end."""
+    sizes: list[int]
+    """Of units, all labels together."""
+
+    @classmethod
+    def of(cls, unit_of_row: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> "_Units":
+        count = int(labels.max()) + 1
+        pairs, first, pair_of_row = np.unique(
+            unit_of_row * count + labels, return_index=True, return_inverse=True
+        )
+        order = np.lexsort((first, pairs // count))
+        of_pairs = np.bincount(pair_of_row, weights).astype(np.int64)
+        units = int(unit_of_row.max()) + 1
+        return cls(
+            labels=(pairs % count)[order].tolist(),
+            of_labels=of_pairs[order].tolist(),
+            starts=np.searchsorted((pairs // count)[order], np.arange(units + 1)).tolist(),
+            sizes=np.bincount(unit_of_row, weights).astype(np.int64).tolist(),
+        )
+
+    def weights(self, unit: int) -> list[tuple[int, int]]:
+        """Labels of a unit, and what it has of each."""
+        start, end = self.starts[unit], self.starts[unit + 1]
+        return list(zip(self.labels[start:end], self.of_labels[start:end], strict=True))
+
+    def totals(self) -> list[int]:
+        """Of each label."""
+        return np.bincount(self.labels, self.of_labels).astype(np.int64).tolist()
+
+
 class _Filling:
-    """A split that is being filled: weights of each label."""
+    """A split that is being filled."""
 
-    due: dict[str | None, float]
-    """What it should have in the end."""
-    whole: float
-    """And of all labels together."""
-    have: Counter[str | None] = field(default_factory=Counter)
-    filled: int = 0
-    """All that it has."""
+    def __init__(self, *, due: list[float], whole: float) -> None:
+        """due: what it should have of each label in the end; whole: and of all together."""
+        self._due, self._whole = due, whole
+        self._have, self._filled = [0] * len(due), 0
 
-    def added_distance(self, unit: Counter[str | None]) -> float:
-        """How much the unit lengthens the distance of the split from its share of every label and
-        of the whole.
+    def added_distance(self, weights: list[tuple[int, int]], size: int) -> float:
+        """How much a unit lengthens the distance of the split from its share of every label and of
+        the whole.
         """
-        by_label = sum(
-            weight * (weight + 2 * (self.have[label] - self.due[label])) / self.due[label]
-            for label, weight in unit.items()
-        )
-        size = unit.total()
-        return by_label + size * (size + 2 * (self.filled - self.whole)) / self.whole
+        by_label = 0.0
+        for label, weight in weights:
+            due = self._due[label]
+            by_label += weight * (weight + 2 * (self._have[label] - due)) / due
+        return by_label + size * (size + 2 * (self._filled - self._whole)) / self._whole
 
-    def add(self, unit: Counter[str | None]) -> None:
-        self.have.update(unit)
-        self.filled += unit.total()
-
-
-def _fillings(shares: dict[str, float], units: list[Counter[str | None]]) -> dict[str, _Filling]:
-    totals: Counter[str | None] = Counter()
-    for unit in units:
-        totals.update(unit)
-    return {
-        name: _Filling(
-            due={label: share * total for label, total in totals.items()},
-            whole=share * totals.total(),
-        )
-        for name, share in shares.items()
-    }
+    def add(self, weights: list[tuple[int, int]], size: int) -> None:
+        for label, weight in weights:
+            self._have[label] += weight
+        self._filled += size
 
 
-def draw_rows(records: list[Record], rows: int, seed: int) -> list[Record]:
-    """At most `rows` of `records`, in their order, with each label's share kept."""
-    if rows >= len(records):
-        return records
-    order = stream("rows", seed).permutation(len(records))
-    totals = Counter(record.label for record in records)
-    seen: Counter = Counter()
-    rank = []
-    for i in order:
-        label = records[i].label
-        rank.append(((seen[label] + 0.5) / totals[label], i))
-        seen[label] += 1
-    return [records[i] for i in sorted(i for _, i in sorted(rank)[:rows])]
+def draw_rows(store: RowStore, rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """At most so many of `rows`, in their order, with each label's share kept."""
+    if most >= len(rows):
+        return rows
+    labels = store.labels.of_rows[rows] + 1
+    totals = np.bincount(labels)
+    order = stream("rows", seed).permutation(len(rows))
+    by_label = np.argsort(labels[order], kind="stable")
+    starts = np.cumsum(totals) - totals
+    seen = np.empty(len(rows))
+    seen[by_label] = np.arange(len(rows)) - starts[labels[order][by_label]]
+    rank = (seen + 0.5) / totals[labels[order]]
+    return rows[np.sort(order[np.lexsort((order, rank))[:most]])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +170,9 @@ class Duplicates:
     """Texts that occur with more than one label, in all splits together."""
 
 
-def separate(splits: Splits, duplicates: str) -> tuple[Splits, Duplicates]:
+def separate(
+    store: RowStore, splits: Splits, duplicates: str
+) -> tuple[dict[str, np.ndarray], Duplicates]:
     """Make sure that no row and no group is in two splits.
 
     duplicates: "error" raises InputError with examples; "drop" drops from train what validation or
@@ -137,41 +180,35 @@ def separate(splits: Splits, duplicates: str) -> tuple[Splits, Duplicates]:
     split) is always an error.
     """
     names = [name for name in ("test", "validation", "train") if name in splits]
-    _check_groups(splits, names)
-    kept: Splits = {}
-    elsewhere: set[bytes] = set()
+    _check_groups(store, splits, names)
+    found: dict[str, np.ndarray] = {}
+    elsewhere = store.keys[:0]
     for name in names:
         if duplicates == "error":
-            _check_rows(name, splits[name], kept)
-        kept[name] = [r for r in splits[name] if r.key not in elsewhere]
-        elsewhere |= _keys(kept[name])
-    kept = {name: kept[name] for name in splits}
+            _check_rows(store, name, splits[name], found)
+        found[name] = splits[name][~np.isin(store.keys[splits[name]], elsewhere)]
+        elsewhere = np.concatenate([elsewhere, store.keys[found[name]]])
+    kept = {name: found[name] for name in splits}
     return kept, Duplicates(
         dropped={name: len(splits[name]) - len(rows) for name, rows in kept.items()},
-        inside={name: _repeats(rows) for name, rows in kept.items()},
-        two_labels=_texts_with_two_labels(kept),
+        inside={name: len(rows) - len(np.unique(store.keys[rows])) for name, rows in kept.items()},
+        two_labels=_texts_with_two_labels(store, np.concatenate(list(kept.values()))),
     )
 
 
-def _repeats(records: list[Record]) -> int:
-    return len(records) - len(_keys(records))
+def _texts_with_two_labels(store: RowStore, rows: np.ndarray) -> int:
+    texts = first_seen(store.keys[rows])
+    count = len(store.labels.names) + 1
+    pairs = np.unique(texts * count + store.labels.of_rows[rows] + 1)
+    return int((np.bincount(pairs // count) > 1).sum()) if len(pairs) else 0
 
 
-def _keys(records: list[Record]) -> set[bytes]:
-    return {r.key for r in records}
-
-
-def _texts_with_two_labels(splits: Splits) -> int:
-    labels_of = defaultdict(set)
-    for records in splits.values():
-        for r in records:
-            labels_of[r.key].add(r.label)
-    return sum(len(labels) > 1 for labels in labels_of.values())
-
-
-def _check_groups(splits: Splits, names: list[str]) -> None:
+def _check_groups(store: RowStore, splits: Splits, names: list[str]) -> None:
     """Raise InputError where a group is in two of the splits."""
-    groups = {name: {r.group for r in splits[name] if r.group is not None} for name in names}
+    groups = {}
+    for name in names:
+        codes = np.unique(store.groups.of_rows[splits[name]])
+        groups[name] = {store.groups.names[code] for code in codes[codes >= 0]}
     for i, name in enumerate(names):
         for other in names[:i]:
             shared = groups[name] & groups[other]
@@ -182,16 +219,15 @@ def _check_groups(splits: Splits, names: list[str]) -> None:
                 )
 
 
-def _check_rows(name: str, records: list[Record], kept: Splits) -> None:
+def _check_rows(store: RowStore, name: str, rows: np.ndarray, kept: Splits) -> None:
     """Raise InputError where a row of the split `name` is in one of `kept`."""
-    for other in kept:
-        keys = _keys(kept[other])
-        shared = [r for r in records if r.key in keys]
-        if shared:
+    for other, others in kept.items():
+        shared = rows[np.isin(store.keys[rows], store.keys[others])]
+        if len(shared):
             raise InputError(
                 f"data.duplicates: {len(shared)} row(s) of {name} are also in {other}"
                 " (case and white space ignored), such as"
-                f" {_examples([r.shown for r in shared])}; remove them, or set"
+                f" {_examples([store.shown(row) for row in shared[:20]])}; remove them, or set"
                 f" data.duplicates=drop to leave them out of {name}"
             )
 
@@ -200,21 +236,23 @@ def _examples(texts: list[str]) -> str:
     return ", ".join(shorten(text) for text in list(dict.fromkeys(texts))[:3])
 
 
-def check_labels(splits: Splits) -> None:
+def check_labels(store: RowStore, splits: Splits) -> None:
     """Raise InputError unless train has at least two classes and every class that the other splits
     have.
     """
-    counts = Counter(r.label for r in splits["train"] if r.label is not None)
+    counts = label_counts(store, splits["train"])
     if len(counts) < 2:
         raise InputError(
             f"data.label: all {len(splits['train'])} rows of train have the same label,"
             f" {shorten(next(iter(counts)))}; classification needs at least two"
         )
-    for name, records in splits.items():
-        for record in records:
-            if record.label not in counts:
-                raise InputError(
-                    f"data.{name}: {record.place}: label {shorten(record.label)} is nowhere in"
-                    " train, which has"
-                    f" {', '.join(shorten(label, 30) for label in sorted(counts)[:20])}"
-                )
+    known = [store.labels.names.index(label) for label in counts]
+    for name, rows in splits.items():
+        strange = rows[~np.isin(store.labels.of_rows[rows], known)]
+        if len(strange):
+            record = next(store.records(strange[:1]))
+            raise InputError(
+                f"data.{name}: {record.place}: label {shorten(record.label)} is nowhere in"
+                " train, which has"
+                f" {', '.join(shorten(label, 30) for label in sorted(counts)[:20])}"
+            )

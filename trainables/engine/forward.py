@@ -17,7 +17,7 @@ from trainables.engine.scoring import BatchLosses, Rows
 from trainables.engine.shared import SharedBaseEngine
 from trainables.models.base import BaseModel
 from trainables.models.output import hidden_states
-from trainables.tasks import Task
+from trainables.tasks import Task, take_targets
 
 Engine = OwnBaseEngine | SharedBaseEngine
 
@@ -30,13 +30,13 @@ class ForwardPass:
     autocast: torch.dtype | None  # type of the arithmetic; None: that of the weights
 
     def batch(self, split: Rows, rows: np.ndarray) -> dict[str, Tensor]:
-        """Inputs and labels of these rows of a split."""
+        """Inputs, labels and perhaps weights of these rows of a split."""
         batch = self.task.collate(split.rows(rows), self.pad_token_id)
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def inputs(self, split: Rows, rows: np.ndarray) -> dict[str, Tensor]:
         batch = self.batch(split, rows)
-        del batch["labels"]
+        take_targets(batch)
         return batch
 
     def on_device(self, values: np.ndarray) -> Tensor:
@@ -67,7 +67,7 @@ class ForwardPass:
         engine: of the trials whose weights are used; None: the untuned base. lanes_B: the trial of
         each row. rows: where the rows lie in a micro-batch without padding.
         """
-        labels = batch.pop("labels")
+        labels, weights = take_targets(batch)
         varlen.passing(rows)
         if rows is not None:
             batch, lanes_B = rows.flatten(batch), np.repeat(lanes_B, rows.lengths)
@@ -79,5 +79,5 @@ class ForwardPass:
                     logits = engine.forward(batch, MicroBatch.of(lanes_B, self.device)).logits
             if rows is not None:
                 logits = rows.padded(logits)
-            nll_B, targets_B = self.task.row_losses(logits, labels, base.output)
+            nll_B, targets_B = self.task.row_losses(logits, labels, base.output, weights)
         return nll_B, targets_B, self.task.predictions(logits, labels)

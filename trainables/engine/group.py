@@ -57,7 +57,7 @@ class GroupMember:
     hyperparameters: Hyperparameters
     step: int = 0
     train_nll: float = 0.0  # since the last evaluation
-    train_targets: int = 0
+    train_targets: float = 0
 
 
 class NonFinite(ArithmeticError):
@@ -245,7 +245,7 @@ class TrialGroup:
 
     def _gradients(
         self, trials: Sequence[str], rows: Sequence[np.ndarray]
-    ) -> tuple[Tensor, list[int]]:
+    ) -> tuple[Tensor, list[float]]:
         """Gradients of each trial's mean loss over its `rows`; returns the summed losses [K] and
         their targets, over all workers.
         """
@@ -257,7 +257,7 @@ class TrialGroup:
 
     def _own_gradients(
         self, trials: Sequence[str], rows: Sequence[np.ndarray]
-    ) -> tuple[Tensor, list[int]]:
+    ) -> tuple[Tensor, list[float]]:
         """The part of this worker. No result depends on the budget: where memory does not suffice,
         the half-done step is forgotten and taken again in smaller micro-batches.
         """
@@ -280,7 +280,7 @@ class TrialGroup:
 
     def _in_micro_batches(
         self, trials: Sequence[str], rows: Sequence[np.ndarray]
-    ) -> tuple[Tensor, list[int]]:
+    ) -> tuple[Tensor, list[float]]:
         engine, base = self._engine, self._base
         assert engine is not None and base is not None
         engine.zero_grad()
@@ -294,7 +294,8 @@ class TrialGroup:
         totals = [self._task.target_count(self._train.rows(each)) for each in rows]
         # by the targets of its trial's step, not of the micro-batch: neither how rows are cut nor
         # the other trials may weigh them differently
-        weight = (1.0 / np.maximum(totals, 1))[position]
+        # a step without targets has no loss that a weight could change
+        weight = np.array([1.0 / (total or 1) for total in totals])[position]
         lengths = self._train.lengths[row]
         mine = np.argsort(lengths, kind="stable")[self._world.rank :: self._world.size]
         nll = torch.zeros(len(trials), dtype=torch.float64, device=self._device)

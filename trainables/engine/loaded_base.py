@@ -19,7 +19,7 @@ from trainables.engine.dropout import FunctionDropout, RowDropout, RowKeys, repl
 from trainables.engine.forward import ForwardPass
 from trainables.engine.own import initialise
 from trainables.engine.row_independence import mixing_rows, padding_changes_losses
-from trainables.engine.scoring import SAME, SAME_HALF, SAME_ROW
+from trainables.engine.scoring import SAME, SAME_HALF, SAME_ROW, row_means
 from trainables.engine.seeding import seeded
 from trainables.engine.settings import GroupSettings
 from trainables.engine.shared import SharedBaseEngine
@@ -32,6 +32,7 @@ from trainables.models.base import BaseModel
 from trainables.models.output import hidden_states
 from trainables.models.structure import is_linear, layer_lists, linear_layers
 from trainables.streams import stream
+from trainables.tasks import take_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -114,7 +115,7 @@ class LoadedBase:
                         nll_B, targets_B, _ = self._forward.losses(
                             self.base, pair, batch, owner[chosen]
                         )
-                    return nll_B / targets_B.clamp(min=1)
+                    return row_means(nll_B, targets_B)
 
                 self.model.train()  # with dropout, whose masks must be the same too
                 together = losses(np.arange(3))
@@ -248,7 +249,7 @@ class LoadedBase:
             nll_B, targets_B, _ = self._forward.losses(
                 self.base, None, batch, np.zeros(len(rows), dtype=int)
             )
-            return nll_B / targets_B.clamp(min=1)
+            return row_means(nll_B, targets_B)
 
         limit = SAME_HALF if self._rounds else SAME_ROW
         return padding_changes_losses(losses, self._train.lengths, limit, self._settings.max_tokens)
@@ -320,7 +321,7 @@ class LoadedBase:
     def states(self, row: Mapping[str, np.ndarray]) -> Tensor:
         """Hidden states of one row [T, D], of which `logits` makes logits."""
         batch = self._forward.task.collate([dict(row)], self._forward.pad_token_id)
-        del batch["labels"]
+        take_targets(batch)
         varlen.passing(None)
         with torch.no_grad():
             inputs = {name: x.to(self._forward.device) for name, x in batch.items()}

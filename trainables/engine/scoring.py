@@ -18,7 +18,7 @@ from trainables.engine.memory import release
 from trainables.engine.row_independence import padding_changes_losses
 from trainables.evaluation.forgetting import Drawn
 from trainables.models.output import hidden_states, output_layer
-from trainables.tasks import Task
+from trainables.tasks import Task, take_targets
 from trainables.tasks.causal_lm.task import tokens_at_once
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 Rows = Split | Drawn
 BatchLosses = tuple[Tensor, Tensor, Tensor | None]
-"""Summed loss, targets and predicted class (None for language models) of each row of a batch."""
+"""Summed loss, targets and predicted class (None for language models) of each row of a batch; sums
+and targets are weighted where tokens have weights.
+"""
 
 # losses that differ by no more are the same: of a trial in a group, of a row beside padding, and
 # both in half precision
@@ -51,7 +53,7 @@ class RowResults:
 
     @property
     def losses(self) -> np.ndarray:
-        """Summed loss and number of targets of each row, float32 [N, 2]."""
+        """Summed loss and targets of each row, float32 [N, 2]."""
         return np.stack([self.nll, self.targets], 1).astype(np.float32)
 
     @property
@@ -93,6 +95,11 @@ class RowResults:
         )
 
 
+def row_means(nll_B: Tensor, targets_B: Tensor) -> Tensor:
+    """Mean loss of each row over its targets [B]; 0 where it has none."""
+    return nll_B / torch.where(targets_B > 0, targets_B, 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cut:
     """How rows are cut into micro-batches, and where those are computed."""
@@ -127,15 +134,16 @@ def evaluate_model(
             max_tokens = min(max_tokens, tokens_at_once(model.config.get_text_config().vocab_size))
 
     def losses(batch: dict[str, Tensor], _: Sequence[int]) -> BatchLosses:
-        labels = batch.pop("labels")
+        labels, weights = take_targets(batch)
         with hidden_states(output):
             logits = model(**batch).logits
-        return *task.row_losses(logits, labels, output), task.predictions(logits, labels)
+        nll_B, targets_B = task.row_losses(logits, labels, output, weights)
+        return nll_B, targets_B, task.predictions(logits, labels)
 
     def of_rows(at: np.ndarray) -> Tensor:
         batch = task.collate(split.rows(rows[at]), pad_token_id)
         nll_B, targets_B, _ = losses({name: x.to(device) for name, x in batch.items()}, [0])
-        return nll_B / targets_B.clamp(min=1)
+        return row_means(nll_B, targets_B)
 
     limit = SAME_ROW if next(model.parameters()).dtype.itemsize >= 4 else SAME_HALF
     if padded is None:

@@ -115,7 +115,8 @@ class _Bench:
         """Tokenise the test split, now that there is a winner, and score it, the default
         configuration, the untuned base and baselines on it.
         """
-        from trainables.data.prepare import GROUPS, SLICES, tokenise_split
+        from trainables.data.prepare import tokenise_split
+        from trainables.data.tokens import GROUPS, SLICES
 
         described = tokenise_split(self.data, "test", load_tokenizer(self.config.model))
         if self.store.local is None:

@@ -28,6 +28,7 @@ from trainables.evaluation.bench import (
 )
 from trainables.evaluation.record import Baseline, MeasuredBaseline
 from trainables.models.base import BaseModel
+from trainables.tasks import take_targets
 from trainables.tasks.causal_lm.task import IGNORED, pad, upcast
 
 if TYPE_CHECKING:
@@ -119,12 +120,13 @@ def continued(bench: Bench, base: BaseModel, name: str, chosen: Chosen) -> Measu
     ]
     lengths, prompts, examples = zip(*sizes, strict=True)
     fitted = _fitted(name, len(pool), len(chosen[0]), examples, context)
-    nll, targets = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
+    nll, targets = np.zeros(len(rows)), np.zeros(len(rows))
 
     def run(at: np.ndarray) -> None:
         batch = on_device(bench, bench.task.collate([joined(i) for i in at], bench.pad_token_id))
-        labels = batch.pop("labels")
-        nll_B, targets_B = bench.task.row_losses(outputs(base, batch), labels, base.output)
+        labels, weights = take_targets(batch)
+        logits = outputs(base, batch)
+        nll_B, targets_B = bench.task.row_losses(logits, labels, base.output, weights)
         nll[at], targets[at] = nll_B.double().cpu(), targets_B.cpu()
 
     in_micro_batches(bench, lengths, run, micro_batch_tokens(base))
@@ -135,7 +137,7 @@ def _join(examples: list[Row], row: Row, bos: int | None, context: float) -> Row
     """`row` after as many of the last `examples` as the context holds; only the first of all keeps
     its `bos`.
 
-    Its `examples` are so many. Its targets are those that it has alone.
+    Its `examples` are so many. Its targets, and their weights, are those that it has alone.
     """
     alone = np.where(
         np.arange(len(row["labels"])) == 0, IGNORED, row["labels"]
@@ -154,7 +156,12 @@ def _join(examples: list[Row], row: Row, bos: int | None, context: float) -> Row
         if sum(len(ids) for ids, _ in kept) <= context:
             break
     ids, labels = (np.concatenate(column) for column in zip(*kept, strict=True))
-    return {"input_ids": ids, "labels": labels, "examples": len(kept) - 1}
+    joined = {"input_ids": ids, "labels": labels, "examples": len(kept) - 1}
+    if "weights" in row:
+        own = row["weights"][len(row["labels"]) - len(kept[-1][1]) :]
+        before = np.zeros(len(labels) - len(own), dtype=own.dtype)
+        joined |= {"weights": np.concatenate([before, own])}
+    return joined
 
 
 def answered(

@@ -60,7 +60,7 @@ class MeasuredEvaluation(Evaluation):
     """An evaluation with what it was of every validation row [N], before it is written."""
 
     losses: np.ndarray
-    """Summed loss and number of targets, float32 [N, 2]."""
+    """Summed loss and targets (the sum of their weights, where they have some), float32 [N, 2]."""
     predictions: np.ndarray | None = None
     """Predicted and true class, int32 [N, 2]; None for language models."""
 
@@ -127,7 +127,7 @@ class MeasuredBaseline(Baseline):
     """A baseline with what it was of every row [N], before it is written."""
 
     losses: np.ndarray | None = None
-    """Summed loss and number of targets, float32 [N, 2]; None: it broke."""
+    """As of `MeasuredEvaluation`, float32 [N, 2]; None: it broke."""
     predictions: np.ndarray | None = None
     """Predicted and true class, int32 [N, 2]; None for language models."""
 

@@ -36,7 +36,7 @@ from trainables.models.config import ModelConfig
 from trainables.models.loading import check_causal, check_class
 from trainables.models.structure import above_backbone, coverage, layer_lists, on_meta
 from trainables.rehearsal import miniature
-from trainables.tasks import TASKS
+from trainables.tasks import TASKS, take_targets
 
 ROWS, VALIDATION_ROWS, TOKENS = 12, 6, 96  # of a rehearsal; longer rows are cut
 STEPS = 2
@@ -201,12 +201,21 @@ def _some_rows(data: Path, folder: Path, labels: tuple[str, ...], task: str) -> 
         targets: Any = [row["labels"] for row in rows]
         if TASKS[task].has_classes:
             targets = np.array(targets, dtype=np.int64)
-        types = [row["token_type_ids"] for row in rows] if "token_type_ids" in rows[0] else None
-        ids = [row["input_ids"] for row in rows]
         write_split(
-            folder / f"{name}.arrow", Encoded(input_ids=ids, labels=targets, token_type_ids=types)
+            folder / f"{name}.arrow",
+            Encoded(
+                input_ids=[row["input_ids"] for row in rows],
+                labels=targets,
+                token_type_ids=_column(rows, "token_type_ids"),
+                weights=_column(rows, "weights"),
+            ),
         )
     write_manifest(folder, Manifest(task=task, labels=labels))
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> list[np.ndarray] | None:
+    """None: the split has no such column."""
+    return [row[name] for row in rows] if name in rows[0] else None
 
 
 def _cut(split: Split, chosen: np.ndarray) -> list[dict[str, Any]]:
@@ -229,7 +238,7 @@ def _passes(model: Any, folder: Path, task: str, spec: BaseSpec) -> None:
     batch = TASKS[task].collate(
         open_split(folder / "data", "train").rows([0, 1]), spec.pad_token_id
     )
-    del batch["labels"]
+    take_targets(batch)
     if not bool(torch.isfinite(model(**batch).logits).all()):
         raise ArithmeticError("its logits are not finite")
 

@@ -48,15 +48,21 @@ class Task(Protocol):
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         """Rows of a `Split`, padded on the right: input_ids, attention_mask and perhaps
-        token_type_ids int64 [B, T]; labels int64 [B] or [B, T] (-100: no loss).
+        token_type_ids int64 [B, T]; labels int64 [B] or [B, T] (-100: no loss); where rows have
+        them, weights of the labels float32 [B, T].
         """
         ...
 
     def row_losses(
-        self, logits: Tensor, labels: Tensor, output: Linear | None = None
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        output: Linear | None = None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of each row, summed over its targets, in float32 or wider [B],
-        and its targets int64 [B].
+        and its targets int64 [B]. With `weights` of the labels: their weighted sum, and the sum of
+        their weights, float64.
 
         From the logits, never the model's own loss, which some methods add a penalty to. A row
         without targets has 0 of both. With a language model's `output` layer, `logits` are the
@@ -67,7 +73,7 @@ class Task(Protocol):
     def predictions(self, logits: Tensor, labels: Tensor) -> Tensor | None:
         """Predicted class of each row [B]; None for language models."""
 
-    def target_count(self, rows: list[dict[str, Any]]) -> int:
+    def target_count(self, rows: list[dict[str, Any]]) -> float:
         """Targets of these rows, as `row_losses` would count them."""
         ...
 
@@ -80,6 +86,13 @@ class Task(Protocol):
     ) -> dict[str, float]:
         """Metrics of a split from its rows' losses, targets, predictions and classes, each [N]."""
         ...
+
+
+def take_targets(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Labels and, where it has them, their weights out of a collated batch; what stays there are
+    the model's inputs.
+    """
+    return batch.pop("labels"), batch.pop("weights", None)
 
 
 TASKS: dict[str, Task] = {

@@ -141,10 +141,13 @@ WRONG_VALUES = [
     ("model.name.x=3", "model.name: must be text, got {'x': 3}"),
     ("model.dtype=fp8", "model.dtype: must be one of auto, float32, bfloat16, float16, got 'fp8'"),
     # data
-    ("data.train=", "data.train: must be text, got null"),
+    (
+        "data.train=",
+        "data.train: not given; a file, a folder or a pattern of files, a URL, or hf:owner/name",
+    ),
     (
         "data.train=''",
-        "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or hf:owner/name",
+        "data.train: not given; a file, a folder or a pattern of files, a URL, or hf:owner/name",
     ),
     (
         "data.validation=1.5",
@@ -155,8 +158,8 @@ WRONG_VALUES = [
         "data.validation: must be a file, or a share of train between 0 and 1 (both excluded), got 0",
     ),
     (
-        "data.validation=[a]",
-        "data.validation: must be text or a whole number or a number or null, got ['a']",
+        "data.validation=[3]",
+        "data.validation: must be a file, a folder, hf:owner/name, a list of those, or {source: ..., weight: ...}, got 3",
     ),
     (
         "data.test=0.95",
@@ -444,7 +447,7 @@ def test_a_mistake_in_the_file_reads_as_one_in_an_override():
         ),
         (
             "name: q\nmodel: {name: m}\ndata: {}\nsearch: {space: encoder}\n",
-            "data.train: not given; a file (.csv, .tsv, .jsonl, .json, .parquet, .txt) or hf:owner/name",
+            "data.train: not given; a file, a folder or a pattern of files, a URL, or hf:owner/name",
         ),
         (
             "name: q\nmodel: {name: m}\ndata: {train: t.csv}\n",

@@ -9,7 +9,8 @@ from rich.console import Console
 
 import sweeps.run.preparation
 from sweeps.config.loading import load
-from sweeps.run.plan import print_plan
+from sweeps.reporting.check import print_plan
+from sweeps.run.plan import make_plan
 from tests.trainables import zoo
 from trainables.errors import InputError
 from trainables.models.files import resolve
@@ -69,7 +70,9 @@ def plan(tmp_path):
         file = tmp_path / "sweep.yaml"
         file.write_text(json.dumps(sweep))  # which is YAML too
         written = io.StringIO()
-        print_plan(load(file, overrides), Console(file=written, width=200))
+        print_plan(
+            make_plan(load(file, overrides), examine=False), Console(file=written, width=200)
+        )
         return written.getvalue().splitlines()
 
     return read

@@ -13,6 +13,7 @@ from sweeps.selection.limits import limit_reason
 from sweeps.selection.ranking import final_ranking, finalists, pareto, select
 from sweeps.selection.statistics import (
     bootstrap_intervals,
+    gain_interval,
     mean_interval,
     paired_difference,
     slice_intervals,
@@ -643,6 +644,16 @@ def test_it_is_antisymmetric_and_scales_with_the_losses():
     assert paired_difference(b, a) == pytest.approx((-difference, error))
     twice = [np.stack([3 * losses[:, 0], losses[:, 1]], 1) for losses in (a, b)]
     assert paired_difference(*twice) == pytest.approx((3 * difference, 3 * error))
+
+
+def test_targets_may_be_weights_and_their_sums_as_small_as_they_like():
+    """Halving them all, and the losses with them, changes no mean and no interval."""
+    a, b = unequal(rows=30)
+    small_a, small_b = (each * 2.0**-16 for each in (a, b))
+    assert small_a[:, 1].sum() < 1
+    assert paired_difference(small_a, small_b) == paired_difference(a, b)
+    assert bootstrap_intervals(small_a, [small_b]) == bootstrap_intervals(a, [b])
+    assert gain_interval(small_a, [small_a], [small_b]) == gain_interval(a, [a], [b])
 
 
 def test_one_row_says_nothing_and_equal_losses_are_tied():

@@ -41,6 +41,7 @@ CASES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
         torch.float32,
         {"method": "lora", "dropout": 0.1, "batch_size": 5},
     ),
+    "weighted": ("llama", torch.float64, {"method": "lora", "dropout": 0.1, "batch_size": 5}),
 }
 PACKED = ("bert", "llama", "opt")
 UNLIKE: dict[str, dict[str, Any]] = {
@@ -79,9 +80,10 @@ def train_all(lab: Any, folder: Path, world: World) -> None:
     found = {}
     for name, (model, dtype, chosen) in CASES.items():
         hp = lab.params(**chosen)
-        stepwise = lab.group(model, dtype=dtype, world=world, evaluate_every=1)
+        data = lab.weighted(model) if name == "weighted" else {}
+        stepwise = lab.group(model, dtype=dtype, world=world, evaluate_every=1, **data)
         gradients = lab.first_gradients(stepwise, folder / name, replace(hp, max_grad_norm=0.0))
-        group = lab.group(model, dtype=dtype, world=world, max_tokens=24)
+        group = lab.group(model, dtype=dtype, world=world, max_tokens=24, **data)
         results, probed = group.untuned_results(hp.method)
         baseline, history = (results.loss, probed.loss, group.metrics(results)), []
         group.join("t", hp)

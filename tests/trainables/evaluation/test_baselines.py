@@ -610,6 +610,31 @@ def test_rows_after_examples_cost_what_plain_transformers_says(lab, tmp_path, mo
     assert list(found) == ["few_shot", "retrieved"]
 
 
+def test_tokens_after_examples_count_by_their_own_weights(lab, tmp_path):
+    """Those of the examples do not matter, and the beginning that a row loses takes its own."""
+    train, (ids, labels) = chats(1, 1, first=[BOS]), chats(2, 3, first=[BOS])
+    data = write(tmp_path, train=train, validation=(ids, labels))
+    for name, (tokens, targets) in {"train": train, "validation": (ids, labels)}.items():
+        columns = [[np.array(row, dtype=np.int32) for row in rows] for rows in (tokens, targets)]
+        weights = [np.array([9, 0, 0, 0, 0, 0.5, 0, 0.25], dtype=np.float32)] * len(tokens)
+        write_split(
+            data / f"{name}.arrow",
+            Encoded(input_ids=columns[0], labels=columns[1], weights=weights),
+        )
+    found = measured(data, lab.folder("llama"), "instruction")
+    plain = AutoModelForCausalLM.from_pretrained(lab.folder("llama")).eval()
+    expected = []
+    for row in ids:
+        joined = [*train[0][0], *row[1:]]
+        last = continued(plain, joined, 1)
+        first = continued(plain, joined[:-2], 1)
+        expected.append(0.5 * first + 0.25 * last)
+    for each in found.values():
+        np.testing.assert_allclose(each.losses[:, 0], expected, rtol=1e-5)
+        assert each.losses[:, 1].tolist() == [0.75] * 3
+        assert each.val_loss == pytest.approx(np.sum(expected) / 2.25, rel=1e-5)
+
+
 def test_only_the_first_row_keeps_its_beginning(lab, tmp_path):
     """Llama's config names token 1 as the beginning of a text."""
     train, rows = chats(1, 1, first=[BOS]), chats(2, 3, first=[BOS])

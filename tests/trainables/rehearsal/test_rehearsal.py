@@ -1,11 +1,14 @@
 """What a rehearsal finds before anything is spent, and how an architecture is made small."""
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 import trainables.rehearsal.rehearse
 from tests.trainables.architectures import PAD, _write_rows
+from trainables.data.arrow import open_split, write_split
+from trainables.data.records import Encoded
 from trainables.errors import InputError
 from trainables.models.config import ModelConfig
 from trainables.rehearsal import miniature
@@ -58,6 +61,33 @@ def test_each_kind_of_trial_is_rehearsed_once(rehearsed):
     assert [each.memory is None for each in found.found] == [False, False, True]
     assert all(0.5 < each.memory < 2 for each in found.found[:2])
     assert [each.covers for each in found.found] == pytest.approx([1.0, 0.3, 1.0], abs=0.1)
+
+
+def test_rows_are_rehearsed_with_the_weights_of_their_tokens(tmp_path, monkeypatch):
+    _write_rows(tmp_path / "data", "instruction")
+    for name in ("train", "validation"):
+        split = open_split(tmp_path / "data", name)
+        rows = split.rows(range(len(split)))
+        ids, labels = ([row[key] for row in rows] for key in ("input_ids", "labels"))
+        weights = [(row / 1000).astype(np.float32) for row in ids]
+        write_split(
+            tmp_path / "data" / f"{name}.arrow",
+            Encoded(input_ids=ids, labels=labels, weights=weights),
+        )
+    written = []
+
+    def write(path, encoded):
+        written.append(encoded)
+        return write_split(path, encoded)
+
+    monkeypatch.setattr(trainables.rehearsal.rehearse, "write_split", write)
+    transformers.LlamaConfig(**LLAMA).save_pretrained(tmp_path / "model")
+    model, trial = ModelConfig(name=str(tmp_path / "model")), RATE | {"method": "lora"}
+    found = rehearse(model, "instruction", tmp_path / "data", [trial], PAD)
+    assert found.problems == [] and len(written) == 2
+    for encoded in written:
+        for ids, weights in zip(encoded.input_ids, encoded.weights, strict=True):
+            np.testing.assert_array_equal(weights, (ids / 1000).astype(np.float32))
 
 
 def test_what_the_real_model_does_not_have_is_told_of_the_settings(rehearsed):

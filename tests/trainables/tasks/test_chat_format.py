@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trainables.data.config import DataConfig
 from trainables.data.prepare import open_split, prepare
 from trainables.data.records import IGNORED, Encoding
-from trainables.data.sources import read_source
+from trainables.data.sources import open_sources
 from trainables.errors import InputError
 from trainables.tasks import TASKS
 from trainables.tasks.instruction.format import default_chat_template
@@ -49,14 +49,14 @@ THINKING = (
 )  # fmt: skip
 
 
-def bytes_tokenizer(template=None, **kwargs):
+def bytes_tokenizer(template=None, specials=SPECIALS, **kwargs):
     """One token for each byte, and for each special token."""
     vocabulary = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocabulary, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIALS]
+        [AddedToken(token, special=True, normalized=False) for token in specials]
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, **{"bos_token": "<s>", "eos_token": "</s>", **kwargs}
@@ -68,8 +68,17 @@ def bytes_tokenizer(template=None, **kwargs):
 def encode(tokenizer, rows, tmp_path, max_length=100_000):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _, records = CHAT.read(read_source(str(path), "data.train"), DataConfig())
-    return CHAT.encode(records, tokenizer, Encoding(max_length=max_length))
+    encoded = CHAT.encode(read(path), tokenizer, Encoding(max_length=max_length))
+    if encoded.bad:
+        raise InputError(encoded.bad[0])
+    return encoded
+
+
+def read(path):
+    """The records of a file."""
+    (source,) = open_sources(DataConfig(train=str(path)), "train")
+    reader = CHAT.reader(source, DataConfig())
+    return [reader.read(row) for row in source.rows()]
 
 
 def answers(tokenizer, ids, labels):
@@ -211,7 +220,8 @@ def test_messages_of_weight_0_are_not_learnt(template, tmp_path):
     }
     encoded = encode(tokenizer, [row], tmp_path)
     said = answers(tokenizer, encoded.input_ids[0], encoded.labels[0])
-    assert [text.removesuffix("</s>").removesuffix("<|im_end|>") for text in said] == [
+    ends = ("</s>", "<|im_end|>\n" if template else "<|im_end|>")  # MARKED marks the line break
+    assert [text.removesuffix(ends[0]).removesuffix(ends[1]) for text in said] == [
         "Été 😀 at last\nand more"
     ]
 
@@ -252,9 +262,9 @@ def test_tools_kept_as_json_text_and_rows_padded_with_nulls_by_parquet(tmp_path)
         },
     ]
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    table = read_source(str(tmp_path / "a.parquet"), "data.train")
-    assert "tool_calls" in table.rows[0]["messages"][0]  # as nulls
-    _, records = CHAT.read(table, DataConfig())
+    (table,) = pa.parquet.read_table(tmp_path / "a.parquet").column("messages").chunks
+    assert "tool_calls" in table.to_pylist()[0][0]  # as nulls
+    records = read(tmp_path / "a.parquet")
     assert records[0].value == {"messages": rows[0]["messages"], "tools": tools}
     assert records[1].value["messages"] == [
         turn("user", "c"),
@@ -273,6 +283,20 @@ def test_rows_cut_before_their_answer_are_dropped_and_counted(tmp_path):
     assert answers(tokenizer, encoded.input_ids[0], encoded.labels[0]) == [
         "y" * (100 - len("<|user|>\nx\n<|assistant|>\n"))
     ]
+
+
+def test_what_is_cut_lost_and_weighted_is_told(tmp_path):
+    template = CHATML.replace("for m in messages", "for m in messages if m.role != 'system'")
+    rows = [
+        {"messages": [turn("system", "Be kind."), turn("user", "x"), turn("assistant", "y")]},
+        {"messages": [turn("user", "x"), turn("assistant", "y" * 100)]},
+        {"messages": [turn("user", "x"), turn("assistant", "y", weight=0.5)]},
+    ]
+    encoded = encode(bytes_tokenizer(template), rows, tmp_path, max_length=60)
+    assert (encoded.endings_cut, dict(encoded.lost)) == (1, {"the system message": 1})
+    assert [sorted(set(weights)) for weights in encoded.weights] == [[1], [1], [0.5, 1]]
+    assert [len(weights) for weights in encoded.weights] == [len(ids) for ids in encoded.input_ids]
+    assert encode(bytes_tokenizer(template), rows[:2], tmp_path).weights is None
 
 
 def test_answers_without_an_end_are_counted(tmp_path):
@@ -338,10 +362,7 @@ def test_tokens_that_reach_over_the_edge_of_an_answer_are_refused(tmp_path):
 def test_real_conversations(name, template, shared_data, tmp_path):
     tokenizer = bytes_tokenizer(template)
     end = "<|im_end|>" if template else "</s>"
-    _, records = CHAT.read(
-        read_source(str(shared_data / f"chat/{name}.jsonl"), "data.train"), DataConfig()
-    )
-    records = records[:150]
+    records = read(shared_data / f"chat/{name}.jsonl")[:150]
     encoded = CHAT.encode(records, tokenizer, Encoding(max_length=10**6))
     assert (encoded.dropped, encoded.truncated, encoded.endless_answers) == (0, 0, 0)
     for record, ids, labels in zip(records, encoded.input_ids, encoded.labels, strict=True):

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from trainables.data.arrow import Split, write_split
+from trainables.data.records import Encoded
 from trainables.models.base import BaseSpec
 from trainables.models.config import ModelConfig
-from trainables.tasks import TASKS
+from trainables.tasks import TASKS, take_targets
 
 LM = [task for task in TASKS.values() if not task.has_classes]
 
@@ -66,6 +68,66 @@ def test_row_losses_are_those_of_the_next_tokens(task):
     assert targets.dtype == torch.int64
     assert task.target_count(ROWS) == 3
     assert task.predictions(logits, labels) is None
+
+
+WEIGHTED = [
+    {**row, "weights": np.array(weights, dtype=np.float32)}
+    for row, weights in zip(ROWS, ([9, 9, 0.25, 0.5], [9, 0.125], [9, 9, 9]), strict=True)
+]
+
+
+@pytest.mark.parametrize("task", LM)
+def test_a_token_counts_by_its_weight(task):
+    batch = task.collate(WEIGHTED, 99)
+    labels, weights = take_targets(batch)
+    assert batch.keys() == {"input_ids", "attention_mask"} and weights.dtype is torch.float32
+    assert weights.tolist() == [[9, 9, 0.25, 0.5], [9, 0.125, 0, 0], [9, 9, 9, 0]]
+    logits = torch.randn(3, 4, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    nll, targets = task.row_losses(logits, labels, weights=weights)
+    log_p = logits.log_softmax(-1)
+    assert nll.tolist() == pytest.approx(
+        [
+            float(-0.25 * log_p[0, 1, 7] - 0.5 * log_p[0, 2, 8]),
+            float(-0.125 * log_p[1, 0, 10]),
+            0.0,
+        ],
+        rel=1e-12,
+    )
+    assert targets.tolist() == [0.75, 0.125, 0.0] and targets.dtype is torch.float64
+    assert task.target_count(WEIGHTED) == 0.875
+    assert task.metrics(nll.numpy(), targets.numpy(), None, None) == {
+        "perplexity": pytest.approx(np.exp(float(nll.sum()) / 0.875))
+    }
+
+
+@pytest.mark.parametrize("task", LM)
+def test_weighted_losses_in_chunks_are_those_of_the_whole(task, monkeypatch):
+    labels, weights = take_targets(task.collate(WEIGHTED, 99))
+    torch.manual_seed(0)
+    output = torch.nn.Linear(6, 20, dtype=torch.float64)
+
+    def losses():
+        x = torch.linspace(-1, 1, 72, dtype=torch.float64).view(3, 4, 6).requires_grad_()
+        nll, targets = task.row_losses(x, labels, output, weights)
+        (nll**2).sum().backward()
+        with torch.no_grad():
+            torch.testing.assert_close(task.row_losses(x, labels, output, weights)[0], nll)
+        return nll, targets, x.grad
+
+    whole = losses()
+    monkeypatch.setattr("trainables.tasks.causal_lm.task.CHUNK_LOGITS", 20)
+    torch.testing.assert_close(losses(), whole, rtol=1e-12, atol=1e-14)
+
+
+def test_a_split_keeps_weights_where_it_has_some(tmp_path):
+    columns = {key: [row[key] for row in WEIGHTED] for key in ("input_ids", "labels", "weights")}
+    digest = write_split(tmp_path / "with.arrow", Encoded(**columns))
+    for row, expected in zip(Split(tmp_path / "with.arrow").rows(range(3)), WEIGHTED, strict=True):
+        assert row["weights"].dtype == np.float32
+        assert all(np.array_equal(row[key], expected[key]) for key in columns)
+    del columns["weights"]
+    assert write_split(tmp_path / "without.arrow", Encoded(**columns)) != digest
+    assert "weights" not in Split(tmp_path / "without.arrow").rows([0])[0]
 
 
 @pytest.mark.parametrize("task", LM)

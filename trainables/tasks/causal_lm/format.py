@@ -1,5 +1,6 @@
 """Rows of causal_lm: documents, cut into blocks of tokens."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,15 @@ from trainables.data.records import (
     Encoded,
     Encoding,
     Record,
+    RowReader,
+    Segment,
     batched,
     duplicate_key,
-    groups,
-    slices,
+    parts_of,
 )
-from trainables.data.sources import Table
+from trainables.data.rows import Row
+from trainables.data.sources import Source
 from trainables.errors import InputError
-from trainables.streams import stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,57 +28,93 @@ if TYPE_CHECKING:
 class Documents:
     default_length = 512
 
-    def read(self, table: Table, data: DataConfig) -> tuple[str, list[Record]]:
+    def reader(self, source: Source, data: DataConfig) -> RowReader:
         """A .txt file is one document; of a table, each row's text column is one."""
-        texts = table.texts("text" if table.is_document else data.text, "text")
-        if table.is_document and data.slice is not None:
-            raise InputError(
-                f"data.slice: {table.name} is one document, which has no columns; give a table"
-            )
-        parts = (
-            ([None], [None]) if table.is_document else (groups(table, data), slices(table, data))
+        if source.is_document:
+            if data.slice is not None:
+                raise InputError(
+                    f"data.slice: {source.name} is one document, which has no columns; give a table"
+                )
+            return RowReader(name="document", read=lambda row: _document(row, "text", None, None))
+        for setting in ("text", "group", "slice"):
+            source.check_column(getattr(data, setting), setting)
+        return RowReader(
+            name="text", read=lambda row: _document(row, data.text, *parts_of(row, data))
         )
-        return "document" if table.is_document else "text", [
-            Record(
-                value={"text": text},
-                place=table.place(i),
-                key=duplicate_key(text),
-                shown=text[:200],
-                group=group,
-                slice=part,
-                weight=len(text),
-            )
-            for i, (text, group, part) in enumerate(zip(texts, *parts, strict=True))
-        ]
 
     def encode(
         self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
     ) -> Encoded:
-        """Each document begins with what the tokenizer puts before a text and ends with its
-        end-of-sequence token, if it has one.
-
-        A block is max_length consecutive tokens; what is left of a document is a shorter block, or
-        dropped where it is a single token, which predicts nothing.
+        """Whole documents, each of which begins with what the tokenizer puts before a text and ends
+        with its end-of-sequence token, if it has one.
         """
-        documents = _tokenise(records, tokenizer)
-        starts = np.zeros(1, dtype=np.int64)  # of documents, in tokens of what is cut into blocks
-        if encoding.cross_documents:
-            starts = np.cumsum([0, *(len(ids) for ids in documents[:-1])])
-            documents = [np.concatenate(documents)]
-        blocks = [
-            (
-                number + int(np.searchsorted(starts, i, side="right")) - 1,
-                ids[i : i + encoding.max_length],
-            )
-            for number, ids in enumerate(documents)
-            for i in range(0, len(ids), encoding.max_length)
-        ]
-        kept = [(number, block) for number, block in blocks if len(block) >= 2]
         return Encoded(
-            input_ids=[block for _, block in kept],
-            origin=np.array([number for number, _ in kept], dtype=np.int64),
-            dropped=len(blocks) - len(kept),
+            input_ids=_tokenise(records, tokenizer), origin=np.arange(len(records), dtype=np.int64)
         )
+
+    def question(self, value: dict[str, str]) -> tuple[str, str]:
+        return value["text"], ""
+
+    def segments(
+        self, record: Record, tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+    ) -> tuple[Segment, ...]:
+        text, _ = self.question(record.value)
+        return (Segment(text=text, learnt=True),)
+
+    def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:
+        """Blocks of max_length consecutive tokens; what is left of a document (across documents: of
+        all) is a shorter block, or dropped where it is a single token, which predicts nothing.
+        """
+        if encoding.cross_documents:
+            return _across(batches, encoding.max_length)
+        return (_blocks(documents, encoding.max_length) for documents in batches)
+
+
+def _document(row: Row, column: str, group: str | None, part: str | None) -> Record:
+    text = row.text(column)
+    return Record(
+        value={"text": text},
+        place=row.place,
+        key=duplicate_key(text),
+        shown=text,
+        group=group,
+        slice=part,
+        weight=len(text),
+    )
+
+
+def _blocks(documents: Encoded, length: int) -> Encoded:
+    assert documents.origin is not None
+    blocks = [
+        (origin, ids[i : i + length])
+        for origin, ids in zip(documents.origin, documents.input_ids, strict=True)
+        for i in range(0, len(ids), length)
+    ]
+    return _kept(blocks)
+
+
+def _kept(blocks: list[tuple[int, np.ndarray]]) -> Encoded:
+    kept = [(origin, block) for origin, block in blocks if len(block) >= 2]
+    return Encoded(
+        input_ids=[block for _, block in kept],
+        origin=np.array([origin for origin, _ in kept], dtype=np.int64),
+        dropped=len(blocks) - len(kept),
+    )
+
+
+def _across(batches: Iterator[Encoded], length: int) -> Iterator[Encoded]:
+    """A block is of the document that it begins in."""
+    ids, origins = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+    for documents in batches:
+        assert documents.origin is not None
+        of_tokens = np.repeat(documents.origin, [len(each) for each in documents.input_ids])
+        ids = np.concatenate([ids, *documents.input_ids])
+        origins = np.concatenate([origins, of_tokens])
+        full = len(ids) // length * length
+        yield _kept([(int(origins[i]), ids[i : i + length]) for i in range(0, full, length)])
+        ids, origins = ids[full:], origins[full:]
+    if len(ids):
+        yield _kept([(int(origins[0]), ids)])
 
 
 def _tokenise(records: list[Record], tokenizer: "PreTrainedTokenizerBase") -> list[np.ndarray]:
@@ -88,15 +126,6 @@ def _tokenise(records: list[Record], tokenizer: "PreTrainedTokenizerBase") -> li
                 ids.append(eos)
             documents.append(np.array(ids, dtype=np.int32))
     return documents
-
-
-def draw_blocks(encoded: Encoded, rows: int, seed: int) -> Encoded:
-    """At most `rows` blocks of `encoded`, in their order."""
-    if len(encoded.input_ids) <= rows:
-        return encoded
-    chosen = np.sort(stream("blocks", seed).choice(len(encoded.input_ids), rows, replace=False))
-    origin = None if encoded.origin is None else encoded.origin[chosen]
-    return replace(encoded, input_ids=[encoded.input_ids[i] for i in chosen], origin=origin)
 
 
 def cut_tail(document: Record, shares: dict[str, float]) -> dict[str, list[Record]]:
@@ -123,7 +152,7 @@ def cut_tail(document: Record, shares: dict[str, float]) -> dict[str, list[Recor
                     document,
                     value={"text": part},
                     key=duplicate_key(part),
-                    shown=part[:200],
+                    shown=part,
                     weight=len(part),
                     place=f"{document.place}, characters {start} to {end}",
                 )

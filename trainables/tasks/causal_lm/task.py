@@ -32,14 +32,18 @@ class CausalLM:
         return collate_tokens(rows, pad_token_id)
 
     def row_losses(
-        self, logits: Tensor, labels: Tensor, output: Linear | None = None
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        output: Linear | None = None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return token_losses(logits, labels, output)
+        return token_losses(logits, labels, output, weights)
 
     def predictions(self, logits: Tensor, labels: Tensor) -> None:
         return None
 
-    def target_count(self, rows: list[dict[str, Any]]) -> int:
+    def target_count(self, rows: list[dict[str, Any]]) -> float:
         return count_target_tokens(rows)
 
     def metrics(
@@ -66,8 +70,8 @@ def pad(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
     return batch
 
 
-def _padded(rows: list[np.ndarray], value: int) -> np.ndarray:
-    padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+def _padded(rows: list[np.ndarray], value: int, dtype: type = np.int64) -> np.ndarray:
+    padded = np.full((len(rows), max(map(len, rows))), value, dtype=dtype)
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
     return padded
@@ -77,7 +81,11 @@ def collate_tokens(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, T
     import torch
 
     labels = _padded([row["labels"] for row in rows], IGNORED)
-    return pad(rows, pad_token_id) | {"labels": torch.from_numpy(labels)}
+    batch = pad(rows, pad_token_id) | {"labels": torch.from_numpy(labels)}
+    if "weights" in rows[0]:
+        weights = _padded([row["weights"] for row in rows], 0, np.float32)
+        batch |= {"weights": torch.from_numpy(weights)}
+    return batch
 
 
 def upcast(logits: Tensor) -> Tensor:
@@ -88,9 +96,13 @@ def upcast(logits: Tensor) -> Tensor:
 
 
 def token_losses(
-    logits: Tensor, labels: Tensor, output: Linear | None = None
+    logits: Tensor,
+    labels: Tensor,
+    output: Linear | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of -log p(next token) over a row's targets [B], and the count of targets int64 [B].
+    """Sum of -log p(next token) over a row's targets [B], and the count of targets int64 [B]; with
+    `weights` [B, T] of the labels, sum of weight * -log p, and of the weights, float64 [B].
 
     logits: [B, T, V], or [B, P + T, V] where a method put P virtual tokens before the row. labels:
     [B, T], not shifted; position t is predicted from t - 1, so labels[:, 0] is never a target. Only
@@ -117,8 +129,12 @@ def token_losses(
         nll = torch.cat(
             [_nll(*part, output) for part in zip(x.split(size), y.split(size), strict=True)]
         )
+    counts = is_target.sum(dim=1)
+    if weights is not None:
+        nll = nll * weights[:, 1:][is_target].to(nll.dtype)
+        counts = (weights[:, 1:] * is_target).sum(dim=1, dtype=torch.float64)
     row = is_target.nonzero()[:, 0]
-    return nll.new_zeros(len(labels)).index_add(0, row, nll), is_target.sum(dim=1)
+    return nll.new_zeros(len(labels)).index_add(0, row, nll), counts
 
 
 def tokens_at_once(vocabulary: int) -> int:
@@ -133,15 +149,23 @@ def _nll(x: Tensor, y: Tensor, output: Linear | None) -> Tensor:
     return torch.nn.functional.cross_entropy(upcast(logits), y, reduction="none")
 
 
-def count_target_tokens(rows: list[dict[str, Any]]) -> int:
-    return int(sum(np.count_nonzero(np.asarray(row["labels"])[1:] != IGNORED) for row in rows))
+def count_target_tokens(rows: list[dict[str, Any]]) -> float:
+    """Targets of all rows; the sum of their weights, where rows have them."""
+    return sum(_count_targets(row["labels"], row.get("weights")) for row in rows)
+
+
+def _count_targets(labels_T: np.ndarray, weights_T: np.ndarray | None) -> float:
+    is_target = np.asarray(labels_T)[1:] != IGNORED
+    if weights_T is None:
+        return int(np.count_nonzero(is_target))
+    return float(np.asarray(weights_T)[1:].sum(dtype=np.float64, where=is_target))
 
 
 def token_metrics(nll: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Perplexity: exp of the mean negative log-likelihood of a target token; infinite where that
-    overflows.
+    """Perplexity: exp of the (weighted) mean negative log-likelihood of a target token; infinite
+    where that overflows.
     """
-    count = int(targets.sum())
+    count = float(targets.sum(dtype=np.float64))
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(nll.sum(dtype=np.float64) / count)) if count else float("nan")
     return {"perplexity": perplexity}

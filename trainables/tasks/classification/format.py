@@ -1,6 +1,7 @@
 """Rows of classification: a text, perhaps a second one, and a class."""
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,12 +11,14 @@ from trainables.data.records import (
     Encoded,
     Encoding,
     Record,
+    RowReader,
+    Segment,
     batched,
     duplicate_key,
-    groups,
-    slices,
+    parts_of,
 )
-from trainables.data.sources import Table, shorten
+from trainables.data.rows import Row, shorten
+from trainables.data.sources import Source
 from trainables.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,33 +28,44 @@ if TYPE_CHECKING:
 class Labelled:
     default_length = 512
 
-    def read(self, table: Table, data: DataConfig) -> tuple[str, list[Record]]:
-        if table.is_document:
+    def reader(self, source: Source, data: DataConfig) -> RowReader:
+        if source.is_document:
             raise InputError(
-                f"{table.key}: {table.name}: a .txt file has no labels; classification takes a"
+                f"{source.key}: {source.name}: a .txt file has no labels; classification takes a"
                 f" table with columns {data.text!r} and {data.label!r}"
             )
-        texts = table.texts(data.text, "text")
-        pairs = table.texts(data.text_pair, "text_pair") if data.text_pair else None
-        labels = table.column(data.label, "label")
-        records = []
-        parts = groups(table, data), slices(table, data)
-        for i, (text, label, group, part) in enumerate(zip(texts, labels, *parts, strict=True)):
-            name = _class_name(table, i, label, data.label)
-            pair = (pairs[i],) if pairs else ()
-            records.append(
-                Record(
-                    value={"text": text, "label": name}
-                    | ({"text_pair": pairs[i]} if pairs else {}),
-                    place=table.place(i),
-                    key=duplicate_key(text, *pair),
-                    shown=text,
-                    label=name,
-                    group=group,
-                    slice=part,
-                )
+        for setting in ("text", "text_pair", "label", "group", "slice"):
+            source.check_column(getattr(data, setting), setting)
+
+        def read(row: Row) -> Record:
+            text, label = row.text(data.text), _class_name(row, data.label)
+            pair = row.text(data.text_pair) if data.text_pair else None
+            group, part = parts_of(row, data)
+            return Record(
+                value={"text": text, "label": label}
+                | ({} if pair is None else {"text_pair": pair}),
+                place=row.place,
+                key=duplicate_key(text) if pair is None else duplicate_key(text, pair),
+                shown=text,
+                label=label,
+                group=group,
+                slice=part,
             )
-        return "text+text_pair+label" if pairs else "text+label", records
+
+        return RowReader(name="text+text_pair+label" if data.text_pair else "text+label", read=read)
+
+    def question(self, value: dict[str, str]) -> tuple[str, str]:
+        pair = [value["text_pair"]] if "text_pair" in value else []
+        return "\n".join([value["text"], *pair]), value["label"]
+
+    def segments(
+        self, record: Record, tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+    ) -> tuple[Segment, ...]:
+        text, label = self.question(record.value)
+        return Segment(text=text, learnt=False), Segment(text=f"\n{label}", learnt=True)
+
+    def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:
+        return batches
 
     def encode(
         self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
@@ -79,16 +93,17 @@ class Labelled:
         )
 
 
-def _class_name(table: Table, index: int, label: object, column: str) -> str:
-    """Raises InputError unless `label` names a class."""
+def _class_name(row: Row, column: str) -> str:
+    """Raises BadRow unless the column names a class."""
+    label = row.value(column)
     if not isinstance(label, str | int):
-        raise table.error(
-            index,
+        raise row.error(
             f"{column!r} must be a string or an integer, got {type(label).__name__}"
-            f" {shorten(label)}",
+            f" {shorten(label)}"
         )
+    row.check_storable(label, repr(column))
     if not str(label).strip():
-        raise table.error(index, f"{column!r} is empty")
+        raise row.error(f"{column!r} is empty")
     return str(label)
 
 

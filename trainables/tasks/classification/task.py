@@ -37,7 +37,11 @@ class Classification:
         return pad(rows, pad_token_id) | {"labels": labels}
 
     def row_losses(
-        self, logits: Tensor, labels: Tensor, output: Linear | None = None
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        output: Linear | None = None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """logits: [B, C]; labels: [B]."""
         import torch

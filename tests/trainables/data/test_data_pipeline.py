@@ -1,0 +1,249 @@
+"""From sources to tokens: rows that cannot be used, mixtures, what is seen of tokens, what is kept for the next time."""
+
+import csv
+import json
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from trainables.data import cache, encoding
+from trainables.data.config import DataConfig
+from trainables.data.prepare import open_split, prepare
+from trainables.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token a word: w0 .. w99; all others are unknown."""
+    vocabulary = {w: i for i, w in enumerate(["<unk>", "</s>", *(f"w{i}" for i in range(100))])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", eos_token="</s>", model_max_length=64
+    )
+
+
+def write(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerows([("text", "label"), *rows])
+    return str(path)
+
+
+def rows_of(count, start=0):
+    return [(f"w{i % 100} w{i // 100} w{i % 7}", "ab"[i % 2]) for i in range(start, start + count)]
+
+
+def kinds(manifest):
+    return {finding.kind: finding for finding in manifest.findings}
+
+
+# --- rows that cannot be used ---
+
+
+BAD = [*rows_of(20), ("", "a"), *rows_of(10, 20), ("  ", "b"), ("w1 w2", ""), ("w1 w3", " ")]
+
+
+def test_bad_rows_are_counted_and_the_first_are_named(tokenizer, tmp_path):
+    file = write(tmp_path / "a.csv", BAD)
+    with pytest.raises(InputError) as error:
+        prepare(DataConfig(train=file), "classification", tokenizer, 0, tmp_path / "out")
+    assert str(error.value) == (
+        f"data.train: {file} row 21: 'text' is empty; 3 more row(s) cannot be used either: {file} row 32: 'text' is empty; "
+        f"{file} row 33: 'label' is empty; mend them, or set data.bad_rows=drop to leave them out"
+    )
+
+
+def test_bad_rows_may_be_left_out_and_are_told_of(tokenizer, tmp_path):
+    data = DataConfig(train=write(tmp_path / "a.csv", BAD), bad_rows="drop")
+    manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
+    assert manifest.train.rows + manifest.validation.rows == 30
+    finding = kinds(manifest)["bad_rows"]
+    assert finding.rows == 4 and "row 21" in finding.examples[0]
+
+
+def test_lines_that_are_no_rows_may_be_left_out_too(tokenizer, tmp_path):
+    file = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": text, "label": label}) for text, label in rows_of(20)]
+    file.write_text("\n".join([*lines[:5], "{oops", "[1]", *lines[5:]]))
+    data = DataConfig(train=str(file), bad_rows="drop")
+    manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
+    assert manifest.train.rows + manifest.validation.rows == 20
+    assert kinds(manifest)["bad_rows"].rows == 2
+
+
+# --- several sources ---
+
+
+def test_several_files_are_one_split(tokenizer, tmp_path):
+    files = [write(tmp_path / f"{i}.csv", rows_of(30, 30 * i)) for i in range(3)]
+    whole = write(tmp_path / "whole.csv", rows_of(90))
+    several = prepare(DataConfig(train=files), "classification", tokenizer, 0, tmp_path / "a")
+    pattern = DataConfig(train=str(tmp_path / "[0-9].csv"))
+    globbed = prepare(pattern, "classification", tokenizer, 0, tmp_path / "b")
+    one = prepare(DataConfig(train=whole), "classification", tokenizer, 0, tmp_path / "c")
+    assert several.train.fingerprint == globbed.train.fingerprint == one.train.fingerprint
+    assert list(several.sources) == ["train[0]", "train[1]", "train[2]"]
+    assert several.source_of("validation").source == files[0]
+
+
+@pytest.mark.parametrize(("weight", "most", "least"), [(2, 2, 2), (0.5, 1, 0), (1.5, 2, 1)])
+def test_a_weight_says_how_often_a_row_stands_in_an_epoch(tokenizer, tmp_path, weight, most, least):
+    one, other = write(tmp_path / "a.csv", rows_of(40)), write(tmp_path / "b.csv", rows_of(40, 40))
+    data = DataConfig(train=[one, {"source": other, "weight": weight}], validation=0.1)
+    manifest = prepare(data, "classification", tokenizer, 0, tmp_path / "out")
+    plain = prepare(DataConfig(train=[one, other]), "classification", tokenizer, 0, tmp_path / "p")
+    counts, found = Counter(), Counter()
+    for folder, counter in ((tmp_path / "out", counts), (tmp_path / "p", found)):
+        split = open_split(folder, "train")
+        counter.update(tuple(row["input_ids"].tolist()) for row in split.rows(range(len(split))))
+    second = {tuple(tokenizer(text).input_ids) for text, _ in rows_of(40, 40)}
+    times = [counts[ids] for ids in found if ids in second]
+    assert {counts[ids] for ids in found if ids not in second} == {1}
+    assert max(times) == most and min(times) == least
+    assert sum(times) == round(weight * len(times))
+    assert manifest.validation.fingerprint == plain.validation.fingerprint
+
+
+# --- what is seen of the tokens ---
+
+
+def test_rows_that_no_model_can_tell_apart_are_told(tokenizer, tmp_path):
+    rows = [*rows_of(40), ("😀", "a"), ("😡", "b"), ("😀 😀", "a"), ("😡 w1", "b")]
+    manifest = prepare(
+        DataConfig(
+            train=write(tmp_path / "a.csv", rows),
+            validation=write(tmp_path / "b.csv", [("😱", "a"), *rows_of(9, 60)]),
+        ),
+        "classification",
+        tokenizer,
+        0,
+        tmp_path / "out",
+    )
+    messages = [f.message for f in manifest.findings if f.kind == "same_tokens"]
+    assert len(messages) == 2
+    assert "train: 2 row(s) have the same tokens as a row with another label" in messages[0]
+    assert "a.csv row 41 and" in messages[0] and "a.csv row 42" in messages[0]
+    assert (
+        "validation: 1 row(s) have the same tokens as a row of train with another text"
+        in messages[1]
+    )
+
+
+def test_labels_of_the_same_tokens_are_told(tokenizer, tmp_path):
+    rows = [(text, {"a": "😀", "b": "😡"}[label]) for text, label in rows_of(40)]
+    manifest = prepare(
+        DataConfig(train=write(tmp_path / "a.csv", rows)),
+        "classification",
+        tokenizer,
+        0,
+        tmp_path / "o",
+    )
+    assert "'😀', '😡' are the same tokens" in kinds(manifest)["same_names"].message
+
+
+# --- many rows ---
+
+
+@pytest.fixture
+def many(monkeypatch, tmp_path):
+    """Few rows count as many: several processes tokenise them, and they are kept for the next time."""
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 50)
+    monkeypatch.setattr("trainables.data.store.ROWS", 40)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(cache, "ROWS", 100)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "cross"), [("classification", False), ("causal_lm", False), ("causal_lm", True)]
+)
+def test_several_processes_give_what_one_gives(tokenizer, tmp_path, many, monkeypatch, task, cross):
+    data = DataConfig(
+        train=write(tmp_path / "a.csv", rows_of(400)),
+        max_length=7,
+        cross_documents=cross,
+        duplicates="drop",
+    )
+    several = prepare(data, task, tokenizer, 0, tmp_path / "several")
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    monkeypatch.setattr("trainables.data.store.ROWS", 10**6)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    one = prepare(data, task, tokenizer, 0, tmp_path / "one")
+    assert several == one
+    for name in ("train", "validation"):
+        a, b = open_split(tmp_path / "several", name), open_split(tmp_path / "one", name)
+        assert all(
+            np.array_equal(x["input_ids"], y["input_ids"])
+            and np.array_equal(x["labels"], y["labels"])
+            for x, y in zip(a.rows(range(len(a))), b.rows(range(len(b))), strict=True)
+        )
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Counts how often sources are collected."""
+    import trainables.data.prepare as module
+
+    calls, collect = [], module.collect
+    monkeypatch.setattr(module, "collect", lambda *args: calls.append(1) or collect(*args))
+    return calls
+
+
+def test_the_same_data_are_prepared_once(tokenizer, tmp_path, many, read, monkeypatch):
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    file = write(tmp_path / "a.csv", rows_of(150))
+    first = prepare(DataConfig(train=file), "classification", tokenizer, 0, tmp_path / "1")
+    again = prepare(DataConfig(train=file), "classification", tokenizer, 0, tmp_path / "2")
+    assert first == again and len(read) == 1
+    names = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "2").iterdir())
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+@pytest.mark.parametrize("change", ["file", "seed", "setting", "tokenizer", "damaged"])
+def test_other_data_are_prepared_anew(tokenizer, tmp_path, many, read, monkeypatch, change):
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    file = write(tmp_path / "a.csv", rows_of(150))
+    prepare(DataConfig(train=file), "classification", tokenizer, 0, tmp_path / "1")
+    data, seed = DataConfig(train=file), 0
+    if change == "file":
+        write(tmp_path / "a.csv", rows_of(151))
+    elif change == "seed":
+        seed = 1
+    elif change == "setting":
+        data = DataConfig(train=file, max_length=2)
+    elif change == "tokenizer":
+        import copy
+
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_tokens(["w100"])
+    else:
+        for path in (tmp_path / "cache").rglob("manifest.json"):
+            path.unlink()
+    prepare(data, "classification", tokenizer, seed, tmp_path / "2")
+    assert len(read) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
+    tokenizer, tmp_path, many, monkeypatch
+):
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    assert prepare(data, "classification", tokenizer, 0, tmp_path / "1").train.rows == 135
+
+
+def test_only_the_last_are_kept(tokenizer, tmp_path, many, monkeypatch):
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    for seed in range(cache.KEPT + 2):
+        prepare(data, "classification", tokenizer, seed, tmp_path / str(seed))
+    assert len(list(cache.cache_folder().iterdir())) == cache.KEPT

@@ -1,0 +1,184 @@
+"""Every source's rows, checked, in one store on disk; and which of them each split has."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+
+from trainables.data.bad_rows import BadRows
+from trainables.data.config import COLUMNS, DataConfig
+from trainables.data.findings import Finding
+from trainables.data.manifest import SourceSummary
+from trainables.data.progress import progress
+from trainables.data.records import Format, Record, RowReader
+from trainables.data.rows import BadRow, Row
+from trainables.data.sources import SPLITS, Source, open_sources
+from trainables.data.splits import split_by_share
+from trainables.data.store import RowStore, RowWriter
+from trainables.streams import stream
+from trainables.tasks.causal_lm.format import Documents, cut_tail
+
+REST = 100  # characters of a column's value, beyond which it is not what a row comes from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What was read."""
+
+    store: RowStore
+    splits: dict[str, np.ndarray]
+    """Rows of each split, before those that are in two are looked for."""
+    sources: Mapping[str, SourceSummary]
+    weighted: tuple[tuple[range, float], ...]
+    """Rows of train that stand more or less than once in an epoch, and how often."""
+    findings: tuple[Finding, ...]
+
+
+def collect(data: DataConfig, form: Format, seed: int, path: Path) -> Collected:
+    """Read all sources into a store at `path`. Raises InputError for what cannot be used."""
+    reading = _Reading(data=data, form=form, writer=RowWriter(path))
+    for name in SPLITS:
+        reading.read(name)
+    store = reading.writer.close()
+    splits = {name: np.arange(*reading.bounds[name]) for name in SPLITS if name in reading.bounds}
+    if shares := reading.shares():
+        splits |= split_by_share(store, splits["train"], shares, seed)
+    return Collected(
+        store=store,
+        splits={name: splits[name] for name in SPLITS if name in splits},
+        sources=reading.sources,
+        weighted=tuple(reading.weighted),
+        findings=tuple(reading.findings()),
+    )
+
+
+def weighted_rows(
+    rows: np.ndarray, weighted: Iterable[tuple[range, float]], seed: int
+) -> np.ndarray:
+    """`rows` of train, each as often as it stands in an epoch; of a broken weight's rest, rows are
+    drawn.
+    """
+    times = np.ones(len(rows), dtype=np.int64)
+    for number, (part, weight) in enumerate(weighted):
+        at = np.flatnonzero((rows >= part.start) & (rows < part.stop))
+        times[at] = int(weight)
+        more = round((weight - int(weight)) * len(at))
+        times[stream("mixture", seed, number).permutation(at)[:more]] += 1
+    return np.repeat(rows, times)
+
+
+@dataclass(kw_only=True)
+class _Reading:
+    """Of all sources."""
+
+    data: DataConfig
+    form: Format
+    writer: RowWriter
+    bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Of each split that has been read, its first row and the one after its last."""
+    sources: dict[str, SourceSummary] = field(default_factory=dict)
+    weighted: list[tuple[range, float]] = field(default_factory=list)
+    bad: dict[str, BadRows] = field(default_factory=dict)
+    unused: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        data = self.data
+        self._used = {data.text, data.text_pair, data.label, *COLUMNS, *data.columns.values()}
+
+    def shares(self) -> dict[str, float]:
+        """Of the splits that are a share of train and not cut off it already."""
+        return {
+            name: share
+            for name in SPLITS[1:]
+            if (share := self.data.share(name)) is not None and name not in self.bounds
+        }
+
+    def read(self, split: str) -> None:
+        given = open_sources(self.data, split)
+        if not given:
+            return
+        self.bad[split], self.unused[split] = BadRows(f"data.{split}"), Counter()
+        first = None
+        for number, source in enumerate(given):
+            reader = self.form.reader(source, self.data)
+            records = self._records(split, source, reader)
+            if split == "train" and len(given) == 1 and isinstance(self.form, Documents):
+                records = self._without_tail(records)
+            begin, read = len(self.writer), 0
+            first = begin if first is None else first
+            for record in progress(f"Reading {source.name}", records):
+                self.writer.add(record)
+                self.unused[split].update(record.unused)
+                read += 1
+            key = split if len(given) == 1 else f"{split}[{number}]"
+            self.sources[key] = SourceSummary(
+                source=source.name, format=reader.name, rows=read, sha256=source.fingerprint()
+            )
+            if source.weight != 1:
+                self.weighted.append((range(begin, len(self.writer)), source.weight))
+        self.bad[split].refuse(self.data.bad_rows)
+        self.bounds[split] = first or 0, len(self.writer)
+
+    def _records(self, split: str, source: Source, reader: RowReader) -> Iterator[Record]:
+        bad = self.bad[split]
+        for row in source.rows():
+            if isinstance(row, BadRow):
+                bad.add(str(row))
+                continue
+            try:
+                record = reader.read(row)
+                row.check_storable(record.value, "the row")
+            except BadRow as error:
+                bad.add(str(error))
+            else:
+                yield replace(record, rest=rest) if (rest := self._rest(row)) else record
+
+    def _rest(self, row: Row) -> dict[str, object]:
+        return {
+            name: value
+            for name, value in row.columns.items()
+            if name not in self._used and isinstance(value, str | int | float | None)
+            if value is None or _is_short(row, value, name)
+        }
+
+    def _without_tail(self, records: Iterator[Record]) -> Iterator[Record]:
+        """The rows of train; of a single document, what its other splits are a share of is cut off
+        and added to those.
+        """
+        shares, first = self.shares(), list(islice(records, 2))
+        if len(first) != 1 or not shares:
+            return chain(first, records)
+        parts = cut_tail(first[0], shares)
+        for name in shares:
+            begin = len(self.writer)
+            for record in parts[name]:
+                self.writer.add(record)
+            self.bounds[name] = begin, len(self.writer)
+        return iter(parts["train"])
+
+    def findings(self) -> Iterator[Finding]:
+        for split, bad in self.bad.items():
+            if bad.count:
+                yield bad.finding(split)
+        for split, unused in self.unused.items():
+            if unused:
+                named = [f"{name} ({count} row(s))" for name, count in unused.most_common(5)]
+                more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+                yield Finding(
+                    kind="unused",
+                    split=split,
+                    rows=max(unused.values()),
+                    message=f"{split}: not used: {', '.join(named)}{more}",
+                )
+
+
+def _is_short(row: Row, value: object, name: str) -> bool:
+    """And can be stored."""
+    try:
+        row.check_storable(value, name)
+    except BadRow:
+        return False
+    return len(str(value)) <= REST

@@ -1,0 +1,25 @@
+"""All that the doctor looks for, in order."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from trainables.data.doctor.columns import column_findings
+from trainables.data.doctor.contamination import overlap
+from trainables.data.doctor.labels import label_findings
+from trainables.data.doctor.near import near_duplicates
+from trainables.data.doctor.power import power
+from trainables.data.doctor.rows import Prepared
+from trainables.data.doctor.secrets import secrets
+from trainables.data.doctor.shift import shifts
+from trainables.data.findings import Finding
+
+
+def examine(prepared: Prepared, others: Mapping[str, Iterable[str]]) -> Iterator[Finding]:
+    """others: texts that train must not hold, by what they are: general text, a benchmark."""
+    yield from near_duplicates(prepared)
+    yield from label_findings(prepared)
+    yield from column_findings(prepared)
+    yield from shifts(prepared)
+    for what, texts in others.items():
+        yield from overlap(prepared, texts, what)
+    yield from secrets(prepared)
+    yield from power(prepared)

@@ -1,0 +1,47 @@
+"""Rows as a model reads them, with what of them is learnt."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trainables.data.config import DataConfig
+from trainables.data.records import Encoding, Segment
+from trainables.data.rows import BadRow
+from trainables.data.sources import open_sources
+from trainables.tasks import TASKS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownRow:
+    """A row in pieces, whose texts together are all of it, before it is cut to max_length."""
+
+    place: str
+    segments: tuple[Segment, ...]
+
+
+def shown_rows(
+    data: DataConfig,
+    task: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    encoding: Encoding,
+    most: int,
+) -> Iterator[ShownRow]:
+    """The first usable rows of train's sources, in their order; at most so many."""
+    form, left = TASKS[task].format, most
+    for source in open_sources(data, "train"):
+        reader = form.reader(source, data)
+        for row in source.rows():
+            if left == 0:
+                return
+            if isinstance(row, BadRow):
+                continue
+            try:
+                record = reader.read(row)
+                row.check_storable(record.value, "the row")
+            except BadRow:
+                continue
+            left -= 1
+            yield ShownRow(place=record.place, segments=form.segments(record, tokenizer, encoding))

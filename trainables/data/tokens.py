@@ -1,0 +1,279 @@
+"""A split as it is written: its rows as they were read, and their tokens with what goes beside
+them.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from trainables.data.arrow import Split, SplitWriter, split_fingerprint
+from trainables.data.bad_rows import BadRows
+from trainables.data.encoding import tokenised
+from trainables.data.findings import Finding
+from trainables.data.manifest import SplitSummary, TokenSummary
+from trainables.data.progress import counted
+from trainables.data.records import IGNORED, Encoded, Encoding, Record
+from trainables.data.splits import label_counts
+from trainables.data.store import RowStore
+from trainables.errors import InputError
+from trainables.streams import stream
+from trainables.tasks import TASKS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SLICES = "{}.slices.npy"  # beside a split's tokens: the slice of each row
+GROUPS = "{}.groups.npy"  # and which rows belong together, so that they count as one observation
+RUNS = 30  # of neighbouring blocks, which belong together where a whole split is one document
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """Parts of a split by the values of a column: `of_rows` [N] are positions in `values`."""
+
+    values: tuple[str, ...]
+    of_rows: np.ndarray
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each value that occurs, and the positions of its rows."""
+        for number, value in enumerate(self.values):
+            if len(rows := np.flatnonzero(self.of_rows == number)):
+                yield value, rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """The N tokenised rows of a split, as far as they must be known when all are written."""
+
+    lengths: np.ndarray
+    """int32 [N]."""
+    of_rows: np.ndarray
+    """The row of the store that each is of, int64 [N]."""
+    hashes: np.ndarray
+    """Of each row's tokens, uint64 [N]."""
+    is_whole: bool
+    """Whether each is a row of the store, and all of those are there."""
+
+
+@dataclass(kw_only=True)
+class _Counts:
+    """Of what the batches of a split have found."""
+
+    targets: int = 0
+    unknown: int = 0
+    found: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
+
+    def add(self, encoded: Encoded, unknown: int | None) -> None:
+        self.targets += _targets(encoded)
+        if unknown is not None:
+            self.unknown += sum(int((ids == unknown).sum()) for ids in encoded.input_ids)
+        for name in ("truncated", "dropped", "endless_answers", "endings_cut"):
+            self.found[name] += getattr(encoded, name)
+        self.lost.update(encoded.lost)
+        self.bad += encoded.bad
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFiles:
+    """Writes splits of rows in `store` to a folder of prepared data."""
+
+    folder: Path
+    store: RowStore
+    task: str
+    tokenizer: "PreTrainedTokenizerBase"
+    encoding: Encoding
+    bad_rows: str = "error"
+    """Whether rows that cannot be rendered are refused ("error") or left out ("drop")."""
+    findings: list[Finding] = field(default_factory=list)
+    written: dict[str, Written] = field(default_factory=dict)
+    """Splits that have been tokenised."""
+
+    def split(self, name: str, rows: np.ndarray, most: tuple[int, int] | None) -> SplitSummary:
+        """Write one split: its rows, of all but train, and its tokens, of all but test. most: rows
+        that are kept of the tokenised ones, and the seed to draw them.
+        """
+        raw = "" if name == "train" else self._write_raw(name, rows)
+        tokens = TokenSummary() if name == "test" else self.tokens(name, rows, most)
+        counts = label_counts(self.store, rows)
+        return SplitSummary(
+            read=len(rows),
+            label_counts={label: counts.get(label, 0) for label in self.encoding.labels} or None,
+            raw_fingerprint=raw,
+            **vars(tokens),
+        )
+
+    def tokens(self, name: str, rows: np.ndarray, most: tuple[int, int] | None) -> TokenSummary:
+        partial = self.folder / f"{name}.arrow.partial"
+        counts = _Counts()
+        written = self._write_tokens(partial, rows, counts)
+        if counts.bad:
+            bad = BadRows(f"data.{name}", counts.bad)
+            bad.refuse(self.bad_rows)
+            self.findings.append(bad.finding(name))
+        if not len(written.lengths):
+            raise InputError(self._nothing_left(name, rows))
+        if most is not None and len(written.lengths) > most[0]:
+            written = _draw_blocks(partial, written, *most, counts)
+        self.written[name] = written
+        os.replace(partial, self.folder / f"{name}.arrow")
+        slice_counts = groups = None
+        if name != "train":
+            slice_counts = self._write_slices(name, written)
+            groups = self._write_groups(name, rows, written)
+        return TokenSummary(
+            rows=len(written.lengths),
+            tokens=int(written.lengths.sum()),
+            targets=counts.targets,
+            unknown=counts.unknown,
+            lost=dict(counts.lost),
+            mean_length=float(written.lengths.mean()),
+            longest=int(written.lengths.max()),
+            fingerprint=split_fingerprint(self.folder / f"{name}.arrow"),
+            slice_counts=slice_counts,
+            groups=groups,
+            **counts.found,
+        )
+
+    def _nothing_left(self, name: str, rows: np.ndarray) -> str:
+        if not len(rows) or not TASKS[self.task].is_conversation:
+            return f"data.{name}: no rows are left after tokenisation"
+        first = next(self.store.records(rows[:1]))
+        return (
+            f"data.max_length: in none of {len(rows)} rows ({first.place} and on) do the first"
+            f" {self.encoding.max_length} tokens reach the assistant's answer; raise it"
+        )
+
+    def _write_raw(self, name: str, rows: np.ndarray) -> str:
+        """Returns the SHA-256 of the rows, whichever columns of theirs slice and group them."""
+        digest = hashlib.sha256()
+        with open(self.folder / f"{name}.jsonl", "w", encoding="utf-8", newline="\n") as file:
+            for record in self.store.records(rows):
+                digest.update(_line(record.value).encode())
+                file.write(_line(record.value | _beside(record)))
+        return digest.hexdigest()
+
+    def _write_tokens(self, path: Path, rows: np.ndarray, counts: _Counts) -> Written:
+        form, encoding = TASKS[self.task].format, self.encoding
+        unknown, position = _unknown_id(self.tokenizer), 0
+        lengths, origins, hashes, is_whole = [], [], [], True
+
+        def batches() -> Iterator[Encoded]:
+            nonlocal position, is_whole
+            found = tokenised(self.store, rows, self.task, self.tokenizer, encoding)
+            for read, encoded in counted("Tokenising", found, len(rows)):
+                is_whole &= encoded.origin is None
+                origin = np.arange(read) if encoded.origin is None else encoded.origin
+                yield replace(encoded, origin=rows[position + origin])
+                position += read
+
+        with SplitWriter(path) as writer:
+            for encoded in form.arrange(batches(), encoding):
+                counts.add(encoded, unknown)
+                if not encoded.input_ids:
+                    continue
+                writer.write(encoded)
+                lengths.append(np.array(list(map(len, encoded.input_ids)), dtype=np.int32))
+                origins.append(encoded.origin)
+                hashes.append(np.array(list(map(_hash, encoded.input_ids)), dtype=np.uint64))
+        if not lengths:
+            lengths, origins, hashes = [rows[:0]], [rows[:0]], [rows[:0]]
+        return Written(
+            lengths=np.concatenate(lengths),
+            of_rows=np.concatenate(origins),
+            hashes=np.concatenate(hashes),
+            is_whole=is_whole,
+        )
+
+    def _write_slices(self, name: str, written: Written) -> dict[str, int] | None:
+        """Returns how many rows each slice has; None where the sweep names no column for them."""
+        values = self.encoding.slices
+        if not values:
+            return None
+        position = {value: i for i, value in enumerate(values)}
+        of_names = np.array([position.get(value, -1) for value in self.store.slices.names])
+        of_rows = of_names[self.store.slices.of_rows[written.of_rows]]
+        np.save(self.folder / SLICES.format(name), of_rows)
+        return {value: len(rows) for value, rows in Slices(values=values, of_rows=of_rows)}
+
+    def _write_groups(self, name: str, rows: np.ndarray, written: Written) -> int | None:
+        """Returns how many groups there are; None where each row stands for itself."""
+        groups = self._groups(rows, written)
+        if groups is None:
+            return None
+        np.save(self.folder / GROUPS.format(name), groups)
+        return len(np.unique(groups))
+
+    def _groups(self, rows: np.ndarray, written: Written) -> np.ndarray | None:
+        """Which tokenised rows belong together [N]: those of one `data.group`, else of one
+        document; None where each stands for itself.
+        """
+        if self.store.groups.of(rows[0]) is not None:
+            names = [str(self.store.groups.of(row)) for row in written.of_rows]
+            return np.unique(names, return_inverse=True)[1]
+        if written.is_whole:
+            return None
+        if len(rows) == 1:  # a single text says nothing of others; of itself, its parts do
+            blocks = len(written.of_rows)
+            return np.arange(blocks) * RUNS // max(blocks, RUNS)
+        return np.searchsorted(rows, written.of_rows)
+
+
+def _line(value: dict) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _beside(record: Record) -> dict[str, str]:
+    """What goes into a raw row beside its value."""
+    named = {"slice": record.slice, "group": record.group}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _hash(ids: np.ndarray) -> int:
+    return int.from_bytes(blake2b(ids.tobytes(), digest_size=8).digest(), "little")
+
+
+def _unknown_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The token of what the tokenizer does not know; None where there is none, or it also means
+    something else.
+    """
+    unknown = cast("int | None", tokenizer.unk_token_id)
+    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return None if unknown in others else unknown
+
+
+def _targets(encoded: Encoded) -> int:
+    """What the split's loss is a mean over: rows of classification, else tokens that are
+    predicted, whatever their weights.
+    """
+    if isinstance(encoded.labels, np.ndarray):
+        return len(encoded.labels)
+    rows = encoded.input_ids if encoded.labels is None else encoded.labels
+    return int(sum(np.count_nonzero(row[1:] != IGNORED) for row in rows))
+
+
+def _draw_blocks(path: Path, written: Written, most: int, seed: int, counts: _Counts) -> Written:
+    """Keep that many of the tokenised rows of the file at `path`, in their order."""
+    chosen = np.sort(stream("blocks", seed).choice(len(written.lengths), most, replace=False))
+    rows = Split(path).rows(chosen)
+    kept = Encoded(input_ids=[row["input_ids"] for row in rows])
+    drawn = path.with_suffix(".drawn")
+    with SplitWriter(drawn) as writer:
+        writer.write(kept)
+    os.replace(drawn, path)
+    counts.targets = _targets(kept)
+    return Written(
+        lengths=written.lengths[chosen],
+        of_rows=written.of_rows[chosen],
+        hashes=written.hashes[chosen],
+        is_whole=False,
+    )

@@ -1,0 +1,349 @@
+"""From a conversation to text, to what in it the assistant must learn, and to what of the row the
+chat template leaves out.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, cast
+
+from jinja2 import TemplateError
+
+from trainables.data.rows import BadRow, shorten
+from trainables.tasks.instruction import marks
+from trainables.tasks.instruction.generation import generated, raise_left_out
+from trainables.tasks.instruction.layout import Layout, Row, Shape, Template
+from trainables.tasks.instruction.marks import (
+    ANSWER,
+    ARGUMENT,
+    DOCUMENTS,
+    NAME,
+    ROW,
+    THOUGHT,
+    TOOLS,
+    Message,
+    Part,
+)
+from trainables.tasks.instruction.turns import Turns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+AS_SYSTEM = "the developer's message, rendered as the system's"
+THOUGHTS = "the assistant's thoughts"
+EARLIER_THOUGHTS = "thoughts of earlier turns"
+NAMES = {
+    "system": "the system message",
+    "developer": "the developer's message",
+    "user": "a user's message",
+    "tool": "tool results",
+    "assistant": "an assistant's message",
+    NAME: "the assistant's tool calls",
+    ARGUMENT: "the assistant's tool calls",
+    TOOLS: "tools",
+    DOCUMENTS: "documents",
+}
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names under which rows have an assistant's thoughts; ours is the first."""
+
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
+_CLOSING_TAG = re.compile(r"\s*(?:</[^<>\s]+>|<\|[^|<>]*\|>|\[/[^\[\]\s]+\])\s*")
+
+
+class Span(NamedTuple):
+    """What must be learnt: characters [start, end) of the rendered text, and how much each counts
+    (0..1].
+    """
+
+    start: int
+    end: int
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rendered:
+    """A conversation as text."""
+
+    text: str
+    spans: list[Span]
+    """In order, none reaching into another; [] where nothing is to be learnt."""
+    lost: tuple[str, ...] = ()
+    """What the template leaves out, in words; each once."""
+
+
+class Renderer:
+    """Of one chat template and tokenizer."""
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        template: str,
+        *,
+        reasoning: Literal["train", "keep", "drop"] = "train",
+        train_on: Literal["all_answers", "last_answer"] = "all_answers",
+    ) -> None:
+        self._template = Template(template, tokenizer.special_tokens_map)
+        added = (str(token) for token in tokenizer.added_tokens_decoder.values())
+        self._turns = Turns(self._template, [*tokenizer.all_special_tokens, *added])
+        self._reasoning = reasoning
+        self._last_only = train_on == "last_answer"
+        self._shape: Shape | None = None
+        self._writes_thoughts = False
+
+    def render(self, value: Mapping[str, object], place: str) -> Rendered:
+        """`value`: a conversation as it is stored. Raises InputError, naming `place`."""
+        row = self._row(value)
+        try:
+            layout, lost = self._layout(row)
+        except TemplateError as error:
+            raise BadRow(f"{place}: the chat template refuses this conversation: {error}") from None
+        learnt = self._learnt(value, row)
+        if not layout.is_whole:
+            lost += self._left_out(layout, learnt, place)
+        spans = self._spans(layout, learnt, place) if learnt else []
+        return Rendered(text=layout.text, spans=spans, lost=tuple(dict.fromkeys(lost)))
+
+    def _row(self, value: Mapping[str, object]) -> Row:
+        messages = [
+            _prepared(message, drops=self._reasoning == "drop")
+            for message in cast("list[Message]", value.get("messages"))
+        ]
+        return Row(messages=messages, tools=value.get("tools"), documents=value.get("documents"))
+
+    def _learnt(self, value: Mapping[str, object], row: Row) -> dict[int, float]:
+        """Weights of the messages that are to be learnt, by their positions."""
+        whole = _weight(value)
+        learnt = {
+            turn: weight
+            for turn, message in enumerate(row.messages)
+            if message.get("role") == "assistant" and (weight := whole * _weight(message)) > 0
+        }
+        if self._last_only and learnt:
+            last = max(learnt)
+            return {last: learnt[last]}
+        return learnt
+
+    # How the row is put to the template
+
+    def _layout(self, row: Row) -> tuple[Layout, list[str]]:
+        """And how it had to be changed, in words. Raises TemplateError."""
+        thinks = any("reasoning_content" in message for message in row.messages)
+        shape = self._shape_of_thoughts() if thinks else Shape()
+        if not any(message.get("role") == "developer" for message in row.messages):
+            return self._shaped(row, shape), []
+        as_system = shape._replace(developer_as_system=True)
+        try:
+            layout = self._shaped(row, shape)
+        except TemplateError:
+            return self._shaped(row, as_system), [AS_SYSTEM]
+        if not _missing_developer(layout):
+            return layout, []
+        try:
+            other = self._shaped(row, as_system)
+        except TemplateError:
+            return layout, []
+        return (layout, []) if _missing_developer(other) else (other, [AS_SYSTEM])
+
+    def _shaped(self, row: Row, shape: Shape) -> Layout:
+        """Arguments of calls are put as objects, or as text where the template asks for that: it
+        joins them to text of its own, as DeepSeek's does, or writes them as Python would.
+        """
+        if not any("tool_calls" in message for message in row.messages):
+            return self._template.layout(row, shape)
+        as_text = shape._replace(text_arguments=True)
+        try:
+            layout = self._template.layout(row, shape)
+        except TemplateError as error:
+            try:
+                return self._template.layout(row, as_text)
+            except TemplateError:
+                raise error from None
+        if not _writes_python(layout):
+            return layout
+        other = self._template.layout(row, as_text)
+        return layout if _writes_python(other) else other
+
+    def _shape_of_thoughts(self) -> Shape:
+        """Whether the template takes thoughts apart from the content, or only in it."""
+        if self._shape is None:
+            thought, question = "\ue000", {"role": "user", "content": "x"}
+            answer = {"role": "assistant", "content": "y", "reasoning_content": thought}
+            apart = self._shape = Shape(has_thoughts=True)
+            for shape in (apart, apart._replace(thoughts_in_content=True)):
+                text = self._template.attempt(
+                    Row(messages=[dict(question), shape.of(dict(answer))])
+                )
+                if text is not None and thought in text:
+                    self._shape, self._writes_thoughts = shape, True
+                    break
+        return self._shape
+
+    # What is left out
+
+    def _left_out(self, layout: Layout, learnt: dict[int, float], place: str) -> list[str]:
+        """What the text lacks of the row, in words. Takes turns whose thoughts it lacks out of
+        `learnt`. Raises InputError where it lacks what is to be learnt.
+        """
+        missing = _missing(layout)
+        if self._reasoning == "train":
+            _forget(learnt, {part.turn for part in missing if part.kind == THOUGHT}, place)
+        for part in missing:
+            if part.turn in learnt:
+                _refuse(layout, part, place)
+        thoughts = EARLIER_THOUGHTS if self._writes_thoughts else THOUGHTS
+        return [
+            thoughts if part.kind == THOUGHT else _name(layout, part, missing) for part in missing
+        ]
+
+    # What is to be learnt
+
+    def _spans(self, layout: Layout, learnt: dict[int, float], place: str) -> list[Span]:
+        extents = self._turns.extents(layout)
+        if layout.generated:
+            extents_of = generated(layout, learnt, extents, place)
+        elif layout.has_generation:
+            raise_left_out(layout, min(learnt), place)
+        else:
+            extents_of = {turn: [extents[turn]] for turn in learnt if turn in extents}
+        spans = []
+        for turn, weight in learnt.items():
+            if turn not in extents_of:
+                _raise_unknown(turn, place)
+            begin = self._after_thought(layout, turn)
+            spans += [
+                Span(max(start, begin), end, weight)
+                for start, end in extents_of[turn]
+                if max(start, begin) < end
+            ]
+        return sorted(spans)
+
+    def _after_thought(self, layout: Layout, turn: int) -> int:
+        """Where what has a loss may begin: behind a thought that is only kept."""
+        if self._reasoning != "keep" or "reasoning_content" not in layout.row.messages[turn]:
+            return 0
+        ends = [
+            spot.end for spot in layout.spots_of(turn) if layout.parts[spot.part].kind == THOUGHT
+        ]
+        if not ends:
+            return 0
+        tag = _CLOSING_TAG.match(layout.text, ends[-1])
+        return tag.end() if tag else ends[-1]
+
+
+def _forget(learnt: dict[int, float], thoughtless: set[int], place: str) -> None:
+    """An answer without its thought is context only: learning it would unlearn thinking."""
+    had = bool(learnt)
+    for turn in thoughtless:
+        learnt.pop(turn, None)
+    if had and not learnt:
+        raise BadRow(
+            f"{place}: the chat template leaves out the assistant's thoughts of every message that"
+            " is to be learnt; data.reasoning: drop learns the answers without them"
+        )
+
+
+def _refuse(layout: Layout, part: Part, place: str) -> None:
+    if part.kind in (NAME, ARGUMENT):
+        raise BadRow(
+            f"{place}: messages[{part.turn}]: the chat template does not write out tool"
+            " calls; this data needs a model whose template does"
+        )
+    if part.kind == ANSWER and layout.has_generation:
+        raise_left_out(layout, part.turn, place)
+    if part.kind == ANSWER and part in (layout.parts[number] for number in layout.altered):
+        _raise_unknown(part.turn, place)
+    if part.kind == ANSWER:
+        raise BadRow(
+            f"{place}: messages[{part.turn}]: the chat template leaves out the assistant's"
+            f" {shorten(part.text)}, or a part of it"
+        )
+
+
+def _prepared(message: Message, *, drops: bool) -> Message:
+    """Without what is null, and with the thoughts that stand in an answer apart from it."""
+    if None in message.values():
+        message = {key: item for key, item in message.items() if item is not None}
+    if message.get("role") != "assistant":
+        return message
+    message = _with_thoughts_apart(message)
+    if drops:
+        return {key: item for key, item in message.items() if key not in REASONING}
+    return message
+
+
+def _with_thoughts_apart(message: Message) -> Message:
+    for name in REASONING:
+        if isinstance(thought := message.get(name), str):
+            return message if name == REASONING[0] else {**message, REASONING[0]: thought}
+    content = message.get("content")
+    found = None
+    if isinstance(content, str) and "<think>" in content:
+        found = _THOUGHT.fullmatch(content)
+    if not found:
+        return message
+    thought = found[1].strip("\r\n")
+    thoughts = {REASONING[0]: thought} if thought.strip() else {}
+    return {**message, "content": found[2], **thoughts}
+
+
+def _writes_python(layout: Layout) -> bool:
+    """Whether the text has a call's arguments as Python writes them."""
+    for message in layout.row.messages:
+        for call in cast("list[dict[str, dict[str, object]]]", message.get("tool_calls") or []):
+            given = call.get("function", {}).get("arguments")
+            if given and isinstance(given, Mapping) and str(given) in layout.text:
+                return True
+    return False
+
+
+def _weight(value: Mapping[str, object]) -> float:
+    weight = value.get("weight")
+    return float(weight) if isinstance(weight, int | float) else 1.0
+
+
+def _missing(layout: Layout) -> list[Part]:
+    """Parts that the text lacks, or has otherwise than they were given; of those that could not be
+    marked, which stand nowhere in it.
+    """
+    found = {spot.part for spot in layout.spots} - layout.altered
+    lacking = [part for number, part in enumerate(layout.parts) if number not in found]
+    unmarked = layout.marks.unmarked
+    return lacking + [part for part in unmarked if not marks.is_inside(part, _around(layout, part))]
+
+
+def _around(layout: Layout, part: Part) -> str:
+    """The text between what is known to be of other messages than the part's."""
+    if part.turn == ROW:
+        return layout.text
+    runs = [run for run in layout.runs() if run.turn != ROW]
+    start = max((run.end for run in runs if run.turn < part.turn), default=0)
+    end = min((run.start for run in runs if run.turn > part.turn), default=len(layout.text))
+    return layout.text[start:end]
+
+
+def _missing_developer(layout: Layout) -> bool:
+    messages = layout.row.messages
+    return any(
+        part.turn != ROW and messages[part.turn].get("role") == "developer"
+        for part in _missing(layout)
+    )
+
+
+def _name(layout: Layout, part: Part, missing: list[Part]) -> str:
+    """In words."""
+    name = NAMES.get(part.kind) or NAMES[str(layout.row.messages[part.turn].get("role"))]
+    if part in (layout.parts[number] for number in layout.altered):
+        return f"{name}, which it changes"
+    if part.kind in (TOOLS, DOCUMENTS):
+        every = [p for p in (*layout.parts, *layout.marks.unmarked) if p.kind == part.kind]
+        lacking = sum(each.kind == part.kind for each in missing)
+        return name if lacking == len(every) else f"parts of the {name}"
+    return name
+
+
+def _raise_unknown(turn: int, place: str) -> NoReturn:
+    raise BadRow(
+        f"{place}: messages[{turn}]: cannot tell which part of the text that the chat template"
+        " renders is the assistant's; a template with {% generation %} marks says so"
+    )
