@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainables.data import cache, encoding
 from trainables.data.config import DataConfig
-from trainables.data.prepare import open_split, prepare
+from trainables.data.prepare import open_split, prepare, tokenise_split
 from trainables.errors import InputError
 
 
@@ -247,3 +248,118 @@ def test_only_the_last_are_kept(tokenizer, tmp_path, many, monkeypatch):
     for seed in range(cache.KEPT + 2):
         prepare(data, "classification", tokenizer, seed, tmp_path / str(seed))
     assert len(list(cache.cache_folder().iterdir())) == cache.KEPT
+
+
+# --- conversations ---
+
+
+def chat(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def conversations(count, **more):
+    return [
+        {"prompt": f"w{i} w{i // 100} ", "completion": f"w{i % 50} w1 w2", **more}
+        for i in range(count)
+    ]
+
+
+def test_a_template_of_the_sweep_lies_beside_the_data_and_serves_the_test_split(
+    tokenizer, tmp_path
+):
+    template = tmp_path / "own.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role[:1] + ' ' + m.content + ' ' }}{% if m.role == 'assistant' %}{{ eos_token + ' ' }}"
+        "{% endif %}{% endfor %}"
+    )
+    data = DataConfig(
+        train=chat(tmp_path / "a.jsonl", conversations(60)), test=0.2, chat_template=str(template)
+    )
+    manifest = prepare(data, "instruction", tokenizer, 0, tmp_path / "out")
+    assert manifest.chat_template == str(template)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == template.read_text()
+    template.unlink()  # as on another machine
+    tokenise_split(tmp_path / "out", "test", tokenizer)
+    row = open_split(tmp_path / "out", "test").rows([0])[0]
+    text = tokenizer.decode(row["input_ids"])
+    assert text.startswith("<unk> w") and text.endswith("</s>")  # u w... a w... </s>
+    assert tokenizer.chat_template is None  # what the caller holds is as it was
+
+
+@pytest.mark.parametrize("setting", ["tokenizer", "default", "none"])
+def test_other_templates_need_no_file_or_are_written_too(tokenizer, tmp_path, setting):
+    import copy
+
+    own = copy.deepcopy(tokenizer)
+    if setting == "tokenizer":
+        own.chat_template = "{% for m in messages %}{{ m.content + ' ' + eos_token }}{% endfor %}"
+    data = DataConfig(
+        train=chat(tmp_path / "a.jsonl", conversations(60)),
+        chat_template="none" if setting == "none" else None,
+    )
+    manifest = prepare(data, "instruction", own, 0, tmp_path / "out")
+    assert manifest.chat_template == setting
+    assert (tmp_path / "out" / "chat_template.jinja").exists() == (setting == "default")
+
+
+def test_weights_in_some_rows_only_are_written_for_all(tokenizer, tmp_path, monkeypatch):
+    """The first batches of the file have none."""
+    monkeypatch.setattr("trainables.data.store.ROWS", 10)
+    rows = [*conversations(45), *conversations(90, weight=0.25)[45:]]
+    data = DataConfig(
+        train=chat(tmp_path / "a.jsonl", rows),
+        validation=chat(tmp_path / "b.jsonl", conversations(120)[100:]),
+    )
+    prepare(data, "instruction", tokenizer, 0, tmp_path / "out")
+    split = open_split(tmp_path / "out", "train")
+    for number, row in enumerate(split.rows(range(len(split)))):
+        weights = row["weights"][row["labels"] != -100]
+        assert set(weights.tolist()) == {0.25 if number >= 45 else 1.0}
+    assert "weights" not in open_split(tmp_path / "out", "validation").rows([0])[0]
+
+
+def test_endings_that_are_cut_off_are_told(tokenizer, tmp_path):
+    rows = [{"prompt": f"w{i}", "completion": "w1 " * 40 + f"w{i}"} for i in range(40)]
+    data = DataConfig(train=chat(tmp_path / "a.jsonl", rows), max_length=20)
+    manifest = prepare(data, "instruction", tokenizer, 0, tmp_path / "out")
+    assert any("36 of 36 conversations lose their end" in note for note in manifest.notes)
+
+
+LEFT_OUT = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content + ' ' + eos_token + ' ' }}{% endif %}{% endfor %}"
+
+
+def test_what_a_template_leaves_out_is_told_or_refused(tokenizer, tmp_path):
+    (tmp_path / "t.jinja").write_text(LEFT_OUT)
+    data = DataConfig(
+        train=chat(tmp_path / "a.jsonl", conversations(60, system="w9")),
+        chat_template=str(tmp_path / "t.jinja"),
+    )
+    manifest = prepare(data, "instruction", tokenizer, 0, tmp_path / "out")
+    assert kinds(manifest)["unrendered"].message.startswith(
+        "validation: the chat template leaves out the system message of 6"
+    )
+    with pytest.raises(
+        InputError,
+        match=r"^data.train: the chat template leaves out the system message of 54 row\(s\)",
+    ):
+        prepare(replace(data, unrendered="error"), "instruction", tokenizer, 0, tmp_path / "out")
+
+
+def test_rows_that_a_template_refuses_are_bad_rows(tokenizer, tmp_path):
+    (tmp_path / "t.jinja").write_text(
+        "{% if 'w3' in messages[0].content %}{{ raise_exception('no w3') }}{% endif %}" + LEFT_OUT
+    )
+    file = chat(tmp_path / "a.jsonl", conversations(30))
+    data = DataConfig(
+        train=file,
+        validation=chat(tmp_path / "b.jsonl", conversations(50)[40:]),
+        chat_template=str(tmp_path / "t.jinja"),
+    )
+    with pytest.raises(InputError) as error:
+        prepare(data, "instruction", tokenizer, 0, tmp_path / "out")
+    assert str(error.value) == f"{file} line 4: the chat template refuses this conversation: no w3"
+    manifest = prepare(
+        replace(data, bad_rows="drop"), "instruction", tokenizer, 0, tmp_path / "out"
+    )
+    assert manifest.train.rows == 29 and kinds(manifest)["bad_rows"].rows == 1
