@@ -62,7 +62,7 @@ def read_message(
         calls, content = read_bare_calls(fields, left.pop(content_key, None), where), ""
     else:
         calls = _calls(fields, left, where)
-        content = _content(fields, left.pop(content_key, ""), where, path)
+        content = _content(fields, left.pop(content_key, ""), where, f"{path}.{content_key}[]")
     weight = _weight(fields, left, where)
     thought = None
     if role == "assistant":
@@ -127,7 +127,7 @@ def _text_part(fields: Fields, part: object, where: str, path: str) -> str:
         raise fields.error(f"{where}: content may hold text parts only, got {shorten(part)}")
     for key, value in part.items():
         if key not in ("type", "text"):
-            fields.note_unused(f"{path}.content[]", key, value)
+            fields.note_unused(path, key, value)
     return text
 
 
