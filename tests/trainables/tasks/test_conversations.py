@@ -205,6 +205,13 @@ def test_keys_that_no_format_has_are_kept_for_templates_and_named():
     assert record.unused == ("messages[].content[].cache", "messages[].mood", "messages[].at")
 
 
+def test_unused_keys_of_a_part_are_named_by_the_rows_own_keys():
+    parts = [{"type": "text", "text": "Hi", "cache": "x"}]
+    _, record = read({"conversations": [said("human", parts), said("gpt", "Ho")]})
+    assert record.value == {"messages": TALK}
+    assert record.unused == ("conversations[].value[].cache",)
+
+
 def test_thoughts_are_the_assistants():
     _, record = read({"messages": [{**USER, "reasoning_content": ["hm"], "thinking": "a"}, ANSWER]})
     assert record.value == {"messages": TALK}

@@ -55,29 +55,36 @@ def read_message(
 ) -> Message:
     """One message. path: of what is unused in it, where that is not `where`."""
     path = path or where
-    left = {key: value for key, value in given.items() if value is not None}
+    left = _without_null(given)
     said, role = _role(fields, left, where)
     content_key = "content" if "content" in left or "value" not in left else "value"
     if said in CALLING:
         calls, content = read_bare_calls(fields, left.pop(content_key, None), where), ""
     else:
         calls = _calls(fields, left, where)
-        content = _content(fields, left.pop(content_key, ""), where, path)
+        content = _content(fields, left.pop(content_key, ""), where, f"{path}.{content_key}[]")
     weight = _weight(fields, left, where)
-    thought = _thought(fields, left, where) if role == "assistant" else None
+    thought = None
     if role == "assistant":
-        thought, content = _part_thought(thought, content)
-    # a tool may well return nothing, and nobody learns from an answer of no weight
-    may_be_empty = calls or role == "tool" or (role == "assistant" and weight == 0)
-    if not content.strip() and not may_be_empty:
+        thought, content = _part_thought(_thought(fields, left, where), content)
+    if not (content.strip() or calls or _may_be_empty(role, weight)):
         raise fields.error(f"{where}: the content of the {role}'s message is empty")
     parts: Message = {"reasoning_content": thought, "tool_calls": calls or None, "weight": weight}
     return {
         "role": role,
         "content": content,
-        **{key: value for key, value in parts.items() if value is not None},
+        **_without_null(parts),
         **_others(fields, left, path),
     }
+
+
+def _without_null(message: Mapping[str, object]) -> Message:
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def _may_be_empty(role: str, weight: float | None) -> bool:
+    """A tool may well return nothing, and nobody learns from an answer of no weight."""
+    return role == "tool" or (role == "assistant" and weight == 0)
 
 
 def _role(fields: Fields, left: Message, where: str) -> tuple[object, str]:
@@ -120,7 +127,7 @@ def _text_part(fields: Fields, part: object, where: str, path: str) -> str:
         raise fields.error(f"{where}: content may hold text parts only, got {shorten(part)}")
     for key, value in part.items():
         if key not in ("type", "text"):
-            fields.note_unused(f"{path}.content[]", key, value)
+            fields.note_unused(path, key, value)
     return text
 
 

@@ -80,6 +80,11 @@ class Shape:
         return tuple(filter(None, (self.opening, self.answer)))
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is a prompt and an answer, which may do without a chat template."""
+        return self.answer is not None and self.opening in ("prompt", "instruction")
+
+    @property
     def name(self) -> str:
         """In the manifest."""
         return "+".join(self.needed).replace("instruction+", "instruction+input+")
@@ -96,7 +101,6 @@ SHAPES = (
     Shape(opening="prompt", answer="completion"),
     Shape(opening="instruction", answer="output"),
 )
-PLAIN = SHAPES[2:]
 
 
 def opening_of(columns: Columns, data: DataConfig) -> str | None:
@@ -107,17 +111,19 @@ def opening_of(columns: Columns, data: DataConfig) -> str | None:
 
 def conversation_shape(columns: Columns, key: str, name: str, data: DataConfig) -> Shape:
     """Raises InputError where the columns are no format of conversations."""
+    shapes = _shapes(columns, data)
+    if not shapes or _are_pairs(columns, data):
+        raise InputError(f"{key}: {name}: {_unknown(columns, data)}")
+    return min(shapes, key=lambda shape: not set(shape.needed) & set(data.columns))
+
+
+def _shapes(columns: Columns, data: DataConfig) -> list[Shape]:
+    """All that the columns have, the usual one first."""
+    shapes = [shape for shape in SHAPES if columns.have(shape.needed)]
     if "completion" in data.columns and columns.have(["completion"]):
-        shapes = [Shape(opening=opening_of(columns, data), answer="completion")]
-    else:
-        shapes = [shape for shape in SHAPES if columns.have(shape.needed)]
-    if data.chat_template == "none":
-        shapes = [s for s in shapes if s.answer and s.opening in ("prompt", "instruction")] or [
-            s for s in PLAIN if columns.have(s.needed)
-        ]
-    if shapes and not _are_pairs(columns, data):
-        return min(shapes, key=lambda shape: not set(shape.needed) & set(data.columns))
-    raise InputError(f"{key}: {name}: {_unknown(columns, data)}")
+        shapes = [Shape(opening=opening_of(columns, data), answer="completion"), *shapes]
+        shapes = shapes if data.chat_template == "none" else shapes[:1]
+    return [shape for shape in shapes if shape.is_plain or data.chat_template != "none"]
 
 
 def _are_pairs(columns: Columns, data: DataConfig) -> bool:
