@@ -130,7 +130,6 @@ class _Reading:
                 continue
             try:
                 record = reader.read(row)
-                row.check_storable(record.value, "the row")
             except BadRow as error:
                 bad.add(str(error))
             else:

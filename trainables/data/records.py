@@ -50,7 +50,7 @@ class RowReader:
     name: str
     """Of the format that the source's columns turned out to have: `messages`, `text+label`."""
     read: Callable[[Row], Record]
-    """Raises BadRow."""
+    """Raises BadRow for what cannot be used or stored (`Row.check_storable`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,14 +58,14 @@ class Row:
         self._check_storable(value, where, MOST_LEVELS)
 
     def _check_storable(self, value: object, where: str, levels: int) -> None:
-        if value is None or isinstance(value, bool):
-            return
         if isinstance(value, str):
             self._check_unicode(value, where)
-        elif isinstance(value, Mapping | list | tuple) and not levels:
+        elif value is None or isinstance(value, bool):
+            return
+        elif isinstance(value, dict | list | tuple) and not levels:
             top = where.partition("[")[0].partition(".")[0]
             raise self.error(f"{top} is nested more than {MOST_LEVELS} levels deep")
-        elif isinstance(value, Mapping):
+        elif isinstance(value, dict):
             for name, item in value.items():
                 if not isinstance(name, str):
                     raise self.error(f"{where} has a key that is no text: {shorten(name)}")

@@ -76,7 +76,7 @@ class Said:
 
 
 def _said(message: Message) -> list[str]:
-    calls = json.dumps(message.get("tool_calls", ""))
+    calls = json.dumps(message.get("tool_calls")) if message.get("tool_calls") else ""
     thought = [str(message.get("reasoning_content"))] if message.get("reasoning_content") else []
     return [str(message.get("role")), _content(message), calls, *thought]
 
