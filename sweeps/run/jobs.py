@@ -62,7 +62,9 @@ class Jobs:
             default = self._ledger.default(self._config.selection)
             other = default is not None and default[0].id != winner.trial
             of_default = self._trained(*default) if default is not None and other else None
-            found |= {"test": TestJob(winner=of_winner, default=of_default)}
+            found["test"] = TestJob(
+                winner=of_winner, default=of_default, baselines=self._config.selection.baselines
+            )
         classes = TASKS[self._config.task].has_classes
         if not classes and self._ledger.forgetting_of(winner) is None:
             found |= {"forgetting": ForgettingJob(winner=of_winner)}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,14 @@ def python(checkout: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def keeps_the_contract(page: str, checkout: Path) -> None:
+    """The tests that the page names pass."""
+    (command,) = re.findall(r"^python -m pytest (.+)$", (ROOT / "docs" / page).read_text(), re.M)
+    named = shlex.split(command)
+    said = python(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", *named)
+    assert re.search(r"\d+ passed", said), said
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny encoder and a tiny language model, with a tokenizer of words."""
@@ -99,12 +108,7 @@ def test_a_method(checkout, models) -> None:
     rows = "".join(f"text number {n},{'ab'[n % 2]}\n" for n in range(40))
     (checkout / "rows.csv").write_text("text,label\n" + rows)
     assert "bitfit" in check(checkout, "bitfit.yaml", models / "encoder")
-    said = python(
-        checkout,
-        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "bitfit"),
-        "tests/trainables/methods/test_methods.py",
-    )
-    assert re.search(r"\d+ passed", said), said
+    keeps_the_contract("adding-a-method.md", checkout)
 
 
 ALL_TOKENS_ARE_TARGETS = """
@@ -135,6 +139,7 @@ def test_a_task(checkout, models) -> None:
     (checkout / "conversations.jsonl").write_text(text)
     check(checkout, "conversations.yaml", models / "decoder")
     python(checkout, "-c", ALL_TOKENS_ARE_TARGETS, str(models / "decoder"))
+    keeps_the_contract("adding-a-task.md", checkout)
 
 
 @pytest.mark.slow

@@ -124,7 +124,8 @@ class _Bench:
                 if (self.data / name).exists():
                     self.store.write_bytes(f"data/{name}", (self.data / name).read_bytes())
         scores = {name: self._score(name, load) for name, load in self._models(job).items()}
-        others = {name: _as_score(each) for name, each in self.baselines("test").items()}
+        ways = self.baselines("test") if job.baselines else {}
+        others = {name: _as_score(each) for name, each in ways.items()}
         return ScoredTest(split=described, scores=scores | others)
 
     def _models(self, job: TestJob) -> "dict[str, Callable[[], PreTrainedModel]]":

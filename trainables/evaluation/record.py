@@ -173,6 +173,8 @@ class TestJob:
     winner: TrainedCheckpoint
     default: TrainedCheckpoint | None
     """The default configuration's, where that is not the winner."""
+    baselines: bool = True
+    """Whether other ways than fine-tuning are scored beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1064,3 +1064,29 @@ def test_a_real_language_model_is_prompted_in_the_words_of_its_tokenizer(shared_
     np.testing.assert_allclose(found["zero_shot"].losses[:, 0], expected, rtol=1e-4, atol=1e-4)
     tokens = [found[name].tokens_per_request for name in PROMPTS]
     assert 3 * tokens[0] < tokens[1] < 512 and 3 * tokens[0] < tokens[2] < 512
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_other_ways_are_scored_on_test_only_where_they_are_wanted(wanted, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from trainables.data.manifest import TokenSummary
+    from trainables.evaluation import jobs
+    from trainables.evaluation.record import TestJob, TrainedCheckpoint
+
+    asked = []
+    monkeypatch.setattr(jobs, "load_tokenizer", lambda model: None)
+    monkeypatch.setattr("trainables.data.prepare.tokenise_split", lambda *_: TokenSummary())
+    monkeypatch.setattr(jobs._Bench, "_models", lambda *_: {})
+    monkeypatch.setattr(jobs._Bench, "baselines", lambda _, split: asked.append(split) or {})
+    bench = jobs._Bench(
+        store=SimpleNamespace(local=tmp_path),
+        config=SimpleNamespace(model=None),
+        data=tmp_path,
+        scratch=tmp_path,
+        max_tokens=1,
+        device=None,
+    )
+    winner = TrainedCheckpoint(checkpoint="t/1", parameters={})
+    assert bench.test(TestJob(winner=winner, default=None, baselines=wanted)).scores == {}
+    assert asked == (["test"] if wanted else [])

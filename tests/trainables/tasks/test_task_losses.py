@@ -153,7 +153,7 @@ def test_a_batch_without_targets_has_zero_loss_and_zero_gradient(task):
     [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
 )  # fmt: skip
 def test_losses_are_computed_in_float32_at_least(task, dtype, expected):
-    classification = task.name == "classification"
+    classification = task.has_classes
     logits = (torch.randn(2, 5) if classification else torch.randn(2, 3, 5)).to(dtype)
     labels = torch.tensor([1, 4]) if classification else torch.tensor([[1, 2, 3], [0, 1, -100]])
     nll, _ = task.row_losses(logits, labels)
