@@ -1,6 +1,6 @@
 """What a sweep tells whoever tracks its trials, and where trackers are opened.
 
-Another tracker is a module with a class that has these methods, its section in
+Another tracker is a module with a class that has these methods, its field in
 sweeps.tracking.config, and a line in TRACKERS.
 """
 

@@ -162,7 +162,7 @@ evaluation = Evaluation(step=3, samples_seen=24, epoch=1.0, val_loss=0.5, probe_
 tracker.trial_started("t0001", {"method": "lora"})
 tracker.evaluation("t0001", evaluation)
 tracker.trial_finished(
-    "t0001", status="finished", verdict="healthy", verdict_reason="", best=evaluation
+    "t0001", status="complete", verdict="healthy", verdict_reason="", best=evaluation
 )
 tracker.winner("t0001", "the lowest loss", "winner")
 tracker.close()
