@@ -36,14 +36,18 @@ def tokenised(
             yield len(piece), form.encode(store.some(piece).records(), tokenizer, encoding)
         return
     from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
 
     path = store.path.with_suffix(".tokenizer")
     path.write_bytes(pickle.dumps(tokenizer))
     results = Parallel(n_jobs=processes, return_as="generator", pre_dispatch="2*n_jobs")(
         delayed(_packed)(store.some(piece), task, path, encoding) for piece in pieces
     )
-    for piece, encoded in zip(pieces, cast("Iterator[Encoded]", results), strict=True):
-        yield len(piece), _with_lists(encoded, lambda packed: packed.rows())
+    try:
+        for piece, encoded in zip(pieces, cast("Iterator[Encoded]", results), strict=True):
+            yield len(piece), _with_lists(encoded, lambda packed: packed.rows())
+    finally:
+        get_reusable_executor().shutdown(wait=False)  # it would keep its memory for minutes
 
 
 @dataclass(frozen=True, kw_only=True)
