@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainables.data import cache, encoding
 from trainables.data.config import DataConfig
+from trainables.data.doctor.examine import Examination
 from trainables.data.prepare import open_split, prepare, tokenise_split
 from trainables.errors import InputError
 
@@ -363,3 +364,87 @@ def test_rows_that_a_template_refuses_are_bad_rows(tokenizer, tmp_path):
         replace(data, bad_rows="drop"), "instruction", tokenizer, 0, tmp_path / "out"
     )
     assert manifest.train.rows == 29 and kinds(manifest)["bad_rows"].rows == 1
+
+
+PLAIN = "{% for m in messages %}{{ m.content + ' ' + eos_token + ' ' }}{% endfor %}"
+
+
+def test_without_rendering_the_template_of_the_tokenizer_does_not_matter(tokenizer, tmp_path):
+    import copy
+
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = PLAIN
+    file = chat(tmp_path / "a.jsonl", conversations(60))
+    prepare(
+        DataConfig(train=file, test=0.2, chat_template="none"),
+        "instruction",
+        own,
+        0,
+        tmp_path / "out",
+    )
+    assert tokenise_split(tmp_path / "out", "test", own).rows == 12
+
+
+def test_rows_that_the_template_refuses_are_left_out_of_the_test_split_too(tokenizer, tmp_path):
+    import copy
+
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = (
+        "{% if 'w13' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + PLAIN
+    )
+    test = chat(
+        tmp_path / "b.jsonl", [{"prompt": f"w{i} w77 ", "completion": "w5"} for i in range(10, 20)]
+    )
+    data = DataConfig(
+        train=chat(tmp_path / "a.jsonl", conversations(60)), test=test, bad_rows="drop"
+    )
+    prepare(data, "instruction", own, 0, tmp_path / "out")
+    assert tokenise_split(tmp_path / "out", "test", own).rows == 9
+
+
+def test_a_template_of_former_data_in_the_folder_is_not_taken(tokenizer, tmp_path):
+    import copy
+
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = PLAIN
+    data = DataConfig(train=chat(tmp_path / "a.jsonl", conversations(60)), test=0.2)
+    prepare(replace(data, chat_template="chatml"), "instruction", own, 0, tmp_path / "out")
+    prepare(data, "instruction", own, 0, tmp_path / "out")
+    assert tokenise_split(tmp_path / "out", "test", own).rows == 12
+
+
+def test_what_rows_are_compared_with_is_part_of_what_is_kept(
+    tokenizer, tmp_path, many, monkeypatch
+):
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    told = []
+    for name in ("one", "other", "one"):
+        look = Examination(others={name: [f"{name} w1 w2"]})
+        prepare(
+            data,
+            "classification",
+            tokenizer,
+            0,
+            tmp_path / "out",
+            None,
+            lambda rows, name=name: told.append(name) or (),
+            look.digest,
+        )
+    assert told == ["one", "other"]
+
+
+def test_another_end_of_sequence_is_another_tokenizer(tokenizer, tmp_path, many, monkeypatch):
+    import copy
+
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    both = copy.deepcopy(tokenizer)
+    both.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    other = copy.deepcopy(both)
+    other.eos_token = "<end>"  # only the settings beside the tokenizer's rules say so
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)), duplicates="drop")
+    last = []
+    for number, each in enumerate((both, other)):
+        prepare(data, "causal_lm", each, 0, tmp_path / str(number))
+        last.append(open_split(tmp_path / str(number), "train").rows([0])[0]["input_ids"][-1])
+    assert last == [both.eos_token_id, other.eos_token_id] and last[0] != last[1]
