@@ -243,6 +243,32 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     assert prepare(data, "classification", tokenizer, 0, tmp_path / "1").train.rows == 135
 
 
+@pytest.mark.parametrize("fault", ["taken away", "cut off", "no manifest"])
+def test_what_is_kept_and_not_whole_is_prepared_anew(
+    tokenizer, tmp_path, many, read, monkeypatch, fault
+):
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    first = prepare(data, "classification", tokenizer, 0, tmp_path / "1")
+    (kept,) = cache.cache_folder().iterdir()
+    if fault == "taken away":  # by another process, while this one copies
+        copied, copyfile = [], cache.shutil.copyfile
+
+        def taken(source, target):
+            if copied:
+                raise FileNotFoundError(source)
+            copied.append(copyfile(source, target))
+
+        monkeypatch.setattr(cache.shutil, "copyfile", taken)
+    elif fault == "cut off":
+        (kept / "train.arrow").write_bytes((kept / "train.arrow").read_bytes()[:-200])
+    else:
+        (kept / "manifest.json").write_text("{")
+    again = prepare(data, "classification", tokenizer, 0, tmp_path / "2")
+    assert again == first and len(read) == 2
+    assert len(open_split(tmp_path / "2", "train")) == first.train.rows
+
+
 def test_only_the_last_are_kept(tokenizer, tmp_path, many, monkeypatch):
     monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
     data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
