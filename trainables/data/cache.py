@@ -74,10 +74,12 @@ def keep(key: str, folder: Path, manifest: Manifest) -> None:
         with tempfile.TemporaryDirectory(dir=root, prefix=PARTIAL) as scratch:
             partial, dropped = Path(scratch, "new"), Path(scratch, "old")
             partial.mkdir()
+            dropped.mkdir()
             _copy(folder, partial)
+            if (root / key).exists():  # damaged, or of a process that was faster
+                os.replace(root / key, dropped / key)
             os.replace(partial, root / key)
             kept = [path for path in root.iterdir() if not path.name.startswith(PARTIAL)]
-            dropped.mkdir()
             kept.sort(key=lambda path: -path.stat().st_mtime)
             for old in (*kept[KEPT:], *_abandoned(root)):
                 os.replace(old, dropped / old.name)

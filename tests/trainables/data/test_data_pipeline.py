@@ -267,6 +267,9 @@ def test_what_is_kept_and_not_whole_is_prepared_anew(
     again = prepare(data, "classification", tokenizer, 0, tmp_path / "2")
     assert again == first and len(read) == 2
     assert len(open_split(tmp_path / "2", "train")) == first.train.rows
+    if fault != "taken away":
+        prepare(data, "classification", tokenizer, 0, tmp_path / "3")
+        assert len(read) == 2  # what was damaged is replaced
 
 
 def test_only_the_last_are_kept(tokenizer, tmp_path, many, monkeypatch):
@@ -474,3 +477,40 @@ def test_another_end_of_sequence_is_another_tokenizer(tokenizer, tmp_path, many,
         prepare(data, "causal_lm", each, 0, tmp_path / str(number))
         last.append(open_split(tmp_path / str(number), "train").rows([0])[0]["input_ids"][-1])
     assert last == [both.eos_token_id, other.eos_token_id] and last[0] != last[1]
+
+
+# --- what is measured, and what rows belong to ---
+
+
+def test_what_is_measured_has_no_weight(tmp_path):
+    with pytest.raises(InputError, match=r"^data.validation: a weight says how often"):
+        DataConfig(train="a.csv", validation=[{"source": "b.csv", "weight": 2}])
+
+
+def test_unknown_tokens_are_those_of_the_rows_that_are_kept(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text(" ".join(f"x{i}" for i in range(2000)))
+    other = chat(tmp_path / "b.jsonl", [{"text": "w1 w2 w3"}])
+    data = DataConfig(train=str(tmp_path / "a.txt"), validation=other, max_length=8, rows=10)
+    train = prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out").train
+    assert (
+        train.rows == 10 and train.tokens - 1 <= train.unknown <= train.tokens
+    )  # one may be the end
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_text_files_beside_grouped_rows_are_each_for_themselves(tokenizer, tmp_path, is_first):
+    table = chat(
+        tmp_path / "a.jsonl",
+        [{"text": f"w{i} w{i + 1} w{i % 9} " * 3, "author": f"p{i % 8}"} for i in range(40)],
+    )
+    files = []
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text(" ".join(f"w{i * j % 100}" for j in range(1, 18)))
+        files.append(str(tmp_path / f"{i}.txt"))
+    train = [*files, table] if is_first else [table, *files]
+    data = DataConfig(train=train, group="author", validation=0.25, max_length=8)
+    manifest = prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")
+    lines = (tmp_path / "out" / "validation.jsonl").read_text().splitlines()
+    groups = [json.loads(line).get("group") for line in lines]
+    assert 0 < groups.count(None) < 20  # some of the files, not all or none
+    assert manifest.validation.groups == groups.count(None) + len({*groups} - {None})
