@@ -1,6 +1,6 @@
 """Data, model files and a rehearsal: all that is done before anything is spent."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,7 @@ from trainables.tasks import TASKS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from trainables.data.doctor.rows import Prepared
-    from trainables.data.findings import Finding
+    from trainables.data.doctor.examine import Examination
     from trainables.data.showing import ShownRow
     from trainables.rehearsal.rehearse import Rehearsed
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 def prepare_data(
     config: SweepConfig,
     folder: Path,
-    examine: "Callable[[Prepared], Iterable[Finding]] | None" = None,
+    examine: "Examination | None" = None,
 ) -> Manifest:
     """Check the model's files; read, split and tokenise the data, general text of language models
     too, into `folder`. examine: what else is found in the rows. Returns the manifest.
@@ -47,7 +46,16 @@ def prepare_data(
     check_files(config.model)
     context = context_length(load_model_config(config.model))
     tokenizer = load_tokenizer(config.model)
-    manifest = prepare(config.data, config.task, tokenizer, config.seed, folder, context, examine)
+    manifest = prepare(
+        config.data,
+        config.task,
+        tokenizer,
+        config.seed,
+        folder,
+        context,
+        examine,
+        examine.digest if examine is not None else "",
+    )
     more = max(parse(draw).options.soft_prompt_tokens for draw in config.draws())
     if more and context is not None:
         longest = max(split.longest for split in manifest.splits.values())
@@ -65,18 +73,16 @@ def prepare_data(
     return manifest
 
 
-def doctor(
-    config: SweepConfig, benchmarks: Sequence[str]
-) -> "Callable[[Prepared], Iterable[Finding]]":
+def doctor(config: SweepConfig, benchmarks: Sequence[str]) -> "Examination":
     """What looks at the rows for what nobody looks for. benchmarks: sources of which nothing must
     stand in train.
     """
-    from trainables.data.doctor.examine import examine
+    from trainables.data.doctor.examine import Examination
 
     others = {name: _texts(config, name) for name in benchmarks}
     if not TASKS[config.task].has_classes and config.selection.general_text is not None:
         others["the general text"] = _general_text(config).split("\n\n")
-    return lambda prepared: examine(prepared, others)
+    return Examination(others=others)
 
 
 def _texts(config: SweepConfig, source: str) -> list[str]:
@@ -86,11 +92,20 @@ def _texts(config: SweepConfig, source: str) -> list[str]:
 
     data = replace(config.data, test=source)
     return [
-        " ".join(value for value in row.columns.values() if isinstance(value, str))
+        " ".join(_strings(row.columns))
         for each in open_sources(data, "test")
         for row in each.rows()
         if isinstance(row, Row)
     ]
+
+
+def _strings(value: object) -> Iterator[str]:
+    """All texts of a row: its columns may be conversations."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(each)
 
 
 def show(

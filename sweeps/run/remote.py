@@ -3,15 +3,20 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from glob import has_magic
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cluster.submit import JobOutcome, is_loopback, parse_address, stage
 from cluster.submit import submit as submit_job
 from sweeps.config.loading import dump, with_own_space
 from sweeps.config.schema import SweepConfig
+from trainables.data.config import DataConfig
+from trainables.data.files import kind_of
+from trainables.data.sources import SPLITS, local_files
 from trainables.errors import InputError
+from trainables.tasks.instruction.templates import NONE, PRESETS
 
 STOP_WAIT = (  # seconds from the signal that stops a job to the one that kills it
     "RAY_JOB_STOP_WAIT_TIME_S"
@@ -43,10 +48,8 @@ def submit_sweep(
     files: dict[str, Path] = {}
     data = replace(
         config.data,
-        **{
-            name: _shipped(f"data.{name}", getattr(config.data, name), files)
-            for name in ("train", "validation", "test")
-        },
+        **{name: _shipped_split(config.data, name, files) for name in SPLITS},
+        chat_template=_shipped_template(config.data.chat_template, files),
     )
     general = _shipped("selection.general_text", config.selection.general_text, files)
     config = replace(
@@ -84,16 +87,58 @@ def submit_sweep(
     return outcome
 
 
+def _shipped_split(data: DataConfig, split: str, files: dict[str, Path]) -> Any:
+    """What a split is read from, as the job finds it; each file of a folder or a pattern by itself.
+    A single file is data/SPLIT.EXTENSION.
+    """
+    given, key = getattr(data, split), f"data.{split}"
+    if not data.parts(split):
+        return given
+    is_several = isinstance(given, str) and (Path(given).expanduser().is_dir() or has_magic(given))
+    if isinstance(given, str) and not (_is_here(given) and is_several):
+        return _shipped(key, given, files)
+    found: list[str | dict[str, Any]] = []
+    for part in data.parts(split):
+        if not _is_here(part.source):
+            names = [part.source]
+        else:
+            names = []
+            for path in local_files(part.source, key):
+                name = f"data/{split}/{len(found) + len(names):04d}-{path.name}"
+                files[name] = path
+                names.append(name)
+        found += [
+            name if part.weight == 1 else {"source": name, "weight": part.weight} for name in names
+        ]
+    return found
+
+
+def _shipped_template(setting: str | None, files: dict[str, Path]) -> str | None:
+    """`data.chat_template`, which may be a file."""
+    if setting is None or setting in (*PRESETS, NONE):
+        return setting
+    path = Path(setting).expanduser()
+    if not path.is_file():
+        raise InputError(f"data.chat_template: no such file: {setting}")
+    name = f"data/chat_template{path.suffix}"
+    files[name] = path
+    return name
+
+
+def _is_here(source: str) -> bool:
+    return not source.startswith("hf:") and "://" not in source
+
+
 def _shipped(key: str, source: Source, files: dict[str, Path]) -> Source | str:
     """A source as the job finds it: files of this machine go along as data/NAME.EXTENSION. `key`:
     where it stands in the sweep file.
     """
-    if not isinstance(source, str) or source.startswith("hf:") or "://" in source:
+    if not isinstance(source, str) or not _is_here(source):
         return source
     path = Path(source).expanduser()
     if not path.is_file():
         raise InputError(f"{key}: no such file: {source}")
-    name = f"data/{key.rsplit('.', 1)[1]}{path.suffix}"
+    name = f"data/{key.rsplit('.', 1)[1]}{''.join(kind_of(source))}"
     files[name] = path
     return name
 

@@ -4,13 +4,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from trainables.data.arrow import split_fingerprint
 from trainables.data.manifest import MANIFEST, Manifest, read_manifest
+from trainables.errors import InputError
 from trainables.storage.records import Json
 
 ROWS = 20_000  # fewer are prepared in seconds
+PARTIAL = ".partial-"
+DAY = 86400.0  # seconds
 KEPT = 5  # prepared data, those that were used last
 
 
@@ -32,11 +39,26 @@ def cache_key(content: Mapping[str, Json]) -> str:
 def take(key: str, folder: Path) -> Manifest | None:
     """Copy what is kept under `key` to `folder`; None where nothing is."""
     kept = cache_folder() / key
-    if read_manifest(kept) is None:
-        return None
-    os.utime(kept)
-    _copy(kept, folder)
-    return read_manifest(folder)
+    try:
+        if read_manifest(kept) is None:
+            return None
+        with suppress(PermissionError):  # it is another user's
+            os.utime(kept)
+        _copy(kept, folder)
+        if (manifest := read_manifest(folder)) is not None and _is_whole(folder, manifest):
+            return manifest
+    except (OSError, ValueError, InputError):  # another process drops it, or it is damaged
+        pass
+    (folder / MANIFEST).unlink(missing_ok=True)
+    return None
+
+
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    return all(
+        split_fingerprint(folder / f"{name}.arrow") == split.fingerprint
+        for name, split in manifest.splits.items()
+        if split.is_tokenised
+    )
 
 
 def keep(key: str, folder: Path, manifest: Manifest) -> None:
@@ -46,15 +68,30 @@ def keep(key: str, folder: Path, manifest: Manifest) -> None:
     if sum(split.read for split in manifest.splits.values()) < ROWS:
         return
     root = cache_folder()
-    partial = root / f"{key}.{os.getpid()}.partial"
     try:
-        partial.mkdir(parents=True)
-        _copy(folder, partial)
-        os.replace(partial, root / key)
-        for old in sorted(root.iterdir(), key=lambda path: -path.stat().st_mtime)[KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+        root.mkdir(parents=True, exist_ok=True)
+        # moved there and away as a whole: no process sees a part of it
+        with tempfile.TemporaryDirectory(dir=root, prefix=PARTIAL) as scratch:
+            partial, dropped = Path(scratch, "new"), Path(scratch, "old")
+            partial.mkdir()
+            dropped.mkdir()
+            _copy(folder, partial)
+            if (root / key).exists():  # damaged, or of a process that was faster
+                os.replace(root / key, dropped / key)
+            os.replace(partial, root / key)
+            kept = [path for path in root.iterdir() if not path.name.startswith(PARTIAL)]
+            kept.sort(key=lambda path: -path.stat().st_mtime)
+            for old in (*kept[KEPT:], *_abandoned(root)):
+                os.replace(old, dropped / old.name)
     except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
+        return
+
+
+def _abandoned(root: Path) -> Iterator[Path]:
+    """What processes left that were killed."""
+    for path in root.glob(f"{PARTIAL}*"):
+        if time.time() - path.stat().st_mtime > DAY:
+            yield path
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -124,7 +124,11 @@ class DataConfig:
         self._check_shares()
         self._check_columns()
         for split in ("train", "validation", "test"):
-            self.parts(split)
+            if any(part.weight != 1 for part in self.parts(split)) and split != "train":
+                raise InputError(
+                    f"data.{split}: a weight says how often rows stand in an epoch of training;"
+                    " what is measured has none"
+                )
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"data.max_length: must be at least 2 tokens, got {self.max_length}")
         if self.rows is not None and self.rows < 1:

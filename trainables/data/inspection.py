@@ -146,17 +146,19 @@ def _pairs(one: Written, other: Written, values: np.ndarray) -> np.ndarray:
     and another of `values` [rows of the store]; each of `other` once.
     """
     order = np.argsort(one.hashes, kind="stable")
-    hashes = one.hashes[order]
-    low = np.searchsorted(hashes, other.hashes, side="left")
-    high = np.searchsorted(hashes, other.hashes, side="right")
-    found = []
-    for i in np.flatnonzero(high - low > (1 if one is other else 0)):
-        row = other.of_rows[i]
-        others = one.of_rows[order[low[i] : high[i]]]
-        unlike = others[values[others] != values[row]]
-        if len(unlike):
-            found.append((row, unlike[0]))
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
+    hashes, rows = one.hashes[order], one.of_rows[order]
+    at = np.searchsorted(hashes, other.hashes, side="left")
+    is_there = at < len(hashes)
+    is_there[is_there] = hashes[at[is_there]] == other.hashes[is_there]
+    theirs, first = other.of_rows[is_there], at[is_there]
+    # of rows of one hash: the first, and the first of another value than that has
+    begins = np.searchsorted(hashes, hashes, side="left")
+    unlike = np.flatnonzero(values[rows] != values[rows[begins]])
+    second = np.full(len(hashes), -1)
+    second[begins[unlike[::-1]]] = unlike[::-1]
+    is_first = values[rows[first]] != values[theirs]
+    found = np.where(is_first, first, second[first])
+    return np.stack([theirs, rows[found]], axis=1)[found >= 0]
 
 
 def _same_tokens(store: RowStore, pairs: np.ndarray, split: str, message: str) -> Finding:

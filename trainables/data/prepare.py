@@ -60,6 +60,7 @@ def prepare(
     folder: Path,
     context: int | None = None,
     examine: Callable[[Prepared], Iterable[Finding]] | None = None,
+    examined_with: str = "",
 ) -> Manifest:
     """Read, check, split and tokenise the data, and write it to `folder`.
 
@@ -68,7 +69,8 @@ def prepare(
     last, atomically, `manifest.json`: a folder without it is not ready.
 
     context: the model's longest row in tokens; None where only the tokenizer's own limit is known.
-    examine: what else is found in the rows, for the manifest.
+    examine: what else is found in the rows, for the manifest; examined_with: a digest of what it
+    compares them with.
     Returns the manifest. Raises InputError for everything that the user can put right.
     """
     owner, folder = _task(task), Path(folder)
@@ -78,13 +80,15 @@ def prepare(
             " (cross_documents)"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+    for name in (MANIFEST, CHAT_TEMPLATE):
+        (folder / name).unlink(missing_ok=True)
     template_of = None
     if owner.is_conversation:
         template_of, tokenizer = with_template(tokenizer, data.chat_template)
     max_length = _max_length(data, owner.format, tokenizer, context)
     _check_given(data)
-    key = _cache_key(data, task, tokenizer, seed, max_length, examine is not None)
+    examined = None if examine is None else examined_with
+    key = _cache_key(data, task, tokenizer, seed, max_length, examined)
     if (manifest := cache.take(key, folder)) is not None:
         return manifest
     with TemporaryDirectory(dir=folder, prefix="rows.") as scratch:
@@ -113,7 +117,7 @@ def _cache_key(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     max_length: int,
-    is_examined: bool,
+    examined: str | None,
 ) -> str:
     files = [s.fingerprint() for name in SPLITS for s in open_sources(data, name)]
     return cache.cache_key(
@@ -122,9 +126,11 @@ def _cache_key(
             "data": to_json(data),
             "task": task,
             "tokenizer": _tokenizer_digest(tokenizer),
+            "special_tokens": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
+            "inputs": list(tokenizer.model_input_names),
             "seed": seed,
             "max_length": max_length,
-            "examined": is_examined,
+            "examined": examined,
         }
     )
 
@@ -287,7 +293,10 @@ def tokenise_split(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase) 
         raise InputError(
             f"data.{name}: {folder} has no {name} split, only {', '.join(manifest.splits)}"
         )
-    tokenizer = with_own_template(tokenizer, Path(folder))
+    if manifest.chat_template == "none":
+        _, tokenizer = with_template(tokenizer, "none")
+    else:
+        tokenizer = with_own_template(tokenizer, Path(folder))
     if manifest.tokenizer != _tokenizer_digest(tokenizer):
         raise InputError(
             f"data.{name}: the tokenizer is not the one that {folder} was prepared with"
@@ -305,6 +314,7 @@ def tokenise_split(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase) 
             task=manifest.task,
             tokenizer=tokenizer,
             encoding=manifest.encoding,
+            bad_rows=manifest.data.bad_rows,
         )
         return writing.tokens(name, np.arange(len(store)), None)
 

@@ -146,6 +146,13 @@ def check_sources(data: DataConfig) -> None:
                 _files(part.source, key)
 
 
+def local_files(source: str, key: str) -> list[Path]:
+    """The files of a file, a folder or a pattern on this machine, in the order in which they are
+    read.
+    """
+    return [Path(file.address).expanduser() for file in _files(source, key)]
+
+
 def source_fingerprint(source: str) -> str | None:
     """SHA-256 of a source's file as it is now; None for what is not, or no longer, here."""
     path = Path(source).expanduser()

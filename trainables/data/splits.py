@@ -69,8 +69,9 @@ def label_counts(store: RowStore, rows: np.ndarray) -> dict[str, int]:
 
 def _units(store: RowStore, rows: np.ndarray) -> np.ndarray:
     """The unit of each row [n], numbered as they first appear."""
-    groups = store.groups.of_rows[rows]
-    return first_seen(groups if len(groups) and groups[0] >= 0 else store.keys[rows])
+    groups, keys = store.groups.of_rows[rows], first_seen(store.keys[rows])
+    # a text file beside tables has no columns, so that it is of no group
+    return first_seen(np.where(groups >= 0, groups, len(store.groups.names) + keys))
 
 
 def first_seen(values: np.ndarray) -> np.ndarray:

@@ -75,8 +75,7 @@ class _Counts:
 
     def add(self, encoded: Encoded, unknown: int | None) -> None:
         self.targets += _targets(encoded)
-        if unknown is not None:
-            self.unknown += sum(int((ids == unknown).sum()) for ids in encoded.input_ids)
+        self.unknown += _count(encoded, unknown)
         for name in ("truncated", "dropped", "endless_answers", "endings_cut"):
             self.found[name] += getattr(encoded, name)
         self.lost.update(encoded.lost)
@@ -123,7 +122,7 @@ class SplitFiles:
         if not len(written.lengths):
             raise InputError(self._nothing_left(name, rows))
         if most is not None and len(written.lengths) > most[0]:
-            written = _draw_blocks(partial, written, *most, counts)
+            written = self._draw_blocks(partial, written, *most, counts)
         self.written[name] = written
         os.replace(partial, self.folder / f"{name}.arrow")
         slice_counts = groups = None
@@ -194,6 +193,26 @@ class SplitFiles:
             is_whole=is_whole,
         )
 
+    def _draw_blocks(
+        self, path: Path, written: Written, most: int, seed: int, counts: _Counts
+    ) -> Written:
+        """Keep that many of the tokenised rows of the file at `path`, in their order."""
+        chosen = np.sort(stream("blocks", seed).choice(len(written.lengths), most, replace=False))
+        rows = Split(path).rows(chosen)
+        kept = Encoded(input_ids=[row["input_ids"] for row in rows])
+        drawn = path.with_suffix(".drawn")
+        with SplitWriter(drawn) as writer:
+            writer.write(kept)
+        os.replace(drawn, path)
+        counts.targets = _targets(kept)
+        counts.unknown = _count(kept, _unknown_id(self.tokenizer))
+        return Written(
+            lengths=written.lengths[chosen],
+            of_rows=written.of_rows[chosen],
+            hashes=written.hashes[chosen],
+            is_whole=False,
+        )
+
     def _write_slices(self, name: str, written: Written) -> dict[str, int] | None:
         """Returns how many rows each slice has; None where the sweep names no column for them."""
         values = self.encoding.slices
@@ -217,8 +236,14 @@ class SplitFiles:
         """Which tokenised rows belong together [N]: those of one `data.group`, else of one
         document; None where each stands for itself.
         """
-        if self.store.groups.of(rows[0]) is not None:
-            names = [str(self.store.groups.of(row)) for row in written.of_rows]
+        if (self.store.groups.of_rows[rows] >= 0).any():
+            groups = map(self.store.groups.of, written.of_rows)
+            names = [
+                f"group {group}"
+                if group is not None
+                else f"row {row}"  # a text file is of no group
+                for group, row in zip(groups, written.of_rows, strict=True)
+            ]
             return np.unique(names, return_inverse=True)[1]
         if written.is_whole:
             return None
@@ -251,6 +276,11 @@ def _unknown_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     return None if unknown in others else unknown
 
 
+def _count(encoded: Encoded, token: int | None) -> int:
+    """How often a token stands there."""
+    return sum(int((ids == token).sum()) for ids in encoded.input_ids) if token is not None else 0
+
+
 def _targets(encoded: Encoded) -> int:
     """What the split's loss is a mean over: rows of classification, else tokens that are
     predicted, whatever their weights.
@@ -259,21 +289,3 @@ def _targets(encoded: Encoded) -> int:
         return len(encoded.labels)
     rows = encoded.input_ids if encoded.labels is None else encoded.labels
     return int(sum(np.count_nonzero(row[1:] != IGNORED) for row in rows))
-
-
-def _draw_blocks(path: Path, written: Written, most: int, seed: int, counts: _Counts) -> Written:
-    """Keep that many of the tokenised rows of the file at `path`, in their order."""
-    chosen = np.sort(stream("blocks", seed).choice(len(written.lengths), most, replace=False))
-    rows = Split(path).rows(chosen)
-    kept = Encoded(input_ids=[row["input_ids"] for row in rows])
-    drawn = path.with_suffix(".drawn")
-    with SplitWriter(drawn) as writer:
-        writer.write(kept)
-    os.replace(drawn, path)
-    counts.targets = _targets(kept)
-    return Written(
-        lengths=written.lengths[chosen],
-        of_rows=written.of_rows[chosen],
-        hashes=written.hashes[chosen],
-        is_whole=False,
-    )

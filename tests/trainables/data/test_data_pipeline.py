@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainables.data import cache, encoding
 from trainables.data.config import DataConfig
+from trainables.data.doctor.examine import Examination
 from trainables.data.prepare import open_split, prepare, tokenise_split
 from trainables.errors import InputError
 
@@ -242,6 +243,35 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     assert prepare(data, "classification", tokenizer, 0, tmp_path / "1").train.rows == 135
 
 
+@pytest.mark.parametrize("fault", ["taken away", "cut off", "no manifest"])
+def test_what_is_kept_and_not_whole_is_prepared_anew(
+    tokenizer, tmp_path, many, read, monkeypatch, fault
+):
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    first = prepare(data, "classification", tokenizer, 0, tmp_path / "1")
+    (kept,) = cache.cache_folder().iterdir()
+    if fault == "taken away":  # by another process, while this one copies
+        copied, copyfile = [], cache.shutil.copyfile
+
+        def taken(source, target):
+            if copied:
+                raise FileNotFoundError(source)
+            copied.append(copyfile(source, target))
+
+        monkeypatch.setattr(cache.shutil, "copyfile", taken)
+    elif fault == "cut off":
+        (kept / "train.arrow").write_bytes((kept / "train.arrow").read_bytes()[:-200])
+    else:
+        (kept / "manifest.json").write_text("{")
+    again = prepare(data, "classification", tokenizer, 0, tmp_path / "2")
+    assert again == first and len(read) == 2
+    assert len(open_split(tmp_path / "2", "train")) == first.train.rows
+    if fault != "taken away":
+        prepare(data, "classification", tokenizer, 0, tmp_path / "3")
+        assert len(read) == 2  # what was damaged is replaced
+
+
 def test_only_the_last_are_kept(tokenizer, tmp_path, many, monkeypatch):
     monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
     data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
@@ -363,3 +393,124 @@ def test_rows_that_a_template_refuses_are_bad_rows(tokenizer, tmp_path):
         replace(data, bad_rows="drop"), "instruction", tokenizer, 0, tmp_path / "out"
     )
     assert manifest.train.rows == 29 and kinds(manifest)["bad_rows"].rows == 1
+
+
+PLAIN = "{% for m in messages %}{{ m.content + ' ' + eos_token + ' ' }}{% endfor %}"
+
+
+def test_without_rendering_the_template_of_the_tokenizer_does_not_matter(tokenizer, tmp_path):
+    import copy
+
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = PLAIN
+    file = chat(tmp_path / "a.jsonl", conversations(60))
+    prepare(
+        DataConfig(train=file, test=0.2, chat_template="none"),
+        "instruction",
+        own,
+        0,
+        tmp_path / "out",
+    )
+    assert tokenise_split(tmp_path / "out", "test", own).rows == 12
+
+
+def test_rows_that_the_template_refuses_are_left_out_of_the_test_split_too(tokenizer, tmp_path):
+    import copy
+
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = (
+        "{% if 'w13' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + PLAIN
+    )
+    test = chat(
+        tmp_path / "b.jsonl", [{"prompt": f"w{i} w77 ", "completion": "w5"} for i in range(10, 20)]
+    )
+    data = DataConfig(
+        train=chat(tmp_path / "a.jsonl", conversations(60)), test=test, bad_rows="drop"
+    )
+    prepare(data, "instruction", own, 0, tmp_path / "out")
+    assert tokenise_split(tmp_path / "out", "test", own).rows == 9
+
+
+def test_a_template_of_former_data_in_the_folder_is_not_taken(tokenizer, tmp_path):
+    import copy
+
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = PLAIN
+    data = DataConfig(train=chat(tmp_path / "a.jsonl", conversations(60)), test=0.2)
+    prepare(replace(data, chat_template="chatml"), "instruction", own, 0, tmp_path / "out")
+    prepare(data, "instruction", own, 0, tmp_path / "out")
+    assert tokenise_split(tmp_path / "out", "test", own).rows == 12
+
+
+def test_what_rows_are_compared_with_is_part_of_what_is_kept(
+    tokenizer, tmp_path, many, monkeypatch
+):
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    told = []
+    for name in ("one", "other", "one"):
+        look = Examination(others={name: [f"{name} w1 w2"]})
+        prepare(
+            data,
+            "classification",
+            tokenizer,
+            0,
+            tmp_path / "out",
+            None,
+            lambda rows, name=name: told.append(name) or (),
+            look.digest,
+        )
+    assert told == ["one", "other"]
+
+
+def test_another_end_of_sequence_is_another_tokenizer(tokenizer, tmp_path, many, monkeypatch):
+    import copy
+
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    both = copy.deepcopy(tokenizer)
+    both.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    other = copy.deepcopy(both)
+    other.eos_token = "<end>"  # only the settings beside the tokenizer's rules say so
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)), duplicates="drop")
+    last = []
+    for number, each in enumerate((both, other)):
+        prepare(data, "causal_lm", each, 0, tmp_path / str(number))
+        last.append(open_split(tmp_path / str(number), "train").rows([0])[0]["input_ids"][-1])
+    assert last == [both.eos_token_id, other.eos_token_id] and last[0] != last[1]
+
+
+# --- what is measured, and what rows belong to ---
+
+
+def test_what_is_measured_has_no_weight(tmp_path):
+    with pytest.raises(InputError, match=r"^data.validation: a weight says how often"):
+        DataConfig(train="a.csv", validation=[{"source": "b.csv", "weight": 2}])
+
+
+def test_unknown_tokens_are_those_of_the_rows_that_are_kept(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text(" ".join(f"x{i}" for i in range(2000)))
+    other = chat(tmp_path / "b.jsonl", [{"text": "w1 w2 w3"}])
+    data = DataConfig(train=str(tmp_path / "a.txt"), validation=other, max_length=8, rows=10)
+    train = prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out").train
+    assert (
+        train.rows == 10 and train.tokens - 1 <= train.unknown <= train.tokens
+    )  # one may be the end
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_text_files_beside_grouped_rows_are_each_for_themselves(tokenizer, tmp_path, is_first):
+    table = chat(
+        tmp_path / "a.jsonl",
+        [{"text": f"w{i} w{i + 1} w{i % 9} " * 3, "author": f"p{i % 8}"} for i in range(40)],
+    )
+    files = []
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text(" ".join(f"w{i * j % 100}" for j in range(1, 18)))
+        files.append(str(tmp_path / f"{i}.txt"))
+    train = [*files, table] if is_first else [table, *files]
+    data = DataConfig(train=train, group="author", validation=0.25, max_length=8)
+    manifest = prepare(data, "causal_lm", tokenizer, 0, tmp_path / "out")
+    lines = (tmp_path / "out" / "validation.jsonl").read_text().splitlines()
+    groups = [json.loads(line).get("group") for line in lines]
+    assert 0 < groups.count(None) < 20  # some of the files, not all or none
+    assert manifest.validation.groups == groups.count(None) + len({*groups} - {None})

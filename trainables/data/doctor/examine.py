@@ -1,6 +1,9 @@
 """All that the doctor looks for, in order."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from trainables.data.doctor.columns import column_findings
 from trainables.data.doctor.contamination import overlap
@@ -23,3 +26,18 @@ def examine(prepared: Prepared, others: Mapping[str, Iterable[str]]) -> Iterator
         yield from overlap(prepared, texts, what)
     yield from secrets(prepared)
     yield from power(prepared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What the doctor does, with all that it compares rows with."""
+
+    others: Mapping[str, Sequence[str]]
+
+    @property
+    def digest(self) -> str:
+        content = {name: list(texts) for name, texts in self.others.items()}
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def __call__(self, prepared: Prepared) -> Iterator[Finding]:
+        return examine(prepared, self.others)
