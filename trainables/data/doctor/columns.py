@@ -18,6 +18,7 @@ ORIGIN = re.compile(
 """Names of columns that say what a row comes from."""
 PURE, ABOVE_CHANCE = 0.95, 0.2  # share of rows whose label a column tells, and above the majority's
 TOLD, UNTOLD = 0.8, 0.05  # share of a class's texts that hold its name, and of the others' texts
+SHORTEST, MOST_CLASSES = 3, 50  # characters of a name, and classes whose others are looked at
 FEW_VALUES = 20
 SORTED = 0.1  # label changes from row to row, of those in a shuffled file
 
@@ -117,19 +118,15 @@ def _gives_away(column: _Column) -> Iterator[Finding]:
 
 def _named_in_text(prepared: Prepared) -> Iterator[Finding]:
     """Texts that hold the name of their own class."""
-    texts, labels = [], []
-    for text in prepared.texts("train", SAMPLE):
-        texts.append(text.asked.casefold())
-        labels.append(text.answered)
+    rows = [(text.asked.casefold(), text.answered) for text in prepared.texts("train", SAMPLE)]
+    labels = [label for _, label in rows]
+    totals = Counter(labels)
+    named = Counter(label for text, label in rows if len(label) >= SHORTEST and _holds(text, label))
+    told = [label for label in totals if named[label] >= TOLD * totals[label]]
     holders = []
-    for label in sorted(set(labels)):
-        name = label.casefold()
-        if len(name) < 3:
-            continue
-        pattern = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
-        holds = np.array([name in text and bool(pattern.search(text)) for text in texts])
-        of_class = np.array([each == label for each in labels])
-        if holds[of_class].mean() >= TOLD and (of_class.all() or holds[~of_class].mean() <= UNTOLD):
+    for label in told[:MOST_CLASSES]:
+        others = [_holds(text, label) for text, other in rows if other != label]
+        if not others or np.mean(others) <= UNTOLD:
             holders.append(label)
     if holders:
         yield Finding(
@@ -141,6 +138,12 @@ def _named_in_text(prepared: Prepared) -> Iterator[Finding]:
             message=f"train: texts of {', '.join(map(repr, holders[:3]))} hold the name of their"
             " class, and those of other classes do not: the label stands in the text",
         )
+
+
+def _holds(text: str, label: str) -> bool:
+    """Whether the name of a class stands in a text as a word; case does not count."""
+    name = label.casefold()
+    return name in text and bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text))
 
 
 def _sorted_file(prepared: Prepared) -> Iterator[Finding]:
