@@ -121,15 +121,23 @@ def _named_in_text(prepared: Prepared) -> Iterator[Finding]:
     for text in prepared.texts("train", SAMPLE):
         texts.append(text.asked.casefold())
         labels.append(text.answered)
+    of_classes: dict[str, list[int]] = defaultdict(list)
+    for i, label in enumerate(labels):
+        of_classes[label].append(i)
     holders = []
-    for label in sorted(set(labels)):
+    for label, own in sorted(of_classes.items()):
         name = label.casefold()
         if len(name) < 3:
             continue
         pattern = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
-        holds = np.array([name in text and bool(pattern.search(text)) for text in texts])
-        of_class = np.array([each == label for each in labels])
-        if holds[of_class].mean() >= TOLD and (of_class.all() or holds[~of_class].mean() <= UNTOLD):
+
+        def held(of: list[str], name: str = name, pattern: re.Pattern[str] = pattern) -> int:
+            return sum(name in text and bool(pattern.search(text)) for text in of)
+
+        inside = held([texts[i] for i in own])  # first: of many classes hardly one goes on
+        if inside < TOLD * len(own):
+            continue
+        if held(texts) - inside <= UNTOLD * (len(texts) - len(own)):
             holders.append(label)
     if holders:
         yield Finding(
