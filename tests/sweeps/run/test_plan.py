@@ -373,3 +373,13 @@ def test_tokens_beyond_the_embedding_are_refused(plan, tmp_path):
         f"model.name: the tokenizer of {folder} gives the data ids up to "
     )
     assert ", and the model has an embedding of 2000 tokens; " in str(caught.value)
+
+
+def test_a_benchmark_of_conversations_is_compared_by_all_its_texts(plan, tmp_path):
+    plan()
+    messages = [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "three"}]
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"id": 1, "messages": messages}))
+    found = sweeps.run.preparation.doctor(
+        load(tmp_path / "sweep.yaml", []), [f"{tmp_path}/held_out.jsonl"]
+    ).others
+    assert found[f"{tmp_path}/held_out.jsonl"] == ["user one two assistant three"]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from trainables.data.config import DataConfig
 from trainables.data.doctor.examine import examine
 from trainables.data.doctor.near import jaccard, pieces
+from trainables.data.doctor.secrets import _kinds
 from trainables.data.prepare import prepare
 
 WORDS = [f"{a}{b}{c}" for a in "bcdfglmnprst" for b in "aeiou" for c in ("ra", "len", "tos", "mik")]
@@ -218,3 +220,9 @@ def test_real_tweets_have_at_most_one_warning(shared_data, tokenizer, tmp_path):
     warnings = [f for each in found.values() for f in each if f.severity == "warning"]
     assert [f.kind for f in warnings if f.kind != "unknown_tokens"] == ["length_shift"]
     assert not [f for each in found.values() for f in each if f.severity == "error"]
+
+
+def test_long_runs_of_words_without_spaces_are_looked_through_once():
+    began = time.monotonic()
+    assert list(_kinds("a-1." * 20_000 + " x@y.org ")) == ["e-mail address"]
+    assert time.monotonic() - began < 5

@@ -15,8 +15,9 @@ PATTERNS = {
     "Slack token": r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}",
     "Google API key": r"\bAIza[0-9A-Za-z_-]{35}\b",
     "JSON web token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
-    "password in a URL": r"\b[a-z][a-z0-9+.-]*://[^\s/:@]+:[^\s/:@]+@",
-    "e-mail address": r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b",
+    # from the beginning of a run of its characters alone: else long runs take their length squared
+    "password in a URL": r"(?<![a-z0-9+.-])[0-9+.-]*[a-z][a-z0-9+.-]*://[^\s/:@]+:[^\s/:@]+@",
+    "e-mail address": r"(?<![\w.+-])[.+-]*\w[\w.+-]*@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b",
     "card number": r"\b\d(?:[ -]?\d){12,18}\b",
     "IBAN": r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b",
     "US social security number": r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b",
