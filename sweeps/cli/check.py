@@ -9,6 +9,7 @@ import typer
 from sweeps.cli.arguments import File, Overrides
 from sweeps.cli.terminal import console
 from sweeps.config.loading import load
+from trainables.errors import InputError
 
 
 def check(
@@ -40,6 +41,8 @@ def check(
     from sweeps.reporting.check import check_page, plan_json, print_plan
     from sweeps.run.plan import Rates, make_plan
 
+    if html is not None and not html.absolute().parent.is_dir():
+        raise InputError(f"--html: {html}: there is no folder {html.absolute().parent}")
     plan = make_plan(
         load(file, overrides or []),
         rows=rows,

@@ -37,6 +37,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         line(each)
     for row in plan.shown:
         line(f"--- {row.place} (learnt: {'in green' if console.is_terminal else '[[so]]'})")
+        if row.note:
+            line(f"    {row.note}", "yellow")
         line(_marked(row, colours=console.is_terminal))
     warnings = sum(finding.severity == "warning" for finding in plan.findings)
     line(f"No problem found; {warnings} warning(s)." if warnings else "No problem found.")

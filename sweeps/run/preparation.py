@@ -91,12 +91,15 @@ def _texts(config: SweepConfig, source: str) -> list[str]:
     from trainables.data.sources import open_sources
 
     data = replace(config.data, test=source)
-    return [
-        " ".join(_strings(row.columns))
-        for each in open_sources(data, "test")
-        for row in each.rows()
-        if isinstance(row, Row)
-    ]
+    try:
+        return [
+            " ".join(_strings(row.columns))
+            for each in open_sources(data, "test")
+            for row in each.rows()
+            if isinstance(row, Row)
+        ]
+    except InputError as error:
+        raise InputError(f"--benchmark: {str(error).removeprefix('data.test: ')}") from None
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -27,6 +27,7 @@ CHUNK = 1 << 20  # bytes
 PIECE = 1 << 12  # bytes decompressed at once, since they may become thousands of times more
 HEAD = 1 << 16  # bytes: enough to tell an encoding and the line ends of most files
 
+LATIN = ("cp1250", "cp1254")
 ENCODINGS = {
     "cp1252": "cp1252",
     "cp1250": "cp1250",
@@ -236,10 +237,14 @@ def _other_encoding(content: bytes, start: int) -> str:
     best = charset_normalizer.from_bytes(sample, cp_isolation=list(ENCODINGS)).best()
     if best is None:
         return "convert it with iconv"
-    # the commonest, where it makes the same of these bytes
-    likely = "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding
-    encoding = ENCODINGS[likely]
-    return f"it looks like {encoding}: iconv -f {encoding} -t utf-8 converts it"
+    likely = ENCODINGS[best.encoding]
+    # the commonest of the Latin ones, which the detector tells apart by little
+    first = "cp1252" if "cp1252" in best.could_be_from_charset or likely in LATIN else likely
+    if first == likely or "cp1252" in best.could_be_from_charset:
+        return f"it looks like {first}: iconv -f {first} -t utf-8 converts it"
+    near = content[max(start - 12, 0) : start + 12]
+    shown = (f"{name} ({near.decode(name, errors='replace')!r})" for name in (first, likely))
+    return f"it may be {' or '.join(shown)}: iconv -f {first} -t utf-8 converts it"
 
 
 class _Zstandard(io.RawIOBase):

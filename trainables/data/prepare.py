@@ -79,6 +79,11 @@ def prepare(
             "data.slice: cannot be told of blocks that run on into the next document"
             " (cross_documents)"
         )
+    if data.cross_documents and any(part.weight > 1 for part in data.parts("train")):
+        raise InputError(
+            "data.cross_documents: cannot be combined with a weight above 1 in data.train, whose"
+            " documents would follow themselves in one block"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for name in (MANIFEST, CHAT_TEMPLATE):
         (folder / name).unlink(missing_ok=True)

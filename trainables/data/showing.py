@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainables.data.config import DataConfig
-from trainables.data.records import Encoding, Segment
+from trainables.data.records import Encoding, Format, Record, Segment
 from trainables.data.rows import BadRow
 from trainables.data.sources import open_sources
 from trainables.tasks import TASKS
@@ -20,6 +20,8 @@ class ShownRow:
 
     place: str
     segments: tuple[Segment, ...]
+    note: str = ""
+    """What max_length or the chat template makes of it."""
 
 
 def shown_rows(
@@ -43,4 +45,19 @@ def shown_rows(
             except BadRow:
                 continue
             left -= 1
-            yield ShownRow(place=record.place, segments=form.segments(record, tokenizer, encoding))
+            yield _shown(record, form, tokenizer, encoding)
+
+
+def _shown(
+    record: Record, form: Format, tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+) -> ShownRow:
+    encoded, length, note = form.encode([record], tokenizer, encoding), encoding.max_length, ""
+    if encoded.bad:
+        return ShownRow(place=record.place, segments=(), note=encoded.bad[0])
+    if not encoded.input_ids:
+        note = f"left out: nothing is learnt within data.max_length {length}"
+    elif encoded.truncated:
+        note = f"cut to data.max_length {length} tokens: what is beyond is not learnt"
+    return ShownRow(
+        place=record.place, segments=form.segments(record, tokenizer, encoding), note=note
+    )

@@ -10,7 +10,7 @@ import numpy as np
 
 from trainables.data.rows import shorten
 from trainables.data.store import RowStore
-from trainables.errors import InputError
+from trainables.errors import InputError, did_you_mean
 from trainables.streams import stream
 
 Splits = Mapping[str, np.ndarray]
@@ -52,11 +52,14 @@ def split_by_share(
 
 def _check_single_rows(store: RowStore, rows: np.ndarray, others: list[str]) -> None:
     """Raise InputError where a label has one row only."""
-    for label, count in label_counts(store, rows).items():
+    counts = label_counts(store, rows)
+    for label, count in counts.items():
         if count == 1:
+            meant = did_you_mean(label, [other for other in counts if other != label])
             raise InputError(
                 f"data.label: {shorten(label)} has a single row, too few to be both in train and in"
                 f" {' or '.join(others)}; leave it out, or give data.validation as a file"
+                + (meant and f".{meant}")
             )
 
 

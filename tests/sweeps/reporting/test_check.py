@@ -80,6 +80,7 @@ def test_the_json_has_all_that_is_shown():
                 {"text": "<|user|>\nWhat is [2+2]?\n<|assistant|>\n", "learnt": False},
                 {"text": "<script>alert(4)</script>", "learnt": True},
             ],
+            "note": "",
         }
     ]
     assert [each["severity"] for each in found["findings"]] == ["warning", "note"]

@@ -226,3 +226,12 @@ def test_long_runs_of_words_without_spaces_are_looked_through_once():
     began = time.monotonic()
     assert list(_kinds("a-1." * 20_000 + " x@y.org ")) == ["e-mail address"]
     assert time.monotonic() - began < 5
+
+
+def test_a_dozen_users_in_two_files_are_told_of_by_their_name(tokenizer, tmp_path):
+    rows = [row | {"user_id": f"u{i % 12}"} for i, row in enumerate(table(120))]
+    data = DataConfig(
+        train=write(tmp_path / "a.csv", rows[:80]), validation=write(tmp_path / "b.csv", rows[80:])
+    )
+    (finding,) = look(data, tokenizer, tmp_path / "out")["no_group"]
+    assert finding.message.startswith("40 of 40 rows of validation share their 'user_id'")

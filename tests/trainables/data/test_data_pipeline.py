@@ -514,3 +514,35 @@ def test_text_files_beside_grouped_rows_are_each_for_themselves(tokenizer, tmp_p
     groups = [json.loads(line).get("group") for line in lines]
     assert 0 < groups.count(None) < 20  # some of the files, not all or none
     assert manifest.validation.groups == groups.count(None) + len({*groups} - {None})
+
+
+def test_documents_cannot_follow_themselves_in_a_block(tokenizer, tmp_path):
+    source = {"source": write(tmp_path / "a.csv", rows_of(40)), "weight": 2}
+    with pytest.raises(
+        InputError, match="^data.cross_documents: cannot be combined with a weight above 1"
+    ):
+        prepare(
+            DataConfig(train=[source], cross_documents=True),
+            "causal_lm",
+            tokenizer,
+            0,
+            tmp_path / "o",
+        )
+
+
+def test_what_becomes_of_a_row_is_shown_with_it(tokenizer, tmp_path):
+    from trainables.data.showing import shown_rows
+
+    rows = [
+        {"prompt": "w1 " * 40, "completion": "w2"},
+        {"prompt": "w1", "completion": "w2 " * 40},
+        {"prompt": "w1", "completion": "w2"},
+    ]
+    data = DataConfig(train=chat(tmp_path / "a.jsonl", rows + conversations(20)), max_length=20)
+    manifest = prepare(data, "instruction", tokenizer, 0, tmp_path / "out")
+    shown = list(shown_rows(data, "instruction", tokenizer, manifest.encoding, 3))
+    assert [row.note for row in shown] == [
+        "left out: nothing is learnt within data.max_length 20",
+        "cut to data.max_length 20 tokens: what is beyond is not learnt",
+        "",
+    ]

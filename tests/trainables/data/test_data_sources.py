@@ -392,6 +392,13 @@ def test_an_encoding_is_named(text, encoding, iconv):
     assert f"it looks like {iconv}" in fault("a.csv.gz")
 
 
+def test_encodings_that_are_alike_are_both_named_with_what_they_make_of_it():
+    write("a.csv", ("text,label\n" + "naïve déjà vu Größe café – so,oui\n" * 60).encode("cp1252"))
+    words = fault("a.csv")
+    assert "it may be cp1252 (" in words and "naïve" in words and "cp1250 (" in words
+    assert words.endswith("iconv -f cp1252 -t utf-8 converts it")
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.txt"])
 def test_utf_16(name):
     write(name, CSV.encode("utf-16"))

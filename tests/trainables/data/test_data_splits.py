@@ -188,3 +188,10 @@ def test_drawn_rows_are_exactly_as_many_keep_shares_and_nest():
     assert drawn == draw_rows(rows, 101, seed=0) != draw_rows(rows, 101, seed=1)
     assert set(map(id, drawn)) < set(map(id, draw_rows(rows, 500, seed=0)))
     assert draw_rows(rows, 5000, seed=0) == rows
+
+
+def test_a_class_of_one_row_that_is_likely_a_typo_is_told_so():
+    with pytest.raises(InputError, match=r"as a file\. Did you mean 'billing'\?$"):
+        split_by_share(
+            records(["billing"] * 9 + ["other"] * 9 + ["biling"]), {"validation": 0.1}, 0
+        )

@@ -19,7 +19,7 @@ ORIGIN = re.compile(
 PURE, ABOVE_CHANCE = 0.95, 0.2  # share of rows whose label a column tells, and above the majority's
 TOLD, UNTOLD = 0.8, 0.05  # share of a class's texts that hold its name, and of the others' texts
 SHORTEST, MOST_CLASSES = 3, 50  # characters of a name, and classes whose others are looked at
-FEW_VALUES = 20
+FEW_VALUES, SOME_VALUES = 20, 3  # the second, of columns whose name says that rows come from them
 SORTED = 0.1  # label changes from row to row, of those in a shuffled file
 
 
@@ -74,7 +74,8 @@ def _origin(column: _Column, prepared: Prepared) -> Iterator[Finding]:
         return
     counts = Counter(v for values in column.values.values() for v in values if v)
     repeated = [value for value, count in counts.items() if count > 1]
-    if len(counts) < FEW_VALUES or column.rows < 1.2 * len(counts) or not repeated:
+    least = SOME_VALUES if ORIGIN.search(column.name) else FEW_VALUES
+    if len(counts) < least or column.rows < 1.2 * len(counts) or not repeated:
         return
     train = set(column.values.get("train", ()))
     told, examples = [], []
