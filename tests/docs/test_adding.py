@@ -174,4 +174,4 @@ def test_a_tracker(checkout) -> None:
     python(checkout, "-c", FAKE_SWEEP)
     files = {file.name: file.read_text() for file in (checkout / "tracking/csv").iterdir()}
     assert files["evaluations.csv"].splitlines()[1] == "t0001,3,24,1.0,,0.4,0.5"
-    assert files["trials.csv"].splitlines()[1] == "t0001,finished,healthy,0.5"
+    assert files["trials.csv"].splitlines()[1] == "t0001,complete,healthy,0.5"
