@@ -16,6 +16,7 @@ from sweeps.ledger.folder import Ledger
 from sweeps.run.storage import storage_url
 from trainables.data.config import DataConfig
 from trainables.data.manifest import Manifest
+from trainables.data.sources import is_local
 
 
 def new_folder(config: SweepConfig) -> Ledger:
@@ -37,7 +38,7 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
     """
 
     def absolute(source: str) -> str:
-        if source and not source.startswith("hf:") and "://" not in source:
+        if source and is_local(source):
             return str(Path(source).expanduser().absolute())
         return source
 

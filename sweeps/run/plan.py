@@ -145,14 +145,19 @@ def _data(config: SweepConfig, manifest: Manifest) -> Iterator[str]:
 def _search(config: SweepConfig, rows: int, drawn: Sequence[Hyperparameters]) -> list[str]:
     """What varies, and how much is trained. rows: of train."""
     steps = [total_steps(rows, hp) for hp in drawn]
-    mean = sum(trained_samples(rows, hp) for hp in drawn) / len(drawn)
+    samples = _mean_samples(rows, drawn) * config.search.trials
     return [
         f"Search: {search_words(config)}",
         *(f"  {path}: {what}" for path, what in config.space().parameters),
         *(f"  {name}: fixed {value}" for name, value in config.train.fixed().items()),
-        f"  steps per trial: {min(steps)} to {max(steps)}; {mean * config.search.trials:,.0f}"
+        f"  steps per trial: {min(steps)} to {max(steps)}; {samples:,.0f}"
         " samples in all if no trial stops early",
     ]
+
+
+def _mean_samples(rows: int, drawn: Sequence[Hyperparameters]) -> float:
+    """That a trial trains on."""
+    return sum(trained_samples(rows, hp) for hp in drawn) / len(drawn)
 
 
 def _time(
@@ -160,10 +165,9 @@ def _time(
 ) -> Iterator[str]:
     if rates.samples_per_s is None:
         return
-    mean = sum(trained_samples(rows, hp) for hp in drawn) / len(drawn)
     finals = config.selection.finalists
     trials = config.search.trials + min(finals.top, config.search.trials) * finals.seeds
-    hours = mean * trials / rates.samples_per_s / 3600
+    hours = _mean_samples(rows, drawn) * trials / rates.samples_per_s / 3600
     cost = "" if rates.price is None else f", {hours * rates.price:,.2f} at {rates.price:g} an hour"
     yield (
         f"Time: about {hours:,.1f} h at {rates.samples_per_s:g} rows a second{cost}; training"

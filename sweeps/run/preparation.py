@@ -54,7 +54,6 @@ def prepare_data(
         folder,
         context,
         examine,
-        examine.digest if examine is not None else "",
     )
     more = max(parse(draw).options.soft_prompt_tokens for draw in config.draws())
     if more and context is not None:

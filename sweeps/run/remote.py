@@ -14,7 +14,7 @@ from sweeps.config.loading import dump, with_own_space
 from sweeps.config.schema import SweepConfig
 from trainables.data.config import DataConfig
 from trainables.data.files import kind_of
-from trainables.data.sources import SPLITS, local_files
+from trainables.data.sources import SPLITS, is_local, local_files
 from trainables.errors import InputError
 from trainables.tasks.instruction.templates import NONE, PRESETS
 
@@ -95,11 +95,11 @@ def _shipped_split(data: DataConfig, split: str, files: dict[str, Path]) -> Any:
     if not data.parts(split):
         return given
     is_several = isinstance(given, str) and (Path(given).expanduser().is_dir() or has_magic(given))
-    if isinstance(given, str) and not (_is_here(given) and is_several):
+    if isinstance(given, str) and not (is_local(given) and is_several):
         return _shipped(key, given, files)
     found: list[str | dict[str, Any]] = []
     for part in data.parts(split):
-        if not _is_here(part.source):
+        if not is_local(part.source):
             names = [part.source]
         else:
             names = []
@@ -125,15 +125,11 @@ def _shipped_template(setting: str | None, files: dict[str, Path]) -> str | None
     return name
 
 
-def _is_here(source: str) -> bool:
-    return not source.startswith("hf:") and "://" not in source
-
-
 def _shipped(key: str, source: Source, files: dict[str, Path]) -> Source | str:
     """A source as the job finds it: files of this machine go along as data/NAME.EXTENSION. `key`:
     where it stands in the sweep file.
     """
-    if not isinstance(source, str) or not _is_here(source):
+    if not isinstance(source, str) or not is_local(source):
         return source
     path = Path(source).expanduser()
     if not path.is_file():

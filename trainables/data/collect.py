@@ -1,7 +1,7 @@
 """Every source's rows, checked, in one store on disk; and which of them each split has."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from trainables.data.manifest import SourceSummary
 from trainables.data.progress import progress
 from trainables.data.records import Format, Record, RowReader
 from trainables.data.rows import BadRow, Row
-from trainables.data.sources import SPLITS, Source, open_sources
+from trainables.data.sources import SPLITS, Source
 from trainables.data.splits import split_by_share
 from trainables.data.store import RowStore, RowWriter
 from trainables.streams import stream
@@ -37,11 +37,19 @@ class Collected:
     findings: tuple[Finding, ...]
 
 
-def collect(data: DataConfig, form: Format, seed: int, path: Path) -> Collected:
-    """Read all sources into a store at `path`. Raises InputError for what cannot be used."""
+def collect(
+    data: DataConfig,
+    sources: Mapping[str, Sequence[Source]],
+    form: Format,
+    seed: int,
+    path: Path,
+) -> Collected:
+    """Read the sources of all splits into a store at `path`. Raises InputError for what cannot be
+    used.
+    """
     reading = _Reading(data=data, form=form, writer=RowWriter(path))
     for name in SPLITS:
-        reading.read(name)
+        reading.read(name, sources[name])
     store = reading.writer.close()
     splits = {name: np.arange(*reading.bounds[name]) for name in SPLITS if name in reading.bounds}
     if shares := reading.shares():
@@ -96,8 +104,7 @@ class _Reading:
             if (share := self.data.share(name)) is not None and name not in self.bounds
         }
 
-    def read(self, split: str) -> None:
-        given = open_sources(self.data, split)
+    def read(self, split: str, given: Sequence[Source]) -> None:
         if not given:
             return
         self.bad[split], self.unused[split] = BadRows(f"data.{split}"), Counter()
@@ -125,13 +132,9 @@ class _Reading:
     def _records(self, split: str, source: Source, reader: RowReader) -> Iterator[Record]:
         bad = self.bad[split]
         for row in source.rows():
-            if isinstance(row, BadRow):
-                bad.add(str(row))
-                continue
-            try:
-                record = reader.read(row)
-            except BadRow as error:
-                bad.add(str(error))
+            record = reader.attempt(row)
+            if isinstance(row, BadRow) or isinstance(record, BadRow):
+                bad.add(str(record))
             else:
                 yield replace(record, rest=rest) if (rest := self._rest(row)) else record
 

@@ -80,7 +80,9 @@ class Manifest:
     tokenizer: str = ""
     """Digest of what the tokenizer does."""
     chat_template: str | None = None
-    """Whose it is ("tokenizer" or "default"); None where the task has no conversations."""
+    """Whose it is: "tokenizer", "default", or as `data.chat_template` says; None where the task has
+    no conversations.
+    """
     splits: Mapping[str, SplitSummary] = field(default_factory=dict)
     duplicates_inside: Mapping[str, int] = field(default_factory=dict)
     duplicates_dropped: Mapping[str, int] = field(default_factory=dict)

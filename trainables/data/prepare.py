@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,6 @@ from trainables.data.arrow import Split, open_split
 from trainables.data.collect import Collected, collect, weighted_rows
 from trainables.data.config import DataConfig
 from trainables.data.doctor.rows import Prepared
-from trainables.data.findings import Finding
 from trainables.data.inspection import same_names, same_tokens, split_findings
 from trainables.data.manifest import (
     MANIFEST,
@@ -31,7 +30,7 @@ from trainables.data.manifest import (
     write_manifest,
 )
 from trainables.data.records import Encoding, Format, Record
-from trainables.data.sources import SPLITS, open_sources
+from trainables.data.sources import SPLITS, Source, open_sources
 from trainables.data.splits import Splits, check_labels, draw_rows, label_counts, separate
 from trainables.data.store import RowStore, RowWriter
 from trainables.data.tokens import SLICES, Slices, SplitFiles
@@ -44,6 +43,7 @@ from trainables.tasks.instruction.templates import chat_template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+    from trainables.data.doctor.examine import Examination
     from trainables.storage.records import Json
 
 __all__ = ["Slices", "Split", "open_slices", "open_split", "prepare", "tokenise_split"]
@@ -59,8 +59,7 @@ def prepare(
     seed: int,
     folder: Path,
     context: int | None = None,
-    examine: Callable[[Prepared], Iterable[Finding]] | None = None,
-    examined_with: str = "",
+    examine: Examination | None = None,
 ) -> Manifest:
     """Read, check, split and tokenise the data, and write it to `folder`.
 
@@ -69,8 +68,7 @@ def prepare(
     last, atomically, `manifest.json`: a folder without it is not ready.
 
     context: the model's longest row in tokens; None where only the tokenizer's own limit is known.
-    examine: what else is found in the rows, for the manifest; examined_with: a digest of what it
-    compares them with.
+    examine: what else is found in the rows, for the manifest.
     Returns the manifest. Raises InputError for everything that the user can put right.
     """
     owner, folder = _task(task), Path(folder)
@@ -92,12 +90,12 @@ def prepare(
         template_of, tokenizer = with_template(tokenizer, data.chat_template)
     max_length = _max_length(data, owner.format, tokenizer, context)
     _check_given(data)
-    examined = None if examine is None else examined_with
-    key = _cache_key(data, task, tokenizer, seed, max_length, examined)
+    sources = {name: open_sources(data, name) for name in SPLITS}
+    key = _cache_key(data, sources, task, tokenizer, seed, max_length, examine)
     if (manifest := cache.take(key, folder)) is not None:
         return manifest
     with TemporaryDirectory(dir=folder, prefix="rows.") as scratch:
-        read = collect(data, owner.format, seed, Path(scratch) / "rows.arrow")
+        read = collect(data, sources, owner.format, seed, Path(scratch) / "rows.arrow")
         manifest = Preparation(
             data=data,
             task=task,
@@ -118,16 +116,16 @@ def prepare(
 
 def _cache_key(
     data: DataConfig,
+    sources: Mapping[str, Sequence[Source]],
     task: str,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     max_length: int,
-    examined: str | None,
+    examine: Examination | None,
 ) -> str:
-    files = [s.fingerprint() for name in SPLITS for s in open_sources(data, name)]
     return cache.cache_key(
         {
-            "files": list(files),
+            "files": [each.fingerprint() for name in SPLITS for each in sources[name]],
             "data": to_json(data),
             "task": task,
             "tokenizer": _tokenizer_digest(tokenizer),
@@ -135,7 +133,7 @@ def _cache_key(
             "inputs": list(tokenizer.model_input_names),
             "seed": seed,
             "max_length": max_length,
-            "examined": examined,
+            "examined": None if examine is None else examine.digest,
         }
     )
 
@@ -184,7 +182,7 @@ class Preparation:
     folder: Path
     max_length: int
     template_of: str | None
-    examine: Callable[[Prepared], Iterable[Finding]] | None
+    examine: Examination | None
 
     def manifest(self, read: Collected) -> Manifest:
         data, store = self.data, read.store

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from trainables.data.config import DataConfig
-from trainables.data.rows import Row, is_missing
+from trainables.data.rows import BadRow, Row, check_column, is_missing
 from trainables.data.sources import Source
-from trainables.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +50,15 @@ class RowReader:
     """Of the format that the source's columns turned out to have: `messages`, `text+label`."""
     read: Callable[[Row], Record]
     """Raises BadRow for what cannot be used or stored (`Row.check_storable`)."""
+
+    def attempt(self, row: Row | BadRow) -> Record | BadRow:
+        """Of what a source gives: in the place of what cannot be used, why not."""
+        if isinstance(row, BadRow):
+            return row
+        try:
+            return self.read(row)
+        except BadRow as error:
+            return error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,12 +161,8 @@ def duplicate_key(*texts: str) -> bytes:
 
 def check_parts(columns: Sequence[str], name: str, data: DataConfig) -> None:
     """Raise InputError where the source `name` lacks the columns that `parts_of` needs."""
-    for setting, column in (("group", data.group), ("slice", data.slice)):
-        if column is not None and column not in columns:
-            raise InputError(
-                f"data.{setting}: {name} has no column {column!r}, only {', '.join(columns)}."
-                + did_you_mean(column, columns)
-            )
+    check_column(columns, name, data.group, "group")
+    check_column(columns, name, data.slice, "slice")
 
 
 def parts_of(row: Row, data: DataConfig) -> tuple[str | None, str | None]:

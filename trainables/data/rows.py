@@ -1,10 +1,10 @@
 """A row as it was read from its source, and what may be stored of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trainables.errors import InputError
+from trainables.errors import InputError, did_you_mean
 
 MOST_DIGITS = 4300  # of an integer: what Python reads back from JSON
 TOO_LARGE = 10**MOST_DIGITS
@@ -92,6 +92,15 @@ class Row:
             raise self.error(
                 f"{where} is not Unicode text: it has a lone surrogate {half!r}"
             ) from None
+
+
+def check_column(columns: Sequence[str], name: str, column: str | None, setting: str) -> None:
+    """Raise InputError where the source `name` lacks the column that `data.SETTING` names."""
+    if column is not None and column not in columns:
+        raise InputError(
+            f"data.{setting}: {name} has no column {column!r}, only"
+            f" {', '.join(columns)}.{did_you_mean(column, columns)}"
+        )
 
 
 def is_missing(value: object) -> bool:

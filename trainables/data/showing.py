@@ -38,14 +38,10 @@ def shown_rows(
         for row in source.rows():
             if left == 0:
                 return
-            if isinstance(row, BadRow):
-                continue
-            try:
-                record = reader.read(row)
-            except BadRow:
-                continue
-            left -= 1
-            yield _shown(record, form, tokenizer, encoding)
+            record = reader.attempt(row)
+            if not isinstance(record, BadRow):
+                left -= 1
+                yield _shown(record, form, tokenizer, encoding)
 
 
 def _shown(

@@ -14,7 +14,7 @@ from trainables.data.config import DataConfig
 from trainables.data.files import DECOMPRESS, File, is_url, kind_of, one_line
 from trainables.data.hub import HubDataset, is_hub
 from trainables.data.readers import BINARY, DOCUMENT, READERS, Rows
-from trainables.data.rows import BadRow, Row
+from trainables.data.rows import BadRow, Row, check_column
 from trainables.errors import InputError, did_you_mean
 
 SPLITS = ("train", "validation", "test")
@@ -67,15 +67,20 @@ class Source(ABC):
 
     def check_column(self, column: str | None, setting: str) -> None:
         """Raise InputError where the source lacks the column that `data.SETTING` names."""
-        if column is not None and column not in self.columns:
-            raise InputError(
-                f"data.{setting}: {self.name} has no column {column!r}, only"
-                f" {', '.join(self.columns)}.{did_you_mean(column, self.columns)}"
-            )
+        check_column(self.columns, self.name, column, setting)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of a file's bytes; of a dataset of a hub, of its rows. As they were when it was
+        first asked for: it takes a reading of its own.
+        """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self._digest()
 
     @abstractmethod
-    def fingerprint(self) -> str:
-        """SHA-256 of a file's bytes; of a dataset of a hub, of its rows."""
+    def _digest(self) -> str: ...
 
     @abstractmethod
     def _read(self) -> Rows: ...
@@ -92,7 +97,7 @@ class FileSource(Source):
     def is_document(self) -> bool:
         return kind_of(self.file.address)[0] == DOCUMENT
 
-    def fingerprint(self) -> str:
+    def _digest(self) -> str:
         return self.file.digest()
 
     def _read(self) -> Rows:
@@ -106,7 +111,7 @@ class FileSource(Source):
 class HubSource(Source):
     dataset: HubDataset
 
-    def fingerprint(self) -> str:
+    def _digest(self) -> str:
         return self.dataset.fingerprint()
 
     def _read(self) -> Rows:
@@ -146,6 +151,11 @@ def check_sources(data: DataConfig) -> None:
                 _files(part.source, key)
 
 
+def is_local(source: str) -> bool:
+    """Whether it is a file, a folder or a pattern of this machine."""
+    return not is_hub(source) and not is_url(source)
+
+
 def local_files(source: str, key: str) -> list[Path]:
     """The files of a file, a folder or a pattern on this machine, in the order in which they are
     read.
@@ -156,7 +166,7 @@ def local_files(source: str, key: str) -> list[Path]:
 def source_fingerprint(source: str) -> str | None:
     """SHA-256 of a source's file as it is now; None for what is not, or no longer, here."""
     path = Path(source).expanduser()
-    if is_hub(source) or is_url(source) or not path.is_file():
+    if not is_local(source) or not path.is_file():
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from trainables.data.config import DataConfig
-from trainables.data.doctor.examine import examine
+from trainables.data.doctor.examine import Examination
 from trainables.data.doctor.near import jaccard, pieces
 from trainables.data.doctor.secrets import _kinds
 from trainables.data.prepare import prepare
@@ -43,9 +43,7 @@ def write(path, rows):
 
 
 def look(data, tokenizer, folder, task="classification", others=None):
-    manifest = prepare(
-        data, task, tokenizer, 0, folder, 512, lambda rows: examine(rows, others or {})
-    )
+    manifest = prepare(data, task, tokenizer, 0, folder, 512, Examination(others=others or {}))
     found = {}
     for finding in manifest.findings:
         found.setdefault(finding.kind, []).append(finding)

@@ -448,18 +448,15 @@ def test_what_rows_are_compared_with_is_part_of_what_is_kept(
     monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
     data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
     told = []
+
+    class Watched(Examination):
+        def __call__(self, prepared):
+            told.extend(self.others)
+            return iter(())
+
     for name in ("one", "other", "one"):
-        look = Examination(others={name: [f"{name} w1 w2"]})
-        prepare(
-            data,
-            "classification",
-            tokenizer,
-            0,
-            tmp_path / "out",
-            None,
-            lambda rows, name=name: told.append(name) or (),
-            look.digest,
-        )
+        look = Watched(others={name: [f"{name} w1 w2"]})
+        prepare(data, "classification", tokenizer, 0, tmp_path / "out", None, look)
     assert told == ["one", "other"]
 
 

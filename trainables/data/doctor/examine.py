@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainables.data.doctor.columns import column_findings
@@ -16,23 +16,12 @@ from trainables.data.doctor.shift import shifts
 from trainables.data.findings import Finding
 
 
-def examine(prepared: Prepared, others: Mapping[str, Iterable[str]]) -> Iterator[Finding]:
-    """others: texts that train must not hold, by what they are: general text, a benchmark."""
-    yield from near_duplicates(prepared)
-    yield from label_findings(prepared)
-    yield from column_findings(prepared)
-    yield from shifts(prepared)
-    for what, texts in others.items():
-        yield from overlap(prepared, texts, what)
-    yield from secrets(prepared)
-    yield from power(prepared)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Examination:
     """What the doctor does, with all that it compares rows with."""
 
     others: Mapping[str, Sequence[str]]
+    """Texts that train must not hold, by what they are: general text, a benchmark."""
 
     @property
     def digest(self) -> str:
@@ -40,4 +29,11 @@ class Examination:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def __call__(self, prepared: Prepared) -> Iterator[Finding]:
-        return examine(prepared, self.others)
+        yield from near_duplicates(prepared)
+        yield from label_findings(prepared)
+        yield from column_findings(prepared)
+        yield from shifts(prepared)
+        for what, texts in self.others.items():
+            yield from overlap(prepared, texts, what)
+        yield from secrets(prepared)
+        yield from power(prepared)

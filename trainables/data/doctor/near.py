@@ -5,7 +5,7 @@ Jaccard similarity itself.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -116,13 +116,7 @@ def _pairs(prepared: Prepared, of: Sketched, among: Sketched) -> list[_Pair]:
 
 
 def _texts(prepared: Prepared, rows: set[int]) -> Mapping[int, Text]:
-    chosen = Prepared(
-        store=prepared.store,
-        splits={"chosen": np.array(sorted(rows), dtype=np.int64)},
-        task=prepared.task,
-        data=prepared.data,
-        seed=prepared.seed,
-    )
+    chosen = replace(prepared, splits={"chosen": np.array(sorted(rows), dtype=np.int64)})
     return {text.row: text for text in chosen.texts("chosen")} if rows else {}
 
 

@@ -45,12 +45,3 @@ class Prepared:
         for row, record in zip(rows.tolist(), self.store.records(rows), strict=True):
             asked, answered = form.question(record.value)
             yield Text(row=row, place=record.place, asked=asked, answered=answered)
-
-    def places(self, rows: list[int]) -> list[str]:
-        """Where rows came from."""
-        order = np.argsort(rows, kind="stable")
-        found = [record.place for record in self.store.records(np.sort(rows))]
-        places = [""] * len(rows)
-        for position, place in zip(order.tolist(), found, strict=True):
-            places[position] = place
-        return places

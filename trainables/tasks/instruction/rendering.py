@@ -113,11 +113,11 @@ class Renderer:
 
     def _learnt(self, value: Mapping[str, object], row: Row) -> dict[int, float]:
         """Weights of the messages that are to be learnt, by their positions."""
-        whole = _weight(value)
+        whole = weight_of(value)
         learnt = {
             turn: weight
             for turn, message in enumerate(row.messages)
-            if message.get("role") == "assistant" and (weight := whole * _weight(message)) > 0
+            if message.get("role") == "assistant" and (weight := whole * weight_of(message)) > 0
         }
         if self._last_only and learnt:
             last = max(learnt)
@@ -297,7 +297,7 @@ def _writes_python(layout: Layout) -> bool:
     return False
 
 
-def _weight(value: Mapping[str, object]) -> float:
+def weight_of(value: Mapping[str, object]) -> float:
     weight = value.get("weight")
     return float(weight) if isinstance(weight, int | float) else 1.0
 

@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
@@ -12,7 +12,7 @@ import numpy as np
 from trainables.data.records import Record, batched
 from trainables.data.rows import BadRow, shorten
 from trainables.errors import InputError
-from trainables.tasks.instruction.rendering import Rendered, Renderer, Span
+from trainables.tasks.instruction.rendering import Rendered, Renderer, Span, weight_of
 from trainables.tasks.instruction.templates import chat_template, check_template
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Tokeniser:
             return row.text, [(span.start, span.end) for span in row.spans]
         prompt, completion = (str(record.value.get(key, "")) for key in ("prompt", "completion"))
         text = f"{prompt}{completion}{self._tokenizer.eos_token or ''}"
-        return text, [(len(prompt), len(text))] if _weight(record.value) else []
+        return text, [(len(prompt), len(text))] if weight_of(record.value) else []
 
     def tokenise(self, records: Sequence[Record]) -> Iterator[Tokens | BadRow]:
         """In the place of a row that cannot be used stands what is wrong with it."""
@@ -184,7 +184,7 @@ class Tokeniser:
         eos = self._tokenizer.eos_token_id
         if isinstance(eos, int) and ids[-1:] != [eos]:
             ids = [*ids, eos]
-        weight = _weight(record.value)
+        weight = weight_of(record.value)
         learnt = np.arange(len(ids)) >= given
         return Tokens(
             ids=np.array(ids, dtype=np.int32),
@@ -235,11 +235,6 @@ def _tokeniser(
     train_on: Literal["all_answers", "last_answer"],
 ) -> Tokeniser:
     return Tokeniser(tokenizer, setting, reasoning=reasoning, train_on=train_on)
-
-
-def _weight(value: Mapping[str, object]) -> float:
-    weight = value.get("weight")
-    return float(weight) if isinstance(weight, int | float) else 1.0
 
 
 def _without_end(encoding: "Encoding") -> list[int]:
