@@ -12,12 +12,14 @@ from trainables.data.bad_rows import BadRows
 from trainables.data.config import COLUMNS, DataConfig
 from trainables.data.findings import Finding
 from trainables.data.manifest import SourceSummary
-from trainables.data.progress import progress
+from trainables.data.processes import Processes
+from trainables.data.progress import counted
+from trainables.data.readers import Piece
 from trainables.data.records import Format, Record, RowReader
 from trainables.data.rows import BadRow, Row
 from trainables.data.sources import SPLITS, Source
 from trainables.data.splits import split_by_share
-from trainables.data.store import RowStore, RowWriter
+from trainables.data.store import PackedRows, RowStore, RowWriter
 from trainables.streams import stream
 from trainables.tasks.causal_lm.format import Documents, cut_tail
 
@@ -43,11 +45,12 @@ def collect(
     form: Format,
     seed: int,
     path: Path,
+    processes: Processes,
 ) -> Collected:
     """Read the sources of all splits into a store at `path`. Raises InputError for what cannot be
     used.
     """
-    reading = _Reading(data=data, form=form, writer=RowWriter(path))
+    reading = _Reading(data=data, form=form, writer=RowWriter(path), processes=processes)
     for name in SPLITS:
         reading.read(name, sources[name])
     store = reading.writer.close()
@@ -78,6 +81,49 @@ def weighted_rows(
     return np.repeat(rows, times)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Packed:
+    """What became of a piece of a source."""
+
+    rows: PackedRows
+    bad: list[str]
+    """What is wrong with rows that cannot be used."""
+    unused: Counter[str]
+
+    @property
+    def read(self) -> int:
+        return len(self.rows) + len(self.bad)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PieceReader:
+    """Reads pieces of one source; another process may do it."""
+
+    reader: RowReader
+    used: frozenset[str]
+    """Columns that settings name."""
+
+    def __call__(self, piece: Piece) -> _Packed:
+        records: list[Record] = []
+        bad: list[str] = []
+        for row in piece.rows():
+            record = self.reader.attempt(row)
+            if isinstance(row, BadRow) or isinstance(record, BadRow):
+                bad.append(str(record))
+            else:
+                records.append(replace(record, rest=rest) if (rest := self._rest(row)) else record)
+        unused = Counter(name for record in records for name in record.unused)
+        return _Packed(rows=PackedRows.of(records), bad=bad, unused=unused)
+
+    def _rest(self, row: Row) -> dict[str, object]:
+        return {
+            name: value
+            for name, value in row.columns.items()
+            if name not in self.used and isinstance(value, str | int | float | None)
+            if value is None or _is_short(row, value, name)
+        }
+
+
 @dataclass(kw_only=True)
 class _Reading:
     """Of all sources."""
@@ -85,16 +131,13 @@ class _Reading:
     data: DataConfig
     form: Format
     writer: RowWriter
+    processes: Processes
     bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Of each split that has been read, its first row and the one after its last."""
     sources: dict[str, SourceSummary] = field(default_factory=dict)
     weighted: list[tuple[range, float]] = field(default_factory=list)
     bad: dict[str, BadRows] = field(default_factory=dict)
     unused: dict[str, Counter[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        data = self.data
-        self._used = {data.text, data.text_pair, data.label, *COLUMNS, *data.columns.values()}
 
     def shares(self) -> dict[str, float]:
         """Of the splits that are a share of train and not cut off it already."""
@@ -108,58 +151,63 @@ class _Reading:
         if not given:
             return
         self.bad[split], self.unused[split] = BadRows(f"data.{split}"), Counter()
+        cuts = split == "train" and len(given) == 1 and isinstance(self.form, Documents)
         first = None
         for number, source in enumerate(given):
             reader = self.form.reader(source, self.data)
-            records = self._records(split, source, reader)
-            if split == "train" and len(given) == 1 and isinstance(self.form, Documents):
-                records = self._without_tail(records)
-            begin, read = len(self.writer), 0
+            pieces = self._cut(source, reader) if cuts else self._packed(source.pieces(), reader)
+            begin = len(self.writer)
             first = begin if first is None else first
-            for record in progress(f"Reading {source.name}", records):
-                self.writer.add(record)
-                self.unused[split].update(record.unused)
-                read += 1
+            self._write(split, f"Reading {source.name}", pieces)
             key = split if len(given) == 1 else f"{split}[{number}]"
             self.sources[key] = SourceSummary(
-                source=source.name, format=reader.name, rows=read, sha256=source.fingerprint()
+                source=source.name,
+                format=reader.name,
+                rows=len(self.writer) - begin,
+                sha256=source.fingerprint(),
             )
             if source.weight != 1:
                 self.weighted.append((range(begin, len(self.writer)), source.weight))
         self.bad[split].refuse(self.data.bad_rows)
         self.bounds[split] = first or 0, len(self.writer)
 
-    def _records(self, split: str, source: Source, reader: RowReader) -> Iterator[Record]:
-        bad = self.bad[split]
-        for row in source.rows():
-            record = reader.attempt(row)
-            if isinstance(row, BadRow) or isinstance(record, BadRow):
-                bad.add(str(record))
-            else:
-                yield replace(record, rest=rest) if (rest := self._rest(row)) else record
+    def _write(self, split: str, doing: str, packed: Iterator[_Packed]) -> None:
+        for each in counted(doing, ((found.read, found) for found in packed)):
+            self.writer.write(each[1].rows)
+            self.unused[split] += each[1].unused
+            for error in each[1].bad:
+                self.bad[split].add(error)
 
-    def _rest(self, row: Row) -> dict[str, object]:
-        return {
-            name: value
-            for name, value in row.columns.items()
-            if name not in self._used and isinstance(value, str | int | float | None)
-            if value is None or _is_short(row, value, name)
-        }
+    def _packed(self, pieces: Iterator[Piece], reader: RowReader) -> Iterator[_Packed]:
+        """By several processes from where it takes longer than they need to start."""
+        data = self.data
+        settings = (data.text, data.text_pair, data.label, *COLUMNS, *data.columns.values())
+        used = frozenset(name for name in settings if name is not None)
+        read, rows = _PieceReader(reader=reader, used=used), 0
+        while not self.processes.pay_off(rows):
+            piece = next(pieces, None)
+            if piece is None:
+                return
+            rows += len(piece)
+            yield read(piece)
+        yield from self.processes.map(read, pieces)
 
-    def _without_tail(self, records: Iterator[Record]) -> Iterator[Record]:
+    def _cut(self, source: Source, reader: RowReader) -> Iterator[_Packed]:
         """The rows of train; of a single document, what its other splits are a share of is cut off
-        and added to those.
+        and written.
         """
-        shares, first = self.shares(), list(islice(records, 2))
-        if len(first) != 1 or not shares:
-            return chain(first, records)
-        parts = cut_tail(first[0], shares)
+        shares, pieces = self.shares(), source.pieces()
+        first = list(islice(pieces, 2))
+        alone = shares and len(first) == 1 and len(first[0]) == 1
+        record = reader.attempt(next(first[0].rows())) if alone else None
+        if not isinstance(record, Record):
+            return self._packed(chain(first, pieces), reader)
+        parts = cut_tail(record, shares)
         for name in shares:
             begin = len(self.writer)
-            for record in parts[name]:
-                self.writer.add(record)
+            self.writer.write(PackedRows.of(parts[name]))
             self.bounds[name] = begin, len(self.writer)
-        return iter(parts["train"])
+        return iter([_Packed(rows=PackedRows.of(parts["train"]), bad=[], unused=Counter())])
 
     def findings(self) -> Iterator[Finding]:
         for split, bad in self.bad.items():

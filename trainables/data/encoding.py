@@ -1,15 +1,15 @@
 """From checked rows to tokens, batch by batch; many rows by several processes."""
 
-import os
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trainables.data.processes import Processes
 from trainables.data.records import Encoded, Encoding
 from trainables.data.store import RowStore, SomeRows
 from trainables.tasks import TASKS
@@ -17,7 +17,6 @@ from trainables.tasks import TASKS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROWS_PER_PROCESS = 20_000  # fewer are tokenised before another process would have started
 RAGGED = ("input_ids", "labels", "token_type_ids", "weights")
 
 
@@ -27,27 +26,20 @@ def tokenised(
     task: str,
     tokenizer: "PreTrainedTokenizerBase",
     encoding: Encoding,
+    processes: Processes,
 ) -> Iterator[tuple[int, Encoded]]:
     """`rows`, which rise, in order, batch by batch; beside each, of how many rows it was made."""
     pieces, form = store.batches(rows), TASKS[task].format
-    processes = min(len(os.sched_getaffinity(0)), len(rows) // ROWS_PER_PROCESS)
-    if processes < 2:
+    if not processes.pay_off(len(rows)):
         for piece in pieces:
             yield len(piece), form.encode(store.some(piece).records(), tokenizer, encoding)
         return
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
-
     path = store.path.with_suffix(".tokenizer")
     path.write_bytes(pickle.dumps(tokenizer))
-    results = Parallel(n_jobs=processes, return_as="generator", pre_dispatch="2*n_jobs")(
-        delayed(_packed)(store.some(piece), task, path, encoding) for piece in pieces
-    )
-    try:
-        for piece, encoded in zip(pieces, cast("Iterator[Encoded]", results), strict=True):
-            yield len(piece), _with_lists(encoded, lambda packed: packed.rows())
-    finally:
-        get_reusable_executor().shutdown(wait=False)  # it would keep its memory for minutes
+    pack = partial(_packed, task=task, tokenizer=path, encoding=encoding)
+    results = processes.map(pack, map(store.some, pieces))
+    for piece, encoded in zip(pieces, results, strict=True):
+        yield len(piece), _with_lists(encoded, lambda packed: packed.rows())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,5 +74,4 @@ def _packed(some: SomeRows, task: str, tokenizer: Path, encoding: Encoding) -> E
 
 @lru_cache(maxsize=1)
 def _tokenizer(path: Path) -> "PreTrainedTokenizerBase":
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core
     return pickle.loads(path.read_bytes())

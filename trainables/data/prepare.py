@@ -29,6 +29,7 @@ from trainables.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from trainables.data.processes import Processes
 from trainables.data.records import Encoding, Format, Record
 from trainables.data.sources import SPLITS, Source, open_sources
 from trainables.data.splits import Splits, check_labels, draw_rows, label_counts, separate
@@ -94,8 +95,9 @@ def prepare(
     key = _cache_key(data, sources, task, tokenizer, seed, max_length, examine)
     if (manifest := cache.take(key, folder)) is not None:
         return manifest
-    with TemporaryDirectory(dir=folder, prefix="rows.") as scratch:
-        read = collect(data, sources, owner.format, seed, Path(scratch) / "rows.arrow")
+    with TemporaryDirectory(dir=folder, prefix="rows.") as scratch, Processes() as processes:
+        store = Path(scratch) / "rows.arrow"
+        read = collect(data, sources, owner.format, seed, store, processes)
         manifest = Preparation(
             data=data,
             task=task,
@@ -105,6 +107,7 @@ def prepare(
             max_length=max_length,
             template_of=template_of,
             examine=examine,
+            processes=processes,
         ).manifest(read)
     if template_of not in (None, "tokenizer", "none"):
         template = cast("str", tokenizer.chat_template)
@@ -183,6 +186,7 @@ class Preparation:
     max_length: int
     template_of: str | None
     examine: Examination | None
+    processes: Processes
 
     def manifest(self, read: Collected) -> Manifest:
         data, store = self.data, read.store
@@ -207,6 +211,7 @@ class Preparation:
             task=self.task,
             tokenizer=self.tokenizer,
             encoding=encoding,
+            processes=self.processes,
             bad_rows=data.bad_rows,
         )
         most_blocks = None if data.rows is None else (data.rows, self.seed)
@@ -305,7 +310,7 @@ def tokenise_split(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase) 
             f"data.{name}: the tokenizer is not the one that {folder} was prepared with"
         )
     folder = Path(folder)
-    with TemporaryDirectory(dir=folder, prefix="rows.") as scratch:
+    with TemporaryDirectory(dir=folder, prefix="rows.") as scratch, Processes() as processes:
         writer = RowWriter(Path(scratch) / "rows.arrow")
         with open(folder / f"{name}.jsonl", encoding="utf-8", newline="\n") as lines:
             for number, line in enumerate(lines, start=1):
@@ -317,6 +322,7 @@ def tokenise_split(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase) 
             task=manifest.task,
             tokenizer=tokenizer,
             encoding=manifest.encoding,
+            processes=processes,
             bad_rows=manifest.data.bad_rows,
         )
         return writing.tokens(name, np.arange(len(store)), None)

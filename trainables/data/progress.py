@@ -8,14 +8,10 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 
-def progress(doing: str, rows: Iterable[Item]) -> Iterator[Item]:
-    yield from tqdm(rows, desc=doing, unit=" rows", delay=2, disable=None, leave=False)
-
-
 def counted(
-    doing: str, batches: Iterable[tuple[int, Item]], total: int
+    doing: str, batches: Iterable[tuple[int, Item]], total: int | None = None
 ) -> Iterator[tuple[int, Item]]:
-    """Batches, beside each of how many of all rows it is."""
+    """Batches, beside each of how many of all rows it is; total: None where that is not known."""
     with tqdm(desc=doing, unit=" rows", total=total, delay=2, disable=None, leave=False) as shown:
         for rows, batch in batches:
             yield rows, batch

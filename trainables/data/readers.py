@@ -12,8 +12,9 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainables.data.files import File, one_line
 from trainables.data.rows import MOST_DIGITS, BadRow, Row, shorten
@@ -22,12 +23,16 @@ from trainables.errors import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Item = TypeVar("Item")
+
 Rows = Iterator[Row | BadRow]
 """What cannot be used stands where the row would, so that those after it can be read."""
 
 Reader = Callable[[File], Rows]
 """Raises InputError for what is wrong with the file as a whole."""
 
+PIECE_ROWS, PIECE_CHARACTERS = 1000, 1 << 23
+NESTED = PIECE_CHARACTERS >> 8  # characters that a list or an object is taken for
 BATCH = 256  # rows of Arrow that are Python objects at a time
 LONGEST_FIELD = 1 << 27  # characters; a quote that is never closed shall not fill the memory
 BLANK = re.compile(r"[ \t\n\r]*")  # white space as JSON has it
@@ -207,31 +212,93 @@ def parse_json(text: str) -> object:
         raise JSONFault(f"an integer of more than {MOST_DIGITS} digits") from None
 
 
-def read_jsonl(file: File) -> Rows:
-    """A JSON object a line."""
-    untouched = True
-    with file.text() as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.isspace():
-                continue
-            if untouched and re.match(r"\s*\[\s*(\{|$)", line):
-                raise file.error(
-                    "a list of objects, as .json has it, not one object a line; name it .json"
-                )
-            untouched = False
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lines:
+    """Of JSON, of a file: not yet parsed, which another process may do."""
+
+    file: File
+    lines: Sequence[tuple[int, str]]
+    """Beside each its number."""
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def rows(self) -> Rows:
+        for number, line in self.lines:
             try:
                 row = parse_json(line)
             except JSONFault as fault:
                 hint = "; an object stands on one line" if line.strip() == "{" else ""
-                yield file.bad(f"line {number}", f"{fault}{hint}")
+                yield self.file.bad(f"line {number}", f"{fault}{hint}")
                 continue
             if isinstance(row, dict):
-                yield file.row(f"line {number}", row)
+                yield self.file.row(f"line {number}", row)
             else:
-                yield file.bad(
+                yield self.file.bad(
                     f"line {number}",
                     f'must be an object like {{"text": ...}}, got {shorten(row)}',
                 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Given:
+    """Rows as they were read."""
+
+    given: Sequence[Row | BadRow]
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def rows(self) -> Rows:
+        return iter(self.given)
+
+
+Piece = Lines | Given
+"""Rows of a file that can be sent to another process."""
+
+
+def jsonl_pieces(file: File) -> Iterator[Lines]:
+    """A JSON object a line."""
+    with file.text() as lines:
+        numbered = ((i, line) for i, line in enumerate(lines, start=1) if not line.isspace())
+        for i, found in enumerate(in_pieces(numbered, lambda pair: len(pair[1]))):
+            if i == 0 and re.match(r"\s*\[\s*(\{|$)", found[0][1]):
+                raise file.error(
+                    "a list of objects, as .json has it, not one object a line; name it .json"
+                )
+            yield Lines(file=file, lines=found)
+
+
+def read_jsonl(file: File) -> Rows:
+    """A JSON object a line."""
+    for piece in jsonl_pieces(file):
+        yield from piece.rows()
+
+
+def in_pieces(
+    items: "Iterable[Item]", characters: "Callable[[Item], int]"
+) -> "Iterator[list[Item]]":
+    """Of at most so many rows and characters; a longer one is a piece."""
+    piece, size = [], 0
+    for item in items:
+        piece.append(item)
+        size += characters(item)
+        if len(piece) == PIECE_ROWS or size >= PIECE_CHARACTERS:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def characters_of(row: Row | BadRow) -> int:
+    """As far as that is known at once: a list may hold any number."""
+    if isinstance(row, BadRow):
+        return 0
+    return sum(
+        len(value) if isinstance(value, str) else NESTED
+        for value in row.columns.values()
+        if isinstance(value, str | list | dict)
+    )
 
 
 def read_json(file: File) -> Rows:

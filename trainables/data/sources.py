@@ -13,7 +13,19 @@ from pathlib import Path, PurePosixPath
 from trainables.data.config import DataConfig
 from trainables.data.files import DECOMPRESS, File, is_url, kind_of, one_line
 from trainables.data.hub import HubDataset, is_hub
-from trainables.data.readers import BINARY, DOCUMENT, READERS, Rows
+from trainables.data.readers import (
+    BINARY,
+    DOCUMENT,
+    READERS,
+    Given,
+    Item,
+    Piece,
+    Rows,
+    characters_of,
+    in_pieces,
+    jsonl_pieces,
+    read_jsonl,
+)
 from trainables.data.rows import BadRow, Row, check_column
 from trainables.errors import InputError, did_you_mean
 
@@ -58,11 +70,18 @@ class Source(ABC):
         """One after the other, with BadRow in the place of one that cannot be used. Raises
         InputError where there are none, or where something is wrong with all of them.
         """
-        has_rows = False
-        for row in self._read():
-            has_rows = True
-            yield row
-        if not has_rows:
+        yield from self._some(self._read())
+
+    def pieces(self) -> Iterator[Piece]:
+        """The same, in pieces that other processes can read."""
+        yield from self._some(self._pieces())
+
+    def _some(self, found: Iterator[Item]) -> Iterator[Item]:
+        has_any = False
+        for each in found:
+            has_any = True
+            yield each
+        if not has_any:
             raise self._no_rows()
 
     def check_column(self, column: str | None, setting: str) -> None:
@@ -82,6 +101,10 @@ class Source(ABC):
     @abstractmethod
     def _digest(self) -> str: ...
 
+    def _pieces(self) -> Iterator[Piece]:
+        for rows in in_pieces(self._read(), characters_of):
+            yield Given(given=rows)
+
     @abstractmethod
     def _read(self) -> Rows: ...
 
@@ -95,13 +118,22 @@ class FileSource(Source):
 
     @property
     def is_document(self) -> bool:
-        return kind_of(self.file.address)[0] == DOCUMENT
+        return self._kind == DOCUMENT
 
     def _digest(self) -> str:
         return self.file.digest()
 
+    def _pieces(self) -> Iterator[Piece]:
+        if READERS[self._kind] is read_jsonl:
+            return jsonl_pieces(self.file)
+        return super()._pieces()
+
     def _read(self) -> Rows:
-        return READERS[kind_of(self.file.address)[0]](self.file)
+        return READERS[self._kind](self.file)
+
+    @property
+    def _kind(self) -> str:
+        return kind_of(self.file.address)[0]
 
     def _no_rows(self) -> InputError:
         return self.file.error("the file is empty") if self.file.is_blank() else super()._no_rows()

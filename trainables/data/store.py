@@ -1,7 +1,7 @@
 """Checked rows on disk, before they are tokenised: they may be more than memory holds."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,19 +32,51 @@ class Names:
 class _NamesWriter:
     def __init__(self) -> None:
         self._codes: dict[str, int] = {}
-        self._of_rows: list[np.ndarray] = []
-        self._open: list[int] = []
+        self._of_rows = [np.zeros(0, dtype=np.int64)]
 
-    def add(self, name: str | None) -> None:
-        code = -1 if name is None else self._codes.setdefault(name, len(self._codes))
-        self._open.append(code)
-
-    def flush(self) -> None:
-        self._of_rows.append(np.array(self._open, dtype=np.int64))
-        self._open.clear()
+    def add(self, names: Sequence[str | None]) -> None:
+        codes = self._codes
+        numbers = [-1 if name is None else codes.setdefault(name, len(codes)) for name in names]
+        self._of_rows.append(np.array(numbers, dtype=np.int64))
 
     def done(self) -> Names:
         return Names(names=tuple(self._codes), of_rows=np.concatenate(self._of_rows))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedRows:
+    """Records as they lie in the file, and what is kept in memory of them."""
+
+    batch: pa.RecordBatch
+    keys: bytes
+    labels: list[str | None]
+    groups: list[str | None]
+    slices: list[str | None]
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return self.batch.num_rows
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "PackedRows":
+        columns = (
+            [_json(record.value) for record in records],
+            [record.place for record in records],
+            [record.shown[:SHOWN] for record in records],
+            [_json(record.rest) if record.rest else "" for record in records],
+        )
+        arrays = [pa.array(column, pa.large_string()) for column in columns]
+        return cls(
+            batch=pa.record_batch(arrays, schema=SCHEMA),
+            keys=b"".join(record.key for record in records),
+            labels=[record.label for record in records],
+            groups=[record.group for record in records],
+            slices=[record.slice for record in records],
+            weights=np.array([record.weight for record in records], dtype=np.int64),
+        )
+
+
+_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class RowWriter:
@@ -56,45 +88,43 @@ class RowWriter:
         self._path = path
         self._sink = pa.OSFile(str(path), "wb")
         self._file = pa.ipc.new_file(self._sink, SCHEMA)
-        self._columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
+        self._open: list[Record] = []
         self._characters = 0
         self._starts = [0]
         self._keys = bytearray()
         self._labels, self._groups, self._slices = _NamesWriter(), _NamesWriter(), _NamesWriter()
-        self._weights: list[np.ndarray] = []
-        self._open_weights: list[int] = []
+        self._weights = [np.zeros(0, dtype=np.int64)]
 
     def __len__(self) -> int:
-        return self._starts[-1] + len(self._open_weights)
+        return self._starts[-1] + len(self._open)
 
     def add(self, record: Record) -> None:
-        text = json.dumps(record.value, ensure_ascii=False)
-        rest = json.dumps(record.rest, ensure_ascii=False) if record.rest else ""
-        for name, value in zip(
-            COLUMNS, (text, record.place, record.shown[:SHOWN], rest), strict=True
-        ):
-            self._columns[name].append(value)
-        self._keys += record.key
-        self._labels.add(record.label)
-        self._groups.add(record.group)
-        self._slices.add(record.slice)
-        self._open_weights.append(record.weight)
-        self._characters += len(text)
-        if len(self._open_weights) == ROWS or self._characters >= CHARACTERS:
+        self._open.append(record)
+        self._characters += len(_json(record.value))
+        if len(self._open) == ROWS or self._characters >= CHARACTERS:
             self._flush()
 
+    def write(self, packed: "PackedRows") -> None:
+        """Rows that another process may have packed."""
+        self._flush()
+        self._write(packed)
+
     def _flush(self) -> None:
-        if self._open_weights:
-            arrays = [pa.array(self._columns[name], pa.large_string()) for name in COLUMNS]
-            self._file.write_batch(pa.record_batch(arrays, schema=SCHEMA))
-        self._starts.append(len(self))
-        self._weights.append(np.array(self._open_weights, dtype=np.int64))
-        for names in (self._labels, self._groups, self._slices):
-            names.flush()
-        for values in self._columns.values():
-            values.clear()
-        self._open_weights.clear()
-        self._characters = 0
+        if self._open:
+            self._write(PackedRows.of(self._open))
+            self._open.clear()
+            self._characters = 0
+
+    def _write(self, packed: "PackedRows") -> None:
+        if not len(packed):
+            return
+        self._file.write_batch(packed.batch)
+        self._starts.append(self._starts[-1] + len(packed))
+        self._keys += packed.keys
+        self._weights.append(packed.weights)
+        self._labels.add(packed.labels)
+        self._groups.add(packed.groups)
+        self._slices.add(packed.slices)
 
     def close(self) -> "RowStore":
         """Nothing can be added after."""

@@ -19,6 +19,7 @@ from trainables.data.bad_rows import BadRows
 from trainables.data.encoding import tokenised
 from trainables.data.findings import Finding
 from trainables.data.manifest import SplitSummary, TokenSummary
+from trainables.data.processes import Processes
 from trainables.data.progress import counted
 from trainables.data.records import IGNORED, Encoded, Encoding, Record
 from trainables.data.splits import label_counts
@@ -91,6 +92,7 @@ class SplitFiles:
     task: str
     tokenizer: "PreTrainedTokenizerBase"
     encoding: Encoding
+    processes: Processes
     bad_rows: str = "error"
     """Whether rows that cannot be rendered are refused ("error") or left out ("drop")."""
     findings: list[Finding] = field(default_factory=list)
@@ -168,7 +170,7 @@ class SplitFiles:
 
         def batches() -> Iterator[Encoded]:
             nonlocal position, is_whole
-            found = tokenised(self.store, rows, self.task, self.tokenizer, encoding)
+            found = tokenised(self.store, rows, self.task, self.tokenizer, encoding, self.processes)
             for read, encoded in counted("Tokenising", found, len(rows)):
                 is_whole &= encoded.origin is None
                 origin = np.arange(read) if encoded.origin is None else encoded.origin

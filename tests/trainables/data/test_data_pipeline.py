@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trainables.data import cache, encoding
+from trainables.data import cache, processes, readers
 from trainables.data.config import DataConfig
 from trainables.data.doctor.examine import Examination
 from trainables.data.prepare import open_split, prepare, tokenise_split
@@ -154,9 +153,9 @@ def test_labels_of_the_same_tokens_are_told(tokenizer, tmp_path):
 @pytest.fixture
 def many(monkeypatch, tmp_path):
     """Few rows count as many: several processes tokenise them, and they are kept for the next time."""
-    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 50)
-    monkeypatch.setattr("trainables.data.store.ROWS", 40)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(processes, "MANY", 50)
+    monkeypatch.setattr(readers, "PIECE_ROWS", 40)
+    monkeypatch.setattr(processes.Processes, "count", 2)
     monkeypatch.setattr(cache, "ROWS", 100)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -173,8 +172,8 @@ def test_several_processes_give_what_one_gives(tokenizer, tmp_path, many, monkey
         duplicates="drop",
     )
     several = prepare(data, task, tokenizer, 0, tmp_path / "several")
-    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
-    monkeypatch.setattr("trainables.data.store.ROWS", 10**6)
+    monkeypatch.setattr(processes, "MANY", 10**9)
+    monkeypatch.setattr(readers, "PIECE_ROWS", 10**6)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     one = prepare(data, task, tokenizer, 0, tmp_path / "one")
     assert several == one
@@ -185,6 +184,42 @@ def test_several_processes_give_what_one_gives(tokenizer, tmp_path, many, monkey
             and np.array_equal(x["labels"], y["labels"])
             for x, y in zip(a.rows(range(len(a))), b.rows(range(len(b))), strict=True)
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [".csv", ".jsonl"])
+def test_several_processes_read_what_one_reads(tokenizer, tmp_path, many, monkeypatch, kind):
+    """With their places, what is wrong with some, and what is not used."""
+    rows = [*rows_of(150), ("", "a"), *rows_of(150, 150), ("w1", ""), *rows_of(60, 300)]
+    file = write(tmp_path / "a.csv", rows)
+    if kind == ".jsonl":
+        lines = [json.dumps({"text": text, "label": label, "more": 1}) for text, label in rows]
+        lines[200] = "{"
+        file = str(tmp_path / "a.jsonl")
+        (tmp_path / "a.jsonl").write_text("\n\n".join(lines))
+    data = DataConfig(train=file, bad_rows="drop", duplicates="drop")
+    several = prepare(data, "classification", tokenizer, 0, tmp_path / "several")
+    monkeypatch.setattr(processes, "MANY", 10**9)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    one = prepare(data, "classification", tokenizer, 0, tmp_path / "one")
+    assert several == one and "bad_rows" in kinds(one)
+    for name in ("train.arrow", "validation.arrow", "validation.jsonl"):
+        assert (tmp_path / "several" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def exits(number):
+    import os
+
+    os._exit(1) if number == 3 else None
+    return number
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_told_of():
+    with processes.Processes() as several:
+        assert list(several.map(exits, range(3))) == [0, 1, 2]
+        with pytest.raises(InputError, match="was killed, perhaps for want of memory"):
+            list(several.map(exits, range(5)))
 
 
 @pytest.fixture
@@ -198,7 +233,7 @@ def read(monkeypatch):
 
 
 def test_the_same_data_are_prepared_once(tokenizer, tmp_path, many, read, monkeypatch):
-    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    monkeypatch.setattr(processes, "MANY", 10**9)
     file = write(tmp_path / "a.csv", rows_of(150))
     first = prepare(DataConfig(train=file), "classification", tokenizer, 0, tmp_path / "1")
     again = prepare(DataConfig(train=file), "classification", tokenizer, 0, tmp_path / "2")
@@ -211,7 +246,7 @@ def test_the_same_data_are_prepared_once(tokenizer, tmp_path, many, read, monkey
 
 @pytest.mark.parametrize("change", ["file", "seed", "setting", "tokenizer", "damaged"])
 def test_other_data_are_prepared_anew(tokenizer, tmp_path, many, read, monkeypatch, change):
-    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    monkeypatch.setattr(processes, "MANY", 10**9)
     file = write(tmp_path / "a.csv", rows_of(150))
     prepare(DataConfig(train=file), "classification", tokenizer, 0, tmp_path / "1")
     data, seed = DataConfig(train=file), 0
@@ -236,7 +271,7 @@ def test_other_data_are_prepared_anew(tokenizer, tmp_path, many, read, monkeypat
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     tokenizer, tmp_path, many, monkeypatch
 ):
-    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    monkeypatch.setattr(processes, "MANY", 10**9)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
@@ -247,7 +282,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
 def test_what_is_kept_and_not_whole_is_prepared_anew(
     tokenizer, tmp_path, many, read, monkeypatch, fault
 ):
-    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    monkeypatch.setattr(processes, "MANY", 10**9)
     data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
     first = prepare(data, "classification", tokenizer, 0, tmp_path / "1")
     (kept,) = cache.cache_folder().iterdir()
@@ -273,7 +308,7 @@ def test_what_is_kept_and_not_whole_is_prepared_anew(
 
 
 def test_only_the_last_are_kept(tokenizer, tmp_path, many, monkeypatch):
-    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    monkeypatch.setattr(processes, "MANY", 10**9)
     data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
     for seed in range(cache.KEPT + 2):
         prepare(data, "classification", tokenizer, seed, tmp_path / str(seed))
@@ -445,7 +480,7 @@ def test_a_template_of_former_data_in_the_folder_is_not_taken(tokenizer, tmp_pat
 def test_what_rows_are_compared_with_is_part_of_what_is_kept(
     tokenizer, tmp_path, many, monkeypatch
 ):
-    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    monkeypatch.setattr(processes, "MANY", 10**9)
     data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
     told = []
 
@@ -463,7 +498,7 @@ def test_what_rows_are_compared_with_is_part_of_what_is_kept(
 def test_another_end_of_sequence_is_another_tokenizer(tokenizer, tmp_path, many, monkeypatch):
     import copy
 
-    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    monkeypatch.setattr(processes, "MANY", 10**9)
     both = copy.deepcopy(tokenizer)
     both.add_special_tokens({"additional_special_tokens": ["<end>"]})
     other = copy.deepcopy(both)

@@ -1,30 +1,25 @@
 """Rendered conversations as tokens, and which of these are learnt."""
 
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
 from trainables.data.records import Record, batched
 from trainables.data.rows import BadRow, shorten
 from trainables.errors import InputError
+from trainables.tasks.instruction.positions import ROWS_COMPARED, Encoder, Held, Placed
 from trainables.tasks.instruction.rendering import Rendered, Renderer, Span, weight_of
 from trainables.tasks.instruction.templates import chat_template, check_template
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 Result = TypeVar("Result")
-
-ROWS_DECODED = {True: 100, False: 1000}
-"""Rows in ASCII and beyond, of which it is checked that the tokens of an answer decode to it: a
-fault of a tokenizer's offsets shows in the first rows, or in the first of many characters.
-"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +70,8 @@ class Tokeniser:
                     tokenizer, template, reasoning=reasoning, train_on=train_on
                 )
             self._renderers[with_tools] = known[template]
-        self._checked: Counter[bool] = Counter()
+        self._encoder = Encoder(tokenizer)
+        self._decoded_rows: Counter[bool] = Counter()
 
     def text(self, record: Record) -> tuple[str, list[tuple[int, int]]]:
         """A row as text, and which characters [start, end) of it are learnt. Raises BadRow."""
@@ -96,14 +92,13 @@ class Tokeniser:
 
     def _conversations(self, records: Sequence[Record]) -> Iterator[Tokens | BadRow]:
         rendered = [self._attempted(self._rendered, record) for record in records]
-        texts = [row.text for row in rendered if not isinstance(row, BadRow)]
-        encodings = iter(self._encode(texts, add_special_tokens=False))
+        placed = self._encoder.placed([row for row in rendered if not isinstance(row, BadRow)])
         for record, row in zip(records, rendered, strict=True):
             if isinstance(row, BadRow):
                 yield row
                 continue
             try:
-                yield self._tokens(row, next(encodings), record.place)
+                yield self._tokens(row, next(placed), record.place)
             except BadRow as error:
                 yield error
 
@@ -121,34 +116,26 @@ class Tokeniser:
             )
         return self._renderers[bool(record.value.get("tools"))].render(record.value, record.place)
 
-    def _encode(self, texts: list[str], *, add_special_tokens: bool) -> "list[Encoding]":
-        backend = cast("Tokenizer", self._tokenizer.backend_tokenizer)
-        backend.no_truncation()
-        backend.no_padding()
-        return backend.encode_batch(texts, add_special_tokens=add_special_tokens)
-
-    def _tokens(self, row: Rendered, encoding: "Encoding", place: str) -> Tokens:
-        ids = np.frombuffer(array("i", encoding.ids), dtype=np.int32)  # faster than np.array
+    def _tokens(self, row: Rendered, placed: Placed, place: str) -> Tokens:
+        ids = placed.ids
         learnt = np.zeros(len(ids), dtype=bool)
         weights = None
         if any(span.weight != 1 for span in row.spans):
             weights = np.ones(len(ids), dtype=np.float32)
         endless = 0
         is_ascii = row.text.isascii()
-        decodes = self._checked[is_ascii] < ROWS_DECODED[is_ascii]
-        self._checked[is_ascii] += 1
-        for span in row.spans:
-            held = _held(encoding, row.text, span)
+        decodes = self._decoded_rows[is_ascii] < ROWS_COMPARED[is_ascii]
+        self._decoded_rows[is_ascii] += 1
+        for span, held in zip(row.spans, placed.held, strict=True):
             self._check(row.text, span, ids, held, place, decodes)
             learnt[held.first : held.end] = True
             if weights is not None:
                 weights[held.first : held.end] = span.weight
-            last = _last(encoding, row.text, span, held.end)
-            endless += int(ids[last]) not in self._specials
+            endless += int(ids[held.last]) not in self._specials
         return Tokens(ids=ids, learnt=learnt, weights=weights, endless=endless, lost=row.lost)
 
     def _check(
-        self, text: str, span: Span, ids: np.ndarray, held: "_Held", place: str, decodes: bool
+        self, text: str, span: Span, ids: np.ndarray, held: Held, place: str, decodes: bool
     ) -> None:
         """Raise InputError unless the tokens are those of the span, and decode to just that."""
         fits = held.start == span.start and held.stop == span.end
@@ -197,13 +184,13 @@ class Tokeniser:
     def _joined(self, prompt: str, completion: str, place: str) -> tuple[list[int], int]:
         """Tokens of both, and how many of them are the prompt's."""
         text = prompt + completion
-        asked, whole = self._encode([prompt, text], add_special_tokens=True)
+        asked, whole = self._encoder.texts([prompt, text], add_special_tokens=True)
         before, ids = _without_end(asked), _without_end(whole)
         if ids[: len(before)] == before:
             return ids, len(before)
         # A token of the whole text reaches over the edge, or the prompt's end is read in another
         # way before the completion: the model is given the prompt's own tokens.
-        (after,) = self._encode([completion], add_special_tokens=False)
+        (after,) = self._encoder.texts([completion], add_special_tokens=False)
         apart = [*before, *after.ids]
         if _same(self._decoded(np.array(apart)), self._decoded(np.array(ids))):
             return apart, len(before)
@@ -243,55 +230,6 @@ def _without_end(encoding: "Encoding") -> list[int]:
     while end and encoding.special_tokens_mask[end - 1] and encoding.offsets[end - 1] == (0, 0):
         end -= 1
     return encoding.ids[:end]
-
-
-class _Held(NamedTuple):
-    """Tokens [first, end) of a span, and the characters [start, stop) that they hold."""
-
-    first: int
-    end: int
-    start: int
-    stop: int
-
-
-def _held(encoding: "Encoding", text: str, span: Span) -> _Held:
-    """A token at the span's beginning that holds nothing of it but white space is left to what
-    stands before.
-    """
-    first = encoding.char_to_token(span.start)
-    last = encoding.char_to_token(span.end - 1)
-    end = len(encoding) if span.end == len(text) else encoding.char_to_token(span.end)
-    if end is None and last is not None and _characters(encoding, last)[1] <= span.end:
-        end = last + 1  # no token holds the character behind the end, such as a line break
-    # a character that no token holds, or a token that holds both sides of the end
-    if first is None or last is None or end is None or last >= end:
-        return _held_by_offsets(encoding, span)
-    start, behind = _characters(encoding, first)
-    if start < span.start and first + 1 < end and not text[span.start : behind].strip():
-        first, start = first + 1, behind
-    return _Held(first, end, start, _characters(encoding, end - 1)[1])
-
-
-def _characters(encoding: "Encoding", token: int) -> tuple[int, int]:
-    return encoding.token_to_chars(token) or (0, 0)
-
-
-def _held_by_offsets(encoding: "Encoding", span: Span) -> _Held:
-    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    inside = np.flatnonzero((offsets[:, 1] > span.start) & (offsets[:, 0] < span.end))
-    if not len(inside):
-        return _Held(0, 0, 0, 0)
-    first, last = int(inside[0]), int(inside[-1])
-    return _Held(first, last + 1, int(offsets[first, 0]), int(offsets[last, 1]))
-
-
-def _last(encoding: "Encoding", text: str, span: Span, end: int) -> int:
-    """The last token of the span that is no white space behind its end."""
-    written = text[span.start : span.end].rstrip()
-    if len(written) == span.end - span.start:
-        return end - 1
-    token = encoding.char_to_token(span.start + len(written) - 1)
-    return end - 1 if token is None else token
 
 
 def _same(a: str, b: str) -> bool:
