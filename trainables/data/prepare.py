@@ -64,8 +64,8 @@ def prepare(
     """Read, check, split and tokenise the data, and write it to `folder`.
 
     Writes `train.arrow`, `validation.arrow` (tokens), `validation.jsonl`, `test.jsonl` (the rows as
-    they were read; the test split is tokenised only when it is scored, by `tokenise_split`) and
-    last, atomically, `manifest.json`: a folder without it is not ready.
+    they were read; the tokens of the test split are looked at and thrown away, until it is scored:
+    `tokenise_split`) and last, atomically, `manifest.json`: a folder without it is not ready.
 
     context: the model's longest row in tokens; None where only the tokenizer's own limit is known.
     examine: what else is found in the rows, for the manifest.

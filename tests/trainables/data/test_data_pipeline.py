@@ -414,21 +414,70 @@ def test_without_rendering_the_template_of_the_tokenizer_does_not_matter(tokeniz
     assert tokenise_split(tmp_path / "out", "test", own).rows == 12
 
 
-def test_rows_that_the_template_refuses_are_left_out_of_the_test_split_too(tokenizer, tmp_path):
+@pytest.fixture
+def refusing(tokenizer, tmp_path):
+    """A tokenizer whose template refuses one row of the test split, and the data."""
     import copy
 
     own = copy.deepcopy(tokenizer)
     own.chat_template = (
-        "{% if 'w13' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + PLAIN
+        "{% if 'w13' in messages[0].content and 'w77' in messages[0].content %}"
+        "{{ raise_exception('no') }}{% endif %}" + PLAIN
     )
     test = chat(
-        tmp_path / "b.jsonl", [{"prompt": f"w{i} w77 ", "completion": "w5"} for i in range(10, 20)]
+        tmp_path / "b.jsonl",
+        [{"prompt": f"w{i} w77 ", "completion": "w5 w6 w7"} for i in range(10, 20)],
     )
+    return own, DataConfig(train=chat(tmp_path / "a.jsonl", conversations(60)), test=test)
+
+
+def test_rows_that_the_template_refuses_are_left_out_of_the_test_split_too(refusing, tmp_path):
+    own, data = refusing
+    data = replace(data, bad_rows="drop")
+    manifest = prepare(data, "instruction", own, 0, tmp_path / "out")
+    (finding,) = [each for each in manifest.findings if each.kind == "bad_rows"]
+    assert (finding.split, finding.rows) == ("test", 1) and "b.jsonl line 4" in finding.message
+    assert [path.name for path in (tmp_path / "out").glob("test*")] == ["test.jsonl"]
+    scored = tokenise_split(tmp_path / "out", "test", own)
+    assert scored.rows == 9
+    counted = manifest.splits["test"]
+    for name in ("rows", "tokens", "targets", "truncated", "dropped", "longest", "mean_length"):
+        assert getattr(counted, name) == getattr(scored, name)
+
+
+def test_a_test_split_that_the_template_refuses_is_refused_in_preparation(refusing, tmp_path):
+    """Not when it is scored, hours later."""
+    own, data = refusing
+    with pytest.raises(InputError, match=r"b\.jsonl line 4: the chat template refuses"):
+        prepare(data, "instruction", own, 0, tmp_path / "out")
+
+
+def test_a_test_split_of_which_no_answer_is_left_is_refused_in_preparation(tokenizer, tmp_path):
+    long = [{"prompt": "w1 " * 40 + f"w{i}", "completion": "w5"} for i in range(10)]
     data = DataConfig(
-        train=chat(tmp_path / "a.jsonl", conversations(60)), test=test, bad_rows="drop"
+        train=chat(tmp_path / "a.jsonl", conversations(60)),
+        test=chat(tmp_path / "b.jsonl", long),
+        max_length=20,
     )
-    prepare(data, "instruction", own, 0, tmp_path / "out")
-    assert tokenise_split(tmp_path / "out", "test", own).rows == 9
+    with pytest.raises(
+        InputError, match=r"^data\.max_length: in none of 10 rows \(.*b\.jsonl line 1 "
+    ):
+        prepare(data, "instruction", tokenizer, 0, tmp_path / "out")
+
+
+def test_what_is_cut_and_left_out_of_the_test_split_is_told(tokenizer, tmp_path):
+    rows = [
+        {"prompt": "w1 " * (40 if i < 3 else 5) + f"w{i}", "completion": "w5"} for i in range(10)
+    ]
+    data = DataConfig(
+        train=chat(tmp_path / "a.jsonl", conversations(60)),
+        test=chat(tmp_path / "b.jsonl", rows),
+        max_length=20,
+    )
+    manifest = prepare(data, "instruction", tokenizer, 0, tmp_path / "out")
+    told = {each.kind: each.rows for each in manifest.findings if each.split == "test"}
+    assert told["no_answer"] == 3 and told["truncated"] == 3
+    assert tokenise_split(tmp_path / "out", "test", tokenizer).dropped == 3
 
 
 def test_a_template_of_former_data_in_the_folder_is_not_taken(tokenizer, tmp_path):
