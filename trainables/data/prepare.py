@@ -90,11 +90,11 @@ def prepare(
         template_of, tokenizer = with_template(tokenizer, data.chat_template)
     max_length = _max_length(data, owner.format, tokenizer, context)
     _check_given(data)
-    sources = {name: open_sources(data, name) for name in SPLITS}
-    key = _cache_key(data, sources, task, tokenizer, seed, max_length, examine)
-    if (manifest := cache.take(key, folder)) is not None:
-        return manifest
     with TemporaryDirectory(dir=folder, prefix="rows.") as scratch:
+        sources = {name: open_sources(data, name, Path(scratch)) for name in SPLITS}
+        key = _cache_key(data, sources, task, tokenizer, seed, max_length, examine)
+        if (manifest := cache.take(key, folder)) is not None:
+            return manifest
         read = collect(data, sources, owner.format, seed, Path(scratch) / "rows.arrow")
         manifest = Preparation(
             data=data,

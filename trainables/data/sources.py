@@ -3,8 +3,9 @@
 import glob
 import hashlib
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -47,17 +48,27 @@ class Source(ABC):
         """Of its first rows, in the order in which they first appear. Raises InputError where none
         of those can be used.
         """
-        first = list(islice(self.rows(), FIRST_ROWS))
+        all_rows = self._checked()
+        first = deque(islice(all_rows, FIRST_ROWS))
         rows = [row for row in first if isinstance(row, Row)]
         bad = next((row for row in first if isinstance(row, BadRow)), None)
         if bad is not None and not rows:
             raise InputError(str(bad))
+        self._begun.append(_again(first, all_rows))
         return tuple(dict.fromkeys(name for row in rows for name in row.columns))
 
     def rows(self) -> Rows:
         """One after the other, with BadRow in the place of one that cannot be used. Raises
         InputError where there are none, or where something is wrong with all of them.
         """
+        return self._begun.pop() if self._begun else self._checked()
+
+    @cached_property
+    def _begun(self) -> list[Rows]:
+        """The rows whose columns have been looked at, so that they are read once."""
+        return []
+
+    def _checked(self) -> Rows:
         has_rows = False
         for row in self._read():
             has_rows = True
@@ -92,16 +103,44 @@ class Source(ABC):
 @dataclass(frozen=True, kw_only=True)
 class FileSource(Source):
     file: File
+    copy: Path | None = None
+    """Where a file that is elsewhere is put, so that it is fetched once."""
 
     @property
     def is_document(self) -> bool:
         return kind_of(self.file.address)[0] == DOCUMENT
 
+    @cached_property
+    def _here(self) -> File:
+        return self.file if self.copy is None else self.file.copied(self.copy)
+
+    @cached_property
+    def _state(self) -> tuple[int, int, int] | None:
+        return self._here.state()
+
     def _digest(self) -> str:
-        return self.file.digest()
+        with self._unchanged():
+            return self._here.digest()
 
     def _read(self) -> Rows:
-        return READERS[kind_of(self.file.address)[0]](self.file)
+        with self._unchanged():
+            yield from READERS[kind_of(self.file.address)[0]](self._here)
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Raise InputError where the file is no longer as it was when it was first looked at: its
+        rows would not be those of its fingerprint, or only some of them.
+        """
+        before = self._state
+        fault: InputError | None = None
+        try:
+            yield
+        except InputError as error:
+            fault = error
+        if self._here.state() != before:
+            raise self.file.error("was changed while it was read; start again when it is complete")
+        if fault is not None:
+            raise fault
 
     def _no_rows(self) -> InputError:
         return self.file.error("the file is empty") if self.file.is_blank() else super()._no_rows()
@@ -118,22 +157,36 @@ class HubSource(Source):
         return self.dataset.rows()
 
 
-def open_sources(data: DataConfig, split: str) -> list[Source]:
+def open_sources(data: DataConfig, split: str, copies: Path | None = None) -> list[Source]:
     """The sources of a split, each file of a folder or a pattern by itself; none where it is a
     share of train or not given.
+
+    copies: a folder that takes what comes over a network, so that it comes once however often it is
+    read; as long as the sources are used.
     """
     key = f"data.{split}"
     found: list[Source] = []
+
+    def copy(suffixes: str) -> Path | None:
+        return None if copies is None else copies / f"{key}.{len(found)}{suffixes}"
+
     for part in data.parts(split):
         if is_hub(part.source):
-            dataset = HubDataset.of(part.source, key)
+            dataset = HubDataset.of(part.source, key, copy(".rows"))
             found.append(HubSource(key=key, name=part.source, weight=part.weight, dataset=dataset))
-        else:
-            found += (
-                FileSource(key=key, name=file.name, weight=part.weight, file=file)
-                for file in _files(part.source, key)
+            continue
+        for file in _files(part.source, key):
+            kept = copy("".join(kind_of(file.address))) if is_url(file.address) else None
+            found.append(
+                FileSource(key=key, name=file.name, weight=part.weight, file=file, copy=kept)
             )
     return found
+
+
+def _again(first: deque[Row | BadRow], rest: Rows) -> Rows:
+    while first:
+        yield first.popleft()
+    yield from rest
 
 
 def check_sources(data: DataConfig) -> None:

@@ -233,6 +233,24 @@ def test_other_data_are_prepared_anew(tokenizer, tmp_path, many, read, monkeypat
     assert len(read) == 2
 
 
+def test_a_file_that_is_written_to_between_its_fingerprint_and_its_rows_is_not_kept(
+    tokenizer, tmp_path, many, monkeypatch
+):
+    import trainables.data.prepare as module
+
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    file, collect = write(tmp_path / "a.csv", rows_of(150)), module.collect
+
+    def collected(*args):
+        write(tmp_path / "a.csv", rows_of(150, 1))
+        return collect(*args)
+
+    monkeypatch.setattr(module, "collect", collected)
+    with pytest.raises(InputError, match="was changed while it was read"):
+        prepare(DataConfig(train=file), "classification", tokenizer, 0, tmp_path / "1")
+    assert not cache.cache_folder().exists() and not (tmp_path / "1" / "manifest.json").exists()
+
+
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     tokenizer, tmp_path, many, monkeypatch
 ):
