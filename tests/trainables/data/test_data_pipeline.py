@@ -1,10 +1,13 @@
 """From sources to tokens: rows that cannot be used, mixtures, what is seen of tokens, what is kept for the next time."""
 
 import csv
+import importlib
 import json
 import os
+import sys
 from collections import Counter
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -209,7 +212,10 @@ def test_the_same_data_are_prepared_once(tokenizer, tmp_path, many, read, monkey
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
-@pytest.mark.parametrize("change", ["file", "seed", "setting", "tokenizer", "damaged"])
+@pytest.mark.parametrize(
+    "change",
+    ["file", "seed", "setting", "tokenizer", "tokenizer's setting", "library", "python", "damaged"],
+)
 def test_other_data_are_prepared_anew(tokenizer, tmp_path, many, read, monkeypatch, change):
     monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
     file = write(tmp_path / "a.csv", rows_of(150))
@@ -226,10 +232,42 @@ def test_other_data_are_prepared_anew(tokenizer, tmp_path, many, read, monkeypat
 
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.add_tokens(["w100"])
+    elif change == "tokenizer's setting":
+        import copy
+
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.init_kwargs["split_special_tokens"] = True
+    elif change == "library":
+        monkeypatch.setattr(cache, "version", lambda name: f"{name} 99")
+    elif change == "python":
+        monkeypatch.setattr(cache, "python_version", lambda: "3.99.0")
     else:
         for path in (tmp_path / "cache").rglob("manifest.json"):
             path.unlink()
     prepare(data, "classification", tokenizer, seed, tmp_path / "2")
+    assert len(read) == 2
+
+
+def test_tokenizers_of_other_code_are_other_tokenizers(
+    tokenizer, tmp_path, many, read, monkeypatch
+):
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    code = tmp_path / "code"
+    code.mkdir()
+    monkeypatch.syspath_prepend(code)
+    for number, line in enumerate(["pass", "pass", "split = 1"]):
+        (code / "own_tokenizer.py").write_text(
+            f"from transformers import PreTrainedTokenizerFast\n"
+            f"class PreTrainedTokenizerFast(PreTrainedTokenizerFast):\n    {line}\n"
+        )
+        sys.modules.pop("own_tokenizer", None)
+        importlib.invalidate_caches()
+        made = importlib.import_module("own_tokenizer").PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer, unk_token="<unk>", eos_token="</s>"
+        )
+        prepare(data, "classification", made, 0, tmp_path / str(number))
+    sys.modules.pop("own_tokenizer")
     assert len(read) == 2
 
 
@@ -411,6 +449,66 @@ def test_rows_that_a_template_refuses_are_bad_rows(tokenizer, tmp_path):
         replace(data, bad_rows="drop"), "instruction", tokenizer, 0, tmp_path / "out"
     )
     assert manifest.train.rows == 29 and kinds(manifest)["bad_rows"].rows == 1
+
+
+@pytest.fixture
+def today(monkeypatch):
+    """What the clock of a chat template shows."""
+    import trainables.data.prepare as module
+    from trainables.tasks.instruction import templates
+
+    shown = ["2025-01-31T23:59:59"]
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromisoformat(shown[-1])
+
+    monkeypatch.setattr(module, "datetime", Clock)
+    monkeypatch.setattr(templates, "datetime", Clock)
+    return shown
+
+
+DATED = (
+    "{{ 'w' + strftime_now('%d') + ' ' }}{% for m in messages %}{{ m.content + ' ' + eos_token + ' ' }}"
+    "{% endfor %}"
+)
+
+
+def test_all_rows_are_rendered_on_one_day(tokenizer, tmp_path, today):
+    """Also those of the test split, however long the sweep takes."""
+    import copy
+
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = DATED
+    data = DataConfig(train=chat(tmp_path / "a.jsonl", conversations(60)), test=0.2)
+    manifest = prepare(data, "instruction", own, 0, tmp_path / "out")
+    assert kinds(manifest)["dated"].message.endswith("all rows are rendered with 2025-01-31")
+    today.append("2025-02-01T00:00:01")
+    counted = tokenise_split(tmp_path / "out", "test", own)
+    assert counted.tokens == manifest.splits["test"].tokens
+    for name in ("train", "validation", "test"):
+        split = open_split(tmp_path / "out", name)
+        assert {own.decode(row["input_ids"][:1]) for row in split.rows(range(len(split)))} == {
+            "w31"
+        }
+
+
+def test_rows_with_the_date_are_prepared_anew_on_another_day(
+    tokenizer, tmp_path, many, read, today, monkeypatch
+):
+    import copy
+
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    own = copy.deepcopy(tokenizer)
+    file = chat(tmp_path / "a.jsonl", conversations(150))
+    for template, days in ((PLAIN, 1), (DATED, 2)):
+        own.chat_template = template
+        for moment in ("2025-01-31T08:00:00", "2025-01-31T09:00:00", "2025-02-01T08:00:00"):
+            today.append(moment)
+            prepare(DataConfig(train=file), "instruction", own, 0, tmp_path / f"{days} {moment}")
+        assert len(read) == days
+        read.clear()
 
 
 PLAIN = "{% for m in messages %}{{ m.content + ' ' + eos_token + ' ' }}{% endfor %}"
