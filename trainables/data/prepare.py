@@ -224,6 +224,11 @@ class Preparation:
         _check_filled(splits, data)
         labels = _labels(store, splits) if TASKS[self.task].has_classes else ()
         splits["train"] = weighted_rows(splits["train"], read.weighted, self.seed)
+        if lost := _lost(store, splits["train"], labels):
+            raise InputError(
+                f"data.train: at weights below 1 no row of the label(s) {lost} is left; raise the"
+                " weights of the sources that have them"
+            )
         if data.rows is not None:
             splits["train"] = _drawn(store, splits["train"], data.rows, labels, self.seed)
         encoding = Encoding(
@@ -313,12 +318,16 @@ def _drawn(
 ) -> np.ndarray:
     """At most so many rows of train, in which every class still occurs."""
     drawn = draw_rows(store, train, most, seed)
-    lost = sorted(set(labels) - set(label_counts(store, drawn)))
-    if lost:
+    if lost := _lost(store, drawn, labels):
         raise InputError(
-            f"data.rows: {most} row(s) of train leave out the label(s) {', '.join(lost)}; raise it"
+            f"data.rows: {most} row(s) of train leave out the label(s) {lost}; raise it"
         )
     return drawn
+
+
+def _lost(store: RowStore, train: np.ndarray, labels: tuple[str, ...]) -> str:
+    """Classes that are not, or no longer, in train; empty where all are."""
+    return ", ".join(sorted(set(labels) - set(label_counts(store, train))))
 
 
 def _majority(store: RowStore, splits: Splits) -> tuple[str, float]:

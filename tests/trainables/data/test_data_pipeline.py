@@ -114,6 +114,21 @@ def test_a_weight_says_how_often_a_row_stands_in_an_epoch(tokenizer, tmp_path, w
     assert manifest.validation.fingerprint == plain.validation.fingerprint
 
 
+@pytest.mark.parametrize("rows", [None, 30])
+def test_weights_that_leave_a_class_out_are_named(tokenizer, tmp_path, rows):
+    """And not the number of rows, which may be right."""
+    one = write(tmp_path / "a.csv", rows_of(40))
+    other = write(tmp_path / "b.csv", [(f"w{i} w3 w{i}", "c") for i in range(4)])
+    held_out = write(tmp_path / "c.csv", [*rows_of(10, 60), ("w9 w9", "c")])
+    data = DataConfig(train=[one, {"source": other, "weight": 0.1}], validation=held_out, rows=rows)
+    with pytest.raises(InputError) as error:
+        prepare(data, "classification", tokenizer, 0, tmp_path / "out")
+    assert str(error.value) == (
+        "data.train: at weights below 1 no row of the label(s) c is left; raise the weights of the"
+        " sources that have them"
+    )
+
+
 # --- what is seen of the tokens ---
 
 
