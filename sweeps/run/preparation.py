@@ -60,7 +60,7 @@ def prepare_data(
         longest = max(split.longest for split in manifest.splits.values())
         _refuse_long_rows(longest, more, context)
     _refuse_small_slices(config, manifest)
-    _refuse_unknown_ids(config, folder, tokenizer)
+    _refuse_unknown_ids(config, manifest, tokenizer)
     if config.cluster.address is None and (largest := device_bytes()) is not None:
         if (why := too_large(smallest_estimates(config), largest)) is not None:
             raise InputError(why)
@@ -147,13 +147,11 @@ def _refuse_small_slices(config: SweepConfig, manifest: Manifest) -> None:
 
 
 def _refuse_unknown_ids(
-    config: SweepConfig, folder: Path, tokenizer: "PreTrainedTokenizerBase"
+    config: SweepConfig, manifest: Manifest, tokenizer: "PreTrainedTokenizerBase"
 ) -> None:
     """A token beyond the embedding ends a GPU's context, and every trial with it."""
-    from trainables.data.prepare import open_split
-
     rows = getattr(load_model_config(config.model).get_text_config(), "vocab_size", None)
-    largest = max(open_split(folder, name).largest_id for name in ("train", "validation"))
+    largest = max(split.largest_id for split in manifest.splits.values())
     padding = pad_token_of(tokenizer)
     assert isinstance(padding, int), "a tokenizer that is loaded has one"
     found = max(largest, padding)

@@ -6,9 +6,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 
 from trainables.data.arrow import split_fingerprint
 from trainables.data.manifest import MANIFEST, Manifest, read_manifest
@@ -18,6 +20,17 @@ from trainables.storage.records import Json
 ROWS = 20_000  # fewer are prepared in seconds
 PARTIAL = ".partial-"
 DAY = 86400.0  # seconds
+LIBRARIES = (
+    "datasets",
+    "jinja2",
+    "numpy",
+    "py3langid",
+    "pyarrow",
+    "rensa",
+    "tokenizers",
+    "transformers",
+)
+"""Whose next version may read, draw, render, tokenise or find something else."""
 KEPT = 5  # prepared data, those that were used last
 
 
@@ -27,11 +40,15 @@ def cache_folder() -> Path:
     return Path(root) / "finetune-sweeps" / "data"
 
 
-def cache_key(content: Mapping[str, Json]) -> str:
-    """Of all that prepared data depend on, and of the code that prepares them."""
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+def cache_key(content: Mapping[str, Json], code: Iterable[Path] = ()) -> str:
+    """Of all that prepared data depend on, and of the code that prepares them: this project's, the
+    libraries', and files of `code`.
+    """
+    libraries = {name: version(name) for name in LIBRARIES} | {"python": python_version()}
+    digest = hashlib.sha256(json.dumps([content, libraries], sort_keys=True).encode())
     rooms = Path(__file__).parent.parent
-    for path in sorted([*(rooms / "data").rglob("*.py"), *(rooms / "tasks").rglob("*.py")]):
+    own = [*(rooms / "data").rglob("*.py"), *(rooms / "tasks").rglob("*.py"), rooms / "streams.py"]
+    for path in (*sorted(own), *sorted(code)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
 

@@ -8,11 +8,12 @@ import gzip
 import hashlib
 import io
 import lzma
+import shutil
 import urllib.parse
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, cast
@@ -114,15 +115,14 @@ class File:
         newline: as `open` takes it. None: a carriage return ends a line only in a file in which
         nothing else does, and stays inside a line otherwise.
         """
-        head = self._head()
-        self._check_encoding(head)
-        if newline is None:
-            newline = "\r" if _ends_lines_with_cr(head) else "\n"
-        with (
-            self.content() as stream,
-            io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline) as text,
-        ):
-            yield text
+        with self.content() as stream:
+            head = stream.read(HEAD)
+            self._check_encoding(head)
+            if newline is None:
+                newline = "\r" if _ends_lines_with_cr(head) else "\n"
+            whole = io.BufferedReader(_Again(head, stream), CHUNK)
+            with io.TextIOWrapper(whole, encoding="utf-8-sig", newline=newline) as text:
+                yield text
 
     def is_blank(self) -> bool:
         """Nothing in it but white space."""
@@ -137,6 +137,20 @@ class File:
                 found.update(chunk)
         return found.hexdigest()
 
+    def state(self) -> tuple[int, int, int] | None:
+        """What is another once it was written to: its size, time and inode. None at a URL."""
+        if self.local is None:
+            return None
+        with self._faults(""):
+            found = self.local.stat()
+        return found.st_size, found.st_mtime_ns, found.st_ino
+
+    def copied(self, path: Path) -> "File":
+        """Its bytes as they lie there, at `path`, which must have its suffixes."""
+        with self._faults(""), self._open() as raw, path.open("wb") as copy:
+            shutil.copyfileobj(raw, copy, CHUNK)
+        return replace(self, address=str(path))
+
     def _open(self, can_seek: bool = False) -> IO[bytes]:
         if self.local is not None:
             return self.local.open("rb")
@@ -147,10 +161,6 @@ class File:
         files, path = url_to_fs(self.address)
         # without its decompression, which ends a .zst after the first frame, or wherever it is cut
         return cast(IO[bytes], files.open(path, "rb", **http))
-
-    def _head(self) -> bytes:
-        with self.content() as stream:
-            return stream.read(HEAD)
 
     @contextmanager
     def _faults(self, compression: str) -> Iterator[None]:
@@ -245,6 +255,25 @@ def _other_encoding(content: bytes, start: int) -> str:
     near = content[max(start - 12, 0) : start + 12]
     shown = (f"{name} ({near.decode(name, errors='replace')!r})" for name in (first, likely))
     return f"it may be {' or '.join(shown)}: iconv -f {first} -t utf-8 converts it"
+
+
+class _Again(io.RawIOBase):
+    """A stream from its beginning, of which the head has been read."""
+
+    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
+        self._head = memoryview(head)
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        into = memoryview(buffer).cast("B")
+        given = self._head or self._stream.read(len(into))
+        size = min(len(into), len(given))
+        into[:size] = given[:size]
+        self._head = self._head[size:]
+        return size
 
 
 class _Zstandard(io.RawIOBase):

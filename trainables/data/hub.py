@@ -6,6 +6,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainables.data.files import one_line
@@ -36,9 +37,11 @@ class HubDataset:
     """As the user wrote it."""
     path: str
     options: Mapping[str, str]
+    copy: Path | None = None
+    """Where what is streamed is put, so that it comes once."""
 
     @classmethod
-    def of(cls, source: str, key: str) -> "HubDataset":
+    def of(cls, source: str, key: str, copy: Path | None = None) -> "HubDataset":
         """Raises InputError for an option that there is not."""
         path, _, query = source.removeprefix(PREFIX).partition("?")
         # a plus is one of split arithmetic (train[:10]+train[20:30]), not a blank
@@ -51,7 +54,7 @@ class HubDataset:
                 )
             if option == "streaming" and value not in ("0", "1"):
                 raise InputError(f"{key}: {source}: streaming must be 0 or 1, got {value!r}")
-        return cls(key=key, name=source, path=path, options=dict(options))
+        return cls(key=key, name=source, path=path, options=dict(options), copy=copy)
 
     def rows(self) -> Rows:
         number = 0
@@ -82,12 +85,16 @@ class HubDataset:
             self.options.get("config"),
             split=self.options.get("split", self.key.removeprefix("data.")),
             revision=self.options.get("revision"),
-            streaming=self.options.get("streaming") == "1",
+            streaming=self._is_stream,
         )
+
+    @property
+    def _is_stream(self) -> bool:
+        return self.options.get("streaming") == "1"
 
     def _batches(self) -> "Iterator[pa.Table]":
         try:
-            yield from self._dataset.with_format("arrow").iter(BATCH)
+            yield from self._fetched() if self._copied is None else _read(self._copied)
         except InputError:
             raise
         except Exception as error:
@@ -96,6 +103,22 @@ class HubDataset:
             raise InputError(
                 f"{self.key}: {self.name}: {type(error).__name__}: {one_line(error)}"
             ) from error
+
+    def _fetched(self) -> "Iterator[pa.Table]":
+        return self._dataset.with_format("arrow").iter(BATCH)
+
+    @cached_property
+    def _copied(self) -> Path | None:
+        """Batches of a stream, each with a schema of its own: a stream need not have one."""
+        import pyarrow as pa
+
+        if self.copy is None or not self._is_stream:
+            return None
+        with pa.OSFile(str(self.copy), "wb") as sink:
+            for batch in self._fetched():
+                with pa.ipc.new_stream(sink, batch.schema) as writer:
+                    writer.write_table(batch)
+        return self.copy
 
     def _changes(self, schema: "pa.Schema", *, keep_nulls: bool) -> dict[str, Value]:
         """What makes the values of columns what they mean."""
@@ -107,6 +130,14 @@ class HubDataset:
             if isinstance(feature, datasets.ClassLabel):
                 changes[name] = _class_name(feature.names)
         return changes
+
+
+def _read(copy: Path) -> "Iterator[pa.Table]":
+    import pyarrow as pa
+
+    with pa.OSFile(str(copy), "rb") as source:
+        while source.tell() < source.size():
+            yield pa.ipc.open_stream(source).read_all()
 
 
 def _class_name(names: list[str]) -> Callable[[Any], str | None]:

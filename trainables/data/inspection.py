@@ -81,7 +81,7 @@ def _of_split(name: str, split: SplitSummary, manifest: Manifest) -> Iterator[Fi
             message=f"{name}: {split.endless_answers} answer(s) have no end-of-turn token in the"
             " chat template, so the model will not learn to stop",
         )
-    if split.is_tokenised and split.endings_cut > MANY_CUT * split.rows:
+    if split.rows and split.endings_cut > MANY_CUT * split.rows:
         yield Finding(
             kind="endings_cut",
             severity="warning",

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class TokenSummary:
     """What the chat template leaves out, and of how many rows."""
     mean_length: float = 0.0
     longest: int = 0
+    largest_id: int = 0
     fingerprint: str = ""
     slice_counts: Mapping[str, int] | None = None
     """Rows of each value of `data.slice`; None where the split has no slices."""
@@ -53,7 +54,9 @@ class TokenSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSummary(TokenSummary):
-    """A split as it was read and, unless it waits for a winner (test), tokenised."""
+    """A split as it was read and tokenised. Of one whose tokens wait for a winner (test) these have
+    been counted, and have no fingerprint yet.
+    """
 
     read: int = 0
     label_counts: Mapping[str, int] | None = None
@@ -62,7 +65,8 @@ class SplitSummary(TokenSummary):
 
     @property
     def is_tokenised(self) -> bool:
-        return self.rows > 0
+        """Whether its tokens lie beside the manifest."""
+        return self.fingerprint != ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +157,8 @@ def manifest_json(manifest: Manifest) -> dict[str, Json]:
 
 
 def _split_json(split: SplitSummary) -> dict[str, Json]:
-    absent = set() if split.is_tokenised else {each.name for each in fields(TokenSummary)}
     return {
         name: value
         for name, value in to_json(split).items()
-        if name not in absent and value is not None and value != "" and value != {}
+        if value is not None and value != "" and value != {}
     }

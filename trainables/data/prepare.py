@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
@@ -20,6 +22,7 @@ from trainables.data.arrow import Split, open_split
 from trainables.data.collect import Collected, collect, weighted_rows
 from trainables.data.config import DataConfig
 from trainables.data.doctor.rows import Prepared
+from trainables.data.findings import Finding
 from trainables.data.inspection import same_names, same_tokens, split_findings
 from trainables.data.manifest import (
     MANIFEST,
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = ["Slices", "Split", "open_slices", "open_split", "prepare", "tokenise_split"]
 
 MAX_SLICES = 100
+DAY = len("2025-01-31")  # characters of a moment
 CHAT_TEMPLATE = "chat_template.jinja"  # what conversations were rendered with
 
 
@@ -65,8 +69,8 @@ def prepare(
     """Read, check, split and tokenise the data, and write it to `folder`.
 
     Writes `train.arrow`, `validation.arrow` (tokens), `validation.jsonl`, `test.jsonl` (the rows as
-    they were read; the test split is tokenised only when it is scored, by `tokenise_split`) and
-    last, atomically, `manifest.json`: a folder without it is not ready.
+    they were read; the tokens of the test split are looked at and thrown away, until it is scored:
+    `tokenise_split`) and last, atomically, `manifest.json`: a folder without it is not ready.
 
     context: the model's longest row in tokens; None where only the tokenizer's own limit is known.
     examine: what else is found in the rows, for the manifest.
@@ -91,11 +95,12 @@ def prepare(
         template_of, tokenizer = with_template(tokenizer, data.chat_template)
     max_length = _max_length(data, owner.format, tokenizer, context)
     _check_given(data)
-    sources = {name: open_sources(data, name) for name in SPLITS}
-    key = _cache_key(data, sources, task, tokenizer, seed, max_length, examine)
-    if (manifest := cache.take(key, folder)) is not None:
-        return manifest
     with TemporaryDirectory(dir=folder, prefix="rows.") as scratch, Processes() as processes:
+        sources = {name: open_sources(data, name, Path(scratch)) for name in SPLITS}
+        moment = _moment(tokenizer) if owner.is_conversation else ""
+        key = _cache_key(data, sources, task, tokenizer, seed, max_length, examine, moment[:DAY])
+        if (manifest := cache.take(key, folder)) is not None:
+            return manifest
         store = Path(scratch) / "rows.arrow"
         read = collect(data, sources, owner.format, seed, store, processes)
         manifest = Preparation(
@@ -108,6 +113,7 @@ def prepare(
             template_of=template_of,
             examine=examine,
             processes=processes,
+            moment=moment,
         ).manifest(read)
     if template_of not in (None, "tokenizer", "none"):
         template = cast("str", tokenizer.chat_template)
@@ -125,7 +131,9 @@ def _cache_key(
     seed: int,
     max_length: int,
     examine: Examination | None,
+    day: str,
 ) -> str:
+    settings = tokenizer.init_kwargs.items()  # what a path says is not what a tokenizer does
     return cache.cache_key(
         {
             "files": [each.fingerprint() for name in SPLITS for each in sources[name]],
@@ -134,11 +142,35 @@ def _cache_key(
             "tokenizer": _tokenizer_digest(tokenizer),
             "special_tokens": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
             "inputs": list(tokenizer.model_input_names),
+            "settings": {k: v for k, v in settings if isinstance(v, bool | int | float)},
             "seed": seed,
             "max_length": max_length,
             "examined": None if examine is None else examine.digest,
-        }
+            "day": day,
+        },
+        _own_code(tokenizer),
     )
+
+
+def _own_code(tokenizer: PreTrainedTokenizerBase) -> set[Path]:
+    """Files of a tokenizer that is not one of transformers' own, but came with its model."""
+    modules = {each.__module__ for each in type(tokenizer).__mro__}
+    known = {*sys.stdlib_module_names, "transformers"}
+    return {
+        path
+        for name in modules
+        if name.split(".")[0] not in known
+        if (file := getattr(sys.modules.get(name), "__file__", None)) is not None
+        for path in Path(file).parent.glob("*.py")
+    }
+
+
+def _moment(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Now, for a chat template that asks: all rows are told the same, also those of the test split,
+    which may be rendered days later. Empty where it does not ask.
+    """
+    asks = "strftime_now" in str(tokenizer.chat_template)
+    return datetime.now().isoformat(timespec="seconds") if asks else ""
 
 
 def _check_given(data: DataConfig) -> None:
@@ -187,6 +219,8 @@ class Preparation:
     template_of: str | None
     examine: Examination | None
     processes: Processes
+    moment: str
+    """`Encoding.moment`."""
 
     def manifest(self, read: Collected) -> Manifest:
         data, store = self.data, read.store
@@ -194,6 +228,11 @@ class Preparation:
         _check_filled(splits, data)
         labels = _labels(store, splits) if TASKS[self.task].has_classes else ()
         splits["train"] = weighted_rows(splits["train"], read.weighted, self.seed)
+        if lost := _lost(store, splits["train"], labels):
+            raise InputError(
+                f"data.train: at weights below 1 no row of the label(s) {lost} is left; raise the"
+                " weights of the sources that have them"
+            )
         if data.rows is not None:
             splits["train"] = _drawn(store, splits["train"], data.rows, labels, self.seed)
         encoding = Encoding(
@@ -204,6 +243,7 @@ class Preparation:
             chat_template="none" if data.chat_template == "none" else None,
             reasoning=data.reasoning,
             train_on=data.train_on,
+            moment=self.moment,
         )
         files = SplitFiles(
             folder=self.folder,
@@ -242,6 +282,7 @@ class Preparation:
         findings = (
             *read.findings,
             *files.findings,
+            *self._dated(),
             *split_findings(manifest),
             *same_tokens(store, files.written),
             *same_names(labels, self.tokenizer),
@@ -252,6 +293,14 @@ class Preparation:
             )
             findings = (*findings, *self.examine(prepared))
         return replace(manifest, findings=findings)
+
+    def _dated(self) -> Iterator[Finding]:
+        if self.moment:
+            yield Finding(
+                kind="dated",
+                message="the chat template asks for the date of today: all rows are rendered with"
+                f" {self.moment[:DAY]}",
+            )
 
 
 def _task(name: str) -> Task:
@@ -274,12 +323,16 @@ def _drawn(
 ) -> np.ndarray:
     """At most so many rows of train, in which every class still occurs."""
     drawn = draw_rows(store, train, most, seed)
-    lost = sorted(set(labels) - set(label_counts(store, drawn)))
-    if lost:
+    if lost := _lost(store, drawn, labels):
         raise InputError(
-            f"data.rows: {most} row(s) of train leave out the label(s) {', '.join(lost)}; raise it"
+            f"data.rows: {most} row(s) of train leave out the label(s) {lost}; raise it"
         )
     return drawn
+
+
+def _lost(store: RowStore, train: np.ndarray, labels: tuple[str, ...]) -> str:
+    """Classes that are not, or no longer, in train; empty where all are."""
+    return ", ".join(sorted(set(labels) - set(label_counts(store, train))))
 
 
 def _majority(store: RowStore, splits: Splits) -> tuple[str, float]:

@@ -31,7 +31,7 @@ Rows = Iterator[Row | BadRow]
 Reader = Callable[[File], Rows]
 """Raises InputError for what is wrong with the file as a whole."""
 
-PIECE_ROWS, PIECE_CHARACTERS = 1000, 1 << 23
+PIECE_ROWS, PIECE_CHARACTERS = 256, 1 << 23
 NESTED = PIECE_CHARACTERS >> 8  # characters that a list or an object is taken for
 BATCH = 256  # rows of Arrow that are Python objects at a time
 LONGEST_FIELD = 1 << 27  # characters; a quote that is never closed shall not fill the memory

@@ -76,6 +76,8 @@ class Encoding:
     """"none": a prompt and its completion are not rendered. None: with the tokenizer's template."""
     reasoning: Literal["train", "keep", "drop"] = "train"
     train_on: Literal["all_answers", "last_answer"] = "all_answers"
+    moment: str = ""
+    """What a chat template that asks for the date is told (ISO 8601); empty: now."""
 
 
 @dataclass(frozen=True, kw_only=True)

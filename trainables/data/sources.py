@@ -3,11 +3,12 @@
 import glob
 import hashlib
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
 from trainables.data.config import DataConfig
@@ -59,22 +60,38 @@ class Source(ABC):
         """Of its first rows, in the order in which they first appear. Raises InputError where none
         of those can be used.
         """
-        first = list(islice(self.rows(), FIRST_ROWS))
-        rows = [row for row in first if isinstance(row, Row)]
-        bad = next((row for row in first if isinstance(row, BadRow)), None)
+        pieces = self.pieces()
+        first: deque[Piece] = deque()
+        while sum(map(len, first)) < FIRST_ROWS and (piece := next(pieces, None)) is not None:
+            first.append(piece)
+        found = list(islice(chain.from_iterable(piece.rows() for piece in first), FIRST_ROWS))
+        rows = [row for row in found if isinstance(row, Row)]
+        bad = next((row for row in found if isinstance(row, BadRow)), None)
         if bad is not None and not rows:
             raise InputError(str(bad))
+        self._begun.append(_again(first, pieces))
         return tuple(dict.fromkeys(name for row in rows for name in row.columns))
 
     def rows(self) -> Rows:
         """One after the other, with BadRow in the place of one that cannot be used. Raises
         InputError where there are none, or where something is wrong with all of them.
         """
-        yield from self._some(self._read())
+        if self._begun:
+            for piece in self._begun.pop():
+                yield from piece.rows()
+        else:
+            yield from self._some(self._read())
 
     def pieces(self) -> Iterator[Piece]:
         """The same, in pieces that other processes can read."""
-        yield from self._some(self._pieces())
+        return self._begun.pop() if self._begun else self._some(self._pieces())
+
+    @cached_property
+    def _begun(self) -> list[Iterator[Piece]]:
+        """What is left of a reading whose columns have been looked at, so that it is the only
+        one.
+        """
+        return []
 
     def _some(self, found: Iterator[Item]) -> Iterator[Item]:
         has_any = False
@@ -115,25 +132,55 @@ class Source(ABC):
 @dataclass(frozen=True, kw_only=True)
 class FileSource(Source):
     file: File
+    copy: Path | None = None
+    """Where a file that is elsewhere is put, so that it is fetched once."""
 
     @property
     def is_document(self) -> bool:
         return self._kind == DOCUMENT
 
+    @cached_property
+    def _here(self) -> File:
+        return self.file if self.copy is None else self.file.copied(self.copy)
+
+    @cached_property
+    def _state(self) -> tuple[int, int, int] | None:
+        return self._here.state()
+
     def _digest(self) -> str:
-        return self.file.digest()
+        with self._unchanged():
+            return self._here.digest()
 
     def _pieces(self) -> Iterator[Piece]:
-        if READERS[self._kind] is read_jsonl:
-            return jsonl_pieces(self.file)
-        return super()._pieces()
+        if READERS[self._kind] is not read_jsonl:
+            yield from super()._pieces()
+            return
+        with self._unchanged():
+            yield from jsonl_pieces(self._here)
 
     def _read(self) -> Rows:
-        return READERS[self._kind](self.file)
+        with self._unchanged():
+            yield from READERS[self._kind](self._here)
 
     @property
     def _kind(self) -> str:
         return kind_of(self.file.address)[0]
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Raise InputError where the file is no longer as it was when it was first looked at: its
+        rows would not be those of its fingerprint, or only some of them.
+        """
+        before = self._state
+        fault: InputError | None = None
+        try:
+            yield
+        except InputError as error:
+            fault = error
+        if self._here.state() != before:
+            raise self.file.error("was changed while it was read; start again when it is complete")
+        if fault is not None:
+            raise fault
 
     def _no_rows(self) -> InputError:
         return self.file.error("the file is empty") if self.file.is_blank() else super()._no_rows()
@@ -150,22 +197,36 @@ class HubSource(Source):
         return self.dataset.rows()
 
 
-def open_sources(data: DataConfig, split: str) -> list[Source]:
+def open_sources(data: DataConfig, split: str, copies: Path | None = None) -> list[Source]:
     """The sources of a split, each file of a folder or a pattern by itself; none where it is a
     share of train or not given.
+
+    copies: a folder that takes what comes over a network, so that it comes once however often it is
+    read; as long as the sources are used.
     """
     key = f"data.{split}"
     found: list[Source] = []
+
+    def copy(suffixes: str) -> Path | None:
+        return None if copies is None else copies / f"{key}.{len(found)}{suffixes}"
+
     for part in data.parts(split):
         if is_hub(part.source):
-            dataset = HubDataset.of(part.source, key)
+            dataset = HubDataset.of(part.source, key, copy(".rows"))
             found.append(HubSource(key=key, name=part.source, weight=part.weight, dataset=dataset))
-        else:
-            found += (
-                FileSource(key=key, name=file.name, weight=part.weight, file=file)
-                for file in _files(part.source, key)
+            continue
+        for file in _files(part.source, key):
+            kept = copy("".join(kind_of(file.address))) if is_url(file.address) else None
+            found.append(
+                FileSource(key=key, name=file.name, weight=part.weight, file=file, copy=kept)
             )
     return found
+
+
+def _again(first: deque[Piece], rest: Iterator[Piece]) -> Iterator[Piece]:
+    while first:
+        yield first.popleft()
+    yield from rest
 
 
 def check_sources(data: DataConfig) -> None:

@@ -104,7 +104,7 @@ class SplitFiles:
         that are kept of the tokenised ones, and the seed to draw them.
         """
         raw = "" if name == "train" else self._write_raw(name, rows)
-        tokens = TokenSummary() if name == "test" else self.tokens(name, rows, most)
+        tokens = self._tried(name, rows) if name == "test" else self.tokens(name, rows, most)
         counts = label_counts(self.store, rows)
         return SplitSummary(
             read=len(rows),
@@ -113,8 +113,16 @@ class SplitFiles:
             **vars(tokens),
         )
 
+    def _tried(self, name: str, rows: np.ndarray) -> TokenSummary:
+        """What is wrong with a split shall not be found only when it is scored: it is tokenised,
+        and the tokens are left beside the store, with which they go.
+        """
+        found = replace(self, folder=self.store.path.parent).tokens(name, rows, None)
+        return replace(found, fingerprint="", slice_counts=None, groups=None)
+
     def tokens(self, name: str, rows: np.ndarray, most: tuple[int, int] | None) -> TokenSummary:
-        partial = self.folder / f"{name}.arrow.partial"
+        path = self.folder / f"{name}.arrow"
+        partial = path.with_suffix(".arrow.partial")
         counts = _Counts()
         written = self._write_tokens(partial, rows, counts)
         if counts.bad:
@@ -126,7 +134,7 @@ class SplitFiles:
         if most is not None and len(written.lengths) > most[0]:
             written = self._draw_blocks(partial, written, *most, counts)
         self.written[name] = written
-        os.replace(partial, self.folder / f"{name}.arrow")
+        os.replace(partial, path)
         slice_counts = groups = None
         if name != "train":
             slice_counts = self._write_slices(name, written)
@@ -139,7 +147,8 @@ class SplitFiles:
             lost=dict(counts.lost),
             mean_length=float(written.lengths.mean()),
             longest=int(written.lengths.max()),
-            fingerprint=split_fingerprint(self.folder / f"{name}.arrow"),
+            largest_id=Split(path).largest_id,
+            fingerprint=split_fingerprint(path),
             slice_counts=slice_counts,
             groups=groups,
             **counts.found,

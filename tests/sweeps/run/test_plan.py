@@ -358,15 +358,40 @@ def test_a_base_that_fits_no_gpu_of_this_machine_is_refused_before_the_trials(pl
         plan(methods=("full",))
 
 
-def test_tokens_beyond_the_embedding_are_refused(plan, tmp_path):
-    """On a GPU they end the context, and every trial with it."""
-    folder = tmp_path / "cut"
+def with_embedding(rows: int, folder: Path) -> Path:
+    """The model, with an embedding of so many tokens."""
     folder.mkdir()
     for file in Path(resolve(MODEL)).iterdir():
         if file.is_file():
             (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 2000}))
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    return folder
+
+
+def test_tokens_of_the_test_split_beyond_the_embedding_are_refused(plan, tmp_path):
+    """Before the sweep, not when it is scored."""
+    plan()
+    config = load(tmp_path / "sweep.yaml", [])
+    tokenizer = sweeps.run.preparation.load_tokenizer(config.model)
+    manifest = sweeps.run.preparation.prepare_data(config, tmp_path / "data")
+    largest = max(manifest.train.largest_id, manifest.validation.largest_id)
+    word = next(
+        word
+        for word, number in tokenizer.get_vocab().items()
+        if number > largest and word.isalpha()
+    )
+    rows = [{"text": f"{word} {i}", "label": "ab"[i % 2], "language": "de"} for i in range(10)]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    folder = with_embedding(largest + 1, tmp_path / "cut")
+    with pytest.raises(InputError, match="the model has an embedding of"):
+        plan(f"model.name={folder}", f"data.test={tmp_path}/test.jsonl", "rehearse=false")
+    plan(f"model.name={folder}", "rehearse=false")
+
+
+def test_tokens_beyond_the_embedding_are_refused(plan, tmp_path):
+    """On a GPU they end the context, and every trial with it."""
+    folder = with_embedding(2000, tmp_path / "cut")
     with pytest.raises(InputError) as caught:
         plan(f"model.name={folder}")
     assert str(caught.value).startswith(

@@ -1,9 +1,13 @@
 """From sources to tokens: rows that cannot be used, mixtures, what is seen of tokens, what is kept for the next time."""
 
 import csv
+import importlib
 import json
+import os
+import sys
 from collections import Counter
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -110,6 +114,21 @@ def test_a_weight_says_how_often_a_row_stands_in_an_epoch(tokenizer, tmp_path, w
     assert manifest.validation.fingerprint == plain.validation.fingerprint
 
 
+@pytest.mark.parametrize("rows", [None, 30])
+def test_weights_that_leave_a_class_out_are_named(tokenizer, tmp_path, rows):
+    """And not the number of rows, which may be right."""
+    one = write(tmp_path / "a.csv", rows_of(40))
+    other = write(tmp_path / "b.csv", [(f"w{i} w3 w{i}", "c") for i in range(4)])
+    held_out = write(tmp_path / "c.csv", [*rows_of(10, 60), ("w9 w9", "c")])
+    data = DataConfig(train=[one, {"source": other, "weight": 0.1}], validation=held_out, rows=rows)
+    with pytest.raises(InputError) as error:
+        prepare(data, "classification", tokenizer, 0, tmp_path / "out")
+    assert str(error.value) == (
+        "data.train: at weights below 1 no row of the label(s) c is left; raise the weights of the"
+        " sources that have them"
+    )
+
+
 # --- what is seen of the tokens ---
 
 
@@ -208,7 +227,6 @@ def test_several_processes_read_what_one_reads(tokenizer, tmp_path, many, monkey
 
 
 def exits(number):
-    import os
 
     os._exit(1) if number == 3 else None
     return number
@@ -244,7 +262,10 @@ def test_the_same_data_are_prepared_once(tokenizer, tmp_path, many, read, monkey
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
-@pytest.mark.parametrize("change", ["file", "seed", "setting", "tokenizer", "damaged"])
+@pytest.mark.parametrize(
+    "change",
+    ["file", "seed", "setting", "tokenizer", "tokenizer's setting", "library", "python", "damaged"],
+)
 def test_other_data_are_prepared_anew(tokenizer, tmp_path, many, read, monkeypatch, change):
     monkeypatch.setattr(processes, "MANY", 10**9)
     file = write(tmp_path / "a.csv", rows_of(150))
@@ -261,11 +282,61 @@ def test_other_data_are_prepared_anew(tokenizer, tmp_path, many, read, monkeypat
 
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.add_tokens(["w100"])
+    elif change == "tokenizer's setting":
+        import copy
+
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.init_kwargs["split_special_tokens"] = True
+    elif change == "library":
+        monkeypatch.setattr(cache, "version", lambda name: f"{name} 99")
+    elif change == "python":
+        monkeypatch.setattr(cache, "python_version", lambda: "3.99.0")
     else:
         for path in (tmp_path / "cache").rglob("manifest.json"):
             path.unlink()
     prepare(data, "classification", tokenizer, seed, tmp_path / "2")
     assert len(read) == 2
+
+
+def test_tokenizers_of_other_code_are_other_tokenizers(
+    tokenizer, tmp_path, many, read, monkeypatch
+):
+    monkeypatch.setattr(processes, "MANY", 10**9)
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    code = tmp_path / "code"
+    code.mkdir()
+    monkeypatch.syspath_prepend(code)
+    for number, line in enumerate(["pass", "pass", "split = 1"]):
+        (code / "own_tokenizer.py").write_text(
+            f"from transformers import PreTrainedTokenizerFast\n"
+            f"class PreTrainedTokenizerFast(PreTrainedTokenizerFast):\n    {line}\n"
+        )
+        sys.modules.pop("own_tokenizer", None)
+        importlib.invalidate_caches()
+        made = importlib.import_module("own_tokenizer").PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer, unk_token="<unk>", eos_token="</s>"
+        )
+        prepare(data, "classification", made, 0, tmp_path / str(number))
+    sys.modules.pop("own_tokenizer")
+    assert len(read) == 2
+
+
+def test_a_file_that_is_written_to_between_its_fingerprint_and_its_rows_is_not_kept(
+    tokenizer, tmp_path, many, monkeypatch
+):
+    import trainables.data.prepare as module
+
+    monkeypatch.setattr(processes, "MANY", 10**9)
+    file, collect = write(tmp_path / "a.csv", rows_of(150)), module.collect
+
+    def collected(*args):
+        write(tmp_path / "a.csv", rows_of(150, 1))
+        return collect(*args)
+
+    monkeypatch.setattr(module, "collect", collected)
+    with pytest.raises(InputError, match="was changed while it was read"):
+        prepare(DataConfig(train=file), "classification", tokenizer, 0, tmp_path / "1")
+    assert not cache.cache_folder().exists() and not (tmp_path / "1" / "manifest.json").exists()
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
@@ -430,6 +501,66 @@ def test_rows_that_a_template_refuses_are_bad_rows(tokenizer, tmp_path):
     assert manifest.train.rows == 29 and kinds(manifest)["bad_rows"].rows == 1
 
 
+@pytest.fixture
+def today(monkeypatch):
+    """What the clock of a chat template shows."""
+    import trainables.data.prepare as module
+    from trainables.tasks.instruction import templates
+
+    shown = ["2025-01-31T23:59:59"]
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromisoformat(shown[-1])
+
+    monkeypatch.setattr(module, "datetime", Clock)
+    monkeypatch.setattr(templates, "datetime", Clock)
+    return shown
+
+
+DATED = (
+    "{{ 'w' + strftime_now('%d') + ' ' }}{% for m in messages %}{{ m.content + ' ' + eos_token + ' ' }}"
+    "{% endfor %}"
+)
+
+
+def test_all_rows_are_rendered_on_one_day(tokenizer, tmp_path, today):
+    """Also those of the test split, however long the sweep takes."""
+    import copy
+
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = DATED
+    data = DataConfig(train=chat(tmp_path / "a.jsonl", conversations(60)), test=0.2)
+    manifest = prepare(data, "instruction", own, 0, tmp_path / "out")
+    assert kinds(manifest)["dated"].message.endswith("all rows are rendered with 2025-01-31")
+    today.append("2025-02-01T00:00:01")
+    counted = tokenise_split(tmp_path / "out", "test", own)
+    assert counted.tokens == manifest.splits["test"].tokens
+    for name in ("train", "validation", "test"):
+        split = open_split(tmp_path / "out", name)
+        assert {own.decode(row["input_ids"][:1]) for row in split.rows(range(len(split)))} == {
+            "w31"
+        }
+
+
+def test_rows_with_the_date_are_prepared_anew_on_another_day(
+    tokenizer, tmp_path, many, read, today, monkeypatch
+):
+    import copy
+
+    monkeypatch.setattr(processes, "MANY", 10**9)
+    own = copy.deepcopy(tokenizer)
+    file = chat(tmp_path / "a.jsonl", conversations(150))
+    for template, days in ((PLAIN, 1), (DATED, 2)):
+        own.chat_template = template
+        for moment in ("2025-01-31T08:00:00", "2025-01-31T09:00:00", "2025-02-01T08:00:00"):
+            today.append(moment)
+            prepare(DataConfig(train=file), "instruction", own, 0, tmp_path / f"{days} {moment}")
+        assert len(read) == days
+        read.clear()
+
+
 PLAIN = "{% for m in messages %}{{ m.content + ' ' + eos_token + ' ' }}{% endfor %}"
 
 
@@ -449,21 +580,70 @@ def test_without_rendering_the_template_of_the_tokenizer_does_not_matter(tokeniz
     assert tokenise_split(tmp_path / "out", "test", own).rows == 12
 
 
-def test_rows_that_the_template_refuses_are_left_out_of_the_test_split_too(tokenizer, tmp_path):
+@pytest.fixture
+def refusing(tokenizer, tmp_path):
+    """A tokenizer whose template refuses one row of the test split, and the data."""
     import copy
 
     own = copy.deepcopy(tokenizer)
     own.chat_template = (
-        "{% if 'w13' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + PLAIN
+        "{% if 'w13' in messages[0].content and 'w77' in messages[0].content %}"
+        "{{ raise_exception('no') }}{% endif %}" + PLAIN
     )
     test = chat(
-        tmp_path / "b.jsonl", [{"prompt": f"w{i} w77 ", "completion": "w5"} for i in range(10, 20)]
+        tmp_path / "b.jsonl",
+        [{"prompt": f"w{i} w77 ", "completion": "w5 w6 w7"} for i in range(10, 20)],
     )
+    return own, DataConfig(train=chat(tmp_path / "a.jsonl", conversations(60)), test=test)
+
+
+def test_rows_that_the_template_refuses_are_left_out_of_the_test_split_too(refusing, tmp_path):
+    own, data = refusing
+    data = replace(data, bad_rows="drop")
+    manifest = prepare(data, "instruction", own, 0, tmp_path / "out")
+    (finding,) = [each for each in manifest.findings if each.kind == "bad_rows"]
+    assert (finding.split, finding.rows) == ("test", 1) and "b.jsonl line 4" in finding.message
+    assert [path.name for path in (tmp_path / "out").glob("test*")] == ["test.jsonl"]
+    scored = tokenise_split(tmp_path / "out", "test", own)
+    assert scored.rows == 9
+    counted = manifest.splits["test"]
+    for name in ("rows", "tokens", "targets", "truncated", "dropped", "longest", "mean_length"):
+        assert getattr(counted, name) == getattr(scored, name)
+
+
+def test_a_test_split_that_the_template_refuses_is_refused_in_preparation(refusing, tmp_path):
+    """Not when it is scored, hours later."""
+    own, data = refusing
+    with pytest.raises(InputError, match=r"b\.jsonl line 4: the chat template refuses"):
+        prepare(data, "instruction", own, 0, tmp_path / "out")
+
+
+def test_a_test_split_of_which_no_answer_is_left_is_refused_in_preparation(tokenizer, tmp_path):
+    long = [{"prompt": "w1 " * 40 + f"w{i}", "completion": "w5"} for i in range(10)]
     data = DataConfig(
-        train=chat(tmp_path / "a.jsonl", conversations(60)), test=test, bad_rows="drop"
+        train=chat(tmp_path / "a.jsonl", conversations(60)),
+        test=chat(tmp_path / "b.jsonl", long),
+        max_length=20,
     )
-    prepare(data, "instruction", own, 0, tmp_path / "out")
-    assert tokenise_split(tmp_path / "out", "test", own).rows == 9
+    with pytest.raises(
+        InputError, match=r"^data\.max_length: in none of 10 rows \(.*b\.jsonl line 1 "
+    ):
+        prepare(data, "instruction", tokenizer, 0, tmp_path / "out")
+
+
+def test_what_is_cut_and_left_out_of_the_test_split_is_told(tokenizer, tmp_path):
+    rows = [
+        {"prompt": "w1 " * (40 if i < 3 else 5) + f"w{i}", "completion": "w5"} for i in range(10)
+    ]
+    data = DataConfig(
+        train=chat(tmp_path / "a.jsonl", conversations(60)),
+        test=chat(tmp_path / "b.jsonl", rows),
+        max_length=20,
+    )
+    manifest = prepare(data, "instruction", tokenizer, 0, tmp_path / "out")
+    told = {each.kind: each.rows for each in manifest.findings if each.split == "test"}
+    assert told["no_answer"] == 3 and told["truncated"] == 3
+    assert tokenise_split(tmp_path / "out", "test", tokenizer).dropped == 3
 
 
 def test_a_template_of_former_data_in_the_folder_is_not_taken(tokenizer, tmp_path):

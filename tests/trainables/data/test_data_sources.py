@@ -13,6 +13,7 @@ import os
 import threading
 import tracemalloc
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import fsspec
 import pyarrow as pa
@@ -22,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainables.data.config import DataConfig
+from trainables.data.files import File
 from trainables.data.rows import BadRow, Row
 from trainables.data.sources import check_sources, open_sources, source_fingerprint
 from trainables.errors import InputError
@@ -505,6 +507,92 @@ def test_a_file_that_goes_away(name):
         list(source.rows())
 
 
+# --- Files that are written to while they are read ---
+
+CHANGES = {
+    "another size": lambda path: path.write_bytes(2 * path.read_bytes()),
+    "another time": lambda path: os.utime(path, ns=(0, path.stat().st_mtime_ns + 1)),
+    "another file": lambda path: (
+        Path("new").write_bytes(path.read_bytes()),
+        os.utime("new", ns=(0, path.stat().st_mtime_ns)),
+        os.replace("new", path),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv.gz", "a.parquet"])
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(name, change):
+    """The rows would be others than those of the fingerprint."""
+    message = f"data.train: {name}: was changed while it was read; start again when it is complete"
+    if name.endswith(".parquet"):
+        pa.parquet.write_table(pa.Table.from_pylist(ROWS), name)
+    else:
+        write(name, JSONL if name.endswith("l") else gzip.compress(CSV.encode()))
+    [before] = sources(name)
+    before.fingerprint()
+    CHANGES[change](Path(name))
+    with pytest.raises(InputError) as error:
+        list(before.rows())
+    assert str(error.value) == message
+    [meanwhile] = sources(name)
+    rows = meanwhile.rows()
+    next(rows)
+    CHANGES[change](Path(name))
+    with pytest.raises(InputError) as error:
+        list(rows)
+    assert str(error.value) == message
+    [unchanged] = sources(name)
+    assert unchanged.fingerprint() and list(unchanged.rows())
+
+
+def test_what_is_wrong_with_half_a_file_is_not_told_where_it_was_written_to():
+    write("a.json", json.dumps(ROWS))
+    [source] = sources("a.json")
+    source.fingerprint()
+    write("a.json", json.dumps(ROWS)[:-4])
+    with pytest.raises(InputError, match="a.json: was changed while it was read"):
+        list(source.rows())
+
+
+# --- Read as seldom as can be ---
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Names of the files that were opened."""
+    names, opens = [], File._open
+    monkeypatch.setattr(
+        File, "_open", lambda self, *args: names.append(self.name) or opens(self, *args)
+    )
+    return names
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.jsonl.gz", "a.parquet"])
+def test_a_file_is_read_once_for_its_fingerprint_and_once_for_its_rows(name, opened):
+    lines = "".join(json.dumps({"a": str(i), "b": "x"}) + "\n" for i in range(2500))
+    contents = {
+        "a.csv": "a,b\n" + "".join(f"{i},x\n" for i in range(2500)),
+        "a.tsv": "a\tb\n" + "".join(f"{i}\tx\n" for i in range(2500)),
+        "a.jsonl": lines,
+        "a.json": "[" + ",".join(lines.splitlines()) + "]",
+        "a.jsonl.gz": gzip.compress(lines.encode()),
+    }
+    if name == "a.parquet":
+        pa.parquet.write_table(
+            pa.Table.from_pylist(list(map(json.loads, lines.splitlines()))), name
+        )
+    else:
+        write(name, contents[name])
+    [source] = sources(name)
+    source.fingerprint()
+    assert source.columns == ("a", "b")
+    rows = list(source.rows())
+    assert [row.columns["a"] for row in rows] == list(map(str, range(2500)))
+    assert source.columns == ("a", "b") and opened == [name, name]
+    assert [row.columns for row in source.rows()] == [row.columns for row in rows]  # once more
+
+
 # --- Folders, patterns, lists ---
 
 
@@ -640,6 +728,12 @@ def test_urls_that_cannot_be_read(memory):
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    asked: list[str] = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        super().do_GET()
+
     def log_message(self, format, *args):
         pass
 
@@ -647,6 +741,7 @@ class Quiet(SimpleHTTPRequestHandler):
 @pytest.fixture
 def server():
     """Gives whole files of the current folder only."""
+    Quiet.asked.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -664,6 +759,21 @@ def test_a_server_that_gives_whole_files_only(server):
     assert sources(f"{server}/a.jsonl.gz")[0].fingerprint() == hashlib.sha256(content).hexdigest()
     assert fault(f"{server}/b.csv") == f"{server}/b.csv: no such file"
     assert "range requests" in fault(f"{server}/a.parquet")
+
+
+def test_what_is_elsewhere_is_fetched_once_where_copies_may_be_kept(server):
+    content = gzip.compress(JSONL.encode())
+    write("a.jsonl.gz", content)
+    pa.parquet.write_table(pa.Table.from_pylist(ROWS), "b.parquet")
+    os.mkdir("copies")
+    for name in ("a.jsonl.gz", "b.parquet"):  # of which the second needs to seek
+        data = DataConfig(train=[f"{server}/{name}"])
+        [source] = open_sources(data, "train", Path("copies"))
+        assert source.fingerprint() == hashlib.sha256(Path(name).read_bytes()).hexdigest()
+        assert source.columns == ("text", "label")
+        assert [row.columns for row in source.rows()] == ROWS
+        assert next(source.rows()).place.startswith(f"{server}/{name} ")
+    assert Quiet.asked == ["/a.jsonl.gz", "/b.parquet"]
 
 
 def test_the_package_of_a_protocol_is_named(monkeypatch):
@@ -721,6 +831,28 @@ def test_the_fingerprint_of_a_dataset_is_that_of_its_rows(hub):
         }
         digest.update(json.dumps(row, sort_keys=True).encode())
     assert sources(hub)[0].fingerprint() == digest.hexdigest()
+
+
+def test_a_stream_comes_once_where_copies_may_be_kept(monkeypatch, folder):
+    datasets = pytest.importorskip("datasets")
+    begun = []
+
+    def generated():
+        begun.append(1)
+        for i in range(600):
+            yield {"text": str(i), "more": None if i < 256 else {"n": i}}
+
+    stream = datasets.IterableDataset.from_generator(generated)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: stream)
+    data = DataConfig(train="hf:owner/name?streaming=1")
+    [plain] = open_sources(data, "train")
+    [copied] = open_sources(data, "train", folder)
+    expected, digest = [row.columns for row in plain.rows()], plain.fingerprint()
+    begun.clear()
+    assert copied.fingerprint() == digest and copied.columns == ("text", "more")
+    assert [row.columns for row in copied.rows()] == expected
+    assert expected[255:257] == [{"text": "255", "more": None}, {"text": "256", "more": {"n": 256}}]
+    assert len(begun) == 1
 
 
 def test_a_dataset_that_cannot_be_had(hub):

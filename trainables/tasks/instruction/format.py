@@ -96,6 +96,7 @@ def _tokeniser(tokenizer: "PreTrainedTokenizerBase", encoding: Encoding) -> Toke
         encoding.chat_template,
         reasoning=encoding.reasoning,
         train_on=encoding.train_on,
+        moment=encoding.moment,
     )
 
 

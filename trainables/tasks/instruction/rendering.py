@@ -5,6 +5,7 @@ chat template leaves out.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, cast
 
 from jinja2 import TemplateError
@@ -82,8 +83,11 @@ class Renderer:
         *,
         reasoning: Literal["train", "keep", "drop"] = "train",
         train_on: Literal["all_answers", "last_answer"] = "all_answers",
+        moment: str = "",
     ) -> None:
-        self._template = Template(template, tokenizer.special_tokens_map)
+        """moment: `Encoding.moment`."""
+        clock = {"strftime_now": datetime.fromisoformat(moment).strftime} if moment else {}
+        self._template = Template(template, {**tokenizer.special_tokens_map, **clock})
         added = (str(token) for token in tokenizer.added_tokens_decoder.values())
         self._turns = Turns(self._template, [*tokenizer.all_special_tokens, *added])
         self._reasoning = reasoning

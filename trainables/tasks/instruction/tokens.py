@@ -48,8 +48,9 @@ class Tokeniser:
         *,
         reasoning: Literal["train", "keep", "drop"] = "train",
         train_on: Literal["all_answers", "last_answer"] = "all_answers",
+        moment: str = "",
     ) -> None:
-        """setting: `data.chat_template`."""
+        """setting: `data.chat_template`; moment: `Encoding.moment`."""
         if not tokenizer.is_fast:
             raise InputError(
                 f"model: {type(tokenizer).__name__} is a slow tokenizer, which cannot say which"
@@ -67,7 +68,7 @@ class Tokeniser:
             if template not in known:
                 check_template(template, "model: the chat template of its tokenizer")
                 known[template] = Renderer(
-                    tokenizer, template, reasoning=reasoning, train_on=train_on
+                    tokenizer, template, reasoning=reasoning, train_on=train_on, moment=moment
                 )
             self._renderers[with_tools] = known[template]
         self._encoder = Encoder(tokenizer)
@@ -206,11 +207,13 @@ def tokeniser(
     *,
     reasoning: Literal["train", "keep", "drop"] = "train",
     train_on: Literal["all_answers", "last_answer"] = "all_answers",
+    moment: str = "",
 ) -> Tokeniser:
     """The one that was made before for the same: rows come in batches, and it keeps what it has
     found out about a template.
     """
-    return _tokeniser(tokenizer, str(tokenizer.chat_template), setting, reasoning, train_on)
+    template = str(tokenizer.chat_template)
+    return _tokeniser(tokenizer, template, setting, reasoning, train_on, moment)
 
 
 @lru_cache(maxsize=4)
@@ -220,8 +223,9 @@ def _tokeniser(
     setting: str | None,
     reasoning: Literal["train", "keep", "drop"],
     train_on: Literal["all_answers", "last_answer"],
+    moment: str,
 ) -> Tokeniser:
-    return Tokeniser(tokenizer, setting, reasoning=reasoning, train_on=train_on)
+    return Tokeniser(tokenizer, setting, reasoning=reasoning, train_on=train_on, moment=moment)
 
 
 def _without_end(encoding: "Encoding") -> list[int]:
