@@ -263,6 +263,20 @@ def test_other_data_are_prepared_anew(tokenizer, tmp_path, many, read, monkeypat
     assert len(read) == 2
 
 
+def test_files_that_are_not_read_are_told_also_of_what_was_kept(
+    tokenizer, tmp_path, many, read, monkeypatch
+):
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    (tmp_path / "d").mkdir()
+    write(tmp_path / "d" / "a.csv", rows_of(150))
+    data, told = DataConfig(train=str(tmp_path / "d")), []
+    for number in range(3):
+        manifest = prepare(data, "classification", tokenizer, 0, tmp_path / str(number))
+        told.append("unread_files" in kinds(manifest))
+        (tmp_path / "d" / "b.md").write_text("x")
+    assert told == [False, True, True] and len(read) == 2
+
+
 def test_tokenizers_of_other_code_are_other_tokenizers(
     tokenizer, tmp_path, many, read, monkeypatch
 ):
