@@ -29,13 +29,14 @@ def tokenised(
     encoding: Encoding,
 ) -> Iterator[tuple[int, Encoded]]:
     """`rows`, which rise, in order, batch by batch; beside each, of how many rows it was made."""
+    from joblib import Parallel, cpu_count, delayed
+
     pieces, form = store.batches(rows), TASKS[task].format
-    processes = min(len(os.sched_getaffinity(0)), len(rows) // ROWS_PER_PROCESS)
+    processes = min(cpu_count(), len(rows) // ROWS_PER_PROCESS)
     if processes < 2:
         for piece in pieces:
             yield len(piece), form.encode(store.some(piece).records(), tokenizer, encoding)
         return
-    from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
 
     path = store.path.with_suffix(".tokenizer")

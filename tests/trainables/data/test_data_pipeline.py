@@ -12,7 +12,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainables.data import cache, encoding
 from trainables.data.config import DataConfig
@@ -174,7 +174,7 @@ def many(monkeypatch, tmp_path):
     """Few rows count as many: several processes tokenise them, and they are kept for the next time."""
     monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 50)
     monkeypatch.setattr("trainables.data.store.ROWS", 40)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
     monkeypatch.setattr(cache, "ROWS", 100)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -203,6 +203,77 @@ def test_several_processes_give_what_one_gives(tokenizer, tmp_path, many, monkey
             and np.array_equal(x["labels"], y["labels"])
             for x, y in zip(a.rows(range(len(a))), b.rows(range(len(b))), strict=True)
         )
+
+
+OWN = """
+import json
+import os
+
+from transformers import PreTrainedTokenizer
+
+from .words import words
+
+
+class OwnTokenizer(PreTrainedTokenizer):
+    vocab_files_names = {"vocab_file": "words.json"}
+    model_input_names = ["input_ids", "attention_mask"]
+
+    def __init__(self, vocab_file, **options):
+        with open(vocab_file) as file:
+            self.numbers = json.load(file)
+        super().__init__(**options)
+
+    @property
+    def vocab_size(self):
+        return len(self.numbers)
+
+    def get_vocab(self):
+        return {**self.numbers, **self.added_tokens_encoder}
+
+    def _tokenize(self, text):
+        return words(text)
+
+    def _convert_token_to_id(self, token):
+        return self.numbers.get(token, 0)
+
+    def _convert_id_to_token(self, number):
+        return next(word for word, i in self.numbers.items() if i == number)
+"""
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_came_with_its_model_serves_several_processes(tmp_path, many, monkeypatch):
+    """They cannot import its code, which transformers has put somewhere."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", f"{tmp_path}/modules")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "own.py").write_text(OWN)
+    (folder / "words.py").write_text("def words(text):\n    return text.split()\n")
+    numbers = {w: i for i, w in enumerate(["<unk>", "</s>", *(f"w{i}" for i in range(100))])}
+    (folder / "words.json").write_text(json.dumps(numbers))
+    settings = {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]},
+        "unk_token": "<unk>",
+        "eos_token": "</s>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    own = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=True)
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(200)), max_length=64)
+    several = prepare(data, "classification", own, 0, tmp_path / "several")
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    assert prepare(data, "classification", own, 0, tmp_path / "one") == several
+
+
+@pytest.mark.parametrize("system", ["Linux", "others"])
+def test_processes_are_counted_on_every_system(tokenizer, tmp_path, monkeypatch, system):
+    if system != "Linux":  # where an affinity is not known, or not in this way
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    assert prepare(data, "classification", tokenizer, 0, tmp_path / "out").train.rows == 135
 
 
 @pytest.fixture
