@@ -1,7 +1,9 @@
 """The model card of the winner."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from posixpath import commonprefix
 
 from omegaconf import DictKeyType, OmegaConf
 
@@ -26,12 +28,13 @@ from sweeps.reporting.words import (
     test_words,
     verdict_words,
 )
-from trainables.data.manifest import Manifest
+from trainables.data.manifest import Manifest, SourceSummary
 from trainables.hyperparameters import OPTIONS
 from trainables.tasks import TASKS
 
 # whose checkpoints are PEFT's
 PEFT_METHODS = [name for name, options in OPTIONS.items() if options.loaded_by == "PEFT"]
+MANY_SOURCES = 10  # of a split, beyond which nobody reads a list of them
 
 
 def card(config: SweepConfig, board: Leaderboard, manifest: Manifest, loading: list[str]) -> str:
@@ -145,12 +148,30 @@ def _data_lines(manifest: Manifest) -> list[str]:
             for name, split in manifest.splits.items()
         ),
         "",
-        *(
-            f"- {name}: `{source.source}`, SHA-256 {source.sha256}"
-            for name, source in manifest.sources.items()
-        ),
+        *_source_lines(manifest),
         "",
     ]
+
+
+def _source_lines(manifest: Manifest) -> Iterator[str]:
+    """Each source, or of many of one split how many, where, and one fingerprint of all."""
+    splits: dict[str, dict[str, SourceSummary]] = {}
+    for name, source in manifest.sources.items():
+        splits.setdefault(name.partition("[")[0], {})[name] = source
+    for split, sources in splits.items():
+        if len(sources) <= MANY_SOURCES:
+            for name, source in sources.items():
+                yield f"- {name}: `{source.source}`, SHA-256 {source.sha256}"
+            continue
+        found = list(sources.values())
+        folder = commonprefix([each.source for each in found]).rpartition("/")[0]
+        sums = "".join(f"{each.sha256}\n" for each in found)
+        yield (
+            f"- {split}: {len(found)} sources{folder and f' below `{folder}`'} with"
+            f" {sum(each.rows for each in found)} rows, SHA-256"
+            f" {hashlib.sha256(sums.encode()).hexdigest()} (of the SHA-256 of each, one a line, in"
+            " the order of `data/manifest.json`)"
+        )
 
 
 def _configuration_lines(config: SweepConfig, winner: WinnerRow) -> list[str]:

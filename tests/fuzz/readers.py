@@ -124,11 +124,16 @@ class Targets:
         for name, task in TASKS.items():
             try:
                 reader = task.format.reader(source, config)
-            except InputError:
+            except InputError as error:
+                _let_pass(error)
                 continue
-            records = [each for row in rows if isinstance(each := reader.attempt(row), Record)]
-            for record in records:
-                _check_stored(record)
+            records = []
+            for record in map(reader.attempt, rows):
+                if isinstance(record, Record):
+                    _check_stored(record)
+                    records.append(record)
+                else:
+                    _let_pass(record)
             if name == "instruction":
                 self._rendered(records[:20], template)
 
@@ -155,12 +160,15 @@ class Targets:
             except Exception as error:
                 _let_pass(error)
                 continue
-            if isinstance(record, Record):
-                _check_stored(record)
-                if make is conversation_reader:
-                    self._rendered([record], data[1], data[0])
+            if not isinstance(record, Record):
+                _let_pass(record)
+                continue
+            _check_stored(record)
+            if make is conversation_reader:
+                self._rendered([record], data[1], data[0])
 
     def _rendered(self, records, template: int, settings: int = 0) -> None:
+        from trainables.errors import InputError
         from trainables.tasks.instruction.tokens import tokeniser
 
         name = self.templates[template % len(self.templates)]
@@ -171,7 +179,9 @@ class Targets:
             reasoning=("train", "keep", "drop")[settings % 3],
             train_on=("all_answers", "last_answer")[settings // 3 % 2],
         )
-        list(made.tokenise(records))
+        for row in made.tokenise(records):
+            if isinstance(row, InputError):
+                _let_pass(row)
         for record in records:
             try:
                 text, spans = made.text(record)
@@ -187,7 +197,7 @@ def _let_pass(error: Exception) -> None:
 
     if not isinstance(error, InputError):
         raise error
-    assert "\n" not in str(error), f"more than a line: {str(error)!r}"
+    assert len(str(error).splitlines()) == 1, f"not a line: {str(error)!r}"
     str(error).encode()  # it can be printed
 
 

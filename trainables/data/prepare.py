@@ -34,7 +34,7 @@ from trainables.data.manifest import (
 )
 from trainables.data.processes import Processes
 from trainables.data.records import Encoding, Format, Record
-from trainables.data.sources import SPLITS, Source, open_sources
+from trainables.data.sources import SPLITS, Source, open_sources, unread_files
 from trainables.data.splits import Splits, check_labels, draw_rows, label_counts, separate
 from trainables.data.store import RowStore, RowWriter
 from trainables.data.tokens import SLICES, Slices, SplitFiles
@@ -97,13 +97,7 @@ def prepare(
     _check_given(data)
     with TemporaryDirectory(dir=folder, prefix="rows.") as scratch, Processes() as processes:
         sources = {name: open_sources(data, name, Path(scratch)) for name in SPLITS}
-        moment = _moment(tokenizer) if owner.is_conversation else ""
-        key = _cache_key(data, sources, task, tokenizer, seed, max_length, examine, moment[:DAY])
-        if (manifest := cache.take(key, folder)) is not None:
-            return manifest
-        store = Path(scratch) / "rows.arrow"
-        read = collect(data, sources, owner.format, seed, store, processes)
-        manifest = Preparation(
+        preparation = Preparation(
             data=data,
             task=task,
             tokenizer=tokenizer,
@@ -113,43 +107,22 @@ def prepare(
             template_of=template_of,
             examine=examine,
             processes=processes,
-            moment=moment,
-        ).manifest(read)
+            moment=_moment(tokenizer) if owner.is_conversation else "",
+            unread=tuple(each for name in SPLITS if (each := unread_files(data, name))),
+        )
+        key = preparation.key(sources)
+        if (manifest := cache.take(key, folder)) is not None:
+            return manifest
+        store = Path(scratch) / "rows.arrow"
+        manifest = preparation.manifest(
+            collect(data, sources, owner.format, seed, store, processes)
+        )
     if template_of not in (None, "tokenizer", "none"):
         template = cast("str", tokenizer.chat_template)
         (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
     write_manifest(folder, manifest)
     cache.keep(key, folder, manifest)
     return manifest
-
-
-def _cache_key(
-    data: DataConfig,
-    sources: Mapping[str, Sequence[Source]],
-    task: str,
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int,
-    max_length: int,
-    examine: Examination | None,
-    day: str,
-) -> str:
-    settings = tokenizer.init_kwargs.items()  # what a path says is not what a tokenizer does
-    return cache.cache_key(
-        {
-            "files": [each.fingerprint() for name in SPLITS for each in sources[name]],
-            "data": to_json(data),
-            "task": task,
-            "tokenizer": _tokenizer_digest(tokenizer),
-            "special_tokens": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
-            "inputs": list(tokenizer.model_input_names),
-            "settings": {k: v for k, v in settings if isinstance(v, bool | int | float)},
-            "seed": seed,
-            "max_length": max_length,
-            "examined": None if examine is None else examine.digest,
-            "day": day,
-        },
-        _own_code(tokenizer),
-    )
 
 
 def _own_code(tokenizer: PreTrainedTokenizerBase) -> set[Path]:
@@ -221,6 +194,32 @@ class Preparation:
     processes: Processes
     moment: str
     """`Encoding.moment`."""
+    unread: tuple[Finding, ...]
+    """Files that are left out."""
+
+    def key(self, sources: Mapping[str, Sequence[Source]]) -> str:
+        """By which these data are known before they are prepared: fingerprints of the sources, and
+        all else that they depend on.
+        """
+        tokenizer = self.tokenizer
+        settings = tokenizer.init_kwargs.items()  # what a path says is not what a tokenizer does
+        return cache.cache_key(
+            {
+                "files": [each.fingerprint() for name in SPLITS for each in sources[name]],
+                "unread": [each.message for each in self.unread],
+                "data": to_json(self.data),
+                "task": self.task,
+                "tokenizer": _tokenizer_digest(tokenizer),
+                "special_tokens": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
+                "inputs": list(tokenizer.model_input_names),
+                "settings": {k: v for k, v in settings if isinstance(v, bool | int | float)},
+                "seed": self.seed,
+                "max_length": self.max_length,
+                "examined": None if self.examine is None else self.examine.digest,
+                "day": self.moment[:DAY],
+            },
+            _own_code(tokenizer),
+        )
 
     def manifest(self, read: Collected) -> Manifest:
         data, store = self.data, read.store
@@ -280,6 +279,7 @@ class Preparation:
         if data.unrendered == "error":
             _refuse_lost(summaries)
         findings = (
+            *self.unread,
             *read.findings,
             *files.findings,
             *self._dated(),

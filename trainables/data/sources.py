@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from trainables.data.config import DataConfig
 from trainables.data.files import DECOMPRESS, File, is_url, kind_of, one_line
+from trainables.data.findings import Finding
 from trainables.data.hub import HubDataset, is_hub
 from trainables.data.readers import (
     BINARY,
@@ -36,6 +37,7 @@ KINDS = (
     f"{', '.join(READERS)} (those of text also as {', '.join(DECOMPRESS)}), folders and patterns of"
     " those, and hf:owner/name"
 )
+CLUTTER = ("Thumbs.db", "desktop.ini", "_SUCCESS", "_metadata", "_common_metadata")
 SAVED_BY_DATASETS = ("dataset_info.json", "state.json")  # beside the .arrow files
 
 
@@ -244,6 +246,28 @@ def check_sources(data: DataConfig) -> None:
                 _files(part.source, key)
 
 
+def unread_files(data: DataConfig, split: str) -> Finding | None:
+    """What the folders and patterns of a split hold besides the files that are read."""
+    key = f"data.{split}"
+    members = [
+        name
+        for part in data.parts(split)
+        if not is_hub(part.source)
+        for name in _members(part.source, key) or ()
+        if not _is_clutter(name)
+    ]
+    others = [name for name in members if not _is_known(name)]
+    if not others:
+        return None
+    return Finding(
+        kind="unread_files",
+        split=split,
+        message=f"{split}: {len(others)} of {len(members)} file(s) are of no known kind and are not"
+        f" read: {_kinds(others)}",
+        examples=tuple(map(_printable, others[:3])),
+    )
+
+
 def is_local(source: str) -> bool:
     """Whether it is a file, a folder or a pattern of this machine."""
     return not is_hub(source) and not is_url(source)
@@ -266,17 +290,12 @@ def source_fingerprint(source: str) -> str | None:
 
 
 def _files(source: str, key: str) -> list[File]:
-    if is_url(source):
-        return _at_url(source, key)
+    if (members := _members(source, key)) is not None:
+        return _of_known_kind(members, source, key)
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _in_folder(path, source, key)
-    if not path.exists() and glob.has_magic(source):
-        names = sorted(glob.glob(str(path), recursive=True))
-        return _of_known_kind([n for n in names if Path(n).is_file()], source, key)
-    if not _is_known(source):
+    if not is_url(source) and not _is_known(source):
         raise _unknown_kind(source, key)
-    if not path.exists():
+    if not is_url(source) and not path.exists():
         siblings = (
             [str(path.with_name(p.name)) for p in path.parent.iterdir()]
             if path.parent.is_dir()
@@ -286,10 +305,36 @@ def _files(source: str, key: str) -> list[File]:
             f"{key}: {source}: no such file (looked from"
             f" {Path.cwd()}).{did_you_mean(str(path), siblings)}"
         )
-    return [File(key=key, name=source, address=source)]
+    return [_file(source, key)]
 
 
-def _in_folder(folder: Path, source: str, key: str) -> list[File]:
+def _file(name: str, key: str) -> File:
+    file = File(key=key, name=name, address=name)
+    if name != _printable(name):
+        raise file.error("its name is not UTF-8; give it another")
+    return file
+
+
+def _printable(name: str) -> str:
+    """A name with what is no text in it written out."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _members(source: str, key: str) -> list[str] | None:
+    """All files of a folder or a pattern, in order; None where the source is a single file."""
+    if is_url(source):
+        _check_protocol(source, key)
+        is_file = "*" not in source and _is_known(source)
+        return None if is_file else sorted(_listed(source, key))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _in_folder(path, source, key)
+    if not path.exists() and glob.has_magic(source):
+        return sorted(n for n in glob.glob(str(path), recursive=True) if Path(n).is_file())
+    return None
+
+
+def _in_folder(folder: Path, source: str, key: str) -> list[str]:
     if (folder / "dataset_dict.json").exists():
         splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
         raise InputError(
@@ -304,20 +349,33 @@ def _in_folder(folder: Path, source: str, key: str) -> list[File]:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and not (is_saved and path.name in SAVED_BY_DATASETS)
     )
-    return _of_known_kind(sorted(map(str, paths)), source, key)
+    return sorted(map(str, paths))
 
 
 def _of_known_kind(names: list[str], source: str, key: str) -> list[File]:
     """Those of the files that a folder or a pattern named that can be read."""
-    known = [File(key=key, name=name, address=name) for name in names if _is_known(name)]
+    known = [_file(name, key) for name in names if _is_known(name)]
     if known:
         return known
     if not names:
         looked = "" if is_url(source) else f" (looked from {Path.cwd()})"
         raise InputError(f"{key}: {source}: no files{looked}")
-    counts = Counter("".join(kind_of(name)) or PurePosixPath(name).name for name in names)
-    found = ", ".join(f"{kind} ({count})" for kind, count in counts.most_common(5))
-    raise InputError(f"{key}: {source}: no file of a known kind, only {found}; allowed are {KINDS}")
+    raise InputError(
+        f"{key}: {source}: no file of a known kind, only {_kinds(names)}; allowed are {KINDS}"
+    )
+
+
+def _kinds(names: list[str]) -> str:
+    """The commonest ones, and how many files are of each."""
+    kinds = ("".join(kind_of(name)) or PurePosixPath(name).name for name in names)
+    counts = Counter(map(_printable, kinds))
+    return ", ".join(f"{kind} ({count})" for kind, count in counts.most_common(5))
+
+
+def _is_clutter(name: str) -> bool:
+    """What systems and writers leave beside files."""
+    last = PurePosixPath(name).name
+    return last.startswith(".") or last in CLUTTER or last.endswith("~")
 
 
 def _is_known(name: str) -> bool:
@@ -329,13 +387,6 @@ def _unknown_kind(source: str, key: str) -> InputError:
     return InputError(
         f"{key}: {source}: unknown kind of file {''.join(kind_of(source))!r}; allowed are {KINDS}"
     )
-
-
-def _at_url(url: str, key: str) -> list[File]:
-    _check_protocol(url, key)
-    if "*" not in url and _is_known(url):
-        return [File(key=key, name=url, address=url)]
-    return _of_known_kind(sorted(_listed(url, key)), url, key)
 
 
 def _listed(url: str, key: str) -> Iterable[str]:

@@ -14,7 +14,7 @@ from sweeps.ledger.leaderboard import MetricsReport
 from sweeps.reporting.card import alternatives_lines, card, classes_lines
 from sweeps.reporting.metrics import by_class
 from sweeps.reporting.verify import altered
-from trainables.data.manifest import Manifest
+from trainables.data.manifest import Manifest, SourceSummary
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTENT = b"text,label\na,b\n"
@@ -79,7 +79,7 @@ def test_the_card_has_the_metrics_of_all_that_is_compared_and_the_answers_by_cla
     )
 
 
-def test_the_card_says_what_to_expect_where_the_winner_ran_again(tmp_path):
+def card_of(manifest):
     config = load(ROOT / "sweeps" / "gpt2_tweets.yaml")
     seeds = {"t0002": 0.49, "t0003": 0.5}
     evaluation = {
@@ -103,7 +103,36 @@ def test_the_card_says_what_to_expect_where_the_winner_ran_again(tmp_path):
         "folder": "runs/quick",
     }
     board["winner"]["expected"] = {"seeds": seeds, "failed": [], "mean": 0.495, "spread": 0.007}
-    told = card(config, board_of(board), Manifest(labels=("a", "b"), max_length=32), [])
+    return card(config, board_of(board), manifest, [])
+
+
+def test_the_card_says_what_to_expect_where_the_winner_ran_again():
+    told = card_of(Manifest(labels=("a", "b"), max_length=32))
     assert "| validation loss | 0.49 |" in told
     assert "| validation loss, expected 0.4950 ± 0.0070, the mean of 2 new seeds | 0.495 |" in told
     assert "Verdict: healthy, later overfit (it is)" in told
+
+
+@pytest.mark.parametrize(
+    ("names", "where"),
+    [
+        ([f"shards/{'ab'[i % 2]}/{i:04}.jsonl" for i in range(2000)], " below `shards`"),
+        ([f"s3://bucket/x{i}.csv" for i in range(11)], " below `s3://bucket`"),
+        ([*(f"x{i}.csv" for i in range(11)), "hf:owner/name"], ""),
+    ],
+)
+def test_the_card_does_not_list_thousands_of_files(names, where):
+    sums = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    sources = {
+        f"train[{i}]": SourceSummary(source=name, rows=i, sha256=digest)
+        for i, (name, digest) in enumerate(zip(names, sums, strict=True))
+    }
+    held_out = {f"test[{i}]": SourceSummary(source=f"t{i}.csv", sha256="f" * 64) for i in range(2)}
+    told = card_of(Manifest(labels=("a", "b"), sources=sources | held_out))
+    whole = hashlib.sha256("".join(f"{each}\n" for each in sums).encode()).hexdigest()
+    assert [line for line in told.splitlines() if line.startswith(("- train", "- test"))] == [
+        f"- train: {len(names)} sources{where} with {sum(range(len(names)))} rows, SHA-256 {whole}"
+        " (of the SHA-256 of each, one a line, in the order of `data/manifest.json`)",
+        f"- test[0]: `t0.csv`, SHA-256 {'f' * 64}",
+        f"- test[1]: `t1.csv`, SHA-256 {'f' * 64}",
+    ]

@@ -178,6 +178,32 @@ def test_a_text_that_its_special_tokens_leave_no_room(tmp_path, tokenizer):
         )
 
 
+@pytest.mark.parametrize("task", ["classification", "instruction", "causal_lm"])
+def test_whatever_columns_are_called_an_error_is_a_line_that_can_be_printed(
+    tokenizer, tmp_path, task
+):
+    file = tmp_path / "a\nb\x1f.jsonl"
+    file.write_text('{"one\\ntwo\\u2028\\ud83d": "a"}\n' * 9)
+    with pytest.raises(InputError) as error:
+        prepare(DataConfig(train=str(file)), task, tokenizer, 0, tmp_path / "out")
+    message = str(error.value)
+    assert len(message.splitlines()) == 1 and message.encode().decode() == message
+    assert "a b\\x1f.jsonl" in message and "two\\u2028\\ud83d" in message
+
+
+@pytest.mark.parametrize("given", ["a file", "its folder", "a pattern"])
+def test_a_file_whose_name_is_no_text_is_refused(tokenizer, tmp_path, given):
+    """What is written down of it, such as its rows' places, must be Unicode."""
+    file = tmp_path / "a\udcff.jsonl"
+    file.write_text(json.dumps({"text": "w1", "label": "a"}))
+    train = {"a file": file, "its folder": tmp_path, "a pattern": tmp_path / "*.jsonl"}[given]
+    with pytest.raises(InputError) as error:
+        prepare(DataConfig(train=str(train)), "classification", tokenizer, 0, tmp_path / "out")
+    assert str(error.value) == (
+        f"data.train: {tmp_path}/a\\udcff.jsonl: its name is not UTF-8; give it another"
+    )
+
+
 def test_a_test_split_is_tokenised_by_the_same_tokenizer_only(tokenizer, tmp_path):
     (tmp_path / "a.csv").write_text(GOOD)
     with pytest.raises(

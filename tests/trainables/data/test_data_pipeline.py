@@ -12,7 +12,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainables.data import cache, processes, readers
 from trainables.data.config import DataConfig
@@ -227,7 +227,6 @@ def test_several_processes_read_what_one_reads(tokenizer, tmp_path, many, monkey
 
 
 def exits(number):
-
     os._exit(1) if number == 3 else None
     return number
 
@@ -238,6 +237,77 @@ def test_a_process_that_is_killed_is_told_of():
         assert list(several.map(exits, range(3))) == [0, 1, 2]
         with pytest.raises(InputError, match="was killed, perhaps for want of memory"):
             list(several.map(exits, range(5)))
+
+
+OWN = """
+import json
+import os
+
+from transformers import PreTrainedTokenizer
+
+from .words import words
+
+
+class OwnTokenizer(PreTrainedTokenizer):
+    vocab_files_names = {"vocab_file": "words.json"}
+    model_input_names = ["input_ids", "attention_mask"]
+
+    def __init__(self, vocab_file, **options):
+        with open(vocab_file) as file:
+            self.numbers = json.load(file)
+        super().__init__(**options)
+
+    @property
+    def vocab_size(self):
+        return len(self.numbers)
+
+    def get_vocab(self):
+        return {**self.numbers, **self.added_tokens_encoder}
+
+    def _tokenize(self, text):
+        return words(text)
+
+    def _convert_token_to_id(self, token):
+        return self.numbers.get(token, 0)
+
+    def _convert_id_to_token(self, number):
+        return next(word for word, i in self.numbers.items() if i == number)
+"""
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_came_with_its_model_serves_several_processes(tmp_path, many, monkeypatch):
+    """They cannot import its code, which transformers has put somewhere."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", f"{tmp_path}/modules")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "own.py").write_text(OWN)
+    (folder / "words.py").write_text("def words(text):\n    return text.split()\n")
+    numbers = {w: i for i, w in enumerate(["<unk>", "</s>", *(f"w{i}" for i in range(100))])}
+    (folder / "words.json").write_text(json.dumps(numbers))
+    settings = {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]},
+        "unk_token": "<unk>",
+        "eos_token": "</s>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    own = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=True)
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(200)), max_length=64)
+    several = prepare(data, "classification", own, 0, tmp_path / "several")
+    monkeypatch.setattr(processes, "MANY", 10**9)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    assert prepare(data, "classification", own, 0, tmp_path / "one") == several
+
+
+@pytest.mark.parametrize("system", ["Linux", "others"])
+def test_processes_are_counted_on_every_system(tokenizer, tmp_path, monkeypatch, system):
+    if system != "Linux":  # where an affinity is not known, or not in this way
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    assert prepare(data, "classification", tokenizer, 0, tmp_path / "out").train.rows == 135
 
 
 @pytest.fixture
@@ -296,6 +366,20 @@ def test_other_data_are_prepared_anew(tokenizer, tmp_path, many, read, monkeypat
             path.unlink()
     prepare(data, "classification", tokenizer, seed, tmp_path / "2")
     assert len(read) == 2
+
+
+def test_files_that_are_not_read_are_told_also_of_what_was_kept(
+    tokenizer, tmp_path, many, read, monkeypatch
+):
+    monkeypatch.setattr(processes, "MANY", 10**9)
+    (tmp_path / "d").mkdir()
+    write(tmp_path / "d" / "a.csv", rows_of(150))
+    data, told = DataConfig(train=str(tmp_path / "d")), []
+    for number in range(3):
+        manifest = prepare(data, "classification", tokenizer, 0, tmp_path / str(number))
+        told.append("unread_files" in kinds(manifest))
+        (tmp_path / "d" / "b.md").write_text("x")
+    assert told == [False, True, True] and len(read) == 2
 
 
 def test_tokenizers_of_other_code_are_other_tokenizers(

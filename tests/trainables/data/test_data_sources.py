@@ -25,7 +25,12 @@ from hypothesis import strategies as st
 from trainables.data.config import DataConfig
 from trainables.data.files import File
 from trainables.data.rows import BadRow, Row
-from trainables.data.sources import check_sources, open_sources, source_fingerprint
+from trainables.data.sources import (
+    check_sources,
+    open_sources,
+    source_fingerprint,
+    unread_files,
+)
 from trainables.errors import InputError
 
 GOOD = "text,label\na,x\n"
@@ -630,6 +635,34 @@ def test_a_folder_with_nothing_in_it():
     assert fault("d/c.parquet.gz").startswith(
         "d/c.parquet.gz: unknown kind of file '.parquet.gz'; allowed are "
     )
+
+
+def test_files_beside_those_that_are_read_are_told():
+    """But not what systems and writers leave there."""
+    for name in (
+        "d/a.csv", "d/b.jsonl", "d/README.md", "d/x/1.png", "d/x/2.png", "d/c.csv.zip", "d/LICENSE",
+        "d/.DS_Store", "d/.git/config", "d/Thumbs.db", "d/_SUCCESS", "d/a.csv~", "d/c.parquet.gz",
+    ):  # fmt: skip
+        write(name, CSV)
+    found = unread_files(DataConfig(train=["d", "d/*"]), "train")
+    assert (found.kind, found.split, found.severity) == ("unread_files", "train", "note")
+    assert found.message == (
+        "train: 10 of 14 file(s) are of no known kind and are not read: LICENSE (2), .md (2), .zip"
+        " (2), .parquet.gz (2), .png (2)"
+    )
+    assert unread_files(DataConfig(train="d/a.csv"), "train") is None
+    assert unread_files(DataConfig(train="d/*.csv", validation="d"), "train") is None
+    assert unread_files(DataConfig(train="d/a.csv", validation="d"), "validation").rows == 0
+    assert unread_files(DataConfig(train="hf:owner/name"), "train") is None
+    os.mkdir("e")
+    write("e/a.csv", CSV)
+    assert unread_files(DataConfig(train="e"), "train") is None
+
+
+def test_files_beside_those_of_a_url_are_told(memory):
+    found = unread_files(DataConfig(train="memory://d"), "train")
+    assert found.message.endswith("1 of 3 file(s) are of no known kind and are not read: .md (1)")
+    assert found.examples == ("memory:///d/c.md",)
 
 
 def test_sources_with_weights():
