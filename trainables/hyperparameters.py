@@ -59,8 +59,9 @@ class FullOptions(MethodOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PartialOptions(MethodOptions):
-    """The head and either the last `layers` layers or every parameter whose name matches one of
-    `patterns`.
+    """The head and the last `layers` layers, or every parameter whose name matches one of
+    `patterns`, or what `train` names: the `head` alone (a linear probe), every `bias` (BitFit, Ben
+    Zaken et al. 2022, https://arxiv.org/abs/2106.10199), or the weights of all `norms`.
     """
 
     trains_base: ClassVar = True
@@ -68,12 +69,14 @@ class PartialOptions(MethodOptions):
 
     layers: int | None = None
     patterns: tuple[str, ...] = ()
+    train: Literal["head", "bias", "norms"] | None = None
 
     def __post_init__(self) -> None:
-        if (self.layers is None) == (not self.patterns):
+        given = (self.layers is not None, bool(self.patterns), self.train is not None)
+        if sum(given) != 1:
             raise InputError(
-                "method=partial: give either layers (the last n) or patterns (a list), not both or"
-                " neither"
+                "method=partial: give one of layers (the last n), patterns (a list) and train"
+                " (head, bias or norms)"
             )
         if self.layers is not None and self.layers < 0:
             raise InputError(f"layers: must be 0 or more, got {self.layers}")
@@ -326,22 +329,23 @@ def _cast(name: str, hint: object, value: object) -> object:
     """`value` as `hint`; never rounds or clamps, so that a score is credited to the value that
     ran.
     """
-    if get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
-        words = f"one of {', '.join(map(str, get_args(hint)))}"
-    else:
-        for kind in _kinds(hint):
+    words = []
+    for each in _members(hint):
+        if get_origin(each) is Literal:
+            if value in get_args(each):
+                return value
+            words.append(f"one of {', '.join(map(str, get_args(each)))}")
+        else:
+            kind = get_origin(each) or each
             with suppress(TypeError):
                 return READERS[kind](value)
-        words = " or ".join(WORDS[kind] for kind in _kinds(hint))
-    raise InputError(f"{name}: must be {words}, got {value!r}")
+            words.append(WORDS[kind])
+    raise InputError(f"{name}: must be {' or '.join(words)}, got {value!r}")
 
 
-def _kinds(hint: Any) -> tuple[type, ...]:
-    """The types of a union, or the one; `tuple` for one of names."""
-    union = get_args(hint) if get_origin(hint) not in (None, tuple) else (hint,)
-    return tuple(get_origin(each) or each for each in union)
+def _members(hint: object) -> tuple[Any, ...]:
+    """The types of a union, or the one."""
+    return get_args(hint) if get_origin(hint) not in (None, tuple, Literal) else (hint,)
 
 
 def _whole(value: object) -> int:
@@ -392,10 +396,15 @@ WORDS = {
 
 def _optional(hint: object) -> object:
     """`hint` as OmegaConf's structured configurations take it, and null for what is not set."""
-    if get_origin(hint) is Literal:
-        return type(get_args(hint)[0]) | None
-    kinds = [list[str] if kind is tuple else kind for kind in _kinds(hint) if kind is not NoneType]
+    kinds = [_plain(each) for each in _members(hint) if each is not NoneType]
     return kinds[0] | None if len(kinds) == 1 else Any
+
+
+def _plain(hint: Any) -> Any:
+    """A type that is no union, without what it allows of its values."""
+    if get_origin(hint) is Literal:
+        return type(get_args(hint)[0])
+    return list[str] if get_origin(hint) is tuple else hint
 
 
 def _declared() -> dict[str, object]:

@@ -107,7 +107,7 @@ def test_a_method(checkout, models) -> None:
     follow("adding-a-method.md", checkout)
     rows = "".join(f"text number {n},{'ab'[n % 2]}\n" for n in range(40))
     (checkout / "rows.csv").write_text("text,label\n" + rows)
-    assert "bitfit" in check(checkout, "bitfit.yaml", models / "encoder")
+    assert "attention" in check(checkout, "attention.yaml", models / "encoder")
     keeps_the_contract("adding-a-method.md", checkout)
 
 

@@ -64,6 +64,8 @@ def test_defaults():
         ({**PARTIAL, "layers": 2.0}, "layers", 2),
         ({**PARTIAL, "layers": 0}, "layers", 0),
         ({**PARTIAL, "layers": None, "patterns": ["*.bias"]}, "patterns", ("*.bias",)),
+        ({**PARTIAL, "layers": None, "train": "bias"}, "train", "bias"),
+        ({**PARTIAL, "train": None}, "train", None),
     ],
 )
 def test_values_become_the_type_of_their_field_and_nothing_else(params, name, value):
@@ -92,6 +94,10 @@ def test_extreme_values_stay_what_they_are(value):
     ) * 5
 
 
+ONE_OF_THREE = (
+    "method=partial: give one of layers (the last n), patterns (a list) and train (head, bias or "
+    "norms)"
+)
 MISTAKES = [
     ({}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got None"),
     (
@@ -184,14 +190,19 @@ MISTAKES = [
         {**LORA, "targets": "atention"},
         "targets: must be all-linear, attention or a list of module names, got 'atention'",
     ),
+    (
+        {**PARTIAL, "layers": None, "train": "biases"},
+        "train: must be one of head, bias, norms or null, got 'biases'",
+    ),
+    ({**PARTIAL, "train": "head"}, ONE_OF_THREE),
     ({**PARTIAL, "layers": -1}, "layers: must be 0 or more, got -1"),
     (
         {**PARTIAL, "patterns": ["*.bias"]},
-        "method=partial: give either layers (the last n) or patterns (a list), not both or neither",
+        ONE_OF_THREE,
     ),
     (
         {**FULL, "method": "partial"},
-        "method=partial: give either layers (the last n) or patterns (a list), not both or neither",
+        ONE_OF_THREE,
     ),
 ]
 

@@ -262,16 +262,18 @@ def _base_bytes(
 
 def _after_the_first_trained(model: "PreTrainedModel") -> set[str]:
     """Names of the modules that the backward pass reaches: in the model's order, from the first
-    that is trained.
+    that is trained, or from the start of the layer that it lies in (a layer's order is not that in
+    which it computes).
     """
-    names, found = set(), False
-    for name, module in model.named_modules():
-        found = found or any(
-            parameter.requires_grad for parameter in module.parameters(recurse=False)
-        )
-        if found:
-            names.add(name)
-    return names
+    from trainables.models.structure import layer_lists
+
+    names = [name for name, _ in model.named_modules()]
+    first = next(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    first = first.rpartition(".")[0]
+    stack = f"{layer_lists(model)[0][0]}."
+    if first.startswith(stack):
+        first = stack + first.removeprefix(stack).split(".")[0]
+    return set(names[names.index(first) :])
 
 
 def _activation_bytes(
@@ -301,6 +303,9 @@ def _activation_bytes(
       Shared inputs are counted again for each; that makes up for what gates keep (within 5% for
       Llama). Adapters with
       dropout share none, and keep as much again for the mask.
+    - the input of a frozen one that leads back to the model's width: attention keeps what it gives,
+      and a gate what it multiplies.
+    - what a norm multiplies by trained weights; a fused one (LayerNorm) makes it again.
 
     With checkpointing: the inputs of all layers, and one layer's tensors. On top come gradients in
     flight, or the logits and their loss: the larger of both, since one is over when the other
@@ -311,13 +316,16 @@ def _activation_bytes(
 
     layers = _linear_by_layer(model, linear)
     # bytes of each layer: of its tensors per token, of its weights
-    kept = [_kept_bytes(each, inside, fed, dropout, compute_bytes) for each, inside in layers]
+    width = model.config.get_text_config().hidden_size
+    kept = [
+        _kept_bytes(each, inside, fed, dropout, width, compute_bytes) for each, inside in layers
+    ]
     cast = [_cast_bytes(inside, compute_bytes) if casts else 0 for _, inside in layers]
     one = max(kept, default=0)
     widest = max((features(linear[name])[0] for name in fed & linear.keys()), default=0)
     in_flight = max(IN_FLIGHT * one, widest * MASK_BYTES if dropout else 0)
     if gradient_checkpointing:
-        held, weights = len(kept) * model.config.hidden_size * dtype_bytes, max(cast, default=0)
+        held, weights = len(kept) * width * dtype_bytes, max(cast, default=0)
         in_flight += one
     else:
         held, weights = sum(kept), sum(cast)
@@ -353,18 +361,29 @@ def _kept_bytes(
     inside: Mapping[str, "nn.Module"],
     fed: Set[str],
     dropout: bool,
+    width: int,
     compute_bytes: int,
 ) -> int:
     """What a layer with the linear layers `inside` keeps of a token for its backward."""
+    import torch
+
     from trainables.models.structure import features
 
     shapes = {name: features(module) for name, module in inside.items()}
     elements = sum(
         out + (name in fed) * (1 + dropout) * into for name, (into, out) in shapes.items()
     )
+    elements += sum(
+        into for name, (into, out) in shapes.items() if name not in fed and out == width
+    )
     steps = max(STEPWISE.get(type(module).__name__, 0) for module in layer.modules())
     elements += steps * max(into for into, _ in shapes.values())  # as wide as the MLP is inside
     norms = [module for module in layer.modules() if "norm" in type(module).__name__.lower()]
     scales = [getattr(module, "weight", None) for module in norms]
     normed = sum(scale.numel() for scale in scales if scale is not None)
+    elements += sum(
+        scale.numel()
+        for norm, scale in zip(norms, scales, strict=True)
+        if scale is not None and scale.requires_grad and not isinstance(norm, torch.nn.LayerNorm)
+    )
     return elements * compute_bytes + normed * (FLOAT32 - compute_bytes)

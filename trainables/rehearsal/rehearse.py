@@ -158,6 +158,8 @@ def _words(hp: Hyperparameters) -> str:
         words += f" on {targets if isinstance(targets, str) else ', '.join(targets)}"
     if patterns := getattr(options, "patterns", ()):
         words += f" ({', '.join(patterns)})"
+    if (kind := getattr(options, "train", None)) is not None:
+        words += f" ({kind})"
     return words + (f" over {quantisation}" if quantisation != "none" else "")
 
 

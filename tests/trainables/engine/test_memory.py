@@ -276,10 +276,20 @@ def test_a_pass_with_dropout_before_the_adapters(recomputed):
     assert 0.85 < found / measured(model, task, autocast=recomputed) < 1.15
 
 
-@pytest.mark.parametrize("method", ["full", "partial"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("full", {}),
+        ("partial", {"layers": 1}),
+        ("partial", {"train": "bias"}),
+        ("partial", {"train": "norms"}),
+    ],
+    ids=["full", "layers", "bias", "norms"],
+)
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_pass_that_trains_the_base(name, method):
-    options = {"layers": 1} if method == "partial" else {}
+def test_a_pass_that_trains_the_base(name, method, options):
+    if (name, options) == ("llama", {"train": "bias"}):
+        pytest.skip("it has no biases")
     config, auto_class = SHAPES[name], CLASSIFIER if name == "bert" else CAUSAL
     model = getattr(transformers, auto_class).from_config(config)
     for parameter in model.parameters():

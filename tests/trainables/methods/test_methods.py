@@ -67,6 +67,11 @@ CASES = [
     Case(method="partial", model="bert-classifier", options={"layers": 1}),
     Case(method="partial", model="llama", options={"layers": 1}),
     Case(method="partial", model="llama-tied", options={"layers": 0}),
+    Case(method="partial", model="bert", options={"train": "head"}),
+    Case(method="partial", model="bert-classifier", options={"train": "bias"}),
+    Case(method="partial", model="gpt2", options={"train": "bias"}, learning_rate=3e-2),
+    Case(method="partial", model="bert", options={"train": "norms"}),
+    Case(method="partial", model="llama", options={"train": "norms"}, learning_rate=3e-2),
     Case(method="lora", model="bert"),
     Case(method="lora", model="bert", options={"targets": "attention", "rank": 2}),
     Case(method="lora", model="bert", options={"targets": ("query", "intermediate.dense")}),
@@ -520,6 +525,13 @@ def test_a_stack_alone_leaves_no_trace_on_its_base(lab, added):
             {"patterns": ("bert.*", "*.q_proj.*")},
             "patterns: '*.q_proj.*' matches no parameter of the model, "
             "whose first is 'bert.embeddings.word_embeddings.weight'",
+        ),
+        (
+            "partial",
+            "llama",
+            {"train": "bias"},
+            "train: LlamaForCausalLM has no bias to train beside its head; choose head or norms, or "
+            "give layers",
         ),
     ],
 )
