@@ -126,8 +126,8 @@ class _Reading:
             )
             if source.weight != 1:
                 self.weighted.append((range(begin, len(self.writer)), source.weight))
-        self.bad[split].refuse(self.data.bad_rows)
         self.bounds[split] = first or 0, len(self.writer)
+        self.bad[split].refuse(self.data.bad_rows, len(self.writer) - (first or 0))
 
     def _records(self, split: str, source: Source, reader: RowReader) -> Iterator[Record]:
         bad = self.bad[split]
