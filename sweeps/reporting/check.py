@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": ""}
 LEARNT = "bold green"
+WEIGHT = "yellow"
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -45,12 +46,17 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def _marked(row: ShownRow, *, colours: bool) -> Text:
+    """With the weight of what does not count fully behind it."""
     text = Text()
     for segment in row.segments:
-        if colours or not segment.learnt:
-            text.append(segment.text, style=LEARNT if segment.learnt else "")
-        else:
-            text.append(f"[[{segment.text}]]")
+        if not segment.learnt:
+            text.append(segment.text)
+            continue
+        text.append(
+            segment.text if colours else f"[[{segment.text}]]", style=LEARNT if colours else ""
+        )
+        if segment.weight != 1:
+            text.append(f"×{segment.weight:g}", style=WEIGHT if colours else "")
     return text
 
 

@@ -22,23 +22,29 @@ class BadRows:
     def add(self, error: str) -> None:
         self.count += 1
         if self.count <= NAMED:
-            self._first.append(error)
+            self._first.append(error.removeprefix(f"{self._key}: "))
 
-    def refuse(self, bad_rows: str) -> None:
-        """Raise InputError where there are any, unless they are to be left out."""
-        if not self.count or bad_rows == "drop":
+    def refuse(self, bad_rows: str, usable: int) -> None:
+        """Raise InputError where there are any, unless they are to be left out and others can be
+        used. bad_rows: the setting; usable: how many others there are.
+        """
+        if not self.count or (bad_rows == "drop" and usable):
             return
         first, *others = self._first
-        if not others:
-            raise InputError(first)
-        named = "; ".join(error.removeprefix(f"{self._key}: ") for error in others)
-        raise InputError(
-            f"{first}; {self.count - 1} more row(s) cannot be used either: {named}; mend them, or"
-            " set data.bad_rows=drop to leave them out"
-        )
+        said = f"{self._key}: {first}"
+        if others:
+            more = f"{self.count - 1} more row(s) cannot be used either"
+            said += f"; {more}: {'; '.join(others)}"
+        if usable:
+            them = "them" if others else "it"
+            mend = " Mend" if said[-1] in ".?" else "; mend"
+            said += f"{mend} {them}, or set data.bad_rows=drop to leave {them} out"
+        elif others:
+            said += "; none of its rows can be used"
+        raise InputError(said)
 
     def finding(self, split: str) -> Finding:
-        examples = tuple(error.removeprefix(f"{self._key}: ") for error in self._first)
+        examples = tuple(self._first)
         return Finding(
             kind="bad_rows",
             severity="warning",

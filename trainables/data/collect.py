@@ -168,8 +168,8 @@ class _Reading:
             )
             if source.weight != 1:
                 self.weighted.append((range(begin, len(self.writer)), source.weight))
-        self.bad[split].refuse(self.data.bad_rows)
         self.bounds[split] = first or 0, len(self.writer)
+        self.bad[split].refuse(self.data.bad_rows, len(self.writer) - (first or 0))
 
     def _write(self, split: str, doing: str, packed: Iterator[_Packed]) -> None:
         for each in counted(doing, ((found.read, found) for found in packed)):

@@ -8,9 +8,11 @@ import numpy as np
 
 from trainables.data.findings import Finding
 from trainables.data.manifest import Manifest, SplitSummary
+from trainables.data.records import Noticed
 from trainables.data.store import RowStore
 from trainables.data.tokens import Written
 from trainables.tasks import TASKS
+from trainables.tasks.instruction.notices import WORDS, Words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,6 +103,9 @@ def _of_split(name: str, split: SplitSummary, manifest: Manifest) -> Iterator[Fi
             setting="data.chat_template: a template that writes it out",
             message=f"{name}: the chat template leaves out {what} of {rows} row(s)",
         )
+    for kind, words in WORDS.items():
+        if found := split.noticed.get(kind):
+            yield _noticed(name, kind, words, found)
     if split.unknown > MANY_UNKNOWN * max(split.tokens, 1):
         yield Finding(
             kind="unknown_tokens",
@@ -118,6 +123,20 @@ def _of_split(name: str, split: SplitSummary, manifest: Manifest) -> Iterator[Fi
             split=name,
             message=f"{name}: no row of {', '.join(absent)}",
         )
+
+
+def _noticed(split: str, kind: str, words: Words, found: Noticed) -> Finding:
+    said = words.message.format(messages=found.messages, rows=found.rows)
+    such = f", such as {'; '.join(found.examples)}" if words.severity == "warning" else ""
+    return Finding(
+        kind=kind,
+        severity=words.severity,
+        split=split,
+        rows=found.rows,
+        examples=found.examples,
+        setting=words.setting,
+        message=f"{split}: {said}{such}",
+    )
 
 
 def same_tokens(store: RowStore, written: Mapping[str, Written]) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainables.data.config import DataConfig
 from trainables.data.findings import Finding
-from trainables.data.records import Encoding
+from trainables.data.records import Encoding, Noticed
 from trainables.errors import InputError
 from trainables.storage.records import Json, from_json, to_json
 
@@ -42,6 +42,8 @@ class TokenSummary:
     """Tokens that stand for what the tokenizer does not know."""
     lost: Mapping[str, int] = field(default_factory=dict)
     """What the chat template leaves out, and of how many rows."""
+    noticed: Mapping[str, Noticed] = field(default_factory=dict)
+    """What else is to be told of conversations, by its kind."""
     mean_length: float = 0.0
     longest: int = 0
     largest_id: int = 0

@@ -11,13 +11,13 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainables.data.files import File, one_line
-from trainables.data.rows import MOST_DIGITS, BadRow, Row, shorten
+from trainables.data.rows import MOST_DIGITS, BadRow, Row, json_fault, shorten
 from trainables.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,11 +65,14 @@ def read_csv(file: File) -> Rows:
                 return
             if not fields:
                 continue
+            nul = _nul(file, first, "".join(fields))
             if header is None:
-                header = _checked_header(file, fields, ",")
+                header = _checked_header(file, fields, ",", nul)
                 continue
             number += 1
-            if len(fields) == len(header):
+            if nul is not None:
+                yield nul
+            elif len(fields) == len(header):
                 yield file.row(f"row {number}", dict(zip(header, fields, strict=True)))
             else:
                 yield _ragged(file, reader.line_num, len(fields), len(header), ",")
@@ -88,12 +91,15 @@ def read_tsv(file: File) -> Rows:
             line = line.rstrip("\n").removesuffix("\r")
             if not line:
                 continue
+            nul = _nul(file, line_number, line)
             if header is None:
-                header = _checked_header(file, _tsv_fields(line, None), "\t")
+                header = _checked_header(file, _tsv_fields(line, None), "\t", nul)
                 continue
             number += 1
             fields = _tsv_fields(line, len(header))
-            if len(fields) == len(header):
+            if nul is not None:
+                yield nul
+            elif len(fields) == len(header):
                 yield file.row(f"row {number}", dict(zip(header, fields, strict=True)))
             else:
                 yield _ragged(file, line_number, len(fields), len(header), "\t")
@@ -119,7 +125,19 @@ def _unquoted(field: str) -> str:
     return field if '"' in inside.replace('""', "") else inside.replace('""', '"')
 
 
-def _checked_header(file: File, header: list[str], delimiter: str) -> list[str]:
+def _nul(file: File, first: int, text: str) -> BadRow | None:
+    """What is wrong with a row that begins in line `first` and has a NUL, which no text has."""
+    if "\0" not in text:
+        return None
+    line = first + text.partition("\0")[0].count("\n")
+    return file.bad(f"line {line}", "has a NUL character; tr -d '\\000' removes them from a file")
+
+
+def _checked_header(
+    file: File, header: list[str], delimiter: str, fault: BadRow | None
+) -> list[str]:
+    if fault is not None:
+        raise InputError(str(fault))
     if len(set(header)) < len(header):
         raise file.error(f"two columns have the same name in the header {shorten(header)}")
     if len(header) == 1:
@@ -140,7 +158,8 @@ def _ragged(file: File, line: int, fields: int, columns: int, delimiter: str) ->
         if delimiter == ","
         else "a field holds no tab and no line break"
     )
-    return file.bad(f"line {line}", f"{fields} fields where the header has {columns}; {advice}")
+    count = f"{fields} field{'s' * (fields != 1)}"
+    return file.bad(f"line {line}", f"{count} where the header has {columns}; {advice}")
 
 
 def _quoting_fault(file: File, first: int, last: int, message: str) -> InputError:
@@ -205,7 +224,7 @@ def parse_json(text: str) -> object:
     except JSONFault:
         raise
     except json.JSONDecodeError as error:
-        raise JSONFault(f"not JSON: {error.msg} (column {error.colno})") from None
+        raise JSONFault(f"not JSON: {json_fault(error)}") from None
     except RecursionError:
         raise JSONFault("nested too deeply") from None
     except ValueError:
@@ -262,11 +281,19 @@ def jsonl_pieces(file: File) -> Iterator[Lines]:
     with file.text() as lines:
         numbered = ((i, line) for i, line in enumerate(lines, start=1) if not line.isspace())
         for i, found in enumerate(in_pieces(numbered, lambda pair: len(pair[1]))):
-            if i == 0 and re.match(r"\s*\[\s*(\{|$)", found[0][1]):
-                raise file.error(
-                    "a list of objects, as .json has it, not one object a line; name it .json"
-                )
+            if i == 0:
+                _check_first(file, *found[0])
             yield Lines(file=file, lines=found)
+
+
+def _check_first(file: File, number: int, line: str) -> None:
+    """Raise InputError where the first line shows that no line is a row."""
+    if re.match(r"\s*\[\s*(\{|$)", line):
+        raise file.error("a list of objects, as .json has it, not one object a line; name it .json")
+    with suppress(JSONFault):
+        row = parse_json(line)
+        if isinstance(row, dict) and _is_pandas(row):
+            raise file.error(f"not one object a line, but {PANDAS}", f"line {number}")
 
 
 def read_jsonl(file: File) -> Rows:
@@ -309,9 +336,10 @@ def read_json(file: File) -> Rows:
     if at == len(text):
         return
     if text[at] != "[":
-        if (end := _after_blank(text, _end(file, text, at))) != len(text):
+        given, end = _decoded(file, text, at)
+        if (end := _after_blank(text, end)) != len(text):
             raise _not_json(file, json.JSONDecodeError("Extra data", text, end))
-        raise _no_list(file)
+        raise _no_list(file, given)
     at = _after_blank(text, at + 1)
     number = 0
     more = text[at : at + 1] != "]"
@@ -330,12 +358,12 @@ def read_json(file: File) -> Rows:
         except ValueError:
             fault = file.bad(f"row {number}", f"an integer of more than {MOST_DIGITS} digits")
         if fault is not None:
-            at = _end(file, text, start)
+            at = _decoded(file, text, start)[1]
             yield fault
         elif isinstance(row, dict):
             yield file.row(f"row {number}", row)
         else:
-            raise _no_list(file)
+            raise _no_list(file, [row])
         at = _after_blank(text, at)
         more = text[at : at + 1] == ","
         if more:
@@ -351,10 +379,10 @@ def _after_blank(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _end(file: File, text: str, at: int) -> int:
-    """Where the value ends that begins there."""
+def _decoded(file: File, text: str, at: int) -> tuple[object, int]:
+    """The value that begins there, but for its integers, and where it ends."""
     try:
-        return LENIENT.raw_decode(text, at)[1]
+        return LENIENT.raw_decode(text, at)
     except json.JSONDecodeError as error:
         raise _not_json(file, error) from None
     except RecursionError:
@@ -363,11 +391,48 @@ def _end(file: File, text: str, at: int) -> int:
 
 def _not_json(file: File, error: json.JSONDecodeError) -> InputError:
     hint = "; one object a line is .jsonl" if error.msg == "Extra data" else ""
-    return file.error(f"not JSON: {error.msg} (column {error.colno}){hint}", f"line {error.lineno}")
+    return file.error(f"not JSON: {json_fault(error)}{hint}", f"line {error.lineno}")
 
 
-def _no_list(file: File) -> InputError:
-    return file.error('must be a list of objects like [{"text": ...}, ...]')
+def _no_list(file: File, given: object) -> InputError:
+    return file.error(f'must be a list of objects like [{{"text": ...}}, ...], {_found(given)}')
+
+
+def _found(given: object) -> str:
+    """What a file of JSON holds that is no list of objects."""
+    if _is_pandas(given):
+        return f"got {PANDAS}"
+    if not isinstance(given, dict):
+        return "got a number" if type(given) is int else f"got {shorten(given)}"
+    names = [name for name in ROWS_NAMES if _is_list_of(dict, given.get(name))]
+    if len(names) == 1:
+        return f"got an object that has one under {shorten(names[0])}; write that list alone"
+    return f"got an object with the keys {shorten([*given])}; a single row is a list of one"
+
+
+PANDAS = "a table as pandas writes it; to_json(path, orient='records', lines=True) writes .jsonl"
+ROWS_NAMES = ("data", "rows", "examples", "instances", "train", "validation", "test")
+
+
+def _is_pandas(given: object) -> bool:
+    """Whether it is what `DataFrame.to_json` makes with another orient than records: columns (its
+    default) or index, by the row's numbers; split, table, values.
+    """
+    if not isinstance(given, dict):
+        return _is_list_of(list, given)
+    data = given.get("data")
+    if ("columns" in given and _is_list_of(list, data)) or (
+        "schema" in given and _is_list_of(dict, data)
+    ):
+        return True
+    values = [*given.values()]
+    inner = [key for value in values if isinstance(value, dict) for key in value]
+    by_number = (all(map(str.isdigit, keys)) and bool(keys) for keys in (given, inner))
+    return all(isinstance(value, dict) for value in values) and any(by_number)
+
+
+def _is_list_of(kind: type, value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], kind)
 
 
 # --- Arrow ---

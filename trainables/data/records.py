@@ -80,6 +80,24 @@ class Encoding:
     """What a chat template that asks for the date is told (ISO 8601); empty: now."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noticed:
+    """Rows of which something is to be told."""
+
+    rows: int = 0
+    messages: int = 0
+    """Of those rows, that it is about."""
+    examples: tuple[str, ...] = ()
+    """Places of the first three."""
+
+    def __add__(self, other: "Noticed") -> "Noticed":
+        return Noticed(
+            rows=self.rows + other.rows,
+            messages=self.messages + other.messages,
+            examples=(*self.examples, *other.examples)[:3],
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
     """Tokenised rows. `labels` is [N] classes, N rows of labels (-100: no loss), or None where the
@@ -103,6 +121,8 @@ class Encoded:
     """What the chat template leaves out ("the developer's message", "tools"), and of how many
     rows.
     """
+    noticed: Mapping[str, Noticed] = field(default_factory=dict)
+    """What else is to be told of conversations, by its kind."""
     bad: tuple[str, ...] = ()
     """What is wrong with rows that cannot be rendered."""
     endless_answers: int = 0
@@ -117,6 +137,8 @@ class Segment:
 
     text: str
     learnt: bool
+    weight: float = 1.0
+    """How much its loss counts, where it is learnt."""
 
 
 class Format(Protocol):

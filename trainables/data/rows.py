@@ -1,5 +1,6 @@
 """A row as it was read from its source, and what may be stored of it."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 from trainables.errors import InputError, did_you_mean
 
 MOST_DIGITS = 4300  # of an integer: what Python reads back from JSON
+EXCERPT = 24  # characters that are shown of either side of a fault in JSON
+PYTHONS = {"None": "null", "True": "true", "False": "false", "nan": "null"}
 TOO_LARGE = 10**MOST_DIGITS
 MOST_LEVELS = 200  # of lists and objects in each other: far from where Python's own recursion ends
 
@@ -108,11 +111,48 @@ def is_missing(value: object) -> bool:
 
 
 def shorten(value: object, characters: int = 60) -> str:
-    """`value` as it would be written in Python, on one line and cut."""
+    """`value` on one line and cut: as JSON what a file of JSON may hold, as Python writes it what
+    else there is, texts among it.
+    """
     try:
-        text = repr(value)
+        text = _written(value)
     except ValueError:  # an integer of thousands of digits
         text = "an integer too long to show"
     except RecursionError:
         text = "objects too deep to show"
     return text if len(text) <= characters else text[: characters - 1] + "…"
+
+
+def _written(value: object) -> str:
+    if value is None or isinstance(value, bool | list | dict):
+        try:
+            text = json.dumps(value, ensure_ascii=False)
+        except TypeError:
+            return repr(value)
+        return text.encode(errors="backslashreplace").decode()
+    return repr(value)
+
+
+def json_fault(error: json.JSONDecodeError) -> str:
+    """What is wrong with a text that is no JSON, in which column of its line, and between what."""
+    before = error.doc[: error.pos].rpartition("\n")[2]
+    after = error.doc[error.pos :].partition("\n")[0]
+    ahead = repr(before if len(before) <= EXCERPT else "…" + before[-EXCERPT:])
+    behind = repr(after if len(after) <= EXCERPT else after[:EXCERPT] + "…")
+    if not before and not after:
+        return error.msg
+    if not after:
+        place = f", at the end of {ahead}"
+    else:
+        place = f", between {ahead} and {behind}" if before else f", before {behind}"
+    return f"{error.msg} in column {error.colno}{place}{_as_json(after)}"
+
+
+def _as_json(text: str) -> str:
+    """What to do where it is Python's."""
+    if text.startswith("'"):
+        return "; texts stand in double quotes, as json.dumps writes them"
+    for python, written in PYTHONS.items():
+        if text.startswith(python):
+            return f"; JSON has {written} for {python}"
+    return ""

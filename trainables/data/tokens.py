@@ -21,7 +21,7 @@ from trainables.data.findings import Finding
 from trainables.data.manifest import SplitSummary, TokenSummary
 from trainables.data.processes import Processes
 from trainables.data.progress import counted
-from trainables.data.records import IGNORED, Encoded, Encoding, Record
+from trainables.data.records import IGNORED, Encoded, Encoding, Noticed, Record
 from trainables.data.splits import label_counts
 from trainables.data.store import RowStore
 from trainables.errors import InputError
@@ -72,6 +72,7 @@ class _Counts:
     unknown: int = 0
     found: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
+    noticed: dict[str, Noticed] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
 
     def add(self, encoded: Encoded, unknown: int | None) -> None:
@@ -80,6 +81,8 @@ class _Counts:
         for name in ("truncated", "dropped", "endless_answers", "endings_cut"):
             self.found[name] += getattr(encoded, name)
         self.lost.update(encoded.lost)
+        for kind, each in encoded.noticed.items():
+            self.noticed[kind] = self.noticed.get(kind, Noticed()) + each
         self.bad += encoded.bad
 
 
@@ -127,7 +130,7 @@ class SplitFiles:
         written = self._write_tokens(partial, rows, counts)
         if counts.bad:
             bad = BadRows(f"data.{name}", counts.bad)
-            bad.refuse(self.bad_rows)
+            bad.refuse(self.bad_rows, len(rows) - len(counts.bad))
             self.findings.append(bad.finding(name))
         if not len(written.lengths):
             raise InputError(self._nothing_left(name, rows))
@@ -145,6 +148,7 @@ class SplitFiles:
             targets=counts.targets,
             unknown=counts.unknown,
             lost=dict(counts.lost),
+            noticed=counts.noticed,
             mean_length=float(written.lengths.mean()),
             longest=int(written.lengths.max()),
             largest_id=Split(path).largest_id,

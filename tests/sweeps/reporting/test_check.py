@@ -42,7 +42,7 @@ def plan(**changes):
                     place="chat.jsonl line 1",
                     segments=(
                         Segment(text="<|user|>\nWhat is [2+2]?\n<|assistant|>\n", learnt=False),
-                        Segment(text="<script>alert(4)</script>", learnt=True),
+                        Segment(text="<script>alert(4)</script>", learnt=True, weight=0.5),
                     ),
                 ),
             ),
@@ -67,7 +67,11 @@ def test_findings_are_told_with_what_mends_them():
 def test_rows_are_shown_with_what_is_learnt_marked():
     text = printed(plan())
     assert "--- chat.jsonl line 1 (learnt: [[so]])" in text
-    assert "What is [2+2]?" in text and "[[<script>alert(4)</script>]]" in text
+    assert (
+        "What is [2+2]?" in text
+        and "[[<script>alert(4)</script>]]×0.5" in text
+        and "×1" not in text
+    )
     assert "\x1b[1;32m<script>" in printed(plan(), force_terminal=True, color_system="standard")
 
 
@@ -77,8 +81,12 @@ def test_the_json_has_all_that_is_shown():
         {
             "place": "chat.jsonl line 1",
             "segments": [
-                {"text": "<|user|>\nWhat is [2+2]?\n<|assistant|>\n", "learnt": False},
-                {"text": "<script>alert(4)</script>", "learnt": True},
+                {
+                    "text": "<|user|>\nWhat is [2+2]?\n<|assistant|>\n",
+                    "learnt": False,
+                    "weight": 1.0,
+                },
+                {"text": "<script>alert(4)</script>", "learnt": True, "weight": 0.5},
             ],
             "note": "",
         }
@@ -91,7 +99,12 @@ def test_the_json_has_all_that_is_shown():
 def test_the_page_escapes_what_rows_hold(tmp_path):
     check_page(plan(), tmp_path / "check.html")
     text = (tmp_path / "check.html").read_text()
-    assert "<script" not in text and "&lt;script&gt;alert(4)" in text and "&lt;b&gt;rows" in text
+    assert (
+        "<script" not in text
+        and "&lt;script&gt;alert(4)" in text
+        and "×0.5" in text
+        and "&lt;b&gt;rows" in text
+    )
 
 
 def test_a_plan_without_findings_and_rows_is_a_page_too(tmp_path):

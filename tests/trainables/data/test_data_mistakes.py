@@ -50,6 +50,8 @@ def chat_row(*messages):
 
 
 USER = {"role": "user", "content": "good"}
+DROP = "mend it, or set data.bad_rows=drop to leave it out"
+OR = f"; {DROP}"
 
 MISTAKES = [
     # (task, {file: content}, settings, message)
@@ -70,23 +72,23 @@ MISTAKES = [
     ("classification", {"a.csv": GOOD}, {"train": "a.csv", "text_pair": "other"}, "data.text_pair: a.csv has no column 'other', only text, label."),
     ("classification", {"a.csv": GOOD}, {"train": "a.csv", "group": "author"}, "data.group: a.csv has no column 'author', only text, label."),
     ("classification", {"a.csv": "text;label\na;x\n"}, {"train": "a.csv"}, "data.train: a.csv: its header is a single column, 'text;label': columns seem to be separated by ';', not ','; write it with ',' between them"),
-    ("classification", {"a.csv": "text,text\na,b\n"}, {"train": "a.csv"}, "data.train: a.csv: two columns have the same name in the header ['text', 'text']"),
-    ("classification", {"a.csv": GOOD + "good, or bad,yes\n"}, {"train": "a.csv"}, "data.train: a.csv line 42: 3 fields where the header has 2; quote text that holds ','"),
+    ("classification", {"a.csv": "text,text\na,b\n"}, {"train": "a.csv"}, "data.train: a.csv: two columns have the same name in the header [\"text\", \"text\"]"),
+    ("classification", {"a.csv": GOOD + "good, or bad,yes\n"}, {"train": "a.csv"}, "data.train: a.csv line 42: 3 fields where the header has 2; quote text that holds ','" + OR),
     ("classification", {"a.csv": GOOD + '"good\n'}, {"train": "a.csv"}, "data.train: a.csv line 42: the quote that opens here is never closed; a quote that is text is doubled: \"\""),
-    ("classification", {"a.csv": GOOD + " ,yes\n"}, {"train": "a.csv"}, "data.train: a.csv row 41: 'text' is empty"),
-    ("classification", {"a.csv": GOOD + "good,\n"}, {"train": "a.csv"}, "data.train: a.csv row 41: 'label' is empty"),
-    ("classification", {"a.jsonl": '{"text": "a", "label": 0}\n\n{"text": "b"}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 3: 'label' is missing"),
+    ("classification", {"a.csv": GOOD + " ,yes\n"}, {"train": "a.csv"}, "data.train: a.csv row 41: 'text' is empty" + OR),
+    ("classification", {"a.csv": GOOD + "good,\n"}, {"train": "a.csv"}, "data.train: a.csv row 41: 'label' is empty" + OR),
+    ("classification", {"a.jsonl": '{"text": "a", "label": 0}\n\n{"text": "b"}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 3: 'label' is missing" + OR),
     ("classification", {"a.jsonl": '{"text": "a", "label": NaN}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: 'label' is missing"),
     ("classification", {"a.jsonl": '{"text": "a", "label": 1.0}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: 'label' must be a string or an integer, got float 1.0"),
     ("classification", {"a.jsonl": '{"text": null, "label": 1}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: 'text' is missing"),
-    ("classification", {"a.jsonl": '{"text": ["a"], "label": 1}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: 'text' must be text, got list ['a']"),
+    ("classification", {"a.jsonl": '{"text": ["a"], "label": 1}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: 'text' must be text, got list [\"a\"]"),
     ("classification", {"a.jsonl": '{"text": "a\\ud83d", "label": 1}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: 'text' is not Unicode text: it has a lone surrogate '\\ud83d'"),
-    ("classification", {"a.jsonl": '{"text": "a", "label": 1}\n{"text": "b" "label": 1}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 2: not JSON: Expecting ',' delimiter (column 14)"),
+    ("classification", {"a.jsonl": '{"text": "a", "label": 1}\n{"text": "b" "label": 1}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 2: not JSON: Expecting ',' delimiter in column 14, between '{\"text\": \"b\" ' and '\"label\": 1}'" + OR),
     ("classification", {"a.jsonl": '{"text": "a", "text": "b", "label": 1}\n'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: the key 'text' stands twice in an object"),
     ("classification", {"a.jsonl": '[{"text": "a", "label": 1}]'}, {"train": "a.jsonl"}, "data.train: a.jsonl: a list of objects, as .json has it, not one object a line; name it .json"),
     ("classification", {"a.jsonl": "[1, 2]\n"}, {"train": "a.jsonl"}, 'data.train: a.jsonl line 1: must be an object like {"text": ...}, got [1, 2]'),
-    ("classification", {"a.json": '{"text": "a"}\n{"text": "b"}\n'}, {"train": "a.json"}, "data.train: a.json line 2: not JSON: Extra data (column 1); one object a line is .jsonl"),
-    ("classification", {"a.json": '{"text": "a"}'}, {"train": "a.json"}, 'data.train: a.json: must be a list of objects like [{"text": ...}, ...]'),
+    ("classification", {"a.json": '{"text": "a"}\n{"text": "b"}\n'}, {"train": "a.json"}, "data.train: a.json line 2: not JSON: Extra data in column 1, before '{\"text\": \"b\"}'; one object a line is .jsonl"),
+    ("classification", {"a.json": '{"text": "a"}'}, {"train": "a.json"}, 'data.train: a.json: must be a list of objects like [{"text": ...}, ...], got an object with the keys ["text"]; a single row is a list of one'),
     ("classification", {"a.parquet": "text"}, {"train": "a.parquet"}, "data.train: a.parquet: not a Parquet file, or only part of one"),
     ("classification", {"a.txt": "good bad"}, {"train": "a.txt"}, "data.train: a.txt: a .txt file has no labels; classification takes a table with columns 'text' and 'label'"),
     ("classification", {"a.csv": GOOD}, {"train": "a.csv", "validation": 0}, "data.validation: must be a file, or a share of train between 0 and 1 (both excluded), got 0"),
@@ -113,15 +115,15 @@ MISTAKES = [
     ("instruction", {"a.jsonl": '{"prompt": "a", "completion": 5}'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: 'completion' must be text, got int 5"),
     ("instruction", {"a.jsonl": '{"instruction": "a", "input": 3, "output": "b"}'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: 'input' must be text, got int 3"),
     ("instruction", {"a.jsonl": '{"instruction": "a", "output": null}'}, {"train": "a.jsonl"}, "data.train: a.jsonl line 1: 'output' is missing"),
-    ("instruction", {"a.jsonl": chat_row()}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: 'messages' must be a list of messages like {{\"role\": \"user\", \"content\": ...}}, got []"),
-    ("instruction", {"a.jsonl": chat_row(USER, {"role": "asistant", "content": "x"})}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: messages[1]: role must be one of system, developer, user, assistant, tool, got 'asistant'. Did you mean 'assistant'?"),
-    ("instruction", {"a.jsonl": chat_row(USER, {"role": "assistant"})}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: messages[1]: the content of the assistant's message is empty"),
-    ("instruction", {"a.jsonl": chat_row(USER, {"role": "assistant", "content": {"a": 1}})}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: messages[1]: content must be text, got dict {{'a': 1}}"),
-    ("instruction", {"a.jsonl": chat_row({"role": "user", "content": [{"type": "image_url"}]}, USER)}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: messages[0]: content may hold text parts only, got {{'type': 'image_url'}}"),
-    ("instruction", {"a.jsonl": chat_row(USER)}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: no assistant message to learn from"),
-    ("instruction", {"a.jsonl": chat_row(USER, {"role": "assistant", "content": "x", "weight": 0})}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: no assistant message to learn from"),
-    ("instruction", {"a.jsonl": chat_row(USER, {"role": "assistant", "tool_calls": [{"name": "f"}]})}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: messages[1].tool_calls[0]: must be like {{\"type\": \"function\", \"function\": {{\"name\": ..., \"arguments\": ...}}}}, got {{'name': 'f'}}"),
-    ("instruction", {"a.jsonl": chat_row(USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{a"}}]})}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: messages[1].tool_calls[0].function.arguments: not JSON: Expecting property name enclosed in double quotes: '{{a'"),
+    ("instruction", {"a.jsonl": chat_row()}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: 'messages' must be a list of messages like {{\"role\": \"user\", \"content\": ...}}, got []" + OR),
+    ("instruction", {"a.jsonl": chat_row(USER, {"role": "asistant", "content": "x"})}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: messages[1]: role must be one of system, developer, user, assistant, tool, got 'asistant'. Did you mean 'assistant'?" + f" M{DROP[1:]}"),
+    ("instruction", {"a.jsonl": chat_row(USER, {"role": "assistant"})}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: messages[1]: the assistant's message has no 'content', only role" + OR),
+    ("instruction", {"a.jsonl": chat_row(USER, {"role": "assistant", "content": {"a": 1}})}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: messages[1]: content must be text, got dict {{\"a\": 1}}" + OR),
+    ("instruction", {"a.jsonl": chat_row({"role": "user", "content": [{"type": "image_url"}]}, USER)}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: messages[0]: content may hold text parts only, like {{\"type\": \"text\", \"text\": ...}}, got {{\"type\": \"image_url\"}}" + OR),
+    ("instruction", {"a.jsonl": chat_row(USER)}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: no assistant message to learn from" + OR),
+    ("instruction", {"a.jsonl": chat_row(USER, {"role": "assistant", "content": "x", "weight": 0})}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: nothing to learn from: its assistant message has weight 0" + OR),
+    ("instruction", {"a.jsonl": chat_row(USER, {"role": "assistant", "tool_calls": [{"name": "f"}]})}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: messages[1].tool_calls[0]: must be like {{\"type\": \"function\", \"function\": {{\"name\": ..., \"arguments\": ...}}}}, got {{\"name\": \"f\"}}" + OR),
+    ("instruction", {"a.jsonl": chat_row(USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{a"}}]})}, {"train": "a.jsonl"}, "data.train: a.jsonl line 21: messages[1].tool_calls[0].function.arguments: not JSON: Expecting property name enclosed in double quotes in column 2, between '{{' and 'a'" + OR),
     ("instruction", {"a.jsonl": CHAT}, {"train": "a.jsonl", "max_length": 3}, "data.max_length: in none of 18 rows (a.jsonl line 1 and on) do the first 3 tokens reach the assistant's answer; raise it"),
 ]  # fmt: skip
 

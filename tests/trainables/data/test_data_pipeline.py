@@ -578,7 +578,10 @@ def test_rows_that_a_template_refuses_are_bad_rows(tokenizer, tmp_path):
     )
     with pytest.raises(InputError) as error:
         prepare(data, "instruction", tokenizer, 0, tmp_path / "out")
-    assert str(error.value) == f"{file} line 4: the chat template refuses this conversation: no w3"
+    assert str(error.value) == (
+        f"data.train: {file} line 4: the chat template refuses this conversation: no w3; mend it, or"
+        " set data.bad_rows=drop to leave it out"
+    )
     manifest = prepare(
         replace(data, bad_rows="drop"), "instruction", tokenizer, 0, tmp_path / "out"
     )

@@ -16,6 +16,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
+import pandas
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -79,7 +80,7 @@ def places(source):
 
 # --- Values never change ---
 
-WORDS = ["NA", "null", "1e5", "007", " spaces ", "", "nan", "True", "2020-01-01", "1.0", "a\x00b"]
+WORDS = ["NA", "null", "1e5", "007", " spaces ", "", "nan", "True", "2020-01-01", "1.0"]
 
 
 def test_what_looks_like_something_else_stays_text():
@@ -149,7 +150,7 @@ def test_dates_are_passed_on_and_one_without_a_form_is_a_bad_row():
 def test_arrow_columns_of_one_name():
     table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"])
     pa.parquet.write_table(table, "a.parquet")
-    assert fault("a.parquet") == "a.parquet: two columns have the same name: ['a', 'a']"
+    assert fault("a.parquet") == 'a.parquet: two columns have the same name: ["a", "a"]'
 
 
 # --- Line ends, marks, blank lines ---
@@ -203,7 +204,7 @@ def test_numbers_of_rows_and_lines_are_those_of_the_file():
     write("a.jsonl", '\n{"a": 1}\n \n{"a"}\n{"a": 2}')
     assert read("a.jsonl") == [
         {"a": 1},
-        "a.jsonl line 4: not JSON: Expecting ':' delimiter (column 5)",
+        "a.jsonl line 4: not JSON: Expecting ':' delimiter in column 5, between '{\"a\"' and '}'",
         {"a": 2},
     ]
     assert [row.place for row in sources("a.jsonl")[0].rows() if isinstance(row, Row)] == [
@@ -234,7 +235,7 @@ def test_a_quote_in_tsv_swallows_nothing():
 def test_a_ragged_line_of_tsv():
     write("a.tsv", "text\tlabel\na\n\tx\ty\nb\tx\n")
     assert read("a.tsv") == [
-        "a.tsv line 2: 1 fields where the header has 2; a field holds no tab and no line break",
+        "a.tsv line 2: 1 field where the header has 2; a field holds no tab and no line break",
         "a.tsv line 3: 3 fields where the header has 2; a field holds no tab and no line break",
         {"text": "b", "label": "x"},
     ]
@@ -278,7 +279,7 @@ def test_a_quote_that_is_wrong_in_its_own_line_is_a_bad_row():
         ("a.tsv", "text\tlabel\n", "a.tsv: no rows"),
         ("a.csv", '"text,label\na,b\n', "a.csv line 1: the quote that opens here is never closed; a quote that is text is doubled: \"\""),
         ("a.csv", 'te"xt,"label" \na,b\n', "a.csv line 1: ',' expected after '\"'; a quote that is text is doubled: \"\""),
-        ("a.tsv", "text\ttext\na\tb\n", "a.tsv: two columns have the same name in the header ['text', 'text']"),
+        ("a.tsv", "text\ttext\na\tb\n", "a.tsv: two columns have the same name in the header [\"text\", \"text\"]"),
         *((f"a{kind}", content, f"a{kind}: the file is empty") for kind in (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".txt") for content in ("", " \n")if not (content and kind in (".parquet", ".arrow"))),
         ("a.jsonl.gz", gzip.compress(b"", mtime=0), "a.jsonl.gz: the file is empty"),
         ("a.json", "[]", "a.json: no rows"),
@@ -338,32 +339,78 @@ def test_one_kind_of_json_under_the_name_of_the_other():
     write("a.json", JSONL)
     assert (
         fault("a.json")
-        == "a.json line 2: not JSON: Extra data (column 1); one object a line is .jsonl"
+        == 'a.json line 2: not JSON: Extra data in column 1, before \'{"text": "b", "label": "…\'; one object a line is .jsonl'
     )
     write("a.jsonl", '{\n  "a": 1\n}\n')
     assert (
         read("a.jsonl")[0]
-        == "a.jsonl line 1: not JSON: Expecting property name enclosed in double quotes (column 1); an object stands on one line"
+        == "a.jsonl line 1: not JSON: Expecting property name enclosed in double quotes; an object stands on one line"
     )
+
+
+LIST = 'a.json: must be a list of objects like [{"text": ...}, ...], '
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"data": [{"a": 1}]}', 'a.json: must be a list of objects like [{"text": ...}, ...]'),
-        ("3", 'a.json: must be a list of objects like [{"text": ...}, ...]'),
-        ('[{"a": 1}, 2]', 'a.json: must be a list of objects like [{"text": ...}, ...]'),
-        ('[{"a": 1},]', "a.json line 1: not JSON: Expecting value (column 11)"),
-        ('[{"a": 1}\n {"a": 2}]', "a.json line 2: not JSON: Expecting ',' delimiter (column 2)"),
-        ('[{"a": 1}', "a.json line 1: not JSON: Expecting ',' delimiter (column 10)"),
-        ('[{"a": 1}] x', "a.json line 1: not JSON: Extra data (column 12); one object a line is .jsonl"),
-        ("[", "a.json line 1: not JSON: Expecting value (column 2)"),
-        ('{"a": ', "a.json line 1: not JSON: Expecting value (column 7)"),
+        ('{"data": [{"a": 1}]}', LIST + "got an object that has one under 'data'; write that list alone"),
+        ('{"messages": [{"role": "user"}]}', LIST + 'got an object with the keys ["messages"]; a single row is a list of one'),
+        ("3", LIST + "got a number"),
+        ("null", LIST + "got null"),
+        ('[{"a": 1}, 2]', LIST + "got [2]"),
+        ('[{"a": 1},]', "a.json line 1: not JSON: Expecting value in column 11, between '[{\"a\": 1},' and ']'"),
+        ('[{"a": 1}\n {"a": 2}]', "a.json line 2: not JSON: Expecting ',' delimiter in column 2, between ' ' and '{\"a\": 2}]'"),
+        ('[{"a": 1}', "a.json line 1: not JSON: Expecting ',' delimiter in column 10, at the end of '[{\"a\": 1}'"),
+        ('[{"a": 1}] x', "a.json line 1: not JSON: Extra data in column 12, between '[{\"a\": 1}] ' and 'x'; one object a line is .jsonl"),
+        ('[{"a": None}]', "a.json line 1: not JSON: Expecting value in column 8, between '[{\"a\": ' and 'None}]'; JSON has null for None"),
+        ("[", "a.json line 1: not JSON: Expecting value in column 2, at the end of '['"),
+        ('{"a": ', "a.json line 1: not JSON: Expecting value in column 7, at the end of '{\"a\": '"),
     ],
 )  # fmt: skip
 def test_json_that_is_no_list_of_objects(content, words):
     write("a.json", content)
     assert fault("a.json") == words
+
+
+PANDAS = "a table as pandas writes it; to_json(path, orient='records', lines=True) writes .jsonl"
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "split", "table", "values"])
+def test_json_as_pandas_writes_it(orient):
+    table = pandas.DataFrame({"text": ["a", "b"], "label": ["x", "y"]})
+    write("a.json", table.to_json(orient=orient))
+    assert fault("a.json") == f"{LIST}got {PANDAS}"
+    table.to_json("b.json", orient="records")
+    table.to_json("b.jsonl", orient="records", lines=True)
+    assert read("b.json") == read("b.jsonl") == [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]  # fmt: skip
+    if orient in ("columns", "index"):
+        write("a.jsonl", table.to_json(orient=orient))
+        assert fault("a.jsonl") == f"a.jsonl line 1: not one object a line, but {PANDAS}"
+
+
+def test_a_long_line_is_shown_around_its_fault():
+    first, other = "a" * 90, "b" * 90
+    write("a.jsonl", f'{{"text": "{first}" "label": "{other}"}}\n')
+    assert read("a.jsonl") == [
+        "a.jsonl line 1: not JSON: Expecting ',' delimiter in column 103, between '…aaaaaaaaaaaaaaaaaaaaaa\" '"
+        ' and \'"label": "bbbbbbbbbbbbbb…\''
+    ]
+
+
+@pytest.mark.parametrize("mark", [",", "\t"])
+def test_a_nul_is_no_text(mark):
+    name = "a.csv" if mark == "," else "a.tsv"
+    write(name, f"text{mark}label\na{mark}x\nb\0{mark}y\nc{mark}z\n")
+    faulty = f"{name} line 3: has a NUL character; tr -d '\\000' removes them from a file"
+    assert read(name) == [{"text": "a", "label": "x"}, faulty, {"text": "c", "label": "z"}]
+    write(name, f"te\0xt{mark}label\na{mark}x\n")
+    assert fault(name) == faulty.replace("line 3", "line 1")
+
+
+def test_a_nul_in_a_field_of_several_lines():
+    write("a.csv", 'text,label\n"a\nb\0",x\nc,z\n')
+    assert "a.csv line 3: has a NUL" in str(read("a.csv")[0]) and len(read("a.csv")) == 2
 
 
 # --- Encodings ---
@@ -958,8 +1005,9 @@ def test_memory_does_not_grow_with_rows():
 # --- Whatever was written is read back; whatever stands there is answered ---
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+FIELD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 FIELDS = st.integers(1, 4).flatmap(
-    lambda n: st.lists(st.lists(TEXT, min_size=n, max_size=n), min_size=1, max_size=5)
+    lambda n: st.lists(st.lists(FIELD, min_size=n, max_size=n), min_size=1, max_size=5)
 )
 MANY = settings(
     deadline=None,

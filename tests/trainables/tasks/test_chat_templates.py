@@ -20,6 +20,7 @@ from tests.trainables.tasks.test_chat_format import (
     call,
     turn,
 )
+from tests.trainables.tasks.test_conversations import messages as as_read
 from trainables.data.records import IGNORED, Record
 from trainables.errors import InputError
 from trainables.tasks.instruction.layout import Row, Shape, Template
@@ -376,7 +377,8 @@ def test_templates_that_know_thoughts_only_in_a_content(name):
 
 
 def test_thoughts_in_a_content_are_thoughts():
-    messages = [turn("user", "Q"), turn("assistant", "<think>\nT\n</think>\n\nA")]
+    given = [turn("user", "Q"), turn("assistant", "<think>\nT\n</think>\n\nA")]
+    messages = as_read({"messages": given})
     assert learnt(tokenizer_of("qwen3"), {"messages": messages})[0] == [
         "<think>\nT\n</think>\n\nA<|im_end|>"
     ]

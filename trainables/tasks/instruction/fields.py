@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trainables.data.config import DataConfig
-from trainables.data.rows import BadRow, Row, is_missing, shorten
+from trainables.data.rows import BadRow, Row, is_missing, json_fault, shorten
 from trainables.errors import InputError, did_you_mean
 
 Message = dict[str, object]
@@ -90,7 +90,7 @@ class Fields:
         try:
             return json.loads(value)
         except json.JSONDecodeError as error:
-            raise self.error(f"{where}: not JSON: {error.msg}: {shorten(value)}") from None
+            raise self.error(f"{where}: not JSON: {json_fault(error)}") from None
         except ValueError:
             raise self.error(
                 f"{where}: not JSON: an integer too long to read: {shorten(value)}"

@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 
 from trainables.data.config import DataConfig
-from trainables.data.records import IGNORED, Encoded, Encoding, Record, RowReader, Segment
+from trainables.data.records import (
+    IGNORED,
+    Encoded,
+    Encoding,
+    Noticed,
+    Record,
+    RowReader,
+    Segment,
+)
 from trainables.data.rows import BadRow
 from trainables.data.sources import Source
 from trainables.errors import InputError
+from trainables.tasks.instruction.notices import Notice
 from trainables.tasks.instruction.reading import conversation_reader
 from trainables.tasks.instruction.templates import default_chat_template
 from trainables.tasks.instruction.tokens import Tokeniser, Tokens, tokeniser
@@ -45,12 +54,15 @@ class Chat:
     def segments(
         self, record: Record, tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
     ) -> tuple[Segment, ...]:
-        text, learnt = _tokeniser(tokenizer, encoding).text(record)
-        edges = [0, *(edge for span in learnt for edge in span), len(text)]
-        pieces = [text[start:end] for start, end in zip(edges[:-1], edges[1:], strict=True)]
-        return tuple(
-            Segment(text=piece, learnt=bool(i % 2)) for i, piece in enumerate(pieces) if piece
-        )
+        text, spans = _tokeniser(tokenizer, encoding).text(record)
+        pieces: list[Segment] = []
+        at = 0
+        for start, end, weight in spans:
+            pieces.append(Segment(text=text[at:start], learnt=False))
+            pieces.append(Segment(text=text[start:end], learnt=True, weight=weight))
+            at = end
+        pieces.append(Segment(text=text[at:], learnt=False))
+        return tuple(piece for piece in pieces if piece.text)
 
     def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:
         return batches
@@ -64,6 +76,7 @@ class Chat:
         kept: list[_Kept] = []
         truncated = endless = endings_cut = 0
         lost: Counter[str] = Counter()
+        noticed: dict[str, Noticed] = {}
         bad: list[str] = []
         for number, row in enumerate(_tokeniser(tokenizer, encoding).tokenise(records)):
             if isinstance(row, BadRow):
@@ -71,6 +84,8 @@ class Chat:
                 continue
             endless += row.endless
             lost.update(row.lost)
+            for kind, each in _noticed(row.noticed, records[number].place):
+                noticed[kind] = noticed.get(kind, Noticed()) + each
             cut = row.learnt[encoding.max_length :]
             truncated += len(cut) > 0
             endings_cut += bool(cut.any())
@@ -86,8 +101,17 @@ class Chat:
             endless_answers=endless,
             endings_cut=endings_cut,
             lost=dict(lost),
+            noticed=noticed,
             bad=tuple(bad),
         )
+
+
+def _noticed(notices: Sequence[Notice], place: str) -> Iterator[tuple[str, Noticed]]:
+    """Of one row, by kind."""
+    for kind, count in Counter(kind for kind, _ in notices).items():
+        what = next(text for each, text in notices if each == kind)
+        example = f"{place} ({what})" if what else place
+        yield kind, Noticed(rows=1, messages=count, examples=(example,))
 
 
 def _tokeniser(tokenizer: "PreTrainedTokenizerBase", encoding: Encoding) -> Tokeniser:

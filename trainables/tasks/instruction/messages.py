@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from trainables.data.rows import shorten
 from trainables.errors import did_you_mean
 from trainables.tasks.instruction.calls import Call, read_bare_calls, read_calls
-from trainables.tasks.instruction.fields import Fields, Message, is_blank
+from trainables.tasks.instruction.fields import Fields, Message, is_blank, printable
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 ALIASES = {
     "human": "user",
+    "prompter": "user",
     "gpt": "assistant",
+    "ai": "assistant",
+    "chatbot": "assistant",
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
@@ -18,6 +21,7 @@ ALIASES = {
     "bot": "assistant",
     "function": "tool",
     "observation": "tool",
+    "ipython": "tool",
     "function_response": "tool",
     "tool_response": "tool",
     "function_call": "assistant",
@@ -30,6 +34,24 @@ WEIGHTS = ("weight", "loss", "train", "training")
 """OpenAI's number, or true and false under the names that other trainers have for it."""
 KEPT = ("name", "tool_call_id")
 """Of OpenAI's format, for templates."""
+REFUSAL = "refusal"
+"""What OpenAI's models say in the place of a content that they refuse."""
+THINKING = "thinking"
+PARTS = {
+    None: "text",
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    REFUSAL: REFUSAL,
+    THINKING: THINKING,
+}
+"""Types of the parts of a content that are text, and the key that it is under: of OpenAI's two
+interfaces and Anthropic's; Bedrock's parts have no type.
+"""
+OTHER_PARTS = {
+    "tool_use": "; OpenAI's format has calls in tool_calls",
+    "tool_result": "; OpenAI's format has a result in a message of role tool",
+}
 
 
 def read_messages(fields: Fields, given: object, column: str) -> list[Message]:
@@ -62,19 +84,21 @@ def read_message(
         calls, content = read_bare_calls(fields, left.pop(content_key, None), where), ""
     else:
         calls = _calls(fields, left, where)
-        content = _content(fields, left.pop(content_key, ""), where, f"{path}.{content_key}[]")
+        content = _content(fields, left, role, content_key, where, f"{path}.{content_key}[]")
     weight = _weight(fields, left, where)
     thought = None
     if role == "assistant":
         thought, content = _part_thought(_thought(fields, left, where), content)
+        if not content.strip() and isinstance(refusal := left.get(REFUSAL), str):
+            content = refusal
     if not (content.strip() or calls or _may_be_empty(role, weight)):
-        raise fields.error(f"{where}: the content of the {role}'s message is empty")
+        raise fields.error(f"{where}: {_nothing_said(given, role, thought)}")
     parts: Message = {"reasoning_content": thought, "tool_calls": calls or None, "weight": weight}
     return {
         "role": role,
         "content": content,
         **_without_null(parts),
-        **_others(fields, left, path),
+        **_others(fields, left, path, content),
     }
 
 
@@ -87,17 +111,27 @@ def _may_be_empty(role: str, weight: float | None) -> bool:
     return role == "tool" or (role == "assistant" and weight == 0)
 
 
+def _nothing_said(given: Mapping[str, object], role: str, thought: str | None) -> str:
+    if thought and thought.strip():
+        return f"the {role}'s message is a thought without an answer"
+    if not {"content", "value"} & set(given):
+        key = "content" if "role" in given else "value"
+        return f"the {role}'s message has no {key!r}, only {', '.join(map(printable, given))}"
+    return f"the content of the {role}'s message is empty"
+
+
 def _role(fields: Fields, left: Message, where: str) -> tuple[object, str]:
-    """As the row has it, and as we have it."""
+    """As the row has it, but for capitals, and as we have it."""
     key = "role" if "role" in left or "from" not in left else "from"
-    said = left.pop(key, None)
+    given = left.pop(key, None)
+    said = given.lower() if isinstance(given, str) else given
     role = ALIASES.get(said, said) if isinstance(said, str) else None
     if role in ROLES:
         return said, role
     allowed = ROLES if key == "role" else (*ROLES, *ALIASES)
     hint = did_you_mean(said, allowed) if isinstance(said, str) else ""
     raise fields.error(
-        f"{where}: {key} must be one of {', '.join(allowed)}, got {shorten(said)}.{hint}"
+        f"{where}: {key} must be one of {', '.join(allowed)}, got {shorten(given)}.{hint}"
     )
 
 
@@ -111,24 +145,62 @@ def _calls(fields: Fields, left: Message, where: str) -> list[Call]:
     return read_bare_calls(fields, old, f"{where}.function_call")
 
 
-def _content(fields: Fields, content: object, where: str, path: str) -> str:
+def _content(fields: Fields, left: Message, role: str, key: str, where: str, path: str) -> str:
+    """Taken out of `left`."""
+    content = left.pop(key, "")
     if isinstance(content, list):
-        content = "".join(_text_part(fields, part, where, path) for part in content)
+        content = _joined(fields, content, left, role, where, path)
     if not isinstance(content, str):
+        hint = "; an object is written as JSON text" if role == "tool" else ""
         raise fields.error(
-            f"{where}: content must be text, got {type(content).__name__} {shorten(content)}"
+            f"{where}: content must be text, got {type(content).__name__} {shorten(content)}{hint}"
         )
     return content
 
 
-def _text_part(fields: Fields, part: object, where: str, path: str) -> str:
-    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
-    if not isinstance(part, Mapping) or not isinstance(text, str):
-        raise fields.error(f"{where}: content may hold text parts only, got {shorten(part)}")
-    for key, value in part.items():
-        if key not in ("type", "text"):
-            fields.note_unused(path, key, value)
-    return text
+def _joined(
+    fields: Fields, parts: list[object], left: Message, role: str, where: str, path: str
+) -> str:
+    """The texts of a content's parts with nothing between them, as chat templates join them. An
+    assistant's thoughts and refusals go into `left`, where others have them.
+    """
+    found: dict[str, str] = {}
+    for part in parts:
+        key, text = _text_part(fields, part, where, path)
+        if key != "text" and (role != "assistant" or (key == THINKING and "text" in found)):
+            raise fields.error(f"{where}: has a part of type {key!r} where none can be")
+        found[key] = found.get(key, "") + text
+    content = found.pop("text", "")
+    for key, text in found.items():
+        if left.setdefault(key, text) != text:
+            raise fields.error(f"{where}: {key} and the parts of its type differ")
+    return content
+
+
+def _text_part(fields: Fields, part: object, where: str, path: str) -> tuple[str, str]:
+    """The key that its text is under, and the text."""
+    kind = part.get("type") if isinstance(part, Mapping) else ""
+    key = PARTS.get(kind) if kind is None or isinstance(kind, str) else None
+    text = part.get(key) if isinstance(part, Mapping) and key else None
+    if not isinstance(part, Mapping) or key is None or not isinstance(text, str):
+        raise fields.error(
+            f'{where}: content may hold text parts only, like {{"type": "text", "text": ...}}, got'
+            f" {shorten(part)}{OTHER_PARTS.get(str(kind), '')}"
+        )
+    for other, value in part.items():
+        if other not in ("type", key):
+            fields.note_unused(path, other, value)
+    return key, text
+
+
+def read_system(fields: Fields) -> str | None:
+    """Of the column `system`, in parts as Anthropic's and Bedrock's formats have it; None where
+    there is nothing in it.
+    """
+    if not isinstance(given := fields.get("system"), list):
+        return fields.optional_text("system")
+    column = fields.columns.name("system")
+    return _joined(fields, given, {}, "system", column, f"{column}[]") or None
 
 
 def _weight(fields: Fields, left: Message, where: str) -> float | None:
@@ -178,25 +250,28 @@ def _thought(fields: Fields, left: Message, where: str) -> str | None:
 
 def _part_thought(thought: str | None, content: str) -> tuple[str | None, str]:
     """The thought that a content begins with, and the rest, as Qwen's and DeepSeek's templates part
-    them. A content with several thoughts or an open one stays as it is.
+    them. A content whose thought is open, or another than the message has, stays as it is.
     """
     head = content.lstrip()
-    if not head.startswith("<think>") or head.count("<think>") != 1 or head.count("</think>") != 1:
+    if not head.startswith("<think>"):
         return thought, content
-    inner, _, answer = head.removeprefix("<think>").partition("</think>")
+    inner, closed, answer = head.removeprefix("<think>").partition("</think>")
     inner = inner.strip("\r\n")
+    if not closed or "<think>" in inner:
+        return thought, content
     if thought is not None and thought.strip("\r\n") != inner:
         return thought, content
     return inner, answer.lstrip("\r\n")
 
 
-def _others(fields: Fields, left: Message, path: str) -> Message:
+def _others(fields: Fields, left: Message, path: str, content: str) -> Message:
     """The keys of a message that no format defines: kept where that can be, since a template may
     know them.
     """
     kept: Message = {}
     for key, value in left.items():
-        if key not in KEPT:
+        is_used = key in KEPT or (key == REFUSAL and value == content)
+        if not is_used:
             fields.note_unused(path, key, value)
         # nobody but the assistant has thoughts that a template may write
         if key in KEPT or (key not in REASONING and fields.can_store({key: value})):

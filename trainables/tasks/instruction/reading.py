@@ -18,7 +18,12 @@ from trainables.data.rows import Row, shorten
 from trainables.errors import InputError
 from trainables.tasks.instruction.calls import read_tools
 from trainables.tasks.instruction.fields import Columns, Fields, Message, is_blank
-from trainables.tasks.instruction.messages import read_message, read_messages, read_weight
+from trainables.tasks.instruction.messages import (
+    read_message,
+    read_messages,
+    read_system,
+    read_weight,
+)
 from trainables.tasks.instruction.shapes import OPENINGS, Shape, conversation_shape, opening_of
 
 
@@ -115,14 +120,31 @@ def _chat_value(fields: Fields, shape: Shape) -> Said:
     if shape.answer:
         messages = _joined(messages, _answer(fields, shape.answer, alone=not messages))
     value, messages = _completed(fields, messages)
-    learnt = [
-        message
-        for message in messages
-        if message.get("role") == "assistant" and message.get("weight") != 0
-    ]
-    if not learnt or value.get("weight") == 0:
-        raise fields.error("no assistant message to learn from")
+    weights = [each.get("weight") for each in messages if each.get("role") == "assistant"]
+    if not weights:
+        raise fields.error(NO_ANSWER)
+    if all(weight == 0 for weight in weights):
+        raise fields.error(f"nothing to learn from: {_all_weigh_nothing(len(weights))}")
+    _check_weight(fields, value)
     return Said(value=value, messages=messages)
+
+
+NO_ANSWER = "no assistant message to learn from"
+
+
+def _all_weigh_nothing(count: int) -> str:
+    return (
+        "its assistant message has weight 0"
+        if count == 1
+        else f"all its {count} assistant messages have weight 0"
+    )
+
+
+def _check_weight(fields: Fields, value: Value) -> None:
+    if value.get("weight") == 0:
+        raise fields.error(
+            f"nothing to learn from: the row's {fields.columns.name('weight')!r} is 0"
+        )
 
 
 def _opened(fields: Fields, shape: Shape) -> list[Message]:
@@ -186,7 +208,7 @@ def _row_weight(fields: Fields) -> Value:
 
 
 def _with_system(fields: Fields, messages: list[Message]) -> list[Message]:
-    text = fields.optional_text("system")
+    text = read_system(fields)
     if text is None:
         return messages
     if not _is_systems(messages[0]):
@@ -205,7 +227,7 @@ def _with_thought(fields: Fields, messages: list[Message]) -> list[Message]:
         return messages
     answers = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     if not answers:
-        raise fields.error("no assistant message to learn from")
+        raise fields.error(NO_ANSWER)
     last = messages[answers[-1]]
     if last.get("reasoning_content", text) != text:
         column = fields.columns.name("reasoning_content")
@@ -231,8 +253,7 @@ def _documents(fields: Fields) -> list[object]:
 def _plain_value(fields: Fields, shape: Shape) -> Said:
     prompt, completion = shape.texts(fields)
     value: Value = {"prompt": prompt, "completion": completion} | _row_weight(fields)
-    if value.get("weight") == 0:
-        raise fields.error("no completion to learn from")
+    _check_weight(fields, value)
     turns: list[Message] = [
         {"role": "user", "content": prompt},
         {"role": "assistant", "content": completion},

@@ -25,6 +25,17 @@ from trainables.tasks.instruction.marks import (
     Message,
     Part,
 )
+from trainables.tasks.instruction.notices import (
+    DROPPED,
+    EMPTY,
+    KEPT,
+    MISPLACED,
+    THOUGHTLESS,
+    Notice,
+    Notices,
+    control_marks,
+    misplaced_results,
+)
 from trainables.tasks.instruction.turns import Turns
 
 if TYPE_CHECKING:
@@ -45,10 +56,6 @@ NAMES = {
     DOCUMENTS: "documents",
 }
 
-REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names under which rows have an assistant's thoughts; ours is the first."""
-
-_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 _CLOSING_TAG = re.compile(r"\s*(?:</[^<>\s]+>|<\|[^|<>]*\|>|\[/[^\[\]\s]+\])\s*")
 
 
@@ -71,6 +78,8 @@ class Rendered:
     """In order, none reaching into another; [] where nothing is to be learnt."""
     lost: tuple[str, ...] = ()
     """What the template leaves out, in words; each once."""
+    noticed: tuple[Notice, ...] = ()
+    """What else is to be told of its messages."""
 
 
 class Renderer:
@@ -88,8 +97,14 @@ class Renderer:
         """moment: `Encoding.moment`."""
         clock = {"strftime_now": datetime.fromisoformat(moment).strftime} if moment else {}
         self._template = Template(template, {**tokenizer.special_tokens_map, **clock})
-        added = (str(token) for token in tokenizer.added_tokens_decoder.values())
-        self._turns = Turns(self._template, [*tokenizer.all_special_tokens, *added])
+        added = tokenizer.added_tokens_decoder.values()
+        self._turns = Turns(self._template, [*tokenizer.all_special_tokens, *map(str, added)])
+        special = [*tokenizer.all_special_tokens, *(str(each) for each in added if each.special)]
+        self._notices = Notices(
+            control_marks(special, self._template),
+            thoughts={"drop": DROPPED, "keep": KEPT}.get(reasoning),
+            last_only=train_on == "last_answer",
+        )
         self._reasoning = reasoning
         self._last_only = train_on == "last_answer"
         self._shape: Shape | None = None
@@ -103,16 +118,25 @@ class Renderer:
         except TemplateError as error:
             raise BadRow(f"{place}: the chat template refuses this conversation: {error}") from None
         learnt = self._learnt(value, row)
+        noticed = self._notices.of(_messages(value))
         if not layout.is_whole:
+            meant = len(learnt)
             lost += self._left_out(layout, learnt, place)
+            noticed += [(THOUGHTLESS, "")] * (meant - len(learnt))
+        lost += self._unwritten(layout)
+        noticed += self._noticed(layout)
         spans = self._spans(layout, learnt, place) if learnt else []
-        return Rendered(text=layout.text, spans=spans, lost=tuple(dict.fromkeys(lost)))
+        return Rendered(
+            text=layout.text,
+            spans=spans,
+            lost=tuple(dict.fromkeys(lost)),
+            noticed=tuple(noticed),
+        )
 
     def _row(self, value: Mapping[str, object]) -> Row:
-        messages = [
-            _prepared(message, drops=self._reasoning == "drop")
-            for message in cast("list[Message]", value.get("messages"))
-        ]
+        messages = _messages(value)
+        if self._reasoning == "drop":
+            messages = list(map(_without_thought, messages))
         return Row(messages=messages, tools=value.get("tools"), documents=value.get("documents"))
 
     def _learnt(self, value: Mapping[str, object], row: Row) -> dict[int, float]:
@@ -200,6 +224,50 @@ class Renderer:
             thoughts if part.kind == THOUGHT else _name(layout, part, missing) for part in missing
         ]
 
+    def _unwritten(self, layout: Layout) -> list[str]:
+        """Names of who speaks that the text lacks, in words."""
+        messages = layout.row.messages
+        if not any("name" in message for message in messages):
+            return []
+        called = _called(messages)
+        turns = [
+            turn
+            for turn, message in enumerate(messages)
+            if "name" in message and not (_is_result(message) and message.get("name") in called)
+        ]
+        roles = (str(messages[turn].get("role")) for turn in self._unread(layout, turns, "name"))
+        return [f"the name of {NAMES[role]}" for role in roles]
+
+    def _noticed(self, layout: Layout) -> list[Notice]:
+        """What the template makes of the row that is to be told."""
+        messages = layout.row.messages
+        noticed: list[Notice] = []
+        if any(_is_empty_thought(message) for message in messages):
+            thoughts = sum("reasoning_content" in message for message in messages)
+            lacking = sum(part.kind == THOUGHT for part in _missing(layout))
+            noticed += [(EMPTY, "")] * (thoughts - lacking - layout.text.count("<think>"))
+        results = [turn for turn, message in enumerate(messages) if "tool_call_id" in message]
+        if results and (count := misplaced_results(messages)):
+            if self._unread(layout, results, "tool_call_id") == results:
+                noticed += [(MISPLACED, "")] * count
+        return noticed
+
+    def _unread(self, layout: Layout, turns: list[int], key: str) -> list[int]:
+        """Those of `turns` whose message's `key` changes nothing of the text."""
+        if not turns:
+            return []
+        opened, closed = layout.marks.made_up
+        others = {turn: f"{opened}{turn}{closed}" for turn in turns}
+        messages = [
+            {**message, key: others[turn]} if turn in others else message
+            for turn, message in enumerate(layout.row.messages)
+        ]
+        text = self._template.attempt(layout.shape.row(layout.row._replace(messages=messages)))
+        if text == layout.text:
+            return turns
+        found = [turn for turn in turns if text and others[turn] in text]
+        return [turn for turn in turns if turn not in found] if found else []
+
     # What is to be learnt
 
     def _spans(self, layout: Layout, learnt: dict[int, float], place: str) -> list[Span]:
@@ -264,31 +332,31 @@ def _refuse(layout: Layout, part: Part, place: str) -> None:
         )
 
 
-def _prepared(message: Message, *, drops: bool) -> Message:
-    """Without what is null, and with the thoughts that stand in an answer apart from it."""
-    if None in message.values():
-        message = {key: item for key, item in message.items() if item is not None}
-    if message.get("role") != "assistant":
-        return message
-    message = _with_thoughts_apart(message)
-    if drops:
-        return {key: item for key, item in message.items() if key not in REASONING}
-    return message
+def _messages(value: Mapping[str, object]) -> list[Message]:
+    return cast("list[Message]", value.get("messages"))
 
 
-def _with_thoughts_apart(message: Message) -> Message:
-    for name in REASONING:
-        if isinstance(thought := message.get(name), str):
-            return message if name == REASONING[0] else {**message, REASONING[0]: thought}
-    content = message.get("content")
-    found = None
-    if isinstance(content, str) and "<think>" in content:
-        found = _THOUGHT.fullmatch(content)
-    if not found:
-        return message
-    thought = found[1].strip("\r\n")
-    thoughts = {REASONING[0]: thought} if thought.strip() else {}
-    return {**message, "content": found[2], **thoughts}
+def _without_thought(message: Message) -> Message:
+    return {key: item for key, item in message.items() if key != "reasoning_content"}
+
+
+def _is_empty_thought(message: Message) -> bool:
+    thought = message.get("reasoning_content")
+    return isinstance(thought, str) and not thought.strip()
+
+
+def _is_result(message: Message) -> bool:
+    return message.get("role") == "tool"
+
+
+def _called(messages: list[Message]) -> set[object]:
+    """Names of functions that are called: of their results a name says nothing more."""
+    calls = [
+        call
+        for message in messages
+        for call in cast("list[dict[str, dict[str, object]]]", message.get("tool_calls") or [])
+    ]
+    return {call.get("function", {}).get("name") for call in calls}
 
 
 def _writes_python(layout: Layout) -> bool:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # Chat templates are rendered with trim_blocks, which eats a line break after a block: hence {{ '\n'
 # }}.
 THOUGHTS = (
-    "{% if message.reasoning_content %}<think>{{ '\\n' + message.reasoning_content + '\\n' }}"
-    "</think>{{ '\\n\\n' }}{% endif %}"
+    "{% if message.reasoning_content is string %}<think>{{ '\\n' + message.reasoning_content }}"
+    "{{ '\\n' }}</think>{{ '\\n\\n' }}{% endif %}"
 )
 CALLS = (
     "{% if message.tool_calls %}{% if message.content | trim %}{{ '\\n' }}{% endif %}"

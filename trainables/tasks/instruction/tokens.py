@@ -11,6 +11,7 @@ import numpy as np
 from trainables.data.records import Record, batched
 from trainables.data.rows import BadRow, shorten
 from trainables.errors import InputError
+from trainables.tasks.instruction.notices import Notice
 from trainables.tasks.instruction.positions import ROWS_COMPARED, Encoder, Held, Placed
 from trainables.tasks.instruction.rendering import Rendered, Renderer, Span, weight_of
 from trainables.tasks.instruction.templates import chat_template, check_template
@@ -36,6 +37,7 @@ class Tokens:
     """Turns to be learnt that no special token closes."""
     lost: tuple[str, ...]
     """What the template leaves out of the row, in words."""
+    noticed: tuple[Notice, ...] = ()
 
 
 class Tokeniser:
@@ -74,14 +76,15 @@ class Tokeniser:
         self._encoder = Encoder(tokenizer)
         self._decoded_rows: Counter[bool] = Counter()
 
-    def text(self, record: Record) -> tuple[str, list[tuple[int, int]]]:
-        """A row as text, and which characters [start, end) of it are learnt. Raises BadRow."""
+    def text(self, record: Record) -> tuple[str, list[Span]]:
+        """A row as text, and what of it is learnt. Raises BadRow."""
         if "messages" in record.value:
             row = self._rendered(record)
-            return row.text, [(span.start, span.end) for span in row.spans]
+            return row.text, row.spans
         prompt, completion = (str(record.value.get(key, "")) for key in ("prompt", "completion"))
         text = f"{prompt}{completion}{self._tokenizer.eos_token or ''}"
-        return text, [(len(prompt), len(text))] if weight_of(record.value) else []
+        weight = weight_of(record.value)
+        return text, [Span(len(prompt), len(text), weight)] if weight else []
 
     def tokenise(self, records: Sequence[Record]) -> Iterator[Tokens | BadRow]:
         """In the place of a row that cannot be used stands what is wrong with it."""
@@ -133,7 +136,14 @@ class Tokeniser:
             if weights is not None:
                 weights[held.first : held.end] = span.weight
             endless += int(ids[held.last]) not in self._specials
-        return Tokens(ids=ids, learnt=learnt, weights=weights, endless=endless, lost=row.lost)
+        return Tokens(
+            ids=ids,
+            learnt=learnt,
+            weights=weights,
+            endless=endless,
+            lost=row.lost,
+            noticed=row.noticed,
+        )
 
     def _check(
         self, text: str, span: Span, ids: np.ndarray, held: Held, place: str, decodes: bool
