@@ -3,7 +3,7 @@
 Rows are numbers of a store's rows, which rise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,14 +53,21 @@ def split_by_share(
 def _check_single_rows(store: RowStore, rows: np.ndarray, others: list[str]) -> None:
     """Raise InputError where a label has one row only."""
     counts = label_counts(store, rows)
-    for label, count in counts.items():
-        if count == 1:
-            meant = did_you_mean(label, [other for other in counts if other != label])
-            raise InputError(
-                f"data.label: {shorten(label)} has a single row, too few to be both in train and in"
-                f" {' or '.join(others)}; leave it out, or give data.validation as a file"
-                + (meant and f".{meant}")
-            )
+    single = [label for label, count in counts.items() if count == 1]
+    if not single:
+        return
+    codes = store.labels.of_rows[rows]
+    first = rows[codes == store.labels.names.index(single[0])]
+    meant = did_you_mean(single[0], [other for other in counts if other != single[0]])
+    others_named = [shorten(label, 30) for label in single[1:3]]
+    more = f" and {len(single) - 3} more" if len(single) > 3 else ""
+    place = next(store.records(first)).place
+    named = ", ".join([f"{shorten(single[0])} ({place})", *others_named])
+    raise InputError(
+        f"data.label: {named}{more} {'have' if others_named else 'has'} a single row, too few to be"
+        f" both in train and in {' or '.join(others)}; leave it out, or give data.validation as a"
+        f" file{meant and f'.{meant}'}"
+    )
 
 
 def label_counts(store: RowStore, rows: np.ndarray) -> dict[str, int]:
@@ -250,13 +257,25 @@ def check_labels(store: RowStore, splits: Splits) -> None:
             f"data.label: all {len(splits['train'])} rows of train have the same label,"
             f" {shorten(next(iter(counts)))}; classification needs at least two"
         )
-    known = [store.labels.names.index(label) for label in counts]
+    known = store.labels.of_rows[splits["train"]]
     for name, rows in splits.items():
         strange = rows[~np.isin(store.labels.of_rows[rows], known)]
         if len(strange):
             record = next(store.records(strange[:1]))
+            others = label_counts(store, strange)
+            several = (
+                f"; {len(strange)} rows of {name} have {len(others)} such label(s)"
+                if len(strange) > 1
+                else ""
+            )
+            meant = did_you_mean(record.label, counts)
             raise InputError(
                 f"data.{name}: {record.place}: label {shorten(record.label)} is nowhere in"
-                " train, which has"
-                f" {', '.join(shorten(label, 30) for label in sorted(counts)[:20])}"
+                f" train, which has {_first_names(counts)}{several}{meant and f'.{meant}'}"
             )
+
+
+def _first_names(labels: Iterable[str]) -> str:
+    names = sorted(labels)
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"{', '.join(shorten(label, 30) for label in names[:20])}{more}"

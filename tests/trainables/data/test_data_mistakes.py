@@ -101,7 +101,7 @@ MISTAKES = [
     ("classification", {"a.csv": GOOD}, {"train": "a.csv", "validation": "a.csv"}, "data.duplicates: 40 row(s) of train are also in validation (case and white space ignored), such as 'good 0 20', 'bad 0', 'good 1 21'; remove them, or set data.duplicates=drop to leave them out of train"),
     ("classification", {"a.csv": "text,label\na,yes\nb,yes\n", "b.csv": GOOD}, {"train": "a.csv", "validation": "b.csv"}, "data.label: all 2 rows of train have the same label, 'yes'; classification needs at least two"),
     ("classification", {"a.csv": GOOD, "b.csv": "text,label\nx,yes\ny,maybe\n"}, {"train": "a.csv", "validation": "b.csv"}, "data.validation: b.csv row 2: label 'maybe' is nowhere in train, which has 'no', 'yes'"),
-    ("classification", {"a.csv": GOOD + "rare,rare\n"}, {"train": "a.csv"}, "data.label: 'rare' has a single row, too few to be both in train and in validation; leave it out, or give data.validation as a file"),
+    ("classification", {"a.csv": GOOD + "rare,rare\n"}, {"train": "a.csv"}, "data.label: 'rare' (a.csv row 41) has a single row, too few to be both in train and in validation; leave it out, or give data.validation as a file"),
     ("classification", {"a.csv": GOOD}, {"train": "a.csv", "rows": 0}, "data.rows: must be at least 1, got 0"),
     ("classification", {"a.csv": GOOD}, {"train": "a.csv", "rows": 1}, "data.rows: 1 row(s) of train leave out the label(s) no; raise it"),
     ("classification", {"a.csv": GOOD}, {"train": "a.csv", "max_length": 1}, "data.max_length: must be at least 2 tokens, got 1"),

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,9 +125,49 @@ def test_a_class_of_one_row_cannot_be_split():
     with pytest.raises(InputError) as error:
         split_by_share(records(["a"] * 9 + ["rare"]), {"validation": 0.1, "test": 0.1}, 0)
     assert str(error.value) == (
-        "data.label: 'rare' has a single row, too few to be both in train and in validation or test; leave it out, or "
-        "give data.validation as a file"
+        "data.label: 'rare' (row 10) has a single row, too few to be both in train and in validation or test; leave it "
+        "out, or give data.validation as a file"
     )
+
+
+def test_several_classes_of_one_row_are_named_together():
+    rows = records(["a"] * 9 + ["cats", "dogs", "cows", "hens", "catz"])
+    with pytest.raises(InputError) as error:
+        split_by_share(rows, {"validation": 0.1}, 0)
+    assert str(error.value) == (
+        "data.label: 'cats' (row 10), 'dogs', 'cows' and 2 more have a single row, too few to be both in train and in "
+        "validation; leave it out, or give data.validation as a file. Did you mean 'catz'?"
+    )
+
+
+def test_labels_that_train_lacks_are_counted_and_the_nearest_is_named():
+    train = [f"class {i}" for i in range(30)]
+    store = store_of(records(train + ["clas 7", "class 1", "clas 7", "other"]))
+    parts = {"train": np.arange(30), "validation": np.arange(30, 34)}
+    with pytest.raises(InputError) as error:
+        splits.check_labels(store, parts)
+    first = ", ".join(map(repr, sorted(train)[:20]))
+    assert str(error.value) == (
+        f"data.validation: row 31: label 'clas 7' is nowhere in train, which has {first} and 10 more; 3 rows of "
+        "validation have 2 such label(s). Did you mean 'class 7'?"
+    )
+
+
+class _Counting(tuple):
+    """Names of classes that count how often they are looked through."""
+
+    looked = 0
+
+    def index(self, *given):
+        _Counting.looked += 1
+        return super().index(*given)
+
+
+def test_many_classes_are_checked_without_looking_each_up_among_all():
+    store = store_of(records([f"class {i}" for i in range(300)] * 2))
+    counting = replace(store, labels=replace(store.labels, names=_Counting(store.labels.names)))
+    splits.check_labels(counting, {"train": np.arange(300), "validation": np.arange(300, 600)})
+    assert _Counting.looked == 0
 
 
 def test_duplicates_across_splits_are_refused_with_examples():

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,102 +16,193 @@ ORIGIN = re.compile(
     re.IGNORECASE,
 )
 """Names of columns that say what a row comes from."""
+MEASURED = re.compile(
+    r"[+-]?[$€£]?\d+([.,]\d+)*(e[+-]?\d+)?%?|"
+    r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]\S+)*|\d{1,2}:\d{2}\S*",
+    re.IGNORECASE,
+)
+"""Numbers, dates and times: two rows may share one by chance."""
 PURE, ABOVE_CHANCE = 0.95, 0.2  # share of rows whose label a column tells, and above the majority's
 TOLD, UNTOLD = 0.8, 0.05  # share of a class's texts that hold its name, and of the others' texts
 SHORTEST, MOST_CLASSES = 3, 50  # characters of a name, and classes whose others are looked at
 FEW_VALUES, SOME_VALUES = 20, 3  # the second, of columns whose name says that rows come from them
+OF_ONE = 200  # rows a value, above which few values are kinds of rows and not what they come from
 SORTED = 0.1  # label changes from row to row, of those in a shuffled file
+AT_ONCE = 10_000_000  # values of columns that are held in memory, 8 bytes each
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Column:
     name: str
-    values: dict[str, list[str]]
-    """Of each split's rows."""
-    labels: dict[str, list[str | None]]
+    rows: Mapping[str, np.ndarray]
+    """Of each split, by their numbers in the store, rising."""
+    values: Mapping[str, np.ndarray]
+    """A hash of each row's value, 0 where it has none, int64."""
 
     @property
-    def rows(self) -> int:
-        return sum(map(len, self.values.values()))
+    def every(self) -> np.ndarray:
+        return np.concatenate(list(self.values.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """A column whose values stand in train and in another split."""
+
+    name: str
+    is_likely: bool
+    """Whether it says what rows come from; else it may."""
+    told: tuple[str, ...]
+    """How many rows of each split share theirs, in words."""
+    rows: np.ndarray
+    """Those rows, in the store."""
 
 
 def column_findings(prepared: Prepared) -> Iterator[Finding]:
+    origins = []
     for column in _columns(prepared):
-        yield from _constant(column)
-        yield from _origin(column, prepared)
-        yield from _gives_away(column)
+        yield from _constant(column, prepared)
+        origins += _origin(column, prepared)
+        if prepared.store.labels.names:
+            yield from _gives_away(column, prepared)
+    yield from _no_group(origins, prepared)
     if prepared.store.labels.names:
         yield from _named_in_text(prepared)
         yield from _sorted_file(prepared)
 
 
-def _columns(prepared: Prepared) -> list[_Column]:
-    values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    labels: dict[str, dict[str, list[str | None]]] = defaultdict(lambda: defaultdict(list))
-    for split, rows in prepared.splits.items():
-        for record in prepared.store.records(np.unique(rows)):
-            for name, value in record.rest.items():
-                values[name][split].append("" if value is None else str(value).strip())
-                labels[name][split].append(record.label)
-    return [_Column(name=name, values=values[name], labels=labels[name]) for name in values]
+def _columns(prepared: Prepared) -> Iterator[_Column]:
+    """One after another; the rows are read again for each `AT_ONCE` values."""
+    rows = {split: np.unique(rows) for split, rows in prepared.splits.items()}
+    count = sum(map(len, rows.values()))
+    most, done, is_more = max(1, AT_ONCE // count), set[str](), True
+    while is_more:
+        found: dict[str, np.ndarray] = {}
+        is_more, at = False, 0
+        for each in rows.values():
+            for record in prepared.store.records(each):
+                for name, value in record.rest.items():
+                    if name in found:
+                        found[name][at] = _hash(value)
+                    elif name not in done and len(found) < most:
+                        found[name] = np.zeros(count, dtype=np.int64)
+                        found[name][at] = _hash(value)
+                    elif name not in done:
+                        is_more = True
+                at += 1
+        ends = np.cumsum([len(each) for each in rows.values()])[:-1]
+        for name, values in found.items():
+            parts = dict(zip(rows, np.split(values, ends), strict=True))
+            yield _Column(name=name, rows=rows, values=parts)
+        done |= found.keys()
 
 
-def _constant(column: _Column) -> Iterator[Finding]:
-    different = {value for values in column.values.values() for value in values}
-    if len(different) == 1 and column.rows > 1:
-        (value,) = different
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _hash(value: object) -> int:
+    """0 for nothing alone."""
+    text = _text(value)
+    return (hash(text) or 1) if text else 0
+
+
+def _constant(column: _Column, prepared: Prepared) -> Iterator[Finding]:
+    every = column.every
+    if len(every) > 1 and (every == every[0]).all():
         yield Finding(
             kind="constant_column",
-            rows=column.rows,
-            message=f"column {column.name!r} is {'empty' if not value else 'the same'} in all"
-            f" {column.rows} rows",
+            rows=len(every),
+            examples=_examples(column, prepared, column.rows["train"]),
+            message=f"column {column.name!r} is {'the same' if every[0] else 'empty'} in all"
+            f" {len(every)} rows",
         )
 
 
-def _origin(column: _Column, prepared: Prepared) -> Iterator[Finding]:
-    """Rows of one value that stand in two splits though no group is named."""
+def _examples(column: _Column, prepared: Prepared, rows: np.ndarray) -> tuple[str, ...]:
+    """Up to three of the rows, with what the column has there."""
+    return tuple(
+        f"{record.place}: {_text(record.rest.get(column.name))!r}"
+        for record in prepared.store.records(rows[:3])
+    )
+
+
+def _origin(column: _Column, prepared: Prepared) -> Iterator[_Origin]:
+    """Where rows of one value stand in two splits though no group is named."""
     if prepared.data.group is not None or column.name == prepared.data.slice:
         return
-    counts = Counter(v for values in column.values.values() for v in values if v)
-    repeated = [value for value, count in counts.items() if count > 1]
-    least = SOME_VALUES if ORIGIN.search(column.name) else FEW_VALUES
-    if len(counts) < least or column.rows < 1.2 * len(counts) or not repeated:
+    every = column.every
+    values, counts = np.unique(every[every != 0], return_counts=True)
+    is_named = bool(ORIGIN.search(column.name))
+    least = SOME_VALUES if is_named else FEW_VALUES
+    if len(values) < least or len(every) < 1.2 * len(values) or counts.max() == 1:
         return
-    train = set(column.values.get("train", ()))
-    told, examples = [], []
-    for split, values in column.values.items():
-        shared = [value for value in values if value and value in train]
-        if split != "train" and shared:
-            told.append(f"{len(shared)} of {len(values)} rows of {split}")
-            examples += shared
+    if not is_named and _is_measured(column, prepared):
+        return
+    told, rows = [], []
+    for split, found in column.values.items():
+        is_shared = np.isin(found, column.values["train"]) & (found != 0)
+        if split != "train" and is_shared.any():
+            told.append(f"{is_shared.sum()} of {len(found)} rows of {split}")
+            rows.append(column.rows[split][is_shared])
     if told:
-        yield Finding(
-            kind="no_group",
-            severity="warning" if ORIGIN.search(column.name) else "note",
-            rows=len(examples),
-            examples=tuple(dict.fromkeys(examples))[:3],
-            message=f"{' and '.join(told)} share their {column.name!r} with rows of train; if that"
-            " says what a row comes from, rows of one should stay together",
-            setting=f"data.group: {column.name}",
+        yield _Origin(
+            name=column.name,
+            is_likely=is_named and (len(values) >= FEW_VALUES or counts.mean() <= OF_ONE),
+            told=tuple(told),
+            rows=np.concatenate(rows),
         )
 
 
-def _gives_away(column: _Column) -> Iterator[Finding]:
-    """A column of few values that tells the label."""
-    labels, values = column.labels.get("train", []), column.values.get("train", [])
-    known = [(v, label) for v, label in zip(values, labels, strict=True) if label is not None]
-    if not known or not 1 < len({v for v, _ in known}) <= max(FEW_VALUES, len(known) // 20):
+def _is_measured(column: _Column, prepared: Prepared) -> bool:
+    """Whether the first values are numbers, dates or times."""
+    has_one = column.rows["train"][column.values["train"] != 0][:FEW_VALUES]
+    records = prepared.store.records(has_one)
+    return all(MEASURED.fullmatch(_text(each.rest.get(column.name))) for each in records)
+
+
+def _no_group(origins: list[_Origin], prepared: Prepared) -> Iterator[Finding]:
+    """One for all columns that could be the group, since one alone can be."""
+    if not origins:
         return
-    of_values: dict[str, Counter[str]] = defaultdict(Counter)
-    for value, label in known:
-        of_values[value][label] += 1
-    told = sum(max(counts.values()) for counts in of_values.values()) / len(known)
-    majority = Counter(label for _, label in known).most_common(1)[0][1] / len(known)
+    first, *others = sorted(origins, key=lambda each: not each.is_likely)
+    names = " and ".join(
+        repr(each.name) for each in others[:3] if each.is_likely or not first.is_likely
+    )
+    rows = np.unique(first.rows)
+    records = list(prepared.store.records(rows[:3]))
+    yield Finding(
+        kind="no_group",
+        severity="warning" if first.is_likely else "note",
+        rows=len(rows),
+        examples=tuple(f"{each.place}: {_text(each.rest.get(first.name))!r}" for each in records),
+        message=f"{' and '.join(first.told)} share their {first.name!r} with rows of train"
+        f"{f' (and {names} likewise)' if names else ''}; if that says what a row comes from, rows"
+        " of one should stay together",
+        setting=f"data.group: {first.name}",
+    )
+
+
+def _gives_away(column: _Column, prepared: Prepared) -> Iterator[Finding]:
+    """A column of few values that tells the label."""
+    rows, labels = column.rows["train"], prepared.store.labels.of_rows[column.rows["train"]]
+    known = np.flatnonzero(labels >= 0)
+    if not len(known):
+        return
+    values, of_rows = np.unique(column.values["train"][known], return_inverse=True)
+    if not 1 < len(values) <= max(FEW_VALUES, len(known) // 20):
+        return
+    classes = int(labels.max()) + 1
+    pairs, counts = np.unique(of_rows * classes + labels[known], return_counts=True)
+    most_of_values = np.zeros(len(values), dtype=np.int64)
+    np.maximum.at(most_of_values, pairs // classes, counts)
+    told = most_of_values.sum() / len(known)
+    majority = np.bincount(labels[known]).max() / len(known)
     if told >= PURE and told - majority >= ABOVE_CHANCE:
         yield Finding(
             kind="gives_label_away",
             split="train",
             rows=len(known),
+            examples=_examples(column, prepared, rows[known]),
             message=f"train: column {column.name!r} alone tells the label of {told:.1%} of the"
             " rows; where it stands in a text, the model learns that and nothing else",
         )
@@ -119,45 +210,55 @@ def _gives_away(column: _Column) -> Iterator[Finding]:
 
 def _named_in_text(prepared: Prepared) -> Iterator[Finding]:
     """Texts that hold the name of their own class."""
-    rows = [(text.asked.casefold(), text.answered) for text in prepared.texts("train", SAMPLE)]
-    labels = [label for _, label in rows]
-    totals = Counter(labels)
-    named = Counter(label for text, label in rows if len(label) >= SHORTEST and _holds(text, label))
-    told = [label for label in totals if named[label] >= TOLD * totals[label]]
-    holders = []
-    for label in told[:MOST_CLASSES]:
-        others = [_holds(text, label) for text, other in rows if other != label]
-        if not others or np.mean(others) <= UNTOLD:
-            holders.append(label)
+    totals, named, places = Counter[str](), Counter[str](), dict[str, str]()
+    for text in prepared.texts("train", SAMPLE):
+        label = text.answered
+        totals[label] += 1
+        if len(label) >= SHORTEST and _holds(text.asked.casefold(), label):
+            named[label] += 1
+            places.setdefault(label, text.place)
+    told = [label for label in totals if named[label] >= TOLD * totals[label]][:MOST_CLASSES]
+    strange: dict[str, int] = defaultdict(int)  # texts of other classes that hold a name
+    for text in prepared.texts("train", SAMPLE) if told else ():
+        asked = text.asked.casefold()
+        for label in told:
+            strange[label] += label != text.answered and _holds(asked, label)
+    holders = [
+        label for label in told if strange[label] <= UNTOLD * max(1, totals.total() - totals[label])
+    ]
     if holders:
+        shown = ", ".join(map(repr, holders[:3]))
         yield Finding(
             kind="label_in_text",
             severity="warning",
             split="train",
-            rows=sum(label in holders for label in labels),
-            examples=tuple(map(repr, holders[:3])),
-            message=f"train: texts of {', '.join(map(repr, holders[:3]))} hold the name of their"
-            " class, and those of other classes do not: the label stands in the text",
+            rows=sum(totals[label] for label in holders),
+            examples=tuple(f"{places[label]}: {label!r}" for label in holders[:3]),
+            message=f"train: texts of {shown} hold the name of their class, and those of other"
+            " classes do not: the label stands in the text",
         )
 
 
 def _holds(text: str, label: str) -> bool:
-    """Whether the name of a class stands in a text as a word; case does not count."""
+    """Whether the name of a class stands in a text, in lower case, as a word."""
     name = label.casefold()
     return name in text and bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text))
 
 
 def _sorted_file(prepared: Prepared) -> Iterator[Finding]:
-    codes = prepared.store.labels.of_rows[np.unique(prepared.splits["train"])]
+    rows = np.unique(prepared.splits["train"])
+    codes = prepared.store.labels.of_rows[rows]
     shares = np.bincount(codes[codes >= 0]) / max(1, (codes >= 0).sum())
     expected = (1 - (shares**2).sum()) * (len(codes) - 1)
-    changes = int((codes[1:] != codes[:-1]).sum())
-    if expected > FEW_VALUES and changes < SORTED * expected:
+    changes = np.flatnonzero(codes[1:] != codes[:-1]) + 1
+    if expected > FEW_VALUES and len(changes) < SORTED * expected:
+        records = prepared.store.records(rows[changes[:3]])
         yield Finding(
             kind="sorted",
             split="train",
             rows=len(codes),
-            message=f"train: the file is sorted by label ({changes} changes from row to row, about"
-            f" {expected:.0f} in a shuffled one); splits and batches are drawn, so that nothing"
-            " is lost here, but a file cut by hand would be",
+            examples=tuple(f"{each.place}: {each.label!r} begins" for each in records),
+            message=f"train: the file is sorted by label ({len(changes)} changes from row to row,"
+            f" about {expected:.0f} in a shuffled one); splits and batches are drawn, so that"
+            " nothing is lost here, but a file cut by hand would be",
         )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainables.data.doctor.columns import column_findings
 from trainables.data.doctor.contamination import overlap
@@ -29,11 +29,20 @@ class Examination:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def __call__(self, prepared: Prepared) -> Iterator[Finding]:
-        yield from near_duplicates(prepared)
+        near, columns = list(near_duplicates(prepared)), list(column_findings(prepared))
+        yield from _group_suggested_once(near, columns)
         yield from label_findings(prepared)
-        yield from column_findings(prepared)
+        yield from columns
         yield from shifts(prepared)
         for what, texts in self.others.items():
             yield from overlap(prepared, texts, what)
         yield from secrets(prepared)
         yield from power(prepared)
+
+
+def _group_suggested_once(near: Sequence[Finding], columns: Sequence[Finding]) -> Iterator[Finding]:
+    """What the near duplicates say, without a group of any column where one column is named."""
+    is_named = any(each.kind == "no_group" for each in columns)
+    for each in near:
+        is_twice = is_named and each.setting.startswith("data.group")
+        yield replace(each, setting="") if is_twice else each

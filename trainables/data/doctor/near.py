@@ -1,175 +1,297 @@
-"""Rows that are nearly the same: MinHash over pieces of the text (Broder 1997), and among rows that
-share a band of it (locality-sensitive hashing; Leskovec, Rajaraman and Ullman, chapter 3) the
-Jaccard similarity itself.
+"""Rows that are nearly the same: MinHash over pieces of the text (Broder 1997) finds rows that are
+likely to be, by locality-sensitive hashing (Leskovec, Rajaraman and Ullman, chapter 3), and the
+Jaccard similarity of their pieces decides.
+
+Stretches of text that many rows have, those of a template or a signature, say nothing about
+likeness and are left out. The cost grows with the rows and not with how many of them are alike: of
+the rows that share a band, each is compared with a few.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
-from trainables.data.doctor.rows import Prepared, Text
+from trainables.data.doctor.rows import Prepared
 from trainables.data.findings import Finding
 
 PIECE = 5  # characters
 SIMILAR = 0.8  # Jaccard similarity from which rows are told of
 # At similarity 0.8, two rows share a band with probability 0.998; at 0.5 with 0.27.
 BANDS, OF_BAND = 20, 6
-CANDIDATES = 20  # of a row that are compared
+# what of the sketch is kept to tell which of the rows in a band is most alike (b-bit minwise
+# hashing, Li and König 2010): at similarity 0.8, its standard error is 0.037
+KEPT_BITS = 8
+LIKELY = SIMILAR - 0.15  # by the sketch, from which the pieces themselves are compared
+COMPARED = 10  # rows of a band, with each row of it
+STRETCH = 6  # pieces of PIECE characters, one behind another: words alone are no template
+SAMPLED, BEGINNING = 1000, 10_000  # rows in which stretches are counted, and their characters
+COMMON, FEWEST = 0.05, 20  # share of those rows, and their number, above which one is left out
 MANY = 0.01  # of a split's rows, from which it is a warning
-BATCH = 5000
+BATCH = 1000  # rows in memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sketched:
-    """A split's rows, by what they share with rows like them."""
+    """A split's rows, by what they share with rows like them; of rows that are the same, one."""
 
     rows: np.ndarray
-    """In the store [N]."""
+    """In the store, rising [N]."""
     bands: np.ndarray
-    """uint64 [BANDS, N]."""
+    """uint32 [BANDS, N]."""
+    kept: np.ndarray
+    """Of each minimum its lowest bits, uint8 [N, BANDS * OF_BAND]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pairs:
+    """Rows of a split that are nearly the same as another, each with the one that is most [n]."""
+
+    rows: np.ndarray
+    others: np.ndarray
+    similarities: np.ndarray
+    answers_differ: np.ndarray
+    is_least: bool
+    """Whether there may be more: rows have more beside them in a band than they are compared
+    with.
+    """
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 def near_duplicates(prepared: Prepared) -> Iterator[Finding]:
     """Within each split, and of each with those that come before it."""
-    sketched = {name: _sketched(prepared, name) for name in prepared.splits}
+    search = _Search(prepared=prepared, common=_common(prepared))
+    sketched = {name: search.sketched(name) for name in prepared.splits}
     for name, rows in sketched.items():
-        yield from _within(prepared, name, rows)
-    yield from _between(prepared, sketched)
+        yield from _within(search, name, rows)
+    yield from _between(search, sketched)
 
 
-def pieces(text: str) -> frozenset[str]:
-    """All pieces of the text, whose case, white space and punctuation do not count."""
-    words = " ".join(re.sub(r"[^\w]+", " ", text.casefold()).split())
-    return frozenset(words[i : i + PIECE] for i in range(max(1, len(words) - PIECE + 1)))
+def pieces(text: str) -> np.ndarray:
+    """Hashes of all pieces of the text, whose case, white space and punctuation do not count
+    (unless there is nothing else), uint64, rising [n].
+    """
+    return np.unique(_pieces(text))
 
 
-def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / max(1, len(one | other))
+def jaccard(one: np.ndarray, other: np.ndarray) -> float:
+    """Of two sets of pieces."""
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    return shared / max(1, len(one) + len(other) - shared)
 
 
-def _sketched(prepared: Prepared, split: str) -> Sketched:
-    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # it is Rust
-
-    texts, rows, bands = prepared.texts(split), [], []
-    while batch := list(islice(texts, BATCH)):
-        sets = [list(pieces(text.asked)) for text in batch]
-        digests = np.array(
-            RMinHash.digests_from_token_sets(sets, num_perm=BANDS * OF_BAND, seed=1),
-            dtype=np.uint64,
-        )
-        rows.append(np.array([text.row for text in batch]))
-        bands.append(_folded(digests.reshape(len(batch), BANDS, OF_BAND)).T)
-    return Sketched(rows=np.concatenate(rows), bands=np.concatenate(bands, axis=1))
+def _pieces(text: str) -> np.ndarray:
+    """One from each character on."""
+    words = " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
+    points = np.frombuffer(words.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    return _in_a_row(points, min(PIECE, len(points)), 1)
 
 
-def _folded(digests: np.ndarray) -> np.ndarray:
-    """One number for the last axis."""
-    found = np.full(digests.shape[:-1], 0xCBF29CE484222325, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for part in np.moveaxis(digests, -1, 0):
-            found = (found ^ part) * np.uint64(0x100000001B3)
-            found ^= found >> np.uint64(29)
+def _stretches(found: np.ndarray) -> np.ndarray:
+    """Of a text's pieces, one from each on as far as they reach."""
+    return _in_a_row(found, STRETCH, PIECE) if len(found) > (STRETCH - 1) * PIECE else found[:0]
+
+
+def _in_a_row(values: np.ndarray, count: int, step: int) -> np.ndarray:
+    """Hashes of `count` values, each `step` behind the last, from each value on."""
+    found = np.zeros(len(values) - (count - 1) * step, dtype=np.uint64)
+    for i in range(count):  # wraps around, as hashes do
+        found = found * np.uint64(0x9E3779B97F4A7C15) + values[i * step : i * step + len(found)]
     return found
 
 
-def _candidates(of: Sketched, among: Sketched) -> dict[int, set[int]]:
-    """Rows of `among` that share a band with a row of `of`, by that; none twice of a pair of one
-    split.
-    """
-    found: dict[int, set[int]] = {}
-    for mine, theirs in zip(of.bands, among.bands, strict=True):
-        order = np.argsort(theirs, kind="stable")
-        low = np.searchsorted(theirs[order], mine, side="left")
-        high = np.searchsorted(theirs[order], mine, side="right")
-        for i in np.flatnonzero(high > low + (of is among)):
-            row = int(of.rows[i])
-            others = found.setdefault(row, set())
-            for j in order[low[i] : min(high[i], low[i] + CANDIDATES)]:
-                other = int(among.rows[j])
-                if other != row and len(others) < CANDIDATES and (of is not among or other < row):
-                    others.add(other)
-    return {row: others for row, others in found.items() if others}
+def _common(prepared: Prepared) -> np.ndarray:
+    """Stretches that stand in many rows of train that are not the same, rising."""
+    texts = prepared.texts_of(prepared.drawn(prepared.distinct("train"), SAMPLED))
+    seen = [np.unique(_stretches(_pieces(text.asked[:BEGINNING]))) for text in texts]
+    found, rows = np.unique(np.concatenate(seen), return_counts=True)
+    return found[rows > max(FEWEST, COMMON * len(seen))]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pair:
-    row: Text
-    other: Text
-    similarity: float
+class _Search:
+    prepared: Prepared
+    common: np.ndarray
+    """Stretches that say nothing about likeness, rising."""
+
+    def sketched(self, split: str) -> Sketched:
+        rows = self.prepared.distinct(split)
+        texts = self.prepared.texts_of(rows)
+        sketches = (_sketch(self._own(text.asked)) for text in texts)
+        bands, kept = [], []
+        while batch := list(islice(sketches, BATCH)):
+            digests = np.array(batch, dtype=np.uint32)
+            bands.append(_folded(digests.reshape(len(batch), BANDS, OF_BAND)).T)
+            kept.append((digests & (2**KEPT_BITS - 1)).astype(np.uint8))
+        return Sketched(rows=rows, bands=np.concatenate(bands, axis=1), kept=np.concatenate(kept))
+
+    def _own(self, text: str) -> np.ndarray:
+        """Pieces of a text outside of what many texts have; all of them, where that is nothing."""
+        found = _pieces(text)
+        own = found[~self._is_common(found)] if len(self.common) else found
+        return np.unique(own if len(own) else found)
+
+    def _is_common(self, found: np.ndarray) -> np.ndarray:
+        """Which of a text's pieces stand in a stretch that many have."""
+        stretches = _stretches(found)
+        at = np.searchsorted(self.common, stretches)
+        at[at == len(self.common)] = 0
+        starts = np.flatnonzero(self.common[at] == stretches)
+        edges = np.zeros(len(found) + 1, dtype=np.int64)
+        edges[starts] += 1
+        edges[starts + (STRETCH - 1) * PIECE + 1] -= 1
+        return np.cumsum(edges[:-1]) > 0
+
+    def pairs(self, of: Sketched, among: Sketched) -> _Pairs:
+        """Rows of `of` that are nearly the same as one of `among`; where both are one split, as an
+        earlier one.
+        """
+        others, likeness, has_more = _most_alike(of, among)
+        likely = np.flatnonzero(likeness >= LIKELY)
+        rows, others = of.rows[likely], among.rows[others[likely]]
+        similarities, differ = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
+        for start in range(0, len(rows), BATCH):
+            part = slice(start, start + BATCH)
+            similarities[part], differ[part] = self._compared(rows[part], others[part])
+        is_similar = similarities >= SIMILAR
+        has_more[likely[is_similar]] = False
+        return _Pairs(
+            rows=rows[is_similar],
+            others=others[is_similar],
+            similarities=similarities[is_similar],
+            answers_differ=differ[is_similar],
+            is_least=bool(has_more.any()),
+        )
+
+    def _compared(self, rows: np.ndarray, others: np.ndarray) -> tuple[list[float], list[bool]]:
+        """Similarity of the pairs, and whether their answers differ."""
+        texts = {text.row: text for text in self.prepared.texts_of(np.union1d(rows, others))}
+        own = {row: self._own(text.asked) for row, text in texts.items()}
+        pairs = list(zip(rows.tolist(), others.tolist(), strict=True))
+        return (
+            [jaccard(own[row], own[other]) for row, other in pairs],
+            [texts[row].answered != texts[other].answered for row, other in pairs],
+        )
+
+    def places(self, pairs: _Pairs, chosen: np.ndarray) -> list[str]:
+        """Where the chosen of the pairs stand."""
+        places = self.prepared.places
+        both = zip(places(pairs.rows[chosen]), places(pairs.others[chosen]), strict=True)
+        return [f"{one} and {other}" for one, other in both]
 
 
-def _pairs(prepared: Prepared, of: Sketched, among: Sketched) -> list[_Pair]:
-    """Each row of `of` that is similar to one of `among`, with the one that is most."""
-    candidates = _candidates(of, among)
-    wanted = {*candidates, *(other for others in candidates.values() for other in others)}
-    texts = _texts(prepared, wanted)
-    found = []
-    for row, others in candidates.items():
-        mine = pieces(texts[row].asked)
-        similarity, other = max((jaccard(mine, pieces(texts[o].asked)), -o) for o in others)
-        if similarity >= SIMILAR:
-            found.append(_Pair(row=texts[row], other=texts[-other], similarity=similarity))
-    return found
+def _sketch(own: np.ndarray) -> list[int]:
+    """The least hash of the pieces under each of BANDS * OF_BAND hash functions."""
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # it is Rust
+
+    ends = np.array([0, len(own)], dtype=np.uint64)
+    (digest,) = RMinHash.digest_matrix_from_flat_token_hashes(
+        own, ends, num_perm=BANDS * OF_BAND, seed=1
+    ).to_rows()
+    return digest
 
 
-def _texts(prepared: Prepared, rows: set[int]) -> Mapping[int, Text]:
-    chosen = replace(prepared, splits={"chosen": np.array(sorted(rows), dtype=np.int64)})
-    return {text.row: text for text in chosen.texts("chosen")} if rows else {}
+def _folded(digests: np.ndarray) -> np.ndarray:
+    """One number, uint32, for the last axis."""
+    found = np.full(digests.shape[:-1], 0xCBF29CE484222325, dtype=np.uint64)
+    for part in np.moveaxis(digests, -1, 0):
+        found = (found ^ part) * np.uint64(0x100000001B3)
+        found ^= found >> np.uint64(29)
+    return (found >> np.uint64(32)).astype(np.uint32)
 
 
-def _within(prepared: Prepared, name: str, rows: Sketched) -> Iterator[Finding]:
-    keys = prepared.store.keys
-    pairs = [
-        pair
-        for pair in _pairs(prepared, rows, rows)
-        if keys[pair.row.row] != keys[pair.other.row]  # the same rows are told of elsewhere
-    ]
-    if pairs:
+def _most_alike(of: Sketched, among: Sketched) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each row of `of`, which of the rows of `among` that share a band with it is most like it,
+    how much by the sketch (0: there is none), and whether there are more in a band than were
+    compared, [N] each.
+    """
+    others = np.zeros(len(of.rows), dtype=np.int64)
+    likeness = np.zeros(len(of.rows))
+    has_more = np.zeros(len(of.rows), dtype=bool)
+    for mine, theirs in zip(of.bands, among.bands, strict=True):
+        order = np.argsort(theirs, kind="stable")
+        first = np.searchsorted(theirs[order], mine, side="left")
+        if of is among:  # rows of a band are in their order: what is before a row is earlier
+            last = np.empty_like(first)
+            last[order] = np.arange(len(order))
+        else:
+            last = np.searchsorted(theirs[order], mine, side="right")
+        has_more |= last - first > COMPARED
+        for back in range(1, COMPARED + 1):
+            rows = np.flatnonzero(last - back >= first)
+            found = order[last[rows] - back]
+            alike = _likeness(of, rows, among, found)
+            better = alike > likeness[rows]
+            others[rows[better]], likeness[rows[better]] = found[better], alike[better]
+    return others, likeness, has_more
+
+
+def _likeness(of: Sketched, rows: np.ndarray, among: Sketched, others: np.ndarray) -> np.ndarray:
+    """Similarity of pairs by what is kept of their sketches [n]."""
+    same = np.zeros(len(rows))
+    for start in range(0, len(rows), 100 * BATCH):
+        part = slice(start, start + 100 * BATCH)
+        same[part] = (of.kept[rows[part]] == among.kept[others[part]]).mean(axis=1)
+    by_chance = 2.0**-KEPT_BITS
+    return (same - by_chance) / (1 - by_chance)
+
+
+def _within(search: _Search, name: str, rows: Sketched) -> Iterator[Finding]:
+    pairs = search.pairs(rows, rows)
+    if len(pairs):
         yield Finding(
             kind="near_duplicates",
             split=name,
             rows=len(pairs),
-            examples=_places(pairs),
-            message=f"{name}: {len(pairs)} of {len(rows.rows)} row(s) are nearly the same as an"
-            f" earlier row{_answers(pairs)} {_example(pairs)}",
+            examples=_examples(search, pairs),
+            message=f"{name}: {_count(pairs)} of {len(rows.rows)} row(s) are nearly the same as an"
+            f" earlier row{_answers([pairs])} {_most(search, pairs)}",
         )
 
 
-def _between(prepared: Prepared, sketched: Mapping[str, Sketched]) -> Iterator[Finding]:
+def _between(search: _Search, sketched: Mapping[str, Sketched]) -> Iterator[Finding]:
     names, found, told, are_many = list(sketched), [], [], False
     for i, name in enumerate(names):
         for earlier in names[:i]:
-            pairs = _pairs(prepared, sketched[name], sketched[earlier])
+            pairs = search.pairs(sketched[name], sketched[earlier])
             rows = len(sketched[name].rows)
             are_many |= len(pairs) >= MANY * rows
-            if pairs:
-                told.append(f"{len(pairs)} of {rows} of {name} as in {earlier}")
-                found += pairs
+            if len(pairs):
+                told.append(f"{_count(pairs)} of {rows} of {name} as in {earlier}")
+                found.append(pairs)
     if found:
-        is_grouped = prepared.data.group is not None
+        most = max(found, key=lambda pairs: pairs.similarities.max())
         yield Finding(
             kind="near_duplicates_between",
             severity="warning" if are_many else "note",
-            rows=len(found),
-            examples=_places(found),
+            rows=sum(map(len, found)),
+            examples=tuple(each for pairs in found for each in _examples(search, pairs))[:3],
             message=f"rows are nearly the same in two splits: {', '.join(told)}{_answers(found)}"
-            f" {_example(found)}; what is measured on them is in part what was learnt by heart",
-            setting="" if is_grouped else "data.group: the column that says what rows come from",
+            f" {_most(search, most)}; what is measured on them is in part what was learnt by heart",
+            setting=""
+            if search.prepared.data.group is not None
+            else "data.group: the column that says what rows come from",
         )
 
 
-def _answers(pairs: list[_Pair]) -> str:
-    unlike = sum(pair.row.answered != pair.other.answered for pair in pairs)
+def _count(pairs: _Pairs) -> str:
+    return f"{'at least ' if pairs.is_least else ''}{len(pairs)}"
+
+
+def _answers(found: list[_Pairs]) -> str:
+    unlike = sum(int(pairs.answers_differ.sum()) for pairs in found)
     return f", {unlike} of them with another answer" if unlike else ""
 
 
-def _example(pairs: list[_Pair]) -> str:
-    most = max(pairs, key=lambda pair: pair.similarity)
-    return f"(such as {most.row.place} and {most.other.place}, similarity {most.similarity:.2f})"
+def _most(search: _Search, pairs: _Pairs) -> str:
+    most = pairs.similarities.argmax()
+    (places,) = search.places(pairs, np.array([most]))
+    return f"(such as {places}, similarity {pairs.similarities[most]:.2f})"
 
 
-def _places(pairs: list[_Pair]) -> tuple[str, ...]:
-    return tuple(f"{pair.row.place} and {pair.other.place}" for pair in pairs[:3])
+def _examples(search: _Search, pairs: _Pairs) -> tuple[str, ...]:
+    return tuple(search.places(pairs, np.arange(min(3, len(pairs)))))

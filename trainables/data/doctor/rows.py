@@ -38,10 +38,32 @@ class Prepared:
 
     def texts(self, split: str, most: int | None = None) -> Iterator[Text]:
         """All rows of a split, or at most so many, drawn by the seed, in their order."""
-        rows, form = np.unique(self.splits[split]), TASKS[self.task].format
-        if most is not None and most < len(rows):
-            drawn = stream("doctor", self.seed).choice(len(rows), most, replace=False)
-            rows = rows[np.sort(drawn)]
+        rows = np.unique(self.splits[split])
+        return self.texts_of(rows if most is None else self.drawn(rows, most))
+
+    def drawn(self, rows: np.ndarray, most: int) -> np.ndarray:
+        """At most so many of the rows, by the seed, in their order."""
+        if most >= len(rows):
+            return rows
+        drawn = stream("doctor", self.seed).choice(len(rows), most, replace=False)
+        return rows[np.sort(drawn)]
+
+    def distinct(self, split: str) -> np.ndarray:
+        """Rows of a split by their numbers, which rise; of those that are the same, the first."""
+        rows = np.unique(self.splits[split])
+        _, first = np.unique(self.store.keys[rows], return_index=True)
+        return rows[np.sort(first)]
+
+    def texts_of(self, rows: np.ndarray) -> Iterator[Text]:
+        """Rows of the store by their numbers, which rise."""
+        form = TASKS[self.task].format
         for row, record in zip(rows.tolist(), self.store.records(rows), strict=True):
             asked, answered = form.question(record.value)
             yield Text(row=row, place=record.place, asked=asked, answered=answered)
+
+    def places(self, rows: np.ndarray) -> list[str]:
+        """Of each, by their numbers in the store."""
+        rising = np.unique(rows)
+        records = zip(rising.tolist(), self.store.records(rising), strict=True)
+        place = {row: record.place for row, record in records}
+        return [place[row] for row in rows.tolist()]
