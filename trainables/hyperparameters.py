@@ -216,13 +216,24 @@ class Hyperparameters:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    # share of each target's probability that is spread over all classes or tokens in training
+    # (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7)
+    label_smoothing: float = 0.0
+    # of a row's loss in training; balanced: rows / (classes * rows of its class)
+    class_weights: Literal["none", "balanced"] = "none"
+    # uniform noise on the embedded input in training, of magnitude alpha / sqrt(T * D) in a row of
+    # T tokens (NEFTune, Jain et al. 2023, https://arxiv.org/abs/2310.05914)
+    neftune_alpha: float = 0.0
+    # of the weights' exponential moving average, which is evaluated and saved in their place; after
+    # t steps at most (1 + t) / (10 + t) (Polyak & Juditsky 1992); 0: no average
+    ema_decay: float = 0.0
     seed: int = 0  # of the head, the adapters, the order of the rows and dropout
     options: MethodOptions
 
     def __post_init__(self) -> None:
         for name, bounds in BOUNDS.items():
             bounds.check(name, getattr(self, name))
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "label_smoothing", "ema_decay"):
             if getattr(self, name) == 1:
                 raise InputError(f"{name}: must be below 1, got {getattr(self, name)}")
 
@@ -255,6 +266,9 @@ BOUNDS = {
     "beta1": Bounds(high=1),
     "beta2": Bounds(high=1),
     "epsilon": Bounds(above=True),
+    "label_smoothing": Bounds(high=1),
+    "neftune_alpha": Bounds(),
+    "ema_decay": Bounds(high=1),
     "seed": Bounds(high=2**32 - 1),
 }
 

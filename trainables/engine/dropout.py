@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 FUNCTIONS = 1 << 20  # layers from here on are calls of functions, not modules
 WIDEST = 1 << 20  # of a dimension of attention weights
+DRAWN = 1 << 24  # numbers that a hash gives
 DRAWN_TOGETHER = 1 << 24  # elements of a mask that are drawn at once
 
 
@@ -111,6 +112,36 @@ def row_dropout(x: Tensor, keys: RowKeys, layer: int, p: float | Tensor) -> Tens
     if isinstance(p, Tensor):
         p = p[: len(keys_B)]
     inner = x.numel() // len(keys_B)
+    threshold_B = (
+        (torch.as_tensor(p, dtype=torch.float64, device=x.device) * DRAWN)
+        .long()
+        .expand(len(keys_B))
+    )
+    drawn = _drawn(x, keys, layer, keys_B, positions_B)
+    size = max(1, DRAWN_TOGETHER // inner)
+    keep = torch.cat(
+        [bits >= each[:, None] for bits, each in zip(drawn, threshold_B.split(size), strict=True)]
+    )
+    if isinstance(p, Tensor):
+        scale_B = (1.0 / (1.0 - p.double())).to(x.dtype)
+        return ((x.reshape(len(keys_B), inner) * keep) * scale_B[:, None]).view(x.shape)
+    return x * keep.view(x.shape) / (1.0 - p)
+
+
+def row_noise(x: Tensor, keys: RowKeys, layer: int) -> Tensor:
+    """Uniform in [-1, 1), shaped as `x`, drawn for the rows that `keys` names."""
+    drawn = _drawn(x, keys, layer, *keys.of(layer, x))
+    parts = [bits.to(torch.float32) * (2 / DRAWN) - 1 for bits in drawn]
+    return torch.cat(parts).view(x.shape)
+
+
+def _drawn(
+    x: Tensor, keys: RowKeys, layer: int, keys_B: Tensor, positions_B: Tensor | None
+) -> Iterator[Tensor]:
+    """A number from 0 to DRAWN - 1 for each element of `x`: rows of it at a time [n, elements],
+    since the hash needs some 64-bit numbers for each.
+    """
+    inner = x.numel() // len(keys_B)
     size = max(1, DRAWN_TOGETHER // inner)
     if keys_B is keys.of_the_step:
         # most often a table of relative positions, of which long rows use more to either side:
@@ -122,21 +153,8 @@ def row_dropout(x: Tensor, keys: RowKeys, layer: int, p: float | Tensor) -> Tens
         )
     first_B = torch.zeros_like(keys_B) if positions_B is None else positions_B * inner
     row = _mix(keys_B + layer * 0x9E3779B9) + first_B  # hashed again below, with the offset
-    threshold_B = (
-        (torch.as_tensor(p, dtype=torch.float64, device=x.device) * (1 << 24))
-        .long()
-        .expand(len(keys_B))
-    )
-    keep = torch.cat(  # in pieces: the hash needs some 64-bit numbers for each element
-        [
-            ((_mix(rows[:, None] + offsets[None, :]) >> 8) & 0xFFFFFF) >= thresholds[:, None]
-            for rows, thresholds in zip(row.split(size), threshold_B.split(size), strict=True)
-        ]
-    )
-    if isinstance(p, Tensor):
-        scale_B = (1.0 / (1.0 - p.double())).to(x.dtype)
-        return ((x.reshape(len(keys_B), inner) * keep) * scale_B[:, None]).view(x.shape)
-    return x * keep.view(x.shape) / (1.0 - p)
+    for rows in row.split(size):
+        yield (_mix(rows[:, None] + offsets[None, :]) >> 8) & (DRAWN - 1)
 
 
 def _offsets(shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -61,11 +61,13 @@ class ForwardPass:
         batch: dict[str, Tensor],
         lanes_B: np.ndarray,
         rows: varlen.Rows | None = None,
+        smoothing_B: Tensor | None = None,
     ) -> BatchLosses:
         """Losses, targets and predictions of one micro-batch, as `Task` has them.
 
         engine: of the trials whose weights are used; None: the untuned base. lanes_B: the trial of
-        each row. rows: where the rows lie in a micro-batch without padding.
+        each row. rows: where the rows lie in a micro-batch without padding. smoothing_B: of the
+        labels, in training.
         """
         labels, weights = take_targets(batch)
         varlen.passing(rows)
@@ -79,5 +81,7 @@ class ForwardPass:
                     logits = engine.forward(batch, MicroBatch.of(lanes_B, self.device)).logits
             if rows is not None:
                 logits = rows.padded(logits)
-            nll_B, targets_B = self.task.row_losses(logits, labels, base.output, weights)
+            nll_B, targets_B = self.task.row_losses(
+                logits, labels, base.output, weights, smoothing_B
+            )
         return nll_B, targets_B, self.task.predictions(logits, labels)

@@ -30,10 +30,12 @@ from trainables.engine.forward import Engine, ForwardPass
 from trainables.engine.loaded_base import LoadedBase
 from trainables.engine.memory import release
 from trainables.engine.own import OwnBaseEngine
+from trainables.engine.regularisation import balanced
 from trainables.engine.schedule import learning_rate, samples_seen, total_steps
 from trainables.engine.scoring import BatchLosses, Cut, RowResults, Rows, evaluate_in_micro_batches
 from trainables.engine.settings import GroupSettings
 from trainables.engine.shared import SharedBaseEngine
+from trainables.engine.step import StepRows
 from trainables.evaluation.forgetting import GENERAL, Remembered, draw_continuations
 from trainables.evaluation.record import MeasuredEvaluation
 from trainables.hyperparameters import Hyperparameters, MethodOptions, sharing_key, virtual_tokens
@@ -112,6 +114,7 @@ class TrialGroup:
         self._base: LoadedBase | None = None
         self._members: dict[str, GroupMember] = {}
         self._engine: Engine | None = None  # holds what the trials of the group train
+        self._class_weights: np.ndarray | None = None  # balanced, once a trial asks for them
         # the probe is the same for all trials, so that their probe losses compare
         chosen = stream("probe", settings.seed).permutation(len(train))[: settings.probe_rows]
         self._probe_rows = np.sort(chosen)
@@ -146,6 +149,8 @@ class TrialGroup:
                 f"{type(base.model).__name__} cannot be shared: each trial must have it alone"
             )
         try:
+            if hp.class_weights == "balanced" and self._class_weights is None:
+                self._class_weights = balanced(self._train.labels)
             self._add_to_engine(trial, hp, base)
             self._members[trial] = member = GroupMember(hyperparameters=hp)
             if self._settings.gradient_checkpointing and len(self._members) == 1:
@@ -173,7 +178,7 @@ class TrialGroup:
                 base.base, self._keys, compute=self._settings.autocast, device=self._device
             )
         assert isinstance(self._engine, SharedBaseEngine)
-        self._engine.join(trial, base.additions(hp))
+        self._engine.join(trial, base.additions(hp), averaged=hp.ema_decay > 0)
 
     def _forget(self, trial: str) -> None:
         """After a join that broke half way: nobody else is harmed; a base that may be changed is
@@ -285,17 +290,17 @@ class TrialGroup:
         assert engine is not None and base is not None
         engine.zero_grad()
         base.model.train()
-        row = np.concatenate(rows)  # of all trials
-        # in `trials`, of each row
-        position = np.repeat(np.arange(len(trials)), [len(each) for each in rows])
+        members = [self._members[trial] for trial in trials]
+        whole = StepRows.of(
+            [member.hyperparameters for member in members],
+            [member.step for member in members],
+            rows,
+            self._train,
+            self._task,
+            self._class_weights,
+        )
+        row, position, weight, smooth = whole.row, whole.position, whole.weight, whole.smoothing
         lane = np.array([engine.trials.index(trial) for trial in trials])[position]
-        seed = np.array([self._members[trial].hyperparameters.seed for trial in trials])[position]
-        step = np.array([self._members[trial].step for trial in trials])[position]
-        totals = [self._task.target_count(self._train.rows(each)) for each in rows]
-        # by the targets of its trial's step, not of the micro-batch: neither how rows are cut nor
-        # the other trials may weigh them differently
-        # a step without targets has no loss that a weight could change
-        weight = np.array([1.0 / (total or 1) for total in totals])[position]
         lengths = self._train.lengths[row]
         mine = np.argsort(lengths, kind="stable")[self._world.rank :: self._world.size]
         nll = torch.zeros(len(trials), dtype=torch.float64, device=self._device)
@@ -310,14 +315,22 @@ class TrialGroup:
             if flat is not None:
                 named, positions = np.repeat(at, lengths[at]), flat.positions_N
             self._keys.set(
-                on_device(seed[named]), on_device(step[named]), on_device(row[named]), positions
+                on_device(whole.seed[named]),
+                on_device(whole.step[named]),
+                on_device(row[named]),
+                positions,
             )
             batch = self._forward.batch(self._train, row[at])
-            with base.dropping_out():
-                nll_B, _, _ = self._forward.losses(base.base, engine, batch, lane[at], flat)
+            smooth_B = None if smooth is None else on_device(smooth[at])
+            noise = base.input_noise.on(whole.hps, position[named], lengths[named], on_device)
+            with base.dropping_out(), noise:
+                nll_B, _, _ = self._forward.losses(
+                    base.base, engine, batch, lane[at], flat, smooth_B
+                )
                 (nll_B * on_device(weight[at]).to(nll_B.dtype)).sum().backward()
-            nll.index_add_(0, on_device(position[at]), nll_B.detach().double())
-        return nll, totals
+            counted_B = nll_B.detach().double() * on_device(whole.counts[at])
+            nll.index_add_(0, on_device(position[at]), counted_B)
+        return nll, whole.totals
 
     def time_step(self, hyperparameters: Hyperparameters, copies: int) -> float:
         """Seconds that this worker takes for a step of `copies` trials like this one, in
@@ -354,7 +367,7 @@ class TrialGroup:
         would give them.
         """
         engine = self._engine
-        with engine.as_saved() if isinstance(engine, OwnBaseEngine) else contextlib.nullcontext():
+        with engine.as_saved() if engine else contextlib.nullcontext():
             validation = self._evaluate_rows(trials, self._validation)
             probe = self._evaluate_rows(trials, self._train, self._probe_rows)
             forgotten = self._forgotten(trials)
@@ -483,15 +496,15 @@ class TrialGroup:
         member, engine, target = self._members[trial], self._engine, folder / "checkpoint"
         assert engine is not None
         hp = member.hyperparameters
-        if isinstance(engine, OwnBaseEngine):
-            with engine.as_saved(rounded=False):
+        with engine.as_saved(rounded=False):
+            if isinstance(engine, OwnBaseEngine):
                 REPLACING[hp.method].save(engine.base, target)
-        else:
-            target.mkdir(parents=True, exist_ok=True)
-            save_file(
-                _on_cpu(engine.weights(trial)), target / WEIGHTS_FILE, metadata={"format": "pt"}
-            )
-            ADDITIVE[hp.method].describe(engine.base, hp.options, target)
+            else:
+                target.mkdir(parents=True, exist_ok=True)
+                save_file(
+                    _on_cpu(engine.weights(trial)), target / WEIGHTS_FILE, metadata={"format": "pt"}
+                )
+                ADDITIVE[hp.method].describe(engine.base, hp.options, target)
         if not self.finished(hp, member.step):
             save_file(_on_cpu(engine.moments(trial)), folder / STATE_FILE)
 

@@ -30,6 +30,7 @@ class Lane:
     trial: str
     options: dict[tuple[type[AdapterSite], str], MethodOptions | None]
     shapes: dict[Column, tuple[int, ...]]  # the trial's own
+    averaged: bool = False  # whether the moving average of its weights is kept
 
 
 @dataclass(kw_only=True)

@@ -18,6 +18,7 @@ from trainables.engine import varlen
 from trainables.engine.dropout import FunctionDropout, RowDropout, RowKeys, replace_dropout
 from trainables.engine.forward import ForwardPass
 from trainables.engine.own import initialise
+from trainables.engine.regularisation import InputNoise
 from trainables.engine.row_independence import mixing_rows, padding_changes_losses
 from trainables.engine.scoring import SAME, SAME_HALF, SAME_ROW, row_means
 from trainables.engine.seeding import seeded
@@ -60,6 +61,7 @@ class LoadedBase:
         self._settings = settings
         self._shared: dict[str, bool] = {}  # whether trials can share it, by the method that asked
         replace_dropout(base.model, keys)
+        self.input_noise = InputNoise(base.model.get_input_embeddings(), keys)
         self._mixes_rows = bool(self._find_mixing_rows())
         self.padded = not self._padding_changes_losses()  # rows of unlike lengths may share a batch
         self._function_dropout = self._watch_functions()

@@ -136,19 +136,21 @@ def _training(
 ) -> _Training:
     from trainables.methods import ADDITIVE, REPLACING
 
+    averages = int(hp.ema_decay > 0)
     if hp.method in REPLACING:
         REPLACING[hp.method].attach(base, hp.options)
-        return _of_the_base(base.model, linear, dtype_bytes)
-    return _beside_the_base(base, ADDITIVE[hp.method].plan(base, hp.options), linear, compute_bytes)
+        return _of_the_base(base.model, linear, dtype_bytes, averages)
+    additions = ADDITIVE[hp.method].plan(base, hp.options)
+    return _beside_the_base(base, additions, linear, compute_bytes, averages)
 
 
 def _of_the_base(
-    model: "PreTrainedModel", linear: Mapping[str, "nn.Module"], dtype_bytes: int
+    model: "PreTrainedModel", linear: Mapping[str, "nn.Module"], dtype_bytes: int, averages: int
 ) -> _Training:
     """Of a trial that trains weights inside a base of its own."""
     return _Training(
         tensors=[parameter for parameter in model.parameters() if parameter.requires_grad],
-        bytes_per_parameter=(1 + MOMENTS) * dtype_bytes,
+        bytes_per_parameter=(1 + MOMENTS + averages) * dtype_bytes,
         fed={name for name, module in linear.items() if _weight(module).requires_grad},
         reached=_after_the_first_trained(model) & linear.keys(),
         shared=False,
@@ -160,6 +162,7 @@ def _beside_the_base(
     additions: "Sequence[Addition]",
     linear: Mapping[str, "nn.Module"],
     compute_bytes: int,
+    averages: int,
 ) -> _Training:
     """Of a trial that shares the base, and trains additions and a head."""
     heads = [parameter for name, parameter in base.model.named_parameters() if base.in_head(name)]
@@ -167,7 +170,7 @@ def _beside_the_base(
     low_copy = compute_bytes if compute_bytes < FLOAT32 else 0
     return _Training(
         tensors=[tensor for each in additions for tensor in each.values.values()] + heads,
-        bytes_per_parameter=(2 + MOMENTS) * FLOAT32 + low_copy,
+        bytes_per_parameter=(2 + MOMENTS + averages) * FLOAT32 + low_copy,
         fed={addition.site for addition in additions},
         reached=linear.keys(),
         shared=True,

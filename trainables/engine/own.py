@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainables.engine.kernels import MicroBatch
 from trainables.engine.seeding import seeded
-from trainables.engine.shared import TWINS
+from trainables.engine.shared import AVERAGE, TWINS, WEIGHTS, ema_decay
 from trainables.hyperparameters import Hyperparameters
 from trainables.methods import REPLACING
 from trainables.models.base import BaseModel
@@ -17,8 +17,6 @@ from trainables.models.output import ModelOutput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-WEIGHTS = "weights"  # in the optimiser's state: those that a checkpoint holds with fewer digits
 
 
 class OwnBaseEngine:
@@ -54,6 +52,9 @@ class OwnBaseEngine:
         self._parameters = {name: p for name, p in base.model.named_parameters() if p.requires_grad}
         self._remember(list(self._parameters))
         self._optimizer = _adamw(list(self._parameters.values()), hp)
+        self._averages: dict[str, Tensor] = {}  # by name; of a trial that asks for them
+        if hp.ema_decay:
+            self._averages = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     def _remember(self, names: Sequence[str]) -> None:
         parameters = dict(self.base.model.named_parameters())
@@ -94,7 +95,7 @@ class OwnBaseEngine:
         steps: Sequence[int],
         norms: Tensor,
     ) -> None:
-        for hp, rate in zip(hps, rates, strict=True):
+        for hp, rate, step in zip(hps, rates, steps, strict=True):
             if hp.max_grad_norm > 0:
                 torch.nn.utils.clip_grads_with_norm_(
                     self._parameters.values(), hp.max_grad_norm, norms[0]
@@ -102,28 +103,35 @@ class OwnBaseEngine:
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             self._optimizer.step()
+            for name, average in self._averages.items():
+                average.lerp_(self._parameters[name].detach(), 1 - ema_decay(hp, step))
 
     @contextmanager
     def as_saved(self, *, rounded: bool = True) -> Iterator[None]:
-        """Inside, the weights are those that a checkpoint holds, in its type or, `rounded`, with
-        its digits: what is measured must be what is loaded again.
+        """Inside, the weights are those that a checkpoint holds, or their averages, in its type or,
+        `rounded`, with its digits: what is measured must be what is loaded again.
         """
-        kept = [(p, p.data) for p in self.base.model.parameters() if p.is_floating_point()]
+        named = self.base.model.named_parameters()
+        kept = [(name, p, p.data) for name, p in named if p.is_floating_point()]
         try:
-            for parameter, data in kept:
-                parameter.data = data.to(self._save_dtype).to(
-                    data.dtype if rounded else self._save_dtype
+            for name, parameter, data in kept:
+                parameter.data = (
+                    self._averages.get(name, data)
+                    .to(self._save_dtype)
+                    .to(data.dtype if rounded else self._save_dtype)
                 )
             yield
         finally:
-            for parameter, data in kept:
+            for _, parameter, data in kept:
                 parameter.data = data
 
     def weights(self, trial: str) -> dict[str, Tensor]:
         return dict(self._parameters)
 
     def moments(self, trial: str) -> dict[str, Tensor]:
-        """And the weights themselves, where a checkpoint holds them with fewer digits."""
+        """And the weights and averages themselves, where a checkpoint holds them with fewer digits
+        or not at all.
+        """
         state = self._optimizer.state
         found = {
             f"{twin}/{name}": state[p][twin]
@@ -131,12 +139,20 @@ class OwnBaseEngine:
             for name, p in self._parameters.items()
             if p in state
         }
-        if torch.promote_types(self._save_dtype, self.base.dtype) != self._save_dtype:
+        has_fewer_digits = (
+            torch.promote_types(self._save_dtype, self.base.dtype) != self._save_dtype
+        )
+        if has_fewer_digits or self._averages:
             found |= {f"{WEIGHTS}/{name}": p for name, p in self._parameters.items()}
+        if has_fewer_digits:
+            found |= {f"{AVERAGE}/{name}": x for name, x in self._averages.items()}
         return found
 
     def restore(self, moments: Mapping[str, Tensor], step: int) -> None:
         for name, parameter in self._parameters.items():
+            if name in self._averages:
+                kept = moments.get(f"{AVERAGE}/{name}", parameter.detach())
+                self._averages[name].copy_(kept)
             if (whole := moments.get(f"{WEIGHTS}/{name}")) is not None:
                 with torch.no_grad():
                     parameter.copy_(whole)

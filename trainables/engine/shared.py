@@ -11,6 +11,7 @@ in and out, R rank.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,8 @@ from trainables.models.output import ModelOutput
 
 UPDATE_ELEMENTS = 1 << 24  # of the matrix in one go, so that an update's temporaries stay small
 TWINS = ("exp_avg", "exp_avg_sq")  # Adam's moments, by torch's names
+AVERAGE = "average"  # of the weights: what is evaluated and saved, of trials that ask for it
+WEIGHTS = "weights"  # in the optimiser's state: those that a checkpoint has otherwise
 
 
 class Wrecked(RuntimeError):
@@ -41,7 +44,7 @@ class _Made:
     weights: Tensor
     low: Tensor  # the weights in the type of the arithmetic
     grads: Tensor
-    moments: dict[str, Tensor]
+    moments: dict[str, Tensor]  # and the averages, where a trial has one
     sites: dict[tuple[type[AdapterSite], str], AdapterSite] = field(default_factory=dict)
     decayed_P: Tensor = field(init=False)
     fast_P: Tensor = field(init=False)
@@ -106,6 +109,13 @@ def _constants(hp: Hyperparameters, rate: float, step: int) -> tuple[float, ...]
     )
 
 
+def ema_decay(hp: Hyperparameters, steps: int) -> float:
+    """Of the average after `steps` steps and one more: little at first, so that the start is soon
+    forgotten.
+    """
+    return min(hp.ema_decay, (2 + steps) / (11 + steps))
+
+
 class SharedBaseEngine:
     """The trials that share `base`, their weights, gradients and moments, and the sites at which
     they act.
@@ -141,9 +151,9 @@ class SharedBaseEngine:
 
     # --- joining and leaving ---
 
-    def join(self, trial: str, additions: Sequence[Addition]) -> None:
+    def join(self, trial: str, additions: Sequence[Addition], *, averaged: bool = False) -> None:
         """Let a trial join; where memory does not suffice (torch.OutOfMemoryError), the others are
-        as they were.
+        as they were. averaged: `ema_decay` is set.
         """
         shapes, options, values = {}, {}, {}
         for addition in additions:
@@ -151,7 +161,7 @@ class SharedBaseEngine:
             for name, value in addition.values.items():
                 column = Column(addition.kind, addition.site, name)
                 shapes[column], values[column] = tuple(value.shape), value
-        lane = Lane(trial=trial, options=options, shapes=shapes)
+        lane = Lane(trial=trial, options=options, shapes=shapes, averaged=averaged)
         self._arrange([*(lane for lane in self._lanes if lane.trial != VACANT), lane], values)
 
     def leave(self, trial: str) -> None:
@@ -237,10 +247,16 @@ class SharedBaseEngine:
             weights = moved("weights")
             for column, value in values.items():
                 layout.own(weights, column, len(lanes) - 1, tuple(value.shape)).copy_(value)
+            moments = {name: moved(name) for name in TWINS}
+            if any(lane.averaged for lane in lanes):
+                moments[AVERAGE] = average = moved(AVERAGE) if AVERAGE in old else weights.clone()
+                for row, lane in enumerate(lanes):
+                    if lane.trial not in rows:
+                        average[row] = weights[row]
             made = _Made(
                 weights=weights,
                 low=weights if self._compute == self.dtype else weights.to(self._compute),
-                moments={name: moved(name) for name in TWINS},
+                moments=moments,
                 grads=torch.zeros_like(weights),
             )
         by_site: dict[tuple[type[AdapterSite], str], list[str]] = {}
@@ -321,12 +337,28 @@ class SharedBaseEngine:
         if not trials:
             return
 
+        self._adamw(trials, hps, rates, steps, norms)
+        for trial, hp, step in zip(trials, hps, steps, strict=True):
+            if hp.ema_decay:
+                row = self.lane(trial)
+                average_P = self._moments[AVERAGE][row]
+                average_P.lerp_(self._weights[row], 1 - ema_decay(hp, step))
+        self._refresh()
+
+    def _adamw(
+        self,
+        trials: Sequence[str],
+        hps: Sequence[Hyperparameters],
+        rates: Sequence[float],
+        steps: Sequence[int],
+        norms: Tensor,
+    ) -> None:
         lanes = [self.lane(trial) for trial in trials]
         everyone = lanes == list(range(len(self._lanes)))
         index = None if everyone else torch.tensor(lanes, device=self._device)
         adam = _Adam.of(hps, rates, steps, norms.to(self.dtype))
         width = max(1, UPDATE_ELEMENTS // len(lanes))
-        state = [self._weights, self._grads, *self._moments.values()]
+        state = [self._weights, self._grads, *(self._moments[name] for name in TWINS)]
         for start in range(0, self._layout.width, width):
             here = slice(start, start + width)
             matrices = [matrix[:, here] for matrix in state]
@@ -349,6 +381,29 @@ class SharedBaseEngine:
                     (matrices[3], second),
                 ):
                     matrix.index_copy_(0, index, part)
+
+    @contextmanager
+    def as_saved(self, *, rounded: bool = True) -> Iterator[None]:
+        """Inside, the weights are those that a checkpoint holds: the averages of trials that have
+        one.
+        """
+        rows = [row for row, lane in enumerate(self._lanes) if lane.averaged]
+        if not rows:
+            yield
+            return
+        self._swap_averages(rows)
+        try:
+            yield
+        finally:
+            self._swap_averages(rows)
+
+    @torch.no_grad()
+    def _swap_averages(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            weights_P, average_P = self._weights[row], self._moments[AVERAGE][row]
+            kept_P = weights_P.clone()
+            weights_P.copy_(average_P)
+            average_P.copy_(kept_P)
         self._refresh()
 
     # --- a trial's own tensors ---
@@ -371,17 +426,23 @@ class SharedBaseEngine:
         return dict(self._own(self._weights, trial))
 
     def moments(self, trial: str) -> dict[str, Tensor]:
+        """And the weights themselves, where a checkpoint holds their averages."""
+        state = {name: self._moments[name] for name in TWINS}
+        if self._lanes[self.lane(trial)].averaged:
+            state[WEIGHTS] = self._weights
         return {
             f"{name}/{key}": view
-            for name in TWINS
-            for key, view in self._own(self._moments[name], trial)
+            for name, matrix in state.items()
+            for key, view in self._own(matrix, trial)
         }
 
     @torch.no_grad()
     def restore(
         self, trial: str, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]
     ) -> None:
-        for own, saved in ((self.weights(trial), weights), (self.moments(trial), moments)):
+        averaged = self._lanes[self.lane(trial)].averaged
+        kept = dict(self._own(self._moments[AVERAGE], trial)) if averaged else self.weights(trial)
+        for own, saved in ((kept, weights), (self.moments(trial), moments)):
             assert own.keys() == saved.keys(), (
                 f"the checkpoint does not fit: {sorted(own.keys() ^ saved.keys())[:3]}"
             )

@@ -59,10 +59,12 @@ class Task(Protocol):
         labels: Tensor,
         output: Linear | None = None,
         weights: Tensor | None = None,
+        smoothing: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of each row, summed over its targets, in float32 or wider [B],
         and its targets int64 [B]. With `weights` of the labels: their weighted sum, and the sum of
-        their weights, float64.
+        their weights, float64. With `smoothing` [B] of a trial's label smoothing: the loss that it
+        is trained with.
 
         From the logits, never the model's own loss, which some methods add a penalty to. A row
         without targets has 0 of both. With a language model's `output` layer, `logits` are the

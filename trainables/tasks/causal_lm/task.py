@@ -37,8 +37,9 @@ class CausalLM:
         labels: Tensor,
         output: Linear | None = None,
         weights: Tensor | None = None,
+        smoothing: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return token_losses(logits, labels, output, weights)
+        return token_losses(logits, labels, output, weights, smoothing)
 
     def predictions(self, logits: Tensor, labels: Tensor) -> None:
         return None
@@ -100,9 +101,11 @@ def token_losses(
     labels: Tensor,
     output: Linear | None = None,
     weights: Tensor | None = None,
+    smoothing: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum of -log p(next token) over a row's targets [B], and the count of targets int64 [B]; with
-    `weights` [B, T] of the labels, sum of weight * -log p, and of the weights, float64 [B].
+    `weights` [B, T] of the labels, sum of weight * -log p, and of the weights, float64 [B]; with
+    `smoothing` [B], of smoothed cross-entropies (`smoothed`) instead of -log p.
 
     logits: [B, T, V], or [B, P + T, V] where a method put P virtual tokens before the row. labels:
     [B, T], not shifted; position t is predicted from t - 1, so labels[:, 0] is never a target. Only
@@ -119,21 +122,20 @@ def token_losses(
     targets = labels[:, 1:]
     is_target = targets != IGNORED
     x, y = logits[:, :-1][is_target], targets[is_target]
+    row = is_target.nonzero()[:, 0]
+    given = (x, y) if smoothing is None else (x, y, smoothing[row])
     size = tokens_at_once(output.weight.shape[0]) if output is not None else len(y)
+    parts = zip(*(each.split(max(size, 1)) for each in given), strict=True)
     if len(y) <= size:
-        nll = _nll(x, y, output)
+        nll = _nll(output, *given)
     elif torch.is_grad_enabled():
-        parts = zip(x.split(size), y.split(size), strict=True)
-        nll = torch.cat([checkpoint(_nll, *part, output, use_reentrant=False) for part in parts])
+        nll = torch.cat([checkpoint(_nll, output, *part, use_reentrant=False) for part in parts])
     else:
-        nll = torch.cat(
-            [_nll(*part, output) for part in zip(x.split(size), y.split(size), strict=True)]
-        )
+        nll = torch.cat([_nll(output, *part) for part in parts])
     counts = is_target.sum(dim=1)
     if weights is not None:
         nll = nll * weights[:, 1:][is_target].to(nll.dtype)
         counts = (weights[:, 1:] * is_target).sum(dim=1, dtype=torch.float64)
-    row = is_target.nonzero()[:, 0]
     return nll.new_zeros(len(labels)).index_add(0, row, nll), counts
 
 
@@ -142,11 +144,24 @@ def tokens_at_once(vocabulary: int) -> int:
     return max(1, CHUNK_LOGITS // vocabulary)
 
 
-def _nll(x: Tensor, y: Tensor, output: Linear | None) -> Tensor:
+def _nll(output: Linear | None, x: Tensor, y: Tensor, smoothing: Tensor | None = None) -> Tensor:
+    return smoothed(x if output is None else output(x), y, smoothing)
+
+
+def smoothed(logits: Tensor, labels: Tensor, smoothing: Tensor | None = None) -> Tensor:
+    """-log p(label) [N]; with `smoothing` e [N], (1 - e) of it and e of the mean of -log p of all
+    classes (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7).
+
+    logits: [N, C]; labels: [N].
+    """
     import torch
 
-    logits = x if output is None else output(x)
-    return torch.nn.functional.cross_entropy(upcast(logits), y, reduction="none")
+    logits = upcast(logits)
+    nll = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    if smoothing is None:
+        return nll
+    spread = logits.logsumexp(-1) - logits.mean(-1)
+    return nll + smoothing.to(nll.dtype) * (spread - nll)
 
 
 def count_target_tokens(rows: list[dict[str, Any]]) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainables.evaluation.class_metrics import class_metrics, count_classes
-from trainables.tasks.causal_lm.task import pad, upcast
+from trainables.tasks.causal_lm.task import pad, smoothed
 from trainables.tasks.classification.format import Labelled
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ class Classification:
         labels: Tensor,
         output: Linear | None = None,
         weights: Tensor | None = None,
+        smoothing: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """logits: [B, C]; labels: [B]."""
         import torch
 
-        nll = torch.nn.functional.cross_entropy(upcast(logits), labels, reduction="none")
-        return nll, torch.ones_like(labels)
+        return smoothed(logits, labels, smoothing), torch.ones_like(labels)
 
     def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
         return logits.argmax(dim=-1)
