@@ -32,11 +32,15 @@ LIBRARIES = (
 )
 """Whose next version may read, draw, render, tokenise or find something else."""
 KEPT = 5  # prepared data, those that were used last
+SHARE = 0.1  # that they take at most, of what would be free without them
 
 
 def cache_folder() -> Path:
-    """`finetune-sweeps/data` of the user's caches."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """`finetune-sweeps/data` of the user's caches. Raises OSError where there is no home."""
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
     return Path(root) / "finetune-sweeps" / "data"
 
 
@@ -55,11 +59,11 @@ def cache_key(content: Mapping[str, Json], code: Iterable[Path] = ()) -> str:
 
 def take(key: str, folder: Path) -> Manifest | None:
     """Copy what is kept under `key` to `folder`; None where nothing is."""
-    kept = cache_folder() / key
     try:
+        kept = cache_folder() / key
         if read_manifest(kept) is None:
             return None
-        with suppress(PermissionError):  # it is another user's
+        with suppress(OSError):  # it is another user's, or cannot be written to
             os.utime(kept)
         _copy(kept, folder)
         if (manifest := read_manifest(folder)) is not None and _is_whole(folder, manifest):
@@ -79,36 +83,57 @@ def _is_whole(folder: Path, manifest: Manifest) -> bool:
 
 
 def keep(key: str, folder: Path, manifest: Manifest) -> None:
-    """Keep a copy of the prepared data in `folder`. A cache that cannot be written costs time, no
-    more.
+    """Keep a copy of the prepared data in `folder`, unless it is larger than the cache may be. A
+    cache that cannot be written costs time, no more.
     """
     if sum(split.read for split in manifest.splits.values()) < ROWS:
         return
-    root = cache_folder()
     try:
+        root = cache_folder()
         root.mkdir(parents=True, exist_ok=True)
+        size, most = _size(folder), SHARE * (shutil.disk_usage(root).free + _size(root))
+        fits = size <= most
         # moved there and away as a whole: no process sees a part of it
         with tempfile.TemporaryDirectory(dir=root, prefix=PARTIAL) as scratch:
-            partial, dropped = Path(scratch, "new"), Path(scratch, "old")
+            for old in _outdated(root, key, most - size if fits else most):
+                _drop(old, Path(scratch))
+            if not fits:
+                return
+            partial = Path(scratch, "new")
             partial.mkdir()
-            dropped.mkdir()
             _copy(folder, partial)
             if (root / key).exists():  # damaged, or of a process that was faster
-                os.replace(root / key, dropped / key)
+                _drop(root / key, Path(scratch))
             os.replace(partial, root / key)
-            kept = [path for path in root.iterdir() if not path.name.startswith(PARTIAL)]
-            kept.sort(key=lambda path: -path.stat().st_mtime)
-            for old in (*kept[KEPT:], *_abandoned(root)):
-                os.replace(old, dropped / old.name)
     except OSError:
         return
 
 
-def _abandoned(root: Path) -> Iterator[Path]:
-    """What processes left that were killed."""
-    for path in root.glob(f"{PARTIAL}*"):
-        if time.time() - path.stat().st_mtime > DAY:
-            yield path
+def _outdated(root: Path, key: str, most: float) -> Iterator[Path]:
+    """What goes so that the rest beside `key` is few and has at most so many bytes; and what
+    processes left that were killed.
+    """
+    kept = [path for path in root.iterdir() if path.is_dir()]
+    kept.sort(key=lambda path: -path.stat().st_mtime)
+    count = held = 0
+    for path in kept:
+        if path.name.startswith(PARTIAL):
+            if time.time() - path.stat().st_mtime > DAY:
+                yield path
+        elif path.name != key:
+            count, held = count + 1, held + _size(path)
+            if count >= KEPT or held > most:
+                yield path
+
+
+def _drop(path: Path, scratch: Path) -> None:
+    os.replace(path, scratch / path.name)
+    shutil.rmtree(scratch / path.name)
+
+
+def _size(folder: Path) -> int:
+    """Of all files in it, in bytes."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,13 +1,17 @@
 """From sources to tokens: rows that cannot be used, mixtures, what is seen of tokens, what is kept for the next time."""
 
 import csv
+import errno
 import importlib
 import json
 import os
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trainables.data import cache, processes, readers
 from trainables.data.config import DataConfig
 from trainables.data.doctor.examine import Examination
+from trainables.data.manifest import read_manifest
 from trainables.data.prepare import open_split, prepare, tokenise_split
 from trainables.errors import InputError
 
@@ -468,6 +473,170 @@ def test_only_the_last_are_kept(tokenizer, tmp_path, many, monkeypatch):
     for seed in range(cache.KEPT + 2):
         prepare(data, "classification", tokenizer, seed, tmp_path / str(seed))
     assert len(list(cache.cache_folder().iterdir())) == cache.KEPT
+
+
+@pytest.fixture
+def alone(many, monkeypatch):
+    """Kept by one process."""
+    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+
+
+def free(monkeypatch, size):
+    """Let so many bytes be free on the cache's disk while nothing is kept."""
+
+    def usage(path):
+        held = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+        return SimpleNamespace(free=size - held)
+
+    monkeypatch.setattr(cache.shutil, "disk_usage", usage)
+
+
+def kept():
+    """Sizes of what is kept; nothing else may lie there."""
+    found = list(cache.cache_folder().iterdir()) if cache.cache_folder().exists() else []
+    assert all((path / "manifest.json").exists() for path in found)
+    return sum(sum(file.stat().st_size for file in path.iterdir()) for path in found), len(found)
+
+
+def test_what_is_kept_takes_a_tenth_of_the_free_disk_at_most(
+    tokenizer, tmp_path, alone, monkeypatch
+):
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    prepare(data, "classification", tokenizer, 0, tmp_path / "0")
+    one = kept()[0]
+    free(monkeypatch, 25 * one)
+    for seed in range(1, 4):
+        prepare(data, "classification", tokenizer, seed, tmp_path / str(seed))
+        held, count = kept()
+        assert count == 2 and held <= 2.5 * one
+    free(monkeypatch, 12 * one)  # as others fill the disk
+    prepare(data, "classification", tokenizer, 4, tmp_path / "4")
+    assert kept()[1] == 1
+    free(monkeypatch, 9 * one)
+    prepare(data, "classification", tokenizer, 5, tmp_path / "5")
+    assert kept() == (0, 0)
+    (cache.cache_folder() / ".DS_Store").write_text("")  # who looks into it
+    free(monkeypatch, 25 * one)
+    prepare(data, "classification", tokenizer, 6, tmp_path / "6")
+    (cache.cache_folder() / ".DS_Store").unlink()
+    assert kept()[1] == 1
+
+
+@pytest.mark.parametrize("fails", ["copyfile", "mkdir", "replace", "home"])
+def test_a_cache_on_a_full_or_broken_disk_costs_time_and_no_more(
+    tokenizer, tmp_path, alone, monkeypatch, fails
+):
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    copied, copyfile = [], cache.shutil.copyfile
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def at_last(source, target):
+        copied.append(source)
+        return copyfile(source, target) if len(copied) < 3 else full()
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    with monkeypatch.context() as broken:
+        if fails == "copyfile":
+            broken.setattr(cache.shutil, "copyfile", at_last)
+        elif fails == "mkdir":
+            broken.setattr(cache.tempfile, "TemporaryDirectory", full)
+        elif fails == "replace":
+            replace = os.replace
+            own = str(cache.cache_folder())
+            broken.setattr(os, "replace", lambda a, b: full() if own in str(b) else replace(a, b))
+        else:
+            broken.delenv("XDG_CACHE_HOME")
+            broken.setattr(Path, "home", homeless)
+        first = prepare(data, "classification", tokenizer, 0, tmp_path / "1")
+    assert first.train.rows == 135 and kept() == (0, 0)
+    prepare(data, "classification", tokenizer, 0, tmp_path / "2")
+    assert kept()[1] == 1
+
+
+def test_a_cache_that_can_only_be_read_is_read(tokenizer, tmp_path, alone, read, monkeypatch):
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    first = prepare(data, "classification", tokenizer, 0, tmp_path / "1")
+
+    def refused(path):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert prepare(data, "classification", tokenizer, 0, tmp_path / "2") == first
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("moment", ["copied", "moved"])
+def test_two_that_prepare_the_same_at_once_both_get_all(
+    tokenizer, tmp_path, alone, read, monkeypatch, moment
+):
+    data = DataConfig(train=write(tmp_path / "a.csv", rows_of(150)))
+    of_module, name = (cache, "_copy") if moment == "copied" else (os, "replace")
+    plain, others = getattr(of_module, name), []
+
+    def while_another_is_faster(source, target):
+        if not others and str(cache.cache_folder()) in str(target):
+            others.append(None)
+            others.append(prepare(data, "classification", tokenizer, 0, tmp_path / "other"))
+        return plain(source, target)
+
+    monkeypatch.setattr(of_module, name, while_another_is_faster)
+    mine = prepare(data, "classification", tokenizer, 0, tmp_path / "mine")
+    assert others == [None, mine] and len(read) == 2 and kept()[1] == 1
+    assert prepare(data, "classification", tokenizer, 0, tmp_path / "later") == mine
+    assert len(read) == 2
+    for folder in ("mine", "other", "later"):
+        assert len(open_split(tmp_path / folder, "train")) == mine.train.rows
+
+
+@pytest.mark.slow
+def test_processes_that_prepare_the_same_at_once_all_get_all(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    write(tmp_path / "a.csv", rows_of(150))
+    script = tmp_path / "prepares.py"
+    script.write_text(PREPARES)
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path), str(number)],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for number in range(3)
+    ]  # fmt: skip
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    told = [process.communicate("go\n")[0].strip() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0] and len(set(told)) == 1
+    (found,) = (tmp_path / "cache" / "finetune-sweeps" / "data").iterdir()
+    assert read_manifest(found).train.rows == 135
+
+
+PREPARES = """
+import sys
+from pathlib import Path
+from transformers import AutoTokenizer
+from trainables.data import cache
+from trainables.data.config import DataConfig
+from trainables.data.prepare import open_split, prepare
+
+folder, number = Path(sys.argv[1]), sys.argv[2]
+cache.ROWS = 100
+tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(10):
+    out = folder / f"{number}-{i}"
+    manifest = prepare(DataConfig(train=str(folder / "a.csv")), "classification", tokenizer, 0, out)
+    assert len(open_split(out, "train")) == manifest.train.rows == 135
+print(manifest.train.fingerprint, manifest.validation.fingerprint)
+"""
 
 
 # --- conversations ---
