@@ -33,8 +33,15 @@ def check(
     price: Annotated[
         float | None, typer.Option(min=0, help="of the cluster for an hour, for the cost")
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="train some steps of each method here, for the hours it takes"
+        ),
+    ] = False,
 ) -> None:
-    """Check configuration and data, and print the plan; nothing is trained.
+    """Check configuration and data, and print the plan; nothing is trained but what --measure
+    times.
 
     Example: python -m sweeps check sweeps/quickstart.yaml --rows 3
     """
@@ -43,11 +50,15 @@ def check(
 
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"--html: {html}: there is no folder {html.absolute().parent}")
+    if measure and rate is not None:
+        raise InputError("--measure: cannot be combined with --rate: one rate tells the hours")
+    if price is not None and rate is None and not measure:
+        raise InputError("--price: needs --rate or --measure, which tell the hours")
     plan = make_plan(
         load(file, overrides or []),
         rows=rows,
         benchmarks=benchmark or [],
-        rates=Rates(samples_per_s=rate, price=price),
+        rates=Rates(samples_per_s=rate, price=price, measure=measure),
     )
     if html is not None:
         check_page(plan, html)

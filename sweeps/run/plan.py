@@ -1,15 +1,20 @@
 """What a sweep will do and on which data, known before it starts: `check` shows it."""
 
+from __future__ import annotations
+
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sweeps.config.draws import first_of_each_method
 from sweeps.config.schema import SweepConfig
 from sweeps.run.estimates import memory_lines
 from sweeps.run.preparation import doctor, prepare_data, rehearsed, show
+from sweeps.run.rates import MeasuredRate, measure_rates
 from sweeps.run.storage import check_storage
 from sweeps.selection.statistics import MIN_UNITS
 from trainables.data.findings import SEVERITIES, Finding
@@ -18,6 +23,9 @@ from trainables.data.showing import ShownRow
 from trainables.engine.schedule import total_steps, trained_samples
 from trainables.hyperparameters import Hyperparameters, parse, sharing_key
 from trainables.tasks import TASKS
+
+if TYPE_CHECKING:
+    from cluster.connect import SlotPlan
 
 STRAYS = 0.05  # share of its epochs by which a trial may train more or less before the plan says so
 
@@ -49,6 +57,8 @@ class Plan:
     plan: tuple[str, ...]
     """What is searched, what comes after, and what it takes, in words."""
     shown: tuple[ShownRow, ...]
+    measured: tuple[MeasuredRate, ...] = ()
+    """How fast this machine trains a trial of each method, where that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +67,8 @@ class Rates:
 
     samples_per_s: float | None = None
     """Rows that all slots together train in a second."""
+    measure: bool = False
+    """Whether to find out how fast this machine is, by training for some steps."""
     price: float | None = None
     """Of the cluster for an hour, in any currency."""
 
@@ -73,16 +85,19 @@ def make_plan(
     sources that must not be in train; examine: whether the doctor looks at the rows.
     """
     rehearsal: list[str] = []
+    rates = rates or Rates()
     check_storage(config)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         look = doctor(config, benchmarks) if examine else None
         manifest = prepare_data(config, Path(scratch), look)
         rehearsed(config, Path(scratch), rehearsal.append)
         shown = show(config, manifest, Path(scratch), rows) if rows else ()
+        measured: tuple[MeasuredRate, ...] = ()
+        if rates.measure:
+            measured = measure_rates(config, Path(scratch), _slots_here(config))
     drawn = [parse(draw) for draw in config.draws()]
     odd = [*_large_batches(config, manifest.train.rows), *_odd_epochs(drawn, manifest.train.rows)]
-    odd += _few_groups(manifest)
-    findings = [*manifest.findings, *(Finding(kind="plan", message=each) for each in odd)]
+    findings = [*manifest.findings, *odd, *_few_groups(manifest)]
     return Plan(
         sweep=config.name,
         task=config.task,
@@ -92,9 +107,11 @@ def make_plan(
         findings=tuple(sorted(findings, key=lambda each: SEVERITIES.index(each.severity))),
         plan=(
             *_lines(config, manifest, drawn, rehearsal),
-            *_time(config, manifest.train.rows, drawn, rates or Rates()),
+            *_rate_lines(measured),
+            *_time(config, manifest.train, drawn, rates, measured),
         ),
         shown=shown,
+        measured=measured,
     )
 
 
@@ -113,7 +130,12 @@ def _lines(
     yield from _search(config, manifest.train.rows, drawn)
     yield from _afterwards(config, manifest)
     yield from rehearsal
-    yield f"Slots: {_slots(config)}"
+    slots = _slots_here(config)
+    yield (
+        f"Slots: decided on the cluster at {config.cluster.address}"
+        if slots is None
+        else f"Slots: {slots.reason}"
+    )
     yield f"Trial groups: {_groups(config)}"
     yield from memory_lines(config)
     if config.search.time_budget:
@@ -160,19 +182,49 @@ def _mean_samples(rows: int, drawn: Sequence[Hyperparameters]) -> float:
     return sum(trained_samples(rows, hp) for hp in drawn) / len(drawn)
 
 
+def _rate_lines(measured: Sequence[MeasuredRate]) -> Iterator[str]:
+    for each in measured:
+        what = f"{each.method} at batch_size {each.batch_size} on {each.device}"
+        if each.tokens_per_s is None:
+            yield f"Not measured: {what}: {each.words}"
+        else:
+            yield f"Measured here: {what}: {each.tokens_per_s:,.0f} tokens a second ({each.words})"
+
+
 def _time(
-    config: SweepConfig, rows: int, drawn: Sequence[Hyperparameters], rates: Rates
+    config: SweepConfig,
+    train: SplitSummary,
+    drawn: Sequence[Hyperparameters],
+    rates: Rates,
+    measured: Sequence[MeasuredRate],
 ) -> Iterator[str]:
-    if rates.samples_per_s is None:
-        return
     finals = config.selection.finalists
     trials = config.search.trials + min(finals.top, config.search.trials) * finals.seeds
-    hours = _mean_samples(rows, drawn) * trials / rates.samples_per_s / 3600
+    if rates.samples_per_s is not None:
+        hours = _mean_samples(train.rows, drawn) * trials / rates.samples_per_s / 3600
+        how = f"at {rates.samples_per_s:g} rows a second"
+    elif measured and all(each.tokens_per_s for each in measured):
+        hours = _measured_seconds(train, drawn, measured) * trials / 3600
+        how = "at the rate measured here, on one such device"
+        if (slots := _slots_here(config)) is not None:
+            devices = slots.slots * slots.workers_per_slot
+            hours /= devices
+            how = f"at the rate measured here, on {devices} such device{'s'[: devices > 1]}"
+    else:
+        return
     cost = "" if rates.price is None else f", {hours * rates.price:,.2f} at {rates.price:g} an hour"
-    yield (
-        f"Time: about {hours:,.1f} h at {rates.samples_per_s:g} rows a second{cost}; training"
-        " alone, if no trial stops early"
-    )
+    amount = f"{hours:,.1f} h" if hours >= 0.1 else f"{hours * 60:,.1f} min"
+    yield f"Time: about {amount} {how}{cost}; training alone, if no trial stops early"
+
+
+def _measured_seconds(
+    train: SplitSummary, drawn: Sequence[Hyperparameters], measured: Sequence[MeasuredRate]
+) -> float:
+    """That a trial trains on one device, in the mean of those drawn."""
+    rates = {each.method: each.tokens_per_s or math.inf for each in measured}
+    tokens = [trained_samples(train.rows, hp) * train.mean_length for hp in drawn]
+    seconds = [each / rates[hp.method] for each, hp in zip(tokens, drawn, strict=True)]
+    return sum(seconds) / len(seconds)
 
 
 def search_words(config: SweepConfig) -> str:
@@ -235,18 +287,22 @@ def _limits(config: SweepConfig) -> list[str]:
     return [f"Limits: {words}{f' (slices of {rows} rows and more)' if found.of_slices else ''}"]
 
 
-def _large_batches(config: SweepConfig, rows: int) -> list[str]:
+def _large_batches(config: SweepConfig, rows: int) -> Iterator[Finding]:
     sizes = {parse(draw).batch_size for draw in config.draws()}
     large = sorted(size for size in sizes if size > rows)
     some = " and ".join(map(str, large[:1] + large[1:][-1:]))
-    return (
-        [f"batch_size {some}: above the {rows} rows of train, so a step is a whole epoch"]
-        if large
-        else []
-    )
+    if large:
+        yield Finding(
+            kind="large_batches",
+            split="train",
+            rows=rows,
+            message=f"batch_size {some}: above the {rows} rows of train, so a step is a whole"
+            " epoch",
+            setting=f"batch_size: at most {rows}",
+        )
 
 
-def _odd_epochs(drawn: Sequence[Hyperparameters], rows: int) -> list[str]:
+def _odd_epochs(drawn: Sequence[Hyperparameters], rows: int) -> Iterator[Finding]:
     """Where whole batches train far more or less than the epochs that are asked for."""
     strays = {}
     for hp in drawn:
@@ -254,23 +310,31 @@ def _odd_epochs(drawn: Sequence[Hyperparameters], rows: int) -> list[str]:
         if abs(epochs - hp.epochs) > STRAYS * hp.epochs:
             strays[hp.epochs, hp.batch_size] = epochs
     if not strays:
-        return []
+        return
     (epochs, size), trained = max(strays.items(), key=lambda each: abs(each[1] / each[0][0] - 1))
     others = f"; so do {len(strays) - 1} other pairs of the two" if len(strays) > 1 else ""
-    return [
-        f"epochs {epochs:g} at batch_size {size} trains {trained:.2g} epochs, as steps take whole"
-        f" batches{others}"
-    ]
+    yield Finding(
+        kind="odd_epochs",
+        split="train",
+        rows=rows,
+        message=f"epochs {epochs:g} at batch_size {size} trains {trained:.2g} epochs, as steps take"
+        f" whole batches{others}",
+        setting="batch_size: a smaller one",
+    )
 
 
-def _few_groups(manifest: Manifest) -> list[str]:
+def _few_groups(manifest: Manifest) -> Iterator[Finding]:
     groups = manifest.validation.groups
     if groups is None or groups >= MIN_UNITS:
-        return []
-    return [
-        f"validation: its rows belong to {groups} group(s) or document(s), which with fewer than"
-        f" {MIN_UNITS} tell nothing of noise: no intervals, no ties"
-    ]
+        return
+    yield Finding(
+        kind="few_groups",
+        split="validation",
+        rows=manifest.validation.read,
+        message=f"validation: its rows belong to {groups} group(s) or document(s), which with fewer"
+        f" than {MIN_UNITS} tell nothing of noise: no intervals, no ties",
+        setting="data.validation: a larger share",
+    )
 
 
 def _groups(config: SweepConfig) -> str:
@@ -299,10 +363,12 @@ def _groups(config: SweepConfig) -> str:
     )
 
 
-def _slots(config: SweepConfig) -> str:
-    """What `run` would start here; another cluster is not asked."""
+def _slots_here(config: SweepConfig) -> SlotPlan | None:
+    """What `run` would start on this machine; None: it runs on another cluster, which is not
+    asked.
+    """
     if config.cluster.address is not None:
-        return f"decided on the cluster at {config.cluster.address}"
+        return None
     import torch
 
     from cluster.connect import plan_slots
@@ -311,4 +377,4 @@ def _slots(config: SweepConfig) -> str:
     resources = {name: amount for name, amount in resources.items() if amount}
     return plan_slots(
         resources, [{"Alive": True, "Resources": resources}], config.cluster, config.search.trials
-    ).reason
+    )

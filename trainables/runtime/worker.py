@@ -34,7 +34,8 @@ from trainables.runtime.protocol import (
 if TYPE_CHECKING:
     import torch
 
-    from trainables.engine.group import GroupSettings, TrialGroup
+    from trainables.engine.group import TrialGroup
+    from trainables.engine.settings import GroupSettings
     from trainables.storage.store import Store
 
 PROGRESS_S = 1.0  # between news of how far trials are
@@ -125,23 +126,17 @@ def open_slot(config: SlotConfig, rank: int, size: int) -> "tuple[Store, TrialGr
 
 
 def _group_settings(config: SlotConfig, device: "torch.device") -> "GroupSettings":
-    import torch
+    from trainables.engine.settings import GroupSettings
 
-    from trainables.engine.budget import MICRO_BATCH_TOKENS
-    from trainables.engine.group import GroupSettings
-    from trainables.models.precision import computes_in_bf16
-
-    bf16 = config.precision == "bfloat16" or (
-        config.precision == "auto" and computes_in_bf16(device)
-    )
-    return GroupSettings(
-        evaluate_every=config.evaluate_every,
-        max_tokens=config.max_tokens or MICRO_BATCH_TOKENS[device.type],
-        autocast=torch.bfloat16 if bf16 else None,
-        save_dtype=None if config.save_dtype == "auto" else getattr(torch, config.save_dtype),
+    return GroupSettings.on(
+        device,
+        precision=config.precision,
+        save_dtype=config.save_dtype,
+        max_tokens=config.max_tokens,
         gradient_checkpointing=config.gradient_checkpointing,
-        probe_rows=config.probe_rows,
         seed=config.seed,
+        evaluate_every=config.evaluate_every,
+        probe_rows=config.probe_rows,
         forgetting=config.forgetting,
     )
 

@@ -247,14 +247,17 @@ def test_beside_plain_text_there_is_nothing_to_compare_with(plan, tmp_path):
     [
         (8, None),
         (48, None),
-        (49, "batch_size 49: above the 48 rows of train, so a step is a whole epoch"),
+        (
+            49,
+            "batch_size 49: above the 48 rows of train, so a step is a whole epoch [batch_size: at most 48]",
+        ),
         (
             {"choice": [8, 64]},
-            "batch_size 64: above the 48 rows of train, so a step is a whole epoch",
+            "batch_size 64: above the 48 rows of train, so a step is a whole epoch [batch_size: at most 48]",
         ),
         (
             {"choice": [128, 8, 64, 100]},
-            "batch_size 64 and 128: above the 48 rows of train, so a step is a whole epoch",
+            "batch_size 64 and 128: above the 48 rows of train, so a step is a whole epoch [batch_size: at most 48]",
         ),
     ],
 )
@@ -269,7 +272,7 @@ def test_the_rows_that_a_sweep_uses_count_and_not_those_that_there_are(plan):
         if "batch_size 24: above the 20 rows" in each
     ]
     assert notes == [
-        "  note: batch_size 24: above the 20 rows of train, so a step is a whole epoch"
+        "  note: batch_size 24: above the 20 rows of train, so a step is a whole epoch [batch_size: at most 20]"
     ]
 
 
@@ -279,7 +282,7 @@ def test_the_rows_that_a_sweep_uses_count_and_not_those_that_there_are(plan):
 def test_it_says_where_whole_batches_stray_from_the_epochs_that_are_asked_for(plan):
     note = "  note: epochs "
     assert line(plan("search.space.epochs=0.3", "search.space.batch_size=24"), note) == (
-        "0.3 at batch_size 24 trains 0.5 epochs, as steps take whole batches"
+        "0.3 at batch_size 24 trains 0.5 epochs, as steps take whole batches [batch_size: a smaller one]"
     )
     assert line(plan("search.space.epochs=0.5", "search.space.batch_size=24"), note) is None
     assert line(plan("search.space.epochs=3", "search.space.batch_size=32"), note) is None
@@ -287,7 +290,8 @@ def test_it_says_where_whole_batches_stray_from_the_epochs_that_are_asked_for(pl
         "search.space.epochs={choice: [0.1, 0.2, 2]}", "search.space.batch_size={choice: [16, 32]}"
     )
     assert line(several, note) == (
-        "0.1 at batch_size 32 trains 0.67 epochs, as steps take whole batches; so do 3 other pairs of the two"
+        "0.1 at batch_size 32 trains 0.67 epochs, as steps take whole batches; so do 3 other pairs of the two "
+        "[batch_size: a smaller one]"
     )
 
 

@@ -108,7 +108,7 @@ def test_a_column_that_only_some_rows_have_gives_the_label_away(tmp_path):
 
 
 def test_many_columns_are_looked_at_some_at_a_time(tmp_path, monkeypatch):
-    rows = table(60, **{f"c{n}": lambda i, n=n: f"same {n}" for n in range(25)})
+    rows = table(60, 0, **{f"c{n}": lambda i, n=n: f"same {n}" for n in range(25)})
     whole = list(column_findings(found_in(tmp_path, rows)))
     monkeypatch.setattr(module, "AT_ONCE", 4 * 60)
     assert [f.message for f in column_findings(found_in(tmp_path, rows))] == [
