@@ -478,7 +478,7 @@ def test_only_the_last_are_kept(tokenizer, tmp_path, many, monkeypatch):
 @pytest.fixture
 def alone(many, monkeypatch):
     """Kept by one process."""
-    monkeypatch.setattr(encoding, "ROWS_PER_PROCESS", 10**9)
+    monkeypatch.setattr(processes, "MANY", 10**9)
 
 
 def free(monkeypatch, size):
