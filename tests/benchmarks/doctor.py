@@ -57,13 +57,14 @@ def examine(part, rows, scratch):
     from trainables.data.config import DataConfig
     from trainables.data.doctor import columns, labels, near, secrets, shift
     from trainables.data.doctor.rows import Prepared
+    from trainables.data.processes import Processes
     from trainables.data.sources import open_sources
     from trainables.tasks import TASKS
 
     task = "classification"
     data = DataConfig(train=str(rows), validation=0.1, duplicates="drop")
     sources = {split: open_sources(data, split) for split in ("train", "validation", "test")}
-    read = collect(data, sources, TASKS[task].format, 0, scratch / "rows.arrow")
+    read = collect(data, sources, TASKS[task].format, 0, scratch / "rows.arrow", Processes())
     prepared = Prepared(store=read.store, splits=read.splits, task=task, data=data, seed=0)
     look = {
         "near": near.near_duplicates,

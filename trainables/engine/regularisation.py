@@ -42,9 +42,8 @@ class InputNoise:
     """
 
     def __init__(self, embedding: nn.Module, keys: RowKeys) -> None:
+        self._embedding = embedding
         self._keys = keys
-        self._sizes_B: Tensor | None = None
-        embedding.register_forward_hook(self._add)
 
     @contextmanager
     def on(
@@ -57,18 +56,19 @@ class InputNoise:
         """Inside, for rows of `lengths` tokens whose trials stand at `position` of `hps`, both as
         `RowKeys` names rows.
         """
-        if any(hp.neftune_alpha for hp in hps):
-            alpha_B = np.array([hp.neftune_alpha for hp in hps])[position]
-            self._sizes_B = on_device(alpha_B / np.sqrt(lengths))
+        if not any(hp.neftune_alpha for hp in hps):
+            yield
+            return
+        alpha_B = np.array([hp.neftune_alpha for hp in hps])[position]
+        sizes_B = on_device(alpha_B / np.sqrt(lengths))
+
+        def add(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+            noise = row_noise(output, self._keys, EMBEDDED).view(len(sizes_B), -1)
+            scaled = noise * (sizes_B / output.shape[-1] ** 0.5)[:, None]
+            return output + scaled.to(output.dtype).view(output.shape)
+
+        hook = self._embedding.register_forward_hook(add)
         try:
             yield
         finally:
-            self._sizes_B = None
-
-    def _add(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
-        sizes_B = self._sizes_B
-        if sizes_B is None or not module.training:
-            return None
-        noise = row_noise(output, self._keys, EMBEDDED).view(len(sizes_B), -1)
-        scaled = noise * (sizes_B / output.shape[-1] ** 0.5)[:, None]
-        return output + scaled.to(output.dtype).view(output.shape)
+            hook.remove()

@@ -11,6 +11,7 @@ from trainables.data.collect import collect
 from trainables.data.config import DataConfig
 from trainables.data.doctor.examine import Examination
 from trainables.data.doctor.rows import Prepared
+from trainables.data.processes import Processes
 from trainables.data.sources import SPLITS, open_sources
 from trainables.data.splits import separate
 from trainables.tasks import TASKS
@@ -49,7 +50,7 @@ def prepared(folder: Path, task: str = "classification", **data: object) -> Prep
     """Of a `DataConfig`, as `prepare` would split it."""
     config = DataConfig(**{"duplicates": "drop", **data})
     sources = {name: open_sources(config, name) for name in SPLITS}
-    read = collect(config, sources, TASKS[task].format, 0, folder / "rows.arrow")
+    read = collect(config, sources, TASKS[task].format, 0, folder / "rows.arrow", Processes())
     splits, _ = separate(read.store, read.splits, config.duplicates)
     return Prepared(store=read.store, splits=splits, task=task, data=config, seed=0)
 
