@@ -52,9 +52,8 @@ class OwnBaseEngine:
         self._parameters = {name: p for name, p in base.model.named_parameters() if p.requires_grad}
         self._remember(list(self._parameters))
         self._optimizer = _adamw(list(self._parameters.values()), hp)
-        self._averages: dict[str, Tensor] = {}  # by name; of a trial that asks for them
-        if hp.ema_decay:
-            self._averages = {name: p.detach().clone() for name, p in self._parameters.items()}
+        # by name; of a trial that asks for them
+        self._averages = _copies(self._parameters) if hp.ema_decay else {}
 
     def _remember(self, names: Sequence[str]) -> None:
         parameters = dict(self.base.model.named_parameters())
@@ -160,6 +159,10 @@ class OwnBaseEngine:
                 "step": torch.tensor(float(step), device=parameter.device),
                 **{twin: moments[f"{twin}/{name}"].to(parameter.device) for twin in TWINS},
             }
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def _adamw(parameters: Sequence[torch.nn.Parameter], hp: Hyperparameters) -> torch.optim.AdamW:

@@ -249,10 +249,9 @@ class SharedBaseEngine:
                 layout.own(weights, column, len(lanes) - 1, tuple(value.shape)).copy_(value)
             moments = {name: moved(name) for name in TWINS}
             if any(lane.averaged for lane in lanes):
-                moments[AVERAGE] = average = moved(AVERAGE) if AVERAGE in old else weights.clone()
-                for row, lane in enumerate(lanes):
-                    if lane.trial not in rows:
-                        average[row] = weights[row]
+                begun = [row for row, lane in enumerate(lanes) if lane.trial not in rows]
+                moments[AVERAGE] = moved(AVERAGE) if AVERAGE in old else weights.clone()
+                moments[AVERAGE][begun] = weights[begun]
             made = _Made(
                 weights=weights,
                 low=weights if self._compute == self.dtype else weights.to(self._compute),
@@ -273,6 +272,11 @@ class SharedBaseEngine:
                 for tensor in tensors
             }
             site.bind(stacked, [lane.options.get((kind, name)) for lane in lanes])
+        made.decayed_P, made.fast_P = self._kinds_of_columns(layout)
+        return made
+
+    def _kinds_of_columns(self, layout: "Layout") -> tuple[Tensor, Tensor]:
+        """Which columns weight decay acts on, and which are `fast` [P], 1 or 0."""
         columns = torch.arange(layout.width)
         decayed, fast = torch.zeros(len(columns)), torch.zeros(len(columns))
         for column, (start, shape) in layout.columns.items():
@@ -280,9 +284,7 @@ class SharedBaseEngine:
                 len(shape) >= 2
             )  # never biases and norms
             fast[start : start + math.prod(shape)] = float(column.tensor in column.kind.fast)
-        made.decayed_P = decayed.to(self._device, self.dtype)
-        made.fast_P = fast.to(self._device, self.dtype)
-        return made
+        return decayed.to(self._device, self.dtype), fast.to(self._device, self.dtype)
 
     def _swap(self, lanes: list[Lane], layout: "Layout", made: "_Made") -> None:
         """Use what was made; needs no memory."""
