@@ -188,7 +188,7 @@ class Targets:
             except Exception as error:
                 _let_pass(error)
             else:
-                assert all(0 <= start < end <= len(text) for start, end in spans), spans
+                assert all(0 <= s.start < s.end <= len(text) for s in spans), spans
 
 
 def _let_pass(error: Exception) -> None:

@@ -297,6 +297,13 @@ def test_a_result_by_the_name_of_a_called_function_loses_nothing(tmp_path):
     }
 
 
+@pytest.mark.parametrize("odd", [{"id": "f"}, ["f"], 3, True])
+def test_a_name_or_an_id_that_is_no_text_is_told_as_any_other(tmp_path, odd):
+    rows = [row(USER, calling("a"), result("a", name=odd), ANSWER)]
+    assert lost(rows, tmp_path, CHATML) == {"the name of tool results": 1}
+    assert lost([row(USER, calling("a"), result(odd), ANSWER)], tmp_path, CHATML) == {}
+
+
 def test_what_is_learnt_is_the_same_with_names(tmp_path):
     named = CHATML.replace("m.role", "m.role + (' ' + m.name if m.name else '')", 1)
     tokenizer = bytes_tokenizer(named)

@@ -349,14 +349,16 @@ def _is_result(message: Message) -> bool:
     return message.get("role") == "tool"
 
 
-def _called(messages: list[Message]) -> set[object]:
-    """Names of functions that are called: of their results a name says nothing more."""
+def _called(messages: list[Message]) -> list[object]:
+    """Names of functions that are called: of their results a name says nothing more. No set: the
+    name that a result has may be anything.
+    """
     calls = [
         call
         for message in messages
         for call in cast("list[dict[str, dict[str, object]]]", message.get("tool_calls") or [])
     ]
-    return {call.get("function", {}).get("name") for call in calls}
+    return [call.get("function", {}).get("name") for call in calls]
 
 
 def _writes_python(layout: Layout) -> bool:
