@@ -73,6 +73,8 @@ class SearchConfig:
     startup_trials: str | int = "auto"
     # configurations to try first; what they leave open is sampled
     initial: list[dict[str, Any]] = field(default_factory=list)
+    # folders or URLs of earlier sweeps of this task, whose trials the search starts from
+    prior: list[str] = field(default_factory=list)
     # wall clock over every resume, as 90s, 30m, 8h or 2d; running trials are then stopped, the best
     # so far wins
     time_budget: str | None = None
@@ -85,6 +87,10 @@ class SearchConfig:
         if not (startup == "auto" or (isinstance(startup, int) and startup >= 0)):
             raise InputError(
                 f"search.startup_trials: must be auto or 0 or more trials, got {startup!r}"
+            )
+        if self.prior and self.sampler != "tpe":
+            raise InputError(
+                f"search.prior: only sampler tpe learns from trials, got {self.sampler}"
             )
         self.time_budget_s()
 

@@ -13,6 +13,7 @@ from trainables.hyperparameters import parse
 from trainables.models.files import (
     check_files,
     context_length,
+    fingerprint,
     load_model_config,
     load_tokenizer,
     pad_token_of,
@@ -23,6 +24,7 @@ from trainables.tasks import TASKS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from sweeps.search.prior import Known, Prior
     from trainables.data.doctor.examine import Examination
     from trainables.data.showing import ShownRow
     from trainables.rehearsal.rehearse import Rehearsed
@@ -70,6 +72,29 @@ def prepare_data(
         )  # virtual tokens stand before general text too
         write_general(_general_text(config), tokenizer, room, folder)
     return manifest
+
+
+def earlier_sweeps(
+    config: SweepConfig, manifest: Manifest, base: Mapping[str, str]
+) -> "Prior | None":
+    """What the sweeps of `search.prior` have found; base: the model's `fingerprint`. None where
+    there are none.
+    """
+    if not config.search.prior:
+        return None
+    from sweeps.search.prior import read_prior
+
+    return read_prior(config, manifest, base)
+
+
+def known_sweeps(config: SweepConfig, manifest: Manifest) -> "Known | None":
+    """What they know of the search's space."""
+    prior = earlier_sweeps(config, manifest, fingerprint(config.model))
+    if prior is None:
+        return None
+    from sweeps.search.prior import Known
+
+    return Known.of(prior, config)
 
 
 def doctor(config: SweepConfig, benchmarks: Sequence[str]) -> "Examination":

@@ -8,7 +8,7 @@ held against what the form foretells, character by character.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from trainables.tasks.instruction.layout import Layout, Row, Span
 
@@ -67,23 +67,14 @@ class Mould:
         ends = [0, *(spot.end for spot in spots)]
         starts = [*(spot.start for spot in spots), len(text)]
         pieces = list(zip(ends, starts, strict=True))
-
-        def place(position: int) -> tuple[int, int] | None:
-            for number, (start, end) in enumerate(pieces):
-                if start <= position <= end:
-                    return number, position - start
+        edges = [
+            (*start, *end, span.weight)
+            for span in spans
+            if (start := _place(span.start, pieces)) and (end := _place(span.end, pieces))
+        ]
+        if len(edges) < len(spans):
             return None
-
-        places = [(place(span.start), place(span.end)) for span in spans]
-        if not all(start and end for start, end in places):
-            return None
-        known = cast("list[tuple[tuple[int, int], tuple[int, int]]]", places)
-        return cls(
-            between=[text[start:end] for start, end in pieces],
-            edges=[
-                (*start, *end, span.weight) for (start, end), span in zip(known, spans, strict=True)
-            ],
-        )
+        return cls(between=[text[start:end] for start, end in pieces], edges=edges)
 
     def spans(self, texts: Sequence[str], rendered: str) -> list[Span] | None:
         """Of the conversation with these texts; None where it was rendered to something else."""
@@ -96,6 +87,14 @@ class Mould:
             Span(at[first] + ahead, at[last] + behind, weight)
             for first, ahead, last, behind, weight in self.edges
         ]
+
+
+def _place(position: int, pieces: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """The piece that a position is in, and the characters of that before it."""
+    for number, (start, end) in enumerate(pieces):
+        if start <= position <= end:
+            return number, position - start
+    return None
 
 
 class Moulds:
