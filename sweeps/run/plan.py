@@ -10,8 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from search_spaces import rules
 from sweeps.config.draws import first_of_each_method
-from sweeps.config.schema import SweepConfig
+from sweeps.config.loading import with_own_space
+from sweeps.config.schema import AUTO, SweepConfig
 from sweeps.run.estimates import memory_lines
 from sweeps.run.preparation import doctor, known_sweeps, prepare_data, rehearsed, show
 from sweeps.run.rates import MeasuredRate, measure_rates
@@ -91,6 +93,8 @@ def make_plan(
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         look = doctor(config, benchmarks) if examine else None
         manifest = prepare_data(config, Path(scratch), look)
+        reasons = list(auto_words(config, manifest))
+        config = with_own_space(config, manifest.train.rows)
         known = known_sweeps(config, manifest)
         rehearsed(config, Path(scratch), rehearsal.append)
         shown = show(config, manifest, Path(scratch), rows) if rows else ()
@@ -108,6 +112,7 @@ def make_plan(
         data=tuple(_data(config, manifest)),
         findings=tuple(sorted(findings, key=lambda each: SEVERITIES.index(each.severity))),
         plan=(
+            *reasons,
             *_lines(config, manifest, drawn, rehearsal, known),
             *_rate_lines(measured),
             *_time(config, manifest.train, drawn, rates, measured),
@@ -115,6 +120,12 @@ def make_plan(
         shown=shown,
         measured=measured,
     )
+
+
+def auto_words(config: SweepConfig, manifest: Manifest) -> Iterator[str]:
+    """Why the ranges of `search.space: auto` are what they are."""
+    if config.search.space == AUTO:
+        yield from (f"auto: {rule}" for rule in rules(config.setting(manifest.train.rows)))
 
 
 def _split_plan(split: SplitSummary) -> SplitPlan:

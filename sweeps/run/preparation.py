@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.config.schema import SweepConfig
+from sweeps.config.checks import check_hyperparameters
+from sweeps.config.schema import AUTO, SweepConfig
 from sweeps.run.estimates import device_bytes, smallest_estimates
 from trainables.data.manifest import Manifest
 from trainables.errors import InputError
@@ -46,6 +47,8 @@ def prepare_data(
     quiet()
     check_sources(config.data)
     check_files(config.model)
+    if config.search.space == AUTO:  # which could not be checked without the model
+        check_hyperparameters(config)
     context = context_length(load_model_config(config.model))
     tokenizer = load_tokenizer(config.model)
     manifest = prepare(

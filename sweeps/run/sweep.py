@@ -26,7 +26,7 @@ from sweeps.run.folder import absolute_paths, amend, new_folder, tracked, write_
 from sweeps.run.jobs import Jobs
 from sweeps.run.lifetime import Lifetime
 from sweeps.run.monitor import Monitor
-from sweeps.run.plan import search_words
+from sweeps.run.plan import auto_words, search_words
 from sweeps.run.preparation import earlier_sweeps, prepare_data, rehearsed
 from sweeps.run.signals import SignalHandler
 from sweeps.run.slots import COORDINATOR, Slots, add_cost
@@ -58,18 +58,22 @@ class Outcome:
 
 def start(config: SweepConfig, console: Console) -> Outcome:
     """Run a new sweep."""
-    config = with_own_space(absolute_paths(config))
-    return Sweep(config, prepare(config, console), console, elapsed_s=0.0).run()
+    config, ledger = prepare(with_own_space(absolute_paths(config)), console)
+    return Sweep(config, ledger, console, elapsed_s=0.0).run()
 
 
-def prepare(config: SweepConfig, console: Console) -> Ledger:
-    """The folder of a new sweep with all that is known before the first trial. Bad data is refused
-    before there is a folder of a sweep that never began.
+def prepare(config: SweepConfig, console: Console) -> tuple[SweepConfig, Ledger]:
+    """The configuration with what follows from the data, and the folder of a new sweep with all
+    that is known before the first trial. Bad data is refused before there is a folder of a sweep
+    that never began.
     """
     check_storage(config)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         data = Path(scratch) / "data"
         manifest = prepare_data(config, data)
+        for line in auto_words(config, manifest):
+            _print(console, line)
+        config = with_own_space(config, manifest.train.rows)
         base = fingerprint(config.model)
         prior = earlier_sweeps(config, manifest, base)
         rehearsed(config, data, lambda line: _print(console, line))
@@ -81,7 +85,7 @@ def prepare(config: SweepConfig, console: Console) -> Ledger:
         staged = ledger.store.scratch()
         shutil.copytree(data, staged, dirs_exist_ok=True)
         ledger.store.publish(staged, "data", last=MANIFEST)
-    return ledger
+    return config, ledger
 
 
 def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
@@ -99,7 +103,7 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
         )
     ledger.store.clear_scratch()
     ledger.load()
-    config = with_own_space(config)
+    config = with_own_space(config, ledger.manifest().train.rows)
     for line in amend(ledger, config):
         _print(console, line)
     for curve in ledger.curves():
