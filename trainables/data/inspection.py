@@ -70,9 +70,10 @@ class Tokenised:
         return tuple(place[row] for row in rows.tolist())
 
     def longest(self, split: str) -> tuple[str, ...]:
-        """The longest of the split's first rows that fill max_length."""
+        """The longest of the split's first rows that fill max_length, or are dropped for it."""
         written = self.written[split]
         filled = written.of_rows[written.lengths >= self.manifest.max_length]
+        filled = np.concatenate([filled, self.dropped(split)])
         question = TASKS[self.manifest.task].format.question
         found = [
             (sum(map(len, question(record.value))), record.place)
@@ -81,10 +82,12 @@ class Tokenised:
         longest = sorted(found, key=lambda each: -each[0])[:3]
         return tuple(f"{place}: {characters} characters" for characters, place in longest)
 
-    def missing(self, split: str, count: int) -> tuple[str, ...]:
-        """Rows of a split that have no tokens, where these are as many as `count`."""
+    def dropped(self, split: str) -> np.ndarray:
+        """Rows of a split whose answer is beyond max_length; none where rows that cannot be used
+        are left out, too.
+        """
         missing = np.setdiff1d(self.splits[split], self.written[split].of_rows)
-        return self.places(missing[:3]) if len(missing) == count else ()
+        return missing if len(missing) == self.manifest.splits[split].dropped else missing[:0]
 
     def of_labels(self, labels: Sequence[str]) -> tuple[str, ...]:
         """Where up to three labels stand first in train."""
@@ -127,7 +130,7 @@ def _cut(name: str, split: SplitSummary, found: Tokenised) -> Iterator[Finding]:
             severity="warning" if split.dropped > MANY_DROPPED * split.read else "note",
             split=name,
             rows=split.dropped,
-            examples=found.missing(name, split.dropped),
+            examples=found.places(found.dropped(name)[:3]),
             setting=longer,
             message=f"{name}: {split.dropped} row(s) dropped, whose answer begins after"
             f" {manifest.max_length} tokens",
@@ -174,7 +177,6 @@ def _of_conversations(name: str, split: SplitSummary) -> Iterator[Finding]:
 
 def _noticed(split: str, kind: str, words: Words, found: Noticed) -> Finding:
     said = words.message.format(messages=found.messages, rows=found.rows)
-    such = f", such as {'; '.join(found.examples)}" if words.severity == "warning" else ""
     return Finding(
         kind=kind,
         severity=words.severity,
@@ -182,7 +184,7 @@ def _noticed(split: str, kind: str, words: Words, found: Noticed) -> Finding:
         rows=found.rows,
         examples=found.examples,
         setting=words.setting,
-        message=f"{split}: {said}{such}",
+        message=f"{split}: {said}",
     )
 
 
@@ -218,5 +220,5 @@ def _absent(name: str, labels: list[str], found: Tokenised) -> Finding:
         rows=sum(counts[label] for label in labels),
         examples=found.of_labels(labels),
         setting="" if share is None else f"data.{name}: a larger share than {share:g}",
-        message=f"{name}: no row of {', '.join(labels[:SHOWN])}{more}",
+        message=f"{name}: no row of {', '.join(map(repr, labels[:SHOWN]))}{more}",
     )

@@ -121,12 +121,11 @@ def _pairs(one: Written, other: Written, values: np.ndarray) -> np.ndarray:
 
 
 def _same_tokens(store: RowStore, pairs: np.ndarray, split: str, message: str) -> Finding:
-    examples = _both(store, np.sort(pairs, axis=1))
     return Finding(
         kind="same_tokens",
         severity="warning",
         split=split,
         rows=len(pairs),
-        examples=examples,
-        message=f"{message.format(len(pairs))} (such as {examples[0]})",
+        examples=_both(store, np.unique(np.sort(pairs, axis=1), axis=0)),
+        message=message.format(len(pairs)),
     )

@@ -17,7 +17,7 @@ from itertools import islice
 
 import numpy as np
 
-from trainables.data.doctor.rows import Prepared
+from trainables.data.doctor.rows import Prepared, three_of
 from trainables.data.findings import Finding
 from trainables.tasks import TASKS
 
@@ -291,7 +291,7 @@ def _within(search: _Search, name: str, rows: Sketched) -> Iterator[Finding]:
             rows=len(pairs),
             examples=_examples(search, pairs),
             message=f"{name}: {_count(pairs)} of {len(rows.rows)} row(s) are nearly the same as an"
-            f" earlier row{_answers([pairs])} {_most(search, pairs)}",
+            f" earlier row{_answers([pairs])}",
         )
 
 
@@ -306,14 +306,13 @@ def _between(search: _Search, sketched: Mapping[str, Sketched]) -> Iterator[Find
                 told.append(f"{_count(pairs)} of {rows} of {name} as in {earlier}")
                 found.append(pairs)
     if found:
-        most = max(found, key=lambda pairs: pairs.similarities.max())
         yield Finding(
             kind="near_duplicates_between",
             severity="warning" if are_many else "note",
             rows=sum(map(len, found)),
-            examples=tuple(each for pairs in found for each in _examples(search, pairs))[:3],
-            message=f"rows are nearly the same in two splits: {', '.join(told)}{_answers(found)}"
-            f" {_most(search, most)}; what is measured on them is in part what was learnt by heart",
+            examples=tuple(three_of(_examples(search, pairs) for pairs in found)),
+            message=f"rows are nearly the same in two splits: {', '.join(told)}{_answers(found)};"
+            " what is measured on them is in part what was learnt by heart",
             setting=""
             if search.prepared.data.group is not None
             else "data.group: the column that says what rows come from",
@@ -329,11 +328,12 @@ def _answers(found: list[_Pairs]) -> str:
     return f", {unlike} of them with another answer" if unlike else ""
 
 
-def _most(search: _Search, pairs: _Pairs) -> str:
-    most = pairs.similarities.argmax()
-    (places,) = search.places(pairs, np.array([most]))
-    return f"(such as {places}, similarity {pairs.similarities[most]:.2f})"
-
-
 def _examples(search: _Search, pairs: _Pairs) -> tuple[str, ...]:
-    return tuple(search.places(pairs, np.arange(min(3, len(pairs)))))
+    """The three that are most alike."""
+    most = np.argsort(-pairs.similarities, kind="stable")[:3]
+    return tuple(
+        f"{places}, similarity {similarity:.2f}"
+        for places, similarity in zip(
+            search.places(pairs, most), pairs.similarities[most], strict=True
+        )
+    )

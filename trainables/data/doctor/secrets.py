@@ -109,7 +109,7 @@ def secrets(prepared: Prepared) -> Iterator[Finding]:
 
 
 def _finding(name: str, found: _Found, rows: int) -> Finding:
-    count, places = len(found.places), tuple(found.places[:3])
+    count = len(found.places)
     is_mild = name in PERSONAL and count < SOME * rows
     split, *others = found.rows
     by_split = ", ".join(f"{of} of {each}" for each, of in found.rows.items())
@@ -119,9 +119,9 @@ def _finding(name: str, found: _Found, rows: int) -> Finding:
         severity="note" if is_mild else "warning",
         split="" if others else split,
         rows=count,
-        examples=places,
-        message=f"{where} hold what looks like a{'n' if name[0] in 'aeiouAIO' else ''} {name}"
-        f" ({', '.join(places)}): a model can repeat it",
+        examples=tuple(found.places[:3]),
+        message=f"{where} hold what looks like a{'n' if name[0] in 'aeiouAIO' else ''} {name}:"
+        " a model can repeat it",
     )
 
 

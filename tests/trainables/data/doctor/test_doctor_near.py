@@ -28,7 +28,7 @@ def rows_told(found) -> set[int]:
     told = [
         place for each in found for example in each.examples for place in example.split(" and ")
     ]
-    return {int(place.split()[-1]) - 1 for place in told}
+    return {int(place.split(",")[0].split()[-1]) - 1 for place in told}
 
 
 @pytest.mark.parametrize("template", ["", "before", "both"])
