@@ -23,7 +23,7 @@ from trainables.data.collect import Collected, collect, weighted_rows
 from trainables.data.config import DataConfig
 from trainables.data.doctor.rows import Prepared
 from trainables.data.findings import Finding
-from trainables.data.inspection import same_names, same_tokens, split_findings
+from trainables.data.inspection import Tokenised
 from trainables.data.manifest import (
     MANIFEST,
     Manifest,
@@ -34,6 +34,7 @@ from trainables.data.manifest import (
 )
 from trainables.data.processes import Processes
 from trainables.data.records import Encoding, Format, Record
+from trainables.data.same_rows import same_rows, same_tokens
 from trainables.data.sources import SPLITS, Source, open_sources, unread_files
 from trainables.data.splits import Splits, check_labels, draw_rows, label_counts, separate
 from trainables.data.store import RowStore, RowWriter
@@ -224,6 +225,7 @@ class Preparation:
     def manifest(self, read: Collected) -> Manifest:
         data, store = self.data, read.store
         splits, duplicates = separate(store, read.splits, data.duplicates)
+        doubled = list(same_rows(store, read.splits, splits, duplicates))
         _check_filled(splits, data)
         labels = _labels(store, splits) if TASKS[self.task].has_classes else ()
         splits["train"] = weighted_rows(splits["train"], read.weighted, self.seed)
@@ -278,14 +280,16 @@ class Preparation:
         )
         if data.unrendered == "error":
             _refuse_lost(summaries)
+        tokenised = Tokenised(manifest=manifest, store=store, splits=splits, written=files.written)
         findings = (
             *self.unread,
             *read.findings,
             *files.findings,
             *self._dated(),
-            *split_findings(manifest),
+            *doubled,
+            *tokenised.findings(),
             *same_tokens(store, files.written),
-            *same_names(labels, self.tokenizer),
+            *tokenised.same_names(self.tokenizer),
         )
         if self.examine is not None:
             prepared = Prepared(
