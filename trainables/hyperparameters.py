@@ -42,6 +42,13 @@ class MethodOptions:
         return "plain" if self.quantisation == "none" else self.quantisation
 
     @property
+    def form(self) -> str:
+        """Which form of the method it is, in words, where that changes how it is computed or saved;
+        "" for the plain one.
+        """
+        return ""
+
+    @property
     def size(self) -> str | None:
         """How much a trial adds to the base, to the nearest power of two, and where; None: this
         does not depend on the options.
@@ -91,6 +98,9 @@ class LoraOptions(MethodOptions):
     https://arxiv.org/abs/2312.03732). `loraplus_ratio` multiplies B's learning rate (LoRA+, Hayou
     et al. 2024, https://arxiv.org/abs/2402.12354). `targets` is "all-linear", "attention", or a
     list of module names as PEFT's `target_modules` takes them.
+
+    `use_dora`: the rows of W + scale * B A are scaled to learned magnitudes (DoRA, Liu et al. 2024,
+    https://arxiv.org/abs/2402.09353).
     """
 
     rank: int = 8
@@ -99,6 +109,7 @@ class LoraOptions(MethodOptions):
     targets: str | tuple[str, ...] = "all-linear"
     rslora: bool = False
     loraplus_ratio: float = 1.0
+    use_dora: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -120,9 +131,14 @@ class LoraOptions(MethodOptions):
             )
 
     @property
+    def form(self) -> str:
+        return "DoRA" if self.use_dora else ""
+
+    @property
     def size(self) -> str:
         targets = self.targets if isinstance(self.targets, str) else " and ".join(self.targets)
-        return f"rank {_power_of_two(self.rank)} on {targets}"
+        form = f" ({self.form})" if self.form else ""
+        return f"rank {_power_of_two(self.rank)} on {targets}{form}"
 
 
 @dataclass(frozen=True, kw_only=True)

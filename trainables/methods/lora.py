@@ -11,6 +11,7 @@ from trainables.engine.shared import SharedBaseEngine
 from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import LoraOptions
+from trainables.methods.dora import Decomposed, Magnitudes, weight_norms
 from trainables.models.base import BaseModel
 from trainables.models.structure import attends, ends_with, features, linear_layers, served_by_peft
 
@@ -68,6 +69,9 @@ class LowRank(AdapterSite):
 
     @staticmethod
     def key(site: str, tensor: str) -> str:
+        # PEFT's names
+        if tensor == "lora_magnitude_vector":
+            return f"base_model.model.{site}.{tensor}"
         return f"base_model.model.{site}.{tensor}.weight"
 
     def bind(self, tensors: Mapping[str, Stacked], options: Sequence[LoraOptions | None]) -> None:
@@ -78,6 +82,11 @@ class LowRank(AdapterSite):
         self._dropout_K = (
             torch.tensor(dropouts, device=self.A_KRI.device) if any(dropouts) else None
         )
+        dora = {k: scale(each) for k, each in enumerate(options) if each and each.use_dora}
+        self._magnitudes = None
+        if dora:
+            a, b, vector = (tensors[n] for n in ("lora_A", "lora_B", "lora_magnitude_vector"))
+            self._magnitudes = Magnitudes(self.module, vector, a, b, dora)
 
     def install(self) -> Callable[[], None]:
         return self.module.register_forward_hook(self._add).remove
@@ -87,9 +96,28 @@ class LowRank(AdapterSite):
         if self._dropout_K is not None and module.training:
             x = row_dropout(x, self.engine.keys, self._layer, self._dropout_K[whole.lanes_B])
         x_NI = x.reshape(-1, x.shape[-1]).to(self.A_KRI.dtype)
+        segments, anchor, of = whole.scaled(len(x_NI)), self.engine.anchor, self._magnitudes
         with torch.autocast(x.device.type, enabled=False):
-            delta_NO = _LowRank.apply(x_NI, self.engine.anchor, self, whole.scaled(len(x_NI)))
+            delta_NO = _LowRank.apply(x_NI, anchor, self, segments)
+        if of is not None and any(lane in of.lanes for lane, _, _ in segments):
+            # of the input as it is dropped out, as PEFT computes it
+            y = output if x is inputs[0] else module.forward(x)
+            bias = getattr(module, "bias", None)
+            y = y if bias is None else y - bias
+            with torch.autocast(x.device.type, enabled=False):
+                y_NO = y.reshape(delta_NO.shape)
+                delta_NO = Decomposed.apply(y_NO, delta_NO, anchor, of, segments)
         return (output + delta_NO.view(output.shape)).to(output.dtype)
+
+
+def _magnitudes(
+    base: BaseModel, site: str, values: Mapping[str, Tensor], options: LoraOptions
+) -> Tensor:
+    """Those at which nothing is changed yet [O]."""
+    module, dtype = base.model.get_submodule(site), torch.promote_types(base.dtype, torch.float32)
+    device = module.get_parameter("weight").device
+    a_RI, b_OR = (values[n].to(device, dtype) for n in ("lora_A", "lora_B"))
+    return weight_norms(module, a_RI[None], b_OR[None], [scale(options)])[0]
 
 
 def scale(options: LoraOptions) -> float:
@@ -147,6 +175,8 @@ class Lora:
             a = torch.empty(options.rank, inputs)
             torch.nn.init.kaiming_uniform_(a, a=5**0.5)
             values = {"lora_A": a, "lora_B": torch.zeros(outputs, options.rank)}
+            if options.use_dora:
+                values["lora_magnitude_vector"] = _magnitudes(base, name, values, options)
             additions.append(Addition(kind=LowRank, site=name, values=values, options=options))
         return additions
 
@@ -166,6 +196,7 @@ class Lora:
                 isinstance(base.model.get_submodule(name), Conv1D) for name in targets
             ),  # GPT-2's layers
             use_rslora=options.rslora,
+            use_dora=options.use_dora,
             modules_to_save=list(base.head) or None,
             task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
             inference_mode=True,

@@ -13,6 +13,7 @@ from torch import nn
 from trainables.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
 
 # how classes (MptAttention, LlamaSdpaAttention, FlashAttention2) and attributes (self_attn,
@@ -34,6 +35,20 @@ def features(module: nn.Module) -> tuple[int, int]:
         return module.in_features, module.out_features
     inputs, outputs = module.get_parameter("weight").shape
     return inputs, outputs
+
+
+def weight_of(module: nn.Module) -> "Tensor":
+    """The weight matrix of a linear layer [O, I], dequantised where it is quantised."""
+    import torch
+    from peft.utils.integrations import dequantize_module_weight
+
+    if module.get_parameter("weight").dtype is torch.int8:
+        from trainables.models.weights_8bit import Linear8bitWeights
+
+        assert isinstance(module, Linear8bitWeights), "see keep_rows_apart"
+        return module.dequantised()  # PEFT's would put another weight into the module
+    weight = dequantize_module_weight(module).detach()
+    return weight if isinstance(module, nn.Linear) else weight.T
 
 
 def ends_with(name: str, targets: Iterable[str]) -> bool:
