@@ -5,6 +5,7 @@ the rest of the platform has to know of a trial before anything is loaded.
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
@@ -89,6 +90,10 @@ class PartialOptions(MethodOptions):
             raise InputError(f"layers: must be 0 or more, got {self.layers}")
 
 
+# of LoRA: parts of the base's own weights
+STARTS = r"pissa(_niter_[1-9]\d*)?|olora"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraOptions(MethodOptions):
     """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685): W + scale * B A, scale
@@ -100,7 +105,11 @@ class LoraOptions(MethodOptions):
     list of module names as PEFT's `target_modules` takes them.
 
     `use_dora`: the rows of W + scale * B A are scaled to learned magnitudes (DoRA, Liu et al. 2024,
-    https://arxiv.org/abs/2402.09353).
+    https://arxiv.org/abs/2402.09353). `init_lora_weights`, by PEFT's names: true (A drawn, B zero),
+    or A and B are the part of W that matters most, and what is learned is the change of it: pissa
+    or, by iterations, pissa_niter_4 (Meng et al. 2024, https://arxiv.org/abs/2404.02948), olora
+    (Büyükakyüz 2024, https://arxiv.org/abs/2406.01775). `freeze_a`: B alone is trained (LoRA-FA,
+    Zhang et al. 2023, https://arxiv.org/abs/2308.03303).
     """
 
     rank: int = 8
@@ -110,8 +119,11 @@ class LoraOptions(MethodOptions):
     rslora: bool = False
     loraplus_ratio: float = 1.0
     use_dora: bool = False
+    init_lora_weights: bool | str = True
+    freeze_a: bool = False
 
     def __post_init__(self) -> None:
+        self._check_start()
         if self.rank < 1:
             raise InputError(f"rank: must be at least 1, got {self.rank}")
         if not 0 < self.alpha < math.inf:
@@ -130,15 +142,49 @@ class LoraOptions(MethodOptions):
                 f"targets: must be all-linear, attention or a list of module names, got {got}"
             )
 
+    def _check_start(self) -> None:
+        start = self.init_lora_weights
+        if start is not True and not (isinstance(start, str) and re.fullmatch(STARTS, start)):
+            raise InputError(
+                "init_lora_weights: must be true, pissa, pissa_niter_N (N iterations) or olora, got"
+                f" {'false' if start is False else repr(start)}"
+            )
+        if start is True:
+            return
+        if self.quantisation != "none":
+            raise InputError(
+                f"init_lora_weights: must be true over a quantised base, got {start!r}; with"
+                " method: lora it may be"
+            )
+        for name, plain in {"dropout": 0, "freeze_a": False}.items():
+            if (got := getattr(self, name)) != plain:
+                raise InputError(
+                    f"{name}: must be {str(plain).lower()} with init_lora_weights: {start}, got"
+                    f" {str(got).lower()}"
+                )
+
+    @property
+    def from_base(self) -> str | None:
+        """What A and B start from, where that is the base's own weights: the trial then has their
+        start beside them, which it takes off the base again.
+        """
+        return self.init_lora_weights if isinstance(self.init_lora_weights, str) else None
+
     @property
     def form(self) -> str:
-        return "DoRA" if self.use_dora else ""
+        forms = (
+            "DoRA" if self.use_dora else "",
+            self.from_base,
+            "A frozen" if self.freeze_a else "",
+        )
+        return ", ".join(filter(None, forms))
 
     @property
     def size(self) -> str:
         targets = self.targets if isinstance(self.targets, str) else " and ".join(self.targets)
         form = f" ({self.form})" if self.form else ""
-        return f"rank {_power_of_two(self.rank)} on {targets}{form}"
+        rank = self.rank * (2 if self.from_base else 1)
+        return f"rank {_power_of_two(rank)} on {targets}{form}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,6 +154,31 @@ MISTAKES = [
     ),
     ({**LORA, "rank": 8.5}, "rank: must be a whole number, got 8.5"),
     ({**LORA, "rslora": 1}, "rslora: must be true or false, got 1"),
+    (
+        {**LORA, "init_lora_weights": "pisa"},
+        "init_lora_weights: must be true, pissa, pissa_niter_N (N iterations) or olora, got 'pisa'",
+    ),
+    (
+        {**LORA, "init_lora_weights": False},
+        "init_lora_weights: must be true, pissa, pissa_niter_N (N iterations) or olora, got false",
+    ),
+    (
+        {**LORA, "init_lora_weights": 1},
+        "init_lora_weights: must be true or false or a word, got 1",
+    ),
+    (
+        {**LORA, "method": "qlora", "init_lora_weights": "olora"},
+        "init_lora_weights: must be true over a quantised base, got 'olora'; with method: lora it may be",
+    ),
+    (
+        {**LORA, "init_lora_weights": "pissa", "dropout": 0.1},
+        "dropout: must be 0 with init_lora_weights: pissa, got 0.1",
+    ),
+    (
+        {**LORA, "init_lora_weights": "pissa_niter_4", "freeze_a": True},
+        "freeze_a: must be false with init_lora_weights: pissa_niter_4, got true",
+    ),
+    ({**LORA, "use_dora": 1}, "use_dora: must be true or false, got 1"),
     ({**LORA, "rslora": "yes"}, "rslora: must be true or false, got 'yes'"),
     ({**LORA, "targets": 3}, "targets: must be a word or a list of names, got 3"),
     ({**LORA, "targets": ["q", 1]}, "targets: must be a word or a list of names, got ['q', 1]"),

@@ -12,6 +12,7 @@ from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import LoraOptions
 from trainables.methods.dora import Decomposed, Magnitudes, weight_norms
+from trainables.methods.initial import initial_factors
 from trainables.models.base import BaseModel
 from trainables.models.structure import attends, ends_with, features, linear_layers, served_by_peft
 
@@ -77,6 +78,8 @@ class LowRank(AdapterSite):
     def bind(self, tensors: Mapping[str, Stacked], options: Sequence[LoraOptions | None]) -> None:
         self.A_KRI, self.B_KOR = tensors["lora_A"].compute, tensors["lora_B"].compute
         self.grad_A_KRI, self.grad_B_KOR = tensors["lora_A"].grad, tensors["lora_B"].grad
+        # where nobody trains A, nothing as wide as the layer's input is kept
+        self.trains_A = not all(each is None or each.freeze_a for each in options)
         self.scales = [scale(each) if each else 0.0 for each in options]
         dropouts = [each.dropout if each else 0.0 for each in options]
         self._dropout_K = (
@@ -110,6 +113,25 @@ class LowRank(AdapterSite):
         return (output + delta_NO.view(output.shape)).to(output.dtype)
 
 
+def _start(module: nn.Module, options: LoraOptions) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Initial values, and what of them is not trained.
+
+    A as PEFT draws it (Kaiming uniform), B zero. From the base's own weights: [A; A0] and [B, -B0],
+    of which A0 and B0 stay as they were at the start. W + s (B A - B0 A0) then is what PEFT has as
+    W - s B0 A0 + s B A, over a base that is left as it is, and it is a LoRA of twice the rank.
+    """
+    if options.from_base:
+        a, b = initial_factors(module, options.from_base, options.rank, scale(options))
+        second_R = torch.arange(2 * options.rank) >= options.rank
+        values = {"lora_A": torch.cat([a, a]), "lora_B": torch.cat([b, -b], dim=1)}
+        return values, {"lora_A": second_R[:, None], "lora_B": second_R}
+    inputs, outputs = features(module)
+    a = torch.empty(options.rank, inputs)
+    torch.nn.init.kaiming_uniform_(a, a=5**0.5)
+    values = {"lora_A": a, "lora_B": torch.zeros(outputs, options.rank)}
+    return values, {"lora_A": torch.ones(1, 1, dtype=torch.bool)} if options.freeze_a else {}
+
+
 def _magnitudes(
     base: BaseModel, site: str, values: Mapping[str, Tensor], options: LoraOptions
 ) -> Tensor:
@@ -135,7 +157,7 @@ class _LowRank(torch.autograd.Function):
     ) -> Tensor:
         h_NR = grouped_matmul(x_NI, site.A_KRI.transpose(1, 2), segments)
         _rescale(h_NR, site.scales, segments)
-        ctx.save_for_backward(x_NI, h_NR)
+        ctx.save_for_backward(x_NI if site.trains_A else h_NR, h_NR)
         ctx.rest = (site, segments)
         return grouped_matmul(h_NR, site.B_KOR.transpose(1, 2), segments)
 
@@ -146,7 +168,8 @@ class _LowRank(torch.autograd.Function):
         dh_NR = grouped_matmul(dy_NO, site.B_KOR, segments)
         _rescale(dh_NR, site.scales, segments)
         accumulate(site.grad_B_KOR, dy_NO, h_NR, segments)
-        accumulate(site.grad_A_KRI, dh_NR, x_NI, segments)
+        if site.trains_A:
+            accumulate(site.grad_A_KRI, dh_NR, x_NI, segments)
         dx_NI = grouped_matmul(dh_NR, site.A_KRI, segments) if ctx.needs_input_grad[0] else None
         return dx_NI, None, None, None
 
@@ -168,16 +191,14 @@ class Lora:
     stays_beside = False
 
     def plan(self, base: BaseModel, options: LoraOptions) -> list[Addition]:
-        """A as PEFT draws it (Kaiming uniform), B zero."""
         additions = []
         for name in target_modules(base, options.targets):
-            inputs, outputs = features(base.model.get_submodule(name))
-            a = torch.empty(options.rank, inputs)
-            torch.nn.init.kaiming_uniform_(a, a=5**0.5)
-            values = {"lora_A": a, "lora_B": torch.zeros(outputs, options.rank)}
+            values, frozen = _start(base.model.get_submodule(name), options)
             if options.use_dora:
                 values["lora_magnitude_vector"] = _magnitudes(base, name, values, options)
-            additions.append(Addition(kind=LowRank, site=name, values=values, options=options))
+            additions.append(
+                Addition(kind=LowRank, site=name, values=values, frozen=frozen, options=options)
+            )
         return additions
 
     def describe(self, base: BaseModel, options: LoraOptions, folder: Path) -> None:
@@ -185,11 +206,14 @@ class Lora:
         from transformers.pytorch_utils import Conv1D
 
         targets = target_modules(base, options.targets)
+        # where the start is beside what is trained, as PEFT's own conversion to LoRA has it
+        wider = 2 if options.from_base else 1
+        alpha = options.alpha * (wider**0.5 if options.rslora else wider)
         LoraConfig(
             base_model_name_or_path=base.model.name_or_path,
             revision=base.spec.model.revision if base.spec else None,
-            r=options.rank,
-            lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType]  PEFT takes floats too
+            r=options.rank * wider,
+            lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  PEFT takes floats too
             lora_dropout=options.dropout,
             target_modules=targets,
             fan_in_fan_out=any(

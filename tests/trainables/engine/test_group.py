@@ -23,6 +23,7 @@ METHODS = {
     "partial": ("bert", {"method": "partial", "layers": 1}),
     "lora": ("bert", {"method": "lora", "dropout": 0.1, "rank": 4}),
     "dora": ("bert", {"method": "lora", "dropout": 0.1, "rank": 4, "use_dora": True}),
+    "pissa": ("llama", {"method": "lora", "init_lora_weights": "pissa", "rank": 4}),
     "full-llama": ("llama", {"method": "full"}),
     "lora-llama": ("llama", {"method": "lora", "dropout": 0.1}),
     "full-opt": ("opt", {"method": "full"}),
