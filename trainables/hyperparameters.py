@@ -232,22 +232,37 @@ class PromptOptions(MethodOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions(MethodOptions):
-    """Bottleneck adapters (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751), one after each
-    layer's feed-forward (Pfeiffer et al. 2020, https://arxiv.org/abs/2005.00247): h +
-    up(relu(down(h))), `bottleneck` channels between.
+    """Bottleneck adapters: f(x) = scale * up(activation(down(x))), `bottleneck` channels between.
+
+    `placement`, by the papers that tried them: pfeiffer, h + f(h) of the hidden states h that a
+    layer gives, so after its feed-forward (Pfeiffer et al. 2020,
+    https://arxiv.org/abs/2005.00247); houlsby, h + f(h) of what its attention and what its
+    feed-forward project back to the model's width, before it is added to the residual stream
+    (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751); parallel, f(x) beside the feed-forward
+    that is given x (He et al. 2022, https://arxiv.org/abs/2110.04366, with a scale of 4).
     """
 
     loaded_by: ClassVar = "this project"
 
     bottleneck: int = 64
+    placement: Literal["pfeiffer", "houlsby", "parallel"] = "pfeiffer"
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.bottleneck < 1:
             raise InputError(f"bottleneck: must be at least 1, got {self.bottleneck}")
+        if not 0 < self.scale < math.inf:
+            raise InputError(f"scale: must be above 0, got {self.scale}")
+
+    @property
+    def form(self) -> str:
+        return "" if self.placement == "pfeiffer" else self.placement
 
     @property
     def size(self) -> str:
-        return f"bottleneck {_power_of_two(self.bottleneck)}"
+        form = f" ({self.form})" if self.form else ""
+        return f"bottleneck {_power_of_two(self.bottleneck)}{form}"
 
 
 OPTIONS: dict[str, type[MethodOptions]] = {

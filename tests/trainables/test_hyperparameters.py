@@ -178,6 +178,15 @@ MISTAKES = [
         {**LORA, "init_lora_weights": "pissa_niter_4", "freeze_a": True},
         "freeze_a: must be false with init_lora_weights: pissa_niter_4, got true",
     ),
+    (
+        {**FULL, "method": "adapter", "placement": "houlsbi"},
+        "placement: must be one of pfeiffer, houlsby, parallel, got 'houlsbi'",
+    ),
+    (
+        {**FULL, "method": "adapter", "activation": "swish"},
+        "activation: must be one of relu, gelu, silu, tanh, got 'swish'",
+    ),
+    ({**FULL, "method": "adapter", "scale": 0}, "scale: must be above 0, got 0.0"),
     ({**LORA, "use_dora": 1}, "use_dora: must be true or false, got 1"),
     ({**LORA, "rslora": "yes"}, "rslora: must be true or false, got 'yes'"),
     ({**LORA, "targets": 3}, "targets: must be a word or a list of names, got 3"),

@@ -85,11 +85,16 @@ class LowRank(AdapterSite):
         self._dropout_K = (
             torch.tensor(dropouts, device=self.A_KRI.device) if any(dropouts) else None
         )
-        dora = {k: scale(each) for k, each in enumerate(options) if each and each.use_dora}
-        self._magnitudes = None
-        if dora:
-            a, b, vector = (tensors[n] for n in ("lora_A", "lora_B", "lora_magnitude_vector"))
-            self._magnitudes = Magnitudes(self.module, vector, a, b, dora)
+        self._magnitudes = self._with_magnitudes(tensors, options)
+
+    def _with_magnitudes(
+        self, tensors: Mapping[str, Stacked], options: Sequence[LoraOptions | None]
+    ) -> Magnitudes | None:
+        scales = {k: scale(each) for k, each in enumerate(options) if each and each.use_dora}
+        if not scales:
+            return None
+        a, b, vector = (tensors[n] for n in ("lora_A", "lora_B", "lora_magnitude_vector"))
+        return Magnitudes(self.module, vector, a, b, scales)
 
     def install(self) -> Callable[[], None]:
         return self.module.register_forward_hook(self._add).remove

@@ -136,6 +136,14 @@ CASES = [
     Case(method="adapter", model="bert"),
     Case(method="adapter", model="llama", options={"bottleneck": 8}),
     Case(method="adapter", model="gpt2", options={"bottleneck": 4}),
+    Case(method="adapter", model="bert", options={"placement": "houlsby", "activation": "gelu"}),
+    Case(method="adapter", model="gpt2", options={"placement": "houlsby", "scale": 2.0}),
+    Case(
+        method="adapter",
+        model="bert-classifier",
+        options={"placement": "parallel", "scale": 4.0, "activation": "tanh"},
+    ),
+    Case(method="adapter", model="llama", options={"placement": "parallel", "activation": "silu"}),
 ]
 ADDED = [case for case in CASES if case.method in ADDITIVE]
 OTHER_AT_FIRST = ("prompt",)  # virtual tokens change what the base gives from the start
