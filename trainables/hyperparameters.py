@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from types import NoneType
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from trainables.errors import InputError, did_you_mean
 from trainables.models.config import Quantisation
@@ -90,6 +90,28 @@ class PartialOptions(MethodOptions):
             raise InputError(f"layers: must be 0 or more, got {self.layers}")
 
 
+Number = TypeVar("Number", int, float)
+
+
+def _patterns(name: str, given: Sequence[str], read: Callable[[str], Number]) -> dict[str, Number]:
+    """The number above 0 of each regular expression in REGEX=NUMBER. `name`: of the
+    hyperparameter.
+    """
+    found = {}
+    for pattern in given:
+        regex, _, number = pattern.rpartition("=")
+        with suppress(re.error, ValueError):
+            if re.compile(regex).pattern and 0 < read(number) < math.inf:
+                found[regex] = read(number)
+        if regex not in found:
+            what = "whole number" if read is int else "number"
+            raise InputError(
+                f"{name}: must be a list of REGEX=NUMBER, a {what} above 0, such as q_proj=16, got"
+                f" {pattern!r}"
+            )
+    return found
+
+
 # of LoRA: parts of the base's own weights
 STARTS = r"pissa(_niter_[1-9]\d*)?|olora"
 
@@ -109,11 +131,15 @@ class LoraOptions(MethodOptions):
     or A and B are the part of W that matters most, and what is learned is the change of it: pissa
     or, by iterations, pissa_niter_4 (Meng et al. 2024, https://arxiv.org/abs/2404.02948), olora
     (Büyükakyüz 2024, https://arxiv.org/abs/2406.01775). `freeze_a`: B alone is trained (LoRA-FA,
-    Zhang et al. 2023, https://arxiv.org/abs/2308.03303).
+    Zhang et al. 2023, https://arxiv.org/abs/2308.03303). `rank_pattern` and `alpha_pattern`: others
+    for layers whose names end as a regular expression says, as REGEX=NUMBER, such as q_proj=16; the
+    first that fits counts, as in PEFT's options of these names.
     """
 
     rank: int = 8
     alpha: float = 16.0
+    rank_pattern: tuple[str, ...] = ()
+    alpha_pattern: tuple[str, ...] = ()
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     rslora: bool = False
@@ -124,6 +150,7 @@ class LoraOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         self._check_start()
+        _ = self.ranks, self.alphas  # which are checked as they are read
         if self.rank < 1:
             raise InputError(f"rank: must be at least 1, got {self.rank}")
         if not 0 < self.alpha < math.inf:
@@ -164,6 +191,16 @@ class LoraOptions(MethodOptions):
                 )
 
     @property
+    def ranks(self) -> dict[str, int]:
+        """Of `rank_pattern`."""
+        return _patterns("rank_pattern", self.rank_pattern, int)
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """Of `alpha_pattern`."""
+        return _patterns("alpha_pattern", self.alpha_pattern, float)
+
+    @property
     def from_base(self) -> str | None:
         """What A and B start from, where that is the base's own weights: the trial then has their
         start beside them, which it takes off the base again.
@@ -182,9 +219,9 @@ class LoraOptions(MethodOptions):
     @property
     def size(self) -> str:
         targets = self.targets if isinstance(self.targets, str) else " and ".join(self.targets)
-        form = f" ({self.form})" if self.form else ""
+        more = ", ".join(filter(None, [self.form, *self.rank_pattern]))
         rank = self.rank * (2 if self.from_base else 1)
-        return f"rank {_power_of_two(rank)} on {targets}{form}"
+        return f"rank {_power_of_two(rank)} on {targets}{f' ({more})' if more else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -118,6 +119,27 @@ class LowRank(AdapterSite):
         return (output + delta_NO.view(output.shape)).to(output.dtype)
 
 
+def _of_each_layer(options: LoraOptions, names: Sequence[str]) -> dict[str, LoraOptions]:
+    """The options at each of the layers `names`, which patterns may change. Raises InputError for
+    one that fits none.
+    """
+    from peft.utils.other import get_pattern_key
+
+    ranks, alphas = options.ranks, options.alphas
+    for name, patterns in {"rank_pattern": ranks, "alpha_pattern": alphas}.items():
+        for regex in patterns:
+            if not any(get_pattern_key([regex], layer) == regex for layer in names):
+                raise InputError(f"{name}: {regex!r} fits the name of no layer that is adapted")
+    return {
+        layer: replace(
+            options,
+            rank=ranks.get(get_pattern_key(list(ranks), layer), options.rank),
+            alpha=alphas.get(get_pattern_key(list(alphas), layer), options.alpha),
+        )
+        for layer in names
+    }
+
+
 def _start(module: nn.Module, options: LoraOptions) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Initial values, and what of them is not trained.
 
@@ -196,13 +218,14 @@ class Lora:
     stays_beside = False
 
     def plan(self, base: BaseModel, options: LoraOptions) -> list[Addition]:
+        """See `_start`."""
         additions = []
-        for name in target_modules(base, options.targets):
-            values, frozen = _start(base.model.get_submodule(name), options)
-            if options.use_dora:
-                values["lora_magnitude_vector"] = _magnitudes(base, name, values, options)
+        for name, own in _of_each_layer(options, target_modules(base, options.targets)).items():
+            values, frozen = _start(base.model.get_submodule(name), own)
+            if own.use_dora:
+                values["lora_magnitude_vector"] = _magnitudes(base, name, values, own)
             additions.append(
-                Addition(kind=LowRank, site=name, values=values, frozen=frozen, options=options)
+                Addition(kind=LowRank, site=name, values=values, frozen=frozen, options=own)
             )
         return additions
 
@@ -213,12 +236,14 @@ class Lora:
         targets = target_modules(base, options.targets)
         # where the start is beside what is trained, as PEFT's own conversion to LoRA has it
         wider = 2 if options.from_base else 1
-        alpha = options.alpha * (wider**0.5 if options.rslora else wider)
+        more = wider**0.5 if options.rslora else wider
         LoraConfig(
             base_model_name_or_path=base.model.name_or_path,
             revision=base.spec.model.revision if base.spec else None,
             r=options.rank * wider,
-            lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  PEFT takes floats too
+            rank_pattern={regex: rank * wider for regex, rank in options.ranks.items()},
+            alpha_pattern={regex: alpha * more for regex, alpha in options.alphas.items()},
+            lora_alpha=options.alpha * more,  # pyright: ignore[reportArgumentType]  PEFT takes floats too
             lora_dropout=options.dropout,
             target_modules=targets,
             fan_in_fan_out=any(

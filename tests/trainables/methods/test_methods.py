@@ -110,6 +110,23 @@ CASES = [
     Case(method="lora", model="llama", options={"use_dora": True, "rslora": True, "rank": 4}),
     Case(method="lora", model="gpt2", options={"use_dora": True, "dropout": 0.1}),
     Case(method="lora", model="bert-classifier", options={"use_dora": True, "dropout": 0.1}),
+    Case(
+        method="lora",
+        model="llama",
+        options={"rank_pattern": ("q_proj=2", "layers.1.mlp.*=3"), "alpha_pattern": ("v_proj=3",)},
+    ),
+    Case(
+        method="lora",
+        model="bert",
+        options={
+            "init_lora_weights": "olora",
+            "rslora": True,
+            "alpha": 2,
+            "rank_pattern": ("query=2",),
+            "alpha_pattern": ("(query|key)=3",),
+        },
+        learning_rate=1e-3,
+    ),
     Case(method="lora", model="bert", options={"init_lora_weights": "pissa"}),
     Case(
         method="lora",
@@ -570,6 +587,12 @@ def test_a_stack_alone_leaves_no_trace_on_its_base(lab, added):
             "bert",
             {"targets": ("classifier",)},
             "targets: no linear layer is called 'classifier'; ",
+        ),
+        (
+            "lora",
+            "llama",
+            {"rank_pattern": ("v_proj=2", "query=4")},
+            "rank_pattern: 'query' fits the name of no layer that is adapted",
         ),
         ("partial", "bert", {"layers": 3}, "layers: must be at most the model's 2 layers, got 3"),
         (
