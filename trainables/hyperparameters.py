@@ -315,8 +315,8 @@ OPTIONS: dict[str, type[MethodOptions]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """One trial's configuration. Learning rates are per optimiser step of AdamW (Loshchilov &
-    Hutter 2019).
+    """One trial's configuration. Learning rates are per step of the optimizer, which is AdamW
+    (Loshchilov & Hutter 2019) unless another is named.
     """
 
     method: str
@@ -327,8 +327,12 @@ class Hyperparameters:
     warmup_ratio: float = 0.1  # share of all steps over which the rate rises linearly from 0
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # after the warm-up
     max_grad_norm: float = 1.0  # global L2 norm; 0 turns clipping off
+    # lion: Chen et al. 2023, https://arxiv.org/abs/2302.06675; muon: Jordan et al. 2024,
+    # https://kellerjordan.github.io/posts/muon/; 8bit: moments of 8 bits, Dettmers et al. 2022,
+    # https://arxiv.org/abs/2110.02861, paged: in the host's memory where the GPU's is full
+    optimizer: Literal["adamw", "lion", "adamw_8bit", "paged_adamw_8bit", "muon"] = "adamw"
     beta1: float = 0.9
-    beta2: float = 0.999
+    beta2: float = 0.999  # of lion 0.99, unless it is set
     epsilon: float = 1e-8
     # share of each target's probability that is spread over all classes or tokens in training
     # (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7)
@@ -350,6 +354,15 @@ class Hyperparameters:
         for name in ("beta1", "beta2", "label_smoothing", "ema_decay"):
             if getattr(self, name) == 1:
                 raise InputError(f"{name}: must be below 1, got {getattr(self, name)}")
+        if not self.options.trains_base and self.optimizer not in SHARED_OPTIMIZERS:
+            raise InputError(
+                f"optimizer: trials of method {self.method} share a base and train by"
+                f" {' or '.join(SHARED_OPTIMIZERS)}, got {self.optimizer}"
+            )
+
+
+SHARED_OPTIMIZERS = ("adamw", "lion")
+"""Of trials that train beside each other over one base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,6 +436,8 @@ def parse(params: Mapping[str, object]) -> Hyperparameters:
     own = [f.name for f in fields(kind)]
     _check_known(given, [*COMMON, *own], method)
     common = _typed(Hyperparameters, _only(given, COMMON))
+    if common.get("optimizer") == "lion":
+        common.setdefault("beta2", 0.99)  # Chen et al. 2023
     if missing := [name for name in REQUIRED if name not in common]:
         raise InputError(f"{missing[0]}: not given; put it into search.space or into train")
     options = kind(**_typed(kind, _only(given, own)))

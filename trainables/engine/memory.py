@@ -26,7 +26,10 @@ GB = 10**9
 GPUS = {"T4": 16, "L4/A10G": 24, "A100": 40, "A100/H100": 80, "H200": 141}  # GB, as they are sold
 # of a device: the CUDA context, workspaces of kernels, and what the allocator cannot join
 RESERVE = 0.1
-MOMENTS = 2  # that AdamW keeps of each trained parameter
+MOMENTS = 2  # that the matrix of a trial group has of each trained parameter
+STATE = {"adamw": 2, "lion": 1, "muon": 1}
+"""Numbers that the optimizer of a trial with a base of its own keeps of each, in their type."""
+STATE_8BIT = 2  # bytes of those that keep two of 8 bits
 FLOAT32 = (
     4  # bytes; the matrix of a trial group and the loss are in float32 whatever the base is in
 )
@@ -140,18 +143,20 @@ def _training(
     averages = int(hp.ema_decay > 0)
     if hp.method in REPLACING:
         REPLACING[hp.method].attach(base, hp.options)
-        return _of_the_base(base.model, linear, dtype_bytes, averages)
+        kept = STATE[hp.optimizer] * dtype_bytes if hp.optimizer in STATE else STATE_8BIT
+        per_parameter = (1 + averages) * dtype_bytes + kept
+        return _of_the_base(base.model, linear, per_parameter)
     additions = ADDITIVE[hp.method].plan(base, hp.options)
     return _beside_the_base(base, additions, linear, compute_bytes, averages)
 
 
 def _of_the_base(
-    model: "PreTrainedModel", linear: Mapping[str, "nn.Module"], dtype_bytes: int, averages: int
+    model: "PreTrainedModel", linear: Mapping[str, "nn.Module"], bytes_per_parameter: int
 ) -> _Training:
     """Of a trial that trains weights inside a base of its own."""
     return _Training(
         tensors=[parameter for parameter in model.parameters() if parameter.requires_grad],
-        bytes_per_parameter=(1 + MOMENTS + averages) * dtype_bytes,
+        bytes_per_parameter=bytes_per_parameter,
         fed={name for name, module in linear.items() if _weight(module).requires_grad},
         reached=_after_the_first_trained(model) & linear.keys(),
         shared=False,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from trainables.engine.kernels import MicroBatch
+from trainables.engine.optimisers import Optimisers
 from trainables.engine.seeding import seeded
-from trainables.engine.shared import AVERAGE, TWINS, WEIGHTS, ema_decay
+from trainables.engine.shared import AVERAGE, WEIGHTS, ema_decay
 from trainables.hyperparameters import Hyperparameters
 from trainables.methods import REPLACING
 from trainables.models.base import BaseModel
@@ -51,9 +52,21 @@ class OwnBaseEngine:
             REPLACING[hp.method].attach(base, hp.options)
         self._parameters = {name: p for name, p in base.model.named_parameters() if p.requires_grad}
         self._remember(list(self._parameters))
-        self._optimizer = _adamw(list(self._parameters.values()), hp)
+        self._optimisers = Optimisers(self._parameters, self._hidden(), hp)
         # by name; of a trial that asks for them
         self._averages = _copies(self._parameters) if hp.ema_decay else {}
+
+    def _hidden(self) -> list[str]:
+        """Matrices between embeddings and outputs, which Muon is for (Jordan et al. 2024)."""
+        model = self.base.model
+        outside = [model.get_output_embeddings()]
+        outside += [each for each in model.modules() if isinstance(each, torch.nn.Embedding)]
+        apart = {id(p) for each in outside if each is not None for p in each.parameters()}
+        return [
+            name
+            for name, p in self._parameters.items()
+            if p.ndim == 2 and id(p) not in apart and not self.base.in_head(name)
+        ]
 
     def _remember(self, names: Sequence[str]) -> None:
         parameters = dict(self.base.model.named_parameters())
@@ -75,7 +88,7 @@ class OwnBaseEngine:
         return self.base.model(**batch)
 
     def zero_grad(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimisers.zero_grad()
 
     def gradients(self) -> list[Tensor]:
         for parameter in self._parameters.values():
@@ -99,9 +112,7 @@ class OwnBaseEngine:
                 torch.nn.utils.clip_grads_with_norm_(
                     self._parameters.values(), hp.max_grad_norm, norms[0]
                 )
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
-            self._optimizer.step()
+            self._optimisers.step(rate)
             for name, average in self._averages.items():
                 average.lerp_(self._parameters[name].detach(), 1 - ema_decay(hp, step))
 
@@ -135,13 +146,7 @@ class OwnBaseEngine:
         """And the weights and averages themselves, where a checkpoint holds them with fewer digits
         or not at all.
         """
-        state = self._optimizer.state
-        found = {
-            f"{twin}/{name}": state[p][twin]
-            for twin in TWINS
-            for name, p in self._parameters.items()
-            if p in state
-        }
+        found = self._optimisers.state()
         has_fewer_digits = (
             torch.promote_types(self._save_dtype, self.base.dtype) != self._save_dtype
         )
@@ -159,29 +164,13 @@ class OwnBaseEngine:
             if (whole := moments.get(f"{WEIGHTS}/{name}")) is not None:
                 with torch.no_grad():
                     parameter.copy_(whole)
-            self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(step), device=parameter.device),
-                **{twin: moments[f"{twin}/{name}"].to(parameter.device) for twin in TWINS},
-            }
+        kept = (f"{WEIGHTS}/", f"{AVERAGE}/")
+        own = {name: each for name, each in moments.items() if not name.startswith(kept)}
+        self._optimisers.restore(own, step)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-def _adamw(parameters: Sequence[torch.nn.Parameter], hp: Hyperparameters) -> torch.optim.AdamW:
-    decayed = [p for p in parameters if p.ndim >= 2]  # never biases and norms
-    rest = [p for p in parameters if p.ndim < 2]
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": hp.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ],
-        lr=hp.learning_rate,
-        betas=(hp.beta1, hp.beta2),
-        eps=hp.epsilon,
-        fused=True,
-    )
 
 
 def initialise(model: "PreTrainedModel", head: torch.nn.Module) -> None:

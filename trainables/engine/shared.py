@@ -52,8 +52,8 @@ class _Made:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Adam:
-    """What each of K trials makes its step of AdamW with [K, 1]."""
+class _Constants:
+    """What each of K trials makes its step with [K, 1]."""
 
     rate: Tensor
     fast_ratio: Tensor  # of the learning rates of columns that are `fast`
@@ -73,7 +73,7 @@ class _Adam:
         rates: Sequence[float],
         steps: Sequence[int],
         norms: Tensor,
-    ) -> "_Adam":
+    ) -> "_Constants":
         """`norms` have the type and the device that the arithmetic has."""
 
         own = [_constants(*each) for each in zip(hps, rates, steps, strict=True)]
@@ -95,7 +95,7 @@ class _Adam:
 
 
 def _constants(hp: Hyperparameters, rate: float, step: int) -> tuple[float, ...]:
-    """Of one trial, in the order in which `_Adam.of` takes them."""
+    """Of one trial, in the order in which `_Constants.of` takes them."""
     return (
         rate,
         getattr(hp.options, "loraplus_ratio", 1.0),
@@ -348,8 +348,8 @@ class SharedBaseEngine:
         steps: Sequence[int],
         norms: Tensor,
     ) -> None:
-        """One step of AdamW (Loshchilov & Hutter 2019) for each of `trials`, with learning rates
-        `rates` of their own.
+        """One step of AdamW (Loshchilov & Hutter 2019), or of Lion (Chen et al. 2023), for each of
+        `trials`, with learning rates `rates` of their own.
 
         steps: how many each has made before; norms: of their gradients, for clipping, by torch's
         formula.
@@ -357,7 +357,8 @@ class SharedBaseEngine:
         if not trials:
             return
 
-        self._adamw(trials, hps, rates, steps, norms)
+        self._each_by(self._adamw, "adamw", trials, hps, rates, steps, norms)
+        self._each_by(self._lion, "lion", trials, hps, rates, steps, norms)
         for trial, hp, step in zip(trials, hps, steps, strict=True):
             if hp.ema_decay:
                 row = self.lane(trial)
@@ -365,42 +366,60 @@ class SharedBaseEngine:
                 average_P.lerp_(self._weights[row], 1 - ema_decay(hp, step))
         self._refresh()
 
-    def _adamw(
+    def _each_by(
         self,
+        update: Callable[["_Constants", Sequence[Tensor], Tensor], None],
+        optimizer: str,
         trials: Sequence[str],
         hps: Sequence[Hyperparameters],
         rates: Sequence[float],
         steps: Sequence[int],
         norms: Tensor,
     ) -> None:
-        lanes = [self.lane(trial) for trial in trials]
+        """The step of those trials that `optimizer` trains, some columns at a time."""
+        chosen = [i for i, hp in enumerate(hps) if hp.optimizer == optimizer]
+        if not chosen:
+            return
+        lanes = [self.lane(trials[i]) for i in chosen]
+        constants = _Constants.of(
+            [hps[i] for i in chosen],
+            [rates[i] for i in chosen],
+            [steps[i] for i in chosen],
+            norms[chosen].to(self.dtype),
+        )
         everyone = lanes == list(range(len(self._lanes)))
         index = None if everyone else torch.tensor(lanes, device=self._device)
-        adam = _Adam.of(hps, rates, steps, norms.to(self.dtype))
         width = max(1, UPDATE_ELEMENTS // len(lanes))
-        state = [self._weights, self._grads, *(self._moments[name] for name in TWINS)]
+        state = [self._grads, self._weights, *(self._moments[name] for name in TWINS)]
         for start in range(0, self._layout.width, width):
             here = slice(start, start + width)
             matrices = [matrix[:, here] for matrix in state]
-            weights, grads, first, second = (
-                matrices if index is None else [m.index_select(0, index) for m in matrices]
-            )
-            rates_KP = adam.rate * (1 + (adam.fast_ratio - 1) * self._fast_P[here])
-            grads = grads * adam.clip
-            weights.mul_(1 - rates_KP * adam.decay * self._decayed(here, index))
-            first.lerp_(grads, adam.one_less_beta1)
-            second.mul_(adam.beta2).addcmul_(grads * adam.one_less_beta2, grads)
-            weights.addcdiv_(
-                first * (-rates_KP / adam.correction1),
-                (second.sqrt() / adam.correction2).add_(adam.epsilon),
-            )
+            parts = matrices if index is None else [m.index_select(0, index) for m in matrices]
+            rates_KP = constants.rate * (1 + (constants.fast_ratio - 1) * self._fast_P[here])
+            parts[0] = parts[0] * constants.clip
+            parts[1].mul_(1 - rates_KP * constants.decay * self._decayed(here, index))
+            update(constants, parts, rates_KP)
             if index is not None:
-                for matrix, part in (
-                    (matrices[0], weights),
-                    (matrices[2], first),
-                    (matrices[3], second),
-                ):
+                for matrix, part in zip(matrices[1:], parts[1:], strict=True):
                     matrix.index_copy_(0, index, part)
+
+    @staticmethod
+    def _adamw(constants: "_Constants", parts: Sequence[Tensor], rates_KP: Tensor) -> None:
+        grads, weights, first, second = parts
+        first.lerp_(grads, constants.one_less_beta1)
+        second.mul_(constants.beta2).addcmul_(grads * constants.one_less_beta2, grads)
+        weights.addcdiv_(
+            first * (-rates_KP / constants.correction1),
+            (second.sqrt() / constants.correction2).add_(constants.epsilon),
+        )
+
+    @staticmethod
+    def _lion(constants: "_Constants", parts: Sequence[Tensor], rates_KP: Tensor) -> None:
+        """Algorithm 2; has one moment."""
+        grads, weights, first, _ = parts
+        direction = first.lerp(grads, constants.one_less_beta1).sign_()
+        weights.sub_(rates_KP * direction)
+        first.lerp_(grads, constants.one_less_beta2)
 
     def _decayed(self, columns: slice, lanes: Tensor | None) -> Tensor:
         """Which of some weights decay, 1 or 0 [P], or of some trials [K, P]."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainables.engine.test_shared_base import factor
 from trainables.data.batches import batch_indices
 from trainables.engine.distributed import World
 from trainables.engine.dropout import RowDropout
@@ -344,8 +345,14 @@ def start(lab, model, dtype, hp, folder):
     return folder / "checkpoint"
 
 
-def plain_loop(lab, model, dtype, hp, checkpoint, *, steps):
-    """torch.optim.AdamW and transformers' own loss; the gradients of the first step, the losses, the module."""
+def adamw(groups, hp):
+    return torch.optim.AdamW(
+        groups, lr=hp.learning_rate, betas=(hp.beta1, hp.beta2), eps=hp.epsilon
+    )
+
+
+def plain_loop(lab, model, dtype, hp, checkpoint, *, steps, optimizer=adamw, total=10):
+    """The optimizer and transformers' own loss; the gradients of the first step, the losses, the module."""
     module = lab.plain(model, None if hp.method == "lora" else checkpoint, dtype=dtype)
     if hp.method == "lora":
         from peft import PeftModel
@@ -359,9 +366,7 @@ def plain_loop(lab, model, dtype, hp, checkpoint, *, steps):
         {"params": matrices, "weight_decay": hp.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
-        groups, lr=hp.learning_rate, betas=(hp.beta1, hp.beta2), eps=hp.epsilon
-    )
+    optimizer = optimizer(groups, hp)
     first, losses = {}, []
     for step in range(steps):
         rows = batch_indices(len(lab.split(model)), hp.batch_size, hp.seed, step)
@@ -381,8 +386,8 @@ def plain_loop(lab, model, dtype, hp, checkpoint, *, steps):
             first = {_saved_name(name): p.grad.clone() for name, p in trained.items()}
         if hp.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(trained.values(), hp.max_grad_norm)
-        for group in optimizer.param_groups:  # two of ten steps of warm-up, then down to 0
-            group["lr"] = hp.learning_rate * ((step + 1) / 2 if step < 2 else (10 - step) / 8)
+        for group in optimizer.param_groups:
+            group["lr"] = hp.learning_rate * factor(hp, step, total)
         optimizer.step()
     return first, losses, module
 
