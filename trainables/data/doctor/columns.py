@@ -28,6 +28,7 @@ SHORTEST, MOST_CLASSES = 3, 50  # characters of a name, and classes whose others
 FEW_VALUES, SOME_VALUES = 20, 3  # the second, of columns whose name says that rows come from them
 REPEATED = 1.2  # rows a value, below which one that is not named so is no origin
 MANY = 0.01  # of a split's rows, from which it is a warning
+ENOUGH = 10  # values, of which a tenth can be kept together
 OF_ONE = 200  # rows a value, above which few values are kinds of rows and not what they come from
 SORTED = 0.1  # label changes from row to row, of those in a shuffled file
 AT_ONCE = 10_000_000  # values of columns that are held in memory, 8 bytes each
@@ -153,6 +154,7 @@ def _origin(column: _Column, prepared: Prepared) -> Iterator[_Origin]:
             name=column.name,
             is_likely=is_named
             and bool(are_many)
+            and len(values) >= ENOUGH
             and (len(values) >= FEW_VALUES or counts.mean() <= OF_ONE),
             told=tuple(told),
             rows=np.concatenate(rows),

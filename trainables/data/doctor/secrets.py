@@ -8,33 +8,37 @@ from dataclasses import dataclass, field
 from trainables.data.doctor.rows import Prepared
 from trainables.data.findings import Finding
 
-CARD = r"(?<![\w+-])(?<!\d\.)(?<!\d\d[ -])(?:{})(?!\w|-\w|\.\d|[ -]\d{{3}})".format(
-    "|".join(
-        (
-            r"\d{14,19}",
-            r"\d{4}(?P<of_four>[ -])\d{4}(?P=of_four)\d{4}(?P=of_four)\d{4}",
-            r"\d{4}(?P<of_six>[ -])\d{6}(?P=of_six)\d{4,5}",
-        )
-    )
+# letters that are always the same, or a digit, stand first, and what must not stand before them is
+# asked next: they are looked for many times faster
+CARD = (
+    r"\d(?<![\w+-]\d)(?<!\d\.\d)(?<!\d\d[ -]\d)"
+    r"(?:\d{13,18}"
+    r"|\d{3}(?P<of_four>[ -])\d{4}(?P=of_four)\d{4}(?P=of_four)\d{4}"
+    r"|\d{3}(?P<of_six>[ -])\d{6}(?P=of_six)\d{4,5})"
+    r"(?!\w|-\w|\.\d|[ -]\d{3})"
 )
 IN_URL = "password in a URL"
 PATTERNS = {
     "private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY",
-    "AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    "GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{60,})",
-    "Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}\b",
-    "OpenAI key": r"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{32,}",
-    "Slack token": r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}",
-    "Google API key": r"\bAIza[0-9A-Za-z_-]{35}\b",
-    "JSON web token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
+    "AWS access key": r"A[KS]IA(?<!\w....)[0-9A-Z]{16}\b",
+    "GitHub token": r"g(?<!\w.)(?:h[pousr]_[A-Za-z0-9]{36,}|ithub_pat_\w{60,})",
+    "Hugging Face token": r"hf_(?<!\w...)[A-Za-z0-9]{30,}\b",
+    "OpenAI key": r"sk-(?<!\w...)(?:proj-|ant-)?[A-Za-z0-9_-]{32,}",
+    "Slack token": r"xox(?<!\w...)[abeoprs]-[A-Za-z0-9-]{10,}",
+    "Google API key": r"AIza(?<!\w....)[0-9A-Za-z_-]{35}\b",
+    "JSON web token": r"eyJ(?<!\w...)[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
     # from the beginning of a run of its characters alone: else long runs take their length squared
     IN_URL: r"(?<![a-z0-9+.-])[0-9+.-]*[a-z][a-z0-9+.-]*://[^\s/:@]+:[^\s/:@]+@",
-    "e-mail address": r"(?<![\w.+-])[.+-]*\w[\w.+-]*@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b",
+    # not the address of a repository, behind which its path begins
+    "e-mail address": r"(?<![\w.+-])[.+-]*\w[\w.+-]*@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b"
+    r"(?!(?:\.[\w-]+)*:[\w~/])",
     "card number": CARD,
     "IBAN": r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b",
     "US social security number": r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\w-])",
-    "telephone number": r"(?<![\w.])\+[1-9]\d{0,2}(?:[ .()-]{0,2}\d){7,11}(?!\w)",
+    "telephone number": r"\+(?<![\w.]\+)[1-9]\d{0,2}(?:[ .()-]{0,2}\d){7,11}(?!\w)",
 }
+NEEDED = {IN_URL: "://", "e-mail address": "@", "telephone number": "+"}
+"""What a text must hold to be looked through."""
 COMPILED = {name: re.compile(pattern) for name, pattern in PATTERNS.items()}
 PERSONAL = ("e-mail address", "telephone number")
 """Of these, one is told; more than some are a warning."""
@@ -128,6 +132,8 @@ def _finding(name: str, found: _Found, rows: int) -> Finding:
 def _kinds(text: str) -> Iterator[tuple[str, list[bool]]]:
     """What the text has something of the form of, and whether each of these is that."""
     for name, pattern in COMPILED.items():
+        if NEEDED.get(name, "") not in text:
+            continue
         is_real = CHECKS.get(name, bool)
         if checks := [is_real(match.group()) for match in pattern.finditer(text)]:
             yield name, checks

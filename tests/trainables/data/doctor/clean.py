@@ -551,10 +551,67 @@ def users(count: int) -> Clean:
     return Clean(task="classification", rows=distinct(row, count), data={"group": "user_id"})
 
 
+def news(count: int) -> Clean:
+    """Of few papers and authors, in the order of their days."""
+    draw = Draw(20)
+    topics = {"politics": ("parliament", "the minister", "a vote", "the treaty"), "sport": ("the match", "a goal", "the league", "their coach"),
+              "science": ("a telescope", "the gene", "new data", "the reactor")}  # fmt: skip
+
+    def row() -> dict:
+        topic = draw.of(list(topics))
+        text = f"<p>{draw.sentence()} {draw.of(topics[topic]).capitalize()} {draw.of(PLACES)}: {draw.paragraph(1, 4)}</p>"
+        return {"text": text, "label": topic, "source": draw.of(("Herald", "Post", "Mirror", "Star")), "author": draw.of(NAMES[:7]),
+                "day": draw.moment().isoformat(), "url": f"https://news.example/{draw.digits(9)}"}  # fmt: skip
+
+    return Clean(
+        task="classification", rows=sorted(distinct(row, count), key=lambda each: each["day"])
+    )
+
+
+def shell(count: int) -> Clean:
+    """Commands, with addresses of machines, versions and hashes."""
+    draw = Draw(21)
+
+    def word() -> str:
+        return draw.of(THINGS).replace(" ", "-")
+
+    def row() -> dict:
+        command = draw.of((
+            f"git clone git@git.{draw.of(TOWNS).lower()}.org:{word()}/{word()}.git", f"chmod +x ./{word()}-{draw.number(1, 99)}.sh",
+            f"ssh -p {draw.digits(4)} root@10.{draw.number(0, 255)}.{draw.number(0, 255)}.7 uptime", f"pip install {word()}=={draw.number(0, 9)}.{draw.number(0, 40)}.{draw.number(0, 9)}",
+            f"git show {draw.random.bytes(20).hex()} -- src/{word()}/{word()}.py", f"date -d @{draw.number(10**9, 2 * 10**9)} +%Y{draw.number(1, 9)}",
+            f"docker run -e KEY_{draw.number(1, 99)}={draw.random.bytes(8).hex().upper()} {word()}:{draw.number(1, 40)} sk-{word()}-{word()}",
+            f"curl -s https://{word()}.example/{draw.random.bytes(16).hex()}?t={draw.digits(13)} | head -{draw.number(2, 90)}",
+        ))  # fmt: skip
+        return {
+            "prompt": f"What does this do on {draw.of(TOWNS)}'s server?\n$ {command}",
+            "completion": draw.sentence(),
+        }
+
+    return Clean(task="instruction", rows=distinct(row, count))
+
+
+def reading(count: int) -> Clean:
+    """Questions on passages, of which each has several, kept together."""
+    draw = Draw(22)
+    passages = [draw.paragraph(4, 9) for _ in range(count // 4)]
+
+    def row() -> dict:
+        passage = draw.number(0, len(passages))
+        asked = draw.of(("Who", "When", "Where", "Why")) + f" is it said that {draw.clause()}?"
+        return {
+            "prompt": f"{passages[passage]}\n\n{asked}",
+            "completion": draw.clause(),
+            "passage_id": passage,
+        }
+
+    return Clean(task="instruction", rows=distinct(row, count), data={"group": "passage_id"})
+
+
 CLEAN = {
     each.__name__: each
     for each in (
         reviews, tweets, logs, phone_like, chats, questions, text_to_sql, code, multilingual, intents, slots, abstracts,
-        poems, json_answers, number_words, mails, sums, translations, users,
+        poems, json_answers, number_words, mails, sums, translations, users, news, shell, reading,
     )
 }  # fmt: skip

@@ -12,7 +12,7 @@ from trainables.data.config import DataConfig
 from trainables.data.doctor.examine import Examination
 from trainables.data.prepare import prepare
 
-ROWS = 500
+ROWS = 300
 TRUE_OF = {
     "logs": ["label_in_text"],  # [ERROR] stands in each line of class error
     "intents": ["label_in_text"],  # and `weather` in each question about the weather

@@ -83,6 +83,22 @@ def test_a_few_sources_of_many_rows_are_kinds_of_rows(tmp_path):
     rows = table(1500, source=lambda i: ["mail", "web", "phone"][i % 3])
     (finding,) = kinds(column_findings(found_in(tmp_path, rows)))["no_group"]
     assert finding.severity == "note"
+    (finding,) = kinds(column_findings(found_in(tmp_path, rows[:200])))["no_group"]
+    assert finding.severity == "note"
+
+
+def test_a_column_named_as_an_origin_is_told_of_however_seldom_it_repeats(tmp_path):
+    rows = table(400, thread=lambda i: f"t{i}")
+    other = table(100, 1, thread=lambda i: f"v{i}")
+    data = {"validation": write(tmp_path / "b.csv", other), "name": "a.csv"}
+    other[3]["thread"] = "t70"
+    write(tmp_path / "b.csv", other)
+    (finding,) = kinds(column_findings(found_in(tmp_path, rows, **data)))["no_group"]
+    assert finding.examples == ("b.csv row 4: 't70'",) and finding.severity == "warning"
+    assert finding.setting == "data.group: thread" and finding.rows == 1
+    write(tmp_path / "b.csv", [*other, *table(100, 2, thread=lambda i: f"w{i}")])
+    (finding,) = kinds(column_findings(found_in(tmp_path, rows, **data)))["no_group"]
+    assert finding.severity == "note"
 
 
 def test_examples_say_where_and_what(tmp_path):

@@ -179,11 +179,12 @@ def test_a_question_with_one_more_word_and_an_answer_of_its_own_is_another(tmp_p
 
 
 def test_rows_that_differ_in_what_many_have_are_others(tmp_path):
-    """Each of a few stretches, from which rows are put together, stands in many rows."""
-    random, parts = np.random.default_rng(0), [" ".join(words(10, seed)) for seed in range(12)]
-    chosen = {tuple(random.choice(12, 3, replace=False).tolist()) for _ in range(500)}
-    texts = [f"{parts[a]} {parts[b]} so {parts[c]}" for a, b, c in chosen]
+    """Two rows each have a stretch of their own, behind which another of eight long ones stands."""
+    own, parts = sentences(250, 5, 14, 16), [" ".join(words(40, seed)) for seed in range(8)]
+    texts = [f"{own[i // 2]} {parts[(i // 2 + i % 2) % 8]}" for i in range(500)]
     assert not list(near_duplicates(found_in(tmp_path, texts)))
+    texts = [f"{own[i // 2]} {'so ' * (i % 2)}{parts[i // 2 % 8]}" for i in range(500)]
+    assert sum(each.rows for each in near_duplicates(found_in(tmp_path, texts))) > 200
 
 
 def test_a_single_row_that_is_like_one_of_another_split_is_a_note(tmp_path):

@@ -57,6 +57,7 @@ def test_each_is_told_with_its_place_and_never_shown(tmp_path, name):
             "30569309025904", "3530 1113 3330 0000", "2223003122003222", "4111111111111111,12/29", "card:4111111111111111.",
             "4111 1111 1111 1111 12/29",
         )),
+        *((text, "e-mail address") for text in ("Me@a.b-c.example.org: hello", "mailto:x.y+z@example.co.uk", "(x@example.org)")),
         *((text, "IBAN") for text in ("DE89370400440532013000 AND", "NO9386011117947", "GB82 WEST 1234 5698 7654 32")),
         *((text, "telephone number") for text in ("+14155552671", "+44 20 7946 0958", "+1.415.555.2671")),
     ],
@@ -78,7 +79,7 @@ def test_other_ways_to_write_one_are_told_too(tmp_path, text, name):
         "12:00 +0100 2026-03-01", "+12345.678901", "472547338+960397912423686", "x = a +1", "@@ -100,30 +100,40 @@",
         "DE88 3704 0044 0532 0130 00", "AB12 CDEF 3456 GHIJ 7890", "DE89 3704 0044 0532",
         "sk-vianocne-trhy-v-bratislave-a-okoli-program", "sk-toggleable__label-arrow__something-more-of-it",
-        "git clone https://example.org/a:b", "@pytest.mark.slow", "left@right",
+        "git clone https://example.org/a:b", "@pytest.mark.slow", "left@right", "git clone git@github.com:owner/name.git", "git@git.some.example.org:a/b",
     ],
 )  # fmt: skip
 def test_what_only_looks_like_one_is_left_in_peace(tmp_path, text):
