@@ -70,7 +70,7 @@ class Scales(LinearSite):
         everyone = [True] * len(scale.weight)
         segments = self.engine.micro_batch.scaled(len(x_NC))
         return GroupedScale.apply(
-            x_NC, self.engine.anchor, scale.compute, scale.grad, segments, everyone
+            x_NC, self.engine.anchor, scale.weight, scale.grad, segments, everyone
         )
 
 
