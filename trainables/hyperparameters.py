@@ -90,6 +90,13 @@ class PartialOptions(MethodOptions):
             raise InputError(f"layers: must be 0 or more, got {self.layers}")
 
 
+def _check_targets(targets: str | tuple[str, ...]) -> None:
+    if targets and (not isinstance(targets, str) or targets in ("all-linear", "attention")):
+        return
+    got = repr(targets) if isinstance(targets, str) else "an empty list"
+    raise InputError(f"targets: must be all-linear, attention or a list of module names, got {got}")
+
+
 Number = TypeVar("Number", int, float)
 
 
@@ -159,15 +166,7 @@ class LoraOptions(MethodOptions):
             raise InputError(f"dropout: must be in [0, 1), got {self.dropout}")
         if not 0 < self.loraplus_ratio < math.inf:
             raise InputError(f"loraplus_ratio: must be above 0, got {self.loraplus_ratio}")
-        if (
-            not self.targets
-            or isinstance(self.targets, str)
-            and self.targets not in ("all-linear", "attention")
-        ):
-            got = repr(self.targets) if isinstance(self.targets, str) else "an empty list"
-            raise InputError(
-                f"targets: must be all-linear, attention or a list of module names, got {got}"
-            )
+        _check_targets(self.targets)
 
     def _check_start(self) -> None:
         start = self.init_lora_weights
@@ -302,6 +301,33 @@ class AdapterOptions(MethodOptions):
         return f"bottleneck {_power_of_two(self.bottleneck)}{form}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class VeraOptions(MethodOptions):
+    """Low-rank branches b * B (d * A x) of random A and B, which all layers share and nobody
+    trains; the vectors b and d are trained (VeRA, Kopiczko et al. 2023,
+    https://arxiv.org/abs/2310.11454). d starts at `d_initial`; `targets` as LoRA's.
+    """
+
+    rank: int = 256
+    d_initial: float = 0.1
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError(f"rank: must be at least 1, got {self.rank}")
+        if not 0 < self.d_initial < math.inf:
+            raise InputError(f"d_initial: must be above 0, got {self.d_initial}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout: must be in [0, 1), got {self.dropout}")
+        _check_targets(self.targets)
+
+    @property
+    def size(self) -> str:
+        targets = self.targets if isinstance(self.targets, str) else " and ".join(self.targets)
+        return f"scales at rank {_power_of_two(self.rank)} on {targets}"
+
+
 OPTIONS: dict[str, type[MethodOptions]] = {
     "full": FullOptions,
     "partial": PartialOptions,
@@ -310,6 +336,7 @@ OPTIONS: dict[str, type[MethodOptions]] = {
     "ia3": Ia3Options,
     "prompt": PromptOptions,
     "adapter": AdapterOptions,
+    "vera": VeraOptions,
 }
 
 

@@ -101,26 +101,26 @@ ONE_OF_THREE = (
     "norms)"
 )
 MISTAKES = [
-    ({}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got None"),
+    ({}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got None"),
     (
         {"method": "lroa"},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got 'lroa'. Did you mean 'lora'?",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got 'lroa'. Did you mean 'lora'?",
     ),
     (
         {"method": "qlorra"},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got 'qlorra'. Did you mean 'qlora'?",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got 'qlorra'. Did you mean 'qlora'?",
     ),
     (
         {"method": "IA3"},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got 'IA3'. Did you mean 'ia3'?",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got 'IA3'. Did you mean 'ia3'?",
     ),
     (
         {"method": "best"},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got 'best'",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got 'best'",
     ),
     (
         {"method": ["lora"]},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, got ['lora']",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got ['lora']",
     ),
     (
         {"method": "full", "batch_size": 8, "epochs": 1},
@@ -206,6 +206,13 @@ MISTAKES = [
         {**LORA, "rank_pattern": {"q_proj": 4}},
         "rank_pattern: must be a list of names, got {'q_proj': 4}",
     ),
+    ({**LORA, "method": "vera", "rank": 0}, "rank: must be at least 1, got 0"),
+    ({**LORA, "method": "vera", "d_initial": 0}, "d_initial: must be above 0, got 0.0"),
+    ({**LORA, "method": "vera", "dropout": 1}, "dropout: must be in [0, 1), got 1.0"),
+    (
+        {**LORA, "method": "vera", "targets": "q_proj"},
+        "targets: must be all-linear, attention or a list of module names, got 'q_proj'",
+    ),
     ({**LORA, "use_dora": 1}, "use_dora: must be true or false, got 1"),
     ({**LORA, "rslora": "yes"}, "rslora: must be true or false, got 'yes'"),
     ({**LORA, "targets": 3}, "targets: must be a word or a list of names, got 3"),
@@ -288,7 +295,8 @@ def test_what_would_only_fail_in_the_slot_is_refused_before(name, value):
 
 
 def test_every_method_has_options():
-    assert list(OPTIONS) == ["full", "partial", "lora", "qlora", "ia3", "prompt", "adapter"]
+    added = ["lora", "qlora", "ia3", "prompt", "adapter", "vera"]
+    assert list(OPTIONS) == ["full", "partial", *added]
     assert parse({**FULL, "method": "qlora", "rank": 16}).options == QLoraOptions(rank=16, bits=4)
 
 

@@ -138,8 +138,8 @@ def _grouped_works(device: torch.device) -> bool:
 
 
 class GroupedLinear(torch.autograd.Function):
-    """y = x W_k^T for the rows of trial k. The gradient of W is added to `grad` in place; autograd
-    sees only x.
+    """y = x W_k^T for the rows of trial k. The gradient of W is added to `grad` in place,
+    where there is one; autograd sees only x.
     """
 
     @staticmethod
@@ -148,18 +148,20 @@ class GroupedLinear(torch.autograd.Function):
         x_NI: Tensor,
         anchor: Tensor,
         weight_KOI: Tensor,
-        grad_KOI: Tensor,
+        grad_KOI: Tensor | None,
         segments: Segments,
     ) -> Tensor:
-        ctx.save_for_backward(x_NI)
+        if grad_KOI is not None:
+            ctx.save_for_backward(x_NI)
         ctx.rest = (weight_KOI, grad_KOI, segments)
         return grouped_matmul(x_NI, weight_KOI.transpose(1, 2), segments)
 
     @staticmethod
     def backward(ctx: Context, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (x_NI,), (weight_KOI, grad_KOI, segments) = ctx.saved_tensors, ctx.rest
+        weight_KOI, grad_KOI, segments = ctx.rest
         dy_NO = grad_outputs[0].contiguous()
-        accumulate(grad_KOI, dy_NO, x_NI, segments)
+        if grad_KOI is not None:
+            accumulate(grad_KOI, dy_NO, ctx.saved_tensors[0], segments)
         dx_NI = grouped_matmul(dy_NO, weight_KOI, segments) if ctx.needs_input_grad[0] else None
         return dx_NI, None, None, None, None
 

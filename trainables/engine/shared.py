@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ UPDATE_ELEMENTS = 1 << 24  # of the matrix in one go, so that an update's tempor
 TWINS = ("exp_avg", "exp_avg_sq")  # Adam's moments, by torch's names
 AVERAGE = "average"  # of the weights: what is evaluated and saved, of trials that ask for it
 WEIGHTS = "weights"  # in the optimiser's state: those that a checkpoint has otherwise
+
+
+Site = TypeVar("Site", bound=AdapterSite)
 
 
 class Wrecked(RuntimeError):
@@ -150,6 +154,12 @@ class SharedBaseEngine:
 
     def lane(self, trial: str) -> int:
         return self.trials.index(trial)
+
+    def site(self, kind: type[Site], name: str) -> Site:
+        """One of those at which the trials act now."""
+        found, _ = self._sites[kind, name]
+        assert isinstance(found, kind)
+        return found
 
     # --- joining and leaving ---
 

@@ -18,6 +18,7 @@ from trainables.methods.lora import Lora
 from trainables.methods.partial import Partial
 from trainables.methods.prompt import Prompt
 from trainables.methods.qlora import QLora
+from trainables.methods.vera import Vera
 from trainables.models.base import BaseModel
 from trainables.models.config import Quantisation
 
@@ -63,6 +64,7 @@ ADDITIVE: dict[str, Additive] = {
     "ia3": Ia3(),
     "prompt": Prompt(),
     "adapter": Adapter(),
+    "vera": Vera(),
 }
 REPLACING: dict[str, Replacing] = {"full": Full(), "partial": Partial()}
 

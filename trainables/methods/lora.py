@@ -60,14 +60,30 @@ def _named(linear: Sequence[str], targets: Sequence[str]) -> list[str]:
     return [name for name in linear if ends_with(name, targets)]
 
 
-class LowRank(AdapterSite):
-    """The low-rank branches of all trials at one linear layer: y += scale * B A dropout(x)."""
-
-    fast: ClassVar[tuple[str, ...]] = ("lora_B",)
+class LinearSite(AdapterSite):
+    """A linear layer whose input is dropped out before it is adapted."""
 
     def __init__(self, engine: SharedBaseEngine, name: str) -> None:
         super().__init__(engine, name)
         self._layer = FIRST_LAYER + linear_layers(engine.base.model, engine.base.head).index(name)
+
+    def bind_dropout(self, dropouts: Sequence[float]) -> None:
+        """`dropouts`: the probability of each trial."""
+        device = self.engine.anchor.device
+        self._dropout_K = torch.tensor(dropouts, device=device) if any(dropouts) else None
+
+    def dropped_out(self, x: Tensor) -> Tensor:
+        """The layer's input, in training, where some trial drops out; else `x` itself."""
+        if self._dropout_K is None or not self.module.training:
+            return x
+        lanes_B = self.engine.micro_batch.lanes_B
+        return row_dropout(x, self.engine.keys, self._layer, self._dropout_K[lanes_B])
+
+
+class LowRank(LinearSite):
+    """The low-rank branches of all trials at one linear layer: y += scale * B A dropout(x)."""
+
+    fast: ClassVar[tuple[str, ...]] = ("lora_B",)
 
     @staticmethod
     def key(site: str, tensor: str) -> str:
@@ -82,10 +98,7 @@ class LowRank(AdapterSite):
         # where nobody trains A, nothing as wide as the layer's input is kept
         self.trains_A = not all(each is None or each.freeze_a for each in options)
         self.scales = [scale(each) if each else 0.0 for each in options]
-        dropouts = [each.dropout if each else 0.0 for each in options]
-        self._dropout_K = (
-            torch.tensor(dropouts, device=self.A_KRI.device) if any(dropouts) else None
-        )
+        self.bind_dropout([each.dropout if each else 0.0 for each in options])
         self._magnitudes = self._with_magnitudes(tensors, options)
 
     def _with_magnitudes(
@@ -101,9 +114,7 @@ class LowRank(AdapterSite):
         return self.module.register_forward_hook(self._add).remove
 
     def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x, whole = inputs[0], self.engine.micro_batch
-        if self._dropout_K is not None and module.training:
-            x = row_dropout(x, self.engine.keys, self._layer, self._dropout_K[whole.lanes_B])
+        x, whole = self.dropped_out(inputs[0]), self.engine.micro_batch
         x_NI = x.reshape(-1, x.shape[-1]).to(self.A_KRI.dtype)
         segments, anchor, of = whole.scaled(len(x_NI)), self.engine.anchor, self._magnitudes
         with torch.autocast(x.device.type, enabled=False):

@@ -28,7 +28,7 @@ from trainables.engine.group import GroupSettings, TrialGroup, open_group
 from trainables.engine.memory import estimate
 from trainables.engine.scoring import evaluate_model
 from trainables.errors import InputError
-from trainables.hyperparameters import Hyperparameters, PartialOptions, parse
+from trainables.hyperparameters import Hyperparameters, LoraOptions, PartialOptions, parse
 from trainables.methods import ADDITIVE, REPLACING, quantisation_of
 from trainables.models.base import BaseModel, BaseSpec
 from trainables.models.checkpoint import base_spec, complete, load_checkpoint, loading_code
@@ -288,6 +288,8 @@ class _Stage:
         names parameters that the miniature does not have.
         """
         options = hp.options
+        if isinstance(options, LoraOptions):
+            options = self._fitted_lora(hp.method, options)
         if isinstance(options, PartialOptions):
             small = _shapes(self._spec("full"))
             if options.layers is not None:
@@ -309,6 +311,15 @@ class _Stage:
             schedule="constant",
             warmup_ratio=0.0,
         )
+
+    def _fitted_lora(self, method: str, options: LoraOptions) -> LoraOptions:
+        """Without a rank or names of layers that the miniature does not have."""
+        try:
+            with torch.device("meta"):
+                ADDITIVE[method].plan(_shapes(self._spec("full")), options)
+        except InputError:
+            return replace(options, rank=4, rank_pattern=(), alpha_pattern=())
+        return options
 
     def _spec(self, method: str, options: Any = None) -> BaseSpec:
         return base_spec(

@@ -34,7 +34,12 @@ pytestmark = pytest.mark.filterwarnings(
 
 DOUBLE = torch.float64
 CLASSES = {"labels": ["a", "b", "c"]}
-OPTION = {"ia3": {}, "prompt": {"virtual_tokens": 5}, "adapter": {"bottleneck": 8}}
+OPTION = {
+    "ia3": {},
+    "prompt": {"virtual_tokens": 5},
+    "adapter": {"bottleneck": 8},
+    "vera": {"rank": 16, "d_initial": 1.0},
+}
 # unlike in all that may differ in one group
 MIXED = {
     "ia3": {"method": "ia3", "learning_rate": 3e-2, "batch_size": 4, "seed": 0},
@@ -54,6 +59,16 @@ MIXED = {
     },
     "adapter-other": {"method": "adapter", "bottleneck": 3, "learning_rate": 3e-3, "batch_size": 7},
     "lora": {"method": "lora", "rank": 4, "dropout": 0.1, "batch_size": 5, "seed": 2},
+    "dora": {
+        "method": "lora",
+        "use_dora": True,
+        "init_lora_weights": "olora",
+        "rank": 2,
+        "alpha": 2,
+        "targets": "attention",
+    },
+    "vera": {"method": "vera", "rank": 6, "dropout": 0.2, "batch_size": 3, "learning_rate": 3e-2},
+    "vera-other": {"method": "vera", "rank": 9, "targets": "attention", "learning_rate": 1e-1},
 }
 PROMPTS = {
     "prompt": {"learning_rate": 3e-2, "batch_size": 4, "seed": 0},

@@ -353,8 +353,9 @@ def adamw(groups, hp):
 
 def plain_loop(lab, model, dtype, hp, checkpoint, *, steps, optimizer=adamw, total=10):
     """The optimizer and transformers' own loss; the gradients of the first step, the losses, the module."""
-    module = lab.plain(model, None if hp.method == "lora" else checkpoint, dtype=dtype)
-    if hp.method == "lora":
+    by_peft = hp.method in ("lora", "vera")
+    module = lab.plain(model, None if by_peft else checkpoint, dtype=dtype)
+    if by_peft:
         from peft import PeftModel
 
         module = PeftModel.from_pretrained(module, checkpoint, is_trainable=True)
@@ -404,6 +405,7 @@ PARITY = [
     ("lora", "bert-no-dropout", {"rank": 4}),
     ("lora", "llama", {"rank": 4, "rslora": True, "targets": "attention"}),
     ("lora", "llama", {"rank": 4, "use_dora": True}),
+    ("vera", "llama", {"rank": 16}),
 ]
 
 

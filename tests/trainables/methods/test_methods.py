@@ -27,6 +27,9 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+PROJECTIONS = ("vera_A", "vera_B")  # drawn, the same for all trials, and never trained
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A method over a model. A new method needs cases, and is then held to all that follows."""
@@ -60,7 +63,7 @@ class Case:
             trained[len(tensor) // 2 :] = False
         if self.from_base and ".lora_B." in name:
             trained[:, tensor.shape[1] // 2 :] = False
-        if "freeze_a" in self.options and ".lora_A." in name:
+        if "freeze_a" in self.options and ".lora_A." in name or name.endswith(PROJECTIONS):
             trained[:] = False
         return trained
 
@@ -162,9 +165,20 @@ CASES = [
     ),
     Case(method="adapter", model="llama", options={"placement": "parallel", "activation": "silu"}),
 ]
+CASES += [
+    Case(method="vera", model="bert", options={"rank": 16}, learning_rate=3e-2),
+    Case(
+        method="vera",
+        model="llama",
+        options={"rank": 8, "dropout": 0.1, "targets": ("q_proj", "down_proj"), "d_initial": 1.0},
+        learning_rate=1e-1,
+    ),
+    Case(method="vera", model="gpt2", options={"rank": 16}, learning_rate=3e-2),
+]
 ADDED = [case for case in CASES if case.method in ADDITIVE]
 OTHER_AT_FIRST = ("prompt",)  # virtual tokens change what the base gives from the start
-OF_THE_BASE = ("lora_magnitude_vector",)  # whose values at the start are those of the base
+# whose values at the start are those of the base, or the same for all
+OF_THE_BASE = ("lora_magnitude_vector", *PROJECTIONS)
 NOT_IN_PEFT = {"adapter": load_adapter}  # how a user loads what PEFT does not know
 
 
@@ -420,7 +434,7 @@ def test_company_changes_no_result(lab, added, tmp_path):
     [
         c
         for c in ADDED
-        if c.method in ("lora", "ia3") and c.model in ("bert", "llama", "llama-tied")
+        if c.method in ("lora", "ia3", "vera") and c.model in ("bert", "llama", "llama-tied")
     ],
     ids=str,
 )
@@ -430,7 +444,7 @@ def test_gradients_are_those_of_peft(lab, case, tmp_path):
     case = replace(
         case,
         model=model,
-        options={**case.options, **({"dropout": 0.0} if case.method == "lora" else {})},
+        options={**case.options, **({} if case.method == "ia3" else {"dropout": 0.0})},
     )
     hp = replace(case.hyperparameters, max_grad_norm=0.0, beta1=0.0)
     group = lab.group(model, dtype=torch.float64)
@@ -457,6 +471,7 @@ def test_gradients_are_those_of_peft(lab, case, tmp_path):
             )
         loss.backward()
         gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        gradients |= {n: x for n, x in module.state_dict().items() if "base_model.vera_" in n}
         expected = peft.get_peft_model_state_dict(
             module, state_dict=gradients, save_embedding_layers=False
         )

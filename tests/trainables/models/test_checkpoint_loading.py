@@ -114,6 +114,7 @@ METHODS = {
     "lora": {"rank": 4},
     "ia3": {},
     "adapter": {"bottleneck": 4},
+    "vera": {"rank": 8},
     "prompt": {"virtual_tokens": 3},
 }
 FAMILIES = ("bert", "modernbert", "gpt2", "llama", "llama-pads-otherwise", "t5")

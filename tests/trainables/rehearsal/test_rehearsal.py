@@ -63,6 +63,30 @@ def test_each_kind_of_trial_is_rehearsed_once(rehearsed):
     assert [each.covers for each in found.found] == pytest.approx([1.0, 0.3, 1.0], abs=0.1)
 
 
+def test_each_form_of_a_method_is_rehearsed(rehearsed):
+    """Also of a rank, and with names of layers, that the small model does not have."""
+    found = rehearsed(
+        transformers.LlamaConfig(**LLAMA),
+        "causal_lm",
+        {"method": "lora", "use_dora": True},
+        {"method": "lora", "init_lora_weights": "pissa_niter_4", "rank": 512},
+        {"method": "lora", "freeze_a": True, "rank_pattern": ["layers.11.*=4"]},
+        {"method": "adapter", "placement": "houlsby"},
+        {"method": "adapter", "placement": "parallel"},
+        {"method": "vera"},
+    )
+    assert [each.what for each in found.found] == [
+        "lora on all-linear (DoRA)",
+        "lora on all-linear (pissa_niter_4)",
+        "lora on all-linear (A frozen)",
+        "adapter (houlsby)",
+        "adapter (parallel)",
+        "vera on all-linear",
+    ]
+    assert found.problems == []
+    assert all(each.shares for each in found.found)
+
+
 def test_rows_are_rehearsed_with_the_weights_of_their_tokens(tmp_path, monkeypatch):
     _write_rows(tmp_path / "data", "instruction")
     for name in ("train", "validation"):
