@@ -44,12 +44,11 @@ def card(config: SweepConfig, board: Leaderboard, manifest: Manifest, loading: l
     winner = board.winner
     assert winner is not None, "a card is a winner's"
     method = winner.params.get("method", config.train.method)
-    per = "example" if TASKS[config.task].has_classes else "target token"
     lines = [
         *_head(config, board, winner, peft=method in PEFT_METHODS),
         *_number_lines(board, winner),
         *alternatives_lines(board.metrics),
-        f"Losses are means in nats per {per}."
+        f"Losses are {TASKS[config.task].loss.words}."
         f" Check them with `python -m sweeps verify {board.folder}`.",
         "",
         *classes_lines(board.metrics),
@@ -230,16 +229,9 @@ def classes_lines(metrics: MetricsReport | None) -> list[str]:
 
 def usage_code(load: list[str], config: SweepConfig, manifest: Manifest) -> list[str]:
     """Python that loads the winner, from the sweep's folder, and uses it once."""
-    lines = [*load, f'tokenizer = AutoTokenizer.from_pretrained("{WINNER}")']
-    if not TASKS[config.task].has_classes:
-        return lines
     cut = f'truncation=True, max_length={manifest.max_length}, padding=True, return_tensors="pt"'
-    return [
-        *lines,
-        f'batch = tokenizer(["a text"], {cut})',
-        "with torch.no_grad():",
-        "    print([model.config.id2label[i] for i in model(**batch).logits.argmax(-1).tolist()])",
-    ]
+    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{WINNER}")'
+    return [*load, tokenizer, *TASKS[config.task].usage(cut)]
 
 
 def _dump_without_nulls(config: SweepConfig) -> str:

@@ -12,7 +12,7 @@ from trainables.data.records import Noticed
 from trainables.data.store import RowStore
 from trainables.data.tokens import Written
 from trainables.tasks import TASKS
-from trainables.tasks.instruction.notices import WORDS, Words
+from trainables.tasks.declared import Words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,7 +103,7 @@ def _of_split(name: str, split: SplitSummary, manifest: Manifest) -> Iterator[Fi
             setting="data.chat_template: a template that writes it out",
             message=f"{name}: the chat template leaves out {what} of {rows} row(s)",
         )
-    for kind, words in WORDS.items():
+    for kind, words in TASKS[manifest.task].notices().items():
         if found := split.noticed.get(kind):
             yield _noticed(name, kind, words, found)
     if split.unknown > MANY_UNKNOWN * max(split.tokens, 1):

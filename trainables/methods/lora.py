@@ -167,6 +167,6 @@ class Lora:
             ),  # GPT-2's layers
             use_rslora=options.rslora,
             modules_to_save=list(base.head) or None,
-            task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
+            task_type=TaskType(base.peft_task),
             inference_mode=True,
         ).save_pretrained(str(folder))

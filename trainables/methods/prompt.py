@@ -96,6 +96,6 @@ class Prompt:
             num_layers=config.num_hidden_layers,
             num_attention_heads=config.num_attention_heads,
             modules_to_save=list(base.head) or None,
-            task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
+            task_type=TaskType(base.peft_task),
             inference_mode=True,
         ).save_pretrained(str(folder))

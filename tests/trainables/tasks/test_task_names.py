@@ -65,8 +65,9 @@ def test_a_name_that_is_no_question_is_not_found():
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_baselines_of_a_task_are_known_and_can_be_measured(task):
-    """Without classes there are none to tell apart by embeddings, and zero-shot is the untuned model."""
-    assert set(task.baselines) <= (set(WORDS) if task.has_classes else {"few_shot", "retrieved"})
+    """A language model answers with tokens, which embeddings do not tell, and zero-shot is the untuned model."""
+    known = {"few_shot", "retrieved"} if task.is_language_model else set(WORDS)
+    assert set(task.baselines) <= known
     assert task.targets_are_answers or not task.baselines
 
 
