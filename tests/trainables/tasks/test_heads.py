@@ -24,9 +24,15 @@ from trainables.engine.scoring import evaluate_model
 from trainables.errors import InputError
 from trainables.models.base import BaseSpec
 from trainables.models.config import ModelConfig
+from trainables.rehearsal.rehearse import rehearse
 from trainables.tasks import TASKS
 from trainables.tasks.declared import LabelSummary
 from trainables.tasks.token_classification.spans import Entity, Tag, entities, scheme
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
+]
 
 REGRESSION, MULTI_LABEL = TASKS["regression"], TASKS["multi_label"]
 TOKENS = TASKS["token_classification"]
@@ -39,6 +45,18 @@ SIZES = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
+
+
+SENTENCES = [
+    {
+        "text": " ".join(f"w{(i * j) % 30}" for j in range(1, 3 + i % 5)),
+        "tokens": [f"w{(i * j) % 30}" for j in range(1, 3 + i % 5)],
+        "label": i / 3,
+        "labels": ["a", "b", "c"][: i % 4],
+        "tags": (["B-X", "I-X", "O", "B-Y", "I-Y", "O"] * 2)[: 2 + i % 5],
+    }
+    for i in range(24)
+]
 
 
 def ids(*values):
@@ -345,17 +363,7 @@ def test_the_loss_of_tags_is_transformers_own_over_the_words(virtual):
 
 @pytest.mark.parametrize("task", [REGRESSION, MULTI_LABEL, TOKENS], ids=lambda task: task.name)
 def test_outcomes_do_not_depend_on_the_cut_into_micro_batches(task, tokenizer, tmp_path):
-    rows = [
-        {
-            "text": " ".join(f"w{(i * j) % 30}" for j in range(1, 3 + i % 5)),
-            "tokens": [f"w{(i * j) % 30}" for j in range(1, 3 + i % 5)],
-            "label": i / 3,
-            "labels": ["a", "b", "c"][: i % 4],
-            "tags": (["B-X", "I-X", "O", "B-Y", "I-Y", "O"] * 2)[: 2 + i % 5],
-        }
-        for i in range(24)
-    ]
-    manifest = prepared(tokenizer, tmp_path, task.name, rows, duplicates="drop", max_length=16)
+    manifest = prepared(tokenizer, tmp_path, task.name, SENTENCES, duplicates="drop", max_length=16)
     split = open_split(tmp_path / "out", "train")
     model, every = model_of(task, manifest.labels), np.arange(len(split))
     many, few = (
@@ -369,6 +377,33 @@ def test_outcomes_do_not_depend_on_the_cut_into_micro_batches(task, tokenizer, t
     assert many.majority_share(task) is None
     half = many.of(np.arange(0, len(every), 2)).metrics(task)
     assert set(half) == set(found)
+
+
+# --- through the life of a trial ---
+
+
+@pytest.mark.parametrize("task", [REGRESSION, MULTI_LABEL, TOKENS], ids=lambda task: task.name)
+def test_every_method_trains_and_loads_again_as_a_user_loads_it(task, tokenizer, tmp_path):
+    """With transformers and PEFT alone, by the code on the card, too; the same beside others."""
+    prepared(tokenizer, tmp_path, task.name, SENTENCES, duplicates="drop", max_length=16)
+    config = transformers.BertConfig(**SIZES)
+    transformers.BertModel(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    ways = [{"method": m} for m in ("full", "partial", "lora", "ia3", "prompt", "adapter")]
+    ways[1] |= {"layers": 1}
+    trials = [{"learning_rate": 1e-3, "batch_size": 4, "epochs": 1, **way} for way in ways]
+    model = ModelConfig(name=str(tmp_path / "model"))
+    found = rehearse(model, task.name, tmp_path / "out", trials, 0)
+    assert found.problems == [] and len(found.found) == len(ways)
+    assert [each.shares for each in found.found] == [False, False, True, True, True, True]
+    smoothed = rehearse(
+        model, task.name, tmp_path / "out", [{**trials[2], "label_smoothing": 0.1}], 0
+    )
+    assert len(smoothed.problems) == (not task.loss.is_likelihood)
+    balanced = rehearse(
+        model, task.name, tmp_path / "out", [{**trials[2], "class_weights": "balanced"}], 0
+    )
+    assert "class_weights: balanced is for tasks with classes" in balanced.problems[0]
 
 
 # --- metrics ---
@@ -399,7 +434,7 @@ def test_metrics_of_many_labels_are_scikit_learn_s():
         "subset_accuracy": pytest.approx(sklearn_metrics.accuracy_score(true, predicted)),
     }
     nothing = np.zeros((3, 8))
-    assert MULTI_LABEL.metrics(nothing) == {"micro_f1": 1, "macro_f1": 1, "subset_accuracy": 1}
+    assert MULTI_LABEL.metrics(nothing) == {"micro_f1": 0, "macro_f1": 0, "subset_accuracy": 1}
     by_class = MULTI_LABEL.by_class(
         np.concatenate([predicted, true], 1).astype(float), list("abcd")
     )
@@ -459,6 +494,8 @@ def test_metrics_of_entities():
     by_class = TOKENS.by_class(outcomes, names)
     assert by_class.names == ("LOC", "PER")
     assert [each.tolist() for each in by_class.counts] == [[0, 2], [1, 3], [2, 2]]
+    nothing = TOKENS.metrics(np.array([[3, 4, *([0] * 4), 1, 1]]))
+    assert [nothing[name] for name in ("precision", "recall", "f1", "accuracy")] == [0, 0, 0, 0.75]
     twice = TOKENS.metrics(outcomes[[0, 0, 1, 1]])
     assert twice == pytest.approx(TOKENS.metrics(outcomes))
 

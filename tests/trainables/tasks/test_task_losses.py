@@ -8,6 +8,9 @@ from trainables.engine.scoring import RowResults
 from trainables.models.base import BaseSpec
 from trainables.models.config import ModelConfig
 from trainables.tasks import TASKS, take_targets
+from trainables.tasks.classification.task import Classification
+from trainables.tasks.multi_label.task import MultiLabel
+from trainables.tasks.regression.task import Regression
 
 LM = [task for task in TASKS.values() if task.is_language_model]
 
@@ -148,9 +151,9 @@ def test_a_batch_without_targets_has_zero_loss_and_zero_gradient(task):
 
 
 LABELS = {
-    "classification": torch.tensor([1, 4]),
-    "regression": torch.tensor([0.5, -3.0], dtype=torch.float64),
-    "multi_label": torch.tensor([[0, 1, 0, 0, 1], [0, 0, 0, 0, 0]], dtype=torch.float32),
+    Classification: torch.tensor([1, 4]),
+    Regression: torch.tensor([0.5, -3.0], dtype=torch.float64),
+    MultiLabel: torch.tensor([[0, 1, 0, 0, 1], [0, 0, 0, 0, 0]], dtype=torch.float32),
 }
 
 
@@ -161,7 +164,7 @@ LABELS = {
 )  # fmt: skip
 def test_losses_are_computed_in_float32_at_least(task, dtype, expected):
     tokens = torch.tensor([[1, 2, 3], [0, 1, -100]])
-    labels = LABELS.get(task.name, tokens)
+    labels = next((own for kind, own in LABELS.items() if isinstance(task, kind)), tokens)
     logits = torch.randn(2, 3, 5) if labels is tokens else torch.randn(2, 5)
     logits = logits.to(dtype)
     nll, _ = task.row_losses(logits, labels)

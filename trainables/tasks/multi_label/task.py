@@ -70,7 +70,7 @@ class MultiLabel(OneTargetEach):
 
     def metrics(self, outcomes: np.ndarray) -> dict[str, float]:
         """F1 over all labels of all rows, its mean over the classes that occur among labels or
-        answers, and the share of the rows of which every label is right. An F1 of nothing is 1.
+        answers, and the share of the rows of which every label is right. An F1 of nothing is 0.
         """
         predicted, true = _labels(outcomes)
         hits, answered, known = _counts(predicted, true)
@@ -78,8 +78,8 @@ class MultiLabel(OneTargetEach):
         f1 = 2 * hits[occur] / (answered[occur] + known[occur])
         total = int((answered + known).sum())
         return {
-            "micro_f1": float(2 * hits.sum() / total) if total else 1.0,
-            "macro_f1": float(f1.mean()) if len(f1) else 1.0,
+            "micro_f1": float(2 * hits.sum() / total) if total else 0.0,
+            "macro_f1": float(f1.mean()) if len(f1) else 0.0,
             "subset_accuracy": float((predicted == true).all(axis=1).mean()),
         }
 

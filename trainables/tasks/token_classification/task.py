@@ -89,7 +89,7 @@ class TokenClassification(OneTargetEach):
     def metrics(self, outcomes: np.ndarray) -> dict[str, float]:
         """Precision, recall and F1 over all entities, which are right where type and both ends are
         (of tags that name no spans: over all words); the mean of F1 over the classes that occur;
-        and the share of words whose tag is right. An F1 of nothing is 1.
+        and the share of words whose tag is right. Of nothing, each is 0, as in seqeval.
         """
         right, words, *_ = outcomes.sum(axis=0, dtype=np.float64)
         hits, answered, true = _counts(outcomes)
@@ -99,7 +99,7 @@ class TokenClassification(OneTargetEach):
             "f1": _share(2 * hits.sum(), answered.sum() + true.sum()),
             "precision": _share(hits.sum(), answered.sum()),
             "recall": _share(hits.sum(), true.sum()),
-            "macro_f1": float(f1.mean()) if len(f1) else 1.0,
+            "macro_f1": float(f1.mean()) if len(f1) else 0.0,
             "accuracy": _share(right, words),
         }
 
@@ -161,5 +161,4 @@ def _counts(outcomes: np.ndarray) -> Counts:
 
 
 def _share(part: float, whole: float) -> float:
-    """Of nothing, all: there was nothing to get wrong."""
-    return float(part / whole) if whole else 1.0
+    return float(part / whole) if whole else 0.0
