@@ -155,7 +155,7 @@ def collapsed_reason(
     last = losses_of(points[-1])
     if last is None:
         return None
-    if reference.prior_loss is not None:
+    if reference.prior_loss:  # one of 0 has nothing in its likeness
         return _answers_like_prior(points, last, reference.prior_loss, reference, config)
     return _lost_what_it_learnt(points, last, config) or _stays(points, last, reference, config)
 

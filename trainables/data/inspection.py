@@ -1,5 +1,6 @@
 """What is seen of the data once they are tokenised."""
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ MANY_UNKNOWN = 0.01  # of the tokens
 MANY_TWICE = 0.005  # of the rows, that occur with two labels
 MANY_DROPPED = 0.01
 MANY_CUT = 0.5  # of the conversations
+FAR, NEAR = 10.0, 0.05  # labels beyond the one, or that differ by less than the other
 
 
 def split_findings(manifest: Manifest) -> Iterator[Finding]:
@@ -51,6 +53,24 @@ def split_findings(manifest: Manifest) -> Iterator[Finding]:
         )
     for name, split in manifest.splits.items():
         yield from _of_split(name, split, manifest)
+    yield from _far_labels(manifest.train)
+
+
+def _far_labels(train: SplitSummary) -> Iterator[Finding]:
+    """Of labels that are numbers: whether a new head has far to go to them."""
+    if train.label_mean is None or train.label_variance is None:
+        return
+    mean, spread = train.label_mean, math.sqrt(train.label_variance)
+    if max(abs(mean), spread) > FAR or spread < NEAR:
+        yield Finding(
+            kind="far_labels",
+            severity="warning",
+            split="train",
+            rows=train.rows,
+            message=f"train: the labels have mean {mean:.4g} and standard deviation {spread:.4g},"
+            " and a new head begins near 0 and moves by about the learning rate a step; learnt"
+            f" faster is ({'label' if not mean else f'label - {mean:.4g}'}) / {spread:.4g}",
+        )
 
 
 def _of_split(name: str, split: SplitSummary, manifest: Manifest) -> Iterator[Finding]:

@@ -30,8 +30,10 @@ from trainables.evaluation.embeddings import (
     embed,
     embed_texts,
     logistic,
+    logistic_each,
     nearest_rows,
     neighbours,
+    ridge,
 )
 from trainables.evaluation.prompts import (
     answered,
@@ -124,7 +126,12 @@ def measure_baselines(
 
 
 def _of_classes(bench: Bench, wanted: Sequence[str]) -> Found:
-    ways = {"embeddings_logistic": logistic, "embeddings_neighbours": neighbours}
+    ways = {
+        "embeddings_logistic": logistic,
+        "embeddings_logistic_each": logistic_each,
+        "embeddings_ridge": ridge,
+        "embeddings_neighbours": neighbours,
+    }
     found, embedded = {}, None
     if need := [name for name in wanted if name in ways or name == "retrieved"]:
         try:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 EXAMPLES = 4
 WORDS = {
     "embeddings_logistic": "logistic regression on frozen embeddings",
+    "embeddings_logistic_each": "logistic regressions on frozen embeddings, one a label",
+    "embeddings_ridge": "ridge regression on frozen embeddings",
     "embeddings_neighbours": "nearest neighbours of frozen embeddings",
     "zero_shot": "prompt without examples",
     "few_shot": f"prompt with {EXAMPLES} examples",
@@ -48,9 +50,14 @@ Found = dict[str, MeasuredBaseline]
 
 
 def classes_of(split: Split) -> np.ndarray:
-    """The class of each row [N]."""
-    assert split.labels is not None, "rows of classification have classes"
+    """The class of each row, or its number [N]."""
+    assert split.labels is not None, "rows have a class, or a number"
     return split.labels
+
+
+def labels_of_each(split: Split) -> np.ndarray:
+    """Of each row, for each class whether it has it [N, C]."""
+    return split.values("labels").reshape(len(split), -1)
 
 
 class Degenerate(Exception):
@@ -86,6 +93,13 @@ class Bench:
     def prior(self) -> np.ndarray:
         """Share of each class in all of train [C]."""
         return np.bincount(classes_of(self.train), minlength=len(self.labels)) / len(self.train)
+
+    def check_time(self) -> None:
+        """Raise TimeoutError where there is none left."""
+        if time.perf_counter() > self.deadline:
+            raise TimeoutError(
+                f"not done within {self.minutes:g} minutes (selection.baseline_minutes)"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -178,10 +192,7 @@ def in_micro_batches(
     """
     left = cut_micro_batches(np.asarray(lengths), int(min(bench.max_tokens, tokens)))
     while left:
-        if time.perf_counter() > bench.deadline:
-            raise TimeoutError(
-                f"not done within {bench.minutes:g} minutes (selection.baseline_minutes)"
-            )
+        bench.check_time()
         rows = left.pop(0)
         try:
             with torch.no_grad():

@@ -170,6 +170,29 @@ def test_what_is_no_number_is_one_line(tokenizer, tmp_path, label, wrong):
     assert "rows." in message and wrong in message and "\n" not in message
 
 
+def test_numbers_that_are_all_the_same_teach_nothing(tokenizer, tmp_path):
+    rows = [{"text": f"w{i}", "label": 3} for i in range(8)]
+    assert refused(tokenizer, tmp_path, "regression", rows) == (
+        "data.label: all 6 rows of train have the same label, 3: there is nothing to learn"
+    )
+
+
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [
+        (1, None),
+        (100, "the labels have mean 500 and standard deviation 500, and a new head begins near 0"),
+        (0.001, "learnt faster is (label - 0.005) / 0.005"),
+    ],
+)
+def test_numbers_far_from_what_a_new_head_gives_are_told(tokenizer, tmp_path, scale, said):
+    rows = [{"text": f"w{i}", "label": scale * (i % 2) * 10} for i in range(20)]
+    other = write(tmp_path, "other.jsonl", [{"text": "w20", "label": 1}])
+    manifest = prepared(tokenizer, tmp_path, "regression", rows, validation=other)
+    found = [each for each in manifest.findings if each.kind == "far_labels"]
+    assert [said in each.message for each in found] == ([] if said is None else [True])
+
+
 def test_names_are_a_list_or_a_text_put_apart(tokenizer, tmp_path):
     given = [["a", "b"], [], "b", "a, b", "", None, '["b", "c"]', "c", [3], "a", "b", "c"] * 2
     rows = [{"text": f"w{i}", "labels": names} for i, names in enumerate(given)]

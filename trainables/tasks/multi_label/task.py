@@ -34,6 +34,7 @@ class MultiLabel(OneTargetEach):
     format = Tagged()
     problem_type: str | None = "multi_label_classification"
     loss = Loss(words="means in nats per example, summed over its labels", is_likelihood=True)
+    baselines = ("embeddings_logistic_each",)
     metric_names = ("micro_f1", "macro_f1", "subset_accuracy")
 
     def labels(self, store: RowStore, splits: Splits) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trainables.errors import InputError
 from trainables.tasks.causal_lm.task import upcast
 from trainables.tasks.declared import LabelSummary, Loss, Prior
 from trainables.tasks.head import OneTargetEach
@@ -33,10 +34,20 @@ class Regression(OneTargetEach):
     format = Measured()
     problem_type: str | None = "regression"
     loss = Loss(words="mean squared errors, in squares of the labels' unit", is_likelihood=False)
+    baselines = ("embeddings_ridge",)
     metric_names = ("rmse", "mae", "pearson", "spearman")
     lower_is_better = frozenset({"rmse", "mae"})
 
     def labels(self, store: RowStore, splits: Splits) -> tuple[str, ...]:
+        """None. Raises InputError where train has one number only."""
+        train = np.unique(splits["train"])
+        numbers = (record.value["label"] for record in store.records(train))
+        first = next(numbers)
+        if all(number == first for number in numbers):
+            raise InputError(
+                f"data.label: all {len(train)} rows of train have the same label, {first:g}: there"
+                " is nothing to learn"
+            )
         return ()
 
     def outputs(self, labels: Sequence[str]) -> tuple[str, ...]:
