@@ -297,6 +297,11 @@ class AnswersByClass:
     hardly: tuple[str, ...] = ()
     """Labels that are hardly ever answered."""
 
+    @property
+    def has_confusion(self) -> bool:
+        """Whether it is known which answers the rows of a class got."""
+        return any(each.answered_as for each in self.classes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetricDifference:

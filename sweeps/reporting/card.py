@@ -212,16 +212,18 @@ def classes_lines(metrics: MetricsReport | None) -> list[str]:
     """What the winner answers, a table for each split."""
     lines = []
     for split, found in ((metrics and metrics.classes) or {}).items():
+        names = ["class", "rows", "answered", "recall", "precision"]
+        names += ["its rows are answered"] * found.has_confusion
         lines += [
             f"## Answers on {split}, by class",
             "",
-            "| class | rows | answered | recall | precision | its rows are answered |",
-            "|---|---|---|---|---|---|",
+            f"| {' | '.join(names)} |",
+            f"|{'---|' * len(names)}",
         ]
         for each in found.classes:
             shares = ["" if s is None else f"{s:.3f}" for s in (each.recall, each.precision)]
             counts = [str(each.rows), str(each.answered)]
-            cells = [each.label, *counts, *shares, answered_words(each)]
+            cells = [each.label, *counts, *shares, answered_words(each)][: len(names)]
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         lines.append("")
     return lines

@@ -35,7 +35,8 @@ class LimitsConfig:
     slice_loss: float | None = None  # highest loss that a slice may have
     # how far the losses of the worst and the best slice may lie apart
     slice_gap: float | None = None
-    slice_accuracy: float | None = None  # lowest accuracy that a slice may have (classification)
+    # lowest accuracy that a slice may have (classification, token_classification)
+    slice_accuracy: float | None = None
     # slices of fewer rows count for none of these: their numbers are mostly noise
     slice_rows: int = 30
 

@@ -575,6 +575,17 @@ def test_tag_shares_are_worth_their_cross_entropy(tokenizer, tmp_path):
     assert prior.label == "O" and prior.metrics == {"accuracy": pytest.approx(2 / 3)}
 
 
+def test_a_tag_that_only_cut_words_of_train_have_costs_no_infinite_loss(tokenizer, tmp_path):
+    rows = [{"tokens": [f"w{i}", "w1", "w2"], "tags": ["B-X", "O", "B-Y"]} for i in range(8)]
+    other = write(tmp_path, "other.jsonl", [{"tokens": ["w20", "w3"], "tags": ["B-Y", "O"]}])
+    manifest = prepared(
+        tokenizer, tmp_path, "token_classification", rows, validation=other, max_length=4
+    )
+    assert manifest.train.label_counts == {"B-X": 8, "B-Y": 0, "O": 8}
+    expected = -(math.log(1 / 19) + math.log(9 / 19)) / 2
+    assert label_prior(manifest).val_loss == pytest.approx(expected)
+
+
 def test_a_split_without_labels_has_no_such_answer():
     for task in TASKS.values():
         split = replace(LabelSummary())

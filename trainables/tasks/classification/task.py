@@ -120,9 +120,13 @@ def _classes(outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prior_of_shares(what: str, train: SplitSummary, split: SplitSummary) -> Prior | None:
-    """Always answering each target with the shares that the classes have among train's."""
+    """Always answering each target with the shares that the classes have among train's; as if each
+    stood there once more where one does not at all (Laplace's rule).
+    """
     if (known := train.label_counts) is None:
         return None
+    if not all(known.values()):
+        known = {label: count + 1 for label, count in known.items()}
     found = split.label_counts or {}
     rows, total = sum(known.values()), sum(found.values())
     loss = -sum(count * math.log(known[label] / rows) for label, count in found.items() if count)
