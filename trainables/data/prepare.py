@@ -225,7 +225,8 @@ class Preparation:
         splits, duplicates = separate(store, read.splits, data.duplicates)
         _check_filled(splits, data)
         owner = TASKS[self.task]
-        labels = owner.labels(store, splits)
+        drawn = {name for name in splits if data.share(name) is not None}
+        labels = owner.labels(store, splits, drawn)
         classes = labels if owner.has_classes else ()
         splits["train"] = weighted_rows(splits["train"], read.weighted, self.seed)
         if lost := _lost(store, splits["train"], classes):

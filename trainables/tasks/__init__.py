@@ -4,7 +4,7 @@ costs. Imports no torch: data are prepared by these too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -80,9 +80,10 @@ class Task(Protocol):
         """How its rows are checked and tokenised."""
         ...
 
-    def labels(self, store: RowStore, splits: Splits) -> tuple[str, ...]:
+    def labels(self, store: RowStore, splits: Splits, drawn: Set[str]) -> tuple[str, ...]:
         """Names of the classes in the order of the model's outputs; none where there are no
-        classes. Raises InputError where the rows have no labels that could be learnt.
+        classes. drawn: the splits that are a share of train. Raises InputError where the rows have
+        no labels that could be learnt.
         """
         ...
 

@@ -73,7 +73,10 @@ WORDS = "good bad fine awful great dull bright slow quick weak strong nice poor 
 HEADS = {
     "regression": (lambda words: {"text": " ".join(words), "label": len(words[0]) / 2 - 2}, "rmse"),
     "multi_label": (
-        lambda words: {"text": " ".join(words), "labels": words[:1] if len(words[0]) < 5 else []},
+        lambda words: {
+            "text": " ".join(words),
+            "labels": ["long", "tall"] if len(words[0]) > 4 else [],
+        },
         "micro_f1",
     ),
     "token_classification": (

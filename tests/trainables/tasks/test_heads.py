@@ -194,7 +194,7 @@ def test_numbers_far_from_what_a_new_head_gives_are_told(tokenizer, tmp_path, sc
 
 
 def test_names_are_a_list_or_a_text_put_apart(tokenizer, tmp_path):
-    given = [["a", "b"], [], "b", "a, b", "", None, '["b", "c"]', "c", [3], "a", "b", "c"] * 2
+    given = [["a", "b"], [], "b", "a, b", "", " ", '["b", "c"]', "c", [3], "a", "b", "c"] * 2
     rows = [{"text": f"w{i}", "labels": names} for i, names in enumerate(given)]
     manifest = prepared(tokenizer, tmp_path, "multi_label", rows)
     assert manifest.labels == ("3", "a", "b", "c")
@@ -222,6 +222,7 @@ def test_names_of_another_separator(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("task", "bad", "wrong"),
     [
+        ("multi_label", {"labels": None}, "'labels' is missing"),
         ("multi_label", {"labels": 3}, "'labels' must be a list of names, or a text of names with ',' between them, got int 3"),
         ("multi_label", {"labels": ["a", 2.5]}, "a name in 'labels' must be a string or an integer, got float 2.5"),
         ("multi_label", {"labels": ["a", " "]}, "a name in 'labels' is empty"),
@@ -255,6 +256,20 @@ def test_a_class_that_train_does_not_have_is_refused(tokenizer, tmp_path):
     assert refused(tokenizer, tmp_path, "multi_label", alone) == (
         "data.labels: the rows of train have 1 class(es); at least two are needed"
     )
+
+
+def test_a_rare_class_that_was_drawn_out_of_train_is_told(tokenizer, tmp_path):
+    """No row of a class may be in train by chance alone: its head is there, and that nothing teaches it is said."""
+    rows = [{"text": f"w{i}", "labels": ["good", "bad"][: 1 + i % 2]} for i in range(28)]
+    for odd in range(28):
+        (tmp_path / str(odd)).mkdir()
+        made = [{**row, "labels": ["odd"]} if i == odd else row for i, row in enumerate(rows)]
+        manifest = prepared(tokenizer, tmp_path / str(odd), "multi_label", made)
+        assert manifest.labels == ("bad", "good", "odd")
+        if not manifest.train.label_counts["odd"]:
+            break
+    told = [f.message for f in manifest.findings if (f.kind, f.split) == ("absent_label", "train")]
+    assert told == ["train: no row of odd"] and math.isfinite(label_prior(manifest).val_loss)
 
 
 def test_a_document_has_no_labels(tokenizer, tmp_path):

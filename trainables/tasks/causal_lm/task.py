@@ -6,7 +6,7 @@ Shapes: `B` rows, `T` tokens of the longest row, `V` vocabulary, `N` rows of a s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class CausalLM:
     metric_names: tuple[str, ...] = ("perplexity",)
     lower_is_better: frozenset[str] = frozenset({"perplexity"})
 
-    def labels(self, store: RowStore, splits: Splits) -> tuple[str, ...]:
+    def labels(self, store: RowStore, splits: Splits, drawn: Set[str]) -> tuple[str, ...]:
         return ()
 
     def notices(self) -> Mapping[str, Words]:

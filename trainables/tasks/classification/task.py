@@ -6,7 +6,7 @@ Letters of shapes: B rows, C classes, N rows of a split.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +44,7 @@ class Classification(OneTargetEach):
     )
     metric_names = ("accuracy", "macro_f1")
 
-    def labels(self, store: RowStore, splits: Splits) -> tuple[str, ...]:
+    def labels(self, store: RowStore, splits: Splits, drawn: Set[str]) -> tuple[str, ...]:
         """The classes of train, which must be all that there are."""
         check_labels(store, splits)
         return sorted_labels(set(label_counts(store, splits["train"])))

@@ -8,7 +8,7 @@ import numpy as np
 
 from trainables.data.config import DataConfig
 from trainables.data.records import Encoding, Record
-from trainables.data.rows import Row, is_missing, shorten
+from trainables.data.rows import Row, shorten
 from trainables.tasks.classification.format import class_name
 from trainables.tasks.texts import Answer, Texts
 
@@ -35,12 +35,10 @@ class Tagged(Texts):
 
 
 def _names(row: Row, column: str, separator: str) -> Iterable[object]:
-    """What stands in the column: a list, or a text in which names are put apart. Nothing at all is
-    no name. Raises BadRow.
+    """What stands in the column: a list, or a text in which names are put apart; both may be empty.
+    Raises BadRow.
     """
-    value = row.columns.get(column)
-    if is_missing(value):
-        return []
+    value = row.value(column)
     if isinstance(value, str):
         if value.lstrip().startswith("["):
             value = _parsed(row, value, column)

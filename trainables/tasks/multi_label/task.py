@@ -6,7 +6,7 @@ Letters of shapes: B rows, C classes, N rows of a split.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,8 +37,8 @@ class MultiLabel(OneTargetEach):
     baselines = ("embeddings_logistic_each",)
     metric_names = ("micro_f1", "macro_f1", "subset_accuracy")
 
-    def labels(self, store: RowStore, splits: Splits) -> tuple[str, ...]:
-        return names_of_train(store, splits, "labels")
+    def labels(self, store: RowStore, splits: Splits, drawn: Set[str]) -> tuple[str, ...]:
+        return names_of_train(store, splits, drawn, "labels")
 
     def row_losses(
         self,

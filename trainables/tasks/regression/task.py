@@ -6,7 +6,7 @@ Letters of shapes: B rows, N rows of a split.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,7 +38,7 @@ class Regression(OneTargetEach):
     metric_names = ("rmse", "mae", "pearson", "spearman")
     lower_is_better = frozenset({"rmse", "mae"})
 
-    def labels(self, store: RowStore, splits: Splits) -> tuple[str, ...]:
+    def labels(self, store: RowStore, splits: Splits, drawn: Set[str]) -> tuple[str, ...]:
         """None. Raises InputError where train has one number only."""
         train = np.unique(splits["train"])
         numbers = (record.value["label"] for record in store.records(train))

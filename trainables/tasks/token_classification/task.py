@@ -7,7 +7,7 @@ tags where these name no spans), N rows of a split.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,8 +45,8 @@ class TokenClassification(OneTargetEach):
     def notices(self) -> Mapping[str, Words]:
         return WORDS
 
-    def labels(self, store: RowStore, splits: Splits) -> tuple[str, ...]:
-        return names_of_train(store, splits, "tags")
+    def labels(self, store: RowStore, splits: Splits, drawn: Set[str]) -> tuple[str, ...]:
+        return names_of_train(store, splits, drawn, "tags")
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         return collate_tokens(rows, pad_token_id)
