@@ -39,7 +39,15 @@ CELLS = 1 << 22  # resamples times rows, at most, but for 100 resamples
 MOST_CLASSES = 100  # whose confusion matrix is kept
 HARDLY = 1 / 3  # of the rows of a class: answered less often than that, it is hardly ever answered
 LEVEL = 0.95
-METRIC_WORDS = {"macro_f1": "macro-F1", "micro_f1": "micro-F1", "rmse": "RMSE", "mae": "MAE"}
+METRIC_WORDS = {
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "f1": "F1",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "pearson": "Pearson's correlation",
+    "spearman": "Spearman's correlation",
+}
 
 Outcomes = Callable[[SplitName, str], np.ndarray | None]
 Groups = Callable[[str], np.ndarray | None]

@@ -313,3 +313,45 @@ def test_rows_of_one_group_are_drawn_together():
     grouped = np.repeat(np.arange(len(one)), 10)
     assert width(10, grouped) == pytest.approx(width(1, None), rel=1e-9)
     assert width(10, None) == pytest.approx(width(1, None) / 10**0.5, rel=0.2)
+
+
+def numbers(error, seed=0, rows=400):
+    """Predicted and true numbers of rows, that are off by so much."""
+    random = np.random.default_rng(seed)
+    true = np.random.default_rng(99).normal(size=rows)
+    return np.stack([true + error * random.normal(size=rows), true], 1)
+
+
+def test_of_an_error_the_lower_is_better():
+    """The way of the lowest loss has the larger error here, another the lowest, and the winner is between."""
+    made = board(logistic=0.6, nearest=0.7)
+    made["baselines"]["prior"] = {**made["baselines"]["logistic"], "val_loss": 1.0, "words": None}
+    answers = {"winner": numbers(0.5), "logistic": numbers(0.8, 1), "nearest": numbers(0.2, 2)}
+    train = SplitSummary(label_mean=0.0, label_variance=1.0)
+    manifest = Manifest(task="regression", splits={"train": train})
+    found = to_json(
+        metrics_of(
+            board_of(made),
+            manifest,
+            lambda split, name: answers.get(name) if split == "validation" else None,
+            lambda split: None,
+        )
+    )
+    compared = {(e["metric"], e["name"]): e for e in found["compared"]["validation"]}
+    assert {name for metric, name in compared if metric == "rmse"} == {"logistic", "nearest"}
+    assert {name for metric, name in compared if metric == "pearson"} == {"logistic", "nearest"}
+    assert compared["rmse", "nearest"]["high"] < 0 < compared["rmse", "logistic"]["low"]
+    assert compared["rmse", "nearest"]["lower_is_better"]
+    assert "lower_is_better" not in compared["pearson", "nearest"]
+    of_prior = next(each for each in found["alternatives"] if each["name"] == "prior")
+    assert of_prior["validation"]["metrics"]["pearson"] is None, "it is constant"
+    made["metrics"] = found
+    words = worth(made, lambda folder: None)["words"]
+    errors = [TASKS["regression"].metrics(answers[name])["rmse"] for name in ("nearest", "winner")]
+    best, own = errors
+    assert (
+        f"But by RMSE the nearest way is better: {best:.3f} against {own:.3f} (95% interval -0."
+        in words
+    )
+    assert "But by Spearman's correlation the nearest way is better: 0.9" in words
+    assert "logistic regression is better" not in words
