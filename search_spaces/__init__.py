@@ -2,6 +2,7 @@
 their sources.
 """
 
+from search_spaces.auto import Setting, auto_space, rules
 from search_spaces.domains import Choice, Domain, Int, LogUniform, Uniform
 from search_spaces.errors import SpaceError
 from search_spaces.space import Space, load_space, load_tree
@@ -11,9 +12,12 @@ __all__ = [
     "Domain",
     "Int",
     "LogUniform",
+    "Setting",
     "Space",
     "SpaceError",
     "Uniform",
+    "auto_space",
     "load_space",
     "load_tree",
+    "rules",
 ]

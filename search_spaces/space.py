@@ -356,9 +356,10 @@ def load_tree(source: str, where: str = "search.space", folder: Path | None = No
     """
     path = _path(source, folder)
     if not path.is_file():
-        hint = did_you_mean(source, _PRESETS)
+        known = ("auto", *_PRESETS)
+        hint = did_you_mean(source, known)
         raise SpaceError(
-            f"{where}: no preset and no file {source!r}.{hint} Presets: {', '.join(_PRESETS)}"
+            f"{where}: no preset and no file {source!r}.{hint} Presets: {', '.join(known)}"
         )
     try:
         # OmegaConf reads 1e-5 as a number, which YAML 1.1 takes for text, and refuses a key that

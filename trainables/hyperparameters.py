@@ -5,11 +5,12 @@ the rest of the platform has to know of a trial before anything is loaded.
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from types import NoneType
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from trainables.errors import InputError, did_you_mean
 from trainables.models.config import Quantisation
@@ -40,6 +41,13 @@ class MethodOptions:
         if self.trains_base:
             return None
         return "plain" if self.quantisation == "none" else self.quantisation
+
+    @property
+    def form(self) -> str:
+        """Which form of the method it is, in words, where that changes how it is computed or saved;
+        "" for the plain one.
+        """
+        return ""
 
     @property
     def size(self) -> str | None:
@@ -82,6 +90,32 @@ class PartialOptions(MethodOptions):
             raise InputError(f"layers: must be 0 or more, got {self.layers}")
 
 
+Number = TypeVar("Number", int, float)
+
+
+def _patterns(name: str, given: Sequence[str], read: Callable[[str], Number]) -> dict[str, Number]:
+    """The number above 0 of each regular expression in REGEX=NUMBER. `name`: of the
+    hyperparameter.
+    """
+    found = {}
+    for pattern in given:
+        regex, _, number = pattern.rpartition("=")
+        with suppress(re.error, ValueError):
+            if re.compile(regex).pattern and 0 < read(number) < math.inf:
+                found[regex] = read(number)
+        if regex not in found:
+            what = "whole number" if read is int else "number"
+            raise InputError(
+                f"{name}: must be a list of REGEX=NUMBER, a {what} above 0, such as q_proj=16, got"
+                f" {pattern!r}"
+            )
+    return found
+
+
+# of LoRA: parts of the base's own weights
+STARTS = r"pissa(_niter_[1-9]\d*)?|olora"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraOptions(MethodOptions):
     """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685): W + scale * B A, scale
@@ -91,16 +125,32 @@ class LoraOptions(MethodOptions):
     https://arxiv.org/abs/2312.03732). `loraplus_ratio` multiplies B's learning rate (LoRA+, Hayou
     et al. 2024, https://arxiv.org/abs/2402.12354). `targets` is "all-linear", "attention", or a
     list of module names as PEFT's `target_modules` takes them.
+
+    `use_dora`: the rows of W + scale * B A are scaled to learned magnitudes (DoRA, Liu et al. 2024,
+    https://arxiv.org/abs/2402.09353). `init_lora_weights`, by PEFT's names: true (A drawn, B zero),
+    or A and B are the part of W that matters most, and what is learned is the change of it: pissa
+    or, by iterations, pissa_niter_4 (Meng et al. 2024, https://arxiv.org/abs/2404.02948), olora
+    (Büyükakyüz 2024, https://arxiv.org/abs/2406.01775). `freeze_a`: B alone is trained (LoRA-FA,
+    Zhang et al. 2023, https://arxiv.org/abs/2308.03303). `rank_pattern` and `alpha_pattern`: others
+    for layers whose names end as a regular expression says, as REGEX=NUMBER, such as q_proj=16; the
+    first that fits counts, as in PEFT's options of these names.
     """
 
     rank: int = 8
     alpha: float = 16.0
+    rank_pattern: tuple[str, ...] = ()
+    alpha_pattern: tuple[str, ...] = ()
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     rslora: bool = False
     loraplus_ratio: float = 1.0
+    use_dora: bool = False
+    init_lora_weights: bool | str = True
+    freeze_a: bool = False
 
     def __post_init__(self) -> None:
+        self._check_start()
+        _ = self.ranks, self.alphas  # which are checked as they are read
         if self.rank < 1:
             raise InputError(f"rank: must be at least 1, got {self.rank}")
         if not 0 < self.alpha < math.inf:
@@ -119,10 +169,59 @@ class LoraOptions(MethodOptions):
                 f"targets: must be all-linear, attention or a list of module names, got {got}"
             )
 
+    def _check_start(self) -> None:
+        start = self.init_lora_weights
+        if start is not True and not (isinstance(start, str) and re.fullmatch(STARTS, start)):
+            raise InputError(
+                "init_lora_weights: must be true, pissa, pissa_niter_N (N iterations) or olora, got"
+                f" {'false' if start is False else repr(start)}"
+            )
+        if start is True:
+            return
+        if self.quantisation != "none":
+            raise InputError(
+                f"init_lora_weights: must be true over a quantised base, got {start!r}; with"
+                " method: lora it may be"
+            )
+        for name, plain in {"dropout": 0, "freeze_a": False}.items():
+            if (got := getattr(self, name)) != plain:
+                raise InputError(
+                    f"{name}: must be {str(plain).lower()} with init_lora_weights: {start}, got"
+                    f" {str(got).lower()}"
+                )
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Of `rank_pattern`."""
+        return _patterns("rank_pattern", self.rank_pattern, int)
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """Of `alpha_pattern`."""
+        return _patterns("alpha_pattern", self.alpha_pattern, float)
+
+    @property
+    def from_base(self) -> str | None:
+        """What A and B start from, where that is the base's own weights: the trial then has their
+        start beside them, which it takes off the base again.
+        """
+        return self.init_lora_weights if isinstance(self.init_lora_weights, str) else None
+
+    @property
+    def form(self) -> str:
+        forms = (
+            "DoRA" if self.use_dora else "",
+            self.from_base,
+            "A frozen" if self.freeze_a else "",
+        )
+        return ", ".join(filter(None, forms))
+
     @property
     def size(self) -> str:
         targets = self.targets if isinstance(self.targets, str) else " and ".join(self.targets)
-        return f"rank {_power_of_two(self.rank)} on {targets}"
+        more = ", ".join(filter(None, [self.form, *self.rank_pattern]))
+        rank = self.rank * (2 if self.from_base else 1)
+        return f"rank {_power_of_two(rank)} on {targets}{f' ({more})' if more else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,22 +269,37 @@ class PromptOptions(MethodOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions(MethodOptions):
-    """Bottleneck adapters (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751), one after each
-    layer's feed-forward (Pfeiffer et al. 2020, https://arxiv.org/abs/2005.00247): h +
-    up(relu(down(h))), `bottleneck` channels between.
+    """Bottleneck adapters: f(x) = scale * up(activation(down(x))), `bottleneck` channels between.
+
+    `placement`, by the papers that tried them: pfeiffer, h + f(h) of the hidden states h that a
+    layer gives, so after its feed-forward (Pfeiffer et al. 2020,
+    https://arxiv.org/abs/2005.00247); houlsby, h + f(h) of what its attention and what its
+    feed-forward project back to the model's width, before it is added to the residual stream
+    (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751); parallel, f(x) beside the feed-forward
+    that is given x (He et al. 2022, https://arxiv.org/abs/2110.04366, with a scale of 4).
     """
 
     loaded_by: ClassVar = "this project"
 
     bottleneck: int = 64
+    placement: Literal["pfeiffer", "houlsby", "parallel"] = "pfeiffer"
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.bottleneck < 1:
             raise InputError(f"bottleneck: must be at least 1, got {self.bottleneck}")
+        if not 0 < self.scale < math.inf:
+            raise InputError(f"scale: must be above 0, got {self.scale}")
+
+    @property
+    def form(self) -> str:
+        return "" if self.placement == "pfeiffer" else self.placement
 
     @property
     def size(self) -> str:
-        return f"bottleneck {_power_of_two(self.bottleneck)}"
+        form = f" ({self.form})" if self.form else ""
+        return f"bottleneck {_power_of_two(self.bottleneck)}{form}"
 
 
 OPTIONS: dict[str, type[MethodOptions]] = {

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from sweeps.cli.arguments import Folder
-from sweeps.cli.opening import open_sweep
 from sweeps.cli.terminal import FAILED, console
 from sweeps.ledger.leaderboard import leaderboard_json
+from sweeps.ledger.opening import open_sweep
 from sweeps.reporting.leaderboard import leaderboard
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from sweeps.cli.arguments import Folder
-from sweeps.cli.opening import open_sweep
+from sweeps.ledger.opening import open_sweep
 
 
 def report(

@@ -1,8 +1,8 @@
 """`python -m sweeps resume DIR`"""
 
 from sweeps.cli.arguments import Folder, Overrides
-from sweeps.cli.opening import open_sweep
 from sweeps.cli.terminal import console, finish
+from sweeps.ledger.opening import open_sweep
 
 
 def resume(folder: Folder, overrides: Overrides = None) -> None:

@@ -3,8 +3,8 @@
 import typer
 
 from sweeps.cli.arguments import Folder
-from sweeps.cli.opening import open_sweep
 from sweeps.cli.terminal import FAILED
+from sweeps.ledger.opening import open_sweep
 
 
 def verify(folder: Folder) -> None:

@@ -13,7 +13,7 @@ def check_hyperparameters(config: SweepConfig) -> None:
     """
     if config.search.space is None:
         raise InputError(
-            "search.space: not given; the name of a preset, a YAML file, or the space itself"
+            "search.space: not given; auto, the name of a preset, a YAML file, or the space itself"
         )
     space = config.space()
     if config.search.sampler == "grid" and space.size() is None:

@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from search_spaces import SpaceError, load_tree
+from search_spaces import SpaceError, auto_space, load_tree
 from sweeps.config.checks import check_hyperparameters
 from sweeps.config.messages import allowed, explained, shown, what_was_meant
 from sweeps.config.renamed import in_present_words, refuse_former_names
-from sweeps.config.schema import SweepConfig
+from sweeps.config.schema import AUTO, SweepConfig
 from trainables.errors import InputError
 from trainables.hyperparameters import OPTIONS
 
@@ -64,7 +64,8 @@ def from_tree(given: DictConfig, overrides: Sequence[str], where: str) -> SweepC
             OmegaConf.merge(OmegaConf.structured(SweepConfig), _yaml_words(given))
         )
         assert isinstance(config, SweepConfig)
-        check_hyperparameters(config)
+        if config.search.space != AUTO:
+            check_hyperparameters(config)
     except OmegaConfBaseException as error:
         raise InputError(f"{where}: {explained(error, tree)}") from error
     except ValueError as error:
@@ -96,6 +97,11 @@ def _open_space(given: DictConfig, key: str) -> str:
     Returns the key as it stands there: what is shown as lora.rank is method.lora.rank.
     """
     source = OmegaConf.select(given, "search.space")
+    if source == AUTO:
+        raise SpaceError(
+            "search.space: auto is not known before the data are read; what is fixed under train"
+            " takes the place of what it would vary, and `check` prints the ranges to start from"
+        )
     if isinstance(source, str):
         OmegaConf.update(given, "search.space", load_tree(source), merge=False)
     path = key.removeprefix("search.space.")
@@ -118,14 +124,21 @@ def _yaml_words(given: DictConfig) -> DictConfig:
     return given
 
 
-def with_own_space(config: SweepConfig) -> SweepConfig:
+def with_own_space(config: SweepConfig, rows: int | None = None) -> SweepConfig:
     """The configuration with the search space itself in the place of a preset's or a file's name,
-    which may change.
+    which may change, and of `auto` where the `rows` of train are known.
     """
-    if not isinstance(config.search.space, str):
+    if config.search.space == AUTO:
+        if rows is None:
+            return config
+        space = auto_space(config.setting(rows), config.train.fixed())
+    elif isinstance(config.search.space, str):
+        space = load_tree(config.search.space)
+    else:
         return config
-    space = load_tree(config.search.space)
-    return dataclasses.replace(config, search=dataclasses.replace(config.search, space=space))
+    found = dataclasses.replace(config, search=dataclasses.replace(config.search, space=space))
+    check_hyperparameters(found)
+    return found
 
 
 def dump(config: SweepConfig) -> str:

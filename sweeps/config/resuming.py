@@ -14,6 +14,7 @@ FIXED_ON_RESUME = {  # what a sweep that has begun cannot change, and why
     "task": "losses of another task do not compare",
     "model": "losses of another base model do not compare",
     "data": "losses on other data do not compare",
+    "search.prior": "earlier sweeps were read when it began",
     "train.evaluate_every": "trials that are measured more often have more chances to win",
     "train.probe_rows": "probe losses on other rows do not compare",
     "train.precision": "losses in other arithmetic do not compare",

@@ -13,18 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.config import ClusterConfig
-from search_spaces import Domain, Space, SpaceError, load_space
+from search_spaces import Domain, Setting, Space, SpaceError, auto_space, load_space
 from sweeps.selection.config import SelectionConfig
 from sweeps.tracking.config import TrackingConfig
 from trainables.data.config import DataConfig
 from trainables.errors import InputError
 from trainables.hyperparameters import COMMON, FIELDS, OPTIONS, Hyperparameters, parse
 from trainables.models.config import ModelConfig
+from trainables.models.files import width_and_layers
 from trainables.tasks import TASKS, Task
 
 # a quarter of the trials, within these: TPE needs a few losses to tell good from bad, and of 7
 # trials 10 would be all
 MIN_STARTUP, MAX_STARTUP = 3, 10
+AUTO = "auto"  # `search.space` that follows from task, model and data
 DRAWS = 200  # configurations drawn to know what a space holds
 
 
@@ -65,7 +67,8 @@ class EarlyStoppingConfig:
 class SearchConfig:
     """What varies and how it is searched."""
 
-    space: Any = None  # name of a preset (search_spaces/*.yaml), a YAML file, or the space itself
+    # auto, the name of a preset (search_spaces/*.yaml), a YAML file, or the space itself
+    space: Any = None
     trials: int = 20  # in all, over every resume
     # tpe: Optuna's multivariate TPE with constant liar
     sampler: Literal["tpe", "random", "grid"] = "tpe"
@@ -73,6 +76,8 @@ class SearchConfig:
     startup_trials: str | int = "auto"
     # configurations to try first; what they leave open is sampled
     initial: list[dict[str, Any]] = field(default_factory=list)
+    # folders or URLs of earlier sweeps of this task, whose trials the search starts from
+    prior: list[str] = field(default_factory=list)
     # wall clock over every resume, as 90s, 30m, 8h or 2d; running trials are then stopped, the best
     # so far wins
     time_budget: str | None = None
@@ -85,6 +90,10 @@ class SearchConfig:
         if not (startup == "auto" or (isinstance(startup, int) and startup >= 0)):
             raise InputError(
                 f"search.startup_trials: must be auto or 0 or more trials, got {startup!r}"
+            )
+        if self.prior and self.sampler != "tpe":
+            raise InputError(
+                f"search.prior: only sampler tpe learns from trials, got {self.sampler}"
             )
         self.time_budget_s()
 
@@ -215,7 +224,17 @@ class SweepConfig:
             )
 
     def space(self) -> Space:
+        if self.search.space == AUTO:
+            return load_space(auto_space(self.setting(), self.train.fixed()))
         return load_space(self.search.space)
+
+    def setting(self, rows: int | None = None) -> Setting:
+        """What `search.space: auto` goes by. rows: of train, where they are known. Raises
+        InputError where the model cannot be found.
+        """
+        width, layers = width_and_layers(self.model)
+        classifies = not TASKS[self.task].is_language_model
+        return Setting(classifies=classifies, width=width, layers=layers, rows=rows)
 
     def draws(self) -> list[dict[str, object]]:
         """Valid complete configurations drawn at random from the space, always the same: what

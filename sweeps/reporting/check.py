@@ -33,7 +33,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         line(f"  {each}")
     for finding in plan.findings:
         mend = f" [{finding.setting}]" if finding.setting else ""
-        line(f"  {finding.severity}: {finding.message}{mend}", STYLES[finding.severity])
+        line(f"  {finding.severity}: {finding.line}{mend}", STYLES[finding.severity])
     for each in plan.plan:
         line(each)
     for row in plan.shown:

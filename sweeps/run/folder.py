@@ -33,8 +33,8 @@ def new_folder(config: SweepConfig) -> Ledger:
 
 
 def absolute_paths(config: SweepConfig) -> SweepConfig:
-    """The configuration with data files and model folder as absolute paths: the sweep's folder must
-    not depend on where it began.
+    """The configuration with data files, model folder and earlier sweeps as absolute paths: the
+    sweep's folder must not depend on where it began.
     """
 
     def absolute(source: str) -> str:
@@ -59,7 +59,8 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
     model = config.model
     if not model.name.startswith("package:") and Path(model.name).expanduser().is_dir():
         model = replace(model, name=absolute(model.name))
-    return replace(config, data=data, model=model)
+    prior = [absolute(folder) for folder in config.search.prior]
+    return replace(config, data=data, model=model, search=replace(config.search, prior=prior))
 
 
 def tracked(config: SweepConfig, manifest: Manifest, base: dict[str, str]) -> dict[str, object]:

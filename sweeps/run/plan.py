@@ -10,10 +10,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from search_spaces import rules
 from sweeps.config.draws import first_of_each_method
-from sweeps.config.schema import SweepConfig
+from sweeps.config.loading import with_own_space
+from sweeps.config.schema import AUTO, SweepConfig
 from sweeps.run.estimates import memory_lines
-from sweeps.run.preparation import doctor, prepare_data, rehearsed, show
+from sweeps.run.preparation import doctor, known_sweeps, prepare_data, rehearsed, show
 from sweeps.run.rates import MeasuredRate, measure_rates
 from sweeps.run.storage import check_storage
 from sweeps.selection.statistics import MIN_UNITS
@@ -26,6 +28,7 @@ from trainables.tasks import TASKS
 
 if TYPE_CHECKING:
     from cluster.connect import SlotPlan
+    from sweeps.search.prior import Known
 
 STRAYS = 0.05  # share of its epochs by which a trial may train more or less before the plan says so
 
@@ -90,6 +93,9 @@ def make_plan(
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         look = doctor(config, benchmarks) if examine else None
         manifest = prepare_data(config, Path(scratch), look)
+        reasons = list(auto_words(config, manifest))
+        config = with_own_space(config, manifest.train.rows)
+        known = known_sweeps(config, manifest)
         rehearsed(config, Path(scratch), rehearsal.append)
         shown = show(config, manifest, Path(scratch), rows) if rows else ()
         measured: tuple[MeasuredRate, ...] = ()
@@ -106,13 +112,20 @@ def make_plan(
         data=tuple(_data(config, manifest)),
         findings=tuple(sorted(findings, key=lambda each: SEVERITIES.index(each.severity))),
         plan=(
-            *_lines(config, manifest, drawn, rehearsal),
+            *reasons,
+            *_lines(config, manifest, drawn, rehearsal, known),
             *_rate_lines(measured),
             *_time(config, manifest.train, drawn, rates, measured),
         ),
         shown=shown,
         measured=measured,
     )
+
+
+def auto_words(config: SweepConfig, manifest: Manifest) -> Iterator[str]:
+    """Why the ranges of `search.space: auto` are what they are."""
+    if config.search.space == AUTO:
+        yield from (f"auto: {rule}" for rule in rules(config.setting(manifest.train.rows)))
 
 
 def _split_plan(split: SplitSummary) -> SplitPlan:
@@ -126,8 +139,9 @@ def _lines(
     manifest: Manifest,
     drawn: Sequence[Hyperparameters],
     rehearsal: Sequence[str],
+    known: Known | None,
 ) -> Iterator[str]:
-    yield from _search(config, manifest.train.rows, drawn)
+    yield from _search(config, manifest.train.rows, drawn, known)
     yield from _afterwards(config, manifest)
     yield from rehearsal
     slots = _slots_here(config)
@@ -172,12 +186,15 @@ def _labels(manifest: Manifest) -> str:
     return named
 
 
-def _search(config: SweepConfig, rows: int, drawn: Sequence[Hyperparameters]) -> list[str]:
+def _search(
+    config: SweepConfig, rows: int, drawn: Sequence[Hyperparameters], known: Known | None
+) -> list[str]:
     """What varies, and how much is trained. rows: of train."""
     steps = [total_steps(rows, hp) for hp in drawn]
     samples = _mean_samples(rows, drawn) * config.search.trials
     return [
-        f"Search: {search_words(config)}",
+        f"Search: {search_words(config, known)}",
+        *(known.words(config.search.trials) if known else ()),
         *(f"  {path}: {what}" for path, what in config.space().parameters),
         *(f"  {name}: fixed {value}" for name, value in config.train.fixed().items()),
         f"  steps per trial: {min(steps)} to {max(steps)}; {samples:,.0f}"
@@ -235,11 +252,15 @@ def _measured_seconds(
     return sum(seconds) / len(seconds)
 
 
-def search_words(config: SweepConfig) -> str:
-    """How many trials are searched how, and how many of them at random."""
+def search_words(config: SweepConfig, known: Known | None = None) -> str:
+    """How many trials are searched how, and how many of them at random. known: of earlier
+    sweeps.
+    """
     search, size = config.search, config.space().size()
     of = f" of {size} configurations" if size is not None else ""
     words, first = f"{search.trials} trials by {search.sampler}{of}", search.random_trials()
+    if known is not None:
+        first = known.random_trials(first)
     if search.sampler != "tpe" or first == 0:
         return words
     if first >= search.trials:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.config.schema import SweepConfig
+from sweeps.config.checks import check_hyperparameters
+from sweeps.config.schema import AUTO, SweepConfig
 from sweeps.run.estimates import device_bytes, smallest_estimates
 from trainables.data.manifest import Manifest
 from trainables.errors import InputError
@@ -13,6 +14,7 @@ from trainables.hyperparameters import parse
 from trainables.models.files import (
     check_files,
     context_length,
+    fingerprint,
     load_model_config,
     load_tokenizer,
     pad_token_of,
@@ -23,6 +25,7 @@ from trainables.tasks import TASKS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from sweeps.search.prior import Known, Prior
     from trainables.data.doctor.examine import Examination
     from trainables.data.showing import ShownRow
     from trainables.rehearsal.rehearse import Rehearsed
@@ -44,6 +47,8 @@ def prepare_data(
     quiet()
     check_sources(config.data)
     check_files(config.model)
+    if config.search.space == AUTO:  # which could not be checked without the model
+        check_hyperparameters(config)
     context = context_length(load_model_config(config.model))
     tokenizer = load_tokenizer(config.model)
     manifest = prepare(
@@ -70,6 +75,29 @@ def prepare_data(
         )  # virtual tokens stand before general text too
         write_general(_general_text(config), tokenizer, room, folder)
     return manifest
+
+
+def earlier_sweeps(
+    config: SweepConfig, manifest: Manifest, base: Mapping[str, str]
+) -> "Prior | None":
+    """What the sweeps of `search.prior` have found; base: the model's `fingerprint`. None where
+    there are none.
+    """
+    if not config.search.prior:
+        return None
+    from sweeps.search.prior import read_prior
+
+    return read_prior(config, manifest, base)
+
+
+def known_sweeps(config: SweepConfig, manifest: Manifest) -> "Known | None":
+    """What they know of the search's space."""
+    prior = earlier_sweeps(config, manifest, fingerprint(config.model))
+    if prior is None:
+        return None
+    from sweeps.search.prior import Known
+
+    return Known.of(prior, config)
 
 
 def doctor(config: SweepConfig, benchmarks: Sequence[str]) -> "Examination":

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ from sweeps.run.folder import absolute_paths, amend, new_folder, tracked, write_
 from sweeps.run.jobs import Jobs
 from sweeps.run.lifetime import Lifetime
 from sweeps.run.monitor import Monitor
-from sweeps.run.plan import search_words
-from sweeps.run.preparation import prepare_data, rehearsed
+from sweeps.run.plan import auto_words, search_words
+from sweeps.run.preparation import earlier_sweeps, prepare_data, rehearsed
 from sweeps.run.signals import SignalHandler
 from sweeps.run.slots import COORDINATOR, Slots, add_cost
 from sweeps.run.storage import check_storage
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
     from cluster.connect import SlotPlan
+    from sweeps.search.prior import Known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,26 +58,34 @@ class Outcome:
 
 def start(config: SweepConfig, console: Console) -> Outcome:
     """Run a new sweep."""
-    config = with_own_space(absolute_paths(config))
-    return Sweep(config, prepare(config, console), console, elapsed_s=0.0).run()
+    config, ledger = prepare(with_own_space(absolute_paths(config)), console)
+    return Sweep(config, ledger, console, elapsed_s=0.0).run()
 
 
-def prepare(config: SweepConfig, console: Console) -> Ledger:
-    """The folder of a new sweep with all that is known before the first trial. Bad data is refused
-    before there is a folder of a sweep that never began.
+def prepare(config: SweepConfig, console: Console) -> tuple[SweepConfig, Ledger]:
+    """The configuration with what follows from the data, and the folder of a new sweep with all
+    that is known before the first trial. Bad data is refused before there is a folder of a sweep
+    that never began.
     """
     check_storage(config)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         data = Path(scratch) / "data"
-        prepare_data(config, data)
+        manifest = prepare_data(config, data)
+        for line in auto_words(config, manifest):
+            _print(console, line)
+        config = with_own_space(config, manifest.train.rows)
+        base = fingerprint(config.model)
+        prior = earlier_sweeps(config, manifest, base)
         rehearsed(config, data, lambda line: _print(console, line))
         ledger = new_folder(config)
         write_configuration(ledger, config)
-        ledger.store.write_json("base.json", fingerprint(config.model))
+        ledger.store.write_json("base.json", base)
+        if prior is not None:
+            prior.save(ledger)
         staged = ledger.store.scratch()
         shutil.copytree(data, staged, dirs_exist_ok=True)
         ledger.store.publish(staged, "data", last=MANIFEST)
-    return ledger
+    return config, ledger
 
 
 def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
@@ -93,7 +103,7 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
         )
     ledger.store.clear_scratch()
     ledger.load()
-    config = with_own_space(config)
+    config = with_own_space(config, ledger.manifest().train.rows)
     for line in amend(ledger, config):
         _print(console, line)
     for curve in ledger.curves():
@@ -275,8 +285,20 @@ class Sweep:
         from sweeps.search.study import open_study
 
         config = self.config
-        study = open_study(self._study_file.open(), self.ledger.name, config.search, config.seed)
+        study = open_study(
+            self._study_file.open(),
+            self.ledger.name,
+            config.search,
+            config.seed,
+            known=self._known,
+        )
         return follow_space(study, config, self.ledger, self.display.say)
+
+    @cached_property
+    def _known(self) -> "Known":
+        from sweeps.search.prior import Known, saved_prior
+
+        return Known.of(saved_prior(self.ledger), self.config)
 
     def _plan(self) -> "SlotPlan":
         import ray
@@ -288,7 +310,7 @@ class Sweep:
         )
         self.display.say(plan.reason)
         if self.trials_left():
-            self.display.say(f"search: {search_words(self.config)}")
+            self.display.say(f"search: {search_words(self.config, self._known)}")
         return plan
 
     def _start_coordinator(self, plan: "SlotPlan") -> "ActorHandle":
@@ -334,6 +356,7 @@ class Sweep:
             self.config,
             self.ledger,
             study=running.study,
+            first=self._known.first(self.config.search.trials),
             rows=self.rows,
             events=events,
             coordinator=running.coordinator,

@@ -1,6 +1,6 @@
 """The search itself: Ray Tune asks the searcher for trials, and what comes of them is told."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from sweeps.run.lifetime import Lifetime
 from sweeps.run.slots import COORDINATOR
 from sweeps.search.events import EvaluationEvents
 from sweeps.search.failures import common_cause
+from sweeps.search.points import Point
 from sweeps.search.scheduler import make_scheduler
 from sweeps.search.searcher import StudySearcher
 from sweeps.search.stopping import HopelessStopper
@@ -114,6 +115,7 @@ def search(
     ledger: Ledger,
     *,
     study: "optuna.Study",
+    first: Sequence[Point],
     rows: int,
     events: TrialEvents,
     coordinator: "ActorHandle",
@@ -123,8 +125,8 @@ def search(
     folder: Path,
     say: Callable[[str], None],
 ) -> None:
-    """Run trials until there are no more to run. rows: of train; folder: where Tune puts what it
-    writes.
+    """Run trials until there are no more to run. first: points to try before others; rows: of
+    train; folder: where Tune puts what it writes.
     """
 
     def room() -> bool:
@@ -137,6 +139,7 @@ def search(
         space=config.space(),
         study=study,
         ledger=ledger,
+        first=first,
         coordinator=COORDINATOR,
         namespace=namespace,
         stopped=lambda: lifetime.stopped,

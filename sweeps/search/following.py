@@ -3,20 +3,18 @@
 from collections.abc import Callable, Mapping
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalChoiceType
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces import Domain, Int, Space, SpaceError
+from search_spaces import Space, SpaceError
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.search.outcome import outcome
-from sweeps.search.study import TRIAL, distribution, plain, storage_of, trials_of
+from sweeps.search.points import Point, distribution, located, parsed, trained_with
+from sweeps.search.study import TRIAL, storage_of, trials_of
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve
 from trainables.errors import InputError
-
-Point = dict[str, CategoricalChoiceType]
-"""Where in a space a configuration lies, as Optuna stores it: values by domain."""
 
 
 def follow_space(
@@ -99,29 +97,11 @@ def _point(config: SweepConfig, space: Space, curve: Curve) -> Point:
     """Where in `space` the configuration of a trial lies, as Optuna stores it; SpaceError or
     InputError where it does not.
     """
-    hp = config.hyperparameters(curve.params)
-    values = {
-        **vars(hp),
-        **vars(hp.options),
-        **config.complete(curve.params),
-    }  # the last as they were written
-    encoded: Point = {}
-
-    def suggest(key: str, domain: Domain) -> object:
-        name = key.rsplit(".", 1)[-1]
-        value = values.get(name)
-        if isinstance(domain, Int) and isinstance(value, float) and value.is_integer():
-            value = int(value)  # a default that is a whole number
-        try:
-            found = domain.match(value)
-        except SpaceError as error:
-            raise SpaceError(f"{name}: {error}") from None
-        encoded[key] = plain(found)
-        return found
-
-    there = config.hyperparameters(space.sample(suggest))
-    for name, value in {**vars(there), **vars(there.options)}.items():
-        if name != "options" and value != {**vars(hp), **vars(hp.options)}[name]:
+    values = trained_with(config, curve.params)
+    encoded, params = located(space, values)
+    before, there = (parsed(config.hyperparameters(each)) for each in (curve.params, params))
+    for name, value in there.items():
+        if value != before[name]:
             raise SpaceError(f"{name}: got {values.get(name)!r}, and there it is {value!r}")
     return encoded
 

@@ -1,7 +1,7 @@
 """A Tune Searcher over Optuna's ask and tell."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import optuna
 from optuna.trial import TrialState
@@ -12,10 +12,10 @@ from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import UNFINISHED
 from sweeps.search.outcome import BEHIND, outcome
+from sweeps.search.points import Point, plain
 from sweeps.search.study import (
     DUPLICATE_OF,
     TRIAL,
-    plain,
     suggest_with,
     trial_numbered,
     trials_of,
@@ -47,6 +47,7 @@ class StudySearcher(Searcher):
         space: Space,
         study: optuna.Study,
         ledger: Ledger,
+        first: Sequence[Point] = (),
         coordinator: str,
         namespace: str,
         stopped: Callable[[], str | None],
@@ -55,14 +56,16 @@ class StudySearcher(Searcher):
         on_end: Callable[[str], None],
         say: Callable[[str], None],
     ) -> None:
-        """`coordinator` and `namespace` name the actor that trials ask; `stopped` tells why no
-        trial may start any more, `room` whether another could train at once: until then none is
-        drawn, so that it is drawn knowing more.
+        """first: points of the space to try after the initial ones. `coordinator` and `namespace`
+        name the actor that trials ask; `stopped` tells why no trial may start any more, `room`
+        whether another could train at once: until then none is drawn, so that it is drawn knowing
+        more.
         """
         super().__init__(metric="val_loss", mode="min")
         self._config = config
         self._space = space
         self._study = study
+        self._first = first
         self._ledger = ledger
         self._coordinator, self._namespace = coordinator, namespace
         self._stopped = stopped
@@ -86,12 +89,17 @@ class StudySearcher(Searcher):
             if curve.status != "running":
                 self._tell(curve.id)
         self._close_unwritten()
+        self._enqueue_first()
+        return [trial for trial in self._ledger.unfinished() if not self._drop(trial)]
+
+    def _enqueue_first(self) -> None:
         # the first trial is what one would train without a search
         middle = [] if self._ledger.curves() else [self._space.middle()]
         for initial in self._config.search.initial or middle:
             encoded = {name: plain(value) for name, value in self._space.encode(initial).items()}
             self._study.enqueue_trial(encoded, skip_if_exists=True)
-        return [trial for trial in self._ledger.unfinished() if not self._drop(trial)]
+        for point in self._first:
+            self._study.enqueue_trial(dict(point), skip_if_exists=True)
 
     def _close_unwritten(self) -> None:
         """Trials of the study that a kill kept from being written down."""

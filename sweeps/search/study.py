@@ -5,25 +5,19 @@ trials RUNNING after a NaN or a restore. Here a trial is told the best validatio
 evaluations that may win, see `outcome`.
 """
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalChoiceType,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import Choice, Domain, Int, LogUniform, Uniform
 from sweeps.config.schema import SearchConfig
+from sweeps.search.points import plain
+from sweeps.search.prior import InformedTPESampler, Known
 
 STUDY = "study.journal"  # the study's file in the sweep's folder
 
@@ -33,10 +27,16 @@ DUPLICATE_OF = "duplicate_of"  # the sweep's id of an earlier trial with the sam
 
 
 def open_study(
-    path: Path, name: str, config: SearchConfig, seed: int, *, read_only: bool = False
+    path: Path,
+    name: str,
+    config: SearchConfig,
+    seed: int,
+    *,
+    known: Known | None = None,
+    read_only: bool = False,
 ) -> optuna.Study:
     """The study in the journal at `path`; made if it is not there. A journal file is safe on
-    network file systems too.
+    network file systems too. known: what earlier sweeps know.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not read_only:
@@ -52,7 +52,7 @@ def open_study(
         study_name=name, storage=storage, direction="minimize", load_if_exists=True
     )
     # a sampler with the same seed would repeat its first suggestions after a restart
-    study.sampler = make_sampler(config, seed + len(study.trials))
+    study.sampler = make_sampler(config, seed + len(study.trials), known)
     return study
 
 
@@ -75,7 +75,9 @@ def trial_numbered(study: optuna.Study, number: int) -> optuna.Trial:
     return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(of_study, number))
 
 
-def make_sampler(config: SearchConfig, seed: int) -> optuna.samplers.BaseSampler:
+def make_sampler(
+    config: SearchConfig, seed: int, known: Known | None = None
+) -> optuna.samplers.BaseSampler:
     if config.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if config.sampler == "grid":
@@ -86,8 +88,8 @@ def make_sampler(config: SearchConfig, seed: int) -> optuna.samplers.BaseSampler
         warnings.catch_warnings()
     ):  # "group is experimental": it models each branch of the space by itself
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=config.random_trials(), group=True
+        return InformedTPESampler(
+            known or Known(), seed=seed, n_startup_trials=config.random_trials()
         )
 
 
@@ -104,25 +106,6 @@ class _Grid(optuna.samplers.BruteForceSampler):
         values: Sequence[float] | None,
     ) -> None:
         pass
-
-
-def plain(value: object) -> CategoricalChoiceType:
-    """A choice as Optuna stores it: lists become JSON text."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return json.dumps(value)
-
-
-def distribution(domain: Domain) -> BaseDistribution:
-    match domain:
-        case LogUniform(low=low, high=high):
-            return FloatDistribution(low, high, log=True)
-        case Uniform(low=low, high=high):
-            return FloatDistribution(low, high)
-        case Int(low=low, high=high, log=log, step=step):
-            return IntDistribution(low, high, log=log, step=step)
-        case Choice(values=values):
-            return CategoricalDistribution([plain(value) for value in values])
 
 
 def suggest_with(trial: optuna.Trial) -> Callable[[str, Domain], object]:

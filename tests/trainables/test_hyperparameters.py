@@ -61,6 +61,8 @@ def test_defaults():
         ({**LORA, "targets": ["q_proj", "v_proj"]}, "targets", ("q_proj", "v_proj")),
         ({**LORA, "targets": "attention"}, "targets", "attention"),
         ({**LORA, "rslora": True}, "rslora", True),
+        ({**LORA, "init_lora_weights": "pissa_niter_16"}, "init_lora_weights", "pissa_niter_16"),
+        ({**LORA, "rank_pattern": ["q=1", ".*k=2"]}, "rank_pattern", ("q=1", ".*k=2")),
         ({**PARTIAL, "layers": 2.0}, "layers", 2),
         ({**PARTIAL, "layers": 0}, "layers", 0),
         ({**PARTIAL, "layers": None, "patterns": ["*.bias"]}, "patterns", ("*.bias",)),
@@ -154,6 +156,57 @@ MISTAKES = [
     ),
     ({**LORA, "rank": 8.5}, "rank: must be a whole number, got 8.5"),
     ({**LORA, "rslora": 1}, "rslora: must be true or false, got 1"),
+    (
+        {**LORA, "init_lora_weights": "pisa"},
+        "init_lora_weights: must be true, pissa, pissa_niter_N (N iterations) or olora, got 'pisa'",
+    ),
+    (
+        {**LORA, "init_lora_weights": False},
+        "init_lora_weights: must be true, pissa, pissa_niter_N (N iterations) or olora, got false",
+    ),
+    (
+        {**LORA, "init_lora_weights": 1},
+        "init_lora_weights: must be true or false or a word, got 1",
+    ),
+    (
+        {**LORA, "method": "qlora", "init_lora_weights": "olora"},
+        "init_lora_weights: must be true over a quantised base, got 'olora'; with method: lora it may be",
+    ),
+    (
+        {**LORA, "init_lora_weights": "pissa", "dropout": 0.1},
+        "dropout: must be 0 with init_lora_weights: pissa, got 0.1",
+    ),
+    (
+        {**LORA, "init_lora_weights": "pissa_niter_4", "freeze_a": True},
+        "freeze_a: must be false with init_lora_weights: pissa_niter_4, got true",
+    ),
+    (
+        {**FULL, "method": "adapter", "placement": "houlsbi"},
+        "placement: must be one of pfeiffer, houlsby, parallel, got 'houlsbi'",
+    ),
+    (
+        {**FULL, "method": "adapter", "activation": "swish"},
+        "activation: must be one of relu, gelu, silu, tanh, got 'swish'",
+    ),
+    ({**FULL, "method": "adapter", "scale": 0}, "scale: must be above 0, got 0.0"),
+    *(
+        (
+            {**LORA, "rank_pattern": ["v_proj=2", wrong]},
+            "rank_pattern: must be a list of REGEX=NUMBER, a whole number above 0, such as q_proj=16, "
+            f"got {wrong!r}",
+        )
+        for wrong in ("q_proj", "(q_proj=4", "q_proj=1.5", "q_proj=0", "=4", "")
+    ),
+    (
+        {**LORA, "alpha_pattern": ["q_proj=-1"]},
+        "alpha_pattern: must be a list of REGEX=NUMBER, a number above 0, such as q_proj=16, got "
+        "'q_proj=-1'",
+    ),
+    (
+        {**LORA, "rank_pattern": {"q_proj": 4}},
+        "rank_pattern: must be a list of names, got {'q_proj': 4}",
+    ),
+    ({**LORA, "use_dora": 1}, "use_dora: must be true or false, got 1"),
     ({**LORA, "rslora": "yes"}, "rslora: must be true or false, got 'yes'"),
     ({**LORA, "targets": 3}, "targets: must be a word or a list of names, got 3"),
     ({**LORA, "targets": ["q", 1]}, "targets: must be a word or a list of names, got ['q', 1]"),

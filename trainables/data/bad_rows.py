@@ -50,7 +50,6 @@ class BadRows:
             severity="warning",
             split=split,
             rows=self.count,
-            message=f"{split}: {self.count} row(s) left out that cannot be used, such as"
-            f" {'; '.join(examples)}",
+            message=f"{split}: {self.count} row(s) left out that cannot be used",
             examples=examples,
         )

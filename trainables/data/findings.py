@@ -15,7 +15,7 @@ class Finding:
     kind: str
     """One word for all findings of this kind: `truncated`."""
     message: str
-    """One line: what was found, of how many rows, and where that helps, such as which."""
+    """One line: what was found, and of how many rows."""
     severity: Severity = "note"
     """error: the sweep does not start; warning: likely a mistake; note: worth knowing."""
     split: str = ""
@@ -28,3 +28,11 @@ class Finding:
     """What mends it, as it would stand in the sweep file; empty where only the data can be
     mended.
     """
+
+    @property
+    def line(self) -> str:
+        """The message with the examples, for where they have no lines of their own."""
+        if not self.examples:
+            return self.message
+        such = "such as " if self.rows > len(self.examples) else ""
+        return f"{self.message} ({such}{'; '.join(self.examples)})"

@@ -1,8 +1,8 @@
 """What is seen of the data once they are tokenised."""
 
 import math
-from collections.abc import Iterator, Mapping
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from trainables.data.findings import Finding
 from trainables.data.manifest import Manifest, SplitSummary
 from trainables.data.records import Noticed
+from trainables.data.splits import Splits, label_counts
 from trainables.data.store import RowStore
 from trainables.data.tokens import Written
 from trainables.tasks import TASKS
@@ -19,41 +20,88 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MANY_UNKNOWN = 0.01  # of the tokens
-MANY_TWICE = 0.005  # of the rows, that occur with two labels
 MANY_DROPPED = 0.01
 MANY_CUT = 0.5  # of the conversations
 FAR, NEAR = 10.0, 0.05  # labels beyond the one, or that differ by less than the other
+SHOWN = 20  # labels
+LOOKED_AT = 1000  # rows that were cut, of which the longest are named
 
 
-def split_findings(manifest: Manifest) -> Iterator[Finding]:
-    """By what the manifest counts."""
-    for name, count in manifest.duplicates_dropped.items():
-        if count:
-            yield Finding(
-                kind="in_two_splits",
-                split=name,
-                rows=count,
-                message=f"{name}: {count} row(s) dropped that are also in another split",
-            )
-    for name, count in manifest.duplicates_inside.items():
-        if count:
-            yield Finding(
-                kind="repeated",
-                split=name,
-                rows=count,
-                message=f"{name}: {count} row(s) repeat an earlier one",
-            )
-    rows = sum(split.read for split in manifest.splits.values())
-    if manifest.labels and manifest.texts_with_two_labels:
-        yield Finding(
-            kind="two_labels",
-            severity="warning" if manifest.texts_with_two_labels > MANY_TWICE * rows else "note",
-            rows=manifest.texts_with_two_labels,
-            message=f"{manifest.texts_with_two_labels} text(s) occur with more than one label",
+@dataclass(frozen=True, kw_only=True)
+class Tokenised:
+    """What became of the rows of a store."""
+
+    manifest: Manifest
+    store: RowStore
+    splits: Splits
+    written: Mapping[str, Written]
+
+    def findings(self) -> Iterator[Finding]:
+        """By what the manifest counts."""
+        for name, split in self.manifest.splits.items():
+            yield from _of_split(name, split, self)
+        yield from _far_labels(self.manifest.train)
+
+    def same_names(self, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
+        """Classes whose names a prompt could not tell apart."""
+        by_tokens: dict[tuple[int, ...], list[str]] = {}
+        labels = self.manifest.labels if TASKS[self.manifest.task].has_classes else ()
+        names = (
+            tokenizer(list(labels), add_special_tokens=False, verbose=False).input_ids
+            if labels
+            else []
         )
-    for name, split in manifest.splits.items():
-        yield from _of_split(name, split, manifest)
-    yield from _far_labels(manifest.train)
+        for label, ids in zip(labels, names, strict=True):
+            by_tokens.setdefault(tuple(ids), []).append(label)
+        counts = label_counts(self.store, self.splits["train"])
+        for same in by_tokens.values():
+            if len(same) > 1:
+                yield Finding(
+                    kind="same_names",
+                    severity="warning",
+                    rows=sum(counts[label] for label in same),
+                    examples=self.of_labels(same),
+                    message=f"labels {', '.join(map(repr, same[:5]))} are the same tokens to this"
+                    " tokenizer: prompts that name the classes cannot tell them apart",
+                )
+
+    def places(self, rows: np.ndarray) -> tuple[str, ...]:
+        """Of rows of the store."""
+        rising = np.unique(rows)
+        records = zip(rising.tolist(), self.store.records(rising), strict=True)
+        place = {row: record.place for row, record in records}
+        return tuple(place[row] for row in rows.tolist())
+
+    def longest(self, split: str) -> tuple[str, ...]:
+        """The longest of the split's first rows that fill max_length, or are dropped for it."""
+        written = self.written[split]
+        filled = written.of_rows[written.lengths >= self.manifest.max_length]
+        filled = np.concatenate([filled, self.dropped(split)])
+        question = TASKS[self.manifest.task].format.question
+        found = [
+            (sum(map(len, question(record.value))), record.place)
+            for record in self.store.records(np.unique(filled)[:LOOKED_AT])
+        ]
+        longest = sorted(found, key=lambda each: -each[0])[:3]
+        return tuple(f"{place}: {characters} characters" for characters, place in longest)
+
+    def dropped(self, split: str) -> np.ndarray:
+        """Rows of a split whose answer is beyond max_length; none where rows that cannot be used
+        are left out, too.
+        """
+        missing = np.setdiff1d(self.splits[split], self.written[split].of_rows)
+        return missing if len(missing) == self.manifest.splits[split].dropped else missing[:0]
+
+    def of_labels(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Where up to three labels stand first in train."""
+        names, rows = self.store.labels.names, np.unique(self.splits["train"])
+        codes = self.store.labels.of_rows[rows]
+        known = [label for label in labels if label in names]  # not where a row has several
+        first = [int(rows[(codes == names.index(label)).argmax()]) for label in known[:3]]
+        return tuple(
+            f"{record.place}: {record.label!r}"
+            for record in self.store.records(np.array(sorted(first), dtype=np.int64))
+        )
 
 
 def _far_labels(train: SplitSummary) -> Iterator[Finding]:
@@ -73,46 +121,67 @@ def _far_labels(train: SplitSummary) -> Iterator[Finding]:
         )
 
 
-def _of_split(name: str, split: SplitSummary, manifest: Manifest) -> Iterator[Finding]:
-    longer = "raise data.max_length"
+def _of_split(name: str, split: SplitSummary, found: Tokenised) -> Iterator[Finding]:
+    yield from _cut(name, split, found)
+    yield from _of_template(name, split, TASKS[found.manifest.task].notices())
+    if split.unknown > MANY_UNKNOWN * max(split.tokens, 1):
+        yield _unknown(name, split, found)
+    absent = [label for label, count in (split.label_counts or {}).items() if not count]
+    if absent:
+        yield _absent(name, absent, found)
+
+
+def _cut(name: str, split: SplitSummary, found: Tokenised) -> Iterator[Finding]:
+    """What max_length takes away."""
+    manifest, longer = found.manifest, "raise data.max_length"
     if split.truncated:
         yield Finding(
             kind="truncated",
             split=name,
             rows=split.truncated,
+            examples=found.longest(name),
             setting=longer,
             message=f"{name}: {split.truncated} of {split.read} row(s) cut to"
             f" {manifest.max_length} tokens",
         )
-    if split.dropped and TASKS[manifest.task].is_conversation:
+    if not TASKS[manifest.task].is_conversation:
+        return
+    if split.dropped:
         yield Finding(
             kind="no_answer",
             severity="warning" if split.dropped > MANY_DROPPED * split.read else "note",
             split=name,
             rows=split.dropped,
+            examples=found.places(found.dropped(name)[:3]),
             setting=longer,
             message=f"{name}: {split.dropped} row(s) dropped, whose answer begins after"
             f" {manifest.max_length} tokens",
         )
+    if split.endings_cut > MANY_CUT * split.read:
+        yield Finding(
+            kind="endings_cut",
+            severity="warning",
+            split=name,
+            rows=split.endings_cut,
+            examples=found.longest(name),
+            setting=longer,
+            message=f"{name}: {split.endings_cut} of {split.read} conversations lose their end to"
+            f" data.max_length {manifest.max_length}, so that little or nothing teaches the model"
+            " to stop",
+        )
+
+
+def _of_template(name: str, split: SplitSummary, notices: Mapping[str, Words]) -> Iterator[Finding]:
+    """What the chat template does with conversations, and what else their format has noticed."""
     if split.endless_answers:
         yield Finding(
             kind="endless_answers",
             severity="warning",
             split=name,
             rows=split.endless_answers,
+            setting="data.chat_template: one that ends an answer with a special token",
             message=f"{name}: {split.endless_answers} answer(s) have no end-of-turn token in the"
             " chat template, so the model will not learn to stop",
-        )
-    if split.rows and split.endings_cut > MANY_CUT * split.rows:
-        yield Finding(
-            kind="endings_cut",
-            severity="warning",
-            split=name,
-            rows=split.endings_cut,
-            setting=longer,
-            message=f"{name}: {split.endings_cut} of {split.rows} conversations lose their end to"
-            f" data.max_length {manifest.max_length}, so that little or nothing teaches the model"
-            " to stop",
         )
     for what, rows in split.lost.items():
         yield Finding(
@@ -123,31 +192,13 @@ def _of_split(name: str, split: SplitSummary, manifest: Manifest) -> Iterator[Fi
             setting="data.chat_template: a template that writes it out",
             message=f"{name}: the chat template leaves out {what} of {rows} row(s)",
         )
-    for kind, words in TASKS[manifest.task].notices().items():
-        if found := split.noticed.get(kind):
-            yield _noticed(name, kind, words, found)
-    if split.unknown > MANY_UNKNOWN * max(split.tokens, 1):
-        yield Finding(
-            kind="unknown_tokens",
-            severity="warning",
-            split=name,
-            rows=split.rows,
-            message=f"{name}: {split.unknown / split.tokens:.1%} of the tokens are unknown to the"
-            " tokenizer: the model reads the same token for all of them",
-        )
-    absent = [label for label, count in (split.label_counts or {}).items() if not count]
-    if absent:
-        yield Finding(
-            kind="absent_label",
-            severity="warning",
-            split=name,
-            message=f"{name}: no row of {', '.join(absent)}",
-        )
+    for kind, words in notices.items():
+        if noticed := split.noticed.get(kind):
+            yield _noticed(name, kind, words, noticed)
 
 
 def _noticed(split: str, kind: str, words: Words, found: Noticed) -> Finding:
     said = words.message.format(messages=found.messages, rows=found.rows)
-    such = f", such as {'; '.join(found.examples)}" if words.severity == "warning" else ""
     return Finding(
         kind=kind,
         severity=words.severity,
@@ -155,78 +206,41 @@ def _noticed(split: str, kind: str, words: Words, found: Noticed) -> Finding:
         rows=found.rows,
         examples=found.examples,
         setting=words.setting,
-        message=f"{split}: {said}{such}",
+        message=f"{split}: {said}",
     )
 
 
-def same_tokens(store: RowStore, written: Mapping[str, Written]) -> Iterator[Finding]:
-    """Rows that differ and became the same tokens: with other labels, or in another split."""
-    whole = {name: each for name, each in written.items() if len(each.of_rows)}
-    for name, rows in whole.items():
-        clash = _pairs(rows, rows, store.labels.of_rows)
-        if store.labels.names and len(clash):
-            yield _same_tokens(
-                store, clash, name, f"{name}: {{}} row(s) have the same tokens as a row with"
-                " another label, so that no model can tell them apart"
-            )  # fmt: skip
-    for one, other in combinations(whole, 2):
-        shared = _pairs(whole[one], whole[other], store.keys)
-        if len(shared):
-            yield _same_tokens(
-                store,
-                shared,
-                other,
-                f"{other}: {{}} row(s) have the same tokens as a row of {one} with another text",
-            )
-
-
-def _pairs(one: Written, other: Written, values: np.ndarray) -> np.ndarray:
-    """Rows of the store, one of `other` and one of `one` each [n, 2], that have the same tokens
-    and another of `values` [rows of the store]; each of `other` once.
-    """
-    order = np.argsort(one.hashes, kind="stable")
-    hashes, rows = one.hashes[order], one.of_rows[order]
-    at = np.searchsorted(hashes, other.hashes, side="left")
-    is_there = at < len(hashes)
-    is_there[is_there] = hashes[at[is_there]] == other.hashes[is_there]
-    theirs, first = other.of_rows[is_there], at[is_there]
-    # of rows of one hash: the first, and the first of another value than that has
-    begins = np.searchsorted(hashes, hashes, side="left")
-    unlike = np.flatnonzero(values[rows] != values[rows[begins]])
-    second = np.full(len(hashes), -1)
-    second[begins[unlike[::-1]]] = unlike[::-1]
-    is_first = values[rows[first]] != values[theirs]
-    found = np.where(is_first, first, second[first])
-    return np.stack([theirs, rows[found]], axis=1)[found >= 0]
-
-
-def _same_tokens(store: RowStore, pairs: np.ndarray, split: str, message: str) -> Finding:
-    examples = [
-        " and ".join(record.place for record in store.records(np.sort(pair))) for pair in pairs[:3]
-    ]
+def _unknown(name: str, split: SplitSummary, found: Tokenised) -> Finding:
+    """Names the rows of which most is unknown."""
+    written = found.written[name]
+    most = np.argsort(-written.unknown / written.lengths, kind="stable")[:3]
+    places = found.places(written.of_rows[most])
     return Finding(
-        kind="same_tokens",
+        kind="unknown_tokens",
         severity="warning",
-        split=split,
-        rows=len(pairs),
-        examples=tuple(examples),
-        message=f"{message.format(len(pairs))} (such as {examples[0]})",
+        split=name,
+        rows=len(np.unique(written.of_rows[written.unknown > 0])),
+        examples=tuple(
+            f"{place}: {written.unknown[row]} of {written.lengths[row]} tokens"
+            for place, row in zip(places, most, strict=True)
+        ),
+        setting="model.name: a model whose tokenizer knows the rows' language and signs",
+        message=f"{name}: {split.unknown / split.tokens:.1%} of the tokens are unknown to the"
+        " tokenizer: the model reads the same token for all of them",
     )
 
 
-def same_names(labels: tuple[str, ...], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
-    """Classes whose names a prompt could not tell apart."""
-    if not labels:
-        return
-    by_tokens: dict[tuple[int, ...], list[str]] = {}
-    names = tokenizer(list(labels), add_special_tokens=False, verbose=False).input_ids
-    for label, ids in zip(labels, names, strict=True):
-        by_tokens.setdefault(tuple(ids), []).append(label)
-    for same in by_tokens.values():
-        if len(same) > 1:
-            yield Finding(
-                kind="same_names",
-                severity="warning",
-                message=f"labels {', '.join(map(repr, same[:5]))} are the same tokens to this"
-                " tokenizer: prompts that name the classes cannot tell them apart",
-            )
+def _absent(name: str, labels: list[str], found: Tokenised) -> Finding:
+    """Names rows of train that have the labels."""
+    counts = found.manifest.train.label_counts or {}
+    share = found.manifest.data.share(name)
+    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+    return Finding(
+        kind="absent_label",
+        severity="warning",
+        split=name,
+        rows=sum(counts[label] for label in labels),
+        examples=found.of_labels(labels),
+        setting="" if share is None else f"data.{name}: a larger share than {share:g}",
+        message=f"{name}: no row of {', '.join(map(repr, labels[:SHOWN]))}{more}",
+    )

@@ -107,7 +107,7 @@ class Manifest:
     @property
     def notes(self) -> list[str]:
         """The same, in words."""
-        return [finding.message for finding in self.findings]
+        return [finding.line for finding in self.findings]
 
     def source_of(self, split: str) -> SourceSummary:
         """The first source of a split, which may be a share of train."""

@@ -23,7 +23,7 @@ from trainables.data.collect import Collected, collect, weighted_rows
 from trainables.data.config import DataConfig
 from trainables.data.doctor.rows import Prepared
 from trainables.data.findings import Finding
-from trainables.data.inspection import same_names, same_tokens, split_findings
+from trainables.data.inspection import Tokenised
 from trainables.data.manifest import (
     MANIFEST,
     Manifest,
@@ -34,6 +34,7 @@ from trainables.data.manifest import (
 )
 from trainables.data.processes import Processes
 from trainables.data.records import Encoding, Format, Record
+from trainables.data.same_rows import same_rows, same_tokens
 from trainables.data.sources import SPLITS, Source, open_sources, unread_files
 from trainables.data.splits import Splits, draw_rows, label_counts, separate
 from trainables.data.store import RowStore, RowWriter
@@ -223,6 +224,7 @@ class Preparation:
     def manifest(self, read: Collected) -> Manifest:
         data, store = self.data, read.store
         splits, duplicates = separate(store, read.splits, data.duplicates)
+        doubled = list(same_rows(store, read.splits, splits, duplicates))
         _check_filled(splits, data)
         owner = TASKS[self.task]
         drawn = {name for name in splits if data.share(name) is not None}
@@ -280,14 +282,16 @@ class Preparation:
         )
         if data.unrendered == "error":
             _refuse_lost(summaries)
+        tokenised = Tokenised(manifest=manifest, store=store, splits=splits, written=files.written)
         findings = (
             *self.unread,
             *read.findings,
             *files.findings,
             *self._dated(),
-            *split_findings(manifest),
+            *doubled,
+            *tokenised.findings(),
             *same_tokens(store, files.written),
-            *same_names(classes, self.tokenizer),
+            *tokenised.same_names(self.tokenizer),
         )
         if self.examine is not None:
             prepared = Prepared(

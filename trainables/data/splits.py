@@ -140,13 +140,18 @@ class _Filling:
 
     def added_distance(self, weights: list[tuple[int, int]], size: int) -> float:
         """How much a unit lengthens the distance of the split from its share of every label and of
-        the whole.
+        the whole. Units of like size are taken as of one: by its own, a small split would always
+        take the smaller of them, and its documents would be shorter than those of train.
         """
+        like = (1 << size.bit_length() - 1) / size
         by_label = 0.0
         for label, weight in weights:
-            due = self._due[label]
-            by_label += weight * (weight + 2 * (self._have[label] - due)) / due
-        return by_label + size * (size + 2 * (self._filled - self._whole)) / self._whole
+            due, added = self._due[label], weight * like
+            by_label += added * (added + 2 * (self._have[label] - due)) / due
+        size_of_all = size * like
+        return (
+            by_label + size_of_all * (size_of_all + 2 * (self._filled - self._whole)) / self._whole
+        )
 
     def add(self, weights: list[tuple[int, int]], size: int) -> None:
         for label, weight in weights:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -174,13 +175,16 @@ class RowStore:
         """The text by which the user will know a row."""
         return next(self.records(np.array([row]))).shown
 
+    @cached_property
+    def _file(self) -> pa.RecordBatchFileReader:
+        """Open once: a file says at its end where each of its batches is."""
+        return pa.ipc.open_file(pa.OSFile(str(self.path), "rb"))
+
     def some(self, piece: np.ndarray) -> "SomeRows":
-        """What another process needs to read rows of one batch."""
-        batch = int(np.searchsorted(self.starts, piece[0], side="right")) - 1
+        """Rows of one batch of the file, which another process may read."""
+        number = int(np.searchsorted(self.starts, piece[0], side="right")) - 1
         return SomeRows(
-            path=self.path,
-            batch=batch,
-            positions=piece - self.starts[batch],
+            batch=self._file.get_batch(number).take(pa.array(piece - self.starts[number])),
             labels=tuple(map(self.labels.of, piece)),
             groups=tuple(map(self.groups.of, piece)),
             slices=tuple(map(self.slices.of, piece)),
@@ -191,21 +195,16 @@ class RowStore:
 class SomeRows:
     """Rows of one batch of a store's file."""
 
-    path: Path
-    batch: int
-    positions: np.ndarray
-    """In the batch, int64 [n]."""
+    batch: pa.RecordBatch
     labels: tuple[str | None, ...]
     groups: tuple[str | None, ...]
     slices: tuple[str | None, ...]
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return len(self.batch)
 
     def records(self) -> list[Record]:
-        with pa.OSFile(str(self.path), "rb") as source:
-            batch = pa.ipc.open_file(source).get_batch(self.batch)
-            texts = [column.to_pylist() for column in batch.take(pa.array(self.positions)).columns]
+        texts = [column.to_pylist() for column in self.batch.columns]
         return [
             Record(
                 value=json.loads(value),

@@ -59,6 +59,8 @@ class Written:
     """The row of the store that each is of, int64 [N]."""
     hashes: np.ndarray
     """Of each row's tokens, uint64 [N]."""
+    unknown: np.ndarray
+    """How many of a row's tokens the tokenizer does not know, int32 [N]."""
     is_whole: bool
     """Whether each is a row of the store, and all of those are there."""
 
@@ -69,15 +71,13 @@ class _Counts:
 
     task: Task
     targets: int = 0
-    unknown: int = 0
     found: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
     noticed: dict[str, Noticed] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
 
-    def add(self, encoded: Encoded, unknown: int | None) -> None:
+    def add(self, encoded: Encoded) -> None:
         self.targets += _targets(self.task, encoded)
-        self.unknown += _count(encoded, unknown)
         for name in ("truncated", "dropped", "endless_answers", "endings_cut"):
             self.found[name] += getattr(encoded, name)
         self.lost.update(encoded.lost)
@@ -146,7 +146,7 @@ class SplitFiles:
             rows=len(written.lengths),
             tokens=int(written.lengths.sum()),
             targets=counts.targets,
-            unknown=counts.unknown,
+            unknown=int(written.unknown.sum()),
             lost=dict(counts.lost),
             noticed=counts.noticed,
             mean_length=float(written.lengths.mean()),
@@ -179,7 +179,7 @@ class SplitFiles:
     def _write_tokens(self, path: Path, rows: np.ndarray, counts: _Counts) -> Written:
         form, encoding = TASKS[self.task].format, self.encoding
         unknown, position = _unknown_id(self.tokenizer), 0
-        lengths, origins, hashes, is_whole = [], [], [], True
+        lengths, origins, hashes, unknowns, is_whole = [], [], [], [], True
 
         def batches() -> Iterator[Encoded]:
             nonlocal position, is_whole
@@ -192,19 +192,21 @@ class SplitFiles:
 
         with SplitWriter(path) as writer:
             for encoded in form.arrange(batches(), encoding):
-                counts.add(encoded, unknown)
+                counts.add(encoded)
                 if not encoded.input_ids:
                     continue
                 writer.write(encoded)
                 lengths.append(np.array(list(map(len, encoded.input_ids)), dtype=np.int32))
                 origins.append(encoded.origin)
                 hashes.append(np.array(list(map(_hash, encoded.input_ids)), dtype=np.uint64))
+                unknowns.append(_counts_of(encoded, unknown))
         if not lengths:
-            lengths, origins, hashes = [rows[:0]], [rows[:0]], [rows[:0]]
+            lengths = origins = hashes = unknowns = [rows[:0]]
         return Written(
             lengths=np.concatenate(lengths),
             of_rows=np.concatenate(origins),
             hashes=np.concatenate(hashes),
+            unknown=np.concatenate(unknowns),
             is_whole=is_whole,
         )
 
@@ -220,11 +222,11 @@ class SplitFiles:
             writer.write(kept)
         os.replace(drawn, path)
         counts.targets = _targets(counts.task, kept)
-        counts.unknown = _count(kept, _unknown_id(self.tokenizer))
         return Written(
             lengths=written.lengths[chosen],
             of_rows=written.of_rows[chosen],
             hashes=written.hashes[chosen],
+            unknown=written.unknown[chosen],
             is_whole=False,
         )
 
@@ -291,9 +293,11 @@ def _unknown_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     return None if unknown in others else unknown
 
 
-def _count(encoded: Encoded, token: int | None) -> int:
-    """How often a token stands there."""
-    return sum(int((ids == token).sum()) for ids in encoded.input_ids) if token is not None else 0
+def _counts_of(encoded: Encoded, token: int | None) -> np.ndarray:
+    """How often a token stands in each row, int32 [N]."""
+    if token is None:
+        return np.zeros(len(encoded.input_ids), dtype=np.int32)
+    return np.array([np.count_nonzero(ids == token) for ids in encoded.input_ids], dtype=np.int32)
 
 
 def _targets(task: Task, encoded: Encoded) -> int:

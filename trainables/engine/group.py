@@ -442,7 +442,7 @@ class TrialGroup:
         hp, samples = member.hyperparameters, self.progress(trial)
         train_loss = member.train_nll / member.train_targets if member.train_targets else None
         member.train_nll, member.train_targets = 0.0, 0
-        trained = sum(p.numel() for p in self._engine.weights(trial).values())
+        trained = self._engine.trained(trial)
         tokens = float(self._validation.lengths.mean())
         return MeasuredEvaluation(
             step=member.step,

@@ -30,7 +30,18 @@ class Lane:
     trial: str
     options: dict[tuple[type[AdapterSite], str], MethodOptions | None]
     shapes: dict[Column, tuple[int, ...]]  # the trial's own
+    frozen: dict[Column, Tensor] = field(default_factory=dict)  # see `Addition`
     averaged: bool = False  # whether the moving average of its weights is kept
+
+    @property
+    def trained(self) -> int:
+        """How many numbers the trial trains."""
+        frozen = sum(int(x.expand(self.shapes[c]).sum()) for c, x in self.frozen.items())
+        return sum(map(math.prod, self.shapes.values())) - frozen
+
+    def trains(self, column: Column) -> bool:
+        """Whether anything of a tensor is trained."""
+        return column not in self.frozen or not bool(self.frozen[column].all())
 
 
 @dataclass(kw_only=True)

@@ -104,6 +104,7 @@ def estimate(
             {name: module for name, module in linear.items() if name in training.reached},
             training.fed,
             dropout=bool(getattr(hp.options, "dropout", 0)),
+            decomposed=bool(getattr(hp.options, "use_dora", False)),
             vocabulary=0 if output is None else _weight(output).shape[0],
             dtype_bytes=dtype_bytes,
             compute_bytes=compute_bytes,
@@ -283,6 +284,7 @@ def _activation_bytes(
     fed: Set[str],
     *,
     dropout: bool,
+    decomposed: bool,
     vocabulary: int,
     dtype_bytes: int,
     compute_bytes: int,
@@ -303,7 +305,8 @@ def _activation_bytes(
       does not need it.
       Shared inputs are counted again for each; that makes up for what gates keep (within 5% for
       Llama). Adapters with
-      dropout share none, and keep as much again for the mask.
+      dropout share none, and keep as much again for the mask. Those with magnitudes (DoRA) keep
+      two outputs too, the base's and their own.
     - the input of a frozen one that leads back to the model's width: attention keeps what it gives,
       and a gate what it multiplies.
     - what a norm multiplies by trained weights; a fused one (LayerNorm) makes it again.
@@ -319,7 +322,8 @@ def _activation_bytes(
     # bytes of each layer: of its tensors per token, of its weights
     width = model.config.get_text_config().hidden_size
     kept = [
-        _kept_bytes(each, inside, fed, dropout, width, compute_bytes) for each, inside in layers
+        _kept_bytes(each, inside, fed, dropout, decomposed, width, compute_bytes)
+        for each, inside in layers
     ]
     cast = [_cast_bytes(inside, compute_bytes) if casts else 0 for _, inside in layers]
     one = max(kept, default=0)
@@ -362,6 +366,7 @@ def _kept_bytes(
     inside: Mapping[str, "nn.Module"],
     fed: Set[str],
     dropout: bool,
+    decomposed: bool,
     width: int,
     compute_bytes: int,
 ) -> int:
@@ -372,7 +377,8 @@ def _kept_bytes(
 
     shapes = {name: features(module) for name, module in inside.items()}
     elements = sum(
-        out + (name in fed) * (1 + dropout) * into for name, (into, out) in shapes.items()
+        out + (name in fed) * ((1 + dropout) * into + 2 * decomposed * out)
+        for name, (into, out) in shapes.items()
     )
     elements += sum(
         into for name, (into, out) in shapes.items() if name not in fed and out == width

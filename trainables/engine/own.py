@@ -127,6 +127,10 @@ class OwnBaseEngine:
     def weights(self, trial: str) -> dict[str, Tensor]:
         return dict(self._parameters)
 
+    def trained(self, trial: str) -> int:
+        """How many numbers `trial` trains."""
+        return sum(p.numel() for p in self._parameters.values())
+
     def moments(self, trial: str) -> dict[str, Tensor]:
         """And the weights and averages themselves, where a checkpoint holds them with fewer digits
         or not at all.

@@ -48,6 +48,7 @@ class _Made:
     sites: dict[tuple[type[AdapterSite], str], AdapterSite] = field(default_factory=dict)
     decayed_P: Tensor = field(init=False)
     fast_P: Tensor = field(init=False)
+    frozen: Tensor | None = None  # [K, P]: what of a trial's weights is not trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +139,7 @@ class SharedBaseEngine:
         self._weights = self._grads = torch.zeros(0, 0, dtype=self.dtype, device=device)
         self._low = self._weights  # the weights in the type of the arithmetic
         self._moments: dict[str, Tensor] = dict.fromkeys(TWINS, self._weights)
+        self._frozen: Tensor | None = None  # what of the weights is not trained
         self._sites: dict[
             tuple[type[AdapterSite], str], tuple[AdapterSite, Callable[[], None]]
         ] = {}
@@ -155,13 +157,15 @@ class SharedBaseEngine:
         """Let a trial join; where memory does not suffice (torch.OutOfMemoryError), the others are
         as they were. averaged: `ema_decay` is set.
         """
-        shapes, options, values = {}, {}, {}
+        shapes, options, values, frozen = {}, {}, {}, {}
         for addition in additions:
             options[addition.kind, addition.site] = addition.options
             for name, value in addition.values.items():
                 column = Column(addition.kind, addition.site, name)
                 shapes[column], values[column] = tuple(value.shape), value
-        lane = Lane(trial=trial, options=options, shapes=shapes, averaged=averaged)
+                if name in addition.frozen:
+                    frozen[column] = addition.frozen[name]
+        lane = Lane(trial=trial, options=options, shapes=shapes, frozen=frozen, averaged=averaged)
         self._arrange([*(lane for lane in self._lanes if lane.trial != VACANT), lane], values)
 
     def leave(self, trial: str) -> None:
@@ -257,6 +261,7 @@ class SharedBaseEngine:
                 low=weights if self._compute == self.dtype else weights.to(self._compute),
                 moments=moments,
                 grads=torch.zeros_like(weights),
+                frozen=self._frozen_of(lanes, layout),
             )
         by_site: dict[tuple[type[AdapterSite], str], list[str]] = {}
         for column in layout.columns:
@@ -275,6 +280,15 @@ class SharedBaseEngine:
         made.decayed_P, made.fast_P = self._kinds_of_columns(layout)
         return made
 
+    def _frozen_of(self, lanes: Sequence[Lane], layout: "Layout") -> Tensor | None:
+        if not any(lane.frozen for lane in lanes):
+            return None
+        frozen_KP = torch.zeros(len(lanes), layout.width, dtype=torch.bool, device=self._device)
+        for row, lane in enumerate(lanes):
+            for column, mask in lane.frozen.items():
+                layout.own(frozen_KP, column, row, lane.shapes[column]).copy_(mask)
+        return frozen_KP
+
     def _kinds_of_columns(self, layout: "Layout") -> tuple[Tensor, Tensor]:
         """Which columns weight decay acts on, and which are `fast` [P], 1 or 0."""
         columns = torch.arange(layout.width)
@@ -292,6 +306,7 @@ class SharedBaseEngine:
         self._lanes, self._layout = lanes, layout
         self._weights, self._low, self._grads = made.weights, made.low, made.grads
         self._moments, self._decayed_P, self._fast_P = made.moments, made.decayed_P, made.fast_P
+        self._frozen = made.frozen
         self._sites = {at: (site, site.install()) for at, site in made.sites.items()}
 
     def _undo(self) -> None:
@@ -314,6 +329,9 @@ class SharedBaseEngine:
         self._grads.zero_()
 
     def gradients(self) -> list[Tensor]:
+        """Of a step whose rows have all been computed; zero for what is not trained."""
+        if self._frozen is not None:
+            self._grads.masked_fill_(self._frozen, 0)
         return [self._grads]
 
     def norms(self, trials: Sequence[str]) -> Tensor:
@@ -369,7 +387,7 @@ class SharedBaseEngine:
             )
             rates_KP = adam.rate * (1 + (adam.fast_ratio - 1) * self._fast_P[here])
             grads = grads * adam.clip
-            weights.mul_(1 - rates_KP * adam.decay * self._decayed_P[here])
+            weights.mul_(1 - rates_KP * adam.decay * self._decayed(here, index))
             first.lerp_(grads, adam.one_less_beta1)
             second.mul_(adam.beta2).addcmul_(grads * adam.one_less_beta2, grads)
             weights.addcdiv_(
@@ -383,6 +401,15 @@ class SharedBaseEngine:
                     (matrices[3], second),
                 ):
                     matrix.index_copy_(0, index, part)
+
+    def _decayed(self, columns: slice, lanes: Tensor | None) -> Tensor:
+        """Which of some weights decay, 1 or 0 [P], or of some trials [K, P]."""
+        decayed_P = self._decayed_P[columns]
+        if self._frozen is None:
+            return decayed_P
+        frozen_KP = self._frozen[:, columns]
+        frozen_KP = frozen_KP if lanes is None else frozen_KP.index_select(0, lanes)
+        return decayed_P.masked_fill(frozen_KP, 0)
 
     @contextmanager
     def as_saved(self, *, rounded: bool = True) -> Iterator[None]:
@@ -410,11 +437,16 @@ class SharedBaseEngine:
 
     # --- a trial's own tensors ---
 
-    def _own(self, matrix_KP: Tensor, trial: str) -> Iterator[tuple[str, Tensor]]:
+    def _own(
+        self, matrix_KP: Tensor, trial: str, *, frozen: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Views of a trial's tensors; with or without those that are not trained at all."""
         row = self.lane(trial)
-        shapes = self._lanes[row].shapes
-        kinds = {column.kind for column in shapes}
-        for column, shape in shapes.items():
+        lane = self._lanes[row]
+        kinds = {column.kind for column in lane.shapes}
+        for column, shape in lane.shapes.items():
+            if not frozen and not lane.trains(column):
+                continue
             key, value = (
                 column.kind.key(column.site, column.tensor),
                 self._layout.own(matrix_KP, column, row, shape),
@@ -424,8 +456,12 @@ class SharedBaseEngine:
             yield key, column.kind.exported(column.tensor, value)
 
     def weights(self, trial: str) -> dict[str, Tensor]:
-        """What `trial` trains, by its names in a checkpoint; views."""
+        """What `trial` adds to the base, by its names in a checkpoint; views."""
         return dict(self._own(self._weights, trial))
+
+    def trained(self, trial: str) -> int:
+        """How many numbers `trial` trains."""
+        return self._lanes[self.lane(trial)].trained
 
     def moments(self, trial: str) -> dict[str, Tensor]:
         """And the weights themselves, where a checkpoint holds their averages."""
@@ -435,7 +471,7 @@ class SharedBaseEngine:
         return {
             f"{name}/{key}": view
             for name, matrix in state.items()
-            for key, view in self._own(matrix, trial)
+            for key, view in self._own(matrix, trial, frozen=False)
         }
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,6 +21,8 @@ class Addition:
     kind: "type[AdapterSite]"
     site: str  # name of the module in the base
     values: dict[str, Tensor]
+    # of some of the values: what of them is not trained; booleans that broadcast to their shapes
+    frozen: dict[str, Tensor] = field(default_factory=dict)
     options: MethodOptions | None = None  # the method's; None: of a head
 
 

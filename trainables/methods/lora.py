@@ -1,4 +1,5 @@
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +12,8 @@ from trainables.engine.shared import SharedBaseEngine
 from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import LoraOptions
+from trainables.methods.dora import Decomposed, Magnitudes, weight_norms
+from trainables.methods.initial import initial_factors
 from trainables.models.base import BaseModel
 from trainables.models.structure import attends, ends_with, features, linear_layers, served_by_peft
 
@@ -68,16 +71,31 @@ class LowRank(AdapterSite):
 
     @staticmethod
     def key(site: str, tensor: str) -> str:
+        # PEFT's names
+        if tensor == "lora_magnitude_vector":
+            return f"base_model.model.{site}.{tensor}"
         return f"base_model.model.{site}.{tensor}.weight"
 
     def bind(self, tensors: Mapping[str, Stacked], options: Sequence[LoraOptions | None]) -> None:
         self.A_KRI, self.B_KOR = tensors["lora_A"].compute, tensors["lora_B"].compute
         self.grad_A_KRI, self.grad_B_KOR = tensors["lora_A"].grad, tensors["lora_B"].grad
+        # where nobody trains A, nothing as wide as the layer's input is kept
+        self.trains_A = not all(each is None or each.freeze_a for each in options)
         self.scales = [scale(each) if each else 0.0 for each in options]
         dropouts = [each.dropout if each else 0.0 for each in options]
         self._dropout_K = (
             torch.tensor(dropouts, device=self.A_KRI.device) if any(dropouts) else None
         )
+        self._magnitudes = self._with_magnitudes(tensors, options)
+
+    def _with_magnitudes(
+        self, tensors: Mapping[str, Stacked], options: Sequence[LoraOptions | None]
+    ) -> Magnitudes | None:
+        scales = {k: scale(each) for k, each in enumerate(options) if each and each.use_dora}
+        if not scales:
+            return None
+        a, b, vector = (tensors[n] for n in ("lora_A", "lora_B", "lora_magnitude_vector"))
+        return Magnitudes(self.module, vector, a, b, scales)
 
     def install(self) -> Callable[[], None]:
         return self.module.register_forward_hook(self._add).remove
@@ -87,9 +105,68 @@ class LowRank(AdapterSite):
         if self._dropout_K is not None and module.training:
             x = row_dropout(x, self.engine.keys, self._layer, self._dropout_K[whole.lanes_B])
         x_NI = x.reshape(-1, x.shape[-1]).to(self.A_KRI.dtype)
+        segments, anchor, of = whole.scaled(len(x_NI)), self.engine.anchor, self._magnitudes
         with torch.autocast(x.device.type, enabled=False):
-            delta_NO = _LowRank.apply(x_NI, self.engine.anchor, self, whole.scaled(len(x_NI)))
+            delta_NO = _LowRank.apply(x_NI, anchor, self, segments)
+        if of is not None and any(lane in of.lanes for lane, _, _ in segments):
+            # of the input as it is dropped out, as PEFT computes it
+            y = output if x is inputs[0] else module.forward(x)
+            bias = getattr(module, "bias", None)
+            y = y if bias is None else y - bias
+            with torch.autocast(x.device.type, enabled=False):
+                y_NO = y.reshape(delta_NO.shape)
+                delta_NO = Decomposed.apply(y_NO, delta_NO, anchor, of, segments)
         return (output + delta_NO.view(output.shape)).to(output.dtype)
+
+
+def _of_each_layer(options: LoraOptions, names: Sequence[str]) -> dict[str, LoraOptions]:
+    """The options at each of the layers `names`, which patterns may change. Raises InputError for
+    one that fits none.
+    """
+    from peft.utils.other import get_pattern_key
+
+    ranks, alphas = options.ranks, options.alphas
+    for name, patterns in {"rank_pattern": ranks, "alpha_pattern": alphas}.items():
+        for regex in patterns:
+            if not any(get_pattern_key([regex], layer) == regex for layer in names):
+                raise InputError(f"{name}: {regex!r} fits the name of no layer that is adapted")
+    return {
+        layer: replace(
+            options,
+            rank=ranks.get(get_pattern_key(list(ranks), layer), options.rank),
+            alpha=alphas.get(get_pattern_key(list(alphas), layer), options.alpha),
+        )
+        for layer in names
+    }
+
+
+def _start(module: nn.Module, options: LoraOptions) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Initial values, and what of them is not trained.
+
+    A as PEFT draws it (Kaiming uniform), B zero. From the base's own weights: [A; A0] and [B, -B0],
+    of which A0 and B0 stay as they were at the start. W + s (B A - B0 A0) then is what PEFT has as
+    W - s B0 A0 + s B A, over a base that is left as it is, and it is a LoRA of twice the rank.
+    """
+    if options.from_base:
+        a, b = initial_factors(module, options.from_base, options.rank, scale(options))
+        second_R = torch.arange(2 * options.rank) >= options.rank
+        values = {"lora_A": torch.cat([a, a]), "lora_B": torch.cat([b, -b], dim=1)}
+        return values, {"lora_A": second_R[:, None], "lora_B": second_R}
+    inputs, outputs = features(module)
+    a = torch.empty(options.rank, inputs)
+    torch.nn.init.kaiming_uniform_(a, a=5**0.5)
+    values = {"lora_A": a, "lora_B": torch.zeros(outputs, options.rank)}
+    return values, {"lora_A": torch.ones(1, 1, dtype=torch.bool)} if options.freeze_a else {}
+
+
+def _magnitudes(
+    base: BaseModel, site: str, values: Mapping[str, Tensor], options: LoraOptions
+) -> Tensor:
+    """Those at which nothing is changed yet [O]."""
+    module, dtype = base.model.get_submodule(site), torch.promote_types(base.dtype, torch.float32)
+    device = module.get_parameter("weight").device
+    a_RI, b_OR = (values[n].to(device, dtype) for n in ("lora_A", "lora_B"))
+    return weight_norms(module, a_RI[None], b_OR[None], [scale(options)])[0]
 
 
 def scale(options: LoraOptions) -> float:
@@ -107,7 +184,7 @@ class _LowRank(torch.autograd.Function):
     ) -> Tensor:
         h_NR = grouped_matmul(x_NI, site.A_KRI.transpose(1, 2), segments)
         _rescale(h_NR, site.scales, segments)
-        ctx.save_for_backward(x_NI, h_NR)
+        ctx.save_for_backward(x_NI if site.trains_A else h_NR, h_NR)
         ctx.rest = (site, segments)
         return grouped_matmul(h_NR, site.B_KOR.transpose(1, 2), segments)
 
@@ -118,7 +195,8 @@ class _LowRank(torch.autograd.Function):
         dh_NR = grouped_matmul(dy_NO, site.B_KOR, segments)
         _rescale(dh_NR, site.scales, segments)
         accumulate(site.grad_B_KOR, dy_NO, h_NR, segments)
-        accumulate(site.grad_A_KRI, dh_NR, x_NI, segments)
+        if site.trains_A:
+            accumulate(site.grad_A_KRI, dh_NR, x_NI, segments)
         dx_NI = grouped_matmul(dh_NR, site.A_KRI, segments) if ctx.needs_input_grad[0] else None
         return dx_NI, None, None, None
 
@@ -140,14 +218,15 @@ class Lora:
     stays_beside = False
 
     def plan(self, base: BaseModel, options: LoraOptions) -> list[Addition]:
-        """A as PEFT draws it (Kaiming uniform), B zero."""
+        """See `_start`."""
         additions = []
-        for name in target_modules(base, options.targets):
-            inputs, outputs = features(base.model.get_submodule(name))
-            a = torch.empty(options.rank, inputs)
-            torch.nn.init.kaiming_uniform_(a, a=5**0.5)
-            values = {"lora_A": a, "lora_B": torch.zeros(outputs, options.rank)}
-            additions.append(Addition(kind=LowRank, site=name, values=values, options=options))
+        for name, own in _of_each_layer(options, target_modules(base, options.targets)).items():
+            values, frozen = _start(base.model.get_submodule(name), own)
+            if own.use_dora:
+                values["lora_magnitude_vector"] = _magnitudes(base, name, values, own)
+            additions.append(
+                Addition(kind=LowRank, site=name, values=values, frozen=frozen, options=own)
+            )
         return additions
 
     def describe(self, base: BaseModel, options: LoraOptions, folder: Path) -> None:
@@ -155,17 +234,23 @@ class Lora:
         from transformers.pytorch_utils import Conv1D
 
         targets = target_modules(base, options.targets)
+        # where the start is beside what is trained, as PEFT's own conversion to LoRA has it
+        wider = 2 if options.from_base else 1
+        more = wider**0.5 if options.rslora else wider
         LoraConfig(
             base_model_name_or_path=base.model.name_or_path,
             revision=base.spec.model.revision if base.spec else None,
-            r=options.rank,
-            lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType]  PEFT takes floats too
+            r=options.rank * wider,
+            rank_pattern={regex: rank * wider for regex, rank in options.ranks.items()},
+            alpha_pattern={regex: alpha * more for regex, alpha in options.alphas.items()},
+            lora_alpha=options.alpha * more,  # pyright: ignore[reportArgumentType]  PEFT takes floats too
             lora_dropout=options.dropout,
             target_modules=targets,
             fan_in_fan_out=any(
                 isinstance(base.model.get_submodule(name), Conv1D) for name in targets
             ),  # GPT-2's layers
             use_rslora=options.rslora,
+            use_dora=options.use_dora,
             modules_to_save=list(base.head) or None,
             task_type=TaskType(base.peft_task),
             inference_mode=True,

@@ -111,6 +111,7 @@ def complete(folder: Path, spec: BaseSpec, name: str) -> bool:
         not spec.has_head
         or spec.quantisation != "none"
         or adapter.get("peft_type") not in SELF_CONTAINED
+        or adapter.get("use_dora")  # of which transformers drops the magnitudes
     ):
         return False
     load_base_model(spec, torch.device("cpu")).save_pretrained(folder)

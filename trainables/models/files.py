@@ -165,6 +165,12 @@ def context_length(config: "PreTrainedConfig") -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
+def width_and_layers(config: ModelConfig) -> tuple[int, int]:
+    """Hidden size and number of layers, of the decoder where there are two stacks."""
+    text = load_model_config(config).get_text_config()
+    return text.hidden_size, text.num_hidden_layers
+
+
 def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     """The tokenizer, padding on the right, with a padding token (the end-of-text token where the
     model names none).

@@ -6,13 +6,14 @@ import copy
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
 from trainables.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
 
 # how classes (MptAttention, LlamaSdpaAttention, FlashAttention2) and attributes (self_attn,
@@ -34,6 +35,20 @@ def features(module: nn.Module) -> tuple[int, int]:
         return module.in_features, module.out_features
     inputs, outputs = module.get_parameter("weight").shape
     return inputs, outputs
+
+
+def weight_of(module: nn.Module) -> "Tensor":
+    """The weight matrix of a linear layer [O, I], dequantised where it is quantised."""
+    import torch
+    from peft.utils.integrations import dequantize_module_weight
+
+    if module.get_parameter("weight").dtype is torch.int8:
+        from trainables.models.weights_8bit import Linear8bitWeights
+
+        assert isinstance(module, Linear8bitWeights), "see keep_rows_apart"
+        return module.dequantised()  # PEFT's would put another weight into the module
+    weight = dequantize_module_weight(module).detach()
+    return weight if isinstance(module, nn.Linear) else weight.T
 
 
 def ends_with(name: str, targets: Iterable[str]) -> bool:
@@ -124,16 +139,65 @@ def attends(model: "PreTrainedModel", names: Sequence[str]) -> list[str]:
     """Those of the modules `names` that lie inside something that attends: query, key, value and
     output projections.
     """
-    found = []
-    for name in names:
-        parts = name.split(".")
-        outer = [".".join(parts[:depth]) for depth in range(1, len(parts))]
-        if any(
-            ATTENDS.search(part) or ATTENDS.search(type(model.get_submodule(path)).__name__)
-            for part, path in zip(parts, outer, strict=False)
-        ):
-            found.append(name)
+    return [name for name in names if _attention_of(model, name) is not None]
+
+
+def _attention_of(model: "PreTrainedModel", name: str) -> str | None:
+    """The outermost module that attends among those that `name` lies in."""
+    parts = name.split(".")
+    for depth in range(1, len(parts)):
+        path = ".".join(parts[:depth])
+        kind = type(model.get_submodule(path)).__name__
+        if ATTENDS.search(parts[depth - 1]) or ATTENDS.search(kind):
+            return path
+    return None
+
+
+class Sublayers(NamedTuple):
+    """Where what a layer adds to its hidden states is made: names of linear layers."""
+
+    attention: list[str]  # the last projection of each attention
+    feed_forward: str  # its last projection
+    feed_forward_input: str  # its first, which takes what all of it is given
+
+
+def sublayers(model: "PreTrainedModel") -> list[Sublayers]:
+    """Of each layer of the stack that ends at the output. Raises InputError where a layer has not
+    just one feed-forward beside its attention.
+    """
+    (stack, layers), *others = layer_lists(model)
+    linear, found = linear_layers(model), []
+    for number in range(len(layers)):
+        inside = [name for name in linear if name.startswith(f"{stack}.{number}.")]
+        each = _sublayers(model, inside)
+        if each is None or others:
+            raise InputError(
+                f"{type(model).__name__} has layers without an attention, or without one"
+                " feed-forward beside it"
+            )
+        found.append(each)
     return found
+
+
+def _sublayers(model: "PreTrainedModel", inside: Sequence[str]) -> Sublayers | None:
+    attending = attends(model, inside)
+    _, projected = _at_the_width(model, attending)
+    taking, giving = _at_the_width(model, [name for name in inside if name not in attending])
+    last = {_attention_of(model, name): name for name in projected}  # of each attention
+    several = len(set(giving) - set(taking)) > 1
+    if several or not (last and taking and giving):
+        return None
+    return Sublayers(list(last.values()), giving[-1], taking[0])
+
+
+def _at_the_width(model: "PreTrainedModel", names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of the linear layers `names` that take, and those that give, as many channels as the
+    model's hidden states have.
+    """
+    width = model.config.get_text_config().hidden_size
+    shapes = {name: features(model.get_submodule(name)) for name in names}
+    taking = [name for name, (inputs, _) in shapes.items() if inputs == width]
+    return taking, [name for name, (_, outputs) in shapes.items() if outputs == width]
 
 
 def coverage(model: "PreTrainedModel", names: Iterable[str], head: Iterable[str] = ()) -> float:

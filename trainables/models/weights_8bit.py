@@ -41,9 +41,18 @@ class Linear8bitWeights(Linear8bitLt):
     all rows of a micro-batch and rounds activations: a row's result would depend on the others.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def dequantised(self) -> Tensor:
+        """The weight [O, I], in float32."""
+        self._take_state()
+        assert self.state.CB is not None and self.state.SCB is not None
+        return _weights(self.state.CB, self.state.SCB, torch.float32)
+
+    def _take_state(self) -> None:
         if getattr(self.weight, "CB", None) is not None:
             self.init_8bit_state()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._take_state()
         device = x.device.type
         under_autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if under_autocast else x.dtype

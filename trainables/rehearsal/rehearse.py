@@ -160,6 +160,8 @@ def _words(hp: Hyperparameters) -> str:
         words += f" ({', '.join(patterns)})"
     if (kind := getattr(options, "train", None)) is not None:
         words += f" ({kind})"
+    if options.form:
+        words += f" ({options.form})"
     return words + (f" over {quantisation}" if quantisation != "none" else "")
 
 

@@ -9,8 +9,8 @@ import fsspec
 import pytest
 
 from sweeps.cli.app import main
-from sweeps.cli.opening import open_sweep
 from sweeps.ledger.folder import Ledger
+from sweeps.ledger.opening import open_sweep
 
 SWEEP = """\
 name: quick

@@ -1,6 +1,7 @@
 """Every mistake in a sweep file with its message, and what a right one becomes."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -237,12 +238,15 @@ WRONG_VALUES = [
     # the space
     (
         "search.space=",
-        "search.space: not given; the name of a preset, a YAML file, or the space itself",
+        "search.space: not given; auto, the name of a preset, a YAML file, or the space itself",
     ),
-    ("search.space=nothing", f"search.space: no preset and no file 'nothing'. Presets: {PRESETS}"),
+    (
+        "search.space=nothing",
+        f"search.space: no preset and no file 'nothing'. Presets: auto, {PRESETS}",
+    ),
     (
         "search.space=encoder_smal",
-        f"search.space: no preset and no file 'encoder_smal'. Did you mean 'encoder_small'? Presets: {PRESETS}",
+        f"search.space: no preset and no file 'encoder_smal'. Did you mean 'encoder_small'? Presets: auto, {PRESETS}",
     ),
     (
         "search.space=[1]",
@@ -452,7 +456,7 @@ def test_a_mistake_in_the_file_reads_as_one_in_an_override():
         ),
         (
             "name: q\nmodel: {name: m}\ndata: {train: t.csv}\n",
-            "search.space: not given; the name of a preset, a YAML file, or the space itself",
+            "search.space: not given; auto, the name of a preset, a YAML file, or the space itself",
         ),
         ("[1, 2]", "must be a mapping with name, model, task, data and search, got a list"),
         ("name: [1\n", "not valid YAML at line 2, column 1: did not find expected ',' or ']'"),
@@ -561,6 +565,45 @@ def test_an_override_inside_a_preset_leaves_the_rest_of_it(preset):
     assert from_tree(OmegaConf.create(dump(config)), (), "sweep.yaml") == config
 
 
+AUTO = GOOD.replace(SPACE, "auto")
+
+
+def tiny_model(folder, width=64, layers=4):
+    folder.mkdir()
+    config = {"model_type": "llama", "hidden_size": width, "num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"model.name={folder}"
+
+
+def test_a_space_that_follows_from_task_model_and_data(tmp_path):
+    config = loaded(AUTO, tiny_model(tmp_path / "model"))
+    assert with_own_space(config) is config  # the rows are not known yet
+    known = with_own_space(config, 52_000)
+    assert known.space().domains.keys() == config.space().domains.keys()
+    assert dict(known.space().parameters)["epochs"] == "int 1 … 3"
+    assert from_tree(OmegaConf.create(dump(known)), (), "sweep.yaml") == known
+    fixed = loaded(AUTO, f"model.name={tmp_path}/model", "train.method=lora", "train.epochs=2")
+    assert "epochs" not in dict(with_own_space(fixed, 100).space().parameters)
+
+
+def test_what_does_not_go_with_a_space_that_follows(tmp_path):
+    model = tiny_model(tmp_path / "model")
+    assert "search.space: auto is not known before the data are read" in message(
+        AUTO, "search.space.rank=8"
+    )
+    for override, words in [
+        ("train.method=ia3", "search.space: auto has no rule for method ia3"),
+        ("train.rank=0", "train.rank: must be at least 1"),
+        ("search.sampler=grid", "search.sampler: grid needs a finite space"),
+    ]:
+        with pytest.raises(ValueError) as caught:
+            with_own_space(loaded(AUTO, model, override), 100)
+        assert str(caught.value).startswith(words)
+    gone = loaded(AUTO, "model.name=./gone")
+    with pytest.raises(InputError, match="model.name: there is no folder ./gone"):
+        gone.space()
+
+
 def test_an_override_of_a_presets_methods():
     config = loaded(PRESET, "search.space.method={full: {learning_rate: 1e-4}}")
     expected = [("method", "one of full"), ("full.learning_rate", "fixed 0.0001")]
@@ -602,7 +645,7 @@ def test_overrides_inside_a_file_and_inside_a_preset_named_by_an_override():
 def test_an_override_inside_a_preset_that_there_is_not():
     text, override = GOOD.replace(SPACE, "encoder_smal"), "search.space.batch_size=3"
     assert message(text, override) == (
-        f"{override}: search.space: no preset and no file 'encoder_smal'. Did you mean 'encoder_small'? Presets: {PRESETS}"
+        f"{override}: search.space: no preset and no file 'encoder_smal'. Did you mean 'encoder_small'? Presets: auto, {PRESETS}"
     )
     Path("list.yaml").write_text("[1, 2]\n")
     text = GOOD.replace(SPACE, "list.yaml")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sweeps.__main__ import main
-from sweeps.cli.opening import open_sweep
 from sweeps.config.loading import with_own_space
+from sweeps.ledger.opening import open_sweep
 from sweeps.run.folder import amend
 from sweeps.run.sweep import StudyFile
 from sweeps.search.following import follow_space

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -59,7 +60,10 @@ def printed(made, **console):
 
 def test_findings_are_told_with_what_mends_them():
     lines = printed(plan()).splitlines()
-    assert "  warning: test: 7 <b>rows</b> leak [data.group: user]" in lines
+    assert (
+        "  warning: test: 7 <b>rows</b> leak (such as a.csv row 3; a.csv row 9) [data.group: user]"
+        in lines
+    )
     assert "  note: validation: few rows" in lines
     assert lines[-1] == "No problem found; 1 warning(s)."
 
@@ -107,6 +111,29 @@ def test_the_page_escapes_what_rows_hold(tmp_path):
     )
 
 
+def test_errors_stand_apart_and_each_place_has_a_line_of_its_own(tmp_path):
+    error = Finding(
+        kind="bad", severity="error", message="train: bad", examples=("a.csv row 1: ' x'",)
+    )
+    check_page(plan(findings=(error, *plan().findings)), tmp_path / "check.html")
+    text = (tmp_path / "check.html").read_text()
+    parts = text.split("<section ")
+    (errors,) = [part for part in parts if part.startswith('class="error"')]
+    (warnings,) = [part for part in parts if part.startswith('class="warning"')]
+    assert (
+        text.index(errors) < text.index(warnings) and "<li>a.csv row 1: &#39; x&#39;</li>" in errors
+    )
+    assert "<li>a.csv row 3</li><li>a.csv row 9</li>" in warnings and "data.group: user" in warnings
+    assert 'href="#error">1 error<' in text and 'href="#warning">1 warning<' in text
+
+
+def test_a_finding_is_a_line_with_its_places():
+    found = Finding(kind="a", message="two rows", rows=2, examples=("row 1", "row 2"))
+    assert found.line == "two rows (row 1; row 2)"
+    assert replace(found, rows=3).line == "two rows (such as row 1; row 2)"
+    assert replace(found, examples=()).line == "two rows"
+
+
 def test_a_plan_without_findings_and_rows_is_a_page_too(tmp_path):
     check_page(plan(findings=(), shown=()), tmp_path / "check.html")
     text = (tmp_path / "check.html").read_text()
@@ -119,7 +146,13 @@ def test_a_plan_without_findings_and_rows_is_a_page_too(tmp_path):
 def test_the_page_in_a_browser(tmp_path, width):
     if CHROMIUM is None:
         pytest.skip("needs chromium on PATH (Debian: apt-get install chromium)")
-    long = Finding(kind="long", severity="error", message="word " * 200 + "x" * 300)
+    long = Finding(
+        kind="long",
+        severity="error",
+        message="word " * 200 + "x" * 300,
+        examples=("folder/" * 40 + "a.csv row 1", "y" * 300),
+        setting="data.group: " + "z" * 300,
+    )
     made = plan(findings=(long, *plan().findings))
     check_page(made, tmp_path / "check.html")
     measure = (

@@ -149,7 +149,7 @@ def test_rows_that_no_model_can_tell_apart_are_told(tokenizer, tmp_path):
         0,
         tmp_path / "out",
     )
-    messages = [f.message for f in manifest.findings if f.kind == "same_tokens"]
+    messages = [f.line for f in manifest.findings if f.kind == "same_tokens"]
     assert len(messages) == 2
     assert "train: 2 row(s) have the same tokens as a row with another label" in messages[0]
     assert "a.csv row 41 and" in messages[0] and "a.csv row 42" in messages[0]
@@ -858,7 +858,7 @@ def test_rows_that_the_template_refuses_are_left_out_of_the_test_split_too(refus
     data = replace(data, bad_rows="drop")
     manifest = prepare(data, "instruction", own, 0, tmp_path / "out")
     (finding,) = [each for each in manifest.findings if each.kind == "bad_rows"]
-    assert (finding.split, finding.rows) == ("test", 1) and "b.jsonl line 4" in finding.message
+    assert (finding.split, finding.rows) == ("test", 1) and "b.jsonl line 4" in finding.line
     assert [path.name for path in (tmp_path / "out").glob("test*")] == ["test.jsonl"]
     scored = tokenise_split(tmp_path / "out", "test", own)
     assert scored.rows == 9

@@ -105,6 +105,29 @@ def test_a_large_group_does_not_land_in_a_small_split():
         assert 80 <= len(splits["validation"]) <= 120
 
 
+@pytest.mark.parametrize("is_grouped", [False, True])
+def test_documents_and_groups_of_a_small_split_are_as_large_as_those_of_train(is_grouped):
+    random = np.random.default_rng(0)
+    sizes = random.integers(130, 256, 400)  # characters of a document
+    rows = records([None] * 400)
+    if is_grouped:  # or rows of a group
+        sizes = random.integers(9, 16, 200)
+        rows = records([None] * sizes.sum(), np.repeat(np.arange(200), sizes))
+    else:
+        rows = [replace(row, weight=int(size)) for row, size in zip(rows, sizes, strict=True)]
+
+    def mean(rows):
+        whole = sum(row.weight for row in rows)
+        return whole / len({row.group if is_grouped else row.place for row in rows})
+
+    means = []
+    for seed in range(8):
+        splits = split_by_share(rows, {"validation": 0.1, "test": 0.1}, seed)
+        means.append([mean(each) for each in splits.values()])
+    train, *others = np.mean(means, axis=0)
+    assert np.abs(np.array(others) / train - 1).max() < 0.03
+
+
 def test_rows_that_differ_in_case_and_white_space_stay_together():
     texts = [f"{'Some  TEXT' if i % 2 else 'some text'} {i // 4}" for i in range(400)]
     splits = split_by_share(records(["a", "b"] * 200, texts=texts), {"validation": 0.25}, 0)

@@ -22,6 +22,8 @@ METHODS = {
     "full": ("bert", {"method": "full"}),
     "partial": ("bert", {"method": "partial", "layers": 1}),
     "lora": ("bert", {"method": "lora", "dropout": 0.1, "rank": 4}),
+    "dora": ("bert", {"method": "lora", "dropout": 0.1, "rank": 4, "use_dora": True}),
+    "pissa": ("llama", {"method": "lora", "init_lora_weights": "pissa", "rank": 4}),
     "full-llama": ("llama", {"method": "full"}),
     "lora-llama": ("llama", {"method": "lora", "dropout": 0.1}),
     "full-opt": ("opt", {"method": "full"}),
@@ -307,7 +309,7 @@ def test_a_row_that_does_not_fit_ends_the_trial(lab):
         group.step(["t"])
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "lora-llama"])
+@pytest.mark.parametrize("name", ["full", "lora", "dora", "lora-llama"])
 def test_gradient_checkpointing_changes_no_result(lab, name, tmp_path):
     """The recomputed pass must draw the masks of the first."""
     model, chosen = METHODS[name]
@@ -387,7 +389,8 @@ def plain_loop(lab, model, dtype, hp, checkpoint, *, steps):
 
 def _saved_name(name):
     """PEFT's parameter as its checkpoints call it."""
-    return name.replace(".modules_to_save", "").replace(".default", "")
+    saved = name.replace(".modules_to_save", "").replace(".default", "")
+    return saved.removesuffix(".weight") if "lora_magnitude_vector" in name else saved
 
 
 PARITY = [
@@ -395,6 +398,7 @@ PARITY = [
     ("full", "llama", {}),
     ("lora", "bert-no-dropout", {"rank": 4}),
     ("lora", "llama", {"rank": 4, "rslora": True, "targets": "attention"}),
+    ("lora", "llama", {"rank": 4, "use_dora": True}),
 ]
 
 

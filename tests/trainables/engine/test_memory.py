@@ -276,6 +276,38 @@ def test_a_pass_with_dropout_before_the_adapters(recomputed):
     assert 0.85 < found / measured(model, task, autocast=recomputed) < 1.15
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_a_start_beside_an_adapter_takes_as_much_as_twice_the_rank(start):
+    """And is known from shapes alone."""
+    found = of(options={"rank": 4, "init_lora_weights": start, "use_dora": True})
+    assert found.per_trial == of(options={"rank": 8, "use_dora": True}).per_trial
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("model", ["bert-no-dropout", "llama"])
+def test_what_magnitudes_keep_beside_an_adapter(lab, model, dropout):
+    """Of DoRA the estimate is as near as it is of LoRA."""
+    shares = []
+    for use_dora in (False, True):
+        group = lab.group(model, max_tokens=200)
+        hp = lab.params("lora", use_dora=use_dora, dropout=dropout, batch_size=18)
+        group.join("t", hp)
+        bytes_taken, tokens = group.memory_of_a_micro_batch("t")
+        spec = lab.spec(model)
+        found = estimate(
+            spec.config(),
+            spec.auto_class,
+            hp,
+            dtype_bytes=4,
+            compute_bytes=4,
+            quantisation="none",
+            max_tokens=tokens,
+            gradient_checkpointing=False,
+        )
+        shares.append(bytes_taken / found.activations)
+    assert 0.85 < shares[1] / shares[0] < 1.15
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [

@@ -74,6 +74,7 @@ UNLIKE = {
     "e": {
         "rank": 3,
         "rslora": True,
+        "use_dora": True,
         "batch_size": 4,
         "epochs": 1.5,
         "warmup_ratio": 1,

@@ -48,6 +48,22 @@ class Case:
     def quantisation(self) -> str:
         return self.hyperparameters.options.quantisation
 
+    @property
+    def from_base(self) -> bool:
+        """Whether adapters start from the base's own weights, and the start is saved beside them."""
+        return "init_lora_weights" in self.options
+
+    def trains(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What of a tensor in a checkpoint is trained: all but what the options freeze."""
+        trained = torch.ones_like(tensor, dtype=torch.bool)
+        if self.from_base and ".lora_A." in name:
+            trained[len(tensor) // 2 :] = False
+        if self.from_base and ".lora_B." in name:
+            trained[:, tensor.shape[1] // 2 :] = False
+        if "freeze_a" in self.options and ".lora_A." in name:
+            trained[:] = False
+        return trained
+
     def __str__(self) -> str:
         words = "-".join(f"{key}={value}" for key, value in self.options.items())
         return "-".join(filter(None, (self.method, self.model, words)))
@@ -90,11 +106,44 @@ CASES = [
     Case(method="lora", model="llama-tied"),
     Case(method="lora", model="opt", options={"dropout": 0.1}),
     Case(method="lora", model="gpt2"),
+    Case(method="lora", model="bert", options={"use_dora": True}),
+    Case(method="lora", model="llama", options={"use_dora": True, "rslora": True, "rank": 4}),
+    Case(method="lora", model="gpt2", options={"use_dora": True, "dropout": 0.1}),
+    Case(method="lora", model="bert-classifier", options={"use_dora": True, "dropout": 0.1}),
+    Case(
+        method="lora",
+        model="llama",
+        options={"rank_pattern": ("q_proj=2", "layers.1.mlp.*=3"), "alpha_pattern": ("v_proj=3",)},
+    ),
+    Case(
+        method="lora",
+        model="bert",
+        options={
+            "init_lora_weights": "olora",
+            "rslora": True,
+            "alpha": 2,
+            "rank_pattern": ("query=2",),
+            "alpha_pattern": ("(query|key)=3",),
+        },
+        learning_rate=1e-3,
+    ),
+    Case(method="lora", model="bert", options={"init_lora_weights": "pissa"}),
+    Case(
+        method="lora",
+        model="gpt2",
+        options={"init_lora_weights": "pissa_niter_4", "rank": 4, "rslora": True},
+    ),
+    Case(method="lora", model="llama", options={"init_lora_weights": "olora", "alpha": 4}),
+    Case(method="lora", model="llama", options={"init_lora_weights": "pissa", "use_dora": True}),
+    Case(method="lora", model="bert", options={"freeze_a": True}, learning_rate=3e-2),
+    Case(method="lora", model="llama", options={"freeze_a": True, "dropout": 0.1}),
     Case(method="qlora", model="llama"),
     Case(
         method="qlora", model="llama", options={"targets": ("q_proj", "down_proj"), "dropout": 0.1}
     ),
     Case(method="qlora", model="llama", options={"bits": 8}),
+    Case(method="qlora", model="llama", options={"use_dora": True, "dropout": 0.1}),
+    Case(method="qlora", model="llama", options={"use_dora": True, "bits": 8}),
     Case(method="qlora", model="bert"),
     Case(method="ia3", model="bert", learning_rate=3e-2),
     Case(method="ia3", model="llama", learning_rate=3e-2),
@@ -104,9 +153,18 @@ CASES = [
     Case(method="adapter", model="bert"),
     Case(method="adapter", model="llama", options={"bottleneck": 8}),
     Case(method="adapter", model="gpt2", options={"bottleneck": 4}),
+    Case(method="adapter", model="bert", options={"placement": "houlsby", "activation": "gelu"}),
+    Case(method="adapter", model="gpt2", options={"placement": "houlsby", "scale": 2.0}),
+    Case(
+        method="adapter",
+        model="bert-classifier",
+        options={"placement": "parallel", "scale": 4.0, "activation": "tanh"},
+    ),
+    Case(method="adapter", model="llama", options={"placement": "parallel", "activation": "silu"}),
 ]
 ADDED = [case for case in CASES if case.method in ADDITIVE]
 OTHER_AT_FIRST = ("prompt",)  # virtual tokens change what the base gives from the start
+OF_THE_BASE = ("lora_magnitude_vector",)  # whose values at the start are those of the base
 NOT_IN_PEFT = {"adapter": load_adapter}  # how a user loads what PEFT does not know
 
 
@@ -197,7 +255,11 @@ def grown(request, lab, tmp_path_factory):
 def test_what_joins_equals_the_base(lab, grown):
     """Before its first step a trial gives what the frozen base gives, under the head that the trial drew."""
     base = plain_base(lab, grown.case, grown.start / "checkpoint")
-    same = torch.equal(grown.start_logits, lab.logits(grown.case.model, base))
+    expected = lab.logits(grown.case.model, base)
+    if grown.case.from_base:  # what is added and taken off again differs by rounding
+        lab.assert_close({"logits": grown.start_logits}, {"logits": expected}, 1e-5)
+        return
+    same = torch.equal(grown.start_logits, expected)
     assert same == (grown.case.method not in OTHER_AT_FIRST)
 
 
@@ -263,10 +325,15 @@ def test_all_that_is_trained_is_saved_moves_and_is_counted(grown):
     assert all(moment.any() for moment in moments.values())
     assert weights.keys() == start.keys() and trained <= weights.keys()
     moved = {name for name in weights if not torch.equal(weights[name], start[name])}
+    masks = {name: grown.case.trains(name, x) for name, x in weights.items()}
     if grown.case.method in ADDITIVE:
-        assert trained == weights.keys()
+        assert trained == {name for name, mask in masks.items() if mask.any()}
     assert moved == trained
-    assert grown.after.trainable_parameters == sum(weights[name].numel() for name in trained)
+    for name, moment in moments.items():
+        assert not moment[~masks[name.partition("/")[2]]].any(), name
+    for name, mask in masks.items():
+        assert torch.equal(weights[name][~mask], start[name][~mask]), name
+    assert grown.after.trainable_parameters == sum(int(masks[name].sum()) for name in trained)
 
 
 def test_every_trained_parameter_gets_a_gradient_and_no_other(lab, case):
@@ -306,9 +373,10 @@ def test_the_seed_draws_what_a_trial_adds(lab, added, tmp_path):
     assert a.keys() == b.keys() == c.keys()
     assert all(torch.equal(a[name], c[name]) for name in a)
     base = lab.base(added.model, quantisation=added.quantisation)
+    of_the_base = (*OF_THE_BASE, *((".weight",) if added.from_base else ()))
     for name in a:
-        drawn = len(a[name].unique()) > 1 and not base.in_head(
-            name.removeprefix("base_model.model.")
+        drawn = len(a[name].unique()) > 1 and not (
+            base.in_head(name.removeprefix("base_model.model.")) or name.endswith(of_the_base)
         )
         assert not (drawn and torch.equal(a[name], b[name])), name
 
@@ -398,6 +466,8 @@ def test_gradients_are_those_of_peft(lab, case, tmp_path):
             for name, x in moments.items()
             if name.startswith("exp_avg/")
         }
+        masks = {name: case.trains(name, x) for name, x in expected.items()}
+        expected = {name: x * masks[name] for name, x in expected.items() if masks[name].any()}
         lab.assert_close(found, expected, 1e-10)
 
 
@@ -517,6 +587,12 @@ def test_a_stack_alone_leaves_no_trace_on_its_base(lab, added):
             "bert",
             {"targets": ("classifier",)},
             "targets: no linear layer is called 'classifier'; ",
+        ),
+        (
+            "lora",
+            "llama",
+            {"rank_pattern": ("v_proj=2", "query=4")},
+            "rank_pattern: 'query' fits the name of no layer that is adapted",
         ),
         ("partial", "bert", {"layers": 3}, "layers: must be at most the model's 2 layers, got 3"),
         (

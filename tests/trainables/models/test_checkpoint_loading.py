@@ -191,6 +191,14 @@ def test_the_type_of_what_leaves(tmp_path, method, own, save_dtype, expected):
     assert {p.dtype for p in again._base.model.parameters()} == {torch.float32}
 
 
+def test_a_folder_that_transformers_would_load_without_its_magnitudes_is_none_by_itself(tmp_path):
+    """transformers' own loader of adapters knows PEFT's names of modules, not that of DoRA's vectors."""
+    bench = Bench(tmp_path, "bert", "classification")
+    _, loss, saved = bench.trained("lora", use_dora=True)
+    assert not complete(saved / "checkpoint", bench.spec(), "winner")
+    assert bench.loss(bench.by_the_card(saved)) == pytest.approx(loss, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["bert", "llama"])
 @pytest.mark.parametrize("method", ["lora", "ia3"])
 def test_the_standard_one_liners_load_a_classifier(tmp_path, monkeypatch, name, method):

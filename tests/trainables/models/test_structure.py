@@ -15,6 +15,7 @@ from trainables.models.structure import (
     on_meta,
     outside_layers,
     served_by_peft,
+    sublayers,
 )
 
 
@@ -62,6 +63,51 @@ def test_attention_is_found_whatever_it_is_called(name, expected):
         for name in found
         if any(part in name for part in ("mlp", "intermediate", "ffn", "fc1", "fc2"))
     }
+
+
+SUBLAYERS = [  # of the last layer: last projections of attention and feed-forward, first of the latter
+    ("bert", ["attention.output.dense"], "output.dense", "intermediate.dense"),
+    ("distilbert", ["attention.out_lin"], "ffn.lin2", "ffn.lin1"),
+    ("modernbert", ["attn.Wo"], "mlp.Wo", "mlp.Wi"),
+    ("deberta-v2", ["attention.output.dense"], "output.dense", "intermediate.dense"),
+    ("gpt2", ["attn.c_proj"], "mlp.c_proj", "mlp.c_fc"),
+    ("gpt_neox", ["attention.dense"], "mlp.dense_4h_to_h", "mlp.dense_h_to_4h"),
+    ("bloom", ["self_attention.dense"], "mlp.dense_4h_to_h", "mlp.dense_h_to_4h"),
+    ("falcon", ["self_attention.dense"], "mlp.dense_4h_to_h", "mlp.dense_h_to_4h"),
+    ("mpt", ["attn.out_proj"], "ffn.down_proj", "ffn.up_proj"),
+    ("phi", ["self_attn.dense"], "mlp.fc2", "mlp.fc1"),
+    ("phi3", ["self_attn.o_proj"], "mlp.down_proj", "mlp.gate_up_proj"),
+    ("llama", ["self_attn.o_proj"], "mlp.down_proj", "mlp.gate_proj"),
+    (
+        "t5",
+        ["layer.0.SelfAttention.o", "layer.1.EncDecAttention.o"],
+        "layer.2.DenseReluDense.wo",
+        "layer.2.DenseReluDense.wi",
+    ),
+    ("bart", ["self_attn.out_proj", "encoder_attn.out_proj"], "fc2", "fc1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "feed_forward", "given"), SUBLAYERS, ids=[row[0] for row in SUBLAYERS]
+)
+def test_where_a_layer_adds_to_its_hidden_states(name, attention, feed_forward, given):
+    model = shapes(name, "classification" if "classification" in zoo.tasks(name) else "causal")
+    ((stack, layers),) = layer_lists(model)
+    found = sublayers(model)
+    assert len(found) == len(layers)
+    prefix = f"{stack}.{len(layers) - 1}."
+    assert found[-1] == (
+        [prefix + each for each in attention],
+        prefix + feed_forward,
+        prefix + given,
+    )
+
+
+@pytest.mark.parametrize("name", ["mixtral", "mamba"])
+def test_layers_of_other_parts_have_no_such_places(name):
+    with pytest.raises(InputError, match="has layers without an attention, or without one"):
+        sublayers(shapes(name, "causal"))
 
 
 @pytest.mark.parametrize(

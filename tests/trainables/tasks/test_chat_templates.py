@@ -518,6 +518,35 @@ def test_any_conversation(name, messages):
             at = rest.index(message["content"].strip(), at) + len(message["content"].strip())
 
 
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<a>{% generation %}{{ m.content }}</s>{% endgeneration %}"
+    "{% else %}<{{ m.role }}>{{ m.content | trim }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("reasoning", ["train", "drop"])
+@pytest.mark.parametrize("name", [*KINDS, "marked"])
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(texts=st.lists(st.lists(words, min_size=5, max_size=5), min_size=2, max_size=4))
+def test_a_conversation_of_a_known_form_is_found_as_if_it_were_the_first(name, reasoning, texts):
+    def new():
+        if name == "marked":
+            return Renderer(tokenizer_of("chatml"), MARKED, reasoning=reasoning)
+        return Renderer(tokenizer_of(name), tokenizer_of(name).chat_template, reasoning=reasoning)
+
+    def rendered(renderer, said):
+        roles = ["system", "user", "assistant", "user", "assistant"]
+        value = {"messages": [turn(role, text) for role, text in zip(roles, said, strict=True)]}
+        try:
+            return renderer.render(value, "row 1")
+        except InputError as error:
+            return str(error)
+
+    knowing = new()
+    for said in (["a", "b", "c", "d", "e"], *texts):
+        assert rendered(knowing, said) == rendered(new(), said)
+
+
 @st.composite
 def conversations_with_tools(draw):
     """Every text has a number of its own, so that one sees where it went."""

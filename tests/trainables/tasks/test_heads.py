@@ -269,7 +269,7 @@ def test_a_rare_class_that_was_drawn_out_of_train_is_told(tokenizer, tmp_path):
         if not manifest.train.label_counts["odd"]:
             break
     told = [f.message for f in manifest.findings if (f.kind, f.split) == ("absent_label", "train")]
-    assert told == ["train: no row of odd"] and math.isfinite(label_prior(manifest).val_loss)
+    assert told == ["train: no row of 'odd'"] and math.isfinite(label_prior(manifest).val_loss)
 
 
 def test_a_document_has_no_labels(tokenizer, tmp_path):

@@ -344,8 +344,9 @@ def test_every_kind_is_a_finding(tmp_path):
     assert list(found["control_tokens"].examples) == places
     assert found["control_tokens"].message == (
         "train: texts of 2 row(s) hold control tokens of the model or marks of its chat template,"
-        f" where a turn seems to end or begin: take them out of the rows, such as {'; '.join(places)}"
+        " where a turn seems to end or begin: take them out of the rows"
     )
+    assert found["control_tokens"].line.endswith(f" rows ({'; '.join(places)})")
     assert found["answers_of_weight_0"].message == (
         "train: 1 answer(s) of 1 row(s) have weight 0 and are context only"
     )

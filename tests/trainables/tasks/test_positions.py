@@ -15,8 +15,9 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from trainables.tasks.instruction import positions
+from trainables.tasks.instruction.layout import Span
 from trainables.tasks.instruction.positions import Encoder
-from trainables.tasks.instruction.rendering import Rendered, Span
+from trainables.tasks.instruction.rendering import Rendered
 
 WORDS = "the cat sat on the mat\n\nlà-bas, 日本語 😀 over   there; don't  <end> stop "
 

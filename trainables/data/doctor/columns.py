@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainables.data.doctor.rows import SAMPLE, Prepared
+from trainables.data.doctor.rows import SAMPLE, Prepared, three_of
 from trainables.data.findings import Finding
 
 ORIGIN = re.compile(
@@ -26,6 +26,8 @@ PURE, ABOVE_CHANCE = 0.95, 0.2  # share of rows whose label a column tells, and 
 TOLD, UNTOLD = 0.8, 0.05  # share of a class's texts that hold its name, and of the others' texts
 SHORTEST, MOST_CLASSES = 3, 50  # characters of a name, and classes whose others are looked at
 FEW_VALUES, SOME_VALUES = 20, 3  # the second, of columns whose name says that rows come from them
+REPEATED = 1.2  # rows a value, below which one that is not named so is no origin
+MANY = 0.01  # of a split's rows, from which it is a warning
 OF_ONE = 200  # rows a value, above which few values are kinds of rows and not what they come from
 SORTED = 0.1  # label changes from row to row, of those in a shuffled file
 AT_ONCE = 10_000_000  # values of columns that are held in memory, 8 bytes each
@@ -50,7 +52,7 @@ class _Origin:
 
     name: str
     is_likely: bool
-    """Whether it says what rows come from; else it may."""
+    """Whether it says what rows come from, of many rows; else it may."""
     told: tuple[str, ...]
     """How many rows of each split share theirs, in words."""
     rows: np.ndarray
@@ -134,20 +136,24 @@ def _origin(column: _Column, prepared: Prepared) -> Iterator[_Origin]:
     values, counts = np.unique(every[every != 0], return_counts=True)
     is_named = bool(ORIGIN.search(column.name))
     least = SOME_VALUES if is_named else FEW_VALUES
-    if len(values) < least or len(every) < 1.2 * len(values) or counts.max() == 1:
+    if len(values) < least or counts.max() == 1:
         return
-    if not is_named and _is_measured(column, prepared):
+    is_seldom = len(every) < REPEATED * len(values)
+    if not is_named and (is_seldom or _is_measured(column, prepared)):
         return
-    told, rows = [], []
+    told, rows, are_many = [], [], False
     for split, found in column.values.items():
         is_shared = np.isin(found, column.values["train"]) & (found != 0)
         if split != "train" and is_shared.any():
             told.append(f"{is_shared.sum()} of {len(found)} rows of {split}")
             rows.append(column.rows[split][is_shared])
+            are_many |= is_shared.mean() >= MANY
     if told:
         yield _Origin(
             name=column.name,
-            is_likely=is_named and (len(values) >= FEW_VALUES or counts.mean() <= OF_ONE),
+            is_likely=is_named
+            and bool(are_many)
+            and (len(values) >= FEW_VALUES or counts.mean() <= OF_ONE),
             told=tuple(told),
             rows=np.concatenate(rows),
         )
@@ -210,13 +216,14 @@ def _gives_away(column: _Column, prepared: Prepared) -> Iterator[Finding]:
 
 def _named_in_text(prepared: Prepared) -> Iterator[Finding]:
     """Texts that hold the name of their own class."""
-    totals, named, places = Counter[str](), Counter[str](), dict[str, str]()
+    totals, named, places = Counter[str](), Counter[str](), defaultdict[str, list[str]](list)
     for text in prepared.texts("train", SAMPLE):
         label = text.answered
         totals[label] += 1
         if len(label) >= SHORTEST and _holds(text.asked.casefold(), label):
             named[label] += 1
-            places.setdefault(label, text.place)
+            if len(places[label]) < 3:
+                places[label].append(f"{text.place}: {label!r}")
     told = [label for label in totals if named[label] >= TOLD * totals[label]][:MOST_CLASSES]
     strange: dict[str, int] = defaultdict(int)  # texts of other classes that hold a name
     for text in prepared.texts("train", SAMPLE) if told else ():
@@ -233,7 +240,7 @@ def _named_in_text(prepared: Prepared) -> Iterator[Finding]:
             severity="warning",
             split="train",
             rows=sum(totals[label] for label in holders),
-            examples=tuple(f"{places[label]}: {label!r}" for label in holders[:3]),
+            examples=tuple(three_of(places[label] for label in holders)),
             message=f"train: texts of {shown} hold the name of their class, and those of other"
             " classes do not: the label stands in the text",
         )

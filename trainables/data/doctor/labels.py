@@ -3,13 +3,13 @@
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 import numpy as np
 
-from trainables.data.doctor.rows import Prepared
+from trainables.data.doctor.rows import Prepared, three_of
 from trainables.data.findings import Finding
 from trainables.data.splits import label_counts
 
@@ -26,8 +26,8 @@ class _Labels:
     """The classes of some splits."""
 
     counts: Mapping[str, int]
-    first: Mapping[str, int]
-    """A row of each, in the store."""
+    first: Mapping[str, Sequence[int]]
+    """Up to three rows of each, in the store."""
     prepared: Prepared
 
     @classmethod
@@ -36,19 +36,26 @@ class _Labels:
         for name in splits:
             counts.update(label_counts(prepared.store, prepared.splits[name]))
         rows = np.unique(np.concatenate([prepared.splits[name] for name in splits]))
-        codes, first = np.unique(prepared.store.labels.of_rows[rows], return_index=True)
+        codes = prepared.store.labels.of_rows[rows]
+        by_label = np.argsort(codes, kind="stable")
+        values, begins = np.unique(codes[by_label], return_index=True)
+        ends = [*begins[1:], len(rows)]
         names = prepared.store.labels.names
         return cls(
             counts=counts,
-            first={names[c]: int(rows[i]) for c, i in zip(codes, first, strict=True) if c >= 0},
+            first={
+                names[code]: rows[by_label[begin : min(end, begin + 3)]].tolist()
+                for code, begin, end in zip(values, begins, ends, strict=True)
+                if code >= 0
+            },
             prepared=prepared,
         )
 
     def examples(self, labels: Iterable[str]) -> tuple[str, ...]:
-        """Where up to three of them stand."""
-        labels = list(labels)[:3]
-        places = self.prepared.places(np.array([self.first[label] for label in labels]))
-        return tuple(f"{place}: {label!r}" for place, label in zip(places, labels, strict=True))
+        """Where up to three rows of them stand, of as many labels as can be."""
+        rows = three_of(self.first[label] for label in labels)
+        records = self.prepared.store.records(np.sort(np.array(rows, dtype=np.int64)))
+        return tuple(f"{record.place}: {record.label!r}" for record in records)
 
 
 def label_findings(prepared: Prepared) -> Iterator[Finding]:

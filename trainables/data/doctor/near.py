@@ -3,19 +3,23 @@ likely to be, by locality-sensitive hashing (Leskovec, Rajaraman and Ullman, cha
 Jaccard similarity of their pieces decides.
 
 Stretches of text that many rows have, those of a template or a signature, say nothing about
-likeness and are left out. The cost grows with the rows and not with how many of them are alike: of
-the rows that share a band, each is compared with a few.
+likeness and are left out. Nor are rows the same that differ in what makes them rows of their own:
+their numbers, or in few words one of them (`turn on light 3`, `how many people live in Iowa`). The
+cost grows with the rows and not with how many of them are alike: of the rows that share a band,
+each is compared with a few.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
-from trainables.data.doctor.rows import Prepared
+from trainables.data.doctor.rows import Prepared, three_of
 from trainables.data.findings import Finding
+from trainables.tasks import TASKS
 
 PIECE = 5  # characters
 SIMILAR = 0.8  # Jaccard similarity from which rows are told of
@@ -29,7 +33,9 @@ COMPARED = 10  # rows of a band, with each row of it
 STRETCH = 6  # pieces of PIECE characters, one behind another: words alone are no template
 SAMPLED, BEGINNING = 1000, 10_000  # rows in which stretches are counted, and their characters
 COMMON, FEWEST = 0.05, 20  # share of those rows, and their number, above which one is left out
-MANY = 0.01  # of a split's rows, from which it is a warning
+SHORT = 80  # pieces of a row's own, below which another word makes another row
+NUMBERED = 0.01  # of the pieces are numbers, from which other numbers make another row
+MANY, SEVERAL = 0.01, 3  # share of a split's rows, and their number, from which it is a warning
 BATCH = 1000  # rows in memory
 
 
@@ -82,6 +88,25 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
     """Of two sets of pieces."""
     shared = len(np.intersect1d(one, other, assume_unique=True))
     return shared / max(1, len(one) + len(other) - shared)
+
+
+WORD = re.compile(r"[a-z]*\d[a-z\d]*|[^\W\d]+")
+"""A number with the letters around it, or a word."""
+
+
+def say_something_else(one: str, other: str, own: int, *, is_told_apart: bool = False) -> bool:
+    """Whether two texts that are alike are rows of their own: they differ in numbers alone, or they
+    are short and each has a word that the other lacks. own: how many pieces they have that are not
+    those of a template; is_told_apart: whether they are answered in other words, so that one more
+    word is enough.
+    """
+    ours, theirs = (Counter(WORD.findall(text.casefold())) for text in (one, other))
+    differ = [*(ours - theirs).elements(), *(theirs - ours).elements()]
+    if differ and all(any(map(str.isdigit, word)) for word in differ):
+        return sum(map(len, differ)) / 2 >= NUMBERED * own
+    if is_told_apart:
+        return own < SHORT and ours != theirs
+    return own < SHORT and not (ours <= theirs or theirs <= ours)
 
 
 def _pieces(text: str) -> np.ndarray:
@@ -168,14 +193,31 @@ class _Search:
         )
 
     def _compared(self, rows: np.ndarray, others: np.ndarray) -> tuple[list[float], list[bool]]:
-        """Similarity of the pairs, and whether their answers differ."""
+        """Similarity of the pairs, 0 where each says something of its own, and whether their
+        answers differ.
+        """
         texts = {text.row: text for text in self.prepared.texts_of(np.union1d(rows, others))}
         own = {row: self._own(text.asked) for row, text in texts.items()}
+        whole = {row: pieces(text.asked) for row, text in texts.items()}
+
         pairs = list(zip(rows.tolist(), others.tolist(), strict=True))
-        return (
-            [jaccard(own[row], own[other]) for row, other in pairs],
-            [texts[row].answered != texts[other].answered for row, other in pairs],
-        )
+        differ = [texts[row].answered != texts[other].answered for row, other in pairs]
+        answers = TASKS[self.prepared.task].is_language_model  # in words, not by a label
+
+        def similarity(row: int, other: int, *, answers_differ: bool) -> float:
+            # by themselves, and as they stand: what many rows have may differ, too
+            found = min(jaccard(own[row], own[other]), jaccard(whole[row], whole[other]))
+            is_other = found >= SIMILAR and say_something_else(
+                texts[row].asked,
+                texts[other].asked,
+                max(len(own[row]), len(own[other])),
+                is_told_apart=answers_differ and answers,
+            )
+            return 0.0 if is_other else found
+
+        return [
+            similarity(*pair, answers_differ=each) for pair, each in zip(pairs, differ, strict=True)
+        ], differ
 
     def places(self, pairs: _Pairs, chosen: np.ndarray) -> list[str]:
         """Where the chosen of the pairs stand."""
@@ -249,7 +291,7 @@ def _within(search: _Search, name: str, rows: Sketched) -> Iterator[Finding]:
             rows=len(pairs),
             examples=_examples(search, pairs),
             message=f"{name}: {_count(pairs)} of {len(rows.rows)} row(s) are nearly the same as an"
-            f" earlier row{_answers([pairs])} {_most(search, pairs)}",
+            f" earlier row{_answers([pairs])}",
         )
 
 
@@ -259,19 +301,18 @@ def _between(search: _Search, sketched: Mapping[str, Sketched]) -> Iterator[Find
         for earlier in names[:i]:
             pairs = search.pairs(sketched[name], sketched[earlier])
             rows = len(sketched[name].rows)
-            are_many |= len(pairs) >= MANY * rows
+            are_many |= len(pairs) >= max(SEVERAL, MANY * rows)
             if len(pairs):
                 told.append(f"{_count(pairs)} of {rows} of {name} as in {earlier}")
                 found.append(pairs)
     if found:
-        most = max(found, key=lambda pairs: pairs.similarities.max())
         yield Finding(
             kind="near_duplicates_between",
             severity="warning" if are_many else "note",
             rows=sum(map(len, found)),
-            examples=tuple(each for pairs in found for each in _examples(search, pairs))[:3],
-            message=f"rows are nearly the same in two splits: {', '.join(told)}{_answers(found)}"
-            f" {_most(search, most)}; what is measured on them is in part what was learnt by heart",
+            examples=tuple(three_of(_examples(search, pairs) for pairs in found)),
+            message=f"rows are nearly the same in two splits: {', '.join(told)}{_answers(found)};"
+            " what is measured on them is in part what was learnt by heart",
             setting=""
             if search.prepared.data.group is not None
             else "data.group: the column that says what rows come from",
@@ -287,11 +328,12 @@ def _answers(found: list[_Pairs]) -> str:
     return f", {unlike} of them with another answer" if unlike else ""
 
 
-def _most(search: _Search, pairs: _Pairs) -> str:
-    most = pairs.similarities.argmax()
-    (places,) = search.places(pairs, np.array([most]))
-    return f"(such as {places}, similarity {pairs.similarities[most]:.2f})"
-
-
 def _examples(search: _Search, pairs: _Pairs) -> tuple[str, ...]:
-    return tuple(search.places(pairs, np.arange(min(3, len(pairs)))))
+    """The three that are most alike."""
+    most = np.argsort(-pairs.similarities, kind="stable")[:3]
+    return tuple(
+        f"{places}, similarity {similarity:.2f}"
+        for places, similarity in zip(
+            search.places(pairs, most), pairs.similarities[most], strict=True
+        )
+    )

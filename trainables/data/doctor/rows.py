@@ -1,7 +1,9 @@
 """The rows that the doctor looks at."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
+from typing import TypeVar
 
 import numpy as np
 
@@ -9,6 +11,8 @@ from trainables.data.config import DataConfig
 from trainables.data.store import RowStore
 from trainables.streams import stream
 from trainables.tasks import TASKS
+
+Item = TypeVar("Item")
 
 SAMPLE = 20_000  # rows of a split that are looked at where a sample tells as much
 
@@ -67,3 +71,9 @@ class Prepared:
         records = zip(rising.tolist(), self.store.records(rising), strict=True)
         place = {row: record.place for row, record in records}
         return [place[row] for row in rows.tolist()]
+
+
+def three_of(groups: Iterable[Sequence[Item]]) -> list[Item]:
+    """Up to three items, of as many of the groups as can be."""
+    nth = zip_longest(*islice(groups, 3))
+    return [each for each in chain.from_iterable(nth) if each is not None][:3]

@@ -79,6 +79,16 @@ class Run(NamedTuple):
     end: int
 
 
+class Span(NamedTuple):
+    """What must be learnt: characters [start, end) of the rendered text, and how much each counts
+    (0..1].
+    """
+
+    start: int
+    end: int
+    weight: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """A rendered row."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
-from trainables.tasks.instruction.rendering import Rendered, Span
+from trainables.tasks.instruction.layout import Span
+from trainables.tasks.instruction.rendering import Rendered
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

@@ -4,16 +4,16 @@ chat template leaves out.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Literal, NoReturn, cast
 
 from jinja2 import TemplateError
 
 from trainables.data.rows import BadRow, shorten
 from trainables.tasks.instruction import marks
 from trainables.tasks.instruction.generation import generated, raise_left_out
-from trainables.tasks.instruction.layout import Layout, Row, Shape, Template
+from trainables.tasks.instruction.layout import Layout, Row, Shape, Span, Template
 from trainables.tasks.instruction.marks import (
     ANSWER,
     ARGUMENT,
@@ -25,6 +25,7 @@ from trainables.tasks.instruction.marks import (
     Message,
     Part,
 )
+from trainables.tasks.instruction.moulds import Form, Moulds, form_of
 from trainables.tasks.instruction.notices import (
     DROPPED,
     EMPTY,
@@ -57,16 +58,6 @@ NAMES = {
 }
 
 _CLOSING_TAG = re.compile(r"\s*(?:</[^<>\s]+>|<\|[^|<>]*\|>|\[/[^\[\]\s]+\])\s*")
-
-
-class Span(NamedTuple):
-    """What must be learnt: characters [start, end) of the rendered text, and how much each counts
-    (0..1].
-    """
-
-    start: int
-    end: int
-    weight: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,15 +100,19 @@ class Renderer:
         self._last_only = train_on == "last_answer"
         self._shape: Shape | None = None
         self._writes_thoughts = False
+        self._moulds = Moulds()
 
     def render(self, value: Mapping[str, object], place: str) -> Rendered:
         """`value`: a conversation as it is stored. Raises InputError, naming `place`."""
         row = self._row(value)
+        learnt = self._learnt(value, row)
+        form = form_of(row, learnt)
+        if form and (known := self._known(row, form)):
+            return replace(known, noticed=tuple(self._notices.of(_messages(value))))
         try:
             layout, lost = self._layout(row)
         except TemplateError as error:
             raise BadRow(f"{place}: the chat template refuses this conversation: {error}") from None
-        learnt = self._learnt(value, row)
         noticed = self._notices.of(_messages(value))
         if not layout.is_whole:
             meant = len(learnt)
@@ -126,12 +121,20 @@ class Renderer:
         lost += self._unwritten(layout)
         noticed += self._noticed(layout)
         spans = self._spans(layout, learnt, place) if learnt else []
+        if form and layout.is_whole:
+            self._moulds.keep(form, layout, spans)
         return Rendered(
             text=layout.text,
             spans=spans,
             lost=tuple(dict.fromkeys(lost)),
             noticed=tuple(noticed),
         )
+
+    def _known(self, row: Row, form: Form) -> Rendered | None:
+        """By a row of the same form that was rendered before; None where that does not do."""
+        text = self._template.attempt(row) if form in self._moulds else None
+        spans = None if text is None else self._moulds.spans(form, text)
+        return None if text is None or spans is None else Rendered(text=text, spans=spans)
 
     def _row(self, value: Mapping[str, object]) -> Row:
         messages = _messages(value)

@@ -5,7 +5,7 @@ import pytest
 
 from tests.trainables.data.doctor.examined import prepared, sentences, words, write
 from trainables.data.doctor import near
-from trainables.data.doctor.near import jaccard, near_duplicates, pieces
+from trainables.data.doctor.near import jaccard, near_duplicates, pieces, say_something_else
 
 
 def texts_with(planted: dict[int, int], count: int, before: str = "", after: str = "") -> list[str]:
@@ -28,7 +28,7 @@ def rows_told(found) -> set[int]:
     told = [
         place for each in found for example in each.examples for place in example.split(" and ")
     ]
-    return {int(place.split()[-1]) - 1 for place in told}
+    return {int(place.split(",")[0].split()[-1]) - 1 for place in told}
 
 
 @pytest.mark.parametrize("template", ["", "before", "both"])
@@ -132,3 +132,67 @@ def test_memory_does_not_grow_with_the_length_of_rows_that_are_alike(tmp_path, m
     texts = texts_with({i: i - 200 for i in range(200, 400)}, 400)
     found = list(near_duplicates(found_in(tmp_path, texts)))
     assert sum(each.rows for each in found) >= 190 and most[0] <= 50
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("turn on light 3", "turn on light 4"),
+        ("turn on the light", "turn on the light 4"),
+        ("wake me up at 22:19", "wake me up at 22:15"),
+        ("how many people live in the state of Alaska", "how many people live in the state of Alabama"),
+        ("read a3f9b2 of node-17 at 12:01", "read b7c1d0 of node-18 at 12:01"),
+        ("明日は3時に起こしてください", "明日は5時に起こしてください"),
+    ],
+)  # fmt: skip
+def test_short_rows_with_another_word_and_rows_with_other_numbers_are_others(one, other):
+    assert say_something_else(one, other, len(pieces(one)))
+    assert say_something_else(other, one, len(pieces(one)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Turn on: light 3!", "turn on light 3"),
+        ("the lamp is broken again", "the lamp is broken again so"),
+        ("is the lamp broken again", "the lamp is broken again"),
+        (" ".join(words(30, 1)), " ".join(words(30, 1)[:-1])),
+        (" ".join(words(30, 1)), " ".join([*words(30, 1)[:-1], "otherwise"])),
+        (" ".join(words(300, 1)) + " seen 1034 times", " ".join(words(300, 1)) + " seen 1071 times"),
+    ],
+)  # fmt: skip
+def test_rows_that_say_the_same_are_no_others(one, other):
+    assert not say_something_else(one, other, len(pieces(one)))
+    assert not say_something_else(other, one, len(pieces(one)))
+
+
+def test_a_question_with_one_more_word_and_an_answer_of_its_own_is_another(tmp_path):
+    asked = [f"how many people live in {name}" for name in words(40, 1)]
+    rows = [{"prompt": f"{text}{more}", "completion": f"{i} {more}"}
+            for i, text in enumerate(asked) for more in ("", " city")]  # fmt: skip
+    data = {"train": write(tmp_path / "a.jsonl", rows), "validation": 0.2}
+    assert not list(near_duplicates(prepared(tmp_path, "instruction", **data)))
+    for row in rows:
+        row["completion"] = "many"
+    write(tmp_path / "a.jsonl", rows)
+    assert list(near_duplicates(prepared(tmp_path, "instruction", **data)))
+
+
+def test_rows_that_differ_in_what_many_have_are_others(tmp_path):
+    """Each of a few stretches, from which rows are put together, stands in many rows."""
+    random, parts = np.random.default_rng(0), [" ".join(words(10, seed)) for seed in range(12)]
+    chosen = {tuple(random.choice(12, 3, replace=False).tolist()) for _ in range(500)}
+    texts = [f"{parts[a]} {parts[b]} so {parts[c]}" for a, b, c in chosen]
+    assert not list(near_duplicates(found_in(tmp_path, texts)))
+
+
+def test_a_single_row_that_is_like_one_of_another_split_is_a_note(tmp_path):
+    def severity(planted: int) -> str:
+        texts = texts_with({i: i + 100 for i in range(planted)}, 200)
+        other = write(tmp_path / "b.csv", [{"text": text, "label": "a"} for text in texts[:50]])
+        data = found_in(tmp_path, [*texts[50:], *sentences(20, 8)], validation=other)
+        (found,) = near_duplicates(data)
+        assert found.rows == planted and found.kind == "near_duplicates_between"
+        return found.severity
+
+    assert [severity(1), severity(2), severity(3)] == ["note", "note", "warning"]

@@ -1,0 +1,256 @@
+"""What earlier sweeps know of a search: their trials stand beside its own in TPE, the less the less
+alike the sweeps are, and the best of the likest is tried first (Feurer et al. 2015,
+https://doi.org/10.1609/aaai.v29i1.9354).
+
+A loss compares only within its sweep. So each sweep's trials are parted into good and bad by their
+own order, as TPE parts those of the search.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import TPESampler
+from optuna.samplers._tpe.sampler import default_gamma
+from optuna.trial import FrozenTrial, TrialState
+
+from search_spaces import SpaceError
+from sweeps.config.schema import SweepConfig
+from sweeps.ledger.folder import Ledger
+from sweeps.ledger.opening import open_sweep
+from sweeps.search.outcome import outcome
+from sweeps.search.points import Point, located, trained_with
+from trainables.data.manifest import Manifest
+from trainables.errors import InputError
+from trainables.storage.records import from_json, to_json
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
+
+PRIOR = "prior.json"
+UNLIKE = 0.5  # what a trial counts for where the model differs; and again where the data do
+TRIED_FIRST = 3  # configurations of the likest sweep, but no more than a quarter of the trials
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlierTrial:
+    """A trial that says something of its hyperparameters."""
+
+    hyperparameters: Mapping[str, object]
+    loss: float | None
+    """Best that may win, per target of that sweep's validation split; None: nothing may."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlierSweep:
+    """What a sweep has found, the best first."""
+
+    folder: str
+    same_model: bool
+    same_data: bool
+    trials: tuple[EarlierTrial, ...]
+
+    @property
+    def likeness(self) -> float:
+        """What a trial of it counts for, 0 to 1."""
+        return UNLIKE ** ((not self.same_model) + (not self.same_data))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """Earlier sweeps, the likest first."""
+
+    sweeps: tuple[EarlierSweep, ...] = ()
+
+    def save(self, ledger: Ledger) -> None:
+        if self.sweeps:
+            ledger.store.write_json(PRIOR, to_json(self))
+
+
+def saved_prior(ledger: Ledger) -> Prior:
+    """What the sweep knew when it began."""
+    if not ledger.store.exists(PRIOR):
+        return Prior()
+    return from_json(Prior, ledger.store.read_json(PRIOR), ledger.store.path(PRIOR))
+
+
+def read_prior(config: SweepConfig, manifest: Manifest, base: Mapping[str, str]) -> Prior:
+    """What the sweeps of `search.prior` have found. base: what `fingerprint` gave of the model.
+    Raises InputError where one cannot be read, or is of another task.
+    """
+    sweeps = [
+        _read(folder, config, manifest, base, f"search.prior[{number}]")
+        for number, folder in enumerate(config.search.prior)
+    ]
+    return Prior(sweeps=tuple(sorted(sweeps, key=lambda each: -each.likeness)))
+
+
+def _read(
+    folder: str, config: SweepConfig, manifest: Manifest, base: Mapping[str, str], where: str
+) -> EarlierSweep:
+    try:
+        ledger, former = open_sweep(folder)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if former.task != config.task:
+        raise InputError(
+            f"{where}: {folder}: a sweep of task {former.task}; this one is of {config.task}, and"
+            " what is good for one says little of the other"
+        )
+    has_base = ledger.store.exists("base.json")
+    return EarlierSweep(
+        folder=folder,
+        same_model=bool(base) and has_base and ledger.store.read_json("base.json") == base,
+        same_data=ledger.has_data() and _sources(ledger.manifest()) == _sources(manifest),
+        trials=tuple(sorted(_trials(ledger.load(), former), key=_by_loss)),
+    )
+
+
+def _sources(manifest: Manifest) -> dict[str, str]:
+    """What tells the rows of training and of choosing from others."""
+    return {name: of.sha256 for name, of in manifest.sources.items() if not name.startswith("test")}
+
+
+def _trials(ledger: Ledger, config: SweepConfig) -> Iterator[EarlierTrial]:
+    for curve in ledger.curves():
+        state, loss, _ = outcome(curve, config.selection)
+        if curve.status == "running" or state == TrialState.FAIL or curve.finalist_of is not None:
+            continue
+        try:
+            hyperparameters = trained_with(config, curve.params)
+        except InputError:  # which today's version does not train
+            continue
+        yield EarlierTrial(hyperparameters=hyperparameters, loss=loss)
+
+
+def _by_loss(trial: EarlierTrial) -> float:
+    return np.inf if trial.loss is None else trial.loss
+
+
+# In the space of this search
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownSweep:
+    """An earlier sweep's trials that this search might have drawn."""
+
+    sweep: EarlierSweep
+    good: tuple[Point, ...]
+    """The best first: as many as TPE would take for good."""
+    bad: tuple[Point, ...]
+
+    def __len__(self) -> int:
+        return len(self.good) + len(self.bad)
+
+    @property
+    def words(self) -> str:
+        model, data = (
+            "the same" if same else "another"
+            for same in (self.sweep.same_model, self.sweep.same_data)
+        )
+        outside = len(self.sweep.trials) - len(self)
+        more = f"; {outside} more lie outside the space" if outside else ""
+        return (
+            f"{len(self)} trials of {self.sweep.folder} ({model} model, {data} data: each counts"
+            f" {self.sweep.likeness:g}{more})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What earlier sweeps know of this search's space, the likest first."""
+
+    sweeps: tuple[KnownSweep, ...] = ()
+
+    @classmethod
+    def of(cls, prior: Prior, config: SweepConfig) -> "Known":
+        """A space may change when a sweep is resumed; what earlier ones found does not."""
+        return cls(sweeps=tuple(_known(sweep, config) for sweep in prior.sweeps))
+
+    def random_trials(self, startup: int) -> int:
+        """How many of `startup` trials are left to be drawn at random."""
+        worth = sum(each.sweep.likeness * len(each) for each in self.sweeps)
+        return max(0, startup - round(worth))
+
+    def words(self, trials: int) -> Iterator[str]:
+        """For a search of so many trials."""
+        for each in self.sweeps:
+            yield f"Known: {each.words}"
+        if first := len(self.first(trials)):
+            yield f"  the best {first} of the likest sweep are tried first"
+        elif self.sweeps:
+            yield "  none of their trials lies in this space, so nothing is known"
+
+    def first(self, trials: int) -> list[Point]:
+        """What a search of so many trials tries first."""
+        found: list[Point] = []
+        for known in self.sweeps[:1]:
+            for point in (*known.good, *known.bad):
+                if point not in found:
+                    found.append(point)
+        return found[: min(TRIED_FIRST, max(1, trials // 4))]
+
+
+def _known(sweep: EarlierSweep, config: SweepConfig) -> KnownSweep:
+    points: list[Point] = []
+    for trial in sweep.trials:
+        try:
+            point, params = located(config.space(), trial.hyperparameters)
+            if config.hyperparameters(params).method == trial.hyperparameters.get("method"):
+                points.append(point)
+        except (SpaceError, InputError):
+            continue
+    good = default_gamma(len(points))
+    return KnownSweep(sweep=sweep, good=tuple(points[:good]), bad=tuple(points[good:]))
+
+
+class InformedTPESampler(TPESampler):
+    """TPE to which the trials of earlier sweeps are known. What these count for fades as the search
+    has trials of its own, unless the sweeps are alike: then one's are as good as the other's.
+    """
+
+    def __init__(self, known: Known, *, seed: int, n_startup_trials: int) -> None:
+        random = known.random_trials(n_startup_trials)
+        super().__init__(seed=seed, n_startup_trials=random, group=True)
+        self._known = known
+        self._fades_in = max(1, n_startup_trials)
+
+    # Optuna has no other place for observations that are no trials of the study
+    def _build_parzen_estimator(
+        self,
+        study: "Study",
+        search_space: dict[str, BaseDistribution],
+        trials: list[FrozenTrial],
+        handle_below: bool,
+    ) -> "_ParzenEstimator":
+        if not self._known.sweeps:
+            return super()._build_parzen_estimator(study, search_space, trials, handle_below)
+        own = self._get_internal_repr(trials, search_space, study)
+        count = len(next(iter(own.values())))
+        finished = study._get_trials(deepcopy=False, states=(TrialState.COMPLETE,), use_cache=True)
+        points, weights = self._earlier(search_space, handle_below, len(finished))
+        observations = {
+            name: np.append(own[name], [of.to_internal_repr(point[name]) for point in points])
+            for name, of in search_space.items()
+        }
+        parameters = self._parzen_estimator_parameters
+        weights = np.append(parameters.weights(count), weights)
+        return self._parzen_estimator_cls(observations, search_space, parameters, weights)
+
+    def _earlier(
+        self, names: Mapping[str, BaseDistribution], is_good: bool, own: int
+    ) -> tuple[list[Point], list[float]]:
+        """Good or bad points that have all of these parameters, and what each counts for when the
+        search has `own` trials.
+        """
+        points: list[Point] = []
+        weights: list[float] = []
+        for each in self._known.sweeps:
+            weight = each.sweep.likeness ** (1 + own / self._fades_in)
+            found = [p for p in (each.good if is_good else each.bad) if names.keys() <= p.keys()]
+            points += found
+            weights += [weight] * len(found)
+        return points, weights
