@@ -8,7 +8,7 @@ of its own: telling all that in our words would take about the lines that it sav
 import dataclasses
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from trainables.errors import InputError
 from trainables.hyperparameters import COMMON, FIELDS, OPTIONS, Hyperparameters, parse
 from trainables.models.config import ModelConfig
 from trainables.models.files import width_and_layers
-from trainables.tasks import TASKS
+from trainables.tasks import TASKS, Task
 
 # a quarter of the trials, within these: TPE needs a few losses to tell good from bad, and of 7
 # trials 10 would be all
@@ -159,6 +159,11 @@ class TrainConfig(_Fixed):
         }
 
 
+def _tasks(are: Callable[[Task], bool]) -> str:
+    """Their names, in words."""
+    return " or ".join(name for name, task in TASKS.items() if are(task))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """One sweep."""
@@ -196,25 +201,25 @@ class SweepConfig:
 
     def _check_limits(self) -> None:
         """What selection asks for must be what the task and the data can give."""
-        if self.selection.general_text is not None and TASKS[self.task].has_classes:
+        task, limits = TASKS[self.task], self.selection.limits
+        if self.selection.general_text is not None and not task.is_language_model:
             raise InputError(
                 f"selection.general_text: is for language models, got task {self.task}"
             )
-        limits = self.selection.limits
-        if limits.of_forgetting and TASKS[self.task].has_classes:
-            others = " or ".join(name for name, task in TASKS.items() if not task.has_classes)
+        if limits.of_forgetting and not task.is_language_model:
             raise InputError(
                 "selection.limits: forgetting and kl are measured of language models (task"
-                f" {others}), got task {self.task}"
+                f" {_tasks(lambda each: each.is_language_model)}), got task {self.task}"
             )
         if limits.of_slices and self.data.slice is None:
             raise InputError(
                 "selection.limits: limits on slices need data.slice, the column that tells them;"
                 " got none"
             )
-        if limits.slice_accuracy is not None and not TASKS[self.task].has_classes:
+        if limits.slice_accuracy is not None and "accuracy" not in task.metric_names:
             raise InputError(
-                f"selection.limits.slice_accuracy: is for classification, got task {self.task};"
+                "selection.limits.slice_accuracy: is for"
+                f" {_tasks(lambda each: 'accuracy' in each.metric_names)}, got task {self.task};"
                 " slice_loss is for all"
             )
 
@@ -228,7 +233,7 @@ class SweepConfig:
         InputError where the model cannot be found.
         """
         width, layers = width_and_layers(self.model)
-        classifies = TASKS[self.task].has_classes
+        classifies = not TASKS[self.task].is_language_model
         return Setting(classifies=classifies, width=width, layers=layers, rows=rows)
 
     def draws(self) -> list[dict[str, object]]:

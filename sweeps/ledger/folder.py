@@ -9,8 +9,8 @@ torch.
 - baseline.json: losses of the untuned model
 - trials/<id>/trial.json: parameters; outcome.json: how it ended; attempt-<n>/step-<s>/: its
   evaluations
-- baselines.json: other ways than fine-tuning; baselines/SPLIT/NAME.npy, NAME.predictions.npy: of
-  each row
+- baselines.json: other ways than fine-tuning; baselines/SPLIT/NAME.npy, NAME.outcomes.npy: of each
+  row
 - test.json: what the sealed test split gave, once there was a winner
 - forgetting.json: loss on general text before and after, and how far predictions moved
 - cost.json: what the sweep took
@@ -19,7 +19,6 @@ torch.
 """
 
 import io
-import math
 import os
 import socket
 import time
@@ -39,7 +38,7 @@ from sweeps.ledger.leaderboard import (
 )
 from sweeps.ledger.status import DEAD_AFTER_S, process_runs, process_start
 from sweeps.selection.config import SelectionConfig
-from sweeps.selection.curves import Curve, Reference
+from sweeps.selection.curves import PRIOR, Curve, Reference
 from sweeps.selection.ranking import select
 from sweeps.selection.results import Winner
 from sweeps.selection.statistics import by_unit, compare, mean_interval
@@ -58,13 +57,14 @@ from trainables.evaluation.record import (
 from trainables.storage.checkpoints import (
     CHECKPOINT,
     LOSSES,
-    PREDICTIONS,
+    OUTCOMES,
     STATE,
     evaluation_folders,
     read_evaluation,
 )
 from trainables.storage.records import from_json, to_json
 from trainables.storage.store import Store
+from trainables.tasks import TASKS
 
 DATA_MANIFEST = f"data/{MANIFEST}"
 UNTUNED = "baseline.json"
@@ -284,14 +284,12 @@ class Ledger:
             f"{folder}.npy" if folder.startswith("baselines/") else f"{folder}/{LOSSES}"
         )
 
-    def predictions(self, folder: str) -> np.ndarray | None:
-        """Predicted and true class of each row [N, 2] of an evaluation or a baseline; None where
-        there are none.
+    def outcomes(self, folder: str) -> np.ndarray | None:
+        """Outcomes of each row [N, M] of an evaluation or a baseline, as the task has them; None
+        where there are none.
         """
         return self.array(
-            f"{folder}.{PREDICTIONS}"
-            if folder.startswith("baselines/")
-            else f"{folder}/{PREDICTIONS}"
+            f"{folder}.{OUTCOMES}" if folder.startswith("baselines/") else f"{folder}/{OUTCOMES}"
         )
 
     def groups(self, split: str) -> np.ndarray | None:
@@ -337,13 +335,16 @@ class Ledger:
         return status, written.elapsed_s
 
     def reference(self) -> Reference:
-        """What not fine-tuning gives: the untuned model (measured by the first slot) and the label
-        prior of train.
+        """What not fine-tuning gives: the untuned model (measured by the first slot) and the best
+        single answer that train's labels tell.
         """
         found = self.baselines()
         untuned, prior = found.get("untuned", BaselineRow()), found.get("prior", BaselineRow())
         return Reference(
-            val_loss=untuned.val_loss, probe_loss=untuned.probe_loss, prior_loss=prior.val_loss
+            val_loss=untuned.val_loss,
+            probe_loss=untuned.probe_loss,
+            prior_loss=prior.val_loss,
+            prior=prior.words or PRIOR,
         )
 
     def baselines(self) -> dict[str, BaselineRow]:
@@ -361,7 +362,7 @@ class Ledger:
             if measured.error is None:
                 found[name] = BaselineRow.of(measured)
         return {
-            name: replace(row, words=BASELINE_NAMES.get(name, row.words))
+            name: replace(row, words=row.words or BASELINE_NAMES.get(name))
             for name, row in found.items()
         }
 
@@ -399,7 +400,7 @@ class Ledger:
         assert own is not None and winner.point.val_loss is not None, "a winner's losses are finite"
         manifest, scores = self.manifest(), dict(scored.scores)
         if (prior := label_prior(manifest, "test")) is not None:
-            scores["prior"] = Score(loss=prior.val_loss, metrics=prior.metrics)
+            scores["prior"] = Score(loss=prior.val_loss, metrics=prior.metrics, words=prior.words)
         test = TestScores(
             trial=winner.trial,
             step=winner.point.step,
@@ -411,7 +412,7 @@ class Ledger:
         self.store.write_json("test.json", to_json(test))
 
     def _with_interval(self, name: str, score: Score) -> Score:
-        words = BASELINE_NAMES.get(name, score.words)
+        words = score.words or BASELINE_NAMES.get(name)
         losses = self.losses(f"baselines/test/{name}")
         low, high = (losses is not None and mean_interval(losses)) or (None, None)
         return replace(score, words=words, low=low, high=high)
@@ -509,17 +510,15 @@ def _of_winner(found: OfWinner | None, winner: Winner | None) -> OfWinner | None
 
 
 def label_prior(manifest: Manifest, split: str = "validation") -> BaselineRow | None:
-    """Always answering with train's label shares: loss on `split` in nats and accuracy of its
-    majority class.
+    """What always giving the best single answer that train's labels tell is worth on `split`; None
+    where the task has no such answer.
     """
-    splits = manifest.splits
-    if (train := splits["train"].label_counts) is None:
+    found = TASKS[manifest.task].prior(manifest.train, manifest.splits[split])
+    if found is None:
         return None
-    validation = splits[split].label_counts or {}
-    rows, total = sum(train.values()), sum(validation.values())
-    loss = (
-        -sum(count * math.log(train[label] / rows) for label, count in validation.items()) / total
+    return BaselineRow(
+        val_loss=found.loss,
+        metrics=found.metrics,
+        label=found.answer,
+        words=f"train's {found.what}",
     )
-    majority = max(train, key=lambda label: train[label])
-    accuracy = validation.get(majority, 0) / total
-    return BaselineRow(val_loss=loss, metrics={"accuracy": accuracy}, label=majority)

@@ -145,7 +145,7 @@ class BaselineRow(OtherWay):
     probe_loss: OptionalNumber = None
     metrics: Metrics = field(default_factory=dict)
     label: Annotated[str | None, Field(alias="class", exclude_if=is_absent)] = None
-    """The class that always answering with train's label shares answers."""
+    """What the answer is called that is always given."""
     difference: Difference | None = None
 
     @classmethod
@@ -291,9 +291,16 @@ class AnswersByClass:
 
     classes: tuple[ClassAnswers, ...]
     confusion: tuple[tuple[int, ...], ...] | None = None
-    """Rows by true and predicted class, in the order of `classes`; None where these are many."""
+    """Rows by true and predicted class, in the order of `classes`; None where these are many, or
+    where a row may have several.
+    """
     hardly: tuple[str, ...] = ()
     """Labels that are hardly ever answered."""
+
+    @property
+    def has_confusion(self) -> bool:
+        """Whether it is known which answers the rows of a class got."""
+        return any(each.answered_as for each in self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +317,12 @@ class MetricDifference:
     high: float
     of: int
     """Comparisons that the interval is corrected for."""
+    lower_is_better: Annotated[bool, Field(exclude_if=lambda lower: not lower)] = False
+
+    @property
+    def gain(self) -> tuple[float, float]:
+        """Between which bounds the alternative is better."""
+        return (-self.high, -self.low) if self.lower_is_better else (self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True)

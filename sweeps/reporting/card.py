@@ -44,12 +44,11 @@ def card(config: SweepConfig, board: Leaderboard, manifest: Manifest, loading: l
     winner = board.winner
     assert winner is not None, "a card is a winner's"
     method = winner.params.get("method", config.train.method)
-    per = "example" if TASKS[config.task].has_classes else "target token"
     lines = [
         *_head(config, board, winner, peft=method in PEFT_METHODS),
         *_number_lines(board, winner),
         *alternatives_lines(board.metrics),
-        f"Losses are means in nats per {per}."
+        f"Losses are {TASKS[config.task].loss.words}."
         f" Check them with `python -m sweeps verify {board.folder}`.",
         "",
         *classes_lines(board.metrics),
@@ -213,16 +212,18 @@ def classes_lines(metrics: MetricsReport | None) -> list[str]:
     """What the winner answers, a table for each split."""
     lines = []
     for split, found in ((metrics and metrics.classes) or {}).items():
+        names = ["class", "rows", "answered", "recall", "precision"]
+        names += ["its rows are answered"] * found.has_confusion
         lines += [
             f"## Answers on {split}, by class",
             "",
-            "| class | rows | answered | recall | precision | its rows are answered |",
-            "|---|---|---|---|---|---|",
+            f"| {' | '.join(names)} |",
+            f"|{'---|' * len(names)}",
         ]
         for each in found.classes:
             shares = ["" if s is None else f"{s:.3f}" for s in (each.recall, each.precision)]
             counts = [str(each.rows), str(each.answered)]
-            cells = [each.label, *counts, *shares, answered_words(each)]
+            cells = [each.label, *counts, *shares, answered_words(each)][: len(names)]
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         lines.append("")
     return lines
@@ -230,16 +231,9 @@ def classes_lines(metrics: MetricsReport | None) -> list[str]:
 
 def usage_code(load: list[str], config: SweepConfig, manifest: Manifest) -> list[str]:
     """Python that loads the winner, from the sweep's folder, and uses it once."""
-    lines = [*load, f'tokenizer = AutoTokenizer.from_pretrained("{WINNER}")']
-    if not TASKS[config.task].has_classes:
-        return lines
     cut = f'truncation=True, max_length={manifest.max_length}, padding=True, return_tensors="pt"'
-    return [
-        *lines,
-        f'batch = tokenizer(["a text"], {cut})',
-        "with torch.no_grad():",
-        "    print([model.config.id2label[i] for i in model(**batch).logits.argmax(-1).tolist()])",
-    ]
+    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{WINNER}")'
+    return [*load, tokenizer, *TASKS[config.task].usage(cut)]
 
 
 def _dump_without_nulls(config: SweepConfig) -> str:

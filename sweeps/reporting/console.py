@@ -156,18 +156,20 @@ def classes_table(found: AnswersByClass) -> Table:
         classes.sort(key=lambda each: math.inf if each.recall is None else each.recall)
         classes = classes[:MOST_CLASSES]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("class", "rows", "answered", "recall", "precision", "its rows are answered"):
-        table.add_column(
-            name, justify="right" if name in ("rows", "answered", "recall", "precision") else "left"
-        )
+    table.add_column("class")
+    for name in ("rows", "answered", "recall", "precision"):
+        table.add_column(name, justify="right")
+    if found.has_confusion:
+        table.add_column("its rows are answered")
     for each in classes:
+        words = [Text(answered_words(each))] if found.has_confusion else []
         table.add_row(
             Text(each.label, style="yellow" if each.label in found.hardly else ""),
             str(each.rows),
             str(each.answered),
             _share(each.recall),
             _share(each.precision),
-            Text(answered_words(each)),
+            *words,
         )
     return table
 

@@ -156,7 +156,7 @@ def _tokens_per_request(manifest: Manifest | None, test: TestScores | None) -> f
     if not task.targets_are_answers:
         return None
     split = manifest.validation if test is None else test.summary
-    answers = 0 if task.has_classes else split.targets
+    answers = split.targets if task.is_language_model else 0
     return (split.tokens - answers) / split.rows
 
 
@@ -226,9 +226,8 @@ def _metrics(
     if (default := default_evaluation(board)) is not None:
         folders["default"] = default[1].folder
 
-    def predictions(split: SplitName, name: str) -> np.ndarray | None:
+    def outcomes(split: SplitName, name: str) -> np.ndarray | None:
         own = split == "validation" and name in folders
-        return ledger.predictions(folders[name] if own else f"baselines/{split}/{name}")
+        return ledger.outcomes(folders[name] if own else f"baselines/{split}/{name}")
 
-    labels = None if manifest is None else manifest.labels or None
-    return metrics_of(board, labels, predictions, ledger.groups)
+    return metrics_of(board, manifest, outcomes, ledger.groups)

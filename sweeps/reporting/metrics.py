@@ -1,8 +1,7 @@
 """The task's own metrics beside the loss: of the winner and everything that it is compared with,
 and by class. Pure.
 
-Letters of shapes: N rows of a split, C classes. Predictions are int [N, 2]: predicted and true
-class of each row.
+Letters of shapes: N rows of a split, M numbers that the task keeps of a row (its outcomes).
 """
 
 import math
@@ -30,72 +29,76 @@ from sweeps.ledger.leaderboard import (
     SplitName,
     TrialRow,
 )
-from trainables.evaluation.class_metrics import class_metrics, confusion_matrix, count_classes
+from trainables.data.manifest import Manifest
 from trainables.evaluation.record import Metrics
+from trainables.tasks import TASKS, Task
+from trainables.tasks.declared import ByClass
 
 RESAMPLES = 500  # enough for a standard error
 CELLS = 1 << 22  # resamples times rows, at most, but for 100 resamples
 MOST_CLASSES = 100  # whose confusion matrix is kept
 HARDLY = 1 / 3  # of the rows of a class: answered less often than that, it is hardly ever answered
 LEVEL = 0.95
+METRIC_WORDS = {
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "f1": "F1",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "pearson": "Pearson's correlation",
+    "spearman": "Spearman's correlation",
+}
 
-Predictions = Callable[[SplitName, str], np.ndarray | None]
+Outcomes = Callable[[SplitName, str], np.ndarray | None]
 Groups = Callable[[str], np.ndarray | None]
 
 
 def metrics_of(
-    board: Leaderboard, labels: Sequence[str] | None, predictions: Predictions, groups: Groups
+    board: Leaderboard, manifest: Manifest | None, outcomes: Outcomes, groups: Groups
 ) -> MetricsReport:
     """What a leaderboard with a winner says of metrics.
 
-    labels: names of the classes, None without. predictions(split, name): those of an alternative,
-    None where they were not kept. groups(split): the group of each row [N], None where rows are
-    independent.
+    manifest: of the sweep's data. outcomes(split, name): those of an alternative [N, M], None where
+    they were not kept. groups(split): the group of each row [N], None where rows are independent.
     """
     alternatives = _alternatives(board)
-    if labels is None:
-        return MetricsReport(alternatives=tuple(alternatives), classes=None, compared={})
     classes: dict[SplitName, AnswersByClass] = {}
     compared: dict[SplitName, tuple[MetricDifference, ...]] = {}
+    if manifest is None:
+        return MetricsReport(alternatives=tuple(alternatives), classes=None, compared={})
+    task = TASKS[manifest.task]
     for split in SPLITS:
-        own = predictions(split, "winner") if alternatives[0].on(split) is not None else None
+        measured = {each.name: found for each in alternatives if (found := each.on(split))}
+        own = outcomes(split, "winner") if "winner" in measured else None
         if own is None:
             continue
-        measured = {each.name: found for each in alternatives if (found := each.on(split))}
-        answers = _answers(measured, own, board, labels, partial(predictions, split))
-        measured |= _by_answers(measured, answers, len(labels))
+        answers = _answers(measured, own, manifest, partial(outcomes, split))
+        for name, each in answers.items():
+            measured[name] = replace(measured[name], metrics=_finite(task.metrics(each)))
         alternatives = [_with(each, split, measured.get(each.name)) for each in alternatives]
-        classes[split] = by_class(own, labels)
-        compared[split] = _compared(measured, answers, len(labels), groups(split))
+        if (found := task.by_class(own, manifest.labels)) is not None:
+            classes[split] = by_class(found)
+        compared[split] = _compared(measured, answers, task, groups(split))
     return MetricsReport(
         alternatives=tuple(alternatives), classes=classes or None, compared=compared
     )
 
 
-def _by_answers(
-    measured: Mapping[str, LossAndMetrics], answers: Mapping[str, np.ndarray], classes: int
-) -> dict[str, LossAndMetrics]:
-    """With the metrics that the answers give."""
-    return {
-        name: replace(
-            measured[name], metrics=class_metrics(count_classes(each[:, 0], each[:, 1], classes))
-        )
-        for name, each in answers.items()
-    }
+def _finite(metrics: Mapping[str, float]) -> Metrics:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _answers(
     measured: Mapping[str, LossAndMetrics],
     own: np.ndarray,
-    board: Leaderboard,
-    labels: Sequence[str],
-    predictions: Callable[[str], np.ndarray | None],
+    manifest: Manifest,
+    outcomes: Callable[[str], np.ndarray | None],
 ) -> dict[str, np.ndarray]:
-    """Predictions of the alternatives over the rows of the winner's, by name."""
-    found = {name: predictions(name) for name in measured if name != "prior"}
+    """Outcomes of the alternatives over the rows of the winner's, by name."""
+    found = {name: outcomes(name) for name in measured if name != "prior"}
     if "prior" in measured:
-        common = list(map(str, labels)).index(str(board.baselines["prior"].label))
-        found["prior"] = np.stack([np.full(len(own), common), own[:, 1]], 1)
+        task = TASKS[manifest.task]
+        found["prior"] = task.prior_outcomes(own, manifest.train, manifest.labels)
     return {
         name: each for name, each in found.items() if each is not None and len(each) == len(own)
     }
@@ -156,36 +159,45 @@ def lowest(evaluations: Sequence[JudgedEvaluation]) -> JudgedEvaluation:
 # --- by class ---
 
 
-def by_class(predictions: np.ndarray, labels: Sequence[str]) -> AnswersByClass:
+def by_class(found: ByClass) -> AnswersByClass:
     """What is answered to the rows of each class; no confusion matrix beyond 100 classes."""
-    predicted, true = predictions.T
-    counts = count_classes(predicted, true, len(labels))
-    confusion = confusion_matrix(predicted, true, len(labels))
-    classes, hardly = [], []
-    for c, label in enumerate(labels):
-        hits, answered, rows = (int(each[c]) for each in counts)
-        order = np.argsort(-confusion[c], kind="stable")
-        classes.append(
-            ClassAnswers(
-                label=str(label),
-                rows=rows,
-                answered=answered,
-                recall=hits / rows if rows else None,
-                precision=hits / answered if answered else None,
-                answered_as={
-                    str(labels[p]): int(confusion[c, p]) for p in order if confusion[c, p]
-                },
-            )
-        )
-        # of the difference of the two, which share the hits
-        noise = 2 * math.sqrt(rows + answered - 2 * hits)
-        if answered <= HARDLY * rows and rows - answered > noise:
-            hardly.append(str(label))
+    classes = [_of_class(found, c) for c in range(len(found.names))]
+    confusion = found.confusion if len(found.names) <= MOST_CLASSES else None
     return AnswersByClass(
         classes=tuple(classes),
-        confusion=tuple(map(tuple, confusion.tolist())) if len(labels) <= MOST_CLASSES else None,
-        hardly=tuple(hardly),
+        confusion=None if confusion is None else tuple(map(tuple, confusion.tolist())),
+        hardly=tuple(
+            each.label
+            for each, hits in zip(classes, found.counts.hits, strict=True)
+            if _is_hardly_answered(each.rows, each.answered, int(hits))
+        ),
     )
+
+
+def _of_class(found: ByClass, c: int) -> ClassAnswers:
+    hits, answered, rows = (int(each[c]) for each in found.counts)
+    return ClassAnswers(
+        label=str(found.names[c]),
+        rows=rows,
+        answered=answered,
+        recall=hits / rows if rows else None,
+        precision=hits / answered if answered else None,
+        answered_as={}
+        if found.confusion is None
+        else _answered_as(found.confusion[c], found.names),
+    )
+
+
+def _is_hardly_answered(rows: int, answered: int, hits: int) -> bool:
+    # of the difference of the two, which share the hits
+    noise = 2 * math.sqrt(rows + answered - 2 * hits)
+    return answered <= HARDLY * rows and rows - answered > noise
+
+
+def _answered_as(counts: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+    """The answers that the rows of a class got, the commonest first."""
+    order = np.argsort(-counts, kind="stable")
+    return {str(names[p]): int(counts[p]) for p in order if counts[p]}
 
 
 # --- compared ---
@@ -205,21 +217,21 @@ class _Question:
 def _compared(
     measured: Mapping[str, LossAndMetrics],
     answers: Mapping[str, np.ndarray],
-    classes: int,
+    task: Task,
     groups: np.ndarray | None,
 ) -> tuple[MetricDifference, ...]:
     """For each metric how far the alternatives lie above the winner: the default configuration, and
     of the other ways (`baselines`) that of the lowest loss and that of the best metric.
     """
-    asked = _questions(measured, answers)
+    asked = _questions(measured, answers, task)
     names = {"winner", *(each.name for each in asked)}
-    drawn = (
-        resampled_metrics({name: answers[name] for name in names}, classes, groups) if asked else {}
-    )
+    chosen = {name: answers[name] for name in names}
+    drawn = resampled_metrics(chosen, task.metrics, groups) if asked else {}
     found = []
     for each in asked:
         value, own = (_metric(measured[name], each.metric) for name in (each.name, "winner"))
-        error = float((drawn[each.name][each.metric] - drawn["winner"][each.metric]).std())
+        differences = drawn[each.name][each.metric] - drawn["winner"][each.metric]
+        error = float(np.nanstd(differences))  # some resamples may not tell
         width = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / each.of) * error
         found.append(
             MetricDifference(
@@ -232,32 +244,41 @@ def _compared(
                 low=value - own - width,
                 high=value - own + width,
                 of=each.of,
+                lower_is_better=each.metric in task.lower_is_better,
             )
         )
     return tuple(found)
 
 
 def _questions(
-    measured: Mapping[str, LossAndMetrics], answers: Mapping[str, np.ndarray]
+    measured: Mapping[str, LossAndMetrics], answers: Mapping[str, np.ndarray], task: Task
 ) -> list[_Question]:
     """Intervals are for one of `of` comparisons (Bonferroni): one a metric for the default
     configuration and for the way of the lowest loss, which was not chosen by its metric; one a
     metric and way for that of the best metric.
     """
-    ways = [name for name in answers if name not in ("winner", "default")]
-    metrics = list(measured["winner"].metrics)
     asked = []
+    metrics = [name for name in measured["winner"].metrics if _is_known(measured["winner"], name)]
     for metric in metrics:
-        if "default" in answers:
+        names = [name for name in answers if _is_known(measured[name], metric)]
+        if "default" in names:
             asked.append(_Question(metric=metric, among="default", name="default", of=len(metrics)))
-        if not ways:
-            continue
-        by_loss = min(ways, key=lambda name: _loss(measured[name]))
-        best = max(ways, key=lambda name: _metric(measured[name], metric))
-        asked.append(_Question(metric=metric, among="baselines", name=by_loss, of=len(metrics)))
-        if best != by_loss:
-            of = (len(ways) - 1) * len(metrics)
-            asked.append(_Question(metric=metric, among="baselines", name=best, of=of))
+        ways = [name for name in names if name not in ("winner", "default")]
+        if ways:
+            asked += _questions_of_ways(metric, ways, measured, len(metrics), task)
+    return asked
+
+
+def _questions_of_ways(
+    metric: str, ways: list[str], measured: Mapping[str, LossAndMetrics], of: int, task: Task
+) -> list[_Question]:
+    by_loss = min(ways, key=lambda name: _loss(measured[name]))
+    sign = -1 if metric in task.lower_is_better else 1
+    best = max(ways, key=lambda name: sign * _metric(measured[name], metric))
+    asked = [_Question(metric=metric, among="baselines", name=by_loss, of=of)]
+    if best != by_loss:
+        of *= len(ways) - 1
+        asked.append(_Question(metric=metric, among="baselines", name=best, of=of))
     return asked
 
 
@@ -266,20 +287,27 @@ def _loss(measured: LossAndMetrics) -> float:
 
 
 def _metric(measured: LossAndMetrics, name: str) -> float:
-    value = measured.metrics[name]
-    assert value is not None, "a metric of classes is a number"
-    return value
+    """NaN where it could not be told, as a correlation with what is constant."""
+    value = measured.metrics.get(name)
+    return math.nan if value is None else value
+
+
+def _is_known(measured: LossAndMetrics, metric: str) -> bool:
+    return math.isfinite(_metric(measured, metric))
 
 
 def resampled_metrics(
-    answers: Mapping[str, np.ndarray], classes: int, groups: np.ndarray | None = None, seed: int = 0
+    answers: Mapping[str, np.ndarray],
+    metrics: Callable[[np.ndarray], dict[str, float]],
+    groups: np.ndarray | None = None,
+    seed: int = 0,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Each metric of each model over resamples of the rows, the same for all models [R] (bootstrap,
     Efron 1979).
 
-    answers: predicted and true class of the rows, the same rows for all [N, 2]; groups: the group
-    of each row [N], 0 to G - 1: rows of one group are drawn together. Rows or groups are drawn by
-    Poisson counts (Hanley & MacGibbon 2006).
+    answers: outcomes of the rows, the same rows for all [N, M]; metrics: of such rows; groups: the
+    group of each row [N], 0 to G - 1: rows of one group are drawn together. Rows or groups are
+    drawn by Poisson counts (Hanley & MacGibbon 2006).
     """
     random = np.random.Generator(np.random.PCG64(seed))
     rows = len(next(iter(answers.values())))
@@ -287,13 +315,11 @@ def resampled_metrics(
     found: dict[str, dict[str, list[float]]] = {name: {} for name in answers}
     for _ in range(max(100, min(RESAMPLES, CELLS // rows))):
         drawn = random.poisson(1.0, units)
-        weights = (drawn if groups is None else drawn[groups]).astype(float)
-        if not weights.any():
+        chosen = np.repeat(np.arange(rows), drawn if groups is None else drawn[groups])
+        if not len(chosen):
             continue  # of a handful of rows a resample may have none
         for name, each in answers.items():
-            for metric, value in class_metrics(
-                count_classes(each[:, 0], each[:, 1], classes, weights)
-            ).items():
+            for metric, value in metrics(each[chosen]).items():
                 found[name].setdefault(metric, []).append(value)
     return {
         name: {metric: np.array(values) for metric, values in each.items()}
@@ -316,10 +342,14 @@ def disagreements(metrics: MetricsReport | None, split: SplitName, verdict: str)
     of = {each.name: each for each in metrics.alternatives}
     found = []
     for among in rivals.values():
-        best = max(among, key=lambda each: (each.low > 0, each.value))
+        best = max(among, key=_how_good)
         if said := _disagreement(best, of[best.name], of["winner"], split, verdict):
             found.append(said)
     return found
+
+
+def _how_good(each: MetricDifference) -> tuple[bool, float]:
+    return each.gain[0] > 0, -each.value if each.lower_is_better else each.value
 
 
 def _disagreement(
@@ -329,12 +359,13 @@ def _disagreement(
     of_rival, of_winner = rival.on(split), winner.on(split)
     assert of_rival is not None and of_winner is not None, "what is compared was measured"
     by, lower = metric_words(best.metric), _loss(of_rival) <= _loss(of_winner)
-    if best.low > 0:
+    least, most = best.gain
+    if least > 0:
         if lower and _loss_says_so(best, verdict):
             return ""
         begin = f"By {by} too" if lower else f"But by {by}"
         return f"{begin} {rival.words} is better: {_numbers(best, best.value, best.winner)}."
-    if best.high < 0 and split == "test" and _is_news(best, verdict):
+    if most < 0 and split == "test" and _is_news(best, verdict):
         numbers = _numbers(best, best.winner, best.value, -1)
         return f"But by {by} the winner is better than {rival.words}: {numbers}."
     return ""
@@ -357,7 +388,7 @@ def _numbers(compared: MetricDifference, higher: float, lower: float, sign: int 
 
 
 def metric_words(metric: str) -> str:
-    return {"macro_f1": "macro-F1"}.get(metric, metric)
+    return METRIC_WORDS.get(metric, metric.replace("_", " "))
 
 
 def hardly_answered(metrics: MetricsReport | None, split: SplitName) -> str:

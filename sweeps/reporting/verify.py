@@ -127,7 +127,7 @@ class _Reevaluation:
                 Check(
                     what=f"{name}, {split_name}",
                     reported=numbers,
-                    measured={"loss": found.loss, **task.metrics(*found.columns)},
+                    measured={"loss": found.loss, **found.metrics(task)},
                     tolerance=TOLERANCE if exact else LOW_PRECISION_TOLERANCE,
                 )
             )

@@ -36,9 +36,9 @@ def worth(board: Leaderboard, losses: Losses) -> Worth | None:
     nothing to compare with.
 
     `losses(folder)`: losses [N, 2] of the units of an evaluation or a baseline (see
-    sweeps.selection.statistics). Differences are of validation loss, in nats, or of test loss where
-    the sealed test has been scored. On validation rows the winner was chosen, so there the
-    intervals allow for that.
+    sweeps.selection.statistics). Differences are of validation loss, or of test loss where the
+    sealed test has been scored. On validation rows the winner was chosen, so there the intervals
+    allow for that.
     """
     compared = None if board.winner is None else _on_deciding_split(board, board.winner)
     if board.winner is None or compared is None:

@@ -167,15 +167,23 @@ def _data(config: SweepConfig, manifest: Manifest) -> Iterator[str]:
             )
         else:
             yield f"{name}: {split.read} rows, sealed until there is a winner"
-    if manifest.labels:
-        share = f"{manifest.majority_share:.1%}"
-        yield (
-            f"labels: {', '.join(manifest.labels)}; majority"
-            f" {manifest.majority_label} with {share} of validation"
-        )
+    if labels := _labels(manifest):
+        yield f"labels: {labels}"
     if counts := manifest.validation.slice_counts:
         parts = ", ".join(f"{value or 'empty'} {count}" for value, count in sorted(counts.items()))
         yield f"slices of validation by {config.data.slice}: {parts}"
+
+
+def _labels(manifest: Manifest) -> str:
+    """What is to be answered; empty where there are no labels."""
+    named, train = ", ".join(manifest.labels), manifest.train
+    if manifest.majority_label:
+        share = f"{manifest.majority_share:.1%}"
+        return f"{named}; majority {manifest.majority_label} with {share} of validation"
+    if train.label_mean is not None and train.label_variance is not None:
+        spread = math.sqrt(train.label_variance)
+        return f"mean {train.label_mean:.4g}, standard deviation {spread:.4g}"
+    return named
 
 
 def _search(
@@ -290,7 +298,7 @@ def _afterwards(config: SweepConfig, manifest: Manifest) -> list[str]:
             " allowing for that; data.test: 0.1 would set rows apart that it has not seen"
             " (recommended)"
         )
-    if not TASKS[config.task].has_classes:
+    if TASKS[config.task].is_language_model:
         lines.append(
             "Then: what the winner has forgotten of"
             f" {selection.general_text or 'general text (Python manual)'}"

@@ -69,7 +69,7 @@ def prepare_data(
     if config.cluster.address is None and (largest := device_bytes()) is not None:
         if (why := too_large(smallest_estimates(config), largest)) is not None:
             raise InputError(why)
-    if not TASKS[config.task].has_classes:
+    if TASKS[config.task].is_language_model:
         room = (
             None if context is None else context - more
         )  # virtual tokens stand before general text too
@@ -107,7 +107,7 @@ def doctor(config: SweepConfig, benchmarks: Sequence[str]) -> "Examination":
     from trainables.data.doctor.examine import Examination
 
     others = {name: _texts(config, name) for name in benchmarks}
-    if not TASKS[config.task].has_classes and config.selection.general_text is not None:
+    if TASKS[config.task].is_language_model and config.selection.general_text is not None:
         others["the general text"] = _general_text(config).split("\n\n")
     return Examination(others=others)
 

@@ -33,9 +33,10 @@ class LimitsConfig:
     # nats by which predictions on the task's prompts may diverge from the base's
     kl: float | None = None
     slice_loss: float | None = None  # highest loss that a slice may have
-    # nats that may lie between the losses of the worst and the best slice
+    # how far the losses of the worst and the best slice may lie apart
     slice_gap: float | None = None
-    slice_accuracy: float | None = None  # lowest accuracy that a slice may have (classification)
+    # lowest accuracy that a slice may have (classification, token_classification)
+    slice_accuracy: float | None = None
     # slices of fewer rows count for none of these: their numbers are mostly noise
     slice_rows: int = 30
 
@@ -81,8 +82,8 @@ class SelectionConfig:
     overfit_gap: float = 0.9
     # a last evaluation that is the best by more than this is still improving
     improving: float = 0.01
-    # a best loss less than this below the untuned model's (and the label prior's) has learnt
-    # nothing
+    # a best loss less than this below the untuned model's (and the best single answer's) has
+    # learnt nothing
     underfit: float = 0.02
     # the same class for so large a share of the validation rows is no answer to the input
     one_answer: float = 0.99

@@ -42,10 +42,13 @@ def lowest_of(points: Sequence[Evaluation]) -> Losses | None:
     return min(known, key=lambda losses: losses.val, default=None)
 
 
+PRIOR = "train's label shares"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Losses of not fine-tuning: the untuned model's and, for classification, the label prior's
-    (validation).
+    """Losses of not fine-tuning: the untuned model's and, where there is one, that of always giving
+    the best single answer that train's labels tell (validation).
 
     achieved: the lowest validation loss of any trial; it tells what could be learnt where nothing
     else does.
@@ -54,9 +57,14 @@ class Reference:
     val_loss: float | None = None
     probe_loss: float | None = None
     prior_loss: float | None = None
+    prior: str = PRIOR
     achieved: float | None = None
 
     def best(self) -> float | None:
         return min(
             (loss for loss in (self.val_loss, self.prior_loss) if loss is not None), default=None
         )
+
+    def start(self) -> float | None:
+        """Where training begins: a new head may be far from the best single answer."""
+        return self.prior_loss if self.val_loss is None else self.val_loss

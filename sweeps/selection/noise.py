@@ -8,7 +8,7 @@ from trainables.evaluation.record import Evaluation
 
 
 def curve_noise(points: Sequence[Evaluation]) -> float:
-    """Standard deviation of the noise in a trial's validation losses, in nats; 0 where there are
+    """Standard deviation of the noise in a trial's validation losses; 0 where there are
     too few to tell.
 
     Without noise a curve falls to its minimum and rises after it, whatever its shape. So noise is

@@ -1,7 +1,7 @@
 """Verdicts and the winner: pure functions over evaluations. No Ray, torch or network; numbers in,
 words out.
 
-Losses are means in nats per example (classification) or per target token (language models).
+Losses are means over targets, in the unit that the task declares.
 """
 
 import math

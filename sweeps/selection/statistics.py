@@ -1,4 +1,4 @@
-"""How sure a loss and a difference of losses are: pure functions over losses [N, 2], in nats.
+"""How sure a loss and a difference of losses are: pure functions over losses [N, 2].
 
 Each line is the summed loss and the targets (how many, or the sum of their weights) of one *unit*:
 of a row, or of the rows that belong together (see `by_unit`), since rows of one author, file or
@@ -19,7 +19,7 @@ MIN_UNITS = 10  # of fewer units their spread, and so an interval, cannot be tol
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far one loss lies above another, paired by unit, in nats. None: too few units to tell."""
+    """How far one loss lies above another, paired by unit. None: too few units to tell."""
 
     mean: float
     standard_error: float | None = None

@@ -1,6 +1,6 @@
 """What a trial did, in a word and with the numbers behind it. Pure functions over evaluations.
 
-Losses are means in nats per example (classification) or per target token (language models).
+Losses are means over targets, in the unit that the task declares.
 """
 
 import math
@@ -109,7 +109,7 @@ def diverged_reason(point: Evaluation, reference: Reference, config: SelectionCo
     """
     if point.val_loss is None or point.probe_loss is None:
         return f"a loss was not finite at {point.samples_seen} samples"
-    untuned = reference.best()
+    untuned = reference.start()
     if (
         untuned is not None
         and min(point.val_loss, point.probe_loss) > config.diverge_ratio * untuned
@@ -147,15 +147,15 @@ def collapsed_reason(
     """Why a trial has collapsed: it has moved, and now gives one answer whatever the input is. None
     when it has not.
 
-    With the label prior known: as good as the prior at best, and the same class for `one_answer` of
-    the rows, or the prior's very loss on both splits. Without it: what it had learnt is lost on
-    both splits; or its losses stay where they are though training began elsewhere, while other
-    trials learnt (all margins are `underfit`).
+    With the prior known (the best single answer): no better than it, and the same class for
+    `one_answer` of the rows, or its very loss on both splits. Without it: what it had learnt is
+    lost on both splits; or its losses stay where they are though training began elsewhere, while
+    other trials learnt (all margins are `underfit`).
     """
     last = losses_of(points[-1])
     if last is None:
         return None
-    if reference.prior_loss is not None:
+    if reference.prior_loss:  # one of 0 has nothing in its likeness
         return _answers_like_prior(points, last, reference.prior_loss, reference, config)
     return _lost_what_it_learnt(points, last, config) or _stays(points, last, reference, config)
 
@@ -175,12 +175,12 @@ def _answers_like_prior(
             return None
         return (
             f"it answers {majority:.1%} of the validation rows with one class,"
-            f" at a loss of {last.val:.4f}; the label shares alone give {prior:.4f}"
+            f" at a loss of {last.val:.4f}; {reference.prior} alone give {prior:.4f}"
         )
     if max(abs(last.val / prior - 1), abs(last.probe / prior - 1)) < margin:
         return (
             f"validation loss {last.val:.4f} and probe loss {last.probe:.4f} are"
-            f" those of the label shares alone ({prior:.4f})"
+            f" those of {reference.prior} alone ({prior:.4f})"
         )
     return None
 

@@ -213,7 +213,7 @@ def against_not_tuning(
     name = (
         "the untuned model"
         if untuned == reference.val_loss
-        else "always answering with train's label shares"
+        else f"always answering with {reference.prior}"
     )
     if point.val_loss >= untuned:
         return [f"but it is no better than {name}, which has {untuned:.4f}"]

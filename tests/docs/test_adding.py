@@ -131,9 +131,42 @@ assert TASKS["instruction"].target_count(fewer) < TASKS["instruction_modelling"]
 """
 
 
+COUNTS = """
+name: counts
+task: counts
+data: {train: counts.csv, validation: 0.2}
+search:
+  trials: 2
+  space: {method: lora, learning_rate: {log_uniform: [1e-4, 1e-3]}, rank: 4, batch_size: 8, epochs: 1}
+"""
+
+
+def sources(checkout: Path) -> dict[str, str]:
+    """Of all packages, by file."""
+    files = (file for file in checkout.rglob("*.py") if "__pycache__" not in file.parts)
+    return {str(file.relative_to(checkout)): file.read_text() for file in files}
+
+
 @pytest.mark.slow
 def test_a_task(checkout, models) -> None:
+    before = sources(checkout)
     follow("adding-a-task.md", checkout)
+    now = sources(checkout)
+    assert {name for name in now if now[name] != before.get(name)} == {
+        "trainables/tasks/__init__.py",
+        *(
+            f"trainables/tasks/{task}/{file}.py"
+            for task in ("instruction_modelling", "counts")
+            for file in ("__init__", "format", "task")
+        ),
+    }
+    rows = "".join(f"text number {n},{n % 5}\n" for n in range(40))
+    (checkout / "counts.csv").write_text("text,label\n" + rows)
+    (checkout / "counts.yaml").write_text(COUNTS)
+    assert "labels: mean " in check(checkout, "counts.yaml", models / "encoder")
+    (checkout / "counts.csv").write_text("text,label\n" + rows.replace(",4", ",-4", 1))
+    with pytest.raises(AssertionError, match="'label' must be 0 or more, got -4"):
+        check(checkout, "counts.yaml", models / "encoder")
     row = '{{"prompt": "what is the number {}", "completion": "the answer {}"}}\n'
     text = "".join(row.format(n, n) for n in range(40))
     (checkout / "conversations.jsonl").write_text(text)

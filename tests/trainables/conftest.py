@@ -263,7 +263,7 @@ class Lab:
             quantisation=quantisation,
             dtype=dtype,
             pad_token_id=PAD,
-            labels=tuple(CLASSES["labels"]) if task.name == "classification" else (),
+            outputs=task.outputs(CLASSES["labels"]),
         )
 
     def plain(
@@ -438,7 +438,7 @@ class Lab:
         assert len(one) == len(other) > 0
         for (evaluation, folder), (other_evaluation, other_folder) in zip(one, other, strict=True):
             mine, theirs = asdict(evaluation), asdict(other_evaluation)
-            for name in ("losses", "predictions"):
+            for name in ("losses", "outcomes"):
                 one, other = mine.pop(name), theirs.pop(name)
                 assert (one is None and other is None) or np.array_equal(one, other), name
             assert mine == theirs

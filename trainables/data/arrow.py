@@ -183,13 +183,16 @@ class Split:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The class of each row, int64 [N]; None for language models."""
-        columns = [columns.get("labels", ()) for columns in self._batches]
-        return None if len(columns[0]) != 1 else np.concatenate([values for (values,) in columns])
+        """The class of each row, int64 [N], or its number, float64; None where labels are lists."""
+        return None if len(self._batches[0].get("labels", ())) != 1 else self.values("labels")
+
+    def values(self, column: str) -> np.ndarray:
+        """Of all rows, one after another."""
+        return np.concatenate([columns[column][-1] for columns in self._batches])
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-        """Rows by position: `input_ids` int32 [T], `labels` a class or int32 [T] (-100: no loss),
-        perhaps `token_type_ids` [T] and `weights` float32 [T].
+        """Rows by position: `input_ids` int32 [T], `labels` a class, a number, or a list (of tokens
+        int32 [T], -100: no loss), perhaps `token_type_ids` [T] and `weights` float32 [T].
 
         The arrays are read-only views of the file.
         """
@@ -205,7 +208,7 @@ def _row(columns: dict[str, tuple[np.ndarray, ...]], i: int) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name, arrays in columns.items():
         if len(arrays) == 1:
-            row[name] = int(arrays[0][i])
+            row[name] = arrays[0][i].item()
         else:
             offsets, values = arrays
             row[name] = values[offsets[i] : offsets[i + 1]]

@@ -181,7 +181,8 @@ class _Reading:
     def _packed(self, pieces: Iterator[Piece], reader: RowReader) -> Iterator[_Packed]:
         """By several processes from where it takes longer than they need to start."""
         data = self.data
-        settings = (data.text, data.text_pair, data.label, *COLUMNS, *data.columns.values())
+        texts = (data.text, data.text_pair, data.label, data.labels, data.tokens, data.tags)
+        settings = (*texts, *COLUMNS, *data.columns.values())
         used = frozenset(name for name in settings if name is not None)
         read, rows = _PieceReader(reader=reader, used=used), 0
         while not self.processes.pay_off(rows):

@@ -71,11 +71,21 @@ class DataConfig:
     split.
     """
     text: str = "text"
-    """Column of the text (classification, causal_lm)."""
+    """Column of the text (classification, multi_label, regression, causal_lm)."""
     text_pair: str | None = None
-    """Column of a second text that goes with the first (classification)."""
+    """Column of a second text that goes with the first (classification, multi_label, regression).
+    """
     label: str = "label"
-    """Column of the class, a string or an integer (classification)."""
+    """Column of the class, a string or an integer (classification), or of the number (regression).
+    """
+    labels: str = "labels"
+    """Column of the names of a row's classes, a list or a text (multi_label)."""
+    separator: str = ","
+    """What stands between the names, where `labels` is a text."""
+    tokens: str = "tokens"
+    """Column of a row's words, a list (token_classification)."""
+    tags: str = "tags"
+    """Column of their tags, a list as long (token_classification)."""
     columns: dict[str, str] = field(default_factory=dict)
     """Which column of the file is meant by a column of a known format, where it has another name:
     {prompt: question, completion: answer} (instruction).
@@ -131,6 +141,8 @@ class DataConfig:
                 )
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"data.max_length: must be at least 2 tokens, got {self.max_length}")
+        if not self.separator:
+            raise InputError("data.separator: must be one character or more, got ''")
         if self.rows is not None and self.rows < 1:
             raise InputError(f"data.rows: must be at least 1, got {self.rows}")
 

@@ -127,8 +127,11 @@ class HubDataset:
         stored = ((each.name, arrow_value(each.type, keep_nulls=keep_nulls)) for each in schema)
         changes = {name: value for name, value in stored if value is not None}
         for name, feature in (self._dataset.features or {}).items():
+            item = getattr(feature, "feature", None)  # of a list
             if isinstance(feature, datasets.ClassLabel):
                 changes[name] = _class_name(feature.names)
+            elif isinstance(item, datasets.ClassLabel):
+                changes[name] = _class_names(item.names)
         return changes
 
 
@@ -143,3 +146,8 @@ def _read(copy: Path) -> "Iterator[pa.Table]":
 def _class_name(names: list[str]) -> Callable[[Any], str | None]:
     # -1: the hidden label of a test split
     return lambda number: names[number] if number is not None and number >= 0 else None
+
+
+def _class_names(names: list[str]) -> Callable[[Any], list[str | None] | None]:
+    name = _class_name(names)
+    return lambda numbers: None if numbers is None else [name(number) for number in numbers]

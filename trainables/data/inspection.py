@@ -1,5 +1,6 @@
 """What is seen of the data once they are tokenised."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from trainables.data.splits import Splits, label_counts
 from trainables.data.store import RowStore
 from trainables.data.tokens import Written
 from trainables.tasks import TASKS
-from trainables.tasks.instruction.notices import WORDS, Words
+from trainables.tasks.declared import Words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MANY_UNKNOWN = 0.01  # of the tokens
 MANY_DROPPED = 0.01
 MANY_CUT = 0.5  # of the conversations
+FAR, NEAR = 10.0, 0.05  # labels beyond the one, or that differ by less than the other
 SHOWN = 20  # labels
 LOOKED_AT = 1000  # rows that were cut, of which the longest are named
 
@@ -38,11 +40,12 @@ class Tokenised:
         """By what the manifest counts."""
         for name, split in self.manifest.splits.items():
             yield from _of_split(name, split, self)
+        yield from _far_labels(self.manifest.train)
 
     def same_names(self, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
         """Classes whose names a prompt could not tell apart."""
         by_tokens: dict[tuple[int, ...], list[str]] = {}
-        labels = self.manifest.labels
+        labels = self.manifest.labels if TASKS[self.manifest.task].has_classes else ()
         names = (
             tokenizer(list(labels), add_special_tokens=False, verbose=False).input_ids
             if labels
@@ -93,15 +96,34 @@ class Tokenised:
         """Where up to three labels stand first in train."""
         names, rows = self.store.labels.names, np.unique(self.splits["train"])
         codes = self.store.labels.of_rows[rows]
-        first = np.array([rows[(codes == names.index(label)).argmax()] for label in labels[:3]])
+        known = [label for label in labels if label in names]  # not where a row has several
+        first = [int(rows[(codes == names.index(label)).argmax()]) for label in known[:3]]
         return tuple(
-            f"{record.place}: {record.label!r}" for record in self.store.records(np.sort(first))
+            f"{record.place}: {record.label!r}"
+            for record in self.store.records(np.array(sorted(first), dtype=np.int64))
+        )
+
+
+def _far_labels(train: SplitSummary) -> Iterator[Finding]:
+    """Of labels that are numbers: whether a new head has far to go to them."""
+    if train.label_mean is None or train.label_variance is None:
+        return
+    mean, spread = train.label_mean, math.sqrt(train.label_variance)
+    if max(abs(mean), spread) > FAR or spread < NEAR:
+        yield Finding(
+            kind="far_labels",
+            severity="warning",
+            split="train",
+            rows=train.rows,
+            message=f"train: the labels have mean {mean:.4g} and standard deviation {spread:.4g},"
+            " and a new head begins near 0 and moves by about the learning rate a step; learnt"
+            f" faster is ({'label' if not mean else f'label - {mean:.4g}'}) / {spread:.4g}",
         )
 
 
 def _of_split(name: str, split: SplitSummary, found: Tokenised) -> Iterator[Finding]:
     yield from _cut(name, split, found)
-    yield from _of_conversations(name, split)
+    yield from _of_template(name, split, TASKS[found.manifest.task].notices())
     if split.unknown > MANY_UNKNOWN * max(split.tokens, 1):
         yield _unknown(name, split, found)
     absent = [label for label, count in (split.label_counts or {}).items() if not count]
@@ -149,8 +171,8 @@ def _cut(name: str, split: SplitSummary, found: Tokenised) -> Iterator[Finding]:
         )
 
 
-def _of_conversations(name: str, split: SplitSummary) -> Iterator[Finding]:
-    """What the chat template does with them."""
+def _of_template(name: str, split: SplitSummary, notices: Mapping[str, Words]) -> Iterator[Finding]:
+    """What the chat template does with conversations, and what else their format has noticed."""
     if split.endless_answers:
         yield Finding(
             kind="endless_answers",
@@ -170,7 +192,7 @@ def _of_conversations(name: str, split: SplitSummary) -> Iterator[Finding]:
             setting="data.chat_template: a template that writes it out",
             message=f"{name}: the chat template leaves out {what} of {rows} row(s)",
         )
-    for kind, words in WORDS.items():
+    for kind, words in notices.items():
         if noticed := split.noticed.get(kind):
             yield _noticed(name, kind, words, noticed)
 
@@ -210,7 +232,7 @@ def _unknown(name: str, split: SplitSummary, found: Tokenised) -> Finding:
 
 def _absent(name: str, labels: list[str], found: Tokenised) -> Finding:
     """Names rows of train that have the labels."""
-    counts = label_counts(found.store, found.splits["train"])
+    counts = found.manifest.train.label_counts or {}
     share = found.manifest.data.share(name)
     more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
     return Finding(

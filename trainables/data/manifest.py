@@ -33,7 +33,7 @@ class TokenSummary:
     rows: int = 0
     tokens: int = 0
     targets: int = 0
-    """What its loss is a mean over: rows of classification, else predicted tokens."""
+    """What its loss is a mean over, such as rows or predicted tokens."""
     truncated: int = 0
     dropped: int = 0
     endless_answers: int = 0
@@ -62,6 +62,10 @@ class SplitSummary(TokenSummary):
 
     read: int = 0
     label_counts: Mapping[str, int] | None = None
+    """How often each class stands there; None where there are none."""
+    label_mean: float | None = None
+    """With `label_variance`: of labels that are numbers."""
+    label_variance: float | None = None
     raw_fingerprint: str = ""
     """SHA-256 of the rows as they were read, which are kept of all but train."""
 
@@ -81,7 +85,7 @@ class Manifest:
     sources: Mapping[str, SourceSummary] = field(default_factory=dict)
     encoding: Encoding = field(default_factory=Encoding)
     labels: tuple[str, ...] = ()
-    """The classes, in the order of the model's outputs; empty for language models."""
+    """The classes, in the order of the model's outputs; empty where there are none."""
     max_length: int = 0
     tokenizer: str = ""
     """Digest of what the tokenizer does."""
@@ -133,7 +137,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def labels_of(folder: Path) -> tuple[str, ...]:
-    """The classes of prepared data; empty for language models."""
+    """The classes of prepared data; empty where there are none."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(f"{folder}: no {MANIFEST}: its data were not prepared to the end")
@@ -153,7 +157,7 @@ def manifest_json(manifest: Manifest) -> dict[str, Json]:
     """As it is written: without what a split does not have."""
     written = to_json(manifest)
     written["splits"] = {name: _split_json(split) for name, split in manifest.splits.items()}
-    if not manifest.labels:
+    if not manifest.majority_label:
         del written["majority_label"], written["majority_share"]
     return written
 

@@ -36,13 +36,12 @@ from trainables.data.processes import Processes
 from trainables.data.records import Encoding, Format, Record
 from trainables.data.same_rows import same_rows, same_tokens
 from trainables.data.sources import SPLITS, Source, open_sources, unread_files
-from trainables.data.splits import Splits, check_labels, draw_rows, label_counts, separate
+from trainables.data.splits import Splits, draw_rows, label_counts, separate
 from trainables.data.store import RowStore, RowWriter
 from trainables.data.tokens import SLICES, Slices, SplitFiles
 from trainables.errors import InputError, did_you_mean
 from trainables.storage.records import to_json
 from trainables.tasks import TASKS, Task
-from trainables.tasks.classification.format import sorted_labels
 from trainables.tasks.instruction.templates import chat_template
 
 if TYPE_CHECKING:
@@ -227,15 +226,18 @@ class Preparation:
         splits, duplicates = separate(store, read.splits, data.duplicates)
         doubled = list(same_rows(store, read.splits, splits, duplicates))
         _check_filled(splits, data)
-        labels = _labels(store, splits) if TASKS[self.task].has_classes else ()
+        owner = TASKS[self.task]
+        drawn = {name for name in splits if data.share(name) is not None}
+        labels = owner.labels(store, splits, drawn)
+        classes = labels if owner.has_classes else ()
         splits["train"] = weighted_rows(splits["train"], read.weighted, self.seed)
-        if lost := _lost(store, splits["train"], labels):
+        if lost := _lost(store, splits["train"], classes):
             raise InputError(
                 f"data.train: at weights below 1 no row of the label(s) {lost} is left; raise the"
                 " weights of the sources that have them"
             )
         if data.rows is not None:
-            splits["train"] = _drawn(store, splits["train"], data.rows, labels, self.seed)
+            splits["train"] = _drawn(store, splits["train"], data.rows, classes, self.seed)
         encoding = Encoding(
             max_length=self.max_length,
             labels=labels,
@@ -260,7 +262,7 @@ class Preparation:
             name: files.split(name, rows, most_blocks if name == "train" else None)
             for name, rows in splits.items()
         }
-        most, share = _majority(store, splits) if labels else ("", 0.0)
+        most, share = _majority(store, splits)
         manifest = Manifest(
             task=self.task,
             seed=self.seed,
@@ -316,12 +318,6 @@ def _task(name: str) -> Task:
     return TASKS[name]
 
 
-def _labels(store: RowStore, splits: Splits) -> tuple[str, ...]:
-    """The classes of train, which must be all that there are."""
-    check_labels(store, splits)
-    return sorted_labels(set(label_counts(store, splits["train"])))
-
-
 def _drawn(
     store: RowStore, train: np.ndarray, most: int, labels: tuple[str, ...], seed: int
 ) -> np.ndarray:
@@ -340,8 +336,10 @@ def _lost(store: RowStore, train: np.ndarray, labels: tuple[str, ...]) -> str:
 
 
 def _majority(store: RowStore, splits: Splits) -> tuple[str, float]:
-    """The commonest class of train, and its share of validation."""
+    """The commonest class of train, and its share of validation; of rows without classes none."""
     counts = label_counts(store, splits["train"])
+    if not counts:
+        return "", 0.0
     most = max(counts, key=lambda label: counts[label])
     of_most = label_counts(store, splits["validation"]).get(most, 0)
     return most, of_most / len(splits["validation"])

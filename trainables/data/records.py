@@ -100,8 +100,8 @@ class Noticed:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Tokenised rows. `labels` is [N] classes, N rows of labels (-100: no loss), or None where the
-    labels are the tokens.
+    """Tokenised rows. `labels` is [N] classes or numbers, N rows of either (of tokens, -100: no
+    loss), or None where the labels are the tokens.
     """
 
     input_ids: list[np.ndarray]

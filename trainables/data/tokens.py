@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from trainables.data.arrow import Split, SplitWriter, split_fingerprint
+from trainables.data.arrow import Split, SplitWriter, open_split, split_fingerprint
 from trainables.data.bad_rows import BadRows
 from trainables.data.encoding import tokenised
 from trainables.data.findings import Finding
 from trainables.data.manifest import SplitSummary, TokenSummary
 from trainables.data.processes import Processes
 from trainables.data.progress import counted
-from trainables.data.records import IGNORED, Encoded, Encoding, Noticed, Record
-from trainables.data.splits import label_counts
+from trainables.data.records import Encoded, Encoding, Noticed, Record
 from trainables.data.store import RowStore
 from trainables.errors import InputError
 from trainables.streams import stream
-from trainables.tasks import TASKS
+from trainables.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,6 +69,7 @@ class Written:
 class _Counts:
     """Of what the batches of a split have found."""
 
+    task: Task
     targets: int = 0
     found: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
@@ -77,7 +77,7 @@ class _Counts:
     bad: list[str] = field(default_factory=list)
 
     def add(self, encoded: Encoded) -> None:
-        self.targets += _targets(encoded)
+        self.targets += _targets(self.task, encoded)
         for name in ("truncated", "dropped", "endless_answers", "endings_cut"):
             self.found[name] += getattr(encoded, name)
         self.lost.update(encoded.lost)
@@ -107,26 +107,26 @@ class SplitFiles:
         that are kept of the tokenised ones, and the seed to draw them.
         """
         raw = "" if name == "train" else self._write_raw(name, rows)
-        tokens = self._tried(name, rows) if name == "test" else self.tokens(name, rows, most)
-        counts = label_counts(self.store, rows)
+        # what is wrong with the test split shall not be found only when it is scored: it is
+        # tokenised, and the tokens are left beside the store, with which they go
+        files = replace(self, folder=self.store.path.parent) if name == "test" else self
+        tokens = files.tokens(name, rows, most)
+        if name == "test":
+            tokens = replace(tokens, fingerprint="", slice_counts=None, groups=None)
+        labels = TASKS[self.task].summarise(open_split(files.folder, name), self.encoding.labels)
         return SplitSummary(
             read=len(rows),
-            label_counts={label: counts.get(label, 0) for label in self.encoding.labels} or None,
+            label_counts=labels.counts,
+            label_mean=labels.mean,
+            label_variance=labels.variance,
             raw_fingerprint=raw,
             **vars(tokens),
         )
 
-    def _tried(self, name: str, rows: np.ndarray) -> TokenSummary:
-        """What is wrong with a split shall not be found only when it is scored: it is tokenised,
-        and the tokens are left beside the store, with which they go.
-        """
-        found = replace(self, folder=self.store.path.parent).tokens(name, rows, None)
-        return replace(found, fingerprint="", slice_counts=None, groups=None)
-
     def tokens(self, name: str, rows: np.ndarray, most: tuple[int, int] | None) -> TokenSummary:
         path = self.folder / f"{name}.arrow"
         partial = path.with_suffix(".arrow.partial")
-        counts = _Counts()
+        counts = _Counts(task=TASKS[self.task])
         written = self._write_tokens(partial, rows, counts)
         if counts.bad:
             bad = BadRows(f"data.{name}", counts.bad)
@@ -221,7 +221,7 @@ class SplitFiles:
         with SplitWriter(drawn) as writer:
             writer.write(kept)
         os.replace(drawn, path)
-        counts.targets = _targets(kept)
+        counts.targets = _targets(counts.task, kept)
         return Written(
             lengths=written.lengths[chosen],
             of_rows=written.of_rows[chosen],
@@ -300,11 +300,6 @@ def _counts_of(encoded: Encoded, token: int | None) -> np.ndarray:
     return np.array([np.count_nonzero(ids == token) for ids in encoded.input_ids], dtype=np.int32)
 
 
-def _targets(encoded: Encoded) -> int:
-    """What the split's loss is a mean over: rows of classification, else tokens that are
-    predicted, whatever their weights.
-    """
-    if isinstance(encoded.labels, np.ndarray):
-        return len(encoded.labels)
-    rows = encoded.input_ids if encoded.labels is None else encoded.labels
-    return int(sum(np.count_nonzero(row[1:] != IGNORED) for row in rows))
+def _targets(task: Task, encoded: Encoded) -> int:
+    """What the split's loss is a mean over, whatever their weights."""
+    return task.count_targets(encoded.input_ids if encoded.labels is None else encoded.labels)

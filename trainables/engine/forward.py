@@ -16,7 +16,7 @@ from trainables.engine.own import OwnBaseEngine
 from trainables.engine.scoring import BatchLosses, Rows
 from trainables.engine.shared import SharedBaseEngine
 from trainables.models.base import BaseModel
-from trainables.models.output import hidden_states
+from trainables.models.output import hidden_states, output_names
 from trainables.tasks import Task, take_targets
 
 Engine = OwnBaseEngine | SharedBaseEngine
@@ -63,7 +63,7 @@ class ForwardPass:
         rows: varlen.Rows | None = None,
         smoothing_B: Tensor | None = None,
     ) -> BatchLosses:
-        """Losses, targets and predictions of one micro-batch, as `Task` has them.
+        """Losses, targets and outcomes of one micro-batch, as `Task` has them.
 
         engine: of the trials whose weights are used; None: the untuned base. lanes_B: the trial of
         each row. rows: where the rows lie in a micro-batch without padding. smoothing_B: of the
@@ -84,4 +84,4 @@ class ForwardPass:
             nll_B, targets_B = self.task.row_losses(
                 logits, labels, base.output, weights, smoothing_B
             )
-        return nll_B, targets_B, self.task.predictions(logits, labels)
+        return nll_B, targets_B, self.task.outcomes(logits, labels, output_names(base.model))

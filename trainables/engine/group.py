@@ -36,6 +36,7 @@ from trainables.engine.scoring import BatchLosses, Cut, RowResults, Rows, evalua
 from trainables.engine.settings import GroupSettings
 from trainables.engine.shared import SharedBaseEngine
 from trainables.engine.step import StepRows
+from trainables.errors import InputError
 from trainables.evaluation.forgetting import GENERAL, Remembered, draw_continuations
 from trainables.evaluation.record import MeasuredEvaluation
 from trainables.hyperparameters import Hyperparameters, MethodOptions, sharing_key, virtual_tokens
@@ -149,8 +150,7 @@ class TrialGroup:
                 f"{type(base.model).__name__} cannot be shared: each trial must have it alone"
             )
         try:
-            if hp.class_weights == "balanced" and self._class_weights is None:
-                self._class_weights = balanced(self._train.labels)
+            self._check_loss(hp)
             self._add_to_engine(trial, hp, base)
             self._members[trial] = member = GroupMember(hyperparameters=hp)
             if self._settings.gradient_checkpointing and len(self._members) == 1:
@@ -160,6 +160,16 @@ class TrialGroup:
         except BaseException:
             self._forget(trial)
             raise
+
+    def _check_loss(self, hp: Hyperparameters) -> None:
+        """Raise InputError for what the task's loss cannot be given."""
+        if hp.label_smoothing and not self._task.loss.is_likelihood:
+            raise InputError(
+                "label_smoothing: is for losses that are likelihoods, got task"
+                f" {self._task.name}, whose losses are {self._task.loss.words}"
+            )
+        if hp.class_weights == "balanced" and self._class_weights is None:
+            self._class_weights = balanced(self._train.labels if self._task.has_classes else None)
 
     def _check_sharing_key(self, trial: str, hp: Hyperparameters) -> None:
         others = {sharing_key(member.hyperparameters) for member in self._members.values()}
@@ -417,7 +427,7 @@ class TrialGroup:
         return results, probed
 
     def metrics(self, results: RowResults) -> dict[str, float]:
-        return self._task.metrics(*results.columns)
+        return results.metrics(self._task)
 
     def _evaluation(
         self,
@@ -445,13 +455,13 @@ class TrialGroup:
             metrics=self.metrics(results),
             trainable_parameters=trained,
             finished=self.finished(hp, member.step),
-            majority_share=results.majority_share,
+            majority_share=results.majority_share(self._task),
             slices=results.by_slice(self._task, self._slices),
             forgetting=forgetting,
             kl=kl,
             inference_cost=self._base.inference_cost(hp, trained, tokens),
             losses=results.losses,
-            predictions=results.classes,
+            outcomes=results.rows_outcomes,
         )
 
     def _evaluate_rows(
@@ -601,7 +611,8 @@ def open_group(
             quantisation=quantisation,
             dtype=dtype,
             pad_token_id=pad_token_id,
-            labels=labels,
+            outputs=what.outputs(labels),
+            problem_type=what.problem_type,
         )
         return load_model(spec, device=device, seed=settings.seed)
 

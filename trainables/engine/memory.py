@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from trainables.errors import InputError
 from trainables.hyperparameters import Hyperparameters
-from trainables.models.base import BaseModel
+from trainables.models.base import LANGUAGE_MODEL, BaseModel
 from trainables.models.config import Quantisation
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def estimate(
         model = base.model
         linear = {name: model.get_submodule(name) for name in linear_layers(model, base.head)}
         training = _training(base, hp, linear, dtype_bytes, compute_bytes)
-    output = model.get_output_embeddings() if auto_class == "AutoModelForCausalLM" else None
+    output = model.get_output_embeddings() if auto_class == LANGUAGE_MODEL else None
     return MemoryEstimate(
         base=_base_bytes(model, linear, quantisation, dtype_bytes),
         activations=_activation_bytes(
@@ -243,9 +243,7 @@ def _meta_base(
         )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    head = (
-        tuple(above_backbone(model)) if auto_class == "AutoModelForSequenceClassification" else ()
-    )
+    head = () if auto_class == LANGUAGE_MODEL else tuple(above_backbone(model))
     return BaseModel(model=model, quantisation=quantisation, dtype=torch.float32, head=head)
 
 

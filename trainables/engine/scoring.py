@@ -1,6 +1,7 @@
-"""What a model makes of rows: losses, targets and predictions, summed once and divided once.
+"""What a model makes of rows: losses, targets and outcomes, summed once and divided once.
 
-Letters of shapes: B rows of a micro-batch, N rows of a split.
+Letters of shapes: B rows of a micro-batch, N rows of a split, M numbers that the task keeps of a
+row.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from trainables.engine.distributed import World
 from trainables.engine.memory import release
 from trainables.engine.row_independence import padding_changes_losses
 from trainables.evaluation.forgetting import Drawn
-from trainables.models.output import hidden_states, output_layer
+from trainables.models.output import hidden_states, output_layer, output_names
 from trainables.tasks import Task, take_targets
 from trainables.tasks.causal_lm.task import tokens_at_once
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 Rows = Split | Drawn
 BatchLosses = tuple[Tensor, Tensor, Tensor | None]
-"""Summed loss, targets and predicted class (None for language models) of each row of a batch; sums
+"""Summed loss, targets and outcomes [B, M] (None for language models) of each row of a batch; sums
 and targets are weighted where tokens have weights.
 """
 
@@ -37,14 +38,13 @@ SAME, SAME_ROW, SAME_HALF = 1e-3, 1e-4, 5e-2
 
 @dataclass(frozen=True, kw_only=True)
 class RowResults:
-    """What a model makes of rows [N]: summed losses, targets, predicted and true classes (None for
-    language models).
+    """What a model makes of rows: summed losses and targets [N], and outcomes as the task has them
+    [N, M] (None for language models).
     """
 
     nll: np.ndarray
     targets: np.ndarray
-    predictions: np.ndarray | None
-    labels: np.ndarray | None
+    outcomes: np.ndarray | None
 
     @property
     def loss(self) -> float:
@@ -57,42 +57,34 @@ class RowResults:
         return np.stack([self.nll, self.targets], 1).astype(np.float32)
 
     @property
-    def classes(self) -> np.ndarray | None:
-        """Predicted and true class of each row, int32 [N, 2]; None for language models."""
-        if self.predictions is None or self.labels is None:
-            return None
-        return np.stack([self.predictions, self.labels], 1).astype(np.int32)
+    def rows_outcomes(self) -> np.ndarray | None:
+        """Outcomes as they are kept, float32 [N, M]."""
+        return None if self.outcomes is None else self.outcomes.astype(np.float32)
 
     def of(self, rows: np.ndarray) -> "RowResults":
         """Of some rows, by position."""
         return RowResults(
             nll=self.nll[rows],
             targets=self.targets[rows],
-            predictions=None if self.predictions is None else self.predictions[rows],
-            labels=None if self.labels is None else self.labels[rows],
+            outcomes=None if self.outcomes is None else self.outcomes[rows],
         )
 
-    @property
-    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """As `Task.metrics` takes them."""
-        return self.nll, self.targets, self.predictions, self.labels
+    def metrics(self, task: Task) -> dict[str, float]:
+        """All that the task has beside the loss."""
+        found = task.loss_metrics(self.loss)
+        return found if self.outcomes is None else {**found, **task.metrics(self.outcomes)}
 
     def by_slice(self, task: Task, slices: Slices | None) -> dict[str, dict[str, float]]:
         """Rows, loss and metrics of each slice, by its value."""
         found = {}
         for value, rows in slices or ():
             part = self.of(rows)
-            found[value] = {"rows": len(rows), "loss": part.loss, **task.metrics(*part.columns)}
+            found[value] = {"rows": len(rows), "loss": part.loss, **part.metrics(task)}
         return found
 
-    @property
-    def majority_share(self) -> float | None:
+    def majority_share(self, task: Task) -> float | None:
         """Of the rows that got the commonest answer."""
-        if self.predictions is None:
-            return None
-        return float(
-            np.unique(self.predictions, return_counts=True)[1].max() / len(self.predictions)
-        )
+        return None if self.outcomes is None else task.majority_share(self.outcomes)
 
 
 def row_means(nll_B: Tensor, targets_B: Tensor) -> Tensor:
@@ -127,8 +119,8 @@ def evaluate_model(
     """
     was_training = model.training
     model.eval()
-    output = None
-    if task.auto_class == "AutoModelForCausalLM":
+    output, names = None, output_names(model)
+    if task.is_language_model:
         output = output_layer(model)
         if output is None:  # all logits of a micro-batch are there at once
             max_tokens = min(max_tokens, tokens_at_once(model.config.get_text_config().vocab_size))
@@ -138,7 +130,7 @@ def evaluate_model(
         with hidden_states(output):
             logits = model(**batch).logits
         nll_B, targets_B = task.row_losses(logits, labels, output, weights)
-        return nll_B, targets_B, task.predictions(logits, labels)
+        return nll_B, targets_B, task.outcomes(logits, labels, names)
 
     def of_rows(at: np.ndarray) -> Tensor:
         batch = task.collate(split.rows(rows[at]), pad_token_id)
@@ -184,7 +176,7 @@ def evaluate_in_micro_batches(
             release(cut.device)
             waiting[:0] = _halves(positions, which)
         else:
-            results.take(which, at, found, batch["labels"])
+            results.take(which, at, found)
     results.sum(cut.world, cut.device)
     return results.of_each_copy()
 
@@ -218,41 +210,48 @@ def _halves(positions: np.ndarray, which: list[int]) -> list[tuple[np.ndarray, l
 
 
 class _Results:
-    """Losses, targets, predicted and true classes [4, copies, N], micro-batch by micro-batch."""
+    """Losses and targets [2, copies, N] and outcomes [M, copies, N], micro-batch by micro-batch."""
 
     def __init__(self, copies: int, rows: int) -> None:
-        self._columns = torch.zeros(4, copies, rows, dtype=torch.float64)
-        self._classes = False
+        self._columns = torch.zeros(2, copies, rows, dtype=torch.float64)
+        self._outcomes = torch.zeros(0, copies, rows, dtype=torch.float64)
 
-    def take(
-        self, which: Sequence[int], at: np.ndarray, found: BatchLosses, labels: Tensor
-    ) -> None:
+    def take(self, which: Sequence[int], at: np.ndarray, found: BatchLosses) -> None:
         index = torch.tensor(which)[:, None], torch.from_numpy(at)[None]
-        for number, column in enumerate(found):
-            if column is not None:
-                self._columns[number][index] = column.double().cpu().view(len(which), len(at))
-        if found[2] is not None:
-            self._classes = True
-            self._columns[3][index] = labels.double().repeat(len(which), 1)
+        *columns, outcomes = found
+        for number, column in enumerate(columns):
+            self._columns[number][index] = column.double().cpu().view(len(which), len(at))
+        if outcomes is None:
+            return
+        self._widen(outcomes.shape[1])
+        for number, column in enumerate(outcomes.double().cpu().T):
+            self._outcomes[number][index] = column.view(len(which), len(at))
+
+    def _widen(self, width: int) -> None:
+        if len(self._outcomes) < width:
+            self._outcomes = self._columns.new_zeros(width, *self._columns.shape[1:])
 
     def sum(self, world: World, device: torch.device) -> None:
         """Over all workers, each of which has filled in its own rows."""
         if world.size == 1:
             return
-        shared = self._columns.to(device)
+        width = len(self._outcomes)  # of a worker without rows 0
+        shared = torch.tensor([float(width), float(width > 0)], device=device)
         world.sum([shared])
-        self._columns = shared.cpu()
-        flag = torch.tensor([float(self._classes)], device=device)
-        world.sum([flag])
-        self._classes = bool(flag > 0)
+        self._widen(round(float(shared[0] / max(float(shared[1]), 1.0))))
+        for name in ("_columns", "_outcomes"):
+            values = getattr(self, name).to(device)
+            world.sum([values])
+            setattr(self, name, values.cpu())
 
     def of_each_copy(self) -> list[RowResults]:
+        nll, targets = self._columns.numpy()
+        outcomes = self._outcomes.permute(1, 2, 0).contiguous().numpy()
         return [
             RowResults(
-                nll=nll,
-                targets=targets,
-                predictions=predictions.astype(np.int64) if self._classes else None,
-                labels=labels.astype(np.int64) if self._classes else None,
+                nll=nll[copy],
+                targets=targets[copy],
+                outcomes=outcomes[copy] if len(self._outcomes) else None,
             )
-            for nll, targets, predictions, labels in self._columns.numpy().transpose(1, 0, 2)
+            for copy in range(len(nll))
         ]

@@ -30,8 +30,10 @@ from trainables.evaluation.embeddings import (
     embed,
     embed_texts,
     logistic,
+    logistic_each,
     nearest_rows,
     neighbours,
+    ridge,
 )
 from trainables.evaluation.prompts import (
     answered,
@@ -54,10 +56,8 @@ def names(model: ModelConfig, task: str) -> list[str]:
 
 
 def _baselines_of(model: ModelConfig, task: Task) -> list[str]:
-    """Those of the task; of one with classes no prompts where the checkpoint is no language
-    model.
-    """
-    if not task.has_classes or not set(PROMPTS) & set(task.baselines):
+    """Those of the task; without prompts where neither task nor checkpoint is a language model."""
+    if task.is_language_model or not set(PROMPTS) & set(task.baselines):
         return list(task.baselines)
     architecture = (load_model_config(model).architectures or [""])[0]
     speaks = architecture.endswith(("ForCausalLM", "LMHeadModel"))
@@ -88,9 +88,9 @@ def measure_baselines(
     max_tokens: padded tokens of a forward pass; memory only, never the result.
     minutes: for all of it; a baseline that is not done by then has broken.
 
-    Returns of each baseline `val_loss` (mean nats per example or target token), `metrics` of the
-    task, `losses` float32 [N, 2] (summed loss and targets of each row of `split`), `predictions`
-    int32 [N, 2] (predicted and true class of each row; None for language models), `seconds` (wall
+    Returns of each baseline `val_loss` (mean over targets, in the task's unit), `metrics` of the
+    task, `losses` float32 [N, 2] (summed loss and targets of each row of `split`), `outcomes`
+    float32 [N, M] (as the task has them; None for language models), `seconds` (wall
     clock, embeddings that it uses included, loading the model not), `tokens_per_request` (mean
     tokens of a prompt with its examples, or of what is embedded) and `words` for people. Prompts
     with examples have `examples_per_request` too, those that the context held, and prompts of
@@ -120,13 +120,18 @@ def measure_baselines(
         minutes=minutes,
         deadline=time.perf_counter() + 60 * minutes,
     )
-    if owner.has_classes:
-        return _of_classes(bench, wanted)
-    return _contained(wanted, lambda: _of_answers(bench, wanted))
+    if owner.is_language_model:
+        return _contained(wanted, lambda: _of_answers(bench, wanted))
+    return _of_classes(bench, wanted)
 
 
 def _of_classes(bench: Bench, wanted: Sequence[str]) -> Found:
-    ways = {"embeddings_logistic": logistic, "embeddings_neighbours": neighbours}
+    ways = {
+        "embeddings_logistic": logistic,
+        "embeddings_logistic_each": logistic_each,
+        "embeddings_ridge": ridge,
+        "embeddings_neighbours": neighbours,
+    }
     found, embedded = {}, None
     if need := [name for name in wanted if name in ways or name == "retrieved"]:
         try:

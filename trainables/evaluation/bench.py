@@ -17,9 +17,10 @@ from torch import Tensor
 
 from trainables.data.batches import cut_micro_batches
 from trainables.data.prepare import Split
+from trainables.engine.scoring import RowResults
 from trainables.errors import InputError
 from trainables.evaluation.record import MeasuredBaseline
-from trainables.models.base import BaseModel, BaseSpec
+from trainables.models.base import LANGUAGE_MODEL, BaseModel, BaseSpec
 from trainables.models.config import ModelConfig
 from trainables.models.files import context_length, resolve
 from trainables.models.loading import load_model
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 EXAMPLES = 4
 WORDS = {
     "embeddings_logistic": "logistic regression on frozen embeddings",
+    "embeddings_logistic_each": "logistic regressions on frozen embeddings, one a label",
+    "embeddings_ridge": "ridge regression on frozen embeddings",
     "embeddings_neighbours": "nearest neighbours of frozen embeddings",
     "zero_shot": "prompt without examples",
     "few_shot": f"prompt with {EXAMPLES} examples",
@@ -47,9 +50,14 @@ Found = dict[str, MeasuredBaseline]
 
 
 def classes_of(split: Split) -> np.ndarray:
-    """The class of each row [N]."""
-    assert split.labels is not None, "rows of classification have classes"
+    """The class of each row, or its number [N]."""
+    assert split.labels is not None, "rows have a class, or a number"
     return split.labels
+
+
+def labels_of_each(split: Split) -> np.ndarray:
+    """Of each row, for each class whether it has it [N, C]."""
+    return split.values("labels").reshape(len(split), -1)
 
 
 class Degenerate(Exception):
@@ -86,6 +94,13 @@ class Bench:
         """Share of each class in all of train [C]."""
         return np.bincount(classes_of(self.train), minlength=len(self.labels)) / len(self.train)
 
+    def check_time(self) -> None:
+        """Raise TimeoutError where there is none left."""
+        if time.perf_counter() > self.deadline:
+            raise TimeoutError(
+                f"not done within {self.minutes:g} minutes (selection.baseline_minutes)"
+            )
+
     @property
     def dtype(self) -> torch.dtype:
         """Of a base that nothing trains, whatever its class."""
@@ -97,22 +112,19 @@ def scored(
     nll: np.ndarray,
     targets: np.ndarray,
     tokens: Iterable[int],
-    predictions: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
+    outcomes: np.ndarray | None = None,
 ) -> MeasuredBaseline:
-    """From losses, targets, prompt tokens, predicted and true classes of the rows, each [N]."""
+    """From losses, targets and prompt tokens of the rows, each [N], and their outcomes [N, M]."""
     if not np.isfinite(nll).all():
         raise ArithmeticError(
             f"the loss of {np.count_nonzero(~np.isfinite(nll))} of {len(nll)} rows is not finite"
         )
-    classes = None
-    if predictions is not None and labels is not None:
-        classes = np.stack([predictions, labels], 1).astype(np.int32)
+    found = RowResults(nll=nll, targets=targets, outcomes=outcomes)
     return MeasuredBaseline(
-        val_loss=float(nll.sum() / targets.sum()),
-        metrics=bench.task.metrics(nll, targets, predictions, labels),
-        losses=np.stack([nll, targets], 1).astype(np.float32),
-        predictions=classes,
+        val_loss=found.loss,
+        metrics=found.metrics(bench.task),
+        losses=found.losses,
+        outcomes=found.rows_outcomes,
         tokens_per_request=float(np.mean(list(tokens))),
     )
 
@@ -123,7 +135,8 @@ def classified(
     """From the classes' log-probabilities [N, C]."""
     labels = classes_of(bench.split)
     nll = -log_probabilities[np.arange(len(labels)), labels]
-    return scored(bench, nll, np.ones_like(labels), tokens, log_probabilities.argmax(1), labels)
+    outcomes = np.stack([log_probabilities.argmax(1), labels], 1)
+    return scored(bench, nll, np.ones_like(labels), tokens, outcomes)
 
 
 def load_backbone(bench: Bench) -> "PreTrainedModel":
@@ -148,7 +161,7 @@ def load_backbone(bench: Bench) -> "PreTrainedModel":
 def load_language_model(bench: Bench) -> BaseModel:
     spec = BaseSpec(
         model=bench.model,
-        auto_class="AutoModelForCausalLM",
+        auto_class=LANGUAGE_MODEL,
         dtype=bench.dtype,
         pad_token_id=bench.pad_token_id,
     )
@@ -179,10 +192,7 @@ def in_micro_batches(
     """
     left = cut_micro_batches(np.asarray(lengths), int(min(bench.max_tokens, tokens)))
     while left:
-        if time.perf_counter() > bench.deadline:
-            raise TimeoutError(
-                f"not done within {bench.minutes:g} minutes (selection.baseline_minutes)"
-            )
+        bench.check_time()
         rows = left.pop(0)
         try:
             with torch.no_grad():

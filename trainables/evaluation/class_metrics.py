@@ -3,32 +3,18 @@
 Letters of shapes: N rows, C classes.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
-
-class Counts(NamedTuple):
-    """Rows of each class [C]."""
-
-    hits: np.ndarray  # of it, and answered with it
-    answered: np.ndarray  # answered with it
-    true: np.ndarray  # of it
+from trainables.tasks.declared import Counts
 
 
-def count_classes(
-    predictions: np.ndarray, labels: np.ndarray, classes: int, weights: np.ndarray | None = None
-) -> Counts:
-    """predictions, labels: predicted and true class of each row [N]; weights: how often each row
-    counts [N].
-    """
+def count_classes(predictions: np.ndarray, labels: np.ndarray, classes: int) -> Counts:
+    """predictions, labels: predicted and true class of each row [N]."""
 
-    def count(of_rows: np.ndarray, which: np.ndarray | slice = slice(None)) -> np.ndarray:
-        return np.bincount(
-            of_rows[which], None if weights is None else weights[which], minlength=classes
-        )
+    def count(of_rows: np.ndarray) -> np.ndarray:
+        return np.bincount(of_rows, minlength=classes)
 
-    return Counts(count(labels, predictions == labels), count(predictions), count(labels))
+    return Counts(count(labels[predictions == labels]), count(predictions), count(labels))
 
 
 def class_metrics(counts: Counts) -> dict[str, float]:

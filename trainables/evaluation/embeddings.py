@@ -1,4 +1,4 @@
-"""Classes by the frozen base's embeddings: logistic regression and nearest neighbours.
+"""Classes and numbers by the frozen base's embeddings: linear models and nearest neighbours.
 
 Letters of shapes as in `trainables.evaluation.bench`.
 """
@@ -18,8 +18,10 @@ from trainables.evaluation.bench import (
     classes_of,
     classified,
     in_micro_batches,
+    labels_of_each,
     load_backbone,
     on_device,
+    scored,
 )
 from trainables.evaluation.record import MeasuredBaseline
 from trainables.streams import stream
@@ -105,18 +107,55 @@ def logistic(bench: Bench, embedded: Embedded) -> MeasuredBaseline:
     """Multinomial, by standardised embeddings, with the penalty that has the least loss on
     left-out rows.
     """
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(embedded.pool.astype(np.float64))
-    x, rows = (
-        np.asarray(scaler.transform(part.astype(np.float64)))
-        for part in (embedded.pool, embedded.rows)
-    )
+    x, rows = _standardised(embedded)
     y = classes_of(bench.train)[bench.pool]
     folds = stream("baselines: folds", bench.seed).permutation(len(y)) % min(FOLDS, len(y))
     penalty = _choose_penalty(x, y, bench.prior, folds)
     found = _fit(x, y, bench.prior, penalty)(rows)
     return classified(bench, np.log(found), bench.split.lengths)
+
+
+def logistic_each(bench: Bench, embedded: Embedded) -> MeasuredBaseline:
+    """The same for each label by itself: whether a row has it."""
+    x, rows = _standardised(embedded)
+    train, true = labels_of_each(bench.train), labels_of_each(bench.split)
+    folds = stream("baselines: folds", bench.seed).permutation(len(x)) % min(FOLDS, len(x))
+    found = np.zeros(true.shape)
+    for label, has in enumerate(train.T):
+        bench.check_time()
+        share = (has.sum() + 1) / (len(has) + 2)
+        y, prior = has[bench.pool].astype(np.int64), np.array([1 - share, share])
+        penalty = _choose_penalty(x, y, prior, folds)
+        found[:, label] = _fit(x, y, prior, penalty)(rows)[:, 1]
+    losses = -np.log(np.where(true > 0, found, 1 - found)).sum(axis=1)
+    outcomes = np.concatenate([found > 0.5, true], axis=1)
+    return scored(bench, losses, np.ones(len(losses)), bench.split.lengths, outcomes)
+
+
+def ridge(bench: Bench, embedded: Embedded) -> MeasuredBaseline:
+    """Linear regression by standardised embeddings, with the penalty that has the least
+    leave-one-out error.
+    """
+    from sklearn.linear_model import RidgeCV
+
+    x, rows = _standardised(embedded)
+    y, true = classes_of(bench.train)[bench.pool], classes_of(bench.split)
+    model = RidgeCV(alphas=[penalty * len(y) for penalty in PENALTIES]).fit(x, y)
+    found = model.predict(rows)
+    outcomes = np.stack([found, true], axis=1)
+    return scored(bench, np.square(found - true), np.ones(len(true)), bench.split.lengths, outcomes)
+
+
+def _standardised(embedded: Embedded) -> tuple[np.ndarray, np.ndarray]:
+    """Pool [M, D] and rows [N, D], by the pool's means and deviations, float64."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(embedded.pool.astype(np.float64))
+    pool, rows = (
+        np.asarray(scaler.transform(part.astype(np.float64)))
+        for part in (embedded.pool, embedded.rows)
+    )
+    return pool, rows
 
 
 def _choose_penalty(x: np.ndarray, y: np.ndarray, prior: np.ndarray, folds: np.ndarray) -> float:

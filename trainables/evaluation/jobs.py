@@ -107,7 +107,7 @@ class _Bench:
         for name, each in measured.items():
             if each.losses is not None:
                 rows = f"baselines/{split}/{name}"
-                write_rows(self.store, rows, each.losses, each.predictions)
+                write_rows(self.store, rows, each.losses, each.outcomes)
             found[name] = finite(each.written())
         return found
 
@@ -138,9 +138,9 @@ class _Bench:
         found = {"winner": lambda: self._load(job.winner, labels)}
         if (default := job.default) is not None:
             found["default"] = lambda: self._load(default, labels)
-        # the head of an untuned classifier is new: its number says nothing, and is another on each
+        # an untuned head is new: its number says nothing, and is another on each
         # machine
-        if not TASKS[self.config.task].has_classes:
+        if TASKS[self.config.task].is_language_model:
             untuned = self._spec(self.config.baseline, labels)
             found["untuned"] = lambda: load_base_model(untuned, self.device)
         return found
@@ -160,10 +160,10 @@ class _Bench:
             self.max_tokens,
             self.device,
         )
-        write_rows(self.store, f"baselines/test/{name}", results.losses, results.classes)
+        write_rows(self.store, f"baselines/test/{name}", results.losses, results.rows_outcomes)
         release(self.device)  # before the next one is loaded
         slices = results.by_slice(task, open_slices(self.data, "test"))
-        metrics = task.metrics(*results.columns)
+        metrics = results.metrics(task)
         return finite(Score(loss=results.loss, metrics=metrics, slices=slices))
 
     def forgetting(self, job: ForgettingJob) -> MeasuredForgetting:

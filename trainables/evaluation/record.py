@@ -1,8 +1,10 @@
 """What was measured, as it is written into the sweep's folder, and read back from it. Neither torch
 nor Ray here.
 
-Losses are means in nats per example (classification) or per target token (language models). None
-stands for a number that was not measured, or was not finite.
+Losses are means over targets, in the unit that the task declares. None stands for a number that was
+not measured, or was not finite.
+
+Letters of shapes: N rows of a split, M numbers that the task keeps of a row.
 """
 
 from collections.abc import Mapping
@@ -35,7 +37,9 @@ class Evaluation:
     finished: bool = False
     """Whether the trial has no more to train."""
     majority_share: float | None = None
-    """Share of the validation rows that got the commonest answer; None for language models."""
+    """Share of the validation rows that got the commonest answer; None where there are no
+    classes.
+    """
     slices: Slices = field(default_factory=dict)
     forgetting: float | None = None
     """Rise of the loss on general text over the base's."""
@@ -61,8 +65,8 @@ class MeasuredEvaluation(Evaluation):
 
     losses: np.ndarray
     """Summed loss and targets (the sum of their weights, where they have some), float32 [N, 2]."""
-    predictions: np.ndarray | None = None
-    """Predicted and true class, int32 [N, 2]; None for language models."""
+    outcomes: np.ndarray | None = None
+    """As the task has them, float32 [N, M]; None for language models."""
 
 
 # --- what is measured beside the trials ---
@@ -128,8 +132,8 @@ class MeasuredBaseline(Baseline):
 
     losses: np.ndarray | None = None
     """As of `MeasuredEvaluation`, float32 [N, 2]; None: it broke."""
-    predictions: np.ndarray | None = None
-    """Predicted and true class, int32 [N, 2]; None for language models."""
+    outcomes: np.ndarray | None = None
+    """As the task has them, float32 [N, M]; None for language models."""
 
     def written(self) -> Baseline:
         """Without the rows."""

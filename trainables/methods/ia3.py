@@ -154,6 +154,6 @@ class Ia3:
                 isinstance(module, Conv1D) for module in modules.values()
             ),  # GPT-2's layers
             modules_to_save=list(base.head) or None,
-            task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
+            task_type=TaskType(base.peft_task),
             inference_mode=True,
         ).save_pretrained(str(folder))

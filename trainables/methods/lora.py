@@ -263,6 +263,6 @@ class Lora:
             use_rslora=options.rslora,
             use_dora=options.use_dora,
             modules_to_save=list(base.head) or None,
-            task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
+            task_type=TaskType(base.peft_task),
             inference_mode=True,
         ).save_pretrained(str(folder))

@@ -65,8 +65,9 @@ class Prompt:
         3.2).
         """
         config = base.model.config.get_text_config()
-        # so transformers calls the heads of its decoders
-        if "score" in base.head or config.is_encoder_decoder:
+        # so transformers calls the heads of its decoders; one for each token needs no end of a row
+        finds_end = "score" in base.head and base.peft_task == "SEQ_CLS"
+        if finds_end or config.is_encoder_decoder:
             raise InputError(
                 f"method: prompt cannot train {type(base.model).__name__}, which finds the end of a"
                 " row by its token ids; allowed with a classifier over an encoder, or with task"
@@ -96,6 +97,6 @@ class Prompt:
             num_layers=config.num_hidden_layers,
             num_attention_heads=config.num_attention_heads,
             modules_to_save=list(base.head) or None,
-            task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
+            task_type=TaskType(base.peft_task),
             inference_mode=True,
         ).save_pretrained(str(folder))

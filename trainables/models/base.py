@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+LANGUAGE_MODEL = "AutoModelForCausalLM"
+# what PEFT calls the models of a class
+PEFT_TASKS = {
+    LANGUAGE_MODEL: "CAUSAL_LM",
+    "AutoModelForSequenceClassification": "SEQ_CLS",
+    "AutoModelForTokenClassification": "TOKEN_CLS",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class BaseSpec:
     """Which base, and made fit for what. The same wherever a base is loaded, be it for training,
@@ -25,23 +34,26 @@ class BaseSpec:
     dtype: "torch.dtype | None" = None
     # the tokenizer's, which the model's configuration need not name, or may name otherwise
     pad_token_id: int
-    labels: tuple[str, ...] = ()  # classes; none for language models
+    outputs: tuple[str, ...] = ()  # names of what the head gives; none for language models
+    problem_type: str | None = None  # of the head, as transformers has it
 
     @property
     def settings(self) -> dict[str, object]:
         """What the task sets in the model's configuration."""
         found: dict[str, object] = {"pad_token_id": self.pad_token_id}
-        if self.is_classifier:
+        if self.has_head:
             found |= {
-                "num_labels": len(self.labels),
-                "id2label": dict(enumerate(self.labels)),
-                "label2id": {label: i for i, label in enumerate(self.labels)},
+                "num_labels": len(self.outputs),
+                "id2label": dict(enumerate(self.outputs)),
+                "label2id": {name: i for i, name in enumerate(self.outputs)},
+                "problem_type": self.problem_type,
             }
         return found
 
     @property
-    def is_classifier(self) -> bool:
-        return self.auto_class == "AutoModelForSequenceClassification"
+    def has_head(self) -> bool:
+        """Of the task's own, above the backbone; else it is a language model."""
+        return self.auto_class != LANGUAGE_MODEL
 
     def config(self) -> "PreTrainedConfig":
         """The transformers configuration with these settings."""
@@ -71,6 +83,13 @@ class BaseModel:
     # a language model's output layer, where its logits are just what that layer gives: the loss is
     # then computed from hidden states, of targets alone and in chunks
     output: "torch.nn.Linear | None" = None
+
+    @property
+    def peft_task(self) -> str:
+        """What PEFT calls its kind."""
+        if self.spec is None:
+            return "SEQ_CLS" if self.head else "CAUSAL_LM"
+        return PEFT_TASKS[self.spec.auto_class]
 
     def in_head(self, name: str) -> bool:
         """Whether the module or parameter `name` belongs to the head."""

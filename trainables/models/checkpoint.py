@@ -31,8 +31,10 @@ SELF_CONTAINED = ("LORA", "IA3")
 class LoadsModel(Protocol):
     """A task, as far as loading is concerned."""
 
-    @property
-    def auto_class(self) -> str: ...
+    auto_class: str
+    problem_type: str | None
+
+    def outputs(self, labels: Sequence[str]) -> tuple[str, ...]: ...
 
 
 def base_spec(
@@ -58,12 +60,13 @@ def base_spec(
         quantisation=quantisation_of(method, options),
         dtype=base_dtype(model, method, device or torch.device("cpu"), precision),
         pad_token_id=pad_token_id,
-        labels=tuple(labels),
+        outputs=task.outputs(labels),
+        problem_type=task.problem_type,
     )
 
 
 def load_base_model(spec: BaseSpec, device: "torch.device") -> "PreTrainedModel":
-    """The untuned model in eval mode on `device`; the head of a classifier is new."""
+    """The untuned model in eval mode on `device`; a head of the task's own is new."""
     return load_pretrained(spec, device)[0]
 
 
@@ -91,8 +94,8 @@ def _is_bottleneck(folder: Path) -> bool:
 
 
 def complete(folder: Path, spec: BaseSpec, name: str) -> bool:
-    """Put the base beside the adapter of a classifier, so that the standard one-liners load the
-    folder anywhere: `pipeline("text-classification", model=FOLDER)` and the Auto classes of
+    """Put the base beside the adapter of a model with a head, so that the standard one-liners load
+    the folder anywhere: `pipeline("text-classification", model=FOLDER)` and the Auto classes of
     transformers and PEFT know neither labels nor padding token otherwise. Returns whether the
     folder is now, or was, a model by itself.
 
@@ -105,7 +108,7 @@ def complete(folder: Path, spec: BaseSpec, name: str) -> bool:
         return True
     adapter = json.loads(described.read_text())
     if (
-        not spec.is_classifier
+        not spec.has_head
         or spec.quantisation != "none"
         or adapter.get("peft_type") not in SELF_CONTAINED
         or adapter.get("use_dora")  # of which transformers drops the magnitudes
@@ -134,13 +137,9 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
         f"from transformers import {spec.auto_class}, AutoTokenizer"
         + (", BitsAndBytesConfig" if spec.quantisation != "none" else "")
     )
-    if spec.is_classifier:
-        load.append(f"labels = {list(spec.labels)!r}")
-        arguments += [
-            "num_labels=len(labels)",
-            "id2label=dict(enumerate(labels))",
-            "label2id={label: i for i, label in enumerate(labels)}",
-        ]
+    if spec.has_head:
+        load.append(f"labels = {list(spec.outputs)!r}")
+        arguments += _head_arguments(spec)
     if spec.quantisation != "none":
         load.append(_quantised_line(spec))
         arguments.append("quantization_config=quantised")
@@ -158,6 +157,16 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
     return [*load, f'model = {loader}(base, "{name}").eval()']
 
 
+def _head_arguments(spec: BaseSpec) -> list[str]:
+    kind = [] if spec.problem_type is None else [f"problem_type={spec.problem_type!r}"]
+    return [
+        "num_labels=len(labels)",
+        "id2label=dict(enumerate(labels))",
+        "label2id={label: i for i, label in enumerate(labels)}",
+        *kind,
+    ]
+
+
 def _code_of_a_whole_model(folder: Path, spec: BaseSpec, name: str) -> list[str]:
     auto, remote = (
         spec.auto_class,
@@ -167,8 +176,8 @@ def _code_of_a_whole_model(folder: Path, spec: BaseSpec, name: str) -> list[str]
     # PEFT looks for the base under the name that the adapter gives it
     if (folder / ADAPTER).is_file():
         load.append(
-            "# or AutoPeftModelForSequenceClassification of peft, which needs the folder to be"
-            f" {name!r} from here"
+            f"# or {auto.replace('AutoModel', 'AutoPeftModel')} of peft, which needs the folder to"
+            f" be {name!r} from here"
         )
     return [*load, f'model = {auto}.from_pretrained("{name}", {_dtype(spec)}{remote}).eval()']
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from trainables.errors import InputError
-from trainables.models.base import BaseModel, BaseSpec
+from trainables.models.base import LANGUAGE_MODEL, BaseModel, BaseSpec
 from trainables.models.files import hub_error, resolve
 from trainables.models.output import output_layer
 from trainables.models.quantisation import keep_rows_apart, quantization, unquantised
@@ -16,6 +16,13 @@ from trainables.models.quantisation import keep_rows_apart, quantization, unquan
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+DOES = {
+    LANGUAGE_MODEL: "is a causal language model",
+    "AutoModelForSequenceClassification": "classifies texts",
+    "AutoModelForTokenClassification": "classifies tokens",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,7 @@ def load_pretrained(
             trust_remote_code=spec.model.trust_remote_code,
             dtype=spec.dtype or "auto",
             output_loading_info=True,
-            ignore_mismatched_sizes=spec.is_classifier,
+            ignore_mismatched_sizes=spec.has_head,
             **extra,
         )
     except (OSError, ValueError) as error:
@@ -92,10 +99,9 @@ def check_class(spec: BaseSpec, config: "PreTrainedConfig") -> None:
     known = getattr(transformers, spec.auto_class)._model_mapping
     own_code = getattr(config, "auto_map", None) or {}
     if type(config) not in known and spec.auto_class not in own_code:
-        what = "classifies texts" if spec.is_classifier else "is a causal language model"
         raise InputError(
-            f"model.name: transformers has no {config.model_type} that {what} ({spec.auto_class});"
-            " choose another model, or another task"
+            f"model.name: transformers has no {config.model_type} that {DOES[spec.auto_class]}"
+            f" ({spec.auto_class}); choose another model, or another task"
         )
 
 
@@ -103,7 +109,7 @@ def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseMode
     """The base in eval mode on `device`, for training. A new head is drawn from `seed`, so every
     load gives the same one.
 
-    A classifier whose head has other classes than the data gets a new head.
+    A head of another shape than the task's is a new one.
 
     Attention dropout is set to 0 (inside fused attention it cannot be drawn per row); other dropout
     stays as configured. Raises InputError where the weights are not those of the task's
@@ -121,11 +127,11 @@ def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseMode
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         model, loading = load_pretrained(spec, device, config=config)
-    new = _new_head(model, loading.lacking) if spec.is_classifier else ()
+    new = _new_head(model, loading.lacking) if spec.has_head else ()
     _check_complete(spec, loading.lacking, new)
     fixed = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
     model.requires_grad_(False)
-    if not spec.is_classifier:
+    if not spec.has_head:
         # the padding token is often the end-of-text token too, and torch gives the row of a padding
         # index no gradient
         cast("torch.nn.Embedding", model.get_input_embeddings()).padding_idx = None
@@ -134,9 +140,9 @@ def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseMode
         model=model,
         quantisation=spec.quantisation,
         dtype=spec.dtype or model.dtype,
-        head=_head(model, new) if spec.is_classifier else (),
+        head=_head(model, new) if spec.has_head else (),
         new=new,
-        output=None if spec.is_classifier else output_layer(model),
+        output=None if spec.has_head else output_layer(model),
         fixed=fixed,
         spec=spec,
         config=saved,
@@ -148,14 +154,14 @@ def _for_training(spec: BaseSpec, config: "PreTrainedConfig") -> "PreTrainedConf
     for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
         if getattr(found, name, 0):
             setattr(found, name, 0.0)
-    if not spec.is_classifier:
+    if not spec.has_head:
         found.use_cache = False
     return found
 
 
 def _new_head(model: "PreTrainedModel", lacking: Set[str]) -> tuple[str, ...]:
-    """Modules of a classifier that the checkpoint did not bring and may lack: what stands above the
-    backbone, or its pooler. Anything else would be trained from scratch unnoticed.
+    """Modules of a model with a head that the checkpoint did not bring and may lack: what stands
+    above the backbone, or its pooler. Anything else would be trained from scratch unnoticed.
     """
     backbone = f"{model.base_model_prefix}."
     return tuple(
@@ -168,7 +174,7 @@ def _new_head(model: "PreTrainedModel", lacking: Set[str]) -> tuple[str, ...]:
 def _check_complete(spec: BaseSpec, lacking: Set[str], new: tuple[str, ...]) -> None:
     allowed = tuple(f"{module}." for module in new)
     if names := sorted(key for key in lacking if not key.startswith(allowed)):
-        what = "this architecture" if spec.is_classifier else "a causal language model"
+        what = "this architecture" if spec.has_head else "a causal language model"
         raise InputError(
             f"model.name: the weights of {spec.model.name} lack {', '.join(names[:3])}: they are"
             f" not those of {what}"
@@ -176,7 +182,7 @@ def _check_complete(spec: BaseSpec, lacking: Set[str], new: tuple[str, ...]) -> 
 
 
 def _head(model: "PreTrainedModel", new: tuple[str, ...]) -> tuple[str, ...]:
-    """What every trial over a classifier trains."""
+    """What every trial over a model with a head trains."""
     from trainables.models.structure import above_backbone
 
     above = above_backbone(model)

@@ -16,6 +16,12 @@ class ModelOutput(Protocol):
     logits: "Tensor"
 
 
+def output_names(model: "PreTrainedModel") -> list[str]:
+    """What the outputs of a model's head are called, in their order."""
+    names = model.config.id2label or {}
+    return [str(name) for _, name in sorted(names.items())]
+
+
 @contextmanager
 def hidden_states(output: "Linear | None") -> Iterator[None]:
     """Inside, a language model gives the inputs of its `output` layer instead of its logits;

@@ -116,7 +116,7 @@ def rehearse(
         )
         if drawn is None:
             return Rehearsal(size=None, why_not=size, seconds=time.perf_counter() - began)
-        if not spec.is_classifier:
+        if not spec.has_head:
             check_causal(drawn, model.name)
         drawn.save_pretrained(folder / "model")
         small = replace(
@@ -172,7 +172,7 @@ def _shapes(spec: BaseSpec) -> BaseModel:
     shapes = on_meta(
         getattr(transformers, spec.auto_class), spec.config(), spec.model.trust_remote_code
     )
-    head = tuple(above_backbone(shapes)) if spec.is_classifier else ()
+    head = tuple(above_backbone(shapes)) if spec.has_head else ()
     return BaseModel(model=shapes, quantisation="none", dtype=torch.float32, head=head, spec=spec)
 
 
@@ -203,8 +203,8 @@ def _some_rows(data: Path, folder: Path, labels: tuple[str, ...], task: str) -> 
             order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))],
         )
         targets: Any = [row["labels"] for row in rows]
-        if TASKS[task].has_classes:
-            targets = np.array(targets, dtype=np.int64)
+        if not isinstance(targets[0], np.ndarray):  # a class, or a number
+            targets = np.array(targets)
         write_split(
             folder / f"{name}.arrow",
             Encoded(

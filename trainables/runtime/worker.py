@@ -319,9 +319,8 @@ class SlotWorker:
             results, probed = self._group.untuned_results(hp.method, hp.options)
             metrics = self._group.metrics(results)
             if self._rank == 0:
-                write_rows(
-                    self._store, "baselines/validation/untuned", results.losses, results.classes
-                )
+                name = "baselines/validation/untuned"
+                write_rows(self._store, name, results.losses, results.rows_outcomes)
         except Exception as error:  # the trials will meet the same fault, each at its own border
             traceback.print_exc()
             if ends_worker(error):

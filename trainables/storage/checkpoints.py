@@ -1,5 +1,5 @@
 """What a trial leaves behind: `trials/<id>/attempt-<n>/step-<s>/` with `evaluation.json`,
-`losses.npy`, `predictions.npy` (classification) and `checkpoint/`.
+`losses.npy`, `outcomes.npy` (as the task has them; language models: none) and `checkpoint/`.
 
 Every time a trial joins a slot it writes under a new attempt, so a cut-off host that still runs
 cannot overwrite its successor. `attempt.json` says where the attempt went on from; evaluations of
@@ -25,7 +25,7 @@ EVALUATION, CHECKPOINT, LOSSES, STATE = (
     "losses.npy",
     "training_state.safetensors",
 )
-PREDICTIONS = "predictions.npy"
+OUTCOMES = "outcomes.npy"
 ORIGIN = "/attempt.json"
 
 
@@ -64,8 +64,8 @@ def write_evaluation(
         written = to_json(whole, Evaluation)
         del written["checkpoint"]  # beside the file, wherever the folder is moved to
         np.save(folder / LOSSES, evaluation.losses)
-        if evaluation.predictions is not None:
-            np.save(folder / PREDICTIONS, evaluation.predictions)
+        if evaluation.outcomes is not None:
+            np.save(folder / OUTCOMES, evaluation.outcomes)
         Store(str(folder)).write_json(EVALUATION, written)
         store.publish(folder, name, last=EVALUATION)
     except BaseException:  # a full disk, most likely: half a checkpoint must not fill it further
@@ -82,12 +82,12 @@ def read_evaluation(store: Store, folder: str) -> Evaluation:
 
 
 def write_rows(
-    store: Store, name: str, losses: np.ndarray, predictions: np.ndarray | None = None
+    store: Store, name: str, losses: np.ndarray, outcomes: np.ndarray | None = None
 ) -> None:
     """What was measured of each row by something that is no trial, as `NAME.npy` (losses [N, 2])
-    and, where there are classes, `NAME.predictions.npy` (predicted and true class [N, 2]).
+    and, where the task has some, `NAME.outcomes.npy` [N, M].
     """
-    for file, array in ((f"{name}.npy", losses), (f"{name}.{PREDICTIONS}", predictions)):
+    for file, array in ((f"{name}.npy", losses), (f"{name}.{OUTCOMES}", outcomes)):
         if array is not None:
             content = io.BytesIO()
             np.save(content, array)

@@ -29,6 +29,7 @@ from trainables.data.manifest import Manifest, SplitSummary
 from trainables.errors import InputError
 from trainables.hyperparameters import COMMON, OPTIONS
 from trainables.models.config import ModelConfig
+from trainables.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[3]
 READY = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -81,7 +82,7 @@ WRONG_VALUES = [
     ("seed=true", "seed: must be a whole number, got true"),
     (
         "task=clasification",
-        "task: must be one of classification, instruction, causal_lm, got 'clasification'",
+        f"task: must be one of {', '.join(TASKS)}, got 'clasification'",
     ),
     # unknown keys
     ("serch.trials=3", "serch: unknown key. Did you mean 'search'?"),
@@ -828,11 +829,11 @@ WITHOUT_SLICES = (
         (["selection.limits.slice_accuracy=0.5"], WITHOUT_SLICES),
         (
             ["selection.limits.slice_accuracy=0.5", "data.slice=language", "task=instruction"],
-            "selection.limits.slice_accuracy: is for classification, got task instruction; slice_loss is for all",
+            "selection.limits.slice_accuracy: is for classification or token_classification, got task instruction; slice_loss is for all",
         ),
         (
             ["selection.limits.slice_accuracy=0.5", "data.slice=language", "task=causal_lm"],
-            "selection.limits.slice_accuracy: is for classification, got task causal_lm; slice_loss is for all",
+            "selection.limits.slice_accuracy: is for classification or token_classification, got task causal_lm; slice_loss is for all",
         ),
     ],
 )

@@ -369,7 +369,10 @@ def test_a_sweep_of_another_machine_runs_as_long_as_its_heart_beats(ledger):
 
 def manifest(train, validation):
     counts = {"train": train, "validation": validation}
-    return Manifest(splits={name: SplitSummary(label_counts=of) for name, of in counts.items()})
+    return Manifest(
+        task="classification",
+        splits={name: SplitSummary(label_counts=of) for name, of in counts.items()},
+    )
 
 
 def test_the_label_prior():
@@ -633,7 +636,7 @@ def classified(ledger):
         ledger.begin(trial, {"method": "lora"}, default=trial == "t0001")
         more = {
             "losses": rows_of(loss),
-            "predictions": answers(right),
+            "outcomes": answers(right),
             "metrics": {"accuracy": right / 200},
         }
         ledger.record(trial, write(ledger, trial, 1, loss, **more))

@@ -25,6 +25,7 @@ from sweeps.selection.curves import Curve
 from trainables.evaluation.record import Evaluation
 from trainables.runtime.protocol import Snapshot, TrialProgress
 from trainables.storage.records import to_json
+from trainables.tasks import TASKS
 
 
 def leaderboard(made):
@@ -43,8 +44,8 @@ def pareto_table(made):
     return console.pareto_table(record(Front, made))
 
 
-def by_class(predictions, labels):
-    return to_json(metrics.by_class(predictions, labels))
+def by_class(outcomes, labels):
+    return to_json(metrics.by_class(TASKS["classification"].by_class(outcomes, labels)))
 
 
 def classes_table(found):

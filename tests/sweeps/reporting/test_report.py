@@ -27,6 +27,7 @@ from sweeps.reporting.plots.curves import baseline_lines
 from sweeps.reporting.wandb_report import ReportError, save_wandb_report
 from sweeps.reporting.wandb_report import wandb_report as report_of
 from trainables.storage.records import to_json
+from trainables.tasks import TASKS
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -41,8 +42,8 @@ def wandb_report(made, *args):
     return report_of(board_of(made), *args)
 
 
-def by_class(predictions, labels):
-    return to_json(metrics.by_class(predictions, labels))
+def by_class(outcomes, labels):
+    return to_json(metrics.by_class(TASKS["classification"].by_class(outcomes, labels)))
 
 
 def evaluation(step, val_loss, probe_loss, **extra):

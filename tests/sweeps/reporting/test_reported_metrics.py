@@ -8,9 +8,12 @@ from sweeps.ledger.leaderboard import MetricsReport
 from sweeps.reporting import metrics
 from sweeps.reporting.metrics import metrics_of, resampled_metrics
 from sweeps.reporting.worth import worth as worth_of
+from trainables.data.manifest import Manifest, SplitSummary
 from trainables.evaluation.class_metrics import class_metrics, confusion_matrix, count_classes
 from trainables.storage.records import to_json
+from trainables.tasks import TASKS
 
+CLASSES = TASKS["classification"]
 LABELS = ["sadness", "joy", "anger", "love"]
 SHARES = [0.3, 0.35, 0.2, 0.15]
 
@@ -71,14 +74,18 @@ def board(*, winner=0.5, test=None, default=None, **baselines):
 
 def measured(made, *, groups=None, labels=LABELS, validation=None, test=None):
     answers = {"validation": validation or {}, "test": test or {}}
+    manifest = None
+    if labels is not None:
+        train = SplitSummary(label_counts=dict(zip(LABELS, [30, 35, 20, 15], strict=True)))
+        manifest = Manifest(task="classification", labels=tuple(labels), splits={"train": train})
     found = metrics_of(
-        board_of(made), labels, lambda split, name: answers[split].get(name), lambda split: groups
+        board_of(made), manifest, lambda split, name: answers[split].get(name), lambda split: groups
     )
     return to_json(found)
 
 
-def by_class(predictions, labels):
-    return to_json(metrics.by_class(predictions, labels))
+def by_class(outcomes, labels):
+    return to_json(metrics.by_class(TASKS["classification"].by_class(outcomes, labels)))
 
 
 def disagreements(found, *args):
@@ -105,9 +112,6 @@ def test_metrics_of_classes():
         "macro_f1": pytest.approx((2 / 5 + 2 / 4 + 0) / 3),
     }
     assert confusion_matrix(predictions, labels, 4)[0].tolist() == [1, 1, 0, 1]
-    twice = count_classes(np.repeat(predictions, 2), np.repeat(labels, 2), 5)
-    weighted = count_classes(predictions, labels, 5, np.full(5, 2.0))
-    assert all(np.array_equal(one, other) for one, other in zip(twice, weighted, strict=True))
 
 
 def test_what_is_answered_by_class():
@@ -181,7 +185,7 @@ def test_every_alternative_stands_with_its_metrics_on_both_splits():
     assert set(asked) == {(m, n) for m in ("accuracy", "macro_f1") for n in ("default", "logistic")}
 
 
-def test_what_kept_no_predictions_stands_with_what_it_has():
+def test_what_kept_no_outcomes_stands_with_what_it_has():
     made = board(logistic=0.7, test={"winner": 0.55})
     made["baselines"]["logistic"]["metrics"] = {"accuracy": 0.25}
     found = measured(made)
@@ -303,9 +307,51 @@ def test_rows_of_one_group_are_drawn_together():
 
     def width(times, groups):
         answers = {"a": np.repeat(one, times, axis=0), "b": np.repeat(other, times, axis=0)}
-        drawn = resampled_metrics(answers, 4, groups)
+        drawn = resampled_metrics(answers, CLASSES.metrics, groups)
         return (drawn["a"]["macro_f1"] - drawn["b"]["macro_f1"]).std()
 
     grouped = np.repeat(np.arange(len(one)), 10)
     assert width(10, grouped) == pytest.approx(width(1, None), rel=1e-9)
     assert width(10, None) == pytest.approx(width(1, None) / 10**0.5, rel=0.2)
+
+
+def numbers(error, seed=0, rows=400):
+    """Predicted and true numbers of rows, that are off by so much."""
+    random = np.random.default_rng(seed)
+    true = np.random.default_rng(99).normal(size=rows)
+    return np.stack([true + error * random.normal(size=rows), true], 1)
+
+
+def test_of_an_error_the_lower_is_better():
+    """The way of the lowest loss has the larger error here, another the lowest, and the winner is between."""
+    made = board(logistic=0.6, nearest=0.7)
+    made["baselines"]["prior"] = {**made["baselines"]["logistic"], "val_loss": 1.0, "words": None}
+    answers = {"winner": numbers(0.5), "logistic": numbers(0.8, 1), "nearest": numbers(0.2, 2)}
+    train = SplitSummary(label_mean=0.0, label_variance=1.0)
+    manifest = Manifest(task="regression", splits={"train": train})
+    found = to_json(
+        metrics_of(
+            board_of(made),
+            manifest,
+            lambda split, name: answers.get(name) if split == "validation" else None,
+            lambda split: None,
+        )
+    )
+    compared = {(e["metric"], e["name"]): e for e in found["compared"]["validation"]}
+    assert {name for metric, name in compared if metric == "rmse"} == {"logistic", "nearest"}
+    assert {name for metric, name in compared if metric == "pearson"} == {"logistic", "nearest"}
+    assert compared["rmse", "nearest"]["high"] < 0 < compared["rmse", "logistic"]["low"]
+    assert compared["rmse", "nearest"]["lower_is_better"]
+    assert "lower_is_better" not in compared["pearson", "nearest"]
+    of_prior = next(each for each in found["alternatives"] if each["name"] == "prior")
+    assert of_prior["validation"]["metrics"]["pearson"] is None, "it is constant"
+    made["metrics"] = found
+    words = worth(made, lambda folder: None)["words"]
+    errors = [TASKS["regression"].metrics(answers[name])["rmse"] for name in ("nearest", "winner")]
+    best, own = errors
+    assert (
+        f"But by RMSE the nearest way is better: {best:.3f} against {own:.3f} (95% interval -0."
+        in words
+    )
+    assert "But by Spearman's correlation the nearest way is better: 0.9" in words
+    assert "logistic regression is better" not in words

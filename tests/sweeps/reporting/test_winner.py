@@ -15,6 +15,7 @@ from sweeps.reporting.card import alternatives_lines, card, classes_lines
 from sweeps.reporting.metrics import by_class
 from sweeps.reporting.verify import altered
 from trainables.data.manifest import Manifest, SourceSummary
+from trainables.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTENT = b"text,label\na,b\n"
@@ -65,7 +66,15 @@ def test_the_card_has_the_metrics_of_all_that_is_compared_and_the_answers_by_cla
         "| train's label shares | 1.5000 |  |",
         "",
     ]
-    found = by_class(np.array([[0, 0], [1, 0], [1, 1]]), ["a|b", "c"])
+    several = by_class(TASKS["multi_label"].by_class(np.array([[1, 0, 1, 1]]), ["a", "b"]))
+    assert classes_lines(record(MetricsReport, {"classes": {"test": several}}))[2:-1] == [
+        "| class | rows | answered | recall | precision |",
+        "|---|---|---|---|---|",
+        "| a | 1 | 1 | 1.000 | 1.000 |",
+        "| b | 1 | 0 | 0.000 |  |",
+    ]
+    outcomes = np.array([[0, 0], [1, 0], [1, 1]])
+    found = by_class(TASKS["classification"].by_class(outcomes, ["a|b", "c"]))
     assert classes_lines(record(MetricsReport, {"classes": {"test": found}}))[4:] == [
         "| a\\|b | 2 | 1 | 0.500 | 1.000 | a\\|b 1, c 1 |",
         "| c | 1 | 2 | 1.000 | 0.500 | c 1 |",

@@ -1,6 +1,7 @@
 """Whole sweeps of other kinds: chats, a time budget, nothing that may win, two workers and a group."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from sweeps.config.loading import load
 from trainables.engine.group import GroupSettings, open_group
+from trainables.tasks import TASKS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
 
@@ -65,6 +67,91 @@ selection: {{general_text: {general_text}, limits: {{forgetting: 5, kl: 9}}}}
     )
     done = sweeps("verify", done.last_line)
     assert done.code == 0, done.out + done.err
+
+
+WORDS = "good bad fine awful great dull bright slow quick weak strong nice poor rich sad happy"
+HEADS = {
+    "regression": (lambda words: {"text": " ".join(words), "label": len(words[0]) / 2 - 2}, "rmse"),
+    "multi_label": (
+        lambda words: {
+            "text": " ".join(words),
+            "labels": ["long", "tall"] if len(words[0]) > 4 else [],
+        },
+        "micro_f1",
+    ),
+    "token_classification": (
+        lambda words: {
+            "tokens": words,
+            "tags": ["B-LONG" if len(w) > 5 else "O" for w in words],
+        },
+        "f1",
+    ),
+}
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_a_sweep_of_each_task_with_a_head(sweeps, task: str, tmp_path: Path, monkeypatch) -> None:
+    """From rows to a winner that gives its number when it is loaded again, and the code on its card runs."""
+    import random
+
+    import transformers
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    vocabulary = ["[PAD]", "[UNK]", *WORDS.split(), *map(str, range(10))]
+    backend = Tokenizer(WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]"
+    )
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    for saved in (tokenizer, transformers.BertModel(config)):
+        saved.save_pretrained(tmp_path / "model")
+    make, metric = HEADS[task]
+    drawn = random.Random(0)
+    texts = [[*drawn.choices(WORDS.split(), k=drawn.randint(2, 6)), *str(n)] for n in range(200)]
+    rows = [json.dumps(make(words)) for words in texts]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    file = tmp_path / "sweep.yaml"
+    file.write_text(f"""
+name: heads
+task: {task}
+storage: {tmp_path}/runs
+model: {{name: {tmp_path}/model}}
+data: {{train: {tmp_path}/rows.jsonl, validation: 0.2, test: 0.2}}
+train: {{probe_rows: 64}}
+cluster: {{slots: 1}}
+search:
+  trials: 2
+  space:
+    method: lora
+    rank: {{choice: [4, 8]}}
+    targets: all-linear
+    learning_rate: {{log_uniform: [3e-3, 1e-2]}}
+    batch_size: 8
+    epochs: 4
+""")
+    done = sweeps("run", file)
+    assert done.code == 0, done.out + done.err
+    board = json.loads(sweeps("best", done.last_line, "--json").out)
+    winner, prior = board["winner"], board["baselines"]["prior"]
+    assert winner["val_loss"] < 0.9 * prior["val_loss"] and board["worth"]["verdict"] == "yes"
+    assert metric in board["test"]["scores"]["winner"]["metrics"]
+    done = sweeps("verify", done.last_line)
+    assert done.code == 0, done.out + done.err
+    folder = next((tmp_path / "runs").glob("heads-*"))
+    told = (folder / "winner" / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    exec(re.findall(r"```python\n(.*?)```", told, re.DOTALL)[0], {})
+    assert TASKS[task].loss.words in told and (folder / "report.html").is_file()
 
 
 CLOCK_RUNS_OUT = """

@@ -290,6 +290,26 @@ def test_underfit_and_diverged_compare_with_the_better_way_of_not_fine_tuning():
     )  # nothing to compare with
 
 
+def test_a_new_head_that_begins_far_above_the_best_single_answer_has_not_diverged():
+    """Of many labels, of rare tags, or of numbers far from 0; training comes down from there."""
+    far = Reference(val_loss=20.0, probe_loss=20.0, prior_loss=4.0)
+    assert diverged_reason(curve(9.0).points[0], far, EXACT) is None
+    assert verdict(curve(9.0, 3.0), far, EXACT).word == "still improving"
+    assert verdict(curve(9.0, (3.9, 2.0)), far, EXACT).word == "underfit"
+    assert verdict(curve(9.0, 41.0), far, EXACT).word == "diverged"
+    unknown = Reference(prior_loss=4.0)  # nobody has looked at the untuned model yet
+    assert diverged_reason(curve(9.0).points[0], unknown, EXACT) is not None
+
+
+def test_what_has_the_very_loss_of_the_best_single_answer_has_collapsed():
+    far = Reference(val_loss=20.0, prior_loss=4.0, prior="train's mean label")
+    found = verdict(curve(9.0, 4.0), far, SelectionConfig())
+    assert (
+        found.word == "collapsed" and "those of train's mean label alone (4.0000)" in found.reason
+    )
+    assert verdict(curve(9.0, 1.0), Reference(prior_loss=0.0), EXACT).word != "collapsed"
+
+
 def test_a_high_validation_loss_alone_is_overfitting_and_no_divergence():
     point = curve((100.0, 0.5)).points[0]
     assert diverged_reason(point, UNTUNED, EXACT) is None

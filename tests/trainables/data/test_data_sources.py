@@ -894,6 +894,17 @@ def test_a_dataset_of_a_hub(hub):
     check_sources(DataConfig(train=hub))
 
 
+def test_lists_of_classes_of_a_hub_are_named(folder):
+    datasets = pytest.importorskip("datasets")
+    tags = datasets.List(datasets.ClassLabel(names=["O", "B-X"]))
+    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "tags": tags})
+    rows = [{"tokens": ["a", "b"], "tags": [0, 1]}, {"tokens": ["c"], "tags": [-1]}, {"tokens": [], "tags": None}]  # fmt: skip
+    os.mkdir("tagged")
+    datasets.Dataset.from_list(rows, features=features).to_parquet("tagged/train-0.parquet")
+    found = [row.get("tags") for row in read(f"hf:{folder}/tagged")]
+    assert found == [["O", "B-X"], [None], None]
+
+
 def test_arithmetic_of_splits(hub):
     for query in ("train[:2]+train[20:22]", "train[:2]%2Btrain[20:22]"):
         assert [row["text"] for row in read(f"{hub}?split={query}")] == ["0", "1", "20", "21"]

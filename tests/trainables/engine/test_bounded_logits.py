@@ -87,7 +87,7 @@ def test_verify_and_the_sealed_test(lab, tuned, monkeypatch) -> None:
     with at_most(monkeypatch, AT_ONCE):
         found = evaluate_model(tuned, TASKS["instruction"], split, rows, PAD, 16384, CPU)
     np.testing.assert_allclose(found.nll, nll, rtol=1e-5)
-    assert found.targets.tolist() == targets and found.predictions is None
+    assert found.targets.tolist() == targets and found.outcomes is None
     assert "forward" not in vars(tuned.get_output_embeddings()), "the model is as it was"
 
 

@@ -294,7 +294,7 @@ def test_a_model_without_a_class_for_the_task_is_refused(tmp_path):
         model=bench.model,
         auto_class="AutoModelForSequenceClassification",
         pad_token_id=0,
-        labels=("a", "b"),
+        outputs=("a", "b"),
     )
     with pytest.raises(
         InputError, match="^model.name: transformers has no mamba that classifies texts"

@@ -15,7 +15,7 @@ from trainables.storage.checkpoints import (
     CHECKPOINT,
     EVALUATION,
     LOSSES,
-    PREDICTIONS,
+    OUTCOMES,
     STATE,
     begin_attempt,
     evaluation_folders,
@@ -66,21 +66,21 @@ def write(store, attempt, step, *, finished=False, state=True, trial="t0001"):
     )
 
 
-def test_predictions_lie_beside_the_losses_where_there_are_any(store):
+def test_outcomes_lie_beside_the_losses_where_there_are_any(store):
     answers = np.array([[0, 1], [1, 1]], dtype=np.int32)
 
     def save(folder: Path) -> None:
         (folder / CHECKPOINT).mkdir()
 
     begin_attempt(store, "t0001")
-    record = write_evaluation(store, "t0001", 1, replace(EXAMPLE, predictions=answers), save)
+    record = write_evaluation(store, "t0001", 1, replace(EXAMPLE, outcomes=answers), save)
     written = store.read_json(f"{record.folder}/{EVALUATION}")
-    assert "predictions" not in written and "losses" not in written
-    read = np.load(io.BytesIO(store.read_bytes(f"{record.folder}/{PREDICTIONS}")))
+    assert "outcomes" not in written and "losses" not in written
+    read = np.load(io.BytesIO(store.read_bytes(f"{record.folder}/{OUTCOMES}")))
     assert np.array_equal(read, answers) and read.dtype == np.int32
     write_rows(store, "baselines/test/winner", EXAMPLE.losses, answers)
     write_rows(store, "baselines/test/untuned", EXAMPLE.losses)
-    names = ["untuned.npy", "winner.npy", "winner.predictions.npy"]
+    names = ["untuned.npy", "winner.npy", "winner.outcomes.npy"]
     assert sorted(store.find("baselines")) == [f"baselines/test/{name}" for name in names]
 
 

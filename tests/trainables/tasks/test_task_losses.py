@@ -4,11 +4,15 @@ import torch
 
 from trainables.data.arrow import Split, write_split
 from trainables.data.records import Encoded
+from trainables.engine.scoring import RowResults
 from trainables.models.base import BaseSpec
 from trainables.models.config import ModelConfig
 from trainables.tasks import TASKS, take_targets
+from trainables.tasks.classification.task import Classification
+from trainables.tasks.multi_label.task import MultiLabel
+from trainables.tasks.regression.task import Regression
 
-LM = [task for task in TASKS.values() if not task.has_classes]
+LM = [task for task in TASKS.values() if task.is_language_model]
 
 
 def ids(*values):
@@ -67,7 +71,7 @@ def test_row_losses_are_those_of_the_next_tokens(task):
     assert targets.tolist() == [2, 1, 0]
     assert targets.dtype == torch.int64
     assert task.target_count(ROWS) == 3
-    assert task.predictions(logits, labels) is None
+    assert task.outcomes(logits, labels, []) is None
 
 
 WEIGHTED = [
@@ -95,9 +99,8 @@ def test_a_token_counts_by_its_weight(task):
     )
     assert targets.tolist() == [0.75, 0.125, 0.0] and targets.dtype is torch.float64
     assert task.target_count(WEIGHTED) == 0.875
-    assert task.metrics(nll.numpy(), targets.numpy(), None, None) == {
-        "perplexity": pytest.approx(np.exp(float(nll.sum()) / 0.875))
-    }
+    found = RowResults(nll=nll.numpy(), targets=targets.numpy(), outcomes=None)
+    assert found.metrics(task) == {"perplexity": pytest.approx(np.exp(float(nll.sum()) / 0.875))}
 
 
 @pytest.mark.parametrize("task", LM)
@@ -147,15 +150,23 @@ def test_a_batch_without_targets_has_zero_loss_and_zero_gradient(task):
     assert torch.count_nonzero(logits.grad) == 0
 
 
+LABELS = {
+    Classification: torch.tensor([1, 4]),
+    Regression: torch.tensor([0.5, -3.0], dtype=torch.float64),
+    MultiLabel: torch.tensor([[0, 1, 0, 0, 1], [0, 0, 0, 0, 0]], dtype=torch.float32),
+}
+
+
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
 )  # fmt: skip
 def test_losses_are_computed_in_float32_at_least(task, dtype, expected):
-    classification = task.has_classes
-    logits = (torch.randn(2, 5) if classification else torch.randn(2, 3, 5)).to(dtype)
-    labels = torch.tensor([1, 4]) if classification else torch.tensor([[1, 2, 3], [0, 1, -100]])
+    tokens = torch.tensor([[1, 2, 3], [0, 1, -100]])
+    labels = next((own for kind, own in LABELS.items() if isinstance(task, kind)), tokens)
+    logits = torch.randn(2, 3, 5) if labels is tokens else torch.randn(2, 5)
+    logits = logits.to(dtype)
     nll, _ = task.row_losses(logits, labels)
     assert nll.dtype == expected
     torch.testing.assert_close(
@@ -187,7 +198,7 @@ def test_row_losses_equal_the_model_s_own_on_one_row():
         model=ModelConfig(name="any"),
         auto_class=TASKS["classification"].auto_class,
         pad_token_id=0,
-        labels=("bad", "good", "so so"),
+        outputs=("bad", "good", "so so"),
     )
     model = LlamaForSequenceClassification(LlamaConfig(**{**sizes, **spec.settings})).eval()
     assert model.config.id2label == {0: "bad", 1: "good", 2: "so so"}
@@ -199,29 +210,21 @@ def test_row_losses_equal_the_model_s_own_on_one_row():
     torch.testing.assert_close(nll.mean(), output.loss)
     assert targets.tolist() == [1, 1, 1]
     assert TASKS["classification"].target_count(ROWS) == 3
-    assert (
-        TASKS["classification"].predictions(output.logits, batch["labels"]).tolist()
-        == output.logits.argmax(-1).tolist()
-    )
+    outcomes = TASKS["classification"].outcomes(output.logits, batch["labels"], spec.outputs)
+    assert outcomes.T.tolist() == [output.logits.argmax(-1).tolist(), [0, 1, 2]]
 
 
 def test_classification_metrics():
     labels, predictions = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0])
-    metrics = TASKS["classification"].metrics(
-        np.zeros(5), np.ones(5, dtype=np.int64), predictions, labels
-    )
+    metrics = TASKS["classification"].metrics(np.stack([predictions, labels], 1))
     assert metrics == {"accuracy": 0.6, "macro_f1": pytest.approx((0.5 + 0.8 + 0.0) / 3)}
     # A class that neither occurs nor is predicted does not count.
-    assert (
-        TASKS["classification"].metrics(
-            np.zeros(2), np.ones(2), np.array([0, 3]), np.array([0, 3])
-        )["macro_f1"]
-        == 1.0
-    )
+    assert TASKS["classification"].metrics(np.array([[0, 0], [3, 3]]))["macro_f1"] == 1.0
 
 
 @pytest.mark.parametrize("task", LM)
 def test_perplexity_is_of_a_token_not_of_a_row(task):
-    metrics = task.metrics(np.array([2.0, 10.0]), np.array([1, 5]), None, None)
-    assert metrics == {"perplexity": pytest.approx(np.exp(2.0))}
-    assert task.metrics(np.array([1e5]), np.array([1]), None, None)["perplexity"] == float("inf")
+    found = RowResults(nll=np.array([2.0, 10.0]), targets=np.array([1, 5]), outcomes=None)
+    assert found.metrics(task) == {"perplexity": pytest.approx(np.exp(2.0))}
+    huge = RowResults(nll=np.array([1e5]), targets=np.array([1]), outcomes=None)
+    assert huge.metrics(task) == {"perplexity": float("inf")}

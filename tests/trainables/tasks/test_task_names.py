@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from trainables.data.findings import SEVERITIES
 from trainables.evaluation.bench import WORDS
+from trainables.models.base import PEFT_TASKS
 from trainables.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,9 +67,22 @@ def test_a_name_that_is_no_question_is_not_found():
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_baselines_of_a_task_are_known_and_can_be_measured(task):
-    """Without classes there are none to tell apart by embeddings, and zero-shot is the untuned model."""
-    assert set(task.baselines) <= (set(WORDS) if task.has_classes else {"few_shot", "retrieved"})
+    """A language model answers with tokens, which embeddings do not tell, and zero-shot is the untuned model."""
+    known = {"few_shot", "retrieved"} if task.is_language_model else set(WORDS)
+    assert set(task.baselines) <= known
     assert task.targets_are_answers or not task.baselines
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_what_a_task_says_of_itself_holds_together(task):
+    assert task.lower_is_better <= set(task.metric_names) and task.loss.words
+    named = ("a", "b")
+    assert bool(task.outputs(named)) != task.is_language_model
+    assert not task.has_classes or task.outputs(named) == named
+    assert all(words.severity in SEVERITIES for words in task.notices().values())
+    assert task.auto_class in PEFT_TASKS
+    assert task.loss_metrics(0.5).keys() <= set(task.metric_names)
+    compile("\n".join(task.usage("truncation=True")), "card", "exec")
 
 
 def test_tasks_are_there_without_torch():

@@ -202,7 +202,7 @@ class _Search:
 
         pairs = list(zip(rows.tolist(), others.tolist(), strict=True))
         differ = [texts[row].answered != texts[other].answered for row, other in pairs]
-        has_classes = TASKS[self.prepared.task].has_classes
+        answers = TASKS[self.prepared.task].is_language_model  # in words, not by a label
 
         def similarity(row: int, other: int, *, answers_differ: bool) -> float:
             # by themselves, and as they stand: what many rows have may differ, too
@@ -211,7 +211,7 @@ class _Search:
                 texts[row].asked,
                 texts[other].asked,
                 max(len(own[row]), len(own[other])),
-                is_told_apart=answers_differ and not has_classes,
+                is_told_apart=answers_differ and answers,
             )
             return 0.0 if is_other else found
 

@@ -14,7 +14,7 @@ DISAGREE = 0.2  # of the rows, on which two models of like quality answer differ
 
 def power(prepared: Prepared) -> Iterator[Finding]:
     rows, owner = len(prepared.splits["validation"]), TASKS[prepared.task]
-    if not owner.has_classes and not owner.is_conversation:
+    if not owner.targets_are_answers:
         return  # rows are blocks of documents, which are not cut yet
     if not owner.has_classes:
         yield Finding(

@@ -5,16 +5,24 @@ Shapes: `B` rows, `T` tokens of the longest row, `V` vocabulary, `N` rows of a s
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trainables.data.records import IGNORED
 from trainables.tasks.causal_lm.format import Documents
+from trainables.tasks.declared import ByClass, LabelSummary, Loss, Prior, Words
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
+
+    from trainables.data.arrow import Split
+    from trainables.data.manifest import SplitSummary
+    from trainables.data.splits import Splits
+    from trainables.data.store import RowStore
 
 CHUNK_LOGITS = 1 << 25  # 128 MiB in float32
 
@@ -23,10 +31,24 @@ class CausalLM:
     name = "causal_lm"
     format = Documents()
     auto_class = "AutoModelForCausalLM"
+    problem_type: str | None = None
+    loss = Loss(words="means in nats per target token", is_likelihood=True)
+    is_language_model = True
     has_classes = False
     is_conversation = False
     targets_are_answers = False
     baselines: tuple[str, ...] = ()
+    metric_names: tuple[str, ...] = ("perplexity",)
+    lower_is_better: frozenset[str] = frozenset({"perplexity"})
+
+    def labels(self, store: RowStore, splits: Splits, drawn: Set[str]) -> tuple[str, ...]:
+        return ()
+
+    def notices(self) -> Mapping[str, Words]:
+        return {}
+
+    def outputs(self, labels: Sequence[str]) -> tuple[str, ...]:
+        return ()
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         return collate_tokens(rows, pad_token_id)
@@ -41,20 +63,44 @@ class CausalLM:
     ) -> tuple[Tensor, Tensor]:
         return token_losses(logits, labels, output, weights, smoothing)
 
-    def predictions(self, logits: Tensor, labels: Tensor) -> None:
+    def outcomes(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> None:
         return None
+
+    def count_targets(self, labels: np.ndarray | Sequence[np.ndarray]) -> int:
+        return int(sum(np.count_nonzero(row[1:] != IGNORED) for row in labels))
 
     def target_count(self, rows: list[dict[str, Any]]) -> float:
         return count_target_tokens(rows)
 
-    def metrics(
-        self,
-        nll: np.ndarray,
-        targets: np.ndarray,
-        predictions: np.ndarray | None,
-        labels: np.ndarray | None,
-    ) -> dict[str, float]:
-        return token_metrics(nll, targets)
+    def loss_metrics(self, loss: float) -> dict[str, float]:
+        """Perplexity: exp of the loss; infinite where that overflows."""
+        try:
+            return {"perplexity": math.exp(loss)}
+        except OverflowError:
+            return {"perplexity": math.inf}
+
+    def metrics(self, outcomes: np.ndarray) -> dict[str, float]:
+        return {}
+
+    def majority_share(self, outcomes: np.ndarray) -> float | None:
+        return None
+
+    def summarise(self, split: Split, labels: Sequence[str]) -> LabelSummary:
+        return LabelSummary()
+
+    def prior(self, train: SplitSummary, split: SplitSummary) -> Prior | None:
+        return None
+
+    def prior_outcomes(
+        self, outcomes: np.ndarray, train: SplitSummary, labels: Sequence[str]
+    ) -> np.ndarray | None:
+        return None
+
+    def by_class(self, outcomes: np.ndarray, labels: Sequence[str]) -> ByClass | None:
+        return None
+
+    def usage(self, cut: str) -> list[str]:
+        return []
 
 
 def pad(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
@@ -174,13 +220,3 @@ def _count_targets(labels_T: np.ndarray, weights_T: np.ndarray | None) -> float:
     if weights_T is None:
         return int(np.count_nonzero(is_target))
     return float(np.asarray(weights_T)[1:].sum(dtype=np.float64, where=is_target))
-
-
-def token_metrics(nll: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Perplexity: exp of the (weighted) mean negative log-likelihood of a target token; infinite
-    where that overflows.
-    """
-    count = float(targets.sum(dtype=np.float64))
-    with np.errstate(over="ignore"):
-        perplexity = float(np.exp(nll.sum(dtype=np.float64) / count)) if count else float("nan")
-    return {"perplexity": perplexity}

@@ -4,24 +4,13 @@ not learnt, and what is likely not meant as it stands there.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
-from trainables.data.findings import Severity
+from trainables.tasks.declared import Words
 from trainables.tasks.instruction.layout import Row, Template
 from trainables.tasks.instruction.marks import Message
 
 Notice = tuple[str, str]
 """Of a message: its kind, and the text that it is about where that says more than the row."""
-
-
-class Words(NamedTuple):
-    """What is said of all rows of a split."""
-
-    severity: Severity
-    message: str
-    """{messages}: how many it is about, of {rows} rows."""
-    setting: str = ""
-    """What changes it, as it stands in the sweep file."""
 
 
 WEIGHTLESS, EARLIER, THOUGHTLESS = "answers_of_weight_0", "earlier_answers", "thoughtless_answers"
