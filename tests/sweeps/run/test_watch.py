@@ -65,6 +65,7 @@ tracking: {{wandb: "off"}}
     (folder / "data" / "manifest.json").write_text(
         json.dumps(
             {
+                "task": "causal_lm",
                 "splits": {"train": {"rows": 100}, "validation": {"rows": 10}},
                 "sources": {"train": {"source": "a.txt"}},
                 "notes": [],
