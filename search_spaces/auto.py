@@ -10,6 +10,8 @@ from search_spaces.errors import SpaceError, did_you_mean
 SPREAD = 5.0  # a rate is searched from the rule's divided by this to the rule's times this
 LORA_OVER_FULL = 10.0
 RANKS = (16, 8, 32, 64)  # the first is the first guess
+SHARED_OPTIMIZERS = ("adamw", "lion")  # of trials that share a base, as those of LoRA do
+LION_OVER_ADAMW = 0.2  # Chen et al. 2023, section 5: 3 to 10 times lower
 WIDE = 2048  # hidden size from which full fine-tuning is left out (models of about 1B and more)
 STEPS = 20  # that an epoch has at least
 MOST_EPOCHS = 20
@@ -76,13 +78,26 @@ def auto_space(setting: Setting, fixed: Mapping[str, object]) -> dict[str, objec
     if "method" in fixed:
         tree = {**branches[_known(str(fixed["method"]), branches)], **tree}
     else:
-        usual = [name for name in ("lora", "full") if name == "lora" or setting.width < WIDE]
+        usual = [name for name in ("lora", "full") if _is_usual(name, setting, fixed)]
         tree = {"method": {name: branches[name] for name in usual}} | tree
     return {name: value for name, value in tree.items() if name not in fixed}
 
 
-def rules(setting: Setting) -> Iterator[str]:
-    """Why the ranges are what they are, in words."""
+def _is_usual(method: str, setting: Setting, fixed: Mapping[str, object]) -> bool:
+    """Whether it is searched unless another method is fixed: full fine-tuning of large models takes
+    much memory, and some optimizers are for it alone.
+    """
+    of_one = fixed.get("optimizer", "adamw") not in SHARED_OPTIMIZERS
+    return not of_one if method == "lora" else setting.width < WIDE or of_one
+
+
+def _of_optimizer(fixed: Mapping[str, object]) -> float:
+    """Its rate over AdamW's."""
+    return LION_OVER_ADAMW if fixed.get("optimizer") == "lion" else 1.0
+
+
+def rules(setting: Setting, fixed: Mapping[str, object]) -> Iterator[str]:
+    """Why the ranges are what they are, in words. fixed: as `auto_space` takes it."""
     full = setting.full_rate
     source = (
         "BERT's 3e-5 at width 768 (Devlin et al. 2019), by 1 / width (Yang et al. 2022)"
@@ -94,6 +109,8 @@ def rules(setting: Setting) -> Iterator[str]:
         f"learning_rate of lora about {LORA_OVER_FULL * full:.2g}: ten times that, at alpha"
         f" {ALPHA} whatever the rank (Schulman et al. 2025)"
     )
+    if (factor := _of_optimizer(fixed)) != 1:
+        yield f"both times {factor:g} for {fixed['optimizer']} (Chen et al. 2023)"
     if setting.rows is not None:
         low, high = setting.epochs
         yield (
@@ -102,11 +119,14 @@ def rules(setting: Setting) -> Iterator[str]:
         )
 
 
-def _methods(setting: Setting, fixed: Collection[str]) -> Iterator[tuple[str, dict[str, object]]]:
+def _methods(
+    setting: Setting, fixed: Mapping[str, object]
+) -> Iterator[tuple[str, dict[str, object]]]:
     """Each method that there is a rule for, with its parameters."""
+    full = setting.full_rate * _of_optimizer(fixed)
     ranks = [rank for rank in RANKS if rank <= setting.width // 2] or [1]
     lora: dict[str, object] = {
-        "learning_rate": _rates(LORA_OVER_FULL * setting.full_rate),
+        "learning_rate": _rates(LORA_OVER_FULL * full),
         "rank": _choice(ranks),
         "alpha": ALPHA,
         "dropout": {"uniform": [0.0, 0.1]},  # Dettmers et al. 2023, QLoRA, appendix A
@@ -116,12 +136,17 @@ def _methods(setting: Setting, fixed: Collection[str]) -> Iterator[tuple[str, di
     layers = sorted({max(1, setting.layers // 4), max(1, setting.layers // 2)})
     found: dict[str, dict[str, object]] = {
         "lora": lora,
-        "full": {"learning_rate": _rates(setting.full_rate)},
-        "partial": {"learning_rate": _rates(2 * setting.full_rate), "layers": _choice(layers)},
+        "full": {"learning_rate": _rates(full)},
+        "partial": {"learning_rate": _rates(2 * full), "layers": _choice(layers)},
         "qlora": lora | {"bits": 4},  # Dettmers et al. 2023
     }
+    left_out = set(fixed)
+    if {"train", "patterns"} & left_out:  # which say, in the place of layers, what is trained
+        left_out.add("layers")
+    if fixed.get("init_lora_weights", True) is not True or fixed.get("freeze_a"):
+        left_out.add("dropout")  # which does not go with a start from the base's weights
     for name, parameters in found.items():
-        yield name, {key: value for key, value in parameters.items() if key not in fixed}
+        yield name, {key: value for key, value in parameters.items() if key not in left_out}
 
 
 def _known(method: str, branches: Collection[str]) -> str:

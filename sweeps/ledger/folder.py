@@ -68,6 +68,7 @@ from trainables.tasks import TASKS
 
 DATA_MANIFEST = f"data/{MANIFEST}"
 UNTUNED = "baseline.json"
+FORMER_OUTCOMES = "predictions.npy"  # of classification, the same by another name
 WINNER = "winner"  # folder of what is handed over
 
 
@@ -288,9 +289,11 @@ class Ledger:
         """Outcomes of each row [N, M] of an evaluation or a baseline, as the task has them; None
         where there are none.
         """
-        return self.array(
-            f"{folder}.{OUTCOMES}" if folder.startswith("baselines/") else f"{folder}/{OUTCOMES}"
-        )
+        between = "." if folder.startswith("baselines/") else "/"
+        for name in (OUTCOMES, FORMER_OUTCOMES):
+            if (found := self.array(f"{folder}{between}{name}")) is not None:
+                return found
+        return None
 
     def groups(self, split: str) -> np.ndarray | None:
         """Which rows of a split belong together [N]; None where each stands for itself."""

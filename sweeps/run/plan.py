@@ -125,7 +125,10 @@ def make_plan(
 def auto_words(config: SweepConfig, manifest: Manifest) -> Iterator[str]:
     """Why the ranges of `search.space: auto` are what they are."""
     if config.search.space == AUTO:
-        yield from (f"auto: {rule}" for rule in rules(config.setting(manifest.train.rows)))
+        yield from (
+            f"auto: {rule}"
+            for rule in rules(config.setting(manifest.train.rows), config.train.fixed())
+        )
 
 
 def _split_plan(split: SplitSummary) -> SplitPlan:

@@ -47,6 +47,10 @@ def prepare_data(
     quiet()
     check_sources(config.data)
     check_files(config.model)
+    if config.search.prior:
+        from sweeps.search.prior import check_prior
+
+        check_prior(config)
     if config.search.space == AUTO:  # which could not be checked without the model
         check_hyperparameters(config)
     context = context_length(load_model_config(config.model))

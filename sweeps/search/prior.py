@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 
 PRIOR = "prior.json"
+READ_BY = ("text", "text_pair", "label", "labels", "tokens", "tags", "columns", "train_on")
+"""Settings of `data` that say what is learnt of a row."""
 UNLIKE = 0.5  # what a trial counts for where the model differs; and again where the data do
 TRIED_FIRST = 3  # configurations of the likest sweep, but no more than a quarter of the trials
 
@@ -77,6 +79,12 @@ def saved_prior(ledger: Ledger) -> Prior:
     return from_json(Prior, ledger.store.read_json(PRIOR), ledger.store.path(PRIOR))
 
 
+def check_prior(config: SweepConfig) -> None:
+    """Raise InputError where an earlier sweep cannot be opened, or is of another task."""
+    for number, folder in enumerate(config.search.prior):
+        _open(folder, config, f"search.prior[{number}]")
+
+
 def read_prior(config: SweepConfig, manifest: Manifest, base: Mapping[str, str]) -> Prior:
     """What the sweeps of `search.prior` have found. base: what `fingerprint` gave of the model.
     Raises InputError where one cannot be read, or is of another task.
@@ -91,6 +99,17 @@ def read_prior(config: SweepConfig, manifest: Manifest, base: Mapping[str, str])
 def _read(
     folder: str, config: SweepConfig, manifest: Manifest, base: Mapping[str, str], where: str
 ) -> EarlierSweep:
+    ledger, former = _open(folder, config, where)
+    has_base = ledger.store.exists("base.json")
+    return EarlierSweep(
+        folder=folder,
+        same_model=bool(base) and has_base and ledger.store.read_json("base.json") == base,
+        same_data=ledger.has_data() and _rows_of(ledger.manifest()) == _rows_of(manifest),
+        trials=tuple(sorted(_trials(ledger.load(), former), key=_by_loss)),
+    )
+
+
+def _open(folder: str, config: SweepConfig, where: str) -> tuple[Ledger, SweepConfig]:
     try:
         ledger, former = open_sweep(folder)
     except InputError as error:
@@ -100,18 +119,15 @@ def _read(
             f"{where}: {folder}: a sweep of task {former.task}; this one is of {config.task}, and"
             " what is good for one says little of the other"
         )
-    has_base = ledger.store.exists("base.json")
-    return EarlierSweep(
-        folder=folder,
-        same_model=bool(base) and has_base and ledger.store.read_json("base.json") == base,
-        same_data=ledger.has_data() and _sources(ledger.manifest()) == _sources(manifest),
-        trials=tuple(sorted(_trials(ledger.load(), former), key=_by_loss)),
-    )
+    return ledger, former
 
 
-def _sources(manifest: Manifest) -> dict[str, str]:
-    """What tells the rows of training and of choosing from others."""
-    return {name: of.sha256 for name, of in manifest.sources.items() if not name.startswith("test")}
+def _rows_of(manifest: Manifest) -> dict[str, object]:
+    """What tells the rows of training and of choosing, and what is learnt of them, from others."""
+    sources = {
+        name: of.sha256 for name, of in manifest.sources.items() if not name.startswith("test")
+    }
+    return {**sources, **{name: getattr(manifest.data, name) for name in READ_BY}}
 
 
 def _trials(ledger: Ledger, config: SweepConfig) -> Iterator[EarlierTrial]:
@@ -141,6 +157,8 @@ class KnownSweep:
     good: tuple[Point, ...]
     """The best first: as many as TPE would take for good."""
     bad: tuple[Point, ...]
+    promising: tuple[Point, ...]
+    """Those that may win, the best first."""
 
     def __len__(self) -> int:
         return len(self.good) + len(self.bad)
@@ -181,30 +199,36 @@ class Known:
             yield f"Known: {each.words}"
         if first := len(self.first(trials)):
             yield f"  the best {first} of the likest sweep are tried first"
-        elif self.sweeps:
+        elif self.sweeps and not any(map(len, self.sweeps)):
             yield "  none of their trials lies in this space, so nothing is known"
 
     def first(self, trials: int) -> list[Point]:
         """What a search of so many trials tries first."""
         found: list[Point] = []
-        for known in self.sweeps[:1]:
-            for point in (*known.good, *known.bad):
-                if point not in found:
-                    found.append(point)
+        for known in [each for each in self.sweeps if each.promising][:1]:
+            found += [p for i, p in enumerate(known.promising) if p not in known.promising[:i]]
         return found[: min(TRIED_FIRST, max(1, trials // 4))]
 
 
 def _known(sweep: EarlierSweep, config: SweepConfig) -> KnownSweep:
     points: list[Point] = []
+    promising = 0
     for trial in sweep.trials:
         try:
             point, params = located(config.space(), trial.hyperparameters)
-            if config.hyperparameters(params).method == trial.hyperparameters.get("method"):
-                points.append(point)
+            if config.hyperparameters(params).method != trial.hyperparameters.get("method"):
+                continue
         except (SpaceError, InputError):
             continue
-    good = default_gamma(len(points))
-    return KnownSweep(sweep=sweep, good=tuple(points[:good]), bad=tuple(points[good:]))
+        points.append(point)
+        promising += trial.loss is not None
+    good = min(promising, default_gamma(len(points)))
+    return KnownSweep(
+        sweep=sweep,
+        good=tuple(points[:good]),
+        bad=tuple(points[good:]),
+        promising=tuple(points[:promising]),
+    )
 
 
 class InformedTPESampler(TPESampler):

@@ -26,6 +26,7 @@ from trainables.errors import InputError
 from trainables.runtime.protocol import Parameters
 from trainables.runtime.tune_dicts import TrialConfig, TrialResult
 
+EARLIER = "earlier"  # what the study notes of a configuration that an earlier sweep has found
 MAX_REDRAWS = 20  # suggestions in a row that are known or invalid before one is drawn blindly
 
 # of which none is new and valid before the space is gone through, or counts as exhausted
@@ -99,7 +100,7 @@ class StudySearcher(Searcher):
             encoded = {name: plain(value) for name, value in self._space.encode(initial).items()}
             self._study.enqueue_trial(encoded, skip_if_exists=True)
         for point in self._first:
-            self._study.enqueue_trial(dict(point), skip_if_exists=True)
+            self._study.enqueue_trial(dict(point), {EARLIER: True}, skip_if_exists=True)
 
     def _close_unwritten(self) -> None:
         """Trials of the study that a kill kept from being written down."""
@@ -285,7 +286,8 @@ class StudySearcher(Searcher):
         self._known[hyperparameters] = trial
         self._numbers[trial] = asked.number
         frozen = self._study.get_trials(deepcopy=False)[asked.number]
-        first = not self._ledger.curves() and "fixed_params" in frozen.system_attrs
+        is_own = "fixed_params" in frozen.system_attrs and EARLIER not in frozen.user_attrs
+        first = is_own and not self._ledger.curves()
         self._ledger.begin(trial, params, default=first)
         return trial
 

@@ -80,6 +80,41 @@ def test_large_models_are_not_fine_tuned_whole_unless_one_says_so():
     assert "rank" not in auto_space(large, {"method": "full"})
 
 
+@pytest.mark.parametrize(
+    "fixed, methods",
+    [
+        ({"optimizer": "muon"}, ["full"]),
+        ({"optimizer": "lion"}, ["lora", "full"]),
+        ({"method": "partial", "train": "bias"}, None),
+        ({"method": "partial", "patterns": ["*bias*"]}, None),
+        ({"method": "lora", "init_lora_weights": "pissa"}, None),
+        ({"method": "lora", "freeze_a": True}, None),
+    ],
+)
+def test_what_is_fixed_leaves_only_what_goes_with_it(fixed, methods):
+    generator = random.Random(0)
+    for width in (768, 4096):
+        setting = Setting(classifies=True, width=width, layers=12, rows=8500)
+        tree = auto_space(setting, fixed)
+        if methods and width < 2048:
+            assert list(tree["method"]) == methods
+        space = load_space(tree)
+        for _ in range(20):
+            parse(fixed | space.sample(lambda key, domain: domain.draw(generator)))
+        parse(fixed | space.middle())
+
+
+def test_lions_rates_are_lower():
+    adamw, lion = (auto_space(BERT_BASE, {"optimizer": name}) for name in ("adamw", "lion"))
+    for method in ("lora", "full"):
+        low, high = adamw["method"][method]["learning_rate"]["log_uniform"]
+        found = lion["method"][method]["learning_rate"]["log_uniform"]
+        assert found == pytest.approx([low / 5, high / 5], rel=0.05)
+    assert any(
+        "both times 0.2 for lion" in rule for rule in rules(BERT_BASE, {"optimizer": "lion"})
+    )
+
+
 def test_a_method_without_a_rule():
     with pytest.raises(SpaceError) as raised:
         auto_space(BERT_BASE, {"method": "qlorra"})
@@ -100,4 +135,4 @@ def test_every_configuration_can_be_trained(classifies, width, layers, rows, met
     for _ in range(20):
         parse(fixed | space.sample(lambda key, domain: domain.draw(generator)))
     parse(fixed | space.middle())
-    assert len(list(rules(setting))) == (2 if rows is None else 3)
+    assert len(list(rules(setting, fixed))) == (2 if rows is None else 3)

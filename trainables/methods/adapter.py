@@ -213,8 +213,9 @@ def load_adapter(model: "PreTrainedModel", folder: str | Path) -> "PreTrainedMod
     weights = {name.removeprefix("base_model.model."): tensor for name, tensor in saved.items()}
     for name in described["layers"]:
         up = weights[f"{name}.adapter.up.weight"]  # [D, bottleneck]
-        given = described["inputs"].get(name)
-        _put(model, name, given, up, ACTIVATIONS[described["activation"]](), described["scale"])
+        given = described.get("inputs", {}).get(name)
+        activation, scale = ACTIVATIONS[described["activation"]](), described.get("scale", 1.0)
+        _put(model, name, given, up, activation, scale)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     lost = [name for name in missing if ".adapter." in name]
     assert not unexpected and not lost, (

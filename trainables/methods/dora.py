@@ -58,7 +58,8 @@ class Magnitudes:
                 self._module, self._a.weight[self.lanes], self._b.weight[self.lanes], self._scales
             )
             self._norms = torch.ones_like(self._vector.weight)
-            self._norms[self.lanes] = found
+            # a row of zeros has no direction, and adds nothing whatever its magnitude
+            self._norms[self.lanes] = torch.where(found > 0, found, 1)
             self._of_version = version
         return self._norms
 

@@ -111,7 +111,7 @@ class Vera:
                 isinstance(base.model.get_submodule(name), Conv1D) for name in targets
             ),  # GPT-2's layers
             modules_to_save=list(base.head) or None,
-            task_type=TaskType.SEQ_CLS if base.head else TaskType.CAUSAL_LM,
+            task_type=TaskType(base.peft_task),
             inference_mode=True,
         ).save_pretrained(str(folder))
 

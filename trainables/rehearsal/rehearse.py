@@ -228,11 +228,18 @@ def _cut(split: Split, chosen: np.ndarray) -> list[dict[str, Any]]:
     """
     return [
         {
-            name: value[-TOKENS:] if isinstance(value, np.ndarray) else value
+            name: value[-TOKENS:] if _is_of_tokens(name, value) else value
             for name, value in row.items()
         }
         for row in split.rows(chosen)
     ]
+
+
+def _is_of_tokens(name: str, value: object) -> bool:
+    """Labels may also be real numbers, one for each class."""
+    if not isinstance(value, np.ndarray):
+        return False
+    return name != "labels" or np.issubdtype(value.dtype, np.integer)
 
 
 def _passes(model: Any, folder: Path, task: str, spec: BaseSpec) -> None:

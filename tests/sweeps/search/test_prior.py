@@ -1,6 +1,7 @@
 """What a search knows of earlier sweeps: their trials, each sweep's by its own order, and the less the less alike."""
 
 import math
+from dataclasses import replace
 from statistics import median
 
 import optuna
@@ -14,6 +15,7 @@ from sweeps.search.prior import Known, read_prior, saved_prior
 from sweeps.search.searcher import StudySearcher
 from sweeps.search.study import make_sampler
 from tests.sweeps.search.test_study import CONTINUOUS, Sweep
+from trainables.data.config import DataConfig
 from trainables.data.manifest import Manifest, SourceSummary, manifest_json
 from trainables.errors import InputError
 
@@ -102,6 +104,34 @@ def test_trials_that_say_nothing_and_finalists_do_not_count(tmp_path):
     sweep.ledger.finish("t0099", "complete", None)
     (found,) = read_prior(config_of(tmp_path / "b", str(folder)), DATA, MODEL).sweeps
     assert [trial.loss for trial in found.trials] == [1.0, None]
+
+
+def test_trials_of_which_nothing_may_win_are_not_good(tmp_path):
+    folder = tmp_path / "a"
+    earlier(folder, [1e-3])
+    sweep = Sweep(folder, CONTINUOUS, trials=9)
+    for _ in range(3):
+        diverged = sweep.ask()
+        sweep.evaluate(diverged, math.nan)
+        sweep.end(diverged, ended="diverged", reason="its loss is not finite")
+    found = known(config_of(tmp_path / "b", str(folder), trials=40))
+    assert found.first(40) == [{"learning_rate": 1e-3}] == list(found.sweeps[0].good)
+    assert len(found.sweeps[0]) == 4
+
+
+def test_the_likest_that_has_trials_here_is_tried_first(tmp_path):
+    like = earlier(tmp_path / "like", [1e-3], CONTINUOUS | {"method": "full"})
+    unlike = earlier(tmp_path / "unlike", [3e-5, 3e-4], base={})
+    found = known(config_of(tmp_path / "now", like, unlike))
+    assert [point["learning_rate"] for point in found.first(20)] == [3e-4, 3e-5]
+    assert list(found.words(20))[-1] == "  the best 2 of the likest sweep are tried first"
+
+
+def test_rows_of_which_something_else_is_learnt_are_other_data(tmp_path):
+    folder = earlier(tmp_path / "a", [1e-3])
+    other = replace(DATA, data=DataConfig(label="stars"))
+    found = known(config_of(tmp_path / "b", folder), data=other)
+    assert not found.sweeps[0].sweep.same_data
 
 
 @pytest.mark.parametrize(

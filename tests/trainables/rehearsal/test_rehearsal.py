@@ -12,7 +12,7 @@ from trainables.data.records import Encoded
 from trainables.errors import InputError
 from trainables.models.config import ModelConfig
 from trainables.rehearsal import miniature
-from trainables.rehearsal.rehearse import rehearse
+from trainables.rehearsal.rehearse import TOKENS, _cut, rehearse
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
@@ -169,3 +169,18 @@ def test_rehearsing_leaves_no_trace(rehearsed):
     threads, state = torch.get_num_threads(), torch.random.get_rng_state()
     rehearsed(transformers.LlamaConfig(**LLAMA), "causal_lm", {"method": "lora"})
     assert torch.get_num_threads() == threads and torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_labels_of_a_row_are_not_cut_with_its_tokens():
+    """Of several labels for each row, one number each, there may be more than tokens that are kept."""
+    labels = np.zeros(200, dtype=np.float32)
+    tokens = np.arange(200, dtype=np.int32)
+
+    class Rows:
+        def rows(self, chosen):
+            of_tokens = {"input_ids": tokens, "labels": tokens, "weights": labels}
+            return [{"input_ids": tokens, "labels": labels}, of_tokens]
+
+    of_classes, of_tokens = _cut(Rows(), np.array([0, 1]))
+    assert len(of_classes["input_ids"]) == TOKENS and len(of_classes["labels"]) == 200
+    assert {len(value) for value in of_tokens.values()} == {TOKENS}
