@@ -52,11 +52,16 @@ def submit_sweep(
         chat_template=_shipped_template(config.data.chat_template, files),
     )
     general = _shipped("selection.general_text", config.selection.general_text, files)
+    config = with_own_space(config)
     config = replace(
-        with_own_space(config),
+        config,
         data=data,
         selection=replace(config.selection, general_text=general),
-        storage=_storage(config, address),
+        storage=_reached("storage", config.storage, address),
+        search=replace(
+            config.search,
+            prior=[_reached("search.prior", each, address) for each in config.search.prior],
+        ),
         cluster=replace(config.cluster, address=None),
     )
     with TemporaryDirectory(prefix="finetune-sweeps-submit-") as scratch:
@@ -139,14 +144,14 @@ def _shipped(key: str, source: Source, files: dict[str, Path]) -> Source | str:
     return name
 
 
-def _storage(config: SweepConfig, address: str) -> str:
-    """Where the job writes: its own folder is Ray's, and goes when Ray likes."""
-    if "://" in config.storage or Path(config.storage).expanduser().is_absolute():
-        return config.storage
+def _reached(key: str, folder: str, address: str) -> str:
+    """Where the job writes or reads: its own folder is Ray's, and goes when Ray likes."""
+    if "://" in folder or Path(folder).expanduser().is_absolute():
+        return folder
     _, host, _ = parse_address(address)
     if is_loopback(host):
-        return str(Path(config.storage).absolute())
+        return str(Path(folder).absolute())
     raise InputError(
-        "storage: must be a URL (s3://…, gs://…) or an absolute path that every node of the"
-        f" cluster reads, got {config.storage!r}"
+        f"{key}: must be a URL (s3://…, gs://…) or an absolute path that every node of the"
+        f" cluster reads, got {folder!r}"
     )

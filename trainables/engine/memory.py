@@ -27,12 +27,13 @@ GPUS = {"T4": 16, "L4/A10G": 24, "A100": 40, "A100/H100": 80, "H200": 141}  # GB
 # of a device: the CUDA context, workspaces of kernels, and what the allocator cannot join
 RESERVE = 0.1
 MOMENTS = 2  # that the matrix of a trial group has of each trained parameter
-STATE = {"adamw": 2, "lion": 1, "muon": 1}
-"""Numbers that the optimizer of a trial with a base of its own keeps of each, in their type."""
-STATE_8BIT = 2  # bytes of those that keep two of 8 bits
 FLOAT32 = (
     4  # bytes; the matrix of a trial group and the loss are in float32 whatever the base is in
 )
+STATE = {"adamw": 2, "muon": 1}
+"""Numbers that the optimizer of a trial with a base of its own keeps of each, in their type."""
+STATE_BYTES = {"lion": FLOAT32, "adamw_8bit": 2, "paged_adamw_8bit": 2}
+"""Those that keep them in another, in bytes."""
 # of a logit: its log-probability and, at the peak of the backward pass, two gradients
 LOSS_BYTES = 3 * FLOAT32
 # gradients inside a layer's backward pass, as a share of what that layer kept (0.3 to 1 measured)
@@ -143,7 +144,7 @@ def _training(
     averages = int(hp.ema_decay > 0)
     if hp.method in REPLACING:
         REPLACING[hp.method].attach(base, hp.options)
-        kept = STATE[hp.optimizer] * dtype_bytes if hp.optimizer in STATE else STATE_8BIT
+        kept = STATE_BYTES.get(hp.optimizer) or STATE[hp.optimizer] * dtype_bytes
         per_parameter = (1 + averages) * dtype_bytes + kept
         return _of_the_base(base.model, linear, per_parameter)
     additions = ADDITIVE[hp.method].plan(base, hp.options)

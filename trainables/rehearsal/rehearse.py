@@ -156,8 +156,9 @@ def _words(hp: Hyperparameters) -> str:
     words = hp.method
     if (targets := getattr(options, "targets", None)) is not None:
         words += f" on {targets if isinstance(targets, str) else ', '.join(targets)}"
-    if patterns := getattr(options, "patterns", ()):
-        words += f" ({', '.join(patterns)})"
+    for name in ("patterns", "rank_pattern", "alpha_pattern"):
+        if patterns := getattr(options, name, ()):
+            words += f" ({', '.join(patterns)})"
     if (kind := getattr(options, "train", None)) is not None:
         words += f" ({kind})"
     if options.form:

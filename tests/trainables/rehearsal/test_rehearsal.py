@@ -78,7 +78,7 @@ def test_each_form_of_a_method_is_rehearsed(rehearsed):
     assert [each.what for each in found.found] == [
         "lora on all-linear (DoRA)",
         "lora on all-linear (pissa_niter_4)",
-        "lora on all-linear (A frozen)",
+        "lora on all-linear (layers.11.*=4) (A frozen)",
         "adapter (houlsby)",
         "adapter (parallel)",
         "vera on all-linear",
