@@ -186,7 +186,7 @@ def _small(prepared: Prepared) -> Iterator[Finding]:
     counts = labels.counts
     small = {label: counts.get(label, 0) for label in train if 0 < counts.get(label, 0) < FEW}
     if small:
-        named = ", ".join(f"{label!r} {count}" for label, count in list(small.items())[:5])
+        named = ", ".join(f"{label!r} ({count})" for label, count in list(small.items())[:5])
         more = f" and {len(small) - 5} more" if len(small) > 5 else ""
         yield Finding(
             kind="small_classes",

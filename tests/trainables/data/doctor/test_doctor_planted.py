@@ -131,7 +131,7 @@ def labelled(tokenizer, tmp_path_factory):
         ("labels_alike", None, "' negative' (1 rows)", "train.csv row 82: ' negative'", ""),
         ("labels_alike", None, "'ｎeutral' (1 rows)", "train.csv row 83: 'ｎeutral'", ""),
         ("label_typo", 1, "label 'positve' of 1 row(s) is likely 'positive'", "train.csv row 84: 'positve'", ""),
-        ("small_classes", 4, "'complaint' 4", "validation.csv row 1: 'complaint'", "data.validation: a larger share"),
+        ("small_classes", 4, "'complaint' (4)", "validation.csv row 1: 'complaint'", "data.validation: a larger share"),
         ("gives_label_away", None, "column 'grade' alone", "train.csv row 1: ", ""),
         ("constant_column", None, "column 'batch' is the same", "train.csv row 1: '2026-11'", ""),
         ("constant_column", None, "column 'comment' is empty", "train.csv row 1: ''", ""),
