@@ -35,7 +35,7 @@ from trainables.tasks import TASKS, Task
 from trainables.tasks.declared import ByClass
 
 RESAMPLES = 500  # enough for a standard error
-CELLS = 1 << 22  # resamples times rows, at most, but for 100 resamples
+CELLS = 1 << 23  # resamples times outcomes, at most, but for 100 resamples
 MOST_CLASSES = 100  # whose confusion matrix is kept
 HARDLY = 1 / 3  # of the rows of a class: answered less often than that, it is hardly ever answered
 LEVEL = 0.95
@@ -310,10 +310,11 @@ def resampled_metrics(
     drawn by Poisson counts (Hanley & MacGibbon 2006).
     """
     random = np.random.Generator(np.random.PCG64(seed))
-    rows = len(next(iter(answers.values())))
+    first = next(iter(answers.values()))
+    rows = len(first)
     units = rows if groups is None else int(groups.max()) + 1
     found: dict[str, dict[str, list[float]]] = {name: {} for name in answers}
-    for _ in range(max(100, min(RESAMPLES, CELLS // rows))):
+    for _ in range(max(100, min(RESAMPLES, CELLS // max(1, first.size)))):
         drawn = random.poisson(1.0, units)
         chosen = np.repeat(np.arange(rows), drawn if groups is None else drawn[groups])
         if not len(chosen):

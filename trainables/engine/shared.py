@@ -507,9 +507,10 @@ class SharedBaseEngine:
     def restore(
         self, trial: str, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]
     ) -> None:
-        averaged = self._lanes[self.lane(trial)].averaged
-        kept = dict(self._own(self._moments[AVERAGE], trial)) if averaged else self.weights(trial)
-        for own, saved in ((kept, weights), (self.moments(trial), moments)):
+        kept = [self.weights(trial)]
+        if self._lanes[self.lane(trial)].averaged:  # the weights themselves are among the moments
+            kept.append(dict(self._own(self._moments[AVERAGE], trial)))
+        for own, saved in (*((each, weights) for each in kept), (self.moments(trial), moments)):
             assert own.keys() == saved.keys(), (
                 f"the checkpoint does not fit: {sorted(own.keys() ^ saved.keys())[:3]}"
             )
