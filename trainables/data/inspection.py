@@ -24,6 +24,7 @@ MANY_DROPPED = 0.01
 MANY_CUT = 0.5  # of the conversations
 FAR, NEAR = 10.0, 0.05  # labels beyond the one, or that differ by less than the other
 SHOWN = 20  # labels
+JOINING = (";", "|", ",", "/")  # what names of several classes may stand joined by
 LOOKED_AT = 1000  # rows that were cut, of which the longest are named
 
 
@@ -41,6 +42,7 @@ class Tokenised:
         for name, split in self.manifest.splits.items():
             yield from _of_split(name, split, self)
         yield from _far_labels(self.manifest.train)
+        yield from _joined_names(self.manifest)
 
     def same_names(self, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
         """Classes whose names a prompt could not tell apart."""
@@ -102,6 +104,29 @@ class Tokenised:
             f"{record.place}: {record.label!r}"
             for record in self.store.records(np.array(sorted(first), dtype=np.int64))
         )
+
+
+def _joined_names(manifest: Manifest) -> Iterator[Finding]:
+    """Of classes of which a row may have several: whether a name is several, joined otherwise."""
+    if TASKS[manifest.task].problem_type != "multi_label_classification":
+        return
+    counts = manifest.train.label_counts or {}
+    for sign in JOINING:
+        joined = [name for name in counts if counts.keys() & _parts(name, sign)]
+        if joined:
+            yield Finding(
+                kind="joined_names",
+                severity="warning",
+                split="train",
+                rows=sum(counts[name] for name in joined),
+                setting=f"data.separator: {sign!r}",
+                message=f"train: {', '.join(map(repr, joined[:3]))} hold names of other classes,"
+                f" joined by {sign!r}, and are learnt as classes of their own",
+            )
+
+
+def _parts(name: str, sign: str) -> set[str]:
+    return {part.strip() for part in name.split(sign)} - {name}
 
 
 def _far_labels(train: SplitSummary) -> Iterator[Finding]:
@@ -180,8 +205,8 @@ def _of_template(name: str, split: SplitSummary, notices: Mapping[str, Words]) -
             split=name,
             rows=split.endless_answers,
             setting="data.chat_template: one that ends an answer with a special token",
-            message=f"{name}: {split.endless_answers} answer(s) have no end-of-turn token in the"
-            " chat template, so the model will not learn to stop",
+            message=f"{name}: {split.endless_answers} answer(s) end in no special token of this"
+            " tokenizer, so the model will not learn to stop",
         )
     for what, rows in split.lost.items():
         yield Finding(

@@ -315,7 +315,7 @@ def test_answers_without_an_end_are_counted(tmp_path):
         tmp_path,
     )
     assert (
-        "train: 5 answer(s) have no end-of-turn token in the chat template, so the model will not learn to stop"
+        "train: 5 answer(s) end in no special token of this tokenizer, so the model will not learn to stop"
         in manifest.notes
     )
 

@@ -612,3 +612,18 @@ def test_a_split_without_labels_has_no_such_answer():
         split = replace(LabelSummary())
         summary = type("Summary", (), {"label_counts": split.counts, "label_mean": None, "label_variance": None, "rows": 1})  # fmt: skip
         assert task.prior(summary, summary) is None
+
+
+@pytest.mark.parametrize("sign", [";", "|", "/"])
+def test_names_that_are_joined_by_another_sign_are_told(tokenizer, tmp_path, sign):
+    cycle = [f"red{sign}blue", "red", f"blue {sign} green", "green"]
+    rows = [{"text": f"w{i % 29} w{i % 7} w{i % 5}", "labels": cycle[i % 4]} for i in range(60)]
+    manifest = prepared(tokenizer, tmp_path, "multi_label", rows, duplicates="drop")
+    (found,) = [each for each in manifest.findings if each.kind == "joined_names"]
+    assert found.setting == f"data.separator: {sign!r}" and found.severity == "warning"
+    assert f"'blue {sign} green', 'red{sign}blue' hold names of other classes" in found.message
+    assert found.rows == sum(manifest.train.label_counts[name] for name in (cycle[0], cycle[2]))
+    plain = [row | {"labels": ["red", f"dark{sign}er"]} for row in rows]
+    (tmp_path / "plain").mkdir()
+    manifest = prepared(tokenizer, tmp_path / "plain", "multi_label", plain, duplicates="drop")
+    assert "joined_names" not in [each.kind for each in manifest.findings]

@@ -247,7 +247,7 @@ def conversations(tokenizer, tmp_path_factory):
          "raise data.max_length"),
         ("truncated", 20, "train: 20 of 1000 row(s) cut", "train.jsonl line 1", "raise data.max_length"),
         ("truncated", 180, "validation: 180 of 200 row(s) cut", "validation.jsonl line ", "raise data.max_length"),
-        ("endless_answers", 1000, "train: 1000 answer(s) have no end-of-turn token", None,
+        ("endless_answers", 1000, "train: 1000 answer(s) end in no special token of this tokenizer", None,
          "data.chat_template: one that ends an answer with a special token"),
         ("length_shift", 200, "validation: rows are of other lengths", "validation.jsonl line ",
          "data.validation: a share of train, such as 0.1"),
