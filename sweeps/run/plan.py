@@ -170,6 +170,7 @@ def _data(config: SweepConfig, manifest: Manifest) -> Iterator[str]:
             )
         else:
             yield f"{name}: {split.read} rows, sealed until there is a winner"
+    yield from _weights(config, manifest)
     if labels := _labels(manifest):
         yield f"labels: {labels}"
     if counts := manifest.validation.slice_counts:
@@ -187,6 +188,17 @@ def _labels(manifest: Manifest) -> str:
         spread = math.sqrt(train.label_variance)
         return f"mean {train.label_mean:.4g}, standard deviation {spread:.4g}"
     return named
+
+
+def _weights(config: SweepConfig, manifest: Manifest) -> Iterator[str]:
+    """Of the sources of train that stand more or less than once in an epoch."""
+    for number, part in enumerate(config.data.parts("train")):
+        if part.weight != 1:
+            source = manifest.sources.get(f"train[{number}]") or manifest.sources["train"]
+            yield (
+                f"{source.source}: {source.rows} rows, of which those in train stand"
+                f" {part.weight:g} times in an epoch"
+            )
 
 
 def _search(

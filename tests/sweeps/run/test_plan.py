@@ -213,6 +213,26 @@ def test_slices_are_counted_and_a_limit_that_none_is_large_enough_for_is_refused
     plan("selection.limits={slice_rows: 1000}")  # without a limit it counts for nothing
 
 
+def test_weights_of_sources_are_told(plan, tmp_path):
+    for name, rows in (("a", 40), ("b", 20)):
+        lines = "".join(
+            f"{name} says {i} of {i * i},{'pos' if i % 2 else 'neg'}\n" for i in range(rows)
+        )
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{lines}")
+    sources = f"[{{source: {tmp_path}/a.csv, weight: 2}}, {tmp_path}/b.csv]"
+    lines = plan(
+        f"data.train={sources}",
+        "data.validation=0.2",
+        "data.text=text",
+        "data.label=label",
+        "data.slice=null",
+    )
+    told = [line for line in lines if "in an epoch" in line]
+    assert told == [
+        f"  {tmp_path}/a.csv: 40 rows, of which those in train stand 2 times in an epoch"
+    ]
+
+
 def test_a_test_split_is_recommended_where_there_is_none(plan):
     advice = "data.test: 0.1 would set rows apart that it has not seen (recommended)"
     assert any(advice in line for line in plan()) and not any(
