@@ -96,12 +96,11 @@ def earlier_sweeps(
 
 def known_sweeps(config: SweepConfig, manifest: Manifest) -> "Known | None":
     """What they know of the search's space."""
-    prior = earlier_sweeps(config, manifest, fingerprint(config.model))
-    if prior is None:
+    if not config.search.prior:
         return None
-    from sweeps.search.prior import Known
+    from sweeps.search.prior import Known, read_prior
 
-    return Known.of(prior, config)
+    return Known.of(read_prior(config, manifest, fingerprint(config.model)), config)
 
 
 def doctor(config: SweepConfig, benchmarks: Sequence[str]) -> "Examination":

@@ -16,7 +16,7 @@ from optuna.samplers import TPESampler
 from optuna.samplers._tpe.sampler import default_gamma
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces import SpaceError
+from search_spaces import Space, SpaceError
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.opening import open_sweep
@@ -186,7 +186,8 @@ class Known:
     @classmethod
     def of(cls, prior: Prior, config: SweepConfig) -> "Known":
         """A space may change when a sweep is resumed; what earlier ones found does not."""
-        return cls(sweeps=tuple(_known(sweep, config) for sweep in prior.sweeps))
+        space = config.space()
+        return cls(sweeps=tuple(_known(sweep, config, space) for sweep in prior.sweeps))
 
     def random_trials(self, startup: int) -> int:
         """How many of `startup` trials are left to be drawn at random."""
@@ -210,12 +211,12 @@ class Known:
         return found[: min(TRIED_FIRST, max(1, trials // 4))]
 
 
-def _known(sweep: EarlierSweep, config: SweepConfig) -> KnownSweep:
+def _known(sweep: EarlierSweep, config: SweepConfig, space: Space) -> KnownSweep:
     points: list[Point] = []
     promising = 0
     for trial in sweep.trials:
         try:
-            point, params = located(config.space(), trial.hyperparameters)
+            point, params = located(space, trial.hyperparameters)
             if config.hyperparameters(params).method != trial.hyperparameters.get("method"):
                 continue
         except (SpaceError, InputError):

@@ -23,19 +23,12 @@ class Optimisers:
     ) -> None:
         self._parameters = parameters
         matrices = {name: parameters[name] for name in hidden} if hp.optimizer == "muon" else {}
-        rest = [each for name, each in parameters.items() if name not in matrices]
-        self._all: list[torch.optim.Optimizer] = []
-        if matrices:
-            self._all.append(
-                torch.optim.Muon(
-                    matrices.values(),
-                    lr=hp.learning_rate,
-                    weight_decay=hp.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
-        if rest:
-            self._all.append(_elementwise(rest, hp))
+        rest = {name: each for name, each in parameters.items() if name not in matrices}
+        self._of: dict[str, torch.optim.Optimizer] = {}
+        for group, make in ((matrices, _muon), (rest, _elementwise)):
+            if group:
+                self._of |= dict.fromkeys(group, make(list(group.values()), hp))
+        self._all = list(dict.fromkeys(self._of.values()))
 
     def zero_grad(self) -> None:
         for each in self._all:
@@ -51,9 +44,8 @@ class Optimisers:
         """All but the number of steps, as `STATE/NAME` of the parameter that it belongs to."""
         return {
             f"{key}/{name}": value
-            for each in self._all
             for name, parameter in self._parameters.items()
-            for key, value in each.state.get(parameter, {}).items()
+            for key, value in self._of[name].state.get(parameter, {}).items()
             if key != STEP and isinstance(value, Tensor)
         }
 
@@ -63,15 +55,18 @@ class Optimisers:
         for written, value in state.items():
             key, _, name = written.partition("/")
             of.setdefault(name, {})[key] = value
-        for each in self._all:
-            for group in each.param_groups:
-                for parameter in group["params"]:
-                    each.state[parameter] = _placed(
-                        each, parameter, of[self._name(parameter)], steps
-                    )
+        for name, parameter in self._parameters.items():
+            optimizer = self._of[name]
+            optimizer.state[parameter] = _placed(optimizer, parameter, of[name], steps)
 
-    def _name(self, parameter: Parameter) -> str:
-        return next(name for name, each in self._parameters.items() if each is parameter)
+
+def _muon(parameters: list[Parameter], hp: Hyperparameters) -> torch.optim.Optimizer:
+    return torch.optim.Muon(
+        parameters,
+        lr=hp.learning_rate,
+        weight_decay=hp.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
 
 
 def _elementwise(parameters: list[Parameter], hp: Hyperparameters) -> torch.optim.Optimizer:

@@ -21,9 +21,10 @@ def class_metrics(counts: Counts) -> dict[str, float]:
     """Accuracy, and F1 averaged over the classes that occur among labels or predictions; the
     higher, the better.
     """
-    occur = counts.answered + counts.true > 0
-    f1 = 2 * counts.hits[occur] / (counts.answered[occur] + counts.true[occur])
-    return {"accuracy": float(counts.hits.sum() / counts.true.sum()), "macro_f1": float(f1.mean())}
+    return {
+        "accuracy": float(counts.hits.sum() / counts.true.sum()),
+        "macro_f1": counts.macro_f1,
+    }
 
 
 def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

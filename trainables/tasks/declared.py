@@ -54,6 +54,13 @@ class Counts(NamedTuple):
     answered: np.ndarray
     true: np.ndarray
 
+    @property
+    def macro_f1(self) -> float:
+        """F1, averaged over the classes that occur among labels or answers; 0 where none does."""
+        occur = self.answered + self.true > 0
+        f1 = 2 * self.hits[occur] / (self.answered[occur] + self.true[occur])
+        return float(f1.mean()) if len(f1) else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ByClass:

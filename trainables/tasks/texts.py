@@ -34,10 +34,29 @@ class Answer(NamedTuple):
     """The row's class, by which splits are stratified."""
 
 
-class Texts(ABC):
-    """A format of such rows. What a row's answer is, the task's own format says."""
+class Answered(ABC):
+    """A format of rows that are read as a text, of which an answer is to be given."""
 
     default_length = 512
+
+    @abstractmethod
+    def question(self, value: dict[str, Any]) -> tuple[str, str]:
+        """See `Format`."""
+
+    def segments(
+        self, record: Record, tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+    ) -> tuple[Segment, ...]:
+        """The answer stands below what is read."""
+        text, answer = self.question(record.value)
+        return Segment(text=text, learnt=False), Segment(text=f"\n{answer}", learnt=True)
+
+    def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:
+        return batches
+
+
+class Texts(Answered):
+    """A format of such rows. What a row's answer is, the task's own format says."""
+
     task: str
     setting = "label"
     """Of `data`, which names the column of the answer; in a stored row it is called the same."""
@@ -85,15 +104,6 @@ class Texts(ABC):
     def question(self, value: dict[str, Any]) -> tuple[str, str]:
         pair = [value["text_pair"]] if "text_pair" in value else []
         return "\n".join([value["text"], *pair]), self.shown(value)
-
-    def segments(
-        self, record: Record, tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
-    ) -> tuple[Segment, ...]:
-        text, answer = self.question(record.value)
-        return Segment(text=text, learnt=False), Segment(text=f"\n{answer}", learnt=True)
-
-    def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:
-        return batches
 
     def encode(
         self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding

@@ -101,15 +101,17 @@ class Moulds:
     """Of one template."""
 
     def __init__(self) -> None:
-        self._of_form: dict[object, Mould | None] = {}
+        self._of_form: dict[object, Mould] = {}
 
     def __contains__(self, form: Form) -> bool:
         return form.key in self._of_form
 
     def keep(self, form: Form, layout: Layout, spans: Sequence[Span]) -> None:
+        if (mould := Mould.of(layout, spans)) is None:
+            return
         if len(self._of_form) >= MOST_KEPT:
             self._of_form.clear()
-        self._of_form[form.key] = Mould.of(layout, spans)
+        self._of_form[form.key] = mould
 
     def spans(self, form: Form, rendered: str) -> list[Span] | None:
         """None where no conversation of the form is known, or this one was rendered otherwise."""

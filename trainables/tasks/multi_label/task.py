@@ -74,13 +74,11 @@ class MultiLabel(OneTargetEach):
         answers, and the share of the rows of which every label is right. An F1 of nothing is 0.
         """
         predicted, true = _labels(outcomes)
-        hits, answered, known = _counts(predicted, true)
-        occur = answered + known > 0
-        f1 = 2 * hits[occur] / (answered[occur] + known[occur])
-        total = int((answered + known).sum())
+        counts = _counts(predicted, true)
+        total = int((counts.answered + counts.true).sum())
         return {
-            "micro_f1": float(2 * hits.sum() / total) if total else 0.0,
-            "macro_f1": float(f1.mean()) if len(f1) else 0.0,
+            "micro_f1": float(2 * counts.hits.sum() / total) if total else 0.0,
+            "macro_f1": counts.macro_f1,
             "subset_accuracy": float((predicted == true).all(axis=1).mean()),
         }
 

@@ -18,7 +18,6 @@ from trainables.data.records import (
     Noticed,
     Record,
     RowReader,
-    Segment,
     batched,
     duplicate_key,
     parts_of,
@@ -28,7 +27,7 @@ from trainables.data.sources import Source
 from trainables.errors import InputError
 from trainables.tasks.classification.format import class_name
 from trainables.tasks.declared import Words
-from trainables.tasks.texts import check_room
+from trainables.tasks.texts import Answered, check_room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,9 +48,7 @@ WORDS = {
 }
 
 
-class TaggedWords:
-    default_length = 512
-
+class TaggedWords(Answered):
     def reader(self, source: Source, data: DataConfig) -> RowReader:
         if source.is_document:
             raise InputError(
@@ -92,15 +89,6 @@ class TaggedWords:
 
     def question(self, value: dict[str, Any]) -> tuple[str, str]:
         return " ".join(value["tokens"]), " ".join(value["tags"])
-
-    def segments(
-        self, record: Record, tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
-    ) -> tuple[Segment, ...]:
-        text, tags = self.question(record.value)
-        return Segment(text=text, learnt=False), Segment(text=f"\n{tags}", learnt=True)
-
-    def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:
-        return batches
 
     def encode(
         self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding

@@ -92,14 +92,13 @@ class TokenClassification(OneTargetEach):
         and the share of words whose tag is right. Of nothing, each is 0, as in seqeval.
         """
         right, words, *_ = outcomes.sum(axis=0, dtype=np.float64)
-        hits, answered, true = _counts(outcomes)
-        occur = answered + true > 0
-        f1 = 2 * hits[occur] / (answered[occur] + true[occur])
+        counts = _counts(outcomes)
+        hits, answered, true = counts
         return {
             "f1": _share(2 * hits.sum(), answered.sum() + true.sum()),
             "precision": _share(hits.sum(), answered.sum()),
             "recall": _share(hits.sum(), true.sum()),
-            "macro_f1": float(f1.mean()) if len(f1) else 0.0,
+            "macro_f1": counts.macro_f1,
             "accuracy": _share(right, words),
         }
 
