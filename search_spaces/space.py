@@ -44,7 +44,7 @@ from search_spaces.errors import SpaceError, did_you_mean
 from search_spaces.expressions import evaluate, is_expression, is_name, names_in
 
 Suggest = Callable[[str, Domain], object]
-_BRANCH = re.compile(r"[\w-]+")
+_BRANCH = re.compile(r"[\w~./:@-]+")  # such as a method, or a base model's name or folder
 _PRESETS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 When = tuple[tuple[str, Value], ...]  # (("method", "lora"), ("init", "pissa"))
 
@@ -418,7 +418,9 @@ def _branch(
     branch: object, content: object, where: str
 ) -> tuple[str | int, Mapping[object, object]]:
     if not isinstance(branch, str | int) or not _BRANCH.fullmatch(show(branch)):
-        raise SpaceError(f"{where}: a branch is named by letters, digits, _ and -, got {branch!r}")
+        raise SpaceError(
+            f"{where}: a branch is named by letters, digits and ~ . / : @ _ -, got {branch!r}"
+        )
     if content is not None and not isinstance(content, Mapping):
         raise SpaceError(
             f"{where}.{show(branch)}: a branch holds parameters (NAME: …) or nothing, got"

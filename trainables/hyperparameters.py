@@ -373,6 +373,7 @@ class Hyperparameters:
     # t steps at most (1 + t) / (10 + t) (Polyak & Juditsky 1992); 0: no average
     ema_decay: float = 0.0
     seed: int = 0  # of the head, the adapters, the order of the rows and dropout
+    model: str = ""  # which of the sweep's base models, where it has several
     options: MethodOptions
 
     def __post_init__(self) -> None:
@@ -429,7 +430,13 @@ BOUNDS = {
 
 def sharing_key(hp: Hyperparameters) -> str | None:
     """Trials of equal keys can share a base; None: the trial needs a base for itself."""
-    return hp.options.sharing_key
+    key = hp.options.sharing_key
+    return f"{hp.model} {key}" if hp.model and key is not None else key
+
+
+def base_of(params: Mapping[str, object]) -> str:
+    """The word for the base model of a trial with these parameters; "" is the only one."""
+    return str(params.get("model", ""))
 
 
 def virtual_tokens(hp: Hyperparameters) -> int:
@@ -449,7 +456,9 @@ def _power_of_two(size: int) -> int:
     return 2 ** round(math.log2(size))
 
 
-COMMON = tuple(f.name for f in fields(Hyperparameters) if f.name not in ("method", "options"))
+OWN = ("method", "model", "options")
+"""What is no hyperparameter of every method, or has a section of its own in the sweep file."""
+COMMON = tuple(f.name for f in fields(Hyperparameters) if f.name not in OWN)
 REQUIRED = [f.name for f in fields(Hyperparameters) if f.name in COMMON and f.default is MISSING]
 
 
@@ -458,7 +467,9 @@ def parse(params: Mapping[str, object]) -> Hyperparameters:
     what is wrong.
     """
     given = dict(params)
-    method = _method(given.pop("method", None))
+    method, model = _method(given.pop("method", None)), given.pop("model", "")
+    if not isinstance(model, str):
+        raise InputError(f"model: must be the name of a base model, got {model!r}")
     kind = OPTIONS[method]
     own = [f.name for f in fields(kind)]
     _check_known(given, [*COMMON, *own], method)
@@ -468,7 +479,7 @@ def parse(params: Mapping[str, object]) -> Hyperparameters:
     if missing := [name for name in REQUIRED if name not in common]:
         raise InputError(f"{missing[0]}: not given; put it into search.space or into train")
     options = kind(**_typed(kind, _only(given, own)))
-    return Hyperparameters(method=method, options=options, **common)
+    return Hyperparameters(method=method, model=model, options=options, **common)
 
 
 def _check_known(given: Iterable[str], allowed: Sequence[str], method: str) -> None:

@@ -31,18 +31,37 @@ def check_hyperparameters(config: SweepConfig) -> None:
 def _check_names(config: SweepConfig, space: Space) -> None:
     """Only hyperparameters vary, none that is fixed, and a method is given."""
     fixed = config.train.fixed()
-    for path, _ in space.parameters:
+    for path, what in space.parameters:
         name = path.rsplit(".", 1)[-1]
         if name in fixed:
             raise InputError(f"train.{name}: also varies in search.space; set it in one place")
-        if name not in HYPERPARAMETERS:
+        if name == "model":
+            _check_bases(config, path, what)
+        elif name not in HYPERPARAMETERS:
             raise InputError(
                 f"search.space.{path}: not a hyperparameter."
                 f" {what_was_meant(name, HYPERPARAMETERS)}"
             )
-    if "method" not in fixed and not any(path == "method" for path, _ in space.parameters):
+    names = {path.rsplit(".", 1)[-1] for path, _ in space.parameters}
+    if "method" not in {*fixed, *names}:
         raise InputError(
             f"search.space.method: not given; one of {', '.join(OPTIONS)}, here or as train.method"
+        )
+
+
+def _check_bases(config: SweepConfig, path: str, what: str) -> None:
+    """The bases that the space chooses from are those of the section `model`."""
+    domain = config.space().domains.get(path)
+    if not config.model.choice:
+        raise InputError(
+            f"search.space.{path}: model.name is one base model; model.name: {{choice: [A, B]}}"
+            " makes it a choice"
+        )
+    found = domain.values if isinstance(domain, Choice) else ()
+    if path != "model" or sorted(map(str, found)) != sorted(config.bases):
+        raise InputError(
+            f"search.space.{path}: must be a choice of the base models of model.name,"
+            f" {', '.join(config.bases)}, each with a branch or none, got {what}"
         )
 
 

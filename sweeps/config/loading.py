@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from search_spaces import SpaceError, auto_space, load_tree
+from search_spaces import SpaceError, load_tree
 from sweeps.config.checks import check_hyperparameters
 from sweeps.config.messages import allowed, explained, shown, what_was_meant
 from sweeps.config.renamed import in_present_words, refuse_former_names
@@ -131,7 +131,7 @@ def with_own_space(config: SweepConfig, rows: int | None = None) -> SweepConfig:
     if config.search.space == AUTO:
         if rows is None:
             return config
-        space = auto_space(config.setting(rows), config.train.fixed())
+        space = config.auto_space(rows)
     elif isinstance(config.search.space, str):
         space = load_tree(config.search.space)
     else:

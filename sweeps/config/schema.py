@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.config import ClusterConfig
-from search_spaces import Domain, Setting, Space, SpaceError, auto_space, load_space
+from search_spaces import Domain, Setting, Space, SpaceError, auto_space, load_space, load_tree
+from sweeps.config.models import ModelsConfig
 from sweeps.selection.config import SelectionConfig
 from sweeps.tracking.config import TrackingConfig
 from trainables.data.config import DataConfig
 from trainables.errors import InputError
 from trainables.hyperparameters import COMMON, FIELDS, OPTIONS, Hyperparameters, parse
-from trainables.models.config import ModelConfig
 from trainables.models.files import width_and_layers
 from trainables.tasks import TASKS, Task
 
@@ -174,7 +174,7 @@ class SweepConfig:
     # take every method through its whole life at a size of seconds before anything is spent
     rehearse: bool = True
     task: str = "classification"  # one of trainables.tasks.TASKS
-    model: ModelConfig
+    model: ModelsConfig
     data: DataConfig
     search: SearchConfig = field(default_factory=SearchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -223,14 +223,45 @@ class SweepConfig:
                 " slice_loss is for all"
             )
 
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """The words for the base models that trials may have; "" for the only one."""
+        return tuple(self.model.choice) or ("",)
+
+    @property
+    def compares_tokenizers(self) -> bool:
+        """Whether trials have bases whose tokens differ, and a loss of each token: then losses are
+        told in bits per byte of the text, which are the same for all.
+        """
+        return len(self.bases) > 1 and TASKS[self.task].loss.of_tokens
+
+    def over(self, base: str) -> "SweepConfig":
+        """As of a sweep that has this base alone."""
+        one = self.model.base(base)
+        return dataclasses.replace(self, model=ModelsConfig(**vars(one)))
+
     def space(self) -> Space:
-        if self.search.space == AUTO:
-            return load_space(auto_space(self.setting(), self.train.fixed()))
-        return load_space(self.search.space)
+        given = self.search.space
+        if given == AUTO:
+            given = self.auto_space()
+        if not self.model.choice or not isinstance(given, str | Mapping):
+            return load_space(given)
+        tree = load_tree(given) if isinstance(given, str) else given
+        if isinstance(tree, Mapping) and "model" not in tree:
+            tree = {"model": {"choice": list(self.bases)}, **tree}
+        return load_space(tree)
+
+    def auto_space(self, rows: int | None = None) -> dict[str, object]:
+        """What `search.space: auto` stands for: of several bases each with a branch of its own."""
+        fixed = self.train.fixed()
+        if not self.model.choice:
+            return auto_space(self.setting(rows), fixed)
+        found = {base: auto_space(self.over(base).setting(rows), fixed) for base in self.bases}
+        return {"model": found}
 
     def setting(self, rows: int | None = None) -> Setting:
-        """What `search.space: auto` goes by. rows: of train, where they are known. Raises
-        InputError where the model cannot be found.
+        """What `search.space: auto` goes by, of the only base. rows: of train, where they are
+        known. Raises InputError where the model cannot be found.
         """
         width, layers = width_and_layers(self.model)
         classifies = not TASKS[self.task].is_language_model
@@ -283,5 +314,5 @@ class SweepConfig:
         options = OPTIONS.get(str(merged.get("method")))
         if options is None:
             return merged
-        allowed = {"method", *COMMON, *(f.name for f in dataclasses.fields(options))}
+        allowed = {"method", "model", *COMMON, *(f.name for f in dataclasses.fields(options))}
         return {name: value for name, value in merged.items() if name in allowed or name in params}

@@ -43,7 +43,7 @@ from sweeps.selection.ranking import select
 from sweeps.selection.results import Winner
 from sweeps.selection.statistics import by_unit, compare, mean_interval
 from sweeps.selection.verdicts import best_point
-from trainables.data.manifest import MANIFEST, Manifest, manifest_of
+from trainables.data.manifest import MANIFEST, Manifest, data_of, manifest_of
 from trainables.evaluation.record import (
     Baseline,
     Evaluation,
@@ -53,6 +53,7 @@ from trainables.evaluation.record import (
     Untuned,
     UntunedFailed,
     UntunedResults,
+    untuned_name,
 )
 from trainables.storage.checkpoints import (
     CHECKPOINT,
@@ -136,7 +137,7 @@ class Ledger:
         self.store = Store(url)
         self.name = self.store.url.rsplit("/", 1)[-1]
         self._trials: dict[str, RecordedTrial] = {}
-        self._group_of_rows: dict[str, np.ndarray | None] = {}
+        self._group_of_rows: dict[str, list[np.ndarray]] = {}  # by split; of each base
 
     # --- trials, as they run ---
 
@@ -276,8 +277,10 @@ class Ledger:
         sweeps.selection.statistics).
         """
         of_rows = self.row_losses(folder)
+        if of_rows is None:
+            return None
         split = folder.split("/")[1] if folder.startswith("baselines/") else "validation"
-        return None if of_rows is None else by_unit(of_rows, self.groups(split))
+        return by_unit(of_rows, self.groups(split, len(of_rows)))
 
     def row_losses(self, folder: str) -> np.ndarray | None:
         """The same of each row [N, 2]."""
@@ -295,14 +298,24 @@ class Ledger:
                 return found
         return None
 
-    def groups(self, split: str) -> np.ndarray | None:
-        """Which rows of a split belong together [N]; None where each stands for itself."""
-        if split not in self._group_of_rows:
-            found = self.array(f"data/{split}.groups.npy")
-            if found is None and split == "test":  # which is tokenised late
-                return None
-            self._group_of_rows[split] = found
-        return self._group_of_rows[split]
+    def groups(self, split: str, rows: int | None = None) -> np.ndarray | None:
+        """Which rows of a split belong together [N]; None where each stands for itself. rows: N,
+        which differs where several base models cut a text into blocks of tokens of their own; None:
+        of the first base.
+        """
+        known = self._group_of_rows.get(split)
+        if known is None:
+            files = (f"{folder}/{split}.groups.npy" for folder in self._data_folders())
+            known = [found for name in files if (found := self.array(name)) is not None]
+            if known or split != "test":  # which is tokenised late
+                self._group_of_rows[split] = known
+        return next((each for each in known if rows in (None, len(each))), None)
+
+    def _data_folders(self) -> list[str]:
+        """Of the prepared data for each base model."""
+        bases = self.manifest().bases if self.has_data() else ()
+        first = next(iter(bases), "")
+        return ["data", *(f"data/{data_of(base, first)}" for base in bases[1:])]
 
     def array(self, name: str) -> np.ndarray | None:
         """A file of the folder; None where there is none."""
@@ -343,22 +356,24 @@ class Ledger:
         """
         found = self.baselines()
         untuned, prior = found.get("untuned", BaselineRow()), found.get("prior", BaselineRow())
-        return Reference(
+        first = Reference(
             val_loss=untuned.val_loss,
             probe_loss=untuned.probe_loss,
             prior_loss=prior.val_loss,
             prior=prior.words or PRIOR,
         )
+        others = {
+            base: replace(first, val_loss=each.val_loss, probe_loss=each.probe_loss)
+            for base, each in self._untuned_others().items()
+        }
+        return replace(first, others=others)
 
     def baselines(self) -> dict[str, BaselineRow]:
         """Those that were measured, by name."""
         found: dict[str, BaselineRow] = {}
-        untuned = self.untuned()
-        if isinstance(untuned, UntunedResults):
-            found["untuned"] = BaselineRow(
-                val_loss=untuned.val_loss, probe_loss=untuned.probe_loss, metrics=untuned.metrics
-            )
         manifest = self.manifest() if self.has_data() else None
+        if isinstance(untuned := self.untuned(), UntunedResults):
+            found |= _untuned_rows(untuned, manifest)
         if manifest is not None and (prior := label_prior(manifest)) is not None:
             found["prior"] = prior
         for name, measured in self.measured_baselines().items():
@@ -376,6 +391,11 @@ class Ledger:
         written = self.store.read_json(UNTUNED)
         kind = UntunedFailed if "error" in written else UntunedResults
         return from_json(kind, written, self.store.path(UNTUNED))
+
+    def _untuned_others(self) -> Mapping[str, UntunedResults]:
+        """Of all but the first base."""
+        untuned = self.untuned()
+        return untuned.others if isinstance(untuned, UntunedResults) else {}
 
     def write_untuned(self, untuned: Untuned) -> None:
         self.store.write_json(UNTUNED, to_json(untuned))
@@ -500,6 +520,20 @@ class Ledger:
     def manifest(self) -> Manifest:
         """Of the prepared data."""
         return manifest_of(self.store.read_json(DATA_MANIFEST), self.store.path(DATA_MANIFEST))
+
+
+def _untuned_rows(untuned: UntunedResults, manifest: Manifest | None) -> dict[str, BaselineRow]:
+    """Of each base."""
+    first = "" if manifest is None else next(iter(manifest.bases), "")
+    return {
+        untuned_name(base, first): BaselineRow(
+            val_loss=each.val_loss,
+            probe_loss=each.probe_loss,
+            metrics=each.metrics,
+            words=f"the untuned {base}" if base else None,
+        )
+        for base, each in {first: untuned, **untuned.others}.items()
+    }
 
 
 OfWinner = TypeVar("OfWinner", TestScores, Forgetting)

@@ -371,6 +371,8 @@ class Leaderboard:
     folder: str = ""
     status: str = "finished"
     metric: str = "val_loss"
+    losses: OptionalText = None
+    """What they are, with their unit: `means in nats per example`."""
     winner: WinnerRow | None = None
     baselines: Mapping[str, BaselineRow] = field(default_factory=dict)
     reason: OptionalText = None

@@ -23,6 +23,7 @@ from sweeps.reporting.words import (
     answered_words,
     expected_words,
     forgetting_words,
+    loss_words,
     measured_splits,
     slices_words,
     test_words,
@@ -48,7 +49,7 @@ def card(config: SweepConfig, board: Leaderboard, manifest: Manifest, loading: l
         *_head(config, board, winner, peft=method in PEFT_METHODS),
         *_number_lines(board, winner),
         *alternatives_lines(board.metrics),
-        f"Losses are {TASKS[config.task].loss.words}."
+        f"Losses are {loss_words(manifest)}."
         f" Check them with `python -m sweeps verify {board.folder}`.",
         "",
         *classes_lines(board.metrics),

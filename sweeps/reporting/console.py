@@ -80,6 +80,8 @@ def leaderboard(board: Leaderboard, width: int = WIDE) -> Table:
     for name, baseline in board.baselines.items():
         cells = _baseline_cells(board.name_of(name), baseline, shown)
         table.add_row(*(cells.get(name, "-") for name in columns), style="dim")
+    if board.losses is not None:
+        table.caption, table.caption_justify = f"Losses are {board.losses}.", "left"
     return table
 
 

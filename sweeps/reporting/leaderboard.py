@@ -26,6 +26,7 @@ from sweeps.ledger.leaderboard import (
     in_order,
 )
 from sweeps.reporting.metrics import default_evaluation, metrics_of
+from sweeps.reporting.words import loss_words
 from sweeps.reporting.worth import worth
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve, Reference
@@ -56,6 +57,7 @@ def leaderboard(ledger: Ledger, name: str, config: SelectionConfig) -> Leaderboa
         sweep=name,
         folder=ledger.store.path("").rstrip("/"),
         status=status,
+        losses=loss_words(manifest),
         winner=winner,
         baselines=_baselines(ledger, found),
         reason=reason if winner is None else None,

@@ -11,17 +11,18 @@ import numpy as np
 
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import WINNER, Ledger
-from sweeps.ledger.leaderboard import WinnerRow
+from sweeps.ledger.leaderboard import TestScores, WinnerRow
 from sweeps.reporting.handover import relative_name, trained_base
 from sweeps.selection.curves import Curve
 from sweeps.selection.ranking import final_ranking
 from trainables.data.arrow import split_fingerprint
-from trainables.data.manifest import Manifest
+from trainables.data.manifest import Manifest, data_of, read_manifest
 from trainables.data.sources import source_fingerprint
 from trainables.errors import InputError
 from trainables.evaluation.record import Evaluation, Score
+from trainables.hyperparameters import base_of
 from trainables.models.checkpoint import load_checkpoint
-from trainables.models.files import fingerprint, load_tokenizer, pad_token_of, quiet
+from trainables.models.files import load_tokenizer, pad_token_of, quiet
 from trainables.storage.checkpoints import read_evaluation
 from trainables.tasks import TASKS
 
@@ -78,7 +79,6 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
             ledger=ledger,
             config=config,
             manifest=ledger.manifest(),
-            pad_token_id=pad_token_of(load_tokenizer(config.model)),
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
             scratch=Path(scratch),
             data=ledger.store.fetch("data", Path(scratch)),
@@ -100,7 +100,6 @@ class _Reevaluation:
     ledger: Ledger
     config: SweepConfig
     manifest: Manifest
-    pad_token_id: int
     device: "torch.device"
     scratch: Path
     data: Path
@@ -112,14 +111,16 @@ class _Reevaluation:
         from trainables.data.prepare import open_split
         from trainables.engine.scoring import evaluate_model
 
-        task, pad_token_id = TASKS[self.config.task], self.pad_token_id
-        spec = trained_base(self.config, params, self.manifest, pad_token_id)
+        base, task = base_of(params), TASKS[self.config.task]
+        config, data = self.config.over(base), self.data / data_of(base, self.config.bases[0])
+        pad_token_id = pad_token_of(load_tokenizer(config.model))
+        spec = trained_base(config, params, self.manifest, pad_token_id)
         fetched = self.ledger.store.fetch(folder, self.scratch)
         model = load_checkpoint(fetched, spec, self.device)
         exact = spec.quantisation == "none" and self._is_exact
         checks = []
         for split_name, numbers in reported.items():
-            split = open_split(self.data, split_name)
+            split = open_split(data, split_name)
             found = evaluate_model(
                 model, task, split, np.arange(len(split)), pad_token_id, MAX_TOKENS, self.device
             )
@@ -161,25 +162,38 @@ def altered(ledger: Ledger, config: SweepConfig) -> list[str]:
     """
     manifest = ledger.manifest()
     return [
-        *_altered_splits(ledger, manifest),
+        *_altered_splits(ledger, config),
         *_altered_sources(manifest),
         *_altered_base(ledger, config),
     ]
 
 
-def _altered_splits(ledger: Ledger, manifest: Manifest) -> list[str]:
-    described = {
-        name: split.fingerprint for name, split in manifest.splits.items() if split.fingerprint
-    }
-    if (test := ledger.scored_test()) is not None:
-        described["test"] = test.summary.fingerprint
+def _altered_splits(ledger: Ledger, config: SweepConfig) -> list[str]:
+    """Of the data for each base model."""
+    winner, test = ledger.handed_over(), ledger.scored_test()
+    tested = None
+    if winner is not None and test is not None and test.trial == winner.trial:
+        tested = base_of(winner.params)
     with tempfile.TemporaryDirectory() as scratch:
         data = ledger.store.fetch("data", Path(scratch))
         return [
-            f"data/{name}.arrow is not what the sweep prepared"
-            for name, expected in described.items()
-            if split_fingerprint(data / f"{name}.arrow") != expected
+            f"{Path('data', below, name)}.arrow is not what the sweep prepared"
+            for base in config.bases
+            for below in [data_of(base, config.bases[0])]
+            for name, expected in _described(data / below, test if base == tested else None)
+            if split_fingerprint(data / below / f"{name}.arrow") != expected
         ]
+
+
+def _described(folder: Path, test: TestScores | None) -> Iterator[tuple[str, str]]:
+    """Fingerprints of the splits that were tokenised; test: as it was scored."""
+    manifest = read_manifest(folder)
+    assert manifest is not None, "it was prepared to the end"
+    yield from (
+        (name, each.fingerprint) for name, each in manifest.splits.items() if each.is_tokenised
+    )
+    if test is not None:
+        yield "test", test.summary.fingerprint
 
 
 def _altered_sources(manifest: Manifest) -> list[str]:
@@ -194,13 +208,13 @@ def _altered_sources(manifest: Manifest) -> list[str]:
 def _altered_base(ledger: Ledger, config: SweepConfig) -> list[str]:
     if not ledger.store.exists("base.json"):
         return []
-    before, now = ledger.store.read_json("base.json"), fingerprint(config.model)
+    before, now = ledger.store.read_json("base.json"), config.model.fingerprints()
     changed = sorted(
         name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
     )
     if not changed:
         return []
-    return [f"the base model {config.model.name} has changed: {', '.join(changed[:3])}"]
+    return [f"the base model {config.model.words} has changed: {', '.join(changed[:3])}"]
 
 
 def _reported_of_winner(ledger: Ledger, winner: WinnerRow) -> Reported:

@@ -17,6 +17,7 @@ from sweeps.ledger.leaderboard import (
 )
 from sweeps.selection.results import Final
 from sweeps.selection.statistics import Difference
+from trainables.data.manifest import Manifest
 
 LOST = ("forgetting", "kl")  # what is measured of a language model where it has a limit
 
@@ -35,6 +36,17 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def loss_words(manifest: Manifest | None) -> str | None:
+    """What the losses of a sweep are, with their unit; None where its data are not there."""
+    if manifest is None:
+        return None
+    if manifest.encoding.in_bytes:
+        return "bits per byte of the target text, which compare over all base models"
+    from trainables.tasks import TASKS  # with all that reads conversations
+
+    return TASKS[manifest.task].loss.words
 
 
 def verdict_words(trial: TrialRow) -> str:

@@ -1,5 +1,6 @@
 """Memory that trials will take on GPUs."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sweeps.config.schema import SweepConfig
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
 SIZES = ("rank", "bottleneck", "virtual_tokens")
 
 
-def memory_lines(config: SweepConfig) -> list[str]:
+def memory_lines(config: SweepConfig, draws: Sequence[Mapping[str, object]]) -> list[str]:
     """How many trials GPUs could train at once, for each method that shares a base, at the largest
-    size drawn.
+    size of those drawn.
     """
     from trainables.engine.memory import gib, gpu_table
     from trainables.methods import ADDITIVE
@@ -26,7 +27,7 @@ def memory_lines(config: SweepConfig) -> list[str]:
         if config.cluster.trials_per_slot == "auto"
         else config.cluster.trials_per_slot
     )
-    drawn = [hp for hp in map(parse, config.draws()) if hp.method in ADDITIVE]
+    drawn = [hp for hp in map(parse, draws) if hp.method in ADDITIVE]
     drawn.sort(key=_size_of)
     # one for each method and kind of base, the last of the same being the largest
     largest = {(hp.method, hp.options.quantisation): hp for hp in drawn}
@@ -53,13 +54,15 @@ def memory_lines(config: SweepConfig) -> list[str]:
     return [header, *lines]
 
 
-def smallest_estimates(config: SweepConfig) -> dict[str, "MemoryEstimate"]:
+def smallest_estimates(
+    config: SweepConfig, draws: Sequence[Mapping[str, object]]
+) -> dict[str, "MemoryEstimate"]:
     """What the smallest trial of each method and quantisation takes on a GPU, by words for it;
     empty where that cannot be said of each.
     """
     from trainables.methods import quantisation_of
 
-    drawn = sorted(map(parse, config.draws()), key=_size_of, reverse=True)
+    drawn = sorted(map(parse, draws), key=_size_of, reverse=True)
     smallest = {(hp.method, quantisation_of(hp.method, hp.options)): hp for hp in drawn}
     try:
         return {_words(hp): _estimate(config, hp) for hp in smallest.values()}

@@ -56,9 +56,13 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
         validation=absolutes(config.data.validation),
         test=absolutes(config.data.test),
     )
-    model = config.model
-    if not model.name.startswith("package:") and Path(model.name).expanduser().is_dir():
-        model = replace(model, name=absolute(model.name))
+
+    def located(name: str) -> str:
+        """Of a model, which may also be on the hub or in a package."""
+        is_folder = not name.startswith("package:") and Path(name).expanduser().is_dir()
+        return absolute(name) if is_folder else name
+
+    model = config.model.located(located)
     prior = [absolute(folder) for folder in config.search.prior]
     return replace(config, data=data, model=model, search=replace(config.search, prior=prior))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search_spaces import rules
-from sweeps.config.draws import first_of_each_method
+from sweeps.config.draws import first_of_each_method, of_each_base
 from sweeps.config.loading import with_own_space
 from sweeps.config.schema import AUTO, SweepConfig
 from sweeps.run.estimates import memory_lines
@@ -107,7 +107,7 @@ def make_plan(
     return Plan(
         sweep=config.name,
         task=config.task,
-        model=config.model.name,
+        model=config.model.words,
         splits={name: _split_plan(split) for name, split in manifest.splits.items()},
         data=tuple(_data(config, manifest)),
         findings=tuple(sorted(findings, key=lambda each: SEVERITIES.index(each.severity))),
@@ -124,11 +124,11 @@ def make_plan(
 
 def auto_words(config: SweepConfig, manifest: Manifest) -> Iterator[str]:
     """Why the ranges of `search.space: auto` are what they are."""
-    if config.search.space == AUTO:
-        yield from (
-            f"auto: {rule}"
-            for rule in rules(config.setting(manifest.train.rows), config.train.fixed())
-        )
+    if config.search.space != AUTO:
+        return
+    for base in config.bases:
+        setting, of = config.over(base).setting(manifest.train.rows), f" ({base})" if base else ""
+        yield from (f"auto{of}: {rule}" for rule in rules(setting, config.train.fixed()))
 
 
 def _split_plan(split: SplitSummary) -> SplitPlan:
@@ -154,7 +154,10 @@ def _lines(
         else f"Slots: {slots.reason}"
     )
     yield f"Trial groups: {_groups(config)}"
-    yield from memory_lines(config)
+    for word, (over, draws) in zip(config.bases, of_each_base(config), strict=True):
+        if word:
+            yield f"Base model {word}: {over.model.name}"
+        yield from memory_lines(over, draws)
     if config.search.time_budget:
         yield f"Time budget: {config.search.time_budget}"
 
@@ -224,7 +227,8 @@ def _mean_samples(rows: int, drawn: Sequence[Hyperparameters]) -> float:
 
 def _rate_lines(measured: Sequence[MeasuredRate]) -> Iterator[str]:
     for each in measured:
-        what = f"{each.method} at batch_size {each.batch_size} on {each.device}"
+        over = f" over {each.base}" if each.base else ""
+        what = f"{each.method}{over} at batch_size {each.batch_size} on {each.device}"
         if each.tokens_per_s is None:
             yield f"Not measured: {what}: {each.words}"
         else:
@@ -261,9 +265,9 @@ def _measured_seconds(
     train: SplitSummary, drawn: Sequence[Hyperparameters], measured: Sequence[MeasuredRate]
 ) -> float:
     """That a trial trains on one device, in the mean of those drawn."""
-    rates = {each.method: each.tokens_per_s or math.inf for each in measured}
+    rates = {(each.base, each.method): each.tokens_per_s or math.inf for each in measured}
     tokens = [trained_samples(train.rows, hp) * train.mean_length for hp in drawn]
-    seconds = [each / rates[hp.method] for each, hp in zip(tokens, drawn, strict=True)]
+    seconds = [each / rates[hp.model, hp.method] for each, hp in zip(tokens, drawn, strict=True)]
     return sum(seconds) / len(seconds)
 
 
@@ -298,7 +302,8 @@ def _afterwards(config: SweepConfig, manifest: Manifest) -> list[str]:
             f" with {finals.seeds} new seed(s) each"
         )
     lines += _limits(config)
-    if selection.baselines and (ways := names(config.model, config.task)):
+    first = config.over(config.bases[0]).model
+    if selection.baselines and (ways := names(first, config.task)):
         lines.append(
             f"Beside the trials: {', '.join(ways)}; at most {selection.baseline_minutes:g} minutes"
             " a split"
@@ -387,12 +392,12 @@ def _groups(config: SweepConfig) -> str:
     from trainables.runtime.capacity import MAX_GROUP_SIZE
 
     together: dict[str, list[str]] = {}  # methods that share one base
-    for draw in first_of_each_method(config):
-        hp = parse(draw)
-        if hp.method in ADDITIVE:
-            key = sharing_key(hp)
-            assert key is not None, "what adds to a base can share it"
-            together.setdefault(key, []).append(hp.method)
+    for _, draws in of_each_base(config):
+        for hp in map(parse, first_of_each_method(draws)):
+            if hp.method in ADDITIVE:
+                key, of = sharing_key(hp), f" over {hp.model}" if hp.model else ""
+                assert key is not None, "what adds to a base can share it"
+                together.setdefault(key, []).append(f"{hp.method}{of}")
     largest = config.cluster.trials_per_slot
     if not together or largest == 1:
         return "none, every trial has a slot to itself"

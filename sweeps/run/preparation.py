@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.config.checks import check_hyperparameters
+from sweeps.config.draws import of_each_base
 from sweeps.config.schema import AUTO, SweepConfig
 from sweeps.run.estimates import device_bytes, smallest_estimates
-from trainables.data.manifest import Manifest
+from trainables.data.manifest import Manifest, data_of, write_manifest
 from trainables.errors import InputError
 from trainables.hyperparameters import parse
 from trainables.models.files import (
@@ -36,9 +37,42 @@ def prepare_data(
     folder: Path,
     examine: "Examination | None" = None,
 ) -> Manifest:
-    """Check the model's files; read, split and tokenise the data, general text of language models
-    too, into `folder`. examine: what else is found in the rows. Returns the manifest.
+    """Check the models' files; read, split and tokenise the data, general text of language models
+    too, into `folder`, for each base model. examine: what else is found in the rows. Returns the
+    manifest of the first base.
     """
+    if config.search.prior:
+        from sweeps.search.prior import check_prior
+
+        check_prior(config)
+    if config.search.space == AUTO:  # which could not be checked without the model
+        check_hyperparameters(config)
+    first, *others = [
+        _prepare_for(
+            over,
+            drawn,
+            folder / data_of(word, config.bases[0]),
+            examine,
+            in_bytes=config.compares_tokenizers,
+        )
+        for word, (over, drawn) in zip(config.bases, of_each_base(config), strict=True)
+    ]
+    if others:
+        _refuse_unlike([first, *others], config.bases)
+        first = replace(first, bases=config.bases)
+        write_manifest(folder, first)
+    return first
+
+
+def _prepare_for(
+    config: SweepConfig,
+    drawn: Sequence[Mapping[str, object]],
+    folder: Path,
+    examine: "Examination | None" = None,
+    *,
+    in_bytes: bool,
+) -> Manifest:
+    """For one base model; drawn: configurations that trials of it may have."""
     from trainables.data.prepare import prepare
     from trainables.data.sources import check_sources
     from trainables.engine.memory import too_large
@@ -47,12 +81,6 @@ def prepare_data(
     quiet()
     check_sources(config.data)
     check_files(config.model)
-    if config.search.prior:
-        from sweeps.search.prior import check_prior
-
-        check_prior(config)
-    if config.search.space == AUTO:  # which could not be checked without the model
-        check_hyperparameters(config)
     context = context_length(load_model_config(config.model))
     tokenizer = load_tokenizer(config.model)
     manifest = prepare(
@@ -63,15 +91,16 @@ def prepare_data(
         folder,
         context,
         examine,
+        in_bytes=in_bytes,
     )
-    more = max(parse(draw).options.soft_prompt_tokens for draw in config.draws())
+    more = max(parse(draw).options.soft_prompt_tokens for draw in drawn)
     if more and context is not None:
         longest = max(split.longest for split in manifest.splits.values())
         _refuse_long_rows(longest, more, context)
     _refuse_small_slices(config, manifest)
     _refuse_unknown_ids(config, manifest, tokenizer)
     if config.cluster.address is None and (largest := device_bytes()) is not None:
-        if (why := too_large(smallest_estimates(config), largest)) is not None:
+        if (why := too_large(smallest_estimates(config, drawn), largest)) is not None:
             raise InputError(why)
     if TASKS[config.task].is_language_model:
         room = (
@@ -79,6 +108,26 @@ def prepare_data(
         )  # virtual tokens stand before general text too
         write_general(_general_text(config), tokenizer, room, folder)
     return manifest
+
+
+def _refuse_unlike(manifests: Sequence[Manifest], bases: Sequence[str]) -> None:
+    """Losses of trials over several bases compare where they are of the same rows, whole."""
+    first = manifests[0].validation
+    for base, manifest in zip(bases, manifests, strict=True):
+        split = manifest.validation
+        same = split.rows == first.rows or split.groups is not None  # of blocks of tokens
+        if not same or split.raw_fingerprint != first.raw_fingerprint:
+            raise InputError(
+                f"model.name: the tokenizer and chat template of {base} leave {split.rows} rows of"
+                f" validation and those of {bases[0]} {first.rows}: losses of other rows do not"
+                " compare"
+            )
+        if split.truncated and manifest.encoding.in_bytes:
+            raise InputError(
+                f"data.max_length: {split.truncated} rows of validation are cut to"
+                f" {manifest.max_length} tokens of {base}, and losses of other texts do not"
+                " compare; raise it, or leave these rows out"
+            )
 
 
 def earlier_sweeps(
@@ -148,7 +197,8 @@ def show(
     from trainables.data.prepare import with_own_template
     from trainables.data.showing import shown_rows
 
-    tokenizer = with_own_template(load_tokenizer(config.model), folder)
+    first = config.over(config.bases[0])
+    tokenizer = with_own_template(load_tokenizer(first.model), folder)
     return tuple(shown_rows(config.data, config.task, tokenizer, manifest.encoding, rows))
 
 
@@ -217,11 +267,21 @@ def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> No
     """
     if not config.rehearse:
         return
+    for word, (over, drawn) in zip(config.bases, of_each_base(config), strict=True):
+        _rehearse(over, drawn, data / data_of(word, config.bases[0]), say)
+
+
+def _rehearse(
+    config: SweepConfig,
+    drawn: Sequence[Mapping[str, object]],
+    data: Path,
+    say: Callable[[str], None],
+) -> None:
+    """With one base."""
     from trainables.rehearsal.rehearse import rehearse
 
-    found = rehearse(
-        config.model, config.task, data, config.draws(), pad_token_of(load_tokenizer(config.model))
-    )
+    pad_token_id = pad_token_of(load_tokenizer(config.model))
+    found = rehearse(config.model, config.task, data, drawn, pad_token_id)
     if found.size is None:
         say(f"Not rehearsed: {config.model.name} cannot be made small ({found.why_not})")
         return

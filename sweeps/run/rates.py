@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sweeps.config.draws import first_of_each_method
+from sweeps.config.draws import first_of_each_method, of_each_base
 from sweeps.config.schema import SweepConfig
+from trainables.data.manifest import data_of
 from trainables.hyperparameters import Hyperparameters, parse
 from trainables.models.files import load_tokenizer, pad_token_of
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 class MeasuredRate:
     """Of a trial that has a device of this machine alone."""
 
+    base: str = ""
+    """The word for its base model; "" is the only one."""
     method: str
     batch_size: int
     device: str
@@ -52,25 +55,29 @@ def measure_rates(
     if slots is not None:
         torch.set_num_threads(slots.threads_per_worker)
     train = config.train
+    found: list[MeasuredRate] = []
     try:
-        group = open_group(
-            data,
-            model=config.model,
-            task=config.task,
-            pad_token_id=pad_token_of(load_tokenizer(config.model)),
-            settings=GroupSettings.on(
-                device,
-                precision=train.precision,
-                save_dtype=train.save_dtype,
-                max_tokens=train.max_tokens,
-                gradient_checkpointing=train.gradient_checkpointing,
-                seed=config.seed,
-            ),
-            device=device,
-        )
-        lengths = open_split(data, "train").lengths
-        drawn = [parse(draw) for draw in first_of_each_method(config)]
-        return tuple(_measured(group, hp, lengths, device) for hp in drawn)
+        for word, (over, drawn) in zip(config.bases, of_each_base(config), strict=True):
+            prepared = data / data_of(word, config.bases[0])
+            group = open_group(
+                prepared,
+                model=over.model,
+                task=config.task,
+                pad_token_id=pad_token_of(load_tokenizer(over.model)),
+                settings=GroupSettings.on(
+                    device,
+                    precision=train.precision,
+                    save_dtype=train.save_dtype,
+                    max_tokens=train.max_tokens,
+                    gradient_checkpointing=train.gradient_checkpointing,
+                    seed=config.seed,
+                ),
+                device=device,
+            )
+            lengths = open_split(prepared, "train").lengths
+            hps = [parse(draw) for draw in first_of_each_method(drawn)]
+            found += [_measured(group, hp, lengths, device) for hp in hps]
+        return tuple(found)
     finally:
         torch.set_num_threads(threads)
 
@@ -89,6 +96,7 @@ def _measured(
     except Exception as error:
         words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return MeasuredRate(
+        base=hp.model,
         method=hp.method,
         batch_size=hp.batch_size,
         device=_device_words(device),

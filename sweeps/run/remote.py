@@ -75,7 +75,7 @@ def submit_sweep(
                 address=address,
                 metadata={
                     "sweep": config.name,
-                    "model": config.model.name,
+                    "model": config.model.words,
                     "trials": str(config.search.trials),
                     "storage": config.storage,
                 },

@@ -3,11 +3,11 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.config.draws import first_of_each_method
+from sweeps.config.draws import first_of_each_method, of_each_base
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import NO_SLOT
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
     from cluster.connect import SlotPlan
-    from trainables.runtime.protocol import SlotConfig, Snapshot
+    from trainables.runtime.protocol import SlotBase, SlotConfig, Snapshot
 
 COORDINATOR = "coordinator"  # the actor's name in the sweep's namespace
 SLOT_END_TIMEOUT_S = 30.0
@@ -66,17 +66,14 @@ class Slots:
 
         config, train = self._config, self._config.train
         on_gpu = bool(plan.resources_per_worker.get("GPU"))
-        pad_token_id = pad_token_of(load_tokenizer(config.model))
         return SlotConfig(
             slot=name,
             coordinator=COORDINATOR,
             namespace=self._namespace,
             storage=self._ledger.store.url,
-            model=config.model,
+            bases=dict(_bases(config, on_gpu)),
             task=config.task,
-            baseline=first_of_each_method(config)[0],
             seed=config.seed,
-            pad_token_id=pad_token_id,
             evaluate_every=None if train.evaluate_every == "epoch" else int(train.evaluate_every),
             max_tokens=train.max_tokens,
             precision=train.precision,
@@ -87,7 +84,6 @@ class Slots:
             forgetting=config.selection.limits.of_forgetting,
             baseline_minutes=config.selection.baseline_minutes,
             threads=plan.threads_per_worker,
-            estimates=smallest_estimates(config) if on_gpu else {},
         )
 
     def _run(self, slot: "SlotConfig", plan: "SlotPlan") -> None:
@@ -190,3 +186,18 @@ def add_cost(ledger: Ledger, plan: "SlotPlan", seconds: float) -> None:
             + seconds * plan.slots * plan.workers_per_slot * each,
         },
     )
+
+
+def _bases(config: SweepConfig, on_gpu: bool) -> "Iterator[tuple[str, SlotBase]]":
+    from trainables.runtime.protocol import SlotBase
+
+    for word, (over, drawn) in zip(config.bases, of_each_base(config), strict=True):
+        yield (
+            word,
+            SlotBase(
+                model=over.model.base(""),
+                pad_token_id=pad_token_of(load_tokenizer(over.model)),
+                baseline=first_of_each_method(drawn)[0],
+                estimates=smallest_estimates(over, drawn) if on_gpu else {},
+            ),
+        )

@@ -35,7 +35,6 @@ from sweeps.search.failures import common_cause
 from sweeps.selection.ranking import finalists
 from trainables.data.manifest import MANIFEST
 from trainables.errors import InputError
-from trainables.models.files import fingerprint
 
 if TYPE_CHECKING:
     import optuna
@@ -74,7 +73,7 @@ def prepare(config: SweepConfig, console: Console) -> tuple[SweepConfig, Ledger]
         for line in auto_words(config, manifest):
             _print(console, line)
         config = with_own_space(config, manifest.train.rows)
-        base = fingerprint(config.model)
+        base = config.model.fingerprints()
         prior = earlier_sweeps(config, manifest, base)
         rehearsed(config, data, lambda line: _print(console, line))
         ledger = new_folder(config)

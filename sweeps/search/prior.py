@@ -80,7 +80,14 @@ def saved_prior(ledger: Ledger) -> Prior:
 
 
 def check_prior(config: SweepConfig) -> None:
-    """Raise InputError where an earlier sweep cannot be opened, or is of another task."""
+    """Raise InputError where an earlier sweep cannot be opened, is of another task, or the base
+    model is a choice.
+    """
+    if config.model.choice:
+        raise InputError(
+            "search.prior: earlier sweeps tell of one base model, and model.name gives a choice of"
+            f" {len(config.bases)}"
+        )
     for number, folder in enumerate(config.search.prior):
         _open(folder, config, f"search.prior[{number}]")
 
@@ -114,6 +121,10 @@ def _open(folder: str, config: SweepConfig, where: str) -> tuple[Ledger, SweepCo
         ledger, former = open_sweep(folder)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+    if former.model.choice:
+        raise InputError(
+            f"{where}: {folder}: a sweep over several base models; this search is over one"
+        )
     if former.task != config.task:
         raise InputError(
             f"{where}: {folder}: a sweep of task {former.task}; this one is of {config.task}, and"

@@ -54,8 +54,8 @@ def hopeless(
     curve: Curve, reference: Reference, config: EarlyStoppingConfig, selection: SelectionConfig
 ) -> str | None:
     """Why training `curve` on is hopeless, or None."""
-    points = list(curve.points)
-    if config.diverged and points and (reason := diverged_reason(points[-1], reference, selection)):
+    points, own = list(curve.points), reference.of(curve.params)
+    if config.diverged and points and (reason := diverged_reason(points[-1], own, selection)):
         return f"diverged: {reason}"
     late = range(max(0, len(points) - config.overfit_patience), len(points))
     if config.overfit and len(late) == config.overfit_patience:

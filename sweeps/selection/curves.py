@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainables.evaluation.record import Evaluation
+from trainables.hyperparameters import base_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,12 @@ class Reference:
     prior_loss: float | None = None
     prior: str = PRIOR
     achieved: float | None = None
+    others: Mapping[str, "Reference"] = field(default_factory=dict)
+    """Of the other base models of a sweep that has several, by the words for them."""
+
+    def of(self, params: Mapping[str, Any]) -> "Reference":
+        """Of the base model of a trial with these parameters."""
+        return self.others.get(base_of(params), self)
 
     def best(self) -> float | None:
         return min(

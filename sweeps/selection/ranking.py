@@ -41,8 +41,9 @@ def pareto(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve
     lowest loss first.
     """
     front: list[tuple[Curve, Evaluation]] = []
-    if (cost := config.pareto) is None:
+    if config.pareto is None:
         return front
+    cost = "request_cost" if config.pareto == "inference_cost" else config.pareto
     standing = _standing(curves, config)
     for curve, point in sorted(standing, key=lambda each: (_loss(each[1]), getattr(each[1], cost))):
         if not front or getattr(point, cost) < getattr(front[-1][1], cost):
@@ -116,7 +117,7 @@ def select(
         *why,
         *failed_words(finals, failed),
         *why_not_others(chosen, point, curves, config),
-        *against_not_tuning(point, reference, config),
+        *against_not_tuning(point, reference and reference.of(chosen.params), config),
     ]
     winner = Winner(
         trial=chosen.id,

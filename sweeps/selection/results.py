@@ -57,4 +57,4 @@ def cost_in_use(item: tuple[Curve, Evaluation]) -> tuple[float, int, int, str]:
     trained parameters is no part of it: after training they cost nothing.
     """
     curve, point = item
-    return point.inference_cost, point.checkpoint_bytes, point.samples_seen, curve.id
+    return point.request_cost, point.checkpoint_bytes, point.samples_seen, curve.id

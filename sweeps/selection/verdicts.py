@@ -266,7 +266,7 @@ def verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verd
         return Verdict(word="diverged", reason=curve.reason.removeprefix("diverged: "))
     if not points:
         return Verdict(word=TOO_EARLY, reason=_why_no_evaluation(curve))
-    word, reason = _judge(points, reference, config)
+    word, reason = _judge(points, reference.of(curve.params), config)
     if len(points) < 2 and word != "diverged":
         # one evaluation shows what there is, and not where it goes
         word, reason = TOO_EARLY, _one(points[0]) + ("" if word == "healthy" else f": {reason}")
@@ -339,7 +339,8 @@ def standing_verdict(curve: Curve, reference: Reference, config: SelectionConfig
     judged, point = verdict(curve, reference, config), best_point(curve, config)
     if judged.word not in LOST_LATER or point is None:
         return judged
-    word, reason = _judge(curve.points[: curve.points.index(point) + 1], reference, config)
+    seen = curve.points[: curve.points.index(point) + 1]
+    word, reason = _judge(seen, reference.of(curve.params), config)
     if word in LOST_LATER:
         return judged
     if len(curve.points) < 2:

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -135,6 +136,7 @@ def _batch(encoded: Encoded) -> pa.RecordBatch:
         "labels": pa.array(labels) if one_each else labels and _lists(labels),
         "token_type_ids": types and _lists(types),
         "weights": weights and _lists(weights),
+        "target_bytes": None if encoded.target_bytes is None else pa.array(encoded.target_bytes),
     }
     return pa.record_batch({name: each for name, each in columns.items() if each is not None})
 
@@ -186,13 +188,19 @@ class Split:
         """The class of each row, int64 [N], or its number, float64; None where labels are lists."""
         return None if len(self._batches[0].get("labels", ())) != 1 else self.values("labels")
 
+    @cached_property
+    def target_bytes(self) -> np.ndarray | None:
+        """Bytes of the text that each row's targets are, float64 [N]; None where nobody asks."""
+        return self.values("target_bytes") if "target_bytes" in self._batches[0] else None
+
     def values(self, column: str) -> np.ndarray:
         """Of all rows, one after another."""
         return np.concatenate([columns[column][-1] for columns in self._batches])
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Rows by position: `input_ids` int32 [T], `labels` a class, a number, or a list (of tokens
-        int32 [T], -100: no loss), perhaps `token_type_ids` [T] and `weights` float32 [T].
+        int32 [T], -100: no loss), perhaps `token_type_ids` [T], `weights` float32 [T] and
+        `target_bytes`.
 
         The arrays are read-only views of the file.
         """

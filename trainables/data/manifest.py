@@ -1,7 +1,9 @@
 """What a folder of prepared data says of itself: `manifest.json`, which `prepare` writes last."""
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +91,10 @@ class Manifest:
     max_length: int = 0
     tokenizer: str = ""
     """Digest of what the tokenizer does."""
+    bases: tuple[str, ...] = ()
+    """The words for the base models of a sweep that has several; these data are for the first, and
+    those for each other in a folder beside (`data_of`).
+    """
     chat_template: str | None = None
     """Whose it is: "tokenizer", "default", or as `data.chat_template` says; None where the task has
     no conversations.
@@ -121,6 +127,16 @@ class Manifest:
     @property
     def validation(self) -> SplitSummary:
         return self.splits["validation"]
+
+
+def data_of(base: str, first: str) -> str:
+    """Where below the folder of prepared data those for a base model lie, by the words for it and
+    for the sweep's first, whose are at the top.
+    """
+    if base == first:
+        return ""
+    digest = hashlib.sha256(base.encode()).hexdigest()[:6]
+    return f"{re.sub(r'[^A-Za-z0-9]+', '-', base).strip('-')[-40:]}-{digest}"
 
 
 def manifest_of(content: Mapping[str, Any], where: str) -> Manifest:

@@ -65,6 +65,8 @@ def prepare(
     folder: Path,
     context: int | None = None,
     examine: Examination | None = None,
+    *,
+    in_bytes: bool = False,
 ) -> Manifest:
     """Read, check, split and tokenise the data, and write it to `folder`.
 
@@ -74,6 +76,7 @@ def prepare(
 
     context: the model's longest row in tokens; None where only the tokenizer's own limit is known.
     examine: what else is found in the rows, for the manifest.
+    in_bytes: whether losses are told in bits per byte (`Encoding.in_bytes`).
     Returns the manifest. Raises InputError for everything that the user can put right.
     """
     owner, folder = _task(task), Path(folder)
@@ -94,7 +97,7 @@ def prepare(
     if owner.is_conversation:
         template_of, tokenizer = with_template(tokenizer, data.chat_template)
     max_length = _max_length(data, owner.format, tokenizer, context)
-    _check_given(data)
+    _check_given(data, tokenizer, in_bytes)
     with TemporaryDirectory(dir=folder, prefix="rows.") as scratch, Processes() as processes:
         sources = {name: open_sources(data, name, Path(scratch)) for name in SPLITS}
         preparation = Preparation(
@@ -109,6 +112,7 @@ def prepare(
             processes=processes,
             moment=_moment(tokenizer) if owner.is_conversation else "",
             unread=tuple(each for name in SPLITS if (each := unread_files(data, name))),
+            in_bytes=in_bytes,
         )
         key = preparation.key(sources)
         if (manifest := cache.take(key, folder)) is not None:
@@ -146,7 +150,13 @@ def _moment(tokenizer: PreTrainedTokenizerBase) -> str:
     return datetime.now().isoformat(timespec="seconds") if asks else ""
 
 
-def _check_given(data: DataConfig) -> None:
+def _check_given(data: DataConfig, tokenizer: PreTrainedTokenizerBase, in_bytes: bool) -> None:
+    if in_bytes and not tokenizer.is_fast:
+        raise InputError(
+            f"model.name: {type(tokenizer).__name__} is a slow tokenizer, which cannot say what"
+            " text its tokens are: in a choice of base models each needs a fast one (a"
+            " tokenizer.json)"
+        )
     if not data.train:
         raise InputError("data.train: no training data; give a file or hf:owner/name")
     if data.validation is None or data.validation == "":
@@ -196,6 +206,8 @@ class Preparation:
     """`Encoding.moment`."""
     unread: tuple[Finding, ...]
     """Files that are left out."""
+    in_bytes: bool
+    """`Encoding.in_bytes`."""
 
     def key(self, sources: Mapping[str, Sequence[Source]]) -> str:
         """By which these data are known before they are prepared: fingerprints of the sources, and
@@ -217,6 +229,7 @@ class Preparation:
                 "max_length": self.max_length,
                 "examined": None if self.examine is None else self.examine.digest,
                 "day": self.moment[:DAY],
+                "in_bytes": self.in_bytes,
             },
             _own_code(tokenizer),
         )
@@ -247,6 +260,7 @@ class Preparation:
             reasoning=data.reasoning,
             train_on=data.train_on,
             moment=self.moment,
+            in_bytes=self.in_bytes,
         )
         files = SplitFiles(
             folder=self.folder,

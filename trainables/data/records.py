@@ -78,6 +78,8 @@ class Encoding:
     train_on: Literal["all_answers", "last_answer"] = "all_answers"
     moment: str = ""
     """What a chat template that asks for the date is told (ISO 8601); empty: now."""
+    in_bytes: bool = False
+    """Whether losses are told in bits per byte, so that the bytes of targets are counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +111,13 @@ class Encoded:
     token_type_ids: list[np.ndarray] | None = None
     weights: list[np.ndarray] | None = None
     """Of each token's loss, float32 like the labels; None: all count fully."""
+    target_bytes: np.ndarray | None = None
+    """Of the text that a row's targets are, in UTF-8, weighted as they are, float64 [N]; the same
+    with every tokenizer.
+    """
+    token_bytes: list[np.ndarray] | None = None
+    """Of documents that are not yet blocks: bytes of the text that each token stands for, float64.
+    """
     origin: np.ndarray | None = None
     """The record that each row is of, by position [N]; None: every record is one row."""
     truncated: int = 0

@@ -216,7 +216,11 @@ class SplitFiles:
         """Keep that many of the tokenised rows of the file at `path`, in their order."""
         chosen = np.sort(stream("blocks", seed).choice(len(written.lengths), most, replace=False))
         rows = Split(path).rows(chosen)
-        kept = Encoded(input_ids=[row["input_ids"] for row in rows])
+        sizes = Split(path).target_bytes
+        kept = Encoded(
+            input_ids=[row["input_ids"] for row in rows],
+            target_bytes=None if sizes is None else sizes[chosen],
+        )
         drawn = path.with_suffix(".drawn")
         with SplitWriter(drawn) as writer:
             writer.write(kept)

@@ -9,6 +9,7 @@ Letters of shapes: B rows of a micro-batch, T tokens, K trials, N rows of a spli
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,12 +263,15 @@ class TrialGroup:
         self, trials: Sequence[str], rows: Sequence[np.ndarray]
     ) -> tuple[Tensor, list[float]]:
         """Gradients of each trial's mean loss over its `rows`; returns the summed losses [K] and
-        their targets, over all workers.
+        their targets (ln 2 times their bytes, where losses are told in bits per byte), over all
+        workers.
         """
         assert self._engine is not None
         nll, targets = self._own_gradients(trials, rows)
         self._world.sum(self._engine.gradients())
         self._world.sum([nll])
+        if (sizes := self._train.target_bytes) is not None:
+            targets = [float(sizes[each].sum()) * math.log(2) for each in rows]
         return nll, targets
 
     def _own_gradients(
@@ -460,6 +464,7 @@ class TrialGroup:
             forgetting=forgetting,
             kl=kl,
             inference_cost=self._base.inference_cost(hp, trained, tokens),
+            base_cost=2 * self._base.computed_parameters * tokens,
             losses=results.losses,
             outcomes=results.rows_outcomes,
         )

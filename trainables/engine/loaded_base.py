@@ -339,14 +339,21 @@ class LoadedBase:
 
         What can be merged into the base costs nothing.
         """
-        model, own = self.model, 0
+        own = 0
         if hp.method in ADDITIVE and ADDITIVE[hp.method].stays_beside:
             own = trained - sum(
-                p.numel() for name, p in model.named_parameters() if self.base.in_head(name)
+                p.numel() for name, p in self.model.named_parameters() if self.base.in_head(name)
             )
+        of_base = 1 + own / self.computed_parameters
+        return of_base * (1 + hp.options.soft_prompt_tokens / tokens)
+
+    @property
+    def computed_parameters(self) -> int:
+        """By which a token is multiplied, and to which it is added."""
+        model = self.model
         computed = model.num_parameters(exclude_embeddings=True)
         output = model.get_output_embeddings()
         # one table for both, and the output layer multiplies by it
         if output is not None and output.weight is model.get_input_embeddings().weight:
             computed += output.weight.numel()
-        return (1 + own / computed) * (1 + hp.options.soft_prompt_tokens / tokens)
+        return computed

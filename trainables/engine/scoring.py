@@ -4,8 +4,9 @@ Letters of shapes: B rows of a micro-batch, N rows of a split, M numbers that th
 row.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +46,8 @@ class RowResults:
     nll: np.ndarray
     targets: np.ndarray
     outcomes: np.ndarray | None
+    in_bytes: bool = False
+    """Whether targets are ln 2 times the bytes of their text, and the loss is in bits per byte."""
 
     @property
     def loss(self) -> float:
@@ -67,11 +70,19 @@ class RowResults:
             nll=self.nll[rows],
             targets=self.targets[rows],
             outcomes=None if self.outcomes is None else self.outcomes[rows],
+            in_bytes=self.in_bytes,
         )
+
+    def over(self, target_bytes: np.ndarray | None) -> "RowResults":
+        """In bits per byte, where the bytes of the rows' targets are counted [N]."""
+        if target_bytes is None:
+            return self
+        return replace(self, targets=target_bytes * math.log(2), in_bytes=True)
 
     def metrics(self, task: Task) -> dict[str, float]:
         """All that the task has beside the loss."""
-        found = task.loss_metrics(self.loss)
+        # which are of losses per token
+        found = {} if self.in_bytes else task.loss_metrics(self.loss)
         return found if self.outcomes is None else {**found, **task.metrics(self.outcomes)}
 
     def by_slice(self, task: Task, slices: Slices | None) -> dict[str, dict[str, float]]:
@@ -178,7 +189,9 @@ def evaluate_in_micro_batches(
         else:
             results.take(which, at, found)
     results.sum(cut.world, cut.device)
-    return results.of_each_copy()
+    sizes = split.target_bytes
+    counted = None if sizes is None else sizes[rows]
+    return [found.over(counted) for found in results.of_each_copy()]
 
 
 def _attempted(

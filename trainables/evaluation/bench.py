@@ -119,7 +119,7 @@ def scored(
         raise ArithmeticError(
             f"the loss of {np.count_nonzero(~np.isfinite(nll))} of {len(nll)} rows is not finite"
         )
-    found = RowResults(nll=nll, targets=targets, outcomes=outcomes)
+    found = RowResults(nll=nll, targets=targets, outcomes=outcomes).over(bench.split.target_bytes)
     return MeasuredBaseline(
         val_loss=found.loss,
         metrics=found.metrics(bench.task),

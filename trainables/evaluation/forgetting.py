@@ -144,6 +144,7 @@ class Drawn:
     """
 
     rows_N: list[Row]
+    target_bytes: None = None
 
     def __len__(self) -> int:
         return len(self.rows_N)

@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trainables.data.manifest import TokenSummary, data_of
 from trainables.engine.memory import release
 from trainables.evaluation.record import (
     Baseline,
@@ -25,8 +27,9 @@ from trainables.evaluation.record import (
     ScoredTest,
     TestJob,
     TrainedCheckpoint,
+    untuned_name,
 )
-from trainables.hyperparameters import parse
+from trainables.hyperparameters import base_of, parse
 from trainables.models.base import BaseSpec
 from trainables.models.files import load_tokenizer
 from trainables.storage.checkpoints import write_rows
@@ -39,11 +42,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from trainables.runtime.protocol import SlotConfig
+    from trainables.runtime.protocol import SlotBase, SlotConfig
 
 
 def run(store: Store, config: "SlotConfig", job: Job) -> JobResult:
-    """`config`: of the slot (model, task, max_tokens, ...)."""
+    """`config`: of the slot (bases, task, max_tokens, ...)."""
     with _bench(store, config) as bench:
         match job:
             case BaselinesJob():
@@ -51,7 +54,7 @@ def run(store: Store, config: "SlotConfig", job: Job) -> JobResult:
             case TestJob():
                 return bench.test(job)
             case ForgettingJob():
-                return bench.forgetting(job)
+                return bench.of(job.winner.parameters).forgetting(job)
 
 
 @contextmanager
@@ -69,7 +72,8 @@ def _bench(store: Store, config: "SlotConfig") -> "Iterator[_Bench]":
             yield _Bench(
                 store=store,
                 config=config,
-                data=data,
+                prepared=data,
+                word=config.first,
                 scratch=folder,
                 max_tokens=max_tokens,
                 device=device,
@@ -84,10 +88,26 @@ class _Bench:
 
     store: Store
     config: "SlotConfig"
-    data: Path
+    prepared: Path
+    """The folder of prepared data."""
+    word: str
+    """For the base model."""
     scratch: Path
     max_tokens: int
     device: "torch.device"
+
+    @property
+    def base(self) -> "SlotBase":
+        return self.config.bases[self.word]
+
+    @property
+    def data(self) -> Path:
+        """Prepared for this base."""
+        return self.prepared / data_of(self.word, self.config.first)
+
+    def of(self, parameters: Mapping[str, object]) -> "_Bench":
+        """With the base of a trial with these parameters."""
+        return replace(self, word=base_of(parameters))
 
     def baselines(self, split: str) -> dict[str, Baseline]:
         from trainables.evaluation.baselines import measure_baselines
@@ -95,9 +115,9 @@ class _Bench:
         config, found = self.config, {}
         measured = measure_baselines(
             self.data,
-            model=config.model,
+            model=self.base.model,
             task=config.task,
-            pad_token_id=config.pad_token_id,
+            pad_token_id=self.base.pad_token_id,
             max_tokens=self.max_tokens,
             seed=config.seed,
             device=self.device,
@@ -115,35 +135,48 @@ class _Bench:
         """Tokenise the test split, now that there is a winner, and score it, the default
         configuration, the untuned base and baselines on it.
         """
+        benches = {word: replace(self, word=word) for word in self.config.bases}
+        described = {word: bench._tokenise_test() for word, bench in benches.items()}
+        scores = {name: bench._score(name, load) for name, bench, load in self._models(job)}
+        ways = self.baselines("test") if job.baselines else {}
+        others = {name: _as_score(each) for name, each in ways.items()}
+        own = described[base_of(job.winner.parameters)]
+        return ScoredTest(split=own, scores=scores | others)
+
+    def _tokenise_test(self) -> TokenSummary:
         from trainables.data.prepare import tokenise_split
         from trainables.data.tokens import GROUPS, SLICES
 
-        described = tokenise_split(self.data, "test", load_tokenizer(self.config.model))
+        described = tokenise_split(self.data, "test", load_tokenizer(self.base.model))
         if self.store.local is None:
+            below = self.data.relative_to(self.prepared).as_posix()
             for name in ("test.arrow", SLICES.format("test"), GROUPS.format("test")):
                 if (self.data / name).exists():
-                    self.store.write_bytes(f"data/{name}", (self.data / name).read_bytes())
-        scores = {name: self._score(name, load) for name, load in self._models(job).items()}
-        ways = self.baselines("test") if job.baselines else {}
-        others = {name: _as_score(each) for name, each in ways.items()}
-        return ScoredTest(split=described, scores=scores | others)
+                    where = f"data/{below}/{name}".replace("/./", "/")
+                    self.store.write_bytes(where, (self.data / name).read_bytes())
+        return described
 
-    def _models(self, job: TestJob) -> "dict[str, Callable[[], PreTrainedModel]]":
-        """What loads each model that is scored."""
+    def _models(
+        self, job: TestJob
+    ) -> "Iterator[tuple[str, _Bench, Callable[[], PreTrainedModel]]]":
+        """Each model that is scored: its name, on what it is, and what loads it."""
         from trainables.data.manifest import labels_of
         from trainables.models.checkpoint import load_base_model
         from trainables.tasks import TASKS
 
         labels = labels_of(self.data)
-        found = {"winner": lambda: self._load(job.winner, labels)}
-        if (default := job.default) is not None:
-            found["default"] = lambda: self._load(default, labels)
+        for name, trained in (("winner", job.winner), ("default", job.default)):
+            if trained is not None:
+                bench = self.of(trained.parameters)
+                yield name, bench, partial(bench._load, trained, labels)
         # an untuned head is new: its number says nothing, and is another on each
         # machine
         if TASKS[self.config.task].is_language_model:
-            untuned = self._spec(self.config.baseline, labels)
-            found["untuned"] = lambda: load_base_model(untuned, self.device)
-        return found
+            for word, base in self.config.bases.items():
+                bench = replace(self, word=word)
+                spec = bench._spec(base.baseline, labels)
+                name = untuned_name(word, self.config.first)
+                yield name, bench, partial(load_base_model, spec, self.device)
 
     def _score(self, name: str, load: "Callable[[], PreTrainedModel]") -> Score:
         from trainables.data.prepare import open_slices, open_split
@@ -156,7 +189,7 @@ class _Bench:
             task,
             split,
             np.arange(len(split)),
-            self.config.pad_token_id,
+            self.base.pad_token_id,
             self.max_tokens,
             self.device,
         )
@@ -196,10 +229,10 @@ class _Bench:
 
         hp, config = parse(parameters), self.config
         return base_spec(
-            config.model,
+            self.base.model,
             TASKS[config.task],
             labels,
-            config.pad_token_id,
+            self.base.pad_token_id,
             hp.method,
             hp.options,
             self.device,

@@ -14,7 +14,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from trainables.data.manifest import TokenSummary
+from trainables.data.manifest import TokenSummary, data_of
 
 Metrics = Mapping[str, float | None]
 Slices = Mapping[str, Mapping[str, int | float | None]]
@@ -49,6 +49,9 @@ class Evaluation:
     trainable_parameters: int = 0
     inference_cost: float = 1.0
     """Arithmetic of a request over that of the untuned base."""
+    base_cost: float = 1.0
+    """Floating-point operations of a request to the untuned base. A sweep may have several bases.
+    """
     attempt: int = 0
     """Number of the trial's stay on a slot in which it was evaluated."""
     folder: str = ""
@@ -57,6 +60,11 @@ class Evaluation:
     """What the checkpoint takes on disk: an adapter, or a whole model."""
     checkpoint: str | None = None
     """Path or URL of the checkpoint; None: it has been deleted, or nobody has looked."""
+
+    @property
+    def request_cost(self) -> float:
+        """Floating-point operations of a request, over whichever base."""
+        return self.base_cost * self.inference_cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +87,15 @@ class UntunedResults:
     val_loss: float | None
     probe_loss: float | None
     metrics: Metrics = field(default_factory=dict)
+    others: Annotated[
+        "Mapping[str, UntunedResults]", Field(exclude_if=lambda others: not others)
+    ] = field(default_factory=dict)
+    """Of the other bases of a sweep that has several, by the words for them."""
+
+
+def untuned_name(base: str, first: str) -> str:
+    """What is measured of an untuned base is called so; first: the word for the sweep's first."""
+    return "untuned" if base == first else f"untuned_{data_of(base, first)}"
 
 
 @dataclass(frozen=True, kw_only=True)

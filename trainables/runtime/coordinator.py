@@ -48,6 +48,8 @@ class ScheduledTrial:
     sharing_key: str | None
     """Trials with the same one can share a slot; None: it shares with nobody."""
     cost_class: str
+    base: tuple[str, ...] = ()
+    """Over which it trains: the word for the model, and how its weights are stored."""
     may_train: bool = True
     slot: str | None = None
     crashes: int = 0
@@ -84,6 +86,8 @@ class SlotState:
     """Trials that failed here since one was evaluated, and how."""
     crashes: int = 0
     """While it evaluated the untuned base."""
+    base: tuple[str, ...] | None = None
+    """The base that it was last given trials for (see `ScheduledTrial`); None: none yet."""
 
     @property
     def quarantined(self) -> bool:
@@ -154,14 +158,16 @@ class Coordinator:
             try:
                 hp = parse(parameters)
             except InputError:  # the slot will say what is wrong with it
-                sharing, cost = None, ""
+                sharing, cost, base = None, "", ()
             else:
                 sharing, cost = sharing_key(hp), cost_class(hp)
+                base = hp.model, hp.options.quantisation
             self._trials[trial] = ScheduledTrial(
                 parameters=parameters,
                 waiter=asyncio.get_running_loop().create_future(),
                 sharing_key=sharing,
                 cost_class=cost,
+                base=base,
                 may_train=False,
             )
             self._assign()
@@ -462,10 +468,14 @@ class Coordinator:
         self._reserved.add(min(slots, key=lambda slot: (size[slot], slot not in kept, slot)))
 
     def _put(self, trial: str, slots: Sequence[str]) -> None:
-        """On the emptiest of `slots`; where a job is under way only if there is no other."""
-        size, busy = {slot: len(self._trials_on(slot)) for slot in slots}, self._slots_with_jobs()
-        slot = min(slots, key=lambda slot: (slot in busy, size[slot], slot))
-        self._trials[trial].slot = slot
+        """On the emptiest of `slots`, of those one that holds its base; where a job is under way
+        only if there is no other.
+        """
+        state, busy = self._trials[trial], self._slots_with_jobs()
+        size = {slot: len(self._trials_on(slot)) for slot in slots}
+        other = {slot: self._slots[slot].base not in (None, state.base) for slot in slots}
+        slot = min(slots, key=lambda slot: (slot in busy, size[slot], other[slot], slot))
+        state.slot, self._slots[slot].base = slot, state.base
         self._profile(self._trials[trial], slot)
         self._touch(slot)
         self._progress.setdefault(trial, TrialProgress())

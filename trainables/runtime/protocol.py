@@ -14,6 +14,18 @@ Parameters = Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlotBase:
+    """One of the base models that trials may have."""
+
+    model: ModelConfig
+    pad_token_id: int
+    baseline: Parameters
+    """Of a trial: the base that it would train over is evaluated untuned."""
+    estimates: Mapping[str, MemoryEstimate] = field(default_factory=dict)
+    """On a GPU, of the smallest trials of the sweep over it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SlotConfig:
     """All that a worker of a slot needs to know; the same for every slot of a sweep, but for its
     name.
@@ -25,12 +37,10 @@ class SlotConfig:
     namespace: str
     storage: str
     """URL or folder of the sweep."""
-    model: ModelConfig
+    bases: Mapping[str, SlotBase]
+    """By the words for them; "" is the only one."""
     task: str
-    baseline: Parameters
-    """Of a trial: the base that it would train over is evaluated untuned."""
     seed: int
-    pad_token_id: int
     evaluate_every: int | None
     max_tokens: int | None
     precision: str
@@ -43,8 +53,11 @@ class SlotConfig:
     """Whether every evaluation also says what a trial has lost of its base."""
     baseline_minutes: float
     threads: int
-    estimates: Mapping[str, MemoryEstimate] = field(default_factory=dict)
-    """On a GPU, of the smallest trials of the sweep."""
+
+    @property
+    def first(self) -> str:
+        """The word for the base that stands for all where no trial says which."""
+        return next(iter(self.bases))
 
 
 # --- what comes of a trial's way to its next evaluation ---

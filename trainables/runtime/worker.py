@@ -3,10 +3,12 @@
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainables.data.manifest import data_of
 from trainables.engine.memory import too_large
 from trainables.errors import InputError
 from trainables.evaluation.record import (
@@ -17,8 +19,9 @@ from trainables.evaluation.record import (
     Untuned,
     UntunedFailed,
     UntunedResults,
+    untuned_name,
 )
-from trainables.hyperparameters import parse
+from trainables.hyperparameters import base_of, parse
 from trainables.runtime.capacity import trials_that_pay
 from trainables.runtime.client import CoordinatorClient
 from trainables.runtime.failures import ends_worker, first_line
@@ -84,13 +87,15 @@ def start_worker(
     if opened is None or problems:
         client.broken(problems[0])
         return None
-    store, group = opened
-    return SlotWorker(config=config, client=client, group=group, store=store, rank=rank, size=size)
+    store, groups = opened
+    return SlotWorker(
+        config=config, client=client, groups=groups, store=store, rank=rank, size=size
+    )
 
 
-def open_slot(config: SlotConfig, rank: int, size: int) -> "tuple[Store, TrialGroup]":
-    """Everything that is paid once per slot: imports, data, tokenizer; the base is loaded when a
-    trial first needs it.
+def open_slot(config: SlotConfig, rank: int, size: int) -> "tuple[Store, dict[str, TrialGroup]]":
+    """Everything that is paid once per slot: imports, data, tokenizer; a base is loaded when a
+    trial first needs it. The groups are by the words for their bases.
     """
     import ray.train.torch
     import torch
@@ -104,25 +109,30 @@ def open_slot(config: SlotConfig, rank: int, size: int) -> "tuple[Store, TrialGr
     torch.set_num_threads(max(1, config.threads))
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device), "a worker has one device"
-    if device.type == "cuda":
-        why = too_large(config.estimates, torch.cuda.get_device_properties(device).total_memory)
-        if why is not None:
-            raise InputError(why)
+    for base in config.bases.values():
+        if device.type == "cuda":
+            total = torch.cuda.get_device_properties(device).total_memory
+            if (why := too_large(base.estimates, total)) is not None:
+                raise InputError(why)
+        check_files(base.model)
     store = Store(config.storage)
-    check_files(config.model)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         # a group maps the files of an object store's copy into memory, and they then need no name:
         # whenever and however a worker ends, it leaves none behind
-        group = open_group(
-            store.fetch("data", Path(scratch)),
-            model=config.model,
-            task=config.task,
-            pad_token_id=config.pad_token_id,
-            settings=_group_settings(config, device),
-            device=device,
-            world=World(rank=rank, size=size),
-        )
-    return store, group
+        data = store.fetch("data", Path(scratch))
+        groups = {
+            word: open_group(
+                data / data_of(word, config.first),
+                model=base.model,
+                task=config.task,
+                pad_token_id=base.pad_token_id,
+                settings=_group_settings(config, device),
+                device=device,
+                world=World(rank=rank, size=size),
+            )
+            for word, base in config.bases.items()
+        }
+    return store, groups
 
 
 def _group_settings(config: SlotConfig, device: "torch.device") -> "GroupSettings":
@@ -151,13 +161,15 @@ class SlotWorker:
         *,
         config: SlotConfig,
         client: CoordinatorClient,
-        group: "TrialGroup",
+        groups: "Mapping[str, TrialGroup]",
         store: "Store",
         rank: int,
         size: int,
     ) -> None:
         self._config = config
-        self._client, self._group, self._store = client, group, store
+        self._client, self._store = client, store
+        self._groups = groups
+        self._group = groups[config.first]  # whose base may be loaded
         self._rank, self._size = rank, size
         self._attempts: dict[str, int] = {}
         # when a trial last began to train towards an evaluation, and from how many samples
@@ -175,7 +187,7 @@ class SlotWorker:
 
     def evaluate_untuned(self) -> None:
         if self._client.assignment.baseline and not self._group.trials:
-            self._client.publish("publish_baseline", self.untuned(self._config.baseline))
+            self._client.publish("publish_baseline", self.untuned())
 
     def do_job(self) -> None:
         if self._client.assignment.job is not None and not self._group.trials:
@@ -186,6 +198,7 @@ class SlotWorker:
 
     def profile(self) -> None:
         for each in self._client.assignment.profile:
+            self._take_base(base_of(each.parameters))
             limit = trials_that_pay(self._group, each.parameters, self._config.most, self._client)
             self._client.publish("publish_limit", each.cost_class, limit)
 
@@ -207,6 +220,12 @@ class SlotWorker:
         if training:
             self.guard(training, lambda: self.step(training))
 
+    def _take_base(self, word: str) -> None:
+        """Another base than the slot's takes its place; no trial is on the slot then."""
+        if self._groups[word] is not self._group:
+            self._group.forget_base()
+            self._group = self._groups[word]
+
     # --- joining ---
 
     def join(self, trial: str, parameters: Parameters) -> None:
@@ -215,6 +234,7 @@ class SlotWorker:
         """
         from trainables.storage.checkpoints import begin_attempt, read_evaluation
 
+        self._take_base(base_of(parameters))
         group, store = self._group, self._store
         begun = begin_attempt(store, trial) if self._rank == 0 else (0, None)
         self._attempts[trial], origin = self._client.from_rank_zero(begun)
@@ -310,22 +330,30 @@ class SlotWorker:
 
     # --- what a slot does beside training ---
 
-    def untuned(self, parameters: Parameters) -> Untuned:
-        """What the base makes of the data before it is tuned with `parameters`."""
-        from trainables.storage.checkpoints import write_rows
-
+    def untuned(self) -> Untuned:
+        """What the bases make of the data before they are tuned; the first is loaded last, as it is
+        the likeliest to be wanted next.
+        """
         try:
-            hp = parse(parameters)
-            results, probed = self._group.untuned_results(hp.method, hp.options)
-            metrics = self._group.metrics(results)
-            if self._rank == 0:
-                name = "baselines/validation/untuned"
-                write_rows(self._store, name, results.losses, results.rows_outcomes)
+            found = {word: self._untuned(word) for word in reversed([*self._config.bases])}
         except Exception as error:  # the trials will meet the same fault, each at its own border
             traceback.print_exc()
             if ends_worker(error):
                 raise
             return UntunedFailed(error=f"{type(error).__name__}: {error}")
+        others = {word: found[word] for word in self._config.bases if word != self._config.first}
+        return replace(found[self._config.first], others=others)
+
+    def _untuned(self, word: str) -> UntunedResults:
+        from trainables.storage.checkpoints import write_rows
+
+        self._take_base(word)
+        hp = parse(self._config.bases[word].baseline)
+        results, probed = self._group.untuned_results(hp.method, hp.options)
+        if self._rank == 0:
+            name = f"baselines/validation/{untuned_name(word, self._config.first)}"
+            write_rows(self._store, name, results.losses, results.rows_outcomes)
+        metrics = self._group.metrics(results)
         return UntunedResults(val_loss=results.loss, probe_loss=probed.loss, metrics=metrics)
 
     def job(self, what: Job) -> JobResult:

@@ -22,6 +22,10 @@ class Loss:
     """What it is, with its unit: `means in nats per example`."""
     is_likelihood: bool
     """Whether it is a negative log-likelihood, in nats."""
+    of_tokens: bool = False
+    """Whether its targets are tokens: losses over bases with other tokenizers are then told in bits
+    per byte of the text, which is the same for all.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,9 +138,12 @@ WRONG_VALUES = [
     ("selection=[1]", f"selection: must be {section(SelectionConfig)}, got [1]"),
     ("cluster=auto", f"cluster: must be {section(ClusterConfig)}, got 'auto'"),
     # model
-    ("model.name=", "model.name: must be text, got null"),
+    ("model.name=", "model.name: must be a base model or {choice: [A, B]} of several, got null"),
     ("model.name=''", "model.name: not given; a hub id, a folder, or package:PACKAGE/FOLDER"),
-    ("model.name.x=3", "model.name: must be text, got {'x': 3}"),
+    (
+        "model.name.x=3",
+        "model.name: must be a base model or {choice: [A, B]} of several, got {'x': 3}",
+    ),
     ("model.dtype=fp8", "model.dtype: must be one of auto, float32, bfloat16, float16, got 'fp8'"),
     # data
     (
@@ -926,7 +929,7 @@ def test_limits_are_off_and_the_front_has_a_cost_or_none():
 def test_virtual_tokens_that_leave_no_room_for_a_row(monkeypatch, virtual_tokens, advice):
     monkeypatch.setattr("trainables.data.sources.check_sources", lambda data: None)
     manifest = Manifest(splits={"train": SplitSummary(longest=16)})
-    monkeypatch.setattr("trainables.data.prepare.prepare", lambda *_: manifest)
+    monkeypatch.setattr("trainables.data.prepare.prepare", lambda *_, **__: manifest)
     monkeypatch.setattr("sweeps.run.preparation.check_files", lambda model: None)
     monkeypatch.setattr("sweeps.run.preparation.load_tokenizer", lambda model: None)
     monkeypatch.setattr(

@@ -71,7 +71,7 @@ def test_a_shipped_sweep_loads_and_every_configuration_fits_the_trainables(
 
     configurations = list(every_configuration(config.space()))
     assert {params["method"] for params in configurations} == {
-        draw["method"] for draw in first_of_each_method(config)
+        draw["method"] for draw in first_of_each_method(config.draws())
     }
     layers = LAYERS.get(config.model.name, math.inf)
     for params in itertools.chain(configurations, config.draws()):
@@ -280,7 +280,7 @@ def test_each_method_of_a_shipped_sweep_learns_and_can_be_saved(
     assert (
         48 < manifest.splits["train"].rows <= 64
     )  # an answer may begin after the tokens that are kept
-    assert {draw["method"] for draw in first_of_each_method(config)} == set(trained)
+    assert {draw["method"] for draw in first_of_each_method(config.draws())} == set(trained)
     group = group_of(config, tmp_path / "data")
     for method in trained:
         untuned, _ = group.untuned_results(method)

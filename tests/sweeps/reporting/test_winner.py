@@ -32,7 +32,7 @@ def ledger(tmp_path):
 
 
 def test_a_source_that_has_changed_since_is_named(ledger, tmp_path):
-    config = SimpleNamespace(model=None)
+    config = SimpleNamespace(model=None, bases=("",))
     (tmp_path / "train.csv").write_bytes(CONTENT)
     assert altered(ledger, config) == []
     (tmp_path / "train.csv").write_bytes(CONTENT + b"c,d\n")
@@ -116,7 +116,7 @@ def card_of(manifest):
 
 
 def test_the_card_says_what_to_expect_where_the_winner_ran_again():
-    told = card_of(Manifest(labels=("a", "b"), max_length=32))
+    told = card_of(Manifest(task="classification", labels=("a", "b"), max_length=32))
     assert "| validation loss | 0.49 |" in told
     assert "| validation loss, expected 0.4950 ± 0.0070, the mean of 2 new seeds | 0.495 |" in told
     assert "Verdict: healthy, later overfit (it is)" in told
@@ -137,7 +137,7 @@ def test_the_card_does_not_list_thousands_of_files(names, where):
         for i, (name, digest) in enumerate(zip(names, sums, strict=True))
     }
     held_out = {f"test[{i}]": SourceSummary(source=f"t{i}.csv", sha256="f" * 64) for i in range(2)}
-    told = card_of(Manifest(labels=("a", "b"), sources=sources | held_out))
+    told = card_of(Manifest(task="classification", labels=("a", "b"), sources=sources | held_out))
     whole = hashlib.sha256("".join(f"{each}\n" for each in sums).encode()).hexdigest()
     assert [line for line in told.splitlines() if line.startswith(("- train", "- test"))] == [
         f"- train: {len(names)} sources{where} with {sum(range(len(names)))} rows, SHA-256 {whole}"

@@ -11,6 +11,7 @@ from ray.tune import Stopper
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from sweeps.config.models import ModelsConfig
 from sweeps.config.schema import EarlyStoppingConfig, SearchConfig, SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.search.events import EvaluationEvents
@@ -21,7 +22,6 @@ from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve, Reference
 from trainables.data.config import DataConfig
 from trainables.evaluation.record import Evaluation
-from trainables.models.config import ModelConfig
 from trainables.runtime.tune_dicts import TrialConfig
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -86,7 +86,7 @@ def sweep(epochs=9, **config):
     }
     return SweepConfig(
         name="quick",
-        model=ModelConfig(name="tiny"),
+        model=ModelsConfig(name="tiny"),
         data=DataConfig(train="rows.csv"),
         search=SearchConfig(**search),
     )

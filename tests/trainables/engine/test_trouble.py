@@ -245,9 +245,9 @@ class Client:
 
 def worker_of(group: Any, tmp_path: Any, *, known: bool = True) -> SlotWorker:
     return SlotWorker(
-        config=SimpleNamespace(),
+        config=SimpleNamespace(first=""),
         client=Client(known=known),
-        group=group,
+        groups={"": group},
         store=Store(str(tmp_path)),
         rank=0,
         size=1,
@@ -523,3 +523,23 @@ def test_a_base_that_fits_no_device_is_refused_with_its_estimate():
         "model.name: does not fit a device of 7.5 GiB: lora at rank 8 takes 7.5 GiB for the base and 95.4 MiB for a trial; "
         "take a smaller model, method qlora, or a larger device"
     )
+
+
+def test_a_slot_holds_one_base_model_at_a_time(lab, tmp_path):
+    """Of several: a trial over another takes the place of the one that nobody is on any more."""
+    groups = {"small": lab.group("bert"), "large": lab.group("bert")}
+    worker = SlotWorker(
+        config=SimpleNamespace(first="small"),
+        client=Client(),
+        groups=groups,
+        store=Store(str(tmp_path)),
+        rank=0,
+        size=1,
+    )
+    params = {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1}
+    worker.join("a", {**params, "model": "small"})
+    with pytest.raises(AssertionError):
+        worker.join("b", {**params, "model": "large"})
+    groups["small"].leave("a")
+    worker.join("b", {**params, "model": "large"})
+    assert groups["large"].trials == ["b"] and groups["small"]._base is None

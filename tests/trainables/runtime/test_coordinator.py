@@ -982,3 +982,35 @@ def test_a_coordinator_that_knows_nothing_takes_every_call_and_serves_a_trial_af
         await call
 
     asyncio.run(asyncio.wait_for(tell(), 10))
+
+
+# --- several base models ---
+
+
+@story
+async def test_a_slot_keeps_the_base_that_it_holds_where_it_can(coordinator):
+    for name in ("a", "b"):
+        await coordinator.register(name)
+    await ask(coordinator, "t1", **PARAMS, model="small")
+    await ask(coordinator, "t2", **PARAMS, model="large")
+    assert await on_slots(coordinator) == {"a": ["t1"], "b": ["t2"]}
+    for trial in ("t1", "t2"):
+        await coordinator.leave(trial)
+    await ask(coordinator, "t3", **PARAMS, model="large")
+    await ask(coordinator, "t4", **PARAMS, model="small")
+    assert await on_slots(coordinator) == {"a": ["t4"], "b": ["t3"]}
+    await coordinator.leave("t4")
+    await ask(coordinator, "t5", **PARAMS, model="large")
+    assert await on_slots(coordinator) == {"a": ["t5"], "b": ["t3"]}, "better than to wait"
+
+
+@story
+async def test_trials_over_other_bases_share_no_slot(groups):
+    await groups.register("a")
+    await ask(groups, "t1", **LORA, model="small")
+    await ask(groups, "t2", **LORA, model="large")
+    await ask(groups, "t3", **LORA, model="small")
+    assert (await on_slots(groups))["a"][0] == "t1" and "t2" not in (await on_slots(groups))["a"]
+    assert cost_class(parse({**LORA, "model": "small"})) != cost_class(
+        parse({**LORA, "model": "large"})
+    )

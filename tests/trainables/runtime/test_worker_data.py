@@ -15,7 +15,7 @@ from trainables.data.prepare import prepare
 from trainables.hyperparameters import parse
 from trainables.models.config import ModelConfig
 from trainables.models.files import load_tokenizer
-from trainables.runtime.protocol import SlotConfig
+from trainables.runtime.protocol import SlotBase, SlotConfig
 from trainables.runtime.worker import open_slot
 from trainables.storage.store import Store
 
@@ -37,11 +37,9 @@ def config(shared_data, tmp_path):
         coordinator="coordinator",
         namespace="sweep",
         storage=store.url,
-        model=model,
+        bases={"": SlotBase(model=model, pad_token_id=tokenizer.pad_token_id, baseline={})},
         task="causal_lm",
-        baseline={},
         seed=0,
-        pad_token_id=tokenizer.pad_token_id,
         evaluate_every=None,
         max_tokens=None,
         precision="auto",
@@ -71,7 +69,8 @@ def temporary(tmp_path, monkeypatch) -> Path:
 def test_it_has_no_name_when_a_worker_begins_so_that_a_killed_one_leaves_nothing(
     config, temporary
 ) -> None:
-    _, group = open_slot(config, 0, 1)
+    _, groups = open_slot(config, 0, 1)
+    (group,) = groups.values()
     assert list(temporary.iterdir()) == []
     group.join(
         "t",
@@ -105,8 +104,11 @@ def test_who_asks_for_float32_gets_no_weights_in_bfloat16(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1 << 34)
     )
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    config = replace(config, precision=precision, model=replace(config.model, dtype=dtype))
-    _, group = open_slot(config, 0, 1)
+    (base,) = config.bases.values()
+    base = replace(base, model=replace(base.model, dtype=dtype))
+    config = replace(config, precision=precision, bases={"": base})
+    _, groups = open_slot(config, 0, 1)
+    (group,) = groups.values()
     assert group._base_dtype("lora") == expected
 
 

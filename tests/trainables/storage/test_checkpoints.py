@@ -124,6 +124,7 @@ def test_an_evaluation_is_all_that_its_folder_holds(store, tmp_path):
         "forgetting": 0.25,
         "kl": 0.125,
         "inference_cost": 1.0,
+        "base_cost": 1.0,
         "attempt": 1,
         "checkpoint_bytes": 3,  # on disk, whatever of it is trained
         "folder": folder_of(1, 5),

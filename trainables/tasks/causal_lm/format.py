@@ -1,8 +1,8 @@
 """Rows of causal_lm: documents, cut into blocks of tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -48,8 +48,11 @@ class Documents:
         """Whole documents, each of which begins with what the tokenizer puts before a text and ends
         with its end-of-sequence token, if it has one.
         """
+        documents = list(_tokenise(records, tokenizer, encoding.in_bytes))
         return Encoded(
-            input_ids=_tokenise(records, tokenizer), origin=np.arange(len(records), dtype=np.int64)
+            input_ids=[document.ids for document in documents],
+            token_bytes=[document.sizes for document in documents] if encoding.in_bytes else None,
+            origin=np.arange(len(records), dtype=np.int64),
         )
 
     def question(self, value: dict[str, str]) -> tuple[str, str]:
@@ -83,49 +86,97 @@ def _document(row: Row, column: str, group: str | None, part: str | None) -> Rec
     )
 
 
-def _blocks(documents: Encoded, length: int) -> Encoded:
-    assert documents.origin is not None
-    blocks = [
-        (origin, ids[i : i + length])
-        for origin, ids in zip(documents.origin, documents.input_ids, strict=True)
-        for i in range(0, len(ids), length)
+class _Tokens(NamedTuple):
+    """Some tokens of a document, or of several."""
+
+    ids: np.ndarray
+    """int32 [T]."""
+    origins: np.ndarray
+    """The record of each, int64 [T]."""
+    sizes: np.ndarray
+    """Bytes of the text that each stands for, float64 [T]; none, where nobody asks."""
+
+    def cut(self, length: int) -> "list[_Tokens]":
+        starts = range(0, len(self.ids), length)
+        return [self._make(each[i : i + length] for each in self) for i in starts]
+
+    @classmethod
+    def joined(cls, parts: "Sequence[_Tokens]") -> "_Tokens":
+        return cls._make(np.concatenate(each) for each in zip(*parts, strict=True))
+
+
+def _documents(encoded: Encoded) -> list[_Tokens]:
+    assert encoded.origin is not None
+    sizes = encoded.token_bytes or [np.zeros(0)] * len(encoded.input_ids)
+    return [
+        _Tokens(ids, np.full(len(ids), origin, dtype=np.int64), of_ids)
+        for ids, origin, of_ids in zip(encoded.input_ids, encoded.origin, sizes, strict=True)
     ]
-    return _kept(blocks)
 
 
-def _kept(blocks: list[tuple[int, np.ndarray]]) -> Encoded:
-    kept = [(origin, block) for origin, block in blocks if len(block) >= 2]
+def _blocks(documents: Encoded, length: int) -> Encoded:
+    cut = [block for document in _documents(documents) for block in document.cut(length)]
+    return _kept(cut, documents.token_bytes is not None)
+
+
+def _kept(blocks: list[_Tokens], in_bytes: bool) -> Encoded:
+    """A block's first token is no target."""
+    kept = [block for block in blocks if len(block.ids) >= 2]
     return Encoded(
-        input_ids=[block for _, block in kept],
-        origin=np.array([origin for origin, _ in kept], dtype=np.int64),
+        input_ids=[block.ids for block in kept],
+        target_bytes=np.array([block.sizes[1:].sum() for block in kept]) if in_bytes else None,
+        origin=np.array([block.origins[0] for block in kept], dtype=np.int64),
         dropped=len(blocks) - len(kept),
     )
 
 
 def _across(batches: Iterator[Encoded], length: int) -> Iterator[Encoded]:
     """A block is of the document that it begins in."""
-    ids, origins = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+    left, in_bytes = _Tokens(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0)), False
     for documents in batches:
-        assert documents.origin is not None
-        of_tokens = np.repeat(documents.origin, [len(each) for each in documents.input_ids])
-        ids = np.concatenate([ids, *documents.input_ids])
-        origins = np.concatenate([origins, of_tokens])
-        full = len(ids) // length * length
-        yield _kept([(int(origins[i]), ids[i : i + length]) for i in range(0, full, length)])
-        ids, origins = ids[full:], origins[full:]
-    if len(ids):
-        yield _kept([(int(origins[0]), ids)])
+        in_bytes = documents.token_bytes is not None
+        *full, left = _Tokens.joined([left, *_documents(documents)]).cut(length) or [left]
+        if len(left.ids) == length:
+            full, left = [*full, left], _Tokens._make(each[:0] for each in left)
+        yield _kept(full, in_bytes)
+    if len(left.ids):
+        yield _kept([left], in_bytes)
 
 
-def _tokenise(records: list[Record], tokenizer: "PreTrainedTokenizerBase") -> list[np.ndarray]:
-    eos, documents = tokenizer.eos_token_id, []
+def _tokenise(
+    records: list[Record], tokenizer: "PreTrainedTokenizerBase", in_bytes: bool
+) -> Iterator[_Tokens]:
+    eos = tokenizer.eos_token_id
     for batch in batched(records, 100):
         texts = [r.value["text"] for r in batch]
-        for ids in tokenizer(texts, return_attention_mask=False, verbose=False).input_ids:
+        found = tokenizer(
+            texts,
+            return_attention_mask=False,
+            return_offsets_mapping=in_bytes,
+            verbose=False,
+        )
+        offsets = found["offset_mapping"] if in_bytes else [[]] * len(texts)
+        for text, ids, at in zip(texts, found.input_ids, offsets, strict=True):
+            sizes = _sizes(text, at)
             if eos is not None and (not ids or ids[-1] != eos):
                 ids.append(eos)
-            documents.append(np.array(ids, dtype=np.int32))
-    return documents
+                sizes = np.append(sizes, 0.0) if in_bytes else sizes
+            yield _Tokens(np.array(ids, dtype=np.int32), np.zeros(0, np.int64), sizes)
+
+
+def _sizes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Bytes in UTF-8 of the text that tokens at these offsets stand for; together, those of the
+    whole text.
+    """
+    if not offsets:
+        return np.zeros(0)
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    width = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
+    before = np.concatenate([[0], np.cumsum(width)])
+    # a special token has no place in the text, and tokens of one character have the same
+    ends = before[np.maximum.accumulate([end for _, end in offsets])]
+    ends[-1] = before[-1]
+    return np.diff(ends, prepend=0).astype(np.float64)
 
 
 def cut_tail(document: Record, shares: dict[str, float]) -> dict[str, list[Record]]:

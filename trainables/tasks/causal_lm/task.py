@@ -32,7 +32,7 @@ class CausalLM:
     format = Documents()
     auto_class = "AutoModelForCausalLM"
     problem_type: str | None = None
-    loss = Loss(words="means in nats per target token", is_likelihood=True)
+    loss = Loss(words="means in nats per target token", is_likelihood=True, of_tokens=True)
     is_language_model = True
     has_classes = False
     is_conversation = False

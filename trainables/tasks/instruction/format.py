@@ -19,6 +19,7 @@ from trainables.data.records import (
 from trainables.data.rows import BadRow
 from trainables.data.sources import Source
 from trainables.errors import InputError
+from trainables.tasks.instruction.answers import answer_bytes
 from trainables.tasks.instruction.notices import Notice
 from trainables.tasks.instruction.reading import conversation_reader
 from trainables.tasks.instruction.templates import default_chat_template
@@ -95,6 +96,7 @@ class Chat:
             input_ids=[row.input_ids for row in kept],
             labels=[row.labels for row in kept],
             weights=_weights(kept),
+            target_bytes=_answer_bytes(records, kept, encoding) if encoding.in_bytes else None,
             origin=np.array([row.origin for row in kept], dtype=np.int64),
             truncated=truncated,
             dropped=len(records) - len(kept) - len(bad),
@@ -137,6 +139,22 @@ class _Kept(NamedTuple):
         ids, learnt = row.ids[:length], row.learnt[:length]
         weights = None if row.weights is None else row.weights[:length]
         return cls(ids, np.where(learnt, ids, IGNORED).astype(np.int32), weights, origin)
+
+
+def _answer_bytes(
+    records: Sequence[Record], kept: Sequence[_Kept], encoding: Encoding
+) -> np.ndarray:
+    """Of what is to be learnt as it was given, whatever a chat template writes around it."""
+    return np.array(
+        [
+            answer_bytes(
+                records[row.origin].value,
+                thoughts=encoding.reasoning == "train",
+                last_only=encoding.train_on == "last_answer",
+            )
+            for row in kept
+        ]
+    )
 
 
 def _weights(kept: list[_Kept]) -> list[np.ndarray] | None:

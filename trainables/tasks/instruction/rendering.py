@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 
 from trainables.data.rows import BadRow, shorten
 from trainables.tasks.instruction import marks
+from trainables.tasks.instruction.answers import learnt_messages
 from trainables.tasks.instruction.generation import generated, raise_left_out
 from trainables.tasks.instruction.layout import Layout, Row, Shape, Span, Template
 from trainables.tasks.instruction.marks import (
@@ -105,7 +106,7 @@ class Renderer:
     def render(self, value: Mapping[str, object], place: str) -> Rendered:
         """`value`: a conversation as it is stored. Raises InputError, naming `place`."""
         row = self._row(value)
-        learnt = self._learnt(value, row)
+        learnt = learnt_messages(value, row.messages, last_only=self._last_only)
         form = form_of(row, learnt)
         if form and (known := self._known(row, form)):
             return replace(known, noticed=tuple(self._notices.of(_messages(value))))
@@ -141,19 +142,6 @@ class Renderer:
         if self._reasoning == "drop":
             messages = list(map(_without_thought, messages))
         return Row(messages=messages, tools=value.get("tools"), documents=value.get("documents"))
-
-    def _learnt(self, value: Mapping[str, object], row: Row) -> dict[int, float]:
-        """Weights of the messages that are to be learnt, by their positions."""
-        whole = weight_of(value)
-        learnt = {
-            turn: weight
-            for turn, message in enumerate(row.messages)
-            if message.get("role") == "assistant" and (weight := whole * weight_of(message)) > 0
-        }
-        if self._last_only and learnt:
-            last = max(learnt)
-            return {last: learnt[last]}
-        return learnt
 
     # How the row is put to the template
 
@@ -372,11 +360,6 @@ def _writes_python(layout: Layout) -> bool:
             if given and isinstance(given, Mapping) and str(given) in layout.text:
                 return True
     return False
-
-
-def weight_of(value: Mapping[str, object]) -> float:
-    weight = value.get("weight")
-    return float(weight) if isinstance(weight, int | float) else 1.0
 
 
 def _missing(layout: Layout) -> list[Part]:

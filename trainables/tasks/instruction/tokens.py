@@ -11,10 +11,11 @@ import numpy as np
 from trainables.data.records import Record, batched
 from trainables.data.rows import BadRow, shorten
 from trainables.errors import InputError
+from trainables.tasks.instruction.answers import weight_of
 from trainables.tasks.instruction.layout import Span
 from trainables.tasks.instruction.notices import Notice
 from trainables.tasks.instruction.positions import ROWS_COMPARED, Encoder, Held, Placed
-from trainables.tasks.instruction.rendering import Rendered, Renderer, weight_of
+from trainables.tasks.instruction.rendering import Rendered, Renderer
 from trainables.tasks.instruction.templates import chat_template, check_template
 
 if TYPE_CHECKING:
