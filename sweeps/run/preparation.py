@@ -39,6 +39,7 @@ def prepare_data(
     """Check the model's files; read, split and tokenise the data, general text of language models
     too, into `folder`. examine: what else is found in the rows. Returns the manifest.
     """
+    from sweeps.run.earlier import with_earlier
     from trainables.data.prepare import prepare
     from trainables.data.sources import check_sources
     from trainables.engine.memory import too_large
@@ -64,6 +65,7 @@ def prepare_data(
         context,
         examine,
     )
+    manifest = with_earlier(config, manifest, folder, tokenizer)
     more = max(parse(draw).options.soft_prompt_tokens for draw in config.draws())
     if more and context is not None:
         longest = max(split.longest for split in manifest.splits.values())

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trainables.data.manifest import EARLIER
 from trainables.engine.memory import release
 from trainables.evaluation.record import (
     Baseline,
     Baselines,
     BaselinesJob,
+    EarlierJob,
     ForgettingJob,
     Job,
     JobResult,
+    MeasuredEarlier,
     MeasuredForgetting,
     Score,
     ScoredTest,
@@ -52,6 +55,8 @@ def run(store: Store, config: "SlotConfig", job: Job) -> JobResult:
                 return bench.test(job)
             case ForgettingJob():
                 return bench.forgetting(job)
+            case EarlierJob():
+                return bench.earlier(job)
 
 
 @contextmanager
@@ -123,7 +128,9 @@ class _Bench:
             for name in ("test.arrow", SLICES.format("test"), GROUPS.format("test")):
                 if (self.data / name).exists():
                     self.store.write_bytes(f"data/{name}", (self.data / name).read_bytes())
-        scores = {name: self._score(name, load) for name, load in self._models(job).items()}
+        scores = {
+            name: self._score(f"test/{name}", load) for name, load in self._models(job).items()
+        }
         ways = self.baselines("test") if job.baselines else {}
         others = {name: _as_score(each) for name, each in ways.items()}
         return ScoredTest(split=described, scores=scores | others)
@@ -131,7 +138,7 @@ class _Bench:
     def _models(self, job: TestJob) -> "dict[str, Callable[[], PreTrainedModel]]":
         """What loads each model that is scored."""
         from trainables.data.manifest import labels_of
-        from trainables.models.checkpoint import load_base_model
+        from trainables.models.checkpoint import load_untuned
         from trainables.tasks import TASKS
 
         labels = labels_of(self.data)
@@ -142,15 +149,17 @@ class _Bench:
         # machine
         if TASKS[self.config.task].is_language_model:
             untuned = self._spec(self.config.baseline, labels)
-            found["untuned"] = lambda: load_base_model(untuned, self.device)
+            found["untuned"] = lambda: load_untuned(untuned, self.device)
         return found
 
     def _score(self, name: str, load: "Callable[[], PreTrainedModel]") -> Score:
+        """name: SPLIT/MODEL, under which the rows are written."""
         from trainables.data.prepare import open_slices, open_split
         from trainables.engine.scoring import evaluate_model
         from trainables.tasks import TASKS
 
-        split, task = open_split(self.data, "test"), TASKS[self.config.task]
+        part = name.split("/")[0]
+        split, task = open_split(self.data, part), TASKS[self.config.task]
         results = evaluate_model(
             load(),
             task,
@@ -160,9 +169,9 @@ class _Bench:
             self.max_tokens,
             self.device,
         )
-        write_rows(self.store, f"baselines/test/{name}", results.losses, results.rows_outcomes)
+        write_rows(self.store, f"baselines/{name}", results.losses, results.rows_outcomes)
         release(self.device)  # before the next one is loaded
-        slices = results.by_slice(task, open_slices(self.data, "test"))
+        slices = results.by_slice(task, open_slices(self.data, part))
         metrics = results.metrics(task)
         return finite(Score(loss=results.loss, metrics=metrics, slices=slices))
 
@@ -182,6 +191,19 @@ class _Bench:
         for name, each in zip(("before", "after"), losses, strict=True):
             write_rows(self.store, f"baselines/general/{name}", each)
         return finite(found)
+
+    def earlier(self, job: EarlierJob) -> MeasuredEarlier:
+        from trainables.data.manifest import labels_of
+        from trainables.models.checkpoint import load_untuned
+
+        labels = labels_of(self.data)
+        spec = self._spec(job.winner.parameters, labels)
+        if self.config.model.adapter == "merge":  # as the earlier winner is, whatever is over it
+            spec = replace(spec, quantisation="none")
+        return MeasuredEarlier(
+            before=self._score(f"{EARLIER}/before", lambda: load_untuned(spec, self.device)),
+            after=self._score(f"{EARLIER}/after", lambda: self._load(job.winner, labels)),
+        )
 
     def _load(self, trained: TrainedCheckpoint, labels: Sequence[str]) -> "PreTrainedModel":
         from trainables.models.checkpoint import load_checkpoint

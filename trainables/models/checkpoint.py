@@ -147,11 +147,10 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
     """Python that loads what lies in `folder` as `model`, where the folder is called `name`."""
     if not (folder / ADAPTER).is_file() or (folder / "config.json").is_file():
         return _code_of_a_whole_model(folder, spec, name)
-    is_beside, where = (folder / BASE).is_dir(), plain(spec.model)
-    base = repr(f"{name}/{BASE}") if is_beside else _base_argument(where)
-    arguments = [base, _dtype(spec), f"pad_token_id={spec.pad_token_id}"]
+    where = _base_of(folder, spec, name)
+    arguments = [_base_argument(where), _dtype(spec), f"pad_token_id={spec.pad_token_id}"]
     load, bottleneck = ["import torch"], _is_bottleneck(folder)
-    if where.name.startswith("package:") and not is_beside:
+    if where.name.startswith("package:"):
         load += ["from importlib.util import find_spec", "from pathlib import Path"]
     load.append(
         "from trainables.methods.adapter import load_adapter"
@@ -168,7 +167,7 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
     if spec.quantisation != "none":
         load.append(_quantised_line(spec))
         arguments.append("quantization_config=quantised")
-    arguments += [] if is_beside else _where_from(where)
+    arguments += _where_from(where)
     load.append(f"base = {spec.auto_class}.from_pretrained({', '.join(arguments)})")
     if spec.quantisation == "nf4":
         load += [
@@ -207,12 +206,21 @@ def _code_of_a_whole_model(folder: Path, spec: BaseSpec, name: str) -> list[str]
     return [*load, f'model = {auto}.from_pretrained("{name}", {_dtype(spec)}{remote}).eval()']
 
 
+def _base_of(folder: Path, spec: BaseSpec, name: str) -> ModelConfig:
+    """The base of the adapter in `folder`, which is called `name`, as its code names it."""
+    if (folder / BASE).is_dir():
+        return replace(spec.model, name=f"{name}/{BASE}", revision=None)
+    where = plain(spec.model)
+    is_named = where.name.startswith("package:")
+    return where if is_named else replace(where, name=resolve(where.name))
+
+
 def _base_argument(model: ModelConfig) -> str:
     """Where the base lies, as Python."""
     if model.name.startswith("package:"):
         package, _, inside = model.name.removeprefix("package:").partition("/")
         return f'Path(find_spec("{package}").origin).parent / "{inside}"'
-    return repr(resolve(model.name))
+    return repr(model.name)
 
 
 def _where_from(model: ModelConfig) -> list[str]:

@@ -74,8 +74,7 @@ def load_pretrained(
     else:
         model.to(device)
     lacking = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
-    if source is None and not keeps_head(spec):
-        lacking |= _renewed(model)
+    lacking |= _renewed(model) if source is None and not keeps_head(spec) else set()
     return model.eval(), Loading(lacking=frozenset(lacking))
 
 

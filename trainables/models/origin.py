@@ -45,9 +45,13 @@ def resolve(name: str) -> str:
                 " model"
             )
         return str(folder.resolve())
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if _is_path(name):
         raise InputError(f"model.name: there is no folder {name}")
     return name
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _winner_of(name: str, sweep: Path) -> Path:
@@ -137,18 +141,22 @@ def _base_of(config: ModelConfig, folder: Path, described: dict[str, str]) -> st
     from here or from the adapter's folder; else what the sweep that trained it was given.
     """
     named = described.get("base_model_name_or_path") or ""
-    path = Path(named)
-    places = (path.expanduser(), folder / path, folder.parent / path, folder / path.name)
-    if named and (found := [each for each in places if each.is_dir()]):
-        return str(found[0].resolve())
+    for place in _places(folder, Path(named)):
+        if named and place.is_dir():
+            return str(place.resolve())
     if lineage := read_lineage(folder):
         return lineage[-1].base
-    if not named or named.startswith((".", "/", "~")) or named.count("/") > 1:
+    if not named or _is_path(named):
         raise InputError(
             f"model.name: the base of the adapter {config.name} is not found: its {ADAPTER} names"
             f" {named or 'none'} (base_model_name_or_path); put it there, or name there where it is"
         )
     return named
+
+
+def _places(folder: Path, named: Path) -> tuple[Path, ...]:
+    """Where what an adapter in `folder` names may lie."""
+    return named.expanduser(), folder / named, folder.parent / named, folder / named.name
 
 
 def with_files(config: ModelConfig) -> ModelConfig:
