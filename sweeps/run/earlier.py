@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.config.schema import SweepConfig
+from sweeps.run.storage import storage_url
+from sweeps.tracking.artifacts import ARTIFACT, download
+from trainables.data.cache import cache_folder
 from trainables.data.config import Replay
 from trainables.data.findings import Finding
 from trainables.data.manifest import EARLIER, MANIFEST, Manifest, read_manifest, write_manifest
@@ -25,6 +28,18 @@ from trainables.tasks import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def with_local_model(config: SweepConfig) -> SweepConfig:
+    """The configuration with a folder in the place of a W&B artifact, which is downloaded: to where
+    the sweeps are, so that all that reach those reach it, or to the user's caches.
+    """
+    if not config.model.name.startswith(ARTIFACT):
+        return config
+    storage = storage_url(config)
+    folder = cache_folder().parent if "://" in storage else Path(storage)
+    found = download(config.model.name, folder / "artifacts")
+    return replace(config, model=replace(config.model, name=str(found)))
 
 
 def lineage(config: SweepConfig) -> tuple[Ancestor, ...]:

@@ -21,7 +21,7 @@ from sweeps.ledger.status import ALIKE, INTERRUPTED, NO_SLOT, UNFINISHED
 from sweeps.reporting.console import print_board
 from sweeps.reporting.live import Display
 from sweeps.run.baseline import KnownBaseline
-from sweeps.run.earlier import lineage
+from sweeps.run.earlier import lineage, with_local_model
 from sweeps.run.environment import set_environment
 from sweeps.run.folder import absolute_paths, amend, new_folder, tracked, write_configuration
 from sweeps.run.jobs import Jobs
@@ -60,7 +60,7 @@ class Outcome:
 
 def start(config: SweepConfig, console: Console) -> Outcome:
     """Run a new sweep."""
-    config, ledger = prepare(with_own_space(absolute_paths(config)), console)
+    config, ledger = prepare(with_own_space(with_local_model(absolute_paths(config))), console)
     return Sweep(config, ledger, console, elapsed_s=0.0).run()
 
 
