@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from trainables.errors import InputError
 from trainables.models.config import ModelConfig
+from trainables.models.lineage import LINEAGE
 from trainables.models.origin import Adapter, adapter_of, resolve, why_not_merged, with_files
 
 if TYPE_CHECKING:
@@ -113,9 +114,15 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
     return {"commit": commit} if commit else {}
 
 
+# beside a winner, about how it came to be
+ABOUT = ("winner.json", LINEAGE)
+
+
 def _digests(folder: Path) -> dict[str, str]:
     found = {}
     for file in sorted(folder.iterdir()):
+        if file.name in ABOUT:
+            continue
         if file.suffix in (".safetensors", ".bin", ".json", ".txt", ".model"):
             with file.open("rb") as stream:
                 found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
