@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 from trainables.data.cache import cache_folder
@@ -27,7 +26,6 @@ UNUSED_S = 7 * 86400.0  # after which a kept model goes
 LOADED_BY = {kind: auto for auto, kind in PEFT_TASKS.items()} | {"FEATURE_EXTRACTION": "AutoModel"}
 
 
-@cache
 def plain(model: ModelConfig) -> ModelConfig:
     """What transformers loads for `model`, by its name and revision: a hub id or a folder, in which
     there is no adapter.

@@ -17,7 +17,6 @@ from trainables.hyperparameters import parse
 from trainables.models.checkpoint import complete, load_base_model, load_checkpoint, load_untuned
 from trainables.models.files import check_files, fingerprint, load_tokenizer
 from trainables.models.lineage import LINEAGE, Ancestor, lineage_json
-from trainables.models.merging import plain
 from trainables.models.origin import adapter_of
 
 pytestmark = [
@@ -32,7 +31,6 @@ BESIDE = {name: METHODS[name] for name in ("prompt", "adapter")}
 def own_cache(tmp_path, monkeypatch):
     """What is merged in a test is kept for it alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    plain.cache_clear()
 
 
 def ancestor(bench: Bench, **changes) -> Ancestor:
@@ -86,7 +84,6 @@ def test_what_is_merged_is_what_had_won(tmp_path, method, task):
     assert bench.loss(load_checkpoint(saved / "checkpoint", bench.spec(), CPU)) == pytest.approx(
         second, rel=1e-5
     )
-    plain.cache_clear()
     assert bench.loss(bench.by_the_card(saved)) == pytest.approx(second, rel=1e-5)
 
 
