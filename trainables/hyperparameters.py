@@ -389,6 +389,17 @@ class Hyperparameters:
             )
 
 
+def untrained(method: str, options: MethodOptions | None = None) -> Hyperparameters:
+    """Of a trial that makes no step; options None: the method's defaults."""
+    return Hyperparameters(
+        method=method,
+        learning_rate=1.0,
+        batch_size=1,
+        epochs=1,
+        options=options or OPTIONS[method](),
+    )
+
+
 SHARED_OPTIMIZERS = ("adamw", "lion")
 """Of trials that train beside each other over one base."""
 

@@ -21,8 +21,10 @@ from sweeps.ledger.leaderboard import (
 from sweeps.reporting.words import (
     alternatives_columns,
     answered_words,
+    earlier_words,
     expected_words,
     forgetting_words,
+    lineage_words,
     loss_words,
     measured_splits,
     slices_words,
@@ -81,6 +83,10 @@ def _head(config: SweepConfig, board: Leaderboard, winner: WinnerRow, *, peft: b
         lines += [f"Slices: {slices_words(board.slices)}.", ""]
     if board.forgetting is not None:
         lines += [f"Forgetting: {forgetting_words(board.forgetting)}.", ""]
+    if board.earlier_forgetting is not None:
+        lines += [f"Forgetting: {earlier_words(board.earlier_forgetting)}.", ""]
+    if board.lineage:
+        lines += [f"Went on from: {lineage_words(board.lineage)}.", ""]
     return lines
 
 

@@ -67,6 +67,8 @@ def leaderboard(ledger: Ledger, name: str, config: SelectionConfig) -> Leaderboa
         cost=_cost(ledger),
         test=test,
         forgetting=ledger.forgetting_of(found),
+        earlier_forgetting=ledger.earlier_of(found),
+        lineage=ledger.lineage(),
         tokens_per_request=_tokens_per_request(manifest, test),
         slices=_slices(ledger, found, manifest, test),
         not_measured=_not_measured(ledger, test),

@@ -14,6 +14,7 @@ from search_spaces import rules
 from sweeps.config.draws import first_of_each_method, of_each_base
 from sweeps.config.loading import with_own_space
 from sweeps.config.schema import AUTO, SweepConfig
+from sweeps.run.earlier import with_local_model
 from sweeps.run.estimates import memory_lines
 from sweeps.run.preparation import doctor, known_sweeps, prepare_data, rehearsed, show
 from sweeps.run.rates import MeasuredRate, measure_rates
@@ -90,6 +91,7 @@ def make_plan(
     rehearsal: list[str] = []
     rates = rates or Rates()
     check_storage(config)
+    config = with_local_model(config)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         look = doctor(config, benchmarks) if examine else None
         manifest = prepare_data(config, Path(scratch), look)

@@ -45,6 +45,10 @@ def prepare_data(
         from sweeps.search.prior import check_prior
 
         check_prior(config)
+    if config.data.replay is not None and config.compares_tokenizers:
+        raise InputError(
+            "data.replay: the earlier rows are tokens of one tokenizer, and model.name is a choice"
+        )
     if config.search.space == AUTO:  # which could not be checked without the model
         check_hyperparameters(config)
     first, *others = [
@@ -73,6 +77,7 @@ def _prepare_for(
     in_bytes: bool,
 ) -> Manifest:
     """For one base model; drawn: configurations that trials of it may have."""
+    from sweeps.run.earlier import with_earlier
     from trainables.data.prepare import prepare
     from trainables.data.sources import check_sources
     from trainables.engine.memory import too_large
@@ -93,6 +98,7 @@ def _prepare_for(
         examine,
         in_bytes=in_bytes,
     )
+    manifest = with_earlier(config, manifest, folder, tokenizer, drawn)
     more = max(parse(draw).options.soft_prompt_tokens for draw in drawn)
     if more and context is not None:
         longest = max(split.longest for split in manifest.splits.values())

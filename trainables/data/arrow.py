@@ -184,6 +184,11 @@ class Split:
         return max(int(columns["input_ids"][1].max()) for columns in self._batches)
 
     @property
+    def has_labels(self) -> bool:
+        """Whether they are kept, and are not the tokens themselves."""
+        return "labels" in self._batches[0]
+
+    @property
     def labels(self) -> np.ndarray | None:
         """The class of each row, int64 [N], or its number, float64; None where labels are lists."""
         return None if len(self._batches[0].get("labels", ())) != 1 else self.values("labels")

@@ -48,6 +48,31 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Rows that an earlier sweep has trained on, among those of train."""
+
+    share: float
+    """Of the rows of train, in (0, 1)."""
+    source: str | None = None
+    """That sweep's folder; None: the one whose winner `model.name` is."""
+
+    @classmethod
+    def of(cls, given: object) -> "Replay":
+        """Of what stands in the sweep file. Raises InputError."""
+        parts: Mapping[str, Any] = given if isinstance(given, Mapping) else {"share": given}
+        if set(parts) <= {"share", "source"}:
+            share, source = parts.get("share"), parts.get("source")
+            if not isinstance(source, str | None):
+                source = share = None
+            if isinstance(share, float) and 0 < share < 1:
+                return cls(share=share, source=source)
+        raise InputError(
+            "data.replay: must be the share of train's rows that are an earlier sweep's, in (0, 1),"
+            f" or {{source: SWEEP_DIR, share: ...}}, got {given!r}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the rows are, which columns hold what, and how they are split and cut.
 
@@ -130,6 +155,11 @@ class DataConfig:
     the classes' shares kept. None: all.
     """
 
+    replay: Any = None
+    """Share of the training rows that are taken from what an earlier sweep has trained on, drawn by
+    the seed: of the one whose winner `model.name` is, or {source: SWEEP_DIR, share: ...}.
+    """
+
     def __post_init__(self) -> None:
         self._check_shares()
         self._check_columns()
@@ -147,6 +177,8 @@ class DataConfig:
             raise InputError(f"data.rows: must be at least 1, got {self.rows}")
 
     def _check_shares(self) -> None:
+        if self.replay is not None:
+            Replay.of(self.replay)
         shares = {
             name: value
             for name in ("validation", "test")

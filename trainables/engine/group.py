@@ -40,7 +40,13 @@ from trainables.engine.step import StepRows
 from trainables.errors import InputError
 from trainables.evaluation.forgetting import GENERAL, Remembered, draw_continuations
 from trainables.evaluation.record import MeasuredEvaluation
-from trainables.hyperparameters import Hyperparameters, MethodOptions, sharing_key, virtual_tokens
+from trainables.hyperparameters import (
+    Hyperparameters,
+    MethodOptions,
+    sharing_key,
+    untrained,
+    virtual_tokens,
+)
 from trainables.methods import ADDITIVE, REPLACING, quantisation_of
 from trainables.models.base import BaseModel, BaseSpec
 from trainables.models.config import ModelConfig, Quantisation
@@ -180,6 +186,10 @@ class TrialGroup:
 
     def _add_to_engine(self, trial: str, hp: Hyperparameters, base: LoadedBase) -> None:
         if hp.method in REPLACING:
+            if base.base.start:
+                raise InputError(
+                    f"model.adapter: continue trains the adapter itself, got method {hp.method}"
+                )
             self._engine = OwnBaseEngine(
                 base.base, base.pristine, trial, hp, self._settings.save_dtype
             )
@@ -190,6 +200,8 @@ class TrialGroup:
             )
         assert isinstance(self._engine, SharedBaseEngine)
         self._engine.join(trial, base.additions(hp), averaged=hp.ema_decay > 0)
+        if base.base.start:
+            self._engine.begin(trial, base.base.start)
 
     def _forget(self, trial: str) -> None:
         """After a join that broke half way: nobody else is harmed; a base that may be changed is
@@ -421,13 +433,19 @@ class TrialGroup:
     def untuned_results(
         self, method: str, options: MethodOptions | None = None
     ) -> tuple[RowResults, RowResults]:
-        """What the untuned base (its new head, if any, is random) makes of the validation rows and
-        of the probe.
+        """What the untuned base (its new head, if any, is random), or the adapter that is
+        continued, makes of the validation rows and of the probe.
         """
         assert not self._members
-        self._base_for(method, options)
-        (results,) = self._evaluate_rows([""], self._validation)
-        (probed,) = self._evaluate_rows([""], self._train, self._probe_rows)
+        base, trials = self._base_for(method, options), [""]
+        if base.base.start:
+            self.join("", untrained(method, options))
+        try:
+            (results,) = self._evaluate_rows(trials, self._validation)
+            (probed,) = self._evaluate_rows(trials, self._train, self._probe_rows)
+        finally:
+            if base.base.start:
+                self.leave("")
         return results, probed
 
     def metrics(self, results: RowResults) -> dict[str, float]:

@@ -17,7 +17,6 @@ from trainables.data.prepare import Split
 from trainables.engine import varlen
 from trainables.engine.dropout import FunctionDropout, RowDropout, RowKeys, replace_dropout
 from trainables.engine.forward import ForwardPass
-from trainables.engine.own import initialise
 from trainables.engine.regularisation import InputNoise
 from trainables.engine.row_independence import mixing_rows, padding_changes_losses
 from trainables.engine.scoring import SAME, SAME_HALF, SAME_ROW, row_means
@@ -26,10 +25,11 @@ from trainables.engine.settings import GroupSettings
 from trainables.engine.shared import SharedBaseEngine
 from trainables.engine.sites import Addition, TrainedModule, copy_of
 from trainables.errors import InputError
-from trainables.hyperparameters import OPTIONS, Hyperparameters, MethodOptions
+from trainables.hyperparameters import Hyperparameters, MethodOptions, untrained
 from trainables.methods import ADDITIVE
 from trainables.methods.lora import FIRST_LAYER
 from trainables.models.base import BaseModel
+from trainables.models.heads import initialise
 from trainables.models.output import hidden_states
 from trainables.models.structure import is_linear, layer_lists, linear_layers
 from trainables.streams import stream
@@ -82,13 +82,7 @@ class LoadedBase:
         """Once for a base, with the first method that would share it."""
         if self._shared or method not in ADDITIVE:
             return
-        hp = Hyperparameters(
-            method=method,
-            learning_rate=1.0,
-            batch_size=1,
-            epochs=1,
-            options=options or OPTIONS[method](),
-        )
+        hp = untrained(method, options)
         # the method may not suit the base; a trial's own join says so
         with contextlib.suppress(InputError):
             self._shared[method] = self._can_share(hp)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,10 +13,8 @@ from trainables.engine.shared import AVERAGE, WEIGHTS, ema_decay
 from trainables.hyperparameters import Hyperparameters
 from trainables.methods import REPLACING
 from trainables.models.base import BaseModel
+from trainables.models.heads import initialise
 from trainables.models.output import ModelOutput
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class OwnBaseEngine:
@@ -171,12 +168,3 @@ class OwnBaseEngine:
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-def initialise(model: "PreTrainedModel", head: torch.nn.Module) -> None:
-    """Draw the weights of `head` anew, as transformers draws those of a new head."""
-    for module in head.modules():
-        for parameter in module.parameters(recurse=False):
-            # transformers leaves alone what carries this mark
-            parameter._is_hf_initialized = False  # pyright: ignore[reportAttributeAccessIssue]
-        model._init_weights(module)

@@ -22,6 +22,7 @@ from trainables.engine.dropout import RowKeys
 from trainables.engine.kernels import MicroBatch
 from trainables.engine.layout import VACANT, Column, Lane, Layout
 from trainables.engine.sites import AdapterSite, Addition, Stacked
+from trainables.errors import InputError
 from trainables.hyperparameters import Hyperparameters
 from trainables.models.base import BaseModel
 from trainables.models.output import ModelOutput
@@ -502,6 +503,28 @@ class SharedBaseEngine:
             for name, matrix in state.items()
             for key, view in self._own(matrix, trial, frozen=False)
         }
+
+    @torch.no_grad()
+    def begin(self, trial: str, start: Mapping[str, Tensor]) -> None:
+        """Let `trial`, which has just joined, start from weights of a checkpoint. Raises InputError
+        where they are not those of such a trial; it may have more, such as a head that is new.
+        """
+        own = self.weights(trial)
+        unlike = [name for name in start if name not in own or own[name].shape != start[name].shape]
+        if unlike:
+            raise InputError(
+                f"model.adapter: continue trains the adapter as it is, and its {unlike[0]}"
+                f" {list(start[unlike[0]].shape)} is not what these hyperparameters add"
+                f" {list(own[unlike[0]].shape) if unlike[0] in own else '(nothing of that name)'};"
+                " give method, rank and targets of the adapter"
+            )
+        views = [own]
+        if self._lanes[self.lane(trial)].averaged:
+            views.append(dict(self._own(self._moments[AVERAGE], trial)))
+        for each in views:
+            for name, tensor in start.items():
+                each[name].copy_(tensor)
+        self._refresh()
 
     @torch.no_grad()
     def restore(

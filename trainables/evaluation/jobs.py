@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainables.data.manifest import TokenSummary, data_of
+from trainables.data.manifest import EARLIER, TokenSummary, data_of
 from trainables.engine.memory import release
 from trainables.evaluation.record import (
     Baseline,
     Baselines,
     BaselinesJob,
+    EarlierJob,
     ForgettingJob,
     Job,
     JobResult,
+    MeasuredEarlier,
     MeasuredForgetting,
     Score,
     ScoredTest,
@@ -55,6 +57,8 @@ def run(store: Store, config: "SlotConfig", job: Job) -> JobResult:
                 return bench.test(job)
             case ForgettingJob():
                 return bench.of(job.winner.parameters).forgetting(job)
+            case EarlierJob():
+                return bench.of(job.winner.parameters).earlier(job)
 
 
 @contextmanager
@@ -161,7 +165,7 @@ class _Bench:
     ) -> "Iterator[tuple[str, _Bench, Callable[[], PreTrainedModel]]]":
         """Each model that is scored: its name, on what it is, and what loads it."""
         from trainables.data.manifest import labels_of
-        from trainables.models.checkpoint import load_base_model
+        from trainables.models.checkpoint import load_untuned
         from trainables.tasks import TASKS
 
         labels = labels_of(self.data)
@@ -176,14 +180,16 @@ class _Bench:
                 bench = replace(self, word=word)
                 spec = bench._spec(base.baseline, labels)
                 name = untuned_name(word, self.config.first)
-                yield name, bench, partial(load_base_model, spec, self.device)
+                yield name, bench, partial(load_untuned, spec, self.device)
 
     def _score(self, name: str, load: "Callable[[], PreTrainedModel]") -> Score:
+        """name: SPLIT/MODEL, under which the rows are written."""
         from trainables.data.prepare import open_slices, open_split
         from trainables.engine.scoring import evaluate_model
         from trainables.tasks import TASKS
 
-        split, task = open_split(self.data, "test"), TASKS[self.config.task]
+        part = name.split("/")[0]
+        split, task = open_split(self.data, part), TASKS[self.config.task]
         results = evaluate_model(
             load(),
             task,
@@ -193,9 +199,9 @@ class _Bench:
             self.max_tokens,
             self.device,
         )
-        write_rows(self.store, f"baselines/test/{name}", results.losses, results.rows_outcomes)
+        write_rows(self.store, f"baselines/{name}", results.losses, results.rows_outcomes)
         release(self.device)  # before the next one is loaded
-        slices = results.by_slice(task, open_slices(self.data, "test"))
+        slices = results.by_slice(task, open_slices(self.data, part))
         metrics = results.metrics(task)
         return finite(Score(loss=results.loss, metrics=metrics, slices=slices))
 
@@ -215,6 +221,19 @@ class _Bench:
         for name, each in zip(("before", "after"), losses, strict=True):
             write_rows(self.store, f"baselines/general/{name}", each)
         return finite(found)
+
+    def earlier(self, job: EarlierJob) -> MeasuredEarlier:
+        from trainables.data.manifest import labels_of
+        from trainables.models.checkpoint import load_untuned
+
+        labels = labels_of(self.data)
+        spec = self._spec(job.winner.parameters, labels)
+        if self.base.model.adapter == "merge":  # as the earlier winner is, whatever is over it
+            spec = replace(spec, quantisation="none")
+        return MeasuredEarlier(
+            before=self._score(f"{EARLIER}/before", lambda: load_untuned(spec, self.device)),
+            after=self._score(f"{EARLIER}/after", lambda: self._load(job.winner, labels)),
+        )
 
     def _load(self, trained: TrainedCheckpoint, labels: Sequence[str]) -> "PreTrainedModel":
         from trainables.models.checkpoint import load_checkpoint

@@ -159,7 +159,7 @@ class Adapter:
         described = {
             "adapter_type": "bottleneck",
             "base_model_name_or_path": base.model.name_or_path,
-            "revision": base.spec.model.revision if base.spec else None,
+            "revision": base.revision,
             "bottleneck": options.bottleneck,
             "placement": options.placement,
             "activation": options.activation,

@@ -250,7 +250,7 @@ class Lora:
         more = wider**0.5 if options.rslora else wider
         LoraConfig(
             base_model_name_or_path=base.model.name_or_path,
-            revision=base.spec.model.revision if base.spec else None,
+            revision=base.revision,
             r=options.rank * wider,
             rank_pattern={regex: rank * wider for regex, rank in options.ranks.items()},
             alpha_pattern={regex: alpha * more for regex, alpha in options.alphas.items()},

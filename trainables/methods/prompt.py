@@ -90,7 +90,7 @@ class Prompt:
         config = base.model.config.get_text_config()
         PromptTuningConfig(
             base_model_name_or_path=base.model.name_or_path,
-            revision=base.spec.model.revision if base.spec else None,
+            revision=base.revision,
             num_virtual_tokens=options.virtual_tokens,
             token_dim=base.model.get_input_embeddings().get_parameter("weight").shape[1],
             num_transformer_submodules=1,

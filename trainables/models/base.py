@@ -1,6 +1,7 @@
 """Which base is loaded, and the base once it is."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from trainables.models.config import ModelConfig, Quantisation
@@ -83,6 +84,16 @@ class BaseModel:
     # a language model's output layer, where its logits are just what that layer gives: the loss is
     # then computed from hidden states, of targets alone and in chunks
     output: "torch.nn.Linear | None" = None
+    # what every trial starts from, where an adapter is continued: its weights, by their names in a
+    # checkpoint
+    start: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
+
+    @property
+    def revision(self) -> str | None:
+        """On the hub, of its own files."""
+        from trainables.models.merging import plain
+
+        return None if self.spec is None else plain(self.spec.model).revision
 
     @property
     def peft_task(self) -> str:

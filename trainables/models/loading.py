@@ -2,14 +2,17 @@
 
 import copy
 import warnings
-from collections.abc import Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from trainables.errors import InputError
 from trainables.models.base import LANGUAGE_MODEL, BaseModel, BaseSpec
-from trainables.models.files import hub_error, resolve
+from trainables.models.files import hub_error
+from trainables.models.heads import initialise, keeps_head
+from trainables.models.merging import plain
+from trainables.models.origin import adapter_of, resolve
 from trainables.models.output import output_layer
 from trainables.models.quantisation import keep_rows_apart, quantization, unquantised
 
@@ -54,9 +57,10 @@ def load_pretrained(
     if config is not None:
         extra["config"] = config
     try:
+        where = plain(spec.model)
         model, info = getattr(transformers, spec.auto_class).from_pretrained(
-            source or resolve(spec.model.name),
-            revision=spec.model.revision if source is None else None,
+            source or resolve(where.name),
+            revision=where.revision if source is None else None,
             trust_remote_code=spec.model.trust_remote_code,
             dtype=spec.dtype or "auto",
             output_loading_info=True,
@@ -69,8 +73,21 @@ def load_pretrained(
         keep_rows_apart(model)
     else:
         model.to(device)
-    mismatched = {key for key, *_ in info["mismatched_keys"]}
-    return model.eval(), Loading(lacking=frozenset(info["missing_keys"]) | mismatched)
+    lacking = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    lacking |= _renewed(model) if source is None and not keeps_head(spec) else set()
+    return model.eval(), Loading(lacking=frozenset(lacking))
+
+
+def _renewed(model: "PreTrainedModel") -> set[str]:
+    """Draw the head anew; returns the names of its parameters."""
+    from trainables.models.structure import above_backbone
+
+    found: set[str] = set()
+    for name in above_backbone(model):
+        head = model.get_submodule(name)
+        initialise(model, head)
+        found |= {f"{name}.{parameter}" for parameter, _ in head.named_parameters()}
+    return found
 
 
 def _quantised(
@@ -144,9 +161,37 @@ def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseMode
         new=new,
         output=None if spec.has_head else output_layer(model),
         fixed=fixed,
+        start=start_of(spec, () if keeps_head(spec) else _head(model, new)),
         spec=spec,
         config=saved,
     )
+
+
+def start_of(spec: BaseSpec, head: Collection[str]) -> "Mapping[str, torch.Tensor]":
+    """Weights of the adapter that is continued, by their names in its file, without those of the
+    modules `head`.
+    """
+    adapter = adapter_of(spec.model)
+    if adapter is None or spec.model.adapter == "merge":
+        return {}
+    # PEFT wraps nothing around a model with virtual tokens
+    outer = ("base_model.model", "base_model")
+    heads = tuple(f"{prefix}.{name}." for prefix in outer for name in head)
+    return {name: each for name, each in adapter.tensors().items() if not name.startswith(heads)}
+
+
+def shapes_of(spec: BaseSpec) -> BaseModel:
+    """A base without its weights, frozen."""
+    import torch
+    import transformers
+
+    from trainables.models.structure import above_backbone, on_meta
+
+    shapes = on_meta(
+        getattr(transformers, spec.auto_class), spec.config(), spec.model.trust_remote_code
+    )
+    head = tuple(above_backbone(shapes)) if spec.has_head else ()
+    return BaseModel(model=shapes, quantisation="none", dtype=torch.float32, head=head, spec=spec)
 
 
 def _for_training(spec: BaseSpec, config: "PreTrainedConfig") -> "PreTrainedConfig":

@@ -33,8 +33,8 @@ from trainables.methods import ADDITIVE, REPLACING, quantisation_of
 from trainables.models.base import BaseModel, BaseSpec
 from trainables.models.checkpoint import base_spec, complete, load_checkpoint, loading_code
 from trainables.models.config import ModelConfig
-from trainables.models.loading import check_causal, check_class
-from trainables.models.structure import above_backbone, coverage, layer_lists, on_meta
+from trainables.models.loading import check_causal, check_class, shapes_of
+from trainables.models.structure import coverage, layer_lists
 from trainables.rehearsal import miniature
 from trainables.tasks import TASKS, take_targets
 
@@ -101,7 +101,7 @@ def rehearse(
     labels = labels_of(data)
     spec = base_spec(model, TASKS[task], labels, pad_token_id, hps[0].method, hps[0].options)
     check_class(spec, spec.config())
-    real = _shapes(spec)
+    real = shapes_of(spec)
     with (
         tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch,
         torch.random.fork_rng(devices=[]),
@@ -120,7 +120,12 @@ def rehearse(
             check_causal(drawn, model.name)
         drawn.save_pretrained(folder / "model")
         small = replace(
-            model, name=str(folder / "model"), revision=None, sha256=None, dtype="float32"
+            model,
+            name=str(folder / "model"),
+            adapter="merge",
+            revision=None,
+            sha256=None,
+            dtype="float32",
         )
         stage = _Stage(
             folder=folder,
@@ -164,17 +169,6 @@ def _words(hp: Hyperparameters) -> str:
     if options.form:
         words += f" ({options.form})"
     return words + (f" over {quantisation}" if quantisation != "none" else "")
-
-
-def _shapes(spec: BaseSpec) -> BaseModel:
-    """A base without its weights, frozen."""
-    import transformers
-
-    shapes = on_meta(
-        getattr(transformers, spec.auto_class), spec.config(), spec.model.trust_remote_code
-    )
-    head = tuple(above_backbone(shapes)) if spec.has_head else ()
-    return BaseModel(model=shapes, quantisation="none", dtype=torch.float32, head=head, spec=spec)
 
 
 def _covers(real: BaseModel, hp: Hyperparameters) -> float:
@@ -299,7 +293,7 @@ class _Stage:
         if isinstance(options, LoraOptions):
             options = self._fitted_lora(hp.method, options)
         if isinstance(options, PartialOptions):
-            small = _shapes(self._spec("full"))
+            small = shapes_of(self._spec("full"))
             if options.layers is not None:
                 options = replace(
                     options, layers=min(options.layers, len(layer_lists(small.model)[0][1]))
@@ -324,7 +318,7 @@ class _Stage:
         """Without a rank or names of layers that the miniature does not have."""
         try:
             with torch.device("meta"):
-                ADDITIVE[method].plan(_shapes(self._spec("full")), options)
+                ADDITIVE[method].plan(shapes_of(self._spec("full")), options)
         except InputError:
             return replace(options, rank=4, rank_pattern=(), alpha_pattern=())
         return options
