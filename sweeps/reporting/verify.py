@@ -20,13 +20,17 @@ from trainables.data.manifest import Manifest
 from trainables.data.sources import source_fingerprint
 from trainables.errors import InputError
 from trainables.evaluation.record import Evaluation, Score
-from trainables.models.checkpoint import load_checkpoint
+from trainables.models.checkpoint import load_base_model, load_checkpoint
 from trainables.models.files import fingerprint, load_tokenizer, pad_token_of, quiet
 from trainables.storage.checkpoints import read_evaluation
 from trainables.tasks import TASKS
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
+
+    from trainables.data.arrow import Split
+    from trainables.engine.scoring import RowResults
 
 Reported = dict[str, dict[str, float]]
 """Loss and metrics, by split."""
@@ -110,19 +114,23 @@ class _Reevaluation:
     ) -> list[Check]:
         """Of the checkpoint in `folder`, on each split that it was reported of."""
         from trainables.data.prepare import open_split
-        from trainables.engine.scoring import evaluate_model
+        from trainables.engine.scoring import with_reference
 
-        task, pad_token_id = TASKS[self.config.task], self.pad_token_id
-        spec = trained_base(self.config, params, self.manifest, pad_token_id)
+        task = TASKS[self.config.task]
+        spec = trained_base(self.config, params, self.manifest, self.pad_token_id)
+        splits = {
+            name: with_reference(
+                open_split(self.data, name),
+                lambda pairs: self._measured(load_base_model(spec, self.device), pairs),
+            )
+            for name in reported
+        }
         fetched = self.ledger.store.fetch(folder, self.scratch)
         model = load_checkpoint(fetched, spec, self.device)
         exact = spec.quantisation == "none" and self._is_exact
         checks = []
         for split_name, numbers in reported.items():
-            split = open_split(self.data, split_name)
-            found = evaluate_model(
-                model, task, split, np.arange(len(split)), pad_token_id, MAX_TOKENS, self.device
-            )
+            found = self._measured(model, splits[split_name])
             checks.append(
                 Check(
                     what=f"{name}, {split_name}",
@@ -132,6 +140,12 @@ class _Reevaluation:
                 )
             )
         return checks
+
+    def _measured(self, model: "PreTrainedModel", split: "Split") -> "RowResults":
+        from trainables.engine.scoring import evaluate_model
+
+        task, rows = TASKS[self.config.task], np.arange(len(split))
+        return evaluate_model(model, task, split, rows, self.pad_token_id, MAX_TOKENS, self.device)
 
     @property
     def _is_exact(self) -> bool:

@@ -109,6 +109,10 @@ class Encoded:
     token_type_ids: list[np.ndarray] | None = None
     weights: list[np.ndarray] | None = None
     """Of each token's loss, float32 like the labels; None: all count fully."""
+    second: np.ndarray | None = None
+    """Of rows that are pairs of sequences, one after the other: where the second begins, int32 [N];
+    None: each is one sequence.
+    """
     origin: np.ndarray | None = None
     """The record that each row is of, by position [N]; None: every record is one row."""
     truncated: int = 0
@@ -139,6 +143,8 @@ class Segment:
     learnt: bool
     weight: float = 1.0
     """How much its loss counts, where it is learnt."""
+    heading: str = ""
+    """What the text is that begins here, where a row is several."""
 
 
 class Format(Protocol):

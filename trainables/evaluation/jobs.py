@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from trainables.data.arrow import Split
     from trainables.runtime.protocol import SlotConfig
 
 
@@ -123,43 +124,49 @@ class _Bench:
             for name in ("test.arrow", SLICES.format("test"), GROUPS.format("test")):
                 if (self.data / name).exists():
                     self.store.write_bytes(f"data/{name}", (self.data / name).read_bytes())
-        scores = {name: self._score(name, load) for name, load in self._models(job).items()}
+        scores = {name: self._score(name, *of) for name, of in self._models(job).items()}
         ways = self.baselines("test") if job.baselines else {}
         others = {name: _as_score(each) for name, each in ways.items()}
         return ScoredTest(split=described, scores=scores | others)
 
-    def _models(self, job: TestJob) -> "dict[str, Callable[[], PreTrainedModel]]":
-        """What loads each model that is scored."""
+    def _models(self, job: TestJob) -> "dict[str, tuple[BaseSpec, Callable[[], PreTrainedModel]]]":
+        """The base of each model that is scored, and what loads it."""
         from trainables.data.manifest import labels_of
         from trainables.models.checkpoint import load_base_model
         from trainables.tasks import TASKS
 
         labels = labels_of(self.data)
-        found = {"winner": lambda: self._load(job.winner, labels)}
+        of_winner = self._spec(job.winner.parameters, labels)
+        found = {"winner": (of_winner, lambda: self._load(job.winner, labels))}
         if (default := job.default) is not None:
-            found["default"] = lambda: self._load(default, labels)
+            of_default = self._spec(default.parameters, labels)
+            found["default"] = (of_default, lambda: self._load(default, labels))
         # an untuned head is new: its number says nothing, and is another on each
         # machine
         if TASKS[self.config.task].is_language_model:
             untuned = self._spec(self.config.baseline, labels)
-            found["untuned"] = lambda: load_base_model(untuned, self.device)
+            found["untuned"] = (untuned, lambda: load_base_model(untuned, self.device))
         return found
 
-    def _score(self, name: str, load: "Callable[[], PreTrainedModel]") -> Score:
+    def _score(self, name: str, base: BaseSpec, load: "Callable[[], PreTrainedModel]") -> Score:
         from trainables.data.prepare import open_slices, open_split
-        from trainables.engine.scoring import evaluate_model
+        from trainables.engine.scoring import RowResults, evaluate_model, with_reference
+        from trainables.models.checkpoint import load_base_model
         from trainables.tasks import TASKS
 
-        split, task = open_split(self.data, "test"), TASKS[self.config.task]
-        results = evaluate_model(
-            load(),
-            task,
-            split,
-            np.arange(len(split)),
-            self.config.pad_token_id,
-            self.max_tokens,
-            self.device,
+        config, task = self.config, TASKS[self.config.task]
+
+        def measured(model: "PreTrainedModel", split: "Split") -> RowResults:
+            rows, device = np.arange(len(split)), self.device
+            return evaluate_model(
+                model, task, split, rows, config.pad_token_id, self.max_tokens, device
+            )
+
+        split = with_reference(
+            open_split(self.data, "test"),
+            lambda pairs: measured(load_base_model(base, self.device), pairs),
         )
+        results = measured(load(), split)
         write_rows(self.store, f"baselines/test/{name}", results.losses, results.rows_outcomes)
         release(self.device)  # before the next one is loaded
         slices = results.by_slice(task, open_slices(self.data, "test"))
@@ -176,7 +183,7 @@ class _Bench:
             self._load(job.winner, ()),
             lambda: load_base_model(spec, self.device),
             open_split(self.data, GENERAL),
-            open_split(self.data, "validation"),
+            open_split(self.data, "validation").sequences,
             self.device,
         )
         for name, each in zip(("before", "after"), losses, strict=True):
