@@ -233,8 +233,14 @@ class SweepConfig:
         InputError where the model cannot be found.
         """
         width, layers = width_and_layers(self.model)
-        classifies = not TASKS[self.task].is_language_model
-        return Setting(classifies=classifies, width=width, layers=layers, rows=rows)
+        task = TASKS[self.task]
+        return Setting(
+            classifies=not task.is_language_model,
+            compares=task.has_pairs,
+            width=width,
+            layers=layers,
+            rows=rows,
+        )
 
     def draws(self) -> list[dict[str, object]]:
         """Valid complete configurations drawn at random from the space, always the same: what
