@@ -42,7 +42,7 @@ class Preference(Instruction):
     )
     has_pairs = True
     baselines = ()  # examples in a prompt say nothing of two answers
-    metric_names = ("reward_accuracy", "reward_margin", "chosen_change", "rejected_change")
+    metric_names = ("reward_accuracy", "reward_margin", "chosen_change")
     lower_is_better = frozenset()
 
     def notices(self) -> Mapping[str, Words]:
@@ -84,15 +84,13 @@ class Preference(Instruction):
 
     def metrics(self, outcomes: np.ndarray) -> dict[str, float]:
         """reward_accuracy: share of pairs whose margin is above 0, and half of those where it is 0
-        but for rounding; reward_margin: 0.1 times the mean margin; and the mean changes of both
-        log-probabilities, in nats. The margin is the chosen one's change less the rejected one's.
+        but for rounding; reward_margin: 0.1 times the mean margin; chosen_change: how much more
+        likely the chosen answers have become, on average. In nats.
         """
-        chosen, rejected = outcomes.mean(0).tolist()
         margins = outcomes[:, 0] - outcomes[:, 1]
         right = np.where(np.abs(margins) < TIED, 0.5, margins > 0)
         return {
             "reward_accuracy": float(right.mean()),
-            "reward_margin": BETA * (chosen - rejected),
-            "chosen_change": chosen,
-            "rejected_change": rejected,
+            "reward_margin": BETA * float(margins.mean()),
+            "chosen_change": float(outcomes[:, 0].mean()),
         }
