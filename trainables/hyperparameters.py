@@ -364,6 +364,10 @@ class Hyperparameters:
     # share of each target's probability that is spread over all classes or tokens in training
     # (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7)
     label_smoothing: float = 0.0
+    # of pairs of answers, in training: by TRL's names DPO (sigmoid), the same of mean
+    # log-probabilities per token (sigmoid_norm) and IPO; `trainables.tasks.preference.losses`
+    loss_type: Literal["sigmoid", "sigmoid_norm", "ipo"] = "sigmoid"
+    beta: float = 0.1  # how strongly that holds a trial to the untuned model
     # of a row's loss in training; balanced: rows / (classes * rows of its class)
     class_weights: Literal["none", "balanced"] = "none"
     # uniform noise on the embedded input in training, of magnitude alpha / sqrt(T * D) in a row of
@@ -382,6 +386,10 @@ class Hyperparameters:
         for name in ("beta1", "beta2", "label_smoothing", "ema_decay"):
             if getattr(self, name) == 1:
                 raise InputError(f"{name}: must be below 1, got {getattr(self, name)}")
+        if self.loss_type == "ipo" and self.label_smoothing:
+            raise InputError(
+                f"label_smoothing: must be 0 with loss_type: ipo, got {self.label_smoothing}"
+            )
         if not self.options.trains_base and self.optimizer not in SHARED_OPTIMIZERS:
             raise InputError(
                 f"optimizer: trials of method {self.method} share a base and train by"
@@ -400,6 +408,8 @@ def untrained(method: str, options: MethodOptions | None = None) -> Hyperparamet
     )
 
 
+OF_PAIRS = ("loss_type", "beta")
+"""What only pairs of answers are trained with."""
 SHARED_OPTIMIZERS = ("adamw", "lion")
 """Of trials that train beside each other over one base."""
 
@@ -433,6 +443,7 @@ BOUNDS = {
     "beta2": Bounds(high=1),
     "epsilon": Bounds(above=True),
     "label_smoothing": Bounds(high=1),
+    "beta": Bounds(above=True),
     "neftune_alpha": Bounds(),
     "ema_decay": Bounds(high=1),
     "seed": Bounds(high=2**32 - 1),

@@ -157,7 +157,7 @@ def _tokens_per_request(manifest: Manifest | None, test: TestScores | None) -> f
     if manifest is None:
         return None
     task = TASKS[manifest.task]
-    if not task.targets_are_answers:
+    if not task.targets_are_answers or task.has_pairs:  # whose tokens are of two answers each
         return None
     split = manifest.validation if test is None else test.summary
     answers = split.targets if task.is_language_model else 0

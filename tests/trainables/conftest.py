@@ -34,6 +34,7 @@ from trainables.tasks import TASKS, Task
 
 CPU = torch.device("cpu")
 VOCABULARY, PAD, ROWS, VALIDATION_ROWS = 100, 0, 18, 9
+PAIRS, VALIDATION_PAIRS = 10, 6
 CLASSES = {"labels": ["a", "b", "c"]}
 # weights well away from zero, so that every layer matters to the loss
 SHAPE = {
@@ -145,6 +146,19 @@ def last_positions(logits: Tensor, labels: Tensor) -> Tensor:
     return logits if logits.ndim == 2 else logits[:, -labels.shape[1] :]
 
 
+def _pairs(count: int, seed: int) -> Encoded:
+    rng = np.random.default_rng(seed)
+    ids, labels, second = [], [], []
+    for _ in range(count):
+        prompt = rng.integers(1, VOCABULARY, rng.integers(2, 6))
+        answers = [rng.integers(1, VOCABULARY, rng.integers(1, 8)) for _ in range(2)]
+        ids.append(np.concatenate([prompt, answers[0], prompt, answers[1]]).astype(np.int32))
+        ignored = np.full(len(prompt), -100)
+        labels.append(np.concatenate([ignored, answers[0], ignored, answers[1]]).astype(np.int32))
+        second.append(len(prompt) + len(answers[0]))
+    return Encoded(input_ids=ids, labels=labels, second=np.array(second, dtype=np.int32))
+
+
 class Lab:
     """Models by name: language models train on instructions, the others classify into three classes."""
 
@@ -207,6 +221,18 @@ class Lab:
                 columns = [[row[key] for row in rows] for key in ("input_ids", "labels")]
                 ids, labels = columns
                 write_split(path, Encoded(input_ids=ids, labels=labels, weights=weights))
+            found[name] = Split(path)
+        return found
+
+    def pairs(self) -> dict[str, Split]:
+        """Train and validation of preference: prompts of 2 to 5 tokens with two answers of 1 to 7
+        tokens each.
+        """
+        found = {}
+        for name, count in (("train", PAIRS), ("validation", VALIDATION_PAIRS)):
+            path = self.root / f"pairs-{name}.arrow"
+            if not path.exists():
+                write_split(path, _pairs(count, seed=len(name)))
             found[name] = Split(path)
         return found
 
@@ -291,6 +317,7 @@ class Lab:
         validation: Any = None,
         slices: Slices | None = None,
         general: Split | None = None,
+        task: str | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> TrialGroup:
@@ -302,7 +329,7 @@ class Lab:
         return TrialGroup(
             load_base=load_base,
             base_dtype=lambda method: dtypes.get(method, dtype),
-            task=self.task(model),
+            task=TASKS[task] if task else self.task(model),
             train=train or self.split(model),
             validation=validation or self.split(model, "validation"),
             slices=slices,

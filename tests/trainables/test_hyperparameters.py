@@ -138,7 +138,7 @@ MISTAKES = [
     (
         {**FULL, "rank": 8},
         "rank: not a hyperparameter of method full. Allowed: learning_rate, batch_size, epochs, weight_decay, "
-        "warmup_ratio, schedule, max_grad_norm, optimizer, beta1, beta2, epsilon, label_smoothing, class_weights, neftune_alpha, ema_decay, seed.",
+        "warmup_ratio, schedule, max_grad_norm, optimizer, beta1, beta2, epsilon, label_smoothing, loss_type, beta, class_weights, neftune_alpha, ema_decay, seed.",
     ),
     # types
     ({**FULL, "batch_size": 8.5}, "batch_size: must be a whole number, got 8.5"),

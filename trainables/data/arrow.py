@@ -6,6 +6,7 @@ time.
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -137,6 +138,7 @@ def _batch(encoded: Encoded) -> pa.RecordBatch:
         "token_type_ids": types and _lists(types),
         "weights": weights and _lists(weights),
         "target_bytes": None if encoded.target_bytes is None else pa.array(encoded.target_bytes),
+        "second": None if encoded.second is None else pa.array(encoded.second),
     }
     return pa.record_batch({name: each for name, each in columns.items() if each is not None})
 
@@ -158,11 +160,16 @@ def _arrays(column: pa.Array) -> tuple[np.ndarray, ...]:
     return (column.to_numpy(),)
 
 
+Row = dict[str, Any]
+
+
 class Split:
     """Rows of one tokenised split, read from a memory map."""
 
     lengths: np.ndarray
-    """Tokens of each row, int32 [N]."""
+    """Tokens of each row, of both sequences where it is a pair, int32 [N]."""
+    sequence_lengths: np.ndarray
+    """Tokens of each sequence of each row, int32 [N, 1], or [N, 2] where rows are pairs."""
 
     def __init__(self, path: Path) -> None:
         with pa.memory_map(str(path)) as source:
@@ -174,6 +181,11 @@ class Split:
         lengths = [np.diff(columns["input_ids"][0]) for columns in self._batches]
         self._starts = np.cumsum([0, *map(len, lengths)])
         self.lengths = np.concatenate(lengths).astype(np.int32)
+        self.sequence_lengths = self.lengths[:, None]
+        if "second" in self._batches[0]:
+            first = self.values("second")
+            self.sequence_lengths = np.stack([first, self.lengths - first], 1)
+        self._beside: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -202,10 +214,11 @@ class Split:
         """Of all rows, one after another."""
         return np.concatenate([columns[column][-1] for columns in self._batches])
 
-    def rows(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+    def rows(self, indices: Sequence[int] | np.ndarray) -> list[Row]:
         """Rows by position: `input_ids` int32 [T], `labels` a class, a number, or a list (of tokens
         int32 [T], -100: no loss), perhaps `token_type_ids` [T], `weights` float32 [T] and
-        `target_bytes`.
+        `target_bytes`; of pairs `second`, where in these the second sequence begins; and what
+        `beside` has put there.
 
         The arrays are read-only views of the file.
         """
@@ -213,12 +226,57 @@ class Split:
         batches = np.searchsorted(self._starts, at, side="right") - 1
         return [
             _row(self._batches[batch], int(i))
-            for batch, i in zip(batches, at - self._starts[batches], strict=True)
+            | {name: values[row] for name, values in self._beside.items()}
+            for batch, row, i in zip(batches, at, at - self._starts[batches], strict=True)
         ]
 
+    def beside(self, **columns: np.ndarray) -> "Split":
+        """The same rows, with what was found out of each [N, ...]."""
+        found = copy(self)
+        found._beside = {**self._beside, **columns}
+        return found
 
-def _row(columns: dict[str, tuple[np.ndarray, ...]], i: int) -> dict[str, Any]:
-    row: dict[str, Any] = {}
+    @property
+    def sequences(self) -> "Split | Sequences":
+        """Each sequence as a row of its own: this split, unless its rows are pairs."""
+        return self if self.sequence_lengths.shape[1] == 1 else Sequences(self)
+
+
+class Sequences:
+    """The sequences of a split of pairs as rows of their own, each pair's side by side."""
+
+    target_bytes: None = None
+
+    def __init__(self, pairs: Split) -> None:
+        self._pairs = pairs
+        self.lengths = pairs.sequence_lengths.reshape(-1)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def sequence_lengths(self) -> np.ndarray:
+        return self.lengths[:, None]
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> list[Row]:
+        at = np.asarray(indices, dtype=np.int64)
+        pairs = self._pairs.rows(at // 2)
+        return [sequences_of(pair)[which] for pair, which in zip(pairs, at % 2, strict=True)]
+
+
+def sequences_of(row: Row) -> list[Row]:
+    """The sequences of a row: two where it is a pair, else itself."""
+    at = row.get("second")
+    if at is None:
+        return [row]
+    ids, labels = row["input_ids"], row["labels"]
+    return [
+        {"input_ids": ids[part], "labels": labels[part]} for part in (slice(at), slice(at, None))
+    ]
+
+
+def _row(columns: dict[str, tuple[np.ndarray, ...]], i: int) -> Row:
+    row: Row = {}
     for name, arrays in columns.items():
         if len(arrays) == 1:
             row[name] = arrays[0][i].item()

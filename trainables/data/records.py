@@ -118,6 +118,10 @@ class Encoded:
     token_bytes: list[np.ndarray] | None = None
     """Of documents that are not yet blocks: bytes of the text that each token stands for, float64.
     """
+    second: np.ndarray | None = None
+    """Of rows that are pairs of sequences, one after the other: where the second begins, int32 [N];
+    None: each is one sequence.
+    """
     origin: np.ndarray | None = None
     """The record that each row is of, by position [N]; None: every record is one row."""
     truncated: int = 0
@@ -148,6 +152,8 @@ class Segment:
     learnt: bool
     weight: float = 1.0
     """How much its loss counts, where it is learnt."""
+    heading: str = ""
+    """What the text is that begins here, where a row is several."""
 
 
 class Format(Protocol):

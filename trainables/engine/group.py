@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,16 @@ from trainables.engine.memory import release
 from trainables.engine.own import OwnBaseEngine
 from trainables.engine.regularisation import balanced
 from trainables.engine.schedule import learning_rate, samples_seen, total_steps
-from trainables.engine.scoring import BatchLosses, Cut, RowResults, Rows, evaluate_in_micro_batches
+from trainables.engine.scoring import (
+    BatchLosses,
+    Cut,
+    RowResults,
+    Rows,
+    evaluate_in_micro_batches,
+    padded_lengths,
+    sequence_numbers,
+    with_reference,
+)
 from trainables.engine.settings import GroupSettings
 from trainables.engine.shared import SharedBaseEngine
 from trainables.engine.step import StepRows
@@ -111,6 +120,8 @@ class TrialGroup:
         # where given, every evaluation says what has been forgotten of it
         self._general = general
         self._remembered: dict[tuple[Quantisation, torch.dtype], Remembered] = {}  # of each base
+        # train and validation, with what each base makes of pairs
+        self._referred: dict[tuple[Quantisation, torch.dtype], tuple[Split, ...]] = {}
         self._settings = settings
         self._device = device
         self._world = world
@@ -292,9 +303,7 @@ class TrialGroup:
         """The part of this worker. No result depends on the budget: where memory does not suffice,
         the half-done step is forgotten and taken again in smaller micro-batches.
         """
-        longest = (
-            max(int(self._train.lengths[each].max()) for each in rows) + self._virtual_tokens()
-        )
+        longest = max(int(self._padded_lengths(each).max()) for each in rows)
         self._budget.begin(len(self._members))
         while True:
             try:
@@ -325,33 +334,34 @@ class TrialGroup:
             self._task,
             self._class_weights,
         )
-        row, position, weight, smooth = whole.row, whole.position, whole.weight, whole.smoothing
+        row, position, weight = whole.row, whole.position, whole.weight
         lane = np.array([engine.trials.index(trial) for trial in trials])[position]
-        lengths = self._train.lengths[row]
+        lengths = self._padded_lengths(row)
         mine = np.argsort(lengths, kind="stable")[self._world.rank :: self._world.size]
+        sequences = self._train.sequences
         nll = torch.zeros(len(trials), dtype=torch.float64, device=self._device)
         on_device = self._forward.on_device
-        for chosen in cut_micro_batches(
-            lengths[mine] + self._virtual_tokens(), self._budget.tokens, padded=base.padded
-        ):
+        for chosen in cut_micro_batches(lengths[mine], self._budget.tokens, padded=base.padded):
             at = mine[chosen]
             at = at[np.argsort(lane[at], kind="stable")]
-            flat = self._varlen_rows(lengths[at])
-            named, positions = at, None
-            if flat is not None:
-                named, positions = np.repeat(at, lengths[at]), flat.positions_N
+            number = sequence_numbers(self._train, row[at])  # a pair is two in the forward pass
+            each, tokens = np.repeat(at, len(number) // len(at)), sequences.lengths[number]
+            flat = self._varlen_rows(tokens)
+            times = 1 if flat is None else tokens  # without padding each token is named
+            named = np.repeat(each, times)
             self._keys.set(
                 on_device(whole.seed[named]),
                 on_device(whole.step[named]),
-                on_device(row[named]),
-                positions,
+                on_device(np.repeat(number, times)),
+                None if flat is None else flat.positions_N,
             )
             batch = self._forward.batch(self._train, row[at])
-            smooth_B = None if smooth is None else on_device(smooth[at])
-            noise = base.input_noise.on(whole.hps, position[named], lengths[named], on_device)
+            noise = base.input_noise.on(
+                whole.hps, position[named], np.repeat(tokens, times), on_device
+            )
             with base.dropping_out(), noise:
                 nll_B, _, _ = self._forward.losses(
-                    base.base, engine, batch, lane[at], flat, smooth_B
+                    base.base, engine, batch, lane[each], flat, whole.hps_of(at)
                 )
                 (nll_B * on_device(weight[at]).to(nll_B.dtype)).sum().backward()
             counted_B = nll_B.detach().double() * on_device(whole.counts[at])
@@ -382,9 +392,7 @@ class TrialGroup:
         rows = self._rows(self._members[trial])
         with Peak() as peak:
             self._own_gradients([trial], [rows])
-        return peak.bytes, len(rows) * (
-            int(self._train.lengths[rows].max()) + self._virtual_tokens()
-        )
+        return peak.bytes, len(rows) * int(self._padded_lengths(rows).max())
 
     # --- evaluation ---
 
@@ -424,11 +432,28 @@ class TrialGroup:
             return self._world.from_first(drawn.to(self._device)).cpu()
 
         drawn = draw_continuations(
-            base.states, self._validation, self._settings.seed, agree, base.logits
+            base.states, self._validation.sequences, self._settings.seed, agree, base.logits
         )
         (general,) = self._evaluate_rows([""], self._general)
         (own,) = self._evaluate_rows([""], drawn)
         self._remembered[key] = Remembered(general=general.loss, drawn=drawn, own=own.loss)
+
+    def _refer(self, base: LoadedBase, method: str, options: MethodOptions | None) -> None:
+        """Let pairs have the log-probabilities of what trials start from beside them: once for a
+        base.
+        """
+        if not self._task.has_pairs:
+            return
+        key = base.base.quantisation, base.base.dtype
+        if key not in self._referred:
+
+            def measure(split: Split) -> RowResults:
+                return self._evaluate_rows([""], split)[0]
+
+            with self._untuned(base, method, options):
+                splits = [with_reference(each, measure) for each in (self._train, self._validation)]
+            self._referred[key] = tuple(splits)
+        self._train, self._validation = self._referred[key]
 
     def untuned_results(
         self, method: str, options: MethodOptions | None = None
@@ -438,15 +463,25 @@ class TrialGroup:
         """
         assert not self._members
         base, trials = self._base_for(method, options), [""]
+        with self._untuned(base, method, options):
+            (results,) = self._evaluate_rows(trials, self._validation)
+            (probed,) = self._evaluate_rows(trials, self._train, self._probe_rows)
+        return results, probed
+
+    @contextlib.contextmanager
+    def _untuned(
+        self, base: LoadedBase, method: str, options: MethodOptions | None
+    ) -> Iterator[None]:
+        """Inside, "" is what trials start from: the base, or an adapter that is continued over
+        it.
+        """
         if base.base.start:
             self.join("", untrained(method, options))
         try:
-            (results,) = self._evaluate_rows(trials, self._validation)
-            (probed,) = self._evaluate_rows(trials, self._train, self._probe_rows)
+            yield
         finally:
             if base.base.start:
                 self.leave("")
-        return results, probed
 
     def metrics(self, results: RowResults) -> dict[str, float]:
         return results.metrics(self._task)
@@ -465,7 +500,7 @@ class TrialGroup:
         train_loss = member.train_nll / member.train_targets if member.train_targets else None
         member.train_nll, member.train_targets = 0.0, 0
         trained = self._engine.trained(trial)
-        tokens = float(self._validation.lengths.mean())
+        tokens = float(self._validation.sequence_lengths.mean())
         return MeasuredEvaluation(
             step=member.step,
             samples_seen=samples,
@@ -574,6 +609,10 @@ class TrialGroup:
         now, before = (samples_seen(rows, hp, step) for step in (member.step, member.step - 1))
         return self.finished(hp, member.step) or now // every > before // every
 
+    def _padded_lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens that each of these training rows takes by itself in a micro-batch."""
+        return padded_lengths(self._train, rows, self._virtual_tokens())
+
     def _virtual_tokens(self) -> int:
         """Soft-prompt tokens before each row: as many for all trials of the group."""
         return max(
@@ -598,10 +637,11 @@ class TrialGroup:
         self._base = base = LoadedBase(
             self._load_base(*wanted),
             forward=self._forward,
-            train=self._train,
+            train=self._train.sequences,
             settings=self._settings,
             keys=self._keys,
         )
+        self._refer(base, method, options)
         self._remember(base)
         base.try_sharing(method, options)
         return base

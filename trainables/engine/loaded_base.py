@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.data.prepare import Split
+from trainables.data.arrow import Sequences, Split
 from trainables.engine import varlen
 from trainables.engine.dropout import FunctionDropout, RowDropout, RowKeys, replace_dropout
 from trainables.engine.forward import ForwardPass
@@ -49,7 +49,7 @@ class LoadedBase:
         base: BaseModel,
         *,
         forward: ForwardPass,
-        train: Split,
+        train: Split | Sequences,
         settings: GroupSettings,
         keys: RowKeys,
     ) -> None:

@@ -20,18 +20,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainables.data.arrow import Split, write_split
+from trainables.data.arrow import Row, Split, sequences_of, write_split
 from trainables.data.manifest import Manifest, labels_of, write_manifest
 from trainables.data.prepare import open_split
 from trainables.data.records import Encoded
 from trainables.engine.group import GroupSettings, TrialGroup, open_group
 from trainables.engine.memory import estimate
-from trainables.engine.scoring import evaluate_model
+from trainables.engine.scoring import RowResults, evaluate_model, with_reference
 from trainables.errors import InputError
 from trainables.hyperparameters import Hyperparameters, LoraOptions, PartialOptions, parse
 from trainables.methods import ADDITIVE, REPLACING, quantisation_of
 from trainables.models.base import BaseModel, BaseSpec
-from trainables.models.checkpoint import base_spec, complete, load_checkpoint, loading_code
+from trainables.models.checkpoint import (
+    base_spec,
+    complete,
+    load_base_model,
+    load_checkpoint,
+    loading_code,
+)
 from trainables.models.config import ModelConfig
 from trainables.models.loading import check_causal, check_class, shapes_of
 from trainables.models.structure import coverage, layer_lists
@@ -207,27 +213,39 @@ def _some_rows(data: Path, folder: Path, labels: tuple[str, ...], task: str) -> 
                 labels=targets,
                 token_type_ids=_column(rows, "token_type_ids"),
                 weights=_column(rows, "weights"),
+                second=np.array(second, dtype=np.int32)
+                if (second := _column(rows, "second"))
+                else None,
             ),
         )
     write_manifest(folder, Manifest(task=task, labels=labels))
 
 
-def _column(rows: list[dict[str, Any]], name: str) -> list[np.ndarray] | None:
+def _column(rows: list[Row], name: str) -> list[np.ndarray] | None:
     """None: the split has no such column."""
     return [row[name] for row in rows] if name in rows[0] else None
 
 
-def _cut(split: Split, chosen: np.ndarray) -> list[dict[str, Any]]:
-    """Rows of at most `TOKENS` tokens, their last ones kept: there are the end of the text and an
-    answer's targets.
+def _cut(split: Split, chosen: np.ndarray) -> list[Row]:
+    """Rows of at most `TOKENS` tokens, pairs of as many a sequence, their last ones kept: there are
+    the end of the text and an answer's targets.
     """
-    return [
-        {
-            name: value[-TOKENS:] if _is_of_tokens(name, value) else value
-            for name, value in row.items()
-        }
-        for row in split.rows(chosen)
-    ]
+    return [_joined(*map(_end, sequences_of(row))) for row in split.rows(chosen)]
+
+
+def _end(row: Row) -> Row:
+    return {
+        name: value[-TOKENS:] if _is_of_tokens(name, value) else value
+        for name, value in row.items()
+    }
+
+
+def _joined(first: Row, second: Row | None = None) -> Row:
+    """A pair of its sequences; a row that is none as it is."""
+    if second is None:
+        return first
+    both = {name: np.concatenate([first[name], second[name]]) for name in first}
+    return {**both, "second": len(first["input_ids"])}
 
 
 def _is_of_tokens(name: str, value: object) -> bool:
@@ -242,7 +260,7 @@ def _passes(model: Any, folder: Path, task: str, spec: BaseSpec) -> None:
     does.
     """
     batch = TASKS[task].collate(
-        open_split(folder / "data", "train").rows([0, 1]), spec.pad_token_id
+        open_split(folder / "data", "train").sequences.rows([0, 1]), spec.pad_token_id
     )
     take_targets(batch)
     if not bool(torch.isfinite(model(**batch).logits).all()):
@@ -356,14 +374,14 @@ class _Stage:
         tolerance = RELOADED if spec.quantisation == "none" else QUANTISED
         self._compare(
             "loaded again",
-            self._loss(load_checkpoint(saved / "checkpoint", spec, CPU), group),
+            self._loss(load_checkpoint(saved / "checkpoint", spec, CPU), spec, group),
             loss,
             tolerance,
         )
         by_card = BY_CARD if spec.quantisation != "none" else tolerance
         self._compare(
             "loaded by the code on the card",
-            self._loss(self._by_the_card(saved, spec), group),
+            self._loss(self._by_the_card(saved, spec), spec, group),
             loss,
             by_card,
         )
@@ -414,15 +432,20 @@ class _Stage:
         exec("\n".join(loading_code(winner, spec, str(winner))), said)
         return said["model"]
 
-    def _loss(self, model: Any, group: TrialGroup) -> float:
+    def _loss(self, model: Any, spec: BaseSpec, group: TrialGroup) -> float:
         """In passes as those of `group`: a model that is loaded without its padding token must not
-        hide it in others.
+        hide it in others. spec: of its base.
         """
+
+        def measured(model: Any, split: Split) -> RowResults:
+            rows, task = np.arange(len(split)), TASKS[self.task]
+            return evaluate_model(
+                model, task, split, rows, self.pad_token_id, 4096, CPU, group.padded
+            )
+
         split = open_split(self.folder / "data", "validation")
-        rows, task = np.arange(len(split)), TASKS[self.task]
-        return evaluate_model(
-            model, task, split, rows, self.pad_token_id, 4096, CPU, group.padded
-        ).loss
+        split = with_reference(split, lambda pairs: measured(load_base_model(spec, CPU), pairs))
+        return measured(model, split).loss
 
     @staticmethod
     def _compare(what: str, found: float, expected: float, tolerance: float) -> None:

@@ -5,7 +5,7 @@ costs. Imports no torch: data are prepared by these too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from trainables.tasks.classification.task import Classification
 from trainables.tasks.declared import ByClass, LabelSummary, Loss, Prior, Words
 from trainables.tasks.instruction.task import Instruction
 from trainables.tasks.multi_label.task import MultiLabel
+from trainables.tasks.preference.task import Preference
 from trainables.tasks.regression.task import Regression
 from trainables.tasks.token_classification.task import TokenClassification
 
@@ -48,6 +49,10 @@ class Task(Protocol):
     """Whether a row is rendered by a chat template, and the assistant's tokens are its targets."""
     targets_are_answers: bool
     """Whether what stands before a row's targets is a request, and they are the answer to it."""
+    has_pairs: bool
+    """Whether a row is a pair of answers to one request, of which the first is preferred; its loss
+    and its outcomes are then those of `trainables.tasks.preference.losses`.
+    """
 
     @property
     def loss(self) -> Loss:
@@ -94,7 +99,9 @@ class Task(Protocol):
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         """Rows of a `Split`, padded on the right: input_ids, attention_mask and perhaps
         token_type_ids int64 [B, T]; labels: classes int64 [B], numbers [B] or [B, C], or int64
-        [B, T] (-100: no loss); where rows have them, weights of the labels float32 [B, T].
+        [B, T] (-100: no loss); where rows have them, weights of the labels float32 [B, T]. Of
+        pairs, both sequences of each, side by side, and `reference` float64 [pairs, 2]: what a
+        reference gives their targets, in log-probabilities.
         """
         ...
 
@@ -112,14 +119,14 @@ class Task(Protocol):
         loss that it is trained with.
 
         From the logits, never the model's own loss, which some methods add a penalty to. A row
-        without targets has 0 of both. With a language model's `output` layer, `logits` are the
-        hidden states that go into it.
+        without targets has 0 of both; a pair is two rows here. With a language model's `output`
+        layer, `logits` are the hidden states that go into it.
         """
         ...
 
     def outcomes(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor | None:
-        """What metrics need of each row [B, M], such as its predicted and its true class; None of a
-        language model. names: those of the head's outputs.
+        """What metrics need of each row [B, M], such as its predicted and its true class; None of
+        a language model, and of pairs, whose losses tell. names: those of the head's outputs.
         """
         ...
 
@@ -170,11 +177,17 @@ class Task(Protocol):
         ...
 
 
-def take_targets(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Labels and, where it has them, their weights out of a collated batch; what stays there are
-    the model's inputs.
-    """
-    return batch.pop("labels"), batch.pop("weights", None)
+class Targets(NamedTuple):
+    """What a collated batch holds beside the model's inputs."""
+
+    labels: Tensor
+    weights: Tensor | None
+    reference: Tensor | None
+
+
+def take_targets(batch: dict[str, Tensor]) -> Targets:
+    """Out of a collated batch; what stays there are the model's inputs."""
+    return Targets(batch.pop("labels"), batch.pop("weights", None), batch.pop("reference", None))
 
 
 TASKS: dict[str, Task] = {
@@ -183,5 +196,6 @@ TASKS: dict[str, Task] = {
     "token_classification": TokenClassification(),
     "regression": Regression(),
     "instruction": Instruction(),
+    "preference": Preference(),
     "causal_lm": CausalLM(),
 }

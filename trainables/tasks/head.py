@@ -28,6 +28,7 @@ class OneTargetEach:
     has_classes = False
     is_conversation = False
     targets_are_answers = True
+    has_pairs = False
     baselines: tuple[str, ...] = ()
     lower_is_better: frozenset[str] = frozenset()
     metric_names: tuple[str, ...] = ()

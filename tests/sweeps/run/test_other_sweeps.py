@@ -1,6 +1,7 @@
 """Whole sweeps of other kinds: chats, a time budget, nothing that may win, two workers and a group."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -67,6 +68,52 @@ selection: {{general_text: {general_text}, limits: {{forgetting: 5, kl: 9}}}}
     )
     done = sweeps("verify", done.last_line)
     assert done.code == 0, done.out + done.err
+
+
+def test_preference_sweep_over_pairs(
+    sweeps, shared_data: Path, general_text: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """So small a model learns little of 112 pairs that holds for others, within half an epoch: then it knows the pairs."""
+    file = tmp_path / "pairs.yaml"
+    file.write_text(f"""
+name: pairs
+task: preference
+storage: {tmp_path}/runs
+model: {{name: {shared_data}/models/stories260K}}
+data: {{train: {shared_data}/preference/dpo_demo.jsonl, validation: 0.3, max_length: 512}}
+train: {{probe_rows: 16, evaluate_every: 56, batch_size: 8, epochs: 1}}
+cluster: {{slots: 1}}
+search:
+  trials: 2
+  early_stopping: {{asha: false}}
+  space:
+    method:
+      full: {{learning_rate: {{log_uniform: [1e-5, 1e-4]}}}}
+      lora: {{learning_rate: {{log_uniform: [1e-5, 1e-3]}}, rank: 8}}
+    beta: {{log_uniform: [0.05, 0.5]}}
+    loss_type: {{choice: [sigmoid, ipo]}}
+  initial:
+  - {{method: full, learning_rate: 3.0e-5, beta: 0.1, loss_type: sigmoid}}
+  - {{method: lora, learning_rate: 1.0e-4, beta: 0.3, loss_type: sigmoid}}
+selection: {{general_text: {general_text}, limits: {{kl: 1}}}}
+""")
+    done = sweeps("run", file)
+    assert done.code == 0, done.out + done.err
+    board = json.loads(sweeps("best", done.last_line, "--json").out)
+    winner, untuned = board["winner"], board["baselines"]["untuned"]
+    assert untuned["val_loss"] == pytest.approx(math.log(2))
+    assert untuned["metrics"]["reward_accuracy"] == 0.5
+    assert winner["val_loss"] < 0.96 * math.log(2)
+    assert winner["metrics"]["reward_accuracy"] >= 0.55
+    assert winner["probe_loss"] < winner["val_loss"]
+    assert all(0 < e["kl"] < 1 for t in board["trials"] for e in t["evaluations"])
+    done = sweeps("verify", done.last_line)
+    assert done.code == 0, done.out + done.err
+    folder = next((tmp_path / "runs").glob("pairs-*"))
+    told = (folder / "winner" / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    exec(re.findall(r"```python\n(.*?)```", told, re.DOTALL)[0], {})
+    assert TASKS["preference"].loss.words in told and (folder / "report.html").is_file()
 
 
 WORDS = "good bad fine awful great dull bright slow quick weak strong nice poor rich sad happy"

@@ -16,6 +16,7 @@ from trainables.tasks.causal_lm.format import Documents
 from trainables.tasks.declared import ByClass, LabelSummary, Loss, Prior, Words
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Linear
 
@@ -37,6 +38,7 @@ class CausalLM:
     has_classes = False
     is_conversation = False
     targets_are_answers = False
+    has_pairs = False
     baselines: tuple[str, ...] = ()
     metric_names: tuple[str, ...] = ("perplexity",)
     lower_is_better: frozenset[str] = frozenset({"perplexity"})
@@ -148,6 +150,7 @@ def token_losses(
     output: Linear | None = None,
     weights: Tensor | None = None,
     smoothing: Tensor | None = None,
+    sums: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum of -log p(next token) over a row's targets [B], and the count of targets int64 [B]; with
     `weights` [B, T] of the labels, sum of weight * -log p, and of the weights, float64 [B]; with
@@ -159,7 +162,7 @@ def token_losses(
 
     With the model's `output` layer, `logits` are its inputs, [B, T, D]: logits are then computed of
     targets alone and, where there would be more than `CHUNK_LOGITS`, in chunks that are computed
-    again for the gradient.
+    again for the gradient. sums: their type, where it is not that of the losses of tokens.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -182,6 +185,7 @@ def token_losses(
     if weights is not None:
         nll = nll * weights[:, 1:][is_target].to(nll.dtype)
         counts = (weights[:, 1:] * is_target).sum(dim=1, dtype=torch.float64)
+    nll = nll.to(sums or nll.dtype)
     return nll.new_zeros(len(labels)).index_add(0, row, nll), counts
 
 
