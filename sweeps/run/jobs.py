@@ -65,8 +65,8 @@ class Jobs:
             found["test"] = TestJob(
                 winner=of_winner, default=of_default, baselines=self._config.selection.baselines
             )
-        speaks = TASKS[self._config.task].is_language_model
-        if speaks and self._ledger.forgetting_of(winner) is None:
+        continues = TASKS[self._config.task].continues_text
+        if continues and self._ledger.forgetting_of(winner) is None:
             found |= {"forgetting": ForgettingJob(winner=of_winner)}
         return found
 

@@ -73,7 +73,7 @@ def prepare_data(
     if config.cluster.address is None and (largest := device_bytes()) is not None:
         if (why := too_large(smallest_estimates(config), largest)) is not None:
             raise InputError(why)
-    if TASKS[config.task].is_language_model:
+    if TASKS[config.task].continues_text:
         room = (
             None if context is None else context - more
         )  # virtual tokens stand before general text too
@@ -110,7 +110,7 @@ def doctor(config: SweepConfig, benchmarks: Sequence[str]) -> "Examination":
     from trainables.data.doctor.examine import Examination
 
     others = {name: _texts(config, name) for name in benchmarks}
-    if TASKS[config.task].is_language_model and config.selection.general_text is not None:
+    if TASKS[config.task].continues_text and config.selection.general_text is not None:
         others["the general text"] = _general_text(config).split("\n\n")
     return Examination(others=others)
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from trainables.data.records import Encoded
+
+TEXTS = ("input_ids", "target_ids")
+"""Columns of tokens."""
 
 
 class SplitWriter:
@@ -133,6 +137,7 @@ def _batch(encoded: Encoded) -> pa.RecordBatch:
     columns: dict[str, pa.Array | None] = {
         "input_ids": _lists(encoded.input_ids),
         "labels": pa.array(labels) if one_each else labels and _lists(labels),
+        "target_ids": encoded.target_ids and _lists(encoded.target_ids),
         "token_type_ids": types and _lists(types),
         "weights": weights and _lists(weights),
     }
@@ -159,8 +164,12 @@ def _arrays(column: pa.Array) -> tuple[np.ndarray, ...]:
 class Split:
     """Rows of one tokenised split, read from a memory map."""
 
+    parts: np.ndarray
+    """Tokens of each row, beside them those of its target where that is another text, int32 [N, 1
+    or 2].
+    """
     lengths: np.ndarray
-    """Tokens of each row, int32 [N]."""
+    """Tokens of each row, int32 [N]: of both texts where it has two."""
 
     def __init__(self, path: Path) -> None:
         with pa.memory_map(str(path)) as source:
@@ -169,9 +178,14 @@ class Split:
         self._batches = [
             {name: _arrays(batch.column(name)) for name in batch.schema.names} for batch in batches
         ]
-        lengths = [np.diff(columns["input_ids"][0]) for columns in self._batches]
-        self._starts = np.cumsum([0, *map(len, lengths)])
-        self.lengths = np.concatenate(lengths).astype(np.int32)
+        texts = [name for name in TEXTS if name in self._batches[0]]
+        parts = [
+            np.stack([np.diff(columns[name][0]) for name in texts], axis=1)
+            for columns in self._batches
+        ]
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self.parts = np.concatenate(parts).astype(np.int32)
+        self.lengths = self.parts.sum(axis=1, dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -179,7 +193,13 @@ class Split:
     @property
     def largest_id(self) -> int:
         """Of the tokens of all rows."""
-        return max(int(columns["input_ids"][1].max()) for columns in self._batches)
+        texts = [columns[name][1] for columns in self._batches for name in TEXTS if name in columns]
+        return max(int(ids.max()) for ids in texts)
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """Equal numbers for rows that are as long as each other in each of their texts [N]."""
+        return np.unique(self.parts, axis=0, return_inverse=True)[1].reshape(-1)
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -192,7 +212,8 @@ class Split:
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Rows by position: `input_ids` int32 [T], `labels` a class, a number, or a list (of tokens
-        int32 [T], -100: no loss), perhaps `token_type_ids` [T] and `weights` float32 [T].
+        int32 [T], -100: no loss; of the tokens of another text int32 [U]), perhaps `token_type_ids`
+        [T] and `weights` float32 [T].
 
         The arrays are read-only views of the file.
         """
@@ -213,7 +234,7 @@ def _row(columns: dict[str, tuple[np.ndarray, ...]], i: int) -> dict[str, Any]:
             offsets, values = arrays
             row[name] = values[offsets[i] : offsets[i + 1]]
     if "labels" not in columns:
-        row["labels"] = row["input_ids"]
+        row["labels"] = row.pop("target_ids", row["input_ids"])
     return row
 
 

@@ -34,9 +34,9 @@ class ForwardPass:
         batch = self.task.collate(split.rows(rows), self.pad_token_id)
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def inputs(self, split: Rows, rows: np.ndarray) -> dict[str, Tensor]:
+    def inputs(self, base: BaseModel, split: Rows, rows: np.ndarray) -> dict[str, Tensor]:
         batch = self.batch(split, rows)
-        take_targets(batch)
+        take_targets(batch, self.task, base.model)
         return batch
 
     def on_device(self, values: np.ndarray) -> Tensor:
@@ -69,7 +69,7 @@ class ForwardPass:
         each row. rows: where the rows lie in a micro-batch without padding. smoothing_B: of the
         labels, in training.
         """
-        labels, weights = take_targets(batch)
+        labels, weights = take_targets(batch, self.task, base.model)
         varlen.passing(rows)
         if rows is not None:
             batch, lanes_B = rows.flatten(batch), np.repeat(lanes_B, rows.lengths)

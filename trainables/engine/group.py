@@ -311,12 +311,14 @@ class TrialGroup:
         )
         row, position, weight, smooth = whole.row, whole.position, whole.weight, whole.smoothing
         lane = np.array([engine.trials.index(trial) for trial in trials])[position]
-        lengths = self._train.lengths[row]
+        lengths, kinds = self._train.lengths[row], self._train.kinds[row]
         mine = np.argsort(lengths, kind="stable")[self._world.rank :: self._world.size]
         nll = torch.zeros(len(trials), dtype=torch.float64, device=self._device)
         on_device = self._forward.on_device
         for chosen in cut_micro_batches(
-            lengths[mine] + self._virtual_tokens(), self._budget.tokens, padded=base.padded
+            lengths[mine] + self._virtual_tokens(),
+            self._budget.tokens,
+            kinds=None if base.padded else kinds[mine],
         ):
             at = mine[chosen]
             at = at[np.argsort(lane[at], kind="stable")]
@@ -332,7 +334,8 @@ class TrialGroup:
             )
             batch = self._forward.batch(self._train, row[at])
             smooth_B = None if smooth is None else on_device(smooth[at])
-            noise = base.input_noise.on(whole.hps, position[named], lengths[named], on_device)
+            read = self._train.parts[row[named], 0]
+            noise = base.input_noise.on(whole.hps, position[named], read, on_device)
             with base.dropping_out(), noise:
                 nll_B, _, _ = self._forward.losses(
                     base.base, engine, batch, lane[at], flat, smooth_B

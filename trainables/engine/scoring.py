@@ -126,7 +126,7 @@ def evaluate_model(
             max_tokens = min(max_tokens, tokens_at_once(model.config.get_text_config().vocab_size))
 
     def losses(batch: dict[str, Tensor], _: Sequence[int]) -> BatchLosses:
-        labels, weights = take_targets(batch)
+        labels, weights = take_targets(batch, task, model)
         with hidden_states(output):
             logits = model(**batch).logits
         nll_B, targets_B = task.row_losses(logits, labels, output, weights)
@@ -158,13 +158,15 @@ def evaluate_in_micro_batches(
 
     losses: of a batch for several of the copies, one copy's rows after another's.
     """
-    lengths = split.lengths[rows]
+    lengths, kinds = split.lengths[rows], split.kinds[rows]
     mine = np.argsort(lengths, kind="stable")[cut.world.rank :: cut.world.size]
     results = _Results(copies, len(rows))
     waiting = [
         (positions, list(range(copies)))
         for positions in cut_micro_batches(
-            lengths[mine] + cut.soft_prompt_tokens, cut.max_tokens // copies, padded=cut.padded
+            lengths[mine] + cut.soft_prompt_tokens,
+            cut.max_tokens // copies,
+            kinds=None if cut.padded else kinds[mine],
         )
     ]
     while waiting:

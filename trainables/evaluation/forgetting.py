@@ -152,6 +152,11 @@ class Drawn:
     def lengths(self) -> np.ndarray:
         return np.array([len(row["input_ids"]) for row in self.rows_N], dtype=np.int32)
 
+    @property
+    def kinds(self) -> np.ndarray:
+        """As a `Split` has them."""
+        return self.lengths
+
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[Row]:
         return [self.rows_N[i] for i in indices]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from trainables.errors import InputError
-from trainables.models.base import LANGUAGE_MODEL, BaseModel, BaseSpec
+from trainables.models.base import LANGUAGE_MODEL, SEQ2SEQ, BaseModel, BaseSpec
+from trainables.models.decoder import decoder_inputs
 from trainables.models.files import hub_error, resolve
 from trainables.models.output import output_layer
 from trainables.models.quantisation import keep_rows_apart, quantization, unquantised
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 DOES = {
     LANGUAGE_MODEL: "is a causal language model",
+    SEQ2SEQ: "is an encoder-decoder language model",
     "AutoModelForSequenceClassification": "classifies texts",
     "AutoModelForTokenClassification": "classifies tokens",
 }
@@ -135,7 +137,7 @@ def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseMode
         # the padding token is often the end-of-text token too, and torch gives the row of a padding
         # index no gradient
         cast("torch.nn.Embedding", model.get_input_embeddings()).padding_idx = None
-        check_causal(model, spec.model.name)
+        check_predicts(spec, model)
     return BaseModel(
         model=model,
         quantisation=spec.quantisation,
@@ -174,7 +176,7 @@ def _new_head(model: "PreTrainedModel", lacking: Set[str]) -> tuple[str, ...]:
 def _check_complete(spec: BaseSpec, lacking: Set[str], new: tuple[str, ...]) -> None:
     allowed = tuple(f"{module}." for module in new)
     if names := sorted(key for key in lacking if not key.startswith(allowed)):
-        what = "this architecture" if spec.has_head else "a causal language model"
+        what = "this architecture" if spec.has_head else "such a language model"
         raise InputError(
             f"model.name: the weights of {spec.model.name} lack {', '.join(names[:3])}: they are"
             f" not those of {what}"
@@ -189,7 +191,29 @@ def _head(model: "PreTrainedModel", new: tuple[str, ...]) -> tuple[str, ...]:
     return (*above, *(name for name in new if name.split(".")[0] not in above))
 
 
-def check_causal(model: "PreTrainedModel", name: str) -> None:
+def check_predicts(spec: BaseSpec, model: "PreTrainedModel") -> None:
+    """Raise InputError where a language model cannot learn to predict: it sees what it is to
+    predict, or its decoder does not know what to begin with.
+    """
+    if spec.auto_class == SEQ2SEQ:
+        _check_begins(model, spec.model.name)
+    else:
+        _check_causal(model, spec.model.name)
+
+
+def _check_begins(model: "PreTrainedModel", name: str) -> None:
+    import torch
+
+    try:
+        decoder_inputs(model, torch.zeros(1, 2, dtype=torch.int64, device=model.device))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"model.name: {name} ({type(model).__name__}) does not say which token its decoder"
+            " begins with; set decoder_start_token_id in its config.json"
+        ) from error
+
+
+def _check_causal(model: "PreTrainedModel", name: str) -> None:
     """Raise InputError where a token has a say in what the model predicts before it: such a model
     reaches any loss without learning anything.
     """

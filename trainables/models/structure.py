@@ -56,6 +56,14 @@ def ends_with(name: str, targets: Iterable[str]) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
+def input_embedding(model: "PreTrainedModel") -> nn.Module:
+    """What embeds the text that is read: the encoder's, where there are an encoder and a decoder,
+    each of which has a module of its own with the one table of both.
+    """
+    reader = model.get_encoder() if model.config.is_encoder_decoder else model
+    return reader.get_input_embeddings()
+
+
 def above_backbone(model: "PreTrainedModel") -> list[str]:
     """Names of the modules with weights that stand above the backbone: the head of a classifier, or
     a language model's output layer.

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from trainables.data.records import Format
+from trainables.models.decoder import decoder_inputs
 from trainables.tasks.causal_lm.task import CausalLM
 from trainables.tasks.classification.task import Classification
 from trainables.tasks.declared import ByClass, LabelSummary, Loss, Prior, Words
 from trainables.tasks.instruction.task import Instruction
 from trainables.tasks.multi_label.task import MultiLabel
 from trainables.tasks.regression.task import Regression
+from trainables.tasks.seq2seq.task import Seq2Seq
 from trainables.tasks.token_classification.task import TokenClassification
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
+    from transformers import PreTrainedModel
 
     from trainables.data.arrow import Split
     from trainables.data.manifest import SplitSummary
@@ -41,6 +44,11 @@ class Task(Protocol):
     is_language_model: bool
     """Whether the model's output layer predicts tokens; else it has a head of the task's own, which
     is new where the checkpoint has none of this shape.
+    """
+    continues_text: bool
+    """Of a language model, whether a row's targets are tokens of the row itself, so that it reads
+    any text, and what it forgets of general text is measured; else its encoder reads the row, and
+    its decoder writes the targets.
     """
     has_classes: bool
     """Whether each row has one class, which the model answers with."""
@@ -94,7 +102,8 @@ class Task(Protocol):
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         """Rows of a `Split`, padded on the right: input_ids, attention_mask and perhaps
         token_type_ids int64 [B, T]; labels: classes int64 [B], numbers [B] or [B, C], or int64
-        [B, T] (-100: no loss); where rows have them, weights of the labels float32 [B, T].
+        [B, T] (-100: no loss), or [B, U] of what a decoder writes; where rows have them, weights of
+        the labels float32 [B, T].
         """
         ...
 
@@ -165,16 +174,24 @@ class Task(Protocol):
         """Answers by class; None where there are no classes."""
         ...
 
-    def usage(self, cut: str) -> list[str]:
-        """Python that uses `model` and `tokenizer` once; `cut`: how a text is tokenised."""
+    def usage(self, cut: str, text: str) -> list[str]:
+        """Python that uses `model` and `tokenizer` once on the `text`; `cut`: how that is
+        tokenised.
+        """
         ...
 
 
-def take_targets(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+def take_targets(
+    batch: dict[str, Tensor], task: Task, model: PreTrainedModel
+) -> tuple[Tensor, Tensor | None]:
     """Labels and, where it has them, their weights out of a collated batch; what stays there are
-    the model's inputs.
+    the inputs of `model`: those of a decoder too, which has read the labels before each, after the
+    token that the model begins with.
     """
-    return batch.pop("labels"), batch.pop("weights", None)
+    labels, weights = batch.pop("labels"), batch.pop("weights", None)
+    if task.is_language_model and not task.continues_text:
+        batch["decoder_input_ids"] = decoder_inputs(model, labels)
+    return labels, weights
 
 
 TASKS: dict[str, Task] = {
@@ -184,4 +201,5 @@ TASKS: dict[str, Task] = {
     "regression": Regression(),
     "instruction": Instruction(),
     "causal_lm": CausalLM(),
+    "seq2seq": Seq2Seq(),
 }

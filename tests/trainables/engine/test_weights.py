@@ -238,5 +238,6 @@ def test_a_row_s_mean_is_over_its_weights_however_small():
 
 def test_a_batch_is_inputs_once_its_targets_are_taken(data):
     batch = TASK.collate(data["train"].rows([0, 1]), PAD)
-    assert {each.shape for each in take_targets(batch)} == {batch["input_ids"].shape}
+    taken = take_targets(batch, TASK, torch.nn.Identity())
+    assert {each.shape for each in taken} == {batch["input_ids"].shape}
     assert batch.keys() == {"input_ids", "attention_mask"}
