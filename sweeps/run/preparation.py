@@ -66,7 +66,9 @@ def prepare_data(
     )
     more = max(parse(draw).options.soft_prompt_tokens for draw in config.draws())
     if more and context is not None:
-        longest = max(split.longest for split in manifest.splits.values())
+        # of a row's two texts neither has more than max_length
+        rows = max(split.longest for split in manifest.splits.values())
+        longest = min(rows, manifest.max_length)
         _refuse_long_rows(longest, more, context)
     _refuse_small_slices(config, manifest)
     _refuse_unknown_ids(config, manifest, tokenizer)

@@ -27,6 +27,17 @@ DOES = {
 }
 
 
+# settings of dropout that cannot be drawn for each row: inside attention, and of whole layers
+NO_DROPOUT = (
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "attn_pdrop",
+    "layerdrop",
+    "encoder_layerdrop",
+    "decoder_layerdrop",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loading:
     """What transformers tells of the weights that it loaded."""
@@ -113,9 +124,10 @@ def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseMode
 
     A head of another shape than the task's is a new one.
 
-    Attention dropout is set to 0 (inside fused attention it cannot be drawn per row); other dropout
-    stays as configured. Raises InputError where the weights are not those of the task's
-    architecture, or where a language model attends to what it is to predict.
+    Attention dropout is set to 0 (inside fused attention it cannot be drawn per row), and so is
+    dropout of whole layers, which is of all rows at once; other dropout stays as configured.
+    Raises InputError where the weights are not those of the task's architecture, or where a
+    language model attends to what it is to predict.
     """
     import torch
 
@@ -153,7 +165,7 @@ def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseMode
 
 def _for_training(spec: BaseSpec, config: "PreTrainedConfig") -> "PreTrainedConfig":
     found = copy.deepcopy(config)
-    for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
+    for name in NO_DROPOUT:
         if getattr(found, name, 0):
             setattr(found, name, 0.0)
     if not spec.has_head:
@@ -205,7 +217,7 @@ def _check_begins(model: "PreTrainedModel", name: str) -> None:
     import torch
 
     try:
-        decoder_inputs(model, torch.zeros(1, 2, dtype=torch.int64, device=model.device))
+        decoder_inputs(model, torch.tensor([[2, 3]], device=model.device))
     except (TypeError, ValueError) as error:
         raise InputError(
             f"model.name: {name} ({type(model).__name__}) does not say which token its decoder"

@@ -2,6 +2,9 @@
 
 import csv
 import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from sweeps.reporting.card import usage_code
 from trainables.data.batches import cut_micro_batches
 from trainables.data.config import DataConfig
 from trainables.data.prepare import open_split, prepare
@@ -20,6 +24,8 @@ from trainables.engine.regularisation import InputNoise
 from trainables.engine.scoring import evaluate_model
 from trainables.errors import InputError
 from trainables.methods import ADDITIVE
+from trainables.models.checkpoint import complete, loading_code
+from trainables.models.config import ModelConfig
 from trainables.models.decoder import decoder_inputs
 from trainables.models.loading import load_model
 from trainables.models.output import hidden_states, output_layer
@@ -192,14 +198,14 @@ def test_a_model_that_does_not_say_how_to_begin_is_refused(lab, tmp_path):
     model.config.decoder_start_token_id = None
     model.save_pretrained(tmp_path / "model")
     spec = lab.spec("t5-seq2seq")
-    own = type(spec)(**{**vars(spec), "model": type(spec.model)(name=str(tmp_path / "model"))})
+    own = replace(spec, model=ModelConfig(name=str(tmp_path / "model")))
     with pytest.raises(InputError, match="does not say which token its decoder begins with"):
         load_model(own, device=torch.device("cpu"), seed=0)
 
 
 def test_a_causal_language_model_is_refused(lab):
     spec = lab.spec("t5-seq2seq")
-    own = type(spec)(**{**vars(spec), "model": type(spec.model)(name=str(lab.folder("llama")))})
+    own = replace(spec, model=ModelConfig(name=str(lab.folder("llama"))))
     with pytest.raises(InputError) as error:
         load_model(own, device=torch.device("cpu"), seed=0)
     assert str(error.value) == (
@@ -398,6 +404,40 @@ def test_what_leaves_is_loaded_by_peft_s_auto_class(lab, model, tmp_path):
     split = lab.split(model, "validation")
     found = evaluate_model(merged, TASK, split, np.arange(len(split)), 0, 100, torch.device("cpu"))
     assert found.loss == pytest.approx(evaluation.val_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "prompt", "adapter"])
+def test_the_code_on_the_card_writes(lab, method, tokenizer, tmp_path, monkeypatch, capsys):
+    options = {"virtual_tokens": 3} if method == "prompt" else {}
+    hp = lab.params(method, epochs=1, **options)
+    _, folder = lab.run(lab.group("t5-seq2seq"), tmp_path, hp)[-1]
+    monkeypatch.chdir(tmp_path)
+    winner = (folder / "checkpoint").rename(tmp_path / "winner")
+    tokenizer.save_pretrained(winner)
+    spec = lab.spec("t5-seq2seq")
+    complete(winner, spec, "winner")
+    data = DataConfig(train="a.csv", source_prefix="w1 ")
+    config = SimpleNamespace(task="seq2seq", data=data)
+    manifest = SimpleNamespace(max_length=8)
+    code = usage_code(
+        loading_code(winner, spec, "winner"), cast("Any", config), cast("Any", manifest)
+    )
+    assert any("tokenizer(['w1 a text']" in line for line in code)
+    said: dict = {}
+    exec("\n".join(code), said)
+    assert said["written"].shape[0] == 1 and capsys.readouterr().out.startswith("[")
+
+
+def test_whole_layers_are_not_dropped_out(lab, tmp_path):
+    """Which of them, only a generator of the whole process could say."""
+    model = lab.plain("bart-seq2seq")
+    model.config.encoder_layerdrop = model.config.decoder_layerdrop = 0.5
+    model.save_pretrained(tmp_path / "model")
+    spec = lab.spec("bart-seq2seq")
+    own = replace(spec, model=ModelConfig(name=str(tmp_path / "model")))
+    base = load_model(own, device=torch.device("cpu"), seed=0)
+    assert base.model.model.encoder.layerdrop == base.model.model.decoder.layerdrop == 0
+    assert base.config.decoder_layerdrop == 0.5  # what is saved is as the user knows it
 
 
 def test_a_classifier_over_an_encoder_decoder_takes_no_virtual_tokens(lab):
