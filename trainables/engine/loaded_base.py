@@ -31,7 +31,7 @@ from trainables.methods import ADDITIVE
 from trainables.methods.lora import FIRST_LAYER
 from trainables.models.base import BaseModel
 from trainables.models.output import hidden_states
-from trainables.models.structure import input_embedding, is_linear, layer_lists, linear_layers
+from trainables.models.structure import input_embedding, is_linear, linear_layers, stacks
 from trainables.streams import stream
 from trainables.tasks import take_targets
 
@@ -202,7 +202,7 @@ class LoadedBase:
     def _layers(self) -> list[str]:
         """Names of its layers; none, where it has no list of them: then no method adds to one."""
         try:
-            lists = layer_lists(self.model)
+            lists = [each for lists in stacks(self.model) for each in lists]
         except InputError:
             return []
         return [f"{stack}.{number}" for stack, layers in lists for number in range(len(layers))]
