@@ -202,14 +202,15 @@ class SweepConfig:
     def _check_limits(self) -> None:
         """What selection asks for must be what the task and the data can give."""
         task, limits = TASKS[self.task], self.selection.limits
-        if self.selection.general_text is not None and not task.is_language_model:
+        if self.selection.general_text is not None and not task.continues_text:
             raise InputError(
-                f"selection.general_text: is for language models, got task {self.task}"
+                "selection.general_text: is for language models that read any text (task"
+                f" {tasks_that(lambda each: each.continues_text)}), got task {self.task}"
             )
-        if limits.of_forgetting and not task.is_language_model:
+        if limits.of_forgetting and not task.continues_text:
             raise InputError(
                 "selection.limits: forgetting and kl are measured of language models (task"
-                f" {tasks_that(lambda each: each.is_language_model)}), got task {self.task}"
+                f" {tasks_that(lambda each: each.continues_text)}), got task {self.task}"
             )
         if limits.of_slices and self.data.slice is None:
             raise InputError(

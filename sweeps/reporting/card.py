@@ -240,7 +240,8 @@ def usage_code(load: list[str], config: SweepConfig, manifest: Manifest) -> list
     """Python that loads the winner, from the sweep's folder, and uses it once."""
     cut = f'truncation=True, max_length={manifest.max_length}, padding=True, return_tensors="pt"'
     tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{WINNER}")'
-    return [*load, tokenizer, *TASKS[config.task].usage(cut)]
+    text = f"{config.data.source_prefix}a text"
+    return [*load, tokenizer, *TASKS[config.task].usage(cut, text)]
 
 
 def _dump_without_nulls(config: SweepConfig) -> str:

@@ -74,8 +74,8 @@ class Jobs:
     def _forgetting(self, winner: Winner, trained: TrainedCheckpoint) -> dict[str, Job]:
         """What of it is still to be measured."""
         found: dict[str, Job] = {}
-        speaks, ledger = TASKS[self._config.task].is_language_model, self._ledger
-        if speaks and ledger.forgetting_of(winner) is None:
+        continues, ledger = TASKS[self._config.task].continues_text, self._ledger
+        if continues and ledger.forgetting_of(winner) is None:
             found["forgetting"] = ForgettingJob(winner=trained)
         if ledger.store.exists(f"data/{EARLIER}.arrow") and ledger.earlier_of(winner) is None:
             found["earlier"] = EarlierJob(winner=trained)

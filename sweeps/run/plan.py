@@ -320,7 +320,7 @@ def _afterwards(config: SweepConfig, manifest: Manifest) -> list[str]:
             " allowing for that; data.test: 0.1 would set rows apart that it has not seen"
             " (recommended)"
         )
-    if TASKS[config.task].is_language_model:
+    if TASKS[config.task].continues_text:
         lines.append(
             "Then: what the winner has forgotten of"
             f" {selection.general_text or 'general text (Python manual)'}"

@@ -101,14 +101,16 @@ def _prepare_for(
     manifest = with_earlier(config, manifest, folder, tokenizer, drawn)
     more = max(parse(draw).options.soft_prompt_tokens for draw in drawn)
     if more and context is not None:
-        longest = max(split.longest for split in manifest.splits.values())
+        # of a row's two texts neither has more than max_length
+        rows = max(split.longest for split in manifest.splits.values())
+        longest = min(rows, manifest.max_length)
         _refuse_long_rows(longest, more, context)
     _refuse_small_slices(config, manifest)
     _refuse_unknown_ids(config, manifest, tokenizer)
     if config.cluster.address is None and (largest := device_bytes()) is not None:
         if (why := too_large(smallest_estimates(config, drawn), largest)) is not None:
             raise InputError(why)
-    if TASKS[config.task].is_language_model:
+    if TASKS[config.task].continues_text:
         room = (
             None if context is None else context - more
         )  # virtual tokens stand before general text too
@@ -165,7 +167,7 @@ def doctor(config: SweepConfig, benchmarks: Sequence[str]) -> "Examination":
     from trainables.data.doctor.examine import Examination
 
     others = {name: _texts(config, name) for name in benchmarks}
-    if TASKS[config.task].is_language_model and config.selection.general_text is not None:
+    if TASKS[config.task].continues_text and config.selection.general_text is not None:
         others["the general text"] = _general_text(config).split("\n\n")
     return Examination(others=others)
 

@@ -70,6 +70,7 @@ def test_the_presets_are_there():
         "llm_lora",
         "llm_qlora",
         "llm_small",
+        "seq2seq",
     ]
 
 

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoConfig
 
 from trainables.data.arrow import Split, write_split
 from trainables.data.prepare import Slices
@@ -30,7 +31,7 @@ from trainables.models.config import ModelConfig
 from trainables.models.loading import load_model
 from trainables.storage.checkpoints import STATE, write_evaluation
 from trainables.storage.store import Store
-from trainables.tasks import TASKS, Task
+from trainables.tasks import TASKS, Task, take_targets
 
 CPU = torch.device("cpu")
 VOCABULARY, PAD, ROWS, VALIDATION_ROWS = 100, 0, 18, 9
@@ -95,6 +96,23 @@ T5 = {
     "eos_token_id": 1,
     "decoder_start_token_id": PAD,
 }
+BART = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 40,
+    "init_std": 0.15,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "forced_eos_token_id": 1,
+    "decoder_start_token_id": 1,
+}
 XLNET = {
     "vocab_size": VOCABULARY,
     "d_model": 32,
@@ -134,6 +152,8 @@ def _build(name: str) -> Any:
             t.DebertaV2Config(**SHAPE, **RELATIVE, **DEBERTA_V3)
         ),
         "t5": lambda: t.T5ForConditionalGeneration(t.T5Config(**T5)),
+        "t5-seq2seq": lambda: t.T5ForConditionalGeneration(t.T5Config(**T5)),
+        "bart-seq2seq": lambda: t.BartForConditionalGeneration(t.BartConfig(**BART)),
         "xlnet": lambda: t.XLNetModel(t.XLNetConfig(**XLNET)),
         "longformer": lambda: t.LongformerModel(
             t.LongformerConfig(**{**SHAPE, "max_position_embeddings": 64}, attention_window=[4, 4])
@@ -160,7 +180,9 @@ def _pairs(count: int, seed: int) -> Encoded:
 
 
 class Lab:
-    """Models by name: language models train on instructions, the others classify into three classes."""
+    """Models by name: language models train on instructions, those that are called so on pairs of
+    texts, the others classify into three classes.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.root = folder
@@ -178,10 +200,14 @@ class Lab:
         return folder
 
     def task(self, model: str) -> Task:
+        if model.endswith("-seq2seq"):
+            return TASKS["seq2seq"]
         return TASKS["instruction" if model.startswith(LANGUAGE_MODELS) else "classification"]
 
     def split(self, model: str, name: str = "train") -> Split:
-        """Rows of 3 to 12 tokens; of an instruction the first third has no loss."""
+        """Rows of 3 to 12 tokens; of an instruction the first third has no loss; of a pair as many
+        again are its target.
+        """
         task = self.task(model).name
         if (task, name) not in self._splits:
             rng = np.random.default_rng([len(task), len(name)])
@@ -196,9 +222,15 @@ class Lab:
                     np.where(np.arange(len(row)) < len(row) // 3, -100, row).astype(np.int32)
                     for row in ids
                 ]
+            encoded = Encoded(input_ids=ids, labels=labels)
+            if task == "seq2seq":
+                targets = [
+                    rng.integers(1, VOCABULARY, rng.integers(3, 13)).astype(np.int32) for _ in ids
+                ]
+                encoded = Encoded(input_ids=ids, target_ids=targets)
             path = self.root / f"{task}-{name}.arrow"
             if not path.exists():
-                write_split(path, Encoded(input_ids=ids, labels=labels))
+                write_split(path, encoded)
             self._splits[task, name] = Split(path)
         return self._splits[task, name]
 
@@ -344,8 +376,11 @@ class Lab:
         self, model: str, rows: Sequence[int] = range(6), split: str = "train"
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs and labels of some rows."""
-        batch = self.task(model).collate(self.split(model, split).rows(list(rows)), PAD)
-        return batch, batch.pop("labels")
+        task = self.task(model)
+        batch = task.collate(self.split(model, split).rows(list(rows)), PAD)
+        config = SimpleNamespace(config=AutoConfig.from_pretrained(self.folder(model)))
+        labels, *_ = take_targets(batch, task, cast("Any", config))
+        return batch, labels
 
     def loss(
         self, model: str, module: Any, rows: Sequence[int] = range(6), split: str = "train"

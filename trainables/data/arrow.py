@@ -18,6 +18,9 @@ import pyarrow as pa
 
 from trainables.data.records import Encoded
 
+TEXTS = ("input_ids", "target_ids")
+"""Columns of tokens."""
+
 
 class SplitWriter:
     """Writes a split, batch of rows by batch. Leaving its context closes the file."""
@@ -135,6 +138,7 @@ def _batch(encoded: Encoded) -> pa.RecordBatch:
     columns: dict[str, pa.Array | None] = {
         "input_ids": _lists(encoded.input_ids),
         "labels": pa.array(labels) if one_each else labels and _lists(labels),
+        "target_ids": encoded.target_ids and _lists(encoded.target_ids),
         "token_type_ids": types and _lists(types),
         "weights": weights and _lists(weights),
         "target_bytes": None if encoded.target_bytes is None else pa.array(encoded.target_bytes),
@@ -166,8 +170,14 @@ Row = dict[str, Any]
 class Split:
     """Rows of one tokenised split, read from a memory map."""
 
+    parts: np.ndarray
+    """Tokens of each row, beside them those of its target where that is another text, int32 [N, 1
+    or 2].
+    """
     lengths: np.ndarray
-    """Tokens of each row, of both sequences where it is a pair, int32 [N]."""
+    """Tokens of each row, int32 [N]: of both sequences where it is a pair, of both texts where it
+    has two.
+    """
     sequence_lengths: np.ndarray
     """Tokens of each sequence of each row, int32 [N, 1], or [N, 2] where rows are pairs."""
 
@@ -178,9 +188,14 @@ class Split:
         self._batches = [
             {name: _arrays(batch.column(name)) for name in batch.schema.names} for batch in batches
         ]
-        lengths = [np.diff(columns["input_ids"][0]) for columns in self._batches]
-        self._starts = np.cumsum([0, *map(len, lengths)])
-        self.lengths = np.concatenate(lengths).astype(np.int32)
+        texts = [name for name in TEXTS if name in self._batches[0]]
+        parts = [
+            np.stack([np.diff(columns[name][0]) for name in texts], axis=1)
+            for columns in self._batches
+        ]
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self.parts = np.concatenate(parts).astype(np.int32)
+        self.lengths = self.parts.sum(axis=1, dtype=np.int32)
         self.sequence_lengths = self.lengths[:, None]
         if "second" in self._batches[0]:
             first = self.values("second")
@@ -193,7 +208,14 @@ class Split:
     @property
     def largest_id(self) -> int:
         """Of the tokens of all rows."""
-        return max(int(columns["input_ids"][1].max()) for columns in self._batches)
+        texts = [columns[name][1] for columns in self._batches for name in TEXTS if name in columns]
+        return max(int(ids.max()) for ids in texts)
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """Equal numbers for rows that are as long as each other in each of their texts [N]."""
+        lengths = np.hstack([self.parts, self.sequence_lengths])
+        return np.unique(lengths, axis=0, return_inverse=True)[1].reshape(-1)
 
     @property
     def has_labels(self) -> bool:
@@ -216,9 +238,9 @@ class Split:
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[Row]:
         """Rows by position: `input_ids` int32 [T], `labels` a class, a number, or a list (of tokens
-        int32 [T], -100: no loss), perhaps `token_type_ids` [T], `weights` float32 [T] and
-        `target_bytes`; of pairs `second`, where in these the second sequence begins; and what
-        `beside` has put there.
+        int32 [T], -100: no loss; of the tokens of another text int32 [U]), perhaps `token_type_ids`
+        [T], `weights` float32 [T] and `target_bytes`; of pairs `second`, where in these the second
+        sequence begins; and what `beside` has put there.
 
         The arrays are read-only views of the file.
         """
@@ -250,6 +272,7 @@ class Sequences:
     def __init__(self, pairs: Split) -> None:
         self._pairs = pairs
         self.lengths = pairs.sequence_lengths.reshape(-1)
+        self.parts, self.kinds = self.lengths[:, None], self.lengths
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -284,7 +307,7 @@ def _row(columns: dict[str, tuple[np.ndarray, ...]], i: int) -> Row:
             offsets, values = arrays
             row[name] = values[offsets[i] : offsets[i + 1]]
     if "labels" not in columns:
-        row["labels"] = row["input_ids"]
+        row["labels"] = row.pop("target_ids", row["input_ids"])
     return row
 
 

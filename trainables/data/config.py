@@ -19,6 +19,8 @@ COLUMNS = (
     "weight",
 )
 """Of the formats of conversations, as `DataConfig.columns` may rename them."""
+PAIR = ("source", "target")
+"""Of the format of a text for a text, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,11 @@ class DataConfig:
     """Column of their tags, a list as long (token_classification)."""
     columns: dict[str, str] = field(default_factory=dict)
     """Which column of the file is meant by a column of a known format, where it has another name:
-    {prompt: question, completion: answer} (instruction).
+    {prompt: question, completion: answer} (instruction), {source: en, target: de} (seq2seq).
+    """
+    source_prefix: str = ""
+    """What stands before every source (seq2seq), as T5 was trained with: "translate English to
+    German: ".
     """
     group: str | None = None
     """Column naming what a row comes from (file, author, query): rows of one group never fall in
@@ -122,8 +128,8 @@ class DataConfig:
     slice: str | None = None
     """Column whose values are also measured one by one: language, source, a protected attribute."""
     max_length: int | None = None
-    """Tokens kept of a row; in causal_lm the tokens of a block. None: the model's context, but at
-    most 512 (instruction: 1024).
+    """Tokens kept of a row; in causal_lm the tokens of a block, in seq2seq those of a source and
+    those of a target. None: the model's context, but at most 512 (instruction: 1024).
     """
     chat_template: str | None = None
     """How conversations become text: a file of Jinja, a preset's name, or "none" for a prompt and
@@ -198,10 +204,10 @@ class DataConfig:
 
     def _check_columns(self) -> None:
         for ours in self.columns:
-            if ours not in COLUMNS:
+            if ours not in (known := (*COLUMNS, *PAIR)):
                 raise InputError(
                     f"data.columns: {ours!r} is not a column of a known format; allowed are"
-                    f" {', '.join(COLUMNS)}.{did_you_mean(ours, COLUMNS)}"
+                    f" {', '.join(known)}.{did_you_mean(ours, known)}"
                 )
 
     def parts(self, split: str) -> tuple["Part", ...]:

@@ -68,6 +68,7 @@ class Encoding:
     """
 
     max_length: int = 0
+    source_prefix: str = ""
     labels: tuple[str, ...] = ()
     slices: tuple[str, ...] = ()
     """Values of `data.slice` in what is measured; a row's slice is its position here."""
@@ -108,6 +109,8 @@ class Encoded:
 
     input_ids: list[np.ndarray]
     labels: np.ndarray | list[np.ndarray] | None = None
+    target_ids: list[np.ndarray] | None = None
+    """Tokens of the texts that a decoder is to write, in the place of `labels`."""
     token_type_ids: list[np.ndarray] | None = None
     weights: list[np.ndarray] | None = None
     """Of each token's loss, float32 like the labels; None: all count fully."""
@@ -142,6 +145,19 @@ class Encoded:
     """Turns of an assistant that no special token closes: a model trained on them does not learn to
     stop.
     """
+
+    @property
+    def tokens(self) -> list[np.ndarray]:
+        """All of each row, of both texts where it has two."""
+        if self.target_ids is None:
+            return self.input_ids
+        return list(map(np.concatenate, zip(self.input_ids, self.target_ids, strict=True)))
+
+    @property
+    def targets(self) -> np.ndarray | list[np.ndarray]:
+        """What is learnt of each row: `labels` as a batch has them."""
+        found = self.labels if self.target_ids is None else self.target_ids
+        return self.input_ids if found is None else found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -199,11 +199,12 @@ class SplitFiles:
                 if not encoded.input_ids:
                     continue
                 writer.write(encoded)
-                lengths.append(np.array(list(map(len, encoded.input_ids)), dtype=np.int32))
+                tokens = encoded.tokens
+                lengths.append(np.array(list(map(len, tokens)), dtype=np.int32))
                 longest.append(_longest(lengths[-1], encoded.second))
                 origins.append(encoded.origin)
-                hashes.append(np.array(list(map(_hash, encoded.input_ids)), dtype=np.uint64))
-                unknowns.append(_counts_of(encoded, unknown))
+                hashes.append(np.array(list(map(_hash, tokens)), dtype=np.uint64))
+                unknowns.append(_counts_of(tokens, unknown))
         if not lengths:
             lengths = longest = origins = hashes = unknowns = [rows[:0]]
         return Written(
@@ -308,13 +309,13 @@ def _unknown_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     return None if unknown in others else unknown
 
 
-def _counts_of(encoded: Encoded, token: int | None) -> np.ndarray:
+def _counts_of(rows: list[np.ndarray], token: int | None) -> np.ndarray:
     """How often a token stands in each row, int32 [N]."""
     if token is None:
-        return np.zeros(len(encoded.input_ids), dtype=np.int32)
-    return np.array([np.count_nonzero(ids == token) for ids in encoded.input_ids], dtype=np.int32)
+        return np.zeros(len(rows), dtype=np.int32)
+    return np.array([np.count_nonzero(ids == token) for ids in rows], dtype=np.int32)
 
 
 def _targets(task: Task, encoded: Encoded) -> int:
     """What the split's loss is a mean over, whatever their weights."""
-    return task.count_targets(encoded.input_ids if encoded.labels is None else encoded.labels)
+    return task.count_targets(encoded.targets)

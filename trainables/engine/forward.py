@@ -36,9 +36,9 @@ class ForwardPass:
         batch = self.task.collate(split.rows(rows), self.pad_token_id)
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def inputs(self, split: Rows, rows: np.ndarray) -> dict[str, Tensor]:
+    def inputs(self, base: BaseModel, split: Rows, rows: np.ndarray) -> dict[str, Tensor]:
         batch = self.batch(split, rows)
-        take_targets(batch)
+        take_targets(batch, self.task, base.model)
         return batch
 
     def on_device(self, values: np.ndarray) -> Tensor:
@@ -71,7 +71,7 @@ class ForwardPass:
         each of them, of pairs of each sequence. rows: where they lie in a micro-batch without
         padding. hps: of each row's trial, in training.
         """
-        targets = take_targets(batch)
+        targets = take_targets(batch, self.task, base.model)
         varlen.passing(rows)
         if rows is not None:
             batch, lanes_B = rows.flatten(batch), np.repeat(lanes_B, rows.lengths)

@@ -336,12 +336,14 @@ class TrialGroup:
         )
         row, position, weight = whole.row, whole.position, whole.weight
         lane = np.array([engine.trials.index(trial) for trial in trials])[position]
-        lengths = self._padded_lengths(row)
+        lengths, kinds = self._padded_lengths(row), self._train.kinds[row]
         mine = np.argsort(lengths, kind="stable")[self._world.rank :: self._world.size]
         sequences = self._train.sequences
         nll = torch.zeros(len(trials), dtype=torch.float64, device=self._device)
         on_device = self._forward.on_device
-        for chosen in cut_micro_batches(lengths[mine], self._budget.tokens, padded=base.padded):
+        for chosen in cut_micro_batches(
+            lengths[mine], self._budget.tokens, kinds=None if base.padded else kinds[mine]
+        ):
             at = mine[chosen]
             at = at[np.argsort(lane[at], kind="stable")]
             number = sequence_numbers(self._train, row[at])  # a pair is two in the forward pass
@@ -356,9 +358,8 @@ class TrialGroup:
                 None if flat is None else flat.positions_N,
             )
             batch = self._forward.batch(self._train, row[at])
-            noise = base.input_noise.on(
-                whole.hps, position[named], np.repeat(tokens, times), on_device
-            )
+            read = sequences.parts[np.repeat(number, times), 0]  # of a row's two texts the source
+            noise = base.input_noise.on(whole.hps, position[named], read, on_device)
             with base.dropping_out(), noise:
                 nll_B, _, _ = self._forward.losses(
                     base.base, engine, batch, lane[each], flat, whole.hps_of(at)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from trainables.errors import InputError
 from trainables.hyperparameters import Hyperparameters
-from trainables.models.base import LANGUAGE_MODEL, BaseModel
+from trainables.models.base import LANGUAGE_MODELS, BaseModel
 from trainables.models.config import Quantisation
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def estimate(
         model = base.model
         linear = {name: model.get_submodule(name) for name in linear_layers(model, base.head)}
         training = _training(base, hp, linear, dtype_bytes, compute_bytes)
-    output = model.get_output_embeddings() if auto_class == LANGUAGE_MODEL else None
+    output = model.get_output_embeddings() if auto_class in LANGUAGE_MODELS else None
     return MemoryEstimate(
         base=_base_bytes(model, linear, quantisation, dtype_bytes),
         activations=_activation_bytes(
@@ -244,7 +244,7 @@ def _meta_base(
         )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    head = () if auto_class == LANGUAGE_MODEL else tuple(above_backbone(model))
+    head = () if auto_class in LANGUAGE_MODELS else tuple(above_backbone(model))
     return BaseModel(model=model, quantisation=quantisation, dtype=torch.float32, head=head)
 
 
@@ -341,6 +341,7 @@ def _activation_bytes(
     else:
         held, weights = sum(kept), sum(cast)
     scaled = any(getattr(model.config, name, None) for name in SCALED_LOGITS)
+    scaled |= hasattr(model, "final_logits_bias")
     logits = tokens * vocabulary if scaled else min(tokens * vocabulary, CHUNK_LOGITS)
     at_the_end = logits * (compute_bytes + LOSS_BYTES)
     return int(tokens * held + max(tokens * in_flight, at_the_end)) + weights

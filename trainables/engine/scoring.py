@@ -187,7 +187,7 @@ def evaluate_model(
             max_tokens = min(max_tokens, tokens_at_once(model.config.get_text_config().vocab_size))
 
     def losses(batch: dict[str, Tensor], _: Sequence[int]) -> BatchLosses:
-        targets = take_targets(batch)
+        targets = take_targets(batch, task, model)
         with hidden_states(output):
             logits = model(**batch).logits
         return batch_losses(task, logits, targets, output, names)
@@ -221,12 +221,15 @@ def evaluate_in_micro_batches(
     losses: of a batch for several of the copies, one copy's rows after another's.
     """
     lengths = padded_lengths(split, rows, cut.soft_prompt_tokens)
+    kinds = split.kinds[rows]
     mine = np.argsort(lengths, kind="stable")[cut.world.rank :: cut.world.size]
     results = _Results(copies, len(rows))
     waiting = [
         (positions, list(range(copies)))
         for positions in cut_micro_batches(
-            lengths[mine], cut.max_tokens // copies, padded=cut.padded
+            lengths[mine],
+            cut.max_tokens // copies,
+            kinds=None if cut.padded else kinds[mine],
         )
     ]
     while waiting:

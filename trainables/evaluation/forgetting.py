@@ -157,6 +157,11 @@ class Drawn:
     def sequence_lengths(self) -> np.ndarray:
         return self.lengths[:, None]
 
+    @property
+    def kinds(self) -> np.ndarray:
+        """As a `Split` has them."""
+        return self.lengths
+
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[Row]:
         return [self.rows_N[i] for i in indices]
 

@@ -66,12 +66,12 @@ class Prompt:
         """
         config = base.model.config.get_text_config()
         # so transformers calls the heads of its decoders; one for each token needs no end of a row
-        finds_end = "score" in base.head and base.peft_task == "SEQ_CLS"
-        if finds_end or config.is_encoder_decoder:
+        has_end = "score" in base.head or config.is_encoder_decoder
+        if has_end and base.peft_task == "SEQ_CLS":
             raise InputError(
                 f"method: prompt cannot train {type(base.model).__name__}, which finds the end of a"
                 " row by its token ids; allowed with a classifier over an encoder, or with task"
-                " causal_lm or instruction"
+                " causal_lm, instruction or seq2seq"
             )
         context = context_length(config)
         if context is not None and options.virtual_tokens >= context:

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-LANGUAGE_MODEL = "AutoModelForCausalLM"
+LANGUAGE_MODEL, SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"
+LANGUAGE_MODELS = (LANGUAGE_MODEL, SEQ2SEQ)
 # what PEFT calls the models of a class
 PEFT_TASKS = {
     LANGUAGE_MODEL: "CAUSAL_LM",
+    SEQ2SEQ: "SEQ_2_SEQ_LM",
     "AutoModelForSequenceClassification": "SEQ_CLS",
     "AutoModelForTokenClassification": "TOKEN_CLS",
 }
@@ -54,7 +56,7 @@ class BaseSpec:
     @property
     def has_head(self) -> bool:
         """Of the task's own, above the backbone; else it is a language model."""
-        return self.auto_class != LANGUAGE_MODEL
+        return self.auto_class not in LANGUAGE_MODELS
 
     def config(self) -> "PreTrainedConfig":
         """The transformers configuration with these settings."""

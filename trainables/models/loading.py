@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from trainables.errors import InputError
-from trainables.models.base import LANGUAGE_MODEL, BaseModel, BaseSpec
+from trainables.models.base import LANGUAGE_MODEL, SEQ2SEQ, BaseModel, BaseSpec
+from trainables.models.decoder import decoder_inputs
 from trainables.models.files import hub_error
 from trainables.models.heads import initialise, keeps_head
 from trainables.models.merging import plain
@@ -23,9 +24,21 @@ if TYPE_CHECKING:
 
 DOES = {
     LANGUAGE_MODEL: "is a causal language model",
+    SEQ2SEQ: "is an encoder-decoder language model",
     "AutoModelForSequenceClassification": "classifies texts",
     "AutoModelForTokenClassification": "classifies tokens",
 }
+
+
+# settings of dropout that cannot be drawn for each row: inside attention, and of whole layers
+NO_DROPOUT = (
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "attn_pdrop",
+    "layerdrop",
+    "encoder_layerdrop",
+    "decoder_layerdrop",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +141,10 @@ def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseMode
 
     A head of another shape than the task's is a new one.
 
-    Attention dropout is set to 0 (inside fused attention it cannot be drawn per row); other dropout
-    stays as configured. Raises InputError where the weights are not those of the task's
-    architecture, or where a language model attends to what it is to predict.
+    Attention dropout is set to 0 (inside fused attention it cannot be drawn per row), and so is
+    dropout of whole layers, which is of all rows at once; other dropout stays as configured.
+    Raises InputError where the weights are not those of the task's architecture, or where a
+    language model attends to what it is to predict.
     """
     import torch
 
@@ -152,7 +166,7 @@ def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseMode
         # the padding token is often the end-of-text token too, and torch gives the row of a padding
         # index no gradient
         cast("torch.nn.Embedding", model.get_input_embeddings()).padding_idx = None
-        check_causal(model, spec.model.name)
+        check_predicts(spec, model)
     return BaseModel(
         model=model,
         quantisation=spec.quantisation,
@@ -196,7 +210,7 @@ def shapes_of(spec: BaseSpec) -> BaseModel:
 
 def _for_training(spec: BaseSpec, config: "PreTrainedConfig") -> "PreTrainedConfig":
     found = copy.deepcopy(config)
-    for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
+    for name in NO_DROPOUT:
         if getattr(found, name, 0):
             setattr(found, name, 0.0)
     if not spec.has_head:
@@ -219,7 +233,7 @@ def _new_head(model: "PreTrainedModel", lacking: Set[str]) -> tuple[str, ...]:
 def _check_complete(spec: BaseSpec, lacking: Set[str], new: tuple[str, ...]) -> None:
     allowed = tuple(f"{module}." for module in new)
     if names := sorted(key for key in lacking if not key.startswith(allowed)):
-        what = "this architecture" if spec.has_head else "a causal language model"
+        what = "this architecture" if spec.has_head else "such a language model"
         raise InputError(
             f"model.name: the weights of {spec.model.name} lack {', '.join(names[:3])}: they are"
             f" not those of {what}"
@@ -234,7 +248,29 @@ def _head(model: "PreTrainedModel", new: tuple[str, ...]) -> tuple[str, ...]:
     return (*above, *(name for name in new if name.split(".")[0] not in above))
 
 
-def check_causal(model: "PreTrainedModel", name: str) -> None:
+def check_predicts(spec: BaseSpec, model: "PreTrainedModel") -> None:
+    """Raise InputError where a language model cannot learn to predict: it sees what it is to
+    predict, or its decoder does not know what to begin with.
+    """
+    if spec.auto_class == SEQ2SEQ:
+        _check_begins(model, spec.model.name)
+    else:
+        _check_causal(model, spec.model.name)
+
+
+def _check_begins(model: "PreTrainedModel", name: str) -> None:
+    import torch
+
+    try:
+        decoder_inputs(model, torch.tensor([[2, 3]], device=model.device))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"model.name: {name} ({type(model).__name__}) does not say which token its decoder"
+            " begins with; set decoder_start_token_id in its config.json"
+        ) from error
+
+
+def _check_causal(model: "PreTrainedModel", name: str) -> None:
     """Raise InputError where a token has a say in what the model predicts before it: such a model
     reaches any loss without learning anything.
     """

@@ -39,7 +39,7 @@ from trainables.models.checkpoint import (
     loading_code,
 )
 from trainables.models.config import ModelConfig
-from trainables.models.loading import check_causal, check_class, shapes_of
+from trainables.models.loading import check_class, check_predicts, shapes_of
 from trainables.models.structure import coverage, layer_lists
 from trainables.rehearsal import miniature
 from trainables.tasks import TASKS, take_targets
@@ -123,7 +123,7 @@ def rehearse(
         if drawn is None:
             return Rehearsal(size=None, why_not=size, seconds=time.perf_counter() - began)
         if not spec.has_head:
-            check_causal(drawn, model.name)
+            check_predicts(spec, drawn)
         drawn.save_pretrained(folder / "model")
         small = replace(
             model,
@@ -206,11 +206,13 @@ def _some_rows(data: Path, folder: Path, labels: tuple[str, ...], task: str) -> 
         targets: Any = [row["labels"] for row in rows]
         if not isinstance(targets[0], np.ndarray):  # a class, or a number
             targets = np.array(targets)
+        of_a_decoder = split.parts.shape[1] > 1
         write_split(
             folder / f"{name}.arrow",
             Encoded(
                 input_ids=[row["input_ids"] for row in rows],
-                labels=targets,
+                labels=None if of_a_decoder else targets,
+                target_ids=targets if of_a_decoder else None,
                 token_type_ids=_column(rows, "token_type_ids"),
                 weights=_column(rows, "weights"),
                 second=np.array(second, dtype=np.int32)
@@ -262,7 +264,7 @@ def _passes(model: Any, folder: Path, task: str, spec: BaseSpec) -> None:
     batch = TASKS[task].collate(
         open_split(folder / "data", "train").sequences.rows([0, 1]), spec.pad_token_id
     )
-    take_targets(batch)
+    take_targets(batch, TASKS[task], model)
     if not bool(torch.isfinite(model(**batch).logits).all()):
         raise ArithmeticError("its logits are not finite")
 

@@ -507,7 +507,7 @@ class Recorded:
         self._split = self.sequences = split
         self.lengths, self.read = split.lengths, []
         self.sequence_lengths = split.sequence_lengths
-        self.target_bytes = split.target_bytes
+        self.target_bytes, self.kinds, self.parts = split.target_bytes, split.kinds, split.parts
 
     def __len__(self):
         return len(self._split)

@@ -175,6 +175,29 @@ CASES += [
     ),
     Case(method="vera", model="gpt2", options={"rank": 16}, learning_rate=3e-2),
 ]
+CASES += [
+    Case(method="full", model="t5-seq2seq"),
+    Case(method="partial", model="t5-seq2seq", options={"layers": 1}),
+    Case(
+        method="partial",
+        model="t5-seq2seq",
+        options={"patterns": ("*EncDecAttention*",)},
+        learning_rate=3e-2,
+    ),
+    Case(method="lora", model="t5-seq2seq"),
+    Case(method="lora", model="t5-seq2seq", options={"use_dora": True, "dropout": 0.1}),
+    Case(method="qlora", model="t5-seq2seq"),
+    Case(method="ia3", model="t5-seq2seq", learning_rate=3e-2),
+    Case(method="prompt", model="t5-seq2seq", options={"virtual_tokens": 3}, learning_rate=3e-2),
+    Case(method="adapter", model="t5-seq2seq"),
+    Case(method="vera", model="t5-seq2seq", options={"rank": 8}, learning_rate=3e-2),
+    Case(method="full", model="bart-seq2seq"),
+    Case(method="partial", model="bart-seq2seq", options={"train": "bias"}),
+    Case(method="lora", model="bart-seq2seq", options={"targets": "attention", "dropout": 0.1}),
+    Case(method="ia3", model="bart-seq2seq", learning_rate=3e-2),
+    Case(method="prompt", model="bart-seq2seq", options={"virtual_tokens": 3}, learning_rate=3e-2),
+    Case(method="adapter", model="bart-seq2seq", options={"placement": "houlsby"}),
+]
 ADDED = [case for case in CASES if case.method in ADDITIVE]
 OTHER_AT_FIRST = ("prompt",)  # virtual tokens change what the base gives from the start
 # whose values at the start are those of the base, or the same for all

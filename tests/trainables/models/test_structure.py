@@ -15,6 +15,7 @@ from trainables.models.structure import (
     on_meta,
     outside_layers,
     served_by_peft,
+    stacks,
     sublayers,
 )
 
@@ -95,7 +96,7 @@ def test_where_a_layer_adds_to_its_hidden_states(name, attention, feed_forward, 
     model = shapes(name, "classification" if "classification" in zoo.tasks(name) else "causal")
     ((stack, layers),) = layer_lists(model)
     found = sublayers(model)
-    assert len(found) == len(layers)
+    assert len(found) == sum(len(layers) for ((_, layers),) in stacks(model))
     prefix = f"{stack}.{len(layers) - 1}."
     assert found[-1] == (
         [prefix + each for each in attention],
@@ -121,6 +122,14 @@ def test_layers_of_other_parts_have_no_such_places(name):
 def test_the_last_layers_are_those_before_the_output(name, where):
     task = "classification"
     assert [found for found, _ in layer_lists(shapes(name, task))] == [where]
+
+
+def test_an_encoder_has_a_stack_before_the_decoder_s():
+    found = [[name for name, _ in lists] for lists in stacks(shapes("t5", "classification"))]
+    assert found == [["transformer.encoder.block"], ["transformer.decoder.block"]]
+    assert [[name for name, _ in lists] for lists in stacks(shapes("llama", "causal"))] == [
+        ["model.layers"]
+    ]
 
 
 def test_a_layer_whose_parts_lie_side_by_side_is_all_of_them():

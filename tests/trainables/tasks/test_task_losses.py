@@ -13,7 +13,7 @@ from trainables.tasks.multi_label.task import MultiLabel
 from trainables.tasks.regression.task import Regression
 
 # whose losses are of tokens; of pairs see tests/trainables/engine/test_pairs.py
-LM = [task for task in TASKS.values() if task.is_language_model and not task.has_pairs]
+LM = [task for task in TASKS.values() if task.continues_text and not task.has_pairs]
 
 
 def ids(*values):
@@ -84,7 +84,7 @@ WEIGHTED = [
 @pytest.mark.parametrize("task", LM)
 def test_a_token_counts_by_its_weight(task):
     batch = task.collate(WEIGHTED, 99)
-    labels, weights, _ = take_targets(batch)
+    labels, weights, _ = take_targets(batch, task, torch.nn.Identity())
     assert batch.keys() == {"input_ids", "attention_mask"} and weights.dtype is torch.float32
     assert weights.tolist() == [[9, 9, 0.25, 0.5], [9, 0.125, 0, 0], [9, 9, 9, 0]]
     logits = torch.randn(3, 4, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -106,7 +106,7 @@ def test_a_token_counts_by_its_weight(task):
 
 @pytest.mark.parametrize("task", LM)
 def test_weighted_losses_in_chunks_are_those_of_the_whole(task, monkeypatch):
-    labels, weights, _ = take_targets(task.collate(WEIGHTED, 99))
+    labels, weights, _ = take_targets(task.collate(WEIGHTED, 99), task, torch.nn.Identity())
     torch.manual_seed(0)
     output = torch.nn.Linear(6, 20, dtype=torch.float64)
 
