@@ -32,7 +32,9 @@ class MethodOptions:
 
     @property
     def soft_prompt_tokens(self) -> int:
-        """Number of soft-prompt tokens put before each input; 0 for other methods."""
+        """Number of trained positions before each input, embedded or of each layer's keys and
+        values; 0 for other methods.
+        """
         return 0
 
     @property
@@ -267,6 +269,47 @@ class PromptOptions(MethodOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrefixOptions(PromptOptions):
+    """Keys and values of `virtual_tokens` positions before those of every attention, by PEFT's
+    names. `prefix_projection`: false, they are trained themselves (P-Tuning v2, Liu et al. 2022,
+    https://arxiv.org/abs/2110.07602), or true, through embeddings and an MLP of
+    `encoder_hidden_size` channels inside (null: as many as a layer's keys), which is gone from
+    what leaves (prefix tuning, Li & Liang 2021, https://arxiv.org/abs/2101.00190).
+    `init_weights`: null, drawn, or zero, keys and values of nought.
+    """
+
+    prefix_projection: bool = False
+    encoder_hidden_size: int | None = None
+    init_weights: Literal["zero"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        width = self.encoder_hidden_size
+        if width is not None and width < 1:
+            raise InputError(f"encoder_hidden_size: must be at least 1, got {width}")
+        if width is not None and not self.prefix_projection:
+            raise InputError(
+                f"encoder_hidden_size: is of prefix_projection: true, which is false, got {width}"
+            )
+
+    @property
+    def sharing_key(self) -> str:
+        """Every row of a micro-batch attends to as many positions more."""
+        return f"plain, keys and values of {self.virtual_tokens} virtual tokens"
+
+    @property
+    def form(self) -> str:
+        return "projected" if self.prefix_projection else ""
+
+    @property
+    def size(self) -> str | None:
+        if not self.prefix_projection:
+            return None
+        width = self.encoder_hidden_size
+        return f"projection of {_power_of_two(width)}" if width else "projection"
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdapterOptions(MethodOptions):
     """Bottleneck adapters: f(x) = scale * up(activation(down(x))), `bottleneck` channels between.
 
@@ -335,6 +378,7 @@ OPTIONS: dict[str, type[MethodOptions]] = {
     "qlora": QLoraOptions,
     "ia3": Ia3Options,
     "prompt": PromptOptions,
+    "prefix": PrefixOptions,
     "adapter": AdapterOptions,
     "vera": VeraOptions,
 }
@@ -433,7 +477,7 @@ def sharing_key(hp: Hyperparameters) -> str | None:
 
 
 def virtual_tokens(hp: Hyperparameters) -> int:
-    """Number of soft-prompt tokens put before each input; 0 for other methods."""
+    """Number of trained positions before each input; 0 for other methods."""
     return hp.options.soft_prompt_tokens
 
 

@@ -28,8 +28,13 @@ OWN = {
     "adapter": {"bottleneck"},
     "ia3": set(),
     "prompt": {"virtual_tokens"},
+    "prefix": {"virtual_tokens"},
 }
-HIGHEST_RATE = {"ia3": 0.05, "prompt": 0.5}  # few numbers, each of which must move far
+HIGHEST_RATE = {
+    "ia3": 0.05,
+    "prompt": 0.5,
+    "prefix": 0.05,
+}  # few numbers, each of which must move far
 SOURCE = re.compile(r"\b(19|20)\d\d\b|Hugging Face|\w+/[\w-]+")
 
 
@@ -122,7 +127,7 @@ def test_every_value_stands_under_a_comment_with_its_source(path):
 def test_what_trains_fewer_numbers_has_higher_learning_rates(preset):
     random.seed(0)
     rates = learning_rates(preset)
-    assert rates.keys() == {"lora", "adapter", "ia3", "prompt"}
+    assert rates.keys() == {"lora", "adapter", "ia3", "prompt", "prefix"}
     middle = {method: (domain.low * domain.high) ** 0.5 for method, domain in rates.items()}
     assert max(middle["lora"], middle["adapter"]) < middle["ia3"] < middle["prompt"]
 

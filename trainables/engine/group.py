@@ -443,6 +443,7 @@ class TrialGroup:
         train_loss = member.train_nll / member.train_targets if member.train_targets else None
         member.train_nll, member.train_targets = 0.0, 0
         trained = self._engine.trained(trial)
+        saved = sum(tensor.numel() for tensor in self._engine.weights(trial).values())
         tokens = float(self._validation.lengths.mean())
         return MeasuredEvaluation(
             step=member.step,
@@ -459,7 +460,7 @@ class TrialGroup:
             slices=results.by_slice(self._task, self._slices),
             forgetting=forgetting,
             kl=kl,
-            inference_cost=self._base.inference_cost(hp, trained, tokens),
+            inference_cost=self._base.inference_cost(hp, saved, tokens),
             losses=results.losses,
             outcomes=results.rows_outcomes,
         )
@@ -552,7 +553,7 @@ class TrialGroup:
         return self.finished(hp, member.step) or now // every > before // every
 
     def _virtual_tokens(self) -> int:
-        """Soft-prompt tokens before each row: as many for all trials of the group."""
+        """Trained positions before each row: as many for all trials of the group."""
         return max(
             (virtual_tokens(member.hyperparameters) for member in self._members.values()), default=0
         )

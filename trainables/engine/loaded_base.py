@@ -333,20 +333,20 @@ class LoadedBase:
         with torch.no_grad(), self._forward.precision():
             return states_TD if self.base.output is None else self.base.output(states_TD)
 
-    def inference_cost(self, hp: Hyperparameters, trained: int, tokens: float) -> float:
+    def inference_cost(self, hp: Hyperparameters, saved: int, tokens: float) -> float:
         """Arithmetic of a request of `tokens` over that of the untuned base: 2 x parameters x
-        tokens (Kaplan et al. 2020, section 2.1). trained: parameters that a trial trains.
+        tokens (Kaplan et al. 2020, section 2.1). saved: parameters that a checkpoint has.
 
-        What can be merged into the base costs nothing.
+        What can be merged into the base costs nothing. Keys and values cost each token what as many
+        weights do; no token is computed for them.
         """
-        model, own = self.model, 0
+        model, own, longer = self.model, 0, hp.options.soft_prompt_tokens
         if hp.method in ADDITIVE and ADDITIVE[hp.method].stays_beside:
-            own = trained - sum(
-                p.numel() for name, p in model.named_parameters() if self.base.in_head(name)
-            )
+            heads = (p.numel() for name, p in model.named_parameters() if self.base.in_head(name))
+            own, longer = saved - sum(heads), 0
         computed = model.num_parameters(exclude_embeddings=True)
         output = model.get_output_embeddings()
         # one table for both, and the output layer multiplies by it
         if output is not None and output.weight is model.get_input_embeddings().weight:
             computed += output.weight.numel()
-        return (1 + own / computed) * (1 + hp.options.soft_prompt_tokens / tokens)
+        return (1 + own / computed) * (1 + longer / tokens)

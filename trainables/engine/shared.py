@@ -167,15 +167,19 @@ class SharedBaseEngine:
         """Let a trial join; where memory does not suffice (torch.OutOfMemoryError), the others are
         as they were. averaged: `ema_decay` is set.
         """
-        shapes, options, values, frozen = {}, {}, {}, {}
+        shapes, options, values, frozen, made = {}, {}, {}, {}, {}
         for addition in additions:
             options[addition.kind, addition.site] = addition.options
+            if addition.made is not None:
+                made[addition.kind, addition.site] = addition.made
             for name, value in addition.values.items():
                 column = Column(addition.kind, addition.site, name)
                 shapes[column], values[column] = tuple(value.shape), value
                 if name in addition.frozen:
                     frozen[column] = addition.frozen[name]
-        lane = Lane(trial=trial, options=options, shapes=shapes, frozen=frozen, averaged=averaged)
+        lane = Lane(
+            trial=trial, options=options, shapes=shapes, frozen=frozen, made=made, averaged=averaged
+        )
         self._arrange([*(lane for lane in self._lanes if lane.trial != VACANT), lane], values)
 
     def leave(self, trial: str) -> None:
@@ -466,51 +470,69 @@ class SharedBaseEngine:
 
     # --- a trial's own tensors ---
 
-    def _own(
-        self, matrix_KP: Tensor, trial: str, *, frozen: bool = True
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _own(self, matrix_KP: Tensor, trial: str, *, frozen: bool = True) -> dict[Column, Tensor]:
         """Views of a trial's tensors; with or without those that are not trained at all."""
         row = self.lane(trial)
         lane = self._lanes[row]
-        kinds = {column.kind for column in lane.shapes}
-        for column, shape in lane.shapes.items():
-            if not frozen and not lane.trains(column):
-                continue
-            key, value = (
-                column.kind.key(column.site, column.tensor),
-                self._layout.own(matrix_KP, column, row, shape),
-            )
+        return {
+            column: self._layout.own(matrix_KP, column, row, shape)
+            for column, shape in lane.shapes.items()
+            if frozen or lane.trains(column)
+        }
+
+    @staticmethod
+    def _named(tensors: Mapping[Column, Tensor]) -> dict[str, Tensor]:
+        """A trial's tensors by their names in a checkpoint, in the shapes that they have there."""
+        kinds, found = {column.kind for column in tensors}, {}
+        for column, value in tensors.items():
+            key = column.kind.key(column.site, column.tensor)
             for kind in kinds:
                 key = kind.renamed(key)
-            yield key, column.kind.exported(column.tensor, value)
+            found[key] = column.kind.exported(column.tensor, value)
+        return found
 
     def weights(self, trial: str) -> dict[str, Tensor]:
-        """What `trial` adds to the base, by its names in a checkpoint; views."""
-        return dict(self._own(self._weights, trial))
+        """What `trial` adds to the base, by its names in a checkpoint; views, but for what is made
+        of others.
+        """
+        own = self._own(self._weights, trial)
+        for (kind, site), make in self._lanes[self.lane(trial)].made.items():
+            inside = [column for column in own if (column.kind, column.site) == (kind, site)]
+            made = make({column.tensor: own.pop(column) for column in inside})
+            own |= {Column(kind, site, tensor): value for tensor, value in made.items()}
+        return self._named(own)
 
     def trained(self, trial: str) -> int:
         """How many numbers `trial` trains."""
         return self._lanes[self.lane(trial)].trained
 
     def moments(self, trial: str) -> dict[str, Tensor]:
-        """And the weights themselves, where a checkpoint holds their averages."""
+        """And the weights themselves, where a checkpoint holds their averages or what is made of
+        them.
+        """
+        lane = self._lanes[self.lane(trial)]
         state = {name: self._moments[name] for name in TWINS}
-        if self._lanes[self.lane(trial)].averaged:
+        if lane.averaged or lane.made:
             state[WEIGHTS] = self._weights
+        if lane.averaged and lane.made:
+            state[AVERAGE] = self._moments[AVERAGE]
         return {
             f"{name}/{key}": view
             for name, matrix in state.items()
-            for key, view in self._own(matrix, trial, frozen=False)
+            for key, view in self._named(self._own(matrix, trial, frozen=False)).items()
         }
 
     @torch.no_grad()
     def restore(
         self, trial: str, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]
     ) -> None:
-        kept = [self.weights(trial)]
-        if self._lanes[self.lane(trial)].averaged:  # the weights themselves are among the moments
-            kept.append(dict(self._own(self._moments[AVERAGE], trial)))
-        for own, saved in (*((each, weights) for each in kept), (self.moments(trial), moments)):
+        lane = self._lanes[self.lane(trial)]
+        kept = [(self.moments(trial), moments)]
+        if lane.averaged and not lane.made:  # the weights themselves are among the moments
+            kept.insert(0, (self._named(self._own(self._moments[AVERAGE], trial)), weights))
+        if not lane.made:
+            kept.insert(0, (self._named(self._own(self._weights, trial)), weights))
+        for own, saved in kept:
             assert own.keys() == saved.keys(), (
                 f"the checkpoint does not fit: {sorted(own.keys() ^ saved.keys())[:3]}"
             )

@@ -24,6 +24,12 @@ class Addition:
     # of some of the values: what of them is not trained; booleans that broadcast to their shapes
     frozen: dict[str, Tensor] = field(default_factory=dict)
     options: MethodOptions | None = None  # the method's; None: of a head
+    # what leaves in the place of the values, made of them; None: they leave themselves. They then
+    # are in the optimiser's state, and none may be frozen
+    made: "Made | None" = None
+
+
+Made = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)

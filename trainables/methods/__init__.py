@@ -16,6 +16,7 @@ from trainables.methods.full import Full
 from trainables.methods.ia3 import Ia3
 from trainables.methods.lora import Lora
 from trainables.methods.partial import Partial
+from trainables.methods.prefix import Prefix
 from trainables.methods.prompt import Prompt
 from trainables.methods.qlora import QLora
 from trainables.methods.vera import Vera
@@ -63,6 +64,7 @@ ADDITIVE: dict[str, Additive] = {
     "qlora": QLora(),
     "ia3": Ia3(),
     "prompt": Prompt(),
+    "prefix": Prefix(),
     "adapter": Adapter(),
     "vera": Vera(),
 }

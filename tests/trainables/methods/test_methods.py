@@ -56,6 +56,11 @@ class Case:
         """Whether adapters start from the base's own weights, and the start is saved beside them."""
         return "init_lora_weights" in self.options
 
+    @property
+    def made(self) -> bool:
+        """Whether what leaves is made of what is trained, which the optimiser's state has."""
+        return "prefix_projection" in self.options
+
     def trains(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What of a tensor in a checkpoint is trained: all but what the options freeze."""
         trained = torch.ones_like(tensor, dtype=torch.bool)
@@ -153,6 +158,21 @@ CASES = [
     Case(method="ia3", model="gpt2", learning_rate=3e-2),
     Case(method="prompt", model="bert", options={"virtual_tokens": 5}, learning_rate=3e-2),
     Case(method="prompt", model="llama", options={"virtual_tokens": 3}, learning_rate=3e-2),
+    Case(method="prefix", model="bert", options={"virtual_tokens": 5}, learning_rate=3e-2),
+    Case(
+        method="prefix",
+        model="llama",
+        options={"virtual_tokens": 3, "init_weights": "zero"},
+        learning_rate=3e-2,
+    ),
+    Case(
+        method="prefix", model="roberta", options={"virtual_tokens": 4, "prefix_projection": True}
+    ),
+    Case(
+        method="prefix",
+        model="gpt2",
+        options={"virtual_tokens": 3, "prefix_projection": True, "encoder_hidden_size": 6},
+    ),
     Case(method="adapter", model="bert"),
     Case(method="adapter", model="llama", options={"bottleneck": 8}),
     Case(method="adapter", model="gpt2", options={"bottleneck": 4}),
@@ -176,7 +196,7 @@ CASES += [
     Case(method="vera", model="gpt2", options={"rank": 16}, learning_rate=3e-2),
 ]
 ADDED = [case for case in CASES if case.method in ADDITIVE]
-OTHER_AT_FIRST = ("prompt",)  # virtual tokens change what the base gives from the start
+OTHER_AT_FIRST = ("prompt", "prefix")  # virtual tokens change what the base gives from the start
 # whose values at the start are those of the base, or the same for all
 OF_THE_BASE = ("lora_magnitude_vector", *PROJECTIONS)
 NOT_IN_PEFT = {"adapter": load_adapter}  # how a user loads what PEFT does not know
@@ -332,6 +352,15 @@ def test_all_that_is_trained_is_saved_moves_and_is_counted(grown):
         saved_weights(folder / "checkpoint") for folder in (grown.folder, grown.start)
     )
     moments = load_file(grown.folder / "training_state.safetensors")
+    own = {n: moments.pop(n) for n in list(moments) if n.startswith("weights/")}
+    if grown.case.made:
+        before = load_file(grown.start / "training_state.safetensors")
+        start, weights = (
+            {n.removeprefix("weights/"): x for n, x in each.items() if n.startswith("weights/")}
+            for each in (before, own)
+        )
+    else:
+        assert not own
     trained = {name.removeprefix("exp_avg/") for name in moments if name.startswith("exp_avg/")}
     assert moments.keys() == {
         f"{twin}/{name}" for twin in ("exp_avg", "exp_avg_sq") for name in trained

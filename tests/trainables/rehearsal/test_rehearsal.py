@@ -74,6 +74,8 @@ def test_each_form_of_a_method_is_rehearsed(rehearsed):
         {"method": "adapter", "placement": "houlsby"},
         {"method": "adapter", "placement": "parallel"},
         {"method": "vera"},
+        {"method": "prefix", "virtual_tokens": 3},
+        {"method": "prefix", "virtual_tokens": 3, "prefix_projection": True},
     )
     assert [each.what for each in found.found] == [
         "lora on all-linear (DoRA)",
@@ -82,6 +84,8 @@ def test_each_form_of_a_method_is_rehearsed(rehearsed):
         "adapter (houlsby)",
         "adapter (parallel)",
         "vera on all-linear",
+        "prefix",
+        "prefix (projected)",
     ]
     assert found.problems == []
     assert all(each.shares for each in found.found)
