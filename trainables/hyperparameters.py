@@ -44,6 +44,9 @@ class MethodOptions:
             return None
         return "plain" if self.quantisation == "none" else self.quantisation
 
+    def check_steps(self, total: int) -> None:
+        """Raise InputError where a trial cannot do with `total` steps."""
+
     @property
     def form(self) -> str:
         """Which form of the method it is, in words, where that changes how it is computed or saved;
@@ -371,6 +374,70 @@ class VeraOptions(MethodOptions):
         return f"scales at rank {_power_of_two(self.rank)} on {targets}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdaLoraOptions(MethodOptions):
+    """Low-rank adapters B diag(E) A, scaled by alpha / init_r, whose least important ranks are set
+    to zero while they train (AdaLoRA, Zhang et al. 2023, https://arxiv.org/abs/2303.10512).
+
+    All layers begin with `init_r` ranks, and end with `target_r` on average. The budget stays for
+    the first `tinit_ratio` of the trial's steps, falls by the cube of what is left, and stays for
+    the last `tfinal_ratio`; every `delta_t` steps between, ranks beyond it go. What a rank is worth
+    is a moving average of |weight x gradient| (`importance_beta1`) times its deviation
+    (`importance_beta2`). `orth_reg_weight` times how far A and B are from orthogonal is added to
+    what is minimised. PEFT has tinit and tfinal in steps, and beta1, beta2.
+    """
+
+    init_r: int = 12
+    target_r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    tinit_ratio: float = 0.1
+    tfinal_ratio: float = 0.5
+    delta_t: int = 1
+    importance_beta1: float = 0.85
+    importance_beta2: float = 0.85
+    orth_reg_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.target_r < 1:
+            raise InputError(f"target_r: must be at least 1, got {self.target_r}")
+        if self.init_r <= self.target_r:
+            raise InputError(
+                f"init_r: must be above target_r ({self.target_r}), got {self.init_r}; with ranks"
+                " that stay take method lora"
+            )
+        if self.delta_t < 1:
+            raise InputError(f"delta_t: must be at least 1, got {self.delta_t}")
+        for name, bounds in ADALORA_BOUNDS.items():
+            bounds.check(name, getattr(self, name))
+        for name in ("dropout", "importance_beta1", "importance_beta2"):
+            if getattr(self, name) == 1:
+                raise InputError(f"{name}: must be below 1, got {getattr(self, name)}")
+        if self.tinit_ratio + self.tfinal_ratio >= 1:
+            raise InputError(
+                "tfinal_ratio: with tinit_ratio it must be below 1, so that ranks can go between,"
+                f" got {self.tfinal_ratio} and {self.tinit_ratio}"
+            )
+        _check_targets(self.targets)
+
+    def budgeting(self, total: int) -> tuple[int, int]:
+        """Steps, of `total`, after which ranks begin to go, and with which the last go."""
+        return math.floor(self.tinit_ratio * total), total - math.floor(self.tfinal_ratio * total)
+
+    def check_steps(self, total: int) -> None:
+        if self.budgeting(total)[1] < 2:
+            raise InputError(
+                "epochs: method adalora needs 2 steps or more before the last part"
+                f" (tfinal_ratio: {self.tfinal_ratio:g}), got {total} in all"
+            )
+
+    @property
+    def size(self) -> str:
+        targets = self.targets if isinstance(self.targets, str) else " and ".join(self.targets)
+        return f"rank {_power_of_two(self.init_r)} on {targets} (AdaLoRA)"
+
+
 OPTIONS: dict[str, type[MethodOptions]] = {
     "full": FullOptions,
     "partial": PartialOptions,
@@ -381,6 +448,7 @@ OPTIONS: dict[str, type[MethodOptions]] = {
     "prefix": PrefixOptions,
     "adapter": AdapterOptions,
     "vera": VeraOptions,
+    "adalora": AdaLoraOptions,
 }
 
 
@@ -425,6 +493,11 @@ class Hyperparameters:
         for name in ("beta1", "beta2", "label_smoothing", "ema_decay"):
             if getattr(self, name) == 1:
                 raise InputError(f"{name}: must be below 1, got {getattr(self, name)}")
+        if self.ema_decay and isinstance(self.options, AdaLoraOptions):
+            raise InputError(
+                "ema_decay: must be 0 with method adalora, whose ranks go at once and not in an"
+                f" average, got {self.ema_decay}"
+            )
         if not self.options.trains_base and self.optimizer not in SHARED_OPTIMIZERS:
             raise InputError(
                 f"optimizer: trials of method {self.method} share a base and train by"
@@ -454,6 +527,15 @@ class Bounds:
         raise InputError(f"{name}: must be {words}, got {value}")
 
 
+ADALORA_BOUNDS = {
+    "alpha": Bounds(above=True),
+    "dropout": Bounds(high=1),
+    "tinit_ratio": Bounds(),
+    "tfinal_ratio": Bounds(),
+    "importance_beta1": Bounds(high=1, above=True),
+    "importance_beta2": Bounds(high=1, above=True),
+    "orth_reg_weight": Bounds(),
+}
 BOUNDS = {
     "learning_rate": Bounds(above=True),
     "batch_size": Bounds(low=1),

@@ -162,7 +162,8 @@ class TrialGroup:
             raise
 
     def _check_loss(self, hp: Hyperparameters) -> None:
-        """Raise InputError for what the task's loss cannot be given."""
+        """Raise InputError for what the task's loss, or the number of steps, cannot be given."""
+        hp.options.check_steps(self.total_steps(hp))
         if hp.label_smoothing and not self._task.loss.is_likelihood:
             raise InputError(
                 "label_smoothing: is for losses that are likelihoods, got task"
@@ -244,11 +245,9 @@ class TrialGroup:
         assert self._engine is not None
         members = [self._members[trial] for trial in trials]
         hps, steps = [each.hyperparameters for each in members], [each.step for each in members]
-        rates = [
-            learning_rate(hp, step, self.total_steps(hp))
-            for hp, step in zip(hps, steps, strict=True)
-        ]
-        self._engine.update(trials, hps, rates, steps, norms)
+        totals = [self.total_steps(hp) for hp in hps]
+        rates = [learning_rate(*each) for each in zip(hps, steps, totals, strict=True)]
+        self._engine.update(trials, hps, rates, steps, totals, norms)
 
     def _non_finite(self, trials: Sequence[str]) -> NonFinite:
         what = "the training loss or its gradient became non-finite at step"
@@ -261,14 +260,15 @@ class TrialGroup:
     def _gradients(
         self, trials: Sequence[str], rows: Sequence[np.ndarray]
     ) -> tuple[Tensor, list[float]]:
-        """Gradients of each trial's mean loss over its `rows`; returns the summed losses [K] and
-        their targets, over all workers.
+        """Gradients of what each trial minimises over its `rows`; returns that, times the targets
+        [K], and those, over all workers.
         """
         assert self._engine is not None
         nll, targets = self._own_gradients(trials, rows)
         self._world.sum(self._engine.gradients())
         self._world.sum([nll])
-        return nll, targets
+        penalties = self._engine.penalise(trials).to(nll)
+        return nll + penalties * penalties.new_tensor(targets), targets
 
     def _own_gradients(
         self, trials: Sequence[str], rows: Sequence[np.ndarray]

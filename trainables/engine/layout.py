@@ -35,6 +35,15 @@ class Lane:
     averaged: bool = False  # whether the moving average of its weights is kept
 
     @property
+    def kept(self) -> dict[str, set[Column]]:
+        """What is kept of its numbers beside the optimizer's moments, and of which."""
+        found: dict[str, set[Column]] = {}
+        for column in self.shapes:
+            for name in column.kind.state:
+                found.setdefault(name, set()).add(column)
+        return found
+
+    @property
     def trained(self) -> int:
         """How many numbers the trial trains."""
         frozen = sum(int(x.expand(self.shapes[c]).sum()) for c, x in self.frozen.items())

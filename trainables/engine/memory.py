@@ -173,11 +173,12 @@ def _beside_the_base(
 ) -> _Training:
     """Of a trial that shares the base, and trains additions and a head."""
     heads = [parameter for name, parameter in base.model.named_parameters() if base.in_head(name)]
+    kept = len({name for addition in additions for name in addition.kind.state})
     # of the matrix, for the arithmetic
     low_copy = compute_bytes if compute_bytes < FLOAT32 else 0
     return _Training(
         tensors=[tensor for each in additions for tensor in each.values.values()] + heads,
-        bytes_per_parameter=(2 + MOMENTS + averages) * FLOAT32 + low_copy,
+        bytes_per_parameter=(2 + MOMENTS + averages + kept) * FLOAT32 + low_copy,
         fed={addition.site for addition in additions},
         reached=linear.keys(),
         shared=True,

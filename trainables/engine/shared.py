@@ -21,7 +21,7 @@ from torch import Tensor
 from trainables.engine.dropout import RowKeys
 from trainables.engine.kernels import MicroBatch
 from trainables.engine.layout import VACANT, Column, Lane, Layout
-from trainables.engine.sites import AdapterSite, Addition, Stacked
+from trainables.engine.sites import AdapterSite, Addition, Stacked, Stepped
 from trainables.hyperparameters import Hyperparameters
 from trainables.models.base import BaseModel
 from trainables.models.output import ModelOutput
@@ -103,7 +103,7 @@ def _constants(hp: Hyperparameters, rate: float, step: int) -> tuple[float, ...]
     return (
         rate,
         getattr(hp.options, "loraplus_ratio", 1.0),
-        hp.max_grad_norm if hp.max_grad_norm > 0 else math.inf,
+        _clip_norm(hp),
         hp.weight_decay,
         1 - hp.beta1,
         hp.beta2,
@@ -112,6 +112,11 @@ def _constants(hp: Hyperparameters, rate: float, step: int) -> tuple[float, ...]
         1 - hp.beta1 ** (step + 1),
         math.sqrt(1 - hp.beta2 ** (step + 1)),
     )
+
+
+def _clip_norm(hp: Hyperparameters) -> float:
+    """Of gradients; infinite where they are not clipped."""
+    return hp.max_grad_norm if hp.max_grad_norm > 0 else math.inf
 
 
 def ema_decay(hp: Hyperparameters, steps: int) -> float:
@@ -266,6 +271,8 @@ class SharedBaseEngine:
             for column, value in values.items():
                 layout.own(weights, column, len(lanes) - 1, tuple(value.shape)).copy_(value)
             moments = {name: moved(name) for name in TWINS}
+            for name in {name for lane in lanes for name in lane.kept}:
+                moments[name] = moved(name) if name in old else torch.zeros_like(weights)
             if any(lane.averaged for lane in lanes):
                 begun = [row for row, lane in enumerate(lanes) if lane.trial not in rows]
                 moments[AVERAGE] = moved(AVERAGE) if AVERAGE in old else weights.clone()
@@ -287,6 +294,10 @@ class SharedBaseEngine:
                     weight=layout.view(made.weights, Column(kind, name, tensor)),
                     compute=layout.view(made.low, Column(kind, name, tensor)),
                     grad=layout.view(made.grads, Column(kind, name, tensor)),
+                    state={
+                        kept: layout.view(made.moments[kept], Column(kind, name, tensor))
+                        for kept in kind.state
+                    },
                 )
                 for tensor in tensors
             }
@@ -348,6 +359,18 @@ class SharedBaseEngine:
             self._grads.masked_fill_(self._frozen, 0)
         return [self._grads]
 
+    def penalise(self, trials: Sequence[str]) -> Tensor:
+        """Add the gradients of what trials minimise beside the losses of rows, which is returned
+        [K].
+        """
+        lanes = [self.lane(trial) for trial in trials]
+        found = torch.zeros(len(lanes), dtype=torch.float64, device=self._device)
+        with torch.no_grad():
+            for kind, sites in self._by_kind().items():
+                if (added := kind.penalties(sites, lanes)) is not None:
+                    found += added
+        return found
+
     def norms(self, trials: Sequence[str]) -> Tensor:
         """L2 norm of each trial's gradient [K]."""
         lanes = [self.lane(trial) for trial in trials]
@@ -360,25 +383,50 @@ class SharedBaseEngine:
         hps: Sequence[Hyperparameters],
         rates: Sequence[float],
         steps: Sequence[int],
+        totals: Sequence[int],
         norms: Tensor,
     ) -> None:
         """One step of AdamW (Loshchilov & Hutter 2019), or of Lion (Chen et al. 2023), for each of
         `trials`, with learning rates `rates` of their own.
 
-        steps: how many each has made before; norms: of their gradients, for clipping, by torch's
-        formula.
+        steps: how many each has made before, of `totals`; norms: of their gradients, for clipping,
+        by torch's formula.
         """
         if not trials:
             return
 
         self._each_by(self._adamw, "adamw", trials, hps, rates, steps, norms)
         self._each_by(self._lion, "lion", trials, hps, rates, steps, norms)
-        for trial, hp, step in zip(trials, hps, steps, strict=True):
+        for trial, hp, step, total, norm in zip(trials, hps, steps, totals, norms, strict=True):
+            self._after_step(trial, hp, step, total, norm)
             if hp.ema_decay:
                 row = self.lane(trial)
                 average_P = self._moments[AVERAGE][row]
                 average_P.lerp_(self._weights[row], 1 - ema_decay(hp, step))
         self._refresh()
+
+    def _after_step(
+        self, trial: str, hp: Hyperparameters, step: int, total: int, norm: Tensor
+    ) -> None:
+        """What the kinds of addition do to a trial's weights themselves."""
+        row = self.lane(trial)
+        stepped = Stepped(
+            lane=row,
+            step=step + 1,
+            total=total,
+            weights=self._weights[row],
+            grads=self._grads[row],
+            clip=(_clip_norm(hp) / (norm.to(self.dtype) + 1e-6)).clamp(max=1.0),
+            state={name: matrix[row] for name, matrix in self._moments.items()},
+        )
+        for kind, sites in self._by_kind().items():
+            kind.after_step(sites, stepped)
+
+    def _by_kind(self) -> dict[type[AdapterSite], list[AdapterSite]]:
+        found: dict[type[AdapterSite], list[AdapterSite]] = {}
+        for (kind, _), (site, _) in self._sites.items():
+            found.setdefault(kind, []).append(site)
+        return found
 
     def _each_by(
         self,
@@ -516,10 +564,14 @@ class SharedBaseEngine:
             state[WEIGHTS] = self._weights
         if lane.averaged and lane.made:
             state[AVERAGE] = self._moments[AVERAGE]
+        own = {name: self._own(matrix, trial, frozen=False) for name, matrix in state.items()}
+        for name, columns in lane.kept.items():
+            every = self._own(self._moments[name], trial)
+            own[name] = {column: every[column] for column in columns}
         return {
             f"{name}/{key}": view
-            for name, matrix in state.items()
-            for key, view in self._named(self._own(matrix, trial, frozen=False)).items()
+            for name, tensors in own.items()
+            for key, view in self._named(tensors).items()
         }
 
     @torch.no_grad()

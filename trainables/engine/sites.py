@@ -39,6 +39,21 @@ class Stacked:
     weight: Tensor  # [K, ...], as it is trained
     compute: Tensor  # the same in the type that the arithmetic has
     grad: Tensor  # [K, ...]
+    # numbers [K, ...] that a kind of addition keeps of each of its own, see `AdapterSite.state`
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """A trial that has just made a step: views of its row of the matrix [P], and its twins."""
+
+    lane: int
+    step: int  # how many it has made now
+    total: int  # how many it will make
+    weights: Tensor
+    grads: Tensor  # of that step, unclipped
+    clip: Tensor  # what they were multiplied by
+    state: dict[str, Tensor]
 
 
 class AdapterSite:
@@ -47,6 +62,8 @@ class AdapterSite:
     """
 
     fast: ClassVar[tuple[str, ...]] = ()  # names of tensors whose learning rate LoRA+ multiplies
+    # names of further numbers that are kept of each that is trained, and saved beside its moments
+    state: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, engine: "SharedBaseEngine", name: str) -> None:
         self.engine = engine
@@ -79,6 +96,17 @@ class AdapterSite:
     def install(self) -> Callable[[], None]:
         """Act on the base's forward pass from now on; returns what undoes it."""
         raise NotImplementedError
+
+    @classmethod
+    def penalties(cls, sites: "Sequence[AdapterSite]", lanes: Sequence[int]) -> Tensor | None:
+        """What trials minimise beside their mean loss [len(lanes)], once for each step; its
+        gradients are added to theirs. None: nothing. sites: all of this kind.
+        """
+        return None
+
+    @classmethod
+    def after_step(cls, sites: "Sequence[AdapterSite]", stepped: Stepped) -> None:
+        """What is done to a trial's weights after the optimizer's step."""
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The model's inputs, where this kind of addition changes those."""

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 from trainables.engine.sites import Addition
 from trainables.hyperparameters import OPTIONS, MethodOptions
+from trainables.methods.adalora import AdaLora
 from trainables.methods.adapter import Adapter
 from trainables.methods.full import Full
 from trainables.methods.ia3 import Ia3
@@ -43,7 +44,9 @@ class Additive(Protocol[Options]):
         ...
 
     def describe(self, base: BaseModel, options: Options, folder: Path) -> None:
-        """Write `adapter_config.json`, which tells PEFT what the tensors are."""
+        """Write `adapter_config.json`, which tells PEFT what the tensors are that are in `folder`
+        already.
+        """
 
 
 class Replacing(Protocol[Options]):
@@ -67,6 +70,7 @@ ADDITIVE: dict[str, Additive] = {
     "prefix": Prefix(),
     "adapter": Adapter(),
     "vera": Vera(),
+    "adalora": AdaLora(),
 }
 REPLACING: dict[str, Replacing] = {"full": Full(), "partial": Partial()}
 

@@ -154,6 +154,89 @@ search:
     assert TASKS[task].loss.words in told and (folder / "report.html").is_file()
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_sweep_of_an_encoder_decoder_learns_to_write(
+    sweeps, tmp_path: Path, monkeypatch, method: str
+) -> None:
+    """Words in capitals, from rows to a winner that writes them by the code on its card."""
+    import random
+
+    import transformers
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from tokenizers.processors import TemplateProcessing
+
+    words = WORDS.split()
+    vocabulary = ["<pad>", "</s>", "<unk>", "upper:", "a", "A", "text", "TEXT", *words]
+    vocabulary += [word.upper() for word in words]
+    backend = Tokenizer(WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    backend.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    config = transformers.T5Config(
+        vocab_size=len(vocabulary),
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    for saved in (tokenizer, transformers.T5ForConditionalGeneration(config)):
+        saved.save_pretrained(tmp_path / "model")
+    drawn = random.Random(0)
+    texts = [drawn.choices(["a", "text", *words], k=drawn.randint(1, 4)) for _ in range(900)]
+    rows = [{"low": " ".join(text), "high": " ".join(text).upper()} for text in texts]
+    unlike = {row["low"]: json.dumps(row) for row in rows}
+    (tmp_path / "rows.jsonl").write_text("\n".join(unlike.values()))
+    file = tmp_path / "sweep.yaml"
+    file.write_text(f"""
+name: writes
+task: seq2seq
+storage: {tmp_path}/runs
+model: {{name: {tmp_path}/model}}
+data:
+  train: {tmp_path}/rows.jsonl
+  validation: 0.1
+  test: 0.1
+  columns: {{source: low, target: high}}
+  source_prefix: "upper: "
+train: {{probe_rows: 64}}
+cluster: {{slots: 1}}
+search:
+  trials: 2
+  space:
+    method: {method}
+    learning_rate: {{log_uniform: [5e-3, 1e-2]}}
+    batch_size: 16
+    epochs: 10
+""")
+    done = sweeps("check", file, "--rows", "1")
+    assert done.code == 0 and "upper: " in done.out, done.out + done.err
+    done = sweeps("run", file)
+    assert done.code == 0, done.out + done.err
+    board = json.loads(sweeps("best", done.last_line, "--json").out)
+    winner, untuned = board["winner"], board["baselines"]["untuned"]
+    assert winner["val_loss"] < untuned["val_loss"] / 2 and board["worth"]["verdict"] == "yes"
+    assert board["forgetting"] is None and "untuned" in board["test"]["scores"]
+    done = sweeps("verify", done.last_line)
+    assert done.code == 0, done.out + done.err
+    folder = next((tmp_path / "runs").glob("writes-*"))
+    told = (folder / "winner" / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    said: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", told, re.DOTALL)[0], said)
+    written = said["tokenizer"].batch_decode(said["written"], skip_special_tokens=True)
+    assert (written == ["A TEXT"]) if method == "full" else written, winner
+    assert TASKS["seq2seq"].loss.words in told and (folder / "report.html").is_file()
+
+
 CLOCK_RUNS_OUT = """
 import sys
 from sweeps.__main__ import main

@@ -41,6 +41,7 @@ OPTION = {
     "prefix": {"virtual_tokens": 5},
     "adapter": {"bottleneck": 8},
     "vera": {"rank": 16, "d_initial": 1.0},
+    "adalora": {"init_r": 5, "target_r": 2, "tinit_ratio": 0.0},
 }
 # unlike in all that may differ in one group
 MIXED = {
@@ -70,6 +71,25 @@ MIXED = {
         "targets": "attention",
     },
     "vera": {"method": "vera", "rank": 6, "dropout": 0.2, "batch_size": 3, "learning_rate": 3e-2},
+    "adalora": {
+        "method": "adalora",
+        "init_r": 4,
+        "target_r": 2,
+        "tinit_ratio": 0.2,
+        "tfinal_ratio": 0.2,
+        "dropout": 0.1,
+        "batch_size": 3,
+        "learning_rate": 1e-1,
+    },
+    "adalora-other": {
+        "method": "adalora",
+        "init_r": 6,
+        "target_r": 1,
+        "targets": "attention",
+        "optimizer": "lion",
+        "learning_rate": 1e-2,
+        "seed": 3,
+    },
     "vera-other": {"method": "vera", "rank": 9, "targets": "attention", "learning_rate": 1e-1},
 }
 PROMPTS = {

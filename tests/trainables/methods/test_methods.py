@@ -19,6 +19,7 @@ from trainables.errors import InputError
 from trainables.evaluation.record import MeasuredEvaluation
 from trainables.hyperparameters import OPTIONS, Hyperparameters, parse, sharing_key
 from trainables.methods import ADDITIVE, REPLACING
+from trainables.methods.adalora import Triplets
 from trainables.methods.adapter import load_adapter
 from trainables.methods.lora import target_modules
 
@@ -59,7 +60,7 @@ class Case:
     @property
     def made(self) -> bool:
         """Whether what leaves is made of what is trained, which the optimiser's state has."""
-        return "prefix_projection" in self.options
+        return self.method == "adalora" or "prefix_projection" in self.options
 
     def trains(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What of a tensor in a checkpoint is trained: all but what the options freeze."""
@@ -194,6 +195,23 @@ CASES += [
         learning_rate=1e-1,
     ),
     Case(method="vera", model="gpt2", options={"rank": 16}, learning_rate=3e-2),
+]
+CASES += [
+    Case(method="adalora", model="bert"),
+    Case(
+        method="adalora",
+        model="llama",
+        options={
+            "init_r": 5,
+            "target_r": 2,
+            "dropout": 0.1,
+            "targets": "attention",
+            "orth_reg_weight": 0.1,
+            "tinit_ratio": 0.02,
+        },
+        learning_rate=3e-2,
+    ),
+    Case(method="adalora", model="gpt2", options={"init_r": 4, "target_r": 1}, learning_rate=3e-2),
 ]
 ADDED = [case for case in CASES if case.method in ADDITIVE]
 OTHER_AT_FIRST = ("prompt", "prefix")  # virtual tokens change what the base gives from the start
@@ -361,6 +379,9 @@ def test_all_that_is_trained_is_saved_moves_and_is_counted(grown):
         )
     else:
         assert not own
+    importance = {n: moments.pop(n) for n in list(moments) if n.split("/")[0] in Triplets.state}
+    assert len(importance) == (2 * len([n for n in own if ".lora_" in n]))
+    assert all(each.any() for each in importance.values())
     trained = {name.removeprefix("exp_avg/") for name in moments if name.startswith("exp_avg/")}
     assert moments.keys() == {
         f"{twin}/{name}" for twin in ("exp_avg", "exp_avg_sq") for name in trained
@@ -590,7 +611,10 @@ def test_a_stack_alone_leaves_no_trace_on_its_base(lab, added):
         batch, MicroBatch.of([0] * len(labels), torch.device("cpu"))
     ).logits.sum().backward()
     with torch.no_grad():
-        for weight in engine.weights("t").values():
+        own = engine.weights("t")
+        if added.made:
+            own = {n: x for n, x in engine.moments("t").items() if n.startswith("weights/")}
+        for weight in own.values():
             weight.add_(0.1)
     group_logits = engine.forward(
         batch, MicroBatch.of([0] * len(labels), torch.device("cpu"))

@@ -115,6 +115,7 @@ METHODS = {
     "ia3": {},
     "adapter": {"bottleneck": 4},
     "vera": {"rank": 8},
+    "adalora": {"init_r": 4, "target_r": 2},
     "prompt": {"virtual_tokens": 3},
     "prefix": {"virtual_tokens": 3, "prefix_projection": True},
 }

@@ -74,6 +74,7 @@ def test_each_form_of_a_method_is_rehearsed(rehearsed):
         {"method": "adapter", "placement": "houlsby"},
         {"method": "adapter", "placement": "parallel"},
         {"method": "vera"},
+        {"method": "adalora"},
         {"method": "prefix", "virtual_tokens": 3},
         {"method": "prefix", "virtual_tokens": 3, "prefix_projection": True},
     )
@@ -84,6 +85,7 @@ def test_each_form_of_a_method_is_rehearsed(rehearsed):
         "adapter (houlsby)",
         "adapter (parallel)",
         "vera on all-linear",
+        "adalora on all-linear",
         "prefix",
         "prefix (projected)",
     ]
