@@ -12,6 +12,7 @@ from trainables.data.batches import batch_indices
 from trainables.engine.schedule import learning_rate
 from trainables.errors import InputError
 from trainables.hyperparameters import AdaLoraOptions, parse
+from trainables.methods.adalora import Triplets
 from trainables.methods.lora import target_modules
 
 pytestmark = pytest.mark.filterwarnings(
@@ -120,6 +121,11 @@ def test_every_step_equals_that_of_peft(lab, model, max_grad_norm):
         minimised = (group._members["t"].train_nll - before) / float(targets_B.sum())
         assert minimised == pytest.approx(float(loss.detach()), rel=1e-8)
         lab.assert_close(state(group, "weights"), {n: p.detach() for n, p in trained.items()}, 1e-8)
+        if step < 14:  # after that PEFT forgets them
+            for name in Triplets.state:
+                expected = getattr(module.base_model.rankallocator, name)
+                expected = {f"base_model.model.{saved_as(n)}": x for n, x in expected.items()}
+                lab.assert_close(state(group, name), expected, 1e-8)
         values = [x for name, x in state(group, "weights").items() if ".lora_E." in name]
         ranks.append(sum(int(x.count_nonzero()) for x in values))
     layers = len(values)
