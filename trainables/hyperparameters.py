@@ -145,7 +145,9 @@ class LoraOptions(MethodOptions):
     (Büyükakyüz 2024, https://arxiv.org/abs/2406.01775). `freeze_a`: B alone is trained (LoRA-FA,
     Zhang et al. 2023, https://arxiv.org/abs/2308.03303). `rank_pattern` and `alpha_pattern`: others
     for layers whose names end as a regular expression says, as REGEX=NUMBER, such as q_proj=16; the
-    first that fits counts, as in PEFT's options of these names.
+    first that fits counts, as in PEFT's options of these names. `target_parameters`, by PEFT's
+    name: beside `targets` (which may then be an empty list) fused experts, parameters [experts, .,
+    .] whose names end so.
     """
 
     rank: int = 8
@@ -159,9 +161,11 @@ class LoraOptions(MethodOptions):
     use_dora: bool = False
     init_lora_weights: bool | str = True
     freeze_a: bool = False
+    target_parameters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_start()
+        self._check_experts()
         _ = self.ranks, self.alphas  # which are checked as they are read
         if self.rank < 1:
             raise InputError(f"rank: must be at least 1, got {self.rank}")
@@ -171,7 +175,28 @@ class LoraOptions(MethodOptions):
             raise InputError(f"dropout: must be in [0, 1), got {self.dropout}")
         if not 0 < self.loraplus_ratio < math.inf:
             raise InputError(f"loraplus_ratio: must be above 0, got {self.loraplus_ratio}")
-        _check_targets(self.targets)
+        if self.targets or not self.target_parameters:
+            _check_targets(self.targets)
+
+    def _check_experts(self) -> None:
+        """Raise InputError for what PEFT cannot do with fused experts, or calls ignored when it
+        loads it (patterns, as of 0.21).
+        """
+        if not self.target_parameters:
+            return
+        if self.quantisation != "none":
+            raise InputError(
+                "target_parameters: needs a base that is not quantised; take method lora"
+            )
+        plain = {"dropout": 0, "use_dora": False, "init_lora_weights": True}
+        for name, wanted in {**plain, "rank_pattern": [], "alpha_pattern": []}.items():
+            got = getattr(self, name)
+            got = list(got) if isinstance(got, tuple) else got
+            if got != wanted:
+                raise InputError(
+                    f"{name}: must be {str(wanted).lower()} with target_parameters, got"
+                    f" {str(got).lower()}"
+                )
 
     def _check_start(self) -> None:
         start = self.init_lora_weights
@@ -193,6 +218,16 @@ class LoraOptions(MethodOptions):
                     f"{name}: must be {str(plain).lower()} with init_lora_weights: {start}, got"
                     f" {str(got).lower()}"
                 )
+
+    @property
+    def scale(self) -> float:
+        """Of B A."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    @property
+    def sharing_key(self) -> str | None:
+        """Weights of experts with a trial's own in them are that trial's."""
+        return None if self.target_parameters else super().sharing_key
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -222,7 +257,8 @@ class LoraOptions(MethodOptions):
 
     @property
     def size(self) -> str:
-        targets = self.targets if isinstance(self.targets, str) else " and ".join(self.targets)
+        named = (self.targets,) if isinstance(self.targets, str) else self.targets
+        targets = " and ".join((*named, *self.target_parameters))
         more = ", ".join(filter(None, [self.form, *self.rank_pattern]))
         rank = self.rank * (2 if self.from_base else 1)
         return f"rank {_power_of_two(rank)} on {targets}{f' ({more})' if more else ''}"

@@ -383,15 +383,12 @@ def _few_groups(manifest: Manifest) -> Iterator[Finding]:
 
 def _groups(config: SweepConfig) -> str:
     """Which trials may share a base."""
-    from trainables.methods import ADDITIVE
     from trainables.runtime.capacity import MAX_GROUP_SIZE
 
     together: dict[str, list[str]] = {}  # methods that share one base
     for draw in first_of_each_method(config):
         hp = parse(draw)
-        if hp.method in ADDITIVE:
-            key = sharing_key(hp)
-            assert key is not None, "what adds to a base can share it"
+        if (key := sharing_key(hp)) is not None:
             together.setdefault(key, []).append(hp.method)
     largest = config.cluster.trials_per_slot
     if not together or largest == 1:

@@ -80,7 +80,8 @@ class LoadedBase:
 
     def try_sharing(self, method: str, options: MethodOptions | None) -> None:
         """Once for a base, with the first method that would share it."""
-        if self._shared or method not in ADDITIVE:
+        alone = options is not None and options.sharing_key is None
+        if self._shared or alone or method not in ADDITIVE:
             return
         hp = Hyperparameters(
             method=method,

@@ -19,7 +19,7 @@ class Addition:
     """What one trial has at one site: initial values, by name, in the trial's own shapes."""
 
     kind: "type[AdapterSite]"
-    site: str  # name of the module in the base
+    site: str  # name of the module, or of the parameter, in the base
     values: dict[str, Tensor]
     # of some of the values: what of them is not trained; booleans that broadcast to their shapes
     frozen: dict[str, Tensor] = field(default_factory=dict)
@@ -124,12 +124,7 @@ class TrainedModule(AdapterSite):
         self._inner = copy_of(self.module)
         self._parameters = []
         for lane in range(len(options)):
-            leaves = {}
-            for name, stacked in tensors.items():
-                leaf = stacked.weight[lane].detach().requires_grad_()
-                leaf.grad = stacked.grad[lane]  # autograd adds to it in place
-                leaves[name] = leaf
-            self._parameters.append(leaves)
+            self._parameters.append(leaves(tensors, lane))
 
     def install(self) -> Callable[[], None]:
         self.module.forward = self._forward
@@ -155,6 +150,15 @@ class TrainedModule(AdapterSite):
                         )
                     )
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def leaves(tensors: Mapping[str, Stacked], lane: int) -> dict[str, Tensor]:
+    """One trial's tensors, of which autograd adds the gradients to the matrix in place."""
+    found = {}
+    for name, stacked in tensors.items():
+        found[name] = leaf = stacked.weight[lane].detach().requires_grad_()
+        leaf.grad = stacked.grad[lane]
+    return found
 
 
 def copy_of(module: nn.Module) -> nn.Module:

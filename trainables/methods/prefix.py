@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.engine.shared import SharedBaseEngine
-from trainables.engine.sites import AdapterSite, Addition, Stacked
+from trainables.engine.sites import AdapterSite, Addition, Stacked, leaves
 from trainables.errors import InputError
 from trainables.hyperparameters import PrefixOptions
 from trainables.methods.prompt import check_context, virtual_tokens_key
@@ -50,7 +50,7 @@ class KeysValues(AdapterSite):
             None not in options and len({each.virtual_tokens for each in options if each}) == 1
         ), "see `sharing_key`"
         self._projected = [bool(each and each.prefix_projection) for each in options]
-        self._leaves = [_leaves(tensors, lane) for lane in range(len(options))]
+        self._leaves = [leaves(tensors, lane) for lane in range(len(options))]
 
     def install(self) -> Callable[[], None]:
         # what is put before a layer's keys is the same when checkpointing computes it again
@@ -92,15 +92,6 @@ class KeysValues(AdapterSite):
         for layer, pair in zip(cache.layers, pairs, strict=True):
             layer.update = partial(_behind, *pair)  # pyright: ignore[reportAttributeAccessIssue]
         return cache
-
-
-def _leaves(tensors: Mapping[str, Stacked], lane: int) -> dict[str, Tensor]:
-    """One trial's tensors, of which autograd adds the gradients to the matrix in place."""
-    found = {}
-    for name, stacked in tensors.items():
-        found[name] = leaf = stacked.weight[lane].detach().requires_grad_()
-        leaf.grad = stacked.grad[lane]
-    return found
 
 
 def _behind(
