@@ -1,7 +1,7 @@
 """Fine-tuning methods: one file each, one line each below; all pass
 tests/trainables/methods/test_methods.py.
 
-A method either adds something to a frozen base, and then several trials share the base, or it
+A method either adds something to a frozen base, and then several trials can share the base, or it
 trains weights of the base itself, and then a trial has the base for itself and gives it back
 exactly as it was.
 """
