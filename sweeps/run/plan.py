@@ -390,15 +390,13 @@ def _few_groups(manifest: Manifest) -> Iterator[Finding]:
 
 def _groups(config: SweepConfig) -> str:
     """Which trials may share a base."""
-    from trainables.methods import ADDITIVE
     from trainables.runtime.capacity import MAX_GROUP_SIZE
 
     together: dict[str, list[str]] = {}  # methods that share one base
     for _, draws in of_each_base(config):
         for hp in map(parse, first_of_each_method(draws)):
-            if hp.method in ADDITIVE:
-                key, of = sharing_key(hp), f" over {hp.model}" if hp.model else ""
-                assert key is not None, "what adds to a base can share it"
+            if (key := sharing_key(hp)) is not None:
+                of = f" over {hp.model}" if hp.model else ""
                 together.setdefault(key, []).append(f"{hp.method}{of}")
     largest = config.cluster.trials_per_slot
     if not together or largest == 1:

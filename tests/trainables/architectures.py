@@ -37,6 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ia3": {"method": "ia3"},
     "adapter": {"method": "adapter"},
     "prompt": {"method": "prompt", "virtual_tokens": 3},
+    "prefix": {"method": "prefix", "virtual_tokens": 3},
 }
 TOGETHER, ALONE, REFUSED = "●", "○", "–"
 LANGUAGE, CLASSIFICATION, SEQ2SEQ = "causal_lm", "classification", "seq2seq"

@@ -121,7 +121,16 @@ XLNET = {
     "d_inner": 64,
     "pad_token_id": PAD,
 }
-LANGUAGE_MODELS = ("llama", "opt", "gpt2")
+EXPERTS = {
+    **SHAPE,
+    "intermediate_size": 16,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+# whose experts' matrices are transposed
+GPT_OSS = {**EXPERTS, "head_dim": 16, "sliding_window": 8, "eos_token_id": 1}
+LANGUAGE_MODELS = ("llama", "opt", "gpt2", "mixtral", "gpt-oss")
 
 
 def _build(name: str) -> Any:
@@ -146,6 +155,10 @@ def _build(name: str) -> Any:
         ),
         "opt": lambda: t.OPTForCausalLM(t.OPTConfig(**OPT)),
         "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(**GPT2)),
+        "mixtral": lambda: t.MixtralForCausalLM(t.MixtralConfig(**EXPERTS)),
+        "mixtral-eager": lambda: t.MixtralForCausalLM(_eager(t.MixtralConfig(**EXPERTS))),
+        "gpt-oss": lambda: t.GptOssForCausalLM(t.GptOssConfig(**GPT_OSS)),
+        "gpt-oss-eager": lambda: t.GptOssForCausalLM(_eager(t.GptOssConfig(**GPT_OSS))),
         "deberta": lambda: t.DebertaModel(t.DebertaConfig(**SHAPE, **RELATIVE)),
         "deberta-v2": lambda: t.DebertaV2Model(t.DebertaV2Config(**SHAPE, **RELATIVE)),
         "deberta-v3": lambda: t.DebertaV2Model(
@@ -160,6 +173,12 @@ def _build(name: str) -> Any:
         ),
         "llama-tied": lambda: t.LlamaForCausalLM(t.LlamaConfig(**SHAPE, tie_word_embeddings=True)),
     }[name]()
+
+
+def _eager(config: Any) -> Any:
+    """Experts one after another: torch has no grouped product in float64."""
+    config.experts_implementation = "eager"
+    return config
 
 
 def last_positions(logits: Tensor, labels: Tensor) -> Tensor:

@@ -101,26 +101,29 @@ ONE_OF_THREE = (
     "norms)"
 )
 MISTAKES = [
-    ({}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got None"),
+    (
+        {},
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, prefix, adapter, vera, adalora, got None",
+    ),
     (
         {"method": "lroa"},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got 'lroa'. Did you mean 'lora'?",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, prefix, adapter, vera, adalora, got 'lroa'. Did you mean 'lora'?",
     ),
     (
         {"method": "qlorra"},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got 'qlorra'. Did you mean 'qlora'?",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, prefix, adapter, vera, adalora, got 'qlorra'. Did you mean 'qlora'?",
     ),
     (
         {"method": "IA3"},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got 'IA3'. Did you mean 'ia3'?",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, prefix, adapter, vera, adalora, got 'IA3'. Did you mean 'ia3'?",
     ),
     (
         {"method": "best"},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got 'best'",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, prefix, adapter, vera, adalora, got 'best'",
     ),
     (
         {"method": ["lora"]},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got ['lora']",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, prefix, adapter, vera, adalora, got ['lora']",
     ),
     (
         {"method": "full", "batch_size": 8, "epochs": 1},
@@ -295,7 +298,7 @@ def test_what_would_only_fail_in_the_slot_is_refused_before(name, value):
 
 
 def test_every_method_has_options():
-    added = ["lora", "qlora", "ia3", "prompt", "adapter", "vera"]
+    added = ["lora", "qlora", "ia3", "prompt", "prefix", "adapter", "vera", "adalora"]
     assert list(OPTIONS) == ["full", "partial", *added]
     assert parse({**FULL, "method": "qlora", "rank": 16}).options == QLoraOptions(rank=16, bits=4)
 

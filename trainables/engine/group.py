@@ -180,7 +180,8 @@ class TrialGroup:
             raise
 
     def _check_loss(self, hp: Hyperparameters) -> None:
-        """Raise InputError for what the task's loss cannot be given."""
+        """Raise InputError for what the task's loss, or the number of steps, cannot be given."""
+        hp.options.check_steps(self.total_steps(hp))
         if hp.label_smoothing and not self._task.loss.is_likelihood:
             raise InputError(
                 "label_smoothing: is for losses that are likelihoods, got task"
@@ -268,11 +269,9 @@ class TrialGroup:
         assert self._engine is not None
         members = [self._members[trial] for trial in trials]
         hps, steps = [each.hyperparameters for each in members], [each.step for each in members]
-        rates = [
-            learning_rate(hp, step, self.total_steps(hp))
-            for hp, step in zip(hps, steps, strict=True)
-        ]
-        self._engine.update(trials, hps, rates, steps, norms)
+        totals = [self.total_steps(hp) for hp in hps]
+        rates = [learning_rate(*each) for each in zip(hps, steps, totals, strict=True)]
+        self._engine.update(trials, hps, rates, steps, totals, norms)
 
     def _non_finite(self, trials: Sequence[str]) -> NonFinite:
         what = "the training loss or its gradient became non-finite at step"
@@ -285,17 +284,18 @@ class TrialGroup:
     def _gradients(
         self, trials: Sequence[str], rows: Sequence[np.ndarray]
     ) -> tuple[Tensor, list[float]]:
-        """Gradients of each trial's mean loss over its `rows`; returns the summed losses [K] and
-        their targets (ln 2 times their bytes, where losses are told in bits per byte), over all
+        """Gradients of what each trial minimises over its `rows`; returns that, times the targets
+        [K], and those (ln 2 times their bytes, where losses are told in bits per byte), over all
         workers.
         """
         assert self._engine is not None
         nll, targets = self._own_gradients(trials, rows)
         self._world.sum(self._engine.gradients())
         self._world.sum([nll])
+        penalties = self._engine.penalise(trials).to(nll)
         if (sizes := self._train.target_bytes) is not None:
             targets = [float(sizes[each].sum()) * math.log(2) for each in rows]
-        return nll, targets
+        return nll + penalties * penalties.new_tensor(targets), targets
 
     def _own_gradients(
         self, trials: Sequence[str], rows: Sequence[np.ndarray]
@@ -501,6 +501,7 @@ class TrialGroup:
         train_loss = member.train_nll / member.train_targets if member.train_targets else None
         member.train_nll, member.train_targets = 0.0, 0
         trained = self._engine.trained(trial)
+        saved = sum(tensor.numel() for tensor in self._engine.weights(trial).values())
         tokens = float(self._validation.sequence_lengths.mean())
         return MeasuredEvaluation(
             step=member.step,
@@ -517,7 +518,7 @@ class TrialGroup:
             slices=results.by_slice(self._task, self._slices),
             forgetting=forgetting,
             kl=kl,
-            inference_cost=self._base.inference_cost(hp, trained, tokens),
+            inference_cost=self._base.inference_cost(hp, saved, tokens),
             base_cost=2 * self._base.computed_parameters * tokens,
             losses=results.losses,
             outcomes=results.rows_outcomes,
@@ -615,7 +616,7 @@ class TrialGroup:
         return padded_lengths(self._train, rows, self._virtual_tokens())
 
     def _virtual_tokens(self) -> int:
-        """Soft-prompt tokens before each row: as many for all trials of the group."""
+        """Trained positions before each row: as many for all trials of the group."""
         return max(
             (virtual_tokens(member.hyperparameters) for member in self._members.values()), default=0
         )

@@ -80,7 +80,8 @@ class LoadedBase:
 
     def try_sharing(self, method: str, options: MethodOptions | None) -> None:
         """Once for a base, with the first method that would share it."""
-        if self._shared or method not in ADDITIVE:
+        alone = options is not None and options.sharing_key is None
+        if self._shared or alone or method not in ADDITIVE:
             return
         hp = untrained(method, options)
         # the method may not suit the base; a trial's own join says so
@@ -332,19 +333,19 @@ class LoadedBase:
         with torch.no_grad(), self._forward.precision():
             return states_TD if self.base.output is None else self.base.output(states_TD)
 
-    def inference_cost(self, hp: Hyperparameters, trained: int, tokens: float) -> float:
+    def inference_cost(self, hp: Hyperparameters, saved: int, tokens: float) -> float:
         """Arithmetic of a request of `tokens` over that of the untuned base: 2 x parameters x
-        tokens (Kaplan et al. 2020, section 2.1). trained: parameters that a trial trains.
+        tokens (Kaplan et al. 2020, section 2.1). saved: parameters that a checkpoint has.
 
-        What can be merged into the base costs nothing.
+        What can be merged into the base costs nothing. Keys and values cost each token what as many
+        weights do; no token is computed for them.
         """
-        own = 0
+        own, longer = 0, hp.options.soft_prompt_tokens
         if hp.method in ADDITIVE and ADDITIVE[hp.method].stays_beside:
-            own = trained - sum(
-                p.numel() for name, p in self.model.named_parameters() if self.base.in_head(name)
-            )
-        of_base = 1 + own / self.computed_parameters
-        return of_base * (1 + hp.options.soft_prompt_tokens / tokens)
+            named = self.model.named_parameters()
+            heads = (p.numel() for name, p in named if self.base.in_head(name))
+            own, longer = saved - sum(heads), 0
+        return (1 + own / self.computed_parameters) * (1 + longer / tokens)
 
     @property
     def computed_parameters(self) -> int:

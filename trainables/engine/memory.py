@@ -115,7 +115,8 @@ def estimate(
             casts=quantisation == "none" and compute_bytes < dtype_bytes,
             tokens=max_tokens,
             gradient_checkpointing=gradient_checkpointing,
-        ),
+        )
+        + _expert_bytes(model, training.fed, dtype_bytes, gradient_checkpointing),
         per_trial=sum(tensor.numel() for tensor in training.tensors) * training.bytes_per_parameter,
         shared=training.shared,
     )
@@ -127,7 +128,7 @@ class _Training:
 
     tensors: "list[Tensor]"
     bytes_per_parameter: int  # of weights that are not the base's, gradients and moments
-    fed: set[str]  # linear layers whose weight or adapter is trained
+    fed: set[str]  # linear layers, and fused experts, whose weight or adapter is trained
     reached: Set[str]  # linear layers that the backward pass goes through
     shared: bool
 
@@ -148,7 +149,8 @@ def _training(
         per_parameter = (1 + averages) * dtype_bytes + kept
         return _of_the_base(base.model, linear, per_parameter)
     additions = ADDITIVE[hp.method].plan(base, hp.options)
-    return _beside_the_base(base, additions, linear, compute_bytes, averages)
+    shared = hp.options.sharing_key is not None
+    return _beside_the_base(base, additions, linear, compute_bytes, averages, shared)
 
 
 def _of_the_base(
@@ -170,17 +172,19 @@ def _beside_the_base(
     linear: Mapping[str, "nn.Module"],
     compute_bytes: int,
     averages: int,
+    shared: bool,
 ) -> _Training:
-    """Of a trial that shares the base, and trains additions and a head."""
+    """Of a trial that leaves the base as it is, and trains additions and a head."""
     heads = [parameter for name, parameter in base.model.named_parameters() if base.in_head(name)]
+    kept = len({name for addition in additions for name in addition.kind.state})
     # of the matrix, for the arithmetic
     low_copy = compute_bytes if compute_bytes < FLOAT32 else 0
     return _Training(
         tensors=[tensor for each in additions for tensor in each.values.values()] + heads,
-        bytes_per_parameter=(2 + MOMENTS + averages) * FLOAT32 + low_copy,
+        bytes_per_parameter=(2 + MOMENTS + averages + kept) * FLOAT32 + low_copy,
         fed={addition.site for addition in additions},
         reached=linear.keys(),
-        shared=True,
+        shared=shared,
     )
 
 
@@ -345,6 +349,22 @@ def _activation_bytes(
     logits = tokens * vocabulary if scaled else min(tokens * vocabulary, CHUNK_LOGITS)
     at_the_end = logits * (compute_bytes + LOSS_BYTES)
     return int(tokens * held + max(tokens * in_flight, at_the_end)) + weights
+
+
+def _expert_bytes(
+    model: "PreTrainedModel", fed: Set[str], dtype_bytes: int, gradient_checkpointing: bool
+) -> int:
+    """What a pass takes for the weights of fused experts that are a trial's own: those of all
+    layers, or with checkpointing of one at a time, and the gradient of one weight.
+    """
+    layers: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        if name in fed:
+            layers.setdefault(name.rpartition(".")[0], []).append(parameter.numel())
+    held = [sum(sizes) for sizes in layers.values()]
+    one = max((max(sizes) for sizes in layers.values()), default=0)
+    kept = max(held, default=0) if gradient_checkpointing else sum(held)
+    return (kept + one) * dtype_bytes
 
 
 def _linear_by_layer(

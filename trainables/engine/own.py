@@ -93,6 +93,10 @@ class OwnBaseEngine:
                 parameter.grad = torch.zeros_like(parameter)
         return [p.grad for p in self._parameters.values() if p.grad is not None]
 
+    def penalise(self, trials: Sequence[str]) -> Tensor:
+        """No method that trains the base adds to what it minimises."""
+        return torch.zeros(len(trials), dtype=torch.float64)
+
     def norms(self, trials: Sequence[str]) -> Tensor:
         return torch.nn.utils.get_total_norm(self.gradients()).reshape(1)
 
@@ -102,6 +106,7 @@ class OwnBaseEngine:
         hps: Sequence[Hyperparameters],
         rates: Sequence[float],
         steps: Sequence[int],
+        totals: Sequence[int],
         norms: Tensor,
     ) -> None:
         for hp, rate, step in zip(hps, rates, steps, strict=True):

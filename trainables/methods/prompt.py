@@ -12,6 +12,23 @@ from trainables.models.base import BaseModel
 from trainables.models.files import context_length
 
 
+def virtual_tokens_key(key: str) -> str:
+    """Name in the checkpoint of what is trained beside virtual tokens: PEFT wraps nothing around
+    the model there.
+    """
+    return key.replace("base_model.model.", "base_model.", 1)
+
+
+def check_context(base: BaseModel, virtual_tokens: int) -> None:
+    """Raise InputError where there is no room for a row behind so many."""
+    context = context_length(base.model.config.get_text_config())
+    if context is not None and virtual_tokens >= context:
+        raise InputError(
+            f"virtual_tokens: must be below the model's context of {context} tokens, got"
+            f" {virtual_tokens}"
+        )
+
+
 class VirtualTokens(AdapterSite):
     """The virtual tokens of all trials, before the embedded input. The site is the whole model."""
 
@@ -19,10 +36,7 @@ class VirtualTokens(AdapterSite):
     def key(site: str, tensor: str) -> str:
         return tensor
 
-    @staticmethod
-    def renamed(key: str) -> str:
-        # PEFT wraps nothing around the model here
-        return key.replace("base_model.model.", "base_model.", 1)
+    renamed = staticmethod(virtual_tokens_key)
 
     def bind(self, tensors: Mapping[str, Stacked], options: Sequence[PromptOptions | None]) -> None:
         assert (
@@ -73,12 +87,7 @@ class Prompt:
                 " row by its token ids; allowed with a classifier over an encoder, or with task"
                 " causal_lm, instruction or seq2seq"
             )
-        context = context_length(config)
-        if context is not None and options.virtual_tokens >= context:
-            raise InputError(
-                f"virtual_tokens: must be below the model's context of {context} tokens, got"
-                f" {options.virtual_tokens}"
-            )
+        check_context(base, options.virtual_tokens)
         table_VD = base.model.get_input_embeddings().get_parameter("weight")
         drawn = torch.randint(0, len(table_VD), (options.virtual_tokens,))
         values = {"prompt_embeddings": table_VD.detach()[drawn.to(table_VD.device)]}

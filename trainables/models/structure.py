@@ -228,8 +228,8 @@ def _at_the_width(model: "PreTrainedModel", names: Sequence[str]) -> tuple[list[
 
 
 def coverage(model: "PreTrainedModel", names: Iterable[str], head: Iterable[str] = ()) -> float:
-    """Share of the backbone's weight matrices, embeddings left out, that the modules `names`
-    hold.
+    """Share of the backbone's weight matrices, embeddings left out, that `names` hold, of modules
+    or of parameters.
     """
     above = tuple(f"{name}." for name in head)
     embeddings = {
@@ -243,7 +243,8 @@ def coverage(model: "PreTrainedModel", names: Iterable[str], head: Iterable[str]
         for name, parameter in model.named_parameters()
         if parameter.ndim >= 2 and id(parameter) not in embeddings and not name.startswith(above)
     }
-    covered = sum(weights.get(f"{name}.weight", 0) for name in names)
+    held = set(names)
+    covered = sum(n for name, n in weights.items() if held & {name, name.removesuffix(".weight")})
     return covered / max(1, sum(weights.values()))
 
 

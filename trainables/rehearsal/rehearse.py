@@ -165,9 +165,9 @@ def _each_kind(hps: Sequence[Hyperparameters]) -> list[Hyperparameters]:
 def _words(hp: Hyperparameters) -> str:
     quantisation, options = quantisation_of(hp.method, hp.options), hp.options
     words = hp.method
-    if (targets := getattr(options, "targets", None)) is not None:
+    if targets := getattr(options, "targets", None):
         words += f" on {targets if isinstance(targets, str) else ', '.join(targets)}"
-    for name in ("patterns", "rank_pattern", "alpha_pattern"):
+    for name in ("target_parameters", "patterns", "rank_pattern", "alpha_pattern"):
         if patterns := getattr(options, name, ()):
             words += f" ({', '.join(patterns)})"
     if (kind := getattr(options, "train", None)) is not None:

@@ -22,6 +22,7 @@ METHODS = {
     "lora": {"rank": {"choice": [4, 8]}},
     "ia3": {},
     "prompt": {"virtual_tokens": 10},
+    "prefix": {"virtual_tokens": 10},
     "adapter": {},
     "qlora": {"bits": 4},
 }

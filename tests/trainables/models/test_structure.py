@@ -174,6 +174,12 @@ def test_peft_is_asked_what_it_loads(name, refused):
 def test_fused_experts_count_as_weights_that_are_not_reached():
     model = shapes("mixtral", "causal")
     assert coverage(model, linear_layers(model)) < 0.2
+    assert coverage(model, [name for name, _ in model.named_parameters()]) == 1.0
+    layers = range(len(model.model.layers))
+    experts = [
+        f"model.layers.{n}.mlp.experts.{x}_proj" for n in layers for x in ("down", "gate_up")
+    ]
+    assert coverage(model, [*linear_layers(model), *experts]) > 0.99
     whole = shapes("llama", "causal")
     assert coverage(whole, linear_layers(whole)) == 1.0
     assert coverage(whole, attends(whole, linear_layers(whole))) == pytest.approx(1 / 3, abs=0.02)
