@@ -14,8 +14,8 @@ SIZES = ("rank", "init_r", "bottleneck", "virtual_tokens")
 
 
 def memory_lines(config: SweepConfig) -> list[str]:
-    """How many trials GPUs could train at once, for each method that shares a base, at the largest
-    size drawn.
+    """How many trials GPUs could train at once, for each method that leaves the base as it is, at
+    the largest size drawn.
     """
     from trainables.engine.memory import gib, gpu_table
     from trainables.methods import ADDITIVE
@@ -29,7 +29,7 @@ def memory_lines(config: SweepConfig) -> list[str]:
     drawn = [hp for hp in map(parse, config.draws()) if hp.method in ADDITIVE]
     drawn.sort(key=_size_of)
     # one for each method and kind of base, the last of the same being the largest
-    largest = {(hp.method, hp.options.quantisation): hp for hp in drawn}
+    largest = {(hp.method, hp.options.quantisation, _experts(hp)): hp for hp in drawn}
     lines = []
     for _, hp in sorted(largest.items(), key=lambda item: item[0]):
         what = _words(hp)
@@ -108,6 +108,7 @@ def _size_of(hp: Hyperparameters) -> tuple[float, ...]:
     """By which trials of a method take more or less memory."""
     sizes = [getattr(hp.options, name, None) or 0 for name in (*SIZES, "layers")]
     return (
+        bool(_experts(hp)),
         *sizes,
         getattr(hp.options, "targets", None) == "all-linear",
         getattr(hp.options, "dropout", 0),
@@ -125,4 +126,9 @@ def _words(hp: Hyperparameters) -> str:
     }
     quantisation = quantisation_of(hp.method, hp.options)
     at = "".join(f" at {name} {value}" for name, value in sizes.items())
-    return f"{hp.method}{at}" + (f" over {quantisation}" if quantisation != "none" else "")
+    over = f" over {quantisation}" if quantisation != "none" else ""
+    return f"{hp.method}{at}{over}{_experts(hp)}"
+
+
+def _experts(hp: Hyperparameters) -> str:
+    return " with experts" if getattr(hp.options, "target_parameters", ()) else ""
