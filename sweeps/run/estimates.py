@@ -14,9 +14,15 @@ if TYPE_CHECKING:
 SIZES = ("rank", "init_r", "bottleneck", "virtual_tokens")
 
 
+<<<<<<< HEAD
 def memory_lines(config: SweepConfig, draws: Sequence[Mapping[str, object]]) -> list[str]:
     """How many trials GPUs could train at once, for each method that shares a base, at the largest
     size of those drawn.
+=======
+def memory_lines(config: SweepConfig) -> list[str]:
+    """How many trials GPUs could train at once, for each method that leaves the base as it is, at
+    the largest size drawn.
+>>>>>>> prefix
     """
     from trainables.engine.memory import gib, gpu_table
     from trainables.methods import ADDITIVE
@@ -30,7 +36,7 @@ def memory_lines(config: SweepConfig, draws: Sequence[Mapping[str, object]]) -> 
     drawn = [hp for hp in map(parse, draws) if hp.method in ADDITIVE]
     drawn.sort(key=_size_of)
     # one for each method and kind of base, the last of the same being the largest
-    largest = {(hp.method, hp.options.quantisation): hp for hp in drawn}
+    largest = {(hp.method, hp.options.quantisation, _experts(hp)): hp for hp in drawn}
     lines = []
     for _, hp in sorted(largest.items(), key=lambda item: item[0]):
         what = _words(hp)
@@ -111,6 +117,7 @@ def _size_of(hp: Hyperparameters) -> tuple[float, ...]:
     """By which trials of a method take more or less memory."""
     sizes = [getattr(hp.options, name, None) or 0 for name in (*SIZES, "layers")]
     return (
+        bool(_experts(hp)),
         *sizes,
         getattr(hp.options, "targets", None) == "all-linear",
         getattr(hp.options, "dropout", 0),
@@ -128,4 +135,9 @@ def _words(hp: Hyperparameters) -> str:
     }
     quantisation = quantisation_of(hp.method, hp.options)
     at = "".join(f" at {name} {value}" for name, value in sizes.items())
-    return f"{hp.method}{at}" + (f" over {quantisation}" if quantisation != "none" else "")
+    over = f" over {quantisation}" if quantisation != "none" else ""
+    return f"{hp.method}{at}{over}{_experts(hp)}"
+
+
+def _experts(hp: Hyperparameters) -> str:
+    return " with experts" if getattr(hp.options, "target_parameters", ()) else ""

@@ -26,6 +26,7 @@ METHODS = {
     "adapter": {},
     "qlora": {"bits": 4},
 }
+EXPERTS = "search.space.method.lora.target_parameters=[experts.down_proj]"
 EMBEDDINGS = "logistic regression on frozen embeddings, nearest neighbours of frozen embeddings"
 
 
@@ -119,10 +120,16 @@ def language_model(tmp_path: Path) -> str:
         (
             tuple(METHODS),
             [],
-            "trials of lora and ia3 and adapter, or of qlora, or of prompt share a base, as many as a slot finds to pay, at "
-            "most 16",
+            "trials of lora and ia3 and adapter, or of qlora, or of prompt, or of prefix share a base, as many as a slot "
+            "finds to pay, at most 16",
         ),
         (("full",), [], "none, every trial has a slot to itself"),
+        (("lora", "full"), [EXPERTS, "rehearse=false"], "none, every trial has a slot to itself"),
+        (
+            ("lora", "ia3"),
+            [EXPERTS, "rehearse=false"],
+            "trials of ia3 share a base, as many as a slot finds to pay, at most 16",
+        ),
         (("lora",), ["cluster.trials_per_slot=1"], "none, every trial has a slot to itself"),
     ],
 )
@@ -140,6 +147,7 @@ def test_how_many_trials_a_gpu_could_hold_is_told_of_each_method_that_shares_a_b
         "  adapter at bottleneck 64",
         "  ia3",
         "  lora at rank 8",  # the larger of those drawn
+        "  prefix at virtual tokens 10",
         "  prompt at virtual tokens 10",
         "  qlora at rank 8 over nf4",
     ]

@@ -334,6 +334,57 @@ def test_a_pass_that_trains_the_base(name, method, options):
     assert 0.75 < of(name, method, options).activations / took < 1.6
 
 
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_experts_with_a_trials_own_in_them_are_as_large_as_they(lab, gradient_checkpointing):
+    """Beside what a LoRA of the other layers takes: those of all layers, or of one, and a gradient."""
+    config = lab.spec("mixtral").config()
+
+    def found(**options: Any) -> MemoryEstimate:
+        return estimate(
+            config,
+            CAUSAL,
+            hyperparameters(rank=2, **options),
+            dtype_bytes=2,
+            compute_bytes=2,
+            quantisation="none",
+            max_tokens=64,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+
+    plain, both = found(), found(target_parameters=EXPERTS)
+    up, down = 4 * 32 * 32, 4 * 32 * 16  # of four experts
+    layers = 1 if gradient_checkpointing else 2
+    assert both.activations - plain.activations == 2 * (layers * (up + down) + up)
+    assert both.base == plain.base
+    # A and B of each expert in both layers: weight, gradient, two moments, and the weight in 2 bytes
+    assert both.per_trial - plain.per_trial == 18 * 2 * 4 * 2 * ((32 + 32) + (32 + 16))
+    assert plain.shared and not both.shared
+    assert both.trials(80 * GB, 16) == 1
+
+
+def test_a_pass_over_experts(lab):
+    shares = []
+    for options in ({}, {"target_parameters": EXPERTS}, {"target_parameters": EXPERTS, "rank": 1}):
+        group, hp = lab.group("mixtral"), lab.params("lora", **options)
+        group.join("t", hp)
+        took, tokens = group.memory_of_a_micro_batch("t")
+        found = estimate(
+            lab.spec("mixtral").config(),
+            CAUSAL,
+            hp,
+            dtype_bytes=4,
+            compute_bytes=4,
+            quantisation="none",
+            max_tokens=tokens,
+            gradient_checkpointing=False,
+        )
+        shares.append(took / found.activations)
+    assert all(0.6 < share < 1.5 for share in shares), shares
+
+
 def test_a_pass_grows_with_its_tokens_and_not_with_the_loss_of_all():
     small, large = (
         estimate(
@@ -448,6 +499,21 @@ def test_check_has_a_line_for_each_method_that_shares_at_its_largest_size(sweep)
     assert lines[1].startswith("  prompt at virtual tokens 20: base 12.6 GiB, a micro-batch ")
     # 20 vectors of 4096: weight, gradient and two moments in 4 bytes, and the weight in 2
     assert ", a trial 1.4 MiB; " in lines[1]
+
+
+def test_check_tells_trials_with_experts_apart(sweep):
+    space = (
+        "{method: lora, rank: 8, target_parameters: {choice: [[], [down_proj]]}, learning_rate: 1e-4,"
+        " batch_size: 8, epochs: 1}"
+    )
+    _, *lines = sweeps.run.estimates.memory_lines(
+        sweep(f"search.space={space}", "search.initial=[]")
+    )
+    assert [line.split(":")[0] for line in lines] == [
+        "  lora at rank 8",
+        "  no estimate for lora at rank 8 with experts",
+    ]
+    assert "no experts' weights are called 'down_proj'; this model has none" in lines[1]
 
 
 def test_check_counts_no_more_trials_than_a_slot_may_take(sweep):
