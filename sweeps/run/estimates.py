@@ -14,15 +14,9 @@ if TYPE_CHECKING:
 SIZES = ("rank", "init_r", "bottleneck", "virtual_tokens")
 
 
-<<<<<<< HEAD
 def memory_lines(config: SweepConfig, draws: Sequence[Mapping[str, object]]) -> list[str]:
-    """How many trials GPUs could train at once, for each method that shares a base, at the largest
-    size of those drawn.
-=======
-def memory_lines(config: SweepConfig) -> list[str]:
     """How many trials GPUs could train at once, for each method that leaves the base as it is, at
-    the largest size drawn.
->>>>>>> prefix
+    the largest size of those drawn.
     """
     from trainables.engine.memory import gib, gpu_table
     from trainables.methods import ADDITIVE

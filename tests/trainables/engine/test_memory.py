@@ -455,6 +455,10 @@ def test_the_table_of_gpus():
 # --- what `check` says ---
 
 
+def lines_of(config):
+    return sweeps.run.estimates.memory_lines(config, config.draws())
+
+
 @pytest.fixture
 def sweep(tmp_path):
     """The Code Llama sweep, its model a folder that holds shapes alone."""
@@ -471,7 +475,7 @@ HEADER = "Memory on GPUs (an estimate; a slot measures it), micro-batches of 409
 
 
 def test_check_says_how_many_trials_fit(sweep):
-    header, line = sweeps.run.estimates.memory_lines(sweep())
+    header, line = lines_of(sweep())
     assert header == HEADER
     assert line.startswith("  qlora at rank 64 over nf4: base 3.6 GiB, a micro-batch ")
     assert " GiB, a trial 2.7 GiB; trials at once: T4 16 GB " in line
@@ -479,7 +483,7 @@ def test_check_says_how_many_trials_fit(sweep):
 
 def test_check_says_of_how_many_tokens_a_pass_is(sweep):
     (header, line), (small, other) = (
-        sweeps.run.estimates.memory_lines(sweep(f"train.max_tokens={n}")) for n in (4096, 1024)
+        lines_of(sweep(f"train.max_tokens={n}")) for n in (4096, 1024)
     )
     assert header == HEADER and small == HEADER.replace("4096", "1024")
     assert line.split(", a micro-batch ")[0] == other.split(", a micro-batch ")[0] and line != other
@@ -491,9 +495,7 @@ def test_check_has_a_line_for_each_method_that_shares_at_its_largest_size(sweep)
         "{method: {full: {}, lora: {rank: {choice: [16, 8]}}, prompt: {virtual_tokens: {choice: [4, 20]}}}, "
         "learning_rate: 1e-4, batch_size: 8, epochs: 1}"
     )
-    header, *lines = sweeps.run.estimates.memory_lines(
-        sweep(f"search.space={space}", "search.initial=[]")
-    )
+    header, *lines = lines_of(sweep(f"search.space={space}", "search.initial=[]"))
     assert header == HEADER and len(lines) == 2
     assert lines[0].startswith("  lora at rank 16: base 12.6 GiB, a micro-batch ")
     assert lines[1].startswith("  prompt at virtual tokens 20: base 12.6 GiB, a micro-batch ")
@@ -506,9 +508,7 @@ def test_check_tells_trials_with_experts_apart(sweep):
         "{method: lora, rank: 8, target_parameters: {choice: [[], [down_proj]]}, learning_rate: 1e-4,"
         " batch_size: 8, epochs: 1}"
     )
-    _, *lines = sweeps.run.estimates.memory_lines(
-        sweep(f"search.space={space}", "search.initial=[]")
-    )
+    _, *lines = lines_of(sweep(f"search.space={space}", "search.initial=[]"))
     assert [line.split(":")[0] for line in lines] == [
         "  lora at rank 8",
         "  no estimate for lora at rank 8 with experts",
@@ -517,19 +517,17 @@ def test_check_tells_trials_with_experts_apart(sweep):
 
 
 def test_check_counts_no_more_trials_than_a_slot_may_take(sweep):
-    _, line = sweeps.run.estimates.memory_lines(sweep("cluster.trials_per_slot=3"))
+    _, line = lines_of(sweep("cluster.trials_per_slot=3"))
     assert "H200 141 GB 3" in line and line.endswith(" 3")
 
 
 def test_check_has_no_line_for_methods_that_do_not_share(sweep):
     space = "{method: full, learning_rate: 1e-5, batch_size: 8, epochs: 1}"
-    assert (
-        sweeps.run.estimates.memory_lines(sweep(f"search.space={space}", "search.initial=[]")) == []
-    )
+    assert lines_of(sweep(f"search.space={space}", "search.initial=[]")) == []
 
 
 def test_check_goes_on_without_an_estimate(sweep):
-    header, line = sweeps.run.estimates.memory_lines(sweep(model_type="distilbert"))
+    header, line = lines_of(sweep(model_type="distilbert"))
     assert header == HEADER
     assert line.startswith(
         "  no estimate for qlora at rank 64 over nf4: Unrecognized configuration class"
