@@ -36,6 +36,7 @@ from sweeps.reporting.plots.timeline import timeline
 from sweeps.reporting.words import (
     LOST,
     answered_words,
+    average_words,
     cost_words,
     expected_words,
     forgetting_words,
@@ -133,6 +134,7 @@ def template(name: str) -> jinja2.Template:
         "test_words": test_words,
         "bounds": _bounds,
         "answered_words": answered_words,
+        "average_words": average_words,
         "share": _share_text,
         "rounded": _rounded,
         "cost_words": cost_words,

@@ -138,6 +138,12 @@ class OwnBaseEngine:
     def weights(self, trial: str) -> dict[str, Tensor]:
         return dict(self._parameters)
 
+    @torch.no_grad()
+    def set_weights(self, trial: str, weights: Mapping[str, Tensor]) -> None:
+        """Give the trial these, by their names in the model."""
+        for name, parameter in self._parameters.items():
+            parameter.copy_(weights[name])
+
     def trained(self, trial: str) -> int:
         """How many numbers `trial` trains."""
         return sum(p.numel() for p in self._parameters.values())

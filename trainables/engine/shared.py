@@ -504,6 +504,13 @@ class SharedBaseEngine:
         }
 
     @torch.no_grad()
+    def set_weights(self, trial: str, weights: Mapping[str, Tensor]) -> None:
+        """Give a trial these, by their names in a checkpoint."""
+        for name, view in self.weights(trial).items():
+            view.copy_(weights[name])
+        self._refresh()
+
+    @torch.no_grad()
     def restore(
         self, trial: str, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]
     ) -> None:
