@@ -292,3 +292,14 @@ def test_a_trial_that_averages_leaves_the_step_of_another_as_it_is(lab, tmp_path
         group.step(["short", "long"])
     assert group.due(["short"]) == ["short"]
     assert group.evaluate(["short"])["short"].finished
+
+
+def test_an_average_is_computed_with_in_the_arithmetic_s_type(lab):
+    hp = lab.params("lora", average_last=2)
+    group = lab.group("bert", autocast=torch.bfloat16)
+    group.join("t", hp)
+    for _ in range(group.total_steps(hp) + 1):
+        group.step(["t"])
+    engine = group._engine
+    assert engine._low is not engine._weights
+    assert torch.equal(engine._low, engine._weights.bfloat16())
