@@ -16,6 +16,7 @@ WIDE = 2048  # hidden size from which full fine-tuning is left out (models of ab
 STEPS = 20  # that an epoch has at least
 MOST_EPOCHS = 20
 ALPHA = 32
+BETAS = [0.01, 0.5]  # of pairs: 0.1 (Rafailov et al. 2023), 0.5 there too, 0.01 of Zephyr's recipes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +30,21 @@ class Setting:
     layers: int
     rows: int | None = None
     """Of train; None: not known yet."""
+    compares: bool = False
+    """Whether a row is a pair of answers, one of which is preferred."""
 
     @property
     def full_rate(self) -> float:
         """Of full fine-tuning with AdamW, per step: the middle of what BERT-base was tuned over
         (Devlin et al. 2019, appendix A.3), at other widths by 1 / width (Yang et al. 2022, table
         3); of language models 5e-5 at a width of 2000, falling with its power 0.781 (Schulman et
-        al. 2025).
+        al. 2025); on pairs 5e-7 at a width of 4096 (Tunstall et al. 2023, Zephyr; Ivison et al.
+        2023, Tulu 2), and by the same power.
         """
         if self.classifies:
             return 3e-5 * 768 / self.width
+        if self.compares:
+            return 5e-7 * (4096 / self.width) ** 0.781
         return 5e-5 * (2000 / self.width) ** 0.781
 
     @property
@@ -46,6 +52,8 @@ class Setting:
         """Fewest and most: 3 of 52,000 rows (Taori et al. 2023), 15 of 1,000 (Zhou et al. 2023),
         and the power of the rows between and beyond.
         """
+        if self.compares:
+            return 1, 3  # Tunstall et al. 2023, Ivison et al. 2023
         if self.rows is None:
             return 1, MOST_EPOCHS
         most = round(3 * (52_000 / max(1, self.rows)) ** 0.407)
@@ -57,7 +65,7 @@ class Setting:
         """16 or 32 (Devlin et al. 2019), 8 as well for language models (Schulman et al. 2025: LoRA
         suffers from large batches); of few rows, as many that an epoch has some steps.
         """
-        usual = [16, 32] if self.classifies else [16, 8, 32]
+        usual = [16, 32] if self.classifies or self.compares else [16, 8, 32]
         if self.rows is None:
             return usual
         most = max(1, self.rows // STEPS)
@@ -72,8 +80,10 @@ def auto_space(setting: Setting, fixed: Mapping[str, object]) -> dict[str, objec
         "batch_size": _choice(setting.batch_sizes),
         "epochs": _epochs(*setting.epochs),
         "weight_decay": 0.01 if setting.classifies else 0.0,
-        "warmup_ratio": 0.06,
+        "warmup_ratio": 0.1 if setting.compares else 0.06,
     }
+    if setting.compares:
+        tree["beta"] = {"log_uniform": BETAS}
     branches = dict(_methods(setting, fixed))
     if "method" in fixed:
         tree = {**branches[_known(str(fixed["method"]), branches)], **tree}
@@ -98,12 +108,7 @@ def _of_optimizer(fixed: Mapping[str, object]) -> float:
 
 def rules(setting: Setting, fixed: Mapping[str, object]) -> Iterator[str]:
     """Why the ranges are what they are, in words. fixed: as `auto_space` takes it."""
-    full = setting.full_rate
-    source = (
-        "BERT's 3e-5 at width 768 (Devlin et al. 2019), by 1 / width (Yang et al. 2022)"
-        if setting.classifies
-        else "5e-5 at width 2000, by width to the power -0.781 (Schulman et al. 2025)"
-    )
+    full, source = setting.full_rate, _source(setting)
     yield f"learning_rate of full fine-tuning about {full:.2g}: {source}; width {setting.width}"
     yield (
         f"learning_rate of lora about {LORA_OVER_FULL * full:.2g}: ten times that, at alpha"
@@ -111,12 +116,25 @@ def rules(setting: Setting, fixed: Mapping[str, object]) -> Iterator[str]:
     )
     if (factor := _of_optimizer(fixed)) != 1:
         yield f"both times {factor:g} for {fixed['optimizer']} (Chen et al. 2023)"
-    if setting.rows is not None:
+    if setting.compares:
+        yield "epochs 1 to 3: Tunstall et al. 2023, Ivison et al. 2023"
+        yield f"beta {BETAS[0]} to {BETAS[1]}: about 0.1 (Rafailov et al. 2023)"
+    elif setting.rows is not None:
         low, high = setting.epochs
         yield (
             f"epochs {low} to {high}: 3 of 52,000 rows (Taori et al. 2023), 15 of 1,000 (Zhou et"
             f" al. 2023), by the power between; {setting.rows} rows"
         )
+
+
+def _source(setting: Setting) -> str:
+    """Of the rate of full fine-tuning."""
+    if setting.classifies:
+        return "BERT's 3e-5 at width 768 (Devlin et al. 2019), by 1 / width (Yang et al. 2022)"
+    by_width = "by width to the power -0.781 (Schulman et al. 2025)"
+    if setting.compares:
+        return f"on pairs 5e-7 at width 4096 (Tunstall et al. 2023), {by_width}"
+    return f"5e-5 at width 2000, {by_width}"
 
 
 def _methods(

@@ -32,7 +32,9 @@ class MethodOptions:
 
     @property
     def soft_prompt_tokens(self) -> int:
-        """Number of soft-prompt tokens put before each input; 0 for other methods."""
+        """Number of trained positions before each input, embedded or of each layer's keys and
+        values; 0 for other methods.
+        """
         return 0
 
     @property
@@ -41,6 +43,9 @@ class MethodOptions:
         if self.trains_base:
             return None
         return "plain" if self.quantisation == "none" else self.quantisation
+
+    def check_steps(self, total: int) -> None:
+        """Raise InputError where a trial cannot do with `total` steps."""
 
     @property
     def form(self) -> str:
@@ -140,7 +145,9 @@ class LoraOptions(MethodOptions):
     (Büyükakyüz 2024, https://arxiv.org/abs/2406.01775). `freeze_a`: B alone is trained (LoRA-FA,
     Zhang et al. 2023, https://arxiv.org/abs/2308.03303). `rank_pattern` and `alpha_pattern`: others
     for layers whose names end as a regular expression says, as REGEX=NUMBER, such as q_proj=16; the
-    first that fits counts, as in PEFT's options of these names.
+    first that fits counts, as in PEFT's options of these names. `target_parameters`, by PEFT's
+    name: beside `targets` (which may then be an empty list) fused experts, parameters [experts, .,
+    .] whose names end so.
     """
 
     rank: int = 8
@@ -154,9 +161,11 @@ class LoraOptions(MethodOptions):
     use_dora: bool = False
     init_lora_weights: bool | str = True
     freeze_a: bool = False
+    target_parameters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_start()
+        self._check_experts()
         _ = self.ranks, self.alphas  # which are checked as they are read
         if self.rank < 1:
             raise InputError(f"rank: must be at least 1, got {self.rank}")
@@ -166,7 +175,28 @@ class LoraOptions(MethodOptions):
             raise InputError(f"dropout: must be in [0, 1), got {self.dropout}")
         if not 0 < self.loraplus_ratio < math.inf:
             raise InputError(f"loraplus_ratio: must be above 0, got {self.loraplus_ratio}")
-        _check_targets(self.targets)
+        if self.targets or not self.target_parameters:
+            _check_targets(self.targets)
+
+    def _check_experts(self) -> None:
+        """Raise InputError for what PEFT cannot do with fused experts, or calls ignored when it
+        loads it (patterns, as of 0.21).
+        """
+        if not self.target_parameters:
+            return
+        if self.quantisation != "none":
+            raise InputError(
+                "target_parameters: needs a base that is not quantised; take method lora"
+            )
+        plain = {"dropout": 0, "use_dora": False, "init_lora_weights": True}
+        for name, wanted in {**plain, "rank_pattern": [], "alpha_pattern": []}.items():
+            got = getattr(self, name)
+            got = list(got) if isinstance(got, tuple) else got
+            if got != wanted:
+                raise InputError(
+                    f"{name}: must be {str(wanted).lower()} with target_parameters, got"
+                    f" {str(got).lower()}"
+                )
 
     def _check_start(self) -> None:
         start = self.init_lora_weights
@@ -188,6 +218,16 @@ class LoraOptions(MethodOptions):
                     f"{name}: must be {str(plain).lower()} with init_lora_weights: {start}, got"
                     f" {str(got).lower()}"
                 )
+
+    @property
+    def scale(self) -> float:
+        """Of B A."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    @property
+    def sharing_key(self) -> str | None:
+        """Weights of experts with a trial's own in them are that trial's."""
+        return None if self.target_parameters else super().sharing_key
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -217,7 +257,8 @@ class LoraOptions(MethodOptions):
 
     @property
     def size(self) -> str:
-        targets = self.targets if isinstance(self.targets, str) else " and ".join(self.targets)
+        named = (self.targets,) if isinstance(self.targets, str) else self.targets
+        targets = " and ".join((*named, *self.target_parameters))
         more = ", ".join(filter(None, [self.form, *self.rank_pattern]))
         rank = self.rank * (2 if self.from_base else 1)
         return f"rank {_power_of_two(rank)} on {targets}{f' ({more})' if more else ''}"
@@ -264,6 +305,47 @@ class PromptOptions(MethodOptions):
     def sharing_key(self) -> str:
         """Every row of a micro-batch is longer by as many tokens."""
         return f"plain, {self.virtual_tokens} virtual tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixOptions(PromptOptions):
+    """Keys and values of `virtual_tokens` positions before those of every attention, by PEFT's
+    names. `prefix_projection`: false, they are trained themselves (P-Tuning v2, Liu et al. 2022,
+    https://arxiv.org/abs/2110.07602), or true, through embeddings and an MLP of
+    `encoder_hidden_size` channels inside (null: as many as a layer's keys), which is gone from
+    what leaves (prefix tuning, Li & Liang 2021, https://arxiv.org/abs/2101.00190).
+    `init_weights`: null, drawn, or zero, keys and values of nought.
+    """
+
+    prefix_projection: bool = False
+    encoder_hidden_size: int | None = None
+    init_weights: Literal["zero"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        width = self.encoder_hidden_size
+        if width is not None and width < 1:
+            raise InputError(f"encoder_hidden_size: must be at least 1, got {width}")
+        if width is not None and not self.prefix_projection:
+            raise InputError(
+                f"encoder_hidden_size: is of prefix_projection: true, which is false, got {width}"
+            )
+
+    @property
+    def sharing_key(self) -> str:
+        """Every row of a micro-batch attends to as many positions more."""
+        return f"plain, keys and values of {self.virtual_tokens} virtual tokens"
+
+    @property
+    def form(self) -> str:
+        return "projected" if self.prefix_projection else ""
+
+    @property
+    def size(self) -> str | None:
+        if not self.prefix_projection:
+            return None
+        width = self.encoder_hidden_size
+        return f"projection of {_power_of_two(width)}" if width else "projection"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +410,70 @@ class VeraOptions(MethodOptions):
         return f"scales at rank {_power_of_two(self.rank)} on {targets}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdaLoraOptions(MethodOptions):
+    """Low-rank adapters B diag(E) A, scaled by alpha / init_r, whose least important ranks are set
+    to zero while they train (AdaLoRA, Zhang et al. 2023, https://arxiv.org/abs/2303.10512).
+
+    All layers begin with `init_r` ranks, and end with `target_r` on average. The budget stays for
+    the first `tinit_ratio` of the trial's steps, falls by the cube of what is left, and stays for
+    the last `tfinal_ratio`; every `delta_t` steps between, ranks beyond it go. What a rank is worth
+    is a moving average of |weight x gradient| (`importance_beta1`) times its deviation
+    (`importance_beta2`). `orth_reg_weight` times how far A and B are from orthogonal is added to
+    what is minimised. PEFT has tinit and tfinal in steps, and beta1, beta2.
+    """
+
+    init_r: int = 12
+    target_r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    tinit_ratio: float = 0.1
+    tfinal_ratio: float = 0.5
+    delta_t: int = 1
+    importance_beta1: float = 0.85
+    importance_beta2: float = 0.85
+    orth_reg_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.target_r < 1:
+            raise InputError(f"target_r: must be at least 1, got {self.target_r}")
+        if self.init_r <= self.target_r:
+            raise InputError(
+                f"init_r: must be above target_r ({self.target_r}), got {self.init_r}; with ranks"
+                " that stay take method lora"
+            )
+        if self.delta_t < 1:
+            raise InputError(f"delta_t: must be at least 1, got {self.delta_t}")
+        for name, bounds in ADALORA_BOUNDS.items():
+            bounds.check(name, getattr(self, name))
+        for name in ("dropout", "importance_beta1", "importance_beta2"):
+            if getattr(self, name) == 1:
+                raise InputError(f"{name}: must be below 1, got {getattr(self, name)}")
+        if self.tinit_ratio + self.tfinal_ratio >= 1:
+            raise InputError(
+                "tfinal_ratio: with tinit_ratio it must be below 1, so that ranks can go between,"
+                f" got {self.tfinal_ratio} and {self.tinit_ratio}"
+            )
+        _check_targets(self.targets)
+
+    def budgeting(self, total: int) -> tuple[int, int]:
+        """Steps, of `total`, after which ranks begin to go, and with which the last go."""
+        return math.floor(self.tinit_ratio * total), total - math.floor(self.tfinal_ratio * total)
+
+    def check_steps(self, total: int) -> None:
+        if self.budgeting(total)[1] < 2:
+            raise InputError(
+                "epochs: method adalora needs 2 steps or more before the last part"
+                f" (tfinal_ratio: {self.tfinal_ratio:g}), got {total} in all"
+            )
+
+    @property
+    def size(self) -> str:
+        targets = self.targets if isinstance(self.targets, str) else " and ".join(self.targets)
+        return f"rank {_power_of_two(self.init_r)} on {targets} (AdaLoRA)"
+
+
 OPTIONS: dict[str, type[MethodOptions]] = {
     "full": FullOptions,
     "partial": PartialOptions,
@@ -335,8 +481,10 @@ OPTIONS: dict[str, type[MethodOptions]] = {
     "qlora": QLoraOptions,
     "ia3": Ia3Options,
     "prompt": PromptOptions,
+    "prefix": PrefixOptions,
     "adapter": AdapterOptions,
     "vera": VeraOptions,
+    "adalora": AdaLoraOptions,
 }
 
 
@@ -364,6 +512,10 @@ class Hyperparameters:
     # share of each target's probability that is spread over all classes or tokens in training
     # (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7)
     label_smoothing: float = 0.0
+    # of pairs of answers, in training: by TRL's names DPO (sigmoid), the same of mean
+    # log-probabilities per token (sigmoid_norm) and IPO; `trainables.tasks.preference.losses`
+    loss_type: Literal["sigmoid", "sigmoid_norm", "ipo"] = "sigmoid"
+    beta: float = 0.1  # how strongly that holds a trial to the untuned model
     # of a row's loss in training; balanced: rows / (classes * rows of its class)
     class_weights: Literal["none", "balanced"] = "none"
     # uniform noise on the embedded input in training, of magnitude alpha / sqrt(T * D) in a row of
@@ -385,6 +537,10 @@ class Hyperparameters:
         for name in ("beta1", "beta2", "label_smoothing", "ema_decay"):
             if getattr(self, name) == 1:
                 raise InputError(f"{name}: must be below 1, got {getattr(self, name)}")
+        if self.loss_type == "ipo" and self.label_smoothing:
+            raise InputError(
+                f"label_smoothing: must be 0 with loss_type: ipo, got {self.label_smoothing}"
+            )
         self._check_average()
         if not self.options.trains_base and self.optimizer not in SHARED_OPTIMIZERS:
             raise InputError(
@@ -400,8 +556,27 @@ class Hyperparameters:
                 f"average_last: must be 0 where ema_decay is not, got {self.average_last} and"
                 f" ema_decay {self.ema_decay}: either averages the weights"
             )
+        for name in ("ema_decay", "average_last"):
+            if getattr(self, name) and isinstance(self.options, AdaLoraOptions):
+                raise InputError(
+                    f"{name}: must be 0 with method adalora, whose ranks go at once and not in an"
+                    f" average, got {getattr(self, name)}"
+                )
 
 
+def untrained(method: str, options: MethodOptions | None = None) -> Hyperparameters:
+    """Of a trial that makes no step; options None: the method's defaults."""
+    return Hyperparameters(
+        method=method,
+        learning_rate=1.0,
+        batch_size=1,
+        epochs=1,
+        options=options or OPTIONS[method](),
+    )
+
+
+OF_PAIRS = ("loss_type", "beta")
+"""What only pairs of answers are trained with."""
 SHARED_OPTIMIZERS = ("adamw", "lion")
 """Of trials that train beside each other over one base."""
 
@@ -424,6 +599,15 @@ class Bounds:
         raise InputError(f"{name}: must be {words}, got {value}")
 
 
+ADALORA_BOUNDS = {
+    "alpha": Bounds(above=True),
+    "dropout": Bounds(high=1),
+    "tinit_ratio": Bounds(),
+    "tfinal_ratio": Bounds(),
+    "importance_beta1": Bounds(high=1, above=True),
+    "importance_beta2": Bounds(high=1, above=True),
+    "orth_reg_weight": Bounds(),
+}
 BOUNDS = {
     "learning_rate": Bounds(above=True),
     "batch_size": Bounds(low=1),
@@ -435,6 +619,7 @@ BOUNDS = {
     "beta2": Bounds(high=1),
     "epsilon": Bounds(above=True),
     "label_smoothing": Bounds(high=1),
+    "beta": Bounds(above=True),
     "neftune_alpha": Bounds(),
     "ema_decay": Bounds(high=1),
     "average_last": Bounds(),
@@ -454,7 +639,7 @@ def base_of(params: Mapping[str, object]) -> str:
 
 
 def virtual_tokens(hp: Hyperparameters) -> int:
-    """Number of soft-prompt tokens put before each input; 0 for other methods."""
+    """Number of trained positions before each input; 0 for other methods."""
     return hp.options.soft_prompt_tokens
 
 

@@ -13,6 +13,7 @@ Purpose = Literal[
     "rows",  # that are kept of too many
     "blocks",  # of text, likewise
     "mixture",
+    "replay",
     "doctor",
     "probe",
     "timed rows",

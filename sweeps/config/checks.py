@@ -1,10 +1,13 @@
 """Whether the search space and what is fixed fit together, before a trial is drawn."""
 
+from collections.abc import Sequence
+
 from search_spaces import Choice, Space
 from sweeps.config.messages import what_was_meant
-from sweeps.config.schema import HYPERPARAMETERS, SweepConfig
+from sweeps.config.schema import HYPERPARAMETERS, SweepConfig, tasks_that
 from trainables.errors import InputError
-from trainables.hyperparameters import OPTIONS, parse
+from trainables.hyperparameters import OF_PAIRS, OPTIONS, parse
+from trainables.tasks import TASKS
 
 
 def check_hyperparameters(config: SweepConfig) -> None:
@@ -42,6 +45,7 @@ def _check_names(config: SweepConfig, space: Space) -> None:
                 f"search.space.{path}: not a hyperparameter."
                 f" {what_was_meant(name, HYPERPARAMETERS)}"
             )
+    _check_of_pairs(config, [path for path, _ in space.parameters])
     names = {path.rsplit(".", 1)[-1] for path, _ in space.parameters}
     if "method" not in {*fixed, *names}:
         raise InputError(
@@ -63,6 +67,17 @@ def _check_bases(config: SweepConfig, path: str, what: str) -> None:
             f"search.space.{path}: must be a choice of the base models of model.name,"
             f" {', '.join(config.bases)}, each with a branch or none, got {what}"
         )
+
+
+def _check_of_pairs(config: SweepConfig, paths: Sequence[str]) -> None:
+    """paths: of what varies. Raise InputError for what only pairs are trained with, elsewhere."""
+    if TASKS[config.task].has_pairs:
+        return
+    given = [f"train.{name}" for name in config.train.fixed()]
+    given += [f"search.space.{path}" for path in paths]
+    if where := next((path for path in given if path.rsplit(".", 1)[-1] in OF_PAIRS), None):
+        tasks = tasks_that(lambda task: task.has_pairs)
+        raise InputError(f"{where}: is for pairs of answers (task {tasks}), got task {config.task}")
 
 
 def _check_methods(config: SweepConfig) -> None:

@@ -159,7 +159,7 @@ class TrainConfig(_Fixed):
         }
 
 
-def _tasks(are: Callable[[Task], bool]) -> str:
+def tasks_that(are: Callable[[Task], bool]) -> str:
     """Their names, in words."""
     return " or ".join(name for name, task in TASKS.items() if are(task))
 
@@ -202,14 +202,15 @@ class SweepConfig:
     def _check_limits(self) -> None:
         """What selection asks for must be what the task and the data can give."""
         task, limits = TASKS[self.task], self.selection.limits
-        if self.selection.general_text is not None and not task.is_language_model:
+        if self.selection.general_text is not None and not task.continues_text:
             raise InputError(
-                f"selection.general_text: is for language models, got task {self.task}"
+                "selection.general_text: is for language models that read any text (task"
+                f" {tasks_that(lambda each: each.continues_text)}), got task {self.task}"
             )
-        if limits.of_forgetting and not task.is_language_model:
+        if limits.of_forgetting and not task.continues_text:
             raise InputError(
                 "selection.limits: forgetting and kl are measured of language models (task"
-                f" {_tasks(lambda each: each.is_language_model)}), got task {self.task}"
+                f" {tasks_that(lambda each: each.continues_text)}), got task {self.task}"
             )
         if limits.of_slices and self.data.slice is None:
             raise InputError(
@@ -219,8 +220,8 @@ class SweepConfig:
         if limits.slice_accuracy is not None and "accuracy" not in task.metric_names:
             raise InputError(
                 "selection.limits.slice_accuracy: is for"
-                f" {_tasks(lambda each: 'accuracy' in each.metric_names)}, got task {self.task};"
-                " slice_loss is for all"
+                f" {tasks_that(lambda each: 'accuracy' in each.metric_names)}, got task"
+                f" {self.task}; slice_loss is for all"
             )
 
     @property
@@ -264,8 +265,14 @@ class SweepConfig:
         known. Raises InputError where the model cannot be found.
         """
         width, layers = width_and_layers(self.model)
-        classifies = not TASKS[self.task].is_language_model
-        return Setting(classifies=classifies, width=width, layers=layers, rows=rows)
+        task = TASKS[self.task]
+        return Setting(
+            classifies=not task.is_language_model,
+            compares=task.has_pairs,
+            width=width,
+            layers=layers,
+            rows=rows,
+        )
 
     def draws(self) -> list[dict[str, object]]:
         """Valid complete configurations drawn at random from the space, always the same: what

@@ -4,7 +4,7 @@ torch.
 - sweep.yaml: the resolved configuration; configurations/001.yaml ...: those that it has run with
 - status.json: running | finished | interrupted | failed, and a heartbeat
 - study.journal: the Optuna study
-- base.json: which base model it is
+- base.json: which base model it is; lineage.json: the winners that it went on from
 - data/: prepared splits and their manifest
 - baseline.json: losses of the untuned model
 - trials/<id>/trial.json: parameters; outcome.json: how it ended; attempt-<n>/step-<s>/: its
@@ -13,6 +13,7 @@ torch.
   row
 - test.json: what the sealed test split gave, once there was a winner
 - forgetting.json: loss on general text before and after, and how far predictions moved
+- earlier.json: what the earlier winner and this one give on the earlier sweep's validation rows
 - cost.json: what the sweep took
 - winner/: the checkpoint, its card, how to load it
 - report.html
@@ -31,6 +32,7 @@ import numpy as np
 from sweeps.ledger.leaderboard import (
     BASELINE_NAMES,
     BaselineRow,
+    EarlierForgetting,
     EarlierScoring,
     Forgetting,
     TestScores,
@@ -43,10 +45,11 @@ from sweeps.selection.ranking import select
 from sweeps.selection.results import Winner
 from sweeps.selection.statistics import by_unit, compare, mean_interval
 from sweeps.selection.verdicts import best_point
-from trainables.data.manifest import MANIFEST, Manifest, data_of, manifest_of
+from trainables.data.manifest import EARLIER, MANIFEST, Manifest, data_of, manifest_of
 from trainables.evaluation.record import (
     Baseline,
     Evaluation,
+    MeasuredEarlier,
     MeasuredForgetting,
     Score,
     ScoredTest,
@@ -55,6 +58,7 @@ from trainables.evaluation.record import (
     UntunedResults,
     untuned_name,
 )
+from trainables.models.lineage import LINEAGE, Ancestor, lineage_of
 from trainables.storage.checkpoints import (
     CHECKPOINT,
     LOSSES,
@@ -459,19 +463,45 @@ class Ledger:
     def write_forgetting(self, measured: MeasuredForgetting, config: SelectionConfig) -> None:
         winner, _ = self.select(config)
         assert winner is not None, "what is forgotten is measured of a winner"
-        found = compare(*(self.losses(f"baselines/general/{name}") for name in ("before", "after")))
-        interval = None
-        if found is not None and found.low is not None and found.high is not None:
-            interval = found.low, found.high
         forgotten = Forgetting(
             trial=winner.trial,
             step=winner.point.step,
             before=measured.before,
             after=measured.after,
             kl=measured.kl,
-            interval=interval,
+            interval=self._rise("general"),
         )
         self.store.write_json("forgetting.json", to_json(forgotten))
+
+    def _rise(self, split: str) -> tuple[float, float] | None:
+        """95% interval of how much higher a split's loss is after than before."""
+        found = compare(*(self.losses(f"baselines/{split}/{name}") for name in ("before", "after")))
+        if found is None or found.low is None or found.high is None:
+            return None
+        return found.low, found.high
+
+    def write_earlier(self, measured: MeasuredEarlier, config: SelectionConfig) -> None:
+        winner, _ = self.select(config)
+        assert winner is not None, "what is forgotten is measured of a winner"
+        forgotten = EarlierForgetting(
+            trial=winner.trial,
+            step=winner.point.step,
+            sweep=self.lineage()[-1].sweep,
+            before=measured.before,
+            after=measured.after,
+            interval=self._rise(EARLIER),
+        )
+        self.store.write_json("earlier.json", to_json(forgotten))
+
+    def earlier_of(self, winner: Winner | None) -> EarlierForgetting | None:
+        """What the winner has forgotten of the earlier sweep's data."""
+        return _of_winner(self._read("earlier.json", EarlierForgetting), winner)
+
+    def lineage(self) -> tuple[Ancestor, ...]:
+        """The winners that this sweep went on from, the oldest first."""
+        if not self.store.exists(LINEAGE):
+            return ()
+        return lineage_of(self.store.read_json(LINEAGE), self.store.path(LINEAGE))
 
     def test_of(self, winner: Winner | None) -> TestScores | None:
         """What the test split gave the winner; None when it was not scored, or for a checkpoint
@@ -536,7 +566,7 @@ def _untuned_rows(untuned: UntunedResults, manifest: Manifest | None) -> dict[st
     }
 
 
-OfWinner = TypeVar("OfWinner", TestScores, Forgetting)
+OfWinner = TypeVar("OfWinner", TestScores, Forgetting, EarlierForgetting)
 
 
 def _of_winner(found: OfWinner | None, winner: Winner | None) -> OfWinner | None:

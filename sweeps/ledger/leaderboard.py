@@ -25,6 +25,7 @@ from trainables.evaluation.record import (
     Slices,
     is_absent,
 )
+from trainables.models.lineage import Ancestor
 from trainables.storage.records import Json, from_json, to_json
 
 SplitName = Literal["validation", "test"]
@@ -198,6 +199,21 @@ class Forgetting:
     after: float
     kl: float
     interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlierForgetting:
+    """What the earlier winner (`before`) and this one (`after`) give on the validation rows of the
+    sweep that this one went on from.
+    """
+
+    trial: str | None = None
+    step: int | None = None
+    sweep: str
+    before: Score
+    after: Score
+    interval: tuple[float, float] | None = None
+    """Of the rise of the loss, 95%."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +400,9 @@ class Leaderboard:
     cost: Cost | None = None
     test: TestScores | None = None
     forgetting: Forgetting | None = None
+    earlier_forgetting: EarlierForgetting | None = None
+    lineage: tuple[Ancestor, ...] = ()
+    """The winners that the sweep went on from, the oldest first."""
     tokens_per_request: float | None = None
     slices: WinnerSlices | None = None
     metrics: MetricsReport | None = None

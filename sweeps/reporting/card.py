@@ -22,8 +22,10 @@ from sweeps.reporting.words import (
     alternatives_columns,
     answered_words,
     average_words,
+    earlier_words,
     expected_words,
     forgetting_words,
+    lineage_words,
     loss_words,
     measured_splits,
     slices_words,
@@ -82,6 +84,10 @@ def _head(config: SweepConfig, board: Leaderboard, winner: WinnerRow, *, peft: b
         lines += [f"Slices: {slices_words(board.slices)}.", ""]
     if board.forgetting is not None:
         lines += [f"Forgetting: {forgetting_words(board.forgetting)}.", ""]
+    if board.earlier_forgetting is not None:
+        lines += [f"Forgetting: {earlier_words(board.earlier_forgetting)}.", ""]
+    if board.lineage:
+        lines += [f"Went on from: {lineage_words(board.lineage)}.", ""]
     return lines
 
 
@@ -236,7 +242,8 @@ def usage_code(load: list[str], config: SweepConfig, manifest: Manifest) -> list
     """Python that loads the winner, from the sweep's folder, and uses it once."""
     cut = f'truncation=True, max_length={manifest.max_length}, padding=True, return_tensors="pt"'
     tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{WINNER}")'
-    return [*load, tokenizer, *TASKS[config.task].usage(cut)]
+    text = f"{config.data.source_prefix}a text"
+    return [*load, tokenizer, *TASKS[config.task].usage(cut, text)]
 
 
 def _dump_without_nulls(config: SweepConfig) -> str:

@@ -49,6 +49,8 @@ def _marked(row: ShownRow, *, colours: bool) -> Text:
     """With the weight of what does not count fully behind it."""
     text = Text()
     for segment in row.segments:
+        if segment.heading:
+            text.append("\n" if text else "").append(f"{segment.heading}:\n")
         if not segment.learnt:
             text.append(segment.text)
             continue

@@ -26,10 +26,12 @@ from sweeps.reporting.words import (
     answered_words,
     baseline_cost,
     cost_words,
+    earlier_words,
     expected_words,
     forgetting_words,
     format_params,
     interval,
+    lineage_words,
     measured_splits,
     number,
     slices_words,
@@ -238,6 +240,10 @@ def _findings(board: Leaderboard, winner: WinnerRow) -> list[str]:
         lines.append(f"Slices: {slices_words(board.slices)}")
     if board.forgetting is not None:
         lines.append(f"Forgetting: {forgetting_words(board.forgetting)}")
+    if board.earlier_forgetting is not None:
+        lines.append(f"Forgetting: {earlier_words(board.earlier_forgetting)}")
+    if board.lineage:
+        lines.append(f"Went on from: {lineage_words(board.lineage)}")
     if board.worth is not None:
         lines.append(f"Worth it? {board.worth.words}")
     for each in board.not_measured:

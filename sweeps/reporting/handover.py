@@ -18,6 +18,8 @@ from trainables.hyperparameters import base_of
 from trainables.models.base import BaseSpec
 from trainables.models.checkpoint import base_spec, complete, loading_code
 from trainables.models.files import load_tokenizer, pad_token_of
+from trainables.models.lineage import LINEAGE, Ancestor, lineage_json
+from trainables.models.origin import adapter_of
 from trainables.storage.records import to_json
 from trainables.tasks import TASKS
 
@@ -41,12 +43,37 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
     tokenizer.save_pretrained(folder)
     spec = trained_base(config, winner.params, manifest, pad_token_of(tokenizer))
     complete(folder, spec, WINNER)
+    lineage = [*ledger.lineage(), ancestor(ledger, config, board, spec)]
+    (folder / LINEAGE).write_text(json.dumps(lineage_json(lineage), indent=1), encoding="utf-8")
     loading = usage_code(loading_code(folder, spec, WINNER), config, manifest)
     (folder / "README.md").write_text(card(config, board, manifest, loading), encoding="utf-8")
     ledger.store.delete(WINNER)
     (folder / "winner.json").write_text(json.dumps(to_json(winner), indent=1))
     ledger.store.publish(folder, WINNER, last="winner.json")
     return ledger.store.path(WINNER)
+
+
+def ancestor(ledger: Ledger, config: SweepConfig, board: Leaderboard, spec: BaseSpec) -> Ancestor:
+    """The winner, as those know it that go on from it."""
+    winner = board.winner
+    assert winner is not None, "what is handed over has won"
+    splits, continued = ledger.manifest().splits, None
+    if config.model.adapter == "continue":
+        continued = adapter_of(config.model)
+    return Ancestor(
+        sweep=ledger.name,
+        trial=winner.trial,
+        step=winner.step,
+        val_loss=winner.val_loss,
+        data={name: split.fingerprint or split.raw_fingerprint for name, split in splits.items()},
+        base=config.model.name if continued is None else continued.base.name,
+        method=config.hyperparameters(winner.params).method,
+        task=config.task,
+        auto_class=spec.auto_class,
+        problem_type=spec.problem_type,
+        outputs=spec.outputs,
+        quantisation=spec.quantisation,
+    )
 
 
 def trained_base(

@@ -38,9 +38,11 @@ from sweeps.reporting.words import (
     answered_words,
     average_words,
     cost_words,
+    earlier_words,
     expected_words,
     forgetting_words,
     interval,
+    lineage_words,
     test_words,
 )
 from trainables.evaluation.record import Metrics
@@ -139,6 +141,8 @@ def template(name: str) -> jinja2.Template:
         "rounded": _rounded,
         "cost_words": cost_words,
         "forgetting_words": forgetting_words,
+        "earlier_words": earlier_words,
+        "lineage_words": lineage_words,
         "expected_words": expected_words,
         "loss": loss_text,
         "value": value_text,

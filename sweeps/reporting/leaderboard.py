@@ -67,6 +67,8 @@ def leaderboard(ledger: Ledger, name: str, config: SelectionConfig) -> Leaderboa
         cost=_cost(ledger),
         test=test,
         forgetting=ledger.forgetting_of(found),
+        earlier_forgetting=ledger.earlier_of(found),
+        lineage=ledger.lineage(),
         tokens_per_request=_tokens_per_request(manifest, test),
         slices=_slices(ledger, found, manifest, test),
         not_measured=_not_measured(ledger, test),
@@ -155,7 +157,7 @@ def _tokens_per_request(manifest: Manifest | None, test: TestScores | None) -> f
     if manifest is None:
         return None
     task = TASKS[manifest.task]
-    if not task.targets_are_answers:
+    if not task.targets_are_answers or task.has_pairs:  # whose tokens are of two answers each
         return None
     split = manifest.validation if test is None else test.summary
     answers = split.targets if task.is_language_model else 0

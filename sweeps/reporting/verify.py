@@ -21,13 +21,18 @@ from trainables.data.sources import source_fingerprint
 from trainables.errors import InputError
 from trainables.evaluation.record import Evaluation, Score
 from trainables.hyperparameters import base_of
-from trainables.models.checkpoint import load_checkpoint
+from trainables.models.base import BaseSpec
+from trainables.models.checkpoint import load_checkpoint, load_untuned
 from trainables.models.files import load_tokenizer, pad_token_of, quiet
 from trainables.storage.checkpoints import read_evaluation
 from trainables.tasks import TASKS
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
+
+    from trainables.data.arrow import Split
+    from trainables.engine.scoring import RowResults
 
 Reported = dict[str, dict[str, float]]
 """Loss and metrics, by split."""
@@ -109,21 +114,26 @@ class _Reevaluation:
     ) -> list[Check]:
         """Of the checkpoint in `folder`, on each split that it was reported of."""
         from trainables.data.prepare import open_split
-        from trainables.engine.scoring import evaluate_model
+        from trainables.engine.scoring import with_reference
 
         base, task = base_of(params), TASKS[self.config.task]
         config, data = self.config.over(base), self.data / data_of(base, self.config.bases[0])
-        pad_token_id = pad_token_of(load_tokenizer(config.model))
-        spec = trained_base(config, params, self.manifest, pad_token_id)
+        spec = trained_base(
+            config, params, self.manifest, pad_token_of(load_tokenizer(config.model))
+        )
+        splits = {
+            name: with_reference(
+                open_split(data, name),
+                lambda pairs: self._measured(load_untuned(spec, self.device), pairs, spec),
+            )
+            for name in reported
+        }
         fetched = self.ledger.store.fetch(folder, self.scratch)
         model = load_checkpoint(fetched, spec, self.device)
         exact = spec.quantisation == "none" and self._is_exact
         checks = []
         for split_name, numbers in reported.items():
-            split = open_split(data, split_name)
-            found = evaluate_model(
-                model, task, split, np.arange(len(split)), pad_token_id, MAX_TOKENS, self.device
-            )
+            found = self._measured(model, splits[split_name], spec)
             checks.append(
                 Check(
                     what=f"{name}, {split_name}",
@@ -133,6 +143,12 @@ class _Reevaluation:
                 )
             )
         return checks
+
+    def _measured(self, model: "PreTrainedModel", split: "Split", base: BaseSpec) -> "RowResults":
+        from trainables.engine.scoring import evaluate_model
+
+        task, rows = TASKS[self.config.task], np.arange(len(split))
+        return evaluate_model(model, task, split, rows, base.pad_token_id, MAX_TOKENS, self.device)
 
     @property
     def _is_exact(self) -> bool:

@@ -1,11 +1,12 @@
 """Findings in one line each, the same wherever they are shown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sweeps.ledger.leaderboard import (
     SPLITS,
     BaselineRow,
     ClassAnswers,
+    EarlierForgetting,
     Forgetting,
     MetricsReport,
     Score,
@@ -19,6 +20,7 @@ from sweeps.ledger.leaderboard import (
 from sweeps.selection.results import Final
 from sweeps.selection.statistics import Difference
 from trainables.data.manifest import Manifest
+from trainables.models.lineage import Ancestor
 
 LOST = ("forgetting", "kl")  # what is measured of a language model where it has a limit
 
@@ -109,17 +111,35 @@ def _interval_words(score: Score, *, short: bool = False) -> str:
 
 def forgetting_words(found: Forgetting) -> str:
     """What the winner has lost of what its base knew."""
-    change = found.after - found.before
-    low_high = (
-        ""
-        if found.interval is None
-        else " (95% interval {:+.4f} to {:+.4f})".format(*found.interval)
-    )
+    change = f"{found.after - found.before:+.4f}{_rise_words(found.interval)}"
     return (
         f"loss on general text {found.before:.4f} before and {found.after:.4f} after,"
-        f" {change:+.4f}{low_high}; on the task's own prompts its predictions are {found.kl:.4f}"
-        " nats (KL) from the base's"
+        f" {change}; on the task's own prompts its predictions are"
+        f" {found.kl:.4f} nats (KL) from the base's"
     )
+
+
+def earlier_words(found: EarlierForgetting) -> str:
+    """What the winner has lost of what the earlier one had learnt."""
+    before, after = found.before.loss, found.after.loss
+    words = (
+        f"loss on the validation rows of {found.sweep} {_loss(found.before)} before and"
+        f" {_loss(found.after)} after"
+    )
+    if before is not None and after is not None:
+        words += f", {after - before:+.4f}{_rise_words(found.interval)}"
+    for name, value in found.after.metrics.items():
+        words += f"; {name} {number(found.before.metrics.get(name))} and {number(value)}"
+    return words
+
+
+def _rise_words(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else " (95% interval {:+.4f} to {:+.4f})".format(*interval)
+
+
+def lineage_words(lineage: Sequence[Ancestor]) -> str:
+    """The winners that the sweep went on from, the last first."""
+    return ", which went on from ".join(each.words for each in reversed(lineage))
 
 
 def slices_words(slices: WinnerSlices) -> str:

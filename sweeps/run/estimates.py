@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from trainables.engine.memory import MemoryEstimate
 
 # hyperparameters that say how much a trial adds to the base
-SIZES = ("rank", "bottleneck", "virtual_tokens")
+SIZES = ("rank", "init_r", "bottleneck", "virtual_tokens")
 
 
 def memory_lines(config: SweepConfig, draws: Sequence[Mapping[str, object]]) -> list[str]:

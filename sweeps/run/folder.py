@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from sweeps.run.storage import storage_url
 from trainables.data.config import DataConfig
 from trainables.data.manifest import Manifest
 from trainables.data.sources import is_local
+from trainables.models.lineage import Ancestor, lineage_json
 
 
 def new_folder(config: SweepConfig) -> Ledger:
@@ -56,6 +58,8 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
         validation=absolutes(config.data.validation),
         test=absolutes(config.data.test),
     )
+    if isinstance(data.replay, dict) and data.replay.get("source"):
+        data = replace(data, replay=absolutes(data.replay))
 
     def located(name: str) -> str:
         """Of a model, which may also be on the hub or in a package."""
@@ -67,9 +71,14 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
     return replace(config, data=data, model=model, search=replace(config.search, prior=prior))
 
 
-def tracked(config: SweepConfig, manifest: Manifest, base: dict[str, str]) -> dict[str, object]:
+def tracked(
+    config: SweepConfig,
+    manifest: Manifest,
+    base: dict[str, str],
+    lineage: Sequence[Ancestor] = (),
+) -> dict[str, object]:
     """Task, model and data as they stand in the configuration of every W&B run; base: what
-    `fingerprint` gave.
+    `fingerprint` gave; lineage: what the model came from.
     """
     data: dict[str, object] = {}
     for name in [name for name in ("train", "validation", "test") if name in manifest.splits]:
@@ -82,6 +91,8 @@ def tracked(config: SweepConfig, manifest: Manifest, base: dict[str, str]) -> di
         }
     files = hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest() if base else None
     model = {name: getattr(config.model, name) for name in ("name", "revision", "dtype")}
+    if lineage:
+        model["lineage"] = lineage_json(lineage)
     return {
         "task": config.task,
         "model": {**model, "fingerprint": base.get("commit", files)},

@@ -9,15 +9,18 @@ from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import UNFINISHED
 from sweeps.run.lifetime import Lifetime
 from sweeps.selection.curves import Curve
-from trainables.data.manifest import Manifest
+from sweeps.selection.results import Winner
+from trainables.data.manifest import EARLIER, Manifest
 from trainables.evaluation.record import (
     Baselines,
     BaselinesJob,
+    EarlierJob,
     Evaluation,
     ForgettingJob,
     Job,
     JobFailed,
     JobResult,
+    MeasuredEarlier,
     MeasuredForgetting,
     ScoredTest,
     TestJob,
@@ -36,6 +39,7 @@ JOBS = {
     "baselines": "other ways than fine-tuning",
     "test": "the winner on the sealed test split",
     "forgetting": "what the winner has forgotten",
+    "earlier": "what the winner has forgotten of the earlier data",
 }
 ASK_S = 0.2  # between questions whether they are done
 
@@ -65,9 +69,16 @@ class Jobs:
             found["test"] = TestJob(
                 winner=of_winner, default=of_default, baselines=self._config.selection.baselines
             )
-        speaks = TASKS[self._config.task].is_language_model
-        if speaks and self._ledger.forgetting_of(winner) is None:
-            found |= {"forgetting": ForgettingJob(winner=of_winner)}
+        return found | self._forgetting(winner, of_winner)
+
+    def _forgetting(self, winner: Winner, trained: TrainedCheckpoint) -> dict[str, Job]:
+        """What of it is still to be measured."""
+        found: dict[str, Job] = {}
+        continues, ledger = TASKS[self._config.task].continues_text, self._ledger
+        if continues and ledger.forgetting_of(winner) is None:
+            found["forgetting"] = ForgettingJob(winner=trained)
+        if ledger.store.exists(f"data/{EARLIER}.arrow") and ledger.earlier_of(winner) is None:
+            found["earlier"] = EarlierJob(winner=trained)
         return found
 
     def _trained(self, curve: Curve, point: Evaluation) -> TrainedCheckpoint:
@@ -116,5 +127,7 @@ class Jobs:
                     self._say(f"not measured: {broken.words}: {broken.error}")
             case MeasuredForgetting():
                 self._ledger.write_forgetting(result, self._config.selection)
+            case MeasuredEarlier():
+                self._ledger.write_earlier(result, self._config.selection)
             case ScoredTest():
                 self._ledger.write_test(result, self._config.selection)

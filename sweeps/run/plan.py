@@ -14,6 +14,7 @@ from search_spaces import rules
 from sweeps.config.draws import first_of_each_method, of_each_base
 from sweeps.config.loading import with_own_space
 from sweeps.config.schema import AUTO, SweepConfig
+from sweeps.run.earlier import with_local_model
 from sweeps.run.estimates import memory_lines
 from sweeps.run.preparation import doctor, known_sweeps, prepare_data, rehearsed, show
 from sweeps.run.rates import MeasuredRate, measure_rates
@@ -90,6 +91,7 @@ def make_plan(
     rehearsal: list[str] = []
     rates = rates or Rates()
     check_storage(config)
+    config = with_local_model(config)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         look = doctor(config, benchmarks) if examine else None
         manifest = prepare_data(config, Path(scratch), look)
@@ -318,7 +320,7 @@ def _afterwards(config: SweepConfig, manifest: Manifest) -> list[str]:
             " allowing for that; data.test: 0.1 would set rows apart that it has not seen"
             " (recommended)"
         )
-    if TASKS[config.task].is_language_model:
+    if TASKS[config.task].continues_text:
         lines.append(
             "Then: what the winner has forgotten of"
             f" {selection.general_text or 'general text (Python manual)'}"
@@ -388,15 +390,13 @@ def _few_groups(manifest: Manifest) -> Iterator[Finding]:
 
 def _groups(config: SweepConfig) -> str:
     """Which trials may share a base."""
-    from trainables.methods import ADDITIVE
     from trainables.runtime.capacity import MAX_GROUP_SIZE
 
     together: dict[str, list[str]] = {}  # methods that share one base
     for _, draws in of_each_base(config):
         for hp in map(parse, first_of_each_method(draws)):
-            if hp.method in ADDITIVE:
-                key, of = sharing_key(hp), f" over {hp.model}" if hp.model else ""
-                assert key is not None, "what adds to a base can share it"
+            if (key := sharing_key(hp)) is not None:
+                of = f" over {hp.model}" if hp.model else ""
                 together.setdefault(key, []).append(f"{hp.method}{of}")
     largest = config.cluster.trials_per_slot
     if not together or largest == 1:

@@ -45,6 +45,10 @@ def prepare_data(
         from sweeps.search.prior import check_prior
 
         check_prior(config)
+    if config.data.replay is not None and config.compares_tokenizers:
+        raise InputError(
+            "data.replay: the earlier rows are tokens of one tokenizer, and model.name is a choice"
+        )
     if config.search.space == AUTO:  # which could not be checked without the model
         check_hyperparameters(config)
     first, *others = [
@@ -73,6 +77,7 @@ def _prepare_for(
     in_bytes: bool,
 ) -> Manifest:
     """For one base model; drawn: configurations that trials of it may have."""
+    from sweeps.run.earlier import with_earlier
     from trainables.data.prepare import prepare
     from trainables.data.sources import check_sources
     from trainables.engine.memory import too_large
@@ -93,16 +98,19 @@ def _prepare_for(
         examine,
         in_bytes=in_bytes,
     )
+    manifest = with_earlier(config, manifest, folder, tokenizer, drawn)
     more = max(parse(draw).options.soft_prompt_tokens for draw in drawn)
     if more and context is not None:
-        longest = max(split.longest for split in manifest.splits.values())
+        # of a row's two texts neither has more than max_length
+        rows = max(split.longest for split in manifest.splits.values())
+        longest = min(rows, manifest.max_length)
         _refuse_long_rows(longest, more, context)
     _refuse_small_slices(config, manifest)
     _refuse_unknown_ids(config, manifest, tokenizer)
     if config.cluster.address is None and (largest := device_bytes()) is not None:
         if (why := too_large(smallest_estimates(config, drawn), largest)) is not None:
             raise InputError(why)
-    if TASKS[config.task].is_language_model:
+    if TASKS[config.task].continues_text:
         room = (
             None if context is None else context - more
         )  # virtual tokens stand before general text too
@@ -159,7 +167,7 @@ def doctor(config: SweepConfig, benchmarks: Sequence[str]) -> "Examination":
     from trainables.data.doctor.examine import Examination
 
     others = {name: _texts(config, name) for name in benchmarks}
-    if TASKS[config.task].is_language_model and config.selection.general_text is not None:
+    if TASKS[config.task].continues_text and config.selection.general_text is not None:
         others["the general text"] = _general_text(config).split("\n\n")
     return Examination(others=others)
 

@@ -138,7 +138,8 @@ def _rows_of(manifest: Manifest) -> dict[str, object]:
     sources = {
         name: of.sha256 for name, of in manifest.sources.items() if not name.startswith("test")
     }
-    return {**sources, **{name: getattr(manifest.data, name) for name in READ_BY}}
+    read = {name: getattr(manifest.data, name) for name in READ_BY}
+    return {**sources, **read, "replay": manifest.data.replay}
 
 
 def _trials(ledger: Ledger, config: SweepConfig) -> Iterator[EarlierTrial]:

@@ -45,6 +45,26 @@ def test_rates_of_language_models(method, width, rate):
     assert found.low <= rate <= found.high
 
 
+@pytest.mark.parametrize(
+    "method, width, rate",
+    [
+        ("full", 4096, 5e-7),  # Tunstall et al. 2023, Zephyr 7B; Ivison et al. 2023, Tulu 2
+        ("qlora", 4096, 5e-6),  # the recipe of Zephyr 7B with QLoRA
+        ("lora", 4096, 1e-5),
+        ("lora", 2048, 2e-5),
+    ],
+)
+def test_rates_on_pairs(method, width, rate):
+    setting = Setting(classifies=False, compares=True, width=width, layers=32, rows=10_000)
+    found = rates(setting, method)
+    assert found.low <= rate <= found.high
+    space = load_space(auto_space(setting, {"method": method}))
+    assert space.domains["beta"].low < 0.1 < space.domains["beta"].high
+    assert setting.epochs == (1, 3)
+    words = list(rules(setting, {}))
+    assert "on pairs" in words[0] and words[-1].startswith("beta 0.01 to 0.5")
+
+
 def test_the_first_guess_is_what_the_rules_say():
     setting = Setting(classifies=False, width=4096, layers=32, rows=52_000)
     first = load_space(auto_space(setting, {})).middle()

@@ -592,12 +592,12 @@ def test_mistakes_in_a_file_name_the_file(tmp_path, content, message):
         (
             "encoder_smal",
             "search.space: no preset and no file 'encoder_smal'. Did you mean 'encoder_small'? "
-            "Presets: auto, encoder, encoder_additive, encoder_small, gpt2, llm_additive, llm_lora, llm_qlora, llm_small",
+            "Presets: auto, encoder, encoder_additive, encoder_small, gpt2, llm_additive, llm_lora, llm_qlora, llm_small, seq2seq",
         ),
         (
             "spaces/mine.yaml",
             "search.space: no preset and no file 'spaces/mine.yaml'. "
-            "Presets: auto, encoder, encoder_additive, encoder_small, gpt2, llm_additive, llm_lora, llm_qlora, llm_small",
+            "Presets: auto, encoder, encoder_additive, encoder_small, gpt2, llm_additive, llm_lora, llm_qlora, llm_small, seq2seq",
         ),
         (
             None,

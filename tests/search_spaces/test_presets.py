@@ -28,8 +28,14 @@ OWN = {
     "adapter": {"bottleneck"},
     "ia3": set(),
     "prompt": {"virtual_tokens"},
+    "prefix": {"virtual_tokens"},
+    "adalora": {"init_r", "target_r", "targets"},
 }
-HIGHEST_RATE = {"ia3": 0.05, "prompt": 0.5}  # few numbers, each of which must move far
+HIGHEST_RATE = {
+    "ia3": 0.05,
+    "prompt": 0.5,
+    "prefix": 0.05,
+}  # few numbers, each of which must move far
 SOURCE = re.compile(r"\b(19|20)\d\d\b|Hugging Face|\w+/[\w-]+")
 
 
@@ -70,6 +76,7 @@ def test_the_presets_are_there():
         "llm_lora",
         "llm_qlora",
         "llm_small",
+        "seq2seq",
     ]
 
 
@@ -100,6 +107,8 @@ def test_configurations_hold_what_the_methods_take_and_can_be_tried_first(preset
             "alpha",
             "bottleneck",
             "virtual_tokens",
+            "init_r",
+            "target_r",
         } & set(params):
             assert type(params[whole]) is int and params[whole] >= 1
 
@@ -122,7 +131,7 @@ def test_every_value_stands_under_a_comment_with_its_source(path):
 def test_what_trains_fewer_numbers_has_higher_learning_rates(preset):
     random.seed(0)
     rates = learning_rates(preset)
-    assert rates.keys() == {"lora", "adapter", "ia3", "prompt"}
+    assert rates.keys() == {"lora", "adalora", "adapter", "ia3", "prompt", "prefix"}
     middle = {method: (domain.low * domain.high) ** 0.5 for method, domain in rates.items()}
     assert max(middle["lora"], middle["adapter"]) < middle["ia3"] < middle["prompt"]
 

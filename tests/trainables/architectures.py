@@ -37,9 +37,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "ia3": {"method": "ia3"},
     "adapter": {"method": "adapter"},
     "prompt": {"method": "prompt", "virtual_tokens": 3},
+    "prefix": {"method": "prefix", "virtual_tokens": 3},
 }
 TOGETHER, ALONE, REFUSED = "●", "○", "–"
-LANGUAGE, CLASSIFICATION = "causal_lm", "classification"
+LANGUAGE, CLASSIFICATION, SEQ2SEQ = "causal_lm", "classification", "seq2seq"
 BOTH = (LANGUAGE, CLASSIFICATION)
 
 
@@ -75,8 +76,20 @@ FAMILIES = {
         _config("ModernBert", cls_token_id=2, sep_token_id=END), (CLASSIFICATION,), "ModernBERT"
     ),
     "xlnet": Family(_config("XLNet"), (CLASSIFICATION,), "XLNet"),
-    "t5": Family(_config("T5", decoder_start_token_id=PAD), (CLASSIFICATION,), "T5, Flan-T5"),
-    "bart": Family(_config("Bart", decoder_start_token_id=END), (CLASSIFICATION,), "BART"),
+    "t5": Family(
+        _config("T5", decoder_start_token_id=PAD), (CLASSIFICATION, SEQ2SEQ), "T5, Flan-T5"
+    ),
+    "mt5": Family(_config("MT5", decoder_start_token_id=PAD), (SEQ2SEQ,), "mT5"),
+    "bart": Family(_config("Bart", decoder_start_token_id=END), (CLASSIFICATION, SEQ2SEQ), "BART"),
+    "mbart": Family(_config("MBart"), (SEQ2SEQ,), "mBART"),
+    "pegasus": Family(_config("Pegasus", decoder_start_token_id=PAD), (SEQ2SEQ,), "Pegasus"),
+    "marian": Family(
+        _config("Marian", decoder_start_token_id=PAD, decoder_vocab_size=VOCABULARY),
+        (SEQ2SEQ,),
+        "Marian (Opus-MT)",
+    ),
+    "m2m_100": Family(_config("M2M100", decoder_start_token_id=END), (SEQ2SEQ,), "M2M-100, NLLB"),
+    "led": Family(_config("LED", decoder_start_token_id=END), (SEQ2SEQ,), "LED"),
     "gpt2": Family(_config("GPT2"), BOTH, "GPT-2"),
     "gpt_neox": Family(_config("GPTNeoX"), BOTH, "Pythia, GPT-NeoX"),
     "opt": Family(_config("OPT"), BOTH, "OPT"),
@@ -134,7 +147,10 @@ def _write_rows(folder: Path, task: str) -> None:
             for _ in range(rows)
         ]
         labels: Any = rng.integers(0, len(CLASSES), rows) if task == CLASSIFICATION else ids
-        write_split(folder / f"{split}.arrow", Encoded(input_ids=ids, labels=labels))
+        encoded = Encoded(input_ids=ids, labels=labels)
+        if task == SEQ2SEQ:
+            encoded = Encoded(input_ids=ids, target_ids=ids[::-1])
+        write_split(folder / f"{split}.arrow", encoded)
     (folder / "manifest.json").write_text(
         json.dumps({"labels": CLASSES if task == CLASSIFICATION else []})
     )

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoConfig
 
 from trainables.data.arrow import Split, write_split
 from trainables.data.prepare import Slices
@@ -30,10 +31,11 @@ from trainables.models.config import ModelConfig
 from trainables.models.loading import load_model
 from trainables.storage.checkpoints import STATE, write_evaluation
 from trainables.storage.store import Store
-from trainables.tasks import TASKS, Task
+from trainables.tasks import TASKS, Task, take_targets
 
 CPU = torch.device("cpu")
 VOCABULARY, PAD, ROWS, VALIDATION_ROWS = 100, 0, 18, 9
+PAIRS, VALIDATION_PAIRS = 10, 6
 CLASSES = {"labels": ["a", "b", "c"]}
 # weights well away from zero, so that every layer matters to the loss
 SHAPE = {
@@ -94,6 +96,23 @@ T5 = {
     "eos_token_id": 1,
     "decoder_start_token_id": PAD,
 }
+BART = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 40,
+    "init_std": 0.15,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "forced_eos_token_id": 1,
+    "decoder_start_token_id": 1,
+}
 XLNET = {
     "vocab_size": VOCABULARY,
     "d_model": 32,
@@ -102,7 +121,16 @@ XLNET = {
     "d_inner": 64,
     "pad_token_id": PAD,
 }
-LANGUAGE_MODELS = ("llama", "opt", "gpt2")
+EXPERTS = {
+    **SHAPE,
+    "intermediate_size": 16,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+# whose experts' matrices are transposed
+GPT_OSS = {**EXPERTS, "head_dim": 16, "sliding_window": 8, "eos_token_id": 1}
+LANGUAGE_MODELS = ("llama", "opt", "gpt2", "mixtral", "gpt-oss")
 
 
 def _build(name: str) -> Any:
@@ -127,12 +155,18 @@ def _build(name: str) -> Any:
         ),
         "opt": lambda: t.OPTForCausalLM(t.OPTConfig(**OPT)),
         "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(**GPT2)),
+        "mixtral": lambda: t.MixtralForCausalLM(t.MixtralConfig(**EXPERTS)),
+        "mixtral-eager": lambda: t.MixtralForCausalLM(_eager(t.MixtralConfig(**EXPERTS))),
+        "gpt-oss": lambda: t.GptOssForCausalLM(t.GptOssConfig(**GPT_OSS)),
+        "gpt-oss-eager": lambda: t.GptOssForCausalLM(_eager(t.GptOssConfig(**GPT_OSS))),
         "deberta": lambda: t.DebertaModel(t.DebertaConfig(**SHAPE, **RELATIVE)),
         "deberta-v2": lambda: t.DebertaV2Model(t.DebertaV2Config(**SHAPE, **RELATIVE)),
         "deberta-v3": lambda: t.DebertaV2Model(
             t.DebertaV2Config(**SHAPE, **RELATIVE, **DEBERTA_V3)
         ),
         "t5": lambda: t.T5ForConditionalGeneration(t.T5Config(**T5)),
+        "t5-seq2seq": lambda: t.T5ForConditionalGeneration(t.T5Config(**T5)),
+        "bart-seq2seq": lambda: t.BartForConditionalGeneration(t.BartConfig(**BART)),
         "xlnet": lambda: t.XLNetModel(t.XLNetConfig(**XLNET)),
         "longformer": lambda: t.LongformerModel(
             t.LongformerConfig(**{**SHAPE, "max_position_embeddings": 64}, attention_window=[4, 4])
@@ -141,12 +175,33 @@ def _build(name: str) -> Any:
     }[name]()
 
 
+def _eager(config: Any) -> Any:
+    """Experts one after another: torch has no grouped product in float64."""
+    config.experts_implementation = "eager"
+    return config
+
+
 def last_positions(logits: Tensor, labels: Tensor) -> Tensor:
     return logits if logits.ndim == 2 else logits[:, -labels.shape[1] :]
 
 
+def _pairs(count: int, seed: int) -> Encoded:
+    rng = np.random.default_rng(seed)
+    ids, labels, second = [], [], []
+    for _ in range(count):
+        prompt = rng.integers(1, VOCABULARY, rng.integers(2, 6))
+        answers = [rng.integers(1, VOCABULARY, rng.integers(1, 8)) for _ in range(2)]
+        ids.append(np.concatenate([prompt, answers[0], prompt, answers[1]]).astype(np.int32))
+        ignored = np.full(len(prompt), -100)
+        labels.append(np.concatenate([ignored, answers[0], ignored, answers[1]]).astype(np.int32))
+        second.append(len(prompt) + len(answers[0]))
+    return Encoded(input_ids=ids, labels=labels, second=np.array(second, dtype=np.int32))
+
+
 class Lab:
-    """Models by name: language models train on instructions, the others classify into three classes."""
+    """Models by name: language models train on instructions, those that are called so on pairs of
+    texts, the others classify into three classes.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.root = folder
@@ -164,10 +219,14 @@ class Lab:
         return folder
 
     def task(self, model: str) -> Task:
+        if model.endswith("-seq2seq"):
+            return TASKS["seq2seq"]
         return TASKS["instruction" if model.startswith(LANGUAGE_MODELS) else "classification"]
 
     def split(self, model: str, name: str = "train") -> Split:
-        """Rows of 3 to 12 tokens; of an instruction the first third has no loss."""
+        """Rows of 3 to 12 tokens; of an instruction the first third has no loss; of a pair as many
+        again are its target.
+        """
         task = self.task(model).name
         if (task, name) not in self._splits:
             rng = np.random.default_rng([len(task), len(name)])
@@ -182,9 +241,15 @@ class Lab:
                     np.where(np.arange(len(row)) < len(row) // 3, -100, row).astype(np.int32)
                     for row in ids
                 ]
+            encoded = Encoded(input_ids=ids, labels=labels)
+            if task == "seq2seq":
+                targets = [
+                    rng.integers(1, VOCABULARY, rng.integers(3, 13)).astype(np.int32) for _ in ids
+                ]
+                encoded = Encoded(input_ids=ids, target_ids=targets)
             path = self.root / f"{task}-{name}.arrow"
             if not path.exists():
-                write_split(path, Encoded(input_ids=ids, labels=labels))
+                write_split(path, encoded)
             self._splits[task, name] = Split(path)
         return self._splits[task, name]
 
@@ -207,6 +272,18 @@ class Lab:
                 columns = [[row[key] for row in rows] for key in ("input_ids", "labels")]
                 ids, labels = columns
                 write_split(path, Encoded(input_ids=ids, labels=labels, weights=weights))
+            found[name] = Split(path)
+        return found
+
+    def pairs(self) -> dict[str, Split]:
+        """Train and validation of preference: prompts of 2 to 5 tokens with two answers of 1 to 7
+        tokens each.
+        """
+        found = {}
+        for name, count in (("train", PAIRS), ("validation", VALIDATION_PAIRS)):
+            path = self.root / f"pairs-{name}.arrow"
+            if not path.exists():
+                write_split(path, _pairs(count, seed=len(name)))
             found[name] = Split(path)
         return found
 
@@ -291,6 +368,7 @@ class Lab:
         validation: Any = None,
         slices: Slices | None = None,
         general: Split | None = None,
+        task: str | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> TrialGroup:
@@ -302,7 +380,7 @@ class Lab:
         return TrialGroup(
             load_base=load_base,
             base_dtype=lambda method: dtypes.get(method, dtype),
-            task=self.task(model),
+            task=TASKS[task] if task else self.task(model),
             train=train or self.split(model),
             validation=validation or self.split(model, "validation"),
             slices=slices,
@@ -317,8 +395,11 @@ class Lab:
         self, model: str, rows: Sequence[int] = range(6), split: str = "train"
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs and labels of some rows."""
-        batch = self.task(model).collate(self.split(model, split).rows(list(rows)), PAD)
-        return batch, batch.pop("labels")
+        task = self.task(model)
+        batch = task.collate(self.split(model, split).rows(list(rows)), PAD)
+        config = SimpleNamespace(config=AutoConfig.from_pretrained(self.folder(model)))
+        labels, *_ = take_targets(batch, task, cast("Any", config))
+        return batch, labels
 
     def loss(
         self, model: str, module: Any, rows: Sequence[int] = range(6), split: str = "train"

@@ -101,26 +101,29 @@ ONE_OF_THREE = (
     "norms)"
 )
 MISTAKES = [
-    ({}, "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got None"),
+    (
+        {},
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, prefix, adapter, vera, adalora, got None",
+    ),
     (
         {"method": "lroa"},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got 'lroa'. Did you mean 'lora'?",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, prefix, adapter, vera, adalora, got 'lroa'. Did you mean 'lora'?",
     ),
     (
         {"method": "qlorra"},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got 'qlorra'. Did you mean 'qlora'?",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, prefix, adapter, vera, adalora, got 'qlorra'. Did you mean 'qlora'?",
     ),
     (
         {"method": "IA3"},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got 'IA3'. Did you mean 'ia3'?",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, prefix, adapter, vera, adalora, got 'IA3'. Did you mean 'ia3'?",
     ),
     (
         {"method": "best"},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got 'best'",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, prefix, adapter, vera, adalora, got 'best'",
     ),
     (
         {"method": ["lora"]},
-        "method: must be one of full, partial, lora, qlora, ia3, prompt, adapter, vera, got ['lora']",
+        "method: must be one of full, partial, lora, qlora, ia3, prompt, prefix, adapter, vera, adalora, got ['lora']",
     ),
     (
         {"method": "full", "batch_size": 8, "epochs": 1},
@@ -138,7 +141,7 @@ MISTAKES = [
     (
         {**FULL, "rank": 8},
         "rank: not a hyperparameter of method full. Allowed: learning_rate, batch_size, epochs, weight_decay, "
-        "warmup_ratio, schedule, max_grad_norm, optimizer, beta1, beta2, epsilon, label_smoothing, class_weights, neftune_alpha, ema_decay, average_last, seed.",
+        "warmup_ratio, schedule, max_grad_norm, optimizer, beta1, beta2, epsilon, label_smoothing, loss_type, beta, class_weights, neftune_alpha, ema_decay, average_last, seed.",
     ),
     ({**FULL, "average_last": 1}, "average_last: must be 0 or at least 2, got 1"),
     ({**FULL, "average_last": -2}, "average_last: must be at least 0, got -2"),
@@ -302,7 +305,7 @@ def test_what_would_only_fail_in_the_slot_is_refused_before(name, value):
 
 
 def test_every_method_has_options():
-    added = ["lora", "qlora", "ia3", "prompt", "adapter", "vera"]
+    added = ["lora", "qlora", "ia3", "prompt", "prefix", "adapter", "vera", "adalora"]
     assert list(OPTIONS) == ["full", "partial", *added]
     assert parse({**FULL, "method": "qlora", "rank": 16}).options == QLoraOptions(rank=16, bits=4)
 

@@ -6,6 +6,7 @@ time.
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from trainables.data.records import Encoded
+
+TEXTS = ("input_ids", "target_ids")
+"""Columns of tokens."""
 
 
 class SplitWriter:
@@ -134,9 +138,11 @@ def _batch(encoded: Encoded) -> pa.RecordBatch:
     columns: dict[str, pa.Array | None] = {
         "input_ids": _lists(encoded.input_ids),
         "labels": pa.array(labels) if one_each else labels and _lists(labels),
+        "target_ids": encoded.target_ids and _lists(encoded.target_ids),
         "token_type_ids": types and _lists(types),
         "weights": weights and _lists(weights),
         "target_bytes": None if encoded.target_bytes is None else pa.array(encoded.target_bytes),
+        "second": None if encoded.second is None else pa.array(encoded.second),
     }
     return pa.record_batch({name: each for name, each in columns.items() if each is not None})
 
@@ -158,11 +164,22 @@ def _arrays(column: pa.Array) -> tuple[np.ndarray, ...]:
     return (column.to_numpy(),)
 
 
+Row = dict[str, Any]
+
+
 class Split:
     """Rows of one tokenised split, read from a memory map."""
 
+    parts: np.ndarray
+    """Tokens of each row, beside them those of its target where that is another text, int32 [N, 1
+    or 2].
+    """
     lengths: np.ndarray
-    """Tokens of each row, int32 [N]."""
+    """Tokens of each row, int32 [N]: of both sequences where it is a pair, of both texts where it
+    has two.
+    """
+    sequence_lengths: np.ndarray
+    """Tokens of each sequence of each row, int32 [N, 1], or [N, 2] where rows are pairs."""
 
     def __init__(self, path: Path) -> None:
         with pa.memory_map(str(path)) as source:
@@ -171,9 +188,19 @@ class Split:
         self._batches = [
             {name: _arrays(batch.column(name)) for name in batch.schema.names} for batch in batches
         ]
-        lengths = [np.diff(columns["input_ids"][0]) for columns in self._batches]
-        self._starts = np.cumsum([0, *map(len, lengths)])
-        self.lengths = np.concatenate(lengths).astype(np.int32)
+        texts = [name for name in TEXTS if name in self._batches[0]]
+        parts = [
+            np.stack([np.diff(columns[name][0]) for name in texts], axis=1)
+            for columns in self._batches
+        ]
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self.parts = np.concatenate(parts).astype(np.int32)
+        self.lengths = self.parts.sum(axis=1, dtype=np.int32)
+        self.sequence_lengths = self.lengths[:, None]
+        if "second" in self._batches[0]:
+            first = self.values("second")
+            self.sequence_lengths = np.stack([first, self.lengths - first], 1)
+        self._beside: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -181,7 +208,19 @@ class Split:
     @property
     def largest_id(self) -> int:
         """Of the tokens of all rows."""
-        return max(int(columns["input_ids"][1].max()) for columns in self._batches)
+        texts = [columns[name][1] for columns in self._batches for name in TEXTS if name in columns]
+        return max(int(ids.max()) for ids in texts)
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """Equal numbers for rows that are as long as each other in each of their texts [N]."""
+        lengths = np.hstack([self.parts, self.sequence_lengths])
+        return np.unique(lengths, axis=0, return_inverse=True)[1].reshape(-1)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether they are kept, and are not the tokens themselves."""
+        return "labels" in self._batches[0]
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -197,10 +236,11 @@ class Split:
         """Of all rows, one after another."""
         return np.concatenate([columns[column][-1] for columns in self._batches])
 
-    def rows(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+    def rows(self, indices: Sequence[int] | np.ndarray) -> list[Row]:
         """Rows by position: `input_ids` int32 [T], `labels` a class, a number, or a list (of tokens
-        int32 [T], -100: no loss), perhaps `token_type_ids` [T], `weights` float32 [T] and
-        `target_bytes`.
+        int32 [T], -100: no loss; of the tokens of another text int32 [U]), perhaps `token_type_ids`
+        [T], `weights` float32 [T] and `target_bytes`; of pairs `second`, where in these the second
+        sequence begins; and what `beside` has put there.
 
         The arrays are read-only views of the file.
         """
@@ -208,12 +248,58 @@ class Split:
         batches = np.searchsorted(self._starts, at, side="right") - 1
         return [
             _row(self._batches[batch], int(i))
-            for batch, i in zip(batches, at - self._starts[batches], strict=True)
+            | {name: values[row] for name, values in self._beside.items()}
+            for batch, row, i in zip(batches, at, at - self._starts[batches], strict=True)
         ]
 
+    def beside(self, **columns: np.ndarray) -> "Split":
+        """The same rows, with what was found out of each [N, ...]."""
+        found = copy(self)
+        found._beside = {**self._beside, **columns}
+        return found
 
-def _row(columns: dict[str, tuple[np.ndarray, ...]], i: int) -> dict[str, Any]:
-    row: dict[str, Any] = {}
+    @property
+    def sequences(self) -> "Split | Sequences":
+        """Each sequence as a row of its own: this split, unless its rows are pairs."""
+        return self if self.sequence_lengths.shape[1] == 1 else Sequences(self)
+
+
+class Sequences:
+    """The sequences of a split of pairs as rows of their own, each pair's side by side."""
+
+    target_bytes: None = None
+
+    def __init__(self, pairs: Split) -> None:
+        self._pairs = pairs
+        self.lengths = pairs.sequence_lengths.reshape(-1)
+        self.parts, self.kinds = self.lengths[:, None], self.lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def sequence_lengths(self) -> np.ndarray:
+        return self.lengths[:, None]
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> list[Row]:
+        at = np.asarray(indices, dtype=np.int64)
+        pairs = self._pairs.rows(at // 2)
+        return [sequences_of(pair)[which] for pair, which in zip(pairs, at % 2, strict=True)]
+
+
+def sequences_of(row: Row) -> list[Row]:
+    """The sequences of a row: two where it is a pair, else itself."""
+    at = row.get("second")
+    if at is None:
+        return [row]
+    ids, labels = row["input_ids"], row["labels"]
+    return [
+        {"input_ids": ids[part], "labels": labels[part]} for part in (slice(at), slice(at, None))
+    ]
+
+
+def _row(columns: dict[str, tuple[np.ndarray, ...]], i: int) -> Row:
+    row: Row = {}
     for name, arrays in columns.items():
         if len(arrays) == 1:
             row[name] = arrays[0][i].item()
@@ -221,7 +307,7 @@ def _row(columns: dict[str, tuple[np.ndarray, ...]], i: int) -> dict[str, Any]:
             offsets, values = arrays
             row[name] = values[offsets[i] : offsets[i + 1]]
     if "labels" not in columns:
-        row["labels"] = row["input_ids"]
+        row["labels"] = row.pop("target_ids", row["input_ids"])
     return row
 
 

@@ -32,7 +32,11 @@ def batch_indices(n_rows: int, batch_size: int, seed: int, step: int) -> np.ndar
 
 
 def cut_micro_batches(
-    lengths: np.ndarray, max_tokens: int, overhead_tokens: int = 256, *, padded: bool = True
+    lengths: np.ndarray,
+    max_tokens: int,
+    overhead_tokens: int = 256,
+    *,
+    kinds: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Cut rows into forward passes of like lengths, the longest first, at the least cost.
 
@@ -40,14 +44,16 @@ def cut_micro_batches(
     tokens), and its first term is at most `max_tokens`; a row that is longer than that makes a pass
     of its own. Exact, by dynamic programming over the rows sorted by length.
 
-    padded: rows of unlike lengths may share a pass. Without, only rows of one length do. lengths:
-    tokens of each row [N]. Returns positions into `lengths`; each of 0..N-1 is in exactly one pass.
+    lengths: tokens of each row [N]. kinds: rows share a pass only where these are equal, and so are
+    their lengths [N]; None: any do. Returns positions into `lengths`; each of 0..N-1 is in exactly
+    one pass.
     """
     order = np.argsort(lengths, kind="stable")
     sorted_lengths = np.asarray(lengths, dtype=np.int64)[order]
     n = len(order)
-    if not padded:
-        alike = np.split(order, np.flatnonzero(np.diff(sorted_lengths)) + 1) if n else []
+    if kinds is not None:
+        order = np.lexsort((kinds, lengths))
+        alike = np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1) if n else []
         sizes = [max(1, max_tokens // max(int(lengths[rows[0]]), 1)) for rows in alike]
         parts = [
             rows[i : i + size]

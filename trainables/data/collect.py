@@ -182,7 +182,7 @@ class _Reading:
         """By several processes from where it takes longer than they need to start."""
         data = self.data
         texts = (data.text, data.text_pair, data.label, data.labels, data.tokens, data.tags)
-        settings = (*texts, *COLUMNS, *data.columns.values())
+        settings = (*texts, *COLUMNS, *reader.name.split("+"), *data.columns.values())
         used = frozenset(name for name in settings if name is not None)
         read, rows = _PieceReader(reader=reader, used=used), 0
         while not self.processes.pay_off(rows):

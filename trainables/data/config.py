@@ -19,6 +19,8 @@ COLUMNS = (
     "weight",
 )
 """Of the formats of conversations, as `DataConfig.columns` may rename them."""
+PAIR = ("source", "target")
+"""Of the format of a text for a text, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,31 @@ class Part:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 100:
             raise InputError(f"{key}: weight must be a number in (0, 100], got {weight!r}")
         return cls(source=source, weight=float(weight))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Rows that an earlier sweep has trained on, among those of train."""
+
+    share: float
+    """Of the rows of train, in (0, 1)."""
+    source: str | None = None
+    """That sweep's folder; None: the one whose winner `model.name` is."""
+
+    @classmethod
+    def of(cls, given: object) -> "Replay":
+        """Of what stands in the sweep file. Raises InputError."""
+        parts: Mapping[str, Any] = given if isinstance(given, Mapping) else {"share": given}
+        if set(parts) <= {"share", "source"}:
+            share, source = parts.get("share"), parts.get("source")
+            if not isinstance(source, str | None):
+                source = share = None
+            if isinstance(share, float) and 0 < share < 1:
+                return cls(share=share, source=source)
+        raise InputError(
+            "data.replay: must be the share of train's rows that are an earlier sweep's, in (0, 1),"
+            f" or {{source: SWEEP_DIR, share: ...}}, got {given!r}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +115,11 @@ class DataConfig:
     """Column of their tags, a list as long (token_classification)."""
     columns: dict[str, str] = field(default_factory=dict)
     """Which column of the file is meant by a column of a known format, where it has another name:
-    {prompt: question, completion: answer} (instruction).
+    {prompt: question, completion: answer} (instruction), {source: en, target: de} (seq2seq).
+    """
+    source_prefix: str = ""
+    """What stands before every source (seq2seq), as T5 was trained with: "translate English to
+    German: ".
     """
     group: str | None = None
     """Column naming what a row comes from (file, author, query): rows of one group never fall in
@@ -97,8 +128,8 @@ class DataConfig:
     slice: str | None = None
     """Column whose values are also measured one by one: language, source, a protected attribute."""
     max_length: int | None = None
-    """Tokens kept of a row; in causal_lm the tokens of a block. None: the model's context, but at
-    most 512 (instruction: 1024).
+    """Tokens kept of a row; in causal_lm the tokens of a block, in seq2seq those of a source and
+    those of a target. None: the model's context, but at most 512 (instruction: 1024).
     """
     chat_template: str | None = None
     """How conversations become text: a file of Jinja, a preset's name, or "none" for a prompt and
@@ -130,6 +161,11 @@ class DataConfig:
     the classes' shares kept. None: all.
     """
 
+    replay: Any = None
+    """Share of the training rows that are taken from what an earlier sweep has trained on, drawn by
+    the seed: of the one whose winner `model.name` is, or {source: SWEEP_DIR, share: ...}.
+    """
+
     def __post_init__(self) -> None:
         self._check_shares()
         self._check_columns()
@@ -147,6 +183,8 @@ class DataConfig:
             raise InputError(f"data.rows: must be at least 1, got {self.rows}")
 
     def _check_shares(self) -> None:
+        if self.replay is not None:
+            Replay.of(self.replay)
         shares = {
             name: value
             for name in ("validation", "test")
@@ -166,10 +204,10 @@ class DataConfig:
 
     def _check_columns(self) -> None:
         for ours in self.columns:
-            if ours not in COLUMNS:
+            if ours not in (known := (*COLUMNS, *PAIR)):
                 raise InputError(
                     f"data.columns: {ours!r} is not a column of a known format; allowed are"
-                    f" {', '.join(COLUMNS)}.{did_you_mean(ours, COLUMNS)}"
+                    f" {', '.join(known)}.{did_you_mean(ours, known)}"
                 )
 
     def parts(self, split: str) -> tuple["Part", ...]:

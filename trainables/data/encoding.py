@@ -17,7 +17,7 @@ from trainables.tasks import TASKS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RAGGED = ("input_ids", "labels", "token_type_ids", "weights", "token_bytes")
+RAGGED = ("input_ids", "labels", "target_ids", "token_type_ids", "weights", "token_bytes")
 
 
 def tokenised(

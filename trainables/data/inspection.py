@@ -77,7 +77,7 @@ class Tokenised:
     def longest(self, split: str) -> tuple[str, ...]:
         """The longest of the split's first rows that fill max_length, or are dropped for it."""
         written = self.written[split]
-        filled = written.of_rows[written.lengths >= self.manifest.max_length]
+        filled = written.of_rows[written.longest >= self.manifest.max_length]
         filled = np.concatenate([filled, self.dropped(split)])
         question = TASKS[self.manifest.task].format.question
         found = [

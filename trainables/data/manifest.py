@@ -16,6 +16,7 @@ from trainables.errors import InputError
 from trainables.storage.records import Json, from_json, to_json
 
 MANIFEST = "manifest.json"
+EARLIER = "earlier"  # name of the split that holds the validation rows of an earlier sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,8 @@ class SplitSummary(TokenSummary):
     """
 
     read: int = 0
+    replayed: int = 0
+    """Rows among them that an earlier sweep has trained on."""
     label_counts: Mapping[str, int] | None = None
     """How often each class stands there; None where there are none."""
     label_mean: float | None = None

@@ -253,6 +253,7 @@ class Preparation:
             splits["train"] = _drawn(store, splits["train"], data.rows, classes, self.seed)
         encoding = Encoding(
             max_length=self.max_length,
+            source_prefix=data.source_prefix,
             labels=labels,
             slices=_slices(store, splits, data),
             cross_documents=data.cross_documents,

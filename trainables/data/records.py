@@ -68,6 +68,7 @@ class Encoding:
     """
 
     max_length: int = 0
+    source_prefix: str = ""
     labels: tuple[str, ...] = ()
     slices: tuple[str, ...] = ()
     """Values of `data.slice` in what is measured; a row's slice is its position here."""
@@ -108,6 +109,8 @@ class Encoded:
 
     input_ids: list[np.ndarray]
     labels: np.ndarray | list[np.ndarray] | None = None
+    target_ids: list[np.ndarray] | None = None
+    """Tokens of the texts that a decoder is to write, in the place of `labels`."""
     token_type_ids: list[np.ndarray] | None = None
     weights: list[np.ndarray] | None = None
     """Of each token's loss, float32 like the labels; None: all count fully."""
@@ -117,6 +120,10 @@ class Encoded:
     """
     token_bytes: list[np.ndarray] | None = None
     """Of documents that are not yet blocks: bytes of the text that each token stands for, float64.
+    """
+    second: np.ndarray | None = None
+    """Of rows that are pairs of sequences, one after the other: where the second begins, int32 [N];
+    None: each is one sequence.
     """
     origin: np.ndarray | None = None
     """The record that each row is of, by position [N]; None: every record is one row."""
@@ -139,6 +146,19 @@ class Encoded:
     stop.
     """
 
+    @property
+    def tokens(self) -> list[np.ndarray]:
+        """All of each row, of both texts where it has two."""
+        if self.target_ids is None:
+            return self.input_ids
+        return list(map(np.concatenate, zip(self.input_ids, self.target_ids, strict=True)))
+
+    @property
+    def targets(self) -> np.ndarray | list[np.ndarray]:
+        """What is learnt of each row: `labels` as a batch has them."""
+        found = self.labels if self.target_ids is None else self.target_ids
+        return self.input_ids if found is None else found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
@@ -148,6 +168,8 @@ class Segment:
     learnt: bool
     weight: float = 1.0
     """How much its loss counts, where it is learnt."""
+    heading: str = ""
+    """What the text is that begins here, where a row is several."""
 
 
 class Format(Protocol):

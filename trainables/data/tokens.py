@@ -55,6 +55,8 @@ class Written:
 
     lengths: np.ndarray
     """int32 [N]."""
+    longest: np.ndarray
+    """Tokens of the longest sequence of each: of a pair of the longer one, int32 [N]."""
     of_rows: np.ndarray
     """The row of the store that each is of, int64 [N]."""
     hashes: np.ndarray
@@ -150,7 +152,7 @@ class SplitFiles:
             lost=dict(counts.lost),
             noticed=counts.noticed,
             mean_length=float(written.lengths.mean()),
-            longest=int(written.lengths.max()),
+            longest=int(written.longest.max()),
             largest_id=Split(path).largest_id,
             fingerprint=split_fingerprint(path),
             slice_counts=slice_counts,
@@ -179,7 +181,8 @@ class SplitFiles:
     def _write_tokens(self, path: Path, rows: np.ndarray, counts: _Counts) -> Written:
         form, encoding = TASKS[self.task].format, self.encoding
         unknown, position = _unknown_id(self.tokenizer), 0
-        lengths, origins, hashes, unknowns, is_whole = [], [], [], [], True
+        lengths, longest, origins, hashes, unknowns = [], [], [], [], []
+        is_whole = True
 
         def batches() -> Iterator[Encoded]:
             nonlocal position, is_whole
@@ -196,14 +199,17 @@ class SplitFiles:
                 if not encoded.input_ids:
                     continue
                 writer.write(encoded)
-                lengths.append(np.array(list(map(len, encoded.input_ids)), dtype=np.int32))
+                tokens = encoded.tokens
+                lengths.append(np.array(list(map(len, tokens)), dtype=np.int32))
+                longest.append(_longest(lengths[-1], encoded.second))
                 origins.append(encoded.origin)
-                hashes.append(np.array(list(map(_hash, encoded.input_ids)), dtype=np.uint64))
-                unknowns.append(_counts_of(encoded, unknown))
+                hashes.append(np.array(list(map(_hash, tokens)), dtype=np.uint64))
+                unknowns.append(_counts_of(tokens, unknown))
         if not lengths:
-            lengths = origins = hashes = unknowns = [rows[:0]]
+            lengths = longest = origins = hashes = unknowns = [rows[:0]]
         return Written(
             lengths=np.concatenate(lengths),
+            longest=np.concatenate(longest),
             of_rows=np.concatenate(origins),
             hashes=np.concatenate(hashes),
             unknown=np.concatenate(unknowns),
@@ -228,6 +234,7 @@ class SplitFiles:
         counts.targets = _targets(counts.task, kept)
         return Written(
             lengths=written.lengths[chosen],
+            longest=written.longest[chosen],
             of_rows=written.of_rows[chosen],
             hashes=written.hashes[chosen],
             unknown=written.unknown[chosen],
@@ -284,6 +291,11 @@ def _beside(record: Record) -> dict[str, str]:
     return {name: value for name, value in named.items() if value is not None}
 
 
+def _longest(lengths: np.ndarray, second: np.ndarray | None) -> np.ndarray:
+    """Tokens of the longest sequence of rows of `lengths` tokens, whose second begins there."""
+    return lengths if second is None else np.maximum(second, lengths - second)
+
+
 def _hash(ids: np.ndarray) -> int:
     return int.from_bytes(blake2b(ids.tobytes(), digest_size=8).digest(), "little")
 
@@ -297,13 +309,13 @@ def _unknown_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     return None if unknown in others else unknown
 
 
-def _counts_of(encoded: Encoded, token: int | None) -> np.ndarray:
+def _counts_of(rows: list[np.ndarray], token: int | None) -> np.ndarray:
     """How often a token stands in each row, int32 [N]."""
     if token is None:
-        return np.zeros(len(encoded.input_ids), dtype=np.int32)
-    return np.array([np.count_nonzero(ids == token) for ids in encoded.input_ids], dtype=np.int32)
+        return np.zeros(len(rows), dtype=np.int32)
+    return np.array([np.count_nonzero(ids == token) for ids in rows], dtype=np.int32)
 
 
 def _targets(task: Task, encoded: Encoded) -> int:
     """What the split's loss is a mean over, whatever their weights."""
-    return task.count_targets(encoded.input_ids if encoded.labels is None else encoded.labels)
+    return task.count_targets(encoded.targets)

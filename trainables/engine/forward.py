@@ -4,6 +4,7 @@ Letters of shapes: B rows of a micro-batch, T tokens, D channels.
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch import Tensor
 from trainables.engine import varlen
 from trainables.engine.kernels import MicroBatch
 from trainables.engine.own import OwnBaseEngine
-from trainables.engine.scoring import BatchLosses, Rows
+from trainables.engine.scoring import BatchLosses, Rows, batch_losses
 from trainables.engine.shared import SharedBaseEngine
+from trainables.hyperparameters import Hyperparameters
 from trainables.models.base import BaseModel
 from trainables.models.output import hidden_states, output_names
 from trainables.tasks import Task, take_targets
@@ -34,9 +36,9 @@ class ForwardPass:
         batch = self.task.collate(split.rows(rows), self.pad_token_id)
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def inputs(self, split: Rows, rows: np.ndarray) -> dict[str, Tensor]:
+    def inputs(self, base: BaseModel, split: Rows, rows: np.ndarray) -> dict[str, Tensor]:
         batch = self.batch(split, rows)
-        take_targets(batch)
+        take_targets(batch, self.task, base.model)
         return batch
 
     def on_device(self, values: np.ndarray) -> Tensor:
@@ -61,15 +63,15 @@ class ForwardPass:
         batch: dict[str, Tensor],
         lanes_B: np.ndarray,
         rows: varlen.Rows | None = None,
-        smoothing_B: Tensor | None = None,
+        hps: Sequence[Hyperparameters] | None = None,
     ) -> BatchLosses:
         """Losses, targets and outcomes of one micro-batch, as `Task` has them.
 
         engine: of the trials whose weights are used; None: the untuned base. lanes_B: the trial of
-        each row. rows: where the rows lie in a micro-batch without padding. smoothing_B: of the
-        labels, in training.
+        each of them, of pairs of each sequence. rows: where they lie in a micro-batch without
+        padding. hps: of each row's trial, in training.
         """
-        labels, weights = take_targets(batch)
+        targets = take_targets(batch, self.task, base.model)
         varlen.passing(rows)
         if rows is not None:
             batch, lanes_B = rows.flatten(batch), np.repeat(lanes_B, rows.lengths)
@@ -81,7 +83,5 @@ class ForwardPass:
                     logits = engine.forward(batch, MicroBatch.of(lanes_B, self.device)).logits
             if rows is not None:
                 logits = rows.padded(logits)
-            nll_B, targets_B = self.task.row_losses(
-                logits, labels, base.output, weights, smoothing_B
-            )
-        return nll_B, targets_B, self.task.outcomes(logits, labels, output_names(base.model))
+            names = output_names(base.model)
+            return batch_losses(self.task, logits, targets, base.output, names, hps)

@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,14 +40,29 @@ from trainables.engine.schedule import (
     samples_seen,
     total_steps,
 )
-from trainables.engine.scoring import BatchLosses, Cut, RowResults, Rows, evaluate_in_micro_batches
+from trainables.engine.scoring import (
+    BatchLosses,
+    Cut,
+    RowResults,
+    Rows,
+    evaluate_in_micro_batches,
+    padded_lengths,
+    sequence_numbers,
+    with_reference,
+)
 from trainables.engine.settings import GroupSettings
 from trainables.engine.shared import SharedBaseEngine
 from trainables.engine.step import StepRows
 from trainables.errors import InputError
 from trainables.evaluation.forgetting import GENERAL, Remembered, draw_continuations
 from trainables.evaluation.record import MeasuredEvaluation
-from trainables.hyperparameters import Hyperparameters, MethodOptions, sharing_key, virtual_tokens
+from trainables.hyperparameters import (
+    Hyperparameters,
+    MethodOptions,
+    sharing_key,
+    untrained,
+    virtual_tokens,
+)
 from trainables.methods import ADDITIVE, REPLACING, quantisation_of
 from trainables.models.base import BaseModel, BaseSpec
 from trainables.models.config import ModelConfig, Quantisation
@@ -117,6 +132,8 @@ class TrialGroup:
         # where given, every evaluation says what has been forgotten of it
         self._general = general
         self._remembered: dict[tuple[Quantisation, torch.dtype], Remembered] = {}  # of each base
+        # train and validation, with what each base makes of pairs
+        self._referred: dict[tuple[Quantisation, torch.dtype], tuple[Split, ...]] = {}
         self._settings = settings
         self._device = device
         self._world = world
@@ -176,7 +193,8 @@ class TrialGroup:
             raise
 
     def _check_loss(self, hp: Hyperparameters) -> None:
-        """Raise InputError for what the task's loss cannot be given."""
+        """Raise InputError for what the task's loss, or the number of steps, cannot be given."""
+        hp.options.check_steps(self.total_steps(hp))
         if hp.label_smoothing and not self._task.loss.is_likelihood:
             raise InputError(
                 "label_smoothing: is for losses that are likelihoods, got task"
@@ -193,6 +211,10 @@ class TrialGroup:
 
     def _add_to_engine(self, trial: str, hp: Hyperparameters, base: LoadedBase) -> None:
         if hp.method in REPLACING:
+            if base.base.start:
+                raise InputError(
+                    f"model.adapter: continue trains the adapter itself, got method {hp.method}"
+                )
             self._engine = OwnBaseEngine(
                 base.base, base.pristine, trial, hp, self._settings.save_dtype
             )
@@ -203,6 +225,8 @@ class TrialGroup:
             )
         assert isinstance(self._engine, SharedBaseEngine)
         self._engine.join(trial, base.additions(hp), averaged=hp.ema_decay > 0)
+        if base.base.start:
+            self._engine.begin(trial, base.base.start)
 
     def _forget(self, trial: str) -> None:
         """After a join that broke half way: nobody else is harmed; a base that may be changed is
@@ -273,7 +297,7 @@ class TrialGroup:
         if member.step not in member.averaged:
             return
         assert engine is not None
-        for name, weight in engine.weights(trial).items():
+        for name, weight in engine.training_weights(trial).items():
             term = weight.detach().to("cpu", torch.float64)
             member.weight_sum[name] = term + member.weight_sum.get(name, 0)
 
@@ -291,11 +315,9 @@ class TrialGroup:
         assert self._engine is not None
         members = [self._members[trial] for trial in trials]
         hps, steps = [each.hyperparameters for each in members], [each.step for each in members]
-        rates = [
-            learning_rate(hp, step, self.total_steps(hp))
-            for hp, step in zip(hps, steps, strict=True)
-        ]
-        self._engine.update(trials, hps, rates, steps, norms)
+        totals = [self.total_steps(hp) for hp in hps]
+        rates = [learning_rate(*each) for each in zip(hps, steps, totals, strict=True)]
+        self._engine.update(trials, hps, rates, steps, totals, norms)
 
     def _non_finite(self, trials: Sequence[str]) -> NonFinite:
         what = "the training loss or its gradient became non-finite at step"
@@ -308,17 +330,18 @@ class TrialGroup:
     def _gradients(
         self, trials: Sequence[str], rows: Sequence[np.ndarray]
     ) -> tuple[Tensor, list[float]]:
-        """Gradients of each trial's mean loss over its `rows`; returns the summed losses [K] and
-        their targets (ln 2 times their bytes, where losses are told in bits per byte), over all
+        """Gradients of what each trial minimises over its `rows`; returns that, times the targets
+        [K], and those (ln 2 times their bytes, where losses are told in bits per byte), over all
         workers.
         """
         assert self._engine is not None
         nll, targets = self._own_gradients(trials, rows)
         self._world.sum(self._engine.gradients())
         self._world.sum([nll])
+        penalties = self._engine.penalise(trials).to(nll)
         if (sizes := self._train.target_bytes) is not None:
             targets = [float(sizes[each].sum()) * math.log(2) for each in rows]
-        return nll, targets
+        return nll + penalties * penalties.new_tensor(targets), targets
 
     def _own_gradients(
         self, trials: Sequence[str], rows: Sequence[np.ndarray]
@@ -326,9 +349,7 @@ class TrialGroup:
         """The part of this worker. No result depends on the budget: where memory does not suffice,
         the half-done step is forgotten and taken again in smaller micro-batches.
         """
-        longest = (
-            max(int(self._train.lengths[each].max()) for each in rows) + self._virtual_tokens()
-        )
+        longest = max(int(self._padded_lengths(each).max()) for each in rows)
         self._budget.begin(len(self._members))
         while True:
             try:
@@ -359,33 +380,35 @@ class TrialGroup:
             self._task,
             self._class_weights,
         )
-        row, position, weight, smooth = whole.row, whole.position, whole.weight, whole.smoothing
+        row, position, weight = whole.row, whole.position, whole.weight
         lane = np.array([engine.trials.index(trial) for trial in trials])[position]
-        lengths = self._train.lengths[row]
+        lengths, kinds = self._padded_lengths(row), self._train.kinds[row]
         mine = np.argsort(lengths, kind="stable")[self._world.rank :: self._world.size]
+        sequences = self._train.sequences
         nll = torch.zeros(len(trials), dtype=torch.float64, device=self._device)
         on_device = self._forward.on_device
         for chosen in cut_micro_batches(
-            lengths[mine] + self._virtual_tokens(), self._budget.tokens, padded=base.padded
+            lengths[mine], self._budget.tokens, kinds=None if base.padded else kinds[mine]
         ):
             at = mine[chosen]
             at = at[np.argsort(lane[at], kind="stable")]
-            flat = self._varlen_rows(lengths[at])
-            named, positions = at, None
-            if flat is not None:
-                named, positions = np.repeat(at, lengths[at]), flat.positions_N
+            number = sequence_numbers(self._train, row[at])  # a pair is two in the forward pass
+            each, tokens = np.repeat(at, len(number) // len(at)), sequences.lengths[number]
+            flat = self._varlen_rows(tokens)
+            times = 1 if flat is None else tokens  # without padding each token is named
+            named = np.repeat(each, times)
             self._keys.set(
                 on_device(whole.seed[named]),
                 on_device(whole.step[named]),
-                on_device(row[named]),
-                positions,
+                on_device(np.repeat(number, times)),
+                None if flat is None else flat.positions_N,
             )
             batch = self._forward.batch(self._train, row[at])
-            smooth_B = None if smooth is None else on_device(smooth[at])
-            noise = base.input_noise.on(whole.hps, position[named], lengths[named], on_device)
+            read = sequences.parts[np.repeat(number, times), 0]  # of a row's two texts the source
+            noise = base.input_noise.on(whole.hps, position[named], read, on_device)
             with base.dropping_out(), noise:
                 nll_B, _, _ = self._forward.losses(
-                    base.base, engine, batch, lane[at], flat, smooth_B
+                    base.base, engine, batch, lane[each], flat, whole.hps_of(at)
                 )
                 (nll_B * on_device(weight[at]).to(nll_B.dtype)).sum().backward()
             counted_B = nll_B.detach().double() * on_device(whole.counts[at])
@@ -416,9 +439,7 @@ class TrialGroup:
         rows = self._rows(self._members[trial])
         with Peak() as peak:
             self._own_gradients([trial], [rows])
-        return peak.bytes, len(rows) * (
-            int(self._train.lengths[rows].max()) + self._virtual_tokens()
-        )
+        return peak.bytes, len(rows) * int(self._padded_lengths(rows).max())
 
     # --- evaluation ---
 
@@ -458,23 +479,56 @@ class TrialGroup:
             return self._world.from_first(drawn.to(self._device)).cpu()
 
         drawn = draw_continuations(
-            base.states, self._validation, self._settings.seed, agree, base.logits
+            base.states, self._validation.sequences, self._settings.seed, agree, base.logits
         )
         (general,) = self._evaluate_rows([""], self._general)
         (own,) = self._evaluate_rows([""], drawn)
         self._remembered[key] = Remembered(general=general.loss, drawn=drawn, own=own.loss)
 
+    def _refer(self, base: LoadedBase, method: str, options: MethodOptions | None) -> None:
+        """Let pairs have the log-probabilities of what trials start from beside them: once for a
+        base.
+        """
+        if not self._task.has_pairs:
+            return
+        key = base.base.quantisation, base.base.dtype
+        if key not in self._referred:
+
+            def measure(split: Split) -> RowResults:
+                return self._evaluate_rows([""], split)[0]
+
+            with self._untuned(base, method, options):
+                splits = [with_reference(each, measure) for each in (self._train, self._validation)]
+            self._referred[key] = tuple(splits)
+        self._train, self._validation = self._referred[key]
+
     def untuned_results(
         self, method: str, options: MethodOptions | None = None
     ) -> tuple[RowResults, RowResults]:
-        """What the untuned base (its new head, if any, is random) makes of the validation rows and
-        of the probe.
+        """What the untuned base (its new head, if any, is random), or the adapter that is
+        continued, makes of the validation rows and of the probe.
         """
         assert not self._members
-        self._base_for(method, options)
-        (results,) = self._evaluate_rows([""], self._validation)
-        (probed,) = self._evaluate_rows([""], self._train, self._probe_rows)
+        base, trials = self._base_for(method, options), [""]
+        with self._untuned(base, method, options):
+            (results,) = self._evaluate_rows(trials, self._validation)
+            (probed,) = self._evaluate_rows(trials, self._train, self._probe_rows)
         return results, probed
+
+    @contextlib.contextmanager
+    def _untuned(
+        self, base: LoadedBase, method: str, options: MethodOptions | None
+    ) -> Iterator[None]:
+        """Inside, "" is what trials start from: the base, or an adapter that is continued over
+        it.
+        """
+        if base.base.start:
+            self.join("", untrained(method, options))
+        try:
+            yield
+        finally:
+            if base.base.start:
+                self.leave("")
 
     def metrics(self, results: RowResults) -> dict[str, float]:
         return results.metrics(self._task)
@@ -493,7 +547,8 @@ class TrialGroup:
         train_loss = member.train_nll / member.train_targets if member.train_targets else None
         member.train_nll, member.train_targets = 0.0, 0
         trained = self._engine.trained(trial)
-        tokens = float(self._validation.lengths.mean())
+        saved = sum(tensor.numel() for tensor in self._engine.weights(trial).values())
+        tokens = float(self._validation.sequence_lengths.mean())
         is_average = member.step > self.total_steps(hp)
         rate = learning_rate(hp, max(member.step - 1, 0), self.total_steps(hp))
         return MeasuredEvaluation(
@@ -512,7 +567,7 @@ class TrialGroup:
             slices=results.by_slice(self._task, self._slices),
             forgetting=forgetting,
             kl=kl,
-            inference_cost=self._base.inference_cost(hp, trained, tokens),
+            inference_cost=self._base.inference_cost(hp, saved, tokens),
             base_cost=2 * self._base.computed_parameters * tokens,
             losses=results.losses,
             outcomes=results.rows_outcomes,
@@ -613,8 +668,12 @@ class TrialGroup:
         """Samples from one evaluation to the next."""
         return self._settings.evaluate_every or len(self._train)
 
+    def _padded_lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens that each of these training rows takes by itself in a micro-batch."""
+        return padded_lengths(self._train, rows, self._virtual_tokens())
+
     def _virtual_tokens(self) -> int:
-        """Soft-prompt tokens before each row: as many for all trials of the group."""
+        """Trained positions before each row: as many for all trials of the group."""
         return max(
             (virtual_tokens(member.hyperparameters) for member in self._members.values()), default=0
         )
@@ -637,10 +696,11 @@ class TrialGroup:
         self._base = base = LoadedBase(
             self._load_base(*wanted),
             forward=self._forward,
-            train=self._train,
+            train=self._train.sequences,
             settings=self._settings,
             keys=self._keys,
         )
+        self._refer(base, method, options)
         self._remember(base)
         base.try_sharing(method, options)
         return base

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from trainables.engine.sites import AdapterSite
+from trainables.engine.sites import AdapterSite, Made
 from trainables.hyperparameters import MethodOptions
 
 VACANT = ""  # the trial of a row that nobody has any more
@@ -31,7 +31,17 @@ class Lane:
     options: dict[tuple[type[AdapterSite], str], MethodOptions | None]
     shapes: dict[Column, tuple[int, ...]]  # the trial's own
     frozen: dict[Column, Tensor] = field(default_factory=dict)  # see `Addition`
+    made: dict[tuple[type[AdapterSite], str], Made] = field(default_factory=dict)  # likewise
     averaged: bool = False  # whether the moving average of its weights is kept
+
+    @property
+    def kept(self) -> dict[str, set[Column]]:
+        """What is kept of its numbers beside the optimizer's moments, and of which."""
+        found: dict[str, set[Column]] = {}
+        for column in self.shapes:
+            for name in column.kind.state:
+                found.setdefault(name, set()).add(column)
+        return found
 
     @property
     def trained(self) -> int:

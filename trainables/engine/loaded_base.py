@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.data.prepare import Split
+from trainables.data.arrow import Sequences, Split
 from trainables.engine import varlen
 from trainables.engine.dropout import FunctionDropout, RowDropout, RowKeys, replace_dropout
 from trainables.engine.forward import ForwardPass
-from trainables.engine.own import initialise
 from trainables.engine.regularisation import InputNoise
 from trainables.engine.row_independence import mixing_rows, padding_changes_losses
 from trainables.engine.scoring import SAME, SAME_HALF, SAME_ROW, row_means
@@ -26,12 +25,13 @@ from trainables.engine.settings import GroupSettings
 from trainables.engine.shared import SharedBaseEngine
 from trainables.engine.sites import Addition, TrainedModule, copy_of
 from trainables.errors import InputError
-from trainables.hyperparameters import OPTIONS, Hyperparameters, MethodOptions
+from trainables.hyperparameters import Hyperparameters, MethodOptions, untrained
 from trainables.methods import ADDITIVE
 from trainables.methods.lora import FIRST_LAYER
 from trainables.models.base import BaseModel
+from trainables.models.heads import initialise
 from trainables.models.output import hidden_states
-from trainables.models.structure import is_linear, layer_lists, linear_layers
+from trainables.models.structure import input_embedding, is_linear, linear_layers, stacks
 from trainables.streams import stream
 from trainables.tasks import take_targets
 
@@ -49,7 +49,7 @@ class LoadedBase:
         base: BaseModel,
         *,
         forward: ForwardPass,
-        train: Split,
+        train: Split | Sequences,
         settings: GroupSettings,
         keys: RowKeys,
     ) -> None:
@@ -61,7 +61,7 @@ class LoadedBase:
         self._settings = settings
         self._shared: dict[str, bool] = {}  # whether trials can share it, by the method that asked
         replace_dropout(base.model, keys)
-        self.input_noise = InputNoise(base.model.get_input_embeddings(), keys)
+        self.input_noise = InputNoise(input_embedding(base.model), keys)
         self._mixes_rows = bool(self._find_mixing_rows())
         self.padded = not self._padding_changes_losses()  # rows of unlike lengths may share a batch
         self._function_dropout = self._watch_functions()
@@ -80,15 +80,10 @@ class LoadedBase:
 
     def try_sharing(self, method: str, options: MethodOptions | None) -> None:
         """Once for a base, with the first method that would share it."""
-        if self._shared or method not in ADDITIVE:
+        alone = options is not None and options.sharing_key is None
+        if self._shared or alone or method not in ADDITIVE:
             return
-        hp = Hyperparameters(
-            method=method,
-            learning_rate=1.0,
-            batch_size=1,
-            epochs=1,
-            options=options or OPTIONS[method](),
-        )
+        hp = untrained(method, options)
         # the method may not suit the base; a trial's own join says so
         with contextlib.suppress(InputError):
             self._shared[method] = self._can_share(hp)
@@ -182,8 +177,10 @@ class LoadedBase:
 
         def run(ids_3T: Tensor) -> None:
             varlen.passing(None)
-            batch = {"input_ids": ids_3T, "attention_mask": torch.ones_like(ids_3T)}
+            mask = torch.ones_like(ids_3T)
+            batch = {"input_ids": ids_3T, "attention_mask": mask, "labels": ids_3T}
             inputs = {name: x.to(self._forward.device) for name, x in batch.items()}
+            take_targets(inputs, self._forward.task, model)
             self._forward.hidden(self.base, inputs)
 
         self.keys.mixing_rows = {}
@@ -200,7 +197,7 @@ class LoadedBase:
     def _layers(self) -> list[str]:
         """Names of its layers; none, where it has no list of them: then no method adds to one."""
         try:
-            lists = layer_lists(self.model)
+            lists = [each for lists in stacks(self.model) for each in lists]
         except InputError:
             return []
         return [f"{stack}.{number}" for stack, layers in lists for number in range(len(layers))]
@@ -209,7 +206,7 @@ class LoadedBase:
         """Tokens of both ends of the longest row, where its special tokens are: all inputs of all
         layers are kept for a moment.
         """
-        (row,) = self._train.rows([int(self._train.lengths.argmax())])
+        (row,) = self._train.rows([int(self._train.parts[:, 0].argmax())])
         ids_T = row["input_ids"].astype(np.int64)
         if len(ids_T) > 2 * ENDS:
             ids_T = np.concatenate([ids_T[:ENDS], ids_T[-ENDS:]])
@@ -267,13 +264,16 @@ class LoadedBase:
             wanted = self._forward.device.type == "cuda"
         if not wanted or self.base.output is None or lengths.min() == lengths.max():
             return math.inf
+        if self.model.config.is_encoder_decoder:  # a row's two texts would lie apart
+            return math.inf
         if not varlen.prepare(self.model):
             return math.inf
         # the longest and some others; the seed of the sweep chooses, so that all workers of a slot
         # choose alike
         some = stream("timed rows", self._settings.seed).permutation(len(lengths))
         others = max(1, self._settings.max_tokens // int(lengths.max()) - 1)
-        batch = self._forward.inputs(self._train, np.array([lengths.argmax(), *some[:others]]))
+        rows = np.array([lengths.argmax(), *some[:others]])
+        batch = self._forward.inputs(self.base, self._train, rows)
         cost = varlen.cost(lambda inputs: self._forward.hidden(self.base, inputs), batch)
         return 0.0 if self._settings.varlen and math.isfinite(cost) else cost
 
@@ -291,7 +291,7 @@ class LoadedBase:
     def _watch_functions(self) -> FunctionDropout | None:
         """What to run a model under that drops out in functions, not modules."""
         model, mode = self.model, FunctionDropout(self.keys)
-        batch = self._forward.inputs(self._train, np.array([0]))
+        batch = self._forward.inputs(self.base, self._train, np.array([0]))
         self.keys.set(0, 0, torch.zeros(1, dtype=torch.int64, device=self._forward.device))
         model.train()
         with torch.no_grad(), mode, hidden_states(self.base.output):
@@ -323,7 +323,7 @@ class LoadedBase:
     def states(self, row: Mapping[str, np.ndarray]) -> Tensor:
         """Hidden states of one row [T, D], of which `logits` makes logits."""
         batch = self._forward.task.collate([dict(row)], self._forward.pad_token_id)
-        take_targets(batch)
+        take_targets(batch, self._forward.task, self.model)
         varlen.passing(None)
         with torch.no_grad():
             inputs = {name: x.to(self._forward.device) for name, x in batch.items()}
@@ -333,19 +333,19 @@ class LoadedBase:
         with torch.no_grad(), self._forward.precision():
             return states_TD if self.base.output is None else self.base.output(states_TD)
 
-    def inference_cost(self, hp: Hyperparameters, trained: int, tokens: float) -> float:
+    def inference_cost(self, hp: Hyperparameters, saved: int, tokens: float) -> float:
         """Arithmetic of a request of `tokens` over that of the untuned base: 2 x parameters x
-        tokens (Kaplan et al. 2020, section 2.1). trained: parameters that a trial trains.
+        tokens (Kaplan et al. 2020, section 2.1). saved: parameters that a checkpoint has.
 
-        What can be merged into the base costs nothing.
+        What can be merged into the base costs nothing. Keys and values cost each token what as many
+        weights do; no token is computed for them.
         """
-        own = 0
+        own, longer = 0, hp.options.soft_prompt_tokens
         if hp.method in ADDITIVE and ADDITIVE[hp.method].stays_beside:
-            own = trained - sum(
-                p.numel() for name, p in self.model.named_parameters() if self.base.in_head(name)
-            )
-        of_base = 1 + own / self.computed_parameters
-        return of_base * (1 + hp.options.soft_prompt_tokens / tokens)
+            named = self.model.named_parameters()
+            heads = (p.numel() for name, p in named if self.base.in_head(name))
+            own, longer = saved - sum(heads), 0
+        return (1 + own / self.computed_parameters) * (1 + longer / tokens)
 
     @property
     def computed_parameters(self) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from trainables.errors import InputError
 from trainables.hyperparameters import Hyperparameters
-from trainables.models.base import LANGUAGE_MODEL, BaseModel
+from trainables.models.base import LANGUAGE_MODELS, BaseModel
 from trainables.models.config import Quantisation
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def estimate(
         model = base.model
         linear = {name: model.get_submodule(name) for name in linear_layers(model, base.head)}
         training = _training(base, hp, linear, dtype_bytes, compute_bytes)
-    output = model.get_output_embeddings() if auto_class == LANGUAGE_MODEL else None
+    output = model.get_output_embeddings() if auto_class in LANGUAGE_MODELS else None
     return MemoryEstimate(
         base=_base_bytes(model, linear, quantisation, dtype_bytes),
         activations=_activation_bytes(
@@ -115,7 +115,8 @@ def estimate(
             casts=quantisation == "none" and compute_bytes < dtype_bytes,
             tokens=max_tokens,
             gradient_checkpointing=gradient_checkpointing,
-        ),
+        )
+        + _expert_bytes(model, training.fed, dtype_bytes, gradient_checkpointing),
         per_trial=sum(tensor.numel() for tensor in training.tensors) * training.bytes_per_parameter,
         shared=training.shared,
     )
@@ -127,7 +128,7 @@ class _Training:
 
     tensors: "list[Tensor]"
     bytes_per_parameter: int  # of weights that are not the base's, gradients and moments
-    fed: set[str]  # linear layers whose weight or adapter is trained
+    fed: set[str]  # linear layers, and fused experts, whose weight or adapter is trained
     reached: Set[str]  # linear layers that the backward pass goes through
     shared: bool
 
@@ -148,7 +149,8 @@ def _training(
         per_parameter = (1 + averages) * dtype_bytes + kept
         return _of_the_base(base.model, linear, per_parameter)
     additions = ADDITIVE[hp.method].plan(base, hp.options)
-    return _beside_the_base(base, additions, linear, compute_bytes, averages)
+    shared = hp.options.sharing_key is not None
+    return _beside_the_base(base, additions, linear, compute_bytes, averages, shared)
 
 
 def _of_the_base(
@@ -170,17 +172,19 @@ def _beside_the_base(
     linear: Mapping[str, "nn.Module"],
     compute_bytes: int,
     averages: int,
+    shared: bool,
 ) -> _Training:
-    """Of a trial that shares the base, and trains additions and a head."""
+    """Of a trial that leaves the base as it is, and trains additions and a head."""
     heads = [parameter for name, parameter in base.model.named_parameters() if base.in_head(name)]
+    kept = len({name for addition in additions for name in addition.kind.state})
     # of the matrix, for the arithmetic
     low_copy = compute_bytes if compute_bytes < FLOAT32 else 0
     return _Training(
         tensors=[tensor for each in additions for tensor in each.values.values()] + heads,
-        bytes_per_parameter=(2 + MOMENTS + averages) * FLOAT32 + low_copy,
+        bytes_per_parameter=(2 + MOMENTS + averages + kept) * FLOAT32 + low_copy,
         fed={addition.site for addition in additions},
         reached=linear.keys(),
-        shared=True,
+        shared=shared,
     )
 
 
@@ -244,7 +248,7 @@ def _meta_base(
         )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    head = () if auto_class == LANGUAGE_MODEL else tuple(above_backbone(model))
+    head = () if auto_class in LANGUAGE_MODELS else tuple(above_backbone(model))
     return BaseModel(model=model, quantisation=quantisation, dtype=torch.float32, head=head)
 
 
@@ -341,9 +345,26 @@ def _activation_bytes(
     else:
         held, weights = sum(kept), sum(cast)
     scaled = any(getattr(model.config, name, None) for name in SCALED_LOGITS)
+    scaled |= hasattr(model, "final_logits_bias")
     logits = tokens * vocabulary if scaled else min(tokens * vocabulary, CHUNK_LOGITS)
     at_the_end = logits * (compute_bytes + LOSS_BYTES)
     return int(tokens * held + max(tokens * in_flight, at_the_end)) + weights
+
+
+def _expert_bytes(
+    model: "PreTrainedModel", fed: Set[str], dtype_bytes: int, gradient_checkpointing: bool
+) -> int:
+    """What a pass takes for the weights of fused experts that are a trial's own: those of all
+    layers, or with checkpointing of one at a time, and the gradient of one weight.
+    """
+    layers: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        if name in fed:
+            layers.setdefault(name.rpartition(".")[0], []).append(parameter.numel())
+    held = [sum(sizes) for sizes in layers.values()]
+    one = max((max(sizes) for sizes in layers.values()), default=0)
+    kept = max(held, default=0) if gradient_checkpointing else sum(held)
+    return (kept + one) * dtype_bytes
 
 
 def _linear_by_layer(

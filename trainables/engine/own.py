@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,10 +13,8 @@ from trainables.engine.shared import AVERAGE, WEIGHTS, ema_decay
 from trainables.hyperparameters import Hyperparameters
 from trainables.methods import REPLACING
 from trainables.models.base import BaseModel
+from trainables.models.heads import initialise
 from trainables.models.output import ModelOutput
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class OwnBaseEngine:
@@ -96,6 +93,10 @@ class OwnBaseEngine:
                 parameter.grad = torch.zeros_like(parameter)
         return [p.grad for p in self._parameters.values() if p.grad is not None]
 
+    def penalise(self, trials: Sequence[str]) -> Tensor:
+        """No method that trains the base adds to what it minimises."""
+        return torch.zeros(len(trials), dtype=torch.float64)
+
     def norms(self, trials: Sequence[str]) -> Tensor:
         return torch.nn.utils.get_total_norm(self.gradients()).reshape(1)
 
@@ -105,6 +106,7 @@ class OwnBaseEngine:
         hps: Sequence[Hyperparameters],
         rates: Sequence[float],
         steps: Sequence[int],
+        totals: Sequence[int],
         norms: Tensor,
     ) -> None:
         for hp, rate, step in zip(hps, rates, steps, strict=True):
@@ -138,9 +140,13 @@ class OwnBaseEngine:
     def weights(self, trial: str) -> dict[str, Tensor]:
         return dict(self._parameters)
 
+    def training_weights(self, trial: str) -> dict[str, Tensor]:
+        """What the trial trains, by the names in the model."""
+        return dict(self._parameters)
+
     @torch.no_grad()
     def set_weights(self, trial: str, weights: Mapping[str, Tensor]) -> None:
-        """Give the trial these, by their names in the model."""
+        """Give `training_weights` these values."""
         for name, parameter in self._parameters.items():
             parameter.copy_(weights[name])
 
@@ -177,12 +183,3 @@ class OwnBaseEngine:
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-def initialise(model: "PreTrainedModel", head: torch.nn.Module) -> None:
-    """Draw the weights of `head` anew, as transformers draws those of a new head."""
-    for module in head.modules():
-        for parameter in module.parameters(recurse=False):
-            # transformers leaves alone what carries this mark
-            parameter._is_hf_initialized = False  # pyright: ignore[reportAttributeAccessIssue]
-        model._init_weights(module)

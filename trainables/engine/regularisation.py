@@ -17,11 +17,11 @@ from trainables.hyperparameters import Hyperparameters
 EMBEDDED = FUNCTIONS - 1  # number of the embedding among the layers that draw
 
 
-def smoothing(hps: Sequence[Hyperparameters], position: np.ndarray) -> np.ndarray | None:
-    """Of the labels of each row, whose trial stands at `position` of `hps`; None: of none."""
+def smoothing(hps: Sequence[Hyperparameters]) -> np.ndarray | None:
+    """Of the labels of each row, of whose trials these are; None: of none."""
     if not any(hp.label_smoothing for hp in hps):
         return None
-    return np.array([hp.label_smoothing for hp in hps])[position]
+    return np.array([hp.label_smoothing for hp in hps])
 
 
 def balanced(labels: np.ndarray | None) -> np.ndarray:

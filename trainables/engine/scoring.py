@@ -11,22 +11,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from trainables.data.arrow import Sequences
 from trainables.data.batches import cut_micro_batches
 from trainables.data.prepare import Slices, Split
 from trainables.engine.distributed import World
 from trainables.engine.memory import release
+from trainables.engine.regularisation import smoothing
 from trainables.engine.row_independence import padding_changes_losses
 from trainables.evaluation.forgetting import Drawn
+from trainables.hyperparameters import Hyperparameters
 from trainables.models.output import hidden_states, output_layer, output_names
-from trainables.tasks import Task, take_targets
+from trainables.tasks import Targets, Task, take_targets
 from trainables.tasks.causal_lm.task import tokens_at_once
+from trainables.tasks.preference.losses import pair_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Rows = Split | Drawn
+Rows = Split | Sequences | Drawn
 BatchLosses = tuple[Tensor, Tensor, Tensor | None]
 """Summed loss, targets and outcomes [B, M] (None for language models) of each row of a batch; sums
 and targets are weighted where tokens have weights.
@@ -103,6 +107,52 @@ def row_means(nll_B: Tensor, targets_B: Tensor) -> Tensor:
     return nll_B / torch.where(targets_B > 0, targets_B, 1)
 
 
+def batch_losses(
+    task: Task,
+    logits: Tensor,
+    targets: Targets,
+    output: nn.Linear | None,
+    names: Sequence[str],
+    hps: Sequence[Hyperparameters] | None = None,
+) -> BatchLosses:
+    """Of one micro-batch. output, names: as `Task.row_losses` and `Task.outcomes` take them. hps:
+    of each row's trial, in training; None: as losses are told of all trials alike.
+    """
+    if targets.reference is not None:
+        nll, tokens = task.row_losses(logits, targets.labels, output)
+        return pair_losses(nll, tokens, targets.reference, hps)
+    shares = smoothing(hps or ())
+    smoothing_B = None if shares is None else torch.as_tensor(shares).to(logits.device)
+    nll_B, targets_B = task.row_losses(logits, targets.labels, output, targets.weights, smoothing_B)
+    return nll_B, targets_B, task.outcomes(logits, targets.labels, names)
+
+
+def with_reference(split: Split, measure: Callable[[Split], RowResults]) -> Split:
+    """Pairs with the log-probabilities that a reference gives their answers; rows that are none as
+    they are. measure: what the reference makes of rows.
+    """
+    if split.sequence_lengths.shape[1] == 1:
+        return split
+    # changes from 0 are the log-probabilities themselves
+    found = measure(split.beside(reference=np.zeros(split.sequence_lengths.shape)))
+    assert found.outcomes is not None, "pairs have outcomes"
+    return split.beside(reference=found.outcomes)
+
+
+def padded_lengths(split: Rows, rows: np.ndarray, virtual_tokens: int = 0) -> np.ndarray:
+    """Tokens that each of `rows` takes by itself in a micro-batch [N]: of a pair both sequences, as
+    long as the longer one. virtual_tokens: before each sequence.
+    """
+    lengths_NS = split.sequence_lengths[rows]
+    return lengths_NS.shape[1] * (lengths_NS.max(1) + virtual_tokens)
+
+
+def sequence_numbers(split: Rows, rows: np.ndarray) -> np.ndarray:
+    """Positions of the sequences of `rows` among those of all rows, each row's side by side."""
+    each = split.sequence_lengths.shape[1]
+    return (rows[:, None] * each + np.arange(each)).reshape(-1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cut:
     """How rows are cut into micro-batches, and where those are computed."""
@@ -137,20 +187,21 @@ def evaluate_model(
             max_tokens = min(max_tokens, tokens_at_once(model.config.get_text_config().vocab_size))
 
     def losses(batch: dict[str, Tensor], _: Sequence[int]) -> BatchLosses:
-        labels, weights = take_targets(batch)
+        targets = take_targets(batch, task, model)
         with hidden_states(output):
             logits = model(**batch).logits
-        nll_B, targets_B = task.row_losses(logits, labels, output, weights)
-        return nll_B, targets_B, task.outcomes(logits, labels, names)
+        return batch_losses(task, logits, targets, output, names)
+
+    sequences, numbers = split.sequences, sequence_numbers(split, rows)
 
     def of_rows(at: np.ndarray) -> Tensor:
-        batch = task.collate(split.rows(rows[at]), pad_token_id)
+        batch = task.collate(sequences.rows(numbers[at]), pad_token_id)
         nll_B, targets_B, _ = losses({name: x.to(device) for name, x in batch.items()}, [0])
         return row_means(nll_B, targets_B)
 
     limit = SAME_ROW if next(model.parameters()).dtype.itemsize >= 4 else SAME_HALF
     if padded is None:
-        padded = not padding_changes_losses(of_rows, split.lengths[rows], limit, max_tokens)
+        padded = not padding_changes_losses(of_rows, sequences.lengths[numbers], limit, max_tokens)
     cut = Cut(pad_token_id=pad_token_id, max_tokens=max_tokens, device=device, padded=padded)
     (found,) = evaluate_in_micro_batches(losses, 1, task, split, rows, cut)
     model.train(was_training)
@@ -169,20 +220,23 @@ def evaluate_in_micro_batches(
 
     losses: of a batch for several of the copies, one copy's rows after another's.
     """
-    lengths = split.lengths[rows]
+    lengths = padded_lengths(split, rows, cut.soft_prompt_tokens)
+    kinds = split.kinds[rows]
     mine = np.argsort(lengths, kind="stable")[cut.world.rank :: cut.world.size]
     results = _Results(copies, len(rows))
     waiting = [
         (positions, list(range(copies)))
         for positions in cut_micro_batches(
-            lengths[mine] + cut.soft_prompt_tokens, cut.max_tokens // copies, padded=cut.padded
+            lengths[mine],
+            cut.max_tokens // copies,
+            kinds=None if cut.padded else kinds[mine],
         )
     ]
     while waiting:
         positions, which = waiting.pop(0)
         at = mine[positions]
         batch = task.collate(split.rows(rows[at]), cut.pad_token_id)
-        found = _attempted(losses, batch, which, cut.device)
+        found = _attempted(losses, batch, which, cut.device, last=len(at) * len(which) == 1)
         if found is None:
             release(cut.device)
             waiting[:0] = _halves(positions, which)
@@ -199,16 +253,19 @@ def _attempted(
     batch: dict[str, Tensor],
     which: Sequence[int],
     device: torch.device,
+    *,
+    last: bool,
 ) -> BatchLosses | None:
-    """None: memory does not suffice, and the batch can be halved. Memory is given back by the
-    caller: where the error is caught, its traceback still holds what was computed.
+    """None: memory does not suffice, and the batch can be halved, unless it is the `last`. Memory
+    is given back by the caller: where the error is caught, its traceback still holds what was
+    computed.
     """
     try:
         # not inference mode: what a model caches in it could not be trained with afterwards
         with torch.no_grad():
             return losses({name: tensor.to(device) for name, tensor in batch.items()}, which)
     except torch.OutOfMemoryError:
-        if len(batch["input_ids"]) * len(which) == 1:
+        if last:
             raise
         return None
 

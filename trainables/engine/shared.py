@@ -21,7 +21,8 @@ from torch import Tensor
 from trainables.engine.dropout import RowKeys
 from trainables.engine.kernels import MicroBatch
 from trainables.engine.layout import VACANT, Column, Lane, Layout
-from trainables.engine.sites import AdapterSite, Addition, Stacked
+from trainables.engine.sites import AdapterSite, Addition, Stacked, Stepped
+from trainables.errors import InputError
 from trainables.hyperparameters import Hyperparameters
 from trainables.models.base import BaseModel
 from trainables.models.output import ModelOutput
@@ -103,7 +104,7 @@ def _constants(hp: Hyperparameters, rate: float, step: int) -> tuple[float, ...]
     return (
         rate,
         getattr(hp.options, "loraplus_ratio", 1.0),
-        hp.max_grad_norm if hp.max_grad_norm > 0 else math.inf,
+        _clip_norm(hp),
         hp.weight_decay,
         1 - hp.beta1,
         hp.beta2,
@@ -112,6 +113,11 @@ def _constants(hp: Hyperparameters, rate: float, step: int) -> tuple[float, ...]
         1 - hp.beta1 ** (step + 1),
         math.sqrt(1 - hp.beta2 ** (step + 1)),
     )
+
+
+def _clip_norm(hp: Hyperparameters) -> float:
+    """Of gradients; infinite where they are not clipped."""
+    return hp.max_grad_norm if hp.max_grad_norm > 0 else math.inf
 
 
 def ema_decay(hp: Hyperparameters, steps: int) -> float:
@@ -167,15 +173,19 @@ class SharedBaseEngine:
         """Let a trial join; where memory does not suffice (torch.OutOfMemoryError), the others are
         as they were. averaged: `ema_decay` is set.
         """
-        shapes, options, values, frozen = {}, {}, {}, {}
+        shapes, options, values, frozen, made = {}, {}, {}, {}, {}
         for addition in additions:
             options[addition.kind, addition.site] = addition.options
+            if addition.made is not None:
+                made[addition.kind, addition.site] = addition.made
             for name, value in addition.values.items():
                 column = Column(addition.kind, addition.site, name)
                 shapes[column], values[column] = tuple(value.shape), value
                 if name in addition.frozen:
                     frozen[column] = addition.frozen[name]
-        lane = Lane(trial=trial, options=options, shapes=shapes, frozen=frozen, averaged=averaged)
+        lane = Lane(
+            trial=trial, options=options, shapes=shapes, frozen=frozen, made=made, averaged=averaged
+        )
         self._arrange([*(lane for lane in self._lanes if lane.trial != VACANT), lane], values)
 
     def leave(self, trial: str) -> None:
@@ -262,6 +272,8 @@ class SharedBaseEngine:
             for column, value in values.items():
                 layout.own(weights, column, len(lanes) - 1, tuple(value.shape)).copy_(value)
             moments = {name: moved(name) for name in TWINS}
+            for name in {name for lane in lanes for name in lane.kept}:
+                moments[name] = moved(name) if name in old else torch.zeros_like(weights)
             if any(lane.averaged for lane in lanes):
                 begun = [row for row, lane in enumerate(lanes) if lane.trial not in rows]
                 moments[AVERAGE] = moved(AVERAGE) if AVERAGE in old else weights.clone()
@@ -283,6 +295,10 @@ class SharedBaseEngine:
                     weight=layout.view(made.weights, Column(kind, name, tensor)),
                     compute=layout.view(made.low, Column(kind, name, tensor)),
                     grad=layout.view(made.grads, Column(kind, name, tensor)),
+                    state={
+                        kept: layout.view(made.moments[kept], Column(kind, name, tensor))
+                        for kept in kind.state
+                    },
                 )
                 for tensor in tensors
             }
@@ -344,6 +360,18 @@ class SharedBaseEngine:
             self._grads.masked_fill_(self._frozen, 0)
         return [self._grads]
 
+    def penalise(self, trials: Sequence[str]) -> Tensor:
+        """Add the gradients of what trials minimise beside the losses of rows, which is returned
+        [K].
+        """
+        lanes = [self.lane(trial) for trial in trials]
+        found = torch.zeros(len(lanes), dtype=torch.float64, device=self._device)
+        with torch.no_grad():
+            for kind, sites in self._by_kind().items():
+                if (added := kind.penalties(sites, lanes)) is not None:
+                    found += added
+        return found
+
     def norms(self, trials: Sequence[str]) -> Tensor:
         """L2 norm of each trial's gradient [K]."""
         lanes = [self.lane(trial) for trial in trials]
@@ -356,25 +384,50 @@ class SharedBaseEngine:
         hps: Sequence[Hyperparameters],
         rates: Sequence[float],
         steps: Sequence[int],
+        totals: Sequence[int],
         norms: Tensor,
     ) -> None:
         """One step of AdamW (Loshchilov & Hutter 2019), or of Lion (Chen et al. 2023), for each of
         `trials`, with learning rates `rates` of their own.
 
-        steps: how many each has made before; norms: of their gradients, for clipping, by torch's
-        formula.
+        steps: how many each has made before, of `totals`; norms: of their gradients, for clipping,
+        by torch's formula.
         """
         if not trials:
             return
 
         self._each_by(self._adamw, "adamw", trials, hps, rates, steps, norms)
         self._each_by(self._lion, "lion", trials, hps, rates, steps, norms)
-        for trial, hp, step in zip(trials, hps, steps, strict=True):
+        for trial, hp, step, total, norm in zip(trials, hps, steps, totals, norms, strict=True):
+            self._after_step(trial, hp, step, total, norm)
             if hp.ema_decay:
                 row = self.lane(trial)
                 average_P = self._moments[AVERAGE][row]
                 average_P.lerp_(self._weights[row], 1 - ema_decay(hp, step))
         self._refresh()
+
+    def _after_step(
+        self, trial: str, hp: Hyperparameters, step: int, total: int, norm: Tensor
+    ) -> None:
+        """What the kinds of addition do to a trial's weights themselves."""
+        row = self.lane(trial)
+        stepped = Stepped(
+            lane=row,
+            step=step + 1,
+            total=total,
+            weights=self._weights[row],
+            grads=self._grads[row],
+            clip=(_clip_norm(hp) / (norm.to(self.dtype) + 1e-6)).clamp(max=1.0),
+            state={name: matrix[row] for name, matrix in self._moments.items()},
+        )
+        for kind, sites in self._by_kind().items():
+            kind.after_step(sites, stepped)
+
+    def _by_kind(self) -> dict[type[AdapterSite], list[AdapterSite]]:
+        found: dict[type[AdapterSite], list[AdapterSite]] = {}
+        for (kind, _), (site, _) in self._sites.items():
+            found.setdefault(kind, []).append(site)
+        return found
 
     def _each_by(
         self,
@@ -466,58 +519,106 @@ class SharedBaseEngine:
 
     # --- a trial's own tensors ---
 
-    def _own(
-        self, matrix_KP: Tensor, trial: str, *, frozen: bool = True
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _own(self, matrix_KP: Tensor, trial: str, *, frozen: bool = True) -> dict[Column, Tensor]:
         """Views of a trial's tensors; with or without those that are not trained at all."""
         row = self.lane(trial)
         lane = self._lanes[row]
-        kinds = {column.kind for column in lane.shapes}
-        for column, shape in lane.shapes.items():
-            if not frozen and not lane.trains(column):
-                continue
-            key, value = (
-                column.kind.key(column.site, column.tensor),
-                self._layout.own(matrix_KP, column, row, shape),
-            )
+        return {
+            column: self._layout.own(matrix_KP, column, row, shape)
+            for column, shape in lane.shapes.items()
+            if frozen or lane.trains(column)
+        }
+
+    @staticmethod
+    def _named(tensors: Mapping[Column, Tensor]) -> dict[str, Tensor]:
+        """A trial's tensors by their names in a checkpoint, in the shapes that they have there."""
+        kinds, found = {column.kind for column in tensors}, {}
+        for column, value in tensors.items():
+            key = column.kind.key(column.site, column.tensor)
             for kind in kinds:
                 key = kind.renamed(key)
-            yield key, column.kind.exported(column.tensor, value)
+            found[key] = column.kind.exported(column.tensor, value)
+        return found
+
+    def training_weights(self, trial: str) -> dict[str, Tensor]:
+        """What `trial` has in training, by names as in a checkpoint; views."""
+        return self._named(self._own(self._weights, trial))
 
     def weights(self, trial: str) -> dict[str, Tensor]:
-        """What `trial` adds to the base, by its names in a checkpoint; views."""
-        return dict(self._own(self._weights, trial))
+        """What `trial` adds to the base, by its names in a checkpoint; views, but for what is made
+        of others.
+        """
+        own = self._own(self._weights, trial)
+        for (kind, site), make in self._lanes[self.lane(trial)].made.items():
+            inside = [column for column in own if (column.kind, column.site) == (kind, site)]
+            made = make({column.tensor: own.pop(column) for column in inside})
+            own |= {Column(kind, site, tensor): value for tensor, value in made.items()}
+        return self._named(own)
 
     def trained(self, trial: str) -> int:
         """How many numbers `trial` trains."""
         return self._lanes[self.lane(trial)].trained
 
     def moments(self, trial: str) -> dict[str, Tensor]:
-        """And the weights themselves, where a checkpoint holds their averages."""
+        """And the weights themselves, where a checkpoint holds their averages or what is made of
+        them.
+        """
+        lane = self._lanes[self.lane(trial)]
         state = {name: self._moments[name] for name in TWINS}
-        if self._lanes[self.lane(trial)].averaged:
+        if lane.averaged or lane.made:
             state[WEIGHTS] = self._weights
+        if lane.averaged and lane.made:
+            state[AVERAGE] = self._moments[AVERAGE]
+        own = {name: self._own(matrix, trial, frozen=False) for name, matrix in state.items()}
+        for name, columns in lane.kept.items():
+            every = self._own(self._moments[name], trial)
+            own[name] = {column: every[column] for column in columns}
         return {
             f"{name}/{key}": view
-            for name, matrix in state.items()
-            for key, view in self._own(matrix, trial, frozen=False)
+            for name, tensors in own.items()
+            for key, view in self._named(tensors).items()
         }
 
     @torch.no_grad()
     def set_weights(self, trial: str, weights: Mapping[str, Tensor]) -> None:
-        """Give a trial these, by their names in a checkpoint."""
-        for name, view in self.weights(trial).items():
+        """Give `training_weights` these values."""
+        for name, view in self.training_weights(trial).items():
             view.copy_(weights[name])
+        self._refresh()
+
+    @torch.no_grad()
+    def begin(self, trial: str, start: Mapping[str, Tensor]) -> None:
+        """Let `trial`, which has just joined, start from weights of a checkpoint. Raises InputError
+        where they are not those of such a trial; it may have more, such as a head that is new.
+        """
+        own = self.training_weights(trial)
+        unlike = [name for name in start if name not in own or own[name].shape != start[name].shape]
+        if unlike:
+            raise InputError(
+                f"model.adapter: continue trains the adapter as it is, and its {unlike[0]}"
+                f" {list(start[unlike[0]].shape)} is not what these hyperparameters add"
+                f" {list(own[unlike[0]].shape) if unlike[0] in own else '(nothing of that name)'};"
+                " give method, rank and targets of the adapter"
+            )
+        views = [own]
+        if self._lanes[self.lane(trial)].averaged:
+            views.append(self._named(self._own(self._moments[AVERAGE], trial)))
+        for each in views:
+            for name, tensor in start.items():
+                each[name].copy_(tensor)
         self._refresh()
 
     @torch.no_grad()
     def restore(
         self, trial: str, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]
     ) -> None:
-        kept = [self.weights(trial)]
-        if self._lanes[self.lane(trial)].averaged:  # the weights themselves are among the moments
-            kept.append(dict(self._own(self._moments[AVERAGE], trial)))
-        for own, saved in (*((each, weights) for each in kept), (self.moments(trial), moments)):
+        lane = self._lanes[self.lane(trial)]
+        kept = [(self.moments(trial), moments)]
+        if lane.averaged and not lane.made:  # the weights themselves are among the moments
+            kept.insert(0, (self._named(self._own(self._moments[AVERAGE], trial)), weights))
+        if not lane.made:
+            kept.insert(0, (self.training_weights(trial), weights))
+        for own, saved in kept:
             assert own.keys() == saved.keys(), (
                 f"the checkpoint does not fit: {sorted(own.keys() ^ saved.keys())[:3]}"
             )

@@ -19,11 +19,17 @@ class Addition:
     """What one trial has at one site: initial values, by name, in the trial's own shapes."""
 
     kind: "type[AdapterSite]"
-    site: str  # name of the module in the base
+    site: str  # name of the module, or of the parameter, in the base
     values: dict[str, Tensor]
     # of some of the values: what of them is not trained; booleans that broadcast to their shapes
     frozen: dict[str, Tensor] = field(default_factory=dict)
     options: MethodOptions | None = None  # the method's; None: of a head
+    # what leaves in the place of the values, made of them; None: they leave themselves. They then
+    # are in the optimiser's state, and none may be frozen
+    made: "Made | None" = None
+
+
+Made = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,21 @@ class Stacked:
     weight: Tensor  # [K, ...], as it is trained
     compute: Tensor  # the same in the type that the arithmetic has
     grad: Tensor  # [K, ...]
+    # numbers [K, ...] that a kind of addition keeps of each of its own, see `AdapterSite.state`
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """A trial that has just made a step: views of its row of the matrix [P], and its twins."""
+
+    lane: int
+    step: int  # how many it has made now
+    total: int  # how many it will make
+    weights: Tensor
+    grads: Tensor  # of that step, unclipped
+    clip: Tensor  # what they were multiplied by
+    state: dict[str, Tensor]
 
 
 class AdapterSite:
@@ -41,6 +62,8 @@ class AdapterSite:
     """
 
     fast: ClassVar[tuple[str, ...]] = ()  # names of tensors whose learning rate LoRA+ multiplies
+    # names of further numbers that are kept of each that is trained, and saved beside its moments
+    state: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, engine: "SharedBaseEngine", name: str) -> None:
         self.engine = engine
@@ -74,6 +97,17 @@ class AdapterSite:
         """Act on the base's forward pass from now on; returns what undoes it."""
         raise NotImplementedError
 
+    @classmethod
+    def penalties(cls, sites: "Sequence[AdapterSite]", lanes: Sequence[int]) -> Tensor | None:
+        """What trials minimise beside their mean loss [len(lanes)], once for each step; its
+        gradients are added to theirs. None: nothing. sites: all of this kind.
+        """
+        return None
+
+    @classmethod
+    def after_step(cls, sites: "Sequence[AdapterSite]", stepped: Stepped) -> None:
+        """What is done to a trial's weights after the optimizer's step."""
+
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The model's inputs, where this kind of addition changes those."""
         return batch
@@ -90,12 +124,7 @@ class TrainedModule(AdapterSite):
         self._inner = copy_of(self.module)
         self._parameters = []
         for lane in range(len(options)):
-            leaves = {}
-            for name, stacked in tensors.items():
-                leaf = stacked.weight[lane].detach().requires_grad_()
-                leaf.grad = stacked.grad[lane]  # autograd adds to it in place
-                leaves[name] = leaf
-            self._parameters.append(leaves)
+            self._parameters.append(leaves(tensors, lane))
 
     def install(self) -> Callable[[], None]:
         self.module.forward = self._forward
@@ -121,6 +150,15 @@ class TrainedModule(AdapterSite):
                         )
                     )
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def leaves(tensors: Mapping[str, Stacked], lane: int) -> dict[str, Tensor]:
+    """One trial's tensors, of which autograd adds the gradients to the matrix in place."""
+    found = {}
+    for name, stacked in tensors.items():
+        found[name] = leaf = stacked.weight[lane].detach().requires_grad_()
+        leaf.grad = stacked.grad[lane]
+    return found
 
 
 def copy_of(module: nn.Module) -> nn.Module:

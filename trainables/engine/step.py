@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainables.data.prepare import Split
-from trainables.engine.regularisation import smoothing
 from trainables.hyperparameters import Hyperparameters
 from trainables.tasks import Task
 
@@ -28,8 +27,6 @@ class StepRows:
     """Of its trial, how many were made before [R]."""
     counts: np.ndarray
     """How much its loss counts, where classes are balanced; else 1 [R]."""
-    smoothing: np.ndarray | None
-    """Of its labels [R]; None: of none."""
 
     @classmethod
     def of(
@@ -57,8 +54,11 @@ class StepRows:
             seed=np.array([hp.seed for hp in hps])[position],
             step=np.array(steps)[position],
             counts=np.concatenate(counts),
-            smoothing=smoothing(hps, position),
         )
+
+    def hps_of(self, at: np.ndarray) -> list[Hyperparameters]:
+        """Of the trials of the rows `at` these of the R."""
+        return [self.hps[position] for position in self.position[at]]
 
     @property
     def weight(self) -> np.ndarray:

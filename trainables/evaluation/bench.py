@@ -22,8 +22,10 @@ from trainables.errors import InputError
 from trainables.evaluation.record import MeasuredBaseline
 from trainables.models.base import LANGUAGE_MODEL, BaseModel, BaseSpec
 from trainables.models.config import ModelConfig
-from trainables.models.files import context_length, resolve
+from trainables.models.files import context_length
 from trainables.models.loading import load_model
+from trainables.models.merging import plain
+from trainables.models.origin import resolve
 from trainables.models.output import hidden_states
 from trainables.models.precision import base_dtype
 from trainables.tasks import Task
@@ -143,7 +145,7 @@ def load_backbone(bench: Bench) -> "PreTrainedModel":
     """The model without a head. A pooler may be missing: hidden states do not pass through it."""
     from transformers import AutoModel
 
-    config = bench.model
+    config = plain(bench.model)
     model, info = AutoModel.from_pretrained(
         resolve(config.name),
         revision=config.revision,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.data.arrow import Split, write_split
+from trainables.data.arrow import Sequences, Split, write_split
 from trainables.data.records import Encoded
 from trainables.errors import InputError
 from trainables.evaluation.record import MeasuredForgetting
@@ -61,7 +61,7 @@ def measure_forgetting(
     tuned: "PreTrainedModel",
     load_base: "Callable[[], PreTrainedModel]",
     general: Split,
-    prompts: Split,
+    prompts: Split | Sequences,
     device: torch.device,
 ) -> tuple[MeasuredForgetting, np.ndarray]:
     """How `tuned` (in eval mode) differs from its base; and losses [2, N, 2], before and after
@@ -153,6 +153,15 @@ class Drawn:
     def lengths(self) -> np.ndarray:
         return np.array([len(row["input_ids"]) for row in self.rows_N], dtype=np.int32)
 
+    @property
+    def sequence_lengths(self) -> np.ndarray:
+        return self.lengths[:, None]
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """As a `Split` has them."""
+        return self.lengths
+
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[Row]:
         return [self.rows_N[i] for i in indices]
 
@@ -170,7 +179,7 @@ class Remembered:
 
 def draw_continuations(
     states: Callable[[Row], Tensor],
-    prompts: Split,
+    prompts: Split | Sequences,
     seed: int,
     agree: Callable[[Tensor], Tensor],
     logits: Callable[[Tensor], Tensor] = lambda states: states,

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainables.data.manifest import TokenSummary, data_of
+from trainables.data.manifest import EARLIER, TokenSummary, data_of
 from trainables.engine.memory import release
 from trainables.evaluation.record import (
     Baseline,
     Baselines,
     BaselinesJob,
+    EarlierJob,
     ForgettingJob,
     Job,
     JobResult,
+    MeasuredEarlier,
     MeasuredForgetting,
     Score,
     ScoredTest,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from trainables.data.arrow import Split
     from trainables.runtime.protocol import SlotBase, SlotConfig
 
 
@@ -55,6 +58,8 @@ def run(store: Store, config: "SlotConfig", job: Job) -> JobResult:
                 return bench.test(job)
             case ForgettingJob():
                 return bench.of(job.winner.parameters).forgetting(job)
+            case EarlierJob():
+                return bench.of(job.winner.parameters).earlier(job)
 
 
 @contextmanager
@@ -137,7 +142,10 @@ class _Bench:
         """
         benches = {word: replace(self, word=word) for word in self.config.bases}
         described = {word: bench._tokenise_test() for word, bench in benches.items()}
-        scores = {name: bench._score(name, load) for name, bench, load in self._models(job)}
+        scores = {
+            name: bench._score(f"test/{name}", base, load)
+            for name, bench, base, load in self._models(job)
+        }
         ways = self.baselines("test") if job.baselines else {}
         others = {name: _as_score(each) for name, each in ways.items()}
         own = described[base_of(job.winner.parameters)]
@@ -158,17 +166,18 @@ class _Bench:
 
     def _models(
         self, job: TestJob
-    ) -> "Iterator[tuple[str, _Bench, Callable[[], PreTrainedModel]]]":
-        """Each model that is scored: its name, on what it is, and what loads it."""
+    ) -> "Iterator[tuple[str, _Bench, BaseSpec, Callable[[], PreTrainedModel]]]":
+        """Each model that is scored: its name, on what it is, its base, and what loads it."""
         from trainables.data.manifest import labels_of
-        from trainables.models.checkpoint import load_base_model
+        from trainables.models.checkpoint import load_untuned
         from trainables.tasks import TASKS
 
         labels = labels_of(self.data)
         for name, trained in (("winner", job.winner), ("default", job.default)):
             if trained is not None:
                 bench = self.of(trained.parameters)
-                yield name, bench, partial(bench._load, trained, labels)
+                spec = bench._spec(trained.parameters, labels)
+                yield name, bench, spec, partial(bench._load, trained, labels)
         # an untuned head is new: its number says nothing, and is another on each
         # machine
         if TASKS[self.config.task].is_language_model:
@@ -176,26 +185,31 @@ class _Bench:
                 bench = replace(self, word=word)
                 spec = bench._spec(base.baseline, labels)
                 name = untuned_name(word, self.config.first)
-                yield name, bench, partial(load_base_model, spec, self.device)
+                yield name, bench, spec, partial(load_untuned, spec, self.device)
 
-    def _score(self, name: str, load: "Callable[[], PreTrainedModel]") -> Score:
+    def _score(self, name: str, base: BaseSpec, load: "Callable[[], PreTrainedModel]") -> Score:
+        """name: SPLIT/MODEL, under which the rows are written; base: whose loss is the reference of
+        pairs.
+        """
         from trainables.data.prepare import open_slices, open_split
-        from trainables.engine.scoring import evaluate_model
+        from trainables.engine.scoring import RowResults, evaluate_model, with_reference
+        from trainables.models.checkpoint import load_untuned
         from trainables.tasks import TASKS
 
-        split, task = open_split(self.data, "test"), TASKS[self.config.task]
-        results = evaluate_model(
-            load(),
-            task,
-            split,
-            np.arange(len(split)),
-            self.base.pad_token_id,
-            self.max_tokens,
-            self.device,
+        part, task = name.split("/")[0], TASKS[self.config.task]
+
+        def measured(model: "PreTrainedModel", split: "Split") -> RowResults:
+            rows, pad, device = np.arange(len(split)), base.pad_token_id, self.device
+            return evaluate_model(model, task, split, rows, pad, self.max_tokens, device)
+
+        split = with_reference(
+            open_split(self.data, part),
+            lambda pairs: measured(load_untuned(base, self.device), pairs),
         )
-        write_rows(self.store, f"baselines/test/{name}", results.losses, results.rows_outcomes)
+        results = measured(load(), split)
+        write_rows(self.store, f"baselines/{name}", results.losses, results.rows_outcomes)
         release(self.device)  # before the next one is loaded
-        slices = results.by_slice(task, open_slices(self.data, "test"))
+        slices = results.by_slice(task, open_slices(self.data, part))
         metrics = results.metrics(task)
         return finite(Score(loss=results.loss, metrics=metrics, slices=slices))
 
@@ -209,12 +223,25 @@ class _Bench:
             self._load(job.winner, ()),
             lambda: load_base_model(spec, self.device),
             open_split(self.data, GENERAL),
-            open_split(self.data, "validation"),
+            open_split(self.data, "validation").sequences,
             self.device,
         )
         for name, each in zip(("before", "after"), losses, strict=True):
             write_rows(self.store, f"baselines/general/{name}", each)
         return finite(found)
+
+    def earlier(self, job: EarlierJob) -> MeasuredEarlier:
+        from trainables.data.manifest import labels_of
+        from trainables.models.checkpoint import load_untuned
+
+        labels = labels_of(self.data)
+        spec = self._spec(job.winner.parameters, labels)
+        if self.base.model.adapter == "merge":  # as the earlier winner is, whatever is over it
+            spec = replace(spec, quantisation="none")
+        return MeasuredEarlier(
+            before=self._score(f"{EARLIER}/before", spec, lambda: load_untuned(spec, self.device)),
+            after=self._score(f"{EARLIER}/after", spec, lambda: self._load(job.winner, labels)),
+        )
 
     def _load(self, trained: TrainedCheckpoint, labels: Sequence[str]) -> "PreTrainedModel":
         from trainables.models.checkpoint import load_checkpoint

@@ -124,9 +124,11 @@ def continued(bench: Bench, base: BaseModel, name: str, chosen: Chosen) -> Measu
 
     def run(at: np.ndarray) -> None:
         batch = on_device(bench, bench.task.collate([joined(i) for i in at], bench.pad_token_id))
-        labels, weights = take_targets(batch)
+        answers = take_targets(batch, bench.task, base.model)
         logits = outputs(base, batch)
-        nll_B, targets_B = bench.task.row_losses(logits, labels, base.output, weights)
+        nll_B, targets_B = bench.task.row_losses(
+            logits, answers.labels, base.output, answers.weights
+        )
         nll[at], targets[at] = nll_B.double().cpu(), targets_B.cpu()
 
     in_micro_batches(bench, lengths, run, micro_batch_tokens(base))

@@ -207,7 +207,14 @@ class ForgettingJob:
     winner: TrainedCheckpoint
 
 
-Job = BaselinesJob | TestJob | ForgettingJob
+@dataclass(frozen=True, kw_only=True)
+class EarlierJob:
+    """Measure what the winner has forgotten of the data of the sweep that it went on from."""
+
+    winner: TrainedCheckpoint
+
+
+Job = BaselinesJob | TestJob | ForgettingJob | EarlierJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,10 +244,18 @@ class MeasuredForgetting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredEarlier:
+    """What the earlier winner and this one give on the earlier sweep's validation rows."""
+
+    before: Score
+    after: Score
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobFailed:
     """Why nothing came of a job; a sweep is possible without."""
 
     error: str
 
 
-JobResult = Baselines | ScoredTest | MeasuredForgetting | JobFailed
+JobResult = Baselines | ScoredTest | MeasuredForgetting | MeasuredEarlier | JobFailed

@@ -1,7 +1,7 @@
 """Fine-tuning methods: one file each, one line each below; all pass
 tests/trainables/methods/test_methods.py.
 
-A method either adds something to a frozen base, and then several trials share the base, or it
+A method either adds something to a frozen base, and then several trials can share the base, or it
 trains weights of the base itself, and then a trial has the base for itself and gives it back
 exactly as it was.
 """
@@ -11,11 +11,13 @@ from typing import Protocol, TypeVar
 
 from trainables.engine.sites import Addition
 from trainables.hyperparameters import OPTIONS, MethodOptions
+from trainables.methods.adalora import AdaLora
 from trainables.methods.adapter import Adapter
 from trainables.methods.full import Full
 from trainables.methods.ia3 import Ia3
 from trainables.methods.lora import Lora
 from trainables.methods.partial import Partial
+from trainables.methods.prefix import Prefix
 from trainables.methods.prompt import Prompt
 from trainables.methods.qlora import QLora
 from trainables.methods.vera import Vera
@@ -42,7 +44,9 @@ class Additive(Protocol[Options]):
         ...
 
     def describe(self, base: BaseModel, options: Options, folder: Path) -> None:
-        """Write `adapter_config.json`, which tells PEFT what the tensors are."""
+        """Write `adapter_config.json`, which tells PEFT what the tensors are that are in `folder`
+        already.
+        """
 
 
 class Replacing(Protocol[Options]):
@@ -63,8 +67,10 @@ ADDITIVE: dict[str, Additive] = {
     "qlora": QLora(),
     "ia3": Ia3(),
     "prompt": Prompt(),
+    "prefix": Prefix(),
     "adapter": Adapter(),
     "vera": Vera(),
+    "adalora": AdaLora(),
 }
 REPLACING: dict[str, Replacing] = {"full": Full(), "partial": Partial()}
 

@@ -13,7 +13,7 @@ from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import AdapterOptions
 from trainables.models.base import BaseModel
-from trainables.models.structure import Sublayers, layer_lists, sublayers
+from trainables.models.structure import Sublayers, stacks, sublayers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -159,7 +159,7 @@ class Adapter:
         described = {
             "adapter_type": "bottleneck",
             "base_model_name_or_path": base.model.name_or_path,
-            "revision": base.spec.model.revision if base.spec else None,
+            "revision": base.revision,
             "bottleneck": options.bottleneck,
             "placement": options.placement,
             "activation": options.activation,
@@ -180,13 +180,13 @@ def _sites(base: BaseModel, options: AdapterOptions) -> list[str]:
     if options.placement == "houlsby":
         layers = _sublayers(base)
         return [name for each in layers for name in (*each.attention, each.feed_forward)]
-    (name, layers), *others = layer_lists(base.model)
-    if others:
+    found = stacks(base.model)
+    if any(len(lists) > 1 for lists in found):
         raise InputError(
             f"method: adapter finds no layers in {type(base.model).__name__}, whose parts lie in"
             " lists of their own; choose another"
         )
-    return [f"{name}.{number}" for number in range(len(layers))]
+    return [f"{name}.{number}" for ((name, layers),) in found for number in range(len(layers))]
 
 
 def _inputs(base: BaseModel) -> dict[str, str]:

@@ -147,7 +147,7 @@ class Ia3:
         modules = {name: base.model.get_submodule(name) for name in scaled}
         IA3Config(
             base_model_name_or_path=base.model.name_or_path,
-            revision=base.spec.model.revision if base.spec else None,
+            revision=base.revision,
             target_modules=list(scaled),
             feedforward_modules=[name for name, side in scaled.items() if side == "input"],
             fan_in_fan_out=any(

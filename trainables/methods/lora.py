@@ -1,7 +1,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,13 @@ from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import LoraOptions
 from trainables.methods.dora import Decomposed, Magnitudes, weight_norms
+from trainables.methods.experts import of_experts
 from trainables.methods.initial import initial_factors
 from trainables.models.base import BaseModel
 from trainables.models.structure import attends, ends_with, features, linear_layers, served_by_peft
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 # number of the first site among the layers that drop out; the base's own come before
 FIRST_LAYER = 1 << 16
@@ -97,14 +101,14 @@ class LowRank(LinearSite):
         self.grad_A_KRI, self.grad_B_KOR = tensors["lora_A"].grad, tensors["lora_B"].grad
         # where nobody trains A, nothing as wide as the layer's input is kept
         self.trains_A = not all(each is None or each.freeze_a for each in options)
-        self.scales = [scale(each) if each else 0.0 for each in options]
+        self.scales = [each.scale if each else 0.0 for each in options]
         self.bind_dropout([each.dropout if each else 0.0 for each in options])
         self._magnitudes = self._with_magnitudes(tensors, options)
 
     def _with_magnitudes(
         self, tensors: Mapping[str, Stacked], options: Sequence[LoraOptions | None]
     ) -> Magnitudes | None:
-        scales = {k: scale(each) for k, each in enumerate(options) if each and each.use_dora}
+        scales = {k: each.scale for k, each in enumerate(options) if each and each.use_dora}
         if not scales:
             return None
         a, b, vector = (tensors[n] for n in ("lora_A", "lora_B", "lora_magnitude_vector"))
@@ -159,7 +163,7 @@ def _start(module: nn.Module, options: LoraOptions) -> tuple[dict[str, Tensor], 
     W - s B0 A0 + s B A, over a base that is left as it is, and it is a LoRA of twice the rank.
     """
     if options.from_base:
-        a, b = initial_factors(module, options.from_base, options.rank, scale(options))
+        a, b = initial_factors(module, options.from_base, options.rank, options.scale)
         second_R = torch.arange(2 * options.rank) >= options.rank
         values = {"lora_A": torch.cat([a, a]), "lora_B": torch.cat([b, -b], dim=1)}
         return values, {"lora_A": second_R[:, None], "lora_B": second_R}
@@ -177,11 +181,7 @@ def _magnitudes(
     module, dtype = base.model.get_submodule(site), torch.promote_types(base.dtype, torch.float32)
     device = module.get_parameter("weight").device
     a_RI, b_OR = (values[n].to(device, dtype) for n in ("lora_A", "lora_B"))
-    return weight_norms(module, a_RI[None], b_OR[None], [scale(options)])[0]
-
-
-def scale(options: LoraOptions) -> float:
-    return options.alpha / (options.rank**0.5 if options.rslora else options.rank)
+    return weight_norms(module, a_RI[None], b_OR[None], [options.scale])[0]
 
 
 class _LowRank(torch.autograd.Function):
@@ -221,6 +221,30 @@ def _rescale(h_NR: Tensor, scales: Sequence[float], segments: Segments) -> None:
         h_NR[start:stop].mul_(scales[lane])
 
 
+def peft_lora(base: BaseModel, targets: Sequence[str], **more: Any) -> "LoraConfig":
+    """PEFT's configuration of adapters on the layers `targets`."""
+    from peft import LoraConfig, TaskType
+    from transformers.pytorch_utils import Conv1D
+
+    return LoraConfig(
+        base_model_name_or_path=base.model.name_or_path,
+        revision=base.revision,
+        target_modules=list(targets),
+        fan_in_fan_out=any(
+            isinstance(base.model.get_submodule(name), Conv1D) for name in targets
+        ),  # GPT-2's layers
+        modules_to_save=list(base.head) or None,
+        task_type=TaskType(base.peft_task),
+        inference_mode=True,
+        **more,
+    )
+
+
+def _adapted_layers(base: BaseModel, options: LoraOptions) -> list[str]:
+    """None, where experts alone are adapted."""
+    return target_modules(base, options.targets) if options.targets else []
+
+
 class Lora:
     """LoRA over a frozen base; a new head is trained in full and saved with the adapter. What
     leaves is PEFT's format.
@@ -229,9 +253,9 @@ class Lora:
     stays_beside = False
 
     def plan(self, base: BaseModel, options: LoraOptions) -> list[Addition]:
-        """See `_start`."""
-        additions = []
-        for name, own in _of_each_layer(options, target_modules(base, options.targets)).items():
+        """See `_start`, and of experts `of_experts`."""
+        additions = of_experts(base, options)
+        for name, own in _of_each_layer(options, _adapted_layers(base, options)).items():
             values, frozen = _start(base.model.get_submodule(name), own)
             if own.use_dora:
                 values["lora_magnitude_vector"] = _magnitudes(base, name, values, own)
@@ -241,28 +265,18 @@ class Lora:
         return additions
 
     def describe(self, base: BaseModel, options: LoraOptions, folder: Path) -> None:
-        from peft import LoraConfig, TaskType
-        from transformers.pytorch_utils import Conv1D
-
-        targets = target_modules(base, options.targets)
         # where the start is beside what is trained, as PEFT's own conversion to LoRA has it
         wider = 2 if options.from_base else 1
         more = wider**0.5 if options.rslora else wider
-        LoraConfig(
-            base_model_name_or_path=base.model.name_or_path,
-            revision=base.spec.model.revision if base.spec else None,
+        peft_lora(
+            base,
+            _adapted_layers(base, options),
+            target_parameters=list(options.target_parameters) or None,
             r=options.rank * wider,
             rank_pattern={regex: rank * wider for regex, rank in options.ranks.items()},
             alpha_pattern={regex: alpha * more for regex, alpha in options.alphas.items()},
-            lora_alpha=options.alpha * more,  # pyright: ignore[reportArgumentType]  PEFT takes floats too
+            lora_alpha=options.alpha * more,
             lora_dropout=options.dropout,
-            target_modules=targets,
-            fan_in_fan_out=any(
-                isinstance(base.model.get_submodule(name), Conv1D) for name in targets
-            ),  # GPT-2's layers
             use_rslora=options.rslora,
             use_dora=options.use_dora,
-            modules_to_save=list(base.head) or None,
-            task_type=TaskType(base.peft_task),
-            inference_mode=True,
         ).save_pretrained(str(folder))

@@ -12,6 +12,23 @@ from trainables.models.base import BaseModel
 from trainables.models.files import context_length
 
 
+def virtual_tokens_key(key: str) -> str:
+    """Name in the checkpoint of what is trained beside virtual tokens: PEFT wraps nothing around
+    the model there.
+    """
+    return key.replace("base_model.model.", "base_model.", 1)
+
+
+def check_context(base: BaseModel, virtual_tokens: int) -> None:
+    """Raise InputError where there is no room for a row behind so many."""
+    context = context_length(base.model.config.get_text_config())
+    if context is not None and virtual_tokens >= context:
+        raise InputError(
+            f"virtual_tokens: must be below the model's context of {context} tokens, got"
+            f" {virtual_tokens}"
+        )
+
+
 class VirtualTokens(AdapterSite):
     """The virtual tokens of all trials, before the embedded input. The site is the whole model."""
 
@@ -19,10 +36,7 @@ class VirtualTokens(AdapterSite):
     def key(site: str, tensor: str) -> str:
         return tensor
 
-    @staticmethod
-    def renamed(key: str) -> str:
-        # PEFT wraps nothing around the model here
-        return key.replace("base_model.model.", "base_model.", 1)
+    renamed = staticmethod(virtual_tokens_key)
 
     def bind(self, tensors: Mapping[str, Stacked], options: Sequence[PromptOptions | None]) -> None:
         assert (
@@ -66,19 +80,14 @@ class Prompt:
         """
         config = base.model.config.get_text_config()
         # so transformers calls the heads of its decoders; one for each token needs no end of a row
-        finds_end = "score" in base.head and base.peft_task == "SEQ_CLS"
-        if finds_end or config.is_encoder_decoder:
+        has_end = "score" in base.head or config.is_encoder_decoder
+        if has_end and base.peft_task == "SEQ_CLS":
             raise InputError(
                 f"method: prompt cannot train {type(base.model).__name__}, which finds the end of a"
                 " row by its token ids; allowed with a classifier over an encoder, or with task"
-                " causal_lm or instruction"
+                " causal_lm, instruction or seq2seq"
             )
-        context = context_length(config)
-        if context is not None and options.virtual_tokens >= context:
-            raise InputError(
-                f"virtual_tokens: must be below the model's context of {context} tokens, got"
-                f" {options.virtual_tokens}"
-            )
+        check_context(base, options.virtual_tokens)
         table_VD = base.model.get_input_embeddings().get_parameter("weight")
         drawn = torch.randint(0, len(table_VD), (options.virtual_tokens,))
         values = {"prompt_embeddings": table_VD.detach()[drawn.to(table_VD.device)]}
@@ -90,7 +99,7 @@ class Prompt:
         config = base.model.config.get_text_config()
         PromptTuningConfig(
             base_model_name_or_path=base.model.name_or_path,
-            revision=base.spec.model.revision if base.spec else None,
+            revision=base.revision,
             num_virtual_tokens=options.virtual_tokens,
             token_dim=base.model.get_input_embeddings().get_parameter("weight").shape[1],
             num_transformer_submodules=1,

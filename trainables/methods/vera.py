@@ -100,7 +100,7 @@ class Vera:
         targets = target_modules(base, options.targets)
         VeraConfig(
             base_model_name_or_path=base.model.name_or_path,
-            revision=base.spec.model.revision if base.spec else None,
+            revision=base.revision,
             r=options.rank,
             d_initial=options.d_initial,
             vera_dropout=options.dropout,

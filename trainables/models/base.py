@@ -1,6 +1,7 @@
 """Which base is loaded, and the base once it is."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from trainables.models.config import ModelConfig, Quantisation
@@ -11,10 +12,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-LANGUAGE_MODEL = "AutoModelForCausalLM"
+LANGUAGE_MODEL, SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"
+LANGUAGE_MODELS = (LANGUAGE_MODEL, SEQ2SEQ)
 # what PEFT calls the models of a class
 PEFT_TASKS = {
     LANGUAGE_MODEL: "CAUSAL_LM",
+    SEQ2SEQ: "SEQ_2_SEQ_LM",
     "AutoModelForSequenceClassification": "SEQ_CLS",
     "AutoModelForTokenClassification": "TOKEN_CLS",
 }
@@ -53,7 +56,7 @@ class BaseSpec:
     @property
     def has_head(self) -> bool:
         """Of the task's own, above the backbone; else it is a language model."""
-        return self.auto_class != LANGUAGE_MODEL
+        return self.auto_class not in LANGUAGE_MODELS
 
     def config(self) -> "PreTrainedConfig":
         """The transformers configuration with these settings."""
@@ -83,6 +86,16 @@ class BaseModel:
     # a language model's output layer, where its logits are just what that layer gives: the loss is
     # then computed from hidden states, of targets alone and in chunks
     output: "torch.nn.Linear | None" = None
+    # what every trial starts from, where an adapter is continued: its weights, by their names in a
+    # checkpoint
+    start: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
+
+    @property
+    def revision(self) -> str | None:
+        """On the hub, of its own files."""
+        from trainables.models.merging import plain
+
+        return None if self.spec is None else plain(self.spec.model).revision
 
     @property
     def peft_task(self) -> str:

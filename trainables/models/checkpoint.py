@@ -7,13 +7,16 @@ code on a winner's card.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from trainables.models.base import BaseSpec
 from trainables.models.config import ModelConfig
-from trainables.models.files import resolve
+from trainables.models.heads import keeps_head
 from trainables.models.loading import load_pretrained
+from trainables.models.merging import is_made, plain
+from trainables.models.origin import ADAPTER, adapter_of, resolve
 from trainables.models.precision import base_dtype
 from trainables.models.quantisation import unquantised
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     from trainables.hyperparameters import MethodOptions
 
-ADAPTER = "adapter_config.json"  # PEFT's name
+BASE = "base"  # folder beside an adapter: its base, where that is found nowhere else
 # kinds of adapter that transformers itself loads from the folder of a whole model
 SELF_CONTAINED = ("LORA", "IA3")
 
@@ -70,12 +73,21 @@ def load_base_model(spec: BaseSpec, device: "torch.device") -> "PreTrainedModel"
     return load_pretrained(spec, device)[0]
 
 
+def load_untuned(spec: BaseSpec, device: "torch.device") -> "PreTrainedModel":
+    """What every trial starts from, in eval mode on `device`: the base, or the adapter that is
+    continued over it.
+    """
+    adapter = adapter_of(spec.model)
+    if adapter is None or spec.model.adapter == "merge":
+        return load_base_model(spec, device)
+    return load_checkpoint(adapter.folder, spec, device)
+
+
 def load_checkpoint(folder: Path, spec: BaseSpec, device: "torch.device") -> "PreTrainedModel":
     """A trained model in eval mode on `device`: `from_pretrained`, and PEFT or `load_adapter` over
     the base for an adapter.
     """
-    described = folder / ADAPTER
-    if not described.is_file():
+    if not (folder / ADAPTER).is_file():
         return load_pretrained(spec, device, source=folder)[0]
     base = load_base_model(spec, device)
     if _is_bottleneck(folder):
@@ -96,8 +108,9 @@ def _is_bottleneck(folder: Path) -> bool:
 def complete(folder: Path, spec: BaseSpec, name: str) -> bool:
     """Put the base beside the adapter of a model with a head, so that the standard one-liners load
     the folder anywhere: `pipeline("text-classification", model=FOLDER)` and the Auto classes of
-    transformers and PEFT know neither labels nor padding token otherwise. Returns whether the
-    folder is now, or was, a model by itself.
+    transformers and PEFT know neither labels nor padding token otherwise. A base that is made of an
+    earlier winner is found nowhere else, and is put into a folder `base` in there. Returns whether
+    the folder is now, or was, a model by itself.
 
     name: what the folder is called where it will be loaded.
     """
@@ -113,20 +126,31 @@ def complete(folder: Path, spec: BaseSpec, name: str) -> bool:
         or adapter.get("peft_type") not in SELF_CONTAINED
         or adapter.get("use_dora")  # of which transformers drops the magnitudes
     ):
+        if is_made(spec.model) or not keeps_head(spec):
+            # as the weights were made: they are rounded, or quantised, when they are loaded
+            made = replace(spec, quantisation="none", dtype=None)
+            load_base_model(made, torch.device("cpu")).save_pretrained(folder / BASE)
+            _name_base(described, f"{name}/{BASE}")
         return False
     load_base_model(spec, torch.device("cpu")).save_pretrained(folder)
-    adapter["base_model_name_or_path"] = name
-    described.write_text(json.dumps(adapter, indent=2) + "\n")
+    _name_base(described, name)
     return True
+
+
+def _name_base(described: Path, name: str) -> None:
+    adapter = json.loads(described.read_text())
+    adapter |= {"base_model_name_or_path": name, "revision": None}
+    described.write_text(json.dumps(adapter, indent=2) + "\n")
 
 
 def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
     """Python that loads what lies in `folder` as `model`, where the folder is called `name`."""
     if not (folder / ADAPTER).is_file() or (folder / "config.json").is_file():
         return _code_of_a_whole_model(folder, spec, name)
-    arguments = [_base_argument(spec), _dtype(spec), f"pad_token_id={spec.pad_token_id}"]
+    where = _base_of(folder, spec, name)
+    arguments = [_base_argument(where), _dtype(spec), f"pad_token_id={spec.pad_token_id}"]
     load, bottleneck = ["import torch"], _is_bottleneck(folder)
-    if spec.model.name.startswith("package:"):
+    if where.name.startswith("package:"):
         load += ["from importlib.util import find_spec", "from pathlib import Path"]
     load.append(
         "from trainables.methods.adapter import load_adapter"
@@ -143,7 +167,7 @@ def loading_code(folder: Path, spec: BaseSpec, name: str) -> list[str]:
     if spec.quantisation != "none":
         load.append(_quantised_line(spec))
         arguments.append("quantization_config=quantised")
-    arguments += _where_from(spec.model)
+    arguments += _where_from(where)
     load.append(f"base = {spec.auto_class}.from_pretrained({', '.join(arguments)})")
     if spec.quantisation == "nf4":
         load += [
@@ -182,13 +206,21 @@ def _code_of_a_whole_model(folder: Path, spec: BaseSpec, name: str) -> list[str]
     return [*load, f'model = {auto}.from_pretrained("{name}", {_dtype(spec)}{remote}).eval()']
 
 
-def _base_argument(spec: BaseSpec) -> str:
+def _base_of(folder: Path, spec: BaseSpec, name: str) -> ModelConfig:
+    """The base of the adapter in `folder`, which is called `name`, as its code names it."""
+    if (folder / BASE).is_dir():
+        return replace(spec.model, name=f"{name}/{BASE}", revision=None)
+    where = plain(spec.model)
+    is_named = where.name.startswith("package:")
+    return where if is_named else replace(where, name=resolve(where.name))
+
+
+def _base_argument(model: ModelConfig) -> str:
     """Where the base lies, as Python."""
-    if spec.model.name.startswith("package:"):
-        package, _, inside = spec.model.name.removeprefix("package:").partition("/")
+    if model.name.startswith("package:"):
+        package, _, inside = model.name.removeprefix("package:").partition("/")
         return f'Path(find_spec("{package}").origin).parent / "{inside}"'
-    folder = resolve(spec.model.name)
-    return repr(folder if Path(folder).is_dir() else spec.model.name)
+    return repr(model.name)
 
 
 def _where_from(model: ModelConfig) -> list[str]:

@@ -13,8 +13,12 @@ Quantisation = Literal["none", "nf4", "int8"]
 class ModelConfig:
     """`model` in the sweep file."""
 
-    # hub id, folder, or package:PACKAGE/FOLDER for a model that an installed Python package carries
+    # hub id, folder, or package:PACKAGE/FOLDER for a model that an installed Python package
+    # carries; an adapter's folder, or a sweep's, of which the winner is meant
     name: str = ""
+    # where that is an adapter: merge it into its base, over which trials train, or let every trial
+    # continue the adapter itself
+    adapter: Literal["merge", "continue"] = "merge"
     revision: str | None = None  # branch, tag or commit on the hub
     # of the base weights; auto: see `base_dtype`
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -1,15 +1,17 @@
 """A model's files: from a hub, a folder, or a Python package that carries them."""
 
 import hashlib
-import importlib.util
 import json
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainables.errors import InputError
 from trainables.models.config import ModelConfig
+from trainables.models.lineage import LINEAGE
+from trainables.models.origin import Adapter, adapter_of, resolve, why_not_merged, with_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -28,49 +30,15 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def resolve(name: str) -> str:
-    """The folder of `package:PACKAGE/FOLDER` (the package is found, not imported) or of a path; a
-    hub id as it is.
-    """
-    if name.startswith("package:"):
-        return str(_in_package(*name.removeprefix("package:").partition("/")[::2]))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if (folder / "adapter_config.json").is_file():
-            raise InputError(
-                f"model.name: {name} is an adapter, not a model by itself; give the base that it"
-                " was trained over, or a folder with both merged (in PEFT: load it, then"
-                " `merge_and_unload()` and `save_pretrained(FOLDER)`)"
-            )
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"model.name: {name} is a folder without config.json, so it holds no model"
-            )
-        return str(folder.resolve())
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(f"model.name: there is no folder {name}")
-    return name
-
-
-def _in_package(package: str, inside: str) -> Path:
-    try:
-        spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None:
-        raise InputError(
-            f"model.name: the package {package!r} is not installed; `pip install` it first"
-        )
-    folder = Path(spec.origin).parent / inside
-    if not (folder / "config.json").is_file():
-        raise InputError(f"model.name: {package} has no model at {inside!r} (no config.json there)")
-    return folder
-
-
 def check_files(config: ModelConfig) -> None:
-    """That a folder or package has whole weights; where `config.sha256` is given, that
-    `model.safetensors` has it.
+    """That a folder or package has whole weights, an adapter can be used as it is to be, and so can
+    its base; where `config.sha256` is given, that `model.safetensors` has it.
     """
+    if (adapter := adapter_of(config)) is not None:
+        _check_adapter(config, adapter)
+        if not adapter.is_beside:
+            check_files(adapter.base)
+        return
     folder = Path(resolve(config.name))
     if config.sha256 is None:
         if folder.is_dir():
@@ -88,6 +56,19 @@ def check_files(config: ModelConfig) -> None:
         raise InputError(
             f"model.sha256: {file.name} has {found}, expected {config.sha256}; the file is not the"
             " one you meant"
+        )
+
+
+def _check_adapter(config: ModelConfig, adapter: Adapter) -> None:
+    if config.sha256 is not None:
+        raise InputError(
+            f"model.sha256: is of the weights of a whole model, and {config.name} is an adapter"
+        )
+    _check_weights(config.name, adapter.weights.parent)
+    if config.adapter == "merge" and (why := why_not_merged(adapter)) is not None:
+        raise InputError(
+            f"model.name: {config.name} cannot be merged into its base: {why}; set model.adapter:"
+            " continue to train it further"
         )
 
 
@@ -120,14 +101,28 @@ def _check_weights(name: str, folder: Path) -> None:
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:
     """What tells this base model from another: SHA-256 of its files in a folder or package, the
-    commit of one on a hub.
+    commit of one on a hub; of an adapter those of its base, and its own files.
     """
+    if (adapter := adapter_of(config)) is not None:
+        below = {} if adapter.is_beside else fingerprint(adapter.base)
+        own = {f"adapter/{name}": of for name, of in _digests(adapter.folder).items()}
+        return {**below, **own, "adapter": config.adapter}
     folder = Path(resolve(config.name))
-    if not folder.is_dir():
-        commit = getattr(load_model_config(config), "_commit_hash", None)
-        return {"commit": commit} if commit else {}
+    if folder.is_dir():
+        return _digests(folder)
+    commit = getattr(load_model_config(config), "_commit_hash", None)
+    return {"commit": commit} if commit else {}
+
+
+# beside a winner, about how it came to be
+ABOUT = ("winner.json", LINEAGE)
+
+
+def _digests(folder: Path) -> dict[str, str]:
     found = {}
     for file in sorted(folder.iterdir()):
+        if file.name in ABOUT:
+            continue
         if file.suffix in (".safetensors", ".bin", ".json", ".txt", ".model"):
             with file.open("rb") as stream:
                 found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -145,10 +140,11 @@ def load_model_config(config: ModelConfig) -> "PreTrainedConfig":
     """The transformers configuration (architecture, context length), without weights."""
     from transformers import AutoConfig
 
+    model = with_files(config)
     try:
         return AutoConfig.from_pretrained(
-            resolve(config.name),
-            revision=config.revision,
+            resolve(model.name),
+            revision=model.revision,
             trust_remote_code=config.trust_remote_code,
         )
     except (OSError, ValueError) as error:
@@ -177,10 +173,11 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
+    model = _with_tokenizer(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            resolve(config.name),
-            revision=config.revision,
+            resolve(model.name),
+            revision=model.revision,
             trust_remote_code=config.trust_remote_code,
         )
     except (OSError, ValueError) as error:
@@ -202,6 +199,16 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _with_tokenizer(config: ModelConfig) -> ModelConfig:
+    """The model whose files have the tokenizer: the adapter's own, as it was trained with, else its
+    base's.
+    """
+    adapter = adapter_of(config)
+    if adapter is None or (adapter.folder / "tokenizer_config.json").is_file():
+        return config if adapter is None else replace(config, revision=None)
+    return _with_tokenizer(adapter.base)
 
 
 def pad_token_of(tokenizer: "PreTrainedTokenizerBase") -> int:

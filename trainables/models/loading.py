@@ -2,14 +2,18 @@
 
 import copy
 import warnings
-from collections.abc import Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from trainables.errors import InputError
-from trainables.models.base import LANGUAGE_MODEL, BaseModel, BaseSpec
-from trainables.models.files import hub_error, resolve
+from trainables.models.base import LANGUAGE_MODEL, SEQ2SEQ, BaseModel, BaseSpec
+from trainables.models.decoder import decoder_inputs
+from trainables.models.files import hub_error
+from trainables.models.heads import initialise, keeps_head
+from trainables.models.merging import plain
+from trainables.models.origin import adapter_of, resolve
 from trainables.models.output import output_layer
 from trainables.models.quantisation import keep_rows_apart, quantization, unquantised
 
@@ -20,9 +24,21 @@ if TYPE_CHECKING:
 
 DOES = {
     LANGUAGE_MODEL: "is a causal language model",
+    SEQ2SEQ: "is an encoder-decoder language model",
     "AutoModelForSequenceClassification": "classifies texts",
     "AutoModelForTokenClassification": "classifies tokens",
 }
+
+
+# settings of dropout that cannot be drawn for each row: inside attention, and of whole layers
+NO_DROPOUT = (
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "attn_pdrop",
+    "layerdrop",
+    "encoder_layerdrop",
+    "decoder_layerdrop",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +70,10 @@ def load_pretrained(
     if config is not None:
         extra["config"] = config
     try:
+        where = plain(spec.model)
         model, info = getattr(transformers, spec.auto_class).from_pretrained(
-            source or resolve(spec.model.name),
-            revision=spec.model.revision if source is None else None,
+            source or resolve(where.name),
+            revision=where.revision if source is None else None,
             trust_remote_code=spec.model.trust_remote_code,
             dtype=spec.dtype or "auto",
             output_loading_info=True,
@@ -69,8 +86,21 @@ def load_pretrained(
         keep_rows_apart(model)
     else:
         model.to(device)
-    mismatched = {key for key, *_ in info["mismatched_keys"]}
-    return model.eval(), Loading(lacking=frozenset(info["missing_keys"]) | mismatched)
+    lacking = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    lacking |= _renewed(model) if source is None and not keeps_head(spec) else set()
+    return model.eval(), Loading(lacking=frozenset(lacking))
+
+
+def _renewed(model: "PreTrainedModel") -> set[str]:
+    """Draw the head anew; returns the names of its parameters."""
+    from trainables.models.structure import above_backbone
+
+    found: set[str] = set()
+    for name in above_backbone(model):
+        head = model.get_submodule(name)
+        initialise(model, head)
+        found |= {f"{name}.{parameter}" for parameter, _ in head.named_parameters()}
+    return found
 
 
 def _quantised(
@@ -111,9 +141,10 @@ def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseMode
 
     A head of another shape than the task's is a new one.
 
-    Attention dropout is set to 0 (inside fused attention it cannot be drawn per row); other dropout
-    stays as configured. Raises InputError where the weights are not those of the task's
-    architecture, or where a language model attends to what it is to predict.
+    Attention dropout is set to 0 (inside fused attention it cannot be drawn per row), and so is
+    dropout of whole layers, which is of all rows at once; other dropout stays as configured.
+    Raises InputError where the weights are not those of the task's architecture, or where a
+    language model attends to what it is to predict.
     """
     import torch
 
@@ -135,7 +166,7 @@ def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseMode
         # the padding token is often the end-of-text token too, and torch gives the row of a padding
         # index no gradient
         cast("torch.nn.Embedding", model.get_input_embeddings()).padding_idx = None
-        check_causal(model, spec.model.name)
+        check_predicts(spec, model)
     return BaseModel(
         model=model,
         quantisation=spec.quantisation,
@@ -144,14 +175,42 @@ def load_model(spec: BaseSpec, *, device: "torch.device", seed: int) -> BaseMode
         new=new,
         output=None if spec.has_head else output_layer(model),
         fixed=fixed,
+        start=start_of(spec, () if keeps_head(spec) else _head(model, new)),
         spec=spec,
         config=saved,
     )
 
 
+def start_of(spec: BaseSpec, head: Collection[str]) -> "Mapping[str, torch.Tensor]":
+    """Weights of the adapter that is continued, by their names in its file, without those of the
+    modules `head`.
+    """
+    adapter = adapter_of(spec.model)
+    if adapter is None or spec.model.adapter == "merge":
+        return {}
+    # PEFT wraps nothing around a model with virtual tokens
+    outer = ("base_model.model", "base_model")
+    heads = tuple(f"{prefix}.{name}." for prefix in outer for name in head)
+    return {name: each for name, each in adapter.tensors().items() if not name.startswith(heads)}
+
+
+def shapes_of(spec: BaseSpec) -> BaseModel:
+    """A base without its weights, frozen."""
+    import torch
+    import transformers
+
+    from trainables.models.structure import above_backbone, on_meta
+
+    shapes = on_meta(
+        getattr(transformers, spec.auto_class), spec.config(), spec.model.trust_remote_code
+    )
+    head = tuple(above_backbone(shapes)) if spec.has_head else ()
+    return BaseModel(model=shapes, quantisation="none", dtype=torch.float32, head=head, spec=spec)
+
+
 def _for_training(spec: BaseSpec, config: "PreTrainedConfig") -> "PreTrainedConfig":
     found = copy.deepcopy(config)
-    for name in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"):
+    for name in NO_DROPOUT:
         if getattr(found, name, 0):
             setattr(found, name, 0.0)
     if not spec.has_head:
@@ -174,7 +233,7 @@ def _new_head(model: "PreTrainedModel", lacking: Set[str]) -> tuple[str, ...]:
 def _check_complete(spec: BaseSpec, lacking: Set[str], new: tuple[str, ...]) -> None:
     allowed = tuple(f"{module}." for module in new)
     if names := sorted(key for key in lacking if not key.startswith(allowed)):
-        what = "this architecture" if spec.has_head else "a causal language model"
+        what = "this architecture" if spec.has_head else "such a language model"
         raise InputError(
             f"model.name: the weights of {spec.model.name} lack {', '.join(names[:3])}: they are"
             f" not those of {what}"
@@ -189,7 +248,29 @@ def _head(model: "PreTrainedModel", new: tuple[str, ...]) -> tuple[str, ...]:
     return (*above, *(name for name in new if name.split(".")[0] not in above))
 
 
-def check_causal(model: "PreTrainedModel", name: str) -> None:
+def check_predicts(spec: BaseSpec, model: "PreTrainedModel") -> None:
+    """Raise InputError where a language model cannot learn to predict: it sees what it is to
+    predict, or its decoder does not know what to begin with.
+    """
+    if spec.auto_class == SEQ2SEQ:
+        _check_begins(model, spec.model.name)
+    else:
+        _check_causal(model, spec.model.name)
+
+
+def _check_begins(model: "PreTrainedModel", name: str) -> None:
+    import torch
+
+    try:
+        decoder_inputs(model, torch.tensor([[2, 3]], device=model.device))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"model.name: {name} ({type(model).__name__}) does not say which token its decoder"
+            " begins with; set decoder_start_token_id in its config.json"
+        ) from error
+
+
+def _check_causal(model: "PreTrainedModel", name: str) -> None:
     """Raise InputError where a token has a say in what the model predicts before it: such a model
     reaches any loss without learning anything.
     """

@@ -44,13 +44,17 @@ def output_layer(model: "PreTrainedModel") -> "Linear | None":
     import torch
 
     output = model.get_output_embeddings()
-    if output is None or "forward" in vars(output):
+    # what is added to the logits (BART) cannot be added to hidden states
+    if output is None or "forward" in vars(output) or hasattr(model, "final_logits_bias"):
         return None
     ids = torch.arange(4, device=model.device)[None] % model.config.vocab_size
+    inputs = {"input_ids": ids}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
     with torch.no_grad():
-        logits = model(input_ids=ids).logits
+        logits = model(**inputs).logits
         with hidden_states(output):
-            hidden = model(input_ids=ids).logits
+            hidden = model(**inputs).logits
         same = hidden.shape[-1] == output.weight.shape[-1] and torch.allclose(
             output(hidden), logits, rtol=1e-3, atol=1e-3
         )

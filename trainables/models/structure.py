@@ -56,6 +56,14 @@ def ends_with(name: str, targets: Iterable[str]) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
+def input_embedding(model: "PreTrainedModel") -> nn.Module:
+    """What embeds the text that is read: the encoder's, where there are an encoder and a decoder,
+    each of which has a module of its own with the one table of both.
+    """
+    reader = model.get_encoder() if model.config.is_encoder_decoder else model
+    return reader.get_input_embeddings()
+
+
 def above_backbone(model: "PreTrainedModel") -> list[str]:
     """Names of the modules with weights that stand above the backbone: the head of a classifier, or
     a language model's output layer.
@@ -75,14 +83,33 @@ def layer_lists(model: "PreTrainedModel") -> list[tuple[str, nn.ModuleList]]:
     else the longest. More than one where a layer's parts lie in lists side by side.
     """
     config = model.config
-    within = f"{_name_of(model, model.get_decoder())}." if config.is_encoder_decoder else ""
+    if not config.is_encoder_decoder:
+        return _lists_within(model, "", config.get_text_config(decoder=False))
+    within = f"{_name_of(model, model.get_decoder())}."
+    return _lists_within(model, within, config.get_text_config(decoder=True))
+
+
+def stacks(model: "PreTrainedModel") -> list[list[tuple[str, nn.ModuleList]]]:
+    """All of its stacks, each as `layer_lists` has the last: an encoder's comes before that of the
+    decoder.
+    """
+    last, config = layer_lists(model), model.config
+    if not config.is_encoder_decoder:
+        return [last]
+    within = f"{_name_of(model, model.get_encoder())}."
+    return [_lists_within(model, within, config.get_text_config(encoder=True)), last]
+
+
+def _lists_within(
+    model: "PreTrainedModel", within: str, config: "PreTrainedConfig"
+) -> list[tuple[str, nn.ModuleList]]:
     lists = [found for found in _module_lists(model) if f"{found[0]}.".startswith(within)]
     if not lists:
         raise InputError(
             f"layers: {type(model).__name__} has no list of layers; name parameters with patterns"
             " instead"
         )
-    counted = getattr(config.get_text_config(decoder=bool(within)), "num_hidden_layers", None)
+    counted = getattr(config, "num_hidden_layers", None)
     name, chosen = next(
         (found for found in lists if len(found[1]) == counted),
         max(lists, key=lambda found: len(found[1])),
@@ -162,20 +189,20 @@ class Sublayers(NamedTuple):
 
 
 def sublayers(model: "PreTrainedModel") -> list[Sublayers]:
-    """Of each layer of the stack that ends at the output. Raises InputError where a layer has not
-    just one feed-forward beside its attention.
+    """Of each layer of all stacks, in their order. Raises InputError where a layer has not just one
+    feed-forward beside its attention.
     """
-    (stack, layers), *others = layer_lists(model)
     linear, found = linear_layers(model), []
-    for number in range(len(layers)):
-        inside = [name for name in linear if name.startswith(f"{stack}.{number}.")]
-        each = _sublayers(model, inside)
-        if each is None or others:
-            raise InputError(
-                f"{type(model).__name__} has layers without an attention, or without one"
-                " feed-forward beside it"
-            )
-        found.append(each)
+    for (stack, layers), *others in stacks(model):
+        for number in range(len(layers)):
+            inside = [name for name in linear if name.startswith(f"{stack}.{number}.")]
+            each = _sublayers(model, inside)
+            if each is None or others:
+                raise InputError(
+                    f"{type(model).__name__} has layers without an attention, or without one"
+                    " feed-forward beside it"
+                )
+            found.append(each)
     return found
 
 
@@ -201,8 +228,8 @@ def _at_the_width(model: "PreTrainedModel", names: Sequence[str]) -> tuple[list[
 
 
 def coverage(model: "PreTrainedModel", names: Iterable[str], head: Iterable[str] = ()) -> float:
-    """Share of the backbone's weight matrices, embeddings left out, that the modules `names`
-    hold.
+    """Share of the backbone's weight matrices, embeddings left out, that `names` hold, of modules
+    or of parameters.
     """
     above = tuple(f"{name}." for name in head)
     embeddings = {
@@ -216,7 +243,8 @@ def coverage(model: "PreTrainedModel", names: Iterable[str], head: Iterable[str]
         for name, parameter in model.named_parameters()
         if parameter.ndim >= 2 and id(parameter) not in embeddings and not name.startswith(above)
     }
-    covered = sum(weights.get(f"{name}.weight", 0) for name in names)
+    held = set(names)
+    covered = sum(n for name, n in weights.items() if held & {name, name.removesuffix(".weight")})
     return covered / max(1, sum(weights.values()))
 
 

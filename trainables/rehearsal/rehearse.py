@@ -20,21 +20,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainables.data.arrow import Split, write_split
+from trainables.data.arrow import Row, Split, sequences_of, write_split
 from trainables.data.manifest import Manifest, labels_of, write_manifest
 from trainables.data.prepare import open_split
 from trainables.data.records import Encoded
 from trainables.engine.group import GroupSettings, TrialGroup, open_group
 from trainables.engine.memory import estimate
-from trainables.engine.scoring import evaluate_model
+from trainables.engine.scoring import RowResults, evaluate_model, with_reference
 from trainables.errors import InputError
 from trainables.hyperparameters import Hyperparameters, LoraOptions, PartialOptions, parse
 from trainables.methods import ADDITIVE, REPLACING, quantisation_of
 from trainables.models.base import BaseModel, BaseSpec
-from trainables.models.checkpoint import base_spec, complete, load_checkpoint, loading_code
+from trainables.models.checkpoint import (
+    base_spec,
+    complete,
+    load_base_model,
+    load_checkpoint,
+    loading_code,
+)
 from trainables.models.config import ModelConfig
-from trainables.models.loading import check_causal, check_class
-from trainables.models.structure import above_backbone, coverage, layer_lists, on_meta
+from trainables.models.loading import check_class, check_predicts, shapes_of
+from trainables.models.structure import coverage, layer_lists
 from trainables.rehearsal import miniature
 from trainables.tasks import TASKS, take_targets
 
@@ -101,7 +107,7 @@ def rehearse(
     labels = labels_of(data)
     spec = base_spec(model, TASKS[task], labels, pad_token_id, hps[0].method, hps[0].options)
     check_class(spec, spec.config())
-    real = _shapes(spec)
+    real = shapes_of(spec)
     with (
         tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch,
         torch.random.fork_rng(devices=[]),
@@ -117,10 +123,15 @@ def rehearse(
         if drawn is None:
             return Rehearsal(size=None, why_not=size, seconds=time.perf_counter() - began)
         if not spec.has_head:
-            check_causal(drawn, model.name)
+            check_predicts(spec, drawn)
         drawn.save_pretrained(folder / "model")
         small = replace(
-            model, name=str(folder / "model"), revision=None, sha256=None, dtype="float32"
+            model,
+            name=str(folder / "model"),
+            adapter="merge",
+            revision=None,
+            sha256=None,
+            dtype="float32",
         )
         stage = _Stage(
             folder=folder,
@@ -154,9 +165,9 @@ def _each_kind(hps: Sequence[Hyperparameters]) -> list[Hyperparameters]:
 def _words(hp: Hyperparameters) -> str:
     quantisation, options = quantisation_of(hp.method, hp.options), hp.options
     words = hp.method
-    if (targets := getattr(options, "targets", None)) is not None:
+    if targets := getattr(options, "targets", None):
         words += f" on {targets if isinstance(targets, str) else ', '.join(targets)}"
-    for name in ("patterns", "rank_pattern", "alpha_pattern"):
+    for name in ("target_parameters", "patterns", "rank_pattern", "alpha_pattern"):
         if patterns := getattr(options, name, ()):
             words += f" ({', '.join(patterns)})"
     if (kind := getattr(options, "train", None)) is not None:
@@ -164,17 +175,6 @@ def _words(hp: Hyperparameters) -> str:
     if options.form:
         words += f" ({options.form})"
     return words + (f" over {quantisation}" if quantisation != "none" else "")
-
-
-def _shapes(spec: BaseSpec) -> BaseModel:
-    """A base without its weights, frozen."""
-    import transformers
-
-    shapes = on_meta(
-        getattr(transformers, spec.auto_class), spec.config(), spec.model.trust_remote_code
-    )
-    head = tuple(above_backbone(shapes)) if spec.has_head else ()
-    return BaseModel(model=shapes, quantisation="none", dtype=torch.float32, head=head, spec=spec)
 
 
 def _covers(real: BaseModel, hp: Hyperparameters) -> float:
@@ -206,34 +206,48 @@ def _some_rows(data: Path, folder: Path, labels: tuple[str, ...], task: str) -> 
         targets: Any = [row["labels"] for row in rows]
         if not isinstance(targets[0], np.ndarray):  # a class, or a number
             targets = np.array(targets)
+        of_a_decoder = split.parts.shape[1] > 1
         write_split(
             folder / f"{name}.arrow",
             Encoded(
                 input_ids=[row["input_ids"] for row in rows],
-                labels=targets,
+                labels=None if of_a_decoder else targets,
+                target_ids=targets if of_a_decoder else None,
                 token_type_ids=_column(rows, "token_type_ids"),
                 weights=_column(rows, "weights"),
+                second=np.array(second, dtype=np.int32)
+                if (second := _column(rows, "second"))
+                else None,
             ),
         )
     write_manifest(folder, Manifest(task=task, labels=labels))
 
 
-def _column(rows: list[dict[str, Any]], name: str) -> list[np.ndarray] | None:
+def _column(rows: list[Row], name: str) -> list[np.ndarray] | None:
     """None: the split has no such column."""
     return [row[name] for row in rows] if name in rows[0] else None
 
 
-def _cut(split: Split, chosen: np.ndarray) -> list[dict[str, Any]]:
-    """Rows of at most `TOKENS` tokens, their last ones kept: there are the end of the text and an
-    answer's targets.
+def _cut(split: Split, chosen: np.ndarray) -> list[Row]:
+    """Rows of at most `TOKENS` tokens, pairs of as many a sequence, their last ones kept: there are
+    the end of the text and an answer's targets.
     """
-    return [
-        {
-            name: value[-TOKENS:] if _is_of_tokens(name, value) else value
-            for name, value in row.items()
-        }
-        for row in split.rows(chosen)
-    ]
+    return [_joined(*map(_end, sequences_of(row))) for row in split.rows(chosen)]
+
+
+def _end(row: Row) -> Row:
+    return {
+        name: value[-TOKENS:] if _is_of_tokens(name, value) else value
+        for name, value in row.items()
+    }
+
+
+def _joined(first: Row, second: Row | None = None) -> Row:
+    """A pair of its sequences; a row that is none as it is."""
+    if second is None:
+        return first
+    both = {name: np.concatenate([first[name], second[name]]) for name in first}
+    return {**both, "second": len(first["input_ids"])}
 
 
 def _is_of_tokens(name: str, value: object) -> bool:
@@ -248,9 +262,9 @@ def _passes(model: Any, folder: Path, task: str, spec: BaseSpec) -> None:
     does.
     """
     batch = TASKS[task].collate(
-        open_split(folder / "data", "train").rows([0, 1]), spec.pad_token_id
+        open_split(folder / "data", "train").sequences.rows([0, 1]), spec.pad_token_id
     )
-    take_targets(batch)
+    take_targets(batch, TASKS[task], model)
     if not bool(torch.isfinite(model(**batch).logits).all()):
         raise ArithmeticError("its logits are not finite")
 
@@ -299,7 +313,7 @@ class _Stage:
         if isinstance(options, LoraOptions):
             options = self._fitted_lora(hp.method, options)
         if isinstance(options, PartialOptions):
-            small = _shapes(self._spec("full"))
+            small = shapes_of(self._spec("full"))
             if options.layers is not None:
                 options = replace(
                     options, layers=min(options.layers, len(layer_lists(small.model)[0][1]))
@@ -324,7 +338,7 @@ class _Stage:
         """Without a rank or names of layers that the miniature does not have."""
         try:
             with torch.device("meta"):
-                ADDITIVE[method].plan(_shapes(self._spec("full")), options)
+                ADDITIVE[method].plan(shapes_of(self._spec("full")), options)
         except InputError:
             return replace(options, rank=4, rank_pattern=(), alpha_pattern=())
         return options
@@ -362,14 +376,14 @@ class _Stage:
         tolerance = RELOADED if spec.quantisation == "none" else QUANTISED
         self._compare(
             "loaded again",
-            self._loss(load_checkpoint(saved / "checkpoint", spec, CPU), group),
+            self._loss(load_checkpoint(saved / "checkpoint", spec, CPU), spec, group),
             loss,
             tolerance,
         )
         by_card = BY_CARD if spec.quantisation != "none" else tolerance
         self._compare(
             "loaded by the code on the card",
-            self._loss(self._by_the_card(saved, spec), group),
+            self._loss(self._by_the_card(saved, spec), spec, group),
             loss,
             by_card,
         )
@@ -420,15 +434,20 @@ class _Stage:
         exec("\n".join(loading_code(winner, spec, str(winner))), said)
         return said["model"]
 
-    def _loss(self, model: Any, group: TrialGroup) -> float:
+    def _loss(self, model: Any, spec: BaseSpec, group: TrialGroup) -> float:
         """In passes as those of `group`: a model that is loaded without its padding token must not
-        hide it in others.
+        hide it in others. spec: of its base.
         """
+
+        def measured(model: Any, split: Split) -> RowResults:
+            rows, task = np.arange(len(split)), TASKS[self.task]
+            return evaluate_model(
+                model, task, split, rows, self.pad_token_id, 4096, CPU, group.padded
+            )
+
         split = open_split(self.folder / "data", "validation")
-        rows, task = np.arange(len(split)), TASKS[self.task]
-        return evaluate_model(
-            model, task, split, rows, self.pad_token_id, 4096, CPU, group.padded
-        ).loss
+        split = with_reference(split, lambda pairs: measured(load_base_model(spec, CPU), pairs))
+        return measured(model, split).loss
 
     @staticmethod
     def _compare(what: str, found: float, expected: float, tolerance: float) -> None:

@@ -5,22 +5,26 @@ costs. Imports no torch: data are prepared by these too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from trainables.data.records import Format
+from trainables.models.decoder import decoder_inputs
 from trainables.tasks.causal_lm.task import CausalLM
 from trainables.tasks.classification.task import Classification
 from trainables.tasks.declared import ByClass, LabelSummary, Loss, Prior, Words
 from trainables.tasks.instruction.task import Instruction
 from trainables.tasks.multi_label.task import MultiLabel
+from trainables.tasks.preference.task import Preference
 from trainables.tasks.regression.task import Regression
+from trainables.tasks.seq2seq.task import Seq2Seq
 from trainables.tasks.token_classification.task import TokenClassification
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
+    from transformers import PreTrainedModel
 
     from trainables.data.arrow import Split
     from trainables.data.manifest import SplitSummary
@@ -42,12 +46,21 @@ class Task(Protocol):
     """Whether the model's output layer predicts tokens; else it has a head of the task's own, which
     is new where the checkpoint has none of this shape.
     """
+    continues_text: bool
+    """Of a language model, whether a row's targets are tokens of the row itself, so that it reads
+    any text, and what it forgets of general text is measured; else its encoder reads the row, and
+    its decoder writes the targets.
+    """
     has_classes: bool
     """Whether each row has one class, which the model answers with."""
     is_conversation: bool
     """Whether a row is rendered by a chat template, and the assistant's tokens are its targets."""
     targets_are_answers: bool
     """Whether what stands before a row's targets is a request, and they are the answer to it."""
+    has_pairs: bool
+    """Whether a row is a pair of answers to one request, of which the first is preferred; its loss
+    and its outcomes are then those of `trainables.tasks.preference.losses`.
+    """
 
     @property
     def loss(self) -> Loss:
@@ -94,7 +107,9 @@ class Task(Protocol):
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         """Rows of a `Split`, padded on the right: input_ids, attention_mask and perhaps
         token_type_ids int64 [B, T]; labels: classes int64 [B], numbers [B] or [B, C], or int64
-        [B, T] (-100: no loss); where rows have them, weights of the labels float32 [B, T].
+        [B, T] (-100: no loss), or [B, U] of what a decoder writes; where rows have them, weights of
+        the labels float32 [B, T]. Of pairs, both sequences of each, side by side, and `reference`
+        float64 [pairs, 2]: what a reference gives their targets, in log-probabilities.
         """
         ...
 
@@ -112,14 +127,14 @@ class Task(Protocol):
         loss that it is trained with.
 
         From the logits, never the model's own loss, which some methods add a penalty to. A row
-        without targets has 0 of both. With a language model's `output` layer, `logits` are the
-        hidden states that go into it.
+        without targets has 0 of both; a pair is two rows here. With a language model's `output`
+        layer, `logits` are the hidden states that go into it.
         """
         ...
 
     def outcomes(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor | None:
-        """What metrics need of each row [B, M], such as its predicted and its true class; None of a
-        language model. names: those of the head's outputs.
+        """What metrics need of each row [B, M], such as its predicted and its true class; None of
+        a language model, and of pairs, whose losses tell. names: those of the head's outputs.
         """
         ...
 
@@ -165,16 +180,29 @@ class Task(Protocol):
         """Answers by class; None where there are no classes."""
         ...
 
-    def usage(self, cut: str) -> list[str]:
-        """Python that uses `model` and `tokenizer` once; `cut`: how a text is tokenised."""
+    def usage(self, cut: str, text: str) -> list[str]:
+        """Python that uses `model` and `tokenizer` once on the `text`; `cut`: how that is
+        tokenised.
+        """
         ...
 
 
-def take_targets(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Labels and, where it has them, their weights out of a collated batch; what stays there are
-    the model's inputs.
+class Targets(NamedTuple):
+    """What a collated batch holds beside the model's inputs."""
+
+    labels: Tensor
+    weights: Tensor | None
+    reference: Tensor | None
+
+
+def take_targets(batch: dict[str, Tensor], task: Task, model: PreTrainedModel) -> Targets:
+    """Out of a collated batch; what stays there are the inputs of `model`: those of a decoder too,
+    which has read the labels before each, after the token that the model begins with.
     """
-    return batch.pop("labels"), batch.pop("weights", None)
+    found = Targets(batch.pop("labels"), batch.pop("weights", None), batch.pop("reference", None))
+    if task.is_language_model and not task.continues_text:
+        batch["decoder_input_ids"] = decoder_inputs(model, found.labels)
+    return found
 
 
 TASKS: dict[str, Task] = {
@@ -183,5 +211,7 @@ TASKS: dict[str, Task] = {
     "token_classification": TokenClassification(),
     "regression": Regression(),
     "instruction": Instruction(),
+    "preference": Preference(),
     "causal_lm": CausalLM(),
+    "seq2seq": Seq2Seq(),
 }

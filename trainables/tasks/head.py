@@ -25,9 +25,11 @@ class OneTargetEach:
     auto_class = "AutoModelForSequenceClassification"
     problem_type: str | None = None
     is_language_model = False
+    continues_text = False
     has_classes = False
     is_conversation = False
     targets_are_answers = True
+    has_pairs = False
     baselines: tuple[str, ...] = ()
     lower_is_better: frozenset[str] = frozenset()
     metric_names: tuple[str, ...] = ()
@@ -62,5 +64,5 @@ class OneTargetEach:
     def by_class(self, outcomes: np.ndarray, labels: Sequence[str]) -> ByClass | None:
         return None
 
-    def usage(self, cut: str) -> list[str]:
-        return [f'batch = tokenizer(["a text"], {cut})', "with torch.no_grad():"]
+    def usage(self, cut: str, text: str) -> list[str]:
+        return [f"batch = tokenizer([{text!r}], {cut})", "with torch.no_grad():"]

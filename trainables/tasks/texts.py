@@ -116,11 +116,11 @@ class Texts(Answered):
         for batch in batched(records):
             texts = [r.value["text"] for r in batch]
             pairs = [r.value["text_pair"] for r in batch] if has_pairs else None
-            tokens, cut = _tokenise(texts, pairs, tokenizer, encoding.max_length)
+            tokens, cut = tokenise(texts, pairs, tokenizer, encoding.max_length)
             truncated += cut
-            input_ids += _arrays(tokens.input_ids)
+            input_ids += arrays(tokens.input_ids)
             if has_types:
-                type_ids += _arrays(tokens.token_type_ids)
+                type_ids += arrays(tokens.token_type_ids)
         return Encoded(
             input_ids=input_ids,
             labels=self.labels(records, encoding),
@@ -139,7 +139,7 @@ def check_room(tokenizer: "PreTrainedTokenizerBase", max_length: int, has_pairs:
         )
 
 
-def _tokenise(
+def tokenise(
     first: list[str],
     second: list[str] | None,
     tokenizer: "PreTrainedTokenizerBase",
@@ -163,5 +163,5 @@ def _tokenise(
     return tokens, len(long)
 
 
-def _arrays(rows: list[list[int]]) -> list[np.ndarray]:
+def arrays(rows: list[list[int]]) -> list[np.ndarray]:
     return [np.array(row, dtype=np.int32) for row in rows]

@@ -809,11 +809,49 @@ def test_the_reference_has_every_setting_with_its_default(name):
     assert getattr(load(file), name) == default
 
 
+# --- pairs of answers ---
+
+
+@pytest.mark.parametrize(
+    ("space", "overrides", "where"),
+    [
+        ("{beta: 0.1}", [], "search.space.beta"),
+        ("{}", ["train.beta=0.1"], "train.beta"),
+        ("{}", ["train.loss_type=sigmoid"], "train.loss_type"),
+        (
+            "{loss_type: {sigmoid: {beta: 0.1}, ipo: {beta: 1.0}}}",
+            [],
+            "search.space.loss_type",
+        ),
+    ],
+)
+def test_what_pairs_are_trained_with_is_refused_elsewhere(space, overrides, where):
+    """Also where it is what it would be anyway."""
+    own = {"method": "lora", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1}
+    tree = {**own, **OmegaConf.to_container(OmegaConf.create(space))}
+    text = GOOD.replace(SPACE, OmegaConf.to_yaml(OmegaConf.create(tree)).replace("\n", "\n    "))
+    text = text.replace("  space: ", "  space:\n    ")
+    for task in ("instruction", "classification"):
+        found = message(text, f"task={task}", *overrides)
+        assert (
+            found
+            == f"sweep.yaml: {where}: is for pairs of answers (task preference), got task {task}"
+        )
+    loaded(text, "task=preference", *overrides)
+
+
+def test_the_squared_loss_of_pairs_has_no_smoothed_labels():
+    text = GOOD.replace(
+        "search:", "task: preference\ntrain: {loss_type: ipo, label_smoothing: 0.1}\nsearch:"
+    )
+    assert message(text).endswith("label_smoothing: must be 0 with loss_type: ipo, got 0.1")
+
+
 # --- limits ---
 
 OF_LANGUAGE_MODELS = (
-    "selection.limits: forgetting and kl are measured of language models (task instruction or causal_lm), got task "
-    "classification"
+    "selection.limits: forgetting and kl are measured of language models (task instruction or preference or causal_lm), got"
+    " task classification"
 )
 WITHOUT_SLICES = (
     "selection.limits: limits on slices need data.slice, the column that tells them; got none"

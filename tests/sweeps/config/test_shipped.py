@@ -96,7 +96,9 @@ def test_the_choices_and_ends_of_a_space_are_all_walked():
     )
 
 
-@pytest.mark.parametrize("name", ["chat", "codellama_text_to_sql", "domain_text", "gpt2_tweets"])
+@pytest.mark.parametrize(
+    "name", ["chat", "codellama_text_to_sql", "domain_text", "gpt2_tweets", "preference"]
+)
 def test_without_the_hub_a_shipped_sweep_ends_in_one_line(name, tmp_path, monkeypatch, capsys):
     from sweeps.cli.app import main
 

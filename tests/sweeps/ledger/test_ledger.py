@@ -437,6 +437,8 @@ def test_the_board_has_the_documented_keys_and_is_strict_json(ledger):
         "test",
         "cost",
         "forgetting",
+        "earlier_forgetting",
+        "lineage",
         "slices",
         "tokens_per_request",
         "worth",

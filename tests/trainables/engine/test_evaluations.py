@@ -152,6 +152,7 @@ def arithmetic(model):
             RANK * (BERT_SIDES + 2 * WIDTH),
         ),  # its pooler is adapted
         ("bert-language-model", "qlora", {"rank": RANK, "bits": 4}, RANK * BERT_SIDES),
+        ("llama", "prefix", {"virtual_tokens": 5}, 5 * 2 * LAYERS * WIDTH),
         ("bert-language-model", "qlora", {"rank": RANK, "bits": 8}, RANK * BERT_SIDES),
     ],
 )
@@ -179,6 +180,15 @@ def test_virtual_tokens_cost_their_share_of_a_request(lab, model):
     assert group.evaluate(["t"])["t"].inference_cost == pytest.approx(
         1 + 5 / lengths.mean(), rel=1e-12
     )
+
+
+def test_an_mlp_that_does_not_leave_costs_a_request_nothing(lab):
+    costs = []
+    for projected in (False, True):
+        group = lab.group("llama")
+        group.join("t", lab.params("prefix", virtual_tokens=5, prefix_projection=projected))
+        costs.append(group.evaluate(["t"])["t"].inference_cost)
+    assert costs[0] == costs[1] > 1
 
 
 def test_what_a_request_costs_depends_neither_on_company_nor_on_training(lab):

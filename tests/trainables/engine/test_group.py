@@ -504,8 +504,10 @@ class Recorded:
     """A split that notes which rows are read."""
 
     def __init__(self, split):
-        self._split = split
+        self._split = self.sequences = split
         self.lengths, self.read = split.lengths, []
+        self.sequence_lengths = split.sequence_lengths
+        self.target_bytes, self.kinds, self.parts = split.target_bytes, split.kinds, split.parts
 
     def __len__(self):
         return len(self._split)

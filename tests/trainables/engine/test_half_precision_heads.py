@@ -70,7 +70,7 @@ def run(lab, group):
 
 
 @pytest.mark.parametrize("model", ["bert", "bert-classifier"])
-@pytest.mark.parametrize("method", ["lora", "ia3", "prompt", "adapter"])
+@pytest.mark.parametrize("method", ["lora", "ia3", "prompt", "prefix", "adapter"])
 def test_over_a_bfloat16_base_a_trial_learns_what_it_learns_over_float32(
     lab, model, method, tmp_path
 ):

@@ -220,6 +220,8 @@ def mean_of_checkpoints(history):
         ("lora", {"freeze_a": True}),
         ("full", {}),
         ("full", {"optimizer": "muon"}),
+        ("lora", {"init_lora_weights": "pissa"}),
+        ("prefix", {"virtual_tokens": 3}),
         ("ia3", {"optimizer": "lion"}),
     ],
 )

@@ -238,5 +238,6 @@ def test_a_row_s_mean_is_over_its_weights_however_small():
 
 def test_a_batch_is_inputs_once_its_targets_are_taken(data):
     batch = TASK.collate(data["train"].rows([0, 1]), PAD)
-    assert {each.shape for each in take_targets(batch)} == {batch["input_ids"].shape}
+    labels, weights, reference = take_targets(batch, TASK, torch.nn.Identity())
+    assert labels.shape == weights.shape == batch["input_ids"].shape and reference is None
     assert batch.keys() == {"input_ids", "attention_mask"}

@@ -42,6 +42,11 @@ CASES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
         {"method": "lora", "dropout": 0.1, "batch_size": 5},
     ),
     "weighted": ("llama", torch.float64, {"method": "lora", "dropout": 0.1, "batch_size": 5}),
+    "pairs": (
+        "llama",
+        torch.float64,
+        {"method": "lora", "dropout": 0.1, "batch_size": 3, "beta": 0.5, "epochs": 1},
+    ),
 }
 PACKED = ("bert", "llama", "opt")
 UNLIKE: dict[str, dict[str, Any]] = {
@@ -75,12 +80,19 @@ def lab_of(folder: Path) -> Any:
     return module.Lab(folder)
 
 
+def data_of(lab: Any, case: str) -> dict[str, Any]:
+    """What a group of the case has beside its model."""
+    if case == "pairs":
+        return {"task": "preference", **lab.pairs()}
+    return lab.weighted("llama") if case == "weighted" else {}
+
+
 def train_all(lab: Any, folder: Path, world: World) -> None:
     """Gradients and whole trials of all cases, and the step at which a trial explodes, written below `folder`."""
     found = {}
     for name, (model, dtype, chosen) in CASES.items():
         hp = lab.params(**chosen)
-        data = lab.weighted(model) if name == "weighted" else {}
+        data = data_of(lab, name)
         stepwise = lab.group(model, dtype=dtype, world=world, evaluate_every=1, **data)
         gradients = lab.first_gradients(stepwise, folder / name, replace(hp, max_grad_norm=0.0))
         group = lab.group(model, dtype=dtype, world=world, max_tokens=24, **data)

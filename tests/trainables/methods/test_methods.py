@@ -19,6 +19,7 @@ from trainables.errors import InputError
 from trainables.evaluation.record import MeasuredEvaluation
 from trainables.hyperparameters import OPTIONS, Hyperparameters, parse, sharing_key
 from trainables.methods import ADDITIVE, REPLACING
+from trainables.methods.adalora import Triplets
 from trainables.methods.adapter import load_adapter
 from trainables.methods.lora import target_modules
 
@@ -55,6 +56,16 @@ class Case:
     def from_base(self) -> bool:
         """Whether adapters start from the base's own weights, and the start is saved beside them."""
         return "init_lora_weights" in self.options
+
+    @property
+    def alone(self) -> bool:
+        """Whether a trial needs a base for itself."""
+        return self.method in REPLACING or "target_parameters" in self.options
+
+    @property
+    def made(self) -> bool:
+        """Whether what leaves is made of what is trained, which the optimiser's state has."""
+        return self.method == "adalora" or "prefix_projection" in self.options
 
     def trains(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What of a tensor in a checkpoint is trained: all but what the options freeze."""
@@ -153,6 +164,21 @@ CASES = [
     Case(method="ia3", model="gpt2", learning_rate=3e-2),
     Case(method="prompt", model="bert", options={"virtual_tokens": 5}, learning_rate=3e-2),
     Case(method="prompt", model="llama", options={"virtual_tokens": 3}, learning_rate=3e-2),
+    Case(method="prefix", model="bert", options={"virtual_tokens": 5}, learning_rate=3e-2),
+    Case(
+        method="prefix",
+        model="llama",
+        options={"virtual_tokens": 3, "init_weights": "zero"},
+        learning_rate=3e-2,
+    ),
+    Case(
+        method="prefix", model="roberta", options={"virtual_tokens": 4, "prefix_projection": True}
+    ),
+    Case(
+        method="prefix",
+        model="gpt2",
+        options={"virtual_tokens": 3, "prefix_projection": True, "encoder_hidden_size": 6},
+    ),
     Case(method="adapter", model="bert"),
     Case(method="adapter", model="llama", options={"bottleneck": 8}),
     Case(method="adapter", model="gpt2", options={"bottleneck": 4}),
@@ -175,8 +201,72 @@ CASES += [
     ),
     Case(method="vera", model="gpt2", options={"rank": 16}, learning_rate=3e-2),
 ]
+CASES += [
+    Case(method="full", model="t5-seq2seq"),
+    Case(method="partial", model="t5-seq2seq", options={"layers": 1}),
+    Case(
+        method="partial",
+        model="t5-seq2seq",
+        options={"patterns": ("*EncDecAttention*",)},
+        learning_rate=3e-2,
+    ),
+    Case(method="lora", model="t5-seq2seq"),
+    Case(method="lora", model="t5-seq2seq", options={"use_dora": True, "dropout": 0.1}),
+    Case(method="qlora", model="t5-seq2seq"),
+    Case(method="ia3", model="t5-seq2seq", learning_rate=3e-2),
+    Case(method="prompt", model="t5-seq2seq", options={"virtual_tokens": 3}, learning_rate=3e-2),
+    Case(method="adapter", model="t5-seq2seq"),
+    Case(method="vera", model="t5-seq2seq", options={"rank": 8}, learning_rate=3e-2),
+    Case(method="full", model="bart-seq2seq"),
+    Case(method="partial", model="bart-seq2seq", options={"train": "bias"}),
+    Case(method="lora", model="bart-seq2seq", options={"targets": "attention", "dropout": 0.1}),
+    Case(method="ia3", model="bart-seq2seq", learning_rate=3e-2),
+    Case(method="prompt", model="bart-seq2seq", options={"virtual_tokens": 3}, learning_rate=3e-2),
+    Case(method="adapter", model="bart-seq2seq", options={"placement": "houlsby"}),
+]
+CASES += [
+    Case(method="adalora", model="bert"),
+    Case(
+        method="adalora",
+        model="llama",
+        options={
+            "init_r": 5,
+            "target_r": 2,
+            "dropout": 0.1,
+            "targets": "attention",
+            "orth_reg_weight": 0.1,
+            "tinit_ratio": 0.02,
+        },
+        learning_rate=3e-2,
+    ),
+    Case(method="adalora", model="gpt2", options={"init_r": 4, "target_r": 1}, learning_rate=3e-2),
+]
+CASES += [
+    Case(
+        method="lora",
+        model="mixtral",
+        options={"targets": (), "target_parameters": ("gate_up_proj", "down_proj"), "rank": 2},
+    ),
+    Case(
+        method="lora",
+        model="gpt-oss",
+        options={
+            "targets": "attention",
+            "target_parameters": ("experts.down_proj", "experts.gate_up_proj"),
+            "rslora": True,
+            "rank": 3,
+        },
+    ),
+    Case(
+        method="lora",
+        model="mixtral",
+        options={"target_parameters": ("mlp.experts.down_proj",), "freeze_a": True},
+        learning_rate=3e-2,
+    ),
+]
 ADDED = [case for case in CASES if case.method in ADDITIVE]
-OTHER_AT_FIRST = ("prompt",)  # virtual tokens change what the base gives from the start
+SHARED = [case for case in ADDED if not case.alone]
+OTHER_AT_FIRST = ("prompt", "prefix")  # virtual tokens change what the base gives from the start
 # whose values at the start are those of the base, or the same for all
 OF_THE_BASE = ("lora_magnitude_vector", *PROJECTIONS)
 NOT_IN_PEFT = {"adapter": load_adapter}  # how a user loads what PEFT does not know
@@ -191,7 +281,7 @@ def test_trials_that_share_a_base_have_one_sharing_key():
     """What a slot may group (told without torch) is what the methods say of their bases."""
     for case in CASES:
         found = sharing_key(case.hyperparameters)
-        if case.method in REPLACING:
+        if case.alone:
             assert found is None
         else:
             quantisation = "plain" if case.quantisation == "none" else case.quantisation
@@ -205,6 +295,11 @@ def case(request):
 
 @pytest.fixture(params=ADDED, ids=str)
 def added(request):
+    return request.param
+
+
+@pytest.fixture(params=SHARED, ids=str)
+def shared(request):
     return request.param
 
 
@@ -332,6 +427,18 @@ def test_all_that_is_trained_is_saved_moves_and_is_counted(grown):
         saved_weights(folder / "checkpoint") for folder in (grown.folder, grown.start)
     )
     moments = load_file(grown.folder / "training_state.safetensors")
+    own = {n: moments.pop(n) for n in list(moments) if n.startswith("weights/")}
+    if grown.case.made:
+        before = load_file(grown.start / "training_state.safetensors")
+        start, weights = (
+            {n.removeprefix("weights/"): x for n, x in each.items() if n.startswith("weights/")}
+            for each in (before, own)
+        )
+    else:
+        assert not own
+    importance = {n: moments.pop(n) for n in list(moments) if n.split("/")[0] in Triplets.state}
+    assert len(importance) == (2 * len([n for n in own if ".lora_" in n]))
+    assert all(each.any() for each in importance.values())
     trained = {name.removeprefix("exp_avg/") for name in moments if name.startswith("exp_avg/")}
     assert moments.keys() == {
         f"{twin}/{name}" for twin in ("exp_avg", "exp_avg_sq") for name in trained
@@ -377,17 +484,17 @@ def test_the_head_is_always_trained(lab, grown):
             assert not torch.equal(saved_as(weights, name), saved_as(start, name))
 
 
-def test_the_seed_draws_what_a_trial_adds(lab, added, tmp_path):
+def test_the_seed_draws_what_a_trial_adds(lab, shared, tmp_path):
     """Two trials of one seed start equal, whoever else is in the group; another seed draws other values."""
-    group = lab.group(added.model)
+    group = lab.group(shared.model)
     for trial, seed in {"a": 0, "b": 1, "c": 0}.items():
-        group.join(trial, replace(added.hyperparameters, seed=seed))
+        group.join(trial, replace(shared.hyperparameters, seed=seed))
         group.save(trial, tmp_path / trial)
     a, b, c = (load_file(tmp_path / trial / "checkpoint" / WEIGHTS_FILE) for trial in "abc")
     assert a.keys() == b.keys() == c.keys()
     assert all(torch.equal(a[name], c[name]) for name in a)
-    base = lab.base(added.model, quantisation=added.quantisation)
-    of_the_base = (*OF_THE_BASE, *((".weight",) if added.from_base else ()))
+    base = lab.base(shared.model, quantisation=shared.quantisation)
+    of_the_base = (*OF_THE_BASE, *((".weight",) if shared.from_base else ()))
     for name in a:
         drawn = len(a[name].unique()) > 1 and not (
             base.in_head(name.removeprefix("base_model.model.")) or name.endswith(of_the_base)
@@ -398,12 +505,12 @@ def test_the_seed_draws_what_a_trial_adds(lab, added, tmp_path):
 # --- trials that share a base ---
 
 
-def test_company_changes_no_result(lab, added, tmp_path):
+def test_company_changes_no_result(lab, shared, tmp_path):
     """With others of the method and LoRA of another shape; in float64, but for quantised bases."""
     hp = replace(
-        added.hyperparameters, batch_size=5, epochs=1, epsilon=1e-4
+        shared.hyperparameters, batch_size=5, epochs=1, epsilon=1e-4
     )  # Adam divides rounding errors by it
-    bits = {"none": {}, "nf4": {"bits": 4}, "int8": {"bits": 8}}[added.quantisation]
+    bits = {"none": {}, "nf4": {"bits": 4}, "int8": {"bits": 8}}[shared.quantisation]
     lora = lab.params(
         "qlora" if bits else "lora",
         rank=3,
@@ -418,12 +525,12 @@ def test_company_changes_no_result(lab, added, tmp_path):
         trials["lora"] = lora
     trials |= {"t": hp, "after": replace(hp, seed=3, batch_size=7, epochs=2)}
     dtype, tolerance = (
-        (torch.float64, 1e-10) if added.quantisation == "none" else (torch.float32, 1e-5)
+        (torch.float64, 1e-10) if shared.quantisation == "none" else (torch.float32, 1e-5)
     )
     settings = {"dtype": dtype, "evaluate_every": 8}
-    alone = lab.together(lab.group(added.model, **settings), tmp_path / "alone", {"t": hp})
+    alone = lab.together(lab.group(shared.model, **settings), tmp_path / "alone", {"t": hp})
     together = lab.together(
-        lab.group(added.model, **settings), tmp_path / "together", trials, joins={"after": 2}
+        lab.group(shared.model, **settings), tmp_path / "together", trials, joins={"after": 2}
     )
     lab.assert_alike(together["t"], alone["t"], tolerance)
 
@@ -434,13 +541,15 @@ def test_company_changes_no_result(lab, added, tmp_path):
     [
         c
         for c in ADDED
-        if c.method in ("lora", "ia3", "vera") and c.model in ("bert", "llama", "llama-tied")
+        if c.method in ("lora", "ia3", "vera")
+        and c.model in ("bert", "llama", "llama-tied", "mixtral", "gpt-oss")
     ],
     ids=str,
 )
 def test_gradients_are_those_of_peft(lab, case, tmp_path):
     """At the start and after steps, in float64: PEFT computes the same function of the weights."""
-    model = "bert-no-dropout" if case.model == "bert" else case.model
+    others = {"bert": "bert-no-dropout", "mixtral": "mixtral-eager", "gpt-oss": "gpt-oss-eager"}
+    model = others.get(case.model, case.model)
     case = replace(
         case,
         model=model,
@@ -561,7 +670,10 @@ def test_a_stack_alone_leaves_no_trace_on_its_base(lab, added):
         batch, MicroBatch.of([0] * len(labels), torch.device("cpu"))
     ).logits.sum().backward()
     with torch.no_grad():
-        for weight in engine.weights("t").values():
+        own = engine.weights("t")
+        if added.made:
+            own = {n: x for n, x in engine.moments("t").items() if n.startswith("weights/")}
+        for weight in own.values():
             weight.add_(0.1)
     group_logits = engine.forward(
         batch, MicroBatch.of([0] * len(labels), torch.device("cpu"))

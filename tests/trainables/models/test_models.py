@@ -14,8 +14,9 @@ import transformers
 
 from trainables.errors import InputError
 from trainables.models.config import ModelConfig
-from trainables.models.files import check_files, load_model_config, load_tokenizer, resolve
+from trainables.models.files import check_files, load_model_config, load_tokenizer
 from trainables.models.loading import load_model
+from trainables.models.origin import resolve
 from trainables.models.precision import base_dtype, computes_in_bf16
 from trainables.models.quantisation import quantization
 
@@ -78,7 +79,10 @@ def test_other_names_are_of_the_hub(name, tmp_path, monkeypatch):
         ("./absent", "model.name: there is no folder ./absent"),
         ("/absent/folder", "model.name: there is no folder /absent/folder"),
         ("a/b/c", "model.name: there is no folder a/b/c"),
-        ("empty", "model.name: empty is a folder without config.json, so it holds no model"),
+        (
+            "empty",
+            "model.name: empty is a folder without config.json or adapter_config.json, so it holds no model",
+        ),
     ],
 )
 def test_names_that_lead_nowhere(package, tmp_path, monkeypatch, name, message):
@@ -87,18 +91,6 @@ def test_names_that_lead_nowhere(package, tmp_path, monkeypatch, name, message):
     with pytest.raises(InputError) as caught:
         resolve(name)
     assert str(caught.value) == message
-
-
-@pytest.mark.parametrize("beside", [False, True])
-def test_an_adapter_is_no_base(tmp_path, beside):
-    """Nor is a classifier's that has its base beside it, as a winner has."""
-    (tmp_path / "adapter_config.json").write_text("{}")
-    if beside:
-        (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(
-        InputError, match=r"is an adapter, not a model by itself; give the base .*merge_and_unload"
-    ):
-        resolve(str(tmp_path))
 
 
 def test_a_model_must_be_named():

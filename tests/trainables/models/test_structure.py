@@ -15,6 +15,7 @@ from trainables.models.structure import (
     on_meta,
     outside_layers,
     served_by_peft,
+    stacks,
     sublayers,
 )
 
@@ -95,7 +96,7 @@ def test_where_a_layer_adds_to_its_hidden_states(name, attention, feed_forward, 
     model = shapes(name, "classification" if "classification" in zoo.tasks(name) else "causal")
     ((stack, layers),) = layer_lists(model)
     found = sublayers(model)
-    assert len(found) == len(layers)
+    assert len(found) == sum(len(layers) for ((_, layers),) in stacks(model))
     prefix = f"{stack}.{len(layers) - 1}."
     assert found[-1] == (
         [prefix + each for each in attention],
@@ -121,6 +122,14 @@ def test_layers_of_other_parts_have_no_such_places(name):
 def test_the_last_layers_are_those_before_the_output(name, where):
     task = "classification"
     assert [found for found, _ in layer_lists(shapes(name, task))] == [where]
+
+
+def test_an_encoder_has_a_stack_before_the_decoder_s():
+    found = [[name for name, _ in lists] for lists in stacks(shapes("t5", "classification"))]
+    assert found == [["transformer.encoder.block"], ["transformer.decoder.block"]]
+    assert [[name for name, _ in lists] for lists in stacks(shapes("llama", "causal"))] == [
+        ["model.layers"]
+    ]
 
 
 def test_a_layer_whose_parts_lie_side_by_side_is_all_of_them():
@@ -165,6 +174,12 @@ def test_peft_is_asked_what_it_loads(name, refused):
 def test_fused_experts_count_as_weights_that_are_not_reached():
     model = shapes("mixtral", "causal")
     assert coverage(model, linear_layers(model)) < 0.2
+    assert coverage(model, [name for name, _ in model.named_parameters()]) == 1.0
+    layers = range(len(model.model.layers))
+    experts = [
+        f"model.layers.{n}.mlp.experts.{x}_proj" for n in layers for x in ("down", "gate_up")
+    ]
+    assert coverage(model, [*linear_layers(model), *experts]) > 0.99
     whole = shapes("llama", "causal")
     assert coverage(whole, linear_layers(whole)) == 1.0
     assert coverage(whole, attends(whole, linear_layers(whole))) == pytest.approx(1 / 3, abs=0.02)

@@ -16,6 +16,7 @@ KINDS = (
     "modernbert",
     "xlnet",
     "t5",
+    "mbart",
     "gpt2",
     "gpt_neox",
     "mixtral",

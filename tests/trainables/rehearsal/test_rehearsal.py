@@ -74,6 +74,9 @@ def test_each_form_of_a_method_is_rehearsed(rehearsed):
         {"method": "adapter", "placement": "houlsby"},
         {"method": "adapter", "placement": "parallel"},
         {"method": "vera"},
+        {"method": "adalora"},
+        {"method": "prefix", "virtual_tokens": 3},
+        {"method": "prefix", "virtual_tokens": 3, "prefix_projection": True},
     )
     assert [each.what for each in found.found] == [
         "lora on all-linear (DoRA)",
@@ -82,9 +85,37 @@ def test_each_form_of_a_method_is_rehearsed(rehearsed):
         "adapter (houlsby)",
         "adapter (parallel)",
         "vera on all-linear",
+        "adalora on all-linear",
+        "prefix",
+        "prefix (projected)",
     ]
     assert found.problems == []
     assert all(each.shares for each in found.found)
+
+
+def test_fused_experts_are_rehearsed(rehearsed):
+    config = transformers.MixtralConfig(**{**LLAMA, "num_hidden_layers": 4})
+    both = {"method": "lora", "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+    found = rehearsed(
+        config,
+        "causal_lm",
+        both,
+        {**both, "targets": []},
+        {"method": "lora", "target_parameters": ["experts.w1"]},
+    )
+    assert [each.what for each in found.found] == [
+        "lora on all-linear (experts.gate_up_proj, experts.down_proj)",
+        "lora (experts.gate_up_proj, experts.down_proj)",
+        "lora on all-linear (experts.w1)",
+    ]
+    assert found.problems == [
+        "lora on all-linear (experts.w1): target_parameters: no experts' weights are called"
+        " 'experts.w1'; this model has experts.down_proj, experts.gate_up_proj"
+    ]
+    assert [each.by_settings for each in found.found] == [False, False, True]
+    assert not any(each.shares for each in found.found)
+    assert [each.covers for each in found.found[:2]] == pytest.approx([1.0, 0.97], abs=0.01)
+    assert all(0.5 < each.memory < 2 for each in found.found[:2])
 
 
 def test_rows_are_rehearsed_with_the_weights_of_their_tokens(tmp_path, monkeypatch):

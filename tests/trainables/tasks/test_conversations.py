@@ -362,8 +362,8 @@ ALLOWED = (
     " 'conversations' (ShareGPT), 'prompt' and 'completion', or 'instruction', 'output' and perhaps 'input'; got "
 )
 PAIRS = (
-    "data.train: a.jsonl: preference pairs (%s), which instruction does not train on as pairs;"
-    " data.columns: {completion: chosen} trains on the chosen answers"
+    "data.train: a.jsonl: preference pairs (%s), which task: preference trains on;"
+    " data.columns: {completion: chosen} trains on the chosen answers alone"
 )
 TALK_HINT = " If '%s' holds conversations (lists of messages, or JSON text of them), set data.columns: {messages: %s}"
 
@@ -416,7 +416,6 @@ PREFERENCES = [
     ({"conversations": [said("human", "Hi")], "chosen": said("gpt", "Ho"), "rejected": said("gpt", "He")}, "conversations+chosen+rejected", PAIR),
     ({"instruction": "Hi", "input": "", "chosen": "Ho", "rejected": "He"}, "instruction+chosen+rejected", PAIR),
     ({"prompt": "Hi", "chosen": "Ho", "rejected": "He", "system": "S", "tools": [TOOL]}, "prompt+chosen+rejected", {**PAIR, "messages": [turn("system", "S"), USER], "tools": [TOOL]}),
-    ({"prompt": "Hi", "chosen": "Ho", "rejected": "Ho"}, "prompt+chosen+rejected", {**PAIR, "rejected": [ANSWER]}),
 ]  # fmt: skip
 
 
@@ -433,6 +432,9 @@ def test_preference_pairs(row, name, expected):
         ({"chosen": TALK, "rejected": [turn("user", "other"), ANSWER]}, "data.train: a.jsonl line 1: 'chosen' and 'rejected' have no prompt in common"),
         ({"prompt": "a", "chosen": "b", "rejected": None}, "data.train: a.jsonl line 1: 'rejected' is missing"),
         ({"prompt": "a", "chosen": [USER], "rejected": "x"}, "data.train: a.jsonl line 1: 'chosen' has no assistant message"),
+        ({"prompt": "Hi", "chosen": "Ho", "rejected": "Ho"}, "data.train: a.jsonl line 1: 'chosen' and 'rejected' are the same"),
+        ({"prompt": "Hi", "chosen": "Ho", "rejected": "He", "weight": 0.5}, "data.train: a.jsonl line 1: a pair and its messages have no weights but 1, got 0.5"),
+        ({"prompt": "Hi", "chosen": {**ANSWER, "weight": 0}, "rejected": "He"}, "data.train: a.jsonl line 1: a pair and its messages have no weights but 1, got 0.0"),
     ],
 )  # fmt: skip
 def test_no_preference_pairs(row, message):

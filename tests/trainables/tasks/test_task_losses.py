@@ -12,7 +12,8 @@ from trainables.tasks.classification.task import Classification
 from trainables.tasks.multi_label.task import MultiLabel
 from trainables.tasks.regression.task import Regression
 
-LM = [task for task in TASKS.values() if task.is_language_model]
+# whose losses are of tokens; of pairs see tests/trainables/engine/test_pairs.py
+LM = [task for task in TASKS.values() if task.continues_text and not task.has_pairs]
 
 
 def ids(*values):
@@ -83,7 +84,7 @@ WEIGHTED = [
 @pytest.mark.parametrize("task", LM)
 def test_a_token_counts_by_its_weight(task):
     batch = task.collate(WEIGHTED, 99)
-    labels, weights = take_targets(batch)
+    labels, weights, _ = take_targets(batch, task, torch.nn.Identity())
     assert batch.keys() == {"input_ids", "attention_mask"} and weights.dtype is torch.float32
     assert weights.tolist() == [[9, 9, 0.25, 0.5], [9, 0.125, 0, 0], [9, 9, 9, 0]]
     logits = torch.randn(3, 4, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -105,7 +106,7 @@ def test_a_token_counts_by_its_weight(task):
 
 @pytest.mark.parametrize("task", LM)
 def test_weighted_losses_in_chunks_are_those_of_the_whole(task, monkeypatch):
-    labels, weights = take_targets(task.collate(WEIGHTED, 99))
+    labels, weights, _ = take_targets(task.collate(WEIGHTED, 99), task, torch.nn.Identity())
     torch.manual_seed(0)
     output = torch.nn.Linear(6, 20, dtype=torch.float64)
 
@@ -168,7 +169,7 @@ def test_losses_are_computed_in_float32_at_least(task, dtype, expected):
     logits = torch.randn(2, 3, 5) if labels is tokens else torch.randn(2, 5)
     logits = logits.to(dtype)
     nll, _ = task.row_losses(logits, labels)
-    assert nll.dtype == expected
+    assert nll.dtype == (torch.float64 if task.has_pairs else expected)
     torch.testing.assert_close(
         nll.double(), task.row_losses(logits.double(), labels)[0], rtol=1e-5, atol=1e-5
     )

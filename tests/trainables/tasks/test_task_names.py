@@ -78,11 +78,12 @@ def test_what_a_task_says_of_itself_holds_together(task):
     assert task.lower_is_better <= set(task.metric_names) and task.loss.words
     named = ("a", "b")
     assert bool(task.outputs(named)) != task.is_language_model
+    assert task.is_language_model or not task.continues_text
     assert not task.has_classes or task.outputs(named) == named
     assert all(words.severity in SEVERITIES for words in task.notices().values())
     assert task.auto_class in PEFT_TASKS
     assert task.loss_metrics(0.5).keys() <= set(task.metric_names)
-    compile("\n".join(task.usage("truncation=True")), "card", "exec")
+    compile("\n".join(task.usage("truncation=True", "a text")), "card", "exec")
 
 
 def test_tasks_are_there_without_torch():

@@ -16,6 +16,7 @@ from trainables.tasks.causal_lm.format import Documents
 from trainables.tasks.declared import ByClass, LabelSummary, Loss, Prior, Words
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Linear
 
@@ -34,9 +35,11 @@ class CausalLM:
     problem_type: str | None = None
     loss = Loss(words="means in nats per target token", is_likelihood=True, of_tokens=True)
     is_language_model = True
+    continues_text = True
     has_classes = False
     is_conversation = False
     targets_are_answers = False
+    has_pairs = False
     baselines: tuple[str, ...] = ()
     metric_names: tuple[str, ...] = ("perplexity",)
     lower_is_better: frozenset[str] = frozenset({"perplexity"})
@@ -99,7 +102,7 @@ class CausalLM:
     def by_class(self, outcomes: np.ndarray, labels: Sequence[str]) -> ByClass | None:
         return None
 
-    def usage(self, cut: str) -> list[str]:
+    def usage(self, cut: str, text: str) -> list[str]:
         return []
 
 
@@ -148,26 +151,43 @@ def token_losses(
     output: Linear | None = None,
     weights: Tensor | None = None,
     smoothing: Tensor | None = None,
+    sums: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of -log p(next token) over a row's targets [B], and the count of targets int64 [B]; with
+    """`target_losses` of the next tokens.
+
+    logits: [B, T, V], or [B, P + T, V] where a method put P virtual tokens before the row. labels,
+    weights: [B, T], not shifted; position t is predicted from t - 1, so labels[:, 0] is never a
+    target.
+    """
+    logits = logits[:, -labels.shape[1] :]
+    weights = None if weights is None else weights[:, 1:]
+    return target_losses(logits[:, :-1], labels[:, 1:], output, weights, smoothing, sums)
+
+
+def target_losses(
+    logits: Tensor,
+    labels: Tensor,
+    output: Linear | None = None,
+    weights: Tensor | None = None,
+    smoothing: Tensor | None = None,
+    sums: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum of -log p(label) over a row's targets [B], and the count of targets int64 [B]; with
     `weights` [B, T] of the labels, sum of weight * -log p, and of the weights, float64 [B]; with
     `smoothing` [B], of smoothed cross-entropies (`smoothed`) instead of -log p.
 
-    logits: [B, T, V], or [B, P + T, V] where a method put P virtual tokens before the row. labels:
-    [B, T], not shifted; position t is predicted from t - 1, so labels[:, 0] is never a target. Only
-    logits of targets are upcast: the rest are most of the memory.
+    logits: [B, T, V], of the labels [B, T] at the same positions. Only logits of targets are
+    upcast: the rest are most of the memory.
 
     With the model's `output` layer, `logits` are its inputs, [B, T, D]: logits are then computed of
     targets alone and, where there would be more than `CHUNK_LOGITS`, in chunks that are computed
-    again for the gradient.
+    again for the gradient. sums: their type, where it is not that of the losses of tokens.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    logits = logits[:, -labels.shape[1] :]
-    targets = labels[:, 1:]
-    is_target = targets != IGNORED
-    x, y = logits[:, :-1][is_target], targets[is_target]
+    is_target = labels != IGNORED
+    x, y = logits[is_target], labels[is_target]
     row = is_target.nonzero()[:, 0]
     given = (x, y) if smoothing is None else (x, y, smoothing[row])
     size = tokens_at_once(output.weight.shape[0]) if output is not None else len(y)
@@ -180,8 +200,9 @@ def token_losses(
         nll = torch.cat([_nll(output, *part) for part in parts])
     counts = is_target.sum(dim=1)
     if weights is not None:
-        nll = nll * weights[:, 1:][is_target].to(nll.dtype)
-        counts = (weights[:, 1:] * is_target).sum(dim=1, dtype=torch.float64)
+        nll = nll * weights[is_target].to(nll.dtype)
+        counts = (weights * is_target).sum(dim=1, dtype=torch.float64)
+    nll = nll.to(sums or nll.dtype)
     return nll.new_zeros(len(labels)).index_add(0, row, nll), counts
 
 

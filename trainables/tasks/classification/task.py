@@ -104,9 +104,9 @@ class Classification(OneTargetEach):
             confusion=confusion_matrix(predicted, true, len(labels)),
         )
 
-    def usage(self, cut: str) -> list[str]:
+    def usage(self, cut: str, text: str) -> list[str]:
         return [
-            *super().usage(cut),
+            *super().usage(cut, text),
             (
                 "    print([model.config.id2label[i] for i in"
                 " model(**batch).logits.argmax(-1).tolist()])"

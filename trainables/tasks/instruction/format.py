@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -65,6 +66,10 @@ class Chat:
         pieces.append(Segment(text=text[at:], learnt=False))
         return tuple(piece for piece in pieces if piece.text)
 
+    def conversations(self, record: Record) -> tuple[Record, ...]:
+        """What of a row is rendered, one after the other."""
+        return (record,)
+
     def arrange(self, batches: Iterator[Encoded], encoding: Encoding) -> Iterator[Encoded]:
         return batches
 
@@ -79,24 +84,25 @@ class Chat:
         lost: Counter[str] = Counter()
         noticed: dict[str, Noticed] = {}
         bad: list[str] = []
-        for number, row in enumerate(_tokeniser(tokenizer, encoding).tokenise(records)):
-            if isinstance(row, BadRow):
-                bad.append(str(row))
+        for number, rows in enumerate(self._tokens(records, tokenizer, encoding)):
+            if isinstance(rows, BadRow):
+                bad.append(str(rows))
                 continue
-            endless += row.endless
-            lost.update(row.lost)
-            for kind, each in _noticed(row.noticed, records[number].place):
+            endless += sum(row.endless for row in rows)
+            lost.update({what for row in rows for what in row.lost})
+            for kind, each in _noticed(rows, records[number].place):
                 noticed[kind] = noticed.get(kind, Noticed()) + each
-            cut = row.learnt[encoding.max_length :]
+            cut = np.concatenate([row.learnt[encoding.max_length :] for row in rows])
             truncated += len(cut) > 0
             endings_cut += bool(cut.any())
-            if row.learnt[1 : encoding.max_length].any():
-                kept.append(_Kept.of(row, number, encoding.max_length))
+            if all(row.learnt[1 : encoding.max_length].any() for row in rows):
+                kept.append(_Kept.of(rows, number, encoding.max_length))
         return Encoded(
             input_ids=[row.input_ids for row in kept],
             labels=[row.labels for row in kept],
             weights=_weights(kept),
             target_bytes=_answer_bytes(records, kept, encoding) if encoding.in_bytes else None,
+            second=_second(kept),
             origin=np.array([row.origin for row in kept], dtype=np.int64),
             truncated=truncated,
             dropped=len(records) - len(kept) - len(bad),
@@ -107,9 +113,24 @@ class Chat:
             bad=tuple(bad),
         )
 
+    def _tokens(
+        self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+    ) -> Iterator[list[Tokens] | BadRow]:
+        """Of each row all that is rendered of it; in its place what is wrong with it."""
+        parts = [self.conversations(record) for record in records]
+        found = _tokeniser(tokenizer, encoding).tokenise([each for of in parts for each in of])
+        for each in parts:
+            rows = list(islice(found, len(each)))
+            bad = [row for row in rows if isinstance(row, BadRow)]
+            yield bad[0] if bad else [row for row in rows if not isinstance(row, BadRow)]
 
-def _noticed(notices: Sequence[Notice], place: str) -> Iterator[tuple[str, Noticed]]:
-    """Of one row, by kind."""
+
+def _noticed(rows: Sequence[Tokens], place: str) -> Iterator[tuple[str, Noticed]]:
+    """Of one row, by kind. What several conversations have in common counts once."""
+    most: Counter[Notice] = Counter()
+    for row in rows:
+        most |= Counter(row.noticed)
+    notices = list(most.elements())
     for kind, count in Counter(kind for kind, _ in notices).items():
         what = next(text for each, text in notices if each == kind)
         example = f"{place} ({what})" if what else place
@@ -132,13 +153,28 @@ class _Kept(NamedTuple):
     input_ids: np.ndarray
     labels: np.ndarray
     weights: np.ndarray | None
+    second: int | None
     origin: int
 
     @classmethod
-    def of(cls, row: Tokens, origin: int, length: int) -> "_Kept":
-        ids, learnt = row.ids[:length], row.learnt[:length]
-        weights = None if row.weights is None else row.weights[:length]
-        return cls(ids, np.where(learnt, ids, IGNORED).astype(np.int32), weights, origin)
+    def of(cls, rows: Sequence[Tokens], origin: int, length: int) -> "_Kept":
+        """`rows`: one conversation, or the two of a pair, each cut to `length`."""
+        ids = np.concatenate([row.ids[:length] for row in rows])
+        learnt = np.concatenate([row.learnt[:length] for row in rows])
+        first = rows[0]
+        weights = None if first.weights is None else first.weights[:length]
+        return cls(
+            input_ids=ids,
+            labels=np.where(learnt, ids, IGNORED).astype(np.int32),
+            weights=weights,
+            second=len(first.ids[:length]) if rows[1:] else None,
+            origin=origin,
+        )
+
+
+def _second(kept: list[_Kept]) -> np.ndarray | None:
+    found = [row.second for row in kept if row.second is not None]
+    return np.array(found, dtype=np.int32) if found else None
 
 
 def _answer_bytes(

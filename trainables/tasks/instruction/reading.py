@@ -275,8 +275,21 @@ def _pair_value(fields: Fields, shape: Shape) -> Said:
     for side, answer in zip(SIDES, answers, strict=True):
         if not any(message.get("role") == "assistant" for message in answer):
             raise fields.error(f"{fields.columns.name(side)!r} has no assistant message")
+    _check_pair(fields, value, messages, *answers)
     value |= dict(zip(SIDES, answers, strict=True))
     return Said(value=value, messages=[*messages, *answers[0], *answers[1]])
+
+
+def _check_pair(fields: Fields, value: Value, *parts: list[Message]) -> None:
+    """Raise BadRow for a pair that says nothing, and for weights: all pairs count alike."""
+    _, chosen, rejected = parts
+    if chosen == rejected:
+        raise fields.error("'chosen' and 'rejected' are the same")
+    for each in (value, *(message for part in parts for message in part)):
+        if each.get("weight", 1) != 1:
+            raise fields.error(
+                f"a pair and its messages have no weights but 1, got {each.get('weight')}"
+            )
 
 
 SIDES = ("chosen", "rejected")

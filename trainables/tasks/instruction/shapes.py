@@ -147,8 +147,8 @@ def _unknown(columns: Columns, data: DataConfig) -> str:
     """What is wrong with columns that are no format, and what to do."""
     if _are_pairs(columns, data):
         return (
-            f"preference pairs ({columns.shown()}), which instruction does not train on as pairs;"
-            " data.columns: {completion: chosen} trains on the chosen answers"
+            f"preference pairs ({columns.shown()}), which task: preference trains on;"
+            " data.columns: {completion: chosen} trains on the chosen answers alone"
         )
     if data.chat_template == "none":
         return (

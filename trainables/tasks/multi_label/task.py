@@ -110,9 +110,9 @@ class MultiLabel(OneTargetEach):
     def by_class(self, outcomes: np.ndarray, labels: Sequence[str]) -> ByClass:
         return ByClass(names=tuple(labels), counts=_counts(*_labels(outcomes)))
 
-    def usage(self, cut: str) -> list[str]:
+    def usage(self, cut: str, text: str) -> list[str]:
         return [
-            *super().usage(cut),
+            *super().usage(cut, text),
             "    for row in model(**batch).logits.tolist():",
             "        print([model.config.id2label[i] for i, x in enumerate(row) if x > 0])",
         ]

@@ -105,8 +105,8 @@ class Regression(OneTargetEach):
             return None
         return np.stack([np.full(len(outcomes), train.label_mean), outcomes[:, 1]], axis=1)
 
-    def usage(self, cut: str) -> list[str]:
-        return [*super().usage(cut), "    print(model(**batch).logits[:, 0].tolist())"]
+    def usage(self, cut: str, text: str) -> list[str]:
+        return [*super().usage(cut, text), "    print(model(**batch).logits[:, 0].tolist())"]
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -121,10 +121,10 @@ class TokenClassification(OneTargetEach):
     def by_class(self, outcomes: np.ndarray, labels: Sequence[str]) -> ByClass:
         return ByClass(names=_classes(labels), counts=_counts(outcomes))
 
-    def usage(self, cut: str) -> list[str]:
+    def usage(self, cut: str, text: str) -> list[str]:
         """A word's tag is that of its first token."""
         return [
-            *super().usage(cut),
+            *super().usage(cut, text),
             "    tags = model(**batch).logits.argmax(-1)[0].tolist()",
             "tokens = tokenizer.convert_ids_to_tokens(batch.input_ids[0])",
             ("print([(token, model.config.id2label[tag]) for token, tag in zip(tokens, tags)])"),

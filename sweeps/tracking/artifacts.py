@@ -1,0 +1,38 @@
+"""A model that lies in Weights & Biases, brought here."""
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from trainables.errors import InputError
+
+ARTIFACT = "wandb:"
+
+
+def download(name: str, folder: Path) -> Path:
+    """The files of the artifact `wandb:ENTITY/PROJECT/NAME:VERSION`, somewhere below `folder`. A
+    version (v3) that is there already is not asked for again; an alias, such as latest, is.
+    """
+    path = name.removeprefix(ARTIFACT)
+    if not re.fullmatch(r"[^/:]+/[^/:]+/[^/:]+:[^/:]+", path):
+        raise InputError(f"model.name: must be wandb:ENTITY/PROJECT/NAME:VERSION, got {name!r}")
+    if re.fullmatch(r".*:v\d+", path) and (folder / path).is_dir():
+        return folder / path
+    import wandb
+
+    try:
+        artifact = wandb.Api().artifact(path)
+        target = folder / f"{path.rpartition(':')[0]}:{artifact.version}"
+        if not target.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = tempfile.mkdtemp(dir=target.parent, prefix=".partial-")
+            try:
+                artifact.download(root=partial)
+                Path(partial).rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except Exception as error:  # the border to W&B: no key, no server, no such artifact
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise InputError(f"model.name: could not download {name}: {first}") from error
+    return target

@@ -1,0 +1,1 @@
+"""Pairs of answers to one prompt, one of which is preferred."""

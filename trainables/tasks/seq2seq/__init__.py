@@ -1,0 +1,1 @@
+"""A text for a text, by an encoder and a decoder."""
