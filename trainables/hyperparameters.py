@@ -524,6 +524,9 @@ class Hyperparameters:
     # of the weights' exponential moving average, which is evaluated and saved in their place; after
     # t steps at most (1 + t) / (10 + t) (Polyak & Juditsky 1992); 0: no average
     ema_decay: float = 0.0
+    # of its last so many evaluations, whose weights are averaged when all steps are made: that is
+    # evaluated and saved once more (LAWA, Kaddour 2022, https://arxiv.org/abs/2209.14981); 0: none
+    average_last: int = 0
     seed: int = 0  # of the head, the adapters, the order of the rows and dropout
     model: str = ""  # which of the sweep's base models, where it has several
     options: MethodOptions
@@ -538,16 +541,27 @@ class Hyperparameters:
             raise InputError(
                 f"label_smoothing: must be 0 with loss_type: ipo, got {self.label_smoothing}"
             )
-        if self.ema_decay and isinstance(self.options, AdaLoraOptions):
-            raise InputError(
-                "ema_decay: must be 0 with method adalora, whose ranks go at once and not in an"
-                f" average, got {self.ema_decay}"
-            )
+        self._check_average()
         if not self.options.trains_base and self.optimizer not in SHARED_OPTIMIZERS:
             raise InputError(
                 f"optimizer: trials of method {self.method} share a base and train by"
                 f" {' or '.join(SHARED_OPTIMIZERS)}, got {self.optimizer}"
             )
+
+    def _check_average(self) -> None:
+        if self.average_last == 1:
+            raise InputError("average_last: must be 0 or at least 2, got 1")
+        if self.average_last and self.ema_decay:
+            raise InputError(
+                f"average_last: must be 0 where ema_decay is not, got {self.average_last} and"
+                f" ema_decay {self.ema_decay}: either averages the weights"
+            )
+        for name in ("ema_decay", "average_last"):
+            if getattr(self, name) and isinstance(self.options, AdaLoraOptions):
+                raise InputError(
+                    f"{name}: must be 0 with method adalora, whose ranks go at once and not in an"
+                    f" average, got {getattr(self, name)}"
+                )
 
 
 def untrained(method: str, options: MethodOptions | None = None) -> Hyperparameters:
@@ -608,6 +622,7 @@ BOUNDS = {
     "beta": Bounds(above=True),
     "neftune_alpha": Bounds(),
     "ema_decay": Bounds(high=1),
+    "average_last": Bounds(),
     "seed": Bounds(high=2**32 - 1),
 }
 

@@ -58,6 +58,7 @@ class ShownEvaluation:
     step: int = 0
     samples_seen: int = 0
     epoch: float = 0.0
+    averaged: Annotated[int, Field(exclude_if=lambda averaged: not averaged)] = 0
     val_loss: float | None = None
     probe_loss: float | None = None
     train_loss: float | None = None

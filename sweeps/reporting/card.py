@@ -21,6 +21,7 @@ from sweeps.ledger.leaderboard import (
 from sweeps.reporting.words import (
     alternatives_columns,
     answered_words,
+    average_words,
     earlier_words,
     expected_words,
     forgetting_words,
@@ -115,13 +116,14 @@ def _curve_lines(board: Leaderboard, winner: WinnerRow) -> list[str]:
         "| samples seen | epoch | validation loss | probe loss |",
         "|---|---|---|---|",
         *(
-            f"| {e.samples_seen} | {e.epoch:g} | {_show(e.val_loss)} | {_show(e.probe_loss)} |"
+            f"| {e.samples_seen}{average_words(e)} | {e.epoch:g} | {_show(e.val_loss)} |"
+            f" {_show(e.probe_loss)} |"
             for e in trial.evaluations
         ),
         "",
         (
             f"Verdict: {verdict_words(trial)} ({trial.verdict_reason}). The checkpoint here is"
-            f" that of {winner.samples_seen} samples."
+            f" that of {winner.samples_seen} samples{average_words(winner)}."
         ),
         "",
     ]

@@ -36,6 +36,7 @@ from sweeps.reporting.plots.timeline import timeline
 from sweeps.reporting.words import (
     LOST,
     answered_words,
+    average_words,
     cost_words,
     earlier_words,
     expected_words,
@@ -135,6 +136,7 @@ def template(name: str) -> jinja2.Template:
         "test_words": test_words,
         "bounds": _bounds,
         "answered_words": answered_words,
+        "average_words": average_words,
         "share": _share_text,
         "rounded": _rounded,
         "cost_words": cost_words,

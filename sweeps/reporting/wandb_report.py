@@ -19,6 +19,7 @@ from sweeps.reporting.formatting import (
 )
 from sweeps.reporting.words import (
     BEHIND,
+    average_words,
     expected_words,
     interval,
     verdict_words,
@@ -231,7 +232,7 @@ def _winner_markdown(board: Leaderboard) -> str:
         *([_markdown(expected_words(winner.expected))] if winner.expected else []),
         f"probe loss {loss_text(winner.probe_loss)}",
         *(f"{_markdown(name)} {loss_text(value)}" for name, value in winner.metrics.items()),
-        f"after {winner.samples_seen:,} samples",
+        f"after {winner.samples_seen:,} samples{average_words(winner)}",
     ]
     numbers += [
         f"{_markdown(board.name_of(name))} {loss_text(measured.val_loss)}"

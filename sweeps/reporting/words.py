@@ -10,6 +10,7 @@ from sweeps.ledger.leaderboard import (
     Forgetting,
     MetricsReport,
     Score,
+    ShownEvaluation,
     SlicePart,
     SplitName,
     TestScores,
@@ -55,6 +56,11 @@ def verdict_words(trial: TrialRow) -> str:
     """The verdict of the checkpoint that stands for a trial, and what befell the trial after it."""
     later = f", later {trial.verdict_later}" if trial.verdict_later else ""
     return f"{trial.verdict or ''}{later}"
+
+
+def average_words(of: ShownEvaluation) -> str:
+    """That an evaluation is one of averaged weights, after the samples that it has seen."""
+    return f" (average of {of.averaged} evaluations)" if of.averaged else ""
 
 
 def expected_words(expected: Final) -> str:

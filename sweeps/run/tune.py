@@ -20,7 +20,9 @@ from sweeps.search.points import Point
 from sweeps.search.scheduler import make_scheduler
 from sweeps.search.searcher import StudySearcher
 from sweeps.search.stopping import HopelessStopper
+from sweeps.selection.curves import Curve
 from sweeps.selection.verdicts import best_point, standing_verdict
+from trainables.engine.schedule import trained_samples
 from trainables.evaluation.record import Evaluation
 from trainables.runtime.dashboard import dashboard_label
 from trainables.runtime.protocol import Parameters
@@ -134,6 +136,10 @@ def search(
         (free,) = ray.get([waiting])
         return free > 0
 
+    def trains_on(curve: Curve) -> bool:
+        whole = trained_samples(rows, config.hyperparameters(curve.params))
+        return curve.points[-1].samples_seen < whole
+
     searcher = StudySearcher(
         config=config,
         space=config.space(),
@@ -153,6 +159,7 @@ def search(
         selection=config.selection,
         ledger=ledger,
         reference=lambda: baseline.reference,
+        trains_on=trains_on,
         on_stop=searcher.stop_reason,
     )
     tune.Tuner(

@@ -35,4 +35,4 @@ def outcome(
 
 
 def _reports(curve: Curve) -> dict[int, float]:
-    return {p.samples_seen: p.val_loss for p in curve.points if p.val_loss is not None}
+    return {p.samples_seen: p.val_loss for p in curve.trained if p.val_loss is not None}

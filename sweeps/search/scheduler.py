@@ -64,16 +64,20 @@ class SampleAsha(FIFOScheduler):
         return self.report(config.id, parse(config.params), found.samples_seen, found.val_loss)
 
     def report(self, trial: str, hp: Hyperparameters, samples_seen: int, loss: float) -> bool:
-        """Take note of an evaluation; whether the trial may go on after it."""
+        """Take note of an evaluation; whether the trial may go on after it, as it may where only
+        the average of its weights is to come.
+        """
         rung = next((rung for rung in self._rungs if samples_seen >= rung), None)
         if rung is None or trial in self._rungs[rung]:
             return True
-        down = annealed(hp, min(1.0, samples_seen / trained_samples(self._rows, hp)))
+        whole = trained_samples(self._rows, hp)
+        down = annealed(hp, min(1.0, samples_seen / whole))
         peers = [other for other, further in self._rungs[rung].values() if further <= down + ALIKE]
         self._rungs[rung][trial] = loss, down
-        return sum(other < loss for other in peers) < max(
+        keeps_up = sum(other < loss for other in peers) < max(
             1, (len(peers) + 1) // self._reduction_factor
         )
+        return keeps_up or (hp.average_last > 0 and samples_seen >= whole)
 
     def replay(
         self, curves: Sequence[Curve], hyperparameters: Callable[[Curve], Hyperparameters]

@@ -26,17 +26,21 @@ class HopelessStopper(Stopper):
         selection: SelectionConfig,
         ledger: Ledger,
         reference: Callable[[], Reference],
+        trains_on: Callable[[Curve], bool],
         on_stop: Callable[[str, str], None],
     ) -> None:
+        """trains_on: whether a trial has more to train, and not only an average to evaluate."""
         self._config, self._selection = config, selection
         self._ledger, self._reference = ledger, reference
-        self._on_stop = on_stop
+        self._trains_on, self._on_stop = trains_on, on_stop
 
     def __call__(self, trial_id: str, result: Mapping[str, object]) -> bool:
         found = TrialResult.from_tune(result)
         if found.evaluation is None or found.id is None or found.done:
             return False
         curve = self._ledger.curve(found.id)
+        if not self._trains_on(curve):
+            return False
         reason = hopeless(curve, self._reference(), self._config, self._selection)
         if reason is not None:
             self._on_stop(trial_id, reason)

@@ -20,6 +20,11 @@ class Curve:
     # the trial whose configuration this one repeats with another seed
     finalist_of: str | None = None
 
+    @property
+    def trained(self) -> list[Evaluation]:
+        """Evaluations of the weights of training, without that of their average."""
+        return [point for point in self.points if not point.averaged]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:

@@ -15,7 +15,8 @@ def curve_noise(points: Sequence[Evaluation]) -> float:
     what is left after the best fit of a falling and then a rising curve (isotonic regression by
     pooling adjacent violators, Barlow et al. 1972).
     """
-    return _noise(tuple(p.val_loss for p in points if p.val_loss is not None))
+    trained = [point for point in points if not point.averaged]
+    return _noise(tuple(p.val_loss for p in trained if p.val_loss is not None))
 
 
 @lru_cache(maxsize=4096)

@@ -258,10 +258,10 @@ def _underfit(
 
 
 def verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verdict:
-    """What a trial did, from its evaluations."""
+    """What a trial did, from its evaluations; that of an average says nothing of its training."""
     if curve.status == "failed":
         return Verdict(word="failed", reason=curve.reason or "it failed")
-    points = list(curve.points)
+    points = curve.trained
     if curve.reason and curve.reason.startswith("diverged"):
         return Verdict(word="diverged", reason=curve.reason.removeprefix("diverged: "))
     if not points:
@@ -270,8 +270,17 @@ def verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verd
     if len(points) < 2 and word != "diverged":
         # one evaluation shows what there is, and not where it goes
         word, reason = TOO_EARLY, _one(points[0]) + ("" if word == "healthy" else f": {reason}")
-    told = memorised(points[-1], config)
-    return Verdict(word=word, reason=f"{reason}; {told}" if told else reason)
+    told = [reason, memorised(points[-1], config), _averaged(curve.points[-1])]
+    return Verdict(word=word, reason="; ".join(filter(None, told)))
+
+
+def _averaged(last: Evaluation) -> str | None:
+    if not last.averaged or last.val_loss is None:
+        return None
+    return (
+        f"the average of the weights at its last {last.averaged} evaluations has validation loss"
+        f" {last.val_loss:.4f}"
+    )
 
 
 def _why_no_evaluation(curve: Curve) -> str:
@@ -347,6 +356,8 @@ def standing_verdict(curve: Curve, reference: Reference, config: SelectionConfig
         word, reason = TOO_EARLY, _one(point)
     elif word != "underfit":  # the last of a shortened curve would always be still improving
         word, reason = "healthy", _lowest(point)
+    if point.averaged:  # nothing came after it
+        return Verdict(word=word, reason=f"{reason}; in training it {judged.word}: {judged.reason}")
     return Verdict(
         word=word, reason=f"{reason}; later it {judged.word}: {judged.reason}", later=judged.word
     )

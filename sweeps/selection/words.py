@@ -178,7 +178,12 @@ def why_not_others(
 
 
 def _later_words(chosen: Curve, point: Evaluation) -> list[str]:
-    """That the winner is not its trial's last checkpoint."""
+    """That the winner is not what its trial came to last in training."""
+    if point.averaged:
+        return [
+            "its checkpoint is the average of the weights at its trial's last"
+            f" {point.averaged} evaluations"
+        ]
     later = [p.val_loss for p in chosen.points if p.step > point.step and p.val_loss is not None]
     if not later:
         return []

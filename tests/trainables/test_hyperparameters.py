@@ -141,7 +141,14 @@ MISTAKES = [
     (
         {**FULL, "rank": 8},
         "rank: not a hyperparameter of method full. Allowed: learning_rate, batch_size, epochs, weight_decay, "
-        "warmup_ratio, schedule, max_grad_norm, optimizer, beta1, beta2, epsilon, label_smoothing, loss_type, beta, class_weights, neftune_alpha, ema_decay, seed.",
+        "warmup_ratio, schedule, max_grad_norm, optimizer, beta1, beta2, epsilon, label_smoothing, loss_type, beta, class_weights, neftune_alpha, ema_decay, average_last, seed.",
+    ),
+    ({**FULL, "average_last": 1}, "average_last: must be 0 or at least 2, got 1"),
+    ({**FULL, "average_last": -2}, "average_last: must be at least 0, got -2"),
+    ({**FULL, "average_last": 2.5}, "average_last: must be a whole number, got 2.5"),
+    (
+        {**LORA, "average_last": 3, "ema_decay": 0.9},
+        "average_last: must be 0 where ema_decay is not, got 3 and ema_decay 0.9: either averages the weights",
     ),
     # types
     ({**FULL, "batch_size": 8.5}, "batch_size: must be a whole number, got 8.5"),

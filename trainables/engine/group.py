@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,14 @@ from trainables.engine.loaded_base import LoadedBase
 from trainables.engine.memory import release
 from trainables.engine.own import OwnBaseEngine
 from trainables.engine.regularisation import balanced
-from trainables.engine.schedule import learning_rate, samples_seen, total_steps
+from trainables.engine.schedule import (
+    averaged_steps,
+    is_due,
+    last_step,
+    learning_rate,
+    samples_seen,
+    total_steps,
+)
 from trainables.engine.scoring import (
     BatchLosses,
     Cut,
@@ -67,6 +74,7 @@ from trainables.tasks import TASKS, Task
 
 WEIGHTS_FILE = "adapter_model.safetensors"  # PEFT's name
 STATE_FILE = "training_state.safetensors"
+SUM = "sum/"  # how names in it begin that are of the weights that `average_last` averages
 
 
 @dataclass(kw_only=True)
@@ -77,6 +85,10 @@ class GroupMember:
     step: int = 0
     train_nll: float = 0.0  # since the last evaluation
     train_targets: float = 0
+    averaged: Sequence[int] = ()  # the steps that `average_last` averages
+    # of the weights at those of them that it has made, float64 in the host's memory, so that one of
+    # many terms loses nothing
+    weight_sum: dict[str, Tensor] = field(default_factory=dict)
 
 
 class NonFinite(ArithmeticError):
@@ -170,7 +182,8 @@ class TrialGroup:
         try:
             self._check_loss(hp)
             self._add_to_engine(trial, hp, base)
-            self._members[trial] = member = GroupMember(hyperparameters=hp)
+            averaged = averaged_steps(len(self._train), hp, self._evaluate_every)
+            self._members[trial] = member = GroupMember(hyperparameters=hp, averaged=averaged)
             if self._settings.gradient_checkpointing and len(self._members) == 1:
                 base.checkpoint_gradients()
             if checkpoint is not None:
@@ -244,11 +257,20 @@ class TrialGroup:
     # --- one step ---
 
     def step(self, trials: Sequence[str]) -> list[str]:
-        """One optimiser step for each of `trials`; returns those whose evaluation is now due.
+        """One optimiser step for each of `trials`, or the average of those that have made theirs;
+        returns those whose evaluation is now due.
 
         Raises NonFinite after the step of the others, when one or more have exploded; `due` then
         tells the same of them.
         """
+        through = [trial for trial in trials if self._averages_next(self._members[trial])]
+        for trial in through:
+            self._average(trial)
+        if training := [trial for trial in trials if trial not in through]:
+            self._train_step(training)
+        return self.due(trials)
+
+    def _train_step(self, trials: Sequence[str]) -> None:
         assert self._engine is not None
         member = [self._members[trial] for trial in trials]
         nll, targets = self._gradients(trials, [self._rows(each) for each in member])
@@ -261,9 +283,33 @@ class TrialGroup:
             member[position].step += 1
             member[position].train_nll += losses[position]
             member[position].train_targets += targets[position]
+            self._add_to_sum(trials[position])
         if len(good) < len(trials):
             raise self._non_finite([trials[p] for p in np.flatnonzero(np.invert(finite)).tolist()])
-        return self.due(trials)
+
+    def _averages_next(self, member: GroupMember) -> bool:
+        """Whether a trial's next step takes no rows: its weights become their average."""
+        return bool(member.averaged) and member.step == member.averaged[0]
+
+    def _add_to_sum(self, trial: str) -> None:
+        """Take a trial's weights into those that it averages, where this step is one of them."""
+        member, engine = self._members[trial], self._engine
+        if member.step not in member.averaged:
+            return
+        assert engine is not None
+        for name, weight in engine.training_weights(trial).items():
+            term = weight.detach().to("cpu", torch.float64)
+            member.weight_sum[name] = term + member.weight_sum.get(name, 0)
+
+    def _average(self, trial: str) -> None:
+        member = self._members[trial]
+        assert self._engine is not None
+        count = len(member.averaged)
+        self._engine.set_weights(
+            trial, {name: total / count for name, total in member.weight_sum.items()}
+        )
+        member.weight_sum.clear()
+        member.step += 1
 
     def _update(self, trials: Sequence[str], norms: Tensor) -> None:
         assert self._engine is not None
@@ -503,6 +549,8 @@ class TrialGroup:
         trained = self._engine.trained(trial)
         saved = sum(tensor.numel() for tensor in self._engine.weights(trial).values())
         tokens = float(self._validation.sequence_lengths.mean())
+        is_average = member.step > self.total_steps(hp)
+        rate = learning_rate(hp, max(member.step - 1, 0), self.total_steps(hp))
         return MeasuredEvaluation(
             step=member.step,
             samples_seen=samples,
@@ -510,10 +558,11 @@ class TrialGroup:
             val_loss=results.loss,
             probe_loss=probe_loss,
             train_loss=train_loss,
-            learning_rate=learning_rate(hp, max(member.step - 1, 0), self.total_steps(hp)),
+            learning_rate=None if is_average else rate,
             metrics=self.metrics(results),
             trainable_parameters=trained,
             finished=self.finished(hp, member.step),
+            averaged=len(member.averaged) if is_average else 0,
             majority_share=results.majority_share(self._task),
             slices=results.by_slice(self._task, self._slices),
             forgetting=forgetting,
@@ -576,11 +625,16 @@ class TrialGroup:
                 )
                 ADDITIVE[hp.method].describe(engine.base, hp.options, target)
         if not self.finished(hp, member.step):
-            save_file(_on_cpu(engine.moments(trial)), folder / STATE_FILE)
+            state = engine.moments(trial) | {SUM + n: x for n, x in member.weight_sum.items()}
+            save_file(_on_cpu(state), folder / STATE_FILE)
 
     def _restore(self, trial: str, member: GroupMember, folder: Path) -> None:
         member.step = int(json.loads((folder / "evaluation.json").read_text())["step"])
-        moments, hp = load_file(folder / STATE_FILE), member.hyperparameters
+        state, hp = load_file(folder / STATE_FILE), member.hyperparameters
+        moments = {name: each for name, each in state.items() if not name.startswith(SUM)}
+        member.weight_sum = {
+            name.removeprefix(SUM): each for name, each in state.items() if name.startswith(SUM)
+        }
         if isinstance(self._engine, OwnBaseEngine):
             REPLACING[hp.method].load(self._engine.base, folder / "checkpoint")
             self._engine.restore(moments, member.step)
@@ -593,7 +647,7 @@ class TrialGroup:
         return total_steps(len(self._train), hp)
 
     def finished(self, hp: Hyperparameters, step: int) -> bool:
-        return step >= self.total_steps(hp)
+        return step >= last_step(len(self._train), hp)
 
     def progress(self, trial: str) -> int:
         """Samples that `trial` has seen."""
@@ -607,9 +661,12 @@ class TrialGroup:
 
     def _due(self, member: GroupMember) -> bool:
         hp, rows = member.hyperparameters, len(self._train)
-        every = self._settings.evaluate_every or rows
-        now, before = (samples_seen(rows, hp, step) for step in (member.step, member.step - 1))
-        return self.finished(hp, member.step) or now // every > before // every
+        return is_due(rows, hp, member.step, self._evaluate_every)
+
+    @property
+    def _evaluate_every(self) -> int:
+        """Samples from one evaluation to the next."""
+        return self._settings.evaluate_every or len(self._train)
 
     def _padded_lengths(self, rows: np.ndarray) -> np.ndarray:
         """Tokens that each of these training rows takes by itself in a micro-batch."""

@@ -140,6 +140,16 @@ class OwnBaseEngine:
     def weights(self, trial: str) -> dict[str, Tensor]:
         return dict(self._parameters)
 
+    def training_weights(self, trial: str) -> dict[str, Tensor]:
+        """What the trial trains, by the names in the model."""
+        return dict(self._parameters)
+
+    @torch.no_grad()
+    def set_weights(self, trial: str, weights: Mapping[str, Tensor]) -> None:
+        """Give `training_weights` these values."""
+        for name, parameter in self._parameters.items():
+            parameter.copy_(weights[name])
+
     def trained(self, trial: str) -> int:
         """How many numbers `trial` trains."""
         return sum(p.numel() for p in self._parameters.values())

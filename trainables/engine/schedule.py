@@ -3,6 +3,7 @@ count as the slots do.
 """
 
 import math
+from itertools import islice
 
 from trainables.data.batches import steps_per_epoch
 from trainables.hyperparameters import Hyperparameters
@@ -22,9 +23,35 @@ def total_steps(rows: int, hp: Hyperparameters) -> int:
     )
 
 
+def last_step(rows: int, hp: Hyperparameters) -> int:
+    """Where a trial ends: its optimiser steps and, with `average_last`, one that takes no rows and
+    sets its weights to their average.
+    """
+    return total_steps(rows, hp) + (hp.average_last > 0)
+
+
+def is_due(rows: int, hp: Hyperparameters, step: int, every: int) -> bool:
+    """Whether a trial is evaluated after `step` steps: whenever it has seen `every` rows more, when
+    it has made its last optimiser step, and when it ends.
+    """
+    now, before = (samples_seen(rows, hp, each) for each in (step, step - 1))
+    return step >= total_steps(rows, hp) or now // every > before // every
+
+
+def averaged_steps(rows: int, hp: Hyperparameters, every: int) -> list[int]:
+    """Steps at whose evaluations the weights are those that `average_last` averages, the last
+    first; fewer than that, where there are no more.
+    """
+    made = range(total_steps(rows, hp), 0, -1)
+    return list(islice((step for step in made if is_due(rows, hp, step, every)), hp.average_last))
+
+
 def samples_seen(rows: int, hp: Hyperparameters, step: int) -> int:
-    """Training rows of the first `step` steps; the last batch of an epoch may be short."""
-    epochs, rest = divmod(step, steps_per_epoch(rows, hp.batch_size))
+    """Training rows of the first `step` steps; the last batch of an epoch may be short, and the
+    step of an average has none.
+    """
+    made = min(step, total_steps(rows, hp))
+    epochs, rest = divmod(made, steps_per_epoch(rows, hp.batch_size))
     return epochs * rows + rest * hp.batch_size
 
 

@@ -540,6 +540,10 @@ class SharedBaseEngine:
             found[key] = column.kind.exported(column.tensor, value)
         return found
 
+    def training_weights(self, trial: str) -> dict[str, Tensor]:
+        """What `trial` has in training, by names as in a checkpoint; views."""
+        return self._named(self._own(self._weights, trial))
+
     def weights(self, trial: str) -> dict[str, Tensor]:
         """What `trial` adds to the base, by its names in a checkpoint; views, but for what is made
         of others.
@@ -576,11 +580,18 @@ class SharedBaseEngine:
         }
 
     @torch.no_grad()
+    def set_weights(self, trial: str, weights: Mapping[str, Tensor]) -> None:
+        """Give `training_weights` these values."""
+        for name, view in self.training_weights(trial).items():
+            view.copy_(weights[name])
+        self._refresh()
+
+    @torch.no_grad()
     def begin(self, trial: str, start: Mapping[str, Tensor]) -> None:
         """Let `trial`, which has just joined, start from weights of a checkpoint. Raises InputError
         where they are not those of such a trial; it may have more, such as a head that is new.
         """
-        own = self._named(self._own(self._weights, trial))
+        own = self.training_weights(trial)
         unlike = [name for name in start if name not in own or own[name].shape != start[name].shape]
         if unlike:
             raise InputError(
@@ -606,7 +617,7 @@ class SharedBaseEngine:
         if lane.averaged and not lane.made:  # the weights themselves are among the moments
             kept.insert(0, (self._named(self._own(self._moments[AVERAGE], trial)), weights))
         if not lane.made:
-            kept.insert(0, (self._named(self._own(self._weights, trial)), weights))
+            kept.insert(0, (self.training_weights(trial), weights))
         for own, saved in kept:
             assert own.keys() == saved.keys(), (
                 f"the checkpoint does not fit: {sorted(own.keys() ^ saved.keys())[:3]}"

@@ -35,7 +35,9 @@ class Evaluation:
     learning_rate: float | None = None
     metrics: Metrics = field(default_factory=dict)
     finished: bool = False
-    """Whether the trial has no more to train."""
+    """Whether it is the trial's last."""
+    averaged: Annotated[int, Field(exclude_if=lambda averaged: not averaged)] = 0
+    """Number of evaluations whose weights it has the average of; 0: it has those of training."""
     majority_share: float | None = None
     """Share of the validation rows that got the commonest answer; None where there are no
     classes.

@@ -7,6 +7,7 @@ from typing import Literal
 from sweeps.ledger.leaderboard import Leaderboard, ShownEvaluation, TrialRow, WinnerRow
 from sweeps.reporting.formatting import is_finite, join_some, loss_text
 from sweeps.reporting.plots.figure import Plot, Section, Trace, hover, shielded, trial_trace
+from sweeps.reporting.words import average_words
 
 LossName = Literal["val_loss", "probe_loss"]
 TITLES: dict[LossName, str] = {"val_loss": "Validation loss", "probe_loss": "Probe loss"}
@@ -135,7 +136,7 @@ def _traces(board: Leaderboard, name: LossName) -> list[Trace]:
 def _line(trial: TrialRow, name: LossName, *, wins: bool) -> Trace:
     losses = [_loss(e, name) for e in trial.evaluations]
     hovers = [
-        hover(trial, f"{name} {loss_text(loss)} at {e.samples_seen:,} samples")
+        hover(trial, f"{name} {loss_text(loss)} at {e.samples_seen:,} samples{average_words(e)}")
         for e, loss in zip(trial.evaluations, losses, strict=True)
     ]
     y = [loss if is_finite(loss) else None for loss in losses]

@@ -110,6 +110,17 @@ def test_the_worse_trials_are_stopped_at_a_rung():
     assert tuned.report("e", (100, 0.9)) == STOP  # now behind the best third
 
 
+def test_who_has_only_an_average_to_come_goes_on_to_it_and_is_compared():
+    tuned = asha()
+    assert tuned.report("a", (900, 0.5), epochs=9) == CONTINUE
+    more = {"epochs": 9, "average_last": 2}
+    assert tuned.report("b", (900, 1.0), (900, 0.1), done=True, **more) == CONTINUE
+    assert {trial: loss for trial, (loss, _) in tuned.scheduler._rungs[900].items()} == {
+        "a": 0.5,
+        "b": 1.0,  # what it came to in training, as the others
+    }
+
+
 def test_rungs_are_in_samples_and_not_in_evaluations():
     """One trial evaluates every 25 samples, the other every 100: they meet at 100, 300 and 900 samples."""
     tuned = asha()
@@ -423,6 +434,7 @@ def stopper(tmp_path):
         selection=SELECTION,
         ledger=ledger,
         reference=lambda: UNTUNED,
+        trains_on=lambda curve: curve.points[-1].samples_seen < 300,
         on_stop=lambda *told: stops.append(told),
     )
     made = EvaluationEvents(on_evaluation=ledger.record, stopper=hopeless)
@@ -461,6 +473,12 @@ def test_a_hopeless_trial_is_stopped_with_its_reason(stopper):
 def test_a_trial_that_is_done_is_recorded_and_not_stopped(stopper):
     assert not stopper.ask("tune-1", result(1, None, None, done=True))
     assert len(stopper.ledger.curve("t0001").points) == 1
+    assert stopper.stops == []
+
+
+def test_a_trial_that_has_only_its_average_to_come_is_not_stopped(stopper):
+    assert not stopper.ask("tune-1", result(1, 2.0, 2.0))
+    assert not stopper.ask("tune-1", result(3, 2.6, 1.5))
     assert stopper.stops == []
 
 

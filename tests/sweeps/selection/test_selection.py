@@ -10,6 +10,7 @@ import pytest
 from sweeps.selection.config import FinalistsConfig, LimitsConfig, SelectionConfig
 from sweeps.selection.curves import Curve, Reference
 from sweeps.selection.limits import limit_reason
+from sweeps.selection.noise import curve_noise
 from sweeps.selection.ranking import final_ranking, finalists, pareto, select
 from sweeps.selection.statistics import (
     bootstrap_intervals,
@@ -203,6 +204,63 @@ def test_the_verdict_of_what_stands_for_a_trial_is_not_what_befell_it_later(
     found = standing_verdict(curve(*losses), UNTUNED, EXACT)
     assert (found.word, found.later) == (word, later) and why in found.reason
     assert found.shown == (f"{word}, later {later}" if later else word)
+
+
+def averaged(*losses, **more):
+    """A trial whose last evaluation is of its average."""
+    trial = curve(*losses, **more)
+    *trained, last = trial.points
+    last = dataclasses.replace(last, averaged=3, samples_seen=trained[-1].samples_seen)
+    return dataclasses.replace(trial, points=(*trained, last))
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [2.0, 1.0],
+        [2.0, 1.9, 1.8],
+        [(2.0, 2.0), (1.5, 1.0), (2.5, 0.5)],
+        [3.9, 3.8],
+        [2.0, 9.0],
+        [2.0],
+    ],
+)
+@pytest.mark.parametrize("average", [0.5, 1.45, (2.5, 0.4), None])
+def test_the_verdict_is_that_of_training_whatever_its_average_has(losses, average):
+    alone = verdict(curve(*losses), UNTUNED, EXACT)
+    found = verdict(averaged(*losses, average), UNTUNED, EXACT)
+    assert found.word == alone.word and found.reason.startswith(alone.reason)
+    told = "the average of the weights at its last 3 evaluations has validation loss"
+    assert (told in found.reason) == (average is not None)
+
+
+def test_an_average_may_win_and_is_excluded_as_any_other_is():
+    overfit = [(2.0, 2.0), (1.5, 1.0), (2.5, 0.5)]
+    trial = averaged(*overfit, (1.25, 0.75))
+    assert best_point(trial, EXACT) is trial.points[-1]
+    found = standing_verdict(trial, UNTUNED, EXACT)
+    assert found.shown == "healthy"
+    assert found.reason.startswith("lowest validation loss 1.2500, probe 0.7500 at 30 samples;")
+    assert "in training it overfit: validation loss rose 66.7%" in found.reason
+    worse = averaged(*overfit, (2.25, 0.75))
+    assert best_point(worse, EXACT) is worse.points[1]
+    assert excluded_reason(worse.points, 3, EXACT).startswith("validation loss rose 50.0%")
+    tie = averaged(2.0, 1.5, 1.5)
+    assert best_point(tie, EXACT) is tie.points[1]
+
+
+def test_the_reason_of_a_winner_says_that_it_is_an_average():
+    trial = averaged(2.0, 1.5, 1.25)
+    winner, reason = select([trial], EXACT, no_losses)
+    assert winner.point is trial.points[-1]
+    assert (
+        "its checkpoint is the average of the weights at its trial's last 3 evaluations" in reason
+    )
+
+
+def test_the_noise_of_a_curve_is_not_that_of_its_average():
+    losses = [2.0, 1.8, 1.9, 1.6, 1.7, 1.5, 1.6]
+    assert curve_noise(averaged(*losses, 0.5).points) == curve_noise(curve(*losses).points) > 0
 
 
 def test_a_trial_that_was_dropped_as_diverged_has_its_sound_checkpoint_still():

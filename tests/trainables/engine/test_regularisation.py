@@ -1,12 +1,16 @@
 """What is put upon training: smoothed labels, balanced classes, noisy inputs, averaged weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from trainables.data.batches import batch_indices
 from trainables.engine.dropout import RowKeys
+from trainables.engine.group import NonFinite
 from trainables.engine.regularisation import InputNoise, balanced
 from trainables.engine.shared import ema_decay
 from trainables.errors import InputError
@@ -17,6 +21,7 @@ WAYS = {
     "smooth": {"label_smoothing": 0.2},
     "noisy": {"neftune_alpha": 10.0},
     "averaged": {"ema_decay": 0.8},
+    "averaged at its end": {"average_last": 3},
     "plain": {},
     "all": ALL,
 }
@@ -111,12 +116,21 @@ def test_in_company_each_gets_what_it_gets_alone(lab, tmp_path, model):
     assert len(different) == len(finals) - (not more)  # each of them does something
 
 
+SOUP = {**ALL, "ema_decay": 0.0, "average_last": 2}
+
+
+@pytest.mark.parametrize("way", [ALL, SOUP], ids=["all", "soup"])
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_it_goes_on_after_a_stop_as_if_there_had_been_none(lab, tmp_path, method):
-    hp = lab.params(method, **ALL)
-    whole = lab.run(lab.group("bert"), tmp_path / "whole", hp)
-    rest = lab.run(lab.group("bert"), tmp_path / "rest", hp, whole[0][1])
-    lab.assert_same(rest, whole[1:])
+def test_it_goes_on_after_a_stop_as_if_there_had_been_none(lab, tmp_path, method, way):
+    """Also before its last step, which may be that of an average."""
+    hp = lab.params(method, epochs=3, **way)
+    settings = {"save_dtype": torch.bfloat16} if method == "full" else {}
+    whole = lab.run(lab.group("bert", **settings), tmp_path / "whole", hp)
+    for done in range(1, len(whole)):
+        rest = lab.run(
+            lab.group("bert", **settings), tmp_path / f"rest{done}", hp, whole[done - 1][1]
+        )
+        lab.assert_same(rest, whole[done:])
 
 
 def test_no_noise_in_an_evaluation(lab, tmp_path):
@@ -191,3 +205,103 @@ def test_memory_of_an_average_is_counted(lab):
         ).per_trial
 
     assert per_trial(ema_decay=0.9) * 4 == per_trial() * 5
+
+
+def mean_of_checkpoints(history):
+    """Of the weights in the checkpoints of a history, in float64."""
+    saved = [load_file(next((f / "checkpoint").glob("*.safetensors"))) for _, f in history]
+    return {n: sum(each[n].double() for each in saved) / len(saved) for n in saved[0]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("lora", {"freeze_a": True}),
+        ("full", {}),
+        ("full", {"optimizer": "muon"}),
+        ("lora", {"init_lora_weights": "pissa"}),
+        ("prefix", {"virtual_tokens": 3}),
+        ("ia3", {"optimizer": "lion"}),
+    ],
+)
+def test_one_more_evaluation_is_of_the_mean_of_the_last_weights(lab, tmp_path, method, more, dtype):
+    """And all before it are those of the trial without it."""
+    hp = lab.params(method, epochs=4, average_last=3, **more)
+    history = lab.run(lab.group(BERT, dtype=dtype, save_dtype=dtype), tmp_path / "a", hp)
+    *trained, (average, folder) = history
+    (file,) = (folder / "checkpoint").glob("*.safetensors")
+    expected = {n: x.to(dtype) for n, x in mean_of_checkpoints(trained[-3:]).items()}
+    saved = load_file(file)
+    assert saved.keys() == expected.keys()
+    for name, tensor in saved.items():
+        assert torch.equal(tensor, expected[name]), name
+    last = trained[-1][0]
+    assert [e.averaged for e, _ in history] == [0, 0, 0, 0, 3]
+    assert [e.finished for e, _ in history] == [False, False, False, False, True]
+    assert (average.step, average.samples_seen) == (last.step + 1, last.samples_seen)
+    assert average.train_loss is None and average.learning_rate is None
+    assert average.val_loss != last.val_loss
+    plain = lab.run(
+        lab.group(BERT, dtype=dtype, save_dtype=dtype), tmp_path / "b", replace(hp, average_last=0)
+    )
+    assert [replace(e, finished=False, losses=None, outcomes=None) for e, _ in plain] == [
+        replace(e, finished=False, losses=None, outcomes=None) for e, _ in trained
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT's
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_loss_of_the_average_is_that_of_what_a_user_loads(lab, tmp_path, method):
+    hp = lab.params(method, average_last=2)
+    (*_, (average, folder)) = lab.run(lab.group("llama", dtype=torch.float64), tmp_path, hp)
+    path = folder / "checkpoint"
+    if method == "full":
+        loaded = lab.plain("llama", path, dtype=torch.float64)
+    else:
+        loaded = PeftModel.from_pretrained(lab.plain("llama", dtype=torch.float64), path)
+    with torch.no_grad():
+        rows = range(len(lab.split("llama", "validation")))
+        loss = lab.loss("llama", loaded.eval(), rows, "validation")
+    assert average.averaged == 2
+    assert average.val_loss == pytest.approx(float(loss), rel=1e-6 if method == "full" else 1e-9)
+
+
+def test_the_average_of_all_evaluations_where_there_are_fewer(lab, tmp_path):
+    hp = lab.params("lora", average_last=50)
+    (*trained, (average, folder)) = lab.run(lab.group("bert", evaluate_every=7), tmp_path, hp)
+    assert average.averaged == len(trained) > 3
+    saved = load_file(folder / "checkpoint" / "adapter_model.safetensors")
+    for name, expected in mean_of_checkpoints(trained).items():
+        assert torch.equal(saved[name], expected.float())
+
+
+def test_a_trial_that_averages_leaves_the_step_of_another_as_it_is(lab, tmp_path):
+    """Its own step takes no rows, and what breaks another's does not touch it."""
+    short, long = lab.params("lora", epochs=1, average_last=2), lab.params("lora", epochs=3)
+    trials = {"short": short, "long": long}
+    together = lab.together(lab.group("bert", dtype=torch.float64), tmp_path / "both", trials)
+    for name, hp in trials.items():
+        alone = lab.run(lab.group("bert", dtype=torch.float64), tmp_path / name, hp)
+        lab.assert_alike(together[name], alone, 1e-8)
+    group = lab.group("bert")
+    for name, hp in trials.items():
+        group.join(name, hp)
+    while "short" not in group.step(["short", "long"]):
+        pass
+    group._engine.weights("long")["base_model.model.classifier.bias"].fill_(float("nan"))
+    with pytest.raises(NonFinite):
+        group.step(["short", "long"])
+    assert group.due(["short"]) == ["short"]
+    assert group.evaluate(["short"])["short"].finished
+
+
+def test_an_average_is_computed_with_in_the_arithmetic_s_type(lab):
+    hp = lab.params("lora", average_last=2)
+    group = lab.group("bert", autocast=torch.bfloat16)
+    group.join("t", hp)
+    for _ in range(group.total_steps(hp) + 1):
+        group.step(["t"])
+    engine = group._engine
+    assert engine._low is not engine._weights
+    assert torch.equal(engine._low, engine._weights.bfloat16())

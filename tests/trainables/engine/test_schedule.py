@@ -2,13 +2,27 @@
 
 import pytest
 
-from trainables.engine.schedule import samples_seen, total_steps, trained_samples
+from trainables.engine.schedule import (
+    averaged_steps,
+    is_due,
+    last_step,
+    learning_rate,
+    samples_seen,
+    total_steps,
+    trained_samples,
+)
 from trainables.hyperparameters import parse
 
 
-def params(batch_size, epochs):
+def params(batch_size, epochs, **more):
     return parse(
-        {"method": "full", "learning_rate": 1e-4, "batch_size": batch_size, "epochs": epochs}
+        {
+            "method": "full",
+            "learning_rate": 1e-4,
+            "batch_size": batch_size,
+            "epochs": epochs,
+            **more,
+        }
     )
 
 
@@ -49,3 +63,27 @@ def test_whole_epochs_are_whole_and_parts_are_within_half_a_batch(rows, batch_si
         trained = trained_samples(rows, params(batch_size, tenths / 10))
         first = min(batch_size, rows)  # at least one step
         assert trained == first or abs(trained - tenths / 10 * rows) <= batch_size / 2 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "last", "averaged"),
+    [
+        (3, 80, 2, [12, 8]),
+        (3, 80, 9, [12, 8, 4]),  # no more than there are
+        (2.6, 80, 2, [10, 8]),  # the last whether or not a count of samples is full
+        (2, 10, 3, [8, 7, 6]),  # of two counts in one step one evaluation
+        (0.5, 80, 2, [2]),
+    ],
+)
+def test_an_average_is_one_step_more_that_trains_nothing(epochs, every, last, averaged):
+    hp, plain = params(24, epochs, average_last=last), params(24, epochs)
+    total = total_steps(80, hp)
+    assert averaged_steps(80, hp, every) == averaged and averaged_steps(80, plain, every) == []
+    assert (total, last_step(80, hp)) == (last_step(80, plain), total + 1)
+    assert samples_seen(80, hp, total + 1) == trained_samples(80, hp) == trained_samples(80, plain)
+    due = [step for step in range(1, total + 2) if is_due(80, hp, step, every)]
+    assert due == [step for step in range(1, total + 1) if is_due(80, plain, step, every)] + [
+        total + 1
+    ]
+    for step in range(total):
+        assert learning_rate(hp, step, total) == learning_rate(plain, step, total)

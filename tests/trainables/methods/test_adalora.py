@@ -216,6 +216,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(lab, after, tmp_path):
             {"ema_decay": 0.9},
             "ema_decay: must be 0 with method adalora, whose ranks go at once and not in an average, got 0.9",
         ),
+        (
+            {"average_last": 3},
+            "average_last: must be 0 with method adalora, whose ranks go at once and not in an average, got 3",
+        ),
     ],
 )
 def test_wrong_options_are_one_line(options, message):
