@@ -346,8 +346,8 @@ def test_lists_are_handed_out_as_copies():
             "search.space.m.b: a branch holds parameters (NAME: …) or nothing, got 5",
         ),
         (
-            {"m": {"a.b": {}}},
-            "search.space.m: a branch is named by letters, digits, _ and -, got 'a.b'",
+            {"m": {"a b": {}}},
+            "search.space.m: a branch is named by letters, digits and ~ . / : @ _ -, got 'a b'",
         ),
         (
             {"m": {"a": {"n": {"b": 5, "c": {}}}}},

@@ -210,7 +210,7 @@ def test_a_trial_is_a_loop_over_peft_and_trl(lab, data, tmp_path, loss_type):
     for step in range(group.total_steps(hp)):
         rows = batch_indices(len(split), 3, hp.seed, step)
         batch = TASK.collate(split.beside(reference=reference.numpy()).rows(rows), PAD)
-        labels, _, own = take_targets(batch)
+        labels, _, own = take_targets(batch, TASK, base)
         ids = batch["input_ids"]
         log_probs = module(**batch).logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])
         log_probs = torch.cat([torch.zeros(len(ids), 1), log_probs[..., 0]], 1)

@@ -1079,8 +1079,9 @@ def test_other_ways_are_scored_on_test_only_where_they_are_wanted(wanted, tmp_pa
     monkeypatch.setattr(jobs._Bench, "baselines", lambda _, split: asked.append(split) or {})
     bench = jobs._Bench(
         store=SimpleNamespace(local=tmp_path),
-        config=SimpleNamespace(model=None),
-        data=tmp_path,
+        config=SimpleNamespace(bases={"": SimpleNamespace(model=None)}, first=""),
+        prepared=tmp_path,
+        word="",
         scratch=tmp_path,
         max_tokens=1,
         device=None,

@@ -438,7 +438,7 @@ def test_an_encoder_is_no_causal_language_model(lab, tmp_path):
     shutil.copytree(lab.folder("llama"), folder)
     weights = lab.folder("bert") / "model.safetensors"
     shutil.copy(weights, folder / "model.safetensors")
-    with pytest.raises(InputError, match="lack .*: they are not those of a causal language model$"):
+    with pytest.raises(InputError, match="lack .*: they are not those of such a language model$"):
         load_model(
             replace(lab.spec("llama"), model=ModelConfig(name=str(folder))), device=CPU, seed=0
         )
