@@ -76,7 +76,8 @@ class SearchConfig:
     startup_trials: str | int = "auto"
     # configurations to try first; what they leave open is sampled
     initial: list[dict[str, Any]] = field(default_factory=list)
-    # folders or URLs of earlier sweeps of this task, whose trials the search starts from
+    # earlier sweeps of this task, whose trials the search starts from: folders, URLs, or
+    # wandb:ENTITY/PROJECT/SWEEP
     prior: list[str] = field(default_factory=list)
     # wall clock over every resume, as 90s, 30m, 8h or 2d; running trials are then stopped, the best
     # so far wins

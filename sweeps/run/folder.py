@@ -1,7 +1,5 @@
 """The folder of a sweep as it begins and as it goes on: its configurations, and what it is of."""
 
-import hashlib
-import json
 import random
 import time
 from collections.abc import Sequence
@@ -15,9 +13,11 @@ from sweeps.config.resuming import as_trained, check_resumable, differences
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.run.storage import storage_url
+from sweeps.tracking.artifacts import ARTIFACT
 from trainables.data.config import DataConfig
 from trainables.data.manifest import Manifest
 from trainables.data.sources import is_local
+from trainables.models.files import digest_of
 from trainables.models.lineage import Ancestor, lineage_json
 
 
@@ -67,7 +67,7 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
         return absolute(name) if is_folder else name
 
     model = config.model.located(located)
-    prior = [absolute(folder) for folder in config.search.prior]
+    prior = [each if each.startswith(ARTIFACT) else absolute(each) for each in config.search.prior]
     return replace(config, data=data, model=model, search=replace(config.search, prior=prior))
 
 
@@ -89,13 +89,13 @@ def tracked(
             "rows": split.rows or split.read,
             "fingerprint": split.fingerprint or split.raw_fingerprint or None,
         }
-    files = hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest() if base else None
     model = {name: getattr(config.model, name) for name in ("name", "revision", "dtype")}
     if lineage:
         model["lineage"] = lineage_json(lineage)
     return {
         "task": config.task,
-        "model": {**model, "fingerprint": base.get("commit", files)},
+        # of several bases a trial's own word is its parameter `model`
+        "models" if config.model.choice else "model": {**model, "fingerprint": digest_of(base)},
         "data": data,
     }
 

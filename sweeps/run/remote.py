@@ -12,6 +12,7 @@ from cluster.submit import JobOutcome, is_loopback, parse_address, stage
 from cluster.submit import submit as submit_job
 from sweeps.config.loading import dump, with_own_space
 from sweeps.config.schema import SweepConfig
+from sweeps.tracking.artifacts import ARTIFACT
 from trainables.data.config import DataConfig
 from trainables.data.files import kind_of
 from trainables.data.sources import SPLITS, is_local, local_files
@@ -146,7 +147,8 @@ def _shipped(key: str, source: Source, files: dict[str, Path]) -> Source | str:
 
 def _reached(key: str, folder: str, address: str) -> str:
     """Where the job writes or reads: its own folder is Ray's, and goes when Ray likes."""
-    if "://" in folder or Path(folder).expanduser().is_absolute():
+    elsewhere = "://" in folder or folder.startswith(ARTIFACT)
+    if elsewhere or Path(folder).expanduser().is_absolute():
         return folder
     _, host, _ = parse_address(address)
     if is_loopback(host):

@@ -6,9 +6,9 @@ A loss compares only within its sweep. So each sweep's trials are parted into go
 own order, as TPE parts those of the search.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -17,13 +17,17 @@ from optuna.samplers._tpe.sampler import default_gamma
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import Space, SpaceError
-from sweeps.config.schema import SweepConfig
+from sweeps.config.schema import HYPERPARAMETERS, SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.opening import open_sweep
 from sweeps.search.outcome import outcome
-from sweeps.search.points import Point, located, trained_with
+from sweeps.search.points import Point, located, parsed, trained_with
+from sweeps.tracking.artifacts import ARTIFACT
+from sweeps.tracking.runs import TrackedTrial, trials_of
 from trainables.data.manifest import Manifest
 from trainables.errors import InputError
+from trainables.hyperparameters import parse
+from trainables.models.files import digest_of
 from trainables.storage.records import from_json, to_json
 
 if TYPE_CHECKING:
@@ -89,7 +93,8 @@ def check_prior(config: SweepConfig) -> None:
             f" {len(config.bases)}"
         )
     for number, folder in enumerate(config.search.prior):
-        _open(folder, config, f"search.prior[{number}]")
+        if not folder.startswith(ARTIFACT):
+            _open(folder, config, f"search.prior[{number}]")
 
 
 def read_prior(config: SweepConfig, manifest: Manifest, base: Mapping[str, str]) -> Prior:
@@ -106,6 +111,8 @@ def read_prior(config: SweepConfig, manifest: Manifest, base: Mapping[str, str])
 def _read(
     folder: str, config: SweepConfig, manifest: Manifest, base: Mapping[str, str], where: str
 ) -> EarlierSweep:
+    if folder.startswith(ARTIFACT):
+        return _tracked(folder, config, manifest, base, where)
     ledger, former = _open(folder, config, where)
     has_base = ledger.store.exists("base.json")
     return EarlierSweep(
@@ -126,11 +133,54 @@ def _open(folder: str, config: SweepConfig, where: str) -> tuple[Ledger, SweepCo
             f"{where}: {folder}: a sweep over several base models; this search is over one"
         )
     if former.task != config.task:
-        raise InputError(
-            f"{where}: {folder}: a sweep of task {former.task}; this one is of {config.task}, and"
-            " what is good for one says little of the other"
-        )
+        _refuse_task(where, folder, former.task, config)
     return ledger, former
+
+
+def _tracked(
+    name: str, config: SweepConfig, manifest: Manifest, base: Mapping[str, str], where: str
+) -> EarlierSweep:
+    """Of a sweep's runs in W&B."""
+    told = trials_of(name, where)
+    about = told[0].config
+    if about.get("task") != config.task:
+        _refuse_task(where, name, about.get("task"), config)
+    model, data = about.get("model"), about.get("data")
+    theirs = model.get("fingerprint") if isinstance(model, Mapping) else None
+    return EarlierSweep(
+        folder=name,
+        same_model=bool(base) and theirs == digest_of(base),
+        same_data=isinstance(data, Mapping) and _fingerprints(data) == _fingerprints_of(manifest),
+        trials=tuple(sorted(_tracked_trials(told), key=_by_loss)),
+    )
+
+
+def _fingerprints(data: Mapping[str, Mapping[str, object]]) -> list[object]:
+    """Of the rows of training and of choosing."""
+    return [data.get(name, {}).get("fingerprint") for name in ("train", "validation")]
+
+
+def _fingerprints_of(manifest: Manifest) -> list[object]:
+    return [split.fingerprint for split in (manifest.train, manifest.validation)]
+
+
+def _tracked_trials(told: Iterable[TrackedTrial]) -> Iterator[EarlierTrial]:
+    for trial in told:
+        if trial.summary.get("status") not in ("complete", "pruned"):
+            continue
+        given = {name: each for name, each in trial.config.items() if name in HYPERPARAMETERS}
+        try:
+            hyperparameters = {**parsed(parse(given)), **given}
+        except InputError:  # which today's version does not train
+            continue
+        yield EarlierTrial(hyperparameters=hyperparameters, loss=trial.summary.get("best/val_loss"))
+
+
+def _refuse_task(where: str, name: str, task: object, config: SweepConfig) -> NoReturn:
+    raise InputError(
+        f"{where}: {name}: a sweep of task {task}; this one is of {config.task}, and"
+        " what is good for one says little of the other"
+    )
 
 
 def _rows_of(manifest: Manifest) -> dict[str, object]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,6 +98,14 @@ def _check_weights(name: str, folder: Path) -> None:
             raise InputError(
                 f"model.name: {name}: {file.name} is damaged or cut off ({error}); copy it again"
             ) from error
+
+
+def digest_of(base: Mapping[str, str]) -> str | None:
+    """What tells a base from others in a word: its commit on the hub, or SHA-256 of what
+    `fingerprint` gave; None where nothing is known.
+    """
+    files = hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest()
+    return base.get("commit", files) if base else None
 
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:

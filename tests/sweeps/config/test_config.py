@@ -966,7 +966,7 @@ def test_limits_are_off_and_the_front_has_a_cost_or_none():
 )
 def test_virtual_tokens_that_leave_no_room_for_a_row(monkeypatch, virtual_tokens, advice):
     monkeypatch.setattr("trainables.data.sources.check_sources", lambda data: None)
-    manifest = Manifest(splits={"train": SplitSummary(longest=16)})
+    manifest = Manifest(splits={"train": SplitSummary(longest=16)}, max_length=16)
     monkeypatch.setattr("trainables.data.prepare.prepare", lambda *_, **__: manifest)
     monkeypatch.setattr("sweeps.run.preparation.check_files", lambda model: None)
     monkeypatch.setattr("sweeps.run.preparation.load_tokenizer", lambda model: None)

@@ -89,8 +89,14 @@ def test_the_json_has_all_that_is_shown():
                     "text": "<|user|>\nWhat is [2+2]?\n<|assistant|>\n",
                     "learnt": False,
                     "weight": 1.0,
+                    "heading": "",
                 },
-                {"text": "<script>alert(4)</script>", "learnt": True, "weight": 0.5},
+                {
+                    "text": "<script>alert(4)</script>",
+                    "learnt": True,
+                    "weight": 0.5,
+                    "heading": "",
+                },
             ],
             "note": "",
         }

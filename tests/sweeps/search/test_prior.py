@@ -10,15 +10,18 @@ import pytest
 from search_spaces import Int, Uniform
 from sweeps.config.loading import dump
 from sweeps.config.schema import SearchConfig
+from sweeps.run.folder import tracked
 from sweeps.search.points import distribution
 from sweeps.search.prior import Known, read_prior, saved_prior
 from sweeps.search.searcher import StudySearcher
 from sweeps.search.study import make_sampler
+from sweeps.tracking.runs import TrackedTrial
 from tests.sweeps.search.test_study import CONTINUOUS, Sweep
 from trainables.data.config import DataConfig
-from trainables.data.manifest import Manifest, SourceSummary, manifest_json
+from trainables.data.manifest import Manifest, SourceSummary, SplitSummary, manifest_json
 from trainables.errors import InputError
 
+SPLITS = ("train", "validation")
 MODEL = {"model.safetensors": "abc"}
 DATA = Manifest(
     sources={
@@ -149,6 +152,32 @@ def test_what_cannot_be_used_is_refused(tmp_path, make, message):
     with pytest.raises(InputError) as raised:
         read_prior(config_of(tmp_path / "b", folder), DATA, MODEL)
     assert str(raised.value).startswith(message.format(folder))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_sweep_in_wandb_tells_what_its_folder_tells(tmp_path, monkeypatch, same):
+    def splits(digest):
+        return {name: SplitSummary(rows=9, fingerprint=f"{name} {digest}") for name in SPLITS}
+
+    ours = replace(DATA, splits=splits("a"))
+    former = Sweep(tmp_path / "a", CONTINUOUS, trials=3).config
+    about = tracked(former, replace(DATA, splits=splits("a" if same else "b")), MODEL, ())
+    told = [
+        TrackedTrial(
+            config=about | former.complete(former.space().middle() | {"learning_rate": rate}),
+            summary={"status": status, "best/val_loss": loss_of(rate)},
+        )
+        for rate, status in ((1e-4, "complete"), (1e-3, "pruned"), (1e-2, "failed"))
+    ]
+    monkeypatch.setattr("sweeps.search.prior.trials_of", lambda name, where: told)
+    config = config_of(tmp_path / "b", "wandb:me/p/tickets-1")
+    (sweep,) = Known.of(read_prior(config, ours, MODEL), config).sweeps
+    assert (sweep.sweep.same_model, sweep.sweep.same_data) == (True, same)
+    assert sweep.sweep.folder == "wandb:me/p/tickets-1" and len(sweep) == 2
+    assert sweep.promising[0]["learning_rate"] == 1e-3
+    told[0] = replace(told[0], config=dict(told[0].config) | {"task": "causal_lm"})
+    with pytest.raises(InputError, match="wandb:me/p/tickets-1: a sweep of task causal_lm"):
+        read_prior(config, ours, MODEL)
 
 
 def test_only_tpe_learns_from_trials():

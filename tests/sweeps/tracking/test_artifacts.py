@@ -1,4 +1,4 @@
-"""A model in Weights & Biases is brought here by the real wandb, from a small server on this machine."""
+"""A model and trials in Weights & Biases are brought here by the real wandb, from a small server on this machine."""
 
 import base64
 import hashlib
@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from sweeps.tracking.artifacts import download
+from sweeps.tracking.runs import TrackedTrial, trials_of
 from trainables.errors import InputError
 
 CONTENT = b'{"model_type": "llama"}'
@@ -49,6 +50,26 @@ MEMBERSHIP = {
     "artifactCollection": COLLECTION,
     "artifact": ARTIFACT,
 }
+RUN = dict.fromkeys(
+    ("sweepName", "commit", "heartbeatAt", "description", "notes", "historyKeys")
+) | {
+    "__typename": "Run",
+    "id": "1",
+    "name": "r1",
+    "displayName": "t0001",
+    "tags": [],
+    "state": "finished",
+    "group": "tickets-1",
+    "jobType": "trial",
+    "readOnly": False,
+    "createdAt": NOW,
+    "systemMetrics": "{}",
+    "historyLineCount": 1,
+    "user": {"name": "me", "username": "me"},
+    "projectId": 1,
+    "config": json.dumps({"method": {"value": "lora"}, "learning_rate": {"value": 1e-3}}),
+    "summaryMetrics": json.dumps({"status": "complete", "best/val_loss": 0.5}),
+}
 VIEWER = {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
 MANIFEST = {
     "version": 1,
@@ -65,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self):
+        if self.path != "/graphql":
+            return self.answer(b"{}")
         query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(query)
         self.answer(
@@ -85,6 +108,12 @@ class Handler(BaseHTTPRequestHandler):
             page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
             member = {"files": {"pageInfo": page, "edges": [{"node": node}]}}
             return {"project": {"artifactCollection": COLLECTION | {"artifactMembership": member}}}
+        if "query Runs(" in query:
+            page = {"endCursor": "c", "hasNextPage": False}
+            asked = json.loads(variables["filters"])
+            edges = [{"node": RUN, "cursor": "c"}] if asked == {"group": "tickets-1"} else []
+            found = {"edges": edges, "pageInfo": page}
+            return {"project": {"internalId": 1, "runCount": len(edges), "runs": found}}
         return {"viewer": VIEWER}
 
     def do_GET(self):
@@ -138,3 +167,15 @@ def test_what_is_not_there_is_one_line(server, tmp_path):
         InputError, match="must be wandb:ENTITY/PROJECT/NAME:VERSION, got 'wandb:x'"
     ):
         download("wandb:x", tmp_path)
+
+
+def test_trials_of_a_group_are_read(server):
+    (trial,) = trials_of("wandb:me/p/tickets-1", "search.prior[0]")
+    assert trial == TrackedTrial(
+        config={"method": "lora", "learning_rate": 1e-3},
+        summary={"status": "complete", "best/val_loss": 0.5},
+    )
+    with pytest.raises(InputError, match=r"^search.prior\[0\]: wandb:me/p/none: no runs of this"):
+        trials_of("wandb:me/p/none", "search.prior[0]")
+    with pytest.raises(InputError, match="must be a folder or wandb:ENTITY/PROJECT/SWEEP, got"):
+        trials_of("wandb:me/p", "search.prior[0]")

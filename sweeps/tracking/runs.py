@@ -1,0 +1,41 @@
+"""Trials that lie in Weights & Biases, read."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.tracking.artifacts import ARTIFACT
+from trainables.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedTrial:
+    """What was told of a trial."""
+
+    config: Mapping[str, Any]
+    """Task, model and data, and the trial's hyperparameters."""
+    summary: Mapping[str, Any]
+
+
+def trials_of(name: str, where: str) -> list[TrackedTrial]:
+    """The trials of the sweep `wandb:ENTITY/PROJECT/SWEEP`, which is a group of runs there. where:
+    the setting that names it. Raises InputError for a name that is none, and where there are none.
+    """
+    found = re.fullmatch(r"([^/:]+/[^/:]+)/([^/:]+)", name.removeprefix(ARTIFACT))
+    if found is None:
+        raise InputError(f"{where}: must be a folder or wandb:ENTITY/PROJECT/SWEEP, got {name!r}")
+    project, group = found.groups()
+    import wandb
+
+    try:
+        runs = wandb.Api().runs(project, filters={"group": group}, lazy=False)
+        trials = [
+            TrackedTrial(config=dict(run.config), summary=dict(run.summary_metrics)) for run in runs
+        ]
+    except Exception as error:  # the border to W&B: no key, no server, no such project
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise InputError(f"{where}: could not read {name}: {first}") from error
+    if not trials:
+        raise InputError(f"{where}: {name}: no runs of this group in project {project}")
+    return trials
