@@ -165,15 +165,22 @@ def _fingerprints_of(manifest: Manifest) -> list[object]:
 
 
 def _tracked_trials(told: Iterable[TrackedTrial]) -> Iterator[EarlierTrial]:
+    """Those that say something; of a configuration that ran with several seeds the first."""
+    seen: set[str] = set()
     for trial in told:
         if trial.summary.get("status") not in ("complete", "pruned"):
             continue
         given = {name: each for name, each in trial.config.items() if name in HYPERPARAMETERS}
+        configuration = repr(sorted({**given, "seed": 0}.items()))
+        if configuration in seen:
+            continue
+        seen.add(configuration)
         try:
             hyperparameters = {**parsed(parse(given)), **given}
         except InputError:  # which today's version does not train
             continue
-        yield EarlierTrial(hyperparameters=hyperparameters, loss=trial.summary.get("best/val_loss"))
+        loss = trial.summary.get("best/val_loss")
+        yield EarlierTrial(hyperparameters=hyperparameters, loss=loss)
 
 
 def _refuse_task(where: str, name: str, task: object, config: SweepConfig) -> NoReturn:
