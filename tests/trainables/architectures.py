@@ -36,12 +36,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "qlora 8": {"method": "qlora", "bits": 8},
     "ia3": {"method": "ia3"},
     "adapter": {"method": "adapter"},
+    "vera": {"method": "vera", "rank": 8},
+    "adalora": {"method": "adalora", "init_r": 4, "target_r": 2},
     "prompt": {"method": "prompt", "virtual_tokens": 3},
     "prefix": {"method": "prefix", "virtual_tokens": 3},
 }
 TOGETHER, ALONE, REFUSED = "●", "○", "–"
 LANGUAGE, CLASSIFICATION, SEQ2SEQ = "causal_lm", "classification", "seq2seq"
 BOTH = (LANGUAGE, CLASSIFICATION)
+# the other tasks have the models of one of these three: a family of each kind shows that
+OTHER_LANGUAGE = ("instruction", "preference")
+OTHER_HEADS = ("regression", "multi_label", "token_classification")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def _config(name: str, **more: Any) -> Callable[[], Any]:
 
 
 FAMILIES = {
-    "bert": Family(_config("Bert"), (CLASSIFICATION,), "BERT, MiniLM, BGE"),
+    "bert": Family(_config("Bert"), (CLASSIFICATION, *OTHER_HEADS), "BERT, MiniLM, BGE"),
     "roberta": Family(_config("Roberta"), (CLASSIFICATION,), "RoBERTa, BERTweet"),
     "distilbert": Family(_config("DistilBert"), (CLASSIFICATION,), "DistilBERT"),
     "electra": Family(_config("Electra"), (CLASSIFICATION,), "ELECTRA"),
@@ -99,7 +104,7 @@ FAMILIES = {
     "phi": Family(_config("Phi"), BOTH, "Phi 1 and 2"),
     "llama": Family(
         _config("Llama", num_key_value_heads=8),
-        BOTH,
+        (*BOTH, *OTHER_LANGUAGE, *OTHER_HEADS),
         "Llama 2 and 3, Code Llama, SmolLM, TinyLlama",
     ),
     "mistral": Family(_config("Mistral"), BOTH, "Mistral"),
@@ -146,14 +151,33 @@ def _write_rows(folder: Path, task: str) -> None:
             np.append(rng.integers(8, VOCABULARY, rng.integers(3, 17)), END).astype(np.int32)
             for _ in range(rows)
         ]
-        labels: Any = rng.integers(0, len(CLASSES), rows) if task == CLASSIFICATION else ids
-        encoded = Encoded(input_ids=ids, labels=labels)
-        if task == SEQ2SEQ:
-            encoded = Encoded(input_ids=ids, target_ids=ids[::-1])
-        write_split(folder / f"{split}.arrow", encoded)
-    (folder / "manifest.json").write_text(
-        json.dumps({"labels": CLASSES if task == CLASSIFICATION else []})
-    )
+        write_split(folder / f"{split}.arrow", _encoded(task, ids, rng))
+    classes = CLASSES if task in (CLASSIFICATION, "multi_label", "token_classification") else []
+    (folder / "manifest.json").write_text(json.dumps({"labels": classes}))
+
+
+def _encoded(task: str, ids: list[np.ndarray], rng: np.random.Generator) -> Encoded:
+    rows, classes = len(ids), len(CLASSES)
+    match task:
+        case "classification":
+            return Encoded(input_ids=ids, labels=rng.integers(0, classes, rows))
+        case "regression":
+            return Encoded(input_ids=ids, labels=rng.normal(size=rows))
+        case "multi_label":
+            some = [rng.integers(0, 2, classes).astype(np.int32) for _ in ids]
+            return Encoded(input_ids=ids, labels=some)
+        case "token_classification":
+            tags = [rng.integers(0, classes, len(each)).astype(np.int32) for each in ids]
+            return Encoded(input_ids=ids, labels=tags)
+        case "seq2seq":
+            return Encoded(input_ids=ids, target_ids=ids[::-1])
+        case "preference":
+            both = [np.concatenate(pair) for pair in zip(ids, ids[::-1], strict=True)]
+            second = np.array(list(map(len, ids)), dtype=np.int32)
+            labels = [np.where(np.arange(len(each)) % 3, each, -100) for each in both]
+            labels = [each.astype(np.int32) for each in labels]
+            return Encoded(input_ids=both, labels=labels, second=second)
+    return Encoded(input_ids=ids, labels=ids)
 
 
 def line(name: str, task: str, signs: dict[str, tuple[str, str]]) -> str:
