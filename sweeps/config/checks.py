@@ -6,7 +6,7 @@ from search_spaces import Choice, Space
 from sweeps.config.messages import what_was_meant
 from sweeps.config.schema import HYPERPARAMETERS, SweepConfig, tasks_that
 from trainables.errors import InputError
-from trainables.hyperparameters import OF_PAIRS, OPTIONS, parse
+from trainables.hyperparameters import OF_PAIRS, OPTIONS, base_of, parse
 from trainables.tasks import TASKS
 
 
@@ -84,22 +84,25 @@ def _check_methods(config: SweepConfig) -> None:
     """Each method must have a valid configuration. Single ones may be invalid: they are drawn again
     when they come up.
     """
-    wrong: dict[str, str] = {}
-    right: set[str] = set()
+    wrong: dict[tuple[str, str], str] = {}
+    right: set[tuple[str, str]] = set()
     for draw, _ in config.survey():
-        method = str(draw.get("method"))
+        kind = base_of(draw), str(draw.get("method"))
         try:
             parse(draw)
-            right.add(method)
+            right.add(kind)
         except InputError as error:
-            wrong.setdefault(method, str(error))
-    for method in [method for method in wrong if method not in right]:
-        reason = wrong[method]
+            wrong.setdefault(kind, str(error))
+    for base, method in [kind for kind in wrong if kind not in right]:
+        reason = wrong[base, method]
         if reason.partition(":")[0] in config.train.fixed():
             raise InputError(f"train.{reason}")
         if method not in OPTIONS:
             raise InputError(f"search.space.{reason}")
-        raise InputError(f"search.space: no configuration of method {method} is valid: {reason}")
+        over = f" over {base}" if base else ""
+        raise InputError(
+            f"search.space: no configuration of method {method}{over} is valid: {reason}"
+        )
 
 
 def _check_values(config: SweepConfig) -> None:

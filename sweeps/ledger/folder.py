@@ -141,7 +141,7 @@ class Ledger:
         self.store = Store(url)
         self.name = self.store.url.rsplit("/", 1)[-1]
         self._trials: dict[str, RecordedTrial] = {}
-        self._group_of_rows: dict[str, list[np.ndarray]] = {}  # by split; of each base
+        self._beside: dict[str, list[np.ndarray]] = {}  # by file; of each base
 
     # --- trials, as they run ---
 
@@ -307,13 +307,25 @@ class Ledger:
         which differs where several base models cut a text into blocks of tokens of their own; None:
         of the first base.
         """
-        known = self._group_of_rows.get(split)
+        return self.beside(split, "groups", rows)
+
+    def beside(self, split: str, what: str, rows: int | None = None) -> np.ndarray | None:
+        """What stands beside the tokens of a split: its "groups" or "slices" [N]."""
+        name = f"{split}.{what}.npy"
+        known = self._beside.get(name)
         if known is None:
-            files = (f"{folder}/{split}.groups.npy" for folder in self._data_folders())
-            known = [found for name in files if (found := self.array(name)) is not None]
+            files = (f"{folder}/{name}" for folder in self._data_folders())
+            known = [found for file in files if (found := self.array(file)) is not None]
             if known or split != "test":  # which is tokenised late
-                self._group_of_rows[split] = known
+                self._beside[name] = known
         return next((each for each in known if rows in (None, len(each))), None)
+
+    def train_rows(self, base: str) -> int:
+        """Of the training split for a base model."""
+        bases = self.manifest().bases
+        folder = f"data/{data_of(base, bases[0])}" if bases else "data"
+        name = f"{folder.rstrip('/')}/{MANIFEST}"
+        return manifest_of(self.store.read_json(name), self.store.path(name)).train.rows
 
     def _data_folders(self) -> list[str]:
         """Of the prepared data for each base model."""

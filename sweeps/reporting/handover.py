@@ -12,7 +12,7 @@ from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import WINNER, Ledger
 from sweeps.ledger.leaderboard import Leaderboard
 from sweeps.reporting.card import card, usage_code
-from trainables.data.manifest import Manifest, data_of
+from trainables.data.manifest import MANIFEST, Manifest, data_of, manifest_of
 from trainables.data.prepare import CHAT_TEMPLATE
 from trainables.hyperparameters import base_of
 from trainables.models.base import BaseSpec
@@ -37,13 +37,14 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(ledger.store.fetch(name, Path(scratch)), folder, dirs_exist_ok=True)
     tokenizer = load_tokenizer(config.model)
-    manifest = ledger.manifest()
+    about = str(prepared / MANIFEST)
+    manifest = manifest_of(ledger.store.read_json(about), ledger.store.path(about))
     if ledger.store.exists(template := str(prepared / CHAT_TEMPLATE)):
         tokenizer.chat_template = ledger.store.read_bytes(template).decode()
     tokenizer.save_pretrained(folder)
     spec = trained_base(config, winner.params, manifest, pad_token_of(tokenizer))
     complete(folder, spec, WINNER)
-    lineage = [*ledger.lineage(), ancestor(ledger, config, board, spec)]
+    lineage = [*ledger.lineage(), ancestor(ledger, config, board, spec, manifest)]
     (folder / LINEAGE).write_text(json.dumps(lineage_json(lineage), indent=1), encoding="utf-8")
     loading = usage_code(loading_code(folder, spec, WINNER), config, manifest)
     (folder / "README.md").write_text(card(config, board, manifest, loading), encoding="utf-8")
@@ -53,11 +54,17 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
     return ledger.store.path(WINNER)
 
 
-def ancestor(ledger: Ledger, config: SweepConfig, board: Leaderboard, spec: BaseSpec) -> Ancestor:
+def ancestor(
+    ledger: Ledger,
+    config: SweepConfig,
+    board: Leaderboard,
+    spec: BaseSpec,
+    manifest: Manifest,
+) -> Ancestor:
     """The winner, as those know it that go on from it."""
     winner = board.winner
     assert winner is not None, "what is handed over has won"
-    splits, continued = ledger.manifest().splits, None
+    splits, continued = manifest.splits, None
     if config.model.adapter == "continue":
         continued = adapter_of(config.model)
     return Ancestor(

@@ -187,9 +187,10 @@ def _parts(
     if not slices:
         return ()
     intervals: dict[str, tuple[float, float] | None] = {}
-    losses, of_rows = ledger.row_losses(folder), ledger.array(f"data/{split}.slices.npy")
+    losses = ledger.row_losses(folder)
+    of_rows = None if losses is None else ledger.beside(split, "slices", len(losses))
     if losses is not None and of_rows is not None:
-        values, groups = manifest.encoding.slices, ledger.groups(split)
+        values, groups = manifest.encoding.slices, ledger.groups(split, len(losses))
         intervals = slice_intervals(losses, of_rows, values, groups)
     parts = []
     for value, each in slices.items():

@@ -2,6 +2,7 @@
 and rows by which forgetting is measured.
 """
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,10 +15,17 @@ from sweeps.tracking.artifacts import ARTIFACT, download
 from trainables.data.cache import cache_folder
 from trainables.data.config import Replay
 from trainables.data.findings import Finding
-from trainables.data.manifest import EARLIER, MANIFEST, Manifest, read_manifest, write_manifest
+from trainables.data.manifest import (
+    EARLIER,
+    MANIFEST,
+    Manifest,
+    data_of,
+    read_manifest,
+    write_manifest,
+)
 from trainables.data.replay import unlike, with_replay
 from trainables.errors import InputError
-from trainables.hyperparameters import parse
+from trainables.hyperparameters import base_of, parse
 from trainables.models.base import BaseSpec
 from trainables.models.config import ModelConfig
 from trainables.models.files import pad_token_of
@@ -58,11 +66,13 @@ def with_earlier(
     folder: Path,
     tokenizer: "PreTrainedTokenizerBase",
     drawn: Sequence[Mapping[str, object]],
+    *,
+    alone: bool = True,
 ) -> Manifest:
     """Add to the prepared data in `folder` what comes from an earlier sweep, and to what is told of
     them from where the model comes. Returns the manifest as it now is. Raises InputError where an
     adapter is to be continued that the search space does not fit. drawn: configurations that trials
-    may have.
+    may have; alone: whether it is the sweep's only base.
     """
     model, replay = config.model, config.data.replay
     if replay is None and adapter_of(model) is None and not lineage(config):
@@ -70,20 +80,20 @@ def with_earlier(
     sweep = _sweep_of(Path(resolve(model.name)))
     if replay is not None:
         wanted = Replay.of(replay)
-        source = Path(wanted.source).expanduser() if wanted.source else sweep
-        if source is None:
-            raise InputError(
-                f"data.replay: {model.name} is not the winner in a sweep's folder, so it is not"
-                " known which rows it was trained on; give {source: SWEEP_DIR, share:"
-                f" {wanted.share:g}}}"
-            )
-        manifest = with_replay(manifest, folder, source / "data", wanted, tokenizer)
+        source = _data_of(_source_of(wanted, sweep, model))
+        manifest = with_replay(manifest, folder, source, wanted, tokenizer)
     spec = _spec(config, manifest, pad_token_of(tokenizer))
     if model.adapter == "continue":
         from trainables.engine.continuing import check_continues
 
         check_continues(spec, map(parse, drawn))
-    words = [*_origin(config, spec), *_take_validation(config, manifest, folder, sweep)]
+    words = list(_origin(config, spec))
+    if alone:
+        words += _take_validation(config, manifest, folder, sweep)
+    elif lineage(config):
+        words.append(
+            "forgetting of the earlier sweep's data is not measured: the base model is a choice"
+        )
     found = tuple(Finding(kind="origin", message=each) for each in words)
     manifest = replace(manifest, findings=(*manifest.findings, *found))
     write_manifest(folder, manifest)
@@ -96,6 +106,26 @@ def _sweep_of(model: Path) -> Path | None:
         if (folder / "sweep.yaml").is_file() and (folder / "data" / MANIFEST).is_file():
             return folder
     return None
+
+
+def _source_of(replay: Replay, sweep: Path | None, model: ModelConfig) -> Path:
+    """The sweep whose rows are replayed. sweep: that which the model is of."""
+    source = Path(replay.source).expanduser() if replay.source else sweep
+    if source is None:
+        raise InputError(
+            f"data.replay: {model.name} is not the winner in a sweep's folder, so it is not known"
+            f" which rows it was trained on; give {{source: SWEEP_DIR, share: {replay.share:g}}}"
+        )
+    return source
+
+
+def _data_of(sweep: Path) -> Path:
+    """The prepared data of a sweep; where it had several bases, those for the winner's."""
+    manifest, winner = read_manifest(sweep / "data"), sweep / "winner" / "winner.json"
+    if manifest is None or not manifest.bases or not winner.is_file():
+        return sweep / "data"
+    params = json.loads(winner.read_text(encoding="utf-8"))["params"]
+    return sweep / "data" / data_of(base_of(params), manifest.bases[0])
 
 
 def _spec(config: SweepConfig, manifest: Manifest, pad_token_id: int) -> BaseSpec:
@@ -144,10 +174,14 @@ def _take_validation(
     if not lineage(config):
         return
     why = "its folder is not here" if sweep is None else None
-    theirs = None if sweep is None else read_manifest(sweep / "data")
-    if sweep is None or theirs is None or (why := unlike(manifest, theirs)) is not None:
+    theirs = None if sweep is None else read_manifest(_data_of(sweep))
+    if TASKS[config.task].has_pairs:
+        why, theirs = "a pair's loss is told over the model that training starts from", None
+    if theirs is not None:
+        why = unlike(manifest, theirs)
+    if sweep is None or why is not None:
         yield f"forgetting of the earlier sweep's data is not measured: {why}"
         return
-    for file in (sweep / "data").glob("validation.*"):
+    for file in _data_of(sweep).glob("validation.*"):
         if file.suffix in (".arrow", ".npy"):
             shutil.copyfile(file, folder / file.name.replace("validation", EARLIER, 1))

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 from sweeps.config.schema import SweepConfig
@@ -43,10 +44,8 @@ class Monitor:
         jobs: Jobs,
         baseline: KnownBaseline,
         display: Display,
-        rows: int,
     ) -> None:
-        """rows: of train."""
-        self._config, self._ledger, self._rows = config, ledger, rows
+        self._config, self._ledger, self._rows_of = config, ledger, cache(ledger.train_rows)
         self._coordinator, self._lifetime, self._slots = coordinator, lifetime, slots
         self._jobs, self._baseline, self._display = jobs, baseline, display
         self._limits: dict[str, int] = {}  # how many trials share a slot, as far as was said
@@ -134,4 +133,5 @@ class Monitor:
                 self._display.say(f"profiled: {shared} ({cost})")
 
     def _total_samples(self, curve: Curve) -> int:
-        return trained_samples(self._rows, self._config.hyperparameters(curve.params))
+        hp = self._config.hyperparameters(curve.params)
+        return trained_samples(self._rows_of(hp.model), hp)

@@ -9,7 +9,7 @@ from sweeps.config.checks import check_hyperparameters
 from sweeps.config.draws import of_each_base
 from sweeps.config.schema import AUTO, SweepConfig
 from sweeps.run.estimates import device_bytes, smallest_estimates
-from trainables.data.manifest import Manifest, data_of, write_manifest
+from trainables.data.manifest import Manifest, SplitSummary, data_of, write_manifest
 from trainables.errors import InputError
 from trainables.hyperparameters import parse
 from trainables.models.files import (
@@ -58,6 +58,7 @@ def prepare_data(
             folder / data_of(word, config.bases[0]),
             examine,
             in_bytes=config.compares_tokenizers,
+            alone=not config.model.choice,
         )
         for word, (over, drawn) in zip(config.bases, of_each_base(config), strict=True)
     ]
@@ -75,6 +76,7 @@ def _prepare_for(
     examine: "Examination | None" = None,
     *,
     in_bytes: bool,
+    alone: bool,
 ) -> Manifest:
     """For one base model; drawn: configurations that trials of it may have."""
     from sweeps.run.earlier import with_earlier
@@ -98,7 +100,7 @@ def _prepare_for(
         examine,
         in_bytes=in_bytes,
     )
-    manifest = with_earlier(config, manifest, folder, tokenizer, drawn)
+    manifest = with_earlier(config, manifest, folder, tokenizer, drawn, alone=alone)
     more = max(parse(draw).options.soft_prompt_tokens for draw in drawn)
     if more and context is not None:
         # of a row's two texts neither has more than max_length
@@ -120,22 +122,35 @@ def _prepare_for(
 
 def _refuse_unlike(manifests: Sequence[Manifest], bases: Sequence[str]) -> None:
     """Losses of trials over several bases compare where they are of the same rows, whole."""
-    first = manifests[0].validation
-    for base, manifest in zip(bases, manifests, strict=True):
-        split = manifest.validation
-        same = split.rows == first.rows or split.groups is not None  # of blocks of tokens
-        if not same or split.raw_fingerprint != first.raw_fingerprint:
-            raise InputError(
-                f"model.name: the tokenizer and chat template of {base} leave {split.rows} rows of"
-                f" validation and those of {bases[0]} {first.rows}: losses of other rows do not"
-                " compare"
-            )
-        if split.truncated and manifest.encoding.in_bytes:
-            raise InputError(
-                f"data.max_length: {split.truncated} rows of validation are cut to"
-                f" {manifest.max_length} tokens of {base}, and losses of other texts do not"
-                " compare; raise it, or leave these rows out"
-            )
+    for name, first in manifests[0].splits.items():
+        for base, manifest in zip(bases, manifests, strict=True):
+            if name != "train":
+                _refuse_unlike_split(name, manifest, base, first, bases[0])
+
+
+def _refuse_unlike_split(
+    name: str, manifest: Manifest, base: str, first: SplitSummary, of: str
+) -> None:
+    """first: the split for the first base, `of`."""
+    split = manifest.splits[name]
+    same = split.rows == first.rows or _is_blocks(manifest)
+    if not same or split.raw_fingerprint != first.raw_fingerprint:
+        raise InputError(
+            f"model.name: the tokenizer and chat template of {base} leave {split.rows} rows of"
+            f" {name} and those of {of} {first.rows}: losses of other rows do not compare"
+        )
+    if split.truncated and manifest.encoding.in_bytes:
+        raise InputError(
+            f"data.max_length: {split.truncated} rows of {name} are cut to {manifest.max_length}"
+            f" tokens of {base}, and losses of other texts do not compare; raise it, or leave"
+            " these rows out"
+        )
+
+
+def _is_blocks(manifest: Manifest) -> bool:
+    """Whether a row is a block of so many tokens, and not a row of the sources."""
+    task = TASKS[manifest.task]
+    return task.continues_text and not task.is_conversation
 
 
 def earlier_sweeps(

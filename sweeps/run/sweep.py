@@ -263,7 +263,6 @@ class Sweep:
                 jobs=self.jobs,
                 baseline=self.baseline,
                 display=self.display,
-                rows=self.rows,
             )
             with self._signals():
                 for _ in range(plan.slots):

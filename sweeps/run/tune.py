@@ -1,6 +1,7 @@
 """The search itself: Ray Tune asks the searcher for trials, and what comes of them is told."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,8 +137,11 @@ def search(
         (free,) = ray.get([waiting])
         return free > 0
 
+    rows_of = cache(ledger.train_rows)
+
     def trains_on(curve: Curve) -> bool:
-        whole = trained_samples(rows, config.hyperparameters(curve.params))
+        hp = config.hyperparameters(curve.params)
+        whole = trained_samples(rows_of(hp.model), hp)
         return curve.points[-1].samples_seen < whole
 
     searcher = StudySearcher(
@@ -166,7 +170,7 @@ def search(
         Trial,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=make_scheduler(config, rows, ledger.curves()),
+            scheduler=make_scheduler(config, rows, ledger.curves(), rows_of),
             num_samples=-1,
             reuse_actors=True,
         ),

@@ -38,6 +38,17 @@ def by_unit(losses: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     return np.stack([np.bincount(of_rows, weights=losses[:, column]) for column in (0, 1)], axis=1)
 
 
+def aligned(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Losses b with the targets of a, unit by unit [N, 2]: as they are, unless tokenizers count a
+    text's targets otherwise.
+    """
+    targets = b[:, 1]
+    if np.array_equal(a[:, 1], targets):
+        return b
+    share = np.divide(a[:, 1], targets, out=np.ones(len(b)), where=targets > 0)
+    return np.stack([b[:, 0] * share, a[:, 1]], axis=1)
+
+
 def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Mean loss of b minus that of a over the same units [N, 2], and its standard error.
 
@@ -45,7 +56,8 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     sqrt(N / (N - 1) * sum (d_i - D t_i)^2) / sum t (Cochran 1977, ratio estimator; of clusters
     where units are groups).
     """
-    differences, targets = b[:, 0].astype(float) - a[:, 0], a[:, 1].astype(float)
+    differences = aligned(a, b)[:, 0].astype(float) - a[:, 0]
+    targets = a[:, 1].astype(float)
     total, units = targets.sum(), len(targets)
     mean = differences.sum() / total
     if units < 2:
@@ -66,7 +78,9 @@ def bootstrap_intervals(
     if not others:
         return []
     counts, targets = _resamples(len(a), seed), a[:, 1].astype(np.float32)
-    differences = np.stack([(b[:, 0].astype(float) - a[:, 0]).astype(np.float32) for b in others])
+    differences = np.stack(
+        [(aligned(a, b)[:, 0].astype(float) - a[:, 0]).astype(np.float32) for b in others]
+    )
     drawn = counts @ targets
     some = (
         drawn > 0 if drawn.any() else slice(None)
@@ -181,7 +195,7 @@ def gain_interval(
         """What each unit's loss is above its share of the mean [K, N], and means of resamples less
         the mean [R, K].
         """
-        summed = np.stack([each[:, 0] for each in losses]).astype(np.float32)
+        summed = np.stack([aligned(chosen, each)[:, 0] for each in losses]).astype(np.float32)
         residuals = (
             summed
             - summed.sum(axis=1, dtype=float)[:, None].astype(np.float32)

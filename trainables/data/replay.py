@@ -108,10 +108,16 @@ def _keys(split: Split, tokenizer: "PreTrainedTokenizerBase") -> list[bytes]:
     """Equal for rows whose texts are, but for case and white space."""
     found: list[bytes] = []
     for rows in _batches(split, np.arange(len(split))):
-        ids = [row["input_ids"].tolist() for row in rows]
+        ids = [_all_ids(row, split) for row in rows]
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         found += map(duplicate_key, texts)
     return found
+
+
+def _all_ids(row: dict[str, np.ndarray], split: Split) -> list[int]:
+    """Of a row, and of its target where that is another text."""
+    ids = row["input_ids"].tolist()
+    return [*ids, *row["labels"].tolist()] if split.parts.shape[1] > 1 else ids
 
 
 def _batches(split: Split, rows: np.ndarray) -> Iterator[list[dict[str, np.ndarray]]]:
@@ -130,8 +136,7 @@ def _with_rows(
             writer.write(_encoded(rows, own))
         for rows in _batches(old, chosen):
             encoded = _encoded(rows, old)
-            labels = encoded.input_ids if encoded.labels is None else encoded.labels
-            targets += TASKS[manifest.task].count_targets(labels)
+            targets += TASKS[manifest.task].count_targets(encoded.targets)
             writer.write(encoded)
     os.replace(partial, path)
     split = open_split(folder, "train")
@@ -158,14 +163,17 @@ def _encoded(rows: Sequence[dict[str, np.ndarray]], split: Split) -> Encoded:
     def column(name: str) -> list[np.ndarray] | None:
         return [row[name] for row in rows] if name in rows[0] else None
 
+    of_a_decoder = split.parts.shape[1] > 1  # whose rows have their targets as labels
     labels = column("labels") if split.has_labels else None
     if labels is not None and split.labels is not None:
         labels = np.array(labels, dtype=split.labels.dtype)
     return Encoded(
         input_ids=[row["input_ids"] for row in rows],
         labels=labels,
+        target_ids=column("labels") if of_a_decoder else None,
         token_type_ids=column("token_type_ids"),
         weights=column("weights"),
+        second=None if (second := column("second")) is None else np.array(second, np.int32),
     )
 
 

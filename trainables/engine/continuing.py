@@ -10,7 +10,7 @@ import torch
 from trainables.engine.dropout import RowKeys
 from trainables.engine.shared import SharedBaseEngine
 from trainables.errors import InputError
-from trainables.hyperparameters import Hyperparameters
+from trainables.hyperparameters import AdaLoraOptions, Hyperparameters
 from trainables.methods import ADDITIVE
 from trainables.models.base import BaseModel, BaseSpec
 from trainables.models.loading import shapes_of, start_of
@@ -20,6 +20,7 @@ from trainables.models.origin import ADAPTER, Adapter, adapter_of
 LEFT_OUT = (
     "auto_mapping",
     "base_model_name_or_path",
+    "encoder_hidden_size",
     "inference_mode",
     "init_lora_weights",
     "modules_to_save",
@@ -43,6 +44,11 @@ def check_continues(spec: BaseSpec, trials: Iterable[Hyperparameters]) -> None:
             raise InputError(
                 f"search.space: model.adapter: continue trains the adapter itself, got method"
                 f" {hp.method}; merge trains the base with the adapter in it"
+            )
+        if isinstance(hp.options, AdaLoraOptions):
+            raise InputError(
+                "search.space: model.adapter: continue cannot train with method adalora, whose"
+                " adapters leave as those of lora; continue with lora, or merge"
             )
         _check_described(base, hp, adapter)
         with torch.device("meta"):

@@ -568,7 +568,7 @@ class TrialGroup:
             forgetting=forgetting,
             kl=kl,
             inference_cost=self._base.inference_cost(hp, saved, tokens),
-            base_cost=2 * self._base.computed_parameters * tokens,
+            base_cost=self._base.cost(tokens),
             losses=results.losses,
             outcomes=results.rows_outcomes,
         )

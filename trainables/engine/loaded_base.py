@@ -347,6 +347,12 @@ class LoadedBase:
             own, longer = saved - sum(heads), 0
         return (1 + own / self.computed_parameters) * (1 + longer / tokens)
 
+    def cost(self, tokens: float) -> float:
+        """Floating-point operations of a request to the base (as above), where others may have
+        another; else 1.
+        """
+        return 2 * self.computed_parameters * tokens if self._settings.several_bases else 1.0
+
     @property
     def computed_parameters(self) -> int:
         """By which a token is multiplied, and to which it is added."""

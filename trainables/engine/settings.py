@@ -25,6 +25,8 @@ class GroupSettings:
     save_dtype: torch.dtype | None = None
     # evaluate with every checkpoint of a language model what it has lost of its base
     forgetting: bool = False
+    # tell with every checkpoint what its base costs, as others may have another
+    several_bases: bool = False
 
     @classmethod
     def on(
@@ -39,6 +41,7 @@ class GroupSettings:
         evaluate_every: int | None = None,
         probe_rows: int = 512,
         forgetting: bool = False,
+        several_bases: bool = False,
     ) -> "GroupSettings":
         """What a sweep file says, where it leaves something to the device."""
         bf16 = precision == "bfloat16" or (precision == "auto" and computes_in_bf16(device))
@@ -51,4 +54,5 @@ class GroupSettings:
             probe_rows=probe_rows,
             seed=seed,
             forgetting=forgetting,
+            several_bases=several_bases,
         )

@@ -52,7 +52,7 @@ class Evaluation:
     inference_cost: float = 1.0
     """Arithmetic of a request over that of the untuned base."""
     base_cost: float = 1.0
-    """Floating-point operations of a request to the untuned base. A sweep may have several bases.
+    """Floating-point operations of a request to the untuned base, where a sweep has several.
     """
     attempt: int = 0
     """Number of the trial's stay on a slot in which it was evaluated."""

@@ -6,7 +6,7 @@ A trial's weights W + scale * B A are as large as the experts: such a trial has 
 Letters of shapes: E experts, I and O channels in and out, R rank.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -122,14 +122,19 @@ def _fused(base: BaseModel, targets: Sequence[str]) -> list[str]:
     }
     fused = [name for name, p in every.items() if p.ndim == 3 and not _convolves(base, name)]
     for target in targets:
-        found = {name for name in every if ends_with(name, [target])}
-        if not found or not found <= set(fused):
-            some = sorted({".".join(name.split(".")[-2:]) for name in fused})
-            raise InputError(
-                f"target_parameters: no experts' weights are called {target!r}; this model has"
-                f" {', '.join(some) or 'none that are fused'}"
-            )
+        _check_target(target, every, fused)
     return [name for name in fused if ends_with(name, targets)]
+
+
+def _check_target(target: str, every: Iterable[str], fused: Sequence[str]) -> None:
+    found = {name for name in every if ends_with(name, [target])}
+    if found and found <= set(fused):
+        return
+    some = sorted({".".join(name.split(".")[-2:]) for name in fused})
+    raise InputError(
+        f"target_parameters: no experts' weights are called {target!r}; this model has"
+        f" {', '.join(some) or 'none that are fused'}"
+    )
 
 
 def _convolves(base: BaseModel, parameter: str) -> bool:

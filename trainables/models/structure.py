@@ -231,13 +231,7 @@ def coverage(model: "PreTrainedModel", names: Iterable[str], head: Iterable[str]
     """Share of the backbone's weight matrices, embeddings left out, that `names` hold, of modules
     or of parameters.
     """
-    above = tuple(f"{name}." for name in head)
-    embeddings = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
-    }
-    output = model.get_output_embeddings()
-    if output is not None:
-        embeddings.add(id(output.weight))
+    above, embeddings = tuple(f"{name}." for name in head), _embeddings(model)
     weights = {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
@@ -246,6 +240,13 @@ def coverage(model: "PreTrainedModel", names: Iterable[str], head: Iterable[str]
     held = set(names)
     covered = sum(n for name, n in weights.items() if held & {name, name.removesuffix(".weight")})
     return covered / max(1, sum(weights.values()))
+
+
+def _embeddings(model: "PreTrainedModel") -> set[int]:
+    """Of tokens and the like, and of the output."""
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    output = model.get_output_embeddings()
+    return {id(each.weight) for each in (*tables, output) if each is not None}
 
 
 def served_by_peft(model: "PreTrainedModel", names: Sequence[str]) -> list[str]:

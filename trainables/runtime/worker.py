@@ -148,6 +148,7 @@ def _group_settings(config: SlotConfig, device: "torch.device") -> "GroupSetting
         evaluate_every=config.evaluate_every,
         probe_rows=config.probe_rows,
         forgetting=config.forgetting,
+        several_bases=len(config.bases) > 1,
     )
 
 

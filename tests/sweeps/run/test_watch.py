@@ -94,7 +94,6 @@ tracking: {{wandb: "off"}}
         jobs=made.jobs,
         baseline=made.baseline,
         display=made.display,
-        rows=made.rows,
     )
     ended = threading.Event()
     monkeypatch.setattr(

@@ -1,6 +1,7 @@
 """Rows of an earlier sweep among those of train."""
 
 import csv
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -135,3 +136,41 @@ def test_what_replay_may_be(given):
 
 def test_replay_names_another_sweep():
     assert Replay.of({"share": 0.1, "source": "runs/a"}) == Replay(share=0.1, source="runs/a")
+
+
+@pytest.mark.parametrize("task", ["seq2seq", "preference"])
+def test_all_that_a_row_has_is_replayed(tmp_path, tokenizer, task):  # noqa: F811
+    """Its target, where that is another text, and where the second of two answers begins."""
+    random = np.random.default_rng(0)
+
+    def row():
+        one, two, three = (words(random, 5) for _ in range(3))
+        if task == "seq2seq":
+            return {"source": one, "target": two}
+        return {"prompt": one, "chosen": two, "rejected": three}
+
+    for name in ("earlier", "later"):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("\n".join(json.dumps(row()) for _ in range(40)))
+        data = DataConfig(train=str(file), validation=0.2, max_length=64)
+        manifest = prepare(data, task, tokenizer, 0, tmp_path / name / "data")
+    earlier, own = (
+        Split(tmp_path / name / "data" / "train.arrow") for name in ("earlier", "later")
+    )
+    rows, before = len(own), [shown(each) for each in own.rows(range(len(own)))]
+    with_replay(
+        manifest,
+        tmp_path / "later" / "data",
+        tmp_path / "earlier" / "data",
+        Replay(share=0.2),
+        tokenizer,
+    )
+    after = Split(tmp_path / "later" / "data" / "train.arrow")
+    found = [shown(each) for each in after.rows(range(len(after)))]
+    known = [shown(each) for each in earlier.rows(range(len(earlier)))]
+    assert found[:rows] == before and len(found) > rows
+    assert all(each in known for each in found[rows:])
+
+
+def shown(row):
+    return {name: np.asarray(value).tolist() for name, value in row.items()}
