@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING
 
 from sweeps.config.schema import SweepConfig
@@ -45,7 +44,8 @@ class Monitor:
         baseline: KnownBaseline,
         display: Display,
     ) -> None:
-        self._config, self._ledger, self._rows_of = config, ledger, cache(ledger.train_rows)
+        self._config, self._ledger = config, ledger
+        self._rows_of: dict[str, int] = {}  # of train, for each base model
         self._coordinator, self._lifetime, self._slots = coordinator, lifetime, slots
         self._jobs, self._baseline, self._display = jobs, baseline, display
         self._limits: dict[str, int] = {}  # how many trials share a slot, as far as was said
@@ -134,4 +134,6 @@ class Monitor:
 
     def _total_samples(self, curve: Curve) -> int:
         hp = self._config.hyperparameters(curve.params)
-        return trained_samples(self._rows_of(hp.model), hp)
+        if hp.model not in self._rows_of:
+            self._rows_of[hp.model] = self._ledger.train_rows(hp.model)
+        return trained_samples(self._rows_of[hp.model], hp)

@@ -1,7 +1,6 @@
 """The search itself: Ray Tune asks the searcher for trials, and what comes of them is told."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,11 +136,11 @@ def search(
         (free,) = ray.get([waiting])
         return free > 0
 
-    rows_of = cache(ledger.train_rows)
+    rows_of = {base: ledger.train_rows(base) for base in config.bases}
 
     def trains_on(curve: Curve) -> bool:
         hp = config.hyperparameters(curve.params)
-        whole = trained_samples(rows_of(hp.model), hp)
+        whole = trained_samples(rows_of[hp.model], hp)
         return curve.points[-1].samples_seen < whole
 
     searcher = StudySearcher(

@@ -36,7 +36,7 @@ class SampleAsha(FIFOScheduler):
     """
 
     def __init__(
-        self, rungs: Sequence[int], reduction_factor: float, rows_of: Callable[[str], int]
+        self, rungs: Sequence[int], reduction_factor: float, rows_of: Mapping[str, int]
     ) -> None:
         """rows_of: of train, by the word for the base model."""
         super().__init__()
@@ -73,7 +73,7 @@ class SampleAsha(FIFOScheduler):
         rung = next((rung for rung in self._rungs if samples_seen >= rung), None)
         if rung is None or trial in self._rungs[rung]:
             return True
-        whole = trained_samples(self._rows_of(hp.model), hp)
+        whole = trained_samples(self._rows_of[hp.model], hp)
         down = annealed(hp, min(1.0, samples_seen / whole))
         peers = [other for other, further in self._rungs[rung].values() if further <= down + ALIKE]
         self._rungs[rung][trial] = loss, down
@@ -98,11 +98,11 @@ def make_scheduler(
     config: SweepConfig,
     rows: int,
     curves: Sequence[Curve],
-    rows_of: Callable[[str], int] | None = None,
+    rows_of: Mapping[str, int] | None = None,
 ) -> TrialScheduler:
     """ASHA over samples seen: the first rung at `grace_epochs`, the following ones
     `reduction_factor` times further each. `curves`: trials of earlier processes. rows: of train;
-    rows_of: for each base model, where they are not as many.
+    rows_of: for each base model, by the words for them.
     """
     stopping = config.search.early_stopping
     grace, longest = max(1, round(stopping.grace_epochs * rows)), max_epochs(config) * rows
@@ -110,6 +110,6 @@ def make_scheduler(
         return FIFOScheduler()
     count = math.floor(math.log(longest / grace, stopping.reduction_factor) + 1e-9) + 1
     rungs = [round(grace * stopping.reduction_factor**number) for number in range(count)]
-    asha = SampleAsha(rungs, stopping.reduction_factor, rows_of or (lambda base: rows))
+    asha = SampleAsha(rungs, stopping.reduction_factor, rows_of or {"": rows})
     asha.replay(curves, lambda curve: config.hyperparameters(curve.params))
     return asha

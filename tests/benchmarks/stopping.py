@@ -98,7 +98,7 @@ def same_horizon(rows: int) -> Decide:
 
 
 def shipped(rows: int) -> Decide:
-    asha = SampleAsha([rows, round(FACTOR * rows)], FACTOR, lambda base: rows)
+    asha = SampleAsha([rows, round(FACTOR * rows)], FACTOR, {"": rows})
     return lambda trial, run, epoch, loss: asha.report(trial, run.hp, epoch * rows, loss)
 
 
