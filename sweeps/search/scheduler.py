@@ -3,7 +3,7 @@ compare.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
