@@ -1,9 +1,11 @@
 """What trials will look like, as far as draws from the space show."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from sweeps.config.schema import SweepConfig
-from trainables.hyperparameters import OPTIONS, parse
+from trainables.data.manifest import data_of
+from trainables.hyperparameters import OPTIONS, base_of, parse
 
 
 def first_of_each_method(drawn: Sequence[dict[str, object]]) -> list[dict[str, object]]:
@@ -19,8 +21,20 @@ def max_epochs(config: SweepConfig) -> float:
     return max(parse(draw).epochs for draw in config.draws())
 
 
-def of_each_base(config: SweepConfig) -> Iterator[tuple[SweepConfig, list[dict[str, object]]]]:
-    """The configuration over each base model, and configurations that trials of it may have."""
-    drawn = config.draws()
-    for base in config.bases:
-        yield config.over(base), [draw for draw in drawn if draw.get("model", "") == base]
+class OfBase(NamedTuple):
+    """What is of one base model."""
+
+    word: str
+    over: SweepConfig
+    """The configuration with this base alone."""
+    drawn: list[dict[str, object]]
+    """Configurations that trials over it may have."""
+    folder: str
+    """Where its data lie below those that are prepared."""
+
+
+def of_each_base(config: SweepConfig) -> Iterator[OfBase]:
+    drawn, bases = config.draws(), config.bases
+    for base in bases:
+        own = [draw for draw in drawn if base_of(draw) == base]
+        yield OfBase(base, config.over(base), own, data_of(base, bases[0]))

@@ -314,24 +314,21 @@ class Ledger:
         name = f"{split}.{what}.npy"
         known = self._beside.get(name)
         if known is None:
-            files = (f"{folder}/{name}" for folder in self._data_folders())
+            files = (f"{folder}/{name}" for folder in self.data_folders().values())
             known = [found for file in files if (found := self.array(file)) is not None]
             if known or split != "test":  # which is tokenised late
                 self._beside[name] = known
         return next((each for each in known if rows in (None, len(each))), None)
 
-    def train_rows(self, base: str) -> int:
-        """Of the training split for a base model."""
-        bases = self.manifest().bases
-        folder = f"data/{data_of(base, bases[0])}" if bases else "data"
-        name = f"{folder.rstrip('/')}/{MANIFEST}"
-        return manifest_of(self.store.read_json(name), self.store.path(name)).train.rows
+    def train_rows(self) -> dict[str, int]:
+        """Of the training split for each base model, by the words for them."""
+        folders = self.data_folders()
+        return {base: self.manifest(folder).train.rows for base, folder in folders.items()}
 
-    def _data_folders(self) -> list[str]:
-        """Of the prepared data for each base model."""
-        bases = self.manifest().bases if self.has_data() else ()
-        first = next(iter(bases), "")
-        return ["data", *(f"data/{data_of(base, first)}" for base in bases[1:])]
+    def data_folders(self) -> dict[str, str]:
+        """Where the data for each base model lie, by the words for them."""
+        bases = (self.manifest().bases if self.has_data() else ()) or ("",)
+        return {base: f"data/{data_of(base, bases[0])}".rstrip("/") for base in bases}
 
     def array(self, name: str) -> np.ndarray | None:
         """A file of the folder; None where there is none."""
@@ -559,9 +556,12 @@ class Ledger:
         """Whether the sweep's data were prepared to the end."""
         return self.store.exists(DATA_MANIFEST)
 
-    def manifest(self) -> Manifest:
-        """Of the prepared data."""
-        return manifest_of(self.store.read_json(DATA_MANIFEST), self.store.path(DATA_MANIFEST))
+    def manifest(self, folder: str = "data") -> Manifest:
+        """Of the prepared data, of several base models those for the first, or of those in one of
+        `data_folders`.
+        """
+        name = f"{folder}/{MANIFEST}"
+        return manifest_of(self.store.read_json(name), self.store.path(name))
 
 
 def _untuned_rows(untuned: UntunedResults, manifest: Manifest | None) -> dict[str, BaselineRow]:

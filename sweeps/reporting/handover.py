@@ -6,13 +6,13 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import WINNER, Ledger
 from sweeps.ledger.leaderboard import Leaderboard
 from sweeps.reporting.card import card, usage_code
-from trainables.data.manifest import MANIFEST, Manifest, data_of, manifest_of
+from trainables.data.manifest import Manifest
 from trainables.data.prepare import CHAT_TEMPLATE
 from trainables.hyperparameters import base_of
 from trainables.models.base import BaseSpec
@@ -30,16 +30,15 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
     """
     winner = board.winner
     assert winner is not None and winner.checkpoint is not None, "what is handed over has won"
-    base, first = base_of(winner.params), config.bases[0]
-    config, prepared = config.over(base), PurePosixPath("data", data_of(base, first))
+    base = base_of(winner.params)
+    config, prepared = config.over(base), ledger.data_folders()[base]
     folder = ledger.store.scratch()
     name = relative_name(ledger, winner.checkpoint)
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(ledger.store.fetch(name, Path(scratch)), folder, dirs_exist_ok=True)
     tokenizer = load_tokenizer(config.model)
-    about = str(prepared / MANIFEST)
-    manifest = manifest_of(ledger.store.read_json(about), ledger.store.path(about))
-    if ledger.store.exists(template := str(prepared / CHAT_TEMPLATE)):
+    manifest = ledger.manifest(prepared)
+    if ledger.store.exists(template := f"{prepared}/{CHAT_TEMPLATE}"):
         tokenizer.chat_template = ledger.store.read_bytes(template).decode()
     tokenizer.save_pretrained(folder)
     spec = trained_base(config, winner.params, manifest, pad_token_of(tokenizer))

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sweeps.config.schema import SweepConfig
@@ -43,9 +43,10 @@ class Monitor:
         jobs: Jobs,
         baseline: KnownBaseline,
         display: Display,
+        rows: Mapping[str, int],
     ) -> None:
-        self._config, self._ledger = config, ledger
-        self._rows_of: dict[str, int] = {}  # of train, for each base model
+        """rows: of train, for each base model."""
+        self._config, self._ledger, self._rows = config, ledger, rows
         self._coordinator, self._lifetime, self._slots = coordinator, lifetime, slots
         self._jobs, self._baseline, self._display = jobs, baseline, display
         self._limits: dict[str, int] = {}  # how many trials share a slot, as far as was said
@@ -134,6 +135,4 @@ class Monitor:
 
     def _total_samples(self, curve: Curve) -> int:
         hp = self._config.hyperparameters(curve.params)
-        if hp.model not in self._rows_of:
-            self._rows_of[hp.model] = self._ledger.train_rows(hp.model)
-        return trained_samples(self._rows_of[hp.model], hp)
+        return trained_samples(self._rows[hp.model], hp)

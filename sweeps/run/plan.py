@@ -156,7 +156,7 @@ def _lines(
         else f"Slots: {slots.reason}"
     )
     yield f"Trial groups: {_groups(config)}"
-    for word, (over, draws) in zip(config.bases, of_each_base(config), strict=True):
+    for word, over, draws, _ in of_each_base(config):
         if word:
             yield f"Base model {word}: {over.model.name}"
         yield from memory_lines(over, draws)
@@ -393,8 +393,8 @@ def _groups(config: SweepConfig) -> str:
     from trainables.runtime.capacity import MAX_GROUP_SIZE
 
     together: dict[str, list[str]] = {}  # methods that share one base
-    for _, draws in of_each_base(config):
-        for hp in map(parse, first_of_each_method(draws)):
+    for base in of_each_base(config):
+        for hp in map(parse, first_of_each_method(base.drawn)):
             if (key := sharing_key(hp)) is not None:
                 of = f" over {hp.model}" if hp.model else ""
                 together.setdefault(key, []).append(f"{hp.method}{of}")

@@ -9,7 +9,7 @@ from sweeps.config.checks import check_hyperparameters
 from sweeps.config.draws import of_each_base
 from sweeps.config.schema import AUTO, SweepConfig
 from sweeps.run.estimates import device_bytes, smallest_estimates
-from trainables.data.manifest import Manifest, SplitSummary, data_of, write_manifest
+from trainables.data.manifest import Manifest, SplitSummary, write_manifest
 from trainables.errors import InputError
 from trainables.hyperparameters import parse
 from trainables.models.files import (
@@ -55,12 +55,13 @@ def prepare_data(
         _prepare_for(
             over,
             drawn,
-            folder / data_of(word, config.bases[0]),
-            examine,
+            folder / inside,
+            # the rows are the same for all
+            examine if word == config.bases[0] else None,
             in_bytes=config.compares_tokenizers,
             alone=not config.model.choice,
         )
-        for word, (over, drawn) in zip(config.bases, of_each_base(config), strict=True)
+        for word, over, drawn, inside in of_each_base(config)
     ]
     if others:
         _refuse_unlike([first, *others], config.bases)
@@ -290,8 +291,8 @@ def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> No
     """
     if not config.rehearse:
         return
-    for word, (over, drawn) in zip(config.bases, of_each_base(config), strict=True):
-        _rehearse(over, drawn, data / data_of(word, config.bases[0]), say)
+    for _, over, drawn, folder in of_each_base(config):
+        _rehearse(over, drawn, data / folder, say)
 
 
 def _rehearse(

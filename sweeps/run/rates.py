@@ -8,7 +8,6 @@ import numpy as np
 
 from sweeps.config.draws import first_of_each_method, of_each_base
 from sweeps.config.schema import SweepConfig
-from trainables.data.manifest import data_of
 from trainables.hyperparameters import Hyperparameters, parse
 from trainables.models.files import load_tokenizer, pad_token_of
 
@@ -57,8 +56,8 @@ def measure_rates(
     train = config.train
     found: list[MeasuredRate] = []
     try:
-        for word, (over, drawn) in zip(config.bases, of_each_base(config), strict=True):
-            prepared = data / data_of(word, config.bases[0])
+        for _, over, drawn, folder in of_each_base(config):
+            prepared = data / folder
             group = open_group(
                 prepared,
                 model=over.model,

@@ -191,7 +191,7 @@ def add_cost(ledger: Ledger, plan: "SlotPlan", seconds: float) -> None:
 def _bases(config: SweepConfig, on_gpu: bool) -> "Iterator[tuple[str, SlotBase]]":
     from trainables.runtime.protocol import SlotBase
 
-    for word, (over, drawn) in zip(config.bases, of_each_base(config), strict=True):
+    for word, over, drawn, _ in of_each_base(config):
         yield (
             word,
             SlotBase(

@@ -162,7 +162,7 @@ class Sweep:
         self.config, self.ledger, self.console = config, ledger, console
         self.goes_on = elapsed_s > 0
         self.manifest = ledger.manifest()
-        self.rows = self.manifest.train.rows
+        self.rows = ledger.train_rows()
         budget = config.search.time_budget_s()
         finals = config.selection.finalists
         self.display = Display(
@@ -263,6 +263,7 @@ class Sweep:
                 jobs=self.jobs,
                 baseline=self.baseline,
                 display=self.display,
+                rows=self.rows,
             )
             with self._signals():
                 for _ in range(plan.slots):

@@ -1,6 +1,6 @@
 """The search itself: Ray Tune asks the searcher for trials, and what comes of them is told."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,7 +118,7 @@ def search(
     *,
     study: "optuna.Study",
     first: Sequence[Point],
-    rows: int,
+    rows: Mapping[str, int],
     events: TrialEvents,
     coordinator: "ActorHandle",
     namespace: str,
@@ -128,7 +128,7 @@ def search(
     say: Callable[[str], None],
 ) -> None:
     """Run trials until there are no more to run. first: points to try before others; rows: of
-    train; folder: where Tune puts what it writes.
+    train, for each base model; folder: where Tune puts what it writes.
     """
 
     def room() -> bool:
@@ -136,11 +136,9 @@ def search(
         (free,) = ray.get([waiting])
         return free > 0
 
-    rows_of = {base: ledger.train_rows(base) for base in config.bases}
-
     def trains_on(curve: Curve) -> bool:
         hp = config.hyperparameters(curve.params)
-        whole = trained_samples(rows_of[hp.model], hp)
+        whole = trained_samples(rows[hp.model], hp)
         return curve.points[-1].samples_seen < whole
 
     searcher = StudySearcher(
@@ -169,7 +167,7 @@ def search(
         Trial,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=make_scheduler(config, rows, ledger.curves(), rows_of),
+            scheduler=make_scheduler(config, rows, ledger.curves()),
             num_samples=-1,
             reuse_actors=True,
         ),

@@ -36,16 +36,16 @@ class SampleAsha(FIFOScheduler):
     """
 
     def __init__(
-        self, rungs: Sequence[int], reduction_factor: float, rows_of: Mapping[str, int]
+        self, rungs: Sequence[int], reduction_factor: float, rows: Mapping[str, int]
     ) -> None:
-        """rows_of: of train, by the word for the base model."""
+        """rows: of train, for each base model."""
         super().__init__()
         # of each rung, by the sweep's id of the trial: validation loss, and how far the rate had
         # come down
         self._rungs: dict[int, dict[str, tuple[float, float]]] = {
             rung: {} for rung in sorted(rungs, reverse=True)
         }
-        self._reduction_factor, self._rows_of = reduction_factor, rows_of
+        self._reduction_factor, self._rows = reduction_factor, rows
 
     def on_trial_result(
         self, tune_controller: "TuneController", trial: "Trial", result: dict[str, object]
@@ -73,7 +73,7 @@ class SampleAsha(FIFOScheduler):
         rung = next((rung for rung in self._rungs if samples_seen >= rung), None)
         if rung is None or trial in self._rungs[rung]:
             return True
-        whole = trained_samples(self._rows_of[hp.model], hp)
+        whole = trained_samples(self._rows[hp.model], hp)
         down = annealed(hp, min(1.0, samples_seen / whole))
         peers = [other for other, further in self._rungs[rung].values() if further <= down + ALIKE]
         self._rungs[rung][trial] = loss, down
@@ -95,21 +95,19 @@ class SampleAsha(FIFOScheduler):
 
 
 def make_scheduler(
-    config: SweepConfig,
-    rows: int,
-    curves: Sequence[Curve],
-    rows_of: Mapping[str, int] | None = None,
+    config: SweepConfig, rows: Mapping[str, int], curves: Sequence[Curve]
 ) -> TrialScheduler:
     """ASHA over samples seen: the first rung at `grace_epochs`, the following ones
-    `reduction_factor` times further each. `curves`: trials of earlier processes. rows: of train;
-    rows_of: for each base model, by the words for them.
+    `reduction_factor` times further each. `curves`: trials of earlier processes. rows: of train,
+    for each base model, of which the first has the epochs that rungs are told in.
     """
     stopping = config.search.early_stopping
-    grace, longest = max(1, round(stopping.grace_epochs * rows)), max_epochs(config) * rows
+    first = next(iter(rows.values()))
+    grace, longest = max(1, round(stopping.grace_epochs * first)), max_epochs(config) * first
     if not stopping.asha or longest <= grace:
         return FIFOScheduler()
     count = math.floor(math.log(longest / grace, stopping.reduction_factor) + 1e-9) + 1
     rungs = [round(grace * stopping.reduction_factor**number) for number in range(count)]
-    asha = SampleAsha(rungs, stopping.reduction_factor, rows_of or {"": rows})
+    asha = SampleAsha(rungs, stopping.reduction_factor, rows)
     asha.replay(curves, lambda curve: config.hyperparameters(curve.params))
     return asha

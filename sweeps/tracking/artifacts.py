@@ -3,6 +3,8 @@
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from trainables.errors import InputError
@@ -21,7 +23,7 @@ def download(name: str, folder: Path) -> Path:
         return folder / path
     import wandb
 
-    try:
+    with border(f"model.name: could not download {name}"):
         artifact = wandb.Api().artifact(path)
         target = folder / f"{path.rpartition(':')[0]}:{artifact.version}"
         if not target.is_dir():
@@ -32,7 +34,16 @@ def download(name: str, folder: Path) -> Path:
                 Path(partial).rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    except Exception as error:  # the border to W&B: no key, no server, no such artifact
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise InputError(f"model.name: could not download {name}: {first}") from error
     return target
+
+
+@contextmanager
+def border(words: str) -> Iterator[None]:
+    """To W&B, where there may be no key, no server, or not what is asked for: InputError with
+    these words, and the first line of why.
+    """
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise InputError(f"{words}: {first}") from error

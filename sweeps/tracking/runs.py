@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.tracking.artifacts import ARTIFACT
+from sweeps.tracking.artifacts import ARTIFACT, border
 from trainables.errors import InputError
 
 
@@ -28,14 +28,11 @@ def trials_of(name: str, where: str) -> list[TrackedTrial]:
     project, group = found.groups()
     import wandb
 
-    try:
+    with border(f"{where}: could not read {name}"):
         runs = wandb.Api().runs(project, filters={"group": group}, lazy=False)
         trials = [
             TrackedTrial(config=dict(run.config), summary=dict(run.summary_metrics)) for run in runs
         ]
-    except Exception as error:  # the border to W&B: no key, no server, no such project
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise InputError(f"{where}: could not read {name}: {first}") from error
     if not trials:
         raise InputError(f"{where}: {name}: no runs of this group in project {project}")
     return trials

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -157,11 +157,10 @@ class _Bench:
 
         described = tokenise_split(self.data, "test", load_tokenizer(self.base.model))
         if self.store.local is None:
-            below = self.data.relative_to(self.prepared).as_posix()
+            kept = PurePosixPath("data", data_of(self.word, self.config.first))
             for name in ("test.arrow", SLICES.format("test"), GROUPS.format("test")):
                 if (self.data / name).exists():
-                    where = f"data/{below}/{name}".replace("/./", "/")
-                    self.store.write_bytes(where, (self.data / name).read_bytes())
+                    self.store.write_bytes(str(kept / name), (self.data / name).read_bytes())
         return described
 
     def _models(

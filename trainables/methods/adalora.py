@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trainables.engine.kernels import GroupedLinear, GroupedScale
 from trainables.engine.sites import AdapterSite, Addition, Stacked, Stepped
 from trainables.hyperparameters import AdaLoraOptions
-from trainables.methods.lora import LinearSite, LowRank, peft_lora, target_modules
+from trainables.methods.lora import LinearSite, LowRank, over_layers, target_modules
 from trainables.models.base import BaseModel
 from trainables.models.structure import features
 
@@ -185,6 +185,7 @@ class AdaLora:
         return additions
 
     def describe(self, base: BaseModel, options: AdaLoraOptions, folder: Path) -> None:
+        from peft import LoraConfig
         from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
         targets = target_modules(base, options.targets)
@@ -192,9 +193,8 @@ class AdaLora:
         # PEFT takes the first pattern that the end of a layer's name fits
         names = sorted(targets, key=len, reverse=True)
         ranks = {name: len(saved[Triplets.key(name, A)]) for name in names}
-        peft_lora(
-            base,
-            targets,
+        LoraConfig(
+            **over_layers(base, targets),
             r=options.target_r,
             # a scale of 1, also where patterns are not read
             lora_alpha=options.target_r,

@@ -10,6 +10,7 @@ from trainables.engine.kernels import GroupedScale
 from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.errors import InputError
 from trainables.hyperparameters import Ia3Options
+from trainables.methods.lora import over_layers
 from trainables.models.base import BaseModel
 from trainables.models.structure import (
     attends,
@@ -140,20 +141,10 @@ class Ia3:
         return additions
 
     def describe(self, base: BaseModel, options: Ia3Options, folder: Path) -> None:
-        from peft import IA3Config, TaskType
-        from transformers.pytorch_utils import Conv1D
+        from peft import IA3Config
 
         scaled = scaled_layers(base)
-        modules = {name: base.model.get_submodule(name) for name in scaled}
         IA3Config(
-            base_model_name_or_path=base.model.name_or_path,
-            revision=base.revision,
-            target_modules=list(scaled),
+            **over_layers(base, list(scaled)),
             feedforward_modules=[name for name, side in scaled.items() if side == "input"],
-            fan_in_fan_out=any(
-                isinstance(module, Conv1D) for module in modules.values()
-            ),  # GPT-2's layers
-            modules_to_save=list(base.head) or None,
-            task_type=TaskType(base.peft_task),
-            inference_mode=True,
         ).save_pretrained(str(folder))

@@ -1,7 +1,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from trainables.methods.experts import of_experts
 from trainables.methods.initial import initial_factors
 from trainables.models.base import BaseModel
 from trainables.models.structure import attends, ends_with, features, linear_layers, served_by_peft
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
 # number of the first site among the layers that drop out; the base's own come before
 FIRST_LAYER = 1 << 16
@@ -221,23 +218,23 @@ def _rescale(h_NR: Tensor, scales: Sequence[float], segments: Segments) -> None:
         h_NR[start:stop].mul_(scales[lane])
 
 
-def peft_lora(base: BaseModel, targets: Sequence[str], **more: Any) -> "LoraConfig":
-    """PEFT's configuration of adapters on the layers `targets`."""
-    from peft import LoraConfig, TaskType
+def over_layers(base: BaseModel, targets: Sequence[str]) -> dict[str, Any]:
+    """What PEFT's configurations of adapters on the layers `targets` have in common."""
+    from peft import TaskType
     from transformers.pytorch_utils import Conv1D
 
-    return LoraConfig(
-        base_model_name_or_path=base.model.name_or_path,
-        revision=base.revision,
-        target_modules=list(targets),
-        fan_in_fan_out=any(
+    return {
+        "base_model_name_or_path": base.model.name_or_path,
+        "revision": base.revision,
+        "target_modules": list(targets),
+        # GPT-2's layers
+        "fan_in_fan_out": any(
             isinstance(base.model.get_submodule(name), Conv1D) for name in targets
-        ),  # GPT-2's layers
-        modules_to_save=list(base.head) or None,
-        task_type=TaskType(base.peft_task),
-        inference_mode=True,
-        **more,
-    )
+        ),
+        "modules_to_save": list(base.head) or None,
+        "task_type": TaskType(base.peft_task),
+        "inference_mode": True,
+    }
 
 
 def _adapted_layers(base: BaseModel, options: LoraOptions) -> list[str]:
@@ -265,17 +262,18 @@ class Lora:
         return additions
 
     def describe(self, base: BaseModel, options: LoraOptions, folder: Path) -> None:
+        from peft import LoraConfig
+
         # where the start is beside what is trained, as PEFT's own conversion to LoRA has it
         wider = 2 if options.from_base else 1
         more = wider**0.5 if options.rslora else wider
-        peft_lora(
-            base,
-            _adapted_layers(base, options),
+        LoraConfig(
+            **over_layers(base, _adapted_layers(base, options)),
             target_parameters=list(options.target_parameters) or None,
             r=options.rank * wider,
             rank_pattern={regex: rank * wider for regex, rank in options.ranks.items()},
             alpha_pattern={regex: alpha * more for regex, alpha in options.alphas.items()},
-            lora_alpha=options.alpha * more,
+            lora_alpha=options.alpha * more,  # pyright: ignore[reportArgumentType]  PEFT takes floats too
             lora_dropout=options.dropout,
             use_rslora=options.rslora,
             use_dora=options.use_dora,

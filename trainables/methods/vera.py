@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainables.engine.kernels import GroupedLinear, GroupedScale
 from trainables.engine.sites import AdapterSite, Addition, Stacked
 from trainables.hyperparameters import VeraOptions
-from trainables.methods.lora import LinearSite, target_modules
+from trainables.methods.lora import LinearSite, over_layers, target_modules
 from trainables.models.base import BaseModel
 from trainables.models.structure import features
 
@@ -94,25 +94,15 @@ class Vera:
         return [shared, *(_scales(name, out, options) for name, (_, out) in sizes.items())]
 
     def describe(self, base: BaseModel, options: VeraOptions, folder: Path) -> None:
-        from peft import TaskType, VeraConfig
-        from transformers.pytorch_utils import Conv1D
+        from peft import VeraConfig
 
-        targets = target_modules(base, options.targets)
         VeraConfig(
-            base_model_name_or_path=base.model.name_or_path,
-            revision=base.revision,
+            **over_layers(base, target_modules(base, options.targets)),
             r=options.rank,
             d_initial=options.d_initial,
             vera_dropout=options.dropout,
             projection_prng_key=KEY,
             save_projection=True,
-            target_modules=targets,
-            fan_in_fan_out=any(
-                isinstance(base.model.get_submodule(name), Conv1D) for name in targets
-            ),  # GPT-2's layers
-            modules_to_save=list(base.head) or None,
-            task_type=TaskType(base.peft_task),
-            inference_mode=True,
         ).save_pretrained(str(folder))
 
 

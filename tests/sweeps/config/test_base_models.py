@@ -28,7 +28,7 @@ def test_a_choice_of_bases_is_a_parameter_of_the_space():
     config = load({"choice": ["org/a-1.5B", "org/b"]})
     assert config.bases == ("org/a-1.5B", "org/b")
     assert config.space().parameters[0] == ("model", "one of org/a-1.5B, org/b")
-    drawn = {over.model.name: draws for over, draws in of_each_base(config)}
+    drawn = {over.model.name: draws for _, over, draws, _ in of_each_base(config)}
     assert set(drawn) == {"org/a-1.5B", "org/b"} and all(drawn.values())
     for name, draws in drawn.items():
         assert {config.hyperparameters(draw).model for draw in draws} == {name}
@@ -44,7 +44,7 @@ def test_each_base_may_have_a_branch_of_its_own():
     }
     rest = {name: value for name, value in SPACE.items() if name != "learning_rate"}
     config = load({"choice": ["org/a.1", "org/b"]}, {**own, **rest})
-    for over, draws in of_each_base(config):
+    for _, over, draws, _ in of_each_base(config):
         rates = {config.hyperparameters(draw).learning_rate for draw in draws}
         assert (rates == {0.5}) if over.model.name == "org/b" else (max(rates) <= 1e-4)
 

@@ -94,6 +94,7 @@ tracking: {{wandb: "off"}}
         jobs=made.jobs,
         baseline=made.baseline,
         display=made.display,
+        rows=made.rows,
     )
     ended = threading.Event()
     monkeypatch.setattr(

@@ -93,7 +93,7 @@ def sweep(epochs=9, **config):
 
 
 def asha(*earlier, rows=100, max_epochs=9, **config):
-    made = make_scheduler(sweep(max_epochs, **config), rows, list(earlier))
+    made = make_scheduler(sweep(max_epochs, **config), {"": rows}, list(earlier))
     assert isinstance(made, SampleAsha)
     return Tuned(made)
 
@@ -185,7 +185,7 @@ def test_half_go_on_with_a_reduction_factor_of_two():
     [(1, {}), (2, {"grace_epochs": 2}), (2, {"grace_epochs": 3}), (0.5, {}), (9, {"asha": False})],
 )
 def test_there_is_nothing_to_compare_where_trials_are_too_short_or_it_is_off(max_epochs, config):
-    assert type(make_scheduler(sweep(max_epochs, **config), 100, [])) is FIFOScheduler
+    assert type(make_scheduler(sweep(max_epochs, **config), {"": 100}, [])) is FIFOScheduler
 
 
 def test_after_a_restart_the_rungs_are_as_they_were():
