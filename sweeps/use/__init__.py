@@ -1,0 +1,1 @@
+"""What becomes of trained models after the sweep."""
