@@ -14,6 +14,7 @@ from sweeps.cli.diagnose import diagnose
 from sweeps.cli.report import report
 from sweeps.cli.resume import resume
 from sweeps.cli.run import run
+from sweeps.cli.samples import samples
 from sweeps.cli.submit import submit
 from sweeps.cli.terminal import FAILED, WRONG_INPUT
 from sweeps.cli.verify import verify
@@ -29,7 +30,7 @@ app = typer.Typer(
         " shown."
     ),
 )
-for command in (run, resume, check, best, verify, diagnose, submit, report):
+for command in (run, resume, check, best, samples, verify, diagnose, submit, report):
     app.command()(command)
 
 

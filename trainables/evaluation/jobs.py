@@ -15,7 +15,9 @@ import numpy as np
 
 from trainables.data.manifest import EARLIER, TokenSummary, data_of
 from trainables.engine.memory import release
+from trainables.evaluation.answered import Answered, write_answers, write_asked
 from trainables.evaluation.record import (
+    AnswersJob,
     Baseline,
     Baselines,
     BaselinesJob,
@@ -23,8 +25,10 @@ from trainables.evaluation.record import (
     ForgettingJob,
     Job,
     JobResult,
+    MeasuredAnswers,
     MeasuredEarlier,
     MeasuredForgetting,
+    Metrics,
     Score,
     ScoredTest,
     TestJob,
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trainables.data.arrow import Split
+    from trainables.evaluation.answering import Answering
+    from trainables.evaluation.baselines import Answer, Joined
     from trainables.runtime.protocol import SlotBase, SlotConfig
 
 
@@ -60,6 +66,8 @@ def run(store: Store, config: "SlotConfig", job: Job) -> JobResult:
                 return bench.of(job.winner.parameters).forgetting(job)
             case EarlierJob():
                 return bench.of(job.winner.parameters).earlier(job)
+            case AnswersJob():
+                return replace(bench, word=job.base).answers(job)
 
 
 @contextmanager
@@ -128,6 +136,7 @@ class _Bench:
             device=self.device,
             split=split,
             minutes=config.baseline_minutes,
+            answer=self._answer_after(split),
         )
         for name, each in measured.items():
             if each.losses is not None:
@@ -205,11 +214,12 @@ class _Bench:
             open_split(self.data, part),
             lambda pairs: measured(load_untuned(base, self.device), pairs),
         )
-        results = measured(load(), split)
+        model = load()
+        results = measured(model, split)
         write_rows(self.store, f"baselines/{name}", results.losses, results.rows_outcomes)
-        release(self.device)  # before the next one is loaded
         slices = results.by_slice(task, open_slices(self.data, part))
-        metrics = results.metrics(task)
+        metrics = {**results.metrics(task), **self._answer(f"baselines/{name}", part, model)}
+        release(self.device)  # before the next one is loaded
         return finite(Score(loss=results.loss, metrics=metrics, slices=slices))
 
     def forgetting(self, job: ForgettingJob) -> MeasuredForgetting:
@@ -240,6 +250,68 @@ class _Bench:
         return MeasuredEarlier(
             before=self._score(f"{EARLIER}/before", spec, lambda: load_untuned(spec, self.device)),
             after=self._score(f"{EARLIER}/after", spec, lambda: self._load(job.winner, labels)),
+        )
+
+    def answers(self, job: AnswersJob) -> MeasuredAnswers:
+        from trainables.data.manifest import labels_of
+        from trainables.models.checkpoint import load_untuned
+
+        if job.trained is None:
+            model = load_untuned(self._spec(self.base.baseline, ()), self.device)
+        else:
+            model = self._load(job.trained, labels_of(self.data))
+        answering = self._answering("validation")
+        assert answering is not None, "nobody asks for answers without metrics of them"
+        return self._written(job.folder, answering, answering.write(model))
+
+    def _answer(self, folder: str, split: str, model: "PreTrainedModel") -> Metrics:
+        """Of its answers to rows of the test split, where there are metrics of answers."""
+        answering = self._answering(split) if split == "test" else None
+        if answering is None:
+            return {}
+        return self._written(folder, answering, answering.write(model)).metrics
+
+    def _answer_after(self, split: str) -> "Answer | None":
+        """What has prompts with examples answered, too."""
+        answering = self._answering(split)
+        if answering is None:
+            return None
+
+        def answer(name: str, model: "PreTrainedModel", joined: "Joined") -> None:
+            written = answering.write(model, answering.after_examples(joined))
+            self._written(f"baselines/{split}/{name}", answering, written)
+
+        return answer
+
+    def _answering(self, split: str) -> "Answering | None":
+        """How rows of a split are answered; None where no metric is of answers."""
+        from trainables.data.prepare import open_split
+        from trainables.evaluation.answering import Answering
+        from trainables.metrics.choosing import metrics_from
+        from trainables.metrics.config import settings_digest
+        from trainables.tasks import TASKS
+
+        if not self.config.metrics:
+            return None
+        return Answering(
+            task=TASKS[self.config.task],
+            split=open_split(self.data, split),
+            tokenizer=load_tokenizer(self.base.model),
+            metrics=metrics_from(self.config.metrics),
+            settings=self.config.generation,
+            pad_token_id=self.base.pad_token_id,
+            max_tokens=self.max_tokens,
+            seed=self.config.seed,
+            digest=settings_digest(self.config.metrics, self.config.generation),
+        )
+
+    def _written(self, folder: str, answering: "Answering", answered: Answered) -> MeasuredAnswers:
+        split = folder.split("/")[1] if folder.startswith("baselines/") else "validation"
+        below = data_of(self.word, self.config.first)
+        write_asked(self.store, split, f"data/{below}" if below else "data", answering.asked)
+        write_answers(self.store, folder, answered)
+        return MeasuredAnswers(
+            metrics=answered.means, rows=len(answered.rows), seconds=answered.seconds
         )
 
     def _load(self, trained: TrainedCheckpoint, labels: Sequence[str]) -> "PreTrainedModel":

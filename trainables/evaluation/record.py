@@ -214,7 +214,19 @@ class EarlierJob:
     winner: TrainedCheckpoint
 
 
-Job = BaselinesJob | TestJob | ForgettingJob | EarlierJob
+@dataclass(frozen=True, kw_only=True)
+class AnswersJob:
+    """Have rows of the validation split answered by one model, and score its answers."""
+
+    folder: str
+    """Of the evaluation, or `baselines/validation/NAME` of an untuned base."""
+    base: str
+    """The word for the model's base."""
+    trained: TrainedCheckpoint | None = None
+    """None: the base as it is untuned."""
+
+
+Job = BaselinesJob | TestJob | ForgettingJob | EarlierJob | AnswersJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,10 +264,21 @@ class MeasuredEarlier:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredAnswers:
+    """What a model's answers are worth on average; they lie in the sweep's folder."""
+
+    metrics: Metrics
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobFailed:
     """Why nothing came of a job; a sweep is possible without."""
 
     error: str
 
 
-JobResult = Baselines | ScoredTest | MeasuredForgetting | MeasuredEarlier | JobFailed
+JobResult = (
+    Baselines | ScoredTest | MeasuredForgetting | MeasuredEarlier | MeasuredAnswers | JobFailed
+)

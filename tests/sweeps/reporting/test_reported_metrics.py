@@ -6,8 +6,9 @@ from boards import board_of, record
 
 from sweeps.ledger.leaderboard import MetricsReport
 from sweeps.reporting import metrics
-from sweeps.reporting.metrics import metrics_of, resampled_metrics
+from sweeps.reporting.metrics import metrics_of
 from sweeps.reporting.worth import worth as worth_of
+from sweeps.selection.resampling import resampled_metrics
 from trainables.data.manifest import Manifest, SplitSummary
 from trainables.evaluation.class_metrics import class_metrics, confusion_matrix, count_classes
 from trainables.storage.records import to_json
