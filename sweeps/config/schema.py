@@ -19,6 +19,7 @@ from sweeps.selection.config import SelectionConfig
 from sweeps.tracking.config import TrackingConfig
 from trainables.data.config import DataConfig
 from trainables.errors import InputError
+from trainables.evaluation.generation import writes_answers
 from trainables.hyperparameters import COMMON, FIELDS, OPTIONS, Hyperparameters, parse
 from trainables.metrics.config import GenerationConfig
 from trainables.models.files import width_and_layers

@@ -17,6 +17,7 @@ from trainables.data.config import DataConfig
 from trainables.data.files import kind_of
 from trainables.data.sources import SPLITS, is_local, local_files
 from trainables.errors import InputError
+from trainables.metrics.choosing import located_options
 from trainables.tasks.instruction.templates import NONE, PRESETS
 
 STOP_WAIT = (  # seconds from the signal that stops a job to the one that kills it
@@ -53,10 +54,12 @@ def submit_sweep(
         chat_template=_shipped_template(config.data.chat_template, files),
     )
     general = _shipped("selection.general_text", config.selection.general_text, files)
+    metrics = located_options(config.metrics, lambda path: _shipped_option(path, files))
     config = with_own_space(config)
     config = replace(
         config,
         data=data,
+        metrics=metrics,
         selection=replace(config.selection, general_text=general),
         storage=_reached("storage", config.storage, address),
         search=replace(
@@ -128,6 +131,16 @@ def _shipped_template(setting: str | None, files: dict[str, Path]) -> str | None
         raise InputError(f"data.chat_template: no such file: {setting}")
     name = f"data/chat_template{path.suffix}"
     files[name] = path
+    return name
+
+
+def _shipped_option(path: str, files: dict[str, Path]) -> str:
+    """A file that a metric reads; folders, such as a judge's cache, are made where the job runs."""
+    found = Path(path).expanduser()
+    if not found.is_file():
+        return path
+    name = f"data/metrics/{len(files):04d}-{found.name}"
+    files[name] = found
     return name
 
 

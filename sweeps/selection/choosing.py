@@ -118,12 +118,12 @@ def choice_words(choice: Choice, config: SelectionConfig) -> list[str]:
     apart = (
         "too few rows tell"
         if found.standard_error is None
-        else f"{_interval(found)}, corrected for {choice.of - 1} comparisons"
+        else f"95% interval {_interval(found)}, corrected for {choice.of - 1} comparisons"
     )
     return [
         f"{leader.id} has the {measure.best_words}, {measure.of(best):.4f}, but {words} does not"
-        f" tell it from {chosen.id}, which has {value:.4f} ({apart}); of those {decided}"
-        f" {chosen.id}, {point.val_loss:.4f}"
+        f" tell it from {chosen.id}, which has {value:.4f} ({apart}); of those {chosen.id}"
+        f" {decided}, {point.val_loss:.4f}"
     ]
 
 

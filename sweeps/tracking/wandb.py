@@ -354,7 +354,10 @@ class _Sink:
             return  # by an earlier process
         was_open = run.live is not None
         live = self._reopen(trial, run)
-        live.log({"answers": wandb.Table(columns=columns, data=rows)})
+        table = wandb.Table(columns=list[str | int](columns))
+        for row in rows:
+            table.add_data(*row)
+        live.log({"answers": table})
         run.summary["answers_digest"] = digest
         live.summary.update({"answers_digest": digest})
         if not was_open:

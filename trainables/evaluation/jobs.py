@@ -126,6 +126,7 @@ class _Bench:
         from trainables.evaluation.baselines import measure_baselines
 
         config, found = self.config, {}
+        answered: dict[str, Metrics] = {}
         measured = measure_baselines(
             self.data,
             model=self.base.model,
@@ -136,13 +137,14 @@ class _Bench:
             device=self.device,
             split=split,
             minutes=config.baseline_minutes,
-            answer=self._answer_after(split),
+            answer=self._answer_after(split, answered),
         )
         for name, each in measured.items():
             if each.losses is not None:
                 rows = f"baselines/{split}/{name}"
                 write_rows(self.store, rows, each.losses, each.outcomes)
-            found[name] = finite(each.written())
+            metrics = {**each.metrics, **answered.get(name, {})}
+            found[name] = finite(replace(each.written(), metrics=metrics))
         return found
 
     def test(self, job: TestJob) -> ScoredTest:
@@ -271,15 +273,16 @@ class _Bench:
             return {}
         return self._written(folder, answering, answering.write(model)).metrics
 
-    def _answer_after(self, split: str) -> "Answer | None":
-        """What has prompts with examples answered, too."""
+    def _answer_after(self, split: str, found: dict[str, Metrics]) -> "Answer | None":
+        """What has prompts with examples answered, too; their metrics go into `found`."""
         answering = self._answering(split)
         if answering is None:
             return None
 
         def answer(name: str, model: "PreTrainedModel", joined: "Joined") -> None:
             written = answering.write(model, answering.after_examples(joined))
-            self._written(f"baselines/{split}/{name}", answering, written)
+            folder = f"baselines/{split}/{name}"
+            found[name] = self._written(folder, answering, written).metrics
 
         return answer
 

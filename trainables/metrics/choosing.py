@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
-from typing import get_type_hints
+from pathlib import Path, PurePath
+from typing import get_args, get_type_hints
 
 from trainables.data.rows import shorten
 from trainables.errors import InputError, did_you_mean
@@ -164,3 +164,33 @@ def _checked(value: object, kind: type, where: str) -> object:
     except (TypeError, ValueError, RecursionError):
         said = "must be what JSON can hold"
     raise InputError(f"{where}: {said.replace('input should be', 'must be')}, got {shorten(value)}")
+
+
+def located_options(entries: Sequence[object], locate: Callable[[str], str]) -> list[object]:
+    """The entries with `locate` of each option that names a file or a folder; what is wrong with
+    an entry is left to `metrics_from`.
+    """
+    return [_located(entry, locate) for entry in entries]
+
+
+def _located(entry: object, locate: Callable[[str], str]) -> object:
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        return entry
+    ((name, options),) = entry.items()
+    kind = BUILT_IN.get(name)
+    if kind is None or not isinstance(options, Mapping):
+        return entry
+    types = get_type_hints(kind)
+    return {
+        name: {
+            key: locate(value)
+            if isinstance(value, str) and Path in _kinds(types.get(key))
+            else value
+            for key, value in options.items()
+        }
+    }
+
+
+def _kinds(hint: object) -> tuple[object, ...]:
+    """What a type hint allows."""
+    return get_args(hint) or (hint,)

@@ -100,7 +100,7 @@ def test_the_reason_says_what_the_metric_could_not_tell():
     winner = chosen(trials, rows)
     assert winner.trial == "t1" and winner.tied == ("t0",)
     assert "but F1 does not tell it from t1" in winner.reason
-    assert "of those has the lowest validation loss t1, 0.5000" in winner.reason
+    assert "of those t1 has the lowest validation loss, 0.5000" in winner.reason
 
 
 def test_less_is_better_of_an_error():
