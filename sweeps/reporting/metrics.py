@@ -39,9 +39,21 @@ CELLS = 1 << 23  # resamples times outcomes, at most, but for 100 resamples
 MOST_CLASSES = 100  # whose confusion matrix is kept
 HARDLY = 1 / 3  # of the rows of a class: answered less often than that, it is hardly ever answered
 LEVEL = 0.95
+# always answering train's label shares is calibrated, and worth nothing
+NOT_COMPARED = frozenset({"calibration_error"})
 METRIC_WORDS = {
     "macro_f1": "macro-F1",
     "micro_f1": "micro-F1",
+    "weighted_f1": "weighted F1",
+    "auroc": "AUROC",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+    "bleu": "BLEU",
+    "token_f1": "token F1",
+    "json_valid": "valid JSON",
+    "json_schema": "JSON of the schema",
+    "sql_execution": "execution accuracy",
+    "tool_calls": "right tool calls",
     "f1": "F1",
     "rmse": "RMSE",
     "mae": "MAE",
@@ -258,7 +270,9 @@ def _questions(
     metric and way for that of the best metric.
     """
     asked = []
-    metrics = [name for name in measured["winner"].metrics if _is_known(measured["winner"], name)]
+    winner = measured["winner"]
+    known = [name for name in winner.metrics if _is_known(winner, name)]
+    metrics = [name for name in known if name not in NOT_COMPARED]
     for metric in metrics:
         names = [name for name in answers if _is_known(measured[name], metric)]
         if "default" in names:
