@@ -40,6 +40,8 @@ from trainables.tasks.declared import ByClass
 MOST_CLASSES = 100  # whose confusion matrix is kept
 HARDLY = 1 / 3  # of the rows of a class: answered less often than that, it is hardly ever answered
 LEVEL = 0.95
+# always answering train's label shares is calibrated, and worth nothing
+NOT_COMPARED = frozenset({"calibration_error"})
 
 Outcomes = Callable[[SplitName, str], np.ndarray | None]
 Groups = Callable[[str], np.ndarray | None]
@@ -276,7 +278,8 @@ def _questions(
     metric and way for that of the best metric.
     """
     asked = []
-    metrics = [name for name in rows.names if _is_known(measured["winner"], name)]
+    known = [name for name in rows.names if _is_known(measured["winner"], name)]
+    metrics = [name for name in known if name not in NOT_COMPARED]
     for metric in metrics:
         names = [name for name in answers if _is_known(measured[name], metric)]
         if "default" in names:
