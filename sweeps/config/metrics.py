@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-from trainables.metrics.choosing import metrics_from
-
 from sweeps.config.schema import SweepConfig
 from sweeps.selection.measure import VAL_LOSS
 from trainables.errors import InputError
+from trainables.metrics.choosing import metrics_from
 from trainables.tasks import TASKS
 
 
@@ -14,11 +13,10 @@ def with_metric(config: SweepConfig) -> SweepConfig:
     """The configuration with the direction of the metric that chooses. Raises InputError for
     metrics that cannot be measured.
     """
-    task, metrics = TASKS[config.task], metrics_from(config.metrics)
-    lower = {name: name in task.lower_is_better for name in task.metric_names}
-    lower |= {each.name: each.lower_is_better for each in metrics}
-    chosen = config.selection.metric
-    if chosen is None or chosen == VAL_LOSS:
+    task, chosen = TASKS[config.task], config.selection.metric
+    lower = {each.name: each.lower_is_better for each in metrics_from(config.metrics)}
+    lower |= {name: name in task.lower_is_better for name in task.metric_names}
+    if chosen in (None, VAL_LOSS):
         return config
     if chosen not in lower:
         raise InputError(

@@ -301,7 +301,7 @@ class Ledger:
 
     def asked(self, split: str, base: str = "") -> Asked | None:
         """The rows that models over a base were asked, with their own answers."""
-        return read_asked(self.store, split, self.data_folders()[base])
+        return read_asked(self.store, split, data_of(base, next(iter(self.data_folders()))))
 
     def note_answers(self, trial: str) -> None:
         """Answers to rows have been written for a trial: its evaluations have their metrics."""

@@ -78,15 +78,21 @@ def metrics_of(
         for name, each in answers.items():
             measured[name] = replace(measured[name], metrics=_finite(task.metrics(each)))
         alternatives = [_with(each, split, measured.get(each.name)) for each in alternatives]
-        if (found := task.by_class(own, manifest.labels)) is not None:
-            classes[split] = by_class(found)
-        rows = Rows(
-            own, task.metrics, groups(split), None, tuple(task.metrics(own)), task.lower_is_better
-        )
+        classes |= _classes(split, own, manifest)
+        names, lower = tuple(task.metrics(own)), task.lower_is_better
+        rows = Rows(own, task.metrics, groups(split), None, names, lower)
         compared[split] = (*written, *_compared(measured, answers, rows))
     return MetricsReport(
         alternatives=tuple(alternatives), classes=classes or None, compared=compared
     )
+
+
+def _classes(
+    split: SplitName, own: np.ndarray, manifest: Manifest
+) -> dict[SplitName, AnswersByClass]:
+    """Of the winner, where there are classes."""
+    found = TASKS[manifest.task].by_class(own, manifest.labels)
+    return {} if found is None else {split: by_class(found)}
 
 
 def _compared_answers(

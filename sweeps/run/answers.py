@@ -34,7 +34,6 @@ class Answers:
 
     def __init__(self, config: SweepConfig, ledger: Ledger) -> None:
         self._config, self._ledger = config, ledger
-        self._seconds = 0.0
         self._digest = settings_digest(config.metrics, config.generation)
 
     def of_candidates(self) -> dict[str, Job]:
@@ -85,7 +84,6 @@ class Answers:
 
     def take(self, job: AnswersJob, found: MeasuredAnswers) -> str:
         """Note what came of a job; in words."""
-        self._seconds += found.seconds
         if job.trained is None:
             name = job.folder.rsplit("/", 1)[-1].replace("_", " ")
         else:
@@ -95,14 +93,26 @@ class Answers:
             f"{metric_words(metric)} {'unknown' if value is None else format(value, '.4f')}"
             for metric, value in found.metrics.items()
         ]
-        return f"{name} answered {found.rows} rows in {found.seconds:.0f} s: {', '.join(numbers)}"
+        words = f"{name} answered {found.rows} rows in {found.seconds:.0f} s: {', '.join(numbers)}"
+        return "; ".join([words, *found.notes])
 
     def share_words(self, elapsed_s: float) -> str:
         """What share of the sweep's time answers took; empty where none were written."""
-        if not self._seconds:
+        if not (seconds := sum(self._written_in())):
             return ""
-        share = self._seconds / max(elapsed_s, self._seconds)
-        words = f"answers took {self._seconds:.0f} s, {share:.0%} of the sweep's time"
+        share = seconds / max(elapsed_s, seconds)
+        words = f"answers took {seconds:.0f} s, {share:.0%} of the sweep's time"
         if share <= MOST_SHARE:
             return words
         return f"{words}; less with lower generation.candidates, rows or max_new_tokens"
+
+    def _written_in(self) -> Iterator[float]:
+        """Seconds that each model took, in this process or an earlier one."""
+        if not self._config.metrics:
+            return
+        folders = [point.folder for curve in self._ledger.curves() for point in curve.points]
+        bases = self._config.bases
+        folders += [f"baselines/validation/{untuned_name(base, bases[0])}" for base in bases]
+        for folder in folders:
+            if (written := self._ledger.answers(folder)) is not None:
+                yield written.seconds

@@ -1,7 +1,7 @@
 """The `submit` command: a sweep as a Ray job, with the code and the data files that it needs."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from glob import has_magic
 from pathlib import Path
@@ -55,6 +55,7 @@ def submit_sweep(
     )
     general = _shipped("selection.general_text", config.selection.general_text, files)
     metrics = located_options(config.metrics, lambda path: _shipped_option(path, files))
+    _ship_functions(config.metrics, files)
     config = with_own_space(config)
     config = replace(
         config,
@@ -142,6 +143,16 @@ def _shipped_option(path: str, files: dict[str, Path]) -> str:
     name = f"data/metrics/{len(files):04d}-{found.name}"
     files[name] = found
     return name
+
+
+def _ship_functions(metrics: Sequence[object], files: dict[str, Path]) -> None:
+    """Modules of the current folder whose functions are metrics go along by their own names."""
+    names = [next(iter(entry)) if isinstance(entry, Mapping) else entry for entry in metrics]
+    for name in map(str, names):
+        module, colon, _ = name.partition(":")
+        file = Path(*module.split(".")).with_suffix(".py")
+        if colon and module not in ("evaluate", "torchmetrics") and file.is_file():
+            files[str(file)] = file
 
 
 def _shipped(key: str, source: Source, files: dict[str, Path]) -> Source | str:

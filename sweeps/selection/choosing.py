@@ -54,16 +54,9 @@ def choose(curves: Sequence[Curve], config: SelectionConfig, compare: Compare) -
     likeliest to have been lucky. Where one holds 0, the loss, which every row tells more of than
     right or wrong does, decides.
     """
-    measure = config.measure
-    found = [
-        (curve, point)
-        for curve in curves
-        for point in candidates(curve, config)
-        if point.checkpoint is not None and measure.of(point) is not None
-    ]
+    found = _measured(curves, config)
     if not found:
         return None
-    found.sort(key=lambda each: (*measure.key(each[1]), each[0].id))
     leader, others = found[0], found[1:]
     paired = compare(leader[1].folder, [point.folder for _, point in others])
     differences = {
@@ -79,6 +72,18 @@ def choose(curves: Sequence[Curve], config: SelectionConfig, compare: Compare) -
         differences=differences,
         of=len(found),
     )
+
+
+def _measured(curves: Sequence[Curve], config: SelectionConfig) -> Standing:
+    """The candidates with the metric, the best first."""
+    measure = config.measure
+    found = [
+        (curve, point)
+        for curve in curves
+        for point in candidates(curve, config)
+        if point.checkpoint is not None and measure.of(point) is not None
+    ]
+    return sorted(found, key=lambda each: (*measure.key(each[1]), each[0].id))
 
 
 def _by_loss(each: tuple[Curve, Evaluation]) -> tuple[float, float]:

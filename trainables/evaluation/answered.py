@@ -40,6 +40,8 @@ class Answered:
     """Those of the metrics of which that holds."""
     seconds: float = 0.0
     """For writing them."""
+    notes: tuple[str, ...] = ()
+    """What metrics say of their work: a judge, what it asked and what that cost."""
     settings: str = ""
     """By which metrics and how (see `trainables.metrics.config.settings_digest`)."""
 
@@ -73,9 +75,9 @@ def answers_file(folder: str) -> str:
     return f"{folder}{between}{ANSWERS}"
 
 
-def asked_file(split: str, prepared: str) -> str:
-    """prepared: the folder of the data for the base."""
-    return f"answers/{split}{prepared.removeprefix('data').replace('/', '.')}.json"
+def asked_file(split: str, below: str) -> str:
+    """below: where the data for the base lie (see `trainables.data.manifest.data_of`)."""
+    return f"answers/{split}{below and f'.{below}'}.json"
 
 
 def write_answers(store: Store, folder: str, found: Answered) -> None:
@@ -88,10 +90,10 @@ def read_answers(store: Store, folder: str) -> Answered | None:
     return from_json(Answered, store.read_json(name), name) if store.exists(name) else None
 
 
-def write_asked(store: Store, split: str, prepared: str, asked: Asked) -> None:
-    store.write_json(asked_file(split, prepared), to_json(asked))
+def write_asked(store: Store, split: str, below: str, asked: Asked) -> None:
+    store.write_json(asked_file(split, below), to_json(asked))
 
 
-def read_asked(store: Store, split: str, prepared: str) -> Asked | None:
-    name = asked_file(split, prepared)
+def read_asked(store: Store, split: str, below: str) -> Asked | None:
+    name = asked_file(split, below)
     return from_json(Asked, store.read_json(name), name) if store.exists(name) else None

@@ -13,15 +13,22 @@ from trainables.engine.decoding import generate
 from trainables.evaluation.answered import Answered, Asked
 from trainables.evaluation.generation import Prompt, answers_of, draw_prompts, stop_tokens
 from trainables.metrics import Metric
-from trainables.metrics.config import GenerationConfig
-from trainables.tasks import Task
+from trainables.metrics.choosing import metrics_from
+from trainables.metrics.config import GenerationConfig, settings_digest
+from trainables.metrics.judge import Judge
+from trainables.models.files import load_tokenizer
+from trainables.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from trainables.runtime.protocol import SlotBase, SlotConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
+    """max_tokens: of a micro-batch in training; seed: of the rows, and of what is drawn."""
+
     task: Task
     split: Split
     tokenizer: "PreTrainedTokenizerBase"
@@ -32,6 +39,23 @@ class Answering:
     seed: int
     digest: str
     """Of metrics and settings, as the sweep file has them."""
+
+    @classmethod
+    def of(
+        cls, config: "SlotConfig", base: "SlotBase", split: Split, max_tokens: int
+    ) -> "Answering":
+        """As the sweep file says. Raises InputError for metrics that cannot be measured."""
+        return cls(
+            task=TASKS[config.task],
+            split=split,
+            tokenizer=load_tokenizer(base.model),
+            metrics=metrics_from(config.metrics),
+            settings=config.generation,
+            pad_token_id=base.pad_token_id,
+            max_tokens=max_tokens,
+            seed=config.seed,
+            digest=settings_digest(config.metrics, config.generation),
+        )
 
     @cached_property
     def prompts(self) -> list[Prompt]:
@@ -89,6 +113,7 @@ class Answering:
             scores={each.name: _numbers(each.score(answers)) for each in self.metrics},
             lower_is_better=tuple(each.name for each in self.metrics if each.lower_is_better),
             seconds=seconds,
+            notes=tuple(each.summary() for each in self.metrics if isinstance(each, Judge)),
             settings=self.digest,
         )
 

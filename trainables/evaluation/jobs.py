@@ -290,31 +290,20 @@ class _Bench:
         """How rows of a split are answered; None where no metric is of answers."""
         from trainables.data.prepare import open_split
         from trainables.evaluation.answering import Answering
-        from trainables.metrics.choosing import metrics_from
-        from trainables.metrics.config import settings_digest
-        from trainables.tasks import TASKS
 
         if not self.config.metrics:
             return None
-        return Answering(
-            task=TASKS[self.config.task],
-            split=open_split(self.data, split),
-            tokenizer=load_tokenizer(self.base.model),
-            metrics=metrics_from(self.config.metrics),
-            settings=self.config.generation,
-            pad_token_id=self.base.pad_token_id,
-            max_tokens=self.max_tokens,
-            seed=self.config.seed,
-            digest=settings_digest(self.config.metrics, self.config.generation),
-        )
+        return Answering.of(self.config, self.base, open_split(self.data, split), self.max_tokens)
 
     def _written(self, folder: str, answering: "Answering", answered: Answered) -> MeasuredAnswers:
         split = folder.split("/")[1] if folder.startswith("baselines/") else "validation"
-        below = data_of(self.word, self.config.first)
-        write_asked(self.store, split, f"data/{below}" if below else "data", answering.asked)
+        write_asked(self.store, split, data_of(self.word, self.config.first), answering.asked)
         write_answers(self.store, folder, answered)
         return MeasuredAnswers(
-            metrics=answered.means, rows=len(answered.rows), seconds=answered.seconds
+            metrics=answered.means,
+            rows=len(answered.rows),
+            seconds=answered.seconds,
+            notes=answered.notes,
         )
 
     def _load(self, trained: TrainedCheckpoint, labels: Sequence[str]) -> "PreTrainedModel":

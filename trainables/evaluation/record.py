@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from trainables.data.manifest import TokenSummary, data_of
+from trainables.evaluation.answered import Answered
 
 Metrics = Mapping[str, float | None]
 Slices = Mapping[str, Mapping[str, int | float | None]]
@@ -77,6 +78,8 @@ class MeasuredEvaluation(Evaluation):
     """Summed loss and targets (the sum of their weights, where they have some), float32 [N, 2]."""
     outcomes: np.ndarray | None = None
     """As the task has them, float32 [N, M]; None for language models."""
+    answered: Answered | None = None
+    """What it wrote to rows, where every evaluation does; its metrics are among `metrics`."""
 
 
 # --- what is measured beside the trials ---
@@ -270,6 +273,7 @@ class MeasuredAnswers:
     metrics: Metrics
     rows: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
