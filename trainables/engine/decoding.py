@@ -61,7 +61,7 @@ PLAIN = {
 OnToken = Callable[[int, int], object]
 """Told the position of a prompt and a token of its answer; what is true ends that answer."""
 Place = Callable[[Sequence[int]], None]
-"""Told before each forward pass which rows of the batch it is of."""
+"""Told before each step which rows of the batch are left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +234,6 @@ def write(
             )
             outputs = inner(**step, return_dict=True)
 
-    if place is not None:
-        place(rows.left)
     inner: Any = model
     inner.generate(
         **inputs,
