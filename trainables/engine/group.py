@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -75,6 +76,10 @@ from trainables.models.precision import base_dtype
 from trainables.rehearsal.peak import Peak
 from trainables.streams import stream
 from trainables.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 WEIGHTS_FILE = "adapter_model.safetensors"  # PEFT's name
 STATE_FILE = "training_state.safetensors"
@@ -157,6 +162,20 @@ class TrialGroup:
     @property
     def trials(self) -> list[str]:
         return list(self._members)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def validation(self) -> Split:
+        return self._validation
+
+    @property
+    def model(self) -> "PreTrainedModel":
+        """The base that is loaded."""
+        assert self._base is not None, "a trial is on board, so its base is"
+        return self._base.model
 
     @property
     def padded(self) -> bool:

@@ -137,3 +137,25 @@ def test_metrics_that_cannot_be_measured_are_refused_before_anything_starts(swee
         assert done.code == 2 and words in done.err and done.err.count("\n") == 1, done.err
     done = sweeps("check", "sweeps/quickstart.yaml", "metrics=[exact_match]")
     assert done.code == 2 and "metrics: are of answers that a model writes" in done.err
+
+
+def test_every_evaluation_answers_and_the_search_is_told(sweeps, write, tmp_path: Path) -> None:
+    file = write("token_f1", "token_f1", "evaluations")
+    done = sweeps("run", file, "search.space.epochs=2", "selection.baselines=false")
+    assert done.code == 0, done.out + done.err
+    board = json.loads(sweeps("best", done.last_line, "--json").out)
+    points = [e for t in board["trials"] for e in t["evaluations"]]
+    assert len(points) >= 3 and all(0 <= e["metrics"]["token_f1"] <= 1 for e in points)
+    assert all(read_answers(f"{done.last_line}/{e['folder']}") for e in points)
+    study = (Path(done.last_line) / "study.journal").read_text()
+    told = {
+        round(-value, 9)
+        for line in study.splitlines()
+        for value in json.loads(line).get("values") or ()
+    }
+    best = {
+        round(max(e["metrics"]["token_f1"] for e in t["evaluations"]), 9) for t in board["trials"]
+    }
+    assert told <= best and told  # with the other sign, as Optuna minimises
+    refused = sweeps("resume", done.last_line, "selection.metric=null")
+    assert refused.code == 2 and "selection.metric: cannot change" in refused.err
