@@ -86,9 +86,15 @@ def _better(rivals: Rivals, test: TestScores, config: GateConfig) -> Iterator[Ch
     looks = 1 + len(test.scored_before)
     units = {name: rivals.units(rows) for name, rows in rivals.rows.items()}
     decision = decide(rivals.units(rivals.winner), units, level=config.level, looks=looks)
-    for each in decision.comparisons:
+    for number, each in enumerate(decision.comparisons):
+        is_minor = number > 0 and each.rival != rivals.in_use  # the first is the hardest
         words = f"{_better_words(each, decision, looks)}{rivals.notes.get(each.rival, '')}"
-        yield Check(name=f"better than {each.rival}", passed=each.is_beaten, words=words)
+        yield Check(
+            name=f"better than {each.rival}",
+            passed=each.is_beaten,
+            words=words,
+            is_minor=is_minor,
+        )
     for name in rivals.lacking:
         words = f"{name} was not measured row by row on what the winner was"
         yield Check(name=f"better than {name}", passed=False, words=words)
@@ -105,18 +111,22 @@ def _better_words(found: Comparison, decision: Decision, looks: int) -> str:
         )
     difference = f"{abs(found.gain):.4f} ± {found.standard_error:.4f}"
     if found.is_beaten:
-        return f"its loss is {difference} below that of {found.rival} (p {found.p_value:.2g})"
+        return f"its loss is {difference} below that of {found.rival} ({_p(found.p_value)})"
     if found.gain <= 0:
         return f"its loss is {difference} above that of {found.rival}"
     level = decision.level
     again = f", as it is the {looks}th winner on these rows" if looks > 3 else ""
     deviation = found.standard_error * decision.units**0.5
     return (
-        f"its loss is {difference} below that of {found.rival}, which is within noise (p"
-        f" {found.p_value:.2g}, asked is below {level:.2g}{again}): {decision.units} units show a"
+        f"its loss is {difference} below that of {found.rival}, which is within noise"
+        f" ({_p(found.p_value)}, asked is below {level:.2g}{again}): {decision.units} units show a"
         f" gain of {visible_gain(found.standard_error, level):.4f} in four of five cases, and"
         f" {rows_needed(deviation, found.gain, level)} would show this one"
     )
+
+
+def _p(value: float) -> str:
+    return "p below 0.0001" if value < 1e-4 else f"p {value:.2g}"
 
 
 # --- no slice is worse ---
@@ -136,7 +146,7 @@ def _slices(rivals: Rivals, values: Sequence[str], config: GateConfig) -> Iterat
     asked = [i for i, rows in sizes.items() if rows >= config.limits.slice_rows]
     for i in asked:
         worse, p_value = _worse(rivals, before, of_rows == i)
-        told = "" if p_value is None else f" (p {p_value:.2g})"
+        told = "" if p_value is None else f" ({_p(p_value)})"
         where = f"on the slice {values[i]!r} ({sizes[i]} rows)"
         yield Check(
             name=f"slice {values[i]}",

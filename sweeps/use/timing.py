@@ -11,10 +11,6 @@ from sweeps.use.trained import Trained
 from sweeps.use.verdict import Check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from transformers import PreTrainedModel
-
     from trainables.evaluation.latency import Latency
 
 SECONDS = 3600  # of an hour
@@ -31,31 +27,25 @@ def timed_checks(trained: Trained, winner: WinnerRow, config: GateConfig) -> Ite
         )
     if not config.is_timed:
         return
-    own, base = _timed(trained, config, trained.load), _timed(trained, config, trained.load_untuned)
+    own, base = _timed(trained, config)
     yield from _latency(own, base, trained, config)
     yield from _cost(own, base, config)
 
 
-def _timed(
-    trained: Trained, config: GateConfig, load: "Callable[[], PreTrainedModel]"
-) -> "Latency":
-    """One model is in memory at a time."""
-    from trainables.engine.memory import release
-    from trainables.evaluation.latency import measure_latency
+def _timed(trained: Trained, config: GateConfig) -> "list[Latency]":
+    """Of the winner and of the untuned model, both of which are in memory."""
+    from trainables.evaluation.latency import measure_latencies
 
     split = trained.split("validation")
     at = np.linspace(0, len(split) - 1, min(config.latency.requests, len(split))).astype(int)
-    try:
-        return measure_latency(
-            load(),
-            trained.task,
-            split.rows(at),
-            pad_token_id=trained.spec.pad_token_id,
-            new_tokens=config.latency.new_tokens,
-            device=trained.device,
-        )
-    finally:
-        release(trained.device)
+    return measure_latencies(
+        [trained.load(), trained.load_untuned()],
+        trained.task,
+        split.rows(at),
+        pad_token_id=trained.spec.pad_token_id,
+        new_tokens=config.latency.new_tokens,
+        device=trained.device,
+    )
 
 
 def _latency(

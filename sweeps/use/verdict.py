@@ -11,6 +11,8 @@ class Check:
     passed: bool
     words: str
     """What was found, and what is asked."""
+    is_minor: bool = False
+    """Whether it goes without saying, where it has passed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Gate:
         """One paragraph: what decided, and then the rest."""
         named = f"{self.trial} of {self.sweep}" if self.trial else self.sweep
         failed = [check.words for check in self.checks if not check.passed]
-        passed = [check.words for check in self.checks if check.passed]
+        passed = [check.words for check in self.checks if check.passed and not check.is_minor]
         if not failed:
             return f"Ship {named}: {'; '.join(passed)}."
         also = f" What it keeps to: {'; '.join(passed)}." if passed else ""

@@ -32,33 +32,43 @@ class Latency:
     p95_ms: float
 
 
-def measure_latency(
-    model: "PreTrainedModel",
+def measure_latencies(
+    models: Sequence["PreTrainedModel"],
     task: Task,
     rows: Sequence[Row],
     *,
     pad_token_id: int,
     new_tokens: int,
     device: "torch.device",
-) -> Latency:
-    """Time `model` (in eval mode on `device`) on each of `rows` by itself. What a head answers is
-    one forward pass; a language model reads the row up to its answer and writes `new_tokens` tokens
-    by greedy decoding with a cache, always as many, so that two models are timed at the same work.
+) -> list[Latency]:
+    """Time each of `models` (in eval mode on `device`) on each of `rows` by itself, in turn, so
+    that what else the machine does meets all alike. What a head answers is one forward pass; a
+    language model reads the row up to its answer and writes `new_tokens` tokens by greedy decoding
+    with a cache, always as many, so that all do the same work.
     """
     import torch
 
-    answer = _writer(model, task, new_tokens, pad_token_id, device)
+    made = [_writer(model, task, new_tokens, pad_token_id, device) for model in models]
     if not task.is_language_model:
-        answer = _reader(model, task, pad_token_id, device)
-    seconds = []
+        made = [_reader(model, task, pad_token_id, device) for model in models]
+    timed = np.zeros((len(models), len(rows) + WARM_UP))
     with torch.no_grad():
-        for row in [*rows[:WARM_UP], *rows]:
-            _wait(device)
-            began = time.perf_counter()
-            answer(row)
-            _wait(device)
-            seconds.append(time.perf_counter() - began)
-    timed = 1000 * np.array(seconds[-len(rows) :])
+        for number in range(timed.shape[1]):
+            for model, answer in enumerate(made):
+                timed[model, number] = _timed(answer, rows[number % len(rows)], device)
+    return [_latency(each[WARM_UP:]) for each in timed]
+
+
+def _timed(answer: Callable[[Row], object], row: Row, device: "torch.device") -> float:
+    """Milliseconds."""
+    _wait(device)
+    began = time.perf_counter()
+    answer(row)
+    _wait(device)
+    return 1000 * (time.perf_counter() - began)
+
+
+def _latency(timed: np.ndarray) -> Latency:
     p50, p95 = np.percentile(timed, [50, 95])
     return Latency(
         requests=len(timed), mean_ms=float(timed.mean()), p50_ms=float(p50), p95_ms=float(p95)
