@@ -12,6 +12,7 @@ from sweeps.cli.best import best
 from sweeps.cli.check import check
 from sweeps.cli.diagnose import diagnose
 from sweeps.cli.gate import gate
+from sweeps.cli.monitor import monitor
 from sweeps.cli.report import report
 from sweeps.cli.resume import resume
 from sweeps.cli.run import run
@@ -30,7 +31,7 @@ app = typer.Typer(
         " shown."
     ),
 )
-for command in (run, resume, check, best, verify, diagnose, submit, report, gate):
+for command in (run, resume, check, best, verify, diagnose, submit, report, gate, monitor):
     app.command()(command)
 
 
