@@ -11,6 +11,7 @@ from search_spaces import SpaceError
 from sweeps.cli.best import best
 from sweeps.cli.check import check
 from sweeps.cli.diagnose import diagnose
+from sweeps.cli.evaluate import evaluate
 from sweeps.cli.gate import gate
 from sweeps.cli.monitor import monitor
 from sweeps.cli.report import report
@@ -31,7 +32,19 @@ app = typer.Typer(
         " shown."
     ),
 )
-for command in (run, resume, check, best, verify, diagnose, submit, report, gate, monitor):
+for command in (
+    run,
+    resume,
+    check,
+    best,
+    verify,
+    diagnose,
+    submit,
+    report,
+    gate,
+    monitor,
+    evaluate,
+):
     app.command()(command)
 
 
