@@ -115,7 +115,7 @@ def _better_words(found: Comparison, decision: Decision, looks: int) -> str:
     if found.gain <= 0:
         return f"its loss is {difference} above that of {found.rival}"
     level = decision.level
-    again = f", as it is the {looks}th winner on these rows" if looks > 3 else ""
+    again = f", as it is winner number {looks} on these rows" if looks > 1 else ""
     deviation = found.standard_error * decision.units**0.5
     return (
         f"its loss is {difference} below that of {found.rival}, which is within noise"

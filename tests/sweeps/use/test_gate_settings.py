@@ -1,11 +1,15 @@
 """gate.yaml, and the files for continuous integration."""
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
+from typer.main import get_command
 
+from sweeps.cli.app import app
 from sweeps.use.gate_config import GateConfig, load_gate
 from sweeps.use.gate_files import junit, markdown, write
 from sweeps.use.verdict import Check, Gate
@@ -137,3 +141,13 @@ def test_tokens_have_no_best_single_answer(tmp_path):
     write_split(tmp_path / "test.arrow", Encoded(input_ids=ROWS))
     split, task = Split(tmp_path / "test.arrow"), TASKS["causal_lm"]
     assert prior_losses(task, SplitSummary(), split, np.ones(4), ()) is None
+
+
+def test_the_action_calls_the_command_with_options_that_it_has():
+    action = yaml.safe_load((EXAMPLE.parent / "gate-action.yml").read_text())
+    steps = {step.get("name"): step for step in action["jobs"]["gate"]["steps"]}
+    called = steps["Gate"]["run"]
+    options = set(re.findall(r"--[\w-]+", called))
+    known = {option for each in get_command(app).commands["gate"].params for option in each.opts}
+    assert "-m sweeps gate" in called and options <= known and len(options) == 4
+    assert "inputs." not in called, "an input that stands in a script is run"

@@ -34,11 +34,11 @@ name: {name}
 task: classification
 storage: {tmp}/runs
 model: {{name: {shared}/models/stories260K}}
-data: {{train: {tmp}/train.csv, validation: {tmp}/validation.csv, test: {tmp}/test.csv, slice: place, max_length: 16, duplicates: drop}}
+data: {{train: {tmp}/train.csv, validation: {tmp}/validation.csv, test: {tmp}/test.csv, slice: place, max_length: 32, duplicates: drop}}
 train: {{probe_rows: 32, batch_size: 16, epochs: 2}}
 cluster: {{slots: 1}}
 selection: {{baselines: false}}
-search: {{trials: 1, initial: [{{learning_rate: {rate}}}], space: {{method: {{full: {{learning_rate: {{log_uniform: [1e-6, 1e-2]}}}}}}}}}}
+search: {{trials: 1, initial: [{{method: full, learning_rate: {rate}}}], space: {{method: {{full: {{learning_rate: {{log_uniform: [1e-6, 1e-2]}}}}}}}}}}
 """
 STORY = """
 name: story
