@@ -23,6 +23,8 @@ Purpose = Literal[
     "baselines: folds",
     "baselines: examples",
     "baselines: balanced",
+    "drift: rows",
+    "drift: halves",
 ]
 
 

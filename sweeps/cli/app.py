@@ -11,6 +11,9 @@ from search_spaces import SpaceError
 from sweeps.cli.best import best
 from sweeps.cli.check import check
 from sweeps.cli.diagnose import diagnose
+from sweeps.cli.evaluate import evaluate
+from sweeps.cli.gate import gate
+from sweeps.cli.monitor import monitor
 from sweeps.cli.report import report
 from sweeps.cli.resume import resume
 from sweeps.cli.run import run
@@ -30,7 +33,21 @@ app = typer.Typer(
         " shown."
     ),
 )
-for command in (run, resume, check, best, samples, verify, diagnose, submit, report):
+COMMANDS = (
+    run,
+    resume,
+    check,
+    best,
+    samples,
+    verify,
+    report,
+    gate,
+    monitor,
+    evaluate,
+    diagnose,
+    submit,
+)
+for command in COMMANDS:
     app.command()(command)
 
 

@@ -21,10 +21,33 @@ from trainables.errors import InputError
 from trainables.hyperparameters import OPTIONS
 
 Container = TypeVar("Container", dict, list)
+Settings = TypeVar("Settings")
+SWEEP_FILE = "a mapping with name, model, task, data and search"
 
 
 def load(file: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """Read and validate a sweep file, whole, before anything starts. Raises InputError."""
+    return from_tree(_read(file, SWEEP_FILE), overrides, str(file))
+
+
+def load_settings(file: Path, schema: type[Settings]) -> Settings:
+    """Read and validate another file of settings, all of which have defaults. Raises
+    InputError.
+    """
+    given = _read(file, allowed(schema))
+    tree = OmegaConf.to_container(given, resolve=False)
+    try:
+        _check_sections(tree, schema, "")
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+        assert isinstance(found, schema)
+        return found
+    except OmegaConfBaseException as error:
+        raise InputError(f"{file}: {explained(error, tree, schema)}") from error
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from error
+
+
+def _read(file: Path, wanted: str) -> DictConfig:
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     try:
@@ -32,14 +55,10 @@ def load(file: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     except (YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: not valid YAML{_yaml_problem(error)}") from error
     except OSError as error:  # also what OmegaConf raises for a file that holds a lone scalar
-        raise InputError(
-            f"{file}: must be a mapping with name, model, task, data and search ({error})"
-        ) from error
+        raise InputError(f"{file}: must be {wanted} ({error})") from error
     if not isinstance(given, DictConfig):
-        raise InputError(
-            f"{file}: must be a mapping with name, model, task, data and search, got a list"
-        )
-    return from_tree(given, overrides, str(file))
+        raise InputError(f"{file}: must be {wanted}, got a list")
+    return given
 
 
 def from_folder(content: bytes, overrides: Sequence[str], where: str) -> SweepConfig:

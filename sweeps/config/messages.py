@@ -42,10 +42,12 @@ def _keys(schema: type, section: str = "") -> Iterator[tuple[str, str]]:
             yield from _keys(hint, f"{section}{name}.")
 
 
-def explained(error: OmegaConfBaseException, tree: object) -> str:
-    """OmegaConf's error in our words: where, what is allowed, what we got."""
+def explained(error: OmegaConfBaseException, tree: object, schema: type = SweepConfig) -> str:
+    """OmegaConf's error in our words: where, what is allowed, what we got. schema: of all of
+    `tree`.
+    """
     key = error.full_key or ""
-    hint: object = SweepConfig
+    hint: object = schema
     value = tree
     for part in re.findall(r"[^.\[\]]+", key):
         hint, value = _hint_inside(hint, part), _value_inside(value, part)

@@ -258,6 +258,13 @@ class Split:
         found._beside = {**self._beside, **columns}
         return found
 
+    def values_of(self, column: str, row: int) -> np.ndarray:
+        """What `values` has of one row."""
+        batch = int(np.searchsorted(self._starts, row, side="right")) - 1
+        at, arrays = row - int(self._starts[batch]), self._batches[batch][column]
+        bounds = (at, at + 1) if len(arrays) == 1 else arrays[0][at : at + 2]
+        return arrays[-1][slice(*bounds)]
+
     @property
     def sequences(self) -> "Split | Sequences":
         """Each sequence as a row of its own: this split, unless its rows are pairs."""

@@ -189,6 +189,12 @@ class Format(Protocol):
         """Some of a split's rows."""
         ...
 
+    def with_any_answer(self, row: Row, data: DataConfig, labels: Sequence[str]) -> Row:
+        """A row whose answer nobody knows, with one in its place, so that it can be read and
+        tokenised. labels: the classes.
+        """
+        ...
+
     def question(self, value: dict[str, Any]) -> tuple[str, str]:
         """What the model is given of a stored row, and what it is to answer; all of a plain text is
         given.

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -17,7 +18,7 @@ from trainables.data.records import (
     RowReader,
     Segment,
 )
-from trainables.data.rows import BadRow
+from trainables.data.rows import BadRow, Row
 from trainables.data.sources import Source
 from trainables.errors import InputError
 from trainables.tasks.instruction.answers import answer_bytes
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Chat", "default_chat_template"]
 
+ANY = "."  # answer in the place of one that is not known
+
 
 class Chat:
     default_length = 1024
@@ -44,6 +47,21 @@ class Chat:
                 " rows with columns, such as 'messages' or 'prompt' and 'completion'"
             )
         return conversation_reader(source.columns, source.key, source.name, data)
+
+    def with_any_answer(self, row: Row, data: DataConfig, labels: Sequence[str]) -> Row:
+        """A conversation that ends with the user is answered; of others the assistant's last words
+        stand there.
+        """
+        column = data.columns.get("messages", "messages")
+        messages = row.columns.get(column)
+        if isinstance(messages, list):
+            last = messages[-1] if messages else None
+            if isinstance(last, dict) and last.get("role") == "assistant":
+                return row
+            answered = [*messages, {"role": "assistant", "content": ANY}]
+            return replace(row, columns={**row.columns, column: answered})
+        column = data.columns.get("completion", "completion")
+        return replace(row, columns={column: ANY, **row.columns})
 
     def question(self, value: dict[str, object]) -> tuple[str, str]:
         if "messages" not in value:

@@ -1,7 +1,7 @@
 """Rows of multi_label: a text, perhaps a second one, and the names of its classes."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,9 @@ class Tagged(Texts):
         for row, record in zip(rows, records, strict=True):
             row[[classes[name] for name in record.value["labels"]]] = 1
         return list(rows)
+
+    def any_answer(self, labels: Sequence[str]) -> object:
+        return [labels[0]]
 
     def shown(self, value: dict[str, Any]) -> str:
         return ", ".join(sorted(value["labels"]))

@@ -1,5 +1,7 @@
 """Rows of a source text and the target text that is written for it."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CUT = "targets_cut"
+ANY = "."  # answer in the place of one that is not known
 WORDS = {
     CUT: Words(
         "note",
@@ -55,6 +58,11 @@ class Pairs(Answered):
                 " ..., target: ...}"
             )
         return RowReader(name="source+target", read=partial(_read, columns=columns, data=data))
+
+    def with_any_answer(self, row: Row, data: DataConfig, labels: Sequence[str]) -> Row:
+        """See `Format`."""
+        column = data.columns.get("target", "target")
+        return replace(row, columns={**row.columns, column: ANY})
 
     def question(self, value: dict[str, Any]) -> tuple[str, str]:
         return value["source"], value["target"]

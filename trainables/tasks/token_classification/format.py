@@ -6,6 +6,7 @@ of its first token; what else there is of it has no loss.
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -86,6 +87,11 @@ class TaggedWords(Answered):
             )
 
         return RowReader(name="tokens+tags", read=read)
+
+    def with_any_answer(self, row: Row, data: DataConfig, labels: Sequence[str]) -> Row:
+        """See `Format`."""
+        tags = [labels[0]] * len(_list(row, data.tokens))
+        return replace(row, columns={**row.columns, data.tags: tags})
 
     def question(self, value: dict[str, Any]) -> tuple[str, str]:
         return " ".join(value["tokens"]), " ".join(value["tags"])

@@ -1,0 +1,47 @@
+"""What a trained model of a sweep makes of rows."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sweeps.use.trained import Trained
+from trainables.data.manifest import SplitSummary, write_manifest
+from trainables.data.prepare import CHAT_TEMPLATE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from trainables.data.arrow import Split
+    from trainables.engine.scoring import RowResults
+
+MAX_TOKENS = 16384  # of a micro-batch
+
+
+def score(trained: Trained, split: "Split") -> "RowResults":
+    """Loss, targets and outcomes of each row."""
+    from trainables.engine.scoring import evaluate_model, with_reference
+
+    def measured(load: "Callable[[], PreTrainedModel]", rows: "Split") -> "RowResults":
+        every, pad = np.arange(len(rows)), trained.spec.pad_token_id
+        return evaluate_model(load(), trained.task, rows, every, pad, MAX_TOKENS, trained.device)
+
+    pairs = with_reference(split, lambda rows: measured(trained.load_untuned, rows))
+    return measured(trained.load, pairs)
+
+
+def raw_rows_for(trained: Trained, rows: Path, name: str, folder: Path, *, in_bytes: bool) -> None:
+    """Prepare `folder` for `tokenise_split`: the raw rows of a split of another sweep, which this
+    one's tokenizer and encoding shall turn into tokens. in_bytes: whether the other sweep tells
+    losses in bits per byte.
+    """
+    shutil.copyfile(rows, folder / f"{name}.jsonl")
+    if (template := trained.data / CHAT_TEMPLATE).exists():
+        shutil.copyfile(template, folder / CHAT_TEMPLATE)
+    manifest = trained.manifest
+    encoding = replace(manifest.encoding, slices=(), in_bytes=in_bytes)
+    splits = {**manifest.splits, name: SplitSummary()}
+    write_manifest(folder, replace(manifest, encoding=encoding, splits=splits))
