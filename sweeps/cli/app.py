@@ -11,6 +11,7 @@ from search_spaces import SpaceError
 from sweeps.cli.best import best
 from sweeps.cli.check import check
 from sweeps.cli.diagnose import diagnose
+from sweeps.cli.export import export
 from sweeps.cli.report import report
 from sweeps.cli.resume import resume
 from sweeps.cli.run import run
@@ -29,7 +30,7 @@ app = typer.Typer(
         " shown."
     ),
 )
-for command in (run, resume, check, best, verify, diagnose, submit, report):
+for command in (run, resume, check, best, verify, diagnose, submit, report, export):
     app.command()(command)
 
 
