@@ -79,7 +79,7 @@ def print_score(model: "PreTrainedModel", rows: str) -> None:
     # what is quantised has its place
     if torch.cuda.is_available() and getattr(model, "quantization_method", None) is None:
         device = torch.device("cuda")
-        model.to(device)
+        model.to(device)  # pyright: ignore[reportArgumentType]  its stub lacks self
     found = measured(model, on, on.open(), device)
     score = Score(loss=found.loss, metrics=found.metrics(TASKS[on.task]))
     print(MARK + json.dumps(to_json(score)), flush=True)

@@ -56,7 +56,8 @@ def whole_model(
     except (ValueError, RuntimeError, AttributeError, KeyError) as error:
         first = " ".join(str(error).split())[:200]
         raise InputError(f"{files}: PEFT cannot merge it into its base: {first}") from error
-    return merged.to(dtype or torch.float32).eval()
+    merged.to(dtype or torch.float32)  # pyright: ignore[reportArgumentType]  its stub lacks self
+    return merged.eval()
 
 
 def _unquantised(spec: BaseSpec, dtype: "torch.dtype | None") -> BaseSpec:
@@ -126,7 +127,9 @@ def write_beside(spec: BaseSpec, tokenizer: "PreTrainedTokenizerBase", folder: P
         return
     base = plain(spec.model)
     try:
-        found = GenerationConfig.from_pretrained(resolve(base.name), revision=base.revision)
+        found = GenerationConfig.from_pretrained(
+            resolve(base.name), revision=base.revision or "main"
+        )
     except OSError:  # the model has none
         return
     found.save_pretrained(folder)

@@ -1,5 +1,7 @@
 """Models as ONNX graphs: token ids in, logits out."""
 
+import logging
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,17 +46,20 @@ def write_onnx(model: "PreTrainedModel", batch: dict[str, Tensor], file: Path) -
     model.config.use_cache = False  # keys and values are no output
     names = list(batch)
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of packages that it could use, too
     try:
-        torch.onnx.export(
-            _Logits(model, names).eval(),
-            tuple(batch.values()),
-            str(file),
-            input_names=names,
-            output_names=["logits"],
-            dynamic_shapes=(tuple(dict(free) for _ in names),),
-            dynamo=True,
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _Logits(model, names).eval(),
+                tuple(batch.values()),
+                str(file),
+                input_names=names,
+                output_names=["logits"],
+                dynamic_shapes=(tuple(dict(free) for _ in names),),
+                dynamo=True,
+                verbose=False,
+            )
     # whatever torch, onnxscript or the model's own code cannot trace
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,6 +18,7 @@ from tests.trainables import zoo
 from trainables.engine.group import GroupSettings, open_group
 from trainables.models.files import load_tokenizer, pad_token_of
 from trainables.storage.checkpoints import begin_attempt, write_evaluation
+from trainables.tasks import TASKS
 
 TRIAL = "t0001"
 STEPS = 4
@@ -67,6 +68,8 @@ def tiny_sweep(
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "rows.jsonl"
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows_of(task)), encoding="utf-8")
+    general = folder / "general.txt"  # the default is 65,000 tokens
+    general.write_text("What was known before, and may be lost. " * 40, encoding="utf-8")
     given = {"learning_rate": 2e-2, "batch_size": 8, "epochs": 9, **params}
     given |= {"schedule": "constant", "warmup_ratio": 0.0}
     tree = {
@@ -77,6 +80,7 @@ def tiny_sweep(
         "data": {"train": str(file), "validation": 0.3, "max_length": 48, **(data or {})},
         "train": {"probe_rows": 6},
         "search": {"trials": 1, "space": {"method": method, **given}},
+        "selection": {"general_text": str(general)} if TASKS[task].continues_text else {},
         **(settings or {}),
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
@@ -107,13 +111,13 @@ def _train(ledger: Ledger, config: Any, params: dict[str, Any], steps: int) -> N
     for _ in range(steps):
         group.step([TRIAL])
     evaluation = group.evaluate([TRIAL])[TRIAL]
-    write_evaluation(
-        ledger.store, TRIAL, 1, evaluation, lambda target: group.save(TRIAL, target)
-    )
+    write_evaluation(ledger.store, TRIAL, 1, evaluation, lambda target: group.save(TRIAL, target))
     ledger.finish(TRIAL, "complete", None)
 
 
-def drawn(folder: Path, name: str, kind: zoo.Task, change: Callable[[Path], None] | None = None) -> Path:
+def drawn(
+    folder: Path, name: str, kind: zoo.Task, change: Callable[[Path], None] | None = None
+) -> Path:
     """A model of the zoo."""
     zoo.make(name, kind, folder)
     if change is not None:
