@@ -56,8 +56,8 @@ def export(
 
     Example: python -m sweeps export runs/quickstart-20260101-120000 --to model --merge
     """
-    from sweeps.use.export import Request
     from sweeps.use.export import export as hand_over
+    from sweeps.use.export_formats import Request
 
     request = Request(
         format=format,  # pyright: ignore[reportArgumentType]  which it checks itself

@@ -5,91 +5,31 @@ there before anybody gets it.
 import json
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from sweeps.reporting.verify import LOW_PRECISION_TOLERANCE, TOLERANCE, computes_exactly
 from sweeps.use.export_card import export_card
+from sweeps.use.export_formats import (
+    WRITERS,
+    Format,
+    Job,
+    Request,
+    Written,
+    chosen_format,
+    method_of,
+)
 from sweeps.use.trained import Trained, open_trained
 from trainables.errors import InputError, NotExported
 from trainables.evaluation.reloaded import Rows, measured, score_in_fresh_process
-from trainables.models.checkpoint import load_checkpoint, loading_code
-from trainables.models.exporting import (
-    Base,
-    adapter_in,
-    whole_model,
-    why_not_whole,
-    write_adapter,
-    write_beside,
-)
 from trainables.models.files import quiet
-from trainables.models.gguf import (
-    OF_DTYPE,
-    check_quantisations,
-    find_converter,
-    gguf_code,
-    why_no_gguf,
-    write_gguf,
-)
 from trainables.models.vllm import vllm_words
 from trainables.storage.records import to_json
 from trainables.storage.store import Store
 
-if TYPE_CHECKING:
-    import torch
-
-Format = Literal["peft", "transformers", "gguf", "onnx"]
-Dtype = Literal["float32", "bfloat16", "float16"]
 RECORD = "export.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is asked for; None: what suits the model."""
-
-    format: Format | None = None
-    merge: bool = False
-    merge_onto: Base | None = None
-    dtype: Dtype | None = None
-    quantise: tuple[str, ...] = ()
-    converter: str | None = None
-    limit: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_name("--format", self.format, get_args(Format))
-        _check_name("--merge-onto", self.merge_onto, get_args(Base))
-        _check_name("--dtype", self.dtype, get_args(Dtype))
-        check_quantisations(self.quantise)
-        if self.limit is not None and not 0 <= self.limit < math.inf:
-            raise InputError(f"--limit: must be 0 or above, and finite, got {self.limit:g}")
-        if self.quantise and self.format != "gguf":
-            raise InputError("--quantise: is of --format gguf; leave it out, or add that")
-        if self.format == "gguf" and self.quantise and self.dtype is not None:
-            raise InputError("--dtype: --quantise says it already; leave one of them out")
-        if self.format == "onnx" and self.dtype not in (None, "float32"):
-            raise InputError("--dtype: ONNX graphs are written in float32; leave it out")
-        if self.merge and self.format == "peft":
-            raise InputError("--merge: peft takes adapters as they are; leave one of them out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """Something in the folder that is loaded by itself."""
-
-    words: str
-    """What it is: `merged weights in float32`."""
-    code: Callable[[str], list[str]]
-    """Python that loads it as `model` from the folder of that name."""
-    scoring: Callable[[str], list[str]] = lambda folder: []
-    """Python after that, which makes what can be scored a `model`."""
-    limit: float
-    """Of the relative drift of its loss, where none is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,22 +83,18 @@ def export(folder: str, to: str, trial: str | None, request: Request) -> Exporte
     quiet()
     target = _free_folder(to)
     with open_trained(folder, trial) as trained:
-        kind = _chosen(trained, request)
+        kind = chosen_format(trained, request)
         beside = Store(str(target.parent))
         scratch = beside.scratch()
         try:
-            written = WRITERS[kind](_Job(trained, request, scratch, str(target)))
-            exported = _checked(trained, kind, written, scratch, str(target), request.limit)
-            _describe(exported, trained, written, scratch)
+            job = Job(trained, request, scratch, str(target))
+            written = WRITERS[kind](job)
+            exported = _checked(job, kind, written)
+            _describe(exported, job, written)
             beside.publish(scratch, target.name, last=RECORD)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return exported
-
-
-def _check_name(option: str, given: str | None, allowed: tuple[str, ...]) -> None:
-    if given is not None and given not in allowed:
-        raise InputError(f"{option}: {given!r} is not known; allowed: {', '.join(allowed)}")
 
 
 def _free_folder(to: str) -> Path:
@@ -170,232 +106,31 @@ def _free_folder(to: str) -> Path:
     return target
 
 
-# --- what is possible ---
-
-
-def _chosen(trained: Trained, request: Request) -> Format:
-    """The format. Raises InputError where the model cannot be written so."""
-    described, method = adapter_in(trained.files), _method(trained)
-    whole = described is None
-    kind: Format = request.format or ("transformers" if request.merge or whole else "peft")
-    which = f"{trained.words} ({method})"
-    if whole and (request.merge or kind == "peft"):
-        option = "--merge" if request.merge else "--format peft"
-        raise InputError(
-            f"{option}: is of adapters, and {which} is a whole model; leave it out, or choose"
-            " --format transformers, gguf or onnx"
-        )
-    if request.merge_onto is not None and (trained.spec.quantisation == "none" or kind == "peft"):
-        raise InputError(
-            "--merge-onto: is of adapters that were trained over a quantised base and are merged;"
-            f" {which} is not; leave it out"
-        )
-    if kind == "peft" and described and described.get("adapter_type") == "bottleneck":
-        raise InputError(
-            f"--format: {which} is no adapter that PEFT has; possible: --format onnx, or the"
-            " sweep's folder as it is, with load_adapter of this project"
-        )
-    if kind in ("transformers", "gguf"):
-        _check_whole(trained, request, which)
-    if kind == "gguf" and (why := why_no_gguf(trained.spec)) is not None:
-        raise InputError(f"--format gguf: {which}: {why}")
-    return kind
-
-
-def _check_whole(trained: Trained, request: Request, which: str) -> None:
-    why = why_not_whole(trained.files, trained.spec, request.merge_onto or "quantised")
-    if why is None:
-        return
-    if request.merge_onto == "full":
-        raise InputError(f"--merge-onto full: {which}: {why}; possible: --merge-onto quantised")
-    bottleneck = (adapter_in(trained.files) or {}).get("adapter_type") == "bottleneck"
-    possible = "--format onnx" if bottleneck else "--format peft, or onnx"
-    raise InputError(f"--merge: {which} cannot be merged: {why}; possible: {possible}")
-
-
-def _method(trained: Trained) -> str:
-    return trained.config.hyperparameters(trained.params).method
-
-
-# --- writing ---
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What is written, as what, and where."""
-
-    trained: Trained
-    request: Request
-    folder: Path
-    name: str
-    """What the folder will be called."""
-
-    @property
-    def onto(self) -> Base:
-        return self.request.merge_onto or "quantised"
-
-    @property
-    def dtype(self) -> "torch.dtype | None":
-        import torch
-
-        return None if self.request.dtype is None else getattr(torch, self.request.dtype)
-
-    def limit(self, *, exact: bool) -> float:
-        """exact: whether what is loaded computes in float32, with the weights as trained."""
-        is_exact = exact and computes_exactly(self.trained.config, self.trained.device)
-        return TOLERANCE if is_exact else LOW_PRECISION_TOLERANCE
-
-    @property
-    def merged_words(self) -> str:
-        """What became of the adapter, where there is one."""
-        if adapter_in(self.trained.files) is None:
-            return "whole model"
-        if self.trained.spec.quantisation == "none":
-            return "merged weights"
-        if self.onto == "quantised":
-            return "merged over the dequantised base, over which it was measured,"
-        return "merged over the base as it was before quantisation (measured over the quantised)"
-
-
-def _write_peft(job: _Job) -> list[Written]:
-    trained, spec = job.trained, job.trained.spec
-    write_adapter(trained.files, spec, job.folder, job.name, job.dtype)
-    write_beside(spec, trained.tokenizer, job.folder)
-    half = job.request.dtype in ("float16", "bfloat16")
-    over = "" if spec.quantisation == "none" else f" over its base in {spec.quantisation}"
-    return [
-        Written(
-            words=f"adapter for PEFT{over}" + (f" in {job.request.dtype}" if half else ""),
-            code=lambda name: loading_code(job.folder, spec, name),
-            limit=job.limit(exact=spec.quantisation == "none" and not half),
-        )
-    ]
-
-
-def _write_transformers(job: _Job) -> list[Written]:
-    trained = job.trained
-    dtype = _write_whole(job, job.folder, job.dtype)
-    spec = replace(trained.spec, quantisation="none", dtype=dtype)
-    kind = str(dtype).removeprefix("torch.")
-    return [
-        Written(
-            words=f"{job.merged_words} in {kind}",
-            code=lambda name: loading_code(job.folder, spec, name),
-            limit=job.limit(exact=kind == "float32" and job.onto == "quantised"),
-        )
-    ]
-
-
-def _write_whole(job: _Job, folder: Path, dtype: "torch.dtype | None") -> "torch.dtype":
-    """Write one model of transformers, and what it is used with; returns the weights' type."""
-    trained = job.trained
-    model = whole_model(trained.files, trained.spec, job.onto, dtype)
-    model.save_pretrained(folder)
-    write_beside(trained.spec, trained.tokenizer, folder)
-    return model.dtype
-
-
-def _write_gguf(job: _Job) -> list[Written]:
-    import torch
-
-    converter = find_converter(job.request.converter)
-    quantisations = job.request.quantise or (OF_DTYPE[job.request.dtype or "float16"],)
-    with TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
-        _write_whole(job, Path(scratch), torch.float32)
-        return [_write_one_gguf(job, converter, Path(scratch), each) for each in quantisations]
-
-
-def _write_one_gguf(job: _Job, converter: Path, model: Path, quantisation: str) -> Written:
-    file = f"model-{quantisation}.gguf"
-    write_gguf(converter, model, job.folder / file, quantisation)
-    return Written(
-        words=f"{file}, {job.merged_words} in {quantisation}",
-        code=partial(gguf_code, file=file),
-        limit=job.limit(exact=quantisation == "f32" and job.onto == "quantised"),
-    )
-
-
-def _write_onnx(job: _Job) -> list[Written]:
-    from trainables.models.onnx_graph import (
-        FILE,
-        check_packages,
-        onnx_code,
-        onnx_scoring_code,
-        write_onnx,
-    )
-    from trainables.tasks import take_targets
-
-    check_packages()
-    import torch
-
-    trained, spec = job.trained, replace(job.trained.spec, dtype=torch.float32)
-    words = "ONNX graph"
-    if why_not_whole(trained.files, spec, job.onto) is None:
-        model = whole_model(trained.files, spec, job.onto, torch.float32)
-        words += f", {job.merged_words}"
-    else:
-        model = load_checkpoint(trained.files, spec, torch.device("cpu"))
-    batch = trained.task.collate(trained.split().sequences.rows(np.arange(2)), spec.pad_token_id)
-    take_targets(batch, trained.task, model)
-    write_onnx(model, batch, job.folder / FILE)
-    spec.config().save_pretrained(job.folder)
-    write_beside(spec, trained.tokenizer, job.folder)
-    return [
-        Written(
-            words=f"{words} in float32",
-            code=onnx_code,
-            scoring=onnx_scoring_code,
-            limit=job.limit(exact=job.onto == "quantised"),
-        )
-    ]
-
-
-WRITERS: dict[Format, Callable[[_Job], list[Written]]] = {
-    "peft": _write_peft,
-    "transformers": _write_transformers,
-    "gguf": _write_gguf,
-    "onnx": _write_onnx,
-}
-
-
-# --- checking ---
-
-
-def _checked(
-    trained: Trained,
-    kind: Format,
-    written: list[Written],
-    folder: Path,
-    name: str,
-    limit: float | None,
-) -> Exported:
-    """Load all that lies in `folder` again. Raises NotExported for what is not what was reported.
-
-    name: what the folder will be called.
+def _checked(job: Job, kind: Format, written: list[Written]) -> Exported:
+    """Load all that lies in the job's folder again. Raises NotExported for what is not what was
+    reported.
     """
-    reported = trained.evaluation.val_loss
+    trained, reported = job.trained, job.trained.evaluation.val_loss
     assert reported is not None, "what may win has a loss"
     with TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         rows = _rows(trained, Path(scratch))
-        found = tuple(_measured(each, str(folder), rows, reported, limit) for each in written)
+        found = tuple(_measured(each, job, rows, reported) for each in written)
     for each in found:
         if not each.is_within:
             raise NotExported(
-                f"{name}: not written: {each.words} gives {each.numbers}, and {reported:.8g} was"
-                " reported; --limit allows more"
+                f"{job.name}: not written: {each.words} gives {each.numbers}, and {reported:.8g}"
+                " was reported; --limit allows more"
             )
-    notes = []
-    if kind == "peft":
-        notes.append(vllm_words(folder, trained.spec.quantisation != "none"))
+    quantised = trained.spec.quantisation != "none"
     return Exported(
-        folder=name,
+        folder=job.name,
         sweep=trained.ledger.name,
         model=trained.words,
-        method=_method(trained),
+        method=method_of(trained),
         format=kind,
         reported=reported,
         measured=found,
-        notes=tuple(notes),
+        notes=(vllm_words(job.folder, quantised),) if kind == "peft" else (),
     )
 
 
@@ -417,9 +152,8 @@ def _rows(trained: Trained, scratch: Path) -> Rows:
     return replace(rows, reference=str(file))
 
 
-def _measured(
-    written: Written, folder: str, rows: Rows, reported: float, limit: float | None
-) -> Measured:
+def _measured(written: Written, job: Job, rows: Rows, reported: float) -> Measured:
+    folder, limit = str(job.folder), job.request.limit
     try:
         score = score_in_fresh_process([*written.code(folder), *written.scoring(folder)], rows)
     except NotExported as error:
@@ -433,9 +167,9 @@ def _measured(
     )
 
 
-def _describe(exported: Exported, trained: Trained, written: list[Written], folder: Path) -> None:
+def _describe(exported: Exported, job: Job, written: list[Written]) -> None:
     code = [each.code(exported.folder) for each in written]
-    card = export_card(exported, trained.config.model.name, code)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    card = export_card(exported, job.trained.config.model.name, code)
+    (job.folder / "README.md").write_text(card, encoding="utf-8")
     record = json.dumps(to_json(exported), indent=1) + "\n"
-    (folder / RECORD).write_text(record, encoding="utf-8")
+    (job.folder / RECORD).write_text(record, encoding="utf-8")

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 import sweeps.use.export
 from sweeps.__main__ import main
-from sweeps.use.export import Request, export
+from sweeps.use.export import export
+from sweeps.use.export_formats import Request
 from tests.sweeps.use.tiny_sweep import TRIAL, drawn, tiny_sweep
 from trainables.errors import InputError, NotExported
 from trainables.evaluation.record import Score
