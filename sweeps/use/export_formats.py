@@ -100,8 +100,8 @@ def chosen_format(trained: Trained, request: Request) -> Format:
         )
     if kind in ("transformers", "gguf"):
         _check_whole(trained, request, which)
-    if kind == "gguf" and (why := why_no_gguf(trained.spec)) is not None:
-        raise InputError(f"--format gguf: {which}: {why}")
+    if kind == "gguf":
+        _check_gguf(trained, which)
     return kind
 
 
@@ -120,6 +120,11 @@ def _check_merge_onto(trained: Trained, kind: Format, which: str) -> None:
             "--merge-onto: is of adapters that were trained over a quantised base and are merged;"
             f" {which} is not; leave it out"
         )
+
+
+def _check_gguf(trained: Trained, which: str) -> None:
+    if (why := why_no_gguf(trained.spec)) is not None:
+        raise InputError(f"--format gguf: {which}: {why}")
 
 
 def _check_whole(trained: Trained, request: Request, which: str) -> None:
@@ -194,6 +199,10 @@ class Job:
         return "merged over the base as it was before quantisation (measured over the quantised)"
 
 
+def _tokenizer(folder: str) -> str:
+    return f"tokenizer = AutoTokenizer.from_pretrained({folder!r})"
+
+
 def _write_peft(job: Job) -> list[Written]:
     trained, spec = job.trained, job.trained.spec
     write_adapter(trained.files, spec, job.folder, job.name, job.dtype)
@@ -203,7 +212,7 @@ def _write_peft(job: Job) -> list[Written]:
     return [
         Written(
             words=f"adapter for PEFT{over}" + (f" in {job.request.dtype}" if half else ""),
-            code=lambda name: loading_code(job.folder, spec, name),
+            code=lambda name: [*loading_code(job.folder, spec, name), _tokenizer(name)],
             limit=job.limit(exact=spec.quantisation == "none" and not half),
         )
     ]
@@ -217,7 +226,7 @@ def _write_transformers(job: Job) -> list[Written]:
     return [
         Written(
             words=f"{job.merged_words} in {kind}",
-            code=lambda name: loading_code(job.folder, spec, name),
+            code=lambda name: [*loading_code(job.folder, spec, name), _tokenizer(name)],
             limit=job.limit(exact=kind == "float32" and job.onto == "quantised"),
         )
     ]
@@ -280,7 +289,7 @@ def _write_onnx(job: Job) -> list[Written]:
     return [
         Written(
             words=f"{words} in float32",
-            code=onnx_code,
+            code=lambda name: [*onnx_code(name), _tokenizer(name)],
             scoring=onnx_scoring_code,
             limit=job.limit(exact=job.onto == "quantised"),
         )

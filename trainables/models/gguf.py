@@ -75,7 +75,7 @@ def gguf_code(folder: str, file: str) -> list[str]:
     """Python that loads `file` of `folder`, as `model`."""
     return [
         "import torch",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "from transformers import AutoModelForCausalLM",
         (
             f"model = AutoModelForCausalLM.from_pretrained({folder!r}, gguf_file={file!r},"
             " dtype=torch.float32).eval()"

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
 
-from trainables.models.origin import ADAPTER, WEIGHTS
+from trainables.models.origin import ADAPTER, WEIGHTS, why_not_exact
 from trainables.storage.records import from_json
 
 MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` may be."""
 DEFAULT_MAX_RANK = 16
+MERGE = "export with --merge"
 A, B = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -42,11 +43,12 @@ def vllm_words(folder: Path, quantised: bool = False) -> str:
     described = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     kind = described.get("peft_type")
     if kind != "LORA":
-        return f"vLLM loads LoRA adapters, and not this one ({kind}): export with --merge"
+        instead = "cannot be merged either" if why_not_exact(described, "none") else MERGE
+        return f"vLLM loads LoRA adapters, and not this one ({kind}): {instead}"
     config = from_json(_LoraConfig, described, str(folder / ADAPTER))
     ranks = _ranks(folder)
     if problems := _problems(config, ranks):
-        return f"vLLM does not load it ({'; '.join(problems)}): export with --merge"
+        return f"vLLM does not load it ({'; '.join(problems)}): {MERGE}"
     words = "vLLM loads it with --enable-lora"
     if (largest := max(ranks.values())) > DEFAULT_MAX_RANK:
         needed = next(rank for rank in MAX_RANKS if rank >= largest)

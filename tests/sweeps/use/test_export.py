@@ -19,6 +19,7 @@ from sweeps.__main__ import main
 from sweeps.use.export import export
 from sweeps.use.export_formats import Request
 from tests.sweeps.use.tiny_sweep import TRIAL, drawn, tiny_sweep
+from tests.trainables import zoo
 from trainables.errors import InputError, NotExported
 from trainables.evaluation.record import Score
 from trainables.evaluation.reloaded import Rows, measured, score_in_fresh_process
@@ -242,6 +243,33 @@ def test_other_tasks(tmp_path, in_this_process, task, name, kind):
         assert abs(only.drift) <= only.limit == 1e-5
 
 
+def test_an_encoder_decoder(tmp_path, in_this_process):
+    """Of which the decoder reads what it has written."""
+    model = tmp_path / "model"
+    torch.manual_seed(0)
+    config = zoo.config("t5", "classification", dropout_rate=0.0)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(model)
+    zoo.tokenizer("t5").save_pretrained(model)
+    folder = tiny_sweep(tmp_path / "s", "seq2seq", model, "lora", rank=4)
+    requests = [Request(), Request(merge=True), Request(format="onnx")]
+    for number, request in enumerate(requests):
+        (only,) = export(str(folder), str(tmp_path / str(number)), None, request).measured
+        assert abs(only.drift) <= only.limit == 1e-5
+
+
+def test_a_base_that_is_found_nowhere_else_lies_beside(tmp_path, in_this_process, monkeypatch):
+    """Made of the winner of an earlier sweep."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = drawn(tmp_path / "model", "llama", "causal")
+    first = tiny_sweep(tmp_path / "first", "causal_lm", model, "lora", rank=4)
+    second = tiny_sweep(tmp_path / "second", "causal_lm", first, "lora", rank=2)
+    out = tmp_path / "out"
+    (only,) = export(str(second), str(out), None, Request()).measured
+    described = json.loads((out / "adapter_config.json").read_text())
+    assert abs(only.drift) <= 1e-5 and described["base_model_name_or_path"] == f"{out}/base"
+    peft.AutoPeftModelForCausalLM.from_pretrained(out)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sixteen_bits_drift_and_are_held_to_what_they_can(made, tmp_path, in_this_process, dtype):
     out = tmp_path / "out"
@@ -324,7 +352,8 @@ def test_a_large_rank_is_told_with_what_vllm_must_allow(tmp_path, in_this_proces
 def test_what_vllm_does_not_load_is_told(made, tmp_path, in_this_process, method, family, words):
     out = tmp_path / "out"
     (note,) = export(str(made(method, family)), str(out), None, Request()).notes
-    assert words in note and note.endswith(": export with --merge") == (method != "prompt")
+    instead = "cannot be merged either" if method == "prompt" else "export with --merge"
+    assert words in note and note.endswith(f": {instead}")
     with pytest.raises(ValueError, match="not supported|Missing required|unsupported LoRA weight"):
         as_vllm_reads(out)
 
@@ -454,6 +483,7 @@ def test_a_fresh_process_gives_the_number(made, sweeps, tmp_path):
     names: dict[str, object] = {}
     exec(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], names)
     assert isinstance(names["model"], transformers.LlamaForCausalLM)
+    assert names["tokenizer"]("good").input_ids
 
 
 def test_what_does_not_load_in_a_fresh_process_is_told_in_a_line(made):
