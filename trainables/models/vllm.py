@@ -1,5 +1,5 @@
 """What vLLM takes of a LoRA adapter, by the checks of its loader (`PEFTHelper.validate_legal`,
-`LoRAModel.from_local_checkpoint` and `LoRAConfig` of version 0.27).
+`LoRAModel.from_local_checkpoint`, `LoRAConfig`), read in the sources of about version 0.27.
 """
 
 import json
