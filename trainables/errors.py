@@ -26,3 +26,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     spelled = {name.lower(): name for name in known}
     close = difflib.get_close_matches(str(word).lower(), spelled, n=1)
     return f" Did you mean {spelled[close[0]]!r}?" if close else ""
+
+
+class NotExported(Exception):
+    """Why a model could not be written in another format, or loaded from it again, in a line."""

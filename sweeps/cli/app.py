@@ -12,6 +12,7 @@ from sweeps.cli.best import best
 from sweeps.cli.check import check
 from sweeps.cli.diagnose import diagnose
 from sweeps.cli.evaluate import evaluate
+from sweeps.cli.export import export
 from sweeps.cli.gate import gate
 from sweeps.cli.monitor import monitor
 from sweeps.cli.report import report
@@ -41,6 +42,7 @@ COMMANDS = (
     samples,
     verify,
     report,
+    export,
     gate,
     monitor,
     evaluate,

@@ -130,7 +130,7 @@ class _Reevaluation:
         }
         fetched = self.ledger.store.fetch(folder, self.scratch)
         model = load_checkpoint(fetched, spec, self.device)
-        exact = spec.quantisation == "none" and self._is_exact
+        exact = spec.quantisation == "none" and computes_exactly(self.config, self.device)
         checks = []
         for split_name, numbers in reported.items():
             found = self._measured(model, splits[split_name], spec)
@@ -150,14 +150,14 @@ class _Reevaluation:
         task, rows = TASKS[self.config.task], np.arange(len(split))
         return evaluate_model(model, task, split, rows, base.pad_token_id, MAX_TOKENS, self.device)
 
-    @property
-    def _is_exact(self) -> bool:
-        """Whether training and this evaluation both compute in float32 on a CPU."""
-        return (
-            self.device.type == "cpu"
-            and self.config.train.precision != "bfloat16"
-            and self.config.model.dtype in ("auto", "float32")
-        )
+
+def computes_exactly(config: SweepConfig, device: "torch.device") -> bool:
+    """Whether training and an evaluation on `device` both compute in float32 on a CPU."""
+    return (
+        device.type == "cpu"
+        and config.train.precision != "bfloat16"
+        and config.model.dtype in ("auto", "float32")
+    )
 
 
 def _finalists(

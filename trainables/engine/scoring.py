@@ -131,12 +131,18 @@ def with_reference(split: Split, measure: Callable[[Split], RowResults]) -> Spli
     """Pairs with the log-probabilities that a reference gives their answers; rows that are none as
     they are. measure: what the reference makes of rows.
     """
+    found = reference(split, measure)
+    return split if found is None else split.beside(reference=found)
+
+
+def reference(split: Split, measure: Callable[[Split], RowResults]) -> np.ndarray | None:
+    """Those log-probabilities, float64 [N, 2]; None of rows that are no pairs."""
     if split.sequence_lengths.shape[1] == 1:
-        return split
+        return None
     # changes from 0 are the log-probabilities themselves
     found = measure(split.beside(reference=np.zeros(split.sequence_lengths.shape)))
     assert found.outcomes is not None, "pairs have outcomes"
-    return split.beside(reference=found.outcomes)
+    return found.outcomes
 
 
 def padded_lengths(split: Rows, rows: np.ndarray, virtual_tokens: int = 0) -> np.ndarray:

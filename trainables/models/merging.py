@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from trainables.data.cache import cache_folder
 from trainables.errors import InputError
@@ -21,6 +22,9 @@ from trainables.models.base import PEFT_TASKS
 from trainables.models.config import ModelConfig
 from trainables.models.heads import head_outputs
 from trainables.models.origin import ADAPTER, Adapter, adapter_of, resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 UNUSED_S = 7 * 86400.0  # after which a kept model goes
 LOADED_BY = {kind: auto for auto, kind in PEFT_TASKS.items()} | {"FEATURE_EXTRACTION": "AutoModel"}
@@ -101,7 +105,6 @@ def _merge(base: ModelConfig, adapter: Adapter, folder: Path) -> None:
     """Write the base with the adapter merged into it, as PEFT merges, to `folder`."""
     import torch
     import transformers
-    from peft import PeftModel
 
     described = adapter.described()
     auto = LOADED_BY.get(str(described.get("task_type")))
@@ -119,8 +122,7 @@ def _merge(base: ModelConfig, adapter: Adapter, folder: Path) -> None:
         **_head(adapter, str(described.get("task_type"))),
     )
     try:
-        tuned = PeftModel.from_pretrained(model, str(adapter.folder))
-        merged = tuned.merge_and_unload()  # pyright: ignore[reportCallIssue]
+        merged = merged_into(model, adapter.folder)
     except (ValueError, RuntimeError, AttributeError, KeyError) as error:
         first = " ".join(str(error).split())[:200]
         raise InputError(
@@ -128,6 +130,14 @@ def _merge(base: ModelConfig, adapter: Adapter, folder: Path) -> None:
             f" into it: {first}"
         ) from error
     merged.save_pretrained(folder)
+
+
+def merged_into(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
+    """`model` with the adapter in `folder` merged into it, as PEFT merges."""
+    from peft import PeftModel
+
+    tuned = PeftModel.from_pretrained(model, str(folder))
+    return cast("PreTrainedModel", tuned.merge_and_unload())  # pyright: ignore[reportCallIssue]
 
 
 def _head(adapter: Adapter, task: str) -> dict[str, object]:

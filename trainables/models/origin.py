@@ -4,12 +4,13 @@ it.
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainables.errors import InputError
-from trainables.models.config import ModelConfig
+from trainables.models.config import ModelConfig, Quantisation
 from trainables.models.lineage import read_lineage
 
 if TYPE_CHECKING:
@@ -167,16 +168,22 @@ def with_files(config: ModelConfig) -> ModelConfig:
 
 def why_not_merged(adapter: Adapter) -> str | None:
     """What keeps an adapter from being merged exactly, in words; None where nothing does."""
-    described = adapter.described()
+    lineage = read_lineage(adapter.folder)
+    return why_not_exact(adapter.described(), lineage[-1].quantisation if lineage else "none")
+
+
+def why_not_exact(described: Mapping[str, object], quantisation: Quantisation) -> str | None:
+    """The same of an adapter by its `adapter_config.json`. quantisation: of the base that it was
+    trained over, where it is merged into the weights as they were before.
+    """
     if described.get("adapter_type") == "bottleneck":
         return "bottleneck adapters compute something of their own after a layer"
     kind = str(described.get("peft_type"))
     if kind in BESIDE:
         return f"{kind} stands before the text, or beside the weights"
-    lineage = read_lineage(adapter.folder)
-    if described.get("use_dora") and lineage and lineage[-1].quantisation != "none":
+    if described.get("use_dora") and quantisation != "none":
         return (
             "the magnitudes of DoRA are of the columns of a base of"
-            f" {lineage[-1].quantisation}, which are others than those of the weights"
+            f" {quantisation}, which are others than those of the weights"
         )
     return None
