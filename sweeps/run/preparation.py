@@ -13,6 +13,7 @@ from trainables.data.manifest import Manifest, SplitSummary, write_manifest
 from trainables.errors import InputError
 from trainables.hyperparameters import parse
 from trainables.models.files import (
+    check_architecture,
     check_files,
     context_length,
     load_model_config,
@@ -86,7 +87,9 @@ def _prepare_for(
     quiet()
     check_sources(config.data)
     check_files(config.model)
-    context = context_length(load_model_config(config.model))
+    architecture = load_model_config(config.model)
+    check_architecture(config.model.words, architecture, TASKS[config.task])
+    context = context_length(architecture)
     tokenizer = load_tokenizer(config.model)
     manifest = prepare(
         config.data,
