@@ -214,7 +214,11 @@ def _start(namespace: str, temp_dir: Path | None) -> str | None:
             " its sockets"
         )
     with _alone():
-        return _init(namespace, temp_dir, _free_dashboard_port())
+        try:
+            return _init(namespace, temp_dir, _free_dashboard_port())
+        except Exception as error:  # Ray raises bare ones, such as where it comes up too slowly
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise ConnectionError(f"Ray did not start on this machine: {words}") from error
 
 
 @contextmanager

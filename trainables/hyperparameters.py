@@ -683,7 +683,9 @@ def parse(params: Mapping[str, object]) -> Hyperparameters:
 
 def _check_known(given: Iterable[str], allowed: Sequence[str], method: str) -> None:
     if unknown := [name for name in given if name not in allowed]:
-        hint = did_you_mean(unknown[0], allowed) or f" Allowed: {', '.join(allowed)}."
+        is_typo = all(unknown[0] not in kind.__dataclass_fields__ for kind in OPTIONS.values())
+        meant = did_you_mean(unknown[0], allowed) if is_typo else ""
+        hint = meant or f" Allowed: {', '.join(allowed)}."
         raise InputError(f"{unknown[0]}: not a hyperparameter of method {method}.{hint}")
 
 

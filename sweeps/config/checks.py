@@ -27,6 +27,7 @@ def check_hyperparameters(config: SweepConfig) -> None:
     _check_names(config, space)
     _check_methods(config)
     _check_values(config)
+    _check_of_task(config)
     for number, initial in enumerate(config.search.initial):
         space.encode(initial, f"search.initial[{number}]")
 
@@ -78,6 +79,22 @@ def _check_of_pairs(config: SweepConfig, paths: Sequence[str]) -> None:
     if where := next((path for path in given if path.rsplit(".", 1)[-1] in OF_PAIRS), None):
         tasks = tasks_that(lambda task: task.has_pairs)
         raise InputError(f"{where}: is for pairs of answers (task {tasks}), got task {config.task}")
+
+
+def _check_of_task(config: SweepConfig) -> None:
+    """Raise InputError for what this task's loss cannot be trained with."""
+    task, fixed = TASKS[config.task], config.train.fixed()
+    wrong = {
+        "class_weights": ("balanced", lambda task: task.has_classes),
+        "label_smoothing": ("above 0", lambda task: task.loss.is_likelihood),
+    }
+    for name, (value, suits) in wrong.items():
+        given = any(draw.get(name) not in (None, "none", 0) for draw, _ in config.survey())
+        if given and not suits(task):
+            raise InputError(
+                f"{'train' if name in fixed else 'search.space'}.{name}: {value} is for task"
+                f" {tasks_that(suits)}, got task {config.task}"
+            )
 
 
 def _check_methods(config: SweepConfig) -> None:

@@ -59,8 +59,19 @@ class ModelsConfig(ModelConfig):
         found: dict[str, str] = {}
         for word in self.choice or [""]:
             of_one = fingerprint(self.base(word))
-            found |= {f"{word}: {name}" if word else name: each for name, each in of_one.items()}
+            found |= {f"{_inside(word)}{name}": each for name, each in of_one.items()}
         return found
+
+    def of_each(self, fingerprints: Mapping[str, str]) -> dict[str, dict[str, str]]:
+        """What `fingerprints` gave, by the words for the bases; "" is the only one."""
+        return {
+            word: {
+                name.removeprefix(_inside(word)): each
+                for name, each in fingerprints.items()
+                if name.startswith(_inside(word))
+            }
+            for word in self.choice or [""]
+        }
 
     def located(self, locate: Any) -> "ModelsConfig":
         """With `locate` of each name; the words for them stay."""
@@ -68,6 +79,11 @@ class ModelsConfig(ModelConfig):
             return replace(self, name=locate(self.name))
         found = {word: locate(name) for word, name in self.choice.items()}
         return replace(self, name={"choice": found})
+
+
+def _inside(word: str) -> str:
+    """What the names of one base's files begin with among those of several."""
+    return f"{word}: " if word else ""
 
 
 def _check_choice(given: object) -> None:

@@ -4,7 +4,8 @@ torch.
 - sweep.yaml: the resolved configuration; configurations/001.yaml ...: those that it has run with
 - status.json: running | finished | interrupted | failed, and a heartbeat
 - study.journal: the Optuna study
-- base.json: which base model it is; lineage.json: the winners that it went on from
+- base.json: which base model it is; lineage.json: the winners that it (or
+  each of several) went on from
 - data/: prepared splits and their manifest
 - baseline.json: losses of the untuned model
 - trials/<id>/trial.json: parameters; outcome.json: how it ended; attempt-<n>/step-<s>/: its
@@ -68,7 +69,8 @@ from trainables.evaluation.record import (
     UntunedResults,
     untuned_name,
 )
-from trainables.models.lineage import LINEAGE, Ancestor, lineage_of
+from trainables.hyperparameters import base_of
+from trainables.models.lineage import LINEAGE, Ancestor, lineage_json, lineage_of
 from trainables.storage.checkpoints import (
     CHECKPOINT,
     LOSSES,
@@ -538,7 +540,7 @@ class Ledger:
         forgotten = EarlierForgetting(
             trial=winner.trial,
             step=winner.point.step,
-            sweep=self.lineage()[-1].sweep,
+            sweep=self.lineage(self.base_of(winner))[-1].sweep,
             before=measured.before,
             after=measured.after,
             interval=self._rise(EARLIER),
@@ -549,11 +551,28 @@ class Ledger:
         """What the winner has forgotten of the earlier sweep's data."""
         return _of_winner(self._read("earlier.json", EarlierForgetting), winner)
 
-    def lineage(self) -> tuple[Ancestor, ...]:
-        """The winners that this sweep went on from, the oldest first."""
+    def write_lineages(self, of_bases: Mapping[str, Sequence[Ancestor]]) -> None:
+        """As `lineages` gives them."""
+        found = {base: lineage_json(ancestors) for base, ancestors in of_bases.items()}
+        self.store.write_json(LINEAGE, found.get("", found))
+
+    def lineages(self) -> dict[str, tuple[Ancestor, ...]]:
+        """The winners that each base model came from, the oldest first, by the words for those that
+        came from any; "" is the only one.
+        """
         if not self.store.exists(LINEAGE):
-            return ()
-        return lineage_of(self.store.read_json(LINEAGE), self.store.path(LINEAGE))
+            return {}
+        content, where = self.store.read_json(LINEAGE), self.store.path(LINEAGE)
+        of_bases = content if isinstance(content, Mapping) else {"": content}
+        return {base: lineage_of(each, where) for base, each in of_bases.items()}
+
+    def lineage(self, base: str) -> tuple[Ancestor, ...]:
+        """The winners that a base model came from, the oldest first."""
+        return self.lineages().get(base, ())
+
+    def base_of(self, winner: Winner) -> str:
+        """The word for the base model of the trial that won."""
+        return base_of(self.curve(winner.trial).params)
 
     def test_of(self, winner: Winner | None) -> TestScores | None:
         """What the test split gave the winner; None when it was not scored, or for a checkpoint

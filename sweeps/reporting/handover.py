@@ -43,7 +43,7 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
     tokenizer.save_pretrained(folder)
     spec = trained_base(config, winner.params, manifest, pad_token_of(tokenizer))
     complete(folder, spec, WINNER)
-    lineage = [*ledger.lineage(), ancestor(ledger, config, board, spec, manifest)]
+    lineage = [*ledger.lineage(base), ancestor(ledger, config, board, spec, manifest)]
     (folder / LINEAGE).write_text(json.dumps(lineage_json(lineage), indent=1), encoding="utf-8")
     loading = usage_code(loading_code(folder, spec, WINNER), config, manifest)
     (folder / "README.md").write_text(card(config, board, manifest, loading), encoding="utf-8")

@@ -73,7 +73,7 @@ def leaderboard(ledger: Ledger, name: str, config: SelectionConfig) -> Leaderboa
         test=test,
         forgetting=ledger.forgetting_of(found),
         earlier_forgetting=ledger.earlier_of(found),
-        lineage=ledger.lineage(),
+        lineage=ledger.lineage("" if found is None else ledger.base_of(found)),
         tokens_per_request=_tokens_per_request(manifest, test),
         slices=_slices(ledger, found, manifest, test),
         not_measured=_not_measured(ledger, test),

@@ -51,13 +51,16 @@ def with_local_model(config: SweepConfig) -> SweepConfig:
     return replace(config, model=config.model.located(local))
 
 
-def lineage(config: SweepConfig) -> tuple[Ancestor, ...]:
-    """The winners that the model comes from, the oldest first; none where it is no sweep's, or one
-    of several.
+def lineages(config: SweepConfig) -> dict[str, tuple[Ancestor, ...]]:
+    """The winners that each base model comes from, the oldest first, by the words for the bases;
+    without those that are no sweep's.
     """
-    if config.model.choice:
-        return ()
-    return read_lineage(Path(resolve(config.model.name)))
+    found = {base: _lineage(config.model.base(base)) for base in config.bases}
+    return {base: ancestors for base, ancestors in found.items() if ancestors}
+
+
+def _lineage(model: ModelConfig) -> tuple[Ancestor, ...]:
+    return read_lineage(Path(resolve(model.name)))
 
 
 def with_earlier(
@@ -66,16 +69,14 @@ def with_earlier(
     folder: Path,
     tokenizer: "PreTrainedTokenizerBase",
     drawn: Sequence[Mapping[str, object]],
-    *,
-    alone: bool = True,
 ) -> Manifest:
     """Add to the prepared data in `folder` what comes from an earlier sweep, and to what is told of
     them from where the model comes. Returns the manifest as it now is. Raises InputError where an
-    adapter is to be continued that the search space does not fit. drawn: configurations that trials
-    may have; alone: whether it is the sweep's only base.
+    adapter is to be continued that the search space does not fit. config: with one base model;
+    drawn: configurations that trials of it may have.
     """
     model, replay = config.model, config.data.replay
-    if replay is None and adapter_of(model) is None and not lineage(config):
+    if replay is None and adapter_of(model) is None and not _lineage(model):
         return manifest
     sweep = _sweep_of(Path(resolve(model.name)))
     if replay is not None:
@@ -88,12 +89,7 @@ def with_earlier(
 
         check_continues(spec, map(parse, drawn))
     words = list(_origin(config, spec))
-    if alone:
-        words += _take_validation(config, manifest, folder, sweep)
-    elif lineage(config):
-        words.append(
-            "forgetting of the earlier sweep's data is not measured: the base model is a choice"
-        )
+    words += _take_validation(config, manifest, folder, sweep)
     found = tuple(Finding(kind="origin", message=each) for each in words)
     manifest = replace(manifest, findings=(*manifest.findings, *found))
     write_manifest(folder, manifest)
@@ -141,7 +137,7 @@ def _spec(config: SweepConfig, manifest: Manifest, pad_token_id: int) -> BaseSpe
 
 def _origin(config: SweepConfig, spec: BaseSpec) -> Iterator[str]:
     """From where the model comes, and what becomes of it, in words."""
-    adapter, ancestors = adapter_of(config.model), lineage(config)
+    adapter, ancestors = adapter_of(config.model), _lineage(config.model)
     if ancestors:
         yield f"model: goes on from {ancestors[-1].words}"
     if adapter is not None:
@@ -171,7 +167,7 @@ def _take_validation(
     """
     for old in folder.glob(f"{EARLIER}.*"):
         old.unlink()
-    if not lineage(config):
+    if not _lineage(config.model):
         return
     why = "its folder is not here" if sweep is None else None
     theirs = None if sweep is None else read_manifest(_data_of(sweep))

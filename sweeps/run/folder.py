@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -79,10 +79,10 @@ def tracked(
     config: SweepConfig,
     manifest: Manifest,
     base: dict[str, str],
-    lineage: Sequence[Ancestor] = (),
+    lineages: Mapping[str, Sequence[Ancestor]] | None = None,
 ) -> dict[str, object]:
     """Task, model and data as they stand in the configuration of every W&B run; base: what
-    `fingerprint` gave; lineage: what the model came from.
+    `fingerprint` gave; lineages: what each base came from, by the words for them.
     """
     data: dict[str, object] = {}
     for name in [name for name in ("train", "validation", "test") if name in manifest.splits]:
@@ -94,12 +94,15 @@ def tracked(
             "fingerprint": split.fingerprint or split.raw_fingerprint or None,
         }
     model = {name: getattr(config.model, name) for name in ("name", "revision", "dtype")}
-    if lineage:
-        model["lineage"] = lineage_json(lineage)
+    digests = {word: digest_of(each) for word, each in config.model.of_each(base).items()}
+    model |= {"fingerprints": digests} if config.model.choice else {"fingerprint": digests[""]}
+    of_bases = {word: lineage_json(each) for word, each in (lineages or {}).items()}
+    if of_bases:
+        model["lineage"] = of_bases if config.model.choice else of_bases[""]
     return {
         "task": config.task,
         # of several bases a trial's own word is its parameter `model`
-        "models" if config.model.choice else "model": {**model, "fingerprint": digest_of(base)},
+        "models" if config.model.choice else "model": model,
         "data": data,
     }
 

@@ -92,7 +92,8 @@ class Jobs:
         continues, ledger = TASKS[self._config.task].continues_text, self._ledger
         if continues and ledger.forgetting_of(winner) is None:
             found["forgetting"] = ForgettingJob(winner=checkpoint)
-        if ledger.store.exists(f"data/{EARLIER}.arrow") and ledger.earlier_of(winner) is None:
+        data = ledger.data_folders()[ledger.base_of(winner)]
+        if ledger.store.exists(f"{data}/{EARLIER}.arrow") and ledger.earlier_of(winner) is None:
             found["earlier"] = EarlierJob(winner=checkpoint)
         return found
 

@@ -13,9 +13,9 @@ from trainables.data.manifest import Manifest, SplitSummary, write_manifest
 from trainables.errors import InputError
 from trainables.hyperparameters import parse
 from trainables.models.files import (
+    check_architecture,
     check_files,
     context_length,
-    fingerprint,
     load_model_config,
     load_tokenizer,
     pad_token_of,
@@ -59,7 +59,6 @@ def prepare_data(
             # the rows are the same for all
             examine if word == config.bases[0] else None,
             in_bytes=config.compares_tokenizers,
-            alone=not config.model.choice,
         )
         for word, over, drawn, inside in of_each_base(config)
     ]
@@ -77,7 +76,6 @@ def _prepare_for(
     examine: "Examination | None" = None,
     *,
     in_bytes: bool,
-    alone: bool,
 ) -> Manifest:
     """For one base model; drawn: configurations that trials of it may have."""
     from sweeps.run.earlier import with_earlier
@@ -89,7 +87,9 @@ def _prepare_for(
     quiet()
     check_sources(config.data)
     check_files(config.model)
-    context = context_length(load_model_config(config.model))
+    architecture = load_model_config(config.model)
+    check_architecture(config.model.words, architecture, TASKS[config.task])
+    context = context_length(architecture)
     tokenizer = load_tokenizer(config.model)
     manifest = prepare(
         config.data,
@@ -101,7 +101,7 @@ def _prepare_for(
         examine,
         in_bytes=in_bytes,
     )
-    manifest = with_earlier(config, manifest, folder, tokenizer, drawn, alone=alone)
+    manifest = with_earlier(config, manifest, folder, tokenizer, drawn)
     more = max(parse(draw).options.soft_prompt_tokens for draw in drawn)
     if more and context is not None:
         # of a row's two texts neither has more than max_length
@@ -157,7 +157,8 @@ def _is_blocks(manifest: Manifest) -> bool:
 def earlier_sweeps(
     config: SweepConfig, manifest: Manifest, base: Mapping[str, str]
 ) -> "Prior | None":
-    """What the sweeps of `search.prior` have found; base: the model's `fingerprint`. None where
+    """What the sweeps of `search.prior` have found; base: the `fingerprints` of the
+    model. None where
     there are none.
     """
     if not config.search.prior:
@@ -173,7 +174,7 @@ def known_sweeps(config: SweepConfig, manifest: Manifest) -> "Known | None":
         return None
     from sweeps.search.prior import Known, read_prior
 
-    return Known.of(read_prior(config, manifest, fingerprint(config.model)), config)
+    return Known.of(read_prior(config, manifest, config.model.fingerprints()), config)
 
 
 def doctor(config: SweepConfig, benchmarks: Sequence[str]) -> "Examination":

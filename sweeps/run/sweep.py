@@ -22,7 +22,7 @@ from sweeps.ledger.status import ALIKE, INTERRUPTED, NO_SLOT, UNFINISHED
 from sweeps.reporting.console import print_board
 from sweeps.reporting.live import Display
 from sweeps.run.baseline import KnownBaseline
-from sweeps.run.earlier import lineage, with_local_model
+from sweeps.run.earlier import lineages, with_local_model
 from sweeps.run.environment import set_environment
 from sweeps.run.folder import absolute_paths, amend, new_folder, tracked, write_configuration
 from sweeps.run.jobs import Jobs
@@ -37,7 +37,6 @@ from sweeps.search.failures import common_cause
 from sweeps.selection.ranking import finalists
 from trainables.data.manifest import MANIFEST
 from trainables.errors import InputError
-from trainables.models.lineage import LINEAGE, lineage_json
 
 if TYPE_CHECKING:
     import optuna
@@ -87,8 +86,8 @@ def prepare(config: SweepConfig, console: Console) -> tuple[SweepConfig, Ledger]
         ledger = new_folder(config)
         write_configuration(ledger, config)
         ledger.store.write_json("base.json", base)
-        if ancestors := lineage(config):
-            ledger.store.write_json(LINEAGE, lineage_json(ancestors))
+        if ancestors := lineages(config):
+            ledger.write_lineages(ancestors)
         if prior is not None:
             prior.save(ledger)
         staged = ledger.store.scratch()
@@ -181,7 +180,7 @@ class Sweep:
         self._scratch = Path(tempfile.mkdtemp(prefix="finetune-sweeps-"))
         self._tracking = (ledger.store.local or self._scratch) / "tracking"
         base = ledger.store.read_json("base.json") if ledger.store.exists("base.json") else {}
-        about = tracked(config, self.manifest, base, ledger.lineage())
+        about = tracked(config, self.manifest, base, ledger.lineages())
         self.tracker = open_tracker(
             config.tracking,
             sweep=ledger.name,

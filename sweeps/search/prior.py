@@ -7,7 +7,7 @@ own order, as TPE parts those of the search.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -26,7 +26,7 @@ from sweeps.tracking.artifacts import ARTIFACT
 from sweeps.tracking.runs import TrackedTrial, trials_of
 from trainables.data.manifest import Manifest
 from trainables.errors import InputError
-from trainables.hyperparameters import parse
+from trainables.hyperparameters import base_of, parse
 from trainables.models.files import digest_of
 from trainables.storage.records import from_json, to_json
 
@@ -58,6 +58,8 @@ class EarlierSweep:
     same_model: bool
     same_data: bool
     trials: tuple[EarlierTrial, ...]
+    other_bases: int = 0
+    """Trials that are left out, as their base model is none of this search."""
 
     @property
     def likeness(self) -> float:
@@ -84,21 +86,14 @@ def saved_prior(ledger: Ledger) -> Prior:
 
 
 def check_prior(config: SweepConfig) -> None:
-    """Raise InputError where an earlier sweep cannot be opened, is of another task, or the base
-    model is a choice.
-    """
-    if config.model.choice:
-        raise InputError(
-            "search.prior: earlier sweeps tell of one base model, and model.name gives a choice of"
-            f" {len(config.bases)}"
-        )
+    """Raise InputError where an earlier sweep cannot be opened, or is of another task."""
     for number, folder in enumerate(config.search.prior):
         if not folder.startswith(ARTIFACT):
             _open(folder, config, f"search.prior[{number}]")
 
 
 def read_prior(config: SweepConfig, manifest: Manifest, base: Mapping[str, str]) -> Prior:
-    """What the sweeps of `search.prior` have found. base: what `fingerprint` gave of the model.
+    """What the sweeps of `search.prior` have found. base: the `fingerprints` of the model.
     Raises InputError where one cannot be read, or is of another task.
     """
     sweeps = [
@@ -114,12 +109,58 @@ def _read(
     if folder.startswith(ARTIFACT):
         return _tracked(folder, config, manifest, base, where)
     ledger, former = _open(folder, config, where)
-    has_base = ledger.store.exists("base.json")
+    theirs = ledger.store.read_json("base.json") if ledger.store.exists("base.json") else {}
+    bases = {word: digest_of(each) for word, each in former.model.of_each(theirs).items()}
+    return _sweep(
+        folder,
+        _trials(ledger.load(), former),
+        Bases.of(config, base, bases),
+        same_data=ledger.has_data() and _rows_of(ledger.manifest()) == _rows_of(manifest),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bases:
+    """Which base models of an earlier sweep are which of this search."""
+
+    ours: Mapping[str, str]
+    """By their words for those that are the same, our words for them."""
+    are_several: bool
+    """Whether this search is over several."""
+
+    @classmethod
+    def of(
+        cls, config: SweepConfig, base: Mapping[str, str], theirs: Mapping[str, object]
+    ) -> "Bases":
+        """base: our `fingerprints`; theirs: digests of their fingerprints, by their words."""
+        own = {digest_of(each): word for word, each in config.model.of_each(base).items() if each}
+        ours = {word: own[digest] for word, digest in theirs.items() if digest in own}
+        return cls(ours=ours, are_several=bool(config.model.choice))
+
+    def trial(self, earlier: EarlierTrial) -> EarlierTrial | None:
+        """With our word for its base; None where it says nothing here. Where none of their bases is
+        the only one of this search, all say something of another model.
+        """
+        given = {name: each for name, each in earlier.hyperparameters.items() if name != "model"}
+        if not self.ours and not self.are_several:
+            return replace(earlier, hyperparameters=given)
+        word = self.ours.get(base_of(earlier.hyperparameters))
+        if word is None:
+            return None
+        return replace(earlier, hyperparameters=given | ({"model": word} if word else {}))
+
+
+def _sweep(
+    folder: str, trials: Iterable[EarlierTrial], bases: Bases, *, same_data: bool
+) -> EarlierSweep:
+    told = [bases.trial(each) for each in trials]
+    found = [each for each in told if each is not None]
     return EarlierSweep(
         folder=folder,
-        same_model=bool(base) and has_base and ledger.store.read_json("base.json") == base,
-        same_data=ledger.has_data() and _rows_of(ledger.manifest()) == _rows_of(manifest),
-        trials=tuple(sorted(_trials(ledger.load(), former), key=_by_loss)),
+        same_model=bool(bases.ours),
+        same_data=same_data,
+        trials=tuple(sorted(found, key=_by_loss)),
+        other_bases=len(told) - len(found),
     )
 
 
@@ -128,10 +169,6 @@ def _open(folder: str, config: SweepConfig, where: str) -> tuple[Ledger, SweepCo
         ledger, former = open_sweep(folder)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    if former.model.choice:
-        raise InputError(
-            f"{where}: {folder}: a sweep over several base models; this search is over one"
-        )
     if former.task != config.task:
         _refuse_task(where, folder, former.task, config)
     return ledger, former
@@ -145,14 +182,22 @@ def _tracked(
     about = told[0].config
     if about.get("task") != config.task:
         _refuse_task(where, name, about.get("task"), config)
-    model, data = about.get("model"), about.get("data")
-    theirs = model.get("fingerprint") if isinstance(model, Mapping) else None
-    return EarlierSweep(
-        folder=name,
-        same_model=bool(base) and theirs == digest_of(base),
+    data = about.get("data")
+    return _sweep(
+        name,
+        _tracked_trials(told),
+        Bases.of(config, base, _tracked_bases(about)),
         same_data=isinstance(data, Mapping) and _fingerprints(data) == _fingerprints_of(manifest),
-        trials=tuple(sorted(_tracked_trials(told), key=_by_loss)),
     )
+
+
+def _tracked_bases(about: Mapping[str, object]) -> Mapping[str, object]:
+    """Digests of the base models' fingerprints, by the words for them."""
+    one, several = about.get("model"), about.get("models")
+    if isinstance(several, Mapping):
+        digests = several.get("fingerprints")
+        return digests if isinstance(digests, Mapping) else {}
+    return {"": one.get("fingerprint")} if isinstance(one, Mapping) else {}
 
 
 def _fingerprints(data: Mapping[str, Mapping[str, object]]) -> list[object]:
@@ -170,7 +215,8 @@ def _tracked_trials(told: Iterable[TrackedTrial]) -> Iterator[EarlierTrial]:
     for trial in told:
         if trial.summary.get("status") not in ("complete", "pruned"):
             continue
-        given = {name: each for name, each in trial.config.items() if name in HYPERPARAMETERS}
+        names = (*HYPERPARAMETERS, "model") if "models" in trial.config else HYPERPARAMETERS
+        given = {name: each for name, each in trial.config.items() if name in names}
         configuration = repr(sorted({**given, "seed": 0}.items()))
         if configuration in seen:
             continue
@@ -240,6 +286,8 @@ class KnownSweep:
         )
         outside = len(self.sweep.trials) - len(self)
         more = f"; {outside} more lie outside the space" if outside else ""
+        if self.sweep.other_bases:
+            more += f"; {self.sweep.other_bases} more, of other base models, are left out"
         return (
             f"{len(self)} trials of {self.sweep.folder} ({model} model, {data} data: each counts"
             f" {self.sweep.likeness:g}{more})"

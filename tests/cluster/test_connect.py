@@ -49,6 +49,19 @@ def script(code: str, **env: str) -> subprocess.Popen:
     )
 
 
+def test_a_ray_that_does_not_come_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(**_: object) -> None:
+        raise Exception("The current node timed out\nduring startup.")  # as Ray raises it
+
+    monkeypatch.setattr(ray, "init", slow)
+    words = "^Ray did not start on this machine: The current node timed out during startup.$"
+    with (
+        pytest.raises(ConnectionError, match=words),
+        connect(ClusterConfig(), namespace="n"),
+    ):
+        pass
+
+
 def test_nothing_answers() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -137,6 +137,12 @@ MISTAKES = [
         {**FULL, "learning_rte": 1},
         "learning_rte: not a hyperparameter of method full. Did you mean 'learning_rate'?",
     ),
+    (
+        {**LORA, "method": "vera", "init_lora_weights": "pissa"},
+        "init_lora_weights: not a hyperparameter of method vera. Allowed: learning_rate, batch_size, epochs, weight_decay, "
+        "warmup_ratio, schedule, max_grad_norm, optimizer, beta1, beta2, epsilon, label_smoothing, loss_type, beta, class_weights, "
+        "neftune_alpha, ema_decay, average_last, seed, rank, d_initial, dropout, targets.",
+    ),
     ({**LORA, "rnk": 8}, "rnk: not a hyperparameter of method lora. Did you mean 'rank'?"),
     (
         {**FULL, "rank": 8},

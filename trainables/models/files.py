@@ -17,6 +17,8 @@ from trainables.models.origin import Adapter, adapter_of, resolve, why_not_merge
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+    from trainables.tasks import Task
+
 
 def quiet() -> None:
     """No progress bars and advice from libraries in logs that people read; their errors still
@@ -160,6 +162,24 @@ def load_model_config(config: ModelConfig) -> "PreTrainedConfig":
         if isinstance(error, InputError):
             raise
         raise hub_error(config, error) from error
+
+
+def check_architecture(model: str, config: "PreTrainedConfig", task: "Task") -> None:
+    """Raise InputError where transformers has none for this task of the architecture of `model`."""
+    import transformers
+
+    from trainables.tasks import TASKS
+
+    def trains(task: "Task") -> bool:
+        return type(config) in getattr(transformers, task.auto_class)._model_mapping
+
+    if trains(task) or getattr(config, "auto_map", None):  # or code of its own has it
+        return
+    allowed = ", ".join(name for name, each in TASKS.items() if trains(each))
+    raise InputError(
+        f"model.name: {model} is of architecture {config.model_type}, of which transformers"
+        f" has no {task.auto_class} (task {task.name}); allowed with it: {allowed or 'no task'}"
+    )
 
 
 def context_length(config: "PreTrainedConfig") -> int | None:

@@ -1136,3 +1136,24 @@ def test_a_trial_keeps_what_it_was_trained_with_whatever_is_fixed_afterwards(bef
             as_trained(former, config, restated) == restated
         )  # a kill between two of them does no harm
     assert as_trained(former, former, sampled) == sampled
+
+
+@pytest.mark.parametrize(
+    ("task", "override", "words"),
+    [
+        (
+            "instruction",
+            "train.class_weights=balanced",
+            "train.class_weights: balanced is for task classification",
+        ),
+        (
+            "regression",
+            "search.space.label_smoothing={uniform: [0.0, 0.1]}",
+            "search.space.label_smoothing: above 0 is for task classification or",
+        ),
+    ],
+)
+def test_what_a_tasks_loss_is_not_trained_with_is_refused(task, override, words):
+    found = message(GOOD, f"task={task}", override)
+    assert found.startswith(f"sweep.yaml: {words}") and found.endswith(f"got task {task}")
+    loaded(GOOD, "task=classification", override)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from trainables.data.arrow import Split
 from trainables.data.manifest import read_manifest
@@ -23,12 +24,13 @@ train: {{probe_rows: 32, batch_size: 16}}
 cluster: {{slots: 1}}
 selection: {{baselines: false}}
 search:
-  trials: {trials}
+  trials: 2
   startup_trials: 1
-  space:
-    method: {{lora: {{learning_rate: {{log_uniform: [5e-3, 2e-2]}}, rank: 4, alpha: 8, targets: attention}}}}
-    epochs: {{int: [2, 3]}}
+  space: {space}
 """
+RATES = "{log_uniform: [5e-3, 2e-2]}"
+SPACE = f"{{method: lora, learning_rate: {RATES}, rank: 4, alpha: 8, targets: attention, epochs: {{int: [2, 3]}}}}"
+EITHER = f"{{model: {{old: {{learning_rate: {RATES}}}, bare: {{learning_rate: 1e-7}}}}, method: full, epochs: 1}}"
 
 
 class Sweeps:
@@ -37,9 +39,11 @@ class Sweeps:
     def __init__(self, sweeps, shared_data: Path, tmp: Path) -> None:
         self._sweeps, self._data, self._tmp = sweeps, shared_data, tmp
 
-    def run(self, name: str, model: str, rows: str, replay: str = "null") -> Path:
+    def run(
+        self, name: str, model: str, rows: str, replay: str = "null", *, space: str = SPACE
+    ) -> Path:
         file = self._tmp / f"{name}.yaml"
-        given = {"name": name, "model": model, "rows": rows, "replay": replay, "trials": 2}
+        given = {"name": name, "model": model, "rows": rows, "replay": replay, "space": space}
         file.write_text(SWEEP.format(tmp=self._tmp, tweets=self._data / "tweets", **given))
         return Path(self.done("run", file).last_line)
 
@@ -133,6 +137,29 @@ def test_the_chain_is_told(chain) -> None:
     assert f"Went on from: {second.name} (trial " in card
     assert f"which went on from {first.name} (trial " in card
     assert runner.board(first)["lineage"] == [] and not (first / "lineage.json").exists()
+
+
+def test_a_winner_may_be_one_base_of_a_choice(chain, monkeypatch) -> None:
+    """Where it is what the new winner was trained over, all is told as of the only base."""
+    runner, first, *_ = chain
+    bare = yaml.safe_load((first / "sweep.yaml").read_text())["model"]["name"]
+    model = f"{{name: {{choice: {{old: {first}, bare: {bare}}}}}}}"
+    name = runner.run("either", model, "test", space=EITHER)
+    board = runner.board(name)
+    assert board["winner"]["params"]["model"] == "old"
+    assert [each["sweep"] for each in board["lineage"]] == [first.name]
+    lineage = json.loads((name / "lineage.json").read_text())
+    assert list(lineage) == ["old"]
+    own = json.loads((name / "winner" / "lineage.json").read_text())
+    assert [each["sweep"] for each in own] == [first.name, name.name]
+    found = board["earlier_forgetting"]
+    assert found["sweep"] == first.name
+    before = runner.board(first)["winner"]["val_loss"]
+    assert found["before"]["loss"] == pytest.approx(before, rel=1e-4)
+    after = loss(by_the_card(name, monkeypatch), first / "data" / "validation.arrow")
+    assert found["after"]["loss"] == pytest.approx(after, rel=1e-4)
+    assert f"Went on from: {first.name} (trial " in (name / "winner" / "README.md").read_text()
+    runner.done("verify", name)
 
 
 def test_they_are_verified_and_resumed(chain) -> None:

@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from sweeps.config.loading import load
-from sweeps.run.earlier import lineage, with_earlier, with_local_model
+from sweeps.ledger.folder import Ledger
+from sweeps.run.earlier import lineages, with_earlier, with_local_model
 from sweeps.run.folder import absolute_paths, tracked
 from tests.trainables.data.test_data_prepare import tokenizer  # noqa: F401
 from tests.trainables.data.test_replay import Two
@@ -68,8 +69,25 @@ def test_it_is_told_from_where_the_model_comes(tmp_path, tokenizer):  # noqa: F8
     ]
     (kept,) = (tmp_path / "later").glob("earlier.*")
     assert len(Split(kept)) == len(Split(later.first / "data" / "validation.arrow"))
-    about = tracked(later.config(), later.two.manifest, {}, lineage(later.config()))
+    about = tracked(later.config(), later.two.manifest, {}, lineages(later.config()))
     assert [each["trial"] for each in about["model"]["lineage"]] == ["t0003"]
+
+
+def test_each_base_of_a_choice_has_its_own_lineage(tmp_path, tokenizer):  # noqa: F811
+    later = Later(tmp_path, tokenizer)
+    (ancestor,) = lineages(later.config())[""]
+    bases = f"{{choice: {{old: {later.first}, new: {ancestor.base}}}}}"
+    config = later.config(f"model.name={bases}")
+    found = lineages(config)
+    assert [each.trial for each in found["old"]] == ["t0003"] and "new" not in found
+    ledger = Ledger(str(tmp_path / "runs" / "later"))
+    ledger.write_lineages(found)
+    assert ledger.lineages() == found and ledger.lineage("new") == ()
+    about = tracked(config, later.two.manifest, {}, found)["models"]
+    assert [each["trial"] for each in about["lineage"]["old"]] == ["t0003"]
+    one = lineages(later.config())
+    ledger.write_lineages(one)
+    assert ledger.lineages() == one and ledger.lineage("") == found["old"]
 
 
 def test_other_labels_are_told(tmp_path, tokenizer):  # noqa: F811

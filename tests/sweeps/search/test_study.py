@@ -55,12 +55,13 @@ class Sweep:
         stopped=None,
         selection=None,
         task="classification",
+        model="tiny",
         **search,
     ):
         tree = {
             "name": "quick",
             "task": task,
-            "model": {"name": "tiny"},
+            "model": {"name": model},
             "data": {"train": "rows.csv"},
             "search": {"space": space, **search},
             "selection": {"overfit_rise": 0.25, "overfit_gap": 0.5, **(selection or {})},

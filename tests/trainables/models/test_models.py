@@ -14,11 +14,17 @@ import transformers
 
 from trainables.errors import InputError
 from trainables.models.config import ModelConfig
-from trainables.models.files import check_files, load_model_config, load_tokenizer
+from trainables.models.files import (
+    check_architecture,
+    check_files,
+    load_model_config,
+    load_tokenizer,
+)
 from trainables.models.loading import load_model
 from trainables.models.origin import resolve
 from trainables.models.precision import base_dtype, computes_in_bf16
 from trainables.models.quantisation import quantization
+from trainables.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
@@ -36,6 +42,22 @@ def package(lab, tmp_path, monkeypatch):
     (root / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(root.parent))
     return root
+
+
+# --- architectures ---
+
+
+def test_an_architecture_without_a_model_for_the_task_is_refused(lab):
+    llama = load_model_config(ModelConfig(name=str(lab.folder("llama"))))
+    check_architecture("tiny", llama, TASKS["instruction"])
+    check_architecture("tiny", llama, TASKS["classification"])
+    with pytest.raises(InputError) as error:
+        check_architecture("tiny", llama, TASKS["seq2seq"])
+    assert str(error.value) == (
+        "model.name: tiny is of architecture llama, of which transformers has no"
+        " AutoModelForSeq2SeqLM (task seq2seq); allowed with it: classification, multi_label,"
+        " token_classification, regression, instruction, preference, causal_lm"
+    )
 
 
 # --- names ---
