@@ -169,15 +169,20 @@ def _take_validation(
         old.unlink()
     if not _lineage(config.model):
         return
-    why = "its folder is not here" if sweep is None else None
-    theirs = None if sweep is None else read_manifest(_data_of(sweep))
-    if TASKS[config.task].has_pairs:
-        why, theirs = "a pair's loss is told over the model that training starts from", None
-    if theirs is not None:
-        why = unlike(manifest, theirs)
+    why = _why_not_measured(config, manifest, sweep)
     if sweep is None or why is not None:
         yield f"forgetting of the earlier sweep's data is not measured: {why}"
         return
     for file in _data_of(sweep).glob("validation.*"):
         if file.suffix in (".arrow", ".npy"):
             shutil.copyfile(file, folder / file.name.replace("validation", EARLIER, 1))
+
+
+def _why_not_measured(config: SweepConfig, manifest: Manifest, sweep: Path | None) -> str | None:
+    """Why a loss on the earlier sweep's rows says nothing of what was forgotten, in words."""
+    if TASKS[config.task].has_pairs:
+        return "a pair's loss is told over the model that training starts from"
+    if sweep is None:
+        return "its folder is not here"
+    theirs = read_manifest(_data_of(sweep))
+    return None if theirs is None else unlike(manifest, theirs)

@@ -92,18 +92,28 @@ def tracked(
             "rows": split.rows or split.read,
             "fingerprint": split.fingerprint or split.raw_fingerprint or None,
         }
-    model = {name: getattr(config.model, name) for name in ("name", "revision", "dtype")}
-    digests = {word: digest_of(each) for word, each in config.model.of_each(base).items()}
-    model |= {"fingerprints": digests} if config.model.choice else {"fingerprint": digests[""]}
-    of_bases = {word: lineage_json(each) for word, each in (lineages or {}).items()}
-    if of_bases:
-        model["lineage"] = of_bases if config.model.choice else of_bases[""]
+    model = _tracked_model(config, base, lineages or {})
     return {
         "task": config.task,
         # of several bases a trial's own word is its parameter `model`
         "models" if config.model.choice else "model": model,
         "data": data,
     }
+
+
+def _tracked_model(
+    config: SweepConfig, base: dict[str, str], lineages: Mapping[str, Sequence[Ancestor]]
+) -> dict[str, object]:
+    """Of several bases what differs stands by the words for them."""
+    model: dict[str, object] = {
+        name: getattr(config.model, name) for name in ("name", "revision", "dtype")
+    }
+    digests = {word: digest_of(each) for word, each in config.model.of_each(base).items()}
+    model |= {"fingerprints": digests} if config.model.choice else {"fingerprint": digests[""]}
+    of_bases = {word: lineage_json(each) for word, each in lineages.items()}
+    if of_bases:
+        model["lineage"] = of_bases if config.model.choice else of_bases[""]
+    return model
 
 
 def amend(ledger: Ledger, config: SweepConfig) -> list[str]:
