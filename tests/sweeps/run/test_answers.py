@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.config.schema import SearchConfig
+from sweeps.search.study import STUDY, open_study
 from sweeps.use.trained import open_trained
 from trainables.engine.decoding import generate
 from trainables.evaluation.generation import answers_of, draw_prompts, stop_tokens
@@ -147,15 +149,12 @@ def test_every_evaluation_answers_and_the_search_is_told(sweeps, write, tmp_path
     points = [e for t in board["trials"] for e in t["evaluations"]]
     assert len(points) >= 3 and all(0 <= e["metrics"]["token_f1"] <= 1 for e in points)
     assert all(read_answers(f"{done.last_line}/{e['folder']}") for e in points)
-    study = (Path(done.last_line) / "study.journal").read_text()
-    told = {
-        round(-value, 9)
-        for line in study.splitlines()
-        for value in json.loads(line).get("values") or ()
-    }
+    study = open_study(Path(done.last_line) / STUDY, "", SearchConfig(), 0, read_only=True)
+    # with the other sign, as Optuna minimises
+    told = {round(-trial.value, 9) for trial in study.trials if trial.value is not None}
     best = {
         round(max(e["metrics"]["token_f1"] for e in t["evaluations"]), 9) for t in board["trials"]
     }
-    assert told <= best and told  # with the other sign, as Optuna minimises
+    assert told and told <= best
     refused = sweeps("resume", done.last_line, "selection.metric=null")
     assert refused.code == 2 and "selection.metric: cannot change" in refused.err
