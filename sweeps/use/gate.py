@@ -151,8 +151,12 @@ def _slices(rivals: Rivals, values: Sequence[str], config: GateConfig) -> Iterat
         yield Check(
             name=f"slice {values[i]}",
             passed=p_value is None or p_value >= config.slice_level / len(asked),
-            words=f"{where} its loss is {worse:+.4f} above that of {before}{told}",
+            words=f"{where} its loss is {_apart(worse)} that of {before}{told}",
         )
+
+
+def _apart(worse: float) -> str:
+    return f"{abs(worse):.4f} {'above' if worse > 0 else 'below'}"
 
 
 def _worse(rivals: Rivals, before: str, inside: np.ndarray) -> tuple[float, float | None]:

@@ -132,7 +132,7 @@ def monitor(
         _check_enough(before, f"the {split} split of {folder}")
         tests, measured = _unlabelled(trained, before, now), ()
         if labelled or not trained.task.targets_are_answers:  # a text is its own label
-            was, found = losses[before.chosen], score(trained, now.split).of(now.chosen)
+            was, found = losses[before.chosen], score(trained, now.split, now.chosen)
             tests = [*_labelled(trained, before, now, was, found.losses), *tests]
             outcomes = _outcomes(trained, split, before)
             measured = tuple(_measured(trained, before, now, was, outcomes, found))

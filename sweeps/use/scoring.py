@@ -1,7 +1,6 @@
 """What a trained model of a sweep makes of rows."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,16 +20,17 @@ if TYPE_CHECKING:
 MAX_TOKENS = 16384  # of a micro-batch
 
 
-def score(trained: Trained, split: "Split") -> "RowResults":
-    """Loss, targets and outcomes of each row."""
+def score(trained: Trained, split: "Split", rows: np.ndarray | None = None) -> "RowResults":
+    """Loss, targets and outcomes of each of `rows`; None: of all."""
     from trainables.engine.scoring import evaluate_model, with_reference
 
-    def measured(load: "Callable[[], PreTrainedModel]", rows: "Split") -> "RowResults":
-        every, pad = np.arange(len(rows)), trained.spec.pad_token_id
-        return evaluate_model(load(), trained.task, rows, every, pad, MAX_TOKENS, trained.device)
+    def measured(model: "PreTrainedModel", split: "Split", rows: np.ndarray) -> "RowResults":
+        pad = trained.spec.pad_token_id
+        return evaluate_model(model, trained.task, split, rows, pad, MAX_TOKENS, trained.device)
 
-    pairs = with_reference(split, lambda rows: measured(trained.load_untuned, rows))
-    return measured(trained.load, pairs)
+    every = np.arange(len(split))
+    pairs = with_reference(split, lambda each: measured(trained.load_untuned(), each, every))
+    return measured(trained.load(), pairs, every if rows is None else rows)
 
 
 def raw_rows_for(trained: Trained, rows: Path, name: str, folder: Path, *, in_bytes: bool) -> None:

@@ -203,7 +203,9 @@ def test_new_rows_that_cannot_be_used_are_refused(finished):
 
 def test_a_text_is_its_own_label(finished, shared_data):
     found = monitor(finished.story, str(shared_data / "text" / "wikitext2_test.txt"), most=60)
-    assert found.drifted and "the loss" in found.alarms and found.reference == "validation"
+    assert found.drifted and "the rows" in found.alarms and found.reference == "validation"
+    assert [each.name for each in found.measured] == ["loss"]
+    assert found.measured[0].new > (found.measured[0].before or 0.0)
 
 
 # --- evaluate ---
