@@ -96,6 +96,10 @@ def prompts(lengths: Sequence[int] = (3, 14, 5, 9, 3)) -> list[Prompt]:
     ]
 
 
+def engine(group: TrialGroup) -> Any:
+    return group._engine
+
+
 @pytest.fixture(autouse=True)
 def quiet() -> None:
     t.logging.set_verbosity_error()
@@ -165,10 +169,10 @@ def test_averaged_weights_write_and_the_others_are_in_training_again(lab: Any):
         trained(lab, case),
         trained(lab, Case(method="lora", model="llama", trials=({"rank": 2},))),
     )
-    before = {name: x.clone() for name, x in group._engine.training_weights("t0").items()}
+    before = {name: x.clone() for name, x in engine(group).training_weights("t0").items()}
     averaged = group.answers(["t0"], prompts(), GREEDY, STOP)
     assert averaged != plain.answers(["t0"], prompts(), GREEDY, STOP)
-    after = group._engine.training_weights("t0")
+    after = engine(group).training_weights("t0")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -182,7 +186,7 @@ def test_some_of_the_trials_in_any_order(lab: Any):
 def test_rows_of_a_trial_leave_when_they_have_ended(lab: Any):
     group = trained(lab, Case(method="lora", model="llama", trials=RANKS))
     sizes: list[int] = []
-    hook = group._engine.base.model.register_forward_pre_hook(
+    hook = engine(group).base.model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     answers = group.answers(group.trials, prompts(), SAMPLED, STOP)
@@ -201,7 +205,7 @@ def test_half_the_rows_and_then_half_the_trials_where_memory_does_not_suffice(la
         if len(kwargs["input_ids"]) > 2:
             raise torch.OutOfMemoryError("no room")
 
-    hook = group._engine.base.model.register_forward_pre_hook(full, with_kwargs=True)
+    hook = engine(group).base.model.register_forward_pre_hook(full, with_kwargs=True)
     assert group.answers(group.trials, prompts(), GREEDY, STOP) == expected
     hook.remove()
 
@@ -227,10 +231,24 @@ def test_workers_share_the_prompts(lab: Any):
         own = group.answers(group.trials, prompts(), SAMPLED, STOP)
         written = [bool(ids) for ids in own["t0"]]
         assert sum(written) in (2, 3)
-    whole = sum(sums).tolist()
+    whole = torch.stack(sums).sum(0).tolist()
     assert [[[x - 1 for x in ids if x] for ids in each] for each in whole] == list(
         expected.values()
     )
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt", "prefix"])
+def test_prompts_of_unlike_lengths_share_a_batch(method: str, lab: Any):
+    """Padding stands before virtual tokens, and changes nothing."""
+    options = {} if method == "lora" else {"virtual_tokens": 3}
+    group = trained(lab, Case(method=method, model="llama", options=options))
+    rows: list[int] = []
+    hook = engine(group).base.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["position_ids"])), with_kwargs=True
+    )
+    group.answers(group.trials, prompts(), GREEDY, ())
+    hook.remove()
+    assert rows[-1] == 2 * len(prompts())
 
 
 def test_in_half_precision(lab: Any):
