@@ -9,11 +9,14 @@ from typer._click.exceptions import NoArgsIsHelpError, UsageError
 from cluster import ClusterError
 from search_spaces import SpaceError
 from sweeps.cli.best import best
+from sweeps.cli.chat import chat
 from sweeps.cli.check import check
 from sweeps.cli.diagnose import diagnose
+from sweeps.cli.predict import predict
 from sweeps.cli.report import report
 from sweeps.cli.resume import resume
 from sweeps.cli.run import run
+from sweeps.cli.serve import serve
 from sweeps.cli.submit import submit
 from sweeps.cli.terminal import FAILED, WRONG_INPUT
 from sweeps.cli.verify import verify
@@ -29,7 +32,7 @@ app = typer.Typer(
         " shown."
     ),
 )
-for command in (run, resume, check, best, verify, diagnose, submit, report):
+for command in (run, resume, check, best, verify, diagnose, submit, report, predict, serve, chat):
     app.command()(command)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from trainables.data.splits import check_labels, label_counts
 from trainables.evaluation.class_metrics import class_metrics, confusion_matrix, count_classes
-from trainables.tasks.causal_lm.task import smoothed
+from trainables.tasks.causal_lm.task import smoothed, upcast
 from trainables.tasks.classification.format import Labelled, sorted_labels
-from trainables.tasks.declared import ByClass, LabelSummary, Loss, Prior
+from trainables.tasks.declared import ByClass, LabelSummary, Loss, Predicted, Prior
 from trainables.tasks.head import OneTargetEach
 
 if TYPE_CHECKING:
@@ -66,6 +66,19 @@ class Classification(OneTargetEach):
         import torch
 
         return torch.stack([logits.argmax(dim=-1), labels], dim=1)
+
+    def predicted(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        names: Sequence[str],
+        values: Sequence[Mapping[str, object]],
+    ) -> list[Predicted]:
+        shares_BC = upcast(logits).softmax(dim=-1).tolist()
+        return [
+            Predicted(prediction=names[answer], probabilities=dict(zip(names, shares, strict=True)))
+            for answer, shares in zip(logits.argmax(dim=-1).tolist(), shares_BC, strict=True)
+        ]
 
     def metrics(self, outcomes: np.ndarray) -> dict[str, float]:
         """Those of `trainables.evaluation.class_metrics`."""

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
+from trainables.data.asking import asking
 from trainables.data.config import DataConfig
 from trainables.data.records import (
     IGNORED,
@@ -21,6 +23,7 @@ from trainables.data.rows import BadRow
 from trainables.data.sources import Source
 from trainables.errors import InputError
 from trainables.tasks.instruction.answers import answer_bytes
+from trainables.tasks.instruction.asking import with_stand_in
 from trainables.tasks.instruction.notices import Notice
 from trainables.tasks.instruction.reading import conversation_reader
 from trainables.tasks.instruction.templates import default_chat_template
@@ -44,6 +47,9 @@ class Chat:
                 " rows with columns, such as 'messages' or 'prompt' and 'completion'"
             )
         return conversation_reader(source.columns, source.key, source.name, data)
+
+    def asking(self, source: Source, data: DataConfig) -> RowReader:
+        return asking(self.reader, source, data, partial(with_stand_in, data=data))
 
     def question(self, value: dict[str, object]) -> tuple[str, str]:
         if "messages" not in value:

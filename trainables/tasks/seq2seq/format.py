@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from trainables.data.asking import STAND_IN, asking
 from trainables.data.config import PAIR, DataConfig
 from trainables.data.records import (
     Encoded,
@@ -55,6 +56,10 @@ class Pairs(Answered):
                 " ..., target: ...}"
             )
         return RowReader(name="source+target", read=partial(_read, columns=columns, data=data))
+
+    def asking(self, source: Source, data: DataConfig) -> RowReader:
+        column = data.columns.get("target", "target")
+        return asking(self.reader, source, data, lambda row: {**row, column: STAND_IN})
 
     def question(self, value: dict[str, Any]) -> tuple[str, str]:
         return value["source"], value["target"]
