@@ -237,7 +237,9 @@ class _Listener(StoppingCriteria):
     ) -> None:
         self._replies, self._choice, self._heard = replies, choice, heard
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - a tensor is what is read
+        self, input_ids: Tensor, scores: Tensor, **kwargs: object
+    ) -> Tensor:
         for reply, token in zip(self._replies, self._choice.chosen, strict=True):
             if not reply.is_done:
                 reply.take(token)

@@ -7,7 +7,6 @@ are there, the rows are read again and each is written with its answer.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -198,12 +197,12 @@ class _Parts:
     def table(self) -> Iterator[Mapping[str, object]]:
         for extent in self._extents:
             source = open_again(extent.source)
-            with closing(read_rows(source, self._trained.task, self._trained.config.data)) as rows:
-                part: dict[int, Answer] = {}
-                for number, asked in enumerate(rows, start=extent.first):
-                    if number in extent.blocks:
-                        part = self._part(number)
-                    yield {**asked.columns, **_answer(asked, part.get(number))}
+            rows = read_rows(source, self._trained.task, self._trained.config.data)
+            part: dict[int, Answer] = {}
+            for number, asked in enumerate(rows, start=extent.first):
+                if number in extent.blocks:
+                    part = self._part(number)
+                yield {**asked.columns, **_answer(asked, part.get(number))}
 
     def columns(self) -> list[str]:
         """Of the rows, then of the answers."""

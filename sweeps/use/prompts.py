@@ -5,7 +5,7 @@ writes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -69,7 +69,10 @@ class Prompts:
 
         tokenizer, spec = trained.tokenizer, trained.spec
         config = load_model_config(spec.model)
-        ends = {tokenizer.eos_token_id, *_ids(config.get_text_config().eos_token_id)}
+        ends = [
+            *_ids(cast("object", tokenizer.eos_token_id)),
+            *_ids(config.get_text_config().eos_token_id),
+        ]
         try:
             told = GenerationConfig.from_model_config(config).eos_token_id
         except (OSError, ValueError):

@@ -15,6 +15,7 @@ import ray.data
 from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
+from ray.exceptions import RayTaskError
 
 from cluster.config import ClusterConfig
 from cluster.connect import SlotPlan, connect, plan_slots
@@ -71,6 +72,12 @@ def _answered(
     # a block of rows is a row there: each is handed on by itself, as soon as it is read
     context.target_max_block_size = 1
     resources = dict(plan.resources_per_worker)
+    wanted: dict[str, Any] = {
+        "num_cpus": resources.pop("CPU", 0),
+        "num_gpus": resources.pop("GPU", 0),
+    }
+    if resources:
+        wanted["resources"] = resources
     blocks = ray.data.read_datasource(
         _Blocks(extents, trained.task, trained.config.data, missing),
         override_num_blocks=len(extents),
@@ -80,13 +87,11 @@ def _answered(
         fn_constructor_args=(job, plan.threads_per_worker),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=plan.slots),
-        num_cpus=resources.pop("CPU", 0),
-        num_gpus=resources.pop("GPU", 0),
-        **({"resources": resources} if resources else {}),
+        **wanted,
     )
     try:
         yield from blocks.iter_rows()
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise InputError(str(error.cause)) from error
         raise

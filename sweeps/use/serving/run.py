@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import ray
 from ray import serve
@@ -177,7 +177,8 @@ def _application(
     }
     if resources:
         options["resources"] = resources
-    return Server.options(
+    deployment = cast("serve.Deployment", Server)
+    return deployment.options(
         num_replicas=plan.slots,
         ray_actor_options=options,
         # what waits beyond a batch waits in the replica, so that the next batch is full

@@ -68,9 +68,9 @@ def application(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     if token is not None:
         _ask_for(app, token)
-    ingress = serve.deployment(make_fastapi_ingress(OpenAiIngress, app=app)).options(
-        **OpenAiIngress.get_deployment_options(llm_configs=configs)
-    )
+    router = serve.deployment(cast("type[object]", make_fastapi_ingress(OpenAiIngress, app=app)))
+    options = OpenAiIngress.get_deployment_options(llm_configs=list(configs))
+    ingress = cast("serve.Deployment", router).options(**options)
     return ingress.bind(
         llm_deployments={each.model_id: build_llm_deployment(each) for each in configs},
         model_cards={each.model_id: to_model_metadata(each.model_id, each) for each in configs},

@@ -42,7 +42,7 @@ task: instruction
 storage: {tmp}/runs
 model: {{name: {shared_data}/models/stories260K}}
 data: {{train: {tmp}/chat.jsonl, validation: 0.2, max_length: 128}}
-search: {{trials: 1, space: {{method: lora, learning_rate: {rate}, rank: {rank}, batch_size: 8}}}}
+search: {{trials: 1, space: {{method: lora, learning_rate: {rate}, rank: {rank}, batch_size: 8, epochs: 1}}}}
 """)
         params = {
             "method": "lora",
@@ -101,7 +101,7 @@ task: {task}
 storage: {tmp}/runs
 model: {{name: {drawn_encoder}}}
 data: {{train: {tmp}/rows.jsonl, validation: 0.3, bad_rows: {bad_rows}}}
-search: {{trials: 1, space: {{method: full, learning_rate: 1e-2, batch_size: 8}}}}
+search: {{trials: 1, space: {{method: full, learning_rate: 1e-2, batch_size: 8, epochs: 1}}}}
 """)
         params = {"method": "full", "learning_rate": 1e-2, "batch_size": 8, "epochs": 2}
         return finish(file, params)
