@@ -3,6 +3,7 @@ answers written by the one who asked.
 """
 
 import json
+import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -68,6 +69,7 @@ def _answered(
 ) -> Iterator[dict[str, Any]]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.print_on_execution_start = False
     # a block of rows is a row there: each is handed on by itself, as soon as it is read
     context.target_max_block_size = 1
@@ -81,7 +83,7 @@ def _answered(
     blocks = ray.data.read_datasource(
         _Blocks(extents, trained.task, trained.config.data, missing),
         override_num_blocks=len(extents),
-        ray_remote_args={"num_cpus": 0},
+        num_cpus=0,
     ).map_batches(
         _Worker,
         fn_constructor_args=(job, plan.threads_per_worker),

@@ -63,6 +63,48 @@ def _server_error(error: Exception) -> Refused:
     return Refused(500, f"{type(error).__name__}: {first}")
 
 
+class _Followed:
+    """A reply, and somebody who waits for more of it."""
+
+    def __init__(self, reply: Reply, base: Base) -> None:
+        self.reply, self.base = reply, base
+        self._event = asyncio.Event()
+
+    def wake(self) -> None:
+        self._event.set()
+
+    async def woken(self) -> None:
+        await self._event.wait()
+        self._event.clear()
+
+
+def _forget(work: "asyncio.Future[Any]") -> None:
+    """An error of what nobody waits for any more is no warning."""
+    if not work.cancelled():
+        work.exception()
+
+
+def _cancel(replies: Sequence[Reply]) -> None:
+    for reply in replies:
+        if reply.finish is None:
+            reply.cancelled = True
+
+
+def _attempted(of: "Callable[[], Found]", param: str) -> "Found":
+    """Raises Refused for what a row of the sweep's data would be refused for."""
+    try:
+        return of()
+    except BadRow as error:
+        message = str(error).removeprefix("request: ")
+        code = "context_length_exceeded" if "tokens, and the model takes" in message else None
+        raise Refused(400, message, param=param, code=code) from None
+
+
+def _event(body: object) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+# `ingress` copies the routes with what the module holds so far: their helpers must stand above
 @serve.deployment
 @serve.ingress(app)
 class Server:
@@ -226,7 +268,7 @@ class Server:
     # --- answers ---
 
     async def _answered(
-        self, asked: Sampled, writer: Writer, replies: Sequence[Reply], form: "answers.Form"
+        self, asked: Sampled, writer: Writer, replies: Sequence[Reply], form: answers.Form
     ) -> Any:
         head = answers.Head(
             id=f"{form.prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=asked.model
@@ -243,7 +285,7 @@ class Server:
         self._count(replies, asked.model)
         return form.whole(head, replies)
 
-    async def _end(self, followed: "_Followed") -> None:
+    async def _end(self, followed: _Followed) -> None:
         async for _ in self._steps(followed):
             pass
 
@@ -252,8 +294,8 @@ class Server:
         asked: Sampled,
         base: Base,
         replies: Sequence[Reply],
-        form: "answers.Form",
-        head: "answers.Head",
+        form: answers.Form,
+        head: answers.Head,
     ) -> AsyncIterator[str]:
         """Server-sent events."""
         try:
@@ -277,7 +319,7 @@ class Server:
         if written := sum(len(reply.tokens) for reply in replies):
             self._written.inc(written, tags={"model": model})
 
-    async def _steps(self, followed: "_Followed") -> AsyncIterator[None]:
+    async def _steps(self, followed: _Followed) -> AsyncIterator[None]:
         """Once for each time that there may be more of a reply; raises what went wrong."""
         work = asyncio.ensure_future(self._write(followed))
         work.add_done_callback(lambda _: followed.wake())
@@ -296,7 +338,7 @@ class Server:
     # --- batches ---
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)
-    async def _write(self, batch: "list[_Followed]") -> list[None]:
+    async def _write(self, batch: list[_Followed]) -> list[None]:
         """Each reply ends when it does, whatever the others of the batch do."""
         loop = asyncio.get_running_loop()
 
@@ -319,44 +361,3 @@ class Server:
             answered = await asyncio.to_thread(classifier.answer, [batch[i][1] for i in at])
             found |= dict(zip(at, answered, strict=True))
         return [found[i] for i in range(len(batch))]
-
-
-class _Followed:
-    """A reply, and somebody who waits for more of it."""
-
-    def __init__(self, reply: Reply, base: Base) -> None:
-        self.reply, self.base = reply, base
-        self._event = asyncio.Event()
-
-    def wake(self) -> None:
-        self._event.set()
-
-    async def woken(self) -> None:
-        await self._event.wait()
-        self._event.clear()
-
-
-def _forget(work: "asyncio.Future[Any]") -> None:
-    """An error of what nobody waits for any more is no warning."""
-    if not work.cancelled():
-        work.exception()
-
-
-def _cancel(replies: Sequence[Reply]) -> None:
-    for reply in replies:
-        if reply.finish is None:
-            reply.cancelled = True
-
-
-def _attempted(of: "Callable[[], Found]", param: str) -> "Found":
-    """Raises Refused for what a row of the sweep's data would be refused for."""
-    try:
-        return of()
-    except BadRow as error:
-        message = str(error).removeprefix("request: ")
-        code = "context_length_exceeded" if "tokens, and the model takes" in message else None
-        raise Refused(400, message, param=param, code=code) from None
-
-
-def _event(body: object) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"

@@ -1,6 +1,7 @@
 """A server from its start to Ctrl-C."""
 
 import ipaddress
+import logging
 import os
 import re
 import socket
@@ -109,14 +110,16 @@ def run(
     """Serve until Ctrl-C or SIGTERM. Raises InputError and ClusterError for what the user can put
     right.
     """
-    _check_free(address)
     ended = threading.Event()
     with SignalHandler(ended.set), connect(cluster, namespace="serve") as connection:
+        _check_free(address)
+        if not connection.own:
+            _check_alone()
         plan = plan_slots(
             ray.cluster_resources(), ray.nodes(), replace(cluster, slots=replicas), replicas
         )
         say(plan.reason.replace("slot", "replica"))
-        with _served(models, address, connection, plan, most_tokens, engine):
+        with _served(models, address, plan, most_tokens, engine):
             for line in _told(models, address, connection):
                 say(line)
             while not ended.wait(1.0):  # a wait without end would not see the signal
@@ -136,16 +139,22 @@ def _check_free(address: Address) -> None:
             ) from None
 
 
+def _check_alone() -> None:
+    """A cluster has one Ray Serve, with one port."""
+    if others := ", ".join(serve.status().applications):
+        raise InputError(f"--address: Ray Serve runs there already, with {others}; end that first")
+
+
 @contextmanager
 def _served(
     models: Sequence[tuple[Served, Trained]],
     address: Address,
-    connection: Connection,
     plan: SlotPlan,
     most_tokens: int,
     engine: Engine,
 ) -> Iterator[None]:
     application = _application(models, address, plan, most_tokens, engine)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its news are for those who run Ray
     serve.start(
         http_options={"host": address.host, "port": address.port}, proxy_location="HeadOnly"
     )
@@ -153,8 +162,7 @@ def _served(
         serve.run(application, name=APPLICATION, route_prefix="/")
         yield
     finally:
-        # on a cluster of others, only what is ours
-        serve.shutdown() if connection.own else serve.delete(APPLICATION)
+        serve.shutdown()
 
 
 def _application(
