@@ -51,7 +51,6 @@ class Counted:
     blocks: int
     kept: int
     """Blocks that an earlier call had done."""
-    workers: int
 
 
 @dataclass(kw_only=True)
@@ -76,34 +75,28 @@ def predict(
     put right, bad rows among it where they are not to be left unanswered.
     """
     check_table(job.out, "--out")
-    bad_rows = job.bad_rows or trained.config.data.bad_rows
     extents, bad = _look(open_file(job.file), trained)
-    if bad.count and (bad_rows == "error" or not sum(each.usable for each in extents)):
-        raise bad.refusal()
+    drops = (job.bad_rows or trained.config.data.bad_rows) == "drop"
+    bad.check(drops=drops and any(extent.usable for extent in extents))
     store = Store(f"{job.out}.parts")
     _claim(store, job, trained, extents)
-    blocks = [block for extent in extents for block in extent.blocks]
-    done = _done(store)
-    missing = [block for block in blocks if block not in done]
-    workers = 0
+    blocks = frozenset(block for extent in extents for block in extent.blocks)
+    missing = blocks - _done(store)
     if missing:
         from sweeps.use.workers import run
 
-        workers = run(job, trained, cluster, extents, frozenset(missing), store, say)
+        run(job, trained, cluster, extents, missing, store, say)
     parts = _Parts(store, trained, extents)
     late = _BadRows()
     late.add_all(answer[ERROR] for answer in parts.answers() if ERROR in answer)
-    if late.count and bad_rows == "error":
-        raise late.refusal()
+    late.check(drops=drops)
     write_table(job.out, parts.columns(), parts.table)
     store.delete("")
-    rows = sum(extent.rows for extent in extents)
     return Counted(
-        rows=rows,
+        rows=sum(extent.rows for extent in extents),
         bad=bad.count + late.count,
         blocks=len(blocks),
         kept=len(blocks) - len(missing),
-        workers=workers,
     )
 
 
@@ -118,10 +111,13 @@ class _BadRows:
             if self.count <= NAMED:
                 self.first.append(str(error).removeprefix(f"{KEY}: "))
 
-    def refusal(self) -> InputError:
+    def check(self, *, drops: bool) -> None:
+        """Raise InputError where there are any, unless they may stay without an answer."""
+        if drops or not self.count:
+            return
         first, *others = self.first
         more = f"; {self.count - 1} more row(s) cannot be used either: {'; '.join(others)}"
-        return InputError(
+        raise InputError(
             f"{KEY}: {first}{more if others else ''}; mend them, or give --bad-rows drop, which"
             " writes such rows with an error in the place of an answer"
         )
@@ -206,11 +202,15 @@ class _Parts:
 
     def columns(self) -> list[str]:
         """Of the rows, then of the answers."""
-        given = dict.fromkeys(name for row in self.table() for name in row)
-        ours = dict.fromkeys(name for answer in self.answers() for name in answer)
-        first = [PREDICTION, *(n for n in ours if n not in (PREDICTION, FINISH, ERROR))]
-        last = [name for name in (FINISH, ERROR) if name in given]
-        return [*(name for name in given if name not in (*first, *last)), *first, *last]
+        found, answered = _names(self.table()), _names(self.answers())
+        ends = [name for name in (FINISH, ERROR) if name in found]
+        ours = [PREDICTION, *(name for name in answered if name not in (PREDICTION, *ends)), *ends]
+        return [*(name for name in found if name not in ours), *ours]
+
+
+def _names(rows: Iterator[Mapping[str, object]]) -> list[str]:
+    """Of columns, in the order in which they first appear."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _answer(asked: Asked, answer: Answer | None) -> Answer:

@@ -13,7 +13,6 @@ from trainables.data.asking import STAND_IN
 from trainables.data.config import DataConfig
 from trainables.data.records import Encoding, Record, RowReader
 from trainables.data.rows import BadRow, Row
-from trainables.errors import InputError
 from trainables.models.files import context_length, load_model_config
 from trainables.tasks import Task
 from trainables.tasks.instruction.asking import asked
@@ -199,9 +198,3 @@ def _ids(given: object) -> tuple[int, ...]:
     if isinstance(given, int):
         return (given,)
     return tuple(given) if isinstance(given, list | tuple) else ()
-
-
-def check_language_model(task: Task, what: str) -> None:
-    """Raise InputError unless models of the task write."""
-    if not task.is_language_model:
-        raise InputError(f"{what}: task: {task.name} has no model that writes text")

@@ -10,9 +10,13 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from trainables.data.files import is_url, kind_of
 from trainables.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ROWS = 1000  # of a batch of Parquet
 
@@ -99,26 +103,28 @@ def _write_parquet(path: Path, columns: Sequence[str], table: Table) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
+    kinds = _kinds(columns, table)
+    schema = pa.schema([(name, kind or pa.string()) for name, kind in kinds.items()])
+    with parquet.ParquetWriter(path, schema) as writer:
+        for rows in _batches(table()):
+            cells = {name: _column(rows, name) for name in columns}
+            for name in (name for name, kind in kinds.items() if kind is None):
+                cells[name] = list(map(_json, cells[name]))
+            writer.write_batch(pa.record_batch(cells, schema=schema))
+
+
+def _kinds(columns: Sequence[str], table: Table) -> "dict[str, pa.DataType | None]":
+    """Of each column; None: its values have none in common."""
+    import pyarrow as pa
+
     kinds: dict[str, pa.DataType | None] = {name: pa.null() for name in columns}
     for rows in _batches(table()):
         for name, kind in kinds.items():
             kinds[name] = None if kind is None else _common(kind, _column(rows, name))
-    schema = pa.schema([(name, kind or pa.string()) for name, kind in kinds.items()])
-    with parquet.ParquetWriter(path, schema) as writer:
-        for rows in _batches(table()):
-            arrays = [
-                pa.array(
-                    [_json(value) for value in _column(rows, name)]
-                    if kinds[name] is None
-                    else _column(rows, name),
-                    schema.field(name).type,
-                )
-                for name in columns
-            ]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
+    return kinds
 
 
-def _common(kind: object, values: list[object]) -> object:
+def _common(kind: "pa.DataType", values: list[object]) -> "pa.DataType | None":
     """A kind of Arrow that holds both; None: there is none."""
     import pyarrow as pa
 

@@ -47,8 +47,8 @@ def run(
     missing: frozenset[int],
     store: Store,
     say: Callable[[str], None],
-) -> int:
-    """Answer the `missing` blocks; returns the workers."""
+) -> None:
+    """Answer the `missing` blocks, and write their parts."""
     with connect(cluster, namespace="predict"):
         plan = plan_slots(ray.cluster_resources(), ray.nodes(), cluster, len(missing))
         say(plan.reason.replace("slot", "worker"))
@@ -57,7 +57,6 @@ def run(
             store.write_bytes(part_name(int(block[NUMBER])), block[ANSWERS])
             done += 1
             say(f"{done} of {len(missing)} blocks of {BLOCK} rows")
-        return plan.slots
 
 
 def _answered(

@@ -18,6 +18,7 @@ from ray import serve
 from cluster.config import ClusterConfig
 from cluster.connect import Connection, SlotPlan, connect, plan_slots
 from sweeps.run.signals import SignalHandler
+from sweeps.use.serving import vllm
 from sweeps.use.serving.models import Served
 from sweeps.use.trained import Trained, open_trained
 from trainables.errors import InputError
@@ -110,6 +111,7 @@ def run(
     """Serve until Ctrl-C or SIGTERM. Raises InputError and ClusterError for what the user can put
     right.
     """
+    by_vllm = vllm.is_taken(engine, [trained for _, trained in models])
     ended = threading.Event()
     with SignalHandler(ended.set), connect(cluster, namespace="serve") as connection:
         _check_free(address)
@@ -119,7 +121,7 @@ def run(
             ray.cluster_resources(), ray.nodes(), replace(cluster, slots=replicas), replicas
         )
         say(plan.reason.replace("slot", "replica"))
-        with _served(models, address, plan, most_tokens, engine):
+        with _served(models, address, plan, most_tokens, by_vllm):
             for line in _told(models, address, connection):
                 say(line)
             while not ended.wait(1.0):  # a wait without end would not see the signal
@@ -151,9 +153,9 @@ def _served(
     address: Address,
     plan: SlotPlan,
     most_tokens: int,
-    engine: Engine,
+    by_vllm: bool,
 ) -> Iterator[None]:
-    application = _application(models, address, plan, most_tokens, engine)
+    application = _application(models, address, plan, most_tokens, by_vllm)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its news are for those who run Ray
     serve.start(
         http_options={"host": address.host, "port": address.port}, proxy_location="HeadOnly"
@@ -170,11 +172,9 @@ def _application(
     address: Address,
     plan: SlotPlan,
     most_tokens: int,
-    engine: Engine,
+    by_vllm: bool,
 ) -> serve.Application:
-    from sweeps.use.serving import vllm
-
-    if vllm.is_taken(engine, [trained for _, trained in models]):
+    if by_vllm:
         return vllm.application(models, plan.slots, address.token)
     from sweeps.use.serving.app import BATCH, Server
 
