@@ -17,6 +17,8 @@ Purpose = Literal[
     "doctor",
     "probe",
     "timed rows",
+    "answered rows",
+    "answers",
     "baselines: pool",
     "baselines: folds",
     "baselines: examples",

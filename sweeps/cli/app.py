@@ -16,6 +16,7 @@ from sweeps.cli.predict import predict
 from sweeps.cli.report import report
 from sweeps.cli.resume import resume
 from sweeps.cli.run import run
+from sweeps.cli.samples import samples
 from sweeps.cli.serve import serve
 from sweeps.cli.submit import submit
 from sweeps.cli.terminal import FAILED, WRONG_INPUT
@@ -32,7 +33,21 @@ app = typer.Typer(
         " shown."
     ),
 )
-for command in (run, resume, check, best, verify, diagnose, submit, report, predict, serve, chat):
+COMMANDS = (
+    run,
+    resume,
+    check,
+    best,
+    samples,
+    predict,
+    serve,
+    chat,
+    verify,
+    diagnose,
+    submit,
+    report,
+)
+for command in COMMANDS:
     app.command()(command)
 
 

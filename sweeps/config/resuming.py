@@ -61,6 +61,12 @@ def check_resumable(former: SweepConfig, config: SweepConfig) -> None:
                 f"{key}: cannot change when a sweep is resumed ({words}): {why}; run a new sweep"
                 " for that"
             )
+    if former.searching.measure != config.searching.measure:
+        found.append(
+            "selection.metric: cannot change when a sweep is resumed"
+            f" ({former.selection.measure.name} to {config.selection.measure.name}): the search was"
+            " told of trials by it, and their other checkpoints are gone; run a new sweep for that"
+        )
     if found:
         raise InputError("; ".join(found))
 

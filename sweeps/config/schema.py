@@ -19,7 +19,9 @@ from sweeps.selection.config import SelectionConfig
 from sweeps.tracking.config import TrackingConfig
 from trainables.data.config import DataConfig
 from trainables.errors import InputError
+from trainables.evaluation.generation import writes_answers
 from trainables.hyperparameters import COMMON, FIELDS, OPTIONS, Hyperparameters, parse
+from trainables.metrics.config import GenerationConfig
 from trainables.models.files import width_and_layers
 from trainables.tasks import TASKS, Task
 
@@ -179,6 +181,9 @@ class SweepConfig:
     data: DataConfig
     search: SearchConfig = field(default_factory=SearchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    # of what models write to rows: names, or {name: options}
+    metrics: list[Any] = field(default_factory=list)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -194,6 +199,7 @@ class SweepConfig:
         if self.seed < 0:
             raise InputError(f"seed: must be 0 or more, got {self.seed}")
         self._check_limits()
+        self._check_metrics()
         if not self.data.train:
             raise InputError(
                 "data.train: not given; a file, a folder or a pattern of files, a URL, or"
@@ -224,6 +230,26 @@ class SweepConfig:
                 f" {tasks_that(lambda each: 'accuracy' in each.metric_names)}, got task"
                 f" {self.task}; slice_loss is for all"
             )
+
+    def _check_metrics(self) -> None:
+        """Metrics of answers need a task that writes them; what they are is looked at later."""
+        task = TASKS[self.task]
+        if self.metrics and not writes_answers(task):
+            raise InputError(
+                f"metrics: are of answers that a model writes (task {tasks_that(writes_answers)}),"
+                f" got task {self.task}, which measures {', '.join(task.metric_names) or 'none'};"
+                " selection.metric names one of these"
+            )
+
+    @property
+    def searching(self) -> SelectionConfig:
+        """By what the search tells trials apart: the metric that chooses the winner, where every
+        evaluation has it, else the loss.
+        """
+        everywhere = self.generation.when == "evaluations"
+        if everywhere or self.selection.metric in TASKS[self.task].metric_names:
+            return self.selection
+        return dataclasses.replace(self.selection, metric=None)
 
     @property
     def bases(self) -> tuple[str, ...]:

@@ -25,10 +25,12 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
+from sweeps.ledger.comparing import Comparisons
 from sweeps.ledger.leaderboard import (
     BASELINE_NAMES,
     BaselineRow,
@@ -44,13 +46,21 @@ from sweeps.selection.curves import PRIOR, Curve, Reference
 from sweeps.selection.ranking import select
 from sweeps.selection.results import Winner
 from sweeps.selection.statistics import by_unit, compare, mean_interval
-from sweeps.selection.verdicts import best_point
+from sweeps.selection.verdicts import best_point, kept_points
 from trainables.data.manifest import EARLIER, MANIFEST, Manifest, data_of, manifest_of
+from trainables.evaluation.answered import (
+    Answered,
+    Asked,
+    answers_file,
+    read_answers,
+    read_asked,
+)
 from trainables.evaluation.record import (
     Baseline,
     Evaluation,
     MeasuredEarlier,
     MeasuredForgetting,
+    Metrics,
     Score,
     ScoredTest,
     Untuned,
@@ -69,7 +79,7 @@ from trainables.storage.checkpoints import (
 )
 from trainables.storage.records import from_json, to_json
 from trainables.storage.store import Store
-from trainables.tasks import TASKS
+from trainables.tasks import TASKS, Task
 
 DATA_MANIFEST = f"data/{MANIFEST}"
 UNTUNED = "baseline.json"
@@ -142,6 +152,7 @@ class Ledger:
         self.name = self.store.url.rsplit("/", 1)[-1]
         self._trials: dict[str, RecordedTrial] = {}
         self._beside: dict[str, list[np.ndarray]] = {}  # by file; of each base
+        self._comparisons = Comparisons(self)
 
     # --- trials, as they run ---
 
@@ -190,16 +201,16 @@ class Ledger:
         state.status, state.reason = status, reason
 
     def prune(self, trial: str, config: SelectionConfig) -> None:
-        """Keep the checkpoint that would win for this trial and, while it runs, what it would go on
-        from; delete the rest.
+        """Keep the checkpoints that could win for this trial and, while it runs, what it would go
+        on from; delete the rest.
         """
         entry = self._trials[trial]
-        best = best_point(self.curve(trial), config)
+        kept = kept_points(self.curve(trial), config)
         last = entry.points[-1] if entry.points and entry.status == "running" else None
         for index, point in enumerate(entry.points):
             if point is not last:
                 self.store.delete(f"{point.folder}/{STATE}")
-            if point is not last and point is not best and point.checkpoint is not None:
+            if point is not last and point not in kept and point.checkpoint is not None:
                 self.store.delete(f"{point.folder}/{CHECKPOINT}")
                 entry.points[index] = replace(point, checkpoint=None)
 
@@ -260,7 +271,7 @@ class Ledger:
         points = [
             evaluation if folder in with_checkpoint else replace(evaluation, checkpoint=None)
             for folder in evaluation_folders(self.store, trial, names)
-            for evaluation in [read_evaluation(self.store, folder)]
+            for evaluation in [self._with_answers(read_evaluation(self.store, folder), names)]
         ]
         begun = self._whole(f"trials/{trial}/trial.json", TrialBegun)
         outcome, ended = f"trials/{trial}/outcome.json", None
@@ -274,6 +285,29 @@ class Ledger:
             default=begun.default,
             finalist_of=begun.finalist_of,
         )
+
+    def _with_answers(self, point: Evaluation, names: Sequence[str]) -> Evaluation:
+        """With the metrics of its answers, which may have been written later; names: of files."""
+        if answers_file(point.folder) not in names:
+            return point
+        answers = self.answers(point.folder)
+        return (
+            point if answers is None else replace(point, metrics={**point.metrics, **answers.means})
+        )
+
+    def answers(self, folder: str) -> Answered | None:
+        """What an evaluation, or a baseline, wrote to rows; None where it was not asked."""
+        return read_answers(self.store, folder)
+
+    def asked(self, split: str, base: str = "") -> Asked | None:
+        """The rows that models over a base were asked, with their own answers."""
+        return read_asked(self.store, split, data_of(base, next(iter(self.data_folders()))))
+
+    def note_answers(self, trial: str) -> None:
+        """Answers to rows have been written for a trial: its evaluations have their metrics."""
+        points = self._trials[trial].points
+        names = self.store.find(f"trials/{trial}")
+        points[:] = [self._with_answers(point, names) for point in points]
 
     def losses(self, folder: str) -> np.ndarray | None:
         """Losses [G, 2] of an evaluation, or of a baseline (`baselines/SPLIT/NAME`): summed loss
@@ -393,9 +427,18 @@ class Ledger:
             if measured.error is None:
                 found[name] = BaselineRow.of(measured)
         return {
-            name: replace(row, words=row.words or BASELINE_NAMES.get(name))
+            name: replace(
+                row,
+                words=row.words or BASELINE_NAMES.get(name),
+                metrics={**row.metrics, **self._means_of(f"baselines/validation/{name}")},
+            )
             for name, row in found.items()
         }
+
+    def _means_of(self, folder: str) -> Metrics:
+        """Of the metrics of what a baseline wrote, where it was asked."""
+        answers = self.answers(folder)
+        return {} if answers is None else answers.means
 
     def untuned(self) -> Untuned | None:
         """What the first slot found of the untuned model; None where it has not looked yet."""
@@ -546,11 +589,16 @@ class Ledger:
         self, config: SelectionConfig, reference: Reference | None = None
     ) -> tuple[Winner | None, str]:
         """The winner so far, and the reason in words."""
-        return select(self.curves(), config, self.losses, reference)
+        by_metric = partial(self._comparisons.by, config.measure.name)
+        return select(self.curves(), config, self.losses, reference, by_metric)
 
     def is_default(self, trial: str) -> bool:
         """Whether `trial` is what one would train without a search."""
         return self._trials[trial].default
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.manifest().task]
 
     def has_data(self) -> bool:
         """Whether the sweep's data were prepared to the end."""

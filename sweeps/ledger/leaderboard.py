@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
+from sweeps.selection.measure import VAL_LOSS, Measure, Mode
 from sweeps.selection.results import Final
 from sweeps.selection.statistics import Difference
 from trainables.data.manifest import TokenSummary
@@ -387,7 +388,9 @@ class Leaderboard:
     sweep: str = ""
     folder: str = ""
     status: str = "finished"
-    metric: str = "val_loss"
+    metric: str = VAL_LOSS
+    """What the winner is chosen by."""
+    metric_mode: Mode = "min"
     losses: OptionalText = None
     """What they are, with their unit: `means in nats per example`."""
     winner: WinnerRow | None = None
@@ -409,10 +412,14 @@ class Leaderboard:
     not_measured: tuple[NotMeasured, ...] = ()
     worth: Worth | None = None
 
+    @property
+    def measure(self) -> Measure:
+        return Measure(name=self.metric, mode=self.metric_mode)
+
     @cached_property
     def rows(self) -> tuple[RankedTrial, ...]:
         """The trials in the order in which they are shown."""
-        return in_order(self.trials, self.winner)
+        return in_order(self.trials, self.winner, self.measure)
 
     @property
     def scores(self) -> Mapping[str, Score]:
@@ -430,16 +437,20 @@ class Leaderboard:
         return f"always {prior.label}, at {words}"
 
 
-def in_order(trials: Sequence[TrialRow], winner: WinnerRow | None) -> tuple[RankedTrial, ...]:
-    """The winner, the other trials by their best validation loss that may win, and then those that
-    may not.
+def in_order(
+    trials: Sequence[TrialRow], winner: WinnerRow | None, measure: Measure
+) -> tuple[RankedTrial, ...]:
+    """The winner, the other trials by the best evaluation that may win, and then those that may
+    not. measure: what the winner is chosen by.
     """
-    found = [(trial, *_standing(trial, winner)) for trial in trials]
+    found = [(trial, *_standing(trial, winner, measure)) for trial in trials]
 
-    def key(entry: tuple[TrialRow, ShownEvaluation | None, str]) -> tuple[bool, bool, float, str]:
+    def key(
+        entry: tuple[TrialRow, ShownEvaluation | None, str],
+    ) -> tuple[bool, bool, tuple[float, float], str]:
         trial, shown, excluded = entry
-        loss = math.inf if shown is None or shown.val_loss is None else shown.val_loss
-        return not _wins(trial, winner), bool(excluded), loss, trial.id
+        best = (math.inf, math.inf) if shown is None else measure.key(shown)
+        return not _wins(trial, winner), bool(excluded), best, trial.id
 
     return tuple(
         RankedTrial(
@@ -463,12 +474,14 @@ def _wins(trial: TrialRow, winner: WinnerRow | None) -> bool:
     return winner is not None and trial.id == winner.trial
 
 
-def _standing(trial: TrialRow, winner: WinnerRow | None) -> tuple[ShownEvaluation | None, str]:
+def _standing(
+    trial: TrialRow, winner: WinnerRow | None, measure: Measure
+) -> tuple[ShownEvaluation | None, str]:
     """The evaluation that stands for a trial, and why the trial may not win; empty where it may."""
     if winner is not None and _wins(trial, winner):
         return winner, ""
     finite = [e for e in trial.evaluations if e.val_loss is not None and math.isfinite(e.val_loss)]
-    finite.sort(key=lambda e: math.inf if e.val_loss is None else e.val_loss)
+    finite.sort(key=measure.key)
     for evaluation in finite:
         if not _why_not(trial, evaluation):
             return evaluation, ""

@@ -1,6 +1,7 @@
 """The leaderboard in a terminal."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -19,6 +20,7 @@ from sweeps.ledger.leaderboard import (
     TrialRow,
     WinnerRow,
 )
+from sweeps.reporting.samples import Sample
 from sweeps.reporting.words import (
     BEHIND,
     LOST,
@@ -90,7 +92,10 @@ def leaderboard(board: Leaderboard, width: int = WIDE) -> Table:
 def _columns(board: Leaderboard) -> _Columns:
     evaluations = [e for trial in board.trials for e in trial.evaluations]
     return _Columns(
-        metrics=sorted({name for e in evaluations for name in e.metrics}),
+        metrics=sorted(
+            {name for e in evaluations for name in e.metrics},
+            key=lambda name: (name != board.metric, name),
+        ),
         lost=[name for name in LOST if any(getattr(e, name) is not None for e in evaluations)],
         compared=any(trial.difference is not None for trial in board.trials),
     )
@@ -225,6 +230,21 @@ def print_board(console: Console, board: Leaderboard) -> None:
         cost = board.pareto.cost.replace("_", " ")
         console.print(f"Pareto front of validation loss and {cost}:")
         console.print(pareto_table(board.pareto))
+
+
+def print_samples(console: Console, samples: Sequence[Sample]) -> None:
+    """What models wrote to rows, one row after another."""
+
+    def say(words: str, text: str, style: str = "") -> None:
+        console.print(Text(f"{words}:", style="bold"), Text(text.strip(), style=style))
+
+    for sample in samples:
+        console.rule(f"row {sample.row}", align="left")
+        say("given", sample.prompt, "dim")
+        say("its own answer", sample.reference)
+        for each in sample.answers:
+            scores = [f"{name} {number(value)}" for name, value in each.scores.items()]
+            say(f"{each.by} ({', '.join(scores)})", each.text)
 
 
 def _findings(board: Leaderboard, winner: WinnerRow) -> list[str]:

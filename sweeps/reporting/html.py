@@ -33,6 +33,7 @@ from sweeps.reporting.plots.figure import ABSENT, VERDICTS, Section, tone
 from sweeps.reporting.plots.importances import importances, objective_name
 from sweeps.reporting.plots.parallel import parallel_coordinates
 from sweeps.reporting.plots.timeline import timeline
+from sweeps.reporting.samples import Sample
 from sweeps.reporting.words import (
     LOST,
     answered_words,
@@ -59,6 +60,9 @@ def _alternatives(board: Leaderboard) -> tuple[Alternative, ...]:
     return () if board.metrics is None else board.metrics.alternatives
 
 
+SAMPLES = 20  # rows whose answers the page shows
+
+
 def _by_way(board: Leaderboard) -> dict[str, dict[SplitName, Metrics]]:
     """Metrics on each split, by the name of the winner, the default configuration or a baseline."""
     found: dict[str, dict[SplitName, Metrics]] = {}
@@ -79,8 +83,14 @@ def _by_way(board: Leaderboard) -> dict[str, dict[SplitName, Metrics]]:
 # --- HTML ---
 
 
-def html_report(board: Leaderboard, study: optuna.Study | None, out: Path) -> Path:
-    """Writes the page and returns its path. `study` adds parameter importances and the timeline.
+def html_report(
+    board: Leaderboard,
+    study: optuna.Study | None,
+    out: Path,
+    samples: Sequence[Sample] = (),
+) -> Path:
+    """Writes the page and returns its path. `study` adds parameter importances and the timeline,
+    `samples` what models wrote to the same rows.
 
     The page is one file of about 5 MB: plotly.js is inlined, and a content security policy forbids
     it every request and every script but its own.
@@ -97,6 +107,7 @@ def html_report(board: Leaderboard, study: optuna.Study | None, out: Path) -> Pa
     page = template("report.html.j2").render(
         board=board,
         rows=rows,
+        samples=samples[:SAMPLES],
         compared=any(row.trial.difference for row in rows),
         verdicts=_verdict_counts(board),
         by_way=_by_way(board),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sweeps.ledger.comparing import Rows, answer_rows
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.leaderboard import (
     BaselineRow,
@@ -50,13 +51,17 @@ def leaderboard(ledger: Ledger, name: str, config: SelectionConfig) -> Leaderboa
     trials = tuple(
         _trial(ledger, curve, differences.get(curve.id), reference, config) for curve in curves
     )
-    trials = tuple(replace(row.trial, rank=row.rank) for row in in_order(trials, winner))
+    trials = tuple(
+        replace(row.trial, rank=row.rank) for row in in_order(trials, winner, config.measure)
+    )
     status = ledger.status()[0]
     test = ledger.test_of(found)
     board = Leaderboard(
         sweep=name,
         folder=ledger.store.path("").rstrip("/"),
         status=status,
+        metric=config.measure.name,
+        metric_mode=config.measure.mode,
         losses=loss_words(manifest),
         winner=winner,
         baselines=_baselines(ledger, found),
@@ -235,4 +240,9 @@ def _metrics(
         own = split == "validation" and name in folders
         return ledger.outcomes(folders[name] if own else f"baselines/{split}/{name}")
 
-    return metrics_of(board, manifest, outcomes, ledger.groups)
+    def answered(split: SplitName, name: str) -> Rows | None:
+        own = split == "validation" and name in folders
+        folder = folders[name] if own else f"baselines/{split}/{name}"
+        return answer_rows(ledger, folder, split)
+
+    return metrics_of(board, manifest, outcomes, ledger.groups, answered)

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from sweeps.ledger.comparing import Rows
 from sweeps.ledger.leaderboard import (
     BASELINE_NAMES,
     SPLITS,
@@ -29,37 +30,36 @@ from sweeps.ledger.leaderboard import (
     SplitName,
     TrialRow,
 )
+from sweeps.selection.measure import metric_words
+from sweeps.selection.resampling import resampled_metrics
 from trainables.data.manifest import Manifest
 from trainables.evaluation.record import Metrics
-from trainables.tasks import TASKS, Task
+from trainables.tasks import TASKS
 from trainables.tasks.declared import ByClass
 
-RESAMPLES = 500  # enough for a standard error
-CELLS = 1 << 23  # resamples times outcomes, at most, but for 100 resamples
 MOST_CLASSES = 100  # whose confusion matrix is kept
 HARDLY = 1 / 3  # of the rows of a class: answered less often than that, it is hardly ever answered
 LEVEL = 0.95
-METRIC_WORDS = {
-    "macro_f1": "macro-F1",
-    "micro_f1": "micro-F1",
-    "f1": "F1",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "pearson": "Pearson's correlation",
-    "spearman": "Spearman's correlation",
-}
+# always answering train's label shares is calibrated, and worth nothing
+NOT_COMPARED = frozenset({"calibration_error"})
 
 Outcomes = Callable[[SplitName, str], np.ndarray | None]
 Groups = Callable[[str], np.ndarray | None]
+AnswerRows = Callable[[SplitName, str], Rows | None]
 
 
 def metrics_of(
-    board: Leaderboard, manifest: Manifest | None, outcomes: Outcomes, groups: Groups
+    board: Leaderboard,
+    manifest: Manifest | None,
+    outcomes: Outcomes,
+    groups: Groups,
+    answered: AnswerRows = lambda split, name: None,
 ) -> MetricsReport:
     """What a leaderboard with a winner says of metrics.
 
     manifest: of the sweep's data. outcomes(split, name): those of an alternative [N, M], None where
     they were not kept. groups(split): the group of each row [N], None where rows are independent.
+    answered(split, name): rows of what an alternative wrote, None where it was not asked.
     """
     alternatives = _alternatives(board)
     classes: dict[SplitName, AnswersByClass] = {}
@@ -70,18 +70,45 @@ def metrics_of(
     for split in SPLITS:
         measured = {each.name: found for each in alternatives if (found := each.on(split))}
         own = outcomes(split, "winner") if "winner" in measured else None
+        if written := _compared_answers(measured, partial(answered, split)):
+            compared[split] = written
         if own is None:
             continue
         answers = _answers(measured, own, manifest, partial(outcomes, split))
         for name, each in answers.items():
             measured[name] = replace(measured[name], metrics=_finite(task.metrics(each)))
         alternatives = [_with(each, split, measured.get(each.name)) for each in alternatives]
-        if (found := task.by_class(own, manifest.labels)) is not None:
-            classes[split] = by_class(found)
-        compared[split] = _compared(measured, answers, task, groups(split))
+        classes |= _classes(split, own, manifest)
+        names, lower = tuple(task.metrics(own)), task.lower_is_better
+        rows = Rows(own, task.metrics, groups(split), None, names, lower)
+        compared[split] = (*written, *_compared(measured, answers, rows))
     return MetricsReport(
         alternatives=tuple(alternatives), classes=classes or None, compared=compared
     )
+
+
+def _classes(
+    split: SplitName, own: np.ndarray, manifest: Manifest
+) -> dict[SplitName, AnswersByClass]:
+    """Of the winner, where there are classes."""
+    found = TASKS[manifest.task].by_class(own, manifest.labels)
+    return {} if found is None else {split: by_class(found)}
+
+
+def _compared_answers(
+    measured: Mapping[str, LossAndMetrics], answered: Callable[[str], Rows | None]
+) -> tuple[MetricDifference, ...]:
+    """By the metrics of what was written, of the alternatives that were asked the same rows."""
+    own = answered("winner") if "winner" in measured else None
+    if own is None:
+        return ()
+    found = {name: each for name in measured if (each := answered(name)) is not None}
+    same = {
+        name: each.outcomes
+        for name, each in found.items()
+        if (each.of, each.names) == (own.of, own.names)
+    }
+    return _compared({name: measured[name] for name in same}, same, own)
 
 
 def _finite(metrics: Mapping[str, float]) -> Metrics:
@@ -144,10 +171,10 @@ def _loss_and_metrics(loss: float | None, metrics: Metrics) -> LossAndMetrics | 
 
 
 def default_evaluation(board: Leaderboard) -> tuple[TrialRow, JudgedEvaluation] | None:
-    """The default configuration and its best evaluation that may win."""
+    """The default configuration and its best evaluation that may win, as the winner is chosen."""
     for trial in board.trials:
         if trial.default and trial.may_win:
-            return trial, lowest(trial.may_win)
+            return trial, min(trial.may_win, key=board.measure.key)
     return None
 
 
@@ -217,16 +244,15 @@ class _Question:
 def _compared(
     measured: Mapping[str, LossAndMetrics],
     answers: Mapping[str, np.ndarray],
-    task: Task,
-    groups: np.ndarray | None,
+    own_rows: Rows,
 ) -> tuple[MetricDifference, ...]:
     """For each metric how far the alternatives lie above the winner: the default configuration, and
     of the other ways (`baselines`) that of the lowest loss and that of the best metric.
     """
-    asked = _questions(measured, answers, task)
+    asked = _questions(measured, answers, own_rows)
     names = {"winner", *(each.name for each in asked)}
     chosen = {name: answers[name] for name in names}
-    drawn = resampled_metrics(chosen, task.metrics, groups) if asked else {}
+    drawn = resampled_metrics(chosen, own_rows.metrics, own_rows.groups) if asked else {}
     found = []
     for each in asked:
         value, own = (_metric(measured[name], each.metric) for name in (each.name, "winner"))
@@ -244,36 +270,37 @@ def _compared(
                 low=value - own - width,
                 high=value - own + width,
                 of=each.of,
-                lower_is_better=each.metric in task.lower_is_better,
+                lower_is_better=each.metric in own_rows.lower_is_better,
             )
         )
     return tuple(found)
 
 
 def _questions(
-    measured: Mapping[str, LossAndMetrics], answers: Mapping[str, np.ndarray], task: Task
+    measured: Mapping[str, LossAndMetrics], answers: Mapping[str, np.ndarray], rows: Rows
 ) -> list[_Question]:
     """Intervals are for one of `of` comparisons (Bonferroni): one a metric for the default
     configuration and for the way of the lowest loss, which was not chosen by its metric; one a
     metric and way for that of the best metric.
     """
     asked = []
-    metrics = [name for name in measured["winner"].metrics if _is_known(measured["winner"], name)]
+    known = [name for name in rows.names if _is_known(measured["winner"], name)]
+    metrics = [name for name in known if name not in NOT_COMPARED]
     for metric in metrics:
         names = [name for name in answers if _is_known(measured[name], metric)]
         if "default" in names:
             asked.append(_Question(metric=metric, among="default", name="default", of=len(metrics)))
         ways = [name for name in names if name not in ("winner", "default")]
         if ways:
-            asked += _questions_of_ways(metric, ways, measured, len(metrics), task)
+            asked += _questions_of_ways(metric, ways, measured, len(metrics), rows)
     return asked
 
 
 def _questions_of_ways(
-    metric: str, ways: list[str], measured: Mapping[str, LossAndMetrics], of: int, task: Task
+    metric: str, ways: list[str], measured: Mapping[str, LossAndMetrics], of: int, rows: Rows
 ) -> list[_Question]:
     by_loss = min(ways, key=lambda name: _loss(measured[name]))
-    sign = -1 if metric in task.lower_is_better else 1
+    sign = -1 if metric in rows.lower_is_better else 1
     best = max(ways, key=lambda name: sign * _metric(measured[name], metric))
     asked = [_Question(metric=metric, among="baselines", name=by_loss, of=of)]
     if best != by_loss:
@@ -294,38 +321,6 @@ def _metric(measured: LossAndMetrics, name: str) -> float:
 
 def _is_known(measured: LossAndMetrics, metric: str) -> bool:
     return math.isfinite(_metric(measured, metric))
-
-
-def resampled_metrics(
-    answers: Mapping[str, np.ndarray],
-    metrics: Callable[[np.ndarray], dict[str, float]],
-    groups: np.ndarray | None = None,
-    seed: int = 0,
-) -> dict[str, dict[str, np.ndarray]]:
-    """Each metric of each model over resamples of the rows, the same for all models [R] (bootstrap,
-    Efron 1979).
-
-    answers: outcomes of the rows, the same rows for all [N, M]; metrics: of such rows; groups: the
-    group of each row [N], 0 to G - 1: rows of one group are drawn together. Rows or groups are
-    drawn by Poisson counts (Hanley & MacGibbon 2006).
-    """
-    random = np.random.Generator(np.random.PCG64(seed))
-    first = next(iter(answers.values()))
-    rows = len(first)
-    units = rows if groups is None else int(groups.max()) + 1
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in answers}
-    for _ in range(max(100, min(RESAMPLES, CELLS // max(1, first.size)))):
-        drawn = random.poisson(1.0, units)
-        chosen = np.repeat(np.arange(rows), drawn if groups is None else drawn[groups])
-        if not len(chosen):
-            continue  # of a handful of rows a resample may have none
-        for name, each in answers.items():
-            for metric, value in metrics(each[chosen]).items():
-                found[name].setdefault(metric, []).append(value)
-    return {
-        name: {metric: np.array(values) for metric, values in each.items()}
-        for name, each in found.items()
-    }
 
 
 def disagreements(metrics: MetricsReport | None, split: SplitName, verdict: str) -> list[str]:
@@ -386,10 +381,6 @@ def _numbers(compared: MetricDifference, higher: float, lower: float, sign: int 
     low, high = sorted((sign * compared.low, sign * compared.high))
     many = f", corrected for {compared.of} comparisons" if compared.of > 1 else ""
     return f"{higher:.3f} against {lower:.3f} (95% interval {low:+.3f} to {high:+.3f}{many})"
-
-
-def metric_words(metric: str) -> str:
-    return METRIC_WORDS.get(metric, metric.replace("_", " "))
 
 
 def hardly_answered(metrics: MetricsReport | None, split: SplitName) -> str:

@@ -7,6 +7,7 @@ from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.reporting.html import html_report
 from sweeps.reporting.leaderboard import leaderboard
+from sweeps.reporting.samples import samples_of
 from sweeps.reporting.wandb_report import save_wandb_report, wandb_report
 from sweeps.search.study import STUDY, open_study
 
@@ -22,7 +23,7 @@ def write_report(ledger: Ledger, config: SweepConfig, *, wandb: bool = False) ->
                 ledger.store.read_bytes(STUDY)
             )  # a copy: a running sweep writes to the other
             study = open_study(journal, ledger.name, config.search, config.seed, read_only=True)
-        page = html_report(board, study, Path(scratch) / "report.html")
+        page = html_report(board, study, Path(scratch) / "report.html", samples_of(ledger, board))
         ledger.store.write_bytes("report.html", page.read_bytes())
     if wandb:
         return save_wandb_report(

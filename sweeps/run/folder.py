@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainables.metrics.choosing import located_options
+
 from sweeps.config.loading import dump, from_folder
 from sweeps.config.resuming import as_trained, check_resumable, differences
 from sweeps.config.schema import SweepConfig
@@ -67,8 +69,10 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
         return absolute(name) if is_folder else name
 
     model = config.model.located(located)
+    metrics = located_options(config.metrics, absolute)
     prior = [each if each.startswith(ARTIFACT) else absolute(each) for each in config.search.prior]
-    return replace(config, data=data, model=model, search=replace(config.search, prior=prior))
+    search = replace(config.search, prior=prior)
+    return replace(config, data=data, model=model, metrics=metrics, search=search)
 
 
 def tracked(

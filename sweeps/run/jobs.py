@@ -1,32 +1,32 @@
 """Post-search jobs: what the winner is compared with, the sealed test, what it has forgotten."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import UNFINISHED
+from sweeps.run.answers import Answers, trained
 from sweeps.run.lifetime import Lifetime
-from sweeps.selection.curves import Curve
 from sweeps.selection.results import Winner
 from trainables.data.manifest import EARLIER, Manifest
 from trainables.evaluation.record import (
+    AnswersJob,
     Baselines,
     BaselinesJob,
     EarlierJob,
-    Evaluation,
     ForgettingJob,
     Job,
     JobFailed,
     JobResult,
+    MeasuredAnswers,
     MeasuredEarlier,
     MeasuredForgetting,
     ScoredTest,
     TestJob,
     TrainedCheckpoint,
 )
-from trainables.storage.checkpoints import CHECKPOINT
 from trainables.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ JOBS = {
 ASK_S = 0.2  # between questions whether they are done
 
 
+def _words(name: str) -> str:
+    return JOBS.get(name, name)
+
+
 class Jobs:
     """The post-search jobs of a sweep; slots that have nothing else to do run them."""
 
@@ -52,40 +56,45 @@ class Jobs:
     ) -> None:
         self._config, self._ledger, self._manifest, self._say = config, ledger, manifest, say
         self._asked_for_baselines = False
+        self._tried: set[str] = set()  # by this process, whatever came of it
+        self._answers = Answers(config, ledger)
 
     def left(self) -> dict[str, Job]:
         """What is still to be done when the trials have ended, by name; see
-        trainables.evaluation.jobs.
+        trainables.evaluation.jobs. What the winner is chosen by comes before what is of the winner.
         """
         found: dict[str, Job] = {"baselines": BaselinesJob()} if self._wants_baselines() else {}
+        first = self._untried(self._answers.of_candidates())
         winner, _ = self._ledger.select(self._config.selection)
-        if winner is None:
-            return found
-        of_winner = self._trained(self._ledger.curve(winner.trial), winner.point)
+        if first or winner is None:
+            return self._untried(found) | first
+        found |= self._answers.of_winner(winner) | self._of_winner(winner)
+        return self._untried(found)
+
+    def _untried(self, jobs: Mapping[str, Job]) -> dict[str, Job]:
+        return {name: job for name, job in jobs.items() if name not in self._tried}
+
+    def _of_winner(self, winner: Winner) -> dict[str, Job]:
+        found: dict[str, Job] = {}
+        of_winner = trained(self._config, self._ledger.curve(winner.trial), winner.point)
         if "test" in self._manifest.splits and self._ledger.test_of(winner) is None:
             default = self._ledger.default(self._config.selection)
             other = default is not None and default[0].id != winner.trial
-            of_default = self._trained(*default) if default is not None and other else None
+            of_default = trained(self._config, *default) if default and other else None
             found["test"] = TestJob(
                 winner=of_winner, default=of_default, baselines=self._config.selection.baselines
             )
         return found | self._forgetting(winner, of_winner)
 
-    def _forgetting(self, winner: Winner, trained: TrainedCheckpoint) -> dict[str, Job]:
+    def _forgetting(self, winner: Winner, checkpoint: TrainedCheckpoint) -> dict[str, Job]:
         """What of it is still to be measured."""
         found: dict[str, Job] = {}
         continues, ledger = TASKS[self._config.task].continues_text, self._ledger
         if continues and ledger.forgetting_of(winner) is None:
-            found["forgetting"] = ForgettingJob(winner=trained)
+            found["forgetting"] = ForgettingJob(winner=checkpoint)
         if ledger.store.exists(f"data/{EARLIER}.arrow") and ledger.earlier_of(winner) is None:
-            found["earlier"] = EarlierJob(winner=trained)
+            found["earlier"] = EarlierJob(winner=checkpoint)
         return found
-
-    def _trained(self, curve: Curve, point: Evaluation) -> TrainedCheckpoint:
-        return TrainedCheckpoint(
-            checkpoint=f"{point.folder}/{CHECKPOINT}",
-            parameters=self._config.complete(curve.params),
-        )
 
     def _wants_baselines(self) -> bool:
         wanted = self._config.selection.baselines and bool(TASKS[self._config.task].baselines)
@@ -99,11 +108,15 @@ class Jobs:
 
     def run(self, coordinator: "ActorHandle", lifetime: Lifetime) -> None:
         """Have all that is left done, and write down what comes of it."""
+        while (left := self.left()) and lifetime.stopped not in UNFINISHED:
+            self._say(f"measuring: {', '.join(_words(name) for name in left)}")
+            self._do(left, coordinator, lifetime)
+        if share := self._answers.share_words(lifetime.elapsed_s()):
+            self._say(share)
+
+    def _do(self, left: dict[str, Job], coordinator: "ActorHandle", lifetime: Lifetime) -> None:
         import ray
 
-        left = self.left()
-        if left:
-            self._say(f"measuring: {', '.join(JOBS[name] for name in left)}")
         while left and lifetime.stopped not in UNFINISHED:
             # again and again: a coordinator that was restarted has not heard of it
             for name, what in left.items():
@@ -113,14 +126,17 @@ class Jobs:
             for name in list(left):
                 result = snapshot.jobs.get(name)
                 if result is not None:
-                    del left[name]
-                    self._write(name, result)
+                    self._tried.add(name)
+                    self._write(name, left.pop(name), result)
             time.sleep(ASK_S)
 
-    def _write(self, name: str, result: JobResult) -> None:
+    def _write(self, name: str, job: Job, result: JobResult) -> None:
         match result:
             case JobFailed(error=error):
-                self._say(f"not measured: {JOBS[name]}: {error}")
+                self._say(f"not measured: {_words(name)}: {error}")
+            case MeasuredAnswers():
+                assert isinstance(job, AnswersJob)
+                self._say(self._answers.take(job, result))
             case Baselines(found=found):
                 self._ledger.write_baselines(found)
                 for broken in [each for each in found.values() if each.error is not None]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from search_spaces import rules
 from sweeps.config.draws import first_of_each_method, of_each_base
 from sweeps.config.loading import with_own_space
+from sweeps.config.metrics import with_metric
 from sweeps.config.schema import AUTO, SweepConfig
 from sweeps.run.earlier import with_local_model
 from sweeps.run.estimates import memory_lines
@@ -91,7 +92,7 @@ def make_plan(
     rehearsal: list[str] = []
     rates = rates or Rates()
     check_storage(config)
-    config = with_local_model(config)
+    config = with_local_model(with_metric(config))
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         look = doctor(config, benchmarks) if examine else None
         manifest = prepare_data(config, Path(scratch), look)

@@ -1,7 +1,7 @@
 """The `submit` command: a sweep as a Ray job, with the code and the data files that it needs."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from glob import has_magic
 from pathlib import Path
@@ -17,6 +17,7 @@ from trainables.data.config import DataConfig
 from trainables.data.files import kind_of
 from trainables.data.sources import SPLITS, is_local, local_files
 from trainables.errors import InputError
+from trainables.metrics.choosing import located_options
 from trainables.tasks.instruction.templates import NONE, PRESETS
 
 STOP_WAIT = (  # seconds from the signal that stops a job to the one that kills it
@@ -53,10 +54,13 @@ def submit_sweep(
         chat_template=_shipped_template(config.data.chat_template, files),
     )
     general = _shipped("selection.general_text", config.selection.general_text, files)
+    metrics = located_options(config.metrics, lambda path: _shipped_option(path, files))
+    _ship_functions(config.metrics, files)
     config = with_own_space(config)
     config = replace(
         config,
         data=data,
+        metrics=metrics,
         selection=replace(config.selection, general_text=general),
         storage=_reached("storage", config.storage, address),
         search=replace(
@@ -129,6 +133,26 @@ def _shipped_template(setting: str | None, files: dict[str, Path]) -> str | None
     name = f"data/chat_template{path.suffix}"
     files[name] = path
     return name
+
+
+def _shipped_option(path: str, files: dict[str, Path]) -> str:
+    """A file that a metric reads; folders, such as a judge's cache, are made where the job runs."""
+    found = Path(path).expanduser()
+    if not found.is_file():
+        return path
+    name = f"data/metrics/{len(files):04d}-{found.name}"
+    files[name] = found
+    return name
+
+
+def _ship_functions(metrics: Sequence[object], files: dict[str, Path]) -> None:
+    """Modules of the current folder whose functions are metrics go along by their own names."""
+    names = [next(iter(entry)) if isinstance(entry, Mapping) else entry for entry in metrics]
+    for name in map(str, names):
+        module, colon, _ = name.partition(":")
+        file = Path(*module.split(".")).with_suffix(".py")
+        if colon and module not in ("evaluate", "torchmetrics") and file.is_file():
+            files[str(file)] = file
 
 
 def _shipped(key: str, source: Source, files: dict[str, Path]) -> Source | str:

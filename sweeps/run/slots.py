@@ -84,6 +84,8 @@ class Slots:
             forgetting=config.selection.limits.of_forgetting,
             baseline_minutes=config.selection.baseline_minutes,
             threads=plan.threads_per_worker,
+            metrics=config.metrics,
+            generation=config.generation,
         )
 
     def _run(self, slot: "SlotConfig", plan: "SlotPlan") -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from sweeps.config.loading import with_own_space
+from sweeps.config.metrics import with_metric
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.leaderboard import Leaderboard
@@ -59,8 +60,13 @@ class Outcome:
 
 def start(config: SweepConfig, console: Console) -> Outcome:
     """Run a new sweep."""
-    config, ledger = prepare(with_own_space(with_local_model(absolute_paths(config))), console)
+    config, ledger = prepare(_settled(absolute_paths(config)), console)
     return Sweep(config, ledger, console, elapsed_s=0.0).run()
+
+
+def _settled(config: SweepConfig) -> SweepConfig:
+    """With what follows from its own files and words before data are read."""
+    return with_own_space(with_local_model(with_metric(config)))
 
 
 def prepare(config: SweepConfig, console: Console) -> tuple[SweepConfig, Ledger]:
@@ -106,7 +112,7 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
         )
     ledger.store.clear_scratch()
     ledger.load()
-    config = with_own_space(config, ledger.manifest().train.rows)
+    config = with_own_space(with_metric(config), ledger.manifest().train.rows)
     for line in amend(ledger, config):
         _print(console, line)
     for curve in ledger.curves():
@@ -382,6 +388,7 @@ class Sweep:
         from sweeps.reporting.handover import hand_over
         from sweeps.reporting.leaderboard import leaderboard
         from sweeps.reporting.publish import write_report
+        from sweeps.reporting.samples import samples_of, samples_table
 
         stopped = self.lifetime.stopped
         endings = {INTERRUPTED: "interrupted", NO_SLOT: "failed", ALIKE: "failed"}
@@ -392,6 +399,8 @@ class Sweep:
         if board.winner is not None and status == "finished":
             folder = hand_over(self.ledger, self.config, board)
             self.tracker.winner(board.winner.trial, board.winner.reason, folder)
+            if samples := samples_of(self.ledger, board):
+                self.tracker.answers(board.winner.trial, *samples_table(samples))
             lines.append(f"Checkpoint: {folder}")
         lines.append(f"Report: {write_report(self.ledger, self.config)}")
         if stopped == ALIKE:

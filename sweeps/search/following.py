@@ -35,7 +35,7 @@ def follow_space(
     fresh = _next_study(study)
     for trial, point in points.items():
         fresh.add_trial(
-            _frozen(curves[trial], point, {key: now[key] for key in point}, config.selection)
+            _frozen(curves[trial], point, {key: now[key] for key in point}, config.searching)
         )
     more = ", ..." if len(outside) > 5 else ""
     say(

@@ -4,6 +4,7 @@ from optuna.trial import TrialState
 
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve
+from sweeps.selection.measure import Measure
 from sweeps.selection.verdicts import best_point
 
 BEHIND = "behind the others"  # how the reason of a trial begins that ASHA stopped
@@ -20,6 +21,8 @@ def outcome(
     or cut off by the time budget. PRUNED is a trial that was behind its like, which says that its
     configuration is worse and not what it would have reached; and, without a value, the worst there
     is: a trial of which nothing may win.
+
+    Optuna minimises: a metric of which more is better is told with the other sign.
     """
     reason = curve.reason or ""
     if curve.status == "failed" or not (curve.points or reason.startswith("diverged")):
@@ -27,12 +30,15 @@ def outcome(
     point = best_point(curve, selection)
     if point is None or point.val_loss is None:
         return TrialState.PRUNED, None, {}
-    best, reports = point.val_loss, _reports(curve)
+    value = selection.measure.of(point)
+    best = point.val_loss if value is None else selection.measure.signed(value)
+    reports = _reports(curve, selection.measure)
     if curve.status == "complete" or not reason.startswith(BEHIND):
         return TrialState.COMPLETE, best, reports
     # Optuna takes the last reported value of a pruned trial for its value: the best goes last
     return TrialState.PRUNED, best, {**reports, curve.points[-1].samples_seen + 1: best}
 
 
-def _reports(curve: Curve) -> dict[int, float]:
-    return {p.samples_seen: p.val_loss for p in curve.trained if p.val_loss is not None}
+def _reports(curve: Curve, measure: Measure) -> dict[int, float]:
+    found = {p.samples_seen: measure.of(p) for p in curve.trained}
+    return {seen: measure.signed(value) for seen, value in found.items() if value is not None}

@@ -201,7 +201,7 @@ def _rows_of(manifest: Manifest) -> dict[str, object]:
 
 def _trials(ledger: Ledger, config: SweepConfig) -> Iterator[EarlierTrial]:
     for curve in ledger.curves():
-        state, loss, _ = outcome(curve, config.selection)
+        state, loss, _ = outcome(curve, config.searching)
         if curve.status == "running" or state == TrialState.FAIL or curve.finalist_of is not None:
             continue
         try:

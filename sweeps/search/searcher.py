@@ -21,7 +21,6 @@ from sweeps.search.study import (
     trials_of,
 )
 from sweeps.selection.ranking import finalists
-from sweeps.selection.verdicts import best_point
 from trainables.errors import InputError
 from trainables.runtime.protocol import Parameters
 from trainables.runtime.tune_dicts import TrialConfig, TrialResult
@@ -327,9 +326,10 @@ class StudySearcher(Searcher):
         if there is one yet.
         """
         asked.set_user_attr(DUPLICATE_OF, twin)
-        point = best_point(self._ledger.curve(twin), self._config.selection)
-        if point is not None and self._ledger.curve(twin).status != "running":
-            self._study.tell(asked, point.val_loss)
+        curve = self._ledger.curve(twin)
+        value = None if curve.status == "running" else outcome(curve, self._config.searching)[1]
+        if value is not None:
+            self._study.tell(asked, value)
         else:
             self._study.tell(asked, state=TrialState.FAIL)
 
@@ -345,7 +345,7 @@ class StudySearcher(Searcher):
         handle = trial_numbered(self._study, number)
         if curve.reason:
             handle.set_user_attr("reason", curve.reason)
-        state, value, reports = outcome(curve, self._config.selection)
+        state, value, reports = outcome(curve, self._config.searching)
         for samples_seen, loss in reports.items():
             if (
                 samples_seen not in frozen.intermediate_values

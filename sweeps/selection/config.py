@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sweeps.selection.measure import VAL_LOSS, Measure
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinalistsConfig:
@@ -73,6 +75,11 @@ class LimitsConfig:
 class SelectionConfig:
     """Thresholds of the verdicts; relative numbers are shares (0.02 = 2%)."""
 
+    # metric by which the winner is chosen among what may win; None: the validation loss
+    metric: str | None = None
+    # whether less or more of it is better; auto: as the metric says
+    metric_mode: Literal["auto", "min", "max"] = "auto"
+
     # validation loss above the trial's minimum, while probe loss fell: Prechelt's generalisation
     # loss
     overfit_rise: float = 0.02
@@ -102,7 +109,19 @@ class SelectionConfig:
     baselines: bool = True
     baseline_minutes: float = 10.0  # for that, on each split; what is not done by then is left out
 
+    @property
+    def measure(self) -> Measure:
+        """What candidates are ranked by."""
+        if self.metric is None or self.metric == VAL_LOSS:
+            return Measure()
+        return Measure(name=self.metric, mode="min" if self.metric_mode == "min" else "max")
+
     def __post_init__(self) -> None:
+        if self.metric is not None and self.finalists.top:
+            raise ValueError(
+                "selection.metric: new seeds (selection.finalists) are compared by their validation"
+                f" loss; set one of the two, got {self.metric} and top {self.finalists.top}"
+            )
         for name in ("overfit_rise", "noise", "improving", "underfit", "tie_standard_errors"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"selection.{name}: must be 0 or more, got {getattr(self, name)}")

@@ -7,9 +7,11 @@ Losses are means over targets, in the unit that the task declares.
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from sweeps.selection.choosing import Compare, choice_words, choose
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve, Reference
 from sweeps.selection.results import Final, Standing, Winner, cost_in_use
@@ -34,6 +36,13 @@ def finalists(curves: Sequence[Curve], config: SelectionConfig) -> list[str]:
     """
     first = [curve for curve in curves if curve.finalist_of is None]
     return [curve.id for curve, _ in _standing(first, config)[: config.finalists.top]]
+
+
+def nearest(
+    curves: Sequence[Curve], config: SelectionConfig, count: int
+) -> list[tuple[Curve, Evaluation]]:
+    """The trials of the lowest validation losses that may win."""
+    return _standing(curves, replace(config, metric=None))[:count]
 
 
 def pareto(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve, Evaluation]]:
@@ -91,6 +100,7 @@ def select(
     config: SelectionConfig,
     losses: Callable[[str], np.ndarray | None],
     reference: Reference | None = None,
+    metric: Compare | None = None,
 ) -> tuple[Winner | None, str]:
     """The winner, and the reason in words (also when there is none).
 
@@ -98,7 +108,8 @@ def select(
     those within `tie_standard_errors` of it, paired by unit, are tied with it, and `prefer:
     cheapest` lets the one of these win that costs least to use. Where configurations ran again with
     new seeds, these decide. `losses(folder)` gives the losses [N, 2] of the units of an evaluation
-    (see sweeps.selection.statistics); `reference` is what the reason compares with.
+    (see sweeps.selection.statistics); `reference` is what the reason compares with; `metric`
+    compares evaluations by the metric that chooses, where `config` names one.
     """
     standing = _standing(curves, config)
     if not standing:
@@ -107,11 +118,11 @@ def select(
     if not finals:
         standing = _without_failed_again(standing, failed)
     differences = _differences(standing, config, losses)
+    expected = None
     if finals:
         tied, expected, why = _choose_final(standing, finals, config)
     else:
-        tied, expected = _tied_with_first(standing, differences, config), None
-        why = why_chosen(standing, tied, differences, config)
+        tied, why = _choose(curves, standing, differences, config, metric)
     chosen, point = tied[0]
     sentences = [
         *why,
@@ -123,12 +134,29 @@ def select(
         trial=chosen.id,
         point=point,
         reason="; ".join(sentences) + ".",
-        tied=tuple(curve.id for curve, _ in tied[1:]),
+        tied=tuple(dict.fromkeys(curve.id for curve, _ in tied if curve.id != chosen.id)),
         expected=expected,
         lowest=standing[0][1].folder,
         differences=differences,
     )
     return winner, winner.reason
+
+
+def _choose(
+    curves: Sequence[Curve],
+    standing: Standing,
+    differences: Mapping[str, Difference],
+    config: SelectionConfig,
+    metric: Compare | None,
+) -> tuple[Standing, list[str]]:
+    """The tied, the chosen first, and why: by the metric where there is one, else by the loss."""
+    unknown: list[str] = []
+    if not config.measure.is_loss and metric is not None:
+        if (choice := choose(curves, config, metric)) is not None:
+            return choice.equals, choice_words(choice, config)
+        unknown = [f"no checkpoint that may win has {config.metric}, so the loss chooses"]
+    tied = _tied_with_first(standing, differences, config)
+    return tied, [*why_chosen(standing, tied, differences, config), *unknown]
 
 
 def _without_failed_again(standing: Standing, failed: Collection[str]) -> Standing:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve, Losses, Reference, losses_of, lowest_of
 from sweeps.selection.limits import limit_reason
+from sweeps.selection.measure import Measure
 from sweeps.selection.noise import curve_noise
 from trainables.evaluation.record import Evaluation
 
@@ -341,6 +342,14 @@ def _lowest(best: Evaluation) -> str:
     return f"lowest validation loss {best.val_loss:.4f}{gap} at {best.samples_seen} samples"
 
 
+def _standing_words(point: Evaluation, measure: Measure) -> str:
+    value = measure.of(point)
+    if measure.is_loss or value is None:
+        return _lowest(point)
+    of_loss = f"validation loss {point.val_loss:.4f}"
+    return f"{measure.best_words} {value:.4f}, {of_loss} at {point.samples_seen} samples"
+
+
 def standing_verdict(curve: Curve, reference: Reference, config: SelectionConfig) -> Verdict:
     """The verdict of the checkpoint that stands for a trial: what befell the trial after it is
     told, and is not its name.
@@ -355,7 +364,7 @@ def standing_verdict(curve: Curve, reference: Reference, config: SelectionConfig
     if len(curve.points) < 2:
         word, reason = TOO_EARLY, _one(point)
     elif word != "underfit":  # the last of a shortened curve would always be still improving
-        word, reason = "healthy", _lowest(point)
+        word, reason = "healthy", _standing_words(point, config.measure)
     if point.averaged:  # nothing came after it
         return Verdict(word=word, reason=f"{reason}; in training it {judged.word}: {judged.reason}")
     return Verdict(
@@ -378,9 +387,19 @@ def candidates(curve: Curve, config: SelectionConfig) -> list[Evaluation]:
 
 
 def best_point(curve: Curve, config: SelectionConfig) -> Evaluation | None:
-    """The trial's best evaluation that may win; this is also what the search is told."""
+    """The trial's best evaluation that may win, by what the winner is chosen by; this is also what
+    the search is told.
+    """
+    return _first(candidates(curve, config), config.measure)
 
-    def key(point: Evaluation) -> tuple[float, int]:
-        return math.inf if point.val_loss is None else point.val_loss, point.samples_seen
 
-    return min(candidates(curve, config), key=key, default=None)
+def kept_points(curve: Curve, config: SelectionConfig) -> list[Evaluation]:
+    """Those whose checkpoints are kept: the best, and where a metric chooses that of the lowest
+    loss too, which wins where the metric does not tell them apart.
+    """
+    found = candidates(curve, config)
+    return [p for m in (config.measure, Measure()) if (p := _first(found, m)) is not None]
+
+
+def _first(points: Sequence[Evaluation], measure: Measure) -> Evaluation | None:
+    return min(points, key=lambda p: (*measure.key(p), p.samples_seen), default=None)

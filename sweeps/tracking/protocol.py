@@ -37,6 +37,10 @@ class Tracker(Protocol):
         """A trial has won; an earlier winner no longer has."""
         ...
 
+    def answers(self, trial: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """What models wrote to the same rows, as a table that stands with the winner's trial."""
+        ...
+
     def close(self, timeout_s: float = 30) -> None:
         """Write all that was told; returns within `timeout_s`."""
         ...
@@ -99,6 +103,10 @@ class Trackers:
     def winner(self, trial: str, reason: str, checkpoint: str) -> None:
         for each in self._trackers:
             each.winner(trial, reason, checkpoint)
+
+    def answers(self, trial: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        for each in self._trackers:
+            each.answers(trial, columns, rows)
 
     def close(self, timeout_s: float = 30) -> None:
         share = timeout_s / max(len(self._trackers), 1)

@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from trainables.data.batches import batch_indices, cut_micro_batches
 from trainables.data.manifest import labels_of
 from trainables.data.prepare import Slices, Split, open_slices, open_split
 from trainables.engine import varlen
+from trainables.engine.answering import answers
 from trainables.engine.budget import TokenBudget
+from trainables.engine.decoding import Decoding
 from trainables.engine.distributed import World
 from trainables.engine.dropout import RowKeys
 from trainables.engine.forward import Engine, ForwardPass
@@ -55,6 +57,7 @@ from trainables.engine.shared import SharedBaseEngine
 from trainables.engine.step import StepRows
 from trainables.errors import InputError
 from trainables.evaluation.forgetting import GENERAL, Remembered, draw_continuations
+from trainables.evaluation.generation import Prompt
 from trainables.evaluation.record import MeasuredEvaluation
 from trainables.hyperparameters import (
     Hyperparameters,
@@ -64,6 +67,7 @@ from trainables.hyperparameters import (
     virtual_tokens,
 )
 from trainables.methods import ADDITIVE, REPLACING, quantisation_of
+from trainables.metrics.config import GenerationConfig
 from trainables.models.base import BaseModel, BaseSpec
 from trainables.models.config import ModelConfig, Quantisation
 from trainables.models.loading import load_model
@@ -605,6 +609,38 @@ class TrialGroup:
         found = evaluate_in_micro_batches(losses, len(trials), self._task, split, chosen, cut)
         by_trial = {order[lane]: each for lane, each in zip(lanes, found, strict=True)}
         return [by_trial[trial] for trial in trials]
+
+    def answers(
+        self,
+        trials: Sequence[str],
+        prompts: Sequence[Prompt],
+        settings: GenerationConfig,
+        stop: Collection[int],
+    ) -> dict[str, list[list[int]]]:
+        """Tokens that each of `trials` writes to each of `prompts`, as the checkpoint of this
+        moment would, with the one of `stop` that ended them; training then goes on as if nothing
+        had been asked.
+        """
+        engine, base = self._engine, self._base
+        assert engine is not None and base is not None
+        decoding = Decoding(
+            settings=settings,
+            stop=frozenset(stop),
+            pad_token_id=self._forward.pad_token_id,
+            seed=self._settings.seed,
+        )
+        with engine.as_saved():
+            return answers(
+                base,
+                engine,
+                trials,
+                prompts,
+                decoding,
+                forward=self._forward,
+                max_tokens=self._settings.max_tokens,
+                virtual_tokens=self._virtual_tokens(),
+                world=self._world,
+            )
 
     # --- saving ---
 

@@ -119,7 +119,7 @@ class LoadedBase:
                 alone = torch.cat([losses(np.flatnonzero(owner == lane)) for lane in (0, 1)])
         except torch.OutOfMemoryError:
             return False
-        limit = SAME_HALF if self._rounds else SAME
+        limit = SAME_HALF if self.rounds else SAME
         return torch.allclose(together, alone, rtol=limit, atol=limit, equal_nan=True)
 
     @contextlib.contextmanager
@@ -250,11 +250,11 @@ class LoadedBase:
             )
             return row_means(nll_B, targets_B)
 
-        limit = SAME_HALF if self._rounds else SAME_ROW
+        limit = SAME_HALF if self.rounds else SAME_ROW
         return padding_changes_losses(losses, self._train.lengths, limit, self._settings.max_tokens)
 
     @property
-    def _rounds(self) -> bool:
+    def rounds(self) -> bool:
         """Whether the arithmetic over the base is in half precision."""
         return self._settings.autocast is not None or self.base.dtype.itemsize < 4
 

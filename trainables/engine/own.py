@@ -81,6 +81,12 @@ class OwnBaseEngine:
                 if name in self._pristine:
                     parameter.copy_(self._pristine[name])
 
+    def place(self, micro_batch: MicroBatch) -> None:
+        """All rows are the one trial's."""
+
+    def starting(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return batch
+
     def forward(self, batch: dict[str, Tensor], micro_batch: MicroBatch) -> ModelOutput:
         return self.base.model(**batch)
 

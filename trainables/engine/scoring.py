@@ -239,7 +239,7 @@ def evaluate_in_micro_batches(
         found = _attempted(losses, batch, which, cut.device, last=len(at) * len(which) == 1)
         if found is None:
             release(cut.device)
-            waiting[:0] = _halves(positions, which)
+            waiting[:0] = halves(positions, which)
         else:
             results.take(which, at, found)
     results.sum(cut.world, cut.device)
@@ -270,7 +270,7 @@ def _attempted(
         return None
 
 
-def _halves(positions: np.ndarray, which: list[int]) -> list[tuple[np.ndarray, list[int]]]:
+def halves(positions: np.ndarray, which: list[int]) -> list[tuple[np.ndarray, list[int]]]:
     """By rows; of a single row, by copies of the model."""
     if len(positions) == 1:
         middle = len(which) // 2

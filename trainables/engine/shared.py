@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -345,8 +345,18 @@ class SharedBaseEngine:
 
     # --- steps ---
 
-    def forward(self, batch: dict[str, Tensor], micro_batch: MicroBatch) -> ModelOutput:
+    def place(self, micro_batch: MicroBatch) -> None:
+        """From now on, forward passes of the base are of these rows."""
         self.micro_batch = micro_batch
+
+    def starting(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """Inputs of the base for the rows that are placed, which it then goes on with."""
+        for site, _ in self._sites.values():
+            batch = site.starting(batch)
+        return batch
+
+    def forward(self, batch: dict[str, Tensor], micro_batch: MicroBatch) -> ModelOutput:
+        self.place(micro_batch)
         for site, _ in self._sites.values():
             batch = site.inputs(batch)
         return self.base.model(**batch)

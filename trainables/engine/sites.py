@@ -112,6 +112,12 @@ class AdapterSite:
         """The model's inputs, where this kind of addition changes those."""
         return batch
 
+    def starting(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """The same of rows that the model goes on with token by token, over a cache: those of a
+        decoder end together.
+        """
+        return self.inputs(batch)
+
 
 class TrainedModule(AdapterSite):
     """A module that every trial trains whole: the head of a classifier."""

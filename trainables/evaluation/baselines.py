@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from trainables.evaluation.prompts import (
     answered,
     balanced,
     continued,
+    joined_rows,
     prompt_length,
 )
 from trainables.evaluation.record import MeasuredBaseline
@@ -47,6 +49,15 @@ from trainables.models.files import load_model_config, load_tokenizer
 from trainables.streams import stream
 from trainables.tasks import TASKS, Task
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Joined = Callable[[int], np.ndarray]
+"""Tokens of a row of the split after its examples."""
+Answer = Callable[[str, "PreTrainedModel", Joined], None]
+"""Has rows answered after their examples, by a baseline of this name, and writes down what comes of
+it.
+"""
 POOL_ROWS = 5_000  # of train, at most, that are embedded and that examples come from
 
 
@@ -75,6 +86,7 @@ def measure_baselines(
     device: torch.device,
     split: str = "validation",
     minutes: float = math.inf,
+    answer: Answer | None = None,
 ) -> dict[str, MeasuredBaseline]:
     """What the frozen base makes of `split` of the folder `data` that
     `trainables.data.prepare.prepare` wrote.
@@ -87,6 +99,7 @@ def measure_baselines(
 
     max_tokens: padded tokens of a forward pass; memory only, never the result.
     minutes: for all of it; a baseline that is not done by then has broken.
+    answer: what has the prompts of a language model answered, besides.
 
     Returns of each baseline `val_loss` (mean over targets, in the task's unit), `metrics` of the
     task, `losses` float32 [N, 2] (summed loss and targets of each row of `split`), `outcomes`
@@ -121,7 +134,7 @@ def measure_baselines(
         deadline=time.perf_counter() + 60 * minutes,
     )
     if owner.is_language_model:
-        return _contained(wanted, lambda: _of_answers(bench, wanted))
+        return _contained(wanted, lambda: _of_answers(bench, wanted, answer))
     return _of_classes(bench, wanted)
 
 
@@ -149,7 +162,7 @@ def _of_classes(bench: Bench, wanted: Sequence[str]) -> Found:
     return found
 
 
-def _of_answers(bench: Bench, wanted: Sequence[str]) -> Found:
+def _of_answers(bench: Bench, wanted: Sequence[str], answer: Answer | None) -> Found:
     base = load_language_model(bench)
     pool, rows = bench.examples, bench.rows
     drawn = stream("baselines: examples", bench.seed).permutation(len(pool))[:EXAMPLES]
@@ -168,7 +181,12 @@ def _of_answers(bench: Bench, wanted: Sequence[str]) -> Found:
     }
 
     def measure(name: str) -> MeasuredBaseline:
-        return continued(bench, base, name, chosen[name]())
+        examples = chosen[name]()
+        joined = joined_rows(bench, base, examples)
+        found = continued(bench, base, name, joined, len(examples[0]))
+        if answer is not None:
+            answer(name, base.model, lambda row: joined(row)["input_ids"])
+        return found
 
     found = {}
     for name in wanted:

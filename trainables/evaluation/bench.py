@@ -19,6 +19,7 @@ from trainables.data.batches import cut_micro_batches
 from trainables.data.prepare import Split
 from trainables.engine.scoring import RowResults
 from trainables.errors import InputError
+from trainables.evaluation.class_metrics import class_outcomes
 from trainables.evaluation.record import MeasuredBaseline
 from trainables.models.base import LANGUAGE_MODEL, BaseModel, BaseSpec
 from trainables.models.config import ModelConfig
@@ -137,7 +138,7 @@ def classified(
     """From the classes' log-probabilities [N, C]."""
     labels = classes_of(bench.split)
     nll = -log_probabilities[np.arange(len(labels)), labels]
-    outcomes = np.stack([log_probabilities.argmax(1), labels], 1)
+    outcomes = class_outcomes(log_probabilities.argmax(1), labels, log_probabilities)
     return scored(bench, nll, np.ones_like(labels), tokens, outcomes)
 
 

@@ -15,7 +15,9 @@ import numpy as np
 
 from trainables.data.manifest import EARLIER, TokenSummary, data_of
 from trainables.engine.memory import release
+from trainables.evaluation.answered import Answered, write_answers, write_asked
 from trainables.evaluation.record import (
+    AnswersJob,
     Baseline,
     Baselines,
     BaselinesJob,
@@ -23,8 +25,10 @@ from trainables.evaluation.record import (
     ForgettingJob,
     Job,
     JobResult,
+    MeasuredAnswers,
     MeasuredEarlier,
     MeasuredForgetting,
+    Metrics,
     Score,
     ScoredTest,
     TestJob,
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trainables.data.arrow import Split
+    from trainables.evaluation.answering import Answering
+    from trainables.evaluation.baselines import Answer, Joined
     from trainables.runtime.protocol import SlotBase, SlotConfig
 
 
@@ -60,6 +66,8 @@ def run(store: Store, config: "SlotConfig", job: Job) -> JobResult:
                 return bench.of(job.winner.parameters).forgetting(job)
             case EarlierJob():
                 return bench.of(job.winner.parameters).earlier(job)
+            case AnswersJob():
+                return replace(bench, word=job.base).answers(job)
 
 
 @contextmanager
@@ -118,6 +126,7 @@ class _Bench:
         from trainables.evaluation.baselines import measure_baselines
 
         config, found = self.config, {}
+        answered: dict[str, Metrics] = {}
         measured = measure_baselines(
             self.data,
             model=self.base.model,
@@ -128,12 +137,14 @@ class _Bench:
             device=self.device,
             split=split,
             minutes=config.baseline_minutes,
+            answer=self._answer_after(split, answered),
         )
         for name, each in measured.items():
             if each.losses is not None:
                 rows = f"baselines/{split}/{name}"
                 write_rows(self.store, rows, each.losses, each.outcomes)
-            found[name] = finite(each.written())
+            metrics = {**each.metrics, **answered.get(name, {})}
+            found[name] = finite(replace(each.written(), metrics=metrics))
         return found
 
     def test(self, job: TestJob) -> ScoredTest:
@@ -205,11 +216,12 @@ class _Bench:
             open_split(self.data, part),
             lambda pairs: measured(load_untuned(base, self.device), pairs),
         )
-        results = measured(load(), split)
+        model = load()
+        results = measured(model, split)
         write_rows(self.store, f"baselines/{name}", results.losses, results.rows_outcomes)
-        release(self.device)  # before the next one is loaded
         slices = results.by_slice(task, open_slices(self.data, part))
-        metrics = results.metrics(task)
+        metrics = {**results.metrics(task), **self._answer(f"baselines/{name}", part, model)}
+        release(self.device)  # before the next one is loaded
         return finite(Score(loss=results.loss, metrics=metrics, slices=slices))
 
     def forgetting(self, job: ForgettingJob) -> MeasuredForgetting:
@@ -240,6 +252,58 @@ class _Bench:
         return MeasuredEarlier(
             before=self._score(f"{EARLIER}/before", spec, lambda: load_untuned(spec, self.device)),
             after=self._score(f"{EARLIER}/after", spec, lambda: self._load(job.winner, labels)),
+        )
+
+    def answers(self, job: AnswersJob) -> MeasuredAnswers:
+        from trainables.data.manifest import labels_of
+        from trainables.models.checkpoint import load_untuned
+
+        if job.trained is None:
+            model = load_untuned(self._spec(self.base.baseline, ()), self.device)
+        else:
+            model = self._load(job.trained, labels_of(self.data))
+        answering = self._answering("validation")
+        assert answering is not None, "nobody asks for answers without metrics of them"
+        return self._written(job.folder, answering, answering.write(model))
+
+    def _answer(self, folder: str, split: str, model: "PreTrainedModel") -> Metrics:
+        """Of its answers to rows of the test split, where there are metrics of answers."""
+        answering = self._answering(split) if split == "test" else None
+        if answering is None:
+            return {}
+        return self._written(folder, answering, answering.write(model)).metrics
+
+    def _answer_after(self, split: str, found: dict[str, Metrics]) -> "Answer | None":
+        """What has prompts with examples answered, too; their metrics go into `found`."""
+        answering = self._answering(split)
+        if answering is None:
+            return None
+
+        def answer(name: str, model: "PreTrainedModel", joined: "Joined") -> None:
+            written = answering.write(model, answering.after_examples(joined))
+            folder = f"baselines/{split}/{name}"
+            found[name] = self._written(folder, answering, written).metrics
+
+        return answer
+
+    def _answering(self, split: str) -> "Answering | None":
+        """How rows of a split are answered; None where no metric is of answers."""
+        from trainables.data.prepare import open_split
+        from trainables.evaluation.answering import Answering
+
+        if not self.config.metrics:
+            return None
+        return Answering.of(self.config, self.base, open_split(self.data, split), self.max_tokens)
+
+    def _written(self, folder: str, answering: "Answering", answered: Answered) -> MeasuredAnswers:
+        split = folder.split("/")[1] if folder.startswith("baselines/") else "validation"
+        write_asked(self.store, split, data_of(self.word, self.config.first), answering.asked)
+        write_answers(self.store, folder, answered)
+        return MeasuredAnswers(
+            metrics=answered.means,
+            rows=len(answered.rows),
+            seconds=answered.seconds,
+            notes=answered.notes,
         )
 
     def _load(self, trained: TrainedCheckpoint, labels: Sequence[str]) -> "PreTrainedModel":

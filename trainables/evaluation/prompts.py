@@ -4,7 +4,7 @@ Letters of shapes as in `trainables.evaluation.bench`.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -106,21 +106,27 @@ def _fitted(
     )
 
 
-def continued(bench: Bench, base: BaseModel, name: str, chosen: Chosen) -> MeasuredBaseline:
-    """Each row of the split after the examples `chosen` for it [N, k]."""
+def joined_rows(bench: Bench, base: BaseModel, chosen: Chosen) -> Callable[[int], Row]:
+    """Each row of the split after the examples `chosen` for it [N, k], by its position."""
     pool, rows = bench.examples, bench.rows
     bos, context = base.model.config.get_text_config().bos_token_id, context_tokens(base)
+    return lambda i: _join([pool[j] for j in chosen[i]], rows[i], bos, context)
 
-    def joined(i: int) -> Row:
-        return _join([pool[j] for j in chosen[i]], rows[i], bos, context)
 
+def continued(
+    bench: Bench, base: BaseModel, name: str, joined: Callable[[int], Row], shown: int
+) -> MeasuredBaseline:
+    """Of the rows of the split as `joined_rows` gives them. shown: examples that each was to
+    have.
+    """
+    count = len(bench.split)
     sizes = [
         (len(row["input_ids"]), prompt_length(row), row["examples"])
-        for row in map(joined, range(len(rows)))
+        for row in map(joined, range(count))
     ]
     lengths, prompts, examples = zip(*sizes, strict=True)
-    fitted = _fitted(name, len(pool), len(chosen[0]), examples, context)
-    nll, targets = np.zeros(len(rows)), np.zeros(len(rows))
+    fitted = _fitted(name, len(bench.pool), shown, examples, context_tokens(base))
+    nll, targets = np.zeros(count), np.zeros(count)
 
     def run(at: np.ndarray) -> None:
         batch = on_device(bench, bench.task.collate([joined(i) for i in at], bench.pad_token_id))

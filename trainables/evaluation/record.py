@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from trainables.data.manifest import TokenSummary, data_of
+from trainables.evaluation.answered import Answered
 
 Metrics = Mapping[str, float | None]
 Slices = Mapping[str, Mapping[str, int | float | None]]
@@ -77,6 +78,8 @@ class MeasuredEvaluation(Evaluation):
     """Summed loss and targets (the sum of their weights, where they have some), float32 [N, 2]."""
     outcomes: np.ndarray | None = None
     """As the task has them, float32 [N, M]; None for language models."""
+    answered: Answered | None = None
+    """What it wrote to rows, where every evaluation does; its metrics are among `metrics`."""
 
 
 # --- what is measured beside the trials ---
@@ -214,7 +217,19 @@ class EarlierJob:
     winner: TrainedCheckpoint
 
 
-Job = BaselinesJob | TestJob | ForgettingJob | EarlierJob
+@dataclass(frozen=True, kw_only=True)
+class AnswersJob:
+    """Have rows of the validation split answered by one model, and score its answers."""
+
+    folder: str
+    """Of the evaluation, or `baselines/validation/NAME` of an untuned base."""
+    base: str
+    """The word for the model's base."""
+    trained: TrainedCheckpoint | None = None
+    """None: the base as it is untuned."""
+
+
+Job = BaselinesJob | TestJob | ForgettingJob | EarlierJob | AnswersJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,10 +267,22 @@ class MeasuredEarlier:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredAnswers:
+    """What a model's answers are worth on average; they lie in the sweep's folder."""
+
+    metrics: Metrics
+    rows: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobFailed:
     """Why nothing came of a job; a sweep is possible without."""
 
     error: str
 
 
-JobResult = Baselines | ScoredTest | MeasuredForgetting | MeasuredEarlier | JobFailed
+JobResult = (
+    Baselines | ScoredTest | MeasuredForgetting | MeasuredEarlier | MeasuredAnswers | JobFailed
+)

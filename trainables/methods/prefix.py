@@ -65,6 +65,12 @@ class KeysValues(AdapterSite):
         return undo
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        found = self.starting(batch)
+        for layer in found["past_key_values"].layers:
+            layer.update = partial(_behind, layer.keys, layer.values)
+        return found
+
+    def starting(self, batch: dict[str, Tensor]) -> dict[str, Any]:
         segments, rows = self.engine.micro_batch.segments, len(batch["input_ids"])
         with torch.autocast(self.engine.anchor.device.type, enabled=False):
             prefix_BVP = torch.cat(
@@ -89,9 +95,18 @@ class KeysValues(AdapterSite):
         split = prefix_BVP.unflatten(2, (of.layers, 2, of.heads, of.width // of.heads))
         pairs = split.permute(2, 3, 0, 4, 1, 5).unbind()  # of each layer [2, B, H, V, D / H]
         cache = DynamicCache([tuple(pair) for pair in pairs])
-        for layer, pair in zip(cache.layers, pairs, strict=True):
-            layer.update = partial(_behind, *pair)  # pyright: ignore[reportAttributeAccessIssue]
+        for layer in cache.layers:
+            layer.update = partial(_first, layer)  # pyright: ignore[reportAttributeAccessIssue]
         return cache
+
+
+def _first(layer: Any, keys: Tensor, *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:
+    """A layer's first keys and values go behind the prefix, in the type that they have; all that
+    follow go behind them.
+    """
+    del layer.update
+    layer.keys, layer.values = layer.keys.to(keys.dtype), layer.values.to(keys.dtype)
+    return layer.update(keys, *rest, **more)
 
 
 def _behind(

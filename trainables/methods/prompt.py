@@ -66,6 +66,20 @@ class VirtualTokens(AdapterSite):
             **rest,
         }
 
+    def starting(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """They stand before a row, and padding before them."""
+        found = self.inputs(batch)
+        if self.engine.base.model.config.is_encoder_decoder:
+            return found
+        mask_BT, embedded_BTD = found["attention_mask"], found["inputs_embeds"]
+        order_BT = mask_BT.argsort(dim=1, stable=True)
+        moved_BTD = embedded_BTD.gather(1, order_BT[..., None].expand_as(embedded_BTD))
+        return {
+            **found,
+            "attention_mask": mask_BT.gather(1, order_BT),
+            "inputs_embeds": moved_BTD,
+        }
+
 
 class Prompt:
     """Prompt tuning over a frozen base: vectors that stand before the input. What leaves is PEFT's

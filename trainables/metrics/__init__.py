@@ -1,4 +1,4 @@
-"""What answers that a model writes are worth: one number for each row. Neither torch nor Ray here."""
+"""What answers that a model writes are worth: one number for each row. No torch, no Ray."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol

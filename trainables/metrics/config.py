@@ -1,6 +1,9 @@
 """The `generation` section of the sweep file."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from trainables.errors import InputError
@@ -30,3 +33,11 @@ class GenerationConfig:
             raise InputError(f"generation.temperature: must be 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"generation.top_p: must be above 0 and at most 1, got {self.top_p}")
+
+
+def settings_digest(metrics: Sequence[object], generation: GenerationConfig) -> str:
+    """Equal where answers are written and scored alike, whoever's they are."""
+    written = asdict(generation)
+    del written["when"], written["candidates"]
+    content = json.dumps([list(metrics), written], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from trainables.engine.memory import MemoryEstimate
 from trainables.evaluation.record import Evaluation, Job, JobResult, Untuned
+from trainables.metrics.config import GenerationConfig
 from trainables.models.config import ModelConfig
 
 Parameters = Mapping[str, object]
@@ -53,6 +54,10 @@ class SlotConfig:
     """Whether every evaluation also says what a trial has lost of its base."""
     baseline_minutes: float
     threads: int
+    metrics: Sequence[object] = ()
+    """Of answers, as the sweep file has them (see trainables.metrics.choosing)."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """How answers are written."""
 
     @property
     def first(self) -> str:

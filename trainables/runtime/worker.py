@@ -22,6 +22,7 @@ from trainables.evaluation.record import (
     untuned_name,
 )
 from trainables.hyperparameters import base_of, parse
+from trainables.runtime.answers import SlotAnswers
 from trainables.runtime.capacity import trials_that_pay
 from trainables.runtime.client import CoordinatorClient
 from trainables.runtime.failures import ends_worker, first_line
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from trainables.engine.group import TrialGroup
     from trainables.engine.settings import GroupSettings
+    from trainables.evaluation.answered import Answered
     from trainables.storage.store import Store
 
 PROGRESS_S = 1.0  # between news of how far trials are
@@ -176,6 +178,7 @@ class SlotWorker:
         # when a trial last began to train towards an evaluation, and from how many samples
         self._began: dict[str, tuple[float, int]] = {}
         self._told_progress = 0.0
+        self._answers = SlotAnswers(config, groups, store, rank)
         # what came of trials when the coordinator had just been restarted and did not know the slot
         self.unacknowledged: dict[str, Outcome] = {}
 
@@ -293,19 +296,31 @@ class SlotWorker:
                 self.tell(trial, Diverged(reason=reason))
             due = group.due(trial for trial in trials if trial not in error.reasons)
         if due:
-            for trial, evaluation in group.evaluate(due).items():
-                self.guard([trial], lambda t=trial, e=evaluation: self._publish(t, e))
+            evaluated, written = group.evaluate(due), self._answers.written(group, due)
+            for trial, evaluation in evaluated.items():
+                answered = written.get(trial, lambda: None)
+                self.guard(
+                    [trial], lambda t=trial, e=evaluation, a=answered: self._publish(t, e, a)
+                )
         elif time.monotonic() - self._told_progress > PROGRESS_S:
             self._told_progress = time.monotonic()
             for trial in trials:
                 if trial in group.trials:
                     self._tell_progress(trial)
 
-    def _publish(self, trial: str, evaluation: MeasuredEvaluation) -> None:
+    def _publish(
+        self,
+        trial: str,
+        evaluation: MeasuredEvaluation,
+        answered: "Callable[[], Answered | None]",
+    ) -> None:
         from trainables.storage.checkpoints import write_evaluation
 
         record = evaluation
         if self._rank == 0:
+            if (found := answered()) is not None:
+                metrics = {**evaluation.metrics, **found.means}
+                evaluation = replace(evaluation, answered=found, metrics=metrics)
             record = write_evaluation(
                 self._store,
                 trial,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainables.evaluation.answered import ANSWERS
 from trainables.evaluation.record import Evaluation, MeasuredEvaluation
 from trainables.storage.records import from_json, to_json
 from trainables.storage.store import Store
@@ -66,6 +67,8 @@ def write_evaluation(
         np.save(folder / LOSSES, evaluation.losses)
         if evaluation.outcomes is not None:
             np.save(folder / OUTCOMES, evaluation.outcomes)
+        if evaluation.answered is not None:
+            Store(str(folder)).write_json(ANSWERS, to_json(evaluation.answered))
         Store(str(folder)).write_json(EVALUATION, written)
         store.publish(folder, name, last=EVALUATION)
     except BaseException:  # a full disk, most likely: half a checkpoint must not fill it further

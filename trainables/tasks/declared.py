@@ -61,9 +61,18 @@ class Counts(NamedTuple):
     @property
     def macro_f1(self) -> float:
         """F1, averaged over the classes that occur among labels or answers; 0 where none does."""
-        occur = self.answered + self.true > 0
-        f1 = 2 * self.hits[occur] / (self.answered[occur] + self.true[occur])
+        f1 = self.f1[self.answered + self.true > 0]
         return float(f1.mean()) if len(f1) else 0.0
+
+    @property
+    def weighted_f1(self) -> float:
+        """F1, averaged over the classes by how often they are true; 0 where none is."""
+        return float(self.f1 @ self.true / max(self.true.sum(), 1))
+
+    @property
+    def f1(self) -> np.ndarray:
+        """Of each class [C]; 0 of one that neither is true nor answered."""
+        return 2 * self.hits / np.maximum(self.answered + self.true, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

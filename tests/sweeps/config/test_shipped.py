@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,10 +104,16 @@ def test_without_the_hub_a_shipped_sweep_ends_in_one_line(name, tmp_path, monkey
     from sweeps.cli.app import main
 
     monkeypatch.chdir(tmp_path)
-    data = load(sweep_file(name)).data.train
-    if not data.startswith("hf:"):  # files that are missing would be named first
-        (tmp_path / data).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / data).touch()
+    config = load(sweep_file(name))
+    texts = [] if config.data.train.startswith("hf:") else [config.data.train]
+    databases = [
+        each["sql_execution"]["database"] for each in config.metrics if isinstance(each, dict)
+    ]
+    for file in [*texts, *databases]:  # those that are missing would be named first
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    for file in databases:
+        sqlite3.connect(tmp_path / file).execute("CREATE TABLE city (name TEXT)")
     monkeypatch.setattr(sys, "argv", ["sweeps", "check", str(sweep_file(name))])
     with pytest.raises(SystemExit) as ended:
         main()

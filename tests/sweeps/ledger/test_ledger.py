@@ -450,6 +450,7 @@ def test_the_board_has_the_documented_keys_and_is_strict_json(ledger):
         "folder",
         "status",
         "metric",
+        "metric_mode",
         "winner",
         "trials",
         "finalists",

@@ -6,8 +6,9 @@ from boards import board_of, record
 
 from sweeps.ledger.leaderboard import MetricsReport
 from sweeps.reporting import metrics
-from sweeps.reporting.metrics import metrics_of, resampled_metrics
+from sweeps.reporting.metrics import metrics_of
 from sweeps.reporting.worth import worth as worth_of
+from sweeps.selection.resampling import resampled_metrics
 from trainables.data.manifest import Manifest, SplitSummary
 from trainables.evaluation.class_metrics import class_metrics, confusion_matrix, count_classes
 from trainables.storage.records import to_json
@@ -110,6 +111,7 @@ def test_metrics_of_classes():
     assert class_metrics(counts) == {
         "accuracy": 0.4,
         "macro_f1": pytest.approx((2 / 5 + 2 / 4 + 0) / 3),
+        "weighted_f1": pytest.approx((3 * 2 / 5 + 2 * 2 / 4) / 5),
     }
     assert confusion_matrix(predictions, labels, 4)[0].tolist() == [1, 1, 0, 1]
 
@@ -179,10 +181,12 @@ def test_every_alternative_stands_with_its_metrics_on_both_splits():
     assert by_name["prior"]["validation"]["metrics"] == {
         "accuracy": pytest.approx(0.35),
         "macro_f1": pytest.approx(f1),
+        "weighted_f1": pytest.approx(f1 * 4 * 0.35),
     }
     assert set(found["classes"]) == set(found["compared"]) == {"validation", "test"}
     asked = [(each["metric"], each["name"]) for each in found["compared"]["validation"]]
-    assert set(asked) == {(m, n) for m in ("accuracy", "macro_f1") for n in ("default", "logistic")}
+    names = ("accuracy", "macro_f1", "weighted_f1")
+    assert set(asked) == {(m, n) for m in names for n in ("default", "logistic")}
 
 
 def test_what_kept_no_outcomes_stands_with_what_it_has():
@@ -281,11 +285,11 @@ def test_the_best_of_many_ways_by_a_metric_needs_more_than_the_way_of_the_lowest
     answers |= {"winner": rows_of(GOOD), "logistic": rows_of([0.7] * 4, seed=1)}
     compared = measured(made, validation=answers)["compared"]["validation"]
     of = {each["name"]: each["of"] for each in compared if each["metric"] == "macro_f1"}
-    assert of.pop("logistic") == 2 and list(of.values()) == [12]
+    assert of.pop("logistic") == 3 and list(of.values()) == [18]
     widths = {
         each["of"]: each["high"] - each["low"] for each in compared if each["metric"] == "macro_f1"
     }
-    assert 1.1 < widths[12] / widths[2] < 1.45
+    assert 1.1 < widths[18] / widths[3] < 1.45
 
 
 def test_equal_ways_are_seldom_called_better():

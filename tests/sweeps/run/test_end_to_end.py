@@ -11,6 +11,8 @@ from typing import Any
 import optuna
 import pytest
 
+from trainables.tasks import TASKS
+
 UMASK = 0o007  # of a group that shares its storage
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
 
@@ -311,7 +313,7 @@ def test_metrics_of_all_that_is_compared_and_answers_by_class_are_on_board_page_
     )
     for name, each in found.items():
         for split in ("validation",) if name == "untuned" else ("validation", "test"):
-            assert each[split]["metrics"].keys() == {"accuracy", "macro_f1"}
+            assert each[split]["metrics"].keys() == set(TASKS["classification"].metric_names)
     scores = board["test"]["scores"]
     assert found["winner"]["validation"]["metrics"] == pytest.approx(board["winner"]["metrics"])
     for name in ("winner", "embeddings_logistic"):

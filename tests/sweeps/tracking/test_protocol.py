@@ -29,6 +29,9 @@ class CsvTracker:
     def winner(self, trial, reason, checkpoint):
         self._lines.writerow([trial, "won", checkpoint])
 
+    def answers(self, trial, columns, rows):
+        self._lines.writerow([trial, *columns, *rows[0]])
+
     def close(self, timeout_s=30):
         self._stream.close()
 
@@ -42,6 +45,7 @@ def told(tracker: Tracker):
         "t0001", status="complete", verdict="healthy", verdict_reason="it is", best=point
     )
     tracker.winner("t0001", "lowest", "runs/quick/winner")
+    tracker.answers("t0001", ["row", "given"], [[3, "two plus two"]])
     tracker.close(5)
 
 
@@ -59,17 +63,18 @@ LINES = [
     "t0001,8,0.5",
     "t0001,complete,healthy,0.5",
     "t0001,won,runs/quick/winner",
+    "t0001,row,given,3,two plus two",
 ]
 
 
 def test_a_tracker_of_ones_own_is_told_everything(tmp_path):
     told(opened(tmp_path, csv=CsvTracker))
-    assert (tmp_path / "trials.csv").read_text().split() == LINES
+    assert (tmp_path / "trials.csv").read_text().splitlines() == LINES
 
 
 def test_several_trackers_are_told_the_same(tmp_path):
     told(opened(tmp_path, **TRACKERS, own=CsvTracker))
-    assert (tmp_path / "trials.csv").read_text().split() == LINES
+    assert (tmp_path / "trials.csv").read_text().splitlines() == LINES
 
 
 def test_wandb_is_the_one_that_ships(tmp_path):

@@ -14,6 +14,7 @@ from trainables.engine.dropout import RowDropout
 from trainables.engine.group import NonFinite
 from trainables.engine.schedule import learning_rate
 from trainables.errors import InputError
+from trainables.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
@@ -541,7 +542,7 @@ def test_an_evaluation_says_where_the_trial_stands(lab, tmp_path):
     assert first.learning_rate == pytest.approx(hp.learning_rate * 3 / 7)
     assert last.learning_rate == pytest.approx(hp.learning_rate * 1 / 7)
     assert first.trainable_parameters == 2 * (2 * 32 + 32 * 2) + (32 * 3 + 3)
-    assert set(first.metrics) == {"accuracy", "macro_f1"}
+    assert set(first.metrics) == set(TASKS["classification"].metric_names)
 
 
 # --- seeds ---

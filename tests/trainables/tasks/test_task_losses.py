@@ -212,13 +212,21 @@ def test_row_losses_equal_the_model_s_own_on_one_row():
     assert targets.tolist() == [1, 1, 1]
     assert TASKS["classification"].target_count(ROWS) == 3
     outcomes = TASKS["classification"].outcomes(output.logits, batch["labels"], spec.outputs)
-    assert outcomes.T.tolist() == [output.logits.argmax(-1).tolist(), [0, 1, 2]]
+    assert outcomes[:, :2].T.tolist() == [output.logits.argmax(-1).tolist(), [0, 1, 2]]
+    torch.testing.assert_close(outcomes[:, 2:], output.logits.log_softmax(-1))
+    many = torch.randn(3, 101)
+    outcomes = TASKS["classification"].outcomes(many, batch["labels"], [])
+    assert outcomes.T.tolist() == [many.argmax(-1).tolist(), [0, 1, 2]], "too many to keep"
 
 
 def test_classification_metrics():
     labels, predictions = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0])
     metrics = TASKS["classification"].metrics(np.stack([predictions, labels], 1))
-    assert metrics == {"accuracy": 0.6, "macro_f1": pytest.approx((0.5 + 0.8 + 0.0) / 3)}
+    assert metrics == {
+        "accuracy": 0.6,
+        "macro_f1": pytest.approx((0.5 + 0.8 + 0.0) / 3),
+        "weighted_f1": pytest.approx((2 * 0.5 + 2 * 0.8 + 0.0) / 5),
+    }
     # A class that neither occurs nor is predicted does not count.
     assert TASKS["classification"].metrics(np.array([[0, 0], [3, 3]]))["macro_f1"] == 1.0
 

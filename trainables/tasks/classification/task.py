@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainables.data.splits import check_labels, label_counts
-from trainables.evaluation.class_metrics import class_metrics, confusion_matrix, count_classes
+from trainables.evaluation.class_metrics import (
+    MOST_CLASSES,
+    class_metrics,
+    class_outcomes,
+    confusion_matrix,
+    count_classes,
+    probability_metrics,
+)
 from trainables.tasks.causal_lm.task import smoothed, upcast
 from trainables.tasks.classification.format import Labelled, sorted_labels
 from trainables.tasks.declared import ByClass, LabelSummary, Loss, Predicted, Prior
@@ -29,7 +36,10 @@ if TYPE_CHECKING:
 
 
 class Classification(OneTargetEach):
-    """`outcomes` [N, 2] are the predicted and the true class of each row."""
+    """`outcomes` [N, 2 + C] are the predicted and the true class of each row, and the
+    log-probabilities of all; [N, 2] with more than 100 classes, or as earlier versions kept them:
+    without the metrics of probabilities.
+    """
 
     name = "classification"
     format = Labelled()
@@ -42,7 +52,8 @@ class Classification(OneTargetEach):
         "few_shot",
         "retrieved",
     )
-    metric_names = ("accuracy", "macro_f1")
+    metric_names = ("accuracy", "macro_f1", "weighted_f1", "auroc", "calibration_error")
+    lower_is_better = frozenset({"calibration_error"})
 
     def labels(self, store: RowStore, splits: Splits, drawn: Set[str]) -> tuple[str, ...]:
         """The classes of train, which must be all that there are."""
@@ -65,7 +76,11 @@ class Classification(OneTargetEach):
     def outcomes(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor:
         import torch
 
-        return torch.stack([logits.argmax(dim=-1), labels], dim=1)
+        logits = upcast(logits)
+        found = torch.stack([logits.argmax(dim=-1), labels], dim=1).to(logits.dtype)
+        if logits.shape[1] > MOST_CLASSES:
+            return found
+        return torch.cat([found, logits.log_softmax(dim=-1)], dim=1).float()
 
     def predicted(
         self,
@@ -83,9 +98,12 @@ class Classification(OneTargetEach):
     def metrics(self, outcomes: np.ndarray) -> dict[str, float]:
         """Those of `trainables.evaluation.class_metrics`."""
         predicted, true = _classes(outcomes)
-        return class_metrics(
+        found = class_metrics(
             count_classes(predicted, true, 1 + int(max(predicted.max(), true.max())))
         )
+        if outcomes.shape[1] > 2:
+            found |= probability_metrics(predicted, true, outcomes[:, 2:])
+        return found
 
     def majority_share(self, outcomes: np.ndarray) -> float:
         predicted, _ = _classes(outcomes)
@@ -106,8 +124,13 @@ class Classification(OneTargetEach):
     ) -> np.ndarray | None:
         if train.label_counts is None:
             return None
-        common = labels.index(_commonest(train.label_counts))
-        return np.stack([np.full(len(outcomes), common), outcomes[:, 1]], axis=1)
+        rows = len(outcomes)
+        common = np.full(rows, labels.index(_commonest(train.label_counts)))
+        if outcomes.shape[1] == 2:
+            return np.stack([common, outcomes[:, 1]], axis=1)
+        shares = _shares(train.label_counts)
+        logs = np.log([shares[label] for label in labels])
+        return class_outcomes(common, outcomes[:, 1], np.tile(logs, (rows, 1)))
 
     def by_class(self, outcomes: np.ndarray, labels: Sequence[str]) -> ByClass:
         predicted, true = _classes(outcomes)
@@ -128,28 +151,31 @@ class Classification(OneTargetEach):
 
 
 def _classes(outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    predicted, true = outcomes.astype(np.int64).T
+    predicted, true = outcomes[:, :2].astype(np.int64).T
     return predicted, true
 
 
 def prior_of_shares(what: str, train: SplitSummary, split: SplitSummary) -> Prior | None:
-    """Always answering each target with the shares that the classes have among train's; as if each
-    stood there once more where one does not at all (Laplace's rule).
-    """
-    if (known := train.label_counts) is None:
+    """Always answering each target with the shares that the classes have among train's."""
+    if train.label_counts is None:
         return None
-    if not all(known.values()):
-        known = {label: count + 1 for label, count in known.items()}
-    found = split.label_counts or {}
-    rows, total = sum(known.values()), sum(found.values())
-    loss = -sum(count * math.log(known[label] / rows) for label, count in found.items() if count)
-    commonest = _commonest(known)
+    shares, found = _shares(train.label_counts), split.label_counts or {}
+    total = sum(found.values())
+    loss = -sum(count * math.log(shares[label]) for label, count in found.items() if count)
+    commonest = _commonest(train.label_counts)
     return Prior(
         what=what,
         loss=loss / total,
         metrics={"accuracy": found.get(commonest, 0) / total},
         answer=commonest,
     )
+
+
+def _shares(counts: Mapping[str, int]) -> dict[str, float]:
+    """As if each class stood there once more where one does not at all (Laplace's rule)."""
+    more = 0 if all(counts.values()) else 1
+    rows = sum(counts.values()) + more * len(counts)
+    return {label: (count + more) / rows for label, count in counts.items()}
 
 
 def _commonest(counts: Mapping[str, int]) -> str:

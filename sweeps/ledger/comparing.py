@@ -1,0 +1,102 @@
+"""Evaluations of a sweep compared by a metric, row by row."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from sweeps.selection.choosing import Paired
+from sweeps.selection.resampling import paired
+from trainables.evaluation.answered import Answered
+from trainables.tasks import Task
+
+
+class Rows(NamedTuple):
+    """What metrics of an evaluation are made of. Shapes: N rows, M numbers of each."""
+
+    outcomes: np.ndarray
+    """[N, M]"""
+    metrics: Callable[[np.ndarray], dict[str, float]]
+    """Of such rows, also of resampled ones."""
+    groups: np.ndarray | None
+    """The group of each row [N], 0 to G - 1; None: every row is one."""
+    of: tuple[int, ...] | None
+    """Which rows of the split they are; None: all."""
+    names: tuple[str, ...]
+    lower_is_better: frozenset[str]
+
+
+class Sweep(Protocol):
+    """A ledger, as far as comparing goes."""
+
+    @property
+    def task(self) -> Task: ...
+
+    def answers(self, folder: str) -> Answered | None: ...
+
+    def outcomes(self, folder: str) -> np.ndarray | None: ...
+
+    def groups(self, split: str, rows: int | None = None) -> np.ndarray | None: ...
+
+
+def rows_of(sweep: Sweep, folder: str, split: str = "validation") -> list[Rows]:
+    """Of the task's own metrics, and of those of written answers, as far as they were measured."""
+    found, task = [], sweep.task
+    if (outcomes := sweep.outcomes(folder)) is not None:
+        groups = sweep.groups(split, len(outcomes))
+        found.append(
+            Rows(outcomes, task.metrics, groups, None, task.metric_names, task.lower_is_better)
+        )
+    if (written := answer_rows(sweep, folder, split)) is not None:
+        found.append(written)
+    return found
+
+
+def answer_rows(sweep: Sweep, folder: str, split: str) -> Rows | None:
+    """Of what was written to rows of a split; None where nothing was, or no metric is of it."""
+    answers = sweep.answers(folder)
+    if answers is None or not answers.scores:
+        return None
+    groups = sweep.groups(split)
+    if groups is not None:
+        groups = np.unique(groups[list(answers.rows)], return_inverse=True)[1]
+    lower, names = frozenset(answers.lower_is_better), tuple(answers.scores)
+    return Rows(answers.outcomes, answers.metrics, groups, answers.rows, names, lower)
+
+
+class Comparisons:
+    """By one metric after another; what was compared is known from then on."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._known: dict[tuple[str, str, str], Paired | None] = {}
+
+    def by(self, metric: str, leader: str, others: Sequence[str]) -> list[Paired | None]:
+        """See `sweeps.selection.choosing.Compare`."""
+        new = [other for other in others if (metric, leader, other) not in self._known]
+        if new:
+            found = self._compared(metric, leader, new)
+            self._known |= {(metric, leader, other): found.get(other) for other in new}
+        return [self._known[metric, leader, other] for other in others]
+
+    def _compared(self, metric: str, leader: str, others: Sequence[str]) -> Mapping[str, Paired]:
+        own = self._with(metric, leader)
+        if own is None:
+            return {}
+        like = {
+            other: rows.outcomes
+            for other in others
+            if (rows := self._with(metric, other)) is not None
+            and (rows.of, rows.names) == (own.of, own.names)
+            and rows.outcomes.shape == own.outcomes.shape
+        }
+        if not like:
+            return {}
+        found = paired(own.outcomes, like, own.metrics, metric, own.groups)
+        return {other: Paired(*each) for other, each in found.items()}
+
+    def _with(self, metric: str, folder: str) -> Rows | None:
+        for rows in rows_of(self._sweep, folder):
+            if metric in rows.metrics(rows.outcomes):
+                return rows
+        return None
