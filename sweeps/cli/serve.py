@@ -50,9 +50,12 @@ def serve(
     """
     from dataclasses import replace
 
-    from sweeps.use.serving.run import Address, named, read_token, run
+    from sweeps.use.serving.address import Address, read_token
 
     where = Address(host=host, port=port, token=read_token(token))
+
+    from sweeps.use.serving.run import named, run
+
     models = named(folders, trial)
     cluster = replace(models[0][1].config.cluster, address=address, workers_per_slot=1)
     run(

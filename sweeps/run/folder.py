@@ -8,8 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainables.metrics.choosing import located_options
-
 from sweeps.config.loading import dump, from_folder
 from sweeps.config.resuming import as_trained, check_resumable, differences
 from sweeps.config.schema import SweepConfig
@@ -19,6 +17,7 @@ from sweeps.tracking.artifacts import ARTIFACT
 from trainables.data.config import DataConfig
 from trainables.data.manifest import Manifest
 from trainables.data.sources import is_local
+from trainables.metrics.choosing import located_options
 from trainables.models.files import digest_of
 from trainables.models.lineage import Ancestor, lineage_json
 

@@ -182,7 +182,7 @@ class Prompts:
 
     def room(self, prompt: Prompt) -> int:
         """Tokens that an answer may have."""
-        return self.context - (len(prompt.ids) if self.task.continues_text else 0)
+        return self.context - (len(prompt.ids) if self.task.continues_text else 1)
 
 
 def _stand_in() -> dict[str, object]:

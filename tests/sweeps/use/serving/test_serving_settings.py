@@ -7,9 +7,9 @@ import pytest
 from pyarrow import parquet
 
 from sweeps.use.answers import row_seed
+from sweeps.use.serving.address import Address, is_loopback, read_token
 from sweeps.use.serving.models import Base
 from sweeps.use.serving.requests import ChatRequest, Refused, parsed
-from sweeps.use.serving.run import Address, is_loopback, read_token
 from sweeps.use.serving.vllm import is_taken
 from sweeps.use.tables import check_table, write_table
 from trainables.errors import InputError
