@@ -1,10 +1,12 @@
 """`python -m sweeps predict DIR FILE`"""
 
+import sys
 from typing import Annotated, Literal
 
 import typer
 
 from sweeps.cli.arguments import Folder, Trial
+from sweeps.cli.terminal import FAILED
 
 
 def predict(
@@ -73,7 +75,11 @@ def predict(
             trained.config.cluster, address=address, slots=workers or "auto", workers_per_slot=1
         )
         print(f"{trained.words}: {trained.config.task}", flush=True)
-        counted = answer_all(job, trained, cluster, lambda line: print(line, flush=True))
+        try:
+            counted = answer_all(job, trained, cluster, lambda line: print(line, flush=True))
+        except KeyboardInterrupt:
+            print("Interrupted. The same call goes on with what is missing.", file=sys.stderr)
+            raise typer.Exit(FAILED) from None
     if counted.kept:
         print(f"{counted.kept} of {counted.blocks} blocks were there from an earlier call")
     if counted.bad:
