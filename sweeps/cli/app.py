@@ -9,16 +9,19 @@ from typer._click.exceptions import NoArgsIsHelpError, UsageError
 from cluster import ClusterError
 from search_spaces import SpaceError
 from sweeps.cli.best import best
+from sweeps.cli.chat import chat
 from sweeps.cli.check import check
 from sweeps.cli.diagnose import diagnose
 from sweeps.cli.evaluate import evaluate
 from sweeps.cli.export import export
 from sweeps.cli.gate import gate
 from sweeps.cli.monitor import monitor
+from sweeps.cli.predict import predict
 from sweeps.cli.report import report
 from sweeps.cli.resume import resume
 from sweeps.cli.run import run
 from sweeps.cli.samples import samples
+from sweeps.cli.serve import serve
 from sweeps.cli.submit import submit
 from sweeps.cli.terminal import FAILED, WRONG_INPUT
 from sweeps.cli.verify import verify
@@ -43,6 +46,9 @@ COMMANDS = (
     verify,
     report,
     export,
+    predict,
+    serve,
+    chat,
     gate,
     monitor,
     evaluate,

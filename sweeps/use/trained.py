@@ -55,6 +55,11 @@ class Trained:
     def task(self) -> Task:
         return TASKS[self.config.task]
 
+    @property
+    def virtual_tokens(self) -> int:
+        """That its method puts before each row."""
+        return self.config.hyperparameters(self.params).options.soft_prompt_tokens
+
     @cached_property
     def device(self) -> "torch.device":
         import torch

@@ -183,6 +183,12 @@ class Format(Protocol):
         """
         ...
 
+    def asking(self, source: Source, data: DataConfig) -> RowReader:
+        """Like `reader`, of rows that are to be answered: an answer that they may have is not
+        looked at, and another stands in its place that can be encoded.
+        """
+        ...
+
     def encode(
         self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
     ) -> Encoded:

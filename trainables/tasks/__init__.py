@@ -13,7 +13,7 @@ from trainables.data.records import Format
 from trainables.models.decoder import decoder_inputs
 from trainables.tasks.causal_lm.task import CausalLM
 from trainables.tasks.classification.task import Classification
-from trainables.tasks.declared import ByClass, LabelSummary, Loss, Prior, Words
+from trainables.tasks.declared import ByClass, LabelSummary, Loss, Predicted, Prior, Words
 from trainables.tasks.instruction.task import Instruction
 from trainables.tasks.multi_label.task import MultiLabel
 from trainables.tasks.preference.task import Preference
@@ -135,6 +135,18 @@ class Task(Protocol):
     def outcomes(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor | None:
         """What metrics need of each row [B, M], such as its predicted and its true class; None of
         a language model, and of pairs, whose losses tell. names: those of the head's outputs.
+        """
+        ...
+
+    def predicted(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        names: Sequence[str],
+        values: Sequence[Mapping[str, Any]],
+    ) -> list[Predicted] | None:
+        """What each row is answered with, from the logits that its metrics are of; None of a
+        language model, which writes. labels, values: of rows as `Format.asking` reads them.
         """
         ...
 

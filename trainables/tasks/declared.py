@@ -85,6 +85,18 @@ class ByClass:
     """By true and answered class [C, C]; None where an example may have several, or none."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What a model with a head answers to a row."""
+
+    prediction: object
+    """A class, a list of classes, a number, or a tag for each word (None: the model did not read
+    it).
+    """
+    probabilities: Mapping[str, float] | list[float | None] | None = None
+    """Of each class; of the tag of each word; None of a number."""
+
+
 class Words(NamedTuple):
     """What is said of all rows of a split."""
 

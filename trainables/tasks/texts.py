@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from trainables.data.asking import asking
 from trainables.data.config import DataConfig
 from trainables.data.records import (
     Encoded,
@@ -62,6 +63,11 @@ class Texts(Answered):
     setting = "label"
     """Of `data`, which names the column of the answer; in a stored row it is called the same."""
 
+    stand_in: object
+    """An answer that is read in the place of a row's own where it is to be answered; classes are
+    then named by their numbers.
+    """
+
     @abstractmethod
     def answer(self, row: Row, data: DataConfig) -> Answer:
         """Raises BadRow where it cannot be used."""
@@ -110,6 +116,10 @@ class Texts(Answered):
 
         pair = "text_pair+" if data.text_pair else ""
         return RowReader(name=f"text+{pair}{self.setting}", read=read)
+
+    def asking(self, source: Source, data: DataConfig) -> RowReader:
+        column = getattr(data, self.setting)
+        return asking(self.reader, source, data, lambda row: {**row, column: self.stand_in})
 
     def question(self, value: dict[str, Any]) -> tuple[str, str]:
         pair = [value["text_pair"]] if "text_pair" in value else []

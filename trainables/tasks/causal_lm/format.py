@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from trainables.data.asking import asking
 from trainables.data.config import DataConfig
 from trainables.data.records import (
     Encoded,
@@ -45,6 +46,10 @@ class Documents:
         return RowReader(
             name="text", read=lambda row: _document(row, data.text, *parts_of(row, data))
         )
+
+    def asking(self, source: Source, data: DataConfig) -> RowReader:
+        """A text that is to be gone on with has no answer."""
+        return asking(self.reader, source, data, lambda row: row)
 
     def encode(
         self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding

@@ -69,6 +69,15 @@ class CausalLM:
     def outcomes(self, logits: Tensor, labels: Tensor, names: Sequence[str]) -> None:
         return None
 
+    def predicted(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        names: Sequence[str],
+        values: Sequence[Mapping[str, object]],
+    ) -> None:
+        return None
+
     def count_targets(self, labels: np.ndarray | Sequence[np.ndarray]) -> int:
         return int(sum(np.count_nonzero(row[1:] != IGNORED) for row in labels))
 

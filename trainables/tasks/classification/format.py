@@ -12,6 +12,7 @@ from trainables.tasks.texts import Answer, Texts
 
 class Labelled(Texts):
     task = "classification"
+    stand_in = "0"
 
     def answer(self, row: Row, data: DataConfig) -> Answer:
         label = class_name(row, row.value(data.label), repr(data.label))

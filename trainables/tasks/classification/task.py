@@ -22,7 +22,7 @@ from trainables.evaluation.class_metrics import (
 )
 from trainables.tasks.causal_lm.task import smoothed, upcast
 from trainables.tasks.classification.format import Labelled, sorted_labels
-from trainables.tasks.declared import ByClass, LabelSummary, Loss, Prior
+from trainables.tasks.declared import ByClass, LabelSummary, Loss, Predicted, Prior
 from trainables.tasks.head import OneTargetEach
 
 if TYPE_CHECKING:
@@ -81,6 +81,19 @@ class Classification(OneTargetEach):
         if logits.shape[1] > MOST_CLASSES:
             return found
         return torch.cat([found, logits.log_softmax(dim=-1)], dim=1).float()
+
+    def predicted(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        names: Sequence[str],
+        values: Sequence[Mapping[str, object]],
+    ) -> list[Predicted]:
+        shares_BC = upcast(logits).softmax(dim=-1).tolist()
+        return [
+            Predicted(prediction=names[answer], probabilities=dict(zip(names, shares, strict=True)))
+            for answer, shares in zip(logits.argmax(dim=-1).tolist(), shares_BC, strict=True)
+        ]
 
     def metrics(self, outcomes: np.ndarray) -> dict[str, float]:
         """Those of `trainables.evaluation.class_metrics`."""

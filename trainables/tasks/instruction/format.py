@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
+from trainables.data.asking import asking
 from trainables.data.config import DataConfig
 from trainables.data.records import (
     IGNORED,
@@ -22,6 +24,7 @@ from trainables.data.rows import BadRow, Row
 from trainables.data.sources import Source
 from trainables.errors import InputError
 from trainables.tasks.instruction.answers import answer_bytes
+from trainables.tasks.instruction.asking import with_stand_in
 from trainables.tasks.instruction.notices import Notice
 from trainables.tasks.instruction.reading import conversation_reader
 from trainables.tasks.instruction.templates import default_chat_template
@@ -62,6 +65,9 @@ class Chat:
             return replace(row, columns={**row.columns, column: answered})
         column = data.columns.get("completion", "completion")
         return replace(row, columns={column: ANY, **row.columns})
+
+    def asking(self, source: Source, data: DataConfig) -> RowReader:
+        return asking(self.reader, source, data, partial(with_stand_in, data=data))
 
     def question(self, value: dict[str, object]) -> tuple[str, str]:
         if "messages" not in value:

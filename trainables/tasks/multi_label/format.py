@@ -16,6 +16,7 @@ from trainables.tasks.texts import Answer, Texts
 class Tagged(Texts):
     task = "multi_label"
     setting = "labels"
+    stand_in = ()
 
     def answer(self, row: Row, data: DataConfig) -> Answer:
         found = _names(row, data.labels, data.separator)

@@ -6,13 +6,13 @@ Letters of shapes: B rows, C classes, N rows of a split.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainables.tasks.causal_lm.task import upcast
-from trainables.tasks.declared import ByClass, Counts, LabelSummary, Loss, Prior
+from trainables.tasks.declared import ByClass, Counts, LabelSummary, Loss, Predicted, Prior
 from trainables.tasks.head import OneTargetEach
 from trainables.tasks.multi_label.format import Tagged
 from trainables.tasks.names import names_of_train
@@ -68,6 +68,24 @@ class MultiLabel(OneTargetEach):
         import torch
 
         return torch.cat([(logits > 0).to(labels.dtype), labels], dim=1)
+
+    def predicted(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        names: Sequence[str],
+        values: Sequence[Mapping[str, object]],
+    ) -> list[Predicted]:
+        shares_BC = upcast(logits).sigmoid().tolist()
+        return [
+            Predicted(
+                prediction=[
+                    name for name, is_answered in zip(names, row, strict=True) if is_answered
+                ],
+                probabilities=dict(zip(names, shares, strict=True)),
+            )
+            for row, shares in zip((logits > 0).tolist(), shares_BC, strict=True)
+        ]
 
     def metrics(self, outcomes: np.ndarray) -> dict[str, float]:
         """F1 over all labels of all rows, its mean over the classes that occur among labels or

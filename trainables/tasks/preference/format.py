@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from trainables.data.asking import asking
 from trainables.data.config import DataConfig
 from trainables.data.records import Encoded, Encoding, Noticed, Record, RowReader, Segment
 from trainables.data.sources import Source
 from trainables.errors import InputError
+from trainables.tasks.instruction.asking import with_sides
 from trainables.tasks.instruction.format import Chat
 from trainables.tasks.instruction.reading import SIDES, preference_reader
 
@@ -37,6 +40,9 @@ class Pairs(Chat):
                 "data.chat_template: preference renders its pairs with a chat template, got none"
             )
         return preference_reader(source.columns, source.key, source.name, data)
+
+    def asking(self, source: Source, data: DataConfig) -> RowReader:
+        return asking(self.reader, source, data, partial(with_sides, data=data))
 
     def question(self, value: dict[str, object]) -> tuple[str, str]:
         """The prompt, and the chosen answer."""

@@ -6,14 +6,14 @@ Letters of shapes: B rows, N rows of a split.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainables.errors import InputError
 from trainables.tasks.causal_lm.task import upcast
-from trainables.tasks.declared import LabelSummary, Loss, Prior
+from trainables.tasks.declared import LabelSummary, Loss, Predicted, Prior
 from trainables.tasks.head import OneTargetEach
 from trainables.tasks.regression.format import Measured
 
@@ -71,6 +71,15 @@ class Regression(OneTargetEach):
         import torch
 
         return torch.stack([logits[:, 0].to(labels.dtype), labels], dim=1)
+
+    def predicted(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        names: Sequence[str],
+        values: Sequence[Mapping[str, object]],
+    ) -> list[Predicted]:
+        return [Predicted(prediction=number) for number in upcast(logits)[:, 0].tolist()]
 
     def metrics(self, outcomes: np.ndarray) -> dict[str, float]:
         """Root of the mean squared error and mean absolute error; Pearson's correlation, and

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from trainables.data.asking import STAND_IN, asking
 from trainables.data.config import PAIR, DataConfig
 from trainables.data.records import (
     Encoded,
@@ -63,6 +64,10 @@ class Pairs(Answered):
         """See `Format`."""
         column = data.columns.get("target", "target")
         return replace(row, columns={**row.columns, column: ANY})
+
+    def asking(self, source: Source, data: DataConfig) -> RowReader:
+        column = data.columns.get("target", "target")
+        return asking(self.reader, source, data, lambda row: {**row, column: STAND_IN})
 
     def question(self, value: dict[str, Any]) -> tuple[str, str]:
         return value["source"], value["target"]

@@ -5,12 +5,13 @@ of its first token; what else there is of it has no loss.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from trainables.data.asking import asking
 from trainables.data.config import DataConfig
 from trainables.data.records import (
     IGNORED,
@@ -93,6 +94,16 @@ class TaggedWords(Answered):
         tags = [labels[0]] * len(_list(row, data.tokens))
         return replace(row, columns={**row.columns, data.tags: tags})
 
+    def asking(self, source: Source, data: DataConfig) -> RowReader:
+        """The tag of each word is its number."""
+
+        def fill(row: Mapping[str, object]) -> Mapping[str, object]:
+            words = as_list(row.get(data.tokens))
+            count = len(words) if isinstance(words, Sequence) and not isinstance(words, str) else 0
+            return {**row, data.tags: list(map(str, range(count)))}
+
+        return asking(self.reader, source, data, fill)
+
     def question(self, value: dict[str, Any]) -> tuple[str, str]:
         return " ".join(value["tokens"]), " ".join(value["tags"])
 
@@ -127,17 +138,20 @@ class TaggedWords(Answered):
 
 def _list(row: Row, column: str) -> Sequence[object]:
     """Raises BadRow unless the column holds a list, be it as JSON."""
-    value = row.value(column)
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            pass
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
+    value = as_list(row.value(column))
     if not isinstance(value, list | tuple):
         raise row.error(f"{column!r} must be a list, got {type(value).__name__} {shorten(value)}")
     return value
+
+
+def as_list(value: object) -> object:
+    """A list that is given as JSON or as an array; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 class _Tokenised(NamedTuple):

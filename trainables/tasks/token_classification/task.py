@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainables.data.records import IGNORED
-from trainables.tasks.causal_lm.task import collate_tokens, smoothed
+from trainables.tasks.causal_lm.task import collate_tokens, smoothed, upcast
 from trainables.tasks.classification.task import prior_of_shares
-from trainables.tasks.declared import ByClass, Counts, LabelSummary, Loss, Prior, Words
+from trainables.tasks.declared import ByClass, Counts, LabelSummary, Loss, Predicted, Prior, Words
 from trainables.tasks.head import OneTargetEach
 from trainables.tasks.names import names_of_train
 from trainables.tasks.token_classification.format import WORDS, TaggedWords
@@ -79,6 +79,25 @@ class TokenClassification(OneTargetEach):
             _outcomes(answers[own != IGNORED], own[own != IGNORED], names) for answers, own in rows
         ]
         return torch.tensor(found, dtype=torch.float32)
+
+    def predicted(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        names: Sequence[str],
+        values: Sequence[Mapping[str, Any]],
+    ) -> list[Predicted]:
+        """Labels are the numbers of words, which stand at their first tokens."""
+        shares, answers = upcast(logits[:, -labels.shape[1] :]).softmax(dim=-1).max(dim=-1)
+        found = []
+        for row, value in enumerate(values):
+            tags: list[str | None] = [None] * len(value["tokens"])
+            sure: list[float | None] = [None] * len(tags)
+            for at in (labels[row] != IGNORED).nonzero()[:, 0].tolist():
+                word = int(labels[row, at])
+                tags[word], sure[word] = names[int(answers[row, at])], float(shares[row, at])
+            found.append(Predicted(prediction=tags, probabilities=sure))
+        return found
 
     def count_targets(self, labels: np.ndarray | Sequence[np.ndarray]) -> int:
         return int(sum(np.count_nonzero(row != IGNORED) for row in labels))

@@ -1,0 +1,1 @@
+"""Trained models behind an HTTP server that speaks as OpenAI's does."""
