@@ -19,6 +19,7 @@ from trainables.data.arrow import split_fingerprint
 from trainables.data.manifest import Manifest, data_of, read_manifest
 from trainables.data.sources import source_fingerprint
 from trainables.errors import InputError
+from trainables.evaluation.answered import Answered
 from trainables.evaluation.record import Evaluation, Score
 from trainables.hyperparameters import base_of
 from trainables.models.base import BaseSpec
@@ -41,6 +42,8 @@ TOLERANCE = 1e-5  # relative, CPU in float32
 
 # relative: bfloat16 or 4-bit arithmetic, or another device than the one that trained
 LOW_PRECISION_TOLERANCE = 2e-2
+# share of the rows: where two tokens are nearly as likely, rounding decides between them
+OTHER_ANSWERS = 0.25
 MAX_TOKENS = 16384  # of a micro-batch
 
 
@@ -89,8 +92,9 @@ def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
             data=ledger.store.fetch("data", Path(scratch)),
         )
         reported = _reported_of_winner(ledger, winner)
+        written = _answers_of_winner(ledger, winner, reported)
         name = f"the winner, {winner.trial}"
-        checks = again.checks(name, WINNER, winner.params, reported)
+        checks = again.checks(name, WINNER, winner.params, reported, written)
         for curve, checkpoint in _finalists(ledger, config, winner):
             folder = relative_name(ledger, checkpoint)
             reported = {"validation": _reported(ledger, checkpoint)}
@@ -110,9 +114,16 @@ class _Reevaluation:
     data: Path
 
     def checks(
-        self, name: str, folder: str, params: Mapping[str, object], reported: Reported
+        self,
+        name: str,
+        folder: str,
+        params: Mapping[str, object],
+        reported: Reported,
+        written: Mapping[str, Answered] = {},
     ) -> list[Check]:
-        """Of the checkpoint in `folder`, on each split that it was reported of."""
+        """Of the checkpoint in `folder`, on each split that it was reported of; written: what it
+        answered to rows of it.
+        """
         from trainables.data.prepare import open_split
         from trainables.engine.scoring import with_reference
 
@@ -134,6 +145,14 @@ class _Reevaluation:
         checks = []
         for split_name, numbers in reported.items():
             found = self._measured(model, splits[split_name], spec)
+            answers = written.get(split_name)
+            if answers is not None:
+                what = f"{name}, answers on {split_name}"
+                same = self._same_answers(answers, model, splits[split_name], spec)
+                allowed = TOLERANCE if exact else OTHER_ANSWERS
+                rows = {"rows answered alike": float(len(answers.texts))}
+                checks.append(Check(what=what, reported=rows, measured=same, tolerance=allowed))
+                numbers = {key: of for key, of in numbers.items() if key not in answers.scores}
             checks.append(
                 Check(
                     what=f"{name}, {split_name}",
@@ -143,6 +162,27 @@ class _Reevaluation:
                 )
             )
         return checks
+
+    def _same_answers(
+        self, written: Answered, model: "PreTrainedModel", split: "Split", base: BaseSpec
+    ) -> dict[str, float]:
+        """To how many rows the model writes again what it wrote."""
+        from trainables.evaluation.answering import Answering
+
+        config = self.config
+        again = Answering(
+            task=TASKS[config.task],
+            split=split,
+            tokenizer=load_tokenizer(base.model),
+            metrics=(),
+            settings=config.generation,
+            pad_token_id=base.pad_token_id,
+            max_tokens=MAX_TOKENS,
+            seed=config.seed,
+            digest=written.settings,
+        ).write(model)
+        same = zip(written.texts, again.texts, strict=False)
+        return {"rows answered alike": float(sum(a == b for a, b in same))}
 
     def _measured(self, model: "PreTrainedModel", split: "Split", base: BaseSpec) -> "RowResults":
         from trainables.engine.scoring import evaluate_model
@@ -241,6 +281,18 @@ def _reported_of_winner(ledger: Ledger, winner: WinnerRow) -> Reported:
     if test is not None and (test.trial, test.step) == (winner.trial, winner.step):
         reported["test"] = _finite(test.winner)
     return reported
+
+
+def _answers_of_winner(
+    ledger: Ledger, winner: WinnerRow, reported: Reported
+) -> dict[str, Answered]:
+    """What it wrote to rows of the splits that it was reported of, where it was asked."""
+    folders = {"validation": winner.folder, "test": "baselines/test/winner"}
+    return {
+        split: answers
+        for split in reported
+        if (answers := ledger.answers(folders[split])) is not None
+    }
 
 
 def _finite(found: Evaluation | Score) -> dict[str, float]:

@@ -134,7 +134,7 @@ class Bases:
     ) -> "Bases":
         """base: our `fingerprints`; theirs: digests of their fingerprints, by their words."""
         own = {digest_of(each): word for word, each in config.model.of_each(base).items() if each}
-        ours = {word: own[digest] for word, digest in theirs.items() if digest in own}
+        ours = {word: own[str(of)] for word, of in theirs.items() if of in own}
         return cls(ours=ours, are_several=bool(config.model.choice))
 
     def trial(self, earlier: EarlierTrial) -> EarlierTrial | None:
