@@ -69,7 +69,11 @@ def from_folder(content: bytes, overrides: Sequence[str], where: str) -> SweepCo
         raise InputError(f"{where}: damaged, it is not YAML ({error})") from error
     if not isinstance(given, DictConfig):
         raise InputError(f"{where}: damaged, it is not a mapping")
-    return from_tree(in_present_words(given), overrides, where)
+    given = in_present_words(given)
+    if any(override.startswith("selection.metric=") for override in overrides):
+        # the direction that is written there is that of the former metric
+        _override(given, "selection.metric_mode=auto")
+    return from_tree(given, overrides, where)
 
 
 def from_tree(given: DictConfig, overrides: Sequence[str], where: str) -> SweepConfig:

@@ -310,6 +310,7 @@ class Ledger:
         points = self._trials[trial].points
         names = self.store.find(f"trials/{trial}")
         points[:] = [self._with_answers(point, names) for point in points]
+        self._comparisons = Comparisons(self)  # what was compared may have been answered otherwise
 
     def losses(self, folder: str) -> np.ndarray | None:
         """Losses [G, 2] of an evaluation, or of a baseline (`baselines/SPLIT/NAME`): summed loss

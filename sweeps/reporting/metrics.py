@@ -76,7 +76,8 @@ def metrics_of(
             continue
         answers = _answers(measured, own, manifest, partial(outcomes, split))
         for name, each in answers.items():
-            measured[name] = replace(measured[name], metrics=_finite(task.metrics(each)))
+            metrics = {**measured[name].metrics, **_finite(task.metrics(each))}
+            measured[name] = replace(measured[name], metrics=metrics)
         alternatives = [_with(each, split, measured.get(each.name)) for each in alternatives]
         classes |= _classes(split, own, manifest)
         names, lower = tuple(task.metrics(own)), task.lower_is_better

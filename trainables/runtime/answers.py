@@ -4,16 +4,20 @@ file asks for that.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from trainables.data.manifest import data_of
+from trainables.errors import InputError
+from trainables.evaluation.record import MeasuredEvaluation
 from trainables.runtime.protocol import SlotConfig
 
 if TYPE_CHECKING:
     from trainables.engine.group import TrialGroup
     from trainables.evaluation.answered import Answered
     from trainables.evaluation.answering import Answering
+    from trainables.runtime.client import CoordinatorClient
     from trainables.storage.store import Store
 
 
@@ -54,3 +58,25 @@ class SlotAnswers:
                 write_asked(self._store, "validation", data_of(word, config.first), found.asked)
             self._opened[word] = found
         return self._opened[word]
+
+
+def with_answers(
+    evaluation: MeasuredEvaluation,
+    answered: "Callable[[], Answered | None]",
+    client: "CoordinatorClient",
+    rank: int,
+) -> MeasuredEvaluation:
+    """As rank 0 alone scores them. Raises InputError on every worker of the slot where that cannot
+    be done: the trial leaves all of them.
+    """
+    wrong = ""
+    if rank == 0:
+        try:
+            if (found := answered()) is not None:
+                metrics = {**evaluation.metrics, **found.means}
+                evaluation = replace(evaluation, answered=found, metrics=metrics)
+        except InputError as error:
+            wrong = str(error)
+    if wrong := client.from_rank_zero(wrong):
+        raise InputError(wrong)
+    return evaluation

@@ -22,7 +22,7 @@ from trainables.evaluation.record import (
     untuned_name,
 )
 from trainables.hyperparameters import base_of, parse
-from trainables.runtime.answers import SlotAnswers
+from trainables.runtime.answers import SlotAnswers, with_answers
 from trainables.runtime.capacity import trials_that_pay
 from trainables.runtime.client import CoordinatorClient
 from trainables.runtime.failures import ends_worker, first_line
@@ -316,11 +316,8 @@ class SlotWorker:
     ) -> None:
         from trainables.storage.checkpoints import write_evaluation
 
-        record = evaluation
+        record = evaluation = with_answers(evaluation, answered, self._client, self._rank)
         if self._rank == 0:
-            if (found := answered()) is not None:
-                metrics = {**evaluation.metrics, **found.means}
-                evaluation = replace(evaluation, answered=found, metrics=metrics)
             record = write_evaluation(
                 self._store,
                 trial,

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from cluster.config import ClusterConfig
 from search_spaces import load_space, load_tree
-from sweeps.config.loading import dump, from_tree, load, with_own_space
+from sweeps.config.loading import dump, from_folder, from_tree, load, with_own_space
 from sweeps.config.resuming import as_trained, check_resumable, differences
 from sweeps.config.schema import (
     HYPERPARAMETERS,
@@ -1086,6 +1086,18 @@ def test_what_cannot_change_when_a_sweep_is_resumed(override, words):
     with pytest.raises(InputError) as caught:
         check_resumable(loaded(), loaded(GOOD, override, "search.trials=50"))
     assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
+
+
+def test_another_metric_of_a_resumed_sweep_has_its_own_direction():
+    former = loaded(GOOD, "selection.metric=macro_f1", "selection.metric_mode=max")
+    content = dump(former).encode()
+    kept = from_folder(content, [], "sweep.yaml")
+    other = from_folder(content, ["selection.metric=calibration_error"], "sweep.yaml")
+    told = from_folder(
+        content, ["selection.metric=x", "selection.metric_mode=min"], "sweep.yaml"
+    )
+    modes = [each.selection.metric_mode for each in (kept, other, told)]
+    assert modes == ["max", "auto", "min"]
 
 
 def test_a_limit_on_what_was_not_measured_cannot_be_added_to_a_sweep_that_has_run():

@@ -200,6 +200,20 @@ def test_what_kept_no_outcomes_stands_with_what_it_has():
     assert found["compared"]["validation"] == []
 
 
+def test_metrics_of_what_was_written_stand_beside_the_tasks_own():
+    made = board(untuned=1.4)
+    made["winner"]["metrics"] = {"exact_match": 0.75, "reward_accuracy": 0.5}
+    pairs = Manifest(task="preference", splits={"train": SplitSummary()})
+    answers = {"winner": np.ones((40, 3))}
+    found = metrics_of(
+        board_of(made), pairs, lambda split, name: answers.get(name), lambda split: None
+    )
+    assert found.alternatives[0].validation.metrics == {
+        "exact_match": 0.75,
+        **TASKS["preference"].metrics(answers["winner"]),
+    }
+
+
 def test_language_models_have_no_classes():
     made = board(untuned=1.4)
     made["winner"]["metrics"] = {"perplexity": 1.6}

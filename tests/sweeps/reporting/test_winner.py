@@ -13,7 +13,7 @@ from sweeps.ledger.folder import Ledger
 from sweeps.ledger.leaderboard import MetricsReport
 from sweeps.reporting.card import alternatives_lines, card, classes_lines
 from sweeps.reporting.metrics import by_class
-from sweeps.reporting.verify import altered
+from sweeps.reporting.verify import altered, measured_again
 from trainables.data.manifest import Manifest, SourceSummary
 from trainables.tasks import TASKS
 
@@ -145,3 +145,8 @@ def test_the_card_does_not_list_thousands_of_files(names, where):
         f"- test[0]: `t0.csv`, SHA-256 {'f' * 64}",
         f"- test[1]: `t1.csv`, SHA-256 {'f' * 64}",
     ]
+
+
+def test_what_models_wrote_is_not_verified_as_it_is_not_written_again():
+    reported = {"loss": 0.5, "perplexity": 1.6, "exact_match": 0.75}
+    assert measured_again(reported, TASKS["instruction"]) == {"loss": 0.5, "perplexity": 1.6}
