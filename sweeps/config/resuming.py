@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 
 from sweeps.config.messages import shown
 from sweeps.config.schema import HYPERPARAMETERS, SweepConfig
+from sweeps.selection.measure import VAL_LOSS
 from trainables.errors import InputError
+from trainables.tasks import TASKS
 
 FIXED_ON_RESUME = {  # what a sweep that has begun cannot change, and why
     "name": "it names the sweep's folder",
@@ -22,6 +24,7 @@ FIXED_ON_RESUME = {  # what a sweep that has begun cannot change, and why
     "selection.limits.forgetting": "it was not measured of the trials that have run",
     "selection.limits.kl": "it was not measured of the trials that have run",
 }
+WRITTEN_BY = ("rows", "max_new_tokens", "temperature", "top_p")  # of generation: how answers are
 
 
 def differences(former: SweepConfig, config: SweepConfig) -> list[str]:
@@ -67,8 +70,26 @@ def check_resumable(former: SweepConfig, config: SweepConfig) -> None:
             f" ({former.selection.measure.name} to {config.selection.measure.name}): the search was"
             " told of trials by it, and their other checkpoints are gone; run a new sweep for that"
         )
+    found += _asked_otherwise(former, config)
     if found:
         raise InputError("; ".join(found))
+
+
+def _asked_otherwise(former: SweepConfig, config: SweepConfig) -> list[str]:
+    """What the search was told of answers does not compare with answers to other rows, or scored
+    otherwise; metrics may be added.
+    """
+    metric = config.searching.measure.name
+    if not former.metrics or metric in (VAL_LOSS, *TASKS[config.task].metric_names):
+        return []
+    before, now = dataclasses.asdict(former.generation), dataclasses.asdict(config.generation)
+    changed = [f"generation.{name}" for name in WRITTEN_BY if before[name] != now[name]]
+    changed += ["metrics"] if any(each not in config.metrics for each in former.metrics) else []
+    return [
+        f"{key}: cannot change when a sweep is resumed: the search was told of trials by {metric};"
+        " run a new sweep for that"
+        for key in changed
+    ]
 
 
 def _why_fixed(key: str) -> str | None:

@@ -64,6 +64,27 @@ def answer_rows(sweep: Sweep, folder: str, split: str) -> Rows | None:
     return Rows(answers.outcomes, answers.metrics, groups, answers.rows, names, lower)
 
 
+def _shared(
+    own: tuple[int, ...] | None, other: tuple[int, ...] | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Where the rows stand that two models were both asked, which models over unlike bases need not
+    all be; None: all of them.
+    """
+    if own is None or other is None or own == other:
+        return None, None
+    _, mine, theirs = np.intersect1d(own, other, assume_unique=True, return_indices=True)
+    return mine, theirs
+
+
+def _only(rows: Rows, at: np.ndarray | None) -> Rows:
+    if at is None:
+        return rows
+    groups = None
+    if rows.groups is not None:
+        groups = np.unique(rows.groups[at], return_inverse=True)[1]
+    return rows._replace(outcomes=rows.outcomes[at], groups=groups)
+
+
 class Comparisons:
     """By one metric after another; what was compared is known from then on."""
 
@@ -83,17 +104,24 @@ class Comparisons:
         own = self._with(metric, leader)
         if own is None:
             return {}
-        like = {
-            other: rows.outcomes
-            for other in others
-            if (rows := self._with(metric, other)) is not None
-            and (rows.of, rows.names) == (own.of, own.names)
-            and rows.outcomes.shape == own.outcomes.shape
-        }
-        if not like:
-            return {}
-        found = paired(own.outcomes, like, own.metrics, metric, own.groups)
-        return {other: Paired(*each) for other, each in found.items()}
+        like: dict[tuple[int, ...] | None, dict[str, Rows]] = {}
+        for other in others:
+            rows = self._with(metric, other)
+            if rows is not None and rows.names == own.names:
+                like.setdefault(rows.of, {})[other] = rows
+        found: dict[str, Paired] = {}
+        for of, of_others in like.items():
+            mine, theirs = _shared(own.of, of)
+            asked = _only(own, mine)
+            answers = {
+                name: outcomes
+                for name, rows in of_others.items()
+                if (outcomes := _only(rows, theirs).outcomes).shape == asked.outcomes.shape
+            }
+            if answers and len(asked.outcomes):
+                drawn = paired(asked.outcomes, answers, asked.metrics, metric, asked.groups)
+                found |= {name: Paired(*each) for name, each in drawn.items()}
+        return found
 
     def _with(self, metric: str, folder: str) -> Rows | None:
         for rows in rows_of(self._sweep, folder):

@@ -30,7 +30,7 @@ from sweeps.reporting.formatting import (
 )
 from sweeps.reporting.plots.curves import learning_curves
 from sweeps.reporting.plots.figure import ABSENT, VERDICTS, Section, tone
-from sweeps.reporting.plots.importances import importances, objective_name
+from sweeps.reporting.plots.importances import importances
 from sweeps.reporting.plots.parallel import parallel_coordinates
 from sweeps.reporting.plots.timeline import timeline
 from sweeps.reporting.samples import Sample
@@ -46,6 +46,7 @@ from sweeps.reporting.words import (
     lineage_words,
     test_words,
 )
+from sweeps.selection.measure import Measure
 from trainables.evaluation.record import Metrics
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def _alternatives(board: Leaderboard) -> tuple[Alternative, ...]:
     return () if board.metrics is None else board.metrics.alternatives
 
 
+LOSS = Measure()
 SAMPLES = 20  # rows whose answers the page shows
 
 
@@ -88,9 +90,10 @@ def html_report(
     study: optuna.Study | None,
     out: Path,
     samples: Sequence[Sample] = (),
+    searched: Measure = LOSS,
 ) -> Path:
     """Writes the page and returns its path. `study` adds parameter importances and the timeline,
-    `samples` what models wrote to the same rows.
+    `samples` what models wrote to the same rows; `searched` is what the search was told of trials.
 
     The page is one file of about 5 MB: plotly.js is inlined, and a content security policy forbids
     it every request and every script but its own.
@@ -101,7 +104,7 @@ def html_report(
     sections = {
         "curves": learning_curves(board),
         "parallel": parallel_coordinates(rows),
-        "importances": importances(board, study),
+        "importances": importances(study, searched),
         "timeline": timeline(board, study),
     }
     page = template("report.html.j2").render(
@@ -119,7 +122,7 @@ def html_report(
         param_columns=_param_columns(board),
         constants=_constants(board),
         sections=sections,
-        objective=objective_name(board, study),
+        objective=searched.name,
         figures_json=_figures_json(sections.values()),
         plotly_js=get_plotlyjs(),
         nonce=secrets.token_urlsafe(16),

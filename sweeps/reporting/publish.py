@@ -23,7 +23,13 @@ def write_report(ledger: Ledger, config: SweepConfig, *, wandb: bool = False) ->
                 ledger.store.read_bytes(STUDY)
             )  # a copy: a running sweep writes to the other
             study = open_study(journal, ledger.name, config.search, config.seed, read_only=True)
-        page = html_report(board, study, Path(scratch) / "report.html", samples_of(ledger, board))
+        page = html_report(
+            board,
+            study,
+            Path(scratch) / "report.html",
+            samples_of(ledger, board),
+            config.searching.measure,
+        )
         ledger.store.write_bytes("report.html", page.read_bytes())
     if wandb:
         return save_wandb_report(

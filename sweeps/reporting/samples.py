@@ -59,15 +59,24 @@ def samples_of(
 
 def samples_table(samples: Sequence[Sample]) -> tuple[list[str], list[list[object]]]:
     """Columns and rows: what was given, the row's own answer, and each model's with its scores."""
+    scored = {each.by: tuple(each.scores) for sample in samples for each in sample.answers}
     columns, rows = ["row", "given", "its own answer"], []
-    for each in samples[0].answers:
-        columns += [each.by, *(f"{each.by}: {name}" for name in each.scores)]
+    for by, names in scored.items():
+        columns += [by, *(f"{by}: {name}" for name in names)]
     for sample in samples:
         cells: list[object] = [sample.row, sample.prompt, sample.reference]
-        for each in sample.answers:
-            cells += [each.text, *each.scores.values()]
+        answers = {each.by: each for each in sample.answers}
+        for by, names in scored.items():
+            each = answers.get(by)  # None: it was asked other rows
+            cells += (
+                [None] * (1 + len(names)) if each is None else [each.text, *_scores(each, names)]
+            )
         rows.append(cells)
     return columns, rows
+
+
+def _scores(answer: Written, names: Sequence[str]) -> list[float | None]:
+    return [answer.scores.get(name) for name in names]
 
 
 def _folders(board: Leaderboard, trial: str | None, ledger: Ledger) -> list[tuple[str, str]]:
@@ -80,10 +89,13 @@ def _folders(board: Leaderboard, trial: str | None, ledger: Ledger) -> list[tupl
     if (default := default_evaluation(board)) is not None:
         found.append((f"the default, {default[0].id}", default[1].folder))
     if trial is not None:
-        found += [(trial, e.folder) for row in board.trials if row.id == trial for e in row.may_win]
+        own = [e for row in board.trials if row.id == trial for e in row.may_win]
+        own.sort(key=board.measure.key, reverse=True)  # the last that wrote some is shown
+        found += [(trial, each.folder) for each in own]
     elif board.winner is not None:
         found.append((f"the winner, {board.winner.trial}", board.winner.folder))
-    return found
+    by_folder = {folder: words for words, folder in found}  # the default may be the winner
+    return [(words, folder) for folder, words in by_folder.items()]
 
 
 def _base(board: Leaderboard, trial: str | None) -> str | None:

@@ -1,6 +1,6 @@
 """Whose answers are written after the search, and what comes of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
@@ -8,6 +8,7 @@ from sweeps.selection.curves import Curve
 from sweeps.selection.measure import metric_words
 from sweeps.selection.ranking import nearest
 from sweeps.selection.results import Winner
+from sweeps.selection.verdicts import candidates
 from trainables.evaluation.record import (
     AnswersJob,
     Evaluation,
@@ -47,8 +48,21 @@ class Answers:
             best = nearest(curves, config.selection, config.generation.candidates)
             if (default := self._ledger.default(config.selection)) is not None:
                 best.append(default)
-            found |= self._of_trials(best)
+            found |= self._of_trials([*best, *self._answered_otherwise(curves)])
         return found
+
+    def _answered_otherwise(self, curves: Sequence[Curve]) -> Iterator[tuple[Curve, Evaluation]]:
+        """Those that may win by a metric of which they were asked before metrics or rows were set
+        otherwise: what was not asked alike does not compare.
+        """
+        selection = self._config.selection
+        if selection.measure.is_loss:
+            return
+        for curve in curves:
+            for point in candidates(curve, selection):
+                written = self._ledger.answers(point.folder) if point.checkpoint else None
+                if written is not None and written.settings != self._digest:
+                    yield curve, point
 
     def of_winner(self, winner: Winner) -> dict[str, Job]:
         """Of the winner and the default configuration."""
@@ -59,15 +73,15 @@ class Answers:
             found.append(default)
         return self._of_trials(found)
 
-    def _of_trials(self, candidates: list[tuple[Curve, Evaluation]]) -> dict[str, Job]:
+    def _of_trials(self, models: Sequence[tuple[Curve, Evaluation]]) -> dict[str, Job]:
         return {
-            f"answers of {curve.id}": AnswersJob(
+            f"answers of {curve.id} at step {point.step}": AnswersJob(
                 folder=point.folder,
                 base=base_of(curve.params),
                 trained=trained(self._config, curve, point),
             )
-            for curve, point in candidates
-            if not self._are_known(point.folder)
+            for curve, point in models
+            if not self.are_known(point.folder)
         }
 
     def _of_untuned(self) -> Iterator[tuple[str, Job]]:
@@ -75,12 +89,17 @@ class Answers:
         for base in bases:
             name = untuned_name(base, bases[0])
             folder = f"baselines/validation/{name}"
-            if not self._are_known(folder):
+            if not self.are_known(folder):
                 yield f"answers of {name}", AnswersJob(folder=folder, base=base)
 
-    def _are_known(self, folder: str) -> bool:
+    def are_known(self, folder: str) -> bool:
+        """Whether a model has been asked as the sweep file now says."""
         written = self._ledger.answers(folder)
         return written is not None and written.settings == self._digest
+
+    def are_of(self, split: str, name: str) -> bool:
+        """Whether one of those that are scored beside trials has been asked, if any is."""
+        return not self._config.metrics or self.are_known(f"baselines/{split}/{name}")
 
     def take(self, job: AnswersJob, found: MeasuredAnswers) -> str:
         """Note what came of a job; in words."""

@@ -77,7 +77,8 @@ class Jobs:
     def _of_winner(self, winner: Winner) -> dict[str, Job]:
         found: dict[str, Job] = {}
         of_winner = trained(self._config, self._ledger.curve(winner.trial), winner.point)
-        if "test" in self._manifest.splits and self._ledger.test_of(winner) is None:
+        tested = self._ledger.test_of(winner) is not None and self._answers.are_of("test", "winner")
+        if "test" in self._manifest.splits and not tested:
             default = self._ledger.default(self._config.selection)
             other = default is not None and default[0].id != winner.trial
             of_default = trained(self._config, *default) if default and other else None
@@ -98,8 +99,13 @@ class Jobs:
         return found
 
     def _wants_baselines(self) -> bool:
-        wanted = self._config.selection.baselines and bool(TASKS[self._config.task].baselines)
-        return wanted and not self._ledger.store.exists("baselines.json")
+        if not (self._config.selection.baselines and TASKS[self._config.task].baselines):
+            return False
+        if not self._ledger.store.exists("baselines.json"):
+            return True
+        ways = self._ledger.measured_baselines()
+        measured = [name for name, each in ways.items() if each.error is None]
+        return not all(self._answers.are_of("validation", name) for name in measured)
 
     def ask_for_baselines_once(self, coordinator: "ActorHandle") -> None:
         """They need no winner, and so can be had before the last trials have ended."""

@@ -26,6 +26,7 @@ from trainables.data.manifest import Manifest, SplitSummary
 from trainables.data.showing import ShownRow
 from trainables.engine.schedule import total_steps, trained_samples
 from trainables.hyperparameters import Hyperparameters, parse, sharing_key
+from trainables.metrics.choosing import metrics_from
 from trainables.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -293,6 +294,28 @@ def search_words(config: SweepConfig, known: Known | None = None) -> str:
     return f"{words}, the first {first} at random, and what starts before those have ended"
 
 
+def _answers(config: SweepConfig, manifest: Manifest) -> list[str]:
+    """What models write to rows, and whose answers choose the winner."""
+    given, selection = config.generation, config.selection
+    if not config.metrics:
+        return []
+    best = f"the best {min(given.candidates, config.search.trials)} trial(s)"
+    others = "the default configuration and the untuned model"
+    who = {
+        "winner": f"Then: the winner, {others}",
+        "finalists": f"Then: {best}, {others}",
+        "evaluations": f"Beside the trials: at every evaluation the trial, then {others}",
+    }[given.when]
+    rows = min(given.rows, manifest.validation.rows)
+    called = ", ".join(each.name for each in metrics_from(config.metrics))
+    test = " and as many of the test split" if "test" in manifest.splits else ""
+    chosen = "the loss" if selection.measure.is_loss else selection.measure.name
+    return [
+        f"{who} answer {rows} rows of validation{test}, at most {given.max_new_tokens} tokens each,"
+        f" measured by {called}; {chosen} chooses the winner"
+    ]
+
+
 def _afterwards(config: SweepConfig, manifest: Manifest) -> list[str]:
     """What is run and measured beside the trials of the search."""
     from trainables.evaluation.baselines import names
@@ -311,6 +334,7 @@ def _afterwards(config: SweepConfig, manifest: Manifest) -> list[str]:
             f"Beside the trials: {', '.join(ways)}; at most {selection.baseline_minutes:g} minutes"
             " a split"
         )
+    lines += _answers(config, manifest)
     if "test" in manifest.splits:
         lines.append(
             "Then: the test split, scored once, for the winner and what it is compared with"

@@ -20,7 +20,7 @@ def outcome(
     loss that may win is COMPLETE with that loss, however it ended: overfit or diverged afterwards,
     or cut off by the time budget. PRUNED is a trial that was behind its like, which says that its
     configuration is worse and not what it would have reached; and, without a value, the worst there
-    is: a trial of which nothing may win.
+    is: a trial of which nothing may win, or of which the metric that chooses tells nothing.
 
     Optuna minimises: a metric of which more is better is told with the other sign.
     """
@@ -28,11 +28,10 @@ def outcome(
     if curve.status == "failed" or not (curve.points or reason.startswith("diverged")):
         return TrialState.FAIL, None, {}
     point = best_point(curve, selection)
-    if point is None or point.val_loss is None:
+    value = None if point is None else selection.measure.of(point)
+    if value is None:
         return TrialState.PRUNED, None, {}
-    value = selection.measure.of(point)
-    best = point.val_loss if value is None else selection.measure.signed(value)
-    reports = _reports(curve, selection.measure)
+    best, reports = selection.measure.signed(value), _reports(curve, selection.measure)
     if curve.status == "complete" or not reason.startswith(BEHIND):
         return TrialState.COMPLETE, best, reports
     # Optuna takes the last reported value of a pruned trial for its value: the best goes last

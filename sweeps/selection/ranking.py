@@ -53,7 +53,7 @@ def pareto(curves: Sequence[Curve], config: SelectionConfig) -> list[tuple[Curve
     if config.pareto is None:
         return front
     cost = "request_cost" if config.pareto == "inference_cost" else config.pareto
-    standing = _standing(curves, config)
+    standing = _standing(curves, replace(config, metric=None))
     for curve, point in sorted(standing, key=lambda each: (_loss(each[1]), getattr(each[1], cost))):
         if not front or getattr(point, cost) < getattr(front[-1][1], cost):
             front.append((curve, point))

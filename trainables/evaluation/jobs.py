@@ -4,6 +4,7 @@ Files that come of a job go into the sweep's folder; numbers go back to the swee
 """
 
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ import numpy as np
 
 from trainables.data.manifest import EARLIER, TokenSummary, data_of
 from trainables.engine.memory import release
+from trainables.errors import InputError
 from trainables.evaluation.answered import Answered, write_answers, write_asked
 from trainables.evaluation.record import (
     AnswersJob,
@@ -267,11 +269,17 @@ class _Bench:
         return self._written(job.folder, answering, answering.write(model))
 
     def _answer(self, folder: str, split: str, model: "PreTrainedModel") -> Metrics:
-        """Of its answers to rows of the test split, where there are metrics of answers."""
-        answering = self._answering(split) if split == "test" else None
-        if answering is None:
+        """Of its answers to rows of the test split, where there are metrics of answers; without
+        them the losses stand by themselves.
+        """
+        try:
+            answering = self._answering(split) if split == "test" else None
+            if answering is None:
+                return {}
+            return self._written(folder, answering, answering.write(model)).metrics
+        except InputError:  # no row can be asked, or a metric fails
+            traceback.print_exc()
             return {}
-        return self._written(folder, answering, answering.write(model)).metrics
 
     def _answer_after(self, split: str, found: dict[str, Metrics]) -> "Answer | None":
         """What has prompts with examples answered, too; their metrics go into `found`."""

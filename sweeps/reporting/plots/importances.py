@@ -9,9 +9,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sweeps.ledger.leaderboard import Leaderboard
 from sweeps.reporting.formatting import join_some, shorten
 from sweeps.reporting.plots.figure import Plot, Section, shielded
+from sweeps.selection.measure import Measure
 
 if TYPE_CHECKING:
     import optuna
@@ -34,15 +34,11 @@ class _Shares:
     """Parameters that too few trials have, or lack."""
 
 
-def objective_name(board: Leaderboard, study: optuna.Study | None) -> str:
-    return board.metric if study is None else ", ".join(study.metric_names or [board.metric])
-
-
-def importances(board: Leaderboard, study: optuna.Study | None) -> Section:
-    """PED-ANOVA on the study's objective: https://arxiv.org/abs/2304.10255,
+def importances(study: optuna.Study | None, searched: Measure) -> Section:
+    """PED-ANOVA on the study's objective, `searched`: https://arxiv.org/abs/2304.10255,
     https://arxiv.org/abs/2601.20800.
     """
-    objective = objective_name(board, study)
+    objective = searched.name
     cannot = f"Importances for {objective} cannot be computed: "
     if study is None:
         return Section(
@@ -52,7 +48,7 @@ def importances(board: Leaderboard, study: optuna.Study | None) -> Section:
     if why := _too_little(study, told, objective):
         return Section(missing=cannot + why)
     shares = _shares(study, told)
-    return Section(plots=[_bars(shares)], notes=_notes(shares, study, objective))
+    return Section(plots=[_bars(shares)], notes=_notes(shares, study, searched))
 
 
 def _with_a_loss(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -121,14 +117,14 @@ def _bars(shares: _Shares) -> Plot:
     return Plot(id="plot-importances", height=40 + 34 * len(ordered), data=[bars], layout=layout)
 
 
-def _notes(shares: _Shares, study: optuna.Study, objective: str) -> list[str]:
+def _notes(shares: _Shares, study: optuna.Study, searched: Measure) -> list[str]:
     from optuna.trial import TrialState
 
-    directions = ", ".join(f"{direction.name.lower()}d" for direction in study.directions)
+    direction = "minimized" if searched.mode == "min" else "maximized"
     best = f"the best {math.ceil(shares.target * shares.trials)} of {shares.trials} trials"
     notes = [
         f"How much each parameter decided whether a trial came among {best} by the study's"
-        f" objective, {objective} ({directions}). PED-ANOVA, as shares of the sum."
+        f" objective, {searched.name} ({direction}). PED-ANOVA, as shares of the sum."
     ]
     stopped = sum(
         t.state == TrialState.PRUNED and bool(t.values) for t in study.get_trials(deepcopy=False)

@@ -1093,9 +1093,7 @@ def test_another_metric_of_a_resumed_sweep_has_its_own_direction():
     content = dump(former).encode()
     kept = from_folder(content, [], "sweep.yaml")
     other = from_folder(content, ["selection.metric=calibration_error"], "sweep.yaml")
-    told = from_folder(
-        content, ["selection.metric=x", "selection.metric_mode=min"], "sweep.yaml"
-    )
+    told = from_folder(content, ["selection.metric=x", "selection.metric_mode=min"], "sweep.yaml")
     modes = [each.selection.metric_mode for each in (kept, other, told)]
     assert modes == ["max", "auto", "min"]
 

@@ -441,3 +441,35 @@ def test_a_benchmark_of_conversations_is_compared_by_all_its_texts(plan, tmp_pat
         load(tmp_path / "sweep.yaml", []), [f"{tmp_path}/held_out.jsonl"]
     ).others
     assert found[f"{tmp_path}/held_out.jsonl"] == ["user one two assistant three"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            [],
+            "Then: the best 2 trial(s), the default configuration and the untuned model answer 12 rows"
+            " of validation, at most 8 tokens each, measured by exact_match; the loss chooses the"
+            " winner",
+        ),
+        (
+            ["generation.when=evaluations", "selection.metric=exact_match", "data.test=0.2"],
+            "Beside the trials: at every evaluation the trial, then the default configuration and the"
+            " untuned model answer 10 rows of validation and as many of the test split, at most 8"
+            " tokens each, measured by exact_match; exact_match chooses the winner",
+        ),
+    ],
+)
+def test_what_is_answered_and_by_what_the_winner_is_chosen(plan, tmp_path, overrides, words):
+    lines = plan(
+        *told(tmp_path),
+        "metrics=[exact_match]",
+        "generation={candidates: 2, max_new_tokens: 8}",
+        *overrides,
+    )
+    assert words in " ".join(lines).replace("  ", " ")
+
+
+def test_metrics_are_not_called_what_the_task_measures(plan, tmp_path):
+    with pytest.raises(InputError, match="^metrics: none may be called perplexity, which"):
+        plan(*told(tmp_path), "metrics=[exact_match: {name: perplexity}]")
