@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import WINNER, Ledger
 from sweeps.ledger.leaderboard import TestScores, WinnerRow
@@ -20,6 +18,7 @@ from trainables.data.manifest import Manifest, data_of, read_manifest
 from trainables.data.sources import source_fingerprint
 from trainables.errors import InputError
 from trainables.evaluation.record import Evaluation, Score
+from trainables.evaluation.reloaded import measured
 from trainables.hyperparameters import base_of
 from trainables.models.base import BaseSpec
 from trainables.models.checkpoint import load_checkpoint, load_untuned
@@ -41,7 +40,6 @@ TOLERANCE = 1e-5  # relative, CPU in float32
 
 # relative: bfloat16 or 4-bit arithmetic, or another device than the one that trained
 LOW_PRECISION_TOLERANCE = 2e-2
-MAX_TOKENS = 16384  # of a micro-batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +143,7 @@ class _Reevaluation:
         return checks
 
     def _measured(self, model: "PreTrainedModel", split: "Split", base: BaseSpec) -> "RowResults":
-        from trainables.engine.scoring import evaluate_model
-
-        task, rows = TASKS[self.config.task], np.arange(len(split))
-        return evaluate_model(model, task, split, rows, base.pad_token_id, MAX_TOKENS, self.device)
+        return measured(model, TASKS[self.config.task], split, base.pad_token_id, self.device)
 
 
 def computes_exactly(config: SweepConfig, device: "torch.device") -> bool:
