@@ -29,10 +29,7 @@ def asking(
     if source.is_document:
         return reader(source, data)
     filled = tuple(fill(dict.fromkeys(source.columns)))
-    found = reader(
-        GivenSource(key=source.key, name=source.name, filled=filled),
-        data,
-    )
+    found = reader(GivenSource(key=source.key, name=source.name, filled=filled), data)
 
     def read(row: Row) -> Record:
         return found.read(replace(row, columns=fill(row.columns)))
