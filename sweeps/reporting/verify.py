@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import WINNER, Ledger
 from sweeps.ledger.leaderboard import TestScores, WinnerRow
@@ -21,6 +19,7 @@ from trainables.data.sources import source_fingerprint
 from trainables.errors import InputError
 from trainables.evaluation.answered import Answered
 from trainables.evaluation.record import Evaluation, Score
+from trainables.evaluation.reloaded import MAX_TOKENS, measured
 from trainables.hyperparameters import base_of
 from trainables.models.base import BaseSpec
 from trainables.models.checkpoint import load_checkpoint, load_untuned
@@ -44,7 +43,6 @@ TOLERANCE = 1e-5  # relative, CPU in float32
 LOW_PRECISION_TOLERANCE = 2e-2
 # share of the rows: where two tokens are nearly as likely, rounding decides between them
 OTHER_ANSWERS = 0.25
-MAX_TOKENS = 16384  # of a micro-batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +183,7 @@ class _Reevaluation:
         return {"rows answered alike": float(sum(a == b for a, b in same))}
 
     def _measured(self, model: "PreTrainedModel", split: "Split", base: BaseSpec) -> "RowResults":
-        from trainables.engine.scoring import evaluate_model
-
-        task, rows = TASKS[self.config.task], np.arange(len(split))
-        return evaluate_model(model, task, split, rows, base.pad_token_id, MAX_TOKENS, self.device)
+        return measured(model, TASKS[self.config.task], split, base.pad_token_id, self.device)
 
 
 def measured_again(numbers: Mapping[str, float], task: Task) -> dict[str, float]:

@@ -31,7 +31,7 @@ def evaluate(folder: str, asked: Asked, trial: str | None = None) -> Evaluated:
                 " model writes"
             )
         if asked.chat and not trained.tokenizer.chat_template:
-            raise InputError("--chat: the winner's tokenizer has no chat template")
+            raise InputError(f"--chat: the tokenizer of {trained.words} has no chat template")
         found = _measured(trained, asked)
         add_harness(trained.ledger, found)
         winner, _ = trained.ledger.select(trained.config.selection)

@@ -144,7 +144,9 @@ def _rows(trained: Trained, scratch: Path) -> Rows:
     )
     found = reference(
         trained.split(),
-        lambda pairs: measured(trained.load_untuned(), rows, pairs, trained.device),
+        lambda pairs: measured(
+            trained.load_untuned(), trained.task, pairs, rows.pad_token_id, trained.device
+        ),
     )
     if found is None:
         return rows

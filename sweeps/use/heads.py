@@ -4,25 +4,24 @@ Letters of shapes: B rows of a micro-batch, N rows, T tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trainables.data.asking import numbered
 from trainables.data.batches import cut_micro_batches
 from trainables.data.records import IGNORED, Encoded, Record
 from trainables.engine.row_independence import padding_changes_losses
 from trainables.engine.scoring import SAME_HALF, SAME_ROW
+from trainables.evaluation.reloaded import MAX_TOKENS
 from trainables.models.output import output_names
 from trainables.tasks import take_targets
 from trainables.tasks.declared import Predicted
 
 if TYPE_CHECKING:
     from sweeps.use.trained import Trained
-
-MAX_TOKENS = 16384  # of a micro-batch
 
 
 class Heads:
@@ -52,10 +51,8 @@ class Heads:
         return [found[i] for i in range(len(records))]
 
     def _encoded(self, records: Sequence[Record]) -> Encoded:
-        """Stand-ins for classes, and for tags, are numbers."""
         most = max(len(record.value.get("tags", ())) for record in records)
-        numbers = tuple(map(str, range(max(most, 1))))
-        encoding = replace(self._encoding, labels=numbers)
+        encoding = numbered(self._encoding, most)
         return self._task.format.encode(list(records), self._tokenizer, encoding)
 
     def _outputs(self, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sweeps.reporting.metrics import resampled_metrics
 from sweeps.selection.statistics import by_unit, mean_interval
-from sweeps.use.scoring import MAX_TOKENS, score
+from sweeps.use.scoring import score
 from sweeps.use.trained import Trained, open_trained
 from trainables.data.tokens import GROUPS
 from trainables.errors import InputError
@@ -27,6 +27,7 @@ from trainables.evaluation.drift import (
     shares,
     unit_means,
 )
+from trainables.evaluation.reloaded import MAX_TOKENS
 from trainables.models.files import quiet
 from trainables.streams import stream
 from trainables.tasks import Task

@@ -10,27 +10,22 @@ import numpy as np
 from sweeps.use.trained import Trained
 from trainables.data.manifest import SplitSummary, write_manifest
 from trainables.data.prepare import CHAT_TEMPLATE
+from trainables.evaluation.reloaded import measured
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from trainables.data.arrow import Split
     from trainables.engine.scoring import RowResults
-
-MAX_TOKENS = 16384  # of a micro-batch
 
 
 def score(trained: Trained, split: "Split", rows: np.ndarray | None = None) -> "RowResults":
     """Loss, targets and outcomes of each of `rows`; None: of all."""
-    from trainables.engine.scoring import evaluate_model, with_reference
+    from trainables.engine.scoring import with_reference
 
-    def measured(model: "PreTrainedModel", split: "Split", rows: np.ndarray) -> "RowResults":
-        pad = trained.spec.pad_token_id
-        return evaluate_model(model, trained.task, split, rows, pad, MAX_TOKENS, trained.device)
-
-    every = np.arange(len(split))
-    pairs = with_reference(split, lambda each: measured(trained.load_untuned(), each, every))
-    return measured(trained.load(), pairs, every if rows is None else rows)
+    task, pad, device = trained.task, trained.spec.pad_token_id, trained.device
+    pairs = with_reference(
+        split, lambda each: measured(trained.load_untuned(), task, each, pad, device)
+    )
+    return measured(trained.load(), task, pairs, pad, device, rows)
 
 
 def raw_rows_for(trained: Trained, rows: Path, name: str, folder: Path, *, in_bytes: bool) -> None:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from trainables.data.config import DataConfig
 from trainables.data.readers import Rows
-from trainables.data.records import Record, RowReader
+from trainables.data.records import Encoding, Record, RowReader
 from trainables.data.rows import Row
 from trainables.data.sources import Source
 
@@ -24,19 +24,30 @@ def asking(
     data: DataConfig,
     fill: Callable[[Columns], Columns],
 ) -> RowReader:
-    """`reader` of the rows of `source` with what `fill` makes of their columns. What rows come from
-    and which slice they are of is not asked.
-    """
+    """`reader` of the rows of `source` with what `fill` makes of their columns."""
+    data = without_parts(source, data)
+    if source.is_document:
+        return reader(source, data)
     filled = tuple(fill(dict.fromkeys(source.columns)))
-    found = reader(
-        GivenSource(key=source.key, name=source.name, filled=filled),
-        replace(data, group=None, slice=None),
-    )
+    found = reader(GivenSource(key=source.key, name=source.name, filled=filled), data)
 
     def read(row: Row) -> Record:
         return found.read(replace(row, columns=fill(row.columns)))
 
     return RowReader(name=found.name, read=read)
+
+
+def without_parts(source: Source, data: DataConfig) -> DataConfig:
+    """`data` for rows that need not say which slice they are of, nor what they belong to."""
+    has_groups = data.group is not None and data.group in source.columns
+    return replace(data, slice=None, group=data.group if has_groups else None)
+
+
+def numbered(encoding: Encoding, tags: int) -> Encoding:
+    """`encoding` for rows that are read so: in the place of classes, and of the tags of words, of
+    which a row has so many at most, they have numbers.
+    """
+    return replace(encoding, labels=tuple(map(str, range(max(tags, len(encoding.labels), 1)))))
 
 
 @dataclass(frozen=True, kw_only=True)

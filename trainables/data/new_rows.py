@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trainables.data.asking import numbered, without_parts
 from trainables.data.bad_rows import BadRows
 from trainables.data.manifest import Manifest
 from trainables.data.processes import Processes
-from trainables.data.readers import Rows
-from trainables.data.rows import BadRow, Row
-from trainables.data.sources import Source, open_sources
+from trainables.data.rows import BadRow
+from trainables.data.sources import open_sources
 from trainables.data.store import RowStore, RowWriter
 from trainables.data.tokens import SplitFiles
 from trainables.errors import InputError
@@ -28,25 +28,6 @@ if TYPE_CHECKING:
 
 SPLIT = "test"  # in whose place new rows are read
 MOST_NAMED = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Answered(Source):
-    """Rows that have no answers, with any in their place."""
-
-    source: Source
-    answered: Callable[[Row], Row]
-
-    @property
-    def is_document(self) -> bool:
-        return self.source.is_document
-
-    def _digest(self) -> str:
-        return self.source.fingerprint()
-
-    def _read(self) -> Rows:
-        for row in self.source.rows():
-            yield row if isinstance(row, BadRow) else self.answered(row)
 
 
 def tokenise_new(
@@ -70,16 +51,20 @@ def tokenise_new(
     """
     with TemporaryDirectory(dir=folder, prefix="rows.") as scratch, Processes() as processes:
         try:
-            store = _read(given, manifest, Path(scratch), labelled)
+            store, tags = _read(given, manifest, Path(scratch), labelled)
         except InputError as error:  # the setting in whose place they are read
             raise InputError(str(error).removeprefix(f"data.{SPLIT}: ")) from error
-        _check_known((label for label in store.labels.names if label is not None), manifest)
+        encoding = replace(manifest.encoding, slices=())
+        if labelled:
+            _check_known((label for label in store.labels.names if label is not None), manifest)
+        else:
+            encoding = numbered(encoding, tags)
         writing = SplitFiles(
             folder=folder,
             store=store,
             task=manifest.task,
             tokenizer=tokenizer,
-            encoding=replace(manifest.encoding, slices=()),
+            encoding=encoding,
             processes=processes,
             bad_rows=manifest.data.bad_rows,
         )
@@ -90,30 +75,23 @@ def tokenise_new(
             raise
 
 
-def _read(given: str, manifest: Manifest, scratch: Path, labelled: bool) -> RowStore:
+def _read(given: str, manifest: Manifest, scratch: Path, labelled: bool) -> tuple[RowStore, int]:
+    """Also how many tags a row has, at most."""
     form = TASKS[manifest.task].format
     data = replace(manifest.data, test=given)
-    writer, bad = RowWriter(scratch / "rows.arrow"), BadRows(f"data.{SPLIT}")
+    writer, bad, tags = RowWriter(scratch / "rows.arrow"), BadRows(f"data.{SPLIT}"), 0
     for source in open_sources(data, SPLIT, scratch):
-        own = replace(data, slice=None)
-        if data.group is not None and data.group not in source.columns:
-            own = replace(own, group=None)
-        if not labelled:
-            source = _Answered(
-                key=source.key,
-                name=source.name,
-                source=source,
-                answered=lambda row, own=own: form.with_any_answer(row, own, manifest.labels),
-            )
-        reader = form.reader(source, own)
+        own = without_parts(source, data)
+        reader = form.reader(source, own) if labelled else form.asking(source, own)
         for row in source.rows():
             record = reader.attempt(row)
             if isinstance(record, BadRow):
                 bad.add(str(record))
             else:
                 writer.add(record)
+                tags = max(tags, len(record.value.get("tags", ())))
     bad.refuse(data.bad_rows, len(writer))
-    return writer.close()
+    return writer.close(), tags
 
 
 def _check_known(found: Iterable[str], manifest: Manifest) -> None:

@@ -185,7 +185,8 @@ class Format(Protocol):
 
     def asking(self, source: Source, data: DataConfig) -> RowReader:
         """Like `reader`, of rows that are to be answered: an answer that they may have is not
-        looked at, and another stands in its place that can be encoded.
+        looked at, and another stands in its place that can be encoded (`asking.numbered`). Slices
+        are not read, and groups where their column is there.
         """
         ...
 
@@ -193,12 +194,6 @@ class Format(Protocol):
         self, records: list[Record], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
     ) -> Encoded:
         """Some of a split's rows."""
-        ...
-
-    def with_any_answer(self, row: Row, data: DataConfig, labels: Sequence[str]) -> Row:
-        """A row whose answer nobody knows, with one in its place, so that it can be read and
-        tokenised. labels: the classes.
-        """
         ...
 
     def question(self, value: dict[str, Any]) -> tuple[str, str]:

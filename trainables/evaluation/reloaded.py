@@ -14,7 +14,7 @@ import numpy as np
 from trainables.errors import NotExported
 from trainables.evaluation.record import Score
 from trainables.storage.records import from_json, to_json
-from trainables.tasks import TASKS
+from trainables.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     import torch
@@ -80,16 +80,22 @@ def print_score(model: "PreTrainedModel", rows: str) -> None:
     if torch.cuda.is_available() and getattr(model, "quantization_method", None) is None:
         device = torch.device("cuda")
         model.to(device)  # pyright: ignore[reportArgumentType]  its stub lacks self
-    found = measured(model, on, on.open(), device)
-    score = Score(loss=found.loss, metrics=found.metrics(TASKS[on.task]))
+    task = TASKS[on.task]
+    found = measured(model, task, on.open(), on.pad_token_id, device)
+    score = Score(loss=found.loss, metrics=found.metrics(task))
     print(MARK + json.dumps(to_json(score)), flush=True)
 
 
 def measured(
-    model: "PreTrainedModel", rows: Rows, split: "Split", device: "torch.device"
+    model: "PreTrainedModel",
+    task: Task,
+    split: "Split",
+    pad_token_id: int,
+    device: "torch.device",
+    rows: np.ndarray | None = None,
 ) -> "RowResults":
-    """What `model` makes of all rows of `split`."""
+    """What `model` makes of each of `rows` of `split`; None: of all."""
     from trainables.engine.scoring import evaluate_model
 
-    task, every = TASKS[rows.task], np.arange(len(split))
-    return evaluate_model(model, task, split, every, rows.pad_token_id, MAX_TOKENS, device)
+    chosen = np.arange(len(split)) if rows is None else rows
+    return evaluate_model(model, task, split, chosen, pad_token_id, MAX_TOKENS, device)

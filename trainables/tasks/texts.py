@@ -1,8 +1,7 @@
 """Rows of a text, perhaps a second one, and what is to be said of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -75,15 +74,6 @@ class Texts(Answered):
     @abstractmethod
     def labels(self, records: list[Record], encoding: Encoding) -> np.ndarray | list[np.ndarray]:
         """Of rows, as `Encoded` has them."""
-
-    def any_answer(self, labels: Sequence[str]) -> object:
-        """As it may stand in the column of the answer."""
-        return labels[0] if labels else 0
-
-    def with_any_answer(self, row: Row, data: DataConfig, labels: Sequence[str]) -> Row:
-        """See `Format`."""
-        column = getattr(data, self.setting)
-        return replace(row, columns={**row.columns, column: self.any_answer(labels)})
 
     def shown(self, value: dict[str, Any]) -> str:
         """The answer of a stored row as text."""

@@ -58,10 +58,10 @@ def run(
     """Serve until Ctrl-C or SIGTERM. Raises InputError and ClusterError for what the user can put
     right.
     """
+    _check_free(address)
     by_vllm = vllm.is_taken(engine, [trained for _, trained in models])
     ended = threading.Event()
     with SignalHandler(ended.set), connect(cluster, namespace="serve") as connection:
-        _check_free(address)
         if not connection.own:
             _check_alone()
         plan = plan_slots(

@@ -84,7 +84,30 @@ def test_a_conversation_may_end_with_the_user(tmp_path, tokenizer):
     given = write(tmp_path / "chats.jsonl", [{"messages": said}, {"messages": more}])
     tokenise_new(given, manifest, "new", tokenizer, new, labelled=False)
     open_row, answered = open_split(new, "new").rows([0, 1])
-    assert len(answered["input_ids"]) > len(open_row["input_ids"])
+    assert answered["input_ids"].tolist() == open_row["input_ids"].tolist()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": '[{"role": "user", "content": "what is 7"}]'},
+        {"conversations": [{"from": "human", "value": "what is 7"}]},
+        {"instruction": "what is 7", "input": ""},
+        {"prompt": "what is 7", "completion": "it is 7"},
+    ],
+)
+def test_requests_of_every_form_are_read(row, tmp_path, tokenizer):
+    _, manifest = prepared(tmp_path, "instruction", tokenizer)
+    (new := tmp_path / "new").mkdir()
+    given = write(tmp_path / "form.jsonl", [row, {**row}])
+    asked = write(tmp_path / "asked.jsonl", [{"prompt": "what is 7"}])
+    tokenise_new(given, manifest, "new", tokenizer, new, labelled=False)
+    tokenise_new(asked, manifest, "asked", tokenizer, new, labelled=False)
+    (found, _), (wanted,) = (
+        open_split(new, "new").rows([0, 1]),
+        open_split(new, "asked").rows([0]),
+    )
+    assert found["input_ids"].tolist() == wanted["input_ids"].tolist()
 
 
 def test_groups_are_kept_and_their_column_may_be_missing(tmp_path, tokenizer):

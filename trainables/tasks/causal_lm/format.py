@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 class Documents:
     default_length = 512
 
-    def with_any_answer(self, row: Row, data: DataConfig, labels: Sequence[str]) -> Row:
-        """A text is its own answer."""
-        return row
-
     def reader(self, source: Source, data: DataConfig) -> RowReader:
         """A .txt file is one document; of a table, each row's text column is one."""
         if source.is_document:

@@ -60,17 +60,31 @@ def _answered(talk: object) -> object:
 
 
 def asked(record: Record) -> Record:
-    """The conversation up to the assistant's turn, with a stand-in for what it is to say there: the
-    only thing in it that is learnt, so that where that begins the model's own words begin. Raises
-    BadRow where there is nothing to be answered.
+    """`answered_once`, where the stand-in is the only thing that is learnt, so that where it begins
+    the model's own words begin. Raises BadRow likewise.
+    """
+    record = answered_once(record)
+    if "messages" not in record.value:
+        return record
+    *before, answer = _messages(record)
+    before = [{**m, "weight": 0} if m.get("role") == "assistant" else m for m in before]
+    kept = {name: record.value[name] for name in ("tools", "documents") if name in record.value}
+    return replace(record, value={**kept, "messages": [*before, answer]})
+
+
+def answered_once(record: Record) -> Record:
+    """The conversation up to the assistant's turn, with a stand-in for what it is to say there.
+    Raises BadRow where there is nothing to be answered.
     """
     if "messages" not in record.value:
         return record
-    messages = list(cast("Sequence[Message]", record.value.get("messages")))
+    messages = list(_messages(record))
     while messages and messages[-1].get("role") == "assistant":
         messages.pop()
     if not messages:
         raise BadRow(f"{record.place}: there is no message that could be answered")
-    before = [{**m, "weight": 0} if m.get("role") == "assistant" else m for m in messages]
-    kept = {name: record.value[name] for name in ("tools", "documents") if name in record.value}
-    return replace(record, value={**kept, "messages": [*before, dict(ANSWER)]})
+    return replace(record, value={**record.value, "messages": [*messages, dict(ANSWER)]})
+
+
+def _messages(record: Record) -> Sequence[Message]:
+    return cast("Sequence[Message]", record.value.get("messages"))

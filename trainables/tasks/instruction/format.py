@@ -20,11 +20,11 @@ from trainables.data.records import (
     RowReader,
     Segment,
 )
-from trainables.data.rows import BadRow, Row
+from trainables.data.rows import BadRow
 from trainables.data.sources import Source
 from trainables.errors import InputError
 from trainables.tasks.instruction.answers import answer_bytes
-from trainables.tasks.instruction.asking import with_stand_in
+from trainables.tasks.instruction.asking import answered_once, with_stand_in
 from trainables.tasks.instruction.notices import Notice
 from trainables.tasks.instruction.reading import conversation_reader
 from trainables.tasks.instruction.templates import default_chat_template
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from trainables.tasks.instruction.fields import Message
 
 __all__ = ["Chat", "default_chat_template"]
-
-ANY = "."  # answer in the place of one that is not known
 
 
 class Chat:
@@ -51,23 +49,9 @@ class Chat:
             )
         return conversation_reader(source.columns, source.key, source.name, data)
 
-    def with_any_answer(self, row: Row, data: DataConfig, labels: Sequence[str]) -> Row:
-        """A conversation that ends with the user is answered; of others the assistant's last words
-        stand there.
-        """
-        column = data.columns.get("messages", "messages")
-        messages = row.columns.get(column)
-        if isinstance(messages, list):
-            last = messages[-1] if messages else None
-            if isinstance(last, dict) and last.get("role") == "assistant":
-                return row
-            answered = [*messages, {"role": "assistant", "content": ANY}]
-            return replace(row, columns={**row.columns, column: answered})
-        column = data.columns.get("completion", "completion")
-        return replace(row, columns={column: ANY, **row.columns})
-
     def asking(self, source: Source, data: DataConfig) -> RowReader:
-        return asking(self.reader, source, data, partial(with_stand_in, data=data))
+        found = asking(self.reader, source, data, partial(with_stand_in, data=data))
+        return replace(found, read=lambda row: answered_once(found.read(row)))
 
     def question(self, value: dict[str, object]) -> tuple[str, str]:
         if "messages" not in value:

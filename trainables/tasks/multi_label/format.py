@@ -1,7 +1,7 @@
 """Rows of multi_label: a text, perhaps a second one, and the names of its classes."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,6 @@ class Tagged(Texts):
         for row, record in zip(rows, records, strict=True):
             row[[classes[name] for name in record.value["labels"]]] = 1
         return list(rows)
-
-    def any_answer(self, labels: Sequence[str]) -> object:
-        return [labels[0]]
 
     def shown(self, value: dict[str, Any]) -> str:
         return ", ".join(sorted(value["labels"]))

@@ -1,7 +1,5 @@
 """Rows of a source text and the target text that is written for it."""
 
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CUT = "targets_cut"
-ANY = "."  # answer in the place of one that is not known
 WORDS = {
     CUT: Words(
         "note",
@@ -59,11 +56,6 @@ class Pairs(Answered):
                 " ..., target: ...}"
             )
         return RowReader(name="source+target", read=partial(_read, columns=columns, data=data))
-
-    def with_any_answer(self, row: Row, data: DataConfig, labels: Sequence[str]) -> Row:
-        """See `Format`."""
-        column = data.columns.get("target", "target")
-        return replace(row, columns={**row.columns, column: ANY})
 
     def asking(self, source: Source, data: DataConfig) -> RowReader:
         column = data.columns.get("target", "target")

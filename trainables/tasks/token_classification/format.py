@@ -6,7 +6,6 @@ of its first token; what else there is of it has no loss.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -88,11 +87,6 @@ class TaggedWords(Answered):
             )
 
         return RowReader(name="tokens+tags", read=read)
-
-    def with_any_answer(self, row: Row, data: DataConfig, labels: Sequence[str]) -> Row:
-        """See `Format`."""
-        tags = [labels[0]] * len(_list(row, data.tokens))
-        return replace(row, columns={**row.columns, data.tags: tags})
 
     def asking(self, source: Source, data: DataConfig) -> RowReader:
         """The tag of each word is its number."""
