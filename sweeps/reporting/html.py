@@ -33,7 +33,6 @@ from sweeps.reporting.plots.figure import ABSENT, VERDICTS, Section, tone
 from sweeps.reporting.plots.importances import importances
 from sweeps.reporting.plots.parallel import parallel_coordinates
 from sweeps.reporting.plots.timeline import timeline
-from sweeps.reporting.samples import Sample
 from sweeps.reporting.words import (
     LOST,
     answered_words,
@@ -52,6 +51,8 @@ from trainables.evaluation.record import Metrics
 if TYPE_CHECKING:
     import jinja2
     import optuna
+
+    from sweeps.reporting.samples import Sample
 
 
 MATRIX_CLASSES = 20  # whose confusion matrix is drawn

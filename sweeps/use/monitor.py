@@ -200,7 +200,9 @@ def _unlabelled(trained: Trained, before: _Rows, now: _Rows) -> list[TwoSample]:
     for rows in (before, now):
         answers.append(_answers(trained, model, rows))
     (old, old_classes), (new, new_classes) = answers
-    sure = "the answers" if trained.task.problem_type == "regression" else "the confidence"
+    task = trained.task
+    is_number = task.problem_type is not None and not task.loss.is_likelihood
+    sure = "the answers" if is_number else "the confidence"
     found.append(kolmogorov_smirnov(old, new, sure))
     if old_classes is not None and new_classes is not None:
         labels = trained.spec.outputs

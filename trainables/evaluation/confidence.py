@@ -108,7 +108,7 @@ def _first_logits(
 
 def _of_head(logits: Tensor, labels: Tensor, task: Task) -> tuple[np.ndarray, np.ndarray | None]:
     """Confidence [B] and classes [B, C]."""
-    if task.problem_type == "regression":
+    if not task.loss.is_likelihood:
         return logits[:, 0].numpy(), None
     if task.problem_type is not None:  # each class by itself
         shares = logits.sigmoid()

@@ -283,7 +283,7 @@ def test_out_of_memory_in_an_evaluation_takes_it_in_smaller_passes(lab, fits, tm
     assert max(sizes) > fits
     np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
     assert found.val_loss == pytest.approx(expected.val_loss, rel=1e-6)
-    assert found.metrics == expected.metrics
+    assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)  # calibration is of shares
 
 
 def test_a_row_that_does_not_fit_ends_the_evaluation(lab):
