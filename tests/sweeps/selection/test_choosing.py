@@ -173,3 +173,22 @@ def test_without_the_metric_the_loss_chooses_and_says_so():
 def test_new_seeds_and_a_metric_do_not_go_together():
     with pytest.raises(ValueError, match="selection.metric: new seeds"):
         SelectionConfig(metric="f1", finalists=FinalistsConfig(top=2))
+
+
+def test_answers_to_other_rows_leave_their_cells_of_a_table_empty():
+    from sweeps.reporting.samples import Sample, Written, samples_table
+
+    wins = Written(by="the winner, t1", text="b", scores={"exact_match": 1.0})
+    untuned = Written(by="untuned", text="a", scores={"exact_match": 0.0})
+    samples = [
+        Sample(row=1, prompt="p", reference="r", answers=(wins,)),
+        Sample(row=2, prompt="p", reference="r", answers=(untuned, wins)),
+    ]
+    columns, rows = samples_table(samples)
+    assert columns[3:] == [
+        "the winner, t1",
+        "the winner, t1: exact_match",
+        "untuned",
+        "untuned: exact_match",
+    ]
+    assert [row[3:] for row in rows] == [["b", 1.0, None, None], ["b", 1.0, "a", 0.0]]
