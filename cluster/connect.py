@@ -21,6 +21,7 @@ from cluster.config import ClusterConfig, check_ray_address
 DASHBOARD_PORT = 8265
 PROBE_TIMEOUT_S = 5.0
 # characters: a Unix socket's path has 107 at most, and Ray's own folders below it take the rest
+STARTS = 3  # of a Ray that a busy machine brings up too slowly for the 30 s that it gives itself
 MAX_TEMP_DIR = 40
 TOKEN_HELP = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to a"
@@ -214,11 +215,15 @@ def _start(namespace: str, temp_dir: Path | None) -> str | None:
             " its sockets"
         )
     with _alone():
-        try:
-            return _init(namespace, temp_dir, _free_dashboard_port())
-        except Exception as error:  # Ray raises bare ones, such as where it comes up too slowly
-            words = " ".join(str(error).split()) or type(error).__name__
-            raise ConnectionError(f"Ray did not start on this machine: {words}") from error
+        for left in reversed(range(STARTS)):
+            try:
+                return _init(namespace, temp_dir, _free_dashboard_port())
+            except Exception as error:  # Ray raises bare ones, such as where it comes up too slowly
+                ray.shutdown()
+                if left:
+                    continue
+                words = " ".join(str(error).split()) or type(error).__name__
+                raise ConnectionError(f"Ray did not start on this machine: {words}") from error
 
 
 @contextmanager
