@@ -455,7 +455,7 @@ def test_a_benchmark_of_conversations_is_compared_by_all_its_texts(plan, tmp_pat
         (
             ["generation.when=evaluations", "selection.metric=exact_match", "data.test=0.2"],
             "Beside the trials: at every evaluation the trial, then the default configuration and the"
-            " untuned model answer 10 rows of validation and as many of the test split, at most 8"
+            " untuned model answer 12 rows of validation and as many of the test split, at most 8"
             " tokens each, measured by exact_match; exact_match chooses the winner",
         ),
     ],
