@@ -21,7 +21,7 @@ sweeps export "$folder" --to "$out/model" --merge         # 6: weights for other
 sweeps predict "$folder" "$questions" --out "$out/answers.jsonl"           # 7: answer a file
 ship=0; sweeps gate "$folder" --markdown "$out/gate.md" || ship=$?         # 8: ship it?
 drift=0; sweeps monitor "$folder" "$new" || drift=$?                       # 9: is today like then?
-sweeps serve "winner=$folder" --port "$port" > "$out/serve.log" 2>&1 &     # 10: serve it
+"$python" -m sweeps serve "winner=$folder" --port "$port" > "$out/serve.log" 2>&1 &  # 10: serve it
 server=$!
 trap 'kill "$server"; wait "$server" || true' EXIT
 
