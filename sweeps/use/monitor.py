@@ -311,6 +311,8 @@ def _measured(
     bounds = [_bounds(metrics, each, rows) for each, rows in ((new, now), (outcomes, before))]
     values = metrics(new), metrics(outcomes)
     for name, value in values[0].items():
+        if not math.isfinite(value):  # such as AUROC where a class has no rows
+            continue
         yield Measured(
             name=name,
             new=value,
@@ -330,6 +332,7 @@ def _bounds(
     return {
         name: (float(low), float(high))
         for name, values in drawn.items()
+        if np.isfinite(values).any()
         for low, high in [np.nanquantile(values, BOUNDS)]
     }
 

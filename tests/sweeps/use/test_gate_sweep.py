@@ -114,7 +114,11 @@ def test_a_winner_that_is_better_than_all_ships(finished, sweeps):
 def test_the_model_in_use_is_scored_once_and_row_by_row(finished, monkeypatch):
     """Its losses on these rows are those that its own sweep has measured on the same."""
     gate(finished.good, GateConfig(), finished.poor)
-    kept = next(Path(finished.good).glob("baselines/test/against-poor-*-t0001-*.npy"))
+    (kept,) = (
+        file
+        for file in Path(finished.good).glob("baselines/test/against-poor-*-t0001-*.npy")
+        if not file.name.endswith(".outcomes.npy")
+    )
     own = np.load(Path(finished.poor) / "baselines/test/winner.npy")
     assert np.load(kept) == pytest.approx(own, rel=1e-4)
     monkeypatch.setattr("sweeps.use.against.score", None)  # nobody is asked again
@@ -159,7 +163,9 @@ def test_rows_like_the_old_ones_raise_no_alarm(finished, sweeps):
     new = write_rows(finished.tmp / "same.csv", 200, 7, (ANIMALS, THINGS))
     found = monitor(finished.good, str(new), labelled=True)
     assert not found.drifted and found.reference == "test" and found.rows == 200
-    assert {each.name for each in found.measured} == {"loss", "accuracy", "macro_f1"}
+    assert {each.name for each in found.measured} == {
+        *("loss", "accuracy", "macro_f1", "weighted_f1", "auroc", "calibration_error")
+    }
     done = sweeps("monitor", finished.good, new, "--json")
     assert done.code == 0, done.out + done.err
     assert [each["what"] for each in json.loads(done.out)["tests"]] == [
@@ -188,6 +194,7 @@ def test_labels_that_mean_something_else_are_seen_by_the_loss(finished):
     )
     found = monitor(finished.good, str(more), labelled=True)
     assert "the labels" in found.alarms and "the answers" in found.alarms
+    assert "auroc" not in {each.name for each in found.measured}  # of one class alone
 
 
 def test_new_rows_that_cannot_be_used_are_refused(finished):
