@@ -1160,13 +1160,6 @@ def constant_study(n, value=1.0):
     return study
 
 
-def named_study(n):
-    study = constant_study(n)
-    with pytest.warns(optuna.exceptions.ExperimentalWarning):
-        study.set_metric_names(["nats"])
-    return study
-
-
 def study_without_params(n):
     study = optuna.create_study()
     study.add_trials([optuna.trial.create_trial(value=float(i)) for i in range(n)])
@@ -1185,7 +1178,6 @@ def study_without_params(n):
         (constant_study(12), "all 12 trials have the same val_loss"),
         (constant_study(12, math.inf), "and there are 0 (the study holds 12 complete)"),
         (study_without_params(12), "the study varies no parameter"),
-        (named_study(3), "Importances for nats cannot be computed"),
     ],
 )
 def test_importances_that_cannot_be_computed_say_why(page, study, why):
