@@ -156,7 +156,7 @@ def main() -> None:
                 HEAD.format(name="continued", model=first, data=data, search=CONTINUED, **shared)
             )
             found = board_of(call("run", file)[-1])
-            keys = ("winner", "lineage", "forgetting")
+            keys = ("winner", "lineage", "earlier_forgetting")
             print(json.dumps({key: found.get(key) for key in keys}, indent=1), flush=True)
         if given.keep:
             shutil.copytree(work / "runs", given.keep)
