@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from finished import finish
+from finished import WORDS, classes, finish
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-WORDS = "good bad fine awful great dull bright slow quick weak strong nice poor rich sad happy"
 CHATS = [
     ("Name a color", "The color is red."),
     ("Name an animal", "The animal is a dog."),
@@ -79,14 +78,6 @@ def drawn_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def texts(seed: int = 0, count: int = 200) -> list[list[str]]:
-    """Words, and three digits that tell rows apart."""
-    drawn = random.Random(seed)
-    return [
-        [*drawn.choices(WORDS.split(), k=drawn.randint(2, 6)), *f"{n:03}"] for n in range(count)
-    ]
-
-
 @pytest.fixture(scope="session")
 def make_heads(drawn_encoder: Path, tmp_path_factory: pytest.TempPathFactory):
     """Trains an encoder on rows of a task; the sweep's folder."""
@@ -107,13 +98,6 @@ search: {{trials: 1, space: {{method: full, learning_rate: 1e-2, batch_size: 8, 
         return finish(file, params)
 
     return make
-
-
-def classes() -> list[dict[str, object]]:
-    return [
-        {"text": " ".join(words), "label": "long" if len(words[0]) > 4 else "short"}
-        for words in texts()
-    ]
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A sweep of one trial from rows to a winner that is handed over: all but the cluster is what `run` does."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,23 @@ from trainables.models.files import context_length, load_model_config, load_toke
 from trainables.storage.checkpoints import begin_attempt, write_evaluation
 
 TRIAL = "t0001"
+
+WORDS = "good bad fine awful great dull bright slow quick weak strong nice poor rich sad happy"
+
+
+def texts(seed: int = 0, count: int = 200) -> list[list[str]]:
+    """Words, and three digits that tell rows apart."""
+    drawn = random.Random(seed)
+    return [
+        [*drawn.choices(WORDS.split(), k=drawn.randint(2, 6)), *f"{n:03}"] for n in range(count)
+    ]
+
+
+def classes() -> list[dict[str, object]]:
+    return [
+        {"text": " ".join(words), "label": "long" if len(words[0]) > 4 else "short"}
+        for words in texts()
+    ]
 
 
 def finish(file: Path, params: dict[str, object]) -> Path:

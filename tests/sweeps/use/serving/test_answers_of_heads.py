@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import classes, texts
+from finished import classes, texts
 
 from sweeps.use.answers import answerer
 from sweeps.use.generation import Sampling
