@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import ray
 import ray.exceptions
@@ -52,6 +52,13 @@ class SlotPlan:
     resources_per_worker: dict[str, float]
     threads_per_worker: int
     reason: str  # one line for people
+
+    @property
+    def worker_options(self) -> dict[str, Any]:
+        """What a worker holds, as the options of a Ray actor."""
+        others = dict(self.resources_per_worker)
+        cpus, gpus = others.pop("CPU", 0), others.pop("GPU", 0)
+        return {"num_cpus": cpus, "num_gpus": gpus} | ({"resources": others} if others else {})
 
 
 @contextmanager

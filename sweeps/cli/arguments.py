@@ -10,6 +10,14 @@ Folder = Annotated[str, typer.Argument(help="the sweep's folder", show_default=F
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, such as search.trials=4", show_default=False)
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="a running Ray cluster: auto, or the head's host:port; else RAY_ADDRESS, else a Ray of"
+        " its own",
+        show_default=False,
+    ),
+]
 Trial = Annotated[
     str | None,
     typer.Option(help="a trial's best checkpoint instead of the winner", show_default=False),

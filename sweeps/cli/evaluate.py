@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sweeps.cli.arguments import Folder
+from sweeps.cli.arguments import Folder, Trial
 from sweeps.cli.terminal import console
 from trainables.errors import InputError
 
@@ -15,10 +15,7 @@ def evaluate(
     tasks: Annotated[
         str, typer.Option(help="of lm-eval, such as hellaswag,gsm8k", show_default=False)
     ],
-    trial: Annotated[
-        str | None,
-        typer.Option(help="the best checkpoint of this trial, not the winner", show_default=False),
-    ] = None,
+    trial: Trial = None,
     include: Annotated[
         Path | None,
         typer.Option(help="a folder with tasks of your own (YAML)", show_default=False),

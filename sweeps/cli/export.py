@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sweeps.cli.arguments import Folder
+from sweeps.cli.arguments import Folder, Trial
 from sweeps.cli.terminal import FAILED
 from trainables.errors import NotExported
 
@@ -15,9 +15,7 @@ def export(
     to: Annotated[
         str, typer.Option("--to", help="a folder that is not there yet, or is empty", metavar="OUT")
     ],
-    trial: Annotated[
-        str | None, typer.Option(help="the best of this trial instead of the winner")
-    ] = None,
+    trial: Trial = None,
     merge: Annotated[bool, typer.Option("--merge", help="merge the adapter into its base")] = False,
     merge_onto: Annotated[
         str | None,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sweeps.cli.arguments import Folder, Trial
+from sweeps.cli.arguments import Address, Folder, Trial
 from sweeps.cli.terminal import FAILED
 
 
@@ -42,14 +42,7 @@ def predict(
         int | None,
         typer.Option(min=1, help="models side by side; as many as fit", show_default=False),
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="a running Ray cluster: auto, or the head's host:port; else RAY_ADDRESS, else a"
-            " Ray of its own",
-            show_default=False,
-        ),
-    ] = None,
+    address: Address = None,
 ) -> None:
     """Answer the rows of a file with the winner. Called again after it was stopped, it goes on.
 

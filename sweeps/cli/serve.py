@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sweeps.cli.arguments import Trial
+from sweeps.cli.arguments import Address, Trial
 
 
 def serve(
@@ -35,14 +35,7 @@ def serve(
         Literal["auto", "transformers", "vllm"],
         typer.Option(help="auto: vLLM where there is a GPU and vllm is installed"),
     ] = "auto",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="a running Ray cluster: auto, or the head's host:port; else RAY_ADDRESS, else a"
-            " Ray of its own",
-            show_default=False,
-        ),
-    ] = None,
+    address: Address = None,
 ) -> None:
     """Serve winners over HTTP, as OpenAI's interface does.
 

@@ -15,12 +15,12 @@ def with_metric(config: SweepConfig) -> SweepConfig:
     """
     task, chosen = TASKS[config.task], config.selection.metric
     lower = {each.name: each.lower_is_better for each in metrics_from(config.metrics)}
-    for name in lower:
-        if name in (taken := (VAL_LOSS, "loss", *task.metric_names)):
-            raise InputError(
-                f"metrics: none may be called {name}, which the task measures"
-                f" ({', '.join(taken)}); give it another `name`"
-            )
+    taken = (VAL_LOSS, "loss", *task.metric_names)
+    if name := next((name for name in lower if name in taken), None):
+        raise InputError(
+            f"metrics: none may be called {name}, which the task measures ({', '.join(taken)});"
+            " give it another `name`"
+        )
     lower |= {name: name in task.lower_is_better for name in task.metric_names}
     if chosen in (None, VAL_LOSS):
         return config

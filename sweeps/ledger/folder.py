@@ -423,18 +423,16 @@ class Ledger:
         found: dict[str, BaselineRow] = {}
         manifest = self.manifest() if self.has_data() else None
         if isinstance(untuned := self.untuned(), UntunedResults):
-            found |= _untuned_rows(untuned, manifest)
+            for name, row in _untuned_rows(untuned, manifest).items():
+                answered = self._means_of(f"baselines/validation/{name}")  # after it was measured
+                found[name] = replace(row, metrics={**row.metrics, **answered})
         if manifest is not None and (prior := label_prior(manifest)) is not None:
             found["prior"] = prior
         for name, measured in self.measured_baselines().items():
             if measured.error is None:
                 found[name] = BaselineRow.of(measured)
         return {
-            name: replace(
-                row,
-                words=row.words or BASELINE_NAMES.get(name),
-                metrics={**row.metrics, **self._means_of(f"baselines/validation/{name}")},
-            )
+            name: replace(row, words=row.words or BASELINE_NAMES.get(name))
             for name, row in found.items()
         }
 

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -31,7 +30,7 @@ from sweeps.ledger.leaderboard import (
     TrialRow,
 )
 from sweeps.selection.measure import metric_words
-from sweeps.selection.resampling import resampled_metrics
+from sweeps.selection.resampling import half_width, resampled_metrics
 from trainables.data.manifest import Manifest
 from trainables.evaluation.record import Metrics
 from trainables.tasks import TASKS
@@ -39,7 +38,6 @@ from trainables.tasks.declared import ByClass
 
 MOST_CLASSES = 100  # whose confusion matrix is kept
 HARDLY = 1 / 3  # of the rows of a class: answered less often than that, it is hardly ever answered
-LEVEL = 0.95
 # always answering train's label shares is calibrated, and worth nothing
 NOT_COMPARED = frozenset({"calibration_error"})
 
@@ -259,7 +257,7 @@ def _compared(
         value, own = (_metric(measured[name], each.metric) for name in (each.name, "winner"))
         differences = drawn[each.name][each.metric] - drawn["winner"][each.metric]
         error = float(np.nanstd(differences))  # some resamples may not tell
-        width = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / each.of) * error
+        width = half_width(error, each.of)
         found.append(
             MetricDifference(
                 metric=each.metric,

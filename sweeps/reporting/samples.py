@@ -30,16 +30,14 @@ class Sample:
     answers: tuple[Written, ...]
 
 
-def samples_of(
-    ledger: Ledger, board: Leaderboard, trial: str | None = None, split: str = "validation"
-) -> tuple[Sample, ...]:
+def samples_of(ledger: Ledger, board: Leaderboard, trial: str | None = None) -> tuple[Sample, ...]:
     """Of the untuned model, the default configuration and the winner, or `trial` in its place;
     empty where no answers were written. Raises InputError for a trial that wrote none.
     """
     shown = _folders(board, trial, ledger)
     written = {words: found for words, folder in shown if (found := ledger.answers(folder))}
     base = _base(board, trial)
-    asked = None if base is None or not written else ledger.asked(split, base)
+    asked = None if base is None or not written else ledger.asked("validation", base)
     if trial is not None and trial not in written:
         raise InputError(
             f"--trial: {trial} wrote no answers; those of {_names(ledger, board)} were kept"

@@ -150,7 +150,6 @@ class _Reevaluation:
                 allowed = TOLERANCE if exact else OTHER_ANSWERS
                 rows = {"rows answered alike": float(len(answers.texts))}
                 checks.append(Check(what=what, reported=rows, measured=same, tolerance=allowed))
-                numbers = {key: of for key, of in numbers.items() if key not in answers.scores}
             checks.append(
                 Check(
                     what=f"{name}, {split_name}",
@@ -187,7 +186,7 @@ class _Reevaluation:
 
 
 def measured_again(numbers: Mapping[str, float], task: Task) -> dict[str, float]:
-    """Loss and metrics of the task: what models write is not written once more."""
+    """Loss and metrics of the task; of answers it is the texts that are compared."""
     names = ("loss", *task.metric_names)
     return {name: numbers[name] for name in names if name in numbers}
 

@@ -129,7 +129,13 @@ class Answers:
         """Seconds that each model took, in this process or an earlier one."""
         if not self._config.metrics:
             return
-        folders = [point.folder for curve in self._ledger.curves() for point in curve.points]
+        own = {*self._ledger.task.metric_names}
+        folders = [
+            point.folder
+            for curve in self._ledger.curves()
+            for point in curve.points
+            if point.metrics.keys() - own  # it has metrics of answers, so it has written some
+        ]
         bases = self._config.bases
         folders += [f"baselines/validation/{untuned_name(base, bases[0])}" for base in bases]
         for folder in folders:

@@ -5,18 +5,16 @@ metric does not tell candidates apart.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import NamedTuple
 
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve
 from sweeps.selection.measure import Measure, metric_words
+from sweeps.selection.resampling import half_width
 from sweeps.selection.results import Standing, cost_in_use
 from sweeps.selection.statistics import Difference
 from sweeps.selection.verdicts import candidates
 from trainables.evaluation.record import Evaluation
-
-LEVEL = 0.95
 
 
 class Paired(NamedTuple):
@@ -98,7 +96,7 @@ def _difference(paired: Paired, comparisons: int) -> Difference:
     mean, error = paired
     if not math.isfinite(error):
         return Difference(mean=mean, tied=True)
-    width = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / comparisons) * error
+    width = half_width(error, comparisons)
     low, high = mean - width, mean + width
     return Difference(mean=mean, standard_error=error, low=low, high=high, tied=low <= 0 <= high)
 

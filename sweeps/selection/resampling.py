@@ -4,10 +4,12 @@ Letters of shapes: N rows, M numbers that are kept of a row (its outcomes), R re
 """
 
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 
 import numpy as np
 
 RESAMPLES = 500  # enough for a standard error
+LEVEL = 0.95
 CELLS = 1 << 23  # resamples times outcomes, at most, but for 100 resamples
 
 
@@ -41,6 +43,13 @@ def resampled_metrics(
         name: {metric: np.array(values) for metric, values in each.items()}
         for name, each in found.items()
     }
+
+
+def half_width(error: float, comparisons: int) -> float:
+    """Of an interval about what has this standard error, for one of so many comparisons that shall
+    hold at once (95%, Bonferroni).
+    """
+    return NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / comparisons) * error
 
 
 def paired(

@@ -72,13 +72,6 @@ def _answered(
     context.print_on_execution_start = False
     # a block of rows is a row there: each is handed on by itself, as soon as it is read
     context.target_max_block_size = 1
-    resources = dict(plan.resources_per_worker)
-    wanted: dict[str, Any] = {
-        "num_cpus": resources.pop("CPU", 0),
-        "num_gpus": resources.pop("GPU", 0),
-    }
-    if resources:
-        wanted["resources"] = resources
     blocks = ray.data.read_datasource(
         _Blocks(extents, trained.task, trained.config.data, missing),
         override_num_blocks=len(extents),
@@ -88,7 +81,7 @@ def _answered(
         fn_constructor_args=(job, plan.threads_per_worker),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=plan.slots),
-        **wanted,
+        **plan.worker_options,
     )
     try:
         yield from blocks.iter_rows()

@@ -83,7 +83,13 @@ class Answering:
     def stop(self, model: "PreTrainedModel") -> tuple[int, ...]:
         """Tokens that end an answer."""
         own = getattr(model, "generation_config", None)
-        return stop_tokens(self.tokenizer, task=self.task, split=self.split, generation_config=own)
+        said = stop_tokens(self.tokenizer, generation_config=own)
+        return tuple(sorted({*said, *self._learnt_stop}))
+
+    @cached_property
+    def _learnt_stop(self) -> tuple[int, ...]:
+        """Read off many rows, which are the same for all models."""
+        return stop_tokens(self.tokenizer, task=self.task, split=self.split)
 
     def write(self, model: "PreTrainedModel", prompts: Sequence[Prompt] | None = None) -> Answered:
         """What a model by itself writes, and its scores. prompts: for the same rows, such as with

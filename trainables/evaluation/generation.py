@@ -78,10 +78,12 @@ def draw_prompts(
     asked (see `prompts_of`) are passed over. Raises InputError where all are.
     """
     order, found = stream("answered rows", seed).permutation(len(split)), []
+    ends = _learnt_ends(task, split, tokenizer)
     for start in range(0, len(order), READ_TOGETHER):
         if len(found) >= count:
             break
-        found += prompts_of(task, split, order[start : start + READ_TOGETHER], tokenizer)
+        rows = order[start : start + READ_TOGETHER]
+        found += _prompts(task, split, rows, tokenizer, ends)
     if not found:
         raise InputError(
             f"generation: none of {len(split)} rows has an answer with something before it that is"
@@ -100,8 +102,19 @@ def prompts_of(
     that answer; of a pair the preferred one. Left out are rows whose answer begins with their first
     token, and those whose answer was cut.
     """
+    return _prompts(task, split, rows, tokenizer, _learnt_ends(task, split, tokenizer))
+
+
+def _prompts(
+    task: Task,
+    split: Split,
+    rows: Sequence[int] | np.ndarray,
+    tokenizer: "PreTrainedTokenizerBase",
+    ends: set[int],
+) -> list[Prompt]:
+    """ends: tokens that end the split's answers."""
     assert writes_answers(task), f"{task.name} has no answers that could be written"
-    ends, found = _learnt_ends(task, split, tokenizer), []
+    found = []
     for number, row in zip(rows, split.rows(rows), strict=True):
         given, target, is_last = _last_answer(task, row)
         end = _end(target, ends, tokenizer)

@@ -125,17 +125,10 @@ def _application(
         return vllm.application(models, plan.slots, address.token)
     from sweeps.use.serving.app import BATCH, Server
 
-    resources = dict(plan.resources_per_worker)
-    options: dict[str, object] = {
-        "num_cpus": resources.pop("CPU", 0),
-        "num_gpus": resources.pop("GPU", 0),
-    }
-    if resources:
-        options["resources"] = resources
     deployment = cast("serve.Deployment", Server)
     return deployment.options(
         num_replicas=plan.slots,
-        ray_actor_options=options,
+        ray_actor_options=plan.worker_options,
         # what waits beyond a batch waits in the replica, so that the next batch is full
         max_ongoing_requests=8 * BATCH,
         health_check_period_s=5,
