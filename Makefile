@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUICKSTART := .quickstart/docstrings.csv
 
-.PHONY: install quickstart test lint docs lock clean
+AUDIT := .audit-venv
+.PHONY: install quickstart test lint docs lock audit sbom clean
 install: $(READY)
 
 $(READY): requirements.lock requirements-quickstart.lock
@@ -40,7 +41,24 @@ lock:
 	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
 	.lock-venv/bin/python -m pip install --disable-pip-version-check --quiet 'torch==2.13.0' '.[dev]'
 	.lock-venv/bin/python -m pip freeze --exclude finetune-sweeps | sed 's/+cpu$$//' | grep -viE '^(nvidia-|cuda-|triton)' > requirements.lock
+	.lock-venv/bin/python -m pip install --disable-pip-version-check --quiet uv
+	echo '# requirements.lock without torch, with the hashes of all files of each version; `make lock` writes both.' > requirements-hashed.lock
+	grep -v '^torch==' requirements.lock | .lock-venv/bin/uv pip compile --quiet --no-deps --generate-hashes --universal --python-version 3.11.7 --no-annotate --no-header - >> requirements-hashed.lock
 	rm -rf .lock-venv
 
+# tools that look at the dependencies, in an environment of their own
+$(AUDIT)/.ready:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --disable-pip-version-check --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@touch $@
+
+# known weak points of what is locked; asks PyPI, and fails where that does not answer for a package
+audit: $(AUDIT)/.ready
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock --requirement requirements-quickstart.lock
+
+# a bill of materials of what is installed (CycloneDX); its validation would ask other servers
+sbom: $(AUDIT)/.ready $(READY)
+	$(AUDIT)/bin/cyclonedx-py environment --output-format JSON --no-validate --output-file sbom.json $(BIN)/python
+
 clean:
-	rm -rf $(VENV) .quickstart .site .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(AUDIT) sbom.json .quickstart .site .pytest_cache .ruff_cache

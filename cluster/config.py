@@ -1,5 +1,6 @@
 """The `cluster` section of a sweep file."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ class ClusterConfig:
     # trials that share one base model in a slot, where their methods allow it; auto: as many as fit
     # and as pays, measured
     trials_per_slot: int | Literal["auto"] = "auto"
+    # without a step, an evaluation or anything else from a slot, after which its workers are killed
+    # and started again; a trial with which that happens twice has failed
+    hang_minutes: float = 60
+    # in which no slot runs and no node is there that could hold one, after which the sweep ends, to
+    # be resumed
+    wait_minutes: float = 10
 
     def __post_init__(self) -> None:
         if self.address is not None:
@@ -38,8 +45,17 @@ class ClusterConfig:
             raise ClusterError(
                 f"cluster.trials_per_slot: must be auto or at least 1, got {self.trials_per_slot}"
             )
+        for name in ("hang_minutes", "wait_minutes"):
+            if not (minutes := getattr(self, name)) > 0:
+                raise ClusterError(f"cluster.{name}: must be above 0, got {minutes:g}")
         if self.resources_per_worker is not None:
             _check_resources(self.resources_per_worker)
+
+
+def joined_address(config: ClusterConfig) -> str | None:
+    """Of the cluster that a sweep joins; None: it starts a Ray of its own."""
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
 
 
 def _check_resources(resources: Mapping[str, float]) -> None:

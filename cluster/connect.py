@@ -16,7 +16,7 @@ import ray
 import ray.exceptions
 
 from cluster import ClusterError
-from cluster.config import ClusterConfig, check_ray_address
+from cluster.config import ClusterConfig, check_ray_address, joined_address
 
 DASHBOARD_PORT = 8265
 PROBE_TIMEOUT_S = 5.0
@@ -28,6 +28,8 @@ TOKEN_HELP = (
     " file with it"
 )
 API_ADDRESS = "RAY_API_SERVER_ADDRESS"  # variable with the address of the dashboard
+PRESTART = "RAY_prestart_worker_first_driver"  # variable: a worker at once for every core
+CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # variable: whether nodes may join one another
 MAX_CORES_PER_WORKER = 8  # more threads rarely speed up one small model on a CPU; more slots do
 
 
@@ -77,7 +79,7 @@ def connect(
         joined = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR)
         yield _connection(joined.dashboard_url, ray.get_runtime_context().namespace, own=False)
         return
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = joined_address(config) or "local"
     own = address == "local"
     try:
         if own:
@@ -113,7 +115,7 @@ def plan_slots(
     asked = _asked(worker, config.workers_per_slot)
     wanted = min(room if config.slots == "auto" else config.slots, trials)
     if wanted > room and not can_grow or wanted == 0:
-        raise _does_not_fit(wanted, room, asked, has=f"{_amounts(resources)}{_largest(alive)}")
+        raise _does_not_fit(wanted, room, asked, has=f"{amounts(resources)}{_largest(alive)}")
     slots = f"{wanted} {'slot' if wanted == 1 else 'slots'}"
     beside = _room_words(wanted, room, trials, auto=config.slots == "auto")
     return SlotPlan(
@@ -121,7 +123,7 @@ def plan_slots(
         workers_per_slot=config.workers_per_slot,
         resources_per_worker=dict(worker),
         threads_per_worker=_fewest_threads(alive, worker),
-        reason=f"{slots}: {asked}; the cluster has {_amounts(resources)}{beside}",
+        reason=f"{slots}: {asked}; the cluster has {amounts(resources)}{beside}",
     )
 
 
@@ -146,15 +148,15 @@ def _does_not_fit(wanted: int, room: int, asked: str, *, has: str) -> ClusterErr
 def _room_words(wanted: int, room: int, trials: int, *, auto: bool) -> str:
     """Where there is room for more or fewer slots than are planned."""
     if wanted > room:
-        return f", room for {room} now"
+        return f", room for {room} now: the others wait for nodes to join"
     if auto and wanted == trials < room:
-        return f", room for {room}, but there are only {trials} trials"
+        return f", room for {room}, but there is work for only {trials}"
     return ""
 
 
 def _asked(worker: Mapping[str, float], workers_per_slot: int) -> str:
     several = f", {workers_per_slot} workers per slot" if workers_per_slot > 1 else ""
-    return f"{_amounts(worker)} per worker{several}"
+    return f"{amounts(worker)} per worker{several}"
 
 
 def _largest(alive: Sequence[Mapping[str, float]]) -> str:
@@ -162,7 +164,7 @@ def _largest(alive: Sequence[Mapping[str, float]]) -> str:
     if len(alive) < 2:
         return ""
     largest = max(alive, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
-    return f", its largest node {_amounts(largest)}"
+    return f", its largest node {amounts(largest)}"
 
 
 def _default_worker(alive: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -170,6 +172,11 @@ def _default_worker(alive: Sequence[Mapping[str, float]]) -> dict[str, float]:
         return {"GPU": 1.0}
     cores = int(max((node.get("CPU", 0) for node in alive), default=0))
     return {"CPU": float(max(1, min(MAX_CORES_PER_WORKER, cores // 2)))}
+
+
+def fits(node: Mapping[str, float], worker: Mapping[str, float]) -> bool:
+    """Whether a node of these resources has room for a worker."""
+    return _count(node, worker) > 0
 
 
 def _count(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
@@ -188,7 +195,7 @@ def _threads(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
     return max(1, int(node.get("CPU", 0) / max(1, _count(node, worker))))
 
 
-def _amounts(resources: Mapping[str, float]) -> str:
+def amounts(resources: Mapping[str, float]) -> str:
     """`2 CPU, 1 GPU`: what people count; Ray's bookkeeping (node:…, object store, accelerator
     types) is left out.
     """
@@ -248,10 +255,9 @@ def _init(namespace: str, temp_dir: Path | None, port: int) -> str | None:
     if sys.platform == "linux" and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
         cores = len(os.sched_getaffinity(0))
     # Ray Train's placement-group cleaner asks "the" cluster of this machine; where there are two it
-    # must be told which.
-    given = os.environ.get(API_ADDRESS)
-    os.environ[API_ADDRESS] = f"http://127.0.0.1:{port}"  # the raylet hands it on to every worker
-    try:
+    # must be told which. The raylet hands that on to every worker.
+    variables = {API_ADDRESS: f"http://127.0.0.1:{port}", PRESTART: "0", CLUSTERS: "0"}
+    with environment(variables), _on_loopback():
         return ray.init(
             address="local",
             num_cpus=cores,
@@ -263,18 +269,41 @@ def _init(namespace: str, temp_dir: Path | None, port: int) -> str | None:
             logging_level=logging.ERROR,
             _temp_dir=str(temp_dir) if temp_dir else None,
         ).dashboard_url
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have a Ray that starts meanwhile listen on loopback, and not on all networks. It does so
+    where it makes no clusters, which it reads from the environment when it is imported.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
     finally:
-        if given is None:
-            del os.environ[API_ADDRESS]
-        else:
-            os.environ[API_ADDRESS] = given
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Of this process, with `variables` for a while."""
+    given = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in given.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _join(address: str, where: str, namespace: str) -> str | None:
     check_ray_address(address, where)
-    if address != "auto" and not _answers(
-        address
-    ):  # Ray itself would try for more than two minutes
+    if address != "auto" and not answers(address):  # Ray itself would try for more than two minutes
         raise ClusterError(
             f"{where}: nothing answers at {address}; does the head run, and is this its --port"
             " (default 6379)?"
@@ -305,7 +334,8 @@ def _is_about_tokens(error: BaseException | None) -> bool:
     return False
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether somebody listens at host:port."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     hosts = (

@@ -5,9 +5,10 @@ their sources.
 from search_spaces.auto import Setting, auto_space, rules
 from search_spaces.domains import Choice, Domain, Int, LogUniform, Uniform
 from search_spaces.errors import SpaceError
-from search_spaces.space import Space, load_space, load_tree
+from search_spaces.space import PRESETS, Space, load_space, load_tree
 
 __all__ = [
+    "PRESETS",
     "Choice",
     "Domain",
     "Int",

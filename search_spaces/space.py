@@ -45,7 +45,7 @@ from search_spaces.expressions import evaluate, is_expression, is_name, names_in
 
 Suggest = Callable[[str, Domain], object]
 _BRANCH = re.compile(r"[\w~./:@-]+")  # such as a method, or a base model's name or folder
-_PRESETS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+PRESETS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 When = tuple[tuple[str, Value], ...]  # (("method", "lora"), ("init", "pissa"))
 
 
@@ -356,7 +356,7 @@ def load_tree(source: str, where: str = "search.space", folder: Path | None = No
     """
     path = _path(source, folder)
     if not path.is_file():
-        known = ("auto", *_PRESETS)
+        known = ("auto", *PRESETS)
         hint = did_you_mean(source, known)
         raise SpaceError(
             f"{where}: no preset and no file {source!r}.{hint} Presets: {', '.join(known)}"
@@ -364,7 +364,10 @@ def load_tree(source: str, where: str = "search.space", folder: Path | None = No
     try:
         # OmegaConf reads 1e-5 as a number, which YAML 1.1 takes for text, and refuses a key that
         # stands twice.
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        given = OmegaConf.load(path)
+        if "oc.env" in str(OmegaConf.to_container(given, resolve=False)):
+            raise SpaceError(f"{where}: {path} asks for the environment (oc.env): give the value")
+        return OmegaConf.to_container(given, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise SpaceError(
             f"{where}: {path} is not readable: {' '.join(str(error).split())}"
@@ -372,7 +375,7 @@ def load_tree(source: str, where: str = "search.space", folder: Path | None = No
 
 
 def _path(source: str, folder: Path | None) -> Path:
-    return _PRESETS.get(source) or (folder or Path()) / Path(source).expanduser()
+    return PRESETS.get(source) or (folder or Path()) / Path(source).expanduser()
 
 
 def _read(tree: Mapping[object, object], when: When, where: str) -> Iterator[Parameter]:

@@ -9,22 +9,33 @@ from typer._click.exceptions import NoArgsIsHelpError, UsageError
 from cluster import ClusterError
 from search_spaces import SpaceError
 from sweeps.cli.best import best
+from sweeps.cli.cancel import cancel
 from sweeps.cli.chat import chat
 from sweeps.cli.check import check
+from sweeps.cli.compare import compare
+from sweeps.cli.ctl import ctl
 from sweeps.cli.diagnose import diagnose
 from sweeps.cli.evaluate import evaluate
 from sweeps.cli.export import export
 from sweeps.cli.gate import gate
+from sweeps.cli.logs import logs
+from sweeps.cli.mcp import mcp
 from sweeps.cli.monitor import monitor
+from sweeps.cli.pick import pick
 from sweeps.cli.predict import predict
 from sweeps.cli.report import report
 from sweeps.cli.resume import resume
 from sweeps.cli.run import run
 from sweeps.cli.samples import samples
+from sweeps.cli.schema import schema
 from sweeps.cli.serve import serve
+from sweeps.cli.status import status
 from sweeps.cli.submit import submit
+from sweeps.cli.sync import sync
 from sweeps.cli.terminal import FAILED, WRONG_INPUT
+from sweeps.cli.ui import ui
 from sweeps.cli.verify import verify
+from sweeps.cli.watch import watch
 from trainables.errors import InputError
 
 app = typer.Typer(
@@ -41,10 +52,15 @@ COMMANDS = (
     run,
     resume,
     check,
+    watch,
+    ctl,
     best,
+    compare,
     samples,
     verify,
     report,
+    sync,
+    pick,
     export,
     predict,
     serve,
@@ -54,6 +70,12 @@ COMMANDS = (
     evaluate,
     diagnose,
     submit,
+    status,
+    logs,
+    cancel,
+    schema,
+    mcp,
+    ui,
 )
 for command in COMMANDS:
     app.command()(command)

@@ -22,3 +22,25 @@ Trial = Annotated[
     str | None,
     typer.Option(help="a trial's best checkpoint instead of the winner", show_default=False),
 ]
+Dashboard = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="the cluster's dashboard, such as http://127.0.0.1:8265; else RAY_API_SERVER_ADDRESS",
+        show_default=False,
+    ),
+]
+Verify = Annotated[
+    str | None,
+    typer.Option(
+        help="of an https:// dashboard: the file of its certificate authority, or false; else"
+        " REQUESTS_CA_BUNDLE",
+        show_default=False,
+    ),
+]
+Job = Annotated[
+    str | None,
+    typer.Argument(
+        help="the job's id, or its beginning; else the only sweep that runs", show_default=False
+    ),
+]

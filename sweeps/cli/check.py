@@ -1,12 +1,12 @@
 """`python -m sweeps check FILE`"""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sweeps.cli.arguments import File, Overrides
+from sweeps.cli.json_output import AsJson, print_json
 from sweeps.cli.terminal import console
 from sweeps.config.loading import load
 from trainables.errors import InputError
@@ -15,7 +15,7 @@ from trainables.errors import InputError
 def check(
     file: File,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print what was found as JSON")] = False,
+    as_json: AsJson = False,
     html: Annotated[Path | None, typer.Option(help="write what was found to this page")] = None,
     rows: Annotated[
         int, typer.Option(min=0, help="show so many rows, with what of them is learnt")
@@ -45,8 +45,9 @@ def check(
 
     Example: python -m sweeps check sweeps/quickstart.yaml --rows 3
     """
-    from sweeps.reporting.check import check_page, plan_json, print_plan
+    from sweeps.reporting.check import check_page, print_plan
     from sweeps.run.plan import Rates, make_plan
+    from sweeps.run.preflight import preflight
 
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"--html: {html}: there is no folder {html.absolute().parent}")
@@ -54,16 +55,20 @@ def check(
         raise InputError("--measure: cannot be combined with --rate: one rate tells the hours")
     if price is not None and rate is None and not measure:
         raise InputError("--price: needs --rate or --measure, which tell the hours")
-    plan = make_plan(
-        load(file, overrides or []),
-        rows=rows,
-        benchmarks=benchmark or [],
-        rates=Rates(samples_per_s=rate, price=price, measure=measure),
-    )
+    config = load(file, overrides or [])
+    terminal = console(stderr=as_json)
+    with preflight(config, lambda line: terminal.print(line, markup=False)) as rehearse:
+        plan = make_plan(
+            config,
+            rows=rows,
+            benchmarks=benchmark or [],
+            rates=Rates(samples_per_s=rate, price=price, measure=measure),
+            rehearse=rehearse,
+        )
     if html is not None:
         check_page(plan, html)
     if as_json:
-        print(json.dumps(plan_json(plan), indent=1, ensure_ascii=False, allow_nan=False))
+        print_json(plan)
         return
     print_plan(plan, console())
     if html is not None:

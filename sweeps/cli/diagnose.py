@@ -1,10 +1,11 @@
 """`python -m sweeps diagnose CSV`"""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from sweeps.cli.json_output import AsJson, print_json
 
 
 def diagnose(
@@ -15,7 +16,7 @@ def diagnose(
             show_default=False,
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="print the verdicts as JSON")] = False,
+    as_json: AsJson = False,
     untuned_loss: Annotated[
         float | None,
         typer.Option(
@@ -34,11 +35,10 @@ def diagnose(
     from sweeps.selection.config import SelectionConfig
     from sweeps.selection.diagnose import diagnose as judge
 
-    trials = judge(curves, SelectionConfig(), untuned_loss=untuned_loss, prior_loss=prior_loss)
+    found = judge(curves, SelectionConfig(), untuned_loss=untuned_loss, prior_loss=prior_loss)
     if as_json:
-        print(json.dumps({"trials": trials}, indent=1))
+        print_json(found)
         return
-    lines = [tuple(trial.values()) for trial in trials]
-    width = max(len(trial) for trial, *_ in lines)
-    for trial, verdict, reason in lines:
-        print(f"{trial:<{width}}  {verdict:<17}  {reason}")
+    width = max(len(trial.id) for trial in found.trials)
+    for trial in found.trials:
+        print(f"{trial.id:<{width}}  {trial.verdict:<17}  {trial.verdict_reason}")

@@ -1,11 +1,14 @@
 """`python -m sweeps evaluate DIR --tasks a,b`"""
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sweeps.cli.arguments import Folder, Trial
+from sweeps.cli.json_output import AsJson, print_json
 from sweeps.cli.terminal import console
 from trainables.errors import InputError
 
@@ -31,11 +34,14 @@ def evaluate(
         bool, typer.Option("--chat", help="ask by the tokenizer's chat template")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="requests that are computed at once")] = 8,
+    as_json: AsJson = False,
 ) -> None:
     """The winner and its untuned base on tasks of EleutherAI's lm-eval; also into harness.json.
 
     Example: python -m sweeps evaluate runs/chat-20260101-120000 --tasks hellaswag --limit 200
     """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars are for who watches
     from sweeps.reporting.harness import harness_table
     from sweeps.reporting.words import forgetting_words
     from sweeps.use.evaluate import evaluate as run
@@ -56,6 +62,9 @@ def evaluate(
         batch_size=batch_size,
     )
     found = run(folder, asked, trial)
+    if as_json:
+        print_json(found)
+        return
     console().print(harness_table(found.scores))
     if found.forgetting is not None:
         print(f"Forgetting: {forgetting_words(found.forgetting)}")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sweeps.cli.arguments import Folder, Trial
+from sweeps.cli.json_output import AsJson, print_json
 from sweeps.cli.terminal import FAILED
 from trainables.errors import NotExported
 
@@ -46,6 +47,7 @@ def export(
             show_default=False,
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the winner, or the best of a trial, for other software: an adapter for PEFT and vLLM,
     a whole model of transformers, GGUF, or ONNX.
@@ -71,6 +73,9 @@ def export(
     except NotExported as error:
         print(error, file=sys.stderr)
         raise typer.Exit(FAILED) from None
+    if as_json:
+        print_json(exported)
+        return
     for note in exported.notes:
         print(note, file=sys.stderr)
     print(exported.words)

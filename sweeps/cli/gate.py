@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sweeps.cli.arguments import Folder
+from sweeps.cli.json_output import AsJson, print_json
 from sweeps.cli.terminal import FAILED
 
 
@@ -27,6 +28,7 @@ def gate(
     markdown: Annotated[
         Path | None, typer.Option(help="write the checks as Markdown", show_default=False)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Ship the winner or not: exit code 0 or 1, and one paragraph that says why.
 
@@ -38,12 +40,16 @@ def gate(
     from sweeps.use import gate_files
     from sweeps.use.gate import gate as judge
     from sweeps.use.gate_config import load_gate
+    from sweeps.use.verdict import Decided
 
     found = judge(folder, load_gate(config), against)
     if junit is not None:
         gate_files.write(junit, gate_files.junit(found), "--junit")
     if markdown is not None:
         gate_files.write(markdown, gate_files.markdown(found), "--markdown")
-    print(found.words)
+    if as_json:
+        print_json(Decided.by(found))
+    else:
+        print(found.words)
     if not found.ships:
         raise typer.Exit(FAILED)

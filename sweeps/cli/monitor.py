@@ -1,11 +1,11 @@
 """`python -m sweeps monitor DIR NEW`"""
 
-import json
 from typing import Annotated
 
 import typer
 
 from sweeps.cli.arguments import Folder
+from sweeps.cli.json_output import AsJson, print_json
 from sweeps.cli.terminal import FAILED
 from trainables.errors import InputError
 
@@ -22,7 +22,7 @@ def monitor(
         float, typer.Option(help="chance of an alarm where nothing has changed")
     ] = 0.01,
     rows: Annotated[int, typer.Option(help="rows of either side that are looked at")] = 5000,
-    as_json: Annotated[bool, typer.Option("--json", help="print what was found as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Whether new rows are still those that the winner was trained for; 0: nothing has changed, 1:
     drifted.
@@ -37,11 +37,10 @@ def monitor(
         raise InputError(f"--rows: must be at least 1, got {rows}")
     from sweeps.use.monitor import monitor as look
     from sweeps.use.monitor import table
-    from trainables.storage.records import to_json
 
     found = look(folder, new, labelled=labels, level=level, most=rows)
     if as_json:
-        print(json.dumps(to_json(found), indent=1, allow_nan=False))
+        print_json(found)
     else:
         print("\n".join([*table(found), found.words]))
     if found.drifted:

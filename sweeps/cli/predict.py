@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from sweeps.cli.arguments import Address, Folder, Trial
+from sweeps.cli.json_output import AsJson, print_json
 from sweeps.cli.terminal import FAILED
 
 
@@ -43,12 +44,14 @@ def predict(
         typer.Option(min=1, help="models side by side; as many as fit", show_default=False),
     ] = None,
     address: Address = None,
+    as_json: AsJson = False,
 ) -> None:
     """Answer the rows of a file with the winner. Called again after it was stopped, it goes on.
 
     Example: python -m sweeps predict runs/quickstart-20260101-120000 rows.csv --out answers.csv
     """
     from dataclasses import replace
+    from functools import partial
 
     from sweeps.use.generation import Sampling
     from sweeps.use.predict import Job
@@ -67,12 +70,16 @@ def predict(
         cluster = replace(
             trained.config.cluster, address=address, slots=workers or "auto", workers_per_slot=1
         )
-        print(f"{trained.words}: {trained.config.task}", flush=True)
+        say = partial(print, file=sys.stderr if as_json else sys.stdout, flush=True)
+        say(f"{trained.words}: {trained.config.task}")
         try:
-            counted = answer_all(job, trained, cluster, lambda line: print(line, flush=True))
+            counted = answer_all(job, trained, cluster, say)
         except KeyboardInterrupt:
             print("Interrupted. The same call goes on with what is missing.", file=sys.stderr)
             raise typer.Exit(FAILED) from None
+    if as_json:
+        print_json(counted)
+        return
     if counted.kept:
         print(f"{counted.kept} of {counted.blocks} blocks were there from an earlier call")
     if counted.bad:

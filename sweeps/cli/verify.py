@@ -1,13 +1,20 @@
 """`python -m sweeps verify DIR`"""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import typer
 
 from sweeps.cli.arguments import Folder
+from sweeps.cli.json_output import AsJson, print_json
 from sweeps.cli.terminal import FAILED
 from sweeps.ledger.opening import open_sweep
 
+if TYPE_CHECKING:
+    from sweeps.reporting.verify import Check
 
-def verify(folder: Folder) -> None:
+
+def verify(folder: Folder, as_json: AsJson = False) -> None:
     """Load winner and finalists with transformers and PEFT alone, evaluate them again, compare with
     what was reported.
 
@@ -16,14 +23,31 @@ def verify(folder: Folder) -> None:
 
     Example: python -m sweeps verify runs/quickstart-20260101-120000
     """
-    from sweeps.reporting.verify import altered
+    from sweeps.reporting.verify import Verified, altered
     from sweeps.reporting.verify import verify as check_again
 
     ledger, config = open_sweep(folder)
     wrong = altered(ledger, config)
+    checks = check_again(ledger.load(), config)
+    agrees = not wrong and all(check.agrees for check in checks)
+    if as_json:
+        print_json(Verified(agrees=agrees, altered=tuple(wrong), checks=tuple(checks)))
+    else:
+        _print(wrong, checks)
+    if not agrees:
+        raise typer.Exit(FAILED)
+    if not as_json:
+        print(
+            "Data and base model are those that the sweep began with."
+            if ledger.store.exists("base.json")
+            else "The data are as prepared."
+        )
+
+
+def _print(wrong: Sequence[str], checks: "Sequence[Check]") -> None:
     for words in wrong:
         print(f"MISMATCH: {words}")
-    for check in check_again(ledger.load(), config):
+    for check in checks:
         print(f"{check.what}:")
         for name, reported in check.reported.items():
             print(
@@ -37,11 +61,3 @@ def verify(folder: Folder) -> None:
                 f"  MISMATCH: does not give what was reported (tolerance {check.tolerance:g}"
                 " relative)"
             )
-            wrong.append(check.what)
-    if wrong:
-        raise typer.Exit(FAILED)
-    print(
-        "Data and base model are those that the sweep began with."
-        if ledger.store.exists("base.json")
-        else "The data are as prepared."
-    )

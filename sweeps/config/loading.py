@@ -17,6 +17,7 @@ from sweeps.config.checks import check_hyperparameters
 from sweeps.config.messages import allowed, explained, shown, what_was_meant
 from sweeps.config.renamed import in_present_words, refuse_former_names
 from sweeps.config.schema import AUTO, SweepConfig
+from sweeps.config.secrets import refuse_environment, refuse_secret_urls
 from trainables.errors import InputError
 from trainables.hyperparameters import OPTIONS
 
@@ -27,7 +28,12 @@ SWEEP_FILE = "a mapping with name, model, task, data and search"
 
 def load(file: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """Read and validate a sweep file, whole, before anything starts. Raises InputError."""
-    return from_tree(_read(file, SWEEP_FILE), overrides, str(file))
+    given = _read(file, SWEEP_FILE)
+    try:
+        refuse_secret_urls(OmegaConf.to_container(given, resolve=False))
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    return from_tree(given, overrides, str(file))
 
 
 def load_settings(file: Path, schema: type[Settings]) -> Settings:
@@ -81,6 +87,7 @@ def from_tree(given: DictConfig, overrides: Sequence[str], where: str) -> SweepC
         _override(given, override)
     tree = OmegaConf.to_container(given, resolve=False)
     try:
+        refuse_environment(tree)
         refuse_former_names(given)
         _check_sections(tree, SweepConfig, "")
         config = OmegaConf.to_object(
@@ -106,6 +113,7 @@ def _override(given: DictConfig, override: str) -> None:
             key = _open_space(given, key)
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
         assert isinstance(parsed, dict)
+        refuse_secret_urls({key: parsed["value"]})
         OmegaConf.update(given, key, parsed["value"], merge=False, force_add=True)
     except YAMLError as error:
         raise InputError(f"{override}: not valid YAML{_yaml_problem(error)}") from error
@@ -176,7 +184,8 @@ def _check_sections(given: object, hint: object, key: str) -> None:
     if isinstance(given, str) and given.startswith("${"):
         return
     if get_origin(hint) is dict:
-        _expect(dict, given, hint, key)
+        for name, item in _expect(dict, given, hint, key).items():
+            _check_sections(item, get_args(hint)[1], f"{key}.{name}")
     elif get_origin(hint) is list:
         for index, item in enumerate(_expect(list, given, hint, key)):
             _check_sections(item, get_args(hint)[0], f"{key}[{index}]")

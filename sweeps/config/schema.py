@@ -6,6 +6,7 @@ of its own: telling all that in our words would take about the lines that it sav
 """
 
 import dataclasses
+import math
 import random
 import re
 from collections.abc import Callable, Mapping
@@ -71,7 +72,7 @@ class SearchConfig:
 
     # auto, the name of a preset (search_spaces/*.yaml), a YAML file, or the space itself
     space: Any = None
-    trials: int = 20  # in all, over every resume
+    trials: int = 20  # in all, over every resume; those that somebody adds come on top
     # tpe: Optuna's multivariate TPE with constant liar
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     # random trials before TPE models the space; auto: fits the number of trials
@@ -84,6 +85,10 @@ class SearchConfig:
     # wall clock over every resume, as 90s, 30m, 8h or 2d; running trials are then stopped, the best
     # so far wins
     time_budget: str | None = None
+    # hours of an accelerator, or else of a core, that the slots may hold, over every resume
+    device_hours: float | None = None
+    cost: float | None = None  # the same in money, at `price` for such an hour
+    price: float | None = None
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 
     def __post_init__(self) -> None:
@@ -99,6 +104,31 @@ class SearchConfig:
                 f"search.prior: only sampler tpe learns from trials, got {self.sampler}"
             )
         self.time_budget_s()
+        self._check_budgets()
+
+    def _check_budgets(self) -> None:
+        for name in ("device_hours", "cost", "price"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"search.{name}: must be above 0, got {value:g}")
+        if self.cost is not None and self.price is None:
+            raise InputError("search.cost: needs search.price, that of an hour of a device")
+
+    def device_budget_h(self) -> float | None:
+        """Device hours that the sweep may take, of what limits them the least."""
+        limits = [] if self.device_hours is None else [self.device_hours]
+        if self.cost is not None and self.price is not None:
+            limits.append(self.cost / self.price)
+        return min(limits, default=None)
+
+    def device_budget_words(self) -> str:
+        """What sets `device_budget_h`."""
+        hours = self.device_budget_h()
+        if hours is None:
+            return "no budget of device hours"
+        if hours == self.device_hours:
+            return f"the budget of {hours:g} device hours"
+        return f"the budget of {self.cost:g} at {self.price:g} a device hour"
 
     def random_trials(self) -> int:
         """Trials at random before TPE models the space."""
@@ -109,13 +139,23 @@ class SearchConfig:
     def time_budget_s(self) -> float | None:
         if self.time_budget is None:
             return None
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", self.time_budget)
-        if match is None or float(match[1]) == 0:
+        if (found := seconds_of(self.time_budget)) is None:
             raise InputError(
                 "search.time_budget: must be a number with s, m, h or d, such as 8h, got"
                 f" {self.time_budget!r}"
             )
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+        return found
+
+
+UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}  # of spans of time, in seconds
+
+
+def seconds_of(span: str) -> float | None:
+    """Of `90s`, `30m`, `8h` or `2d`; None where it is no such span of time."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", span)
+    if match is None or float(match[1]) == 0:
+        return None
+    return float(match[1]) * UNITS[match[2]]
 
 
 HYPERPARAMETERS = tuple(FIELDS)  # of every method, as the methods declare them
@@ -173,6 +213,8 @@ class SweepConfig:
 
     name: str = ""  # part of the folder's name
     storage: str = "runs"  # folder or fsspec URL under which the sweep's folder is made
+    # what checkpoints may take, such as 50GB: those out of the race are deleted
+    storage_budget: str | None = None
     seed: int = 0
     # take every method through its whole life at a size of seconds before anything is spent
     rehearse: bool = True
@@ -196,6 +238,7 @@ class SweepConfig:
             )
         if self.task not in TASKS:
             raise InputError(f"task: must be one of {', '.join(TASKS)}, got {self.task!r}")
+        self.storage_budget_bytes()
         if self.seed < 0:
             raise InputError(f"seed: must be 0 or more, got {self.seed}")
         self._check_limits()
@@ -205,6 +248,17 @@ class SweepConfig:
                 "data.train: not given; a file, a folder or a pattern of files, a URL, or"
                 " hf:owner/name"
             )
+
+    def storage_budget_bytes(self) -> float | None:
+        if self.storage_budget is None:
+            return None
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MB|GB|TB)", self.storage_budget)
+        if match is None or float(match[1]) == 0:
+            raise InputError(
+                "storage_budget: must be a number with MB, GB or TB, such as 50GB, got"
+                f" {self.storage_budget!r}"
+            )
+        return float(match[1]) * {"MB": 1e6, "GB": 1e9, "TB": 1e12}[match[2]]
 
     def _check_limits(self) -> None:
         """What selection asks for must be what the task and the data can give."""

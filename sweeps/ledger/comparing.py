@@ -64,7 +64,15 @@ def answer_rows(sweep: Sweep, folder: str, split: str) -> Rows | None:
     return Rows(answers.outcomes, answers.metrics, groups, answers.rows, names, lower)
 
 
-def _shared(
+def rows_with(sweep: Sweep, folder: str, metric: str, split: str = "validation") -> Rows | None:
+    """Those that give a metric; None where it was not measured."""
+    for rows in rows_of(sweep, folder, split):
+        if metric in rows.metrics(rows.outcomes):
+            return rows
+    return None
+
+
+def shared(
     own: tuple[int, ...] | None, other: tuple[int, ...] | None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Where the rows stand that two models were both asked, which models over unlike bases need not
@@ -76,13 +84,15 @@ def _shared(
     return mine, theirs
 
 
-def _only(rows: Rows, at: np.ndarray | None) -> Rows:
+def only(rows: Rows, at: np.ndarray | None) -> Rows:
+    """Those at some places; None: all."""
     if at is None:
         return rows
     groups = None
     if rows.groups is not None:
         groups = np.unique(rows.groups[at], return_inverse=True)[1]
-    return rows._replace(outcomes=rows.outcomes[at], groups=groups)
+    of = None if rows.of is None else tuple(rows.of[k] for k in at.tolist())
+    return rows._replace(outcomes=rows.outcomes[at], groups=groups, of=of)
 
 
 class Comparisons:
@@ -101,30 +111,24 @@ class Comparisons:
         return [self._known[metric, leader, other] for other in others]
 
     def _compared(self, metric: str, leader: str, others: Sequence[str]) -> Mapping[str, Paired]:
-        own = self._with(metric, leader)
+        own = rows_with(self._sweep, leader, metric)
         if own is None:
             return {}
         like: dict[tuple[int, ...] | None, dict[str, Rows]] = {}
         for other in others:
-            rows = self._with(metric, other)
+            rows = rows_with(self._sweep, other, metric)
             if rows is not None and rows.names == own.names:
                 like.setdefault(rows.of, {})[other] = rows
         found: dict[str, Paired] = {}
         for of, of_others in like.items():
-            mine, theirs = _shared(own.of, of)
-            asked = _only(own, mine)
+            mine, theirs = shared(own.of, of)
+            asked = only(own, mine)
             answers = {
                 name: outcomes
                 for name, rows in of_others.items()
-                if (outcomes := _only(rows, theirs).outcomes).shape == asked.outcomes.shape
+                if (outcomes := only(rows, theirs).outcomes).shape == asked.outcomes.shape
             }
             if answers and len(asked.outcomes):
                 drawn = paired(asked.outcomes, answers, asked.metrics, metric, asked.groups)
                 found |= {name: Paired(*each) for name, each in drawn.items()}
         return found
-
-    def _with(self, metric: str, folder: str) -> Rows | None:
-        for rows in rows_of(self._sweep, folder):
-            if metric in rows.metrics(rows.outcomes):
-                return rows
-        return None

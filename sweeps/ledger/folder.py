@@ -2,6 +2,8 @@
 torch.
 
 - sweep.yaml: the resolved configuration; configurations/001.yaml ...: those that it has run with
+- log.txt: what happened; progress.json: how far trials are, while it runs
+- drivers/0001.json ...: the processes that have run it
 - status.json: running | finished | interrupted | failed, and a heartbeat
 - study.journal: the Optuna study
 - base.json: which base model it is; lineage.json: the winners that it (or
@@ -16,6 +18,7 @@ torch.
 - forgetting.json: loss on general text before and after, and how far predictions moved
 - earlier.json: what the earlier winner and this one give on the earlier sweep's validation rows
 - cost.json: what the sweep took
+- control/: what people have asked of it while it ran, and what came of it (see control.py)
 - winner/: the checkpoint, its card, how to load it
 - report.html
 """
@@ -41,6 +44,7 @@ from sweeps.ledger.leaderboard import (
     TestScores,
     WinnerRow,
 )
+from sweeps.ledger.progress import PROGRESS, Progress
 from sweeps.ledger.status import DEAD_AFTER_S, process_runs, process_start
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import PRIOR, Curve, Reference
@@ -50,6 +54,7 @@ from sweeps.selection.statistics import by_unit, compare, mean_interval
 from sweeps.selection.verdicts import best_point, kept_points
 from trainables.data.manifest import EARLIER, MANIFEST, Manifest, data_of, manifest_of
 from trainables.evaluation.answered import (
+    ANSWERS,
     Answered,
     Asked,
     answers_file,
@@ -76,16 +81,16 @@ from trainables.storage.checkpoints import (
     LOSSES,
     OUTCOMES,
     STATE,
-    evaluation_folders,
-    read_evaluation,
+    read_evaluations,
 )
 from trainables.storage.records import from_json, to_json
-from trainables.storage.store import Store
+from trainables.storage.store import Stamp, Store
 from trainables.tasks import TASKS, Task
 
 DATA_MANIFEST = f"data/{MANIFEST}"
 UNTUNED = "baseline.json"
 FORMER_OUTCOMES = "predictions.npy"  # of classification, the same by another name
+REPORT = "report.html"
 WINNER = "winner"  # folder of what is handed over
 
 
@@ -100,6 +105,10 @@ class RecordedTrial:
     """Whether it is what one would train without a search."""
     finalist_of: str | None = None
     """The trial that had this configuration first."""
+    by_hand: str | None = None
+    """How it was asked for by somebody; None: the search drew it."""
+    command: str | None = None
+    """That asked for it."""
     points: list[Evaluation] = field(default_factory=list)
 
 
@@ -111,6 +120,8 @@ class TrialBegun:
     params: Mapping[str, object]
     default: bool = False
     finalist_of: str | None = None
+    by_hand: str | None = None
+    command: str | None = None
     started: float = 0.0
 
 
@@ -135,12 +146,28 @@ class WrittenStatus:
     host: str
     time: float
     elapsed_s: float
+    paused: bool = False
+    """Whether somebody has let it pause."""
 
     def holds(self) -> bool:
         """Whether the process that wrote it still runs."""
         if self.host == socket.gethostname():
             return process_runs(self.pid, self.began)
         return self.status == "running" and time.time() - self.time < DEAD_AFTER_S
+
+    @property
+    def by(self) -> tuple[str, int, str | None]:
+        """Which process has written it."""
+        return self.host, self.pid, self.began
+
+    @property
+    def present(self) -> str:
+        """The sweep's status: one whose process is gone is `interrupted`, whatever it wrote
+        last.
+        """
+        if self.status == "running" or self.ending:
+            return "running" if self.holds() else "interrupted"
+        return self.status
 
 
 Written = TypeVar("Written")
@@ -153,6 +180,8 @@ class Ledger:
         self.store = Store(url)
         self.name = self.store.url.rsplit("/", 1)[-1]
         self._trials: dict[str, RecordedTrial] = {}
+        self.news = 0  # times that `load` found what it had not seen before
+        self._stamps: dict[str, dict[str, Stamp]] = {}  # of each trial's files, when it was read
         self._beside: dict[str, list[np.ndarray]] = {}  # by file; of each base
         self._comparisons = Comparisons(self)
 
@@ -165,19 +194,29 @@ class Ledger:
         *,
         default: bool = False,
         finalist_of: str | None = None,
+        by_hand: str | None = None,
+        command: str | None = None,
     ) -> None:
         """default: what one would train without a search; finalist_of: the trial that had this
-        configuration first.
+        configuration first; by_hand: how somebody asked for it, by which `command`.
         """
         begun = TrialBegun(
             id=trial,
             params=params,
             default=default,
             finalist_of=finalist_of,
+            by_hand=by_hand,
+            command=command,
             started=time.time(),
         )
         self.store.write_json(f"trials/{trial}/trial.json", to_json(begun))
-        self._trials[trial] = RecordedTrial(params=params, default=default, finalist_of=finalist_of)
+        self._trials[trial] = RecordedTrial(
+            params=params,
+            default=default,
+            finalist_of=finalist_of,
+            by_hand=by_hand,
+            command=command,
+        )
 
     def restate(self, trial: str, params: Mapping[str, object]) -> None:
         """Write the parameters of a trial anew, which say the same under another configuration."""
@@ -187,8 +226,11 @@ class Ledger:
         self._trials[trial].params = params
 
     def record(self, trial: str, evaluation: Evaluation) -> bool:
-        """Take note of an evaluation that the slot has written; False when it was known already."""
-        points = self._trials[trial].points
+        """Take note of an evaluation that the slot has written; False when it was known already.
+        Older attempts' evaluations after it are void, as those of a checkpoint that was cut short.
+        """
+        points, attempt = self._trials[trial].points, evaluation.attempt
+        points[:] = [p for p in points if p.attempt >= attempt or p.step < evaluation.step]
         if any(point.step == evaluation.step for point in points):
             return False
         points.append(
@@ -216,6 +258,14 @@ class Ledger:
                 self.store.delete(f"{point.folder}/{CHECKPOINT}")
                 entry.points[index] = replace(point, checkpoint=None)
 
+    def drop(self, trial: str) -> None:
+        """Delete the checkpoints of a trial that has ended; its evaluations stay."""
+        points = self._trials[trial].points
+        for index, point in enumerate(points):
+            if point.checkpoint is not None:
+                self.store.delete(f"{point.folder}/{CHECKPOINT}")
+                points[index] = replace(point, checkpoint=None)
+
     def curve(self, trial: str) -> Curve:
         entry = self._trials[trial]
         return Curve(
@@ -236,9 +286,31 @@ class Ledger:
         """
         return self._trials[trial].default or self._trials[trial].finalist_of is not None
 
+    def trials(self) -> list[str]:
+        return sorted(self._trials)
+
     def drawn(self) -> int:
-        """Trials of the search itself: finalists repeat them."""
-        return sum(entry.finalist_of is None for entry in self._trials.values())
+        """Trials of the search itself: finalists repeat them, and others were asked for by hand."""
+        return sum(
+            entry.finalist_of is None and entry.by_hand is None for entry in self._trials.values()
+        )
+
+    def repeated(self) -> int:
+        """Trials that are finalists with new seeds."""
+        return sum(entry.finalist_of is not None for entry in self._trials.values())
+
+    def asked_for(self) -> int:
+        """Trials that somebody has added."""
+        return sum(entry.by_hand is not None for entry in self._trials.values())
+
+    def by_hand(self, trial: str) -> str | None:
+        """How somebody asked for it; None: the search drew it."""
+        return self._trials[trial].by_hand
+
+    def made_by(self, command: str) -> str | None:
+        """The trial that a command has made."""
+        found = (trial for trial, entry in self._trials.items() if entry.command == command)
+        return next(found, None)
 
     def default(self, config: SelectionConfig) -> tuple[Curve, Evaluation] | None:
         """The default configuration with its checkpoint that may win, where it has one."""
@@ -254,26 +326,49 @@ class Ledger:
     # --- reading back ---
 
     def load(self) -> "Ledger":
-        """Read all trials from the folder."""
-        by_trial: dict[str, list[str]] = {}
-        for name in self.store.find("trials"):
-            by_trial.setdefault(name.split("/")[1], []).append(name)
-        self._trials = {}
-        for trial, names in by_trial.items():
-            if f"trials/{trial}/trial.json" not in names:
+        """Read all trials from the folder; of those that it has read before only the ones whose
+        files are others by now.
+        """
+        by_trial: dict[str, dict[str, Stamp]] = {}
+        for name, stamp in self.store.stamps("trials").items():
+            by_trial.setdefault(name.split("/")[1], {})[name] = stamp
+        read: dict[str, RecordedTrial] = {}
+        for trial, stamps in by_trial.items():
+            if f"trials/{trial}/trial.json" not in stamps:
                 continue
-            self._trials[trial] = self._read_trial(trial, names)
+            known = self._stamps.get(trial) == stamps and trial in self._trials
+            read[trial] = self._trials[trial] if known else self._read_trial(trial, stamps)
+        if by_trial != self._stamps:
+            self.news += 1
+        if _answers(by_trial) != _answers(self._stamps):  # what was compared may be others by now
+            self._comparisons = Comparisons(self)
+        self._trials, self._stamps = read, by_trial
         return self
 
-    def _read_trial(self, trial: str, names: Sequence[str]) -> RecordedTrial:
-        """names: all files of the trial."""
-        with_checkpoint = {
-            name.split(f"/{CHECKPOINT}/")[0] for name in names if f"/{CHECKPOINT}/" in name
+    def copy(self) -> "Ledger":
+        """What it holds now, for a thread that must not see it change."""
+        made = Ledger(self.store.url)
+        made._trials = {
+            trial: replace(entry, points=list(entry.points))
+            for trial, entry in list(self._trials.items())
         }
+        return made
+
+    def progress(self) -> Progress | None:
+        """How far the trials are; None where no process of the sweep runs."""
+        if self.status()[0] != "running":
+            return None
+        try:
+            return self._read(PROGRESS, Progress)
+        except FileNotFoundError:  # the sweep came to its end at this moment
+            return None
+
+    def _read_trial(self, trial: str, names: Mapping[str, Stamp]) -> RecordedTrial:
+        """names: of all files of the trial."""
+        sizes = {name: seen.size for name, seen in names.items()}
         points = [
-            evaluation if folder in with_checkpoint else replace(evaluation, checkpoint=None)
-            for folder in evaluation_folders(self.store, trial, names)
-            for evaluation in [self._with_answers(read_evaluation(self.store, folder), names)]
+            self._with_answers(each, [*names])
+            for each in read_evaluations(self.store, trial, sizes)
         ]
         begun = self._whole(f"trials/{trial}/trial.json", TrialBegun)
         outcome, ended = f"trials/{trial}/outcome.json", None
@@ -286,6 +381,8 @@ class Ledger:
             reason=None if ended is None else ended.reason,
             default=begun.default,
             finalist_of=begun.finalist_of,
+            by_hand=begun.by_hand,
+            command=begun.command,
         )
 
     def _with_answers(self, point: Evaluation, names: Sequence[str]) -> Evaluation:
@@ -373,9 +470,23 @@ class Ledger:
 
     # --- the sweep ---
 
-    def set_status(self, status: str, elapsed_s: float, *, ending: bool = False) -> None:
+    @property
+    def folder(self) -> str:
+        """Where the sweep's folder is, as a user can type it: a path, or a URL."""
+        return self.store.path("").rstrip("/")
+
+    def set_status(
+        self,
+        status: str,
+        elapsed_s: float,
+        *,
+        ending: bool = False,
+        paused: bool = False,
+        once: bool = False,
+    ) -> None:
         """ending: the process that writes this is on its way to an orderly end, and may be killed
-        before it comes there.
+        before it comes there; paused: somebody has let it pause; once: where storage does not work,
+        it is not tried again.
         """
         written = WrittenStatus(
             status=status,
@@ -385,20 +496,19 @@ class Ledger:
             host=socket.gethostname(),
             time=time.time(),
             elapsed_s=elapsed_s,
+            paused=paused,
         )
-        self.store.write_json("status.json", to_json(written))
+        store = self.store.once() if once else self.store
+        store.write_json("status.json", to_json(written))
+
+    def process(self) -> WrittenStatus | None:
+        """The process that has run the sweep last, and what it wrote; None before it has."""
+        return self._read("status.json", WrittenStatus)
 
     def status(self) -> tuple[str, float]:
-        """The sweep's status, and the seconds it has run. A sweep whose process is gone is
-        `interrupted`, whatever it wrote last.
-        """
-        written = self._read("status.json", WrittenStatus)
-        if written is None:
-            return "interrupted", 0.0
-        status = written.status
-        if status == "running" or written.ending:
-            status = "running" if written.holds() else "interrupted"
-        return status, written.elapsed_s
+        """The sweep's status, and the seconds it has run."""
+        written = self.process()
+        return ("interrupted", 0.0) if written is None else (written.present, written.elapsed_s)
 
     def reference(self) -> Reference:
         """What not fine-tuning gives: the untuned model (measured by the first slot) and the best
@@ -499,7 +609,7 @@ class Ledger:
 
     def _register(self, winner: Winner, fingerprint: str) -> tuple[EarlierScoring, ...]:
         """Write down that this winner was scored on the test split; who was before."""
-        beside = Store(self.store.url.rsplit("/", 1)[0])  # the other sweeps look there too
+        beside = self.store.above()  # the other sweeps look there too
         register = f"test-sets/{fingerprint[:16]}.json"
         written = beside.read_json(register) if beside.exists(register) else []
         known = [from_json(EarlierScoring, each, beside.path(register)) for each in written]
@@ -652,6 +762,16 @@ def _of_winner(found: OfWinner | None, winner: Winner | None) -> OfWinner | None
         return None
     own = (found.trial, found.step) == (winner.trial, winner.point.step)
     return found if own else None
+
+
+def _answers(by_trial: Mapping[str, Mapping[str, Stamp]]) -> list[tuple[str, Stamp]]:
+    """Files of answers with their stamps."""
+    return [
+        (name, stamp)
+        for stamps in by_trial.values()
+        for name, stamp in stamps.items()
+        if name.endswith(f"/{ANSWERS}")
+    ]
 
 
 def label_prior(manifest: Manifest, split: str = "validation") -> BaselineRow | None:

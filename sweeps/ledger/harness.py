@@ -4,9 +4,12 @@ base. Neither torch nor the harness here.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sweeps.ledger.folder import Ledger
 from trainables.storage.records import from_json, to_json
+
+if TYPE_CHECKING:
+    from sweeps.ledger.folder import Ledger
 
 HARNESS = "harness.json"
 
@@ -56,7 +59,7 @@ class HarnessScores:
     scores: tuple[HarnessScore, ...] = ()
 
 
-def read_harness(ledger: Ledger) -> tuple[HarnessScore, ...]:
+def read_harness(ledger: "Ledger") -> tuple[HarnessScore, ...]:
     """Of all checkpoints of the sweep; none where none was evaluated."""
     if not ledger.store.exists(HARNESS):
         return ()
@@ -64,7 +67,12 @@ def read_harness(ledger: Ledger) -> tuple[HarnessScore, ...]:
     return from_json(HarnessScores, written, where).scores
 
 
-def add_harness(ledger: Ledger, found: Sequence[HarnessScore]) -> None:
+def harness_of(ledger: "Ledger", trial: str, step: int) -> tuple[HarnessScore, ...]:
+    """Of one checkpoint."""
+    return tuple(each for each in read_harness(ledger) if (each.trial, each.step) == (trial, step))
+
+
+def add_harness(ledger: "Ledger", found: Sequence[HarnessScore]) -> None:
     """Beside those that are there; what was asked again is replaced."""
     kept = [each for each in read_harness(ledger) if not any(map(each.is_again, found))]
     ledger.store.write_json(HARNESS, to_json(HarnessScores(scores=(*kept, *found))))

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
+from sweeps.ledger.control import Steered
+from sweeps.ledger.harness import HarnessScore
 from sweeps.selection.measure import VAL_LOSS, Measure, Mode
 from sweeps.selection.results import Final
 from sweeps.selection.statistics import Difference
@@ -27,7 +29,7 @@ from trainables.evaluation.record import (
     is_absent,
 )
 from trainables.models.lineage import Ancestor
-from trainables.storage.records import Json, from_json, to_json
+from trainables.storage.records import from_json
 
 SplitName = Literal["validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("validation", "test")
@@ -115,6 +117,8 @@ class TrialRow:
     default: bool = False
     """Whether it is the configuration that one would train without a search."""
     finalist_of: str | None = None
+    by_hand: OptionalText = None
+    """How somebody asked for it, and who."""
     evaluations: tuple[JudgedEvaluation, ...] = ()
 
     @property
@@ -394,6 +398,8 @@ class Leaderboard:
     losses: OptionalText = None
     """What they are, with their unit: `means in nats per example`."""
     winner: WinnerRow | None = None
+    winner_folder: str | None = None
+    """Where the winner's checkpoint lies with its tokenizer and card, once it was handed over."""
     baselines: Mapping[str, BaselineRow] = field(default_factory=dict)
     reason: OptionalText = None
     """Why nothing may win; None where there is a winner, which has its own."""
@@ -404,6 +410,8 @@ class Leaderboard:
     test: TestScores | None = None
     forgetting: Forgetting | None = None
     earlier_forgetting: EarlierForgetting | None = None
+    harness: tuple[HarnessScore, ...] = ()
+    """What tasks of lm-eval gave the winner and its base, where `evaluate` has run."""
     lineage: tuple[Ancestor, ...] = ()
     """The winners that the sweep went on from, the oldest first."""
     tokens_per_request: float | None = None
@@ -411,6 +419,8 @@ class Leaderboard:
     metrics: MetricsReport | None = None
     not_measured: tuple[NotMeasured, ...] = ()
     worth: Worth | None = None
+    steered: tuple[Steered, ...] = ()
+    """What people have asked of the sweep while it ran, and what came of it."""
 
     @property
     def measure(self) -> Measure:
@@ -463,11 +473,6 @@ def in_order(
         )
         for rank, (trial, shown, excluded) in enumerate(sorted(found, key=key), start=1)
     )
-
-
-def leaderboard_json(board: Leaderboard) -> dict[str, Json]:
-    """What `best --json` prints."""
-    return to_json(board)
 
 
 def _wins(trial: TrialRow, winner: WinnerRow | None) -> bool:

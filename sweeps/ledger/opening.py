@@ -16,6 +16,8 @@ def open_sweep(folder: str, overrides: Sequence[str] | None = None) -> tuple[Led
     # a protocol that fsspec does not know, or whose package is not there
     except (ValueError, ImportError) as error:
         raise InputError(f"{folder}: {error}") from error
+    if ledger.store.local is not None and not ledger.store.local.is_dir():
+        raise InputError(f"{folder}: no such folder")
     if not ledger.store.exists("sweep.yaml"):
         raise InputError(f"{folder}: not a sweep's folder (it has no sweep.yaml)")
     written = ledger.store.read_bytes("sweep.yaml")

@@ -5,13 +5,18 @@ from pathlib import Path
 
 INTERRUPTED, NO_SLOT = "interrupted", "no slot could run"
 
+STORAGE = "storage does not work"
+
 ALIKE = "three trials failed with one cause, and none has succeeded"
 
 UNFINISHED = (
     INTERRUPTED,
     NO_SLOT,
+    STORAGE,
     ALIKE,
 )  # reasons for stopping that leave running trials to be resumed
+
+BY_HAND = "stopped by hand"  # the reason of a trial that somebody stopped
 
 HEARTBEAT_S = 10.0
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from posixpath import commonprefix
 
 from omegaconf import DictKeyType, OmegaConf
 
@@ -25,6 +24,7 @@ from sweeps.reporting.words import (
     earlier_words,
     expected_words,
     forgetting_words,
+    harness_words,
     lineage_words,
     loss_words,
     measured_splits,
@@ -32,13 +32,12 @@ from sweeps.reporting.words import (
     test_words,
     verdict_words,
 )
-from trainables.data.manifest import Manifest, SourceSummary
+from trainables.data.manifest import MANY_SOURCES, Manifest, SourceSummary, common_folder
 from trainables.hyperparameters import OPTIONS
 from trainables.tasks import TASKS
 
 # whose checkpoints are PEFT's
 PEFT_METHODS = [name for name, options in OPTIONS.items() if options.loaded_by == "PEFT"]
-MANY_SOURCES = 10  # of a split, beyond which nobody reads a list of them
 
 
 def card(config: SweepConfig, board: Leaderboard, manifest: Manifest, loading: list[str]) -> str:
@@ -73,9 +72,13 @@ def _head(config: SweepConfig, board: Leaderboard, winner: WinnerRow, *, peft: b
         "---",
         f"# {config.name}: the winner, trial {winner.trial}",
         "",
-        winner.reason,
-        "",
     ]
+    return [*lines, *found_lines(board, winner)]
+
+
+def found_lines(board: Leaderboard, winner: WinnerRow) -> list[str]:
+    """Why it has won, and what else was found of it, a paragraph each."""
+    lines = [winner.reason, ""]
     if board.worth is not None:
         lines += [f"Worth it? {board.worth.words}", ""]
     if board.test is not None:
@@ -86,6 +89,8 @@ def _head(config: SweepConfig, board: Leaderboard, winner: WinnerRow, *, peft: b
         lines += [f"Forgetting: {forgetting_words(board.forgetting)}.", ""]
     if board.earlier_forgetting is not None:
         lines += [f"Forgetting: {earlier_words(board.earlier_forgetting)}.", ""]
+    if board.harness:
+        lines += [f"lm-eval: {harness_words(board.harness)}.", ""]
     if board.lineage:
         lines += [f"Went on from: {lineage_words(board.lineage)}.", ""]
     return lines
@@ -172,7 +177,7 @@ def _source_lines(manifest: Manifest) -> Iterator[str]:
                 yield f"- {name}: `{source.source}`, SHA-256 {source.sha256}"
             continue
         found = list(sources.values())
-        folder = commonprefix([each.source for each in found]).rpartition("/")[0]
+        folder = common_folder(found)
         sums = "".join(f"{each.sha256}\n" for each in found)
         yield (
             f"- {split}: {len(found)} sources{folder and f' below `{folder}`'} with"

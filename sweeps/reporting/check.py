@@ -12,12 +12,10 @@ from rich.text import Text
 
 from sweeps.reporting.html import template
 from trainables.data.findings import SEVERITIES
-from trainables.storage.records import to_json
 
 if TYPE_CHECKING:
     from sweeps.run.plan import Plan
     from trainables.data.showing import ShownRow
-    from trainables.storage.records import Json
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": ""}
 LEARNT = "bold green"
@@ -60,10 +58,6 @@ def _marked(row: ShownRow, *, colours: bool) -> Text:
         if segment.weight != 1:
             text.append(f"×{segment.weight:g}", style=WEIGHT if colours else "")
     return text
-
-
-def plan_json(plan: Plan) -> dict[str, Json]:
-    return to_json(plan)
 
 
 def check_page(plan: Plan, out: Path) -> None:

@@ -32,6 +32,7 @@ from sweeps.reporting.words import (
     expected_words,
     forgetting_words,
     format_params,
+    harness_words,
     interval,
     lineage_words,
     measured_splits,
@@ -262,6 +263,8 @@ def _findings(board: Leaderboard, winner: WinnerRow) -> list[str]:
         lines.append(f"Forgetting: {forgetting_words(board.forgetting)}")
     if board.earlier_forgetting is not None:
         lines.append(f"Forgetting: {earlier_words(board.earlier_forgetting)}")
+    if board.harness:
+        lines.append(f"lm-eval: {harness_words(board.harness)}")
     if board.lineage:
         lines.append(f"Went on from: {lineage_words(board.lineage)}")
     if board.worth is not None:

@@ -20,13 +20,14 @@ from trainables.models.checkpoint import base_spec, complete, loading_code
 from trainables.models.files import load_tokenizer, pad_token_of
 from trainables.models.lineage import LINEAGE, Ancestor, lineage_json
 from trainables.models.origin import adapter_of
+from trainables.storage.checksums import CARD, CHECKSUMS, with_checksum, write_checksums
 from trainables.storage.records import to_json
 from trainables.tasks import TASKS
 
 
 def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
-    """Write `winner/`: the checkpoint's files, the tokenizer, what was reported, README.md. Returns
-    where it lies.
+    """Write `winner/`: the checkpoint's files, the tokenizer, what was reported, README.md, and the
+    sums of all. Returns where it lies.
     """
     winner = board.winner
     assert winner is not None and winner.checkpoint is not None, "what is handed over has won"
@@ -45,12 +46,37 @@ def hand_over(ledger: Ledger, config: SweepConfig, board: Leaderboard) -> str:
     complete(folder, spec, WINNER)
     lineage = [*ledger.lineage(base), ancestor(ledger, config, board, spec, manifest)]
     (folder / LINEAGE).write_text(json.dumps(lineage_json(lineage), indent=1), encoding="utf-8")
-    loading = usage_code(loading_code(folder, spec, WINNER), config, manifest)
-    (folder / "README.md").write_text(card(config, board, manifest, loading), encoding="utf-8")
+    (folder / CARD).write_text(_card(config, board, manifest, spec, folder), encoding="utf-8")
     ledger.store.delete(WINNER)
     (folder / "winner.json").write_text(json.dumps(to_json(winner), indent=1))
+    write_checksums(folder)
     ledger.store.publish(folder, WINNER, last="winner.json")
     return ledger.store.path(WINNER)
+
+
+def renew_card(
+    ledger: Ledger,
+    config: SweepConfig,
+    board: Leaderboard,
+    manifest: Manifest,
+    spec: BaseSpec,
+    folder: Path,
+) -> None:
+    """Write the card anew, of a winner of which more has been measured. config: over its base;
+    folder: the files of `winner/` on this machine.
+    """
+    written, sums = _card(config, board, manifest, spec, folder).encode(), f"{WINNER}/{CHECKSUMS}"
+    ledger.store.write_bytes(f"{WINNER}/{CARD}", written)
+    if ledger.store.exists(sums):
+        before = ledger.store.read_bytes(sums)
+        ledger.store.write_bytes(sums, with_checksum(before, CARD, written))
+
+
+def _card(
+    config: SweepConfig, board: Leaderboard, manifest: Manifest, spec: BaseSpec, folder: Path
+) -> str:
+    loading = usage_code(loading_code(folder, spec, WINNER), config, manifest)
+    return card(config, board, manifest, loading)
 
 
 def ancestor(

@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 
 from sweeps.ledger.harness import HarnessScore
+from sweeps.reporting.words import score_difference
 
 
 def harness_table(scores: Sequence[HarnessScore]) -> Table:
@@ -23,14 +24,6 @@ def harness_table(scores: Sequence[HarnessScore]) -> Table:
             str(each.samples),
             f"{each.base:.4f}",
             f"{each.trained:.4f}",
-            difference_words(each),
+            score_difference(each),
         )
     return table
-
-
-def difference_words(score: HarnessScore) -> str:
-    """Trained less base, with its standard error."""
-    if score.standard_error is None:
-        return f"{score.difference:+.4f}"
-    how = "" if score.paired else " (not paired)"
-    return f"{score.difference:+.4f} ± {score.standard_error:.4f}{how}"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,8 @@ from sweeps.ledger.leaderboard import (
     SlicePart,
     SplitName,
 )
+from sweeps.ledger.progress import Progress, RunningTrial
+from sweeps.reporting.details import TrialDetails, details_of
 from sweeps.reporting.formatting import (
     distinct_names,
     is_finite,
@@ -41,9 +42,13 @@ from sweeps.reporting.words import (
     earlier_words,
     expected_words,
     forgetting_words,
+    format_params,
+    harness_words,
+    head_words,
     interval,
     lineage_words,
     test_words,
+    when,
 )
 from sweeps.selection.measure import Measure
 from trainables.evaluation.record import Metrics
@@ -64,6 +69,7 @@ def _alternatives(board: Leaderboard) -> tuple[Alternative, ...]:
 
 LOSS = Measure()
 SAMPLES = 20  # rows whose answers the page shows
+LINES = 60  # of the log, the last
 
 
 def _by_way(board: Leaderboard) -> dict[str, dict[SplitName, Metrics]]:
@@ -86,32 +92,47 @@ def _by_way(board: Leaderboard) -> dict[str, dict[SplitName, Metrics]]:
 # --- HTML ---
 
 
-def html_report(
-    board: Leaderboard,
-    study: optuna.Study | None,
-    out: Path,
-    samples: Sequence[Sample] = (),
-    searched: Measure = LOSS,
-) -> Path:
-    """Writes the page and returns its path. `study` adds parameter importances and the timeline,
-    `samples` what models wrote to the same rows; `searched` is what the search was told of trials.
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What the page shows beside the leaderboard."""
 
-    The page is one file of about 5 MB: plotly.js is inlined, and a content security policy forbids
-    it every request and every script but its own.
+    study: optuna.Study | None = None
+    """Adds parameter importances and the timeline."""
+    searched: Measure = LOSS
+    """What the search was told of trials."""
+    samples: Sequence[Sample] = ()
+    """What models wrote to the same rows."""
+    details: Mapping[str, TrialDetails] | None = None
+    """Of each trial; None: what the leaderboard holds."""
+    story: Sequence[str] = ()
+    progress: Progress | None = None
+    """Of a sweep that runs."""
+
+
+NOTHING = Beside()
+
+
+def html_report(board: Leaderboard, beside: Beside = NOTHING, *, live: str | None = None) -> str:
+    """The page, of about 5 MB with plotly.js in it. A content security policy forbids it every
+    request and every script but its own. live: which version it shows to whom it asks whether
+    there is another, and from whom it has plotly.js.
     """
-    from plotly.offline import get_plotlyjs
-
-    rows = board.rows
+    rows, study, progress = board.rows, beside.study, beside.progress
     sections = {
         "curves": learning_curves(board),
         "parallel": parallel_coordinates(rows),
-        "importances": importances(study, searched),
+        "importances": importances(study, beside.searched),
         "timeline": timeline(board, study),
     }
-    page = template("report.html.j2").render(
+    details = details_of(board) if beside.details is None else beside.details
+    return template("report.html.j2").render(
         board=board,
         rows=rows,
-        samples=samples[:SAMPLES],
+        live=live,
+        running=[] if progress is None else _running(board, progress),
+        pace="" if progress is None else head_words(board.sweep, _ended(board), progress),
+        story=beside.story[-LINES:],
+        samples=beside.samples[:SAMPLES],
         compared=any(row.trial.difference for row in rows),
         verdicts=_verdict_counts(board),
         by_way=_by_way(board),
@@ -123,16 +144,39 @@ def html_report(
         param_columns=_param_columns(board),
         constants=_constants(board),
         sections=sections,
-        objective=searched.name,
+        objective=beside.searched.name,
         figures_json=_figures_json(sections.values()),
-        plotly_js=get_plotlyjs(),
+        details_json=_json_for_script(dict(details)),
+        plotly_js="" if live else plotly_js(),
+        script=(Path(__file__).parent / "report.js").read_text(encoding="utf-8"),
         nonce=secrets.token_urlsafe(16),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        written=datetime.now(UTC).strftime(
+            "%Y-%m-%d %H:%M:%S UTC" if live else "%Y-%m-%d %H:%M UTC"
+        ),
     )
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(page, encoding="utf-8", newline="\n")
-    os.replace(partial, out)  # whoever reloads the page of a running sweep never sees half of it
-    return out
+
+
+def plotly_js() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def _running(
+    board: Leaderboard, progress: Progress
+) -> list[tuple[str, float | None, RunningTrial | None, str]]:
+    """Trials that run: each with its best loss so far, how far it is, and its configuration."""
+    found = []
+    for row in board.trials:
+        if row.status == "running":
+            best = min(row.may_win, key=board.measure.key, default=None)
+            loss, words = best and best.val_loss, format_params(row.params)
+            found.append((row.id, loss, progress.running.get(row.id), words))
+    return found
+
+
+def _ended(board: Leaderboard) -> int:
+    return sum(row.status != "running" for row in board.trials)
 
 
 def template(name: str) -> jinja2.Template:
@@ -157,12 +201,14 @@ def template(name: str) -> jinja2.Template:
         "cost_words": cost_words,
         "forgetting_words": forgetting_words,
         "earlier_words": earlier_words,
+        "harness_words": harness_words,
         "lineage_words": lineage_words,
         "expected_words": expected_words,
         "loss": loss_text,
         "value": value_text,
         "tone": tone,
         "sortable": _sort_value,
+        "when": when,
     }
     return environment.get_template(name)
 
@@ -174,12 +220,15 @@ def _lost(rows: Sequence[RankedTrial]) -> list[str]:
 
 
 def _figures_json(sections: Iterable[Section]) -> str:
-    return _json_for_script([asdict(plot) for section in sections for plot in section.plots])
+    return _json_for_script([plot for section in sections for plot in section.plots])
 
 
 def _json_for_script(value: object) -> str:
-    """JSON that cannot end the <script> element which holds it."""
-    return json.dumps(value, allow_nan=False, ensure_ascii=True).replace("<", "\\u003c")
+    """JSON that cannot end the <script> element which holds it; of dataclasses too, which are not
+    copied for that.
+    """
+    written = json.dumps(value, allow_nan=False, ensure_ascii=True, default=vars)
+    return written.replace("<", "\\u003c")
 
 
 def _verdict_counts(board: Leaderboard) -> list[tuple[str, int]]:

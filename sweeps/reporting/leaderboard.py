@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from sweeps.ledger.comparing import Rows, answer_rows
-from sweeps.ledger.folder import Ledger
+from sweeps.ledger.control import ControlBox
+from sweeps.ledger.folder import WINNER, Ledger
+from sweeps.ledger.harness import harness_of
 from sweeps.ledger.leaderboard import (
     BaselineRow,
     Cost,
@@ -41,8 +43,10 @@ from trainables.storage.records import from_json
 from trainables.tasks import TASKS
 
 
-def leaderboard(ledger: Ledger, name: str, config: SelectionConfig) -> Leaderboard:
-    """What the sweep has found so far."""
+def leaderboard(
+    ledger: Ledger, name: str, config: SelectionConfig, status: str | None = None
+) -> Leaderboard:
+    """What the sweep has found so far. status: of a sweep that is about to write it."""
     curves, reference = ledger.curves(), ledger.reference()
     manifest = ledger.manifest() if ledger.has_data() else None
     found, reason = ledger.select(config, reference)
@@ -54,16 +58,17 @@ def leaderboard(ledger: Ledger, name: str, config: SelectionConfig) -> Leaderboa
     trials = tuple(
         replace(row.trial, rank=row.rank) for row in in_order(trials, winner, config.measure)
     )
-    status = ledger.status()[0]
+    status = status or ledger.status()[0]
     test = ledger.test_of(found)
     board = Leaderboard(
         sweep=name,
-        folder=ledger.store.path("").rstrip("/"),
+        folder=ledger.folder,
         status=status,
         metric=config.measure.name,
         metric_mode=config.measure.mode,
         losses=loss_words(manifest),
         winner=winner,
+        winner_folder=_winner_folder(ledger, winner),
         baselines=_baselines(ledger, found),
         reason=reason if winner is None else None,
         pareto=_front(curves, config),
@@ -73,10 +78,12 @@ def leaderboard(ledger: Ledger, name: str, config: SelectionConfig) -> Leaderboa
         test=test,
         forgetting=ledger.forgetting_of(found),
         earlier_forgetting=ledger.earlier_of(found),
+        harness=() if found is None else harness_of(ledger, found.trial, found.point.step),
         lineage=ledger.lineage("" if found is None else ledger.base_of(found)),
         tokens_per_request=_tokens_per_request(manifest, test),
         slices=_slices(ledger, found, manifest, test),
         not_measured=_not_measured(ledger, test),
+        steered=ControlBox(ledger.store).steered(),
     )
     if winner is not None:
         board = replace(board, metrics=_metrics(ledger, board, winner, manifest))
@@ -102,6 +109,11 @@ def _winner(found: Winner | None, curves: list[Curve]) -> WinnerRow | None:
     )
 
 
+def _winner_folder(ledger: Ledger, winner: WinnerRow | None) -> str | None:
+    held = winner is not None and ledger.holds(winner.trial, winner.step)
+    return ledger.store.path(WINNER) if held else None
+
+
 def _trial(
     ledger: Ledger,
     curve: Curve,
@@ -121,6 +133,7 @@ def _trial(
         params=curve.params,
         default=ledger.is_default(curve.id),
         finalist_of=curve.finalist_of,
+        by_hand=ledger.by_hand(curve.id),
         evaluations=tuple(
             JudgedEvaluation(
                 **_numbers(point), excluded=excluded_reason(list(curve.points), index, config)

@@ -2,8 +2,9 @@
 else.
 """
 
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -12,15 +13,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.ledger.progress import Progress, RunningTrial
+from sweeps.ledger.story import Story
 from sweeps.reporting.console import STATES
-from sweeps.reporting.words import duration, format_params, number
+from sweeps.reporting.words import duration, format_params, head_words, number
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve
-from sweeps.selection.verdicts import best_point
+from sweeps.selection.verdicts import best_point, best_trial
 from trainables.evaluation.record import Evaluation
-from trainables.runtime.protocol import Snapshot, TrialProgress
 
 LIVE = 100  # columns that the whole live table needs
+SUM_UP_S = 600.0  # between lines that say how far a sweep is, where there is no table
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what would steer the terminal
 MOST_ENDED = 20  # trials of which those that have ended are shown too
 
 
@@ -32,32 +36,29 @@ class Display:
         console: Console,
         *,
         name: str,
-        trials: int,
         selection: SelectionConfig,
-        time_budget_s: float | None,
+        story: Story | None = None,
     ) -> None:
+        """story: which is told every event too."""
         self.console = console
-        self._name, self._trials, self._selection, self._budget = (
-            name,
-            trials,
-            selection,
-            time_budget_s,
-        )
-        self._began = time.monotonic()
+        self._name, self._selection, self._story = name, selection, story
+        self._began = self._summed_up = time.monotonic()
         self._live: Live | None = None
-        self._done_before: float | None = None
+        self._looked = False
 
     def say(self, line: str) -> None:
         """One event; with the time since the start where lines are all there is."""
-        if self._live is not None:
-            self._live.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        else:
-            self.console.print(
-                f"[{duration(time.monotonic() - self._began):>6}] {line}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+        if self._story is not None:
+            self._story.tell(line)
+        if self._live is None:
+            line = f"[{duration(time.monotonic() - self._began):>6}] {line}"
+        self.show(line)
+
+    def show(self, line: str) -> None:
+        """Print a line as it is."""
+        console = self.console if self._live is None else self._live.console
+        line = CONTROL.sub("\N{REPLACEMENT CHARACTER}", line)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def start(self) -> None:
         if self.console.is_terminal:
@@ -69,19 +70,32 @@ class Display:
             self._live.stop()
             self._live = None
 
-    def refresh(
-        self, curves: list[Curve], snapshot: Snapshot, totals: Callable[[Curve], int]
-    ) -> None:
-        """Draw the table anew. `totals(curve)`: the samples that a trial sees when it trains to its
-        end.
-        """
-        if self._live is None:
+    def refresh(self, curves: Sequence[Curve], progress: Progress) -> None:
+        """Draw the table anew; where there is none, say from time to time how far the sweep is."""
+        due = time.monotonic() - self._summed_up >= SUM_UP_S
+        # the first look is for what ended before this process
+        if self._live is None and not due and self._looked:
             return
-        rows = _rows(curves, snapshot, totals, prefix=f"{self._name}-")
-        shown = [row for row in rows if row.runs or len(rows) <= MOST_ENDED or row is rows[-1]]
-        table = self._table(shown, narrow=self.console.width < LIVE)
-        head = Text(self._head(rows), style="bold")
-        self._live.update(Group(head, table), refresh=True)
+        self._looked = True
+        ended = sum(curve.status != "running" for curve in curves)
+        head = head_words(self._name, ended, progress)
+        if self._live is None:
+            if due:
+                self._summed_up = time.monotonic()
+                self.say(head + self._best_words(curves))
+            return
+        last = curves[-1] if curves else None
+        few = len(curves) <= MOST_ENDED
+        shown = [each for each in curves if few or each.status == "running" or each is last]
+        rows = [_Row(curve=each, progress=progress.running.get(each.id)) for each in shown]
+        table = self._table(rows, narrow=self.console.width < LIVE)
+        self._live.update(Group(Text(head, style="bold"), table), refresh=True)
+
+    def _best_words(self, curves: Sequence[Curve]) -> str:
+        best = best_trial(curves, self._selection)
+        if best is None:
+            return ""
+        return f"; the best so far is {best[0]}, val loss {number(best[1])}"
 
     def _table(self, rows: "Sequence[_Row]", *, narrow: bool) -> Table:
         columns = ["trial", "state", "best val loss", "progress", "rows/s", "slot", "configuration"]
@@ -99,74 +113,41 @@ class Display:
             table.add_row(*(cells[name] for name in columns))
         return table
 
-    def _head(self, rows: "Sequence[_Row]") -> str:
-        elapsed = time.monotonic() - self._began
-        left = self._left(sum(row.share for row in rows), elapsed)
-        finished = sum(not row.runs for row in rows)
-        rest = f"about {duration(left)} left" if left is not None else "time left not known yet"
-        return (
-            f"{self._name}: {finished} of {self._trials} trials ended, {duration(elapsed)} so far,"
-            f" {rest}"
-        )
-
-    def _left(self, done: float, elapsed: float) -> float | None:
-        """Seconds until the sweep ends; done: trials, a running one by its share."""
-        if self._done_before is None:
-            self._done_before = done  # by an earlier process
-        fresh = done - self._done_before
-        left = elapsed * (self._trials - done) / fresh if fresh > 0.2 else None
-        if self._budget is None:
-            return left
-        of_budget = max(0.0, self._budget - elapsed)
-        return of_budget if left is None else min(left, of_budget)
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
     """A trial in the table."""
 
     curve: Curve
-    progress: TrialProgress
-    share: float
-    """Of its samples, those that it has seen."""
-    slot: str | None
-
-    @property
-    def runs(self) -> bool:
-        return self.curve.status == "running"
+    progress: RunningTrial | None
+    """None: it does not run, or nothing was heard of it yet."""
 
     def cells(self, best: Evaluation | None, *, narrow: bool) -> dict[str, str | Text]:
         """By column."""
         state = Text(self.curve.status, style=STATES[self.curve.status])
         loss = number(best.val_loss) if best else "-"
-        speed = self.progress.samples_per_s
-        bar = "█" * round(10 * self.share) + "·" * (10 - round(10 * self.share))
-        ended = state if narrow else ""
-        return {
+        cells: dict[str, str | Text] = {
             "trial": self.curve.id,
             "state": state,
             "best val loss": loss,
             "val loss": loss,
-            "progress": f"{bar} {self.share:4.0%}" if self.runs else ended,
-            "rows/s": f"{speed:.0f}" if self.runs and speed else "",
-            "slot": (self.slot or "waits") if self.runs else "",
+            "progress": state if narrow else "",
+            "rows/s": "",
+            "slot": "",
             "configuration": Text(format_params(self.curve.params)),
         }
+        if self.curve.status == "running":
+            cells |= running_cells(self.progress)
+        return cells
 
 
-def _rows(
-    curves: Sequence[Curve], snapshot: Snapshot, totals: Callable[[Curve], int], *, prefix: str
-) -> list[_Row]:
-    """prefix: that all slots of the sweep have in their names."""
-    slots = {
-        trial: slot.removeprefix(prefix)
-        for slot, trials in snapshot.slots.items()
-        for trial in trials
+def running_cells(progress: RunningTrial | None) -> dict[str, str]:
+    """Progress, speed and slot of a trial that runs."""
+    if progress is None:
+        return {"progress": f"{'·' * 10}   0%", "rows/s": "", "slot": "waits"}
+    filled = round(10 * progress.share)
+    return {
+        "progress": f"{'█' * filled}{'·' * (10 - filled)} {progress.share:4.0%}",
+        "rows/s": f"{progress.samples_per_s:.0f}" if progress.samples_per_s else "",
+        "slot": progress.slot or "waits",
     }
-    rows = []
-    for curve in curves:
-        progress, share = snapshot.progress.get(curve.id, TrialProgress()), 1.0
-        if curve.status == "running":
-            share = min(1.0, progress.samples_seen / max(1, totals(curve)))
-        rows.append(_Row(curve=curve, progress=progress, share=share, slot=slots.get(curve.id)))
-    return rows

@@ -29,7 +29,7 @@ from sweeps.ledger.leaderboard import (
     SplitName,
     TrialRow,
 )
-from sweeps.selection.measure import metric_words
+from sweeps.selection.measure import VAL_LOSS, metric_words
 from sweeps.selection.resampling import half_width, resampled_metrics
 from trainables.data.manifest import Manifest
 from trainables.evaluation.record import Metrics
@@ -322,9 +322,12 @@ def _is_known(measured: LossAndMetrics, metric: str) -> bool:
     return math.isfinite(_metric(measured, metric))
 
 
-def disagreements(metrics: MetricsReport | None, split: SplitName, verdict: str) -> list[str]:
-    """Sentences on where metrics of `split` say other than the loss, beyond noise. verdict: by the
-    loss, `yes`, `within noise` or `no`.
+def disagreements(
+    metrics: MetricsReport | None, split: SplitName, verdict: str, chosen_by: str = VAL_LOSS
+) -> list[str]:
+    """Sentences on where metrics of `split` say other than the loss, beyond noise; of the metric
+    that the winner was chosen by also that it tells nothing. verdict: by the loss, `yes`, `within
+    noise` or `no`.
 
     That the winner is better by a metric is said of the test split alone: on validation it has been
     chosen.
@@ -338,9 +341,25 @@ def disagreements(metrics: MetricsReport | None, split: SplitName, verdict: str)
     found = []
     for among in rivals.values():
         best = max(among, key=_how_good)
-        if said := _disagreement(best, of[best.name], of["winner"], split, verdict):
+        rival = of[best.name]
+        said = _disagreement(best, rival, of["winner"], split, verdict)
+        if not said and best.metric == chosen_by and best.among == "baselines":
+            said = _of_chosen(best, rival, split)
+        if said:
             found.append(said)
     return found
+
+
+def _of_chosen(best: MetricDifference, rival: Alternative, split: SplitName) -> str:
+    """What the metric that the winner was chosen by says where it says no other than the loss."""
+    least, most = best.gain
+    by = f"By {metric_words(best.metric)}, which it was chosen by,"
+    numbers = _numbers(best, best.winner, best.value, -1)
+    if least <= 0 <= most:
+        return f"{by} the winner cannot be told from {rival.words}: {numbers}."
+    if most < 0 and split == "test":
+        return f"{by} the winner is better than {rival.words} too: {numbers}."
+    return ""
 
 
 def _how_good(each: MetricDifference) -> tuple[bool, float]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sweeps.ledger.folder import Ledger
-from sweeps.ledger.leaderboard import Leaderboard
+from sweeps.ledger.leaderboard import JudgedEvaluation, Leaderboard, TrialRow
 from sweeps.reporting.metrics import default_evaluation
 from trainables.errors import InputError
 from trainables.evaluation.answered import Answered
@@ -30,6 +30,13 @@ class Sample:
     answers: tuple[Written, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What `samples --json` prints."""
+
+    rows: tuple[Sample, ...]
+
+
 def samples_of(ledger: Ledger, board: Leaderboard, trial: str | None = None) -> tuple[Sample, ...]:
     """Of the untuned model, the default configuration and the winner, or `trial` in its place;
     empty where no answers were written. Raises InputError for a trial that wrote none.
@@ -52,6 +59,22 @@ def samples_of(ledger: Ledger, board: Leaderboard, trial: str | None = None) -> 
             answers=tuple(_to(row, written)),
         )
         for row, prompt, reference in zip(asked.rows, asked.prompts, asked.references, strict=True)
+    )
+
+
+def answers_of_trial(ledger: Ledger, board: Leaderboard, trial: str) -> tuple[Sample, ...]:
+    """What one trial alone wrote; empty where it wrote nothing."""
+    (row,) = [row for row in board.trials if row.id == trial]
+    written = [found for each in _by_rank(board, row) if (found := ledger.answers(each.folder))]
+    asked = ledger.asked("validation", base_of(row.params)) if written else None
+    if asked is None:
+        return ()
+    return tuple(
+        Sample(row=number, prompt=prompt, reference=reference, answers=tuple(found))
+        for number, prompt, reference in zip(
+            asked.rows, asked.prompts, asked.references, strict=True
+        )
+        if (found := _to(number, {trial: written[-1]}))
     )
 
 
@@ -87,13 +110,17 @@ def _folders(board: Leaderboard, trial: str | None, ledger: Ledger) -> list[tupl
     if (default := default_evaluation(board)) is not None:
         found.append((f"the default, {default[0].id}", default[1].folder))
     if trial is not None:
-        own = [e for row in board.trials if row.id == trial for e in row.may_win]
-        own.sort(key=board.measure.key, reverse=True)  # the last that wrote some is shown
+        own = [e for row in board.trials if row.id == trial for e in _by_rank(board, row)]
         found += [(trial, each.folder) for each in own]
     elif board.winner is not None:
         found.append((f"the winner, {board.winner.trial}", board.winner.folder))
     by_folder = {folder: words for words, folder in found}  # the default may be the winner
     return [(words, folder) for folder, words in by_folder.items()]
+
+
+def _by_rank(board: Leaderboard, row: TrialRow) -> list[JudgedEvaluation]:
+    """Its evaluations that may win, the best last: the last that wrote some is shown."""
+    return sorted(row.may_win, key=board.measure.key, reverse=True)
 
 
 def _base(board: Leaderboard, trial: str | None) -> str | None:

@@ -64,6 +64,17 @@ class Check:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What `verify --json` prints."""
+
+    agrees: bool
+    """Whether all is as it was reported."""
+    altered: tuple[str, ...]
+    """What is no longer as it was when the sweep began: data, base model."""
+    checks: tuple[Check, ...]
+
+
 def verify(ledger: Ledger, config: SweepConfig) -> list[Check]:
     """Load winner and finalists as a user would (transformers and PEFT alone), evaluate them again,
     compare.

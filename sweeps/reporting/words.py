@@ -1,7 +1,9 @@
 """Findings in one line each, the same wherever they are shown."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
+from sweeps.ledger.harness import HarnessScore
 from sweeps.ledger.leaderboard import (
     SPLITS,
     BaselineRow,
@@ -17,6 +19,7 @@ from sweeps.ledger.leaderboard import (
     TrialRow,
     WinnerSlices,
 )
+from sweeps.ledger.progress import Progress
 from sweeps.selection.results import Final
 from sweeps.selection.statistics import Difference
 from trainables.data.manifest import Manifest
@@ -117,6 +120,32 @@ def forgetting_words(found: Forgetting) -> str:
         f" {change}; on the task's own prompts its predictions are"
         f" {found.kl:.4f} nats (KL) from the base's"
     )
+
+
+def harness_words(scores: Sequence[HarnessScore]) -> str:
+    """What tasks of lm-eval gave the winner, each beside what they gave its base."""
+    return "; ".join(
+        f"{each.task} {each.metric}{_how_asked(each)} {each.trained:.4f}, the base"
+        f" {each.base:.4f}, {score_difference(each)}"
+        for each in scores
+    )
+
+
+def _how_asked(score: HarnessScore) -> str:
+    """As far as it is not as usual."""
+    how = [] if score.filter == "none" else [score.filter]
+    how += [f"{score.shots} shots"] if score.shots else []
+    how += ["as chat"] if score.chat else []
+    how += [f"of {score.samples} samples"] if score.limit is not None else []
+    return f" ({', '.join(how)})" if how else ""
+
+
+def score_difference(score: HarnessScore) -> str:
+    """Trained less base, with its standard error."""
+    if score.standard_error is None:
+        return f"{score.difference:+.4f}"
+    how = "" if score.paired else " (not paired)"
+    return f"{score.difference:+.4f} ± {score.standard_error:.4f}{how}"
 
 
 def earlier_words(found: EarlierForgetting) -> str:
@@ -228,3 +257,18 @@ def short_value(value: object) -> str:
 
 def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def head_words(name: str, ended: int, progress: Progress) -> str:
+    """How far a sweep is, in one line; ended: trials."""
+    left = progress.left_s
+    rest = f"about {duration(left)} left" if left is not None else "time left not known yet"
+    return (
+        f"{name}: {ended} of {progress.trials} trials ended, {duration(progress.elapsed_s)} so far,"
+        f" {rest}{', paused' if progress.paused else ''}"
+    )
+
+
+def when(time: float) -> str:
+    """A moment, as people read it."""
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M UTC")

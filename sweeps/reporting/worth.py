@@ -89,7 +89,8 @@ def _on_deciding_split(board: Leaderboard, winner: WinnerRow) -> _Compared | Non
 def by_metrics(board: Leaderboard, split: SplitName, verdict: str) -> list[str]:
     """What the task's own metrics say that the loss does not; verdict: by the loss."""
     hardly = hardly_answered(board.metrics, split)
-    return [*disagreements(board.metrics, split, verdict), *([hardly] if hardly else [])]
+    said = disagreements(board.metrics, split, verdict, board.metric)
+    return [*said, *([hardly] if hardly else [])]
 
 
 def _interval(
@@ -139,6 +140,11 @@ def _known(interval: Interval | None) -> Interval | None:
     return interval if interval is not None and math.isfinite(interval[0]) else None
 
 
+def _turned(interval: Interval | None) -> Interval | None:
+    """Of what is told with the other sign."""
+    return None if interval is None else (-interval[1], -interval[0])
+
+
 def _bounds(interval: Interval | None, split: str) -> str:
     """An interval in words; on the rows by which the winner was chosen it is the wider for that."""
     if (known := _known(interval)) is None:
@@ -169,7 +175,8 @@ def _answer(
             f"It is not known whether fine-tuning was worth it: {numbers}, a difference of"
             f" {gain:+.4f}, {_cannot_tell(split)}."
         )
-    return f"No, fine-tuning was not worth it: {numbers}: {-gain:.4f} higher{interval}."
+    higher = f"{-gain:.4f} higher{_bounds(_turned(bounds), split)}"
+    return f"No, fine-tuning was not worth it: {numbers}: {higher}."
 
 
 def _costs(board: Leaderboard, winner: WinnerRow, best: str, split: SplitName) -> str:
@@ -236,9 +243,10 @@ def _added(default: str, gain: float, split: SplitName, interval: Interval | Non
             f" configuration, {default}."
         )
     if verdict == "no":
+        lower = f"{-gain:.4f} lower than the winner's{_bounds(_turned(interval), split)}"
         return (
             f"The search added nothing: the {split} loss of the default configuration,"
-            f" {default}, is {-gain:.4f} lower than the winner's{bounds}."
+            f" {default}, is {lower}."
         )
     if verdict == "unknown":
         return (

@@ -8,8 +8,9 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # carriers of trials start side by side; slots decide who trains
-    "TUNE_MAX_PENDING_TRIALS_PG": "16",
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # slots decide who trains
+    # a process for each slot, which tells workers of what they do not ask
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a header at every verbosity

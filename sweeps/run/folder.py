@@ -15,11 +15,13 @@ from sweeps.ledger.folder import Ledger
 from sweeps.run.storage import storage_url
 from sweeps.tracking.artifacts import ARTIFACT
 from trainables.data.config import DataConfig
-from trainables.data.manifest import Manifest
+from trainables.data.manifest import Manifest, source_words
 from trainables.data.sources import is_local
 from trainables.metrics.choosing import located_options
 from trainables.models.files import digest_of
 from trainables.models.lineage import Ancestor, lineage_json
+
+TRACKING = "tracking"  # folder of all that trackers write
 
 
 def new_folder(config: SweepConfig) -> Ledger:
@@ -74,6 +76,15 @@ def absolute_paths(config: SweepConfig) -> SweepConfig:
     return replace(config, data=data, model=model, metrics=metrics, search=search)
 
 
+def about(ledger: Ledger, config: SweepConfig) -> dict[str, object]:
+    """What every tracked run says of the sweep that it is of: `tracked`, and where its folder
+    is.
+    """
+    base = ledger.store.read_json("base.json") if ledger.store.exists("base.json") else {}
+    told = tracked(config, ledger.manifest(), base, ledger.lineages())
+    return told | {"folder": ledger.folder}
+
+
 def tracked(
     config: SweepConfig,
     manifest: Manifest,
@@ -86,9 +97,8 @@ def tracked(
     data: dict[str, object] = {}
     for name in [name for name in ("train", "validation", "test") if name in manifest.splits]:
         split = manifest.splits[name]
-        source = manifest.source_of(name)
         data[name] = {
-            "source": source.source,
+            "source": source_words(manifest.sources_of(name)),
             "rows": split.rows or split.read,
             "fingerprint": split.fingerprint or split.raw_fingerprint or None,
         }

@@ -56,6 +56,7 @@ class Jobs:
     ) -> None:
         self._config, self._ledger, self._manifest, self._say = config, ledger, manifest, say
         self._asked_for_baselines = False
+        self.begun = False  # for which the search has ended
         self._tried: set[str] = set()  # by this process, whatever came of it
         self._answers = Answers(config, ledger)
 
@@ -115,6 +116,7 @@ class Jobs:
 
     def run(self, coordinator: "ActorHandle", lifetime: Lifetime) -> None:
         """Have all that is left done, and write down what comes of it."""
+        self.begun = True
         while (left := self.left()) and lifetime.stopped not in UNFINISHED:
             self._say(f"measuring: {', '.join(_words(name) for name in left)}")
             self._do(left, coordinator, lifetime)

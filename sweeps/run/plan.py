@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.config import joined_address
 from search_spaces import rules
 from sweeps.config.draws import first_of_each_method, of_each_base
 from sweeps.config.loading import with_own_space
 from sweeps.config.metrics import with_metric
-from sweeps.config.schema import AUTO, SweepConfig
+from sweeps.config.schema import AUTO, SearchConfig, SweepConfig
 from sweeps.run.earlier import with_local_model
 from sweeps.run.estimates import memory_lines
 from sweeps.run.preparation import doctor, known_sweeps, prepare_data, rehearsed, show
@@ -31,6 +32,7 @@ from trainables.tasks import TASKS
 
 if TYPE_CHECKING:
     from cluster.connect import SlotPlan
+    from sweeps.run.preflight import Rehearse
     from sweeps.search.prior import Known
 
 STRAYS = 0.05  # share of its epochs by which a trial may train more or less before the plan says so
@@ -86,9 +88,11 @@ def make_plan(
     benchmarks: Sequence[str] = (),
     rates: Rates | None = None,
     examine: bool = True,
+    rehearse: Rehearse | None = None,
 ) -> Plan:
     """Raises what `run` would raise, and trains nothing. rows: of train, to be shown; benchmarks:
-    sources that must not be in train; examine: whether the doctor looks at the rows.
+    sources that must not be in train; examine: whether the doctor looks at the rows; rehearse: as
+    `rehearsed` takes it.
     """
     rehearsal: list[str] = []
     rates = rates or Rates()
@@ -100,7 +104,7 @@ def make_plan(
         reasons = list(auto_words(config, manifest))
         config = with_own_space(config, manifest.train.rows)
         known = known_sweeps(config, manifest)
-        rehearsed(config, Path(scratch), rehearsal.append)
+        rehearsed(config, Path(scratch), rehearsal.append, rehearse)
         shown = show(config, manifest, Path(scratch), rows) if rows else ()
         measured: tuple[MeasuredRate, ...] = ()
         if rates.measure:
@@ -153,7 +157,7 @@ def _lines(
     yield from rehearsal
     slots = _slots_here(config)
     yield (
-        f"Slots: decided on the cluster at {config.cluster.address}"
+        f"Slots: decided on the cluster at {joined_address(config.cluster)}"
         if slots is None
         else f"Slots: {slots.reason}"
     )
@@ -164,6 +168,8 @@ def _lines(
         yield from memory_lines(over, draws)
     if config.search.time_budget:
         yield f"Time budget: {config.search.time_budget}"
+    if config.search.device_budget_h() is not None:
+        yield f"Device hours: {config.search.device_budget_words()}"
 
 
 def _data(config: SweepConfig, manifest: Manifest) -> Iterator[str]:
@@ -219,9 +225,13 @@ def _search(
         *(known.words(config.search.trials) if known else ()),
         *(f"  {path}: {what}" for path, what in config.space().parameters),
         *(f"  {name}: fixed {value}" for name, value in config.train.fixed().items()),
-        f"  steps per trial: {min(steps)} to {max(steps)}; {samples:,.0f}"
-        " samples in all if no trial stops early",
+        f"  steps per trial: {_span(steps)}; {samples:,.0f} samples in all if no trial stops early",
     ]
+
+
+def _span(values: Collection[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _mean_samples(rows: int, drawn: Sequence[Hyperparameters]) -> float:
@@ -250,9 +260,9 @@ def _time(
     trials = config.search.trials + min(finals.top, config.search.trials) * finals.seeds
     if rates.samples_per_s is not None:
         hours = _mean_samples(train.rows, drawn) * trials / rates.samples_per_s / 3600
-        how = f"at {rates.samples_per_s:g} rows a second"
+        device_hours, how = None, f"at {rates.samples_per_s:g} rows a second"
     elif measured and all(each.tokens_per_s for each in measured):
-        hours = _measured_seconds(train, drawn, measured) * trials / 3600
+        hours = device_hours = _measured_seconds(train, drawn, measured) * trials / 3600
         how = "at the rate measured here, on one such device"
         if (slots := _slots_here(config)) is not None:
             devices = slots.slots * slots.workers_per_slot
@@ -263,6 +273,22 @@ def _time(
     cost = "" if rates.price is None else f", {hours * rates.price:,.2f} at {rates.price:g} an hour"
     amount = f"{hours:,.1f} h" if hours >= 0.1 else f"{hours * 60:,.1f} min"
     yield f"Time: about {amount} {how}{cost}; training alone, if no trial stops early"
+    yield from _budget_lines(config.search, hours, device_hours)
+
+
+def _budget_lines(search: SearchConfig, hours: float, device_hours: float | None) -> Iterator[str]:
+    """How the budgets compare with what training is estimated to take. device_hours: None where
+    nothing tells how many devices there are.
+    """
+    seconds = search.time_budget_s()
+    budgets = [
+        (f"the time budget of {search.time_budget}", seconds and seconds / 3600, hours),
+        (search.device_budget_words(), search.device_budget_h(), device_hours),
+    ]
+    for words, has, needs in budgets:
+        if has is not None and needs is not None:
+            enough = f"is enough for {has / needs:.0%} of that"
+            yield f"{words[0].upper()}{words[1:]} {'suffices' if has >= needs else enough}"
 
 
 def _measured_seconds(
@@ -441,7 +467,7 @@ def _slots_here(config: SweepConfig) -> SlotPlan | None:
     """What `run` would start on this machine; None: it runs on another cluster, which is not
     asked.
     """
-    if config.cluster.address is not None:
+    if joined_address(config.cluster) is not None:
         return None
     import torch
 

@@ -26,6 +26,7 @@ from trainables.tasks import TASKS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from sweeps.run.preflight import Rehearse
     from sweeps.search.prior import Known, Prior
     from trainables.data.doctor.examine import Examination
     from trainables.data.showing import ShownRow
@@ -286,14 +287,19 @@ def _general_text(config: SweepConfig) -> str:
     return text
 
 
-def rehearsed(config: SweepConfig, data: Path, say: Callable[[str], None]) -> None:
+def rehearsed(
+    config: SweepConfig,
+    data: Path,
+    say: Callable[[str], None],
+    there: "Rehearse | None" = None,
+) -> None:
     """Rehearse the sweep with its prepared data, and say what came of it; InputError where
-    something would go wrong.
+    something would go wrong. there: how it is done where the slots will be; None: here.
     """
     if not config.rehearse:
         return
     for _, over, drawn, folder in of_each_base(config):
-        _rehearse(over, drawn, data / folder, say)
+        _rehearse(over, drawn, data / folder, say, there)
 
 
 def _rehearse(
@@ -301,12 +307,13 @@ def _rehearse(
     drawn: Sequence[Mapping[str, object]],
     data: Path,
     say: Callable[[str], None],
+    there: "Rehearse | None",
 ) -> None:
     """With one base."""
     from trainables.rehearsal.rehearse import rehearse
 
     pad_token_id = pad_token_of(load_tokenizer(config.model))
-    found = rehearse(config.model, config.task, data, drawn, pad_token_id)
+    found = (there or rehearse)(config.model, config.task, data, drawn, pad_token_id)
     if found.size is None:
         say(f"Not rehearsed: {config.model.name} cannot be made small ({found.why_not})")
         return

@@ -3,7 +3,8 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from sweeps.ledger.status import NO_SLOT
 from sweeps.run.estimates import smallest_estimates
 from sweeps.run.lifetime import ASK_TIMEOUT_S, Lifetime
 from trainables.models.files import load_tokenizer, pad_token_of
+from trainables.storage.patience import StorageLost
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 COORDINATOR = "coordinator"  # the actor's name in the sweep's namespace
 SLOT_END_TIMEOUT_S = 30.0
+LOST_END_TIMEOUT_S = 3.0  # the same where storage does not work
+MAX_STARTS = 5  # of a slot of which nothing comes in between
+MAX_STAND_INS = 8  # slots started in place of lost ones
 
 
 class Slots:
@@ -46,8 +51,12 @@ class Slots:
         self._folder, self._say = folder, say
         self.threads: list[threading.Thread] = []
         self.lost: dict[str, str] = {}  # slots that are gone for good, and why
+        self._storage: Mapping[str, str] = {}  # what is wrong with it, for those that wait for it
         # those that failed one trial after another, and these trials
         self.quarantined: Mapping[str, Mapping[str, str]] = {}
+        self._hung: Sequence[str] = ()
+        self._ran: set[str] = set()  # slots that have had workers since they last found no room
+        self._without_nodes_since: float | None = None
         self.ending = False  # a slot that ends is no news any more
 
     def start(self, plan: "SlotPlan") -> None:
@@ -67,6 +76,7 @@ class Slots:
         config, train = self._config, self._config.train
         on_gpu = bool(plan.resources_per_worker.get("GPU"))
         return SlotConfig(
+            sweep=self._ledger.name,
             slot=name,
             coordinator=COORDINATOR,
             namespace=self._namespace,
@@ -79,7 +89,8 @@ class Slots:
             precision=train.precision,
             save_dtype=train.save_dtype,
             gradient_checkpointing=train.gradient_checkpointing,
-            most=min(MAX_GROUP_SIZE, math.ceil(config.search.trials / plan.slots)),
+            storage_wait_s=self._lifetime.patience.wait_s,
+            most=min(MAX_GROUP_SIZE, math.ceil(self._lifetime.search.trials / plan.slots)),
             probe_rows=train.probe_rows,
             forgetting=config.selection.limits.of_forgetting,
             baseline_minutes=config.selection.baseline_minutes,
@@ -90,9 +101,23 @@ class Slots:
 
     def _run(self, slot: "SlotConfig", plan: "SlotPlan") -> None:
         """Hold a slot until it ends; why it did is news for the sweep, not its end."""
+        while (why := self._hold(slot, plan)) is not None and not self.ending:
+            if slot.slot in self._storage:
+                return self._lose(slot.slot, why)
+            if not self._may_start_again(slot.slot):
+                return self._lose(slot.slot, f"{why} ({MAX_STARTS} times, and nothing came of it)")
+            self._say(f"{slot.slot} is started again: {why}")
+        if not self.ending:
+            self._lose(slot.slot, "it ended before the sweep did")
+
+    def _hold(self, slot: "SlotConfig", plan: "SlotPlan") -> str | None:
+        """One run of a slot, to its end: what has cut it short. Ray Train starts a slot's workers
+        again; this is of its own process, or of workers that die again and again.
+        """
+        import ray.exceptions
+
         from trainables.runtime.slot import run_slot
 
-        error = "it ended before the sweep did"
         try:
             run_slot(
                 slot,
@@ -100,10 +125,25 @@ class Slots:
                 resources_per_worker=plan.resources_per_worker,
                 folder=str(self._folder),
             )
+        except ray.exceptions.ActorDiedError:
+            return "Ray Train's process of it died"
         except Exception as raised:  # the border to Ray Train
-            error = (str(raised).strip() or type(raised).__name__).splitlines()[0]
-        if not self.ending:
-            self._lose(slot.slot, error)
+            return (str(raised).strip() or type(raised).__name__).splitlines()[0]
+
+    def _may_start_again(self, name: str) -> bool:
+        import ray
+        import ray.exceptions
+
+        try:
+            ends: ObjectRef[int] = self._coordinator.slot_ended.remote(name)
+            return ray.get([ends])[0] < MAX_STARTS
+        # the cluster itself is gone; the main thread hears of it from Tune
+        except ray.exceptions.RayError:
+            return False
+
+    def held(self) -> int:
+        """Slots that there are, whatever they do."""
+        return sum(thread.is_alive() for thread in self.threads)
 
     def _lose(self, name: str, error: str) -> None:
         import ray.exceptions
@@ -112,15 +152,34 @@ class Slots:
             ray.get(self._coordinator.slot_lost.remote(name, error))
             waiting: ObjectRef[Snapshot] = self._coordinator.snapshot.remote()
             (snapshot,) = ray.get([waiting])
-        # the cluster itself is gone; the main thread hears of it from Tune
         except ray.exceptions.RayError:
             return
         self.lost[name] = snapshot.lost[name]
+        self._tell_storage(snapshot.storage)
         again = list(self.lost.values()).count(self.lost[name]) > 1
         self._say(f"{name} is lost: {'for the same reason' if again else self.lost[name]}")
         self.stop_if_none_is_left()
 
-    def quarantine(self, found: Mapping[str, Mapping[str, str]]) -> None:
+    def look(self, snapshot: "Snapshot") -> None:
+        """What the coordinator has found out of them."""
+        self._tell_storage(snapshot.storage)
+        self._quarantine(snapshot.quarantined)
+        for slot, trials in snapshot.hung.items():
+            if slot not in self._hung:
+                on = f" with {', '.join(trials)}" if trials else ""
+                self._say(
+                    f"{slot} made no progress for {self._config.cluster.hang_minutes:g} minutes"
+                    f"{on}: its workers are killed and started again"
+                )
+        self._hung = [*snapshot.hung]
+        for slot in snapshot.waiting:
+            if slot in self._ran:
+                self._say(f"{slot} is without workers; its trials go on where there is room")
+        self._ran = {*self._ran, *snapshot.slots}.difference(snapshot.waiting)
+        self.stop_if_none_is_left()
+        self._stop_without_nodes(snapshot)
+
+    def _quarantine(self, found: Mapping[str, Mapping[str, str]]) -> None:
         """found: slots that get no more trials, and the trials that failed there."""
         for slot, failed in found.items():
             if slot not in self.quarantined:
@@ -134,7 +193,46 @@ class Slots:
     def stop_if_none_is_left(self) -> None:
         unusable = self.lost.keys() | self.quarantined.keys()
         if self.threads and len(unusable) == len(self.threads):
-            self._lifetime.stop(NO_SLOT)
+            if unusable <= self._storage.keys():
+                self._lifetime.patience.lose(StorageLost(next(iter(self._storage.values()))))
+            else:
+                self._lifetime.stop(NO_SLOT, next(reversed(self.lost.values()), ""))
+
+    def _tell_storage(self, waiting: Mapping[str, str]) -> None:
+        """waiting: slots for which storage does not work, and what is wrong with it."""
+        before, self._storage = self._storage, waiting
+        for slot in waiting.keys() - before.keys():
+            self._say(f"{slot} waits for storage: {waiting[slot]}")
+        for slot in before.keys() - waiting.keys():
+            self._say(f"{slot} goes on: storage works again")
+
+    def _stop_without_nodes(self, snapshot: "Snapshot") -> None:
+        """Where every slot waits for room, and not because others have it now."""
+        unusable = {*snapshot.waiting, *self.lost, *self.quarantined}
+        if not snapshot.waiting or len(unusable) < len(self.threads) or self._has_nodes():
+            self._without_nodes_since = None
+            return
+        now, minutes = time.monotonic(), self._config.cluster.wait_minutes
+        if self._without_nodes_since is None:
+            self._without_nodes_since = now
+            self._say(
+                f"No node is left that could hold a slot; waiting {minutes:g} minutes for one"
+            )
+        elif now - self._without_nodes_since > minutes * 60:
+            self._lifetime.stop(NO_SLOT, f"no node could hold one for {minutes:g} minutes")
+
+    def _has_nodes(self) -> bool:
+        import ray
+
+        from cluster import ClusterError
+        from cluster.connect import plan_slots
+
+        one = replace(self._config.cluster, slots="auto")
+        try:
+            plan_slots(ray.cluster_resources(), ray.nodes(), one, 1)
+        except ClusterError:
+            return False
+        return True
 
     def grow(self) -> None:
         """Start the slots that a cluster has room for since nodes have joined it, and those that
@@ -145,12 +243,13 @@ class Slots:
         from cluster import ClusterError
         from cluster.connect import plan_slots
 
-        cluster, trials = self._config.cluster, self._config.search.trials
+        cluster, trials = self._config.cluster, self._lifetime.search.trials
         try:
             plan = plan_slots(ray.cluster_resources(), ray.nodes(), cluster, trials, can_grow=True)
         except ClusterError:  # no room for any now
             return
-        more = plan.slots - (len(self.threads) - len(self.lost))
+        stand_ins = min(len(self.lost), MAX_STAND_INS)
+        more = plan.slots - (len(self.threads) - stand_ins)
         if more > 0 and self._lifetime.stopped is None:
             self._say(f"Starting {more} more {'slot' if more == 1 else 'slots'}: {plan.reason}")
             for _ in range(more):
@@ -167,27 +266,14 @@ class Slots:
         import ray
 
         self.ending = True
-        deadline = time.monotonic() + SLOT_END_TIMEOUT_S
+        # their workers wait for what does not come
+        at_once = self._lifetime.lost is not None or bool(self._storage)
+        deadline = time.monotonic() + (LOST_END_TIMEOUT_S if at_once else SLOT_END_TIMEOUT_S)
         while any(slot.is_alive() for slot in self.threads) and time.monotonic() < deadline:
             # again and again: a coordinator that was restarted has not heard of it
             ray.get(self._coordinator.close.remote())
             for slot in self.threads:
                 slot.join(1.0)
-
-
-def add_cost(ledger: Ledger, plan: "SlotPlan", seconds: float) -> None:
-    """Add what this process held of accelerators, or else of cores, to what the sweep took."""
-    on_gpu = bool(plan.resources_per_worker.get("GPU"))
-    each = plan.resources_per_worker.get("GPU" if on_gpu else "CPU", 1.0)
-    before = ledger.store.read_json("cost.json") if ledger.store.exists("cost.json") else {}
-    ledger.store.write_json(
-        "cost.json",
-        {
-            "device": "GPU" if on_gpu else "CPU core",
-            "device_seconds": before.get("device_seconds", 0.0)
-            + seconds * plan.slots * plan.workers_per_slot * each,
-        },
-    )
 
 
 def _bases(config: SweepConfig, on_gpu: bool) -> "Iterator[tuple[str, SlotBase]]":

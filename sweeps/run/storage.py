@@ -10,6 +10,8 @@ from sweeps.config.schema import SweepConfig
 from trainables.errors import InputError
 from trainables.storage.store import Store
 
+PROBE = b"x" * 4096  # that a disk must have room for
+
 
 def storage_url(config: SweepConfig) -> str:
     """Under which the sweep's folder is made: a path of this machine is made absolute."""
@@ -28,11 +30,14 @@ def check_storage(config: SweepConfig) -> None:
         store = Store(storage_url(config))
         if store.local is None:
             probe = f".writable-{uuid.uuid4().hex}"
-            store.write_bytes(probe, b"")
+            store.write_bytes(probe, PROBE)
             store.delete(probe)
             return
         # in what is there already: another sweep may be making the rest at this moment
-        os.rmdir(tempfile.mkdtemp(prefix=".writable-", dir=_nearest(store.local)))
+        with tempfile.NamedTemporaryFile(prefix=".writable-", dir=nearest(store.local)) as probed:
+            probed.write(PROBE)
+            probed.flush()
+            os.fsync(probed.fileno())
     except Exception as error:  # the border to file systems, each with errors of its own
         reason = (
             getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
@@ -43,12 +48,12 @@ def check_storage(config: SweepConfig) -> None:
         ) from error
 
 
-def _nearest(folder: Path) -> Path:
+def nearest(folder: Path) -> Path:
     """`folder`, or what there is of the folders above it."""
     try:
         folder.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return _nearest(folder.parent)
+        return nearest(folder.parent)
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder")
     return folder

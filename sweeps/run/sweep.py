@@ -1,42 +1,57 @@
-"""From a configuration to a winner: prepare, search, evaluate, conclude."""
+"""From a prepared sweep to its winner: search, evaluate, conclude."""
 
 import shutil
+import sys
 import tempfile
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sweeps.config.loading import with_own_space
-from sweeps.config.metrics import with_metric
 from sweeps.config.schema import SweepConfig
+from sweeps.ledger.driver import Driver
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.leaderboard import Leaderboard
+from sweeps.ledger.progress import RunningTrial
 from sweeps.ledger.status import ALIKE, INTERRUPTED, NO_SLOT, UNFINISHED
+from sweeps.ledger.story import Story
 from sweeps.reporting.console import print_board
 from sweeps.reporting.live import Display
+from sweeps.reporting.words import duration
 from sweeps.run.baseline import KnownBaseline
-from sweeps.run.earlier import lineages, with_local_model
+from sweeps.run.budget import end_unfinished, too_short
+from sweeps.run.device_time import DeviceTime
+from sweeps.run.disk import Disk
 from sweeps.run.environment import set_environment
-from sweeps.run.folder import absolute_paths, amend, new_folder, tracked, write_configuration
+from sweeps.run.folder import (
+    TRACKING,
+    about,
+)
+from sweeps.run.head import HeadLost, HeadWatch, end_process
+from sweeps.run.job_page import JobPage
 from sweeps.run.jobs import Jobs
 from sweeps.run.lifetime import Lifetime
 from sweeps.run.monitor import Monitor
-from sweeps.run.plan import auto_words, search_words
-from sweeps.run.preparation import earlier_sweeps, prepare_data, rehearsed
+from sweeps.run.news import Ending, tell_end
+from sweeps.run.onlookers import Onlookers
+from sweeps.run.pace import Pace
+from sweeps.run.plan import search_words
 from sweeps.run.signals import SignalHandler
-from sweeps.run.slots import COORDINATOR, Slots, add_cost
-from sweeps.run.storage import check_storage
+from sweeps.run.slots import COORDINATOR, Slots
+from sweeps.run.steering import Steering, trials_in_all
+from sweeps.run.study_file import StudyFile
 from sweeps.search.failures import common_cause
+from sweeps.selection.curves import Curve
 from sweeps.selection.ranking import finalists
-from trainables.data.manifest import MANIFEST
-from trainables.errors import InputError
+from sweeps.tracking.background import one_line
+from sweeps.tracking.notify import Notifier
+from trainables.engine.schedule import trained_samples
+from trainables.storage.patience import StorageLost, StorageTaken
 
 if TYPE_CHECKING:
     import optuna
@@ -57,93 +72,8 @@ class Outcome:
     status: str  # finished | interrupted | failed
 
 
-def start(config: SweepConfig, console: Console) -> Outcome:
-    """Run a new sweep."""
-    config, ledger = prepare(_settled(absolute_paths(config)), console)
-    return Sweep(config, ledger, console, elapsed_s=0.0).run()
-
-
-def _settled(config: SweepConfig) -> SweepConfig:
-    """With what follows from its own files and words before data are read."""
-    return with_own_space(with_local_model(with_metric(config)))
-
-
-def prepare(config: SweepConfig, console: Console) -> tuple[SweepConfig, Ledger]:
-    """The configuration with what follows from the data, and the folder of a new sweep with all
-    that is known before the first trial. Bad data is refused before there is a folder of a sweep
-    that never began.
-    """
-    check_storage(config)
-    with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
-        data = Path(scratch) / "data"
-        manifest = prepare_data(config, data)
-        for line in auto_words(config, manifest):
-            _print(console, line)
-        config = with_own_space(config, manifest.train.rows)
-        base = config.model.fingerprints()
-        prior = earlier_sweeps(config, manifest, base)
-        rehearsed(config, data, lambda line: _print(console, line))
-        ledger = new_folder(config)
-        write_configuration(ledger, config)
-        ledger.store.write_json("base.json", base)
-        if ancestors := lineages(config):
-            ledger.write_lineages(ancestors)
-        if prior is not None:
-            prior.save(ledger)
-        staged = ledger.store.scratch()
-        shutil.copytree(data, staged, dirs_exist_ok=True)
-        ledger.store.publish(staged, "data", last=MANIFEST)
-    return config, ledger
-
-
-def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
-    """Go on with a sweep, maybe with another configuration: finished trials are kept, unfinished
-    ones go on from their last checkpoints with what they began.
-    """
-    status, elapsed_s = ledger.status()
-    if status == "running":
-        raise InputError(
-            f"{ledger.store.path('')}: this sweep is running; `best` shows how far it is"
-        )
-    if not ledger.has_data():
-        raise InputError(
-            f"{ledger.store.path('')}: has no prepared data, so it never began; run it anew"
-        )
-    ledger.store.clear_scratch()
-    ledger.load()
-    config = with_own_space(with_metric(config), ledger.manifest().train.rows)
-    for line in amend(ledger, config):
-        _print(console, line)
-    for curve in ledger.curves():
-        if curve.status != "running":
-            # a kill can come between the end of a trial and its pruning
-            ledger.prune(curve.id, config.selection)
-    return Sweep(config, ledger, console, elapsed_s=elapsed_s).run()
-
-
-def _print(console: Console, line: str) -> None:
+def print_line(console: Console, line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-class StudyFile:
-    """The study's journal. It grows in a local file, of which an object store gets copies."""
-
-    def __init__(self, ledger: Ledger, scratch: Path) -> None:
-        self._store = ledger.store
-        self._path = ledger.store.local or scratch
-
-    def open(self) -> Path:
-        from sweeps.search.study import STUDY
-
-        if self._store.local is None and self._store.exists(STUDY):
-            (self._path / STUDY).write_bytes(self._store.read_bytes(STUDY))
-        return self._path / STUDY
-
-    def save(self) -> None:
-        from sweeps.search.study import STUDY
-
-        if self._store.local is None:
-            self._store.write_bytes(STUDY, (self._path / STUDY).read_bytes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +90,12 @@ class Sweep:
     """One process's work on a sweep that is prepared: search, evaluate, conclude."""
 
     def __init__(
-        self, config: SweepConfig, ledger: Ledger, console: Console, elapsed_s: float
+        self,
+        config: SweepConfig,
+        ledger: Ledger,
+        console: Console,
+        elapsed_s: float,
+        driver: Driver | None = None,
     ) -> None:
         from sweeps.tracking.protocol import open_tracker
 
@@ -168,67 +103,172 @@ class Sweep:
         self.goes_on = elapsed_s > 0
         self.manifest = ledger.manifest()
         self.rows = ledger.train_rows()
-        budget = config.search.time_budget_s()
-        finals = config.selection.finalists
+        self.story = Story(ledger.store)
         self.display = Display(
-            console,
-            name=ledger.name,
-            trials=config.search.trials + finals.top * finals.seeds,
-            selection=config.selection,
-            time_budget_s=None if budget is None else max(0.0, budget - elapsed_s),
+            console, name=ledger.name, selection=config.selection, story=self.story
         )
+        self.onlookers = Onlookers(config, ledger, self.story)
         self._scratch = Path(tempfile.mkdtemp(prefix="finetune-sweeps-"))
-        self._tracking = (ledger.store.local or self._scratch) / "tracking"
-        base = ledger.store.read_json("base.json") if ledger.store.exists("base.json") else {}
-        about = tracked(config, self.manifest, base, ledger.lineages())
+        self._kept = ExitStack()  # what is written back at the end
+        self._tracking = self._kept.enter_context(
+            ledger.store.working_copy(TRACKING, self._scratch)
+        )
         self.tracker = open_tracker(
             config.tracking,
             sweep=ledger.name,
             folder=self._tracking,
             log=self.display.say,
-            about=about,
+            about=about(ledger, config),
         )
+        self.notifier = Notifier(config.tracking, self.display.say)
         self._study_file = StudyFile(ledger, self._scratch)
+        self.device_time = DeviceTime(ledger)
         self.lifetime = Lifetime(
             ledger,
             config.search,
             elapsed_s=elapsed_s,
             say=self.display.say,
-            save_study=self._study_file.save,
+            save_study=partial(self._study_file.save, once=True),
+            held=self.device_time,
+            driver=driver,
         )
+        self.pace = self._pace()
+        self.page = JobPage(ledger, config.selection, self.pace.trials, self.display.say)
+        self.steering = Steering(
+            config,
+            ledger,
+            lifetime=self.lifetime,
+            tracker=self.tracker,
+            pace=self.pace,
+            page=self.page,
+            say=self.display.say,
+        )
+        ledger.store.insist(self.lifetime.patience, marker="sweep.yaml")
         self.jobs = Jobs(config, ledger, self.manifest, self.display.say)
         self.baseline = KnownBaseline(ledger)
+        self._handed_over: Leaderboard | None = None  # as soon as its winner is written
+        # how far trials were when last some ran
+        self._trained: Mapping[str, RunningTrial] = {}
         self.failures: list[str] = []  # why trials of this process failed
 
     def run(self) -> Outcome:
-        self.ledger.set_status("running", self.lifetime.elapsed_s())
         try:
-            if self.trials_left() or self.jobs.left():
+            self.onlookers.forget()
+            self.ledger.set_status("running", self.lifetime.elapsed_s())
+            folder = self.ledger.folder
+            self.display.say(f"{folder}: follow it with `python -m sweeps watch {folder}`")
+            self.page.tell("running")
+            self.steering.begin()
+            self.steering.act()  # bounds that were set while nothing ran
+            if self.lifetime.spent and self.trials_left():
+                self._end_unfinished(self.lifetime.spent)
+            if self._searches() or self.jobs.left():
                 with self._slots_running() as running:
                     self._search(running)
                     self._evaluate(running)
-            elif self.goes_on:
-                _print(
+            elif self.goes_on and not self.lifetime.spent:
+                print_line(
                     self.console,
                     "Nothing is left to do: all trials have ended, and all is measured.",
                 )
             return self._conclude()
+        except StorageLost as lost:
+            self._break_off(lost)
+            raise OSError(f"{lost}; {self._after_loss(lost)}") from lost
         except BaseException as error:
-            interrupted = self.lifetime.stopped == INTERRUPTED
-            interrupted = interrupted or isinstance(error, KeyboardInterrupt)
-            status = "interrupted" if interrupted else "failed"
-            self.ledger.set_status(status, self.lifetime.elapsed_s())
+            self._break_off(error)
+            if type(error).__module__.startswith("ray."):  # the cluster has not done its part
+                raise OSError(f"{one_line(error)}. {self._go_on}") from error
             raise
         finally:
             self.close()
 
+    def _after_loss(self, lost: StorageLost) -> str:
+        """What has come of the sweep, and what there is to do."""
+        if isinstance(lost, StorageTaken):
+            return "the sweep has ended here"
+        return (
+            "the sweep is interrupted; mend it and go on:"
+            f" python -m sweeps resume {self.ledger.folder}"
+        )
+
+    def _pace(self) -> Pace:
+        config = self.config
+
+        def total_samples(curve: Curve) -> int:
+            hp = config.hyperparameters(curve.params)
+            return trained_samples(self.rows[hp.model], hp)
+
+        return Pace(
+            self.ledger.name,
+            trials=trials_in_all(config, self.ledger),
+            time_budget_s=config.search.time_budget_s(),
+            total_samples=total_samples,
+            clock=self.lifetime.elapsed_s,
+            paused=lambda: self.lifetime.paused,
+        )
+
+    def _break_off(self, error: BaseException) -> None:
+        """Say how the sweep ended, which an error has cut short."""
+        board = self._handed_over
+        if board is not None:
+            status: Ending = "finished"
+            self.display.say(
+                "The sweep has finished, but not all was told of it; its page:"
+                f" python -m sweeps report {board.folder}"
+            )
+        elif self.lifetime.stopped == INTERRUPTED or isinstance(
+            error, KeyboardInterrupt | StorageLost
+        ):
+            status = "interrupted"
+        else:
+            status = "failed"
+        why = one_line(error) if board is None else ""
+        self.story.tell(f"{status}: {why}" if why else status)
+        with suppress(OSError):  # of a store that fails the first error is told
+            self.story.save()
+            self.ledger.set_status(status, self.lifetime.elapsed_s(), once=True)
+        tell_end(self.notifier, self.ledger, status, why=why, board=board)
+        self.page.tell(status, board=board)
+
+    @property
+    def _go_on(self) -> str:
+        return f"Go on with: python -m sweeps resume {self.ledger.folder}"
+
+    def _leave(self, lost: HeadLost, monitor: Monitor, *, own: bool) -> None:
+        """End this process, as nothing can be asked of the cluster any more, not even to end."""
+
+        def tell() -> None:
+            monitor.pause()
+            self.display.stop()
+            self._break_off(lost)
+
+        def say() -> None:
+            print(f"Failed, as {lost}. {self._go_on}", file=sys.stderr, flush=True)
+
+        end_process(1, tell, self.close, say, own=own)
+
     def trials_left(self) -> bool:
         """Whether there are trials to begin, or to go on with."""
-        curves, drawn = self.ledger.curves(), self.ledger.drawn()
+        curves = self.ledger.curves()
         finals = self.config.selection.finalists
         again = finals.seeds * len(finalists(curves, self.config.selection)) if finals.top else 0
-        more = drawn < self.config.search.trials or len(curves) - drawn < again
-        return bool(self.ledger.unfinished()) or more
+        trials = self.lifetime.search.trials  # which people may have changed
+        more = self.ledger.drawn() < trials or self.ledger.repeated() < again
+        return more or self.steering.expects()
+
+    def _searches(self) -> bool:
+        """Whether trials may run: some are left, and time for them."""
+        return self.trials_left() and not self.lifetime.spent
+
+    def _end_unfinished(self, spent: str) -> None:
+        """Nothing is left of a budget when the sweep goes on."""
+        end_unfinished(self.ledger, self.config, spent)
+        ran = duration(self.lifetime.elapsed_s())
+        self.display.say(
+            f"No trial is drawn, as {spent} (the sweep has run for {ran}); a larger one in `search`"
+            " goes on"
+        )
 
     @contextmanager
     def _slots_running(self) -> Iterator[Running]:
@@ -236,6 +276,8 @@ class Sweep:
         behind.
         """
         set_environment()
+        import ray
+
         # now, as Ray's modules cannot be imported by the threads of slots at the same time
         import sweeps.run.tune  # noqa: F401
         from cluster.connect import connect
@@ -248,7 +290,8 @@ class Sweep:
                 token = connection.dashboard_token
                 shown = f" (its token: {token})" if token else ""
                 self.display.say(f"Ray dashboard: {connection.dashboard_url}{shown}")
-            plan = self._plan()
+            # slots that are asked for by number may wait for nodes that a cluster has yet to bring
+            plan = self._plan(can_grow=not connection.own)
             coordinator = self._start_coordinator(plan)
             slots = Slots(
                 self.config,
@@ -268,23 +311,36 @@ class Sweep:
                 jobs=self.jobs,
                 baseline=self.baseline,
                 display=self.display,
+                notifier=self.notifier,
+                page=self.page,
                 rows=self.rows,
+                pace=self.pace,
+                onlookers=self.onlookers,
+                steering=self.steering,
+                head=HeadWatch(
+                    ray.get_runtime_context().gcs_address,
+                    self.display.say,
+                    lambda lost: self._leave(lost, monitor, own=connection.own),
+                ),
             )
             with self._signals():
                 for _ in range(plan.slots):
                     slots.start(plan)
                 self.display.start()
                 monitor.start()
-                began = time.monotonic()
+                self.device_time.start(plan, slots.held)
                 try:
                     yield Running(
                         coordinator=coordinator, namespace=connection.namespace, study=study
                     )
                 finally:
-                    add_cost(self.ledger, plan, time.monotonic() - began)
                     slots.ending = True
+                    self._trained = monitor.trained
                     monitor.stop()
                     self.display.stop()
+                    self.device_time.stop()
+                    with suppress(OSError):  # the next heartbeat writes it
+                        self.device_time.save()
                     slots.close()
                     self._study_file.save()
 
@@ -299,6 +355,7 @@ class Sweep:
             config.search,
             config.seed,
             known=self._known,
+            again=self._study_file.again,
         )
         return follow_space(study, config, self.ledger, self.display.say)
 
@@ -308,14 +365,13 @@ class Sweep:
 
         return Known.of(saved_prior(self.ledger), self.config)
 
-    def _plan(self) -> "SlotPlan":
+    def _plan(self, *, can_grow: bool) -> "SlotPlan":
         import ray
 
         from cluster.connect import plan_slots
 
-        plan = plan_slots(
-            ray.cluster_resources(), ray.nodes(), self.config.cluster, self.config.search.trials
-        )
+        cluster, trials = self.config.cluster, self.lifetime.search.trials
+        plan = plan_slots(ray.cluster_resources(), ray.nodes(), cluster, trials, can_grow=can_grow)
         self.display.say(plan.reason)
         if self.trials_left():
             self.display.say(f"search: {search_words(self.config, self._known)}")
@@ -326,9 +382,15 @@ class Sweep:
 
         from trainables.runtime.coordinator import start_coordinator
 
-        more_trials_than_slots = plan.slots < self.config.search.trials
+        more_trials_than_slots = plan.slots < self.lifetime.search.trials
         trials_per_slot = self.config.cluster.trials_per_slot if more_trials_than_slots else 1
-        coordinator = start_coordinator(self.ledger.name, COORDINATOR, trials_per_slot, plan.slots)
+        coordinator = start_coordinator(
+            self.ledger.name,
+            COORDINATOR,
+            trials_per_slot,
+            plan.slots,
+            hang_s=self.config.cluster.hang_minutes * 60,
+        )
         self.lifetime.coordinator = coordinator
         if self.baseline.known:
             ray.get(coordinator.skip_baseline.remote())
@@ -348,8 +410,11 @@ class Sweep:
         """Run trials until there are no more to run."""
         from sweeps.run.tune import TrialEvents, search
 
-        if not self.trials_left():
+        if not self._searches():
+            self.steering.end()
             return
+        disk = Disk(self.config, self.ledger, self.display.say)
+        disk.keep_to_the_budget()
         events = TrialEvents(
             self.config,
             self.ledger,
@@ -359,6 +424,7 @@ class Sweep:
             tracker=self.tracker,
             say=self.display.say,
             failures=self.failures,
+            disk=disk,
         )
         search(
             self.config,
@@ -373,6 +439,8 @@ class Sweep:
             baseline=self.baseline,
             folder=self._scratch,
             say=self.display.say,
+            steering=self.steering,
+            disk=disk,
         )
 
     def _evaluate(self, running: Running) -> None:
@@ -383,37 +451,91 @@ class Sweep:
             self.jobs.run(running.coordinator, self.lifetime)
 
     def _conclude(self) -> Outcome:
-        """Select, hand over the winner, write the report; print leaderboard, winner and reason."""
-        from sweeps.reporting.handover import hand_over
+        """Select, hand over the winner, write the reports and tell who waits; print leaderboard,
+        winner and reason.
+        """
         from sweeps.reporting.leaderboard import leaderboard
-        from sweeps.reporting.publish import write_report
-        from sweeps.reporting.samples import samples_of, samples_table
 
+        self.lifetime.check_storage()
         stopped = self.lifetime.stopped
-        endings = {INTERRUPTED: "interrupted", NO_SLOT: "failed", ALIKE: "failed"}
+        endings: dict[str, Ending] = {
+            INTERRUPTED: "interrupted",
+            NO_SLOT: "failed",
+            ALIKE: "failed",
+        }
         status = endings.get(stopped or "", "finished")
+        with self.lifetime.beating():
+            board = leaderboard(self.ledger, self.config.name, self.config.selection, status)
+            lines, report, url = self._hand_on(board)
+            if (handed := self._handed_over) is not None:
+                board = handed
+            for line in [status, *lines]:
+                self.story.tell(line)
+            with suppress(OSError):
+                self.story.save()
+        # last of all: who waits for the end finds all that belongs to it
         self.ledger.set_status(status, self.lifetime.elapsed_s())
-        board = leaderboard(self.ledger, self.config.name, self.config.selection)
-        lines = []
-        if board.winner is not None and status == "finished":
-            folder = hand_over(self.ledger, self.config, board)
-            self.tracker.winner(board.winner.trial, board.winner.reason, folder)
-            if samples := samples_of(self.ledger, board):
-                self.tracker.answers(board.winner.trial, *samples_table(samples))
-            lines.append(f"Checkpoint: {folder}")
-        lines.append(f"Report: {write_report(self.ledger, self.config)}")
-        if stopped == ALIKE:
-            lines.append(
-                f"Stopped, as {ALIKE}: {common_cause(self.failures)}. Mend it and go on: python -m"
-                f" sweeps resume {board.folder}"
-            )
         print_board(self.console, board)
         for line in lines:
-            _print(self.console, line)
+            print_line(self.console, line)
+        why = self._why_failed()
+        tell_end(self.notifier, self.ledger, status, why=why, board=board, report=report)
+        self.page.tell(status, board=board, report=url)
         return Outcome(board=board, folder=board.folder, status=status)
 
+    def _hand_on(self, board: Leaderboard) -> tuple[list[str], str, str | None]:
+        """Write what the sweep has come to; lines that say where it is, the report's place, and
+        where the W&B Report is.
+        """
+        from sweeps.reporting.ending import sweep_end
+        from sweeps.reporting.handover import hand_over
+        from sweeps.reporting.publish import publish_in_time, write_report
+
+        lines, finished = [], board.status == "finished"
+        if board.winner is not None and finished:
+            folder = hand_over(self.ledger, self.config, board)
+            board = self._handed_over = replace(board, winner_folder=folder)
+            self.tracker.sweep_finished(sweep_end(self.ledger, self.config, board, folder))
+            lines.append(f"Checkpoint: {folder}")
+        report, url = write_report(self.ledger, self.config, board), None
+        lines.append(f"Report: {report}")
+        if finished:
+            url = publish_in_time(self.ledger, self.config, board, self.display.say)
+        if url:
+            report = url
+            lines.append(f"W&B Report: {url}")
+        if self.lifetime.stopped and self.lifetime.stopped == self.lifetime.spent:
+            short = too_short(
+                self.ledger,
+                self.config,
+                trained=self._trained,
+                rows=self.rows,
+                ran_s=self.lifetime.elapsed_s(),
+                folder=board.folder,
+            )
+            lines += [] if short is None else [short]
+        if why := self._why_failed():
+            lines.append(
+                f"Stopped, as {why}. Mend it and go on: python -m sweeps resume {board.folder}"
+            )
+        return lines, report, url
+
+    def _why_failed(self) -> str:
+        """Empty where it did not."""
+        if self.lifetime.stopped == ALIKE:
+            return f"{ALIKE}: {common_cause(self.failures)}"
+        if self.lifetime.stopped == NO_SLOT:
+            return f"{NO_SLOT}: {self.lifetime.detail}" if self.lifetime.detail else NO_SLOT
+        return ""
+
     def close(self) -> None:
+        self.notifier.close()
         self.tracker.close()
-        if self.ledger.store.local is None and self._tracking.is_dir():
-            self.ledger.store.publish(self._tracking, "tracking", last="")
+        with suppress(OSError):  # the lines were printed too
+            self.story.save()
+        try:
+            self._kept.close()
+        except OSError as error:  # the sweep is as it is; what was tracked stays here
+            self.display.say(f"tracking: not kept with the sweep, but in {self._tracking}: {error}")
+            return
         shutil.rmtree(self._scratch, ignore_errors=True)

@@ -12,8 +12,10 @@ from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import ALIKE
 from sweeps.reporting.words import LOST, format_params
 from sweeps.run.baseline import KnownBaseline
+from sweeps.run.disk import Disk
 from sweeps.run.lifetime import Lifetime
 from sweeps.run.slots import COORDINATOR
+from sweeps.run.steering import Steering
 from sweeps.search.events import EvaluationEvents
 from sweeps.search.failures import common_cause
 from sweeps.search.points import Point
@@ -24,9 +26,9 @@ from sweeps.selection.curves import Curve
 from sweeps.selection.verdicts import best_point, standing_verdict
 from trainables.engine.schedule import trained_samples
 from trainables.evaluation.record import Evaluation
-from trainables.runtime.dashboard import dashboard_label
 from trainables.runtime.protocol import Parameters
 from trainables.runtime.trial import Trial
+from trainables.runtime.trial_handle import without_actors
 
 if TYPE_CHECKING:
     import optuna
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class TrialEvents:
-    """What happens to trials, told to the ledger, the tracker, the dashboard and who watches."""
+    """What happens to trials, told to the ledger, the tracker and who watches."""
 
     def __init__(
         self,
@@ -50,21 +52,26 @@ class TrialEvents:
         tracker: "Tracker",
         say: Callable[[str], None],
         failures: list[str],
+        disk: Disk,
     ) -> None:
         """failures: to which it adds why trials failed."""
         self._config, self._ledger = config, ledger
         self._coordinator, self._lifetime, self._baseline = coordinator, lifetime, baseline
         self._tracker, self._say, self._failures = tracker, say, failures
-        self._labels: dict[str, ActorHandle] = {}
+        self._disk = disk
         self._succeeded = False  # whether a trial of this process was evaluated
 
     def started(self, trial: str, params: Parameters, resumed: bool) -> None:
         complete = self._config.complete(params)
         ray.get(self._coordinator.expect.remote(trial, complete))
         words = format_params(params)
-        self._labels[trial] = dashboard_label(trial, f"{self._ledger.name} {trial}: {words}")
         self._say(f"{trial} {'goes on' if resumed else 'starts'}: {words}")
-        self._tracker.trial_started(trial, complete)
+        of_it = {
+            "finalist_of": self._ledger.curve(trial).finalist_of,
+            "by_hand": self._ledger.by_hand(trial),
+        }
+        told = {name: value for name, value in of_it.items() if value is not None}
+        self._tracker.trial_started(trial, complete | told)
 
     def evaluated(self, trial: str, evaluation: Evaluation) -> None:
         """Here an evaluation enters the ledger."""
@@ -72,14 +79,15 @@ class TrialEvents:
             return
         self._succeeded = self._succeeded or evaluation.val_loss is not None
         self._ledger.prune(trial, self._config.selection)
+        self._disk.keep_to_the_budget()
         self._tracker.evaluation(trial, evaluation)
         self._say(f"{trial} {evaluation_words(evaluation)}")
 
     def ended(self, trial: str) -> None:
         ray.get(self._coordinator.leave.remote(trial))
-        ray.kill(self._labels.pop(trial))
         selection = self._config.selection
         self._ledger.prune(trial, selection)
+        self._disk.keep_to_the_budget()
         curve = self._ledger.curve(trial)
         judged = standing_verdict(curve, self._baseline.reference, selection)
         best = best_point(curve, selection)
@@ -126,9 +134,12 @@ def search(
     baseline: KnownBaseline,
     folder: Path,
     say: Callable[[str], None],
+    steering: Steering,
+    disk: Disk,
 ) -> None:
     """Run trials until there are no more to run. first: points to try before others; rows: of
-    train, for each base model; folder: where Tune puts what it writes.
+    train, for each base model; folder: where Tune puts what it writes; steering: by which people
+    ask for others, and stop them; disk: without room on it no new trial starts.
     """
 
     def room() -> bool:
@@ -154,6 +165,9 @@ def search(
         on_start=events.started,
         on_end=events.ended,
         say=say,
+        paused=lambda: lifetime.paused,
+        more=steering.expects,
+        full=lambda: disk.full,
     )
     stopper = HopelessStopper(
         config=config.search.early_stopping,
@@ -163,7 +177,7 @@ def search(
         trains_on=trains_on,
         on_stop=searcher.stop_reason,
     )
-    tune.Tuner(
+    tuner = tune.Tuner(
         Trial,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
@@ -179,4 +193,12 @@ def search(
             failure_config=tune.FailureConfig(max_failures=3),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
-    ).fit()
+    )
+    with without_actors(coordinator) as is_light:
+        if not is_light:
+            say("this Ray's Tune has other internals: each running trial is a process of 130 MiB")
+        steering.attach(searcher)
+        try:
+            tuner.fit()
+        finally:
+            steering.end()

@@ -6,6 +6,7 @@ from ray.tune import Stopper
 
 from trainables.evaluation.record import Evaluation
 from trainables.runtime.tune_dicts import TrialResult
+from trainables.storage.patience import StorageLost
 
 
 class EvaluationEvents(Stopper):
@@ -26,8 +27,11 @@ class EvaluationEvents(Stopper):
 
     def __call__(self, trial_id: str, result: Mapping[str, object]) -> bool:
         found = TrialResult.from_tune(result)
-        if found.evaluation is not None and found.id is not None:
-            self._on_evaluation(found.id, found.evaluation)
+        try:
+            if found.evaluation is not None and found.id is not None:
+                self._on_evaluation(found.id, found.evaluation)
+        except StorageLost:  # the sweep ends, and `resume` finds it as it was written
+            return True
         return self._stopper(trial_id, dict(result))
 
     def stop_all(self) -> bool:

@@ -2,6 +2,7 @@
 
 from optuna.trial import TrialState
 
+from sweeps.ledger.status import BY_HAND
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve
 from sweeps.selection.measure import Measure
@@ -18,9 +19,10 @@ def outcome(
     TPE takes the best tenth of the COMPLETE trials by value for good; only where there are too few
     does it turn to PRUNED ones, those that came furthest first. It ignores FAIL. So whatever has a
     loss that may win is COMPLETE with that loss, however it ended: overfit or diverged afterwards,
-    or cut off by the time budget. PRUNED is a trial that was behind its like, which says that its
-    configuration is worse and not what it would have reached; and, without a value, the worst there
-    is: a trial of which nothing may win, or of which the metric that chooses tells nothing.
+    or cut off by the time budget. PRUNED is a trial that was behind its like, or that somebody
+    stopped, which says that its configuration is worse and not what it would have reached; and,
+    without a value, the worst there is: a trial of which nothing may win, or of which the metric
+    that chooses tells nothing.
 
     Optuna minimises: a metric of which more is better is told with the other sign.
     """
@@ -32,7 +34,7 @@ def outcome(
     if value is None:
         return TrialState.PRUNED, None, {}
     best, reports = selection.measure.signed(value), _reports(curve, selection.measure)
-    if curve.status == "complete" or not reason.startswith(BEHIND):
+    if curve.status == "complete" or not reason.startswith((BEHIND, BY_HAND)):
         return TrialState.COMPLETE, best, reports
     # Optuna takes the last reported value of a pruned trial for its value: the best goes last
     return TrialState.PRUNED, best, {**reports, curve.points[-1].samples_seen + 1: best}

@@ -354,9 +354,9 @@ class InformedTPESampler(TPESampler):
     has trials of its own, unless the sweeps are alike: then one's are as good as the other's.
     """
 
-    def __init__(self, known: Known, *, seed: int, n_startup_trials: int) -> None:
+    def __init__(self, known: Known, *, n_startup_trials: int) -> None:
         random = known.random_trials(n_startup_trials)
-        super().__init__(seed=seed, n_startup_trials=random, group=True)
+        super().__init__(n_startup_trials=random, group=True)
         self._known = known
         self._fades_in = max(1, n_startup_trials)
 

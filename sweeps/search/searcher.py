@@ -1,16 +1,20 @@
 """A Tune Searcher over Optuna's ask and tell."""
 
 import random
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import optuna
-from optuna.trial import TrialState
+from optuna.distributions import CategoricalChoiceType
+from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
 from search_spaces import Domain, Space, SpaceError
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
-from sweeps.ledger.status import UNFINISHED
+from sweeps.ledger.status import BY_HAND, UNFINISHED
+from sweeps.reporting.words import format_params
 from sweeps.search.outcome import BEHIND, outcome
 from sweeps.search.points import Point, plain
 from sweeps.search.study import (
@@ -24,8 +28,10 @@ from sweeps.selection.ranking import finalists
 from trainables.errors import InputError
 from trainables.runtime.protocol import Parameters
 from trainables.runtime.tune_dicts import TrialConfig, TrialResult
+from trainables.storage.patience import StorageLost
 
 EARLIER = "earlier"  # what the study notes of a configuration that an earlier sweep has found
+COMMAND = "command"  # what the study notes of a trial that somebody has asked for: by which
 MAX_REDRAWS = 20  # suggestions in a row that are known or invalid before one is drawn blindly
 
 # of which none is new and valid before the space is gone through, or counts as exhausted
@@ -55,11 +61,16 @@ class StudySearcher(Searcher):
         on_start: Callable[[str, Parameters, bool], None],
         on_end: Callable[[str], None],
         say: Callable[[str], None],
+        paused: Callable[[], bool] = lambda: False,
+        more: Callable[[], bool] = lambda: False,
+        full: Callable[[], bool] = lambda: False,
     ) -> None:
         """first: points of the space to try after the initial ones. `coordinator` and `namespace`
         name the actor that trials ask; `stopped` tells why no trial may start any more, `room`
         whether another could train at once: until then none is drawn, so that it is drawn knowing
-        more.
+        more. `paused` tells whether none may start for now, `more` whether somebody may still ask
+        for trials where the search itself has no more, `full` whether there is no room on disk for
+        new ones.
         """
         super().__init__(metric="val_loss", mode="min")
         self._config = config
@@ -71,6 +82,11 @@ class StudySearcher(Searcher):
         self._stopped = stopped
         self._room = room
         self._on_start, self._on_end, self._say = on_start, on_end, say
+        self._paused, self._more, self._full = paused, more, full
+        self._lock = threading.RLock()  # Tune asks, and somebody may ask for trials meanwhile
+        self._fresh: set[str] = set()  # of those that wait, the ones that were asked for by hand
+        self.finished = False
+        """Whether there is nothing more to come of it."""
         self._ids: dict[str, str] = {}  # Tune's trial id -> ours
         self._numbers: dict[str, int] = {}  # our id -> number in the study
         self._reasons: dict[str, str] = {}  # why the platform stopped a trial early
@@ -88,25 +104,30 @@ class StudySearcher(Searcher):
             self._known[repr(self._config.hyperparameters(curve.params))] = curve.id
             if curve.status != "running":
                 self._tell(curve.id)
-        self._close_unwritten()
+        self._unwritten = self._asked_but_unwritten()
         self._enqueue_first()
         return [trial for trial in self._ledger.unfinished() if not self._drop(trial)]
 
     def _enqueue_first(self) -> None:
         # the first trial is what one would train without a search
-        middle = [] if self._ledger.curves() else [self._space.middle()]
+        middle = [] if self._ledger.drawn() else [self._space.middle()]
         for initial in self._config.search.initial or middle:
             encoded = {name: plain(value) for name, value in self._space.encode(initial).items()}
             self._study.enqueue_trial(encoded, skip_if_exists=True)
         for point in self._first:
             self._study.enqueue_trial(dict(point), {EARLIER: True}, skip_if_exists=True)
 
-    def _close_unwritten(self) -> None:
-        """Trials of the study that a kill kept from being written down."""
+    def _asked_but_unwritten(self) -> list[int]:
+        """Numbers of the study's trials that a kill kept from being written down. They come next:
+        who went on to others would draw other trials than an undisturbed search.
+        """
         written = {curve.id for curve in self._ledger.curves()}
-        for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if frozen.user_attrs.get(TRIAL) not in written:
-                self._study.tell(frozen.number, state=TrialState.FAIL)
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        unwritten = [each for each in running if each.user_attrs.get(TRIAL) not in written]
+        for each in unwritten:
+            if COMMAND in each.user_attrs:  # which is done anew
+                self._study.tell(each.number, state=TrialState.FAIL)
+        return [each.number for each in unwritten if COMMAND not in each.user_attrs]
 
     def _drop(self, trial: str) -> bool:
         """End an unfinished trial that has shown nothing yet and lies outside the space, which has
@@ -124,27 +145,54 @@ class StudySearcher(Searcher):
     def suggest(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, trial_id: str
     ) -> dict[str, object] | str | None:
-        if self._stopped() is not None:
-            return Searcher.FINISHED
-        if not self._room():
+        try:
+            with self._lock:
+                return self._suggest(trial_id)
+        except StorageLost:  # the sweep ends, and `resume` goes on from what is written
+            return self._finish()
+
+    def _suggest(self, trial_id: str) -> dict[str, object] | str | None:
+        if (reason := self._stopped()) is not None:
+            self._end_waiting(reason)
+            return self._finish()
+        # in this order: the coordinator may take a while to answer
+        if not self._room() or self._paused():
             return None
-        resumed = bool(self._waiting)
-        trial = self._waiting.pop(0) if resumed else self._draw_unless_done()
+        resumed = bool(self._waiting) and self._waiting[0] not in self._fresh
+        trial = self._waiting.pop(0) if self._waiting else self._draw_unless_done()
         if trial is None and self._finalists_show_later():
             return None
-        trial = trial or self._next_finalist()
+        trial = trial or (None if self._full() else self._next_finalist())
         if trial is None:
-            return Searcher.FINISHED
+            return None if self._more() else self._finish()
         self._ids[trial_id] = trial
         curve = self._ledger.curve(trial)
         self._on_start(trial, dict(curve.params), resumed)
         return TrialConfig(
             id=trial,
+            label=f"{self._ledger.name} {trial}: {format_params(curve.params)}",
             params=self._config.complete(curve.params),
             coordinator=self._coordinator,
             namespace=self._namespace,
             compared=self._ledger.is_compared(trial),
         ).to_tune()
+
+    def _finish(self) -> str:
+        self.finished = True
+        return Searcher.FINISHED
+
+    def _end_waiting(self, reason: str) -> None:
+        """Those that were to go on and cannot end too, unless `resume` goes on with them."""
+        if reason not in UNFINISHED:
+            for trial in list(self._waiting):
+                self._end(trial, reason)
+
+    def _end(self, trial: str, reason: str) -> None:
+        """One that waits to start, or to go on."""
+        self._waiting.remove(trial)
+        self._ledger.finish(trial, "pruned", reason)
+        self._tell(trial)
+        self._on_end(trial)
 
     def _finalists_show_later(self) -> bool:
         """When the last trial of the search has ended."""
@@ -159,6 +207,10 @@ class StudySearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, object] | None = None, error: bool = False
     ) -> None:
+        with self._lock:
+            self._complete(trial_id, result, error)
+
+    def _complete(self, trial_id: str, result: dict[str, object] | None, error: bool) -> None:
         trial = self._ids.pop(trial_id, None)
         if trial is None or self._ledger.curve(trial).status != "running":
             return
@@ -170,11 +222,13 @@ class StudySearcher(Searcher):
         if silent and self._stopped() in UNFINISHED:
             return
         if error:
-            self._ledger.finish(trial, "failed", "its Tune actor died again and again")
+            end = "failed", "its coordinator failed again and again"
         else:
-            self._ledger.finish(trial, *self._end_of(trial, found))
-        self._tell(trial)
-        self._on_end(trial)
+            end = self._end_of(trial, found)
+        with suppress(StorageLost):  # the sweep ends, and `resume` goes on from what is written
+            self._ledger.finish(trial, *end)
+            self._tell(trial)
+            self._on_end(trial)
 
     def _end_of(self, trial: str, result: TrialResult) -> tuple[str, str | None]:
         """Status and reason of a trial that has no more to come."""
@@ -200,6 +254,59 @@ class StudySearcher(Searcher):
     def __reduce__(self) -> tuple[type, tuple[()]]:
         # Tune pickles its Tuner to restore it; a sweep goes on from its ledger instead
         return object, ()
+
+    # --- by hand, while it runs ---
+
+    def follow(self, config: SweepConfig) -> None:
+        """The sweep goes on as `config`, which has other bounds of the search."""
+        with self._lock:
+            self._config = config
+
+    def stop(self, trial: str) -> None:
+        """End a trial that waits to start, or to go on; one that runs is the coordinator's."""
+        with self._lock:
+            if trial in self._waiting:
+                self._end(trial, BY_HAND)
+
+    def add(self, command: str, params: Mapping[str, object], by_hand: str) -> str | None:
+        """Begin the trial that `command` asks for, which comes next; what `params` leave open is
+        sampled. None: the search is over. Raises InputError for what cannot be trained, and for
+        what was tried.
+        """
+        with self._lock:
+            if self.finished:
+                return None
+            trial = self._ledger.made_by(command)
+            if trial is None:
+                trial = self._begin_given(command, params, by_hand)
+                self._waiting.insert(sum(each in self._fresh for each in self._waiting), trial)
+                self._fresh.add(trial)
+            return trial
+
+    def _begin_given(self, command: str, params: Mapping[str, object], by_hand: str) -> str:
+        given = {name: plain(value) for name, value in self._space.encode(params).items()}
+        twin = None
+        for _ in range(MAX_REDRAWS):
+            asked = self._asked_for(given, command)
+            trial = self._begin(asked, by_hand=by_hand, command=command)
+            if trial is not None:
+                return trial
+            noted = self._study.get_trials(deepcopy=False)[asked.number]
+            twin = noted.user_attrs.get(DUPLICATE_OF)
+            if noted.params.keys() == given.keys():  # nothing was sampled
+                break
+        if twin is not None:
+            raise InputError(f"{twin} has this configuration already")
+        raise InputError(f"it cannot be trained: {self._invalid}")
+
+    def _asked_for(self, given: Mapping[str, CategoricalChoiceType], command: str) -> optuna.Trial:
+        """A trial of the study that has these values, before those that wait there."""
+        fixed = {"fixed_params": dict(given)}
+        running = create_trial(
+            state=TrialState.RUNNING, system_attrs=fixed, user_attrs={COMMAND: command}
+        )
+        self._study.add_trial(running)
+        return trial_numbered(self._study, len(self._study.get_trials(deepcopy=False)) - 1)
 
     # --- inside ---
 
@@ -230,7 +337,7 @@ class StudySearcher(Searcher):
 
     def _draw_unless_done(self) -> str | None:
         left = self._ledger.drawn() < self._config.search.trials and not self._exhausted
-        return self._draw() if left else None
+        return self._draw() if left and not self._full() else None
 
     def _draw(self) -> str | None:
         """The trial of a new configuration that is valid and was not tried before; None when the
@@ -238,15 +345,20 @@ class StudySearcher(Searcher):
         """
         # the grid repeats itself only when nothing is left that it could tell apart
         for _ in range(1 if self._config.search.sampler == "grid" else MAX_REDRAWS):
-            if trial := self._begin(self._study.ask()):
+            if trial := self._begin(self._ask()):
                 return trial
         if untried := self._untried():
             self._study.enqueue_trial({key: plain(value) for key, value in untried.items()})
-            trial = self._begin(self._study.ask())
+            trial = self._begin(self._ask())
             assert trial is not None, "it was checked before"
             return trial
         self._end_search()
         return None
+
+    def _ask(self) -> optuna.Trial:
+        if self._unwritten:
+            return trial_numbered(self._study, self._unwritten.pop(0))
+        return self._study.ask()
 
     def _end_search(self) -> None:
         """The space has no more: InputError where it never had any that is valid."""
@@ -265,7 +377,9 @@ class StudySearcher(Searcher):
         )
         self._say(f"{words}: the sweep ends with {len(self._ledger.curves())} trials.")
 
-    def _begin(self, asked: optuna.Trial) -> str | None:
+    def _begin(
+        self, asked: optuna.Trial, *, by_hand: str | None = None, command: str | None = None
+    ) -> str | None:
         """The trial of what Optuna suggests; None, and Optuna is told, where that is invalid or was
         tried before.
         """
@@ -278,7 +392,9 @@ class StudySearcher(Searcher):
             self._study.tell(asked, state=TrialState.FAIL)
             return None
         if hyperparameters in self._known:
-            self._tell_duplicate(asked, self._known[hyperparameters])
+            self._tell_duplicate(
+                asked, self._known[hyperparameters], is_asked_for=by_hand is not None
+            )
             return None
         trial = f"t{len(self._ledger.curves()) + 1:04d}"
         asked.set_user_attr(TRIAL, trial)
@@ -286,8 +402,8 @@ class StudySearcher(Searcher):
         self._numbers[trial] = asked.number
         frozen = self._study.get_trials(deepcopy=False)[asked.number]
         is_own = "fixed_params" in frozen.system_attrs and EARLIER not in frozen.user_attrs
-        first = is_own and not self._ledger.curves()
-        self._ledger.begin(trial, params, default=first)
+        first = is_own and by_hand is None and not self._ledger.drawn()
+        self._ledger.begin(trial, params, default=first, by_hand=by_hand, command=command)
         return trial
 
     def _untried(self) -> Mapping[str, object] | None:
@@ -321,14 +437,15 @@ class StudySearcher(Searcher):
             self._invalid = str(error)
             return False
 
-    def _tell_duplicate(self, asked: optuna.Trial, twin: str) -> None:
+    def _tell_duplicate(self, asked: optuna.Trial, twin: str, *, is_asked_for: bool) -> None:
         """A configuration that was tried is not run again: the study learns the value of its twin,
-        if there is one yet.
+        if there is one yet; but not of one that somebody has asked for, as what they have left open
+        would be drawn there again.
         """
         asked.set_user_attr(DUPLICATE_OF, twin)
         curve = self._ledger.curve(twin)
         value = None if curve.status == "running" else outcome(curve, self._config.searching)[1]
-        if value is not None:
+        if value is not None and not is_asked_for:
             self._study.tell(asked, value)
         else:
             self._study.tell(asked, state=TrialState.FAIL)

@@ -5,9 +5,13 @@ trials RUNNING after a NaN or a restore. Here a trial is told the best validatio
 evaluations that may win, see `outcome`.
 """
 
+import errno
+import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
@@ -16,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import Choice, Domain, Int, LogUniform, Uniform
 from sweeps.config.schema import SearchConfig
+from sweeps.search.draws import DrawnByNumber
 from sweeps.search.points import plain
 from sweeps.search.prior import InformedTPESampler, Known
 
@@ -26,6 +31,19 @@ TRIAL = "trial"  # the sweep's id of it
 DUPLICATE_OF = "duplicate_of"  # the sweep's id of an earlier trial with the same configuration
 
 
+Done = TypeVar("Done")
+
+
+class Again(Protocol):
+    """How what the disk refuses is done again, as `Store.again` does."""
+
+    def __call__(self, action: Callable[[], Done], /) -> Done: ...
+
+
+def _do(action: Callable[[], Done]) -> Done:
+    return action()
+
+
 def open_study(
     path: Path,
     name: str,
@@ -34,6 +52,7 @@ def open_study(
     *,
     known: Known | None = None,
     read_only: bool = False,
+    again: Again = _do,
 ) -> optuna.Study:
     """The study in the journal at `path`; made if it is not there. A journal file is safe on
     network file systems too. known: what earlier sweeps know.
@@ -43,7 +62,7 @@ def open_study(
         # a killed sweep can leave its lock; only one sweep writes here
         for left in path.parent.glob(f"{path.name}*.lock*"):
             left.unlink()
-    storage = JournalStorage(JournalFileBackend(str(path)))
+    storage = JournalStorage(WholeJournal(path, again))
     # the folder may have been renamed since; the last is that of the space as it is now
     name = next(reversed(optuna.get_all_study_names(storage)), name)
     if read_only:
@@ -51,9 +70,36 @@ def open_study(
     study = optuna.create_study(
         study_name=name, storage=storage, direction="minimize", load_if_exists=True
     )
-    # a sampler with the same seed would repeat its first suggestions after a restart
-    study.sampler = make_sampler(config, seed + len(study.trials), known)
+    study.sampler = make_sampler(config, seed, known)
     return study
+
+
+class WholeJournal(JournalFileBackend):
+    """A journal to which a record is appended whole or not at all, and again where that fails: half
+    a line, which a full disk leaves, would spoil all that follow.
+    """
+
+    def __init__(self, path: Path, again: Again) -> None:
+        super().__init__(str(path))
+        self._path, self._again = path, again
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        yield from self._again(lambda: [*super(WholeJournal, self).read_logs(log_number_from)])
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self._again(lambda: self._append(logs))
+
+    def _append(self, logs: list[dict[str, Any]]) -> None:
+        size = self._path.stat().st_size  # raises where there is none: it must not begin anew
+        try:
+            super().append_logs(logs)
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self._path, size)
+            raise
+        except RuntimeError as error:  # its lock could not be given back
+            if self._path.stat().st_size == size:
+                raise OSError(errno.EIO, str(error), str(self._path)) from error
 
 
 def trials_of(study: optuna.Study) -> Iterator[tuple[str, FrozenTrial]]:
@@ -78,19 +124,18 @@ def trial_numbered(study: optuna.Study, number: int) -> optuna.Trial:
 def make_sampler(
     config: SearchConfig, seed: int, known: Known | None = None
 ) -> optuna.samplers.BaseSampler:
-    if config.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if config.sampler == "grid":
-        with warnings.catch_warnings():  # "BruteForceSampler is experimental"
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return _Grid(seed=seed)
-    with (
-        warnings.catch_warnings()
-    ):  # "group is experimental": it models each branch of the space by itself
+    with warnings.catch_warnings():
+        # the grid is, and `group`, which models each branch of the space by itself
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return InformedTPESampler(
-            known or Known(), seed=seed, n_startup_trials=config.random_trials()
-        )
+        match config.sampler:
+            case "random":
+                sampler = optuna.samplers.RandomSampler()
+            case "grid":
+                sampler = _Grid()
+            case "tpe":
+                startup = config.random_trials()
+                sampler = InformedTPESampler(known or Known(), n_startup_trials=startup)
+    return DrawnByNumber(sampler, seed)
 
 
 class _Grid(optuna.samplers.BruteForceSampler):

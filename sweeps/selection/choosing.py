@@ -38,9 +38,11 @@ class Choice:
     leader: tuple[Curve, Evaluation]
     """That of the best metric."""
     equals: Standing
-    """The leader and those that the metric does not tell from it, the chosen first."""
+    """The leader and those that the metric does not tell from it, nor can be compared by it; the
+    chosen first.
+    """
     differences: Mapping[str, Difference]
-    """To the leader, in the metric, by folder."""
+    """To the leader, in the metric, by folder; of those that were measured on rows of its."""
     of: int
     """Candidates."""
 
@@ -49,8 +51,9 @@ def choose(curves: Sequence[Curve], config: SelectionConfig, compare: Compare) -
     """None where no candidate has the metric.
 
     Intervals hold for all comparisons with the leader at once (Bonferroni): the best of many is the
-    likeliest to have been lucky. Where one holds 0, the loss, which every row tells more of than
-    right or wrong does, decides.
+    likeliest to have been lucky. Where one holds 0, or where there is none as a candidate was
+    measured on other rows, the loss, which every row tells more of than right or wrong does,
+    decides.
     """
     found = _measured(curves, config)
     if not found:
@@ -89,7 +92,7 @@ def _by_loss(each: tuple[Curve, Evaluation]) -> tuple[float, float]:
 
 
 def _is_tied(point: Evaluation, differences: Mapping[str, Difference]) -> bool:
-    return point.folder in differences and differences[point.folder].tied
+    return point.folder not in differences or differences[point.folder].tied
 
 
 def _difference(paired: Paired, comparisons: int) -> Difference:
@@ -103,6 +106,10 @@ def _difference(paired: Paired, comparisons: int) -> Difference:
 
 def choice_words(choice: Choice, config: SelectionConfig) -> list[str]:
     """Why the chosen of them wins."""
+    return [*_chosen_words(choice, config), *_unpaired_words(choice, config.measure)]
+
+
+def _chosen_words(choice: Choice, config: SelectionConfig) -> list[str]:
     measure = config.measure
     (chosen, point), (leader, best) = choice.equals[0], choice.leader
     others = list(dict.fromkeys(curve.id for curve, _ in choice.equals if curve is not chosen))
@@ -117,16 +124,34 @@ def choice_words(choice: Choice, config: SelectionConfig) -> list[str]:
             f"{_alone(choice, measure)}, and of those that it does not tell from it"
             f" ({', '.join(others)}) it {decided}"
         ]
-    found = choice.differences[point.folder]
-    apart = (
-        "too few rows tell"
-        if found.standard_error is None
-        else f"95% interval {_interval(found)}, corrected for {choice.of - 1} comparisons"
-    )
+    found = choice.differences.get(point.folder)
+    if found is None:
+        apart = "measured on other rows"
+    elif found.standard_error is None:
+        apart = "too few rows tell"
+    else:
+        apart = f"95% interval {_interval(found)}, corrected for {choice.of - 1} comparisons"
     return [
         f"{leader.id} has the {measure.best_words}, {measure.of(best):.4f}, but {words} does not"
         f" tell it from {chosen.id}, which has {value:.4f} ({apart}); of those {chosen.id}"
         f" {decided}, {point.val_loss:.4f}"
+    ]
+
+
+def _unpaired_words(choice: Choice, measure: Measure) -> list[str]:
+    """Trials with a candidate that cannot be compared with the leader."""
+    leader, best = choice.leader
+    others = [
+        curve.id
+        for curve, point in choice.equals
+        if point is not best and point.folder not in choice.differences
+    ]
+    if not others:
+        return []
+    named = ", ".join(sorted(set(others)))
+    return [
+        f"by {metric_words(measure.name)} {named} cannot be compared with {leader.id}, which was"
+        " measured on other rows"
     ]
 
 

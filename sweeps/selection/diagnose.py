@@ -13,14 +13,30 @@ from trainables.errors import InputError
 from trainables.evaluation.record import Evaluation
 
 
+@dataclass(frozen=True, kw_only=True)
+class DiagnosedTrial:
+    """A trial of a file of curves."""
+
+    id: str
+    verdict: str
+    verdict_reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosed:
+    """All trials of a file, in the order of their first lines."""
+
+    trials: tuple[DiagnosedTrial, ...]
+
+
 def diagnose(
     file: Path,
     config: SelectionConfig,
     *,
     untuned_loss: float | None = None,
     prior_loss: float | None = None,
-) -> list[dict[str, str]]:
-    """Verdict and reason of each trial in `file`, in the order of their first lines.
+) -> Diagnosed:
+    """Verdict and reason of each trial in `file`.
 
     Columns: trial, samples_seen, val_loss, and probe_loss or train_loss or both; others are
     ignored, and so are lines without a validation loss. Where there is no probe loss, the training
@@ -38,10 +54,12 @@ def diagnose(
         val_loss=untuned_loss, prior_loss=prior_loss, achieved=min(losses, default=None)
     )
     judged = {curve.id: _judged(curve, reference, config) for curve in curves}
-    return [
-        {"id": trial, "verdict": found.word, "verdict_reason": found.reason}
-        for trial, found in judged.items()
-    ]
+    return Diagnosed(
+        trials=tuple(
+            DiagnosedTrial(id=trial, verdict=found.word, verdict_reason=found.reason)
+            for trial, found in judged.items()
+        )
+    )
 
 
 def _judged(curve: Curve, reference: Reference, config: SelectionConfig) -> Verdict:

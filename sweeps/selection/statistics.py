@@ -15,6 +15,7 @@ import numpy as np
 
 BOOTSTRAP_CELLS = 1 << 23  # resamples times units: 4,000 units and fewer are drawn 2,000 times
 MIN_UNITS = 10  # of fewer units their spread, and so an interval, cannot be told
+ROUNDING = 1e-9  # nats by which equal losses may differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +164,7 @@ def compare_all(
             standard_error=error,
             low=low,
             high=high,
-            tied=mean <= tie_standard_errors * error,
+            tied=abs(mean) <= tie_standard_errors * error + ROUNDING,
         )
         for (mean, error), (low, high) in zip(pairs, bootstrap_intervals(a, others), strict=True)
     ]

@@ -393,6 +393,15 @@ def best_point(curve: Curve, config: SelectionConfig) -> Evaluation | None:
     return _first(candidates(curve, config), config.measure)
 
 
+def best_trial(curves: Sequence[Curve], config: SelectionConfig) -> tuple[str, float | None] | None:
+    """The trial that is ahead, and its validation loss; None where none has a candidate."""
+    found = [(point, curve.id) for curve in curves if (point := best_point(curve, config))]
+    if not found:
+        return None
+    point, trial = min(found, key=lambda each: config.measure.key(each[0]))
+    return trial, point.val_loss
+
+
 def kept_points(curve: Curve, config: SelectionConfig) -> list[Evaluation]:
     """Those whose checkpoints are kept: the best, and where a metric chooses that of the lowest
     loss too, which wins where the metric does not tell them apart.

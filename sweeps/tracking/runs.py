@@ -19,8 +19,9 @@ class TrackedTrial:
 
 
 def trials_of(name: str, where: str) -> list[TrackedTrial]:
-    """The trials of the sweep `wandb:ENTITY/PROJECT/SWEEP`, which is a group of runs there. where:
-    the setting that names it. Raises InputError for a name that is none, and where there are none.
+    """The trials of the sweep `wandb:ENTITY/PROJECT/SWEEP`, which is a group of runs there, without
+    new seeds of finalists. where: the setting that names it. Raises InputError for a name that is
+    none, and where there are none.
     """
     found = re.fullmatch(r"([^/:]+/[^/:]+)/([^/:]+)", name.removeprefix(ARTIFACT))
     if found is None:
@@ -29,7 +30,8 @@ def trials_of(name: str, where: str) -> list[TrackedTrial]:
     import wandb
 
     with border(f"{where}: could not read {name}"):
-        runs = wandb.Api().runs(project, filters={"group": group}, lazy=False)
+        of_trials = {"group": group, "jobType": "trial"}
+        runs = wandb.Api().runs(project, filters=of_trials, lazy=False)
         trials = [
             TrackedTrial(config=dict(run.config), summary=dict(run.summary_metrics)) for run in runs
         ]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from trainables.data.records import Record
@@ -21,8 +20,6 @@ PREDICTION, PROBABILITIES, FINISH, ERROR = (
 )
 PROBABILITY = "probability_"
 """Before the name of a class."""
-SIDE_BY_SIDE = 16
-"""Rows that a language model writes for at once."""
 
 Answer = dict[str, object]
 """Columns of a row, by name."""
@@ -58,26 +55,24 @@ def _shares(given: Mapping[str, float] | list[float | None] | None) -> Answer:
 def _writer(
     trained: "Trained", sampling: "Sampling"
 ) -> Callable[[Sequence[tuple[int, Record]]], Iterator[Answer]]:
-    from sweeps.use.generation import Reply, generate
+    from sweeps.use.generation import generate
     from sweeps.use.prompts import Prompts
+    from trainables.engine.decoding import Padding
 
-    prompts, model, pad = Prompts.of(trained), trained.load(), trained.spec.pad_token_id
+    model = trained.load()
+    prompts, padding = Prompts.of(trained, model), Padding()
 
     def begun(number: int, record: Record) -> "Reply | BadRow":
         try:
             prompt = prompts.of_record(record)
         except BadRow as error:
             return error
-        most = min(sampling.max_new_tokens, prompts.room(prompt))
-        own = replace(sampling, max_new_tokens=most, seed=row_seed(sampling.seed, number))
-        return Reply(prompt=prompt, sampling=own, stops=prompts.stops, tokenizer=trained.tokenizer)
+        return prompts.reply(replace(prompt, row=number), sampling)
 
     def answers(rows: Sequence[tuple[int, Record]]) -> Iterator[Answer]:
         replies = [begun(number, record) for number, record in rows]
         written = [reply for reply in replies if not isinstance(reply, BadRow)]
-        written.sort(key=lambda reply: len(reply.prompt.ids))
-        for start in range(0, len(written), SIDE_BY_SIDE):
-            generate(model, written[start : start + SIDE_BY_SIDE], pad)
+        generate(model, written, trained.spec.pad_token_id, padding=padding)
         yield from map(_written, replies)
 
     return answers
@@ -87,14 +82,6 @@ def _written(reply: "Reply | BadRow") -> Answer:
     if isinstance(reply, BadRow):
         return {ERROR: str(reply)}
     return {PREDICTION: reply.text, FINISH: reply.finish}
-
-
-def row_seed(seed: int | None, number: int) -> int | None:
-    """Another for each row, whichever rows it is answered beside."""
-    if seed is None:
-        return None
-    digest = blake2b(f"{seed}/{number}".encode(), digest_size=7).digest()
-    return int.from_bytes(digest)
 
 
 def check_columns(found: Sequence[str], name: str) -> None:

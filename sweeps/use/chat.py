@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.use.generation import Reply, Sampling, generate
-from sweeps.use.prompts import Prompt, Prompts
+from sweeps.use.prompts import Prompts
 from sweeps.use.serving.models import Classifier
 from sweeps.use.trained import Trained
 from trainables.data.rows import BadRow
 from trainables.errors import InputError
+from trainables.evaluation.generation import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,13 +44,17 @@ def partner_of(trained: Trained, sampling: Sampling, *, beside_base: bool) -> Pa
                 " base alone has no answers"
             )
         return Labels(trained)
-    prompts, pad = Prompts.of(trained), trained.spec.pad_token_id
     models = {"base": trained.load_untuned()} if beside_base else {}
     models |= {
         "winner" if trained.words.startswith("the winner") else trained.words: trained.load()
     }
     voices = [
-        Voice(name=name, model=model, prompts=prompts, pad_token_id=pad)
+        Voice(
+            name=name,
+            model=model,
+            prompts=Prompts.of(trained, model),
+            pad_token_id=trained.spec.pad_token_id,
+        )
         for name, model in models.items()
     ]
     return Talk(voices=voices, sampling=sampling)
@@ -93,25 +98,16 @@ class Talk:
     sampling: Sampling
 
     def answer(self, line: str, console: Console) -> None:
-        replies = [self._reply(voice, voice.prompt(line)) for voice in self.voices]
+        replies = [v.prompts.reply(v.prompt(line), self.sampling) for v in self.voices]
         with _shown(console, [voice.name for voice in self.voices], replies) as show:
             for voice, reply in zip(self.voices, replies, strict=True):
+                reply.heard = show
                 try:
-                    generate(voice.model, [reply], voice.pad_token_id, heard=show)
+                    generate(voice.model, [reply], voice.pad_token_id)
                 except KeyboardInterrupt:  # ends the answer, not the talk
                     reply.cancelled = True
                 voice.heard(line, reply.text)
             show()
-
-    def _reply(self, voice: Voice, prompt: Prompt) -> Reply:
-        most = min(self.sampling.max_new_tokens, voice.prompts.room(prompt))
-        own = Sampling(
-            max_new_tokens=most,
-            temperature=self.sampling.temperature,
-            seed=self.sampling.seed,
-        )
-        stops, tokenizer = voice.prompts.stops, voice.prompts.tokenizer
-        return Reply(prompt=prompt, sampling=own, stops=stops, tokenizer=tokenizer)
 
     def reset(self) -> None:
         for voice in self.voices:

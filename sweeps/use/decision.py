@@ -1,6 +1,4 @@
-"""Whether a winner is better than every rival beyond noise. Pure: losses in, a decision out.
-
-Losses are [G, 2] as in `sweeps.selection.statistics`: summed loss and targets of each unit.
+"""Whether a winner is better than every rival beyond noise. Pure: gains in, a decision out.
 
 What is asked is whether all rivals are beaten at once, the best of them too, whichever that is. So
 each is held to the same level and none is corrected for the number of rivals: the chance that a
@@ -16,16 +14,23 @@ from statistics import NormalDist
 
 import numpy as np
 
-from sweeps.selection.statistics import MIN_UNITS, aligned, paired_difference
+from sweeps.selection.measure import Measure
+from sweeps.selection.statistics import MIN_UNITS
+from sweeps.use.gains import Gains
 
 POWER = 0.8  # chance at which a gain counts as one that would be seen
+FINE = 20  # steps of a usual gain, in which gains are counted that have no unit of their own
+MOST_STEPS = 1000  # of a gain that has one
+NOTHING = 1e-9  # of the largest gain: what is less is rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How far the winner's loss lies below a rival's, over the same units."""
+    """How far the winner is better than a rival, over the same units."""
 
     rival: str
+    by: Measure
+    """In what."""
     gain: float
     standard_error: float | None
     """None: too few units to tell."""
@@ -33,6 +38,8 @@ class Comparison:
     """Of so large a gain where there is none, one-sided."""
     is_beaten: bool
     """Whether the gain is beyond noise at the decision's level."""
+    units: int
+    """That can be told apart: rows, or groups of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +48,8 @@ class Decision:
 
     level: float
     """At which each was made."""
-    units: int
-    """That can be told apart: rows, or groups of them."""
     comparisons: tuple[Comparison, ...]
-    """The hardest rival first: that with the least gain."""
+    """The hardest rival first (see `Gains.hardness`)."""
 
     @property
     def is_better(self) -> bool:
@@ -52,52 +57,90 @@ class Decision:
         return bool(self.comparisons) and all(each.is_beaten for each in self.comparisons)
 
 
-def decide(
-    winner: np.ndarray, rivals: Mapping[str, np.ndarray], *, level: float = 0.01, looks: int = 1
-) -> Decision:
+def decide(rivals: Mapping[str, Gains], *, level: float = 0.01, looks: int = 1) -> Decision:
     """Whether the winner beats every rival, on rows that chose none of them.
 
-    winner: its losses [G, 2]; rivals: theirs by name, of the same units; level: chance of calling
-    some winner better that is not, over all looks at these rows; looks: how many winners were held
-    against them, this one included.
+    rivals: what it gains over each, by name; level: chance of calling some winner better that is
+    not, over all looks at these rows; looks: how many winners were held against them, this one
+    included.
     """
     level /= looks * (looks + 1)
-    found = [_compared(name, winner, losses, level) for name, losses in rivals.items()]
-    found.sort(key=lambda each: each.gain)
-    return Decision(level=level, units=len(winner), comparisons=tuple(found))
+    ordered = sorted(rivals.items(), key=lambda each: each[1].hardness)
+    found = (_compared(name, gains, level) for name, gains in ordered)
+    return Decision(level=level, comparisons=tuple(found))
 
 
-def _compared(rival: str, winner: np.ndarray, losses: np.ndarray, level: float) -> Comparison:
-    gain, error = paired_difference(winner, losses)
-    if len(winner) < MIN_UNITS:
-        return Comparison(
-            rival=rival, gain=gain, standard_error=None, p_value=None, is_beaten=False
-        )
-    p_value = gain_p_value(winner, losses)
+def _compared(rival: str, gains: Gains, level: float) -> Comparison:
+    units = len(gains.units)
+    is_told = units >= MIN_UNITS
+    p_value = gain_p_value(gains) if is_told else None
     return Comparison(
-        rival=rival, gain=gain, standard_error=error, p_value=p_value, is_beaten=p_value < level
+        rival=rival,
+        by=gains.by,
+        gain=gains.mean,
+        standard_error=gains.standard_error if is_told else None,
+        p_value=p_value,
+        is_beaten=p_value is not None and p_value < level,
+        units=units,
     )
 
 
-def gain_p_value(a: np.ndarray, b: np.ndarray) -> float:
-    """Chance of so large a gain of a over b, paired by unit [G, 2], where the true gain is 0.
+def gain_p_value(gains: Gains) -> float:
+    """Chance of so large a gain where the true one is 0.
 
-    Student's t of the ratio estimator, its skewness removed by Hall's transformation (Hall 1992,
-    "On the removal of skewness by transformation"): losses of an overconfident model are small on
-    most rows and very large on a few, of which a sample may have none, and the plain t then finds
-    gains that are none.
+    A metric must hold in two tests: right and wrong differ on few rows, which are too few for the
+    first (see `_t_p_value`) and what the second (`_signs_p_value`) is exact of.
+    """
+    by_size = _t_p_value(gains)
+    return by_size if gains.by.is_loss else max(by_size, _signs_p_value(gains.units[:, 0]))
+
+
+def _t_p_value(gains: Gains) -> float:
+    """By Student's t of the ratio estimator, its skewness removed by Hall's transformation (Hall
+    1992, "On the removal of skewness by transformation"): losses of an overconfident model are
+    small on most rows and very large on a few, of which a sample may have none, and the plain t
+    then finds gains that are none.
     """
     from scipy.stats import t as student
 
-    gain, error = paired_difference(a, b)
-    units = len(a)
+    gain, error, units = gains.mean, gains.standard_error, len(gains.units)
     if error == 0:
         return 0.0 if gain > 0 else 1.0
-    residuals = aligned(a, b)[:, 0].astype(float) - a[:, 0] - gain * a[:, 1]
+    residuals = gains.units[:, 0] - gain * gains.units[:, 1]
     skewness = float((residuals**3).mean() / (residuals**2).mean() ** 1.5)
     w = gain / error / math.sqrt(units)
     straight = w + skewness * w**2 / 3 + skewness**2 * w**3 / 27 + skewness / (6 * units)
     return float(student.sf(math.sqrt(units) * straight, units - 1))
+
+
+def _signs_p_value(gained: np.ndarray) -> float:
+    """Chance of so large a sum of gains [G] if a coin had thrown each one's sign (Fisher 1935). Of
+    rows that are right or wrong this is McNemar's test in its exact form.
+    """
+    steps = _in_steps(gained)
+    sizes, counts = np.unique(np.abs(steps), return_counts=True)
+    most = int(np.abs(steps).sum())
+    period = 2 * most + 1  # of all sums that there may be
+    angles = 2 * np.pi / period * np.arange(period)
+    transform = np.ones(period)
+    for size, count in zip(sizes, counts, strict=True):
+        transform *= np.cos(size * angles) ** count
+    chances = np.fft.fft(transform).real / period
+    return float(min(1.0, max(0.0, chances[np.arange(steps.sum(), most + 1) % period].sum())))
+
+
+def _in_steps(gained: np.ndarray) -> np.ndarray:
+    """Gains as whole numbers, int64: of the least of them where all are, else of a share of a usual
+    one.
+    """
+    largest = np.abs(gained).max(initial=0.0)
+    some = gained[np.abs(gained) > NOTHING * largest]
+    if not len(some):
+        return np.zeros(0, dtype=np.int64)
+    steps = some / np.abs(some).min()
+    if np.abs(steps).max() > MOST_STEPS or not np.allclose(steps, np.rint(steps), atol=1e-6):
+        steps = FINE * some / math.sqrt(float((some**2).mean()))
+    return np.rint(steps).astype(np.int64)
 
 
 def visible_gain(standard_error: float, level: float, power: float = POWER) -> float:

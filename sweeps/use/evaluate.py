@@ -1,9 +1,14 @@
 """A sweep's language model and its untuned base on benchmarks."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from sweeps.ledger.folder import WINNER
 from sweeps.ledger.harness import HarnessScore, add_harness
-from sweeps.ledger.leaderboard import Forgetting
+from sweeps.ledger.leaderboard import Forgetting, Leaderboard
+from sweeps.reporting.handover import renew_card
+from sweeps.reporting.leaderboard import leaderboard
 from sweeps.use.trained import Trained, open_trained
 from trainables.errors import InputError
 from trainables.evaluation.harness import Asked, TaskScore, difference, open_tasks, run_tasks
@@ -20,8 +25,8 @@ class Evaluated:
 
 def evaluate(folder: str, asked: Asked, trial: str | None = None) -> Evaluated:
     """Scores of the winner (or of the best checkpoint of a trial) beside those of its base, which
-    also go into the sweep's folder. Raises InputError for what is no language model, and for tasks
-    that are unknown.
+    also go into the sweep's folder, those of the winner onto its card and the report's page too.
+    Raises InputError for what is no language model, and for tasks that are unknown.
     """
     with open_trained(folder, trial) as trained:
         if not trained.task.is_language_model:
@@ -34,11 +39,23 @@ def evaluate(folder: str, asked: Asked, trial: str | None = None) -> Evaluated:
             raise InputError(f"--chat: the tokenizer of {trained.words} has no chat template")
         found = _measured(trained, asked)
         add_harness(trained.ledger, found)
-        winner, _ = trained.ledger.select(trained.config.selection)
-        forgetting = trained.ledger.forgetting_of(winner)
-        if forgetting is not None and forgetting.trial != trained.trial:
-            forgetting = None
-        return Evaluated(scores=tuple(found), forgetting=forgetting)
+        board = leaderboard(trained.ledger, trained.config.name, trained.config.selection)
+        own = (trained.trial, trained.evaluation.step)
+        won = board.winner is not None and (board.winner.trial, board.winner.step) == own
+        if won and trained.ledger.holds(*own):
+            _show(trained, board)
+        return Evaluated(scores=tuple(found), forgetting=board.forgetting if won else None)
+
+
+def _show(trained: Trained, board: Leaderboard) -> None:
+    """Where the winner is told of."""
+    from sweeps.reporting.publish import write_report
+
+    ledger, config = trained.ledger, trained.config
+    with TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
+        files = ledger.store.fetch(WINNER, Path(scratch))
+        renew_card(ledger, config, board, trained.manifest, trained.spec, files)
+    write_report(ledger, config, board)
 
 
 def _measured(trained: Trained, asked: Asked) -> list[HarnessScore]:

@@ -18,6 +18,7 @@ from sweeps.use.export_formats import (
     Job,
     Request,
     Written,
+    check_software,
     chosen_format,
     method_of,
 )
@@ -81,6 +82,7 @@ def export(folder: str, to: str, trial: str | None, request: Request) -> Exporte
     reported; then there is nothing at `to`.
     """
     quiet()
+    check_software(request)
     target = _free_folder(to)
     with open_trained(folder, trial) as trained:
         kind = chosen_format(trained, request)
@@ -121,7 +123,6 @@ def _checked(job: Job, kind: Format, written: list[Written]) -> Exported:
                 f"{job.name}: not written: {each.words} gives {each.numbers}, and {reported:.8g}"
                 " was reported; --limit allows more"
             )
-    quantised = trained.spec.quantisation != "none"
     return Exported(
         folder=job.name,
         sweep=trained.ledger.name,
@@ -130,7 +131,7 @@ def _checked(job: Job, kind: Format, written: list[Written]) -> Exported:
         format=kind,
         reported=reported,
         measured=found,
-        notes=(vllm_words(job.folder, quantised),) if kind == "peft" else (),
+        notes=(vllm_words(job.folder, trained.spec),) if kind == "peft" else (),
     )
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, get_args
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
 
 Format = Literal["peft", "transformers", "gguf", "onnx"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+PACKAGES: dict[Format, tuple[str, ...]] = {
+    "gguf": ("gguf", "sentencepiece"),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+}
+"""What formats need beside what every installation has: the extra `export`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +88,19 @@ def _check_name(option: str, given: str | None, allowed: tuple[str, ...]) -> Non
 
 
 # --- what is possible ---
+
+
+def check_software(request: Request) -> None:
+    """Raise InputError where something that writes or loads the format is not on this machine."""
+    needed = () if request.format is None else PACKAGES.get(request.format, ())
+    if lacking := [name for name in needed if find_spec(name) is None]:
+        names = " and ".join(lacking)
+        raise InputError(
+            f"--format: {request.format} needs {names}, which is not installed; `pip install"
+            f" {' '.join(lacking)}`, or install this project with its extra: export"
+        )
+    if request.format == "gguf":
+        find_converter(request.converter)
 
 
 def chosen_format(trained: Trained, request: Request) -> Format:
@@ -262,17 +281,10 @@ def _write_one_gguf(job: Job, converter: Path, model: Path, quantisation: str) -
 
 
 def _write_onnx(job: Job) -> list[Written]:
-    from trainables.models.onnx_graph import (
-        FILE,
-        check_packages,
-        onnx_code,
-        onnx_scoring_code,
-        write_onnx,
-    )
-    from trainables.tasks import take_targets
-
-    check_packages()
     import torch
+
+    from trainables.models.onnx_graph import FILE, onnx_code, onnx_scoring_code, write_onnx
+    from trainables.tasks import take_targets
 
     trained, spec = job.trained, replace(job.trained.spec, dtype=torch.float32)
     words = "ONNX graph"

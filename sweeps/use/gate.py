@@ -1,18 +1,17 @@
 """Ship or not: a sweep's winner against its baselines, the model in use, and limits, on the sealed
-test split. Validation chose the winner, and so says nothing here.
+test split, by what the sweep chose it by. Validation chose it, and so says nothing here.
 """
 
 from collections.abc import Iterator, Sequence
-
-import numpy as np
 
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.leaderboard import Leaderboard, TestScores
 from sweeps.ledger.opening import open_sweep
 from sweeps.reporting.leaderboard import leaderboard
 from sweeps.selection.limits import limit_reason
-from sweeps.selection.statistics import MIN_UNITS, paired_difference
-from sweeps.use.against import score_in_use
+from sweeps.selection.measure import Measure, metric_words
+from sweeps.selection.statistics import MIN_UNITS
+from sweeps.use.against import measure_in_use
 from sweeps.use.decision import (
     Comparison,
     Decision,
@@ -21,8 +20,10 @@ from sweeps.use.decision import (
     rows_needed,
     visible_gain,
 )
-from sweeps.use.gate_config import GateConfig
-from sweeps.use.rivals import TEST, Rivals, rivals_of, row_losses
+from sweeps.use.gains import Gains
+from sweeps.use.gate_config import GateConfig, MetricLimit
+from sweeps.use.measured import TEST, metric_rows, row_losses
+from sweeps.use.rivals import Rivals, measure_of, rivals_of
 from sweeps.use.timing import timed_checks
 from sweeps.use.trained import open_trained
 from sweeps.use.verdict import Check, Gate
@@ -36,14 +37,18 @@ def gate(folder: str, config: GateConfig, against: str | None = None) -> Gate:
     ledger, sweep = open_sweep(folder)
     board = leaderboard(ledger.load(), sweep.name, sweep.selection)
     trial = None if board.winner is None else board.winner.trial
-    if (why := _cannot_decide(ledger, board)) is not None:
+    why = _cannot_decide(ledger, board)
+    by = Measure() if why is not None else measure_of(ledger, sweep.selection, config)
+    why = why or _not_measured(ledger, by)
+    if why is not None:
         check = Check(name="sealed test", passed=False, words=why)
         return Gate(sweep=ledger.name, trial=trial, checks=(check,))
     assert board.winner is not None and board.test is not None, "there is what decides"
     with open_trained(folder) as trained:
-        rivals = rivals_of(trained, board, config)
+        rivals = rivals_of(trained, board, config, by)
         if against is not None:
-            rivals = rivals.beside(score_in_use(against, trained, rivals.winner))
+            found = measure_in_use(against, trained, rivals.winner, by)
+            rivals = rivals.beside_in_use(found)
         checks = (
             _enough_rows(rivals, config),
             *_better(rivals, board.test, config),
@@ -70,13 +75,25 @@ def _cannot_decide(ledger: Ledger, board: Leaderboard) -> str | None:
     return None
 
 
-def _enough_rows(rivals: Rivals, config: GateConfig) -> Check:
-    rows = len(rivals.winner)
-    return Check(
-        name="test rows",
-        passed=rows >= config.test_rows,
-        words=f"the test split has {rows} rows (test_rows: {config.test_rows})",
+def _not_measured(ledger: Ledger, by: Measure) -> str | None:
+    """Why the winner cannot be compared by a metric; None where it can, and for the loss."""
+    if by.is_loss or metric_rows(ledger, "winner", by) is not None:
+        return None
+    return (
+        f"{metric_words(by.name)}, by which it is compared, was not measured of the winner on the"
+        " test split (by the loss: `metric: val_loss` in gate.yaml)"
     )
+
+
+def _enough_rows(rivals: Rivals, config: GateConfig) -> Check:
+    rows, asked = rivals.rows, f"(test_rows: {config.test_rows})"
+    words = f"the test split has {rows} rows {asked}"
+    if not rivals.by.is_loss:
+        words = f"{metric_words(rivals.by.name)} is told of {rows} rows of the test split {asked}"
+    of_answers = rivals.winner.rows is not None and rivals.winner.rows.of is not None
+    if of_answers and rows < config.test_rows:
+        words += "; generation.rows of the sweep is how many are answered"
+    return Check(name="test rows", passed=rows >= config.test_rows, words=words)
 
 
 # --- better than each rival ---
@@ -84,45 +101,58 @@ def _enough_rows(rivals: Rivals, config: GateConfig) -> Check:
 
 def _better(rivals: Rivals, test: TestScores, config: GateConfig) -> Iterator[Check]:
     looks = 1 + len(test.scored_before)
-    units = {name: rivals.units(rows) for name, rows in rivals.rows.items()}
-    decision = decide(rivals.units(rivals.winner), units, level=config.level, looks=looks)
+    decision = decide(rivals.gains, level=config.level, looks=looks)
     for number, each in enumerate(decision.comparisons):
-        is_minor = number > 0 and each.rival != rivals.in_use  # the first is the hardest
-        words = f"{_better_words(each, decision, looks)}{rivals.notes.get(each.rival, '')}"
+        # the first is the hardest
+        is_told = number == 0 or each.rival == rivals.in_use or each.by != rivals.by
+        notes = f"{_by_words(each, rivals.by)}{rivals.notes.get(each.rival, '')}"
         yield Check(
             name=f"better than {each.rival}",
             passed=each.is_beaten,
-            words=words,
-            is_minor=is_minor,
+            words=f"{_better_words(each, decision, looks)}{notes}",
+            is_minor=not is_told,
         )
     for name in rivals.lacking:
         words = f"{name} was not measured row by row on what the winner was"
         yield Check(name=f"better than {name}", passed=False, words=words)
-    if not units and not rivals.lacking:
+    if not decision.comparisons and not rivals.lacking:
         words = "nothing that the winner could be held against was measured on the test split"
         yield Check(name="better than a rival", passed=False, words=words)
 
 
+def _by_words(found: Comparison, by: Measure) -> str:
+    """Why it is not compared as others are; empty where it is."""
+    return "" if found.by == by else f", as {metric_words(by.name)} is not told of that"
+
+
 def _better_words(found: Comparison, decision: Decision, looks: int) -> str:
+    what, better, worse = _words_of(found.by)
     if found.standard_error is None or found.p_value is None:
         return (
-            f"its loss is {found.gain:+.4f} below that of {found.rival}, which cannot be told from"
-            f" noise with fewer than {MIN_UNITS} groups of rows"
+            f"its {what} is {found.gain:+.4f} {better} that of {found.rival}, which cannot be told"
+            f" from noise with fewer than {MIN_UNITS} groups of rows"
         )
     difference = f"{abs(found.gain):.4f} ± {found.standard_error:.4f}"
     if found.is_beaten:
-        return f"its loss is {difference} below that of {found.rival} ({_p(found.p_value)})"
+        return f"its {what} is {difference} {better} that of {found.rival} ({_p(found.p_value)})"
     if found.gain <= 0:
-        return f"its loss is {difference} above that of {found.rival}"
+        return f"its {what} is {difference} {worse} that of {found.rival}"
     level = decision.level
     again = f", as it is winner number {looks} on these rows" if looks > 1 else ""
-    deviation = found.standard_error * decision.units**0.5
+    deviation = found.standard_error * found.units**0.5
+    needed = max(found.units + 1, rows_needed(deviation, found.gain, level))
     return (
-        f"its loss is {difference} below that of {found.rival}, which is within noise"
-        f" ({_p(found.p_value)}, asked is below {level:.2g}{again}): {decision.units} units show a"
+        f"its {what} is {difference} {better} that of {found.rival}, which is within noise"
+        f" ({_p(found.p_value)}, asked is below {level:.2g}{again}): {found.units} units show a"
         f" gain of {visible_gain(found.standard_error, level):.4f} in four of five cases, and"
-        f" {rows_needed(deviation, found.gain, level)} would show this one"
+        f" {needed} would show this one"
     )
+
+
+def _words_of(by: Measure) -> tuple[str, str, str]:
+    """What is compared, and where it lies of what is better and worse."""
+    what = "loss" if by.is_loss else metric_words(by.name)
+    return (what, "below", "above") if by.mode == "min" else (what, "above", "below")
 
 
 def _p(value: float) -> str:
@@ -136,44 +166,40 @@ def _slices(rivals: Rivals, values: Sequence[str], config: GateConfig) -> Iterat
     """Than with the model in use, or the hardest rival where there is none; every slice at its part
     of the level (Bonferroni).
     """
-    of_rows = rivals.ledger.beside(TEST, "slices", len(rivals.winner))
     before = rivals.in_use or rivals.hardest
-    if config.slice_level is None or of_rows is None or before is None:
+    if config.slice_level is None or before is None:
         return
-    if len(rivals.rows[before]) != len(rivals.winner):
-        return
-    sizes = {i: int((of_rows == i).sum()) for i in range(len(values))}
-    asked = [i for i, rows in sizes.items() if rows >= config.limits.slice_rows]
-    for i in asked:
-        worse, p_value = _worse(rivals, before, of_rows == i)
+    found = _slice_gains(rivals, before, len(values), config.limits.slice_rows)
+    for i, gains in found.items():
+        p_value = gain_p_value(gains.worse) if len(gains.units) >= MIN_UNITS else None
         told = "" if p_value is None else f" ({_p(p_value)})"
-        where = f"on the slice {values[i]!r} ({sizes[i]} rows)"
+        what, better, worse = _words_of(gains.by)
+        apart = f"{abs(gains.mean):.4f} {worse if gains.mean < 0 else better}"
         yield Check(
             name=f"slice {values[i]}",
-            passed=p_value is None or p_value >= config.slice_level / len(asked),
-            words=f"{where} its loss is {_apart(worse)} that of {before}{told}",
+            passed=p_value is None or p_value >= config.slice_level / len(found),
+            words=f"on the slice {values[i]!r} ({gains.rows} rows) its {what} is {apart} that of"
+            f" {before}{told}",
         )
 
 
-def _apart(worse: float) -> str:
-    return f"{abs(worse):.4f} {'above' if worse > 0 else 'below'}"
-
-
-def _worse(rivals: Rivals, before: str, inside: np.ndarray) -> tuple[float, float | None]:
-    """How far the winner's loss on some rows lies above a rival's, and the chance of that where it
-    is not; None of too few units to tell.
-    """
-    own, other = (rivals.units_of(rows, inside) for rows in (rivals.winner, rivals.rows[before]))
-    worse = paired_difference(other, own)[0]
-    return worse, gain_p_value(other, own) if len(own) >= MIN_UNITS else None
+def _slice_gains(rivals: Rivals, before: str, slices: int, least: int) -> dict[int, Gains]:
+    """By the slice's number, of those that have so many rows at the least."""
+    assert rivals.winner.losses is not None, "the winner was scored"
+    of_rows = rivals.ledger.beside(TEST, "slices", len(rivals.winner.losses))
+    if of_rows is None:
+        return {}
+    inside = {i: of_rows == i for i in range(slices) if (of_rows == i).sum() >= least}
+    found = {i: rivals.gains_inside(before, rows, least) for i, rows in inside.items()}
+    return {i: gains for i, gains in found.items() if gains is not None}
 
 
 # --- limits ---
 
 
 def _limits(board: Leaderboard, config: GateConfig) -> Iterator[Check]:
-    """On slices of the test split, and on what was forgotten; what has a limit and was not measured
-    is beyond it.
+    """On slices and metrics of the test split, and on what was forgotten; what has a limit and was
+    not measured is beyond it.
     """
     assert board.test is not None, "it was scored"
     found = board.forgetting
@@ -191,3 +217,14 @@ def _limits(board: Leaderboard, config: GateConfig) -> Iterator[Check]:
         reason = limit_reason(measured, limit)
         kept = f"{name} keeps to its limit of {getattr(limit, name):g}"
         yield Check(name=name, passed=reason is None, words=reason or kept)
+    for name, limit in config.metrics.items():
+        yield _metric_limit(name, board.test.winner.metrics.get(name), limit)
+
+
+def _metric_limit(name: str, value: float | None, limit: MetricLimit) -> Check:
+    found = "was not measured" if value is None else f"is {value:.4f}"
+    return Check(
+        name=name,
+        passed=value is not None and limit.holds(value),
+        words=f"its {metric_words(name)} {found} on the test split ({limit.words} is asked)",
+    )

@@ -52,6 +52,28 @@ class CostConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetricLimit:
+    """Between what a metric of the winner must lie on the test split. None: no limit."""
+
+    min: float | None = None
+    max: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min is None and self.max is None:
+            raise InputError("metrics: each must have a min or a max, got neither")
+
+    def holds(self, value: float) -> bool:
+        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
+
+    @property
+    def words(self) -> str:
+        """What is asked."""
+        least = "" if self.min is None else f"at least {self.min:g}"
+        most = "" if self.max is None else f"at most {self.max:g}"
+        return " and ".join(filter(None, (least, most)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class GateConfig:
     """All of gate.yaml; what is not given has these defaults."""
 
@@ -61,11 +83,14 @@ class GateConfig:
     # what the winner must be better than, as far as the sweep measured it on its test split; the
     # model in use (--against) comes on top
     rivals: list[str] = field(default_factory=lambda: list(RIVALS))
-    test_rows: int = 100  # of a test split that may decide
+    # by what: val_loss or a metric of the sweep; null: what the sweep chose its winner by
+    metric: str | None = None
+    test_rows: int = 100  # of a test split that may decide, as far as what is compared is told
     # chance of holding back a winner for a slice on which it is no worse than the model in use (the
     # hardest rival where there is none), over all slices; null: slices may become worse
     slice_level: float | None = 0.05
     limits: LimitsConfig = field(default_factory=LimitsConfig)  # as selection.limits, on the test
+    metrics: dict[str, MetricLimit] = field(default_factory=dict)  # the same of metrics, by name
     latency: LatencyConfig = field(default_factory=LatencyConfig)
     cost: CostConfig = field(default_factory=CostConfig)
 

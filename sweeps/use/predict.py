@@ -46,6 +46,8 @@ class Job:
 class Counted:
     """What was written."""
 
+    out: str
+    """The table."""
     rows: int
     bad: int
     blocks: int
@@ -93,6 +95,7 @@ def predict(
     write_table(job.out, parts.columns(), parts.table)
     store.delete("")
     return Counted(
+        out=job.out,
         rows=sum(extent.rows for extent in extents),
         bad=bad.count + late.count,
         blocks=len(blocks),

@@ -5,22 +5,24 @@ writes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sweeps.use.generation import Reply, Sampling
 from trainables.data.asking import STAND_IN
 from trainables.data.config import DataConfig
 from trainables.data.records import Encoding, Record, RowReader
 from trainables.data.rows import BadRow, Row
-from trainables.models.files import context_length, load_model_config
+from trainables.evaluation.generation import Prompt, stop_tokens
+from trainables.models.files import context_length
 from trainables.tasks import Task
 from trainables.tasks.instruction.asking import asked
 from trainables.tasks.instruction.reading import conversation_reader
 from trainables.tasks.instruction.tokens import tokeniser
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sweeps.use.trained import Trained
     from trainables.tasks.instruction.tokens import Tokeniser
@@ -29,24 +31,6 @@ UNBOUNDED = 1 << 20
 """Tokens of a context that the model does not bound."""
 TAIL = 8
 """Tokens of a text that tell how the one after it is spelt: with a space before it, or none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stops:
-    """What ends an answer, and is no part of it."""
-
-    tokens: frozenset[int]
-    texts: tuple[str, ...] = ()
-    """Where what a chat template ends a turn with is no single token."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """What a model is given."""
-
-    ids: tuple[int, ...]
-    before: tuple[int, ...] = ()
-    """The end of a text that is gone on with: tokens after it are spelt as they are behind it."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +43,25 @@ class Prompts:
     data: DataConfig
     context: int
     """Tokens that the model takes, of a prompt and its answer."""
-    ends: frozenset[int] = field(default_factory=frozenset)
-    """Tokens that end any text of the base model."""
+    stop: frozenset[int] = field(default_factory=frozenset)
+    """Tokens that end an answer."""
 
     @classmethod
-    def of(cls, trained: "Trained") -> "Prompts":
-        from transformers import GenerationConfig
-
-        tokenizer, spec = trained.tokenizer, trained.spec
-        config = load_model_config(spec.model)
-        ends = [
-            *_ids(cast("object", tokenizer.eos_token_id)),
-            *_ids(config.get_text_config().eos_token_id),
-        ]
-        try:
-            told = GenerationConfig.from_model_config(config).eos_token_id
-        except (OSError, ValueError):
-            told = None
+    def of(cls, trained: "Trained", model: "PreTrainedModel") -> "Prompts":
+        """model: the trained one, or what it was trained from."""
+        stop = stop_tokens(
+            trained.tokenizer,
+            task=trained.task,
+            split=trained.split(),
+            generation_config=getattr(model, "generation_config", None),
+        )
         return cls(
             trained.task,
-            tokenizer,
+            trained.tokenizer,
             trained.manifest.encoding,
             trained.config.data,
-            (context_length(config) or UNBOUNDED) - trained.virtual_tokens,
-            frozenset(each for each in (*ends, *_ids(told)) if isinstance(each, int)),
+            (context_length(model.config) or UNBOUNDED) - trained.virtual_tokens,
+            frozenset(stop),
         )
 
     @property
@@ -122,18 +101,16 @@ class Prompts:
         return self.of_record(record)
 
     @cached_property
-    def stops(self) -> Stops:
-        """The base's own ends of a text, and what stands behind an answer in training."""
+    def stop_texts(self) -> tuple[str, ...]:
+        """What the chat template ends an answer with, where that is none of `stop`."""
         if not self.takes_messages:
-            return Stops(tokens=self.ends)
+            return ()
         question: dict[str, object] = {"role": "user", "content": STAND_IN}
         found = asked(_conversation([question, _stand_in()]))
         text, spans = self._tokeniser.text(found)
         ending = text[spans[-1].start : spans[-1].end].rpartition(STAND_IN)[2].strip()
         ids = self.tokenizer(ending, add_special_tokens=False, verbose=False).input_ids
-        if not ending or len(ids) != 1:
-            return Stops(tokens=self.ends, texts=(ending,) if ending else ())
-        return Stops(tokens=self.ends | {ids[0]})
+        return () if not ending or self.stop.intersection(ids) else (ending,)
 
     @cached_property
     def _conversations(self) -> RowReader:
@@ -157,23 +134,23 @@ class Prompts:
             if isinstance(tokens, BadRow):
                 raise tokens
             given = int(np.flatnonzero(tokens.learnt)[0])
-            return Prompt(ids=tuple(tokens.ids[:given].tolist()))
+            return Prompt(ids=tokens.ids[:given])
         if self.task.continues_text:
             return self._continued(str(record.value.get("text")))
         encoded = self.task.format.encode([record], self.tokenizer, self.encoding)
-        return Prompt(ids=tuple(encoded.input_ids[0].tolist()))
+        return Prompt(ids=encoded.input_ids[0])
 
     def _continued(self, text: str) -> Prompt:
         """With what the tokenizer puts before a text, and without what it puts behind it."""
         found = self.tokenizer(text, return_special_tokens_mask=True, verbose=False)
         ids, special = found.input_ids, found.special_tokens_mask
-        while ids and special[len(ids) - 1] and ids[-1] in self.ends:
+        while ids and special[len(ids) - 1] and ids[-1] in self.stop:
             ids.pop()
-        return Prompt(ids=tuple(ids), before=tuple(ids[-TAIL:]))
+        return Prompt(ids=np.array(ids, dtype=np.int32), before=tuple(ids[-TAIL:]))
 
     def _fitting(self, prompt: Prompt, place: str) -> Prompt:
         """A decoder of its own has the whole context for what it writes."""
-        if self.task.continues_text and len(prompt.ids) >= self.context:
+        if len(prompt.ids) > self.context - self.task.continues_text:
             raise BadRow(
                 f"{place}: the prompt has {len(prompt.ids)} tokens, and the model takes"
                 f" {self.context} with its answer"
@@ -184,6 +161,17 @@ class Prompts:
         """Tokens that an answer may have."""
         return self.context - (len(prompt.ids) if self.task.continues_text else 1)
 
+    def reply(self, prompt: Prompt, sampling: Sampling, adapter: str | None = None) -> Reply:
+        """An answer that is to be written, no longer than there is room for."""
+        own = replace(
+            sampling,
+            max_new_tokens=min(sampling.max_new_tokens, self.room(prompt)),
+            stop=(*self.stop_texts, *sampling.stop),
+        )
+        return Reply(
+            prompt=prompt, sampling=own, stop=self.stop, tokenizer=self.tokenizer, adapter=adapter
+        )
+
 
 def _stand_in() -> dict[str, object]:
     return {"role": "assistant", "content": STAND_IN}
@@ -191,10 +179,3 @@ def _stand_in() -> dict[str, object]:
 
 def _conversation(messages: Sequence[Mapping[str, object]]) -> Record:
     return Record(value={"messages": list(messages)}, place="messages", key=b"", shown="")
-
-
-def _ids(given: object) -> tuple[int, ...]:
-    """Of a setting that is one token, several, or none."""
-    if isinstance(given, int):
-        return (given,)
-    return tuple(given) if isinstance(given, list | tuple) else ()

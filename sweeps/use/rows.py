@@ -39,8 +39,10 @@ def _named(source: Source) -> Source:
 
 
 def read_rows(source: Source, task: Task, data: DataConfig) -> Iterator[Asked]:
-    """data: the sweep's. Raises InputError where no row of the source could be used."""
-    reader = task.format.asking(source, data)
+    """data: the sweep's, of which the group of a row does not matter here. Raises InputError where
+    no row of the source could be used.
+    """
+    reader = task.format.asking(source, replace(data, group=None))
     for row in source.rows():
         columns = {} if isinstance(row, BadRow) else row.columns
         yield Asked(columns=columns, record=reader.attempt(row))

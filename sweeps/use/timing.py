@@ -59,13 +59,13 @@ def _latency(
     if trained.task.is_language_model:
         of += f", {asked.new_tokens} tokens written in each"
     measured = f"p50 {own.p50_ms:.1f} ms and p95 {own.p95_ms:.1f} ms{of}"
-    for name, value, limit in (
-        ("latency p50", own.p50_ms, asked.p50_ms),
-        ("latency p95", own.p95_ms, asked.p95_ms),
-        ("latency against the untuned model", times, asked.times_base),
+    for name, value, limit, unit in (
+        ("latency p50", own.p50_ms, asked.p50_ms, " ms"),
+        ("latency p95", own.p95_ms, asked.p95_ms, " ms"),
+        ("latency against the untuned model", times, asked.times_base, " times"),
     ):
         if limit is not None:
-            words = f"{name} is {value:.4g} (limit {limit:g}; {measured})"
+            words = f"{name} is {value:.4g}{unit} (limit {limit:g}{unit}; {measured})"
             yield Check(name=name, passed=value <= limit, words=words)
 
 

@@ -38,3 +38,24 @@ class Gate:
             return f"Ship {named}: {'; '.join(passed)}."
         also = f" What it keeps to: {'; '.join(passed)}." if passed else ""
         return f"Do not ship {named}: {'; '.join(failed)}.{also}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What `gate --json` prints."""
+
+    ships: bool
+    words: str
+    sweep: str
+    trial: str | None
+    checks: tuple[Check, ...]
+
+    @classmethod
+    def by(cls, gate: Gate) -> "Decided":
+        return cls(
+            ships=gate.ships,
+            words=gate.words,
+            sweep=gate.sweep,
+            trial=gate.trial,
+            checks=gate.checks,
+        )

@@ -35,6 +35,8 @@ class TreeClock:
         self._seconds: dict[psutil.Process, float] = {}  # a Process is its id and its start time
         self._samples: list[tuple[float, float]] = []
         self._peak = 0
+        self._at_peak: dict[psutil.Process, int] = {}
+        self._titles: dict[psutil.Process, str] = {}
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(
@@ -66,6 +68,19 @@ class TreeClock:
         """The most memory that the tree had at once, in bytes of `MEMORY`."""
         return self._peak
 
+    def processes(self) -> list[tuple[str, float, int]]:
+        """Of every process that was seen: its last title (ps shows it), CPU seconds, and the bytes that it had at the
+        tree's peak.
+        """
+        return [
+            (
+                self._titles.get(process, "gone before it was looked at"),
+                seconds,
+                self._at_peak.get(process, 0),
+            )
+            for process, seconds in self._seconds.items()
+        ]
+
     def alive(self) -> list[psutil.Process]:
         """What the tree has left running, whoever its parent is now."""
         return [process for process in list(self._seconds) if process.is_running()]
@@ -92,7 +107,12 @@ class TreeClock:
         self._samples.append((time.time(), sum(self._seconds.values())))
 
     def _sample_memory(self) -> None:
-        self._peak = max(self._peak, sum(memory(process) for process in self.alive()))
+        found = {process: memory(process) for process in self.alive()}
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                self._titles[process] = " ".join(process.cmdline()) or self._titles.get(process, "")
+        if sum(found.values()) > self._peak:
+            self._peak, self._at_peak = sum(found.values()), found
 
 
 def memory(process: psutil.Process) -> int:

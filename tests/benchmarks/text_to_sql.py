@@ -43,6 +43,14 @@ tracking: {{wandb: off}}
 """
 
 
+def tell(folder: str) -> None:
+    """Print what models of a sweep reached by its metrics, and a few of their answers."""
+    command = [sys.executable, "-m", "sweeps", "best", folder, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    print(json.dumps(json.loads(done.stdout)["metrics"]["compared"], indent=1))
+    call("samples", folder, "--rows", "5")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=6)
@@ -58,12 +66,7 @@ def main() -> None:
     try:
         file = work / "sweep.yaml"
         file.write_text(SWEEP.format(work=work, data=DATA, **vars(given)))
-        folder = call("run", file)[-1]
-        command = [sys.executable, "-m", "sweeps", "best", folder, "--json"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        board = json.loads(done.stdout)
-        print(json.dumps(board["metrics"]["compared"], indent=1))
-        call("samples", folder, "--rows", "5")
+        tell(call("run", file)[-1])
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

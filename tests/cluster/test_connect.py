@@ -98,10 +98,13 @@ import os, requests, time
 folder = Path(os.environ["FOLDER"])
 with connect(ClusterConfig(), namespace="mine", temp_dir=folder) as outer:
     assert outer.own and outer.namespace == "mine" and outer.dashboard_url.startswith("http://127.0.0.1:")
-    assert "RAY_API_SERVER_ADDRESS" not in os.environ
+    names = (
+        "RAY_API_SERVER_ADDRESS", "RAY_prestart_worker_first_driver", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    )
+    assert not any(name in os.environ for name in names)
     @ray.remote
-    def told(): return os.environ["RAY_API_SERVER_ADDRESS"]
-    assert ray.get(told.remote()) == outer.dashboard_url
+    def told(): return [os.environ[name] for name in names]
+    assert ray.get(told.remote()) == [outer.dashboard_url, "0", "0"]
     assert requests.get(outer.dashboard_url).ok
     with connect(ClusterConfig(), namespace="other") as inner:
         assert not inner.own and inner.namespace == "mine" and inner.dashboard_url == outer.dashboard_url
@@ -115,6 +118,12 @@ with connect(ClusterConfig(), namespace="mine", temp_dir=folder):
     assert driver.stdout.readline() == "up\n", driver.communicate()[1]
     family = psutil.Process(driver.pid).children(recursive=True)
     assert any("raylet" in process.name() for process in family)
+    listening = {
+        found.laddr.ip.removeprefix("::ffff:")
+        for process in (psutil.Process(driver.pid), *family)
+        for found in process.net_connections("inet")
+        if found.status == psutil.CONN_LISTEN
+    }
     commands = {process: process.cmdline() for process in family}
     driver.send_signal(signal.SIGKILL)
     output, errors = driver.communicate()
@@ -123,6 +132,7 @@ with connect(ClusterConfig(), namespace="mine", temp_dir=folder):
         process.kill()
     psutil.wait_procs(family)  # all the others end by themselves
     assert (output, errors) == ("", "")
+    assert listening == {"127.0.0.1"}, "no other machine reaches any of its servers"
 
 
 @pytest.mark.ray

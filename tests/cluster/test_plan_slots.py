@@ -91,7 +91,7 @@ def test_one_slot_per_trial_at_most() -> None:
     assert made.slots == 3
     assert (
         made.reason
-        == "3 slots: 1 GPU per worker; the cluster has 64 CPU, 8 GPU, 8.0 GiB memory, room for 8, but there are only 3 trials"
+        == "3 slots: 1 GPU per worker; the cluster has 64 CPU, 8 GPU, 8.0 GiB memory, room for 8, but there is work for only 3"
     )
     assert plan([gpu(8, 64)], trials=3, slots=5).slots == 3
 
@@ -133,7 +133,7 @@ def test_does_not_fit(nodes, config, message) -> None:
 def test_a_cluster_that_can_grow() -> None:
     made = plan([cpu(0)], can_grow=True, slots=4, resources_per_worker={"GPU": 1})
     assert (made.slots, made.threads_per_worker) == (4, 1)
-    assert made.reason.endswith("room for 0 now")
+    assert made.reason.endswith("room for 0 now: the others wait for nodes to join")
     with pytest.raises(ClusterError, match="not one slot fits"):
         plan([cpu(0)], can_grow=True, resources_per_worker={"GPU": 1})
 

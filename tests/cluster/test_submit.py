@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster import ClusterError
-from cluster import submit as submit_module
-from cluster.submit import JobOutcome, _Lines, stage, submit
+from cluster import ClusterError, staging
+from cluster.endpoint import find_endpoint, open_client
+from cluster.jobs import Jobs, RunningJob, _Lines, follow
+from cluster.staging import PACKAGES, stage
+from cluster.submit import JobOutcome, submit
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def run(
@@ -59,7 +63,7 @@ def no_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ],
 )
 def test_bad_address(address: str, tmp_path: Path, no_tokens: None) -> None:
-    with pytest.raises(ClusterError, match=r"^submit: [^\n]*http://127\.0\.0\.1:8265[^\n]*$"):
+    with pytest.raises(ClusterError, match=r"^--address: [^\n]*http://127\.0\.0\.1:8265[^\n]*$"):
         run(address, tmp_path, "x")
 
 
@@ -67,19 +71,43 @@ def test_nothing_answers(tmp_path: Path, no_tokens: None) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(
-            ClusterError, match=r"^submit: nothing answers at http://127\.0\.0\.1:\d+ [^\n]*$"
+            ClusterError, match=r"^--address: nothing answers at http://127\.0\.0\.1:\d+ [^\n]*$"
         ):
             run(f"http://127.0.0.1:{unused.getsockname()[1]}", tmp_path, "x")
 
 
-def test_environment_would_override(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_tokens: None
+@pytest.mark.parametrize(
+    ("address", "variables", "expected"),
+    [
+        ("127.0.0.1:1", {"RAY_ADDRESS": "http://b:2"}, ("http://127.0.0.1:1", "--address")),
+        ("a", {"RAY_API_SERVER_ADDRESS": "https://b"}, ("http://a:8265", "--address")),
+        (
+            None,
+            {"RAY_API_SERVER_ADDRESS": "https://b", "RAY_ADDRESS": "http://c:3"},
+            ("https://b:443", "RAY_API_SERVER_ADDRESS"),
+        ),
+        (None, {"RAY_ADDRESS": "http://c:3/"}, ("http://c:3", "RAY_ADDRESS")),
+    ],
+)
+def test_the_option_goes_before_rays_variables(
+    address, variables, expected, monkeypatch, no_tokens
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
-    with pytest.raises(
-        ClusterError, match="RAY_ADDRESS=http://elsewhere:8265 would override http://127.0.0.1:8265"
-    ):
-        run("127.0.0.1", tmp_path, "x")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = find_endpoint(address)
+    assert (found.url, found.where) == expected
+
+
+def test_an_address_is_needed(monkeypatch: pytest.MonkeyPatch, no_tokens: None) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # of a driver, which is no dashboard's
+    with pytest.raises(ClusterError, match="^--address: not given; .*RAY_API_SERVER_ADDRESS$"):
+        find_endpoint(None)
+
+
+def test_a_password_is_no_part_of_an_address() -> None:
+    with pytest.raises(ClusterError, match="RAY_JOB_HEADERS$") as refused:
+        find_endpoint("https://me:secret@host")
+    assert "secret" not in str(refused.value)
 
 
 def test_unreadable_token_file(
@@ -94,7 +122,7 @@ def test_unreadable_token_file(
 
 
 def packages(root: Path) -> Path:
-    for name in submit_module.PACKAGES:
+    for name in PACKAGES:
         (root / name / "__pycache__").mkdir(parents=True)
         (root / name / "__init__.py").write_text("")
         (root / name / "__pycache__" / "x.pyc").write_text("")
@@ -112,7 +140,7 @@ def test_stage_takes_packages_and_files(tmp_path: Path) -> None:
         root, {"sweep.yaml": tmp_path / "s.yaml", "inputs/data": tmp_path / "data"}
     ) as folder:
         found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert found == {f"{name}/__init__.py" for name in submit_module.PACKAGES} | {
+    assert found == {f"{name}/__init__.py" for name in PACKAGES} | {
         "sweep.yaml",
         "inputs/data/a.csv",
     }
@@ -134,7 +162,7 @@ def test_stage_refuses_missing_and_large_files(
         stage(root, {"x": tmp_path / "none.csv"}),
     ):
         pass
-    monkeypatch.setattr(submit_module, "MAX_UPLOAD_MIB", 1)
+    monkeypatch.setattr(staging, "MAX_UPLOAD_MIB", 1)
     (tmp_path / "large").write_bytes(b"x" * (2 << 20))
     with pytest.raises(
         ClusterError, match=r"^submit: 2 MiB to send, of which 2 in x; 1 can travel"
@@ -154,6 +182,50 @@ def test_lines_survive_a_log_that_starts_over() -> None:
     lines.add("one\ntwo\nthree\nfour")
     lines.end()
     assert seen == ["one", "two", "three", "four"]
+
+
+def job(job_id: str, status: str, **metadata: str) -> RunningJob:
+    return RunningJob(
+        job_id=job_id,
+        status=status,
+        message="",
+        metadata=metadata,
+        entrypoint="python -m sweeps",
+        working_dir=None,
+    )
+
+
+RAN = job("night-1", "SUCCEEDED", sweep="night")
+RUNS = job("night-12", "RUNNING", sweep="night")
+BY_HAND = job("raysubmit_1", "RUNNING", sweep_folder="/runs/x")
+WATCH = job("watch-1", "RUNNING", job_name="watch-1")
+
+
+@pytest.mark.parametrize(
+    ("jobs", "word", "expected"),
+    [
+        ([RAN, RUNS, WATCH], None, RUNS),
+        ([RAN, BY_HAND], None, BY_HAND),
+        ([RAN, RUNS], "night-1", RAN),
+        ([RAN, RUNS, WATCH], "night-12", RUNS),
+        ([RAN, BY_HAND], "ray", BY_HAND),
+        ([RUNS, BY_HAND], None, "JOB: not given, and sweeps that run at U: {RUNS}, {BY_HAND}"),
+        ([RAN, WATCH], None, "JOB: not given, and sweeps that run at U: none; sweeps there: {RAN}"),
+        ([RAN, RUNS], "night", "JOB: those that begin with night at U: {RAN}, {RUNS}"),
+        ([WATCH], "x", "JOB: those that begin with x at U: none; sweeps there: none"),
+    ],
+)
+def test_a_job_is_chosen(jobs, word, expected, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Jobs, "__init__", lambda self: setattr(self, "url", "U"))
+    monkeypatch.setattr(Jobs, "all", lambda self: jobs)
+    if isinstance(expected, RunningJob):
+        assert Jobs().choose(word) == expected
+        return
+    with pytest.raises(ClusterError) as refused:
+        Jobs().choose(word)
+    named = {"RAN": RAN, "RUNS": RUNS, "BY_HAND": BY_HAND}
+    shown = {name: f"{each.job_id} ({each.status})" for name, each in named.items()}
+    assert str(refused.value) == expected.format(**shown)
 
 
 # --- with a head that asks for a token ---
@@ -176,6 +248,12 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sleeps.py").write_text(
         "import time\nprint('asleep', flush=True)\ntime.sleep(100_000)\n"
     )
+    (folder / "tells.py").write_text(
+        "import sys\n"
+        "from cluster.job_page import add_metadata, own_job\n"
+        "for state in sys.argv[2:]:\n"
+        "    add_metadata(own_job() if sys.argv[1] == 'own' else sys.argv[1], {'state': state})\n"
+    )
     return folder
 
 
@@ -194,6 +272,11 @@ def test_job_succeeds_and_its_log_is_followed(
     assert "worker says hello from-a-file" in lines
     assert """arguments ['two words', "it's"]""" in lines
     assert lines[-1] == "no newline at the end"
+    # why no secret is sent so: whoever asks is told, and it stands in a log
+    there = open_client(find_endpoint(ray_head.dashboard_url)).get_job_info(outcome.job_id)
+    assert there.runtime_env["env_vars"]["GREETING"] == "hello"
+    logs = [each.read_text() for each in ray_head.temp_dir.rglob("runtime_env_agent.log")]
+    assert any('"GREETING": "hello"' in each for each in logs)
 
 
 @pytest.mark.ray
@@ -203,6 +286,23 @@ def test_failed_job(ray_head, code: Path, monkeypatch: pytest.MonkeyPatch, no_to
     outcome, lines = run(ray_head, code, "fails")
     assert (outcome.status, outcome.exit_code) == ("FAILED", 3)
     assert "about to fail" in lines
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_adds_to_its_own_metadata_until_it_has_ended(
+    ray_head, code: Path, monkeypatch: pytest.MonkeyPatch, no_tokens: None
+) -> None:
+    ray_head.use(monkeypatch)
+    env = {"PYTHONPATH": str(ROOT)}
+    outcome, lines = run(ray_head, code, "tells", "own", "running", "at its end", env=env)
+    assert outcome.status == "SUCCEEDED", lines
+    client = open_client(find_endpoint(ray_head.dashboard_url))
+    ended = client.get_job_info(outcome.job_id)
+    assert ended.metadata == {"sweep": "demo", "job_name": "demo", "state": "at its end"}
+    other, lines = run(ray_head, code, "tells", outcome.job_id, "too late", env=env)
+    assert other.status == "SUCCEEDED", lines
+    assert client.get_job_info(outcome.job_id) == ended
 
 
 @pytest.mark.ray
@@ -229,14 +329,12 @@ def test_interrupt_leaves_the_job_running(
         print_line=interrupt,
     )
     assert outcome.status == "RUNNING" and outcome.exit_code is None
-    assert any(f"--follow {outcome.job_id}" in line for line in lines)
-    client = submit_module._client(*submit_module.parse_address(ray_head.dashboard_url))
+    assert any(f"watch {outcome.job_id} --address" in line for line in lines)
+    client = open_client(find_endpoint(ray_head.dashboard_url))
     assert client.get_job_info(outcome.job_id).metadata["job_name"] == "demo"
     client.stop_job(outcome.job_id)
     stopped: list[str] = []
-    asyncio.run(
-        submit_module._follow(client, outcome.job_id, ray_head.dashboard_url, stopped.append)
-    )
+    asyncio.run(follow(client, outcome.job_id, ray_head.dashboard_url, stopped.append))
     assert client.get_job_status(outcome.job_id).value == "STOPPED" and "asleep" in stopped
 
 
@@ -250,6 +348,6 @@ def test_token_refused(
         monkeypatch.setenv("RAY_AUTH_TOKEN", token)
     with pytest.raises(
         ClusterError,
-        match=r"^submit: [^\n]* refused our token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+        match=r"^--address: [^\n]* refused our token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
     ):
         run(ray_head, code, "fails")

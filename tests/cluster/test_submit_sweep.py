@@ -13,7 +13,7 @@ import pytest
 import requests
 import yaml
 
-import cluster.submit as submit_module
+from cluster.endpoint import find_endpoint, open_client
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
 
@@ -44,9 +44,11 @@ search:
 selection: {{general_text: {tmp_path}/manual.txt}}
 """)
     seen: dict[str, dict] = {}
+    running: set[str] = set()
+    told: list[dict[str, str]] = []  # the job's metadata, one after another
     done = threading.Event()
 
-    def watch_actors() -> None:
+    def watch_dashboard() -> None:
         headers = {
             "Authorization": f"Bearer {Path(ray_head.env['RAY_AUTH_TOKEN_PATH']).read_text()}"
         }
@@ -56,9 +58,17 @@ selection: {{general_text: {tmp_path}/manual.txt}}
                 seen[
                     f"{actor.get('name')} | {actor.get('reprName')} | {actor.get('actorClass')}"
                 ] = actor
+            answer = requests.get(
+                f"{ray_head.dashboard_url}/api/v0/tasks?limit=10000", headers=headers
+            )
+            for task in answer.json()["data"]["result"]["result"]:
+                running.add(task["name"])
+            for job in requests.get(f"{ray_head.dashboard_url}/api/jobs/", headers=headers).json():
+                if job["metadata"].get("sweep") == "submitted" and job["metadata"] not in told:
+                    told.append(job["metadata"])
             time.sleep(1)
 
-    watcher = threading.Thread(target=watch_actors)
+    watcher = threading.Thread(target=watch_dashboard)
     watcher.start()
     try:
         finished = subprocess.run(
@@ -90,21 +100,27 @@ selection: {{general_text: {tmp_path}/manual.txt}}
     )
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "status.json").read_text())["status"] == "finished"
-    told = yaml.safe_load((folder / "sweep.yaml").read_text())
+    ran = yaml.safe_load((folder / "sweep.yaml").read_text())
     assert (
-        told["selection"]["general_text"] == "data/general_text.txt"
-        and told["search"]["space"]["rank"] == 4
+        ran["selection"]["general_text"] == "data/general_text.txt"
+        and ran["search"]["space"]["rank"] == 4
     )
-    assert any(
-        name.startswith("trial t0001 ") and f"{folder.name} t0001: lora" in name for name in seen
-    ), list(seen)
+    assert any(name.startswith(f"{folder.name} t0001: lora") for name in running), sorted(running)
     assert any(f"{folder.name}-slot0" in name for name in seen), list(seen)
+    winner = json.loads(sweeps("best", folder, "--json").stdout)["winner"]
+    assert {"sweep_state": "running", "sweep_trials": "0 of 2 ended"}.items() <= told[1].items()
+    assert told[-1] == told[0] | {
+        "sweep_folder": str(folder),
+        "sweep_state": "finished",
+        "sweep_trials": "2 of 2 ended",
+        "sweep_best": f"{winner['trial']}, val loss {winner['val_loss']:.4f}",
+    }
 
 
 @pytest.fixture
 def submitted(ray_head, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Submits a sweep of three trials; returns its job's client and id, and the sweep's folder once a trial has ended and
-    the next has been evaluated.
+    the next has been evaluated, and the job's page says so.
     """
     ray_head.use(monkeypatch)
     (tmp_path / "manual.txt").write_text(
@@ -130,13 +146,14 @@ selection: {{general_text: {tmp_path}/manual.txt}}
         done = sweeps(*command, **ray_head.env, **env)
         assert done.returncode == 0, done.stdout + done.stderr
         job = re.match(r"Job (\S+): ", done.stdout.splitlines()[-1])[1]
-        client = submit_module._client(*submit_module.parse_address(ray_head.dashboard_url))
+        client = open_client(find_endpoint(ray_head.dashboard_url))
         while True:
             ended = [*(tmp_path / "runs").glob("*/trials/*/outcome.json")]
             begun = {
                 path.parts[-3] for path in (tmp_path / "runs").glob("*/trials/*/attempt-*/step-*")
             }
-            if ended and len(begun) > len(ended):
+            page = client.get_job_info(job).metadata
+            if ended and len(begun) > len(ended) and page.get("sweep_trials") == "1 of 3 ended":
                 break
             assert not client.get_job_status(job).is_terminal(), client.get_job_logs(job)
             time.sleep(0.2)
@@ -158,6 +175,9 @@ def test_a_job_that_is_stopped_ends_in_order_or_loses_nothing_that_was_evaluated
     ray_head, submitted, wait
 ) -> None:
     client, job, folder = submitted(**({} if wait is None else {"RAY_JOB_STOP_WAIT_TIME_S": wait}))
+    page = client.get_job_info(job).metadata
+    assert page["sweep_state"] == "running"
+    assert re.fullmatch(r"t000[12], val loss \d\.\d{4}", page["sweep_best"])
     client.stop_job(job)
     while not client.get_job_status(job).is_terminal():
         time.sleep(0.2)
@@ -165,6 +185,7 @@ def test_a_job_that_is_stopped_ends_in_order_or_loses_nothing_that_was_evaluated
     if wait is None:
         told = json.loads((folder / "status.json").read_text())
         assert (told["status"], told["ending"]) == ("interrupted", False), client.get_job_logs(job)
+        assert client.get_job_info(job).metadata["sweep_state"] == "interrupted"
         assert (
             f"python -m sweeps resume {folder}" in client.get_job_logs(job)
             and (folder / "report.html").is_file()
@@ -191,6 +212,52 @@ def test_a_job_that_is_stopped_ends_in_order_or_loses_nothing_that_was_evaluated
         if before is not None:
             told = [e["val_loss"] for e in before["evaluations"]]
             assert [e["val_loss"] for e in trial["evaluations"]][: len(told)] == told
+
+
+def test_a_sweep_is_asked_for_cancelled_and_gone_on_with_by_commands(ray_head, submitted) -> None:
+    client, job, folder = submitted()
+    at = ("--address", ray_head.dashboard_url)
+
+    def told(*arguments: str) -> dict:
+        done = sweeps(*arguments, *at, "--json", **ray_head.env)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    running = told("status")  # the only one that runs
+    assert (running["job_id"], running["status"], running["state"]) == (job, "RUNNING", "running")
+    assert running["folder"] == str(folder) and running["go_on"] is None
+    assert told("status", job[:-3])["job_id"] == job
+    assert "t0001 starts: " in sweeps("logs", job[:-3], *at, **ray_head.env).stdout
+
+    done = sweeps("cancel", *at, "--wait", **ray_head.env)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"Stopping {job}: it has 60 s to end its sweep in order")
+    ended = told("status", job)
+    assert (ended["status"], ended["state"], ended["was_killed"]) == (
+        "STOPPED",
+        "interrupted",
+        False,
+    )
+    assert f"Best: {ended['best']}" in lines and f"Folder: {folder}" in lines
+    assert lines[-1] == f"Go on: {ended['go_on']}"
+    assert "Winner: " in client.get_job_logs(job) and (folder / "report.html").is_file()
+    again = sweeps("cancel", job, *at, **ray_head.env)
+    assert (again.returncode, again.stdout.splitlines()[0]) == (0, f"{job} had ended before.")
+
+    python, _, module, *arguments = ended["go_on"].split()
+    assert (python, module) == ("python", "sweeps")
+    done = sweeps(*arguments, **ray_head.env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    board = json.loads(sweeps("best", folder, "--json").stdout)
+    assert board["status"] == "finished"
+    for trial in board["trials"]:
+        assert [each["epoch"] for each in trial["evaluations"]] == [1, 2, 3, 4, 5, 6]
+    after = told("status", done.stdout.splitlines()[-1].split()[1].rstrip(":"))
+    assert (after["state"], after["go_on"]) == ("finished", None)
+    nobody = sweeps("status", *at, **ray_head.env)
+    assert nobody.returncode == 2 and len(nobody.stderr.strip().splitlines()) == 1
+    assert "JOB: not given, and sweeps that run at" in nobody.stderr and job in nobody.stderr
 
 
 def test_submit_names_what_the_user_can_put_right(

@@ -186,7 +186,7 @@ def test_a_format(checkout, models) -> None:
 FAKE_SWEEP = """
 from pathlib import Path
 from sweeps.config.loading import load
-from sweeps.tracking.protocol import open_tracker
+from sweeps.tracking.protocol import BaseSource, SweepEnd, open_tracker
 from trainables.evaluation.record import Evaluation
 
 config = load(Path("tracked.yaml")).tracking
@@ -197,7 +197,9 @@ tracker.evaluation("t0001", evaluation)
 tracker.trial_finished(
     "t0001", status="complete", verdict="healthy", verdict_reason="", best=evaluation
 )
-tracker.winner("t0001", "the lowest loss", "winner")
+base = BaseSource(name="org/encoder")
+end = SweepEnd(trial="t0001", reason="lowest", checkpoint="winner", paragraph="", base=base)
+tracker.sweep_finished(end)
 tracker.close()
 """
 
@@ -208,3 +210,4 @@ def test_a_tracker(checkout) -> None:
     files = {file.name: file.read_text() for file in (checkout / "tracking/csv").iterdir()}
     assert files["evaluations.csv"].splitlines()[1] == "t0001,3,24,1.0,,0.4,0.5"
     assert files["trials.csv"].splitlines()[1] == "t0001,complete,healthy,0.5"
+    assert files["winners.csv"].splitlines()[1] == "t0001,winner,lowest"

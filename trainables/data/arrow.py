@@ -141,14 +141,19 @@ def _batch(encoded: Encoded) -> pa.RecordBatch:
         "target_ids": encoded.target_ids and _lists(encoded.target_ids),
         "token_type_ids": types and _lists(types),
         "weights": weights and _lists(weights),
-        "target_bytes": None if encoded.target_bytes is None else pa.array(encoded.target_bytes),
-        "second": None if encoded.second is None else pa.array(encoded.second),
+        "thought": _values(encoded.thought),
+        "target_bytes": _values(encoded.target_bytes),
+        "second": _values(encoded.second),
     }
     return pa.record_batch({name: each for name, each in columns.items() if each is not None})
 
 
 def _ones(rows: list[np.ndarray]) -> list[np.ndarray]:
     return [np.ones(len(row), np.float32) for row in rows]
+
+
+def _values(of_rows: np.ndarray | None) -> pa.Array | None:
+    return None if of_rows is None else pa.array(of_rows)
 
 
 def _lists(rows: list[np.ndarray]) -> pa.LargeListArray:
@@ -239,8 +244,8 @@ class Split:
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[Row]:
         """Rows by position: `input_ids` int32 [T], `labels` a class, a number, or a list (of tokens
         int32 [T], -100: no loss; of the tokens of another text int32 [U]), perhaps `token_type_ids`
-        [T], `weights` float32 [T] and `target_bytes`; of pairs `second`, where in these the second
-        sequence begins; and what `beside` has put there.
+        [T], `weights` float32 [T], `thought` and `target_bytes`; of pairs `second`, where in these
+        the second sequence begins; and what `beside` has put there.
 
         The arrays are read-only views of the file.
         """

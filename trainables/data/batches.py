@@ -44,23 +44,22 @@ def cut_micro_batches(
     tokens), and its first term is at most `max_tokens`; a row that is longer than that makes a pass
     of its own. Exact, by dynamic programming over the rows sorted by length.
 
-    lengths: tokens of each row [N]. kinds: rows share a pass only where these are equal, and so are
-    their lengths [N]; None: any do. Returns positions into `lengths`; each of 0..N-1 is in exactly
-    one pass.
+    lengths: tokens of each row [N]. kinds: rows share a pass only where these are equal [N]; None:
+    any do. Returns positions into `lengths`; each of 0..N-1 is in exactly one pass.
     """
     order = np.argsort(lengths, kind="stable")
     sorted_lengths = np.asarray(lengths, dtype=np.int64)[order]
     n = len(order)
     if kinds is not None:
-        order = np.lexsort((kinds, lengths))
+        order = np.lexsort((lengths, kinds))
         alike = np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1) if n else []
-        sizes = [max(1, max_tokens // max(int(lengths[rows[0]]), 1)) for rows in alike]
+        sizes = [max(1, max_tokens // max(int(lengths[rows[-1]]), 1)) for rows in alike]
         parts = [
             rows[i : i + size]
             for rows, size in zip(alike, sizes, strict=True)
             for i in range(0, len(rows), size)
         ]
-        return parts[::-1]
+        return sorted(parts, key=lambda rows: -int(lengths[rows[-1]]))
     positions = np.arange(n + 1)
     cost = np.zeros(n + 1, dtype=np.int64)  # cost[j]: least cost of the j shortest rows
     start = np.zeros(n + 1, dtype=np.int64)  # start[j]: where their last pass begins

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 from trainables.data.rows import BadRow, Row
 from trainables.errors import InputError
+from trainables.storage.url_secrets import refuse_secrets
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -80,6 +81,9 @@ class File:
     """As it is shown."""
     address: str
     """Where it is: a path or a URL."""
+
+    def __post_init__(self) -> None:
+        refuse_secrets(self.address, self.key)
 
     @property
     def local(self) -> Path | None:

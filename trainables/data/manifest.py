@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from posixpath import commonprefix
 from typing import Any
 
 from trainables.data.config import DataConfig
@@ -16,6 +17,7 @@ from trainables.errors import InputError
 from trainables.storage.records import Json, from_json, to_json
 
 MANIFEST = "manifest.json"
+MANY_SOURCES = 10  # of a split, beyond which nobody reads a list of them
 EARLIER = "earlier"  # name of the split that holds the validation rows of an earlier sweep
 
 
@@ -118,10 +120,21 @@ class Manifest:
         """The same, in words."""
         return [finding.line for finding in self.findings]
 
-    def source_of(self, split: str) -> SourceSummary:
-        """The first source of a split, which may be a share of train."""
-        names = (split, f"{split}[0]", "train", "train[0]")
-        return next(self.sources[name] for name in names if name in self.sources)
+    def sources_of(self, split: str) -> tuple[SourceSummary, ...]:
+        """Of a split, which may be a share of train."""
+        found = [of for name, of in self.sources.items() if name.partition("[")[0] == split]
+        return tuple(found) if found or split == "train" else self.sources_of("train")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the data are, wherever their sources lie: the tokens of each split, and
+        of one whose tokens are not kept its rows and how they become tokens.
+        """
+        splits = {name: of.fingerprint or of.raw_fingerprint for name, of in self.splits.items()}
+        # a template that asks for the date has told it to the tokens
+        encoding = to_json(replace(self.encoding, moment=""))
+        told = [self.task, self.tokenizer, encoding, splits]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property
     def train(self) -> SplitSummary:
@@ -130,6 +143,19 @@ class Manifest:
     @property
     def validation(self) -> SplitSummary:
         return self.splits["validation"]
+
+
+def common_folder(sources: Sequence[SourceSummary]) -> str:
+    """What all lie below; empty where that is nothing."""
+    return commonprefix([each.source for each in sources]).rpartition("/")[0]
+
+
+def source_words(sources: Sequence[SourceSummary]) -> str:
+    """Their names, or of many how many and where."""
+    if len(sources) <= MANY_SOURCES:
+        return ", ".join(each.source for each in sources)
+    folder = common_folder(sources)
+    return f"{len(sources)} sources{folder and f' below {folder}'}"
 
 
 def data_of(base: str, first: str) -> str:

@@ -114,6 +114,10 @@ class Encoded:
     token_type_ids: list[np.ndarray] | None = None
     weights: list[np.ndarray] | None = None
     """Of each token's loss, float32 like the labels; None: all count fully."""
+    thought: np.ndarray | None = None
+    """Tokens without loss right before a row's last answer that belong to it, int32 [N]; None: no
+    row has such a thought.
+    """
     target_bytes: np.ndarray | None = None
     """Of the text that a row's targets are, in UTF-8, weighted as they are, float64 [N]; the same
     with every tokenizer.
@@ -176,6 +180,11 @@ class Format(Protocol):
     """How the rows of a task are checked and tokenised."""
 
     default_length: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Settings below `data` that name the columns of a row, as far as names may differ."""
+        ...
 
     def reader(self, source: Source, data: DataConfig) -> RowReader:
         """Raises InputError where no row of the source could be used, such as for want of a

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from trainables.engine import varlen
-from trainables.engine.decoding import CACHED, Decoding, Rows, Writer, model_inputs, write
+from trainables.engine.decoding import CACHED, Decoding, Padding, Rows, Writer, model_inputs, write
 from trainables.engine.distributed import World
 from trainables.engine.forward import Engine, ForwardPass
 from trainables.engine.kernels import MicroBatch
@@ -39,32 +39,33 @@ def answers(
     max_tokens: padded tokens of a micro-batch in training; virtual_tokens: of a trial, before each
     row.
     """
-    model, device = base.model, forward.device
+    model, device, pad = base.model, forward.device, forward.pad_token_id
     lanes = np.array(sorted(engine.trials.index(trial) for trial in trials))
     model.eval()
     varlen.passing(None)
 
-    def run(some: Sequence[Prompt], which: Sequence[int], rows: Rows) -> Written:
-        lanes_B = np.repeat(lanes[which], len(some))
+    def run(positions: np.ndarray, which: Sequence[int], rows: Rows) -> Written:
+        lanes_B = np.repeat(lanes[which], len(positions))
+        some = [prompts[each] for each in positions]
 
         def place(left: Sequence[int]) -> None:
             engine.place(MicroBatch.of(lanes_B[left], device))
 
-        inputs = model_inputs(model, [*some] * len(which), decoding.pad_token_id)
+        inputs = model_inputs(model, some * len(which), pad)
         with forward.precision(), torch.no_grad():
             place(rows.left)
-            return write(model, engine.starting(inputs), rows, place)
+            return write(model, engine.starting(inputs), rows, pad, place)
 
     writer = Writer(
-        decoding=decoding,
         prompts=prompts,
+        decodings=[decoding] * len(prompts),
         limits=[decoding.limit(prompt, model, virtual_tokens) for prompt in prompts],
         run=run,
         max_tokens=CACHED * max_tokens,
         device=device,
         copies=len(lanes),
         rounds=base.rounds,
-        padded=base.padded,
+        padding=Padding(None if base.padded else False),
     )
     by_length = np.argsort([len(prompt.ids) for prompt in prompts], kind="stable")
     found = _of_all(writer.answers(by_length[world.rank :: world.size]), decoding, world, device)

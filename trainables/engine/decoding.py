@@ -2,15 +2,15 @@
 here.
 
 `generate` of transformers prepares inputs, masks, positions and caches of every architecture; what
-it calls for the tokens is the loop here, in which rows that have ended leave the batch, and what is
-drawn for a row is a function of its seed and its number alone.
+it calls for the tokens is the loop here. Rows that have ended leave the batch, each has its own way
+of choosing tokens, and what is drawn for it is a function of its seed and its number alone.
 
 Letters of shapes: B rows of a batch, T tokens of the longest prompt, V vocabulary.
 """
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -54,23 +54,26 @@ PLAIN = {
     "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
     "min_length": 0,
+    "min_new_tokens": None,
+    "forced_eos_token_id": None,  # it comes where the row that may be longest ends
     "use_cache": True,
     "return_dict_in_generate": False,
 }
 
-OnToken = Callable[[int, int], object]
-"""Told the position of a prompt and a token of its answer; what is true ends that answer."""
+OnToken = Callable[[int, int, Tensor], object]
+"""Told the position of a prompt, a token of its answer, and the scores [V] that it was chosen by;
+what is true ends that answer.
+"""
 Place = Callable[[Sequence[int]], None]
 """Told before each step which rows of the batch are left."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How tokens are chosen, and where answers end."""
+    """How the tokens of an answer are chosen, and where it ends."""
 
     settings: GenerationConfig
     stop: frozenset[int]
-    pad_token_id: int
     seed: int = 0
 
     def limit(self, prompt: Prompt, model: "PreTrainedModel", virtual_tokens: int = 0) -> int:
@@ -101,10 +104,10 @@ class Decoding:
 class Rows:
     """Those of a batch, and what has been written to them."""
 
-    decoding: Decoding
+    decodings: Sequence[Decoding]
     limits: Sequence[int]
-    draws: np.ndarray
-    """Of each token of each [B, most]."""
+    draws: Sequence[np.ndarray]
+    """Of each token of each."""
     on_token: OnToken | None = None
     """Told positions in the batch."""
     watched: list[Tensor] = field(default_factory=list)
@@ -127,34 +130,46 @@ class Rows:
         going = [
             number
             for number, (row, token) in enumerate(zip(self.left, tokens_B.tolist(), strict=True))
-            if self._goes_on(row, token)
+            if self._goes_on(row, token, scores_BV[number])
         ]
         self.left = [self.left[number] for number in going]
         return tokens_B, going
 
-    def _goes_on(self, row: int, token: int) -> bool:
+    def _goes_on(self, row: int, token: int, scores_V: Tensor) -> bool:
         written = self.written[row]
         written.append(token)
-        is_told_to_end = self.on_token is not None and bool(self.on_token(row, token))
+        is_told_to_end = self.on_token is not None and bool(self.on_token(row, token, scores_V))
         is_full = len(written) >= self.limits[row]
-        return not (is_told_to_end or is_full or token in self.decoding.stop)
+        return not (is_told_to_end or is_full or token in self.decodings[row].stop)
 
     def _chosen(self, scores_BV: Tensor) -> Tensor:
-        settings = self.decoding.settings
-        if not settings.temperature:
-            return scores_BV.argmax(-1)
-        at = [len(self.written[row]) for row in self.left]
-        return sampled(scores_BV, torch.from_numpy(self.draws[self.left, at]), settings)
+        tokens_B = scores_BV.argmax(-1)
+        settings = [self.decodings[row].settings for row in self.left]
+        drawn = [number for number, each in enumerate(settings) if each.temperature]
+        if drawn:
+            rows = [self.left[number] for number in drawn]
+            tokens_B[drawn] = sampled(
+                scores_BV[drawn],
+                _of_each(self.draws[row][len(self.written[row])] for row in rows),
+                _of_each(settings[number].temperature for number in drawn),
+                _of_each(settings[number].top_p for number in drawn),
+            )
+        return tokens_B
 
 
-def sampled(scores_BV: Tensor, draws_B: Tensor, settings: GenerationConfig) -> Tensor:
+def _of_each(values: Iterable[float]) -> Tensor:
+    return torch.tensor([*values], dtype=torch.float64)
+
+
+def sampled(scores_BV: Tensor, draws_B: Tensor, temperature_B: Tensor, top_p_B: Tensor) -> Tensor:
     """Tokens [B] at the quantiles `draws_B` of what is left of the distributions: the likeliest
-    tokens that together have `top_p` (Holtzman et al. 2020), at a temperature.
+    tokens that together have `top_p_B` (Holtzman et al. 2020), at temperatures above 0.
     """
-    shares_BV = (scores_BV.double() / settings.temperature).softmax(-1)
+    scores_BV = scores_BV.double()
+    shares_BV = (scores_BV / temperature_B.to(scores_BV)[:, None]).softmax(-1)
     shares_BV, tokens_BV = shares_BV.sort(dim=-1, descending=True, stable=True)
     before_BV = shares_BV.cumsum(-1) - shares_BV
-    shares_BV = shares_BV.masked_fill(before_BV >= settings.top_p, 0)
+    shares_BV = shares_BV.masked_fill(before_BV >= top_p_B.to(shares_BV)[:, None], 0)
     upto_BV = shares_BV.cumsum(-1)
     wanted_B1 = draws_B.to(upto_BV)[:, None] * upto_BV[:, -1:]
     chosen_B1 = (upto_BV <= wanted_B1).sum(-1, keepdim=True)
@@ -199,7 +214,11 @@ def _padded(
 
 
 def write(
-    model: "PreTrainedModel", inputs: dict[str, Any], rows: Rows, place: Place | None = None
+    model: "PreTrainedModel",
+    inputs: dict[str, Any],
+    rows: Rows,
+    pad_token_id: int,
+    place: Place | None = None,
 ) -> list[list[int]]:
     """Tokens that `model` writes to each row of `inputs`, with the one that ended it."""
 
@@ -239,8 +258,8 @@ def write(
         **inputs,
         **PLAIN,
         max_new_tokens=max(rows.limits),
-        eos_token_id=sorted(rows.decoding.stop) or None,
-        pad_token_id=rows.decoding.pad_token_id,
+        eos_token_id=sorted({token for each in rows.decodings for token in each.stop}) or None,
+        pad_token_id=pad_token_id,
         custom_generate=loop,
     )
     return rows.written
@@ -264,26 +283,36 @@ def _of_rows(value: Any, kept: Tensor, count: int) -> Any:
 # --- all prompts ---
 
 
+@dataclass
+class Padding:
+    """What is known of a model."""
+
+    is_harmless: bool | None = None
+    """Whether prompts of unlike lengths may share a batch; None: it is tried on the first such."""
+
+
 @dataclass(kw_only=True)
 class Writer:
     """Writes answers to prompts, by one or several copies of a model: rows of like lengths share a
     batch, half as many where memory does not suffice.
     """
 
-    decoding: Decoding
     prompts: Sequence[Prompt]
+    decodings: Sequence[Decoding]
+    """Of each."""
     limits: Sequence[int]
     """Of the tokens that are written to each."""
-    run: Callable[[Sequence[Prompt], Sequence[int], Rows], list[list[int]]]
-    """Writes to prompts by some of the copies, one copy's rows after another's."""
+    run: Callable[[np.ndarray, Sequence[int], Rows], list[list[int]]]
+    """Writes to the prompts at some positions by some of the copies, one copy's rows after
+    another's.
+    """
     max_tokens: int
     """Padded tokens of a batch, with those that are written."""
     device: torch.device
     copies: int = 1
     rounds: bool = False
     """Whether the arithmetic is in half precision."""
-    padded: bool = True
-    """Whether prompts of unlike lengths may share a batch, if they can."""
+    padding: Padding = field(default_factory=Padding)
     on_token: OnToken | None = None
     _told: dict[int, list[bool]] = field(default_factory=dict)
 
@@ -309,46 +338,52 @@ class Writer:
     def _batches(self, at: np.ndarray) -> list[np.ndarray]:
         given = np.array([len(self.prompts[position].ids) for position in at], dtype=np.int64)
         lengths = given + np.array([self.limits[position] for position in at], dtype=np.int64)
-        together = self.padded and not self._padding_changes(at[np.argsort(given, kind="stable")])
+        together = self._may_share(at[np.argsort(given, kind="stable")])
         return cut_micro_batches(
             lengths,
             self.max_tokens // self.copies,
-            STEP * self.decoding.settings.max_new_tokens,
+            STEP * max(self.limits, default=0),
             kinds=None if together else given,
         )
 
-    def _padding_changes(self, by_length: np.ndarray) -> bool:
-        """Whether a prompt has other scores beside a longer one, before there is a cache or
+    def _may_share(self, by_length: np.ndarray) -> bool:
+        """Whether a prompt has the same scores beside a longer one, before there is a cache and
         after.
         """
+        if self.padding.is_harmless is not None:
+            return self.padding.is_harmless
         ends = by_length[[0, -1]] if len(by_length) else by_length
         if len({len(self.prompts[position].ids) for position in ends}) < 2:
-            return False
-        trial = replace(self, decoding=replace(self.decoding, stop=frozenset()), on_token=None)
+            return True
+        endless = [replace(each, stop=frozenset()) for each in self.decodings]
+        trial = replace(self, decodings=endless, on_token=None)
         try:
             alone, beside = trial._first_scores(ends[:1]), trial._first_scores(ends)
         except torch.OutOfMemoryError:
-            return True
+            return False
         limit = SAME_HALF if self.rounds else SAME_ROW
-        return not all(
+        self.padding.is_harmless = all(
             torch.allclose(one, other[::2], rtol=limit, atol=limit)
             for one, other in zip(alone, beside, strict=False)
         )
+        return self.padding.is_harmless
 
     def _first_scores(self, positions: np.ndarray) -> list[Tensor]:
         """Of each of the first tokens [copies * B, V]; as many as all may have."""
         which = list(range(self.copies))
         rows = self._rows(positions, which)
         rows.limits = [min(TRIED, *rows.limits)] * len(rows.limits)
-        self.run([self.prompts[position] for position in positions], which, rows)
+        self.run(positions, which, rows)
         return rows.watched
 
     def _rows(self, positions: np.ndarray, which: Sequence[int]) -> Rows:
-        draws = [self.decoding.draws(self.prompts[position].row) for position in positions]
+        decodings = [self.decodings[position] for position in positions]
+        rows = [self.prompts[position].row for position in positions]
+        draws = [each.draws(row) for each, row in zip(decodings, rows, strict=True)]
         return Rows(
-            decoding=self.decoding,
+            decodings=decodings * len(which),
             limits=[self.limits[position] for position in positions] * len(which),
-            draws=np.tile(np.stack(draws), (len(which), 1)),
+            draws=draws * len(which),
             on_token=None if self.on_token is None else partial(self._tell, positions, Counter()),
         )
 
@@ -356,22 +391,23 @@ class Writer:
         """None: memory does not suffice, and the batch can be halved. It is given back by the
         caller: where the error is caught, its traceback still holds what was computed.
         """
-        prompts = [self.prompts[position] for position in positions]
         try:
-            return self.run(prompts, which, self._rows(positions, which))
+            return self.run(positions, which, self._rows(positions, which))
         except torch.OutOfMemoryError:
             if len(positions) * len(which) == 1:
                 raise
             return None
 
-    def _tell(self, positions: np.ndarray, counts: Counter[int], row: int, token: int) -> bool:
+    def _tell(
+        self, positions: np.ndarray, counts: Counter[int], row: int, token: int, scores_V: Tensor
+    ) -> bool:
         """Tokens that a smaller batch writes again are told once."""
         assert self.on_token is not None
         position = int(positions[row])
         told = self._told.setdefault(position, [])
         counts[row] += 1
         if counts[row] > len(told):
-            told.append(bool(self.on_token(position, token)))
+            told.append(bool(self.on_token(position, token, scores_V)))
         return told[counts[row] - 1]
 
 
@@ -386,29 +422,63 @@ def generate(
     max_tokens: int | None = None,
     on_token: OnToken | None = None,
 ) -> list[list[int]]:
+    """`generate_each`, all alike."""
+    decoding = Decoding(settings=settings, stop=frozenset(stop), seed=seed)
+    return generate_each(
+        model,
+        prompts,
+        [decoding] * len(prompts),
+        pad_token_id=pad_token_id,
+        max_tokens=max_tokens,
+        on_token=on_token,
+    )
+
+
+def generate_each(
+    model: "PreTrainedModel",
+    prompts: Sequence[Prompt],
+    decodings: Sequence[Decoding],
+    *,
+    pad_token_id: int,
+    adapters: Sequence[str] | None = None,
+    padding: Padding | None = None,
+    max_tokens: int | None = None,
+    on_token: OnToken | None = None,
+) -> list[list[int]]:
     """Tokens that a model by itself (of transformers, or PEFT's over one; in eval mode) writes to
     each of `prompts`, with the stop token that ended it.
 
-    max_tokens: of a micro-batch in training, as `train.max_tokens`; None: the device's own.
-    on_token: told tokens as they come. Raises InputError for a prompt that leaves no room for an
-    answer.
+    adapters: of each, where PEFT's model has several. padding: what an earlier call found, or is to
+    be found for a later one. max_tokens: of a micro-batch in training, as `train.max_tokens`; None:
+    the device's own. on_token: told tokens as they come. Raises InputError for a prompt that leaves
+    no room for an answer.
     """
-    decoding = Decoding(
-        settings=settings, stop=frozenset(stop), pad_token_id=pad_token_id, seed=seed
-    )
     virtual = _virtual_tokens(model)
 
-    def run(prompts: Sequence[Prompt], which: Sequence[int], rows: Rows) -> list[list[int]]:
-        return write(model, model_inputs(model, prompts, pad_token_id), rows)
+    def run(positions: np.ndarray, which: Sequence[int], rows: Rows) -> list[list[int]]:
+        inputs = model_inputs(model, [prompts[each] for each in positions], pad_token_id)
+        if adapters is None:
+            return write(model, inputs, rows, pad_token_id)
+        of_rows = [adapters[each] for each in positions]
+        names = list(of_rows)
+
+        def place(left: Sequence[int]) -> None:
+            names[:] = [of_rows[row] for row in left]  # the list that PEFT's hooks hold
+
+        return write(model, {**inputs, "adapter_names": names}, rows, pad_token_id, place)
 
     writer = Writer(
-        decoding=decoding,
         prompts=prompts,
-        limits=[decoding.limit(prompt, model, virtual) for prompt in prompts],
+        decodings=decodings,
+        limits=[
+            decoding.limit(prompt, model, virtual)
+            for decoding, prompt in zip(decodings, prompts, strict=True)
+        ],
         run=run,
         max_tokens=CACHED * (max_tokens or MICRO_BATCH_TOKENS[model.device.type]),
         device=model.device,
         rounds=model.dtype.itemsize < 4,
+        padding=padding or Padding(),
         on_token=on_token,
     )
     (answers,) = writer.answers()

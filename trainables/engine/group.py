@@ -155,6 +155,7 @@ class TrialGroup:
         self._members: dict[str, GroupMember] = {}
         self._engine: Engine | None = None  # holds what the trials of the group train
         self._class_weights: np.ndarray | None = None  # balanced, once a trial asks for them
+        self.trained_samples, self.trained_tokens = 0, 0  # in steps, by all workers
         # the probe is the same for all trials, so that their probe losses compare
         chosen = stream("probe", settings.seed).permutation(len(train))[: settings.probe_rows]
         self._probe_rows = np.sort(chosen)
@@ -296,7 +297,10 @@ class TrialGroup:
     def _train_step(self, trials: Sequence[str]) -> None:
         assert self._engine is not None
         member = [self._members[trial] for trial in trials]
-        nll, targets = self._gradients(trials, [self._rows(each) for each in member])
+        rows = [self._rows(each) for each in member]
+        nll, targets = self._gradients(trials, rows)
+        self.trained_samples += sum(map(len, rows))
+        self.trained_tokens += int(self._padded_lengths(np.concatenate(rows)).sum())
         norms = self._engine.norms(trials)
         finite = (torch.isfinite(nll) & torch.isfinite(norms)).tolist()
         good = np.flatnonzero(finite).tolist()
@@ -642,12 +646,7 @@ class TrialGroup:
         """
         engine, base = self._engine, self._base
         assert engine is not None and base is not None
-        decoding = Decoding(
-            settings=settings,
-            stop=frozenset(stop),
-            pad_token_id=self._forward.pad_token_id,
-            seed=self._settings.seed,
-        )
+        decoding = Decoding(settings=settings, stop=frozenset(stop), seed=self._settings.seed)
         with engine.as_saved():
             return answers(
                 base,

@@ -211,6 +211,17 @@ def gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
+def held(device: "torch.device") -> dict[str, int]:
+    """Bytes that this process holds: of the host's memory, and of a GPU's that it trains on."""
+    import psutil
+    import torch
+
+    found = {"cpu": psutil.Process().memory_info().rss}
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.memory_reserved(device)
+    return found
+
+
 def release(device: "torch.device") -> None:
     """Give back at once what nobody refers to any more. Quantised weights and their layers refer to
     each other, and would wait for Python's collector of cycles.

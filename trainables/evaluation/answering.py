@@ -11,7 +11,13 @@ import numpy as np
 from trainables.data.arrow import Split
 from trainables.engine.decoding import generate
 from trainables.evaluation.answered import Answered, Asked
-from trainables.evaluation.generation import Prompt, answers_of, draw_prompts, stop_tokens
+from trainables.evaluation.generation import (
+    Prompt,
+    answers_of,
+    draw_prompts,
+    prompts_of,
+    stop_tokens,
+)
 from trainables.metrics import Metric
 from trainables.metrics.choosing import metrics_from
 from trainables.metrics.config import GenerationConfig, settings_digest
@@ -39,6 +45,8 @@ class Answering:
     seed: int
     digest: str
     """Of metrics and settings, as the sweep file has them."""
+    rows: tuple[int, ...] | None = None
+    """That are answered, as far as they can be asked; None: drawn by the seed."""
 
     @classmethod
     def of(
@@ -60,6 +68,8 @@ class Answering:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """Of the rows that are answered."""
+        if self.rows is not None:
+            return prompts_of(self.task, self.split, self.rows, self.tokenizer)
         return draw_prompts(self.task, self.split, self.settings.rows, self.tokenizer, self.seed)
 
     @property

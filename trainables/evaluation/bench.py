@@ -151,6 +151,7 @@ def load_backbone(bench: Bench) -> "PreTrainedModel":
         resolve(config.name),
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
+        use_safetensors=True,
         dtype=bench.dtype,
         output_loading_info=True,
     )

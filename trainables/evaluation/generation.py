@@ -45,6 +45,8 @@ class Prompt:
     """Its tokens, int32 [U]; none where there is no such answer."""
     row: int = 0
     """Its number in the split. What is drawn for its answer is a function of this and a seed."""
+    before: tuple[int, ...] = ()
+    """The end of a text that is gone on with: tokens after it are spelt as they are behind it."""
 
 
 def writes_answers(task: Task) -> bool:
@@ -99,8 +101,8 @@ def prompts_of(
     tokenizer: "PreTrainedTokenizerBase",
 ) -> list[Prompt]:
     """What stands before the last answer of each of `rows`, as it was rendered for training, and
-    that answer; of a pair the preferred one. Left out are rows whose answer begins with their first
-    token, and those whose answer was cut.
+    that answer, with its thought; of a pair the preferred one. Left out are rows whose answer
+    begins with their first token, and those whose answer was cut.
     """
     return _prompts(task, split, rows, tokenizer, _learnt_ends(task, split, tokenizer))
 
@@ -185,7 +187,9 @@ def _some_targets(task: Task, split: Split) -> Iterator[np.ndarray]:
 
 
 def _last_answer(task: Task, row: Row) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Tokens before the last run of targets, those targets, and whether the row ends with them."""
+    """Tokens before the last run of targets, those targets with the thought that comes before them,
+    and whether the row ends with them.
+    """
     first = sequences_of(row)[0]
     ids, labels = first["input_ids"], first["labels"]
     if not task.continues_text:
@@ -195,7 +199,7 @@ def _last_answer(task: Task, row: Row) -> tuple[np.ndarray, np.ndarray, bool]:
         return ids, labels[:0], False
     end = int(targets[-1]) + 1
     before = np.flatnonzero(labels[:end] == IGNORED)
-    start = int(before[-1]) + 1 if len(before) else 0
+    start = (int(before[-1]) + 1 if len(before) else 0) - int(row.get("thought", 0))
     return ids[:start], ids[start:end], end == len(ids)
 
 

@@ -167,19 +167,22 @@ def _checked(value: object, kind: type, where: str) -> object:
 
 
 def located_options(entries: Sequence[object], locate: Callable[[str], str]) -> list[object]:
-    """The entries with `locate` of each option that names a file or a folder; what is wrong with
-    an entry is left to `metrics_from`.
+    """The entries with `locate` of each file or folder that one names: by an option, or as the
+    script of evaluate:FILE; what is wrong with an entry is left to `metrics_from`.
     """
     return [_located(entry, locate) for entry in entries]
 
 
 def _located(entry: object, locate: Callable[[str], str]) -> object:
+    if isinstance(entry, str):
+        return _located_name(entry, locate)
     if not isinstance(entry, Mapping) or len(entry) != 1:
         return entry
     ((name, options),) = entry.items()
+    name = _located_name(str(name), locate)
     kind = BUILT_IN.get(name)
     if kind is None or not isinstance(options, Mapping):
-        return entry
+        return {name: options}
     types = get_type_hints(kind)
     return {
         name: {
@@ -189,6 +192,14 @@ def _located(entry: object, locate: Callable[[str], str]) -> object:
             for key, value in options.items()
         }
     }
+
+
+def _located_name(name: str, locate: Callable[[str], str]) -> str:
+    """A script of `evaluate`, or the folder of one; names of its hub as they are."""
+    library, _, rest = name.partition(":")
+    if library != "evaluate" or not rest or not Path(rest).exists():
+        return name
+    return f"{library}:{locate(rest)}"
 
 
 def _kinds(hint: object) -> tuple[object, ...]:

@@ -187,6 +187,7 @@ def _head_arguments(spec: BaseSpec) -> list[str]:
         "num_labels=len(labels)",
         "id2label=dict(enumerate(labels))",
         "label2id={label: i for i, label in enumerate(labels)}",
+        "ignore_mismatched_sizes=True",  # of the base's own head
         *kind,
     ]
 
@@ -200,8 +201,8 @@ def _code_of_a_whole_model(folder: Path, spec: BaseSpec, name: str) -> list[str]
     # PEFT looks for the base under the name that the adapter gives it
     if (folder / ADAPTER).is_file():
         load.append(
-            f"# or {auto.replace('AutoModel', 'AutoPeftModel')} of peft, which needs the folder to"
-            f" be {name!r} from here"
+            f"# or {auto.replace('AutoModel', 'AutoPeftModel')} of peft, where the folder is"
+            f" {name!r} from here: so it is called in {ADAPTER}, and may be renamed there"
         )
     return [*load, f'model = {auto}.from_pretrained("{name}", {_dtype(spec)}{remote}).eval()']
 

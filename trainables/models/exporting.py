@@ -109,10 +109,10 @@ def write_adapter(
     described |= {"base_model_name_or_path": resolve(base.name), "revision": base.revision}
     (folder / ADAPTER).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     if dtype is None:
-        shutil.copyfile(files / WEIGHTS[0], folder / WEIGHTS[0])
+        shutil.copyfile(files / WEIGHTS, folder / WEIGHTS)
     else:
-        tensors = {key: x.to(dtype) for key, x in load_file(files / WEIGHTS[0]).items()}
-        save_file(tensors, folder / WEIGHTS[0], metadata={"format": "pt"})
+        tensors = {key: x.to(dtype) for key, x in load_file(files / WEIGHTS).items()}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     complete(folder, spec, name)
 
 

@@ -13,6 +13,7 @@ from trainables.errors import InputError
 from trainables.models.config import ModelConfig
 from trainables.models.lineage import LINEAGE
 from trainables.models.origin import Adapter, adapter_of, resolve, why_not_merged, with_files
+from trainables.models.weights import NO_SAFETENSORS, pickled_on_hub, refuse_pickled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -81,12 +82,12 @@ def _check_weights(name: str, folder: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+    refuse_pickled(name, folder)
+    if not any(folder.glob("*.safetensors")):
         raise InputError(
-            f"model.name: {name} holds no weights (no *.safetensors or *.bin beside its"
-            " config.json)"
+            f"model.name: {name} holds no weights (no *.safetensors beside its config.json)"
         )
-    for index in folder.glob("*.index.json"):
+    for index in folder.glob("*.safetensors.index.json"):
         shards = json.loads(index.read_text()).get("weight_map", {}).values()
         if lacking := sorted({shard for shard in shards if not (folder / shard).is_file()}):
             raise InputError(
@@ -141,6 +142,8 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def hub_error(config: ModelConfig, error: Exception) -> InputError:
+    if NO_SAFETENSORS in str(error):
+        return pickled_on_hub(config.name)
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return InputError(
         f"model.name: could not load {config.name!r} as a folder or from the hub: {first[:300]}"

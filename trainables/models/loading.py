@@ -75,6 +75,7 @@ def load_pretrained(
             source or resolve(where.name),
             revision=where.revision if source is None else None,
             trust_remote_code=spec.model.trust_remote_code,
+            use_safetensors=True,
             dtype=spec.dtype or "auto",
             output_loading_info=True,
             ignore_mismatched_sizes=spec.has_head,

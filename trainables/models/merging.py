@@ -22,8 +22,10 @@ from trainables.models.base import PEFT_TASKS
 from trainables.models.config import ModelConfig
 from trainables.models.heads import head_outputs
 from trainables.models.origin import ADAPTER, Adapter, adapter_of, resolve
+from trainables.models.weights import refuse_pickled
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 UNUSED_S = 7 * 86400.0  # after which a kept model goes
@@ -106,6 +108,7 @@ def _merge(base: ModelConfig, adapter: Adapter, folder: Path) -> None:
     import torch
     import transformers
 
+    refuse_pickled(str(adapter.folder), adapter.folder)
     described = adapter.described()
     auto = LOADED_BY.get(str(described.get("task_type")))
     if auto is None:
@@ -118,6 +121,7 @@ def _merge(base: ModelConfig, adapter: Adapter, folder: Path) -> None:
         resolve(base.name),
         revision=base.revision,
         trust_remote_code=base.trust_remote_code,
+        use_safetensors=True,
         dtype=torch.float32 if base.dtype == "auto" else getattr(torch, base.dtype),
         **_head(adapter, str(described.get("task_type"))),
     )
@@ -137,7 +141,20 @@ def merged_into(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
     from peft import PeftModel
 
     tuned = PeftModel.from_pretrained(model, str(folder))
+    _take_saved(tuned)
     return cast("PreTrainedModel", tuned.merge_and_unload())  # pyright: ignore[reportCallIssue]
+
+
+def _take_saved(tuned: "PeftModel") -> None:
+    """Put the modules that are saved whole, such as heads, where PEFT wraps the base's: of all its
+    tuners only LoRA's (as of 0.21) takes one out of its wrapper that is no single layer.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in list(tuned.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            own = module.unload_and_optionally_merge_module(True, False, None)
+            tuned.set_submodule(name, own)
 
 
 def _head(adapter: Adapter, task: str) -> dict[str, object]:

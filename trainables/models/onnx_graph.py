@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -10,22 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from trainables.errors import InputError, NotExported
+from trainables.errors import NotExported
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from transformers import PreTrainedModel
 
 FILE = "model.onnx"
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-
-def check_packages() -> None:
-    if lacking := [name for name in PACKAGES if find_spec(name) is None]:
-        raise InputError(
-            f"--format: onnx needs {', '.join(lacking)}, which is not installed; `pip install"
-            f" {' '.join(lacking)}`, or install this project with its extra: export"
-        )
 
 
 class _Logits(nn.Module):
@@ -62,10 +52,17 @@ def write_onnx(model: "PreTrainedModel", batch: dict[str, Tensor], file: Path) -
             )
     # whatever torch, onnxscript or the model's own code cannot trace
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NotExported(
-            f"torch.onnx.export cannot write {type(model).__name__}: {first[:300]}"
+            f"torch.onnx.export cannot write {type(model).__name__}: {_cause(error)}"
         ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """What was raised first, in a line: what torch makes of it are steps and advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *lines[:1]])[:300]
 
 
 class OnnxModel(nn.Module):

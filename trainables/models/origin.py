@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from trainables.errors import InputError
 from trainables.models.config import ModelConfig, Quantisation
 from trainables.models.lineage import read_lineage
+from trainables.models.weights import refuse_pickled
 
 if TYPE_CHECKING:
     import torch
 
 ADAPTER = "adapter_config.json"  # PEFT's name
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # of an adapter
+WEIGHTS = "adapter_model.safetensors"  # of an adapter
 
 # of PEFT: prompts, and what has no weights of the base's own shape
 BESIDE = (
@@ -96,18 +97,16 @@ class Adapter:
     @property
     def weights(self) -> Path:
         """Its file. Raises InputError where there is none."""
-        for name in WEIGHTS:
-            if (self.folder / name).is_file():
-                return self.folder / name
-        raise InputError(f"model.name: {self.folder} lacks {WEIGHTS[0]}, the adapter's weights")
+        refuse_pickled(str(self.folder), self.folder)
+        if (found := self.folder / WEIGHTS).is_file():
+            return found
+        raise InputError(f"model.name: {self.folder} lacks {WEIGHTS}, the adapter's weights")
 
     def tensors(self) -> "dict[str, torch.Tensor]":
         """What is in its file, by name."""
-        import torch
         from safetensors.torch import load_file
 
-        file = self.weights
-        return load_file(file) if file.suffix == ".safetensors" else torch.load(file)
+        return load_file(self.weights)
 
     def whole_modules(self) -> tuple[str, ...]:
         """How the names of tensors begin that are of modules saved whole, such as a head."""

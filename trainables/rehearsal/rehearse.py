@@ -113,7 +113,7 @@ def rehearse(
         torch.random.fork_rng(devices=[]),
     ):
         folder = Path(scratch)
-        _some_rows(data, folder / "data", labels, task)
+        excerpt(data, folder / "data", task)
         drawn, size = miniature.draw(
             spec.config(),
             spec.auto_class,
@@ -193,8 +193,10 @@ def _covers(real: BaseModel, hp: Hyperparameters) -> float:
     return coverage(shapes, {addition.site for addition in additions}, real.head)
 
 
-def _some_rows(data: Path, folder: Path, labels: tuple[str, ...], task: str) -> None:
-    """A few short rows of train and validation, of unlike lengths, as a folder of prepared data."""
+def excerpt(data: Path, folder: Path, task: str) -> None:
+    """A few short rows of train and validation, of unlike lengths, as a folder of prepared data;
+    all that a rehearsal reads of them. An excerpt's own is itself.
+    """
     folder.mkdir(parents=True)
     for name, count in (("train", ROWS), ("validation", VALIDATION_ROWS)):
         split = open_split(data, name)
@@ -220,7 +222,7 @@ def _some_rows(data: Path, folder: Path, labels: tuple[str, ...], task: str) -> 
                 else None,
             ),
         )
-    write_manifest(folder, Manifest(task=task, labels=labels))
+    write_manifest(folder, Manifest(task=task, labels=labels_of(data)))
 
 
 def _column(rows: list[Row], name: str) -> list[np.ndarray] | None:

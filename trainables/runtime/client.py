@@ -78,6 +78,11 @@ class CoordinatorClient:
         if self._coordinator is not None:
             ray.get(self._coordinator.slot_broken.remote(self._config.slot, error))
 
+    def storage(self, wrong: str | None) -> None:
+        """What is wrong with storage, that this worker waits for; None: it works again."""
+        if self._coordinator is not None:
+            self._coordinator.storage.remote(self._config.slot, wrong)
+
     def gather(self, value: Value) -> list[Value]:
         """What every worker passes, on every worker."""
         if self._size == 1:
@@ -106,7 +111,9 @@ class CoordinatorClient:
         return getattr(self._coordinator, method).remote(self._config.slot, *values)
 
     def _register(self) -> None:
-        assignment = ray.get(self._call("register"))
+        # the process that this runs in, so that it can be ended where it hangs
+        worker = ray.get_runtime_context().current_actor
+        assignment = ray.get(self._call("register", worker))
         assert assignment is not None, "whoever registers is known"
         self.assignment = assignment
 

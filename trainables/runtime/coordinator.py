@@ -1,8 +1,9 @@
 """The actor that knows which trial is on which slot, and how far it is."""
 
 import asyncio
+import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import ray
@@ -22,6 +23,8 @@ from trainables.runtime.protocol import (
     Stopped,
     TrialProgress,
 )
+from trainables.runtime.states import JobState, ScheduledTrial, SlotState
+from trainables.runtime.tune_dicts import result_of
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -30,71 +33,13 @@ TAKE_TIMEOUT_S = 10.0  # a slot without news looks again after this long
 
 MAX_CRASHES = 3  # a trial whose slot dies this often with no evaluation in between has failed there
 
-# trials that may fail on a slot one after another, with no evaluation in between, before it gets no
-# more
-MAX_FAILURES = 3
+MAX_HANGS = 2  # the same of a trial with which its slot makes no progress
+
+RELEASE_S = 60.0  # a slot that has no workers for longer gives its trials to others
 
 NOBODY = "-"  # where the untuned base is known already
 
 NODE_ID = "ray.io/node-id"  # Ray's label of every node
-
-
-@dataclass(kw_only=True)
-class ScheduledTrial:
-    """A trial that wants to train: where it does, and what went wrong with it lately."""
-
-    parameters: Parameters
-    waiter: "asyncio.Future[Outcome]"
-    sharing_key: str | None
-    """Trials with the same one can share a slot; None: it shares with nobody."""
-    cost_class: str
-    base: tuple[str, ...] = ()
-    """Over which it trains: the word for the model, and how its weights are stored."""
-    may_train: bool = True
-    slot: str | None = None
-    crashes: int = 0
-    """How often the slot's workers died under it since its last evaluation."""
-    isolated: bool = False
-    """Whether it trains alone until its next evaluation: it was there when a step failed."""
-    tried: set[str] = field(default_factory=set)
-    """Slots on which it failed since its last evaluation."""
-    failure: Failed | None = None
-    """How it failed on the last of them."""
-
-
-@dataclass(kw_only=True)
-class JobState:
-    """A post-search job: what is to be done, who does it, and what came of it."""
-
-    what: Job | None = None
-    """None: nobody has asked for it since the coordinator was restarted."""
-    slot: str | None = None
-    crashes: int = 0
-    result: JobResult | None = None
-
-
-@dataclass(kw_only=True)
-class SlotState:
-    """A slot that has registered, and whether it can be trusted."""
-
-    version: int = 0
-    """Of its assignment."""
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    proved: bool = False
-    """Whether a trial was evaluated here."""
-    failed: dict[str, str] = field(default_factory=dict)
-    """Trials that failed here since one was evaluated, and how."""
-    crashes: int = 0
-    """While it evaluated the untuned base."""
-    base: tuple[str, ...] | None = None
-    """The base that it was last given trials for (see `ScheduledTrial`); None: none yet."""
-
-    @property
-    def quarantined(self) -> bool:
-        """Whether it gets no more trials: that so many fail one after another is its fault, not
-        theirs.
-        """
-        return len(self.failed) >= MAX_FAILURES
 
 
 class Coordinator:
@@ -104,11 +49,17 @@ class Coordinator:
     """
 
     def __init__(
-        self, sweep: str, trials_per_slot: int | Literal["auto"] = 1, slots: int = 0
+        self,
+        sweep: str,
+        trials_per_slot: int | Literal["auto"] = 1,
+        slots: int = 0,
+        hang_s: float = math.inf,
     ) -> None:
         """`trials_per_slot`: trials that may share a slot; auto: as many as pays, which slots
-        find out. `slots`: that will register.
+        find out. `slots`: that will register. `hang_s`: a slot that is not heard of for longer
+        hangs.
         """
+        self._hang_s = hang_s
         self._sweep = sweep
         self._trials_per_slot = trials_per_slot
         self._planned = slots
@@ -120,8 +71,14 @@ class Coordinator:
         self._profiling: dict[str, str] = {}  # the slot that finds that out, of each cost class
         self._progress: dict[str, TrialProgress] = {}
         self._lost: dict[str, str] = {}
+        self._storage: dict[str, str] = {}  # what is wrong with it, by the slots that wait for it
+        self._without_workers: dict[str, asyncio.TimerHandle] = {}  # that give up their trials soon
+        self._waiting: set[str] = set()  # slots that gave them up, and wait for room
+        self._ends: dict[str, int] = {}  # runs of each slot since something came of one
         self._jobs: dict[str, JobState] = {}
         self._stop: str | None = None
+        self._stopped: dict[str, str] = {}  # single trials that go no further, and why
+        self._paused = False
         self._close = False
         self._baseline: Untuned | None = None
         self._baseline_slot: str | None = None
@@ -137,12 +94,18 @@ class Coordinator:
         """
         if self._stop is not None:
             return Stopped(reason=self._stop)
+        if trial in self._stopped:
+            return Stopped(reason=self._stopped[trial])
         state = self._trial_state(trial, parameters)
-        state.may_train = True
+        state.may_train, state.held = True, self._paused
         if state.waiter.done():
             state.waiter = asyncio.get_running_loop().create_future()
         self._touch(state.slot)
         return await asyncio.shield(state.waiter)
+
+    async def step(self, trial: str, parameters: Parameters) -> dict[str, object]:
+        """`advance`, as Tune takes what came of it (a `TrialResult`)."""
+        return result_of(trial, await self.advance(trial, parameters)).to_tune()
 
     async def leave(self, trial: str) -> None:
         state = self._trials.pop(trial, None)
@@ -175,10 +138,11 @@ class Coordinator:
 
     # --- for slots ---
 
-    async def register(self, slot: str) -> Assignment:
+    async def register(self, slot: str, worker: "ActorHandle | None" = None) -> Assignment:
         """A slot's workers have started (again): the trials on it go on from their last
-        checkpoints.
+        checkpoints. worker: the first of them.
         """
+        self._has_workers(slot)
         state = self._slots.setdefault(slot, SlotState())
         state.version, state.changed = state.version + 1, asyncio.Event()
         self._count_crash_of_trials(slot)
@@ -187,21 +151,36 @@ class Coordinator:
             self._limits[cost] = 1  # it died of trying more
             del self._profiling[cost]
         self._count_crash_of_baseline(slot)
+        state.worker, state.hung, state.heard = worker, False, time.monotonic()
         self._assign()
         return self._assignment(slot)
 
     def _count_crash_of_trials(self, slot: str) -> None:
+        slot_state = self._slots[slot]
         for trial, state in list(self._trials.items()):
             if state.slot != slot:
                 continue
-            state.crashes += 1
+            if slot_state.hung and state.may_train:
+                state.hangs += 1
+            elif not slot_state.hung:
+                state.crashes += 1
             # the last chance must not be spoilt by another
-            state.isolated = state.crashes >= MAX_CRASHES - 1
+            state.isolated = state.crashes >= MAX_CRASHES - 1 or state.hangs >= MAX_HANGS - 1
             if state.isolated:
                 state.slot = None
-            if state.crashes >= MAX_CRASHES:
+            if state.hangs >= MAX_HANGS:
+                self._hangs(slot, trial)
+            elif state.crashes >= MAX_CRASHES:
                 how = f"its worker process died {MAX_CRASHES} times with no evaluation in between"
                 self._failed(slot, trial, Failed(reason=how))
+
+    def _hangs(self, slot: str, trial: str) -> None:
+        """It was tried again, and alone: so much time is not spent on it once more."""
+        how = f"it made no progress for {self._hang_s / 60:g} minutes, {MAX_HANGS} times"
+        self._slots[slot].failed[trial] = how
+        self._answer(trial, Failed(reason=how))
+        if self._slots[slot].quarantined:
+            self._clear(slot)
 
     def _count_crash_of_jobs(self, slot: str) -> None:
         for job in self._unfinished_jobs():
@@ -242,11 +221,12 @@ class Coordinator:
             if isinstance(outcome, Failed) and not outcome.certain:
                 self._failed(slot, trial, outcome)
             else:
-                state.crashes, state.isolated, state.failure = 0, False, None
+                state.crashes, state.hangs, state.isolated, state.failure = 0, 0, False, None
                 state.tried.clear()
                 self._answer(trial, outcome)
                 if not isinstance(outcome, Failed) and slot in self._slots:
                     self._slots[slot].proved, self._slots[slot].failed = True, {}
+                    self._ends.pop(slot, None)
             self._assign()
             self._touch(slot)
         return self._assignment_of_known(slot)
@@ -288,6 +268,7 @@ class Coordinator:
 
     async def publish_baseline(self, slot: str, baseline: Untuned) -> Assignment | None:
         self._baseline = baseline
+        self._ends.pop(slot, None)
         self._touch(slot)
         return self._assignment_of_known(slot)
 
@@ -295,6 +276,7 @@ class Coordinator:
         job = self._jobs.setdefault(name, JobState())  # who asks for it later finds it done
         if job.result is None:
             job.result = result
+        self._ends.pop(slot, None)
         self._assign()
         self._touch(slot)
         return self._assignment_of_known(slot)
@@ -334,10 +316,55 @@ class Coordinator:
         return self._assignment_of_known(slot)
 
     async def progress(self, trial: str, samples_seen: int, samples_per_s: float) -> None:
-        if trial in self._trials:
+        state = self._trials.get(trial)
+        if state is not None:
             self._progress[trial] = TrialProgress(
                 samples_seen=samples_seen, samples_per_s=samples_per_s
             )
+            if state.slot in self._slots:
+                self._slots[state.slot].heard = time.monotonic()
+
+    # --- for what starts a slot's workers ---
+
+    async def slot_down(self, slot: str) -> None:
+        """A slot's workers are gone, or not there yet. Where they find no room for long, its trials
+        go elsewhere.
+        """
+        if slot not in self._without_workers:
+            loop = asyncio.get_running_loop()
+            self._without_workers[slot] = loop.call_later(RELEASE_S, self._release, slot)
+
+    async def slot_up(self, slot: str) -> None:
+        """A slot's workers have found room, and will register."""
+        self._has_workers(slot)
+
+    async def slot_ended(self, slot: str) -> int:
+        """A slot's run has ended, which may be started again. Returns how many have since the last
+        of which something came.
+        """
+        await self.slot_down(slot)
+        self._ends[slot] = self._ends.get(slot, 0) + 1
+        return self._ends[slot]
+
+    def _has_workers(self, slot: str) -> None:
+        self._waiting.discard(slot)
+        if (timer := self._without_workers.pop(slot, None)) is not None:
+            timer.cancel()
+
+    def _release(self, slot: str) -> None:
+        self._waiting.add(slot)
+        if slot in self._slots:
+            self._count_crash_of_trials(slot)
+            self._count_crash_of_jobs(slot)
+            del self._slots[slot]
+            self._clear(slot)
+        self._assign()
+
+    async def storage(self, slot: str, wrong: str | None) -> None:
+        """The slot waits for storage that does not work, or goes on as it works again."""
+        self._storage.pop(slot, None)
+        if wrong is not None:
+            self._storage[slot] = wrong
 
     # --- for the sweep ---
 
@@ -394,6 +421,7 @@ class Coordinator:
     async def slot_lost(self, slot: str, error: str) -> None:
         """A slot is gone for good; its trials join another."""
         self._lost.setdefault(slot, error)
+        self._has_workers(slot)
         for state in self._trials_on(slot):
             state.crashes += 1
         self._slots.pop(slot, None)
@@ -407,6 +435,24 @@ class Coordinator:
             self._answer(trial, Stopped(reason=reason))
             await self.leave(trial)
 
+    async def stop_trial(self, trial: str, reason: str) -> None:
+        """The same of one trial."""
+        self._stopped[trial] = reason
+        if trial in self._trials:
+            self._answer(trial, Stopped(reason=reason))
+            await self.leave(trial)
+
+    async def pause(self, paused: bool) -> None:
+        """Paused, every trial trains to its next evaluation and no further; the slots stay as they
+        are.
+        """
+        if paused == self._paused:
+            return
+        self._paused = paused
+        for state in self._trials.values():
+            state.held = paused and state.slot is None
+            self._touch(state.slot)
+
     async def close(self) -> None:
         """Let the slots end."""
         self._close = True
@@ -414,17 +460,33 @@ class Coordinator:
             self._touch(slot)
 
     async def snapshot(self) -> Snapshot:
+        self._end_those_that_hang()
         return Snapshot(
             slots={slot: list(self._assigned(slot)) for slot in self._slots},
             lost=dict(self._lost),
+            waiting=sorted(self._waiting),
+            hung={
+                slot: [trial for trial, on in self._assigned(slot).items() if on.may_train]
+                for slot, state in self._slots.items()
+                if state.hung
+            },
             quarantined={
                 slot: dict(state.failed) for slot, state in self._slots.items() if state.quarantined
             },
+            storage=dict(self._storage),
             progress=dict(self._progress),
             baseline=self._baseline,
             limits=dict(self._limits),
             jobs={name: job.result for name, job in self._jobs.items()},
         )
+
+    def _end_those_that_hang(self) -> None:
+        """Their workers are killed, and register anew."""
+        for state in self._slots.values():
+            silent_s = time.monotonic() - state.heard
+            if silent_s > self._hang_s and not state.hung and state.worker is not None:
+                state.hung = True
+                ray.kill(state.worker)
 
     # --- who trains where ---
 
@@ -555,7 +617,8 @@ class Coordinator:
 
     def _starting(self) -> int:
         """Slots that will register."""
-        return max(0, self._planned - len(self._slots) - len(self._lost))
+        known = self._slots.keys() | self._lost.keys() | self._waiting
+        return max(0, self._planned - len(known))
 
     def _slots_with_jobs(self) -> set[str]:
         return {job.slot for job in self._unfinished_jobs() if job.slot is not None}
@@ -587,7 +650,9 @@ class Coordinator:
         return Assignment(
             version=self._slots[slot].version,
             trials={
-                trial: AssignedTrial(parameters=state.parameters, may_train=state.may_train)
+                trial: AssignedTrial(
+                    parameters=state.parameters, may_train=state.may_train and not state.held
+                )
                 for trial, state in self._assigned(slot).items()
             },
             baseline=self._baseline is None and self._baseline_slot == slot,
@@ -604,11 +669,18 @@ class Coordinator:
 
     def _assignment_of_known(self, slot: str) -> Assignment | None:
         """None: the slot is unknown here, or lost."""
-        return self._assignment(slot) if slot in self._slots else None
+        if slot not in self._slots:
+            return None
+        self._slots[slot].heard = time.monotonic()
+        return self._assignment(slot)
 
 
 def start_coordinator(
-    sweep: str, name: str, trials_per_slot: int | Literal["auto"], slots: int
+    sweep: str,
+    name: str,
+    trials_per_slot: int | Literal["auto"],
+    slots: int,
+    hang_s: float = math.inf,
 ) -> "ActorHandle":
     """The coordinator of a sweep, beside the driver; it comes back by itself, and is told
     everything again by who asks.
@@ -619,7 +691,8 @@ def start_coordinator(
         max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=10_000,
+        enable_task_events=False,  # of its calls Ray's dashboard shows those that are labelled
         label_selector={NODE_ID: ray.get_runtime_context().get_node_id()},
     )
     # Ray's types have no word for the handle of a class that was not decorated
-    return actor.remote(sweep, trials_per_slot, slots)  # pyright: ignore[reportReturnType]
+    return actor.remote(sweep, trials_per_slot, slots, hang_s)  # pyright: ignore[reportReturnType]

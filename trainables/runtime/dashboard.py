@@ -1,34 +1,10 @@
-"""Names by which trials and slots are known in the Ray dashboard."""
+"""The names of slots in Ray's dashboard."""
 
 from typing import TYPE_CHECKING
 
-import ray
-
 if TYPE_CHECKING:
-    from ray.actor import ActorHandle
     from ray.train import UserCallback
     from ray.train.v2._internal.execution.context import TrainRunContext
-
-
-class DashboardLabel:
-    """A trial's row in the dashboard's Actors page, alive while it runs: the actors of `Trial`
-    carry one after another.
-
-    It stands here and not beside `Trial` because its process then need not import Ray Tune.
-    """
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
-
-
-def dashboard_label(trial: str, text: str) -> "ActorHandle":
-    """A running actor named after `trial`; `ray.kill` ends it. It is not waited for."""
-    actor = ray.remote(DashboardLabel).options(name=f"trial {trial}", num_cpus=0, max_restarts=-1)
-    # Ray's types have no word for the handle of a class that was not decorated
-    return actor.remote(text)  # pyright: ignore[reportReturnType]
 
 
 def worker_labels(slot: str) -> "list[UserCallback]":

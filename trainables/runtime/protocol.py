@@ -9,6 +9,7 @@ from trainables.engine.memory import MemoryEstimate
 from trainables.evaluation.record import Evaluation, Job, JobResult, Untuned
 from trainables.metrics.config import GenerationConfig
 from trainables.models.config import ModelConfig
+from trainables.storage.patience import WAIT_S
 
 Parameters = Mapping[str, object]
 """Hyperparameters by name, as `trainables.hyperparameters.parse` reads them."""
@@ -32,6 +33,7 @@ class SlotConfig:
     name.
     """
 
+    sweep: str
     slot: str
     coordinator: str
     """Name of the actor."""
@@ -58,6 +60,8 @@ class SlotConfig:
     """Of answers, as the sweep file has them (see trainables.metrics.choosing)."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """How answers are written."""
+    storage_wait_s: float = WAIT_S
+    """For how long what storage refuses is tried again."""
 
     @property
     def first(self) -> str:
@@ -163,6 +167,10 @@ class Snapshot:
     """Slots that run, and the trials on each."""
     lost: Mapping[str, str]
     """Slots that are gone for good, and why."""
+    waiting: Sequence[str] = ()
+    """Slots that have no workers, and no room for them."""
+    hung: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Slots whose workers were killed, as they made no progress, and the trials that trained."""
     quarantined: Mapping[str, Mapping[str, str]]
     """Slots that get no more trials; those that failed there one after another, and how."""
     progress: Mapping[str, TrialProgress]
@@ -171,3 +179,5 @@ class Snapshot:
     """How many trials of a cost class should share a slot."""
     jobs: Mapping[str, JobResult | None]
     """What came of each post-search job; None: nothing yet."""
+    storage: Mapping[str, str] = field(default_factory=dict)
+    """Slots that wait for storage, or are lost as it does not work; and what is wrong with it."""

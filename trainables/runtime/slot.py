@@ -6,12 +6,26 @@ Who is on which slot is kept by the sweep's coordinator, a small actor. Trials (
 assignment again, lets the trials join from their last checkpoints, and nobody else need know.
 """
 
+from typing import TYPE_CHECKING
+
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from trainables.runtime.dashboard import worker_labels
+from trainables.runtime.presence import presence
 from trainables.runtime.protocol import SlotConfig
 from trainables.runtime.worker import slot_loop
+
+if TYPE_CHECKING:
+    from ray.train.v2.api.callback import RayTrainCallback
+
+
+class SlotTrainer(TorchTrainer):
+    """Without the process that hands out datasets of Ray Data: a slot reads the sweep's own."""
+
+    def _create_default_callbacks(self) -> "list[RayTrainCallback]":
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if type(each).__name__ != "DatasetsCallback"]
 
 
 def run_slot(
@@ -21,7 +35,7 @@ def run_slot(
     workers.
     """
     gpu = resources_per_worker.get("GPU", 0) > 0
-    TorchTrainer(
+    SlotTrainer(
         slot_loop,
         train_loop_config={"config": config},
         scaling_config=ScalingConfig(
@@ -32,7 +46,7 @@ def run_slot(
             name=config.slot,
             storage_path=folder,
             failure_config=FailureConfig(max_failures=1000),
-            callbacks=worker_labels(config.slot),
+            callbacks=[*worker_labels(config.slot), *presence(config)],
             worker_runtime_env={
                 "env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
             },

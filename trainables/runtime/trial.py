@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING
 import ray
 from ray import tune
 
-from trainables.runtime.protocol import Outcome
-from trainables.runtime.tune_dicts import TrialConfig, result_of
+from trainables.runtime.tune_dicts import TrialConfig
 
 if TYPE_CHECKING:
     from ray import ObjectRef
+    from ray.actor import ActorHandle
+
+
+def next_result(coordinator: "ActorHandle", config: TrialConfig) -> "ObjectRef[dict[str, object]]":
+    """The trial's next outcome as a `TrialResult`. Ray's dashboard shows the call, and with it the
+    trial, for as long as it waits.
+    """
+    step = coordinator.step.options(name=config.label, enable_task_events=True)
+    return step.remote(config.id, config.params)
 
 
 class Trial(tune.Trainable):
@@ -38,12 +46,7 @@ class Trial(tune.Trainable):
         return f"{self._config.namespace}: carries trials"
 
     def step(self) -> dict[str, object]:
-        """The trial's next outcome as a `TrialResult`."""
-        trial = self._config.id
-        advance = self._coordinator.advance.options(name=f"trial {trial}")
-        waiting: ObjectRef[Outcome] = advance.remote(trial, self._config.params)
-        (outcome,) = ray.get([waiting])
-        return result_of(trial, outcome).to_tune()
+        return ray.get(next_result(self._coordinator, self._config))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the slot has saved the trial, and a trial that joins a slot again finds its last

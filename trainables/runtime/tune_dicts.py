@@ -16,6 +16,8 @@ class TrialConfig:
     """With what Tune starts a trial."""
 
     id: str
+    label: str
+    """What Ray's dashboard shows of it."""
     params: Parameters
     coordinator: str
     """Name of the actor."""

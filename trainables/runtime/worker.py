@@ -3,13 +3,13 @@
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from trainables.data.manifest import data_of
-from trainables.engine.memory import too_large
+from trainables.engine.memory import held, too_large
 from trainables.errors import InputError
 from trainables.evaluation.record import (
     Job,
@@ -26,6 +26,7 @@ from trainables.runtime.answers import SlotAnswers, with_answers
 from trainables.runtime.capacity import trials_that_pay
 from trainables.runtime.client import CoordinatorClient
 from trainables.runtime.failures import ends_worker, first_line
+from trainables.runtime.metrics import Exporter, Reading, SlotMeter
 from trainables.runtime.protocol import (
     Diverged,
     Evaluated,
@@ -34,6 +35,7 @@ from trainables.runtime.protocol import (
     Parameters,
     SlotConfig,
 )
+from trainables.storage.patience import Patience, StorageLost
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +45,11 @@ if TYPE_CHECKING:
     from trainables.evaluation.answered import Answered
     from trainables.storage.store import Store
 
+SWEEP_FILE = "sweep.yaml"  # there for as long as the sweep's folder is
 PROGRESS_S = 1.0  # between news of how far trials are
 MAX_REASON = 500  # characters
+
+Written = TypeVar("Written")
 
 
 def slot_loop(loop_config: dict[str, SlotConfig]) -> None:
@@ -59,8 +64,20 @@ def slot_loop(loop_config: dict[str, SlotConfig]) -> None:
     if worker is None:
         return
     client.register()
+    try:
+        _serve(worker, config, client)
+    except StorageLost as lost:
+        client.broken(f"storage: {lost}")
+
+
+def _serve(worker: "SlotWorker", config: SlotConfig, client: CoordinatorClient) -> None:
+    slot = config.slot.removeprefix(f"{config.sweep}-")
+    exporter = Exporter(print, sweep=config.sweep, slot=slot)
     while True:
-        client.refresh(block=not client.assignment.asks_for_work)
+        with worker.meter.spends("waiting"):
+            client.refresh(block=not client.assignment.asks_for_work)
+        if worker.meter.due:
+            exporter.tell(worker.readings())
         if client.assignment.stop:
             return
         worker.let_leave()
@@ -80,7 +97,7 @@ def start_worker(
     """
     opened, problem = None, None
     try:
-        opened = open_slot(config, rank, size)
+        opened = open_slot(config, rank, size, client.storage)
     except Exception as error:  # whatever it is, it must reach the coordinator
         traceback.print_exc()
         known = isinstance(error, InputError)
@@ -95,9 +112,15 @@ def start_worker(
     )
 
 
-def open_slot(config: SlotConfig, rank: int, size: int) -> "tuple[Store, dict[str, TrialGroup]]":
+def open_slot(
+    config: SlotConfig,
+    rank: int,
+    size: int,
+    wait: Callable[[str | None], None] = lambda wrong: None,
+) -> "tuple[Store, dict[str, TrialGroup]]":
     """Everything that is paid once per slot: imports, data, tokenizer; a base is loaded when a
-    trial first needs it. The groups are by the words for their bases.
+    trial first needs it. The groups are by the words for their bases. wait: is told when storage
+    does not work, and when it does again.
     """
     import ray.train.torch
     import torch
@@ -118,6 +141,7 @@ def open_slot(config: SlotConfig, rank: int, size: int) -> "tuple[Store, dict[st
                 raise InputError(why)
         check_files(base.model)
     store = Store(config.storage)
+    store.insist(Patience(wait, wait_s=config.storage_wait_s), marker=SWEEP_FILE)
     with tempfile.TemporaryDirectory(prefix="finetune-sweeps-") as scratch:
         # a group maps the files of an object store's copy into memory, and they then need no name:
         # whenever and however a worker ends, it leaves none behind
@@ -179,6 +203,7 @@ class SlotWorker:
         self._began: dict[str, tuple[float, int]] = {}
         self._told_progress = 0.0
         self._answers = SlotAnswers(config, groups, store, rank)
+        self.meter = SlotMeter()
         # what came of trials when the coordinator had just been restarted and did not know the slot
         self.unacknowledged: dict[str, Outcome] = {}
 
@@ -197,8 +222,8 @@ class SlotWorker:
         if self._client.assignment.job is not None and not self._group.trials:
             name, what = self._client.assignment.job
             self._group.forget_base()
-            result = self.job(what) if self._rank == 0 else None
-            self._client.publish("publish_job", name, self._client.from_rank_zero(result))
+            result = self._on_rank_zero(lambda: self.job(what))
+            self._client.publish("publish_job", name, result)
 
     def profile(self) -> None:
         for each in self._client.assignment.profile:
@@ -240,8 +265,8 @@ class SlotWorker:
 
         self._take_base(base_of(parameters))
         group, store = self._group, self._store
-        begun = begin_attempt(store, trial) if self._rank == 0 else (0, None)
-        self._attempts[trial], origin = self._client.from_rank_zero(begun)
+        begun = self._on_rank_zero(lambda: begin_attempt(store, trial))
+        self._attempts[trial], origin = begun
         if origin is None:
             joined = self._join_if_room(trial, parameters, None)
         else:
@@ -289,24 +314,27 @@ class SlotWorker:
 
         group = self._group
         try:
-            due = group.step(trials)
+            with self.meter.spends("training"):
+                due = group.step(trials)
         except NonFinite as error:
             for trial, reason in error.reasons.items():
                 group.leave(trial)
                 self.tell(trial, Diverged(reason=reason))
             due = group.due(trial for trial in trials if trial not in error.reasons)
         if due:
-            evaluated, written = group.evaluate(due), self._answers.written(group, due)
-            for trial, evaluation in evaluated.items():
-                answered = written.get(trial, lambda: None)
-                self.guard(
-                    [trial], lambda t=trial, e=evaluation, a=answered: self._publish(t, e, a)
-                )
+            with self.meter.spends("evaluating"):
+                self._evaluate(due)
         elif time.monotonic() - self._told_progress > PROGRESS_S:
             self._told_progress = time.monotonic()
             for trial in trials:
                 if trial in group.trials:
                     self._tell_progress(trial)
+
+    def _evaluate(self, due: Sequence[str]) -> None:
+        evaluated, written = self._group.evaluate(due), self._answers.written(self._group, due)
+        for trial, evaluation in evaluated.items():
+            answered = written.get(trial, lambda: None)
+            self.guard([trial], lambda t=trial, e=evaluation, a=answered: self._publish(t, e, a))
 
     def _publish(
         self,
@@ -316,18 +344,35 @@ class SlotWorker:
     ) -> None:
         from trainables.storage.checkpoints import write_evaluation
 
-        record = evaluation = with_answers(evaluation, answered, self._client, self._rank)
-        if self._rank == 0:
-            record = write_evaluation(
+        evaluation = with_answers(evaluation, answered, self._client, self._rank)
+        record = self._on_rank_zero(
+            lambda: write_evaluation(
                 self._store,
                 trial,
                 self._attempts[trial],
                 evaluation,
                 lambda folder: self._group.save(trial, folder),
             )
+        )
+        if self._rank == 0:
             self._tell_progress(trial)
         self.tell(trial, Evaluated(evaluation=record))
         self._began[trial] = (time.monotonic(), self._group.progress(trial))
+
+    def _on_rank_zero(self, write: Callable[[], Written]) -> Written:
+        """What `write` gives on rank 0, on every worker; StorageLost on each of them where it is
+        raised there: none must wait for it.
+        """
+        written, lost = None, ""
+        if self._rank == 0:
+            try:
+                written = write()
+            except StorageLost as error:
+                lost = str(error)
+        written, lost = self._client.from_rank_zero((written, lost))
+        if lost:
+            raise StorageLost(lost)
+        return cast("Written", written)
 
     def tell(self, trial: str, outcome: Outcome) -> None:
         """Publish what came of a trial; a coordinator that has forgotten it is told again when the
@@ -341,6 +386,19 @@ class SlotWorker:
         now = self._group.progress(trial)
         self._client.progress(trial, now, (now - seen) / max(time.monotonic() - began, 1e-9))
 
+    def readings(self) -> Iterator[Reading]:
+        """For Ray's metrics: what the slot has done since it last told them, of rank 0, and what
+        memory this worker holds.
+        """
+        groups = self._groups.values()
+        samples = sum(group.trained_samples for group in groups)
+        tokens = sum(group.trained_tokens for group in groups)
+        of_slot = list(self.meter.readings(samples, tokens))
+        yield from of_slot if self._rank == 0 else ()
+        for kind, memory in held(self._group.device).items():
+            labels = {"worker": str(self._rank), "device": kind}
+            yield Reading("sweeps_slot_memory_bytes", memory, labels)
+
     # --- what a slot does beside training ---
 
     def untuned(self) -> Untuned:
@@ -349,6 +407,8 @@ class SlotWorker:
         """
         try:
             found = {word: self._untuned(word) for word in reversed([*self._config.bases])}
+        except StorageLost:
+            raise
         except Exception as error:  # the trials will meet the same fault, each at its own border
             traceback.print_exc()
             if ends_worker(error):
@@ -363,9 +423,10 @@ class SlotWorker:
         self._take_base(word)
         hp = parse(self._config.bases[word].baseline)
         results, probed = self._group.untuned_results(hp.method, hp.options)
-        if self._rank == 0:
-            name = f"baselines/validation/{untuned_name(word, self._config.first)}"
-            write_rows(self._store, name, results.losses, results.rows_outcomes)
+        name = f"baselines/validation/{untuned_name(word, self._config.first)}"
+        self._on_rank_zero(
+            lambda: write_rows(self._store, name, results.losses, results.rows_outcomes)
+        )
         metrics = self._group.metrics(results)
         return UntunedResults(val_loss=results.loss, probe_loss=probed.loss, metrics=metrics)
 
@@ -375,6 +436,8 @@ class SlotWorker:
 
         try:
             return run(self._store, self._config, what)
+        except StorageLost:
+            raise
         except Exception as error:  # the border between a job and its slot
             traceback.print_exc()
             if ends_worker(error):
@@ -390,6 +453,8 @@ class SlotWorker:
         try:
             action()
             return
+        except StorageLost:  # no trial is to blame for it
+            raise
         except InputError as error:
             failure, isolate = Failed(reason=str(error), certain=True), len(trials) > 1
         except Exception as error:  # whatever it was, the slot goes on

@@ -7,18 +7,20 @@ older attempts after that point are void.
 """
 
 import io
+import json
 import math
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from trainables.evaluation.answered import ANSWERS
 from trainables.evaluation.record import Evaluation, MeasuredEvaluation
+from trainables.storage.patience import of_disk
 from trainables.storage.records import from_json, to_json
-from trainables.storage.store import Store
+from trainables.storage.store import Damaged, Store
 
 EVALUATION, CHECKPOINT, LOSSES, STATE = (
     "evaluation.json",
@@ -27,6 +29,7 @@ EVALUATION, CHECKPOINT, LOSSES, STATE = (
     "training_state.safetensors",
 )
 OUTCOMES = "outcomes.npy"
+FILES = "files"  # key of evaluation.json: bytes of what a trial loads or goes on from, by name
 ORIGIN = "/attempt.json"
 
 
@@ -34,15 +37,14 @@ def begin_attempt(store: Store, trial: str) -> tuple[int, str | None]:
     """Number of a new attempt of `trial`, and the evaluation folder it goes on from (None: from the
     start).
     """
-    names = store.find(f"trials/{trial}")
-    attempt = 1 + max((_attempt(name) for name in names if "/attempt-" in name), default=0)
-    folders = evaluation_folders(store, trial, names)
-    resumable = [
-        f for f in folders if f"{f}/{STATE}" in names or read_evaluation(store, f).finished
-    ]
-    origin = resumable[-1] if resumable else None
-    store.write_json(f"trials/{trial}/attempt-{attempt}{ORIGIN}", {"from": origin})
-    return attempt, origin
+    while True:
+        sizes = {name: seen.size for name, seen in store.stamps(f"trials/{trial}").items()}
+        attempt = 1 + max((_attempt(name) for name in sizes if "/attempt-" in name), default=0)
+        resumable = [each.folder for each in _read(store, trial, sizes) if each.resumable(sizes)]
+        origin = resumable[-1] if resumable else None
+        written = json.dumps({"from": origin}, indent=1).encode()
+        if store.create(f"trials/{trial}/attempt-{attempt}{ORIGIN}", written):
+            return attempt, origin
 
 
 def write_evaluation(
@@ -55,6 +57,20 @@ def write_evaluation(
     """Publish an evaluation together with its checkpoint, which `save(folder)` writes; returns what
     stands in evaluation.json.
     """
+
+    def once() -> Evaluation:
+        return _write_evaluation(store, trial, attempt, evaluation, save)
+
+    return store.again(once)
+
+
+def _write_evaluation(
+    store: Store,
+    trial: str,
+    attempt: int,
+    evaluation: MeasuredEvaluation,
+    save: Callable[[Path], None],
+) -> Evaluation:
     name = f"trials/{trial}/attempt-{attempt}/step-{evaluation.step:08d}"
     folder = store.scratch()
     try:
@@ -69,19 +85,90 @@ def write_evaluation(
             np.save(folder / OUTCOMES, evaluation.outcomes)
         if evaluation.answered is not None:
             Store(str(folder)).write_json(ANSWERS, to_json(evaluation.answered))
+        written[FILES] = {**_sizes(folder, [*files, *folder.glob(STATE)])}
         Store(str(folder)).write_json(EVALUATION, written)
         store.publish(folder, name, last=EVALUATION)
-    except BaseException:  # a full disk, most likely: half a checkpoint must not fill it further
+    except BaseException as error:  # half a checkpoint must not fill a full disk further
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, Exception) and (of_system := of_disk(error)) is not None:
+            raise of_system from error
         raise
     return from_json(Evaluation, written, name)
 
 
+def _sizes(folder: Path, files: Iterable[Path]) -> dict[str, int]:
+    """Bytes of files below a folder."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
 def read_evaluation(store: Store, folder: str) -> Evaluation:
     """The evaluation in `folder`; its `checkpoint` is where that would be."""
-    found = from_json(Evaluation, store.read_json(f"{folder}/{EVALUATION}"), store.path(folder))
+    return _evaluation(store, folder, store.read_json(f"{folder}/{EVALUATION}"))
+
+
+def read_evaluations(store: Store, trial: str, sizes: Mapping[str, int]) -> list[Evaluation]:
+    """Those of `trial` that count, in the order of their steps; without a `checkpoint` where it was
+    deleted or is not whole. sizes: of all files of the trial.
+    """
+    return [
+        each.evaluation if each.has_checkpoint(sizes) else replace(each.evaluation, checkpoint=None)
+        for each in _read(store, trial, sizes)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """An evaluation as it was written, and what files it was written with."""
+
+    folder: str
+    evaluation: Evaluation
+    files: Mapping[str, int]
+    """Bytes of each; none where an earlier version has written it."""
+
+    @classmethod
+    def read(cls, store: Store, folder: str) -> "_Written | None":
+        """None where the file was cut short: then it is as if it had not been written."""
+        try:
+            content = store.read_json(f"{folder}/{EVALUATION}")
+        except Damaged:
+            return None
+        evaluation = _evaluation(store, folder, content)
+        return cls(folder=folder, evaluation=evaluation, files=content.get(FILES, {}))
+
+    def has_checkpoint(self, sizes: Mapping[str, int]) -> bool:
+        """sizes: of the files that are there."""
+        below = f"{self.folder}/{CHECKPOINT}/"
+        return any(name.startswith(below) for name in sizes) and self._whole(sizes, CHECKPOINT)
+
+    def resumable(self, sizes: Mapping[str, int]) -> bool:
+        """Whether its trial can go on from it, or has nothing more to do."""
+        if self.evaluation.finished:
+            deleted = not any(name.startswith(f"{self.folder}/{CHECKPOINT}/") for name in sizes)
+            return deleted or self._whole(sizes, CHECKPOINT)
+        has_state = f"{self.folder}/{STATE}" in sizes
+        return has_state and self._whole(sizes, "")
+
+    def _whole(self, sizes: Mapping[str, int], below: str) -> bool:
+        return all(
+            sizes.get(f"{self.folder}/{name}") == size
+            for name, size in self.files.items()
+            if name.startswith(below)
+        )
+
+
+def _read(store: Store, trial: str, sizes: Mapping[str, int]) -> list[_Written]:
+    """Those of `trial` that count."""
+    found = [_Written.read(store, each) for each in evaluation_folders(store, trial, sizes)]
+    return [each for each in found if each is not None]
+
+
+def _evaluation(store: Store, folder: str, content: Mapping[str, object]) -> Evaluation:
+    found = from_json(Evaluation, content, store.path(folder))
     size = found.checkpoint_bytes or 4 * found.trainable_parameters
-    return replace(found, checkpoint_bytes=size, checkpoint=store.path(f"{folder}/{CHECKPOINT}"))
+    # where it was found, whatever it says of that: what cannot win is deleted there
+    return replace(
+        found, folder=folder, checkpoint_bytes=size, checkpoint=store.path(f"{folder}/{CHECKPOINT}")
+    )
 
 
 def write_rows(

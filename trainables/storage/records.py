@@ -21,6 +21,8 @@ def finite_or_none(value: Json) -> Json:
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: finite_or_none(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [finite_or_none(inner) for inner in value]
     return value
 
 
@@ -30,6 +32,11 @@ def to_json(record: object, kind: type | None = None) -> dict[str, Json]:
     """
     written = _adapter(kind or type(record)).dump_python(record, mode="json", by_alias=True)
     return {key: finite_or_none(value) for key, value in written.items()}
+
+
+def schema_of(kind: type) -> dict[str, object]:
+    """What `to_json` writes of a dataclass, as a JSON Schema (draft 2020-12)."""
+    return _adapter(kind).json_schema(mode="serialization", by_alias=True)
 
 
 def finite(record: Record) -> Record:

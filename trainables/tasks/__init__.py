@@ -38,6 +38,8 @@ class Task(Protocol):
     """
 
     name: str
+    what: str
+    """What is learnt of a row, in a few words."""
     auto_class: str
     """Name of the class of transformers that loads the model."""
     problem_type: str | None

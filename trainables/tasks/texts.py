@@ -67,6 +67,10 @@ class Texts(Answered):
     then named by their numbers.
     """
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return "text", "text_pair", self.setting
+
     @abstractmethod
     def answer(self, row: Row, data: DataConfig) -> Answer:
         """Raises BadRow where it cannot be used."""

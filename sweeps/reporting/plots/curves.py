@@ -6,7 +6,7 @@ from typing import Literal
 
 from sweeps.ledger.leaderboard import Leaderboard, ShownEvaluation, TrialRow, WinnerRow
 from sweeps.reporting.formatting import is_finite, join_some, loss_text
-from sweeps.reporting.plots.figure import Plot, Section, Trace, hover, shielded, trial_trace
+from sweeps.reporting.plots.figure import Plot, Section, Trace, shielded, trial_trace
 from sweeps.reporting.words import average_words
 
 LossName = Literal["val_loss", "probe_loss"]
@@ -135,12 +135,12 @@ def _traces(board: Leaderboard, name: LossName) -> list[Trace]:
 
 def _line(trial: TrialRow, name: LossName, *, wins: bool) -> Trace:
     losses = [_loss(e, name) for e in trial.evaluations]
-    hovers = [
-        hover(trial, f"{name} {loss_text(loss)} at {e.samples_seen:,} samples{average_words(e)}")
+    told = [
+        f"{name} {loss_text(loss)} at {e.samples_seen:,} samples{average_words(e)}"
         for e, loss in zip(trial.evaluations, losses, strict=True)
     ]
     y = [loss if is_finite(loss) else None for loss in losses]
-    return trial_trace(trial, wins, [e.samples_seen for e in trial.evaluations], y, hovers)
+    return trial_trace(trial, wins, [e.samples_seen for e in trial.evaluations], y, told)
 
 
 def _star(winner: WinnerRow, name: LossName) -> Trace:

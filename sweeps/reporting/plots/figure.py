@@ -68,13 +68,14 @@ class Section:
     """Why there is no plot, in words."""
 
 
-def hover(trial: TrialRow, first_line: str) -> str:
-    lines = [f"<b>{shielded(trial.id)}</b> {shielded(verdict_words(trial))}", first_line]
-    lines += [
-        f"{shielded(name)} = {shielded(shorten(value_text(v), 60))}"
+def around(trial: TrialRow) -> tuple[str, str]:
+    """What stands before and after a point's own words in all that a trial's lines tell."""
+    params = [
+        f"<br>{shielded(name)} = {shielded(shorten(value_text(v), 60))}"
         for name, v in trial.params.items()
     ]
-    return "<br>".join(line for line in lines if line)
+    head = f"<b>{shielded(trial.id)}</b> {shielded(verdict_words(trial))}<br>"
+    return head, "".join(params)
 
 
 def trial_trace(
@@ -84,8 +85,15 @@ def trial_trace(
     y: Sequence[float | None],
     text: list[str] | str,
 ) -> Trace:
-    """The line of a trial; `text` is its hover, one for every point or one for all."""
-    meta = {"trial": trial.id, "tone": tone(trial.verdict), "winner": wins}
+    """The line of a trial; `text` is what it tells, of every point or of all; the page puts
+    `around` it, which is not written anew for each of them.
+    """
+    meta = {
+        "trial": trial.id,
+        "tone": tone(trial.verdict),
+        "winner": wins,
+        "around": around(trial),
+    }
     return {
         "type": "scatter",
         "mode": "lines+markers",

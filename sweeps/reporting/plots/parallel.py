@@ -18,7 +18,6 @@ from sweeps.reporting.plots.figure import (
     Plot,
     Section,
     Trace,
-    hover,
     shielded,
     trial_trace,
 )
@@ -150,8 +149,7 @@ def _lines(rows: Sequence[RankedTrial], axes: Sequence[Axis]) -> list[Trace]:
         first_line = (
             f"val_loss {loss_text(row.shown.val_loss)}" if row.shown else shielded(row.excluded)
         )
-        text = hover(row.trial, first_line)
-        traces.append(trial_trace(row.trial, row.wins, list(range(len(axes))), y, text))
+        traces.append(trial_trace(row.trial, row.wins, list(range(len(axes))), y, first_line))
     return traces
 
 

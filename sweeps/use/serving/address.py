@@ -4,6 +4,7 @@ wrong call is answered at once.
 
 import ipaddress
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,21 @@ class Address:
     def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
+
+
+def listening(address: Address) -> socket.socket:
+    """Raises InputError for a port that is taken, or a host that is not this machine's."""
+    found = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((address.host, address.port))
+        found.listen(128)
+    except OSError as error:
+        found.close()
+        raise InputError(
+            f"--host, --port: cannot listen at {address.host}:{address.port}: {error.strerror}"
+        ) from None
+    return found
 
 
 def is_loopback(host: str) -> bool:

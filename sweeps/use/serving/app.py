@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,6 @@ from ray.serve.metrics import Counter
 from starlette.exceptions import HTTPException
 
 from sweeps.use.generation import Reply, Sampling
-from sweeps.use.prompts import Prompt
 from sweeps.use.serving import answers
 from sweeps.use.serving.models import Base, Classifier, Models, Served, Writer, load
 from sweeps.use.serving.requests import (
@@ -30,6 +30,7 @@ from sweeps.use.serving.requests import (
 )
 from trainables.data.records import Record
 from trainables.data.rows import BadRow
+from trainables.evaluation.generation import Prompt
 from trainables.models.files import quiet
 
 Found = TypeVar("Found")
@@ -341,14 +342,12 @@ class Server:
     async def _write(self, batch: list[_Followed]) -> list[None]:
         """Each reply ends when it does, whatever the others of the batch do."""
         loop = asyncio.get_running_loop()
-
-        def heard() -> None:
-            loop.call_soon_threadsafe(lambda: [each.wake() for each in batch])
-
+        for each in batch:
+            each.reply.heard = partial(loop.call_soon_threadsafe, each.wake)
         for base in dict.fromkeys(each.base for each in batch):
             waited = [e.reply for e in batch if e.base is base and not e.reply.is_done]
             if waited:
-                await asyncio.to_thread(base.write, waited, heard)
+                await asyncio.to_thread(base.write, waited)
         return [None] * len(batch)
 
     @serve.batch(max_batch_size=4 * BATCH, batch_wait_timeout_s=WAIT_S)

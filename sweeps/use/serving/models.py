@@ -1,9 +1,9 @@
 """The models of a replica: adapters over one base where they have one, others by themselves."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, cast
 from sweeps.use.answers import PREDICTION
 from sweeps.use.generation import Reply, Sampling, generate
 from sweeps.use.heads import Heads
-from sweeps.use.prompts import Prompt, Prompts
+from sweeps.use.prompts import Prompts
 from sweeps.use.trained import Trained, open_trained
 from trainables.data.asking import GivenSource
 from trainables.data.config import DataConfig
 from trainables.data.records import Record
 from trainables.data.rows import BadRow, Row
+from trainables.engine.decoding import Padding
 from trainables.errors import InputError
+from trainables.evaluation.generation import Prompt
 from trainables.models.checkpoint import load_base_model
 from trainables.models.origin import ADAPTER
 from trainables.tasks import Task
@@ -48,24 +50,22 @@ class Base:
     """Empty: the model is whole, or has the one adapter that it was loaded with."""
     mixes: bool = True
     """Whether rows of one batch may each have their own adapter."""
+    padding: Padding = field(default_factory=Padding)
 
-    def write(self, replies: Sequence[Reply], heard: Callable[[], None]) -> None:
-        """All of them; in one batch where that can be."""
-        if len(self.adapters) < 2:
-            for reply in replies:
-                reply.adapter = None
-            generate(self.model, replies, self.pad_token_id, heard=heard)
-            return
-        if self.mixes:
-            generate(self.model, replies, self.pad_token_id, heard=heard)
+    def write(self, replies: Sequence[Reply]) -> None:
+        """All of them; side by side where that can be."""
+        if not self.adapters or self.mixes:
+            adapters = [reply.adapter for reply in replies if reply.adapter is not None]
+            self._write(replies, adapters or None)
             return
         ordered = sorted(replies, key=lambda reply: str(reply.adapter))
         for adapter, group in groupby(ordered, key=lambda reply: str(reply.adapter)):
             cast("PeftModel", self.model).set_adapter(adapter)
-            own = list(group)
-            for reply in own:
-                reply.adapter = None
-            generate(self.model, own, self.pad_token_id, heard=heard)
+            self._write(list(group))
+
+    def _write(self, replies: Sequence[Reply], adapters: Sequence[str] | None = None) -> None:
+        model, pad = self.model, self.pad_token_id
+        generate(model, replies, pad, adapters=adapters, padding=self.padding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +79,7 @@ class Writer:
     adapter: str | None
 
     def reply(self, prompt: Prompt, sampling: Sampling) -> Reply:
-        return Reply(
-            prompt=prompt,
-            sampling=sampling,
-            stops=self.prompts.stops,
-            tokenizer=self.prompts.tokenizer,
-            adapter=self.adapter,
-        )
+        return self.prompts.reply(prompt, sampling, self.adapter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +99,7 @@ class Classifier:
             columns = {self._column: given.split()}
         source = GivenSource(key="request", name=place, filled=tuple(columns))
         try:
-            reader = self.task.format.asking(source, self.data)
+            reader = self.task.format.asking(source, replace(self.data, group=None))
         except InputError as error:
             raise BadRow(str(error)) from None
         return reader.read(Row(key="request", place=place, columns=columns))
@@ -174,7 +168,7 @@ def _writers(group: Sequence[tuple[str, Trained]]) -> Models:
         name: Writer(
             name=name,
             words=trained.words,
-            prompts=Prompts.of(trained),
+            prompts=Prompts.of(trained, base.model),
             base=base,
             adapter=adapter,
         )

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from cluster.config import ClusterConfig
 from cluster.connect import Connection, SlotPlan, connect, plan_slots
 from sweeps.run.signals import SignalHandler
 from sweeps.use.serving import vllm
-from sweeps.use.serving.address import Address
+from sweeps.use.serving.address import Address, listening
 from sweeps.use.serving.models import Served
 from sweeps.use.trained import Trained, open_trained
 from trainables.errors import InputError
@@ -58,7 +57,7 @@ def run(
     """Serve until Ctrl-C or SIGTERM. Raises InputError and ClusterError for what the user can put
     right.
     """
-    _check_free(address)
+    listening(address).close()  # whether it may: Ray's own server says it much later
     by_vllm = vllm.is_taken(engine, [trained for _, trained in models])
     ended = threading.Event()
     with SignalHandler(ended.set), connect(cluster, namespace="serve") as connection:
@@ -74,18 +73,6 @@ def run(
             while not ended.wait(1.0):  # a wait without end would not see the signal
                 pass
         say("stopped")
-
-
-def _check_free(address: Address) -> None:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-        except OSError as error:
-            raise InputError(
-                f"--host, --port: cannot listen at {address.host}:{address.port}: {error.strerror}"
-            ) from None
 
 
 def _check_alone() -> None:

@@ -85,8 +85,15 @@ COMMANDS = {
     "best": ["best", "FOLDER"],
     "verify": ["verify", "FOLDER"],
     "report": ["report", "FOLDER"],
+    "sync": ["sync", "FOLDER"],
+    "pick": ["pick", "FOLDER", "--to", "picked"],
     "diagnose": ["diagnose", "runs"],
     "submit": ["submit", "quick.yaml", "--address", NOBODY],
+    "submit a folder": ["submit", "s3://bucket/quick-20260101-120000", "--address", NOBODY],
+    "submit with a value": ["submit", "quick.yaml", "--address", NOBODY, "--env", "KEY=value"],
+    "status": ["status", "--address", NOBODY],
+    "logs": ["logs", "quick-1", "--address", NOBODY, "--follow"],
+    "cancel": ["cancel", "quick-1", "--address", NOBODY],
 }
 
 
@@ -138,7 +145,7 @@ def test_a_damaged_file_is_named(sweep, monkeypatch, capsys, file) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["bogus"], "python -m sweeps: No such command 'bogus'; usage: python -m sweeps "),
+        (["xyzzy"], "python -m sweeps: No such command 'xyzzy'; usage: python -m sweeps "),
         (["run"], "python -m sweeps run: Missing argument 'file'; usage: python -m sweeps run "),
         (
             ["best", "x", "--jsn"],

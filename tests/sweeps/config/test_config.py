@@ -383,6 +383,23 @@ WRONG_VALUES = [
         r"tracking.project: must be 1 to 128 characters, none of / \ # ? % :, got 'a/b'",
     ),
     ("tracking.project=", "tracking.project: must be text, got null"),
+    (
+        "tracking.artifact=all",
+        "tracking.artifact: must be one of auto, files, reference, off, got 'all'",
+    ),
+    (
+        "tracking.artifact_limit_gb=0",
+        "tracking.artifact_limit_gb: must be above 0, got 0.0",
+    ),
+    (
+        "tracking.dataset=rows",
+        "tracking.dataset: must be one of reference, files, off, got 'rows'",
+    ),
+    (
+        "tracking.registry=a/b/c",
+        "tracking.registry: must be COLLECTION or REGISTRY/COLLECTION without / and : in their"
+        " names, got 'a/b/c'",
+    ),
     ("tracking.tags=x", "tracking.tags: must be a list, each item text, got 'x'"),
     ("tracking.tags=['']", "tracking.tags: each must be 1 to 64 characters, got ''"),
     # cluster

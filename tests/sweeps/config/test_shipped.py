@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recipes import conversations
 
 from search_spaces import Choice, Domain, Space
 from sweeps.config.draws import first_of_each_method
@@ -98,7 +99,15 @@ def test_the_choices_and_ends_of_a_space_are_all_walked():
 
 
 @pytest.mark.parametrize(
-    "name", ["chat", "codellama_text_to_sql", "domain_text", "gpt2_tweets", "preference"]
+    "name",
+    [
+        "chat",
+        "codellama_text_to_sql",
+        "domain_text",
+        "gpt2_tweets",
+        "preference",
+        "recipe_assistant",
+    ],
 )
 def test_without_the_hub_a_shipped_sweep_ends_in_one_line(name, tmp_path, monkeypatch, capsys):
     from sweeps.cli.app import main
@@ -204,6 +213,9 @@ def stand_in(name: str, shared_data: Path, folder: Path) -> list[str]:
                 for pair in turns
             ]
             file, more = write_lines(folder / "chat.jsonl", messages), []
+        case "recipe_assistant":
+            file = write_lines(folder / "recipes.jsonl", conversations(160))
+            more = ["data.max_length=384"]
         case "codellama_text_to_sql":
             lines = (shared_data / "text_to_sql" / "geography.jsonl").read_text().splitlines()[:160]
             rows = [
@@ -272,6 +284,7 @@ def short_trial(config: SweepConfig, method: str, layers: int) -> Hyperparameter
         ("gpt2_tweets", "narrow GPT-2", ["full", "partial", "lora"]),
         ("chat", "stories260K", ["full", "partial", "lora"]),
         ("codellama_text_to_sql", "stories260K", ["qlora"]),
+        ("recipe_assistant", "stories260K", ["full", "partial", "lora"]),
         ("domain_text", "stories260K", ["full", "partial", "lora"]),
     ],
 )

@@ -15,7 +15,7 @@ from sweeps.__main__ import main
 from sweeps.config.loading import with_own_space
 from sweeps.ledger.opening import open_sweep
 from sweeps.run.folder import amend
-from sweeps.run.sweep import StudyFile
+from sweeps.run.study_file import StudyFile
 from sweeps.search.following import follow_space
 from sweeps.search.study import open_study, trials_of
 from trainables.evaluation.record import UntunedResults

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
+from sweeps.cli.json_output import result_schema
 from sweeps.ledger.folder import Ledger, label_prior
-from sweeps.ledger.leaderboard import BaselineRow, TestScores, leaderboard_json
+from sweeps.ledger.leaderboard import BaselineRow, TestScores
 from sweeps.ledger.status import DEAD_AFTER_S
 from sweeps.reporting.leaderboard import leaderboard
 from sweeps.reporting.words import test_words as spoken
@@ -33,15 +35,20 @@ from trainables.storage.checkpoints import (
     write_evaluation,
     write_rows,
 )
-from trainables.storage.records import from_json
+from trainables.storage.records import from_json, to_json
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = SelectionConfig(overfit_rise=0.25, overfit_gap=0.5)
 
 
+BOARD = Draft202012Validator(result_schema("board"))
+
+
 def board_of(ledger, name, config):
-    """What `best --json` prints."""
-    return leaderboard_json(leaderboard(ledger, name, config))
+    """What `best --json` prints, which is as its schema says."""
+    found = to_json(leaderboard(ledger, name, config))
+    assert [error.message for error in BOARD.iter_errors(found)] == []
+    return found
 
 
 def measured(step, val, probe, *, metrics=None, **more):
@@ -438,7 +445,9 @@ def test_the_board_has_the_documented_keys_and_is_strict_json(ledger):
         "cost",
         "forgetting",
         "earlier_forgetting",
+        "harness",
         "lineage",
+        "steered",
         "slices",
         "tokens_per_request",
         "worth",
@@ -452,6 +461,7 @@ def test_the_board_has_the_documented_keys_and_is_strict_json(ledger):
         "metric",
         "metric_mode",
         "winner",
+        "winner_folder",
         "trials",
         "finalists",
         "pareto",

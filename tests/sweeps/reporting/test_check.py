@@ -7,14 +7,17 @@ import shutil
 import subprocess
 from dataclasses import replace
 
+import jsonschema
 import pytest
 from rich.console import Console
 
-from sweeps.reporting.check import check_page, plan_json, print_plan
+from sweeps.cli.json_output import result_schema
+from sweeps.reporting.check import check_page, print_plan
 from sweeps.run.plan import Plan, SplitPlan
 from trainables.data.findings import Finding
 from trainables.data.records import Segment
 from trainables.data.showing import ShownRow
+from trainables.storage.records import to_json
 
 CHROMIUM = shutil.which("chromium")
 
@@ -80,7 +83,8 @@ def test_rows_are_shown_with_what_is_learnt_marked():
 
 
 def test_the_json_has_all_that_is_shown():
-    found = json.loads(json.dumps(plan_json(plan()), allow_nan=False))
+    found = json.loads(json.dumps(to_json(plan()), allow_nan=False))
+    jsonschema.validate(found, result_schema("check"))
     assert found["shown"] == [
         {
             "place": "chat.jsonl line 1",

@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from sweeps.reporting import console, metrics, words
 from sweeps.reporting.console import STATES
 from sweeps.reporting.live import Display
 from sweeps.reporting.words import cost_words, duration, format_params
+from sweeps.run.pace import Pace
 from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve
 from trainables.evaluation.record import Evaluation
@@ -579,31 +581,60 @@ SNAPSHOT = Snapshot(
 )
 
 
+class Shown(Display):
+    """A display and the pace of what it shows."""
+
+    def __init__(self, console, name="quick"):
+        super().__init__(console, name=name, selection=SelectionConfig())
+        self.pace = Pace(
+            name,
+            trials=4,
+            time_budget_s=None,
+            total_samples=lambda curve: 100,
+            clock=time.monotonic,
+        )
+
+    def look(self, curves, snapshot):
+        self.refresh(curves, self.pace.progress(curves, snapshot))
+
+
 def display(**console):
     file = io.StringIO()
-    made = Console(file=file, width=200, **console)
-    return Display(
-        made, name="quick", trials=4, selection=SelectionConfig(), time_budget_s=None
-    ), file
+    return Shown(Console(file=file, width=200, **console)), file
 
 
 def test_without_a_terminal_there_are_plain_lines():
     shown, file = display()
     shown.start()
     shown.say("t0001 starts: lora targets=[q,v] " + "x" * 300)
-    shown.refresh([curve("t0001", 1.0)], SNAPSHOT, lambda curve: 100)
+    shown.look([curve("t0001", 1.0)], SNAPSHOT)
     shown.stop()
     assert (
         file.getvalue() == f"[ 0m00s] t0001 starts: lora targets=[q,v] {'x' * 300}\n"
     )  # not wrapped, no table
 
 
+def test_without_a_terminal_a_line_says_from_time_to_time_how_far_it_is(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    shown, file = display()
+    shown.start()
+    shown.look([curve("t0001", 1.0)], SNAPSHOT)
+    curves = [curve("t0001", 1.0, 0.5, status="complete"), curve("t0002", 2.0)]
+    for _ in range(3):
+        now[0] += 400
+        shown.look(curves, SNAPSHOT)
+    assert file.getvalue() == (
+        "[13m20s] quick: 1 of 4 trials ended, 13m20s so far, about 22m13s left; the best so far is"
+        " t0001, val loss 0.5000\n"
+    )
+    shown.stop()
+
+
 def test_in_a_terminal_there_is_a_table_below_the_lines():
     shown, file = display(force_terminal=True, color_system=None)
     shown.start()
-    shown.refresh(
-        [], SNAPSHOT, lambda curve: 100
-    )  # what ended before this process does not count for the time left
+    shown.look([], SNAPSHOT)  # what ended before this process does not count for the time left
     shown.say("t0001 starts: lora targets=[q,v]")
     curves = [
         curve("t0001", 1.0, 0.5, status="complete"),
@@ -611,7 +642,7 @@ def test_in_a_terminal_there_is_a_table_below_the_lines():
         curve("t0003"),
         curve("t0004", status="failed"),
     ]
-    shown.refresh(curves, SNAPSHOT, lambda curve: 100)
+    shown.look(curves, SNAPSHOT)
     text = file.getvalue()
     shown.stop()
     cells = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).split() for line in text.splitlines()]
@@ -641,18 +672,12 @@ def test_the_live_table_leaves_room_for_the_configuration(width):
     """A slot is named by the whole sweep to Ray, and by its number here."""
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=True, color_system=None)
-    shown = Display(
-        console,
-        name="quick-20260101-120000",
-        trials=4,
-        selection=SelectionConfig(),
-        time_budget_s=None,
-    )
+    shown = Shown(console, "quick-20260101-120000")
     shown.start()
     slots = {"quick-20260101-120000-slot0": ["t0002"], "quick-20260101-120000-slot1": []}
     params = {"learning_rate": 0.000123, "rank": 8, "alpha": 16, "batch_size": 32, "epochs": 3}
     curves = [curve("t0001", 1.0, status="complete", **params), curve("t0002", 2.0, **params)]
-    shown.refresh(curves, replace(SNAPSHOT, slots=slots), lambda curve: 100)
+    shown.look(curves, replace(SNAPSHOT, slots=slots))
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
     shown.stop()
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
@@ -675,7 +700,7 @@ def test_the_live_table_leaves_room_for_the_configuration(width):
 def test_nobody_knows_how_long_a_sweep_takes_that_has_just_begun():
     shown, file = display(force_terminal=True, color_system=None)
     shown.start()
-    shown.refresh([curve("t0001")], replace(SNAPSHOT, slots={}), lambda curve: 100)
+    shown.look([curve("t0001")], replace(SNAPSHOT, slots={}))
     shown.stop()
     assert "quick: 0 of 4 trials ended, 0m00s so far, time left not known yet" in file.getvalue()
 
@@ -684,7 +709,7 @@ def test_of_many_trials_the_live_table_shows_those_that_run():
     shown, file = display(force_terminal=True, color_system=None)
     shown.start()
     done = [curve(f"t{n:04d}", 1.0, status="complete") for n in range(3, 40)]
-    shown.refresh([*done, curve("t0002", 1.0)], SNAPSHOT, lambda curve: 100)
+    shown.look([*done, curve("t0002", 1.0)], SNAPSHOT)
     shown.stop()
     assert "t0002" in file.getvalue()
     assert "t0005" not in file.getvalue()

@@ -1,5 +1,6 @@
 """The HTML report and the W&B report, read back from what they write."""
 
+import base64
 import datetime
 import http.server
 import io
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -20,12 +22,16 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from sweeps.ledger.folder import Ledger
 from sweeps.reporting import metrics
 from sweeps.reporting.console import leaderboard as table
-from sweeps.reporting.html import html_report
+from sweeps.reporting.html import Beside, html_report
 from sweeps.reporting.plots.curves import baseline_lines
+from sweeps.reporting.publish import publish_in_time
+from sweeps.reporting.samples import Sample, Written
 from sweeps.reporting.wandb_report import ReportError, save_wandb_report
 from sweeps.reporting.wandb_report import wandb_report as report_of
+from sweeps.tracking.config import TrackingConfig
 from trainables.storage.records import to_json
 from trainables.tasks import TASKS
 
@@ -209,10 +215,11 @@ def realistic():
     made["winner"]["tied"] = ["t0012"]
     untuned = {"val_loss": 1.0986, "probe_loss": 1.1012, "metrics": {"accuracy": 0.34}}
     return made | {
+        "winner_folder": "runs/tweets-lora-or-full/winner",
         "baselines": {
             "untuned": untuned,
             "prior": {"val_loss": 1.0431, "metrics": {"accuracy": 0.45}},
-        }
+        },
     }
 
 
@@ -382,7 +389,7 @@ class Page(HTMLParser):
             self.scripts.append([attributes, ""])
         if tag == "tr":
             wins = "wins" in attributes.get("class", "")
-            if "data-trial" in attributes:
+            if "data-trial" in attributes and self.in_leaderboard():
                 self.rows.append({"wins": wins, "cells": []})
             elif not self.in_leaderboard():
                 self.tables.setdefault(self.section(), []).append({"wins": wins, "cells": []})
@@ -405,8 +412,11 @@ class Page(HTMLParser):
             self.cells(tag)[-1] += data
 
     def section(self):
+        """The innermost that is open; the panel of one trial counts as one."""
         return next(
-            attributes.get("id") for tag, attributes in reversed(self.open) if tag == "section"
+            attributes.get("id")
+            for tag, attributes in reversed(self.open)
+            if tag in ("section", "aside")
         )
 
     def sections(self):
@@ -442,14 +452,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def page(tmp_path):
-    def read(board, study=None):
-        written = html_report(board_of(board), study, tmp_path / "report.html")
-        assert written == tmp_path / "report.html"
-        assert [p.name for p in tmp_path.iterdir()] == ["report.html"], (
-            "a partial file was left behind"
-        )
-        return Page(written.read_text(encoding="utf-8"))
+def page():
+    def read(board, study=None, **beside):
+        return Page(html_report(board_of(board), Beside(study=study, **beside)))
 
     return read
 
@@ -512,7 +517,7 @@ def test_one_order_of_trials_in_terminal_page_report_and_json(page):
     Console(file=file, width=250).print(table(board_of(made)))
     assert re.findall(r"t00\d\d", file.getvalue()) == in_order
     assert [row["trial"].split()[0] for row in page(made).table()] == in_order
-    markdown = wandb_report(made, None, "project", "group").blocks[2].text
+    markdown = wandb_report(made, None, "project", "group").blocks[3].text
     assert re.findall(r"t00\d\d", markdown)[: len(in_order)] == in_order
 
 
@@ -543,7 +548,7 @@ def test_the_number_to_expect_stands_beside_the_winners(page):
         "expected 0.5050 ± 0.0070, the mean of 2 new seeds; 1 more gave no checkpoint that may win"
     )
     assert words in page(made).words("winner")
-    assert words in wandb_report(made, None, "project", "group").blocks[0].text.replace("\\", "")
+    assert words in wandb_report(made, None, "project", "group").blocks[1].text.replace("\\", "")
 
 
 # --- the page ---
@@ -562,6 +567,7 @@ def test_page_leads_with_the_winner_and_its_reason(page):
         "parallel",
         "importances",
         "timeline",
+        "words",
     ]
     said = read.words("winner")
     for part in (
@@ -896,7 +902,7 @@ def test_hostile_names_stay_text(page):
     made = hostile()
     read = page(made)
     nonces = {attributes.get("nonce") for attributes, _ in read.scripts}
-    assert len(read.scripts) == 4 and len(nonces) == 1 and None not in nonces
+    assert len(read.scripts) == 5 and len(nonces) == 1 and None not in nonces
     assert not [t for t, a in read.tags if t == "img" or any(name.startswith("on") for name in a)]
     assert made["sweep"] in read.text["h1"] and made["winner"]["reason"] in read.text["winner"]
     assert [row["trial"] for row in read.table()][0].startswith(made["trials"][0]["id"])
@@ -911,7 +917,9 @@ def test_hostile_names_stay_text(page):
     assert f"The winner by c{evil}" in read.text["slices"]
     assert read.tables["pareto"][1]["cells"][0] == made["trials"][0]["id"]
     for figure in read.figures.values():
-        texts = json.dumps([trace["text"] for trace in figure["data"]])
+        texts = json.dumps(
+            [[trace["text"], trace["meta"].get("around")] for trace in figure["data"]]
+        )
         assert "<script" not in texts, "plotly reads HTML in hover texts"
         assert "<script" not in json.dumps(figure["layout"])
 
@@ -995,12 +1003,12 @@ def test_curves_are_coloured_by_verdict_and_keep_one_range(page):
     assert "Losses of t0004 go beyond the top of the axis" in read.words("curves")
     tones = {trace["meta"]["trial"]: trace["meta"]["tone"] for trace in val["data"][:-1]}
     assert len(tones) == 13 and tones["t0002"] == "overfit" and tones["t0010"] == "still-improving"
-    assert val["data"][-2]["meta"] == {"trial": "t0007", "tone": "healthy", "winner": True}, (
-        "the winner lies on top"
-    )
+    meta = val["data"][-2]["meta"]
+    before, after = meta.pop("around")
+    assert meta == {"trial": "t0007", "tone": "healthy", "winner": True}, "the winner lies on top"
     assert (val["data"][-1]["x"], val["data"][-1]["y"]) == ([14400], [0.5221])
-    hover = val["data"][-2]["text"][0]
-    assert "rank = 32" in hover and "val_loss 1.0200 at 1,600 samples" in hover
+    assert before == "<b>t0007</b> healthy<br>" and "<br>rank = 32" in after
+    assert val["data"][-2]["text"][0] == "val_loss 1.0200 at 1,600 samples"
     letters = {note["text"]: note["y"] for note in val["layout"]["annotations"]}
     assert letters == pytest.approx({"A": 1.0431, "B": 1.0986}, abs=1e-3)
     assert [line["y0"] for line in val["layout"]["shapes"]] == [1.0431, 1.0986]
@@ -1228,6 +1236,15 @@ def blocks_of(report, kind):
     return [block for block in spec_of(report)["spec"]["blocks"] if block["type"] == kind]
 
 
+def texts_of(report, kind):
+    """What blocks say that hold lines of plain text."""
+    return texts_in(line for block in blocks_of(report, kind) for line in block["children"])
+
+
+def texts_in(nodes):
+    return ["".join(part["text"] for part in node["children"]) for node in nodes]
+
+
 def panels_of(report):
     grids = blocks_of(report, "panel-grid")
     return [p for grid in grids for p in grid["metadata"]["panelBankSectionConfig"]["panels"]]
@@ -1239,9 +1256,11 @@ def test_wandb_report_is_built_without_key_or_network(no_network):
     assert spec["displayName"] == "Sweep tweets-lora-or-full"
     assert (spec["project"]["entityName"], spec["project"]["name"]) == ("team", "sweeps")
     json.dumps(spec["spec"], allow_nan=False)
+    (callout,) = texts_of(report, "callout-block")
+    why = realistic()["winner"]["reason"]
+    assert callout == f"Winner: t0007, validation loss 0.5221. {why}"
     said = [block["content"] for block in blocks_of(report, "markdown-block")]
-    assert said[0].startswith("**Winner: t0007**, validation loss **0.5221**, probe loss 0.4221")
-    assert realistic()["winner"]["reason"].replace("_", r"\_") in said[0]
+    assert said[0].startswith("**t0007**: validation loss **0.5221**, probe loss 0.4221")
     lines = said[1].splitlines()
     assert lines[2].startswith("| **1** | **t0007** | **healthy** |") and len(lines) == 16
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1, (
@@ -1282,7 +1301,10 @@ def test_wandb_panels_ask_for_what_the_tracker_logs(no_network):
     )
 
 
-def test_wandb_run_sets_hold_the_group_and_its_winner(no_network):
+BEST = ["t0007", "t0012", "t0003", "t0008", "t0013"]
+
+
+def test_wandb_run_sets_hold_the_group_the_winner_and_the_best(no_network):
     report = wandb_report(realistic(), None, "sweeps", "tweets-lora-or-full")
     sets = [grid["metadata"]["runSets"][0] for grid in blocks_of(report, "panel-grid")]
     group = {
@@ -1291,14 +1313,14 @@ def test_wandb_run_sets_hold_the_group_and_its_winner(no_network):
         "value": "tweets-lora-or-full",
         "disabled": False,
     }
-    winner = {
-        "key": {"section": "summary", "name": "winner"},
-        "op": "=",
-        "value": True,
-        "disabled": False,
-    }
+    is_of = {"key": {"section": "run", "name": "name"}, "op": "IN", "disabled": False}
+    trials = group | {"key": {"section": "run", "name": "jobType"}, "op": "!=", "value": "sweep"}
+    every = [group, trials]
+    winner = is_of | {"value": ["tweets-lora-or-full-t0007"]}
     filters = [[{k: f[k] for k in group} for f in runs["filters"]["filters"]] for runs in sets]
-    assert filters == [[group], [group, winner], [group], [group]]
+    ids = [f"tweets-lora-or-full-{trial}" for trial in BEST]
+    best = is_of | {"value": ids}
+    assert filters == [every, [winner], every, every, [best]]
     assert all("project" not in runs for runs in sets), (
         "a run set without a project is the report's own"
     )
@@ -1314,12 +1336,16 @@ def test_wandb_report_of_an_empty_board(no_network, status):
     )
     said = [block["content"] for block in blocks_of(report, "markdown-block")]
     title = "No winner yet" if status == "running" else "No winner"
-    assert said == [f"**{title}.** no trial has started", "No trial has started yet."]
+    assert texts_of(report, "callout-block") == [f"{title}. no trial has started"]
+    assert said == ["No trial has started yet."]
     assert [panel["viewType"] for panel in panels_of(report)].count("Run History Line Plot") == 2
 
 
 def test_wandb_markdown_keeps_hostile_names_as_text(no_network):
     made = hostile()
+    for number, each in enumerate(made["trials"]):
+        each["id"] = f"t{number}"  # it names a run
+    made["winner"]["trial"] = "t0"
     made["trials"] += [
         trial(f"t{i:04d}", "healthy", [(0.6, 0.5)], note="a|b\n# c") for i in range(40)
     ]
@@ -1328,7 +1354,7 @@ def test_wandb_markdown_keeps_hostile_names_as_text(no_network):
         for block in blocks_of(wandb_report(made, None, "sweeps", "tweets"), "markdown-block")
     ]
     assert not re.search(r"(?<!\\)<", "".join(said))
-    lines = said[1].splitlines()
+    lines = next(each for each in said if each.startswith("| \\#")).splitlines()
     assert len(lines) == 2 + 25 + 2 and lines[-1] == "and 18 more trials in the run set below."
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines[:-2]} == {
         len(re.findall(r"(?<!\\)\|", lines[0]))
@@ -1348,6 +1374,7 @@ class StubServer(http.server.BaseHTTPRequestHandler):
     """As much of W&B's GraphQL as saving a report takes."""
 
     saved: list[dict] = []
+    views: dict[str, dict] = {}
 
     def do_GET(self):
         self._answer({})
@@ -1361,9 +1388,12 @@ class StubServer(http.server.BaseHTTPRequestHandler):
             owner = {
                 "project": {"name": variables["projectName"], "entityName": variables["entityName"]}
             }
-            return self._answer(
-                {"upsertView": {"view": names | owner | {"id": "VmlldzoxMjM="}, "inserted": True}}
-            )
+            known = variables["id"] in self.views
+            id = variables["id"] or base64.b64encode(f"View:{len(self.saved)}".encode()).decode()
+            self.views[id] = names | owner | {"id": id}
+            return self._answer({"upsertView": {"view": self.views[id], "inserted": not known}})
+        if "SpecificReport" in query:
+            return self._answer({"view": self.views.get(variables["reportId"])})
         if "GetProjects" in query:
             nothing = {"edges": [], "pageInfo": {"endCursor": None, "hasNextPage": False}}
             return self._answer({"models": nothing})
@@ -1405,6 +1435,8 @@ def wandb_at(monkeypatch, tmp_path):
 
 @pytest.fixture
 def stub_url():
+    StubServer.saved.clear()
+    StubServer.views.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StubServer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -1412,20 +1444,136 @@ def stub_url():
     server.server_close()
 
 
+def save(made=None, group="tweets-1", former=None, **config):
+    board = board_of(made or realistic())
+    return save_wandb_report(
+        board, TrackingConfig(project="sweeps", **config), group, SAMPLES, former
+    )
+
+
+KEY = "local-" + "a" * 40
+SAMPLES = tuple(
+    Sample(
+        row=row,
+        prompt="<b>which</b>\nway | so",
+        reference="left",
+        answers=(
+            Written(by="the untuned model", text="right " * 200, scores={"exact": 0.0}),
+            Written(by="the winner, t0007", text="left", scores={"exact": 1.0}),
+        ),
+    )
+    for row in range(8)
+)
+
+
 def test_wandb_report_is_saved_to_the_accounts_own_entity(wandb_at, stub_url):
-    wandb_at(stub_url, "local-" + "a" * 40)
-    StubServer.saved.clear()
-    url = save_wandb_report(wandb_report(realistic(), None, "sweeps", "tweets-lora-or-full"))
-    assert url == f"{stub_url}/ada/sweeps/reports/Sweep-tweets-lora-or-full--VmlldzoxMjM="
-    (saved,) = StubServer.saved
-    assert (saved["entityName"], saved["projectName"]) == ("ada", "sweeps")
-    assert "t0007 has the lowest validation loss" in saved["spec"]
+    wandb_at(stub_url, KEY)
+    saved = save()
+    assert saved.url.startswith(f"{stub_url}/ada/sweeps/reports/Sweep-tweets-lora-or-full--")
+    (sent,) = StubServer.saved
+    assert (sent["entityName"], sent["projectName"]) == ("ada", "sweeps")
+    assert "t0007 has the lowest validation loss" in sent["spec"]
+
+
+def test_wandb_report_says_what_won_why_and_how_to_get_it(no_network):
+    made = whole() | {
+        "forgetting": {"before": 2.0, "after": 2.125, "kl": 0.05},
+        "worth": {"words": "Yes, by 0.5765."},
+    }
+    report = report_of(board_of(made), "team", "sweeps", "tweets-1", SAMPLES)
+    (command,) = texts_of(report, "code-block")
+    assert command == "python -m sweeps pick team/sweeps/tweets-1-winner:winner --to winner"
+    titles = texts_in(block for block in blocks_of(report, "heading"))
+    assert titles == [
+        "Leaderboard",
+        "Learning curves",
+        "Validation against probe",
+        "Parameters",
+        "Methods",
+        "Answers",
+        "The best compared",
+        "Where the winner comes from",
+    ]
+    winner, board, methods, answers = (
+        block["content"].replace("\\", "") for block in blocks_of(report, "markdown-block")
+    )
+    for part in (
+        "**Test:** loss 0.5500 (95% interval 0.5000 to 0.6000) on 500 rows",
+        "**Forgetting:** loss on general text 2.0000 before and 2.1250 after",
+        "**Worth it?** Yes, by 0.5765.",
+        "**Slices:** test loss by language",
+    ):
+        assert part in winner
+    lines = [line.strip("| ").split(" | ") for line in methods.splitlines()]
+    assert lines[0] == [
+        *("method", "trials", "may win", "best trial", "val loss", "median", "samples seen"),
+    ]
+    assert lines[2] == ["lora", "7", "6", "t0007", "0.5221", "0.5635", "14,400"]
+    assert {line[0] for line in lines[2:]} == {"lora", "full", "partial"}
+    rows = answers.splitlines()
+    assert len(rows) == 2 + 5 and max(map(len, rows)) < 700
+    assert rows[2].startswith("| 0 | <b>which</b> way | so | left | right right")
+    escaped = blocks_of(report, "markdown-block")[3]["content"]
+    assert r"\<b\>which" in escaped and r"way \| so" in escaped
+    (lineage,) = blocks_of(report, "weave-panel")
+    shown = json.dumps(lineage)
+    assert '"tweets-1-winner"' in shown and '"selectedTab": "lineage"' in shown
+
+
+def test_wandb_report_of_one_method_and_no_entity_leaves_out_what_it_cannot_say(no_network):
+    trials = [trial(f"t000{i}", "healthy", [(0.5 + i, 0.4)], method="lora") for i in range(3)]
+    report = wandb_report(board(trials, winner=("t0000", 0, "lowest")), None, "sweeps", "s")
+    assert not blocks_of(report, "code-block") and not blocks_of(report, "weave-panel")
+    assert "Methods" not in texts_in(blocks_of(report, "heading"))
+
+
+def test_the_same_wandb_report_is_written_anew_until_it_is_deleted(wandb_at, stub_url):
+    wandb_at(stub_url, KEY)
+    name = "tweets-lora-or-full"
+    first = save(board([], reason="no trial has started", status="running", name=name))
+    assert save(former=first) == first and len(StubServer.views) == 1
+    begun, ended = StubServer.saved
+    assert begun["id"] is None and ended["id"] in StubServer.views
+    assert "No winner yet" in begun["spec"] and "Winner: t0007" in ended["spec"]
+    assert "pick ada/sweeps/tweets-1-winner:winner" in ended["spec"]
+    other = save(former=first, entity="team")
+    assert other != first and len(StubServer.views) == 2, "the team has a report of its own"
+    StubServer.views.clear()
+    assert save(former=first) != first and len(StubServer.views) == 1
+
+
+def test_a_sweep_publishes_its_wandb_report_by_itself_where_it_tracks_online(
+    wandb_at, stub_url, tmp_path, monkeypatch
+):
+    ledger, lines = Ledger(str(tmp_path / "tweets-1")), []
+    made = board_of(realistic())
+
+    def publish(wandb="auto"):
+        config = SimpleNamespace(tracking=TrackingConfig(project="sweeps", wandb=wandb))
+        return publish_in_time(ledger, config, made, lines.append)
+
+    wandb_at(stub_url, KEY)
+    url = publish()
+    assert url and url == publish() and len(StubServer.views) == 1 and not lines
+    kept = json.loads((tmp_path / "tweets-1" / "tracking" / "report.json").read_text())
+    assert kept == {"server": stub_url, "url": url}
+    assert publish("offline") is None and publish("off") is None and not lines
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert publish() is None and len(StubServer.saved) == 2 and not lines
+    wandb_at("http://127.0.0.1:9", KEY)
+    assert publish() is None
+    (line,) = lines
+    assert re.fullmatch(
+        r"W&B report: not saved to project 'sweeps': http://127.0.0.1:9 does not answer .*;"
+        r" again with: python -m sweeps report runs/tweets-lora-or-full --wandb",
+        line,
+    )
 
 
 def test_wandb_report_without_a_server_is_one_clear_line(wandb_at):
-    wandb_at("http://127.0.0.1:9", "local-" + "a" * 40)
+    wandb_at("http://127.0.0.1:9", KEY)
     with pytest.raises(ReportError) as caught:
-        save_wandb_report(wandb_report(realistic(), "ada", "sweeps", "tweets"))
+        save(entity="ada")
     line = r"W&B report: not saved to project 'sweeps': http://127.0.0.1:9 does not answer \(.*refused.*\)"
     assert re.fullmatch(line, str(caught.value))
 
@@ -1435,4 +1583,4 @@ def test_wandb_report_without_a_key_is_one_clear_line(wandb_at, stub_url):
     with pytest.raises(
         ReportError, match="^W&B report: not saved to project 'sweeps': .*(API key|logged in).*$"
     ):
-        save_wandb_report(wandb_report(realistic(), "ada", "sweeps", "tweets"))
+        save(entity="ada")

@@ -8,7 +8,7 @@ import pytest
 from boards import board_of
 from test_report import Page, board, hostile, realistic, study_of, trial, whole
 
-from sweeps.reporting.html import html_report
+from sweeps.reporting.html import Beside, html_report
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -44,9 +44,9 @@ def browse(tmp_path):
     if CHROMIUM is None:
         pytest.skip("needs chromium on PATH (Debian: apt-get install chromium)")
 
-    def opened(made, study=None, script="", dark=False, width=1280):
-        file = html_report(board_of(made), study, tmp_path / "report.html")
-        text = file.read_text(encoding="utf-8")
+    def opened(made, study=None, script="", dark=False, width=1280, **beside):
+        file = tmp_path / "report.html"
+        text = html_report(board_of(made), Beside(study=study, **beside))
         nonce = re.search(r'nonce="([^"]+)"', text)[1]
         wait = "while (!document.documentElement.dataset.drawn) await new Promise(r => setTimeout(r, 20));"
         steps = (

@@ -256,6 +256,21 @@ def test_a_difference_within_noise_is_not_said():
     assert "macro-F1" not in words and "accuracy" not in words and "hardly" not in words
 
 
+def test_what_the_winner_was_chosen_by_is_said_where_it_tells_nothing_and_where_it_agrees():
+    said = []
+    for other in (rows_of(GOOD, seed=3), rows_of([0.3] * 4, seed=3)):
+        made = board(logistic=0.6, test={"winner": 0.5, "logistic": 0.6}) | {"metric": "macro_f1"}
+        answers = {"winner": rows_of(GOOD), "logistic": other}
+        made["metrics"] = measured(made, validation=answers, test=answers)
+        said.append(worth(made, lambda folder: None)["words"])
+        on_validation = disagreements(made["metrics"], "validation", "yes", "macro_f1")
+        assert all("cannot be told" in sentence for sentence in on_validation)
+    told = "By macro-F1, which it was chosen by, the winner"
+    assert all("Yes, fine-tuning was worth it" in words for words in said)
+    assert f"{told} cannot be told from logistic regression: 0." in said[0]
+    assert f"{told} is better than logistic regression too: 0." in said[1]
+
+
 def test_a_metric_that_the_loss_agrees_with_is_not_said():
     """A baseline of lower loss and better metrics: the paragraph says No already."""
     made = board(winner=0.7, logistic=0.6)

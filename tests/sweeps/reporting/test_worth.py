@@ -1,5 +1,7 @@
 """Was it worth it? The paragraph from a board."""
 
+import re
+
 import numpy as np
 import pytest
 from boards import board_of
@@ -82,6 +84,11 @@ def test_a_baseline_that_is_better_says_no():
     assert found["verdict"] == "no" and found["words"].startswith(
         "No, fine-tuning was not worth it"
     )
+    said = re.search(
+        r": ([\d.]+) higher \(95% interval ([+-][\d.]+) to ([+-][\d.]+)", found["words"]
+    )
+    higher, low, high = map(float, said.groups())
+    assert 0 < low < higher < high, "bounds have the sign of their words"
 
 
 def test_the_best_baseline_counts_and_not_the_first():
@@ -151,7 +158,7 @@ def test_a_default_that_is_better_on_the_test_split_is_said_to_be():
     files = losses(baselines_test_winner=rows(0.55, seed=1), baselines_test_default=rows(0.5))
     words = worth(board(default=0.7, test=test), files)["words"]
     assert (
-        "The search added nothing: the test loss of the default configuration, t0001, is 0.0500 lower than the winner's (95%"
+        "The search added nothing: the test loss of the default configuration, t0001, is 0.0500 lower than the winner's (95% interval +"
         in words
     )
 

@@ -116,6 +116,14 @@ def test_the_winner_is_chosen_by_what_candidates_write(sweeps, write, tmp_path: 
     assert written["texts"] == texts
     assert written["scores"]["short"] == [len(text) for text in texts]
 
+    # and what `predict` writes beside these rows
+    out = tmp_path / "answered.jsonl"
+    call = ["predict", done.last_line, tmp_path / "held.jsonl", "--out", out]
+    answered = sweeps(*call, "--max-new-tokens", "12", "--workers", "1")
+    assert answered.code == 0, answered.out + answered.err
+    predicted = [json.loads(line)["prediction"] for line in out.read_text().splitlines()]
+    assert [predicted[row] for row in written["rows"]] == texts
+
     shown = sweeps("samples", done.last_line, "--rows", "2")
     assert shown.code == 0 and shown.out.count("its own answer") == 2 and texts[0] in shown.out
     page = (Path(done.last_line) / "report.html").read_text()

@@ -1,5 +1,6 @@
 """Whole sweeps whose processes are interrupted and killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,15 @@ import psutil
 import pytest
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
+
+
+def commands_below(process):
+    """The command lines of what it has started and what is still there."""
+    commands = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            commands[child] = child.cmdline() or [""]
+    return commands
 
 
 def wait_for(condition, process: subprocess.Popen, log: Path) -> Any:
@@ -110,14 +120,13 @@ search:
         return folder if enough else None
 
     folder = wait_for(evaluated, process, tmp_path / "log")
+    commands = commands_below(process)
     workers = [
         p
-        for p in psutil.Process(process.pid).children(recursive=True)
-        if "ray::" in " ".join(p.cmdline()[:1])
-        and "Slot" in " ".join(p.cmdline())
-        or folder.name + "-slot0" in " ".join(p.cmdline()[:1])
+        for p, (name, *rest) in commands.items()
+        if ("ray::" in name and "Slot" in " ".join([name, *rest])) or f"{folder.name}-slot0" in name
     ]
-    assert workers, [p.cmdline()[:1] for p in psutil.Process(process.pid).children(recursive=True)]
+    assert workers, commands
     workers[0].kill()
     assert process.wait() == 0, (tmp_path / "log").read_text()
     board = json.loads(sweeps("best", folder, "--json").out)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawn import WORDS, save_encoder
 
 from sweeps.config.loading import load
 from trainables.engine.group import GroupSettings, open_group
@@ -116,7 +117,6 @@ selection: {{general_text: {general_text}, limits: {{kl: 1}}}}
     assert TASKS["preference"].loss.words in told and (folder / "report.html").is_file()
 
 
-WORDS = "good bad fine awful great dull bright slow quick weak strong nice poor rich sad happy"
 HEADS = {
     "regression": (lambda words: {"text": " ".join(words), "label": len(words[0]) / 2 - 2}, "rmse"),
     "multi_label": (
@@ -141,28 +141,7 @@ def test_a_sweep_of_each_task_with_a_head(sweeps, task: str, tmp_path: Path, mon
     """From rows to a winner that gives its number when it is loaded again, and the code on its card runs."""
     import random
 
-    import transformers
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-
-    vocabulary = ["[PAD]", "[UNK]", *WORDS.split(), *map(str, range(10))]
-    backend = Tokenizer(WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]"
-    )
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-    )
-    torch.manual_seed(0)  # what a random base can learn in so few steps depends on its weights
-    for saved in (tokenizer, transformers.BertModel(config)):
-        saved.save_pretrained(tmp_path / "model")
+    save_encoder(tmp_path / "model")
     make, metric = HEADS[task]
     drawn = random.Random(0)
     texts = [[*drawn.choices(WORDS.split(), k=drawn.randint(2, 6)), *str(n)] for n in range(200)]

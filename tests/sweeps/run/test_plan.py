@@ -328,7 +328,7 @@ def test_steps_and_samples_are_those_that_a_trial_trains(plan):
     printed = line(
         plan("search.space.epochs=0.3", "search.space.batch_size=24"), "  steps per trial: "
     )
-    assert printed == "1 to 1; 96 samples in all if no trial stops early"
+    assert printed == "1; 96 samples in all if no trial stops early"
 
 
 def unusable(tmp_path):

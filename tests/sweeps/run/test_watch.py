@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,14 @@ from rich.console import Console
 
 from cluster import ClusterError
 from sweeps.config.loading import load
+from sweeps.ledger.control import ControlBox
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import NO_SLOT
 from sweeps.run import monitor as monitoring
+from sweeps.run.commands import read_command
+from sweeps.run.folder import write_configuration
 from sweeps.run.monitor import Monitor
-from sweeps.run.slots import Slots
+from sweeps.run.slots import MAX_STARTS, Slots
 from sweeps.run.sweep import Sweep
 from trainables.runtime.coordinator import Coordinator
 from trainables.runtime.protocol import Failed
@@ -94,7 +98,12 @@ tracking: {{wandb: "off"}}
         jobs=made.jobs,
         baseline=made.baseline,
         display=made.display,
+        notifier=made.notifier,
+        page=made.page,
         rows=made.rows,
+        pace=made.pace,
+        onlookers=made.onlookers,
+        steering=made.steering,
     )
     ended = threading.Event()
     monkeypatch.setattr(
@@ -105,6 +114,7 @@ tracking: {{wandb: "off"}}
     for _ in range(2):
         slots.start(None)
     yield SimpleNamespace(
+        whole=made,
         ledger=made.ledger,
         lifetime=made.lifetime,
         baseline=made.baseline,
@@ -259,7 +269,7 @@ def test_slots_that_fail_every_trial_are_named_and_without_any_other_the_sweep_e
 def test_the_time_budget_ends_a_sweep_whose_coordinator_does_not_answer(sweep, monkeypatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "nodes", lambda: [node(2.0)])
-    sweep.lifetime._budget_s = 0.0
+    sweep.lifetime.search = replace(sweep.lifetime.search, time_budget="0.001s")
 
     def silent(answer: Any, timeout: float | None = None) -> Any:
         raise ray.exceptions.GetTimeoutError("no answer")
@@ -270,3 +280,176 @@ def test_the_time_budget_ends_a_sweep_whose_coordinator_does_not_answer(sweep, m
         lambda: sweep.lifetime.stopped is not None and sweep.ledger.store.exists("status.json"),
     )
     assert "budget" in sweep.lifetime.stopped
+
+
+def test_a_sweep_that_fails_tells_who_does_not_watch_it(sweep, monkeypatch):
+    told = []
+    monkeypatch.setattr(sweep.whole.notifier, "tell", lambda news, trial: told.append(news))
+
+    def fail() -> None:
+        raise RuntimeError("no cluster\nat all")
+
+    monkeypatch.setattr(sweep.whole, "_slots_running", fail)
+    with pytest.raises(RuntimeError):
+        sweep.whole.run()
+    (news,) = told
+    assert (news.status, news.sweep, news.winner) == ("failed", "s-1", None)
+    assert news.text.startswith("Sweep s-1 failed: RuntimeError: no cluster. ")
+
+
+def test_a_stall_is_looked_for_while_trials_run(sweep, monkeypatch):
+    monkeypatch.setattr(monitoring, "LOOK_S", 0.02)
+    told = []
+    monkeypatch.setattr(sweep.whole.notifier, "tell", lambda news, trial: told.append(news))
+    monkeypatch.setattr(sweep.monitor._stall, "_minutes", 0.0)
+    watch(sweep, lambda: told)
+    assert [news.status for news in told] == ["stalled"]
+
+
+def test_a_paused_sweep_does_not_stall(sweep, monkeypatch):
+    monkeypatch.setattr(monitoring, "LOOK_S", 0.02)
+    told = []
+    monkeypatch.setattr(sweep.whole.notifier, "tell", lambda news, trial: told.append(news))
+    monkeypatch.setattr(sweep.monitor._stall, "_minutes", 0.0)
+    looks = []
+    look = sweep.monitor._stall.look
+    monkeypatch.setattr(sweep.monitor._stall, "look", lambda: (look(), looks.append(1)))
+    sweep.lifetime.pause()
+    watch(sweep, lambda: len(looks) > 3)
+    assert not told and sweep.actor.coordinator._paused
+    sweep.lifetime.go_on()
+    watch(sweep, lambda: told)
+    assert not sweep.actor.coordinator._paused
+
+
+def test_a_spent_budget_of_device_hours_ends_a_sweep_in_order(sweep, monkeypatch):
+    held = SimpleNamespace(seconds=lambda: 7300.0, save=lambda: None)
+    monkeypatch.setattr(sweep.lifetime, "_held", held)
+    monkeypatch.setattr(sweep.slots, "grow", lambda: None)
+    sweep.lifetime.search = replace(sweep.lifetime.search, device_hours=3.0)
+    sweep.lifetime.keep_to_the_budget()
+    assert sweep.lifetime.stopped is None
+    sweep.lifetime.search = replace(sweep.lifetime.search, device_hours=2.0)
+    watch(sweep, lambda: sweep.lifetime.stopped is not None)
+    assert sweep.lifetime.stopped == "the budget of 2 device hours is spent"
+    assert "Stopping: the budget of 2 device hours is spent" in sweep.said()
+
+
+def test_commands_are_done_beside_the_trials(sweep):
+    box = ControlBox(sweep.ledger.store)
+    box.put(read_command(["trials=+3"], "ann@desk"))
+    sweep.whole.steering.every_s = 0.02
+    write_configuration(sweep.ledger, sweep.whole.config)
+    watch(sweep, lambda: not box.waiting())
+    assert box.steered()[0].words == "Changed: search.trials: 4 to 7"
+    assert sweep.lifetime.search.trials == 7
+
+
+# --- slots that are started again ---
+
+
+def hold(sweep: Any, monkeypatch: pytest.MonkeyPatch, *ends: BaseException | None) -> list[str]:
+    """One slot's thread, of which each run ends so; the slots that were started, in order."""
+    from trainables.runtime import slot as running
+
+    started, endings = [], iter(ends)
+
+    def run_slot(slot: Any, **_: Any) -> None:
+        started.append(slot.slot)
+        if (end := next(endings)) is not None:
+            raise end
+
+    monkeypatch.setattr(running, "run_slot", run_slot)
+    plan = SimpleNamespace(workers_per_slot=1, resources_per_worker={"CPU": 1.0})
+    sweep.slots._run(SimpleNamespace(slot="s-1-slot0"), plan)
+    return started
+
+
+def died() -> BaseException:
+    return ray.exceptions.ActorDiedError()
+
+
+def test_a_slot_whose_process_dies_is_started_again_so_many_times_and_then_lost(sweep, monkeypatch):
+    started = hold(sweep, monkeypatch, *(died() for _ in range(MAX_STARTS)))
+    assert started == ["s-1-slot0"] * MAX_STARTS
+    assert sweep.said().count("s-1-slot0 is started again: Ray Train's process of it died") == (
+        MAX_STARTS - 1
+    )
+    assert (
+        "s-1-slot0 is lost: Ray Train's process of it died (5 times, and nothing came of it)"
+        in (sweep.said())
+    )
+    assert sweep.lifetime.stopped is None, "there is another slot"
+
+
+def test_a_slot_that_cannot_start_is_not_started_again(sweep, monkeypatch):
+    asyncio.run(sweep.actor.coordinator.slot_broken("s-1-slot0", "the model is too large"))
+    assert hold(sweep, monkeypatch, None) == ["s-1-slot0"]
+    assert sweep.slots.lost == {"s-1-slot0": "the model is too large"}
+
+
+def test_a_sweep_without_any_slot_says_why_and_how_it_goes_on(sweep, monkeypatch):
+    del sweep.slots.threads[1:]
+    hold(sweep, monkeypatch, *(died() for _ in range(MAX_STARTS)))
+    assert sweep.lifetime.stopped == NO_SLOT
+    outcome = sweep.whole._conclude()
+    assert outcome.status == "failed"
+    folder = sweep.ledger.store.path("").rstrip("/")
+    assert (
+        "Stopped, as no slot could run: Ray Train's process of it died (5 times, and nothing came"
+        f" of it). Mend it and go on: python -m sweeps resume {folder}" in sweep.said()
+    )
+
+
+def waiting(*slots: str, running: tuple[str, ...] = ()) -> Any:
+    return SimpleNamespace(
+        waiting=slots,
+        slots=dict.fromkeys(running, ()),
+        quarantined={},
+        hung={},
+        lost={},
+        storage={},
+    )
+
+
+def test_without_a_node_that_could_hold_a_slot_it_ends_in_time_and_with_one_it_waits(
+    sweep, monkeypatch
+):
+    """Where others hold the nodes, its slots wait as long as they do."""
+    nodes = [node(1.0, alive=False)]
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(
+        sweep.slots, "_config", replace_cluster(sweep.whole.config, wait_minutes=0.001)
+    )
+
+    def look(*slots: str, running: tuple[str, ...] = ()) -> None:
+        sweep.slots.look(waiting(*slots, running=running))
+        time.sleep(0.1)
+
+    for _ in range(3):
+        look("s-1-slot0", running=("s-1-slot1",))
+    nodes[:] = [node(2.0)]
+    for _ in range(3):
+        look("s-1-slot0", "s-1-slot1")
+    assert sweep.lifetime.stopped is None
+    assert sweep.said().count("s-1-slot1 is without workers") == 1
+    assert "s-1-slot0 is without" not in sweep.said(), "it never had any"
+    nodes[:] = [node(1.0, alive=False)]
+    for _ in range(3):
+        look("s-1-slot0", "s-1-slot1")
+    assert sweep.lifetime.stopped == NO_SLOT
+    assert "no slot could run: no node could hold one for 0.001 minutes" in sweep.said()
+
+
+def replace_cluster(config: Any, **settings: Any) -> Any:
+    return replace(config, cluster=replace(config.cluster, **settings))
+
+
+def test_a_slot_that_hangs_is_told_once_each_time(sweep):
+    for hung in ({"s-1-slot0": ["t0001"]}, {"s-1-slot0": ["t0001"]}, {}, {"s-1-slot0": []}):
+        snapshot = waiting(running=("s-1-slot0",))
+        snapshot.hung = hung
+        sweep.slots.look(snapshot)
+    said = "s-1-slot0 made no progress for 60 minutes"
+    assert sweep.said().count(said) == 2 and f"{said} with t0001: its workers" in sweep.said()

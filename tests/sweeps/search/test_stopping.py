@@ -49,6 +49,7 @@ def curve(*losses, id="t0001", status="running", every=100, **params):
 def config(id, params, compared):
     return TrialConfig(
         id=id,
+        label=id,
         params=params,
         coordinator="coordinator",
         namespace="sweep-quick",

@@ -71,6 +71,7 @@ class Sweep:
         self.ledger.store.write_json("here.json", {})
         self.journal = Path(folder) / STUDY
         self.stopped, self.room = stopped, True
+        self.paused = self.more = self.full = False
         self.started, self.ended, self.said = [], [], []
         study = open_study(self.journal, "quick", self.config.search, self.config.seed)
         self.study = follow_space(study, self.config, self.ledger, self.said.append)
@@ -86,6 +87,9 @@ class Sweep:
             on_start=lambda *started: self.started.append(started),
             on_end=self.ended.append,
             say=self.said.append,
+            paused=lambda: self.paused,
+            more=lambda: self.more,
+            full=lambda: self.full,
         )
         self._tune_ids = 0
 
@@ -194,7 +198,7 @@ def test_optuna_is_told_the_best_loss_that_may_win_and_never_the_last(tmp_path):
             PRUNED,
             1.0,
         ),
-        ({"error": True}, "failed", "its Tune actor died again and again", FAIL, None),
+        ({"error": True}, "failed", "its coordinator failed again and again", FAIL, None),
     ],
     ids=["finished", "failed", "failed with a log", "diverged", "budget", "asha", "error"],
 )
@@ -630,20 +634,98 @@ def test_an_interrupted_trial_stays_unfinished(tmp_path, reason):
     assert [after.ask().id, after.ask().id, after.ask().id] == ["t0001", "t0002", "t0003"]
 
 
-def test_a_trial_that_was_asked_but_never_written_down_is_closed(tmp_path):
+def test_a_trial_that_was_asked_but_never_written_down_is_the_next(tmp_path):
     before = Sweep(tmp_path, trials=3)
     before.run(1.0)
     killed_before_its_id = before.study.ask()
     killed_before_its_folder = before.study.ask()
     killed_before_its_folder.set_user_attr("trial", "t0002")
     after = Sweep(tmp_path, trials=3)
-    assert after.states() == [COMPLETE, FAIL, FAIL]
+    assert after.states() == [COMPLETE, RUNNING, RUNNING]
     assert (killed_before_its_id.number, killed_before_its_folder.number) == (1, 2)
     asked = [after.run(3.0), after.run(2.0)]
     assert [one.id for one in asked] == ["t0002", "t0003"]
     again = Sweep(tmp_path, trials=3)
-    assert again.states() == [COMPLETE, FAIL, FAIL, COMPLETE, COMPLETE]
-    assert [trial.value for trial in again.study.trials] == [1.0, None, None, 3.0, 2.0]
+    assert again.states() == [COMPLETE, COMPLETE, COMPLETE]
+    assert [trial.value for trial in again.study.trials] == [1.0, 3.0, 2.0]
+
+
+class Killed(BaseException):
+    """Nothing is done after it."""
+
+
+class KilledAt:
+    """Of a process: it dies before (or after) its `nth` write to the study's journal or the ledger."""
+
+    def __init__(self, monkeypatch, nth, after):
+        self.left, self.after = nth, after
+        monkeypatch.setattr(
+            JournalFileBackend, "append_logs", self.dying(JournalFileBackend.append_logs)
+        )
+        for name in ("begin", "finish"):
+            monkeypatch.setattr(Ledger, name, self.dying(getattr(Ledger, name)))
+
+    def dying(self, write):
+        def written(*args, **named):
+            self.left -= 1
+            if self.left == 0 and not self.after:
+                raise Killed
+            found = write(*args, **named)
+            if self.left == 0:
+                raise Killed
+            return found
+
+        return written
+
+
+def configurations(sweep):
+    return [(curve.id, curve.params, curve.status) for curve in sweep.ledger.curves()]
+
+
+def loss_of(asked):
+    """Of a job that does not know what was done before."""
+    return abs(math.log(asked.params["learning_rate"] / 1e-3)) + asked.params.get("rank", 4) / 8
+
+
+def to_the_end(sweep):
+    while asked := sweep.ask():
+        points = len(sweep.ledger.curve(asked.id).points)
+        sweep.evaluate(asked, *[loss_of(asked) + 1 / step for step in (1, 2)][points:])
+        sweep.end(asked, ended="finished")
+    return sweep
+
+
+INTERRUPTIBLE = {
+    "tpe": (CONTINUOUS | {"rank": {"choice": [4, 8, 16]}}, {"startup_trials": 3}),
+    "random": (CONTINUOUS, {"sampler": "random"}),
+    "with duplicates": (SMALL | {"epochs": {"choice": [1, 2]}}, {"sampler": "random"}),
+    "grid": (SMALL | {"epochs": {"choice": [1, 2]}}, {"sampler": "grid"}),
+    "initial": (CONTINUOUS, {"initial": [{"learning_rate": rate} for rate in (5e-4, 6e-4)]}),
+}
+
+
+@pytest.mark.parametrize("kind", INTERRUPTIBLE)
+def test_a_search_that_is_killed_again_and_again_draws_what_an_undisturbed_one_does(
+    tmp_path, kind, monkeypatch
+):
+    """Before and after each write of the study and the ledger, over the course of the search."""
+    space, search = INTERRUPTIBLE[kind]
+    search = {"trials": 8} | search
+    undisturbed = configurations(to_the_end(Sweep(tmp_path / "undisturbed", space, **search)))
+    assert len(undisturbed) == search["trials"]
+    for after in (False, True):
+        folder, kills = tmp_path / f"killed-{after}", 0
+        while True:
+            try:
+                with monkeypatch.context() as patch:
+                    KilledAt(patch, 1 + after + kills, after)
+                    ended = to_the_end(Sweep(folder, space, **search))
+                break
+            except Killed:
+                kills += 1
+        assert kills > 5
+        assert configurations(ended) == undisturbed
+        assert RUNNING not in ended.states()
 
 
 @pytest.mark.parametrize(
@@ -874,12 +956,12 @@ def test_a_space_that_has_changed_keeps_what_fits_it(tmp_path, name):
 
 def test_an_unfinished_trial_that_has_shown_nothing_and_lies_outside_the_space_is_ended(tmp_path):
     first = Sweep(tmp_path, SMALL)
-    asked = [first.ask() for _ in range(3)]
+    asked = [first.ask() for _ in range(4)]
     first.evaluate(asked[0], 1.0)
     outside = [one.id for one in asked[1:] if one.params["rank"] == 4]
     assert 0 < len(outside)
     second = Sweep(tmp_path, SMALL | {"rank": 8})
-    going_on = [second.ask().id for _ in range(3 - len(outside))]
+    going_on = [second.ask().id for _ in range(4 - len(outside))]
     assert going_on == [one.id for one in asked if one.id not in outside]
     for trial in outside:
         assert second.ledger.curve(trial).status == "pruned"
@@ -960,3 +1042,117 @@ def test_finalists_that_were_interrupted_go_on_and_none_runs_twice(tmp_path):
     again = later.ask()
     assert (again.id, again.params, again.compared) == (running.id, running.params, True)
     assert later.ask() is None
+
+
+# --- trials that somebody asks for while it runs ---
+
+
+def test_a_trial_that_is_asked_for_comes_next_and_on_top(tmp_path):
+    sweep = Sweep(tmp_path, trials=2)
+    sweep.run(1.0)
+    assert sweep.searcher.add("c1", {"learning_rate": 2e-3}, "added by ann") == "t0002"
+    assert sweep.searcher.add("c2", {"learning_rate": 3e-3}, "added by ann") == "t0003"
+    asked = [sweep.ask() for _ in range(3)]
+    assert [each.id for each in asked] == ["t0002", "t0003", "t0004"] and sweep.ask() is None
+    assert [each.params["learning_rate"] for each in asked[:2]] == [2e-3, 3e-3]
+    assert [resumed for *_, resumed in sweep.started] == [False] * 4
+    assert sweep.ledger.drawn() == 2 and sweep.ledger.asked_for() == 2
+    for each in asked:
+        sweep.evaluate(each, 1.5)
+        sweep.end(each, ended="finished")
+    assert [sweep.frozen(each).value for each in asked] == [1.5] * 3
+    assert set(sweep.states()) == {COMPLETE}
+
+
+def test_a_command_that_is_done_again_makes_no_second_trial(tmp_path):
+    sweep = Sweep(tmp_path, trials=1)
+    assert sweep.searcher.add("c1", {"learning_rate": 2e-3}, "added by ann") == "t0001"
+    assert sweep.searcher.add("c1", {"learning_rate": 2e-3}, "added by ann") == "t0001"
+    again = Sweep(tmp_path, trials=1)
+    assert again.searcher.add("c1", {"learning_rate": 2e-3}, "added by ann") == "t0001"
+    assert [again.ask().id for _ in range(2)] == ["t0001", "t0002"] and again.ask() is None
+    assert [resumed for *_, resumed in again.started] == [True, False]
+
+
+def test_the_default_is_what_the_search_begins_with_whatever_was_asked_for_before(tmp_path):
+    sweep = Sweep(tmp_path, trials=2)
+    sweep.searcher.add("c1", {"learning_rate": 2e-3}, "added by ann")
+    asked = [sweep.ask() for _ in range(3)]
+    assert [sweep.ledger.is_default(each.id) for each in asked] == [False, True, False]
+    assert asked[1].params["learning_rate"] == sweep.config.space().middle()["learning_rate"]
+
+
+def test_what_was_tried_or_cannot_be_trained_is_not_begun(tmp_path):
+    sweep = Sweep(tmp_path, CONTINUOUS | {"rank": {"choice": [4, 8]}, "alpha": 8})
+    sweep.run(1.0)
+    params = sweep.ledger.curve("t0001").params
+    given = {name: params[name] for name in ("learning_rate", "rank")}
+    with pytest.raises(InputError, match="t0001 has this configuration already"):
+        sweep.searcher.add("c1", given, "added by ann")
+    assert sweep.ledger.trials() == ["t0001"] and RUNNING not in sweep.states()
+    first = sweep.searcher.add("c2", {"learning_rate": given["learning_rate"]}, "added by ann")
+    assert sweep.ledger.curve(first).params["rank"] != given["rank"], "what is open is sampled"
+
+
+def test_a_paused_sweep_starts_nothing_and_goes_on(tmp_path):
+    sweep = Sweep(tmp_path, trials=1)
+    sweep.paused = True
+    assert sweep.searcher.suggest("tune") is None and not sweep.started
+    sweep.paused = False
+    assert sweep.ask().id == "t0001"
+
+
+def test_without_room_on_disk_no_trial_starts_but_what_has_begun_goes_on(tmp_path):
+    Sweep(tmp_path, trials=3).ask()
+    sweep = Sweep(tmp_path, trials=3, selection={"finalists": {"top": 1, "seeds": 1}})
+    sweep.full = True
+    assert sweep.run(1.0).id == "t0001" and sweep.ask() is None and sweep.searcher.finished
+
+
+def test_a_search_that_has_no_more_waits_while_somebody_may_ask(tmp_path):
+    sweep = Sweep(tmp_path, trials=1)
+    sweep.run(1.0)
+    sweep.more = True
+    assert sweep.searcher.suggest("tune") is None and not sweep.searcher.finished
+    more = from_tree(
+        OmegaConf.merge(OmegaConf.structured(sweep.config), {"search": {"trials": 2}}), (), "s"
+    )
+    sweep.searcher.follow(more)
+    assert sweep.run(1.0).id == "t0002"
+    sweep.more = False
+    assert sweep.ask() is None and sweep.searcher.finished
+    assert sweep.searcher.add("c1", {"learning_rate": 2e-3}, "added by ann") is None
+
+
+def test_a_trial_that_somebody_stopped_keeps_what_it_showed_and_is_told_pruned(tmp_path):
+    sweep = Sweep(tmp_path)
+    asked, silent = sweep.ask(), sweep.ask()
+    sweep.evaluate(asked, 2.0, 1.0)
+    sweep.end(asked, ended="stopped", reason="stopped by hand")
+    sweep.end(silent, ended="stopped", reason="stopped by hand")
+    curve, frozen = sweep.ledger.curve(asked.id), sweep.frozen(asked)
+    assert (curve.status, curve.reason) == ("pruned", "stopped by hand")
+    assert (frozen.state, frozen.value) == (PRUNED, 1.0)
+    assert sweep.frozen(silent).state == FAIL, "nothing is known of it"
+    assert sweep.ledger.curve(asked.id).points[1].checkpoint
+
+
+def test_a_trial_that_waits_is_stopped_where_it_waits(tmp_path):
+    first = Sweep(tmp_path)
+    first.evaluate(first.ask(), 2.0)
+    sweep = Sweep(tmp_path)
+    sweep.searcher.stop("t0001")
+    sweep.searcher.stop("t0001")
+    assert sweep.ledger.curve("t0001").reason == "stopped by hand" and sweep.ended == ["t0001"]
+    assert sweep.ask().id == "t0002"
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [("the time budget of 8h is spent", "pruned"), (INTERRUPTED, "running")],
+)
+def test_a_spent_budget_ends_also_the_trials_that_wait_to_go_on(tmp_path, reason, status):
+    Sweep(tmp_path).ask()
+    sweep = Sweep(tmp_path, stopped=reason)
+    assert sweep.ask() is None and sweep.started == []
+    assert sweep.ledger.curve("t0001").status == status

@@ -162,6 +162,21 @@ def test_of_too_few_rows_the_loss_decides():
     assert winner.trial == "t0" and "too few rows tell" in reason
 
 
+@pytest.mark.parametrize("losses", [[0.5, 0.9, 0.7], [0.9, 0.5, 0.7]])
+def test_what_was_measured_on_other_rows_is_not_told_from_the_leader(losses):
+    """It neither wins nor loses by that: the loss decides, and the reason says why."""
+    trials, rows = with_rows(losses, [0.5, 0.9, 0.2], [1, 2, 3])
+
+    def compare(leader, others):
+        found = dict(zip(others, comparing(rows)(leader, others), strict=True))
+        return [None if other == "trials/t0/1" else found[other] for other in others]
+
+    winner, reason = select(trials, CHOOSING, lambda folder: None, None, compare)
+    assert winner.trial == ("t0" if losses[0] < losses[1] else "t1")
+    assert winner.tied == (("t1",) if winner.trial == "t0" else ("t0",)), "t2 is told apart"
+    assert "by F1 t0 cannot be compared with t1, which was measured on other rows" in reason
+
+
 def test_without_the_metric_the_loss_chooses_and_says_so():
     winner, reason = select(
         [trial("t1", (0.5, None))], CHOOSING, lambda folder: None, None, comparing({})

@@ -54,7 +54,7 @@ EXPECTED = {
 
 
 def words(file, **more):
-    return {trial["id"]: trial["verdict"] for trial in diagnose(file, SelectionConfig(), **more)}
+    return {trial.id: trial.verdict for trial in diagnose(file, SelectionConfig(), **more).trials}
 
 
 def written(tmp_path, text):

@@ -17,3 +17,11 @@ def test_targets_that_tokenizers_count_otherwise_change_no_comparison():
     assert paired_difference(a, a * [1.1, 1])[0] == pytest.approx(0.1 * a[:, 0].sum() / 3600)
     low, high = gain_interval(a, [a, fewer], [fewer * [1.5, 1]])
     assert low == pytest.approx(0.5, abs=0.1) and high == pytest.approx(0.5, abs=0.1)
+
+
+def test_what_lies_far_below_is_not_tied():
+    """A trial cannot lie below the winner by more than noise, but another way than fine-tuning can."""
+    random = np.random.default_rng(0)
+    a = np.stack([1 + 0.1 * random.normal(size=100), np.ones(100)], axis=1)
+    below, near, above = (a + [[shift, 0]] * random.random((100, 1)) for shift in (-1, 0, 1))
+    assert [each.tied for each in compare_all(a, [below, near, above], 1.0)] == [False, True, False]

@@ -119,7 +119,7 @@ def test_the_same_curves_as_a_csv_without_any_reference(curves, tmp_path):
         for name in ("healthy", "underfit", "overfit"):
             for p in curves[name][0].points:
                 writer.writerow([name, p.samples_seen, p.train_loss, p.probe_loss, p.val_loss])
-    found = {trial["id"]: trial["verdict"] for trial in diagnose(file, SelectionConfig())}
+    found = {trial.id: trial.verdict for trial in diagnose(file, SelectionConfig()).trials}
     assert found.pop("healthy") in ALLOWED["healthy"] and found == {
         "underfit": "underfit",
         "overfit": "overfit",

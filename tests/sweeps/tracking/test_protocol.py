@@ -1,9 +1,16 @@
-"""Another tracker than W&B: a class of five methods, and one line."""
+"""Another tracker than W&B: a class of six methods, and one line."""
 
 import csv
 
 from sweeps.tracking.config import TrackingConfig
-from sweeps.tracking.protocol import TRACKERS, Tracker, open_tracker
+from sweeps.tracking.protocol import (
+    TRACKERS,
+    BaseSource,
+    SweepEnd,
+    Table,
+    Tracker,
+    open_tracker,
+)
 from sweeps.tracking.wandb import WandbTracker
 from trainables.evaluation.record import Evaluation
 
@@ -23,17 +30,29 @@ class CsvTracker:
     def evaluation(self, trial, evaluation):
         self._lines.writerow([trial, evaluation.step, evaluation.val_loss])
 
+    def noted(self, trial, words):
+        self._lines.writerow([trial, "noted", words])
+
     def trial_finished(self, trial, *, status, verdict, verdict_reason, best):
         self._lines.writerow([trial, status, verdict, "" if best is None else best.val_loss])
 
-    def winner(self, trial, reason, checkpoint):
-        self._lines.writerow([trial, "won", checkpoint])
-
-    def answers(self, trial, columns, rows):
-        self._lines.writerow([trial, *columns, *rows[0]])
+    def sweep_finished(self, end):
+        self._lines.writerow([end.trial, "won", end.checkpoint])
+        for name, table in end.tables.items():
+            self._lines.writerow([name, *table.columns, *table.rows[0]])
 
     def close(self, timeout_s=30):
         self._stream.close()
+
+
+END = SweepEnd(
+    trial="t0001",
+    reason="lowest",
+    checkpoint="runs/quick/winner",
+    paragraph="**The winner is t0001**",
+    tables={"samples": Table(columns=("row", "given"), rows=((3, "two plus two"),))},
+    base=BaseSource(name="org/encoder"),
+)
 
 
 def told(tracker: Tracker):
@@ -41,11 +60,11 @@ def told(tracker: Tracker):
     point = Evaluation(step=8, samples_seen=64, epoch=1.0, val_loss=0.5, probe_loss=0.4)
     tracker.trial_started("t0001", {"method": "lora"})
     tracker.evaluation("t0001", point)
+    tracker.noted("t0001", "stopped by hand of ann@desk")
     tracker.trial_finished(
         "t0001", status="complete", verdict="healthy", verdict_reason="it is", best=point
     )
-    tracker.winner("t0001", "lowest", "runs/quick/winner")
-    tracker.answers("t0001", ["row", "given"], [[3, "two plus two"]])
+    tracker.sweep_finished(END)
     tracker.close(5)
 
 
@@ -61,9 +80,10 @@ LINES = [
     "quick,classification",
     "t0001,started,lora",
     "t0001,8,0.5",
+    "t0001,noted,stopped by hand of ann@desk",
     "t0001,complete,healthy,0.5",
     "t0001,won,runs/quick/winner",
-    "t0001,row,given,3,two plus two",
+    "samples,row,given,3,two plus two",
 ]
 
 

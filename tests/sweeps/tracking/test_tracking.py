@@ -1,5 +1,6 @@
 """Tracks with the real wandb: offline into a folder, and online against a small W&B server on this machine."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
@@ -15,8 +15,10 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
+from sweeps.tracking import online
 from sweeps.tracking import wandb as tracking
 from sweeps.tracking.config import TrackingConfig
+from sweeps.tracking.protocol import BaseSource, SweepEnd
 from sweeps.tracking.wandb import WandbTracker, run_id
 from trainables.evaluation.record import Evaluation
 
@@ -28,152 +30,7 @@ FINISHED = {
 }
 
 
-class Server(ThreadingHTTPServer):
-    """As much of a W&B server as runs need: it keeps what was uploaded, and can be told to misbehave."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.runs = {}
-        self.status = 200  # answer everything with this HTTP status ...
-        self.hang_on = ()  # ... or answer these operations never: GraphQL names, "file_stream", "*"
-        self.viewer = {
-            "id": "1",
-            "entity": "someone",
-            "username": "someone",
-            "flags": "{}",
-            "teams": {"edges": []},
-        }
-        self.stopped = False
-        self.released = threading.Event()
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-
-    def stop(self):
-        self.released.set()
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, request, client_address):  # clients that gave up waiting
-        pass
-
-    def graphql(self, operation, variables):
-        project = {
-            "id": "1",
-            "name": variables.get("project"),
-            "entity": {"id": "1", "name": "someone"},
-        }
-        if operation == "Viewer":
-            return {"viewer": self.viewer}
-        if operation == "RunResumeStatus":
-            run = self.runs.get(variables["name"])
-            return {"model": project | {"bucket": run and self.bucket(variables["name"], run)}}
-        if operation == "UpsertBucket":
-            run = self.runs.setdefault(
-                variables["name"],
-                {
-                    "history": [],
-                    "summary": {},
-                    "config": {},
-                    "tags": [],
-                    "group": None,
-                    "exit": None,
-                },
-            )
-            run["config"] |= json.loads(variables.get("config") or "{}")
-            run["tags"] = variables.get("tags") or run["tags"]
-            run["group"] = variables.get("groupName") or run["group"]
-            run["name"] = variables.get("displayName") or run.get("name")
-            return {
-                "upsertBucket": {
-                    "bucket": self.bucket(variables["name"], run) | {"project": project}
-                }
-            }
-        if operation == "CreateRunFiles":
-            files = [
-                {"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables["files"]
-            ]
-            return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
-        return {"serverInfo": {"features": []}}
-
-    @staticmethod
-    def bucket(name, run):
-        return {
-            "id": name, "name": name, "displayName": run["name"], "tags": run["tags"],
-            "config": json.dumps(run["config"]), "summaryMetrics": json.dumps(run["summary"]),
-            "historyLineCount": len(run["history"]),
-            "historyTail": json.dumps([json.dumps(row) for row in run["history"][-1:]]), "eventsTail": "[]",
-            "eventsLineCount": 0, "logLineCount": 0, "wandbConfig": '{"t": 1}',
-        }  # fmt: skip
-
-    def file_stream(self, name, body):
-        run = self.runs[name]
-        for file, chunk in body.get("files", {}).items():
-            rows = [json.loads(line) for line in chunk["content"]]
-            if file == "wandb-history.jsonl":
-                run["history"][chunk["offset"] :] = rows
-            elif file == "wandb-summary.json":
-                run["summary"] = rows[-1]
-        if body.get("complete"):
-            run["exit"] = body["exitcode"]
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        server = self.server
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        operation, answer = self.path, {}
-        if self.path == "/graphql":
-            body = json.loads(body)
-            operation = body.get("operationName") or "Viewer"
-        elif self.path.endswith("/file_stream"):
-            operation = "file_stream"
-        if server.hang_on and (operation in server.hang_on or "*" in server.hang_on):
-            server.released.wait(60)
-            return
-        if server.status == 200 and operation == "file_stream":
-            server.file_stream(self.path.split("/")[-2], json.loads(body))
-            answer = {"stopped": server.stopped}
-        elif server.status == 200 and self.path == "/graphql":
-            answer = {"data": server.graphql(operation, body.get("variables") or {})}
-        answer = json.dumps(answer).encode()
-        self.send_response(server.status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    do_PUT = do_GET = do_POST
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch, tmp_path):
-    """No key, no mode, no settings of the person at this machine; what a tracker sets in the environment is undone."""
-    before = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        del os.environ[name]
-    os.environ |= {
-        "WANDB_ERROR_REPORTING": "false",
-        "HOME": str(tmp_path),
-        "NETRC": str(tmp_path / "netrc"),
-    }
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    os.environ |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "local-" + "a" * 40}
-    yield server
-    server.stop()
+pytestmark = pytest.mark.usefixtures("wandb_environment")
 
 
 @pytest.fixture
@@ -187,7 +44,8 @@ def track(tmp_path, lines, monkeypatch):
     answers is given up for being slow.
     """
     trackers = []
-    for limit in ("PROBE_TIMEOUT_S", "INIT_TIMEOUT_S", "FINISH_TIMEOUT_S"):
+    monkeypatch.setattr(online, "PROBE_TIMEOUT_S", 120.0)
+    for limit in ("INIT_TIMEOUT_S", "FINISH_TIMEOUT_S"):
         monkeypatch.setattr(tracking, limit, 120.0)
 
     def start(wandb="offline", folder=tmp_path / "tracking", **config):
@@ -204,6 +62,19 @@ def evaluation(step, val_loss=1.0, **more):
     found = {"step": step, "samples_seen": step * 16, "epoch": step / 10, "val_loss": val_loss, "probe_loss": 0.9,
              "metrics": {"accuracy": 0.5}}  # fmt: skip
     return Evaluation(**found | more)
+
+
+def ended(trial, reason="lowest", checkpoint="/a", **more):
+    base = BaseSource(name="org/encoder", revision="abc")
+    told = {"summary": {"val_loss": 1.0}, "paragraph": f"**The winner is {trial}**", "base": base}
+    return SweepEnd(trial=trial, reason=reason, checkpoint=str(checkpoint), **told | more)
+
+
+def winner(folder):
+    """A folder that was handed over."""
+    folder.mkdir()
+    (folder / "winner.json").write_text("{}")
+    return folder
 
 
 def track_trial(tracker, trial, losses, **outcome):
@@ -247,11 +118,11 @@ def rows(*folders):
 
 
 def core_of_this_process():
-    alive = [
-        child
-        for child in psutil.Process().children()
-        if child.name().startswith("wandb-core") and child.status() != psutil.STATUS_ZOMBIE
-    ]
+    alive = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended while it was looked at
+            if child.name().startswith("wandb-core") and child.status() != psutil.STATUS_ZOMBIE:
+                alive.append(child)
     return alive[-1] if alive else None
 
 
@@ -321,7 +192,7 @@ def test_three_trials_and_a_winner_offline(tmp_path, track, lines, capfd):
         verdict="failed",
         verdict_reason="out of memory",
     )
-    tracker.winner("t0002", "lowest validation loss", "/a/checkpoint")
+    tracker.sweep_finished(ended("t0002", "lowest validation loss", "/a/checkpoint"))
     close_in_time(tracker)
 
     first, second, third = (
@@ -358,7 +229,7 @@ def test_three_trials_and_a_winner_offline(tmp_path, track, lines, capfd):
     )
     assert marked["exit_code"] == 0
     assert lines == [
-        f"W&B: offline runs: 3; upload them with: wandb sync {tmp_path}/tracking/wandb",
+        f"W&B: offline runs: 3, the winner is not uploaded; upload with: python -m sweeps sync {tmp_path}",
     ]
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.glob("wandb*"))
@@ -425,7 +296,7 @@ def test_the_winner_among_many_trials_has_one_folder(tmp_path, track, monkeypatc
 
     wait_until(lambda: all(exits(trial) == [0] for trial in ("t0001", "t0002", "t0004")))
     assert {trial for trial, run in tracker._sink._runs.items() if run.live} == {"t0000", "t0003"}
-    tracker.winner("t0000", "lowest", "/a")
+    tracker.sweep_finished(ended("t0000", "lowest", "/a"))
     close_in_time(tracker)
     for number in range(5):
         (folder,) = folders(tmp_path, f"t000{number}")
@@ -458,7 +329,7 @@ def test_a_resumed_sweep_goes_on_with_its_runs(tmp_path, track):
     tracker.evaluation("t0001", evaluation(10, 1.5))
     tracker.evaluation("t0001", evaluation(20, 1.3))
     track_trial(tracker, "t0002", [1.4])
-    tracker.winner("t0002", "so far", "/b")
+    tracker.sweep_finished(ended("t0002", "so far", "/b"))
     close_in_time(tracker)
     interrupted = folders(tmp_path, "t0001")[0]
     assert summary(interrupted)["exit_code"] == 1 and '"preempting"' in inspect(interrupted)
@@ -481,7 +352,7 @@ def test_a_resumed_sweep_goes_on_with_its_runs(tmp_path, track):
     tracker = (
         track()
     )  # finished in an earlier process, marked in this one; the old winner loses the mark
-    tracker.winner("t0001", "lower", "/a")
+    tracker.sweep_finished(ended("t0001", "lower", "/a"))
     close_in_time(tracker)
     marked, unmarked = (
         summary(folders(tmp_path, "t0001")[-1]),
@@ -494,7 +365,7 @@ def test_a_resumed_sweep_goes_on_with_its_runs(tmp_path, track):
 
     pieces = len(folders(tmp_path, "t0001"))
     tracker = track()  # a finished sweep that is resumed marks its winner once more
-    tracker.winner("t0001", "lower", "/a")
+    tracker.sweep_finished(ended("t0001", "lower", "/a"))
     close_in_time(tracker)
     assert len(folders(tmp_path, "t0001")) == pieces
 
@@ -525,7 +396,7 @@ def test_wandb_init_raises(track, lines, monkeypatch):
     tracker = track()
     for trial in range(5):
         track_trial(tracker, f"t{trial:04}", [1.0])
-    tracker.winner("t0001", "", "")
+    tracker.sweep_finished(ended("t0001", "", ""))
     close_in_time(tracker)
     assert lines == [
         "W&B: trial_started of t0000 failed (RuntimeError: no such luck)",
@@ -637,10 +508,7 @@ def test_an_exit_without_close_does_not_hang(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stderr.count("Traceback") == 1 and "wandb" not in run.stderr
-    assert (
-        run.stdout
-        == f"W&B: offline runs: 1; upload them with: wandb sync {tmp_path}/tracking/wandb\n"
-    )
+    assert run.stdout == f"W&B: offline runs: 1; upload with: python -m sweeps sync {tmp_path}\n"
     assert len(rows(*folders(tmp_path))) == 1
 
 
@@ -651,7 +519,7 @@ def test_online(tmp_path, track, server, lines):
     tracker = track("auto", tags=["mine"])
     track_trial(tracker, "t0001", [1.5, 1.2])
     track_trial(tracker, "t0002", [1.0], status="failed")
-    tracker.winner("t0001", "lowest", "/a")
+    tracker.sweep_finished(ended("t0001", "lowest", winner(tmp_path / "a")))
     close_in_time(tracker)
     run = server.runs["my-sweep-t0001"]
     assert [(row["samples_seen"], row["_step"], row["val/loss"]) for row in run["history"]] == [
@@ -668,14 +536,17 @@ def test_online(tmp_path, track, server, lines):
     assert {name: run["config"][name]["value"] for name in PARAMS} == PARAMS
     assert len(run["config"]["_wandb"]["value"]["m"]) >= 4  # what is drawn over samples_seen
     assert (run["exit"], server.runs["my-sweep-t0002"]["exit"]) == (0, 1)
-    assert lines == [f"W&B: runs at {server.url}/someone/a-project/groups/my-sweep"]
+    assert lines == [
+        f"W&B: runs at {server.url}/someone/a-project/groups/my-sweep; fetch the winner with:"
+        " python -m sweeps pick someone/a-project/my-sweep-winner:winner --to winner"
+    ]
 
     tracker = track(
         "online", tags=["mine"]
     )  # a later process: another winner, and one evaluation more
     tracker.evaluation("t0001", evaluation(20, 99.0))
     tracker.evaluation("t0001", evaluation(30, 1.1))
-    tracker.winner("t0002", "another", "/b")
+    tracker.sweep_finished(ended("t0002", "another", winner(tmp_path / "b")))
     close_in_time(tracker)
     assert [row["_step"] for row in run["history"]] == [10, 20, 30]
     assert (
@@ -704,7 +575,7 @@ def test_offline_runs_are_merged_by_sync(tmp_path, track, server):
         close_in_time(tracker)
     tracker = track("offline")
     tracker.trial_finished("t0001", **FINISHED, best=evaluation(20, 1.8))
-    tracker.winner("t0001", "the only one", "/a")
+    tracker.sweep_finished(ended("t0001", "the only one", "/a"))
     close_in_time(tracker)
     command = [sys.executable, "-m", "wandb", "sync", str(tmp_path / "tracking/wandb")]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
@@ -797,7 +668,7 @@ def test_the_server_is_in_trouble_from_the_start(
     tmp_path, track, server, lines, monkeypatch, trouble, line
 ):
     if "hang_on" in trouble:
-        monkeypatch.setattr(tracking, "PROBE_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(online, "PROBE_TIMEOUT_S", 0.3)
     vars(server).update(trouble)
     tracker = track("online")
     track_trial(tracker, "t0001", [1.5, 1.2])
@@ -820,7 +691,7 @@ def test_the_server_hangs_where_the_probe_did_not_look(tmp_path, track, server, 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", [{"status": 500}, {"hang_on": ["*"]}, {"status": 401}, "stop"])
 def test_the_server_dies_while_runs_are_open(tmp_path, track, server, lines, monkeypatch, trouble):
-    monkeypatch.setattr(tracking, "PROBE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(online, "PROBE_TIMEOUT_S", 0.5)
     monkeypatch.setattr(tracking, "FINISH_TIMEOUT_S", 2.0)
     tracker = track("online")
     tracker.trial_started("t0001", PARAMS)
@@ -831,19 +702,16 @@ def test_the_server_dies_while_runs_are_open(tmp_path, track, server, lines, mon
     tracker.trial_finished("t0001", **FINISHED, best=evaluation(20, 1.4))
     track_trial(tracker, "t0002", [1.0])
     close_in_time(tracker)
-    (online,) = folders(tmp_path, "t0001", "run")
-    assert [row["_step"] for row in rows(online)] == [10, 20]
-    assert summary(online)["summary"]["status"] == "complete"
+    (begun,) = folders(tmp_path, "t0001", "run")
+    assert [row["_step"] for row in rows(begun)] == [10, 20]
+    assert summary(begun)["summary"]["status"] == "complete"
     assert len(rows(*folders(tmp_path, "t0002"))) == 1
-    assert (
-        f"runs not fully uploaded: 1; upload them with: wandb sync --include-online {online}"
-        in lines[-1]
-    )
+    assert f"runs not fully uploaded: 1; upload with: python -m sweeps sync {tmp_path}" in lines[-1]
     assert "offline runs: 1" in lines[-1]
 
 
 def test_close_does_not_wait_for_a_server_that_hangs(tmp_path, track, server, lines, monkeypatch):
-    monkeypatch.setattr(tracking, "PROBE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(online, "PROBE_TIMEOUT_S", 0.5)
     tracker = track("online")
     for trial in ("t0001", "t0002"):
         tracker.trial_started(trial, PARAMS)

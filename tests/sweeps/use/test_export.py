@@ -4,8 +4,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import peft
@@ -15,14 +15,16 @@ import transformers
 from safetensors.torch import load_file
 
 import sweeps.use.export
+import sweeps.use.export_formats
 from sweeps.__main__ import main
 from sweeps.use.export import export
-from sweeps.use.export_formats import Request
+from sweeps.use.export_formats import PACKAGES, Request
+from sweeps.use.trained import open_trained
+from tests.sweeps.use.exports import loaded
 from tests.sweeps.use.tiny_sweep import TRIAL, drawn, tiny_sweep
 from tests.trainables import zoo
 from trainables.errors import InputError, NotExported
-from trainables.evaluation.record import Score
-from trainables.evaluation.reloaded import Rows, measured, score_in_fresh_process
+from trainables.evaluation.reloaded import Rows, score_in_fresh_process
 from trainables.models.gguf import ENVIRONMENT
 from trainables.models.vllm import A, B, vllm_words
 from trainables.tasks import TASKS
@@ -34,7 +36,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
-CPU = torch.device("cpu")
 FAMILIES = {"llama": ("causal", "causal_lm"), "bert": ("classification", "classification")}
 METHODS = {
     "full": ("full", {"learning_rate": 1e-3}),
@@ -75,17 +76,9 @@ def made(tmp_path_factory):
     return make
 
 
-def here(code: Sequence[str], rows: Rows) -> Score:
-    """The same code, run in this process: a process of its own takes seconds to import."""
-    names: dict[str, object] = {}
-    exec("\n".join(code), names)
-    found = measured(names["model"], TASKS[rows.task], rows.open(), rows.pad_token_id, CPU)
-    return Score(loss=found.loss, metrics=found.metrics(TASKS[rows.task]))
-
-
 @pytest.fixture
 def in_this_process(monkeypatch):
-    monkeypatch.setattr(sweeps.use.export, "score_in_fresh_process", here)
+    monkeypatch.setattr(sweeps.use.export, "score_in_fresh_process", loaded)
 
 
 def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
@@ -368,7 +361,8 @@ def test_vllm_would_scale_uneven_layers_wrongly(tmp_path, in_this_process):
     config = json.loads((out / "adapter_config.json").read_text())
     even = {**config, "alpha_pattern": {"q_proj": config["lora_alpha"] / 2}}
     (out / "adapter_config.json").write_text(json.dumps(even))
-    assert vllm_words(out) == "vLLM loads it with --enable-lora"
+    with open_trained(str(folder)) as trained:
+        assert vllm_words(out, trained.spec) == "vLLM loads it with --enable-lora"
 
 
 # --- what is refused, and what is left ---
@@ -406,9 +400,7 @@ def test_what_is_not_what_was_reported_is_not_written(
         ("lora", "llama", ["--limit", "-1"], "--limit: must be 0 or above, and finite, got -1"),
         ("lora", "llama", ["--quantise", "q8_0"], "--quantise: is of --format gguf"),
         ("lora", "llama", ["--format", "gguf", "--quantise", "q4_k"], "--quantise: 'q4_k' is nothing that"),
-        ("lora", "llama", ["--format", "gguf"], "--converter: give the path of llama.cpp's convert_hf_to_gguf.py"),
-        ("lora", "llama", ["--format", "gguf", "--converter", "/no/where.py"], "--converter: there is no file /no/where.py"),
-        ("lora", "bert", ["--format", "gguf"], "--format gguf: the winner, trial t0001 (lora): a GGUF file is a causal"),
+        ("lora", "bert", ["--format", "gguf", "--converter", __file__], "--format gguf: the winner, trial t0001 (lora): a GGUF file is a causal"),
         ("lora", "llama", ["--format", "onnx", "--dtype", "float16"], "--dtype: ONNX graphs are written in float32"),
         ("lora", "llama", ["--merge", "--format", "peft"], "--merge: peft takes adapters as they are"),
         ("lora", "llama", ["--merge", "--merge-onto", "full"], "--merge-onto: is of adapters that were trained over a"),
@@ -421,7 +413,6 @@ def test_what_is_not_what_was_reported_is_not_written(
 def test_wrong_input_is_one_line(
     made, tmp_path, monkeypatch, capsys, method, family, arguments, words
 ):
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
     code, out, err = run(
         monkeypatch, capsys, made(method, family), "--to", tmp_path / "out", *arguments
     )
@@ -550,9 +541,50 @@ def test_onnx_gives_what_was_reported(made, tmp_path, in_this_process, method, f
     assert {"model.onnx", "config.json", "tokenizer.json"} <= {each.name for each in out.iterdir()}
 
 
-def test_onnx_without_its_packages_is_told(made, tmp_path, monkeypatch):
-    import trainables.models.onnx_graph
+def test_what_torch_cannot_trace_is_told_with_its_cause(tmp_path):
+    from trainables.models.onnx_graph import write_onnx
 
-    monkeypatch.setattr(trainables.models.onnx_graph, "PACKAGES", ("onnx_nowhere",))
-    with pytest.raises(InputError, match="onnx needs onnx_nowhere, which is not installed"):
-        export(str(made("lora")), str(tmp_path / "out"), None, Request(format="onnx"))
+    class Untraceable(torch.nn.Module):
+        config = SimpleNamespace()
+
+        def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+            raise ArithmeticError("of no graph\nat all")
+
+    for name in PACKAGES["onnx"]:
+        pytest.importorskip(name)
+    batch = {"input_ids": torch.ones(2, 3, dtype=torch.int64)}
+    with pytest.raises(
+        NotExported, match="cannot write Untraceable: ArithmeticError: of no graph$"
+    ):
+        write_onnx(Untraceable(), batch, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("format_", ["onnx", "gguf"])
+def test_a_format_without_its_packages_is_told_before_anything_is_fetched(
+    tmp_path, monkeypatch, capsys, format_
+):
+    """Nor is a sweep looked for."""
+    nowhere = {format_: (*PACKAGES[format_], f"{format_}_nowhere")}
+    monkeypatch.setattr(sweeps.use.export_formats, "PACKAGES", nowhere)
+    monkeypatch.setattr(sweeps.use.export, "open_trained", None)
+    code, out, err = run(
+        monkeypatch, capsys, "s3://bucket/sweep", "--to", tmp_path / "out", "--format", format_
+    )
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith(f"--format: {format_} needs {format_}_nowhere, which is not installed; ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_converter_is_looked_for_before_anything_is_fetched(tmp_path, monkeypatch, capsys):
+    for package in PACKAGES["gguf"]:
+        pytest.importorskip(package)
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.setattr(sweeps.use.export, "open_trained", None)
+    for more, words in (
+        ((), "--converter: give the path of llama.cpp's convert_hf_to_gguf.py"),
+        (("--converter", "/no/where.py"), "--converter: there is no file /no/where.py"),
+    ):
+        code, out, err = run(
+            monkeypatch, capsys, "s3://bucket/sweep", "--to", tmp_path / "out", "--format", "gguf", *more
+        )  # fmt: skip
+        assert (code, out) == (2, "") and err.startswith(words) and err.count("\n") == 1

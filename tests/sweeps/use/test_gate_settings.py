@@ -39,6 +39,8 @@ def test_the_example_has_every_setting_with_its_default():
         ("rivals: [promts]", "rivals: 'promts' is unknown"),
         ("test_rows: 0", "test_rows: must be at least 1, got 0"),
         ("cost: {per_1000_requests: 1}", "cost.per_1000_requests: needs the price"),
+        ("metrics: {f1: {least: 1}}", "metrics.f1.least: unknown key. Allowed: min, max"),
+        ("metrics: {f1: {}}", "metrics: each must have a min or a max, got neither"),
         ("- level", "got a list"),
         ("level: [", "not valid YAML"),
     ],

@@ -10,14 +10,18 @@ import yaml
 
 from sweeps.config.loading import dump, load
 from sweeps.ledger.folder import Ledger
+from sweeps.ledger.opening import open_sweep
 from sweeps.reporting.handover import hand_over
 from sweeps.reporting.leaderboard import leaderboard
 from sweeps.run.folder import absolute_paths
 from sweeps.run.preparation import prepare_data
 from tests.trainables import zoo
 from trainables.engine.group import GroupSettings, open_group
+from trainables.evaluation.jobs import run
+from trainables.evaluation.record import ScoredTest, TestJob, TrainedCheckpoint
 from trainables.models.files import load_tokenizer, pad_token_of
-from trainables.storage.checkpoints import begin_attempt, write_evaluation
+from trainables.runtime.protocol import SlotBase, SlotConfig
+from trainables.storage.checkpoints import CHECKPOINT, begin_attempt, write_evaluation
 from trainables.tasks import TASKS
 
 TRIAL = "t0001"
@@ -31,7 +35,11 @@ def rows_of(task: str) -> list[dict[str, Any]]:
     for i in range(40):
         text = " ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 4 + i % 5)) + f" {i}"
         kinds: dict[str, dict[str, Any]] = {
-            "classification": {"text": text, "label": ("low", "middle", "high")[i % 3]},
+            "classification": {
+                "text": text,
+                "label": ("low", "middle", "high")[i % 3],
+                "half": "first" if i % 2 else "second",
+            },
             "regression": {"text": text, "label": i / 10},
             "multi_label": {"text": text, "labels": ["a", "b"][: i % 3]},
             "token_classification": {
@@ -113,6 +121,42 @@ def _train(ledger: Ledger, config: Any, params: dict[str, Any], steps: int) -> N
     evaluation = group.evaluate([TRIAL])[TRIAL]
     write_evaluation(ledger.store, TRIAL, 1, evaluation, lambda target: group.save(TRIAL, target))
     ledger.finish(TRIAL, "complete", None)
+
+
+def score_test(folder: Path) -> None:
+    """What a slot does of the sealed test split of a finished sweep, once there is a winner."""
+    ledger, config = open_sweep(str(folder))
+    winner, _ = ledger.load().select(config.selection)
+    assert winner is not None and winner.point.checkpoint is not None
+    checkpoint = f"{winner.point.folder}/{CHECKPOINT}"
+    parameters = ledger.curve(winner.trial).params
+    trained = TrainedCheckpoint(checkpoint=checkpoint, parameters=parameters)
+    pad = pad_token_of(load_tokenizer(config.model))
+    slot = SlotConfig(
+        sweep="",
+        slot="",
+        coordinator="",
+        namespace="",
+        storage=ledger.store.url,
+        bases={"": SlotBase(model=config.model, pad_token_id=pad, baseline=parameters)},
+        task=config.task,
+        seed=config.seed,
+        evaluate_every=None,
+        max_tokens=None,
+        precision="fp32",
+        save_dtype="fp32",
+        gradient_checkpointing=False,
+        most=1,
+        probe_rows=6,
+        forgetting=False,
+        baseline_minutes=1.0,
+        threads=1,
+        metrics=config.metrics,
+        generation=config.generation,
+    )
+    found = run(ledger.store, slot, TestJob(winner=trained, default=None, baselines=False))
+    assert isinstance(found, ScoredTest), found
+    ledger.write_test(found, config.selection)
 
 
 def drawn(

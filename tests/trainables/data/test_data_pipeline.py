@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trainables.data import cache, processes, readers
 from trainables.data.config import DataConfig
 from trainables.data.doctor.examine import Examination
-from trainables.data.manifest import read_manifest
+from trainables.data.manifest import read_manifest, source_words
 from trainables.data.prepare import open_split, prepare, tokenise_split
 from trainables.errors import InputError
 
@@ -98,7 +98,42 @@ def test_several_files_are_one_split(tokenizer, tmp_path):
     one = prepare(DataConfig(train=whole), "classification", tokenizer, 0, tmp_path / "c")
     assert several.train.fingerprint == globbed.train.fingerprint == one.train.fingerprint
     assert list(several.sources) == ["train[0]", "train[1]", "train[2]"]
-    assert several.source_of("validation").source == files[0]
+    assert [of.source for of in several.sources_of("validation")] == files
+    assert source_words(several.sources_of("train")) == ", ".join(files)
+    assert source_words(several.sources_of("train") * 4) == f"12 sources below {tmp_path}"
+    assert several.fingerprint == globbed.fingerprint == one.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("seed", "changed"),
+    [
+        (0, {"validation": 0.2}),
+        (0, {"test": 0.2}),
+        (0, {"rows": 40}),
+        (0, {"max_length": 4}),
+        (1, {}),
+    ],
+)
+def test_the_fingerprint_of_data_covers_what_they_depend_on(tokenizer, tmp_path, seed, changed):
+    given = {"train": write(tmp_path / "a.csv", rows_of(90)), "validation": 0.1}
+    one = prepare(DataConfig(**given), "classification", tokenizer, 0, tmp_path / "a")
+    other = DataConfig(**(given | changed))
+    made = prepare(other, "classification", tokenizer, seed, tmp_path / "b")
+    assert made.fingerprint != one.fingerprint
+
+
+def test_the_fingerprint_covers_how_a_test_split_will_become_tokens(tokenizer, tmp_path):
+    files = {
+        "train": write(tmp_path / "a.csv", rows_of(90)),
+        "test": write(tmp_path / "b.csv", rows_of(9, 90)),
+    }
+    one, other = (
+        prepare(
+            DataConfig(**files, max_length=longest), "classification", tokenizer, 0, tmp_path / "c"
+        )
+        for longest in (63, 64)
+    )
+    assert one.splits == other.splits and one.fingerprint != other.fingerprint
 
 
 @pytest.mark.parametrize(("weight", "most", "least"), [(2, 2, 2), (0.5, 1, 0), (1.5, 2, 1)])

@@ -11,7 +11,7 @@ import torch
 import transformers as t
 
 from trainables.engine import decoding
-from trainables.engine.decoding import generate, sampled
+from trainables.engine.decoding import Decoding, generate, generate_each, sampled
 from trainables.errors import InputError
 from trainables.evaluation.generation import Prompt
 from trainables.metrics.config import GenerationConfig
@@ -136,6 +136,7 @@ def by_transformers(model: Any, prompt: Prompt, settings: GenerationConfig) -> l
         do_sample=False,
         eos_token_id=list(STOP),
         pad_token_id=PAD,
+        forced_eos_token_id=None,
     ).tolist()
     return found[1:] if model.config.is_encoder_decoder else found[len(prompt.ids) :]
 
@@ -208,7 +209,7 @@ def test_half_as_many_share_a_batch_where_memory_does_not_suffice():
             raise torch.OutOfMemoryError("no room")
 
     model.register_forward_pre_hook(full, with_kwargs=True)
-    found = written(model, given, GREEDY, on_token=lambda *each: told.append(each))
+    found = written(model, given, GREEDY, on_token=lambda *each: told.append(each[:2]))
     assert found == expected and len(most) > 1
     for position, ids in enumerate(found):  # tokens that are written again are told once
         assert [token for at, token in told if at == position] == ids
@@ -225,7 +226,8 @@ def test_tokens_are_told_as_they_come_and_an_answer_may_be_ended():
     model, given, told = make("llama"), prompts(), []
     whole = written(model, given, GREEDY)
 
-    def on_token(position: int, token: int) -> bool:
+    def on_token(position: int, token: int, scores_V: torch.Tensor) -> bool:
+        assert scores_V.shape == (VOCABULARY,) and scores_V.argmax() == token
         told.append((position, token))
         return position == 1 and sum(at == 1 for at, _ in told) == 2
 
@@ -249,8 +251,8 @@ def test_tokens_are_drawn_as_often_as_their_shares_say():
     shares = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64)
     draws = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
 
-    def counts(**how: Any) -> list[int]:
-        tokens = sampled(shares.log().expand(1000, -1), draws, GenerationConfig(**how))
+    def counts(temperature: float, top_p: float = 1.0) -> list[int]:
+        tokens = sampled(shares.log().expand(1000, -1), draws, of_each(temperature), of_each(top_p))
         return torch.bincount(tokens, minlength=4).tolist()
 
     assert counts(temperature=1.0) == [100, 400, 200, 300]
@@ -261,9 +263,49 @@ def test_tokens_are_drawn_as_often_as_their_shares_say():
     assert counts(temperature=0.5) == pytest.approx((squares[0] * 1000).tolist(), abs=1)
 
 
+def of_each(value: float, count: int = 1000) -> torch.Tensor:
+    return torch.full((count,), value, dtype=torch.float64)
+
+
+def test_each_row_has_its_own_way_of_choosing_tokens():
+    scores = torch.randn(4, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    draws = torch.tensor([0.2, 0.9, 0.5, 0.7], dtype=torch.float64)
+    temperature, top_p = draws + 0.1, draws
+    alone = [
+        sampled(*(x[i : i + 1] for x in (scores, draws, temperature, top_p))) for i in range(4)
+    ]
+    assert sampled(scores, draws, temperature, top_p).tolist() == [int(each) for each in alone]
+
+
+@pytest.mark.parametrize("name", ["llama", "bart"])
+def test_answers_of_unlike_settings_are_as_each_would_be_alone(name: str):
+    model, given = make(name), prompts()
+    if model.config.is_encoder_decoder:  # its end would be forced where the longest answer ends
+        model.generation_config.forced_eos_token_id = 99
+    hows: list[tuple[dict[str, Any], Sequence[int]]] = [
+        ({"max_new_tokens": 16}, STOP),
+        ({"max_new_tokens": 9, "temperature": 1.5}, ()),
+        ({"max_new_tokens": 5}, ()),
+        ({"max_new_tokens": 12, "temperature": 0.7, "top_p": 0.5}, range(12, 60)),
+        ({"max_new_tokens": 16, "temperature": 2.0}, range(60, 90)),
+        ({"max_new_tokens": 3, "temperature": 1.0}, ()),
+    ]
+    ways = [
+        Decoding(settings=GenerationConfig(**how), stop=frozenset(stop), seed=seed)
+        for seed, (how, stop) in enumerate(hows)
+    ]
+    together = generate_each(model, given, ways, pad_token_id=PAD)
+    assert together == [
+        written(model, [prompt], way.settings, stop=[*way.stop], seed=way.seed)[0]
+        for prompt, way in zip(given, ways, strict=True)
+    ]
+    assert [len(together[i]) for i in (1, 2, 5)] == [9, 5, 3]
+
+
 def test_what_is_not_a_number_is_written_all_the_same():
     """By a trial that has diverged."""
-    tokens = sampled(torch.full((2, 5), torch.nan), torch.tensor([0.1, 0.9]), SAMPLED)
+    draws, ones = torch.tensor([0.1, 0.9]), torch.ones(2)
+    tokens = sampled(torch.full((2, 5), torch.nan), draws, ones, ones)
     assert tokens.shape == (2,)
 
 
@@ -298,9 +340,9 @@ def test_rows_of_like_lengths_share_a_batch(monkeypatch: pytest.MonkeyPatch):
     model, widths = make("llama"), []
     write = decoding.write
 
-    def counted(model: Any, inputs: Any, rows: Any, place: Any = None) -> Any:
+    def counted(model: Any, inputs: Any, *more: Any) -> Any:
         widths.append(tuple(inputs["input_ids"].shape))
-        return write(model, inputs, rows, place)
+        return write(model, inputs, *more)
 
     monkeypatch.setattr(decoding, "write", counted)
     written(model, prompts((3, 17, 5, 16)), GREEDY, max_tokens=-(-2 * 33 // decoding.CACHED))

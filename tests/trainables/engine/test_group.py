@@ -64,6 +64,20 @@ def test_resumed_in_a_fresh_slot_equals_uninterrupted_bit_for_bit(lab, tmp_path)
     lab.assert_same(resumed, whole[1:])
 
 
+def test_a_group_counts_what_its_trials_train_on_and_not_what_it_times(lab):
+    group, hp = lab.group("bert"), lab.params("lora", batch_size=4)
+    group.join("a", hp)
+    group.join("b", hp)
+    group.step(["a", "b"])
+    rows = batch_indices(len(group._train), 4, hp.seed, 0)
+    tokens = int(group._train.sequence_lengths[rows].sum())
+    assert (group.trained_samples, group.trained_tokens) == (8, 2 * tokens)
+    group.leave("b")
+    group.leave("a")
+    group.time_step(hp, 2)
+    assert (group.trained_samples, group.trained_tokens) == (8, 2 * tokens)
+
+
 def test_a_finished_trial_leaves_no_training_state(lab, tmp_path):
     history = lab.run(lab.group("bert"), tmp_path, lab.params("lora"))
     assert [(folder / "training_state.safetensors").exists() for _, folder in history] == [

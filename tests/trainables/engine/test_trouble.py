@@ -525,6 +525,31 @@ def test_a_base_that_fits_no_device_is_refused_with_its_estimate():
     )
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_worker_tells_of_the_slot_and_each_of_its_memory(lab, tmp_path, rank):
+    group = lab.group("bert")
+    worker = SlotWorker(
+        config=SimpleNamespace(first=""),
+        client=Client(),
+        groups={"": group},
+        store=Store(str(tmp_path)),
+        rank=rank,
+        size=2,
+    )
+    worker.join("a", {"method": "lora", "learning_rate": 1e-3, "batch_size": 4, "epochs": 1})
+    with worker.meter.spends("training"):
+        group.step(["a"])
+    told = {each.metric: (each.value, each.labels) for each in worker.readings()}
+    memory, labels = told.pop("sweeps_slot_memory_bytes")
+    assert memory is not None and memory > 1e6
+    assert labels == {"worker": str(rank), "device": "cpu"}
+    assert not worker.meter.due
+    if rank:
+        assert told == {}
+    else:
+        assert told["sweeps_slot_samples"] == (4, {}) and "sweeps_slot_seconds" in told
+
+
 def test_a_slot_holds_one_base_model_at_a_time(lab, tmp_path):
     """Of several: a trial over another takes the place of the one that nobody is on any more."""
     groups = {"small": lab.group("bert"), "large": lab.group("bert")}

@@ -40,6 +40,14 @@ TEXTUAL = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
+# that writes the thought of the last answer alone
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.reasoning_content and loop.last %}"
+    "{{ '<think>\\n' + m.reasoning_content + '\\n</think>\\n\\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 SPECIALS = ("<|im_start|>", "<|im_end|>", "</s>", "<s>")
 INSTRUCTION, SEQ2SEQ = TASKS["instruction"], TASKS["seq2seq"]
 
@@ -74,6 +82,34 @@ def prepared(tokenizer: Any, template: str, folder: Any, **data: Any) -> Split:
     config = DataConfig(train=str(path), validation=0.5, **data)
     prepare(config, "instruction", tokenizer, 0, folder / "data")
     return open_split(folder / "data", "validation")
+
+
+@pytest.mark.parametrize("reasoning", ["train", "keep", "drop"])
+def test_a_prompt_holds_no_thought_of_the_answer_to_it(reasoning, tokenizer, tmp_path):
+    """Kept without loss it is no target, and yet what the model writes, not what it is given."""
+    tokenizer.chat_template = THINKING
+    path = tmp_path / "rows.jsonl"
+    talks = []
+    for number in range(20):
+        *before, last = talk(number)["messages"]
+        last = {**last, "reasoning_content": f"Secret {number}"}
+        talks.append({"messages": [*before, last] if number % 3 else talk(number)["messages"]})
+    path.write_text("".join(json.dumps(each) + "\n" for each in talks))
+    config = DataConfig(train=str(path), validation=0.5, reasoning=reasoning)
+    prepare(config, "instruction", tokenizer, 0, tmp_path / "data")
+    split = open_split(tmp_path / "data", "validation")
+    prompts = prompts_of(INSTRUCTION, split, range(len(split)), tokenizer)
+    thinking = 0
+    for prompt, row in zip(prompts, split.rows(range(len(split))), strict=True):
+        assert prompt.text.endswith("And then?<|im_end|>\n<|im_start|>assistant\n")
+        *thought, answer = prompt.reference.split("\n</think>\n\n")
+        number = int(answer.split()[1])
+        thinks = number % 3 > 0 and reasoning != "drop"
+        assert thought == ([f"<think>\nSecret {number}"] if thinks else [])
+        learnt = tokenizer.decode(row["labels"][row["labels"] != IGNORED])
+        assert ("Secret" in learnt) == (thinks and reasoning == "train")
+        thinking += thinks
+    assert len(prompts) == 10 and (thinking > 0) == (reasoning != "drop")
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED])

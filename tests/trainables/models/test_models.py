@@ -178,7 +178,7 @@ def test_weights_that_are_not_whole_are_found_without_loading_them(lab, tmp_path
 
     assert (
         complaint(none)
-        == "model.name: FOLDER holds no weights (no *.safetensors or *.bin beside its config.json)"
+        == "model.name: FOLDER holds no weights (no *.safetensors beside its config.json)"
     )
     assert complaint(cut).startswith(
         "model.name: FOLDER: model.safetensors is damaged or cut off ("

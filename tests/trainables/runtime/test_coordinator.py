@@ -8,7 +8,7 @@ import pytest
 from trainables.evaluation.record import Evaluation, UntunedResults
 from trainables.hyperparameters import cost_class, parse
 from trainables.runtime import coordinator as coordinating
-from trainables.runtime.coordinator import MAX_CRASHES, MAX_FAILURES, Coordinator
+from trainables.runtime.coordinator import MAX_CRASHES, Coordinator
 from trainables.runtime.protocol import (
     AssignedTrial,
     Assignment,
@@ -17,6 +17,7 @@ from trainables.runtime.protocol import (
     Stopped,
     TrialProgress,
 )
+from trainables.runtime.states import MAX_FAILURES
 
 PARAMS = {"method": "full", "learning_rate": 1e-3, "batch_size": 8, "epochs": 1}
 LORA = {**PARAMS, "method": "lora", "rank": 8}
@@ -932,6 +933,7 @@ async def test_a_restarted_coordinator_is_reminded_that_the_untuned_base_is_meas
 
 CALLS = {
     "advance": ("t1", PARAMS),
+    "step": ("t1", PARAMS),
     "leave": ("t1",),
     "register": ("a",),
     "take": ("a", 7),
@@ -949,6 +951,12 @@ CALLS = {
     "skip_baseline": (),
     "slot_broken": ("a", "why"),
     "slot_lost": ("a", "why"),
+    "slot_down": ("a",),
+    "slot_up": ("a",),
+    "slot_ended": ("a",),
+    "storage": ("a", "a full disk"),
+    "stop_trial": ("t9", "why"),
+    "pause": (True,),
     "stop_trials": ("why",),
     "close": (),
     "snapshot": (),
@@ -1014,3 +1022,69 @@ async def test_trials_over_other_bases_share_no_slot(groups):
     assert cost_class(parse({**LORA, "model": "small"})) != cost_class(
         parse({**LORA, "model": "large"})
     )
+
+
+# --- by hand ---
+
+
+@story
+async def test_one_trial_is_stopped_and_the_others_go_on(groups):
+    await groups.register("a")
+    first, second = await ask(groups, "t1", "t2", **LORA)
+    await groups.stop_trial("t1", "stopped by hand")
+    assert (await first).reason == "stopped by hand" and not second.done()
+    assert [*(await groups.take("a", -1)).trials] == ["t2"]
+    assert await groups.advance("t1", PARAMS) == Stopped(reason="stopped by hand")
+    await groups.publish("a", "t2", evaluated(8))
+    assert await second == evaluated(8)
+
+
+@story
+async def test_a_trial_that_does_not_ask_at_the_moment_is_stopped_when_it_does(coordinator):
+    await coordinator.register("a")
+    asked = await ask(coordinator, "t1")
+    await coordinator.publish("a", "t1", evaluated(8))
+    assert await asked == evaluated(8)
+    await coordinator.stop_trial("t1", "stopped by hand")
+    await coordinator.stop_trial("unknown", "stopped by hand")
+    assert await coordinator.advance("t1", PARAMS) == Stopped(reason="stopped by hand")
+    assert not (await coordinator.take("a", -1)).trials
+
+
+@story
+async def test_paused_trials_train_to_their_next_evaluation_and_then_wait(groups):
+    await groups.register("a")
+    await groups.skip_baseline()
+    first, second = await ask(groups, "t1", "t2", **LORA)
+    await groups.pause(True)
+
+    async def training():
+        return {t: each.may_train for t, each in (await groups.take("a", -1)).trials.items()}
+
+    assert await training() == {"t1": True, "t2": True}
+    await groups.publish("a", "t1", evaluated(8))
+    assert await first == evaluated(8)
+    first = await ask(groups, "t1", **LORA)
+    assert await training() == {"t1": False, "t2": True}
+    await groups.publish("a", "t2", evaluated(8))
+    assert await second == evaluated(8)
+    second, third = await ask(groups, "t2", "t3", **LORA)
+    assert await training() == {"t1": False, "t2": False}
+    assert not (await groups.take("a", -1)).asks_for_work
+    await groups.pause(True)  # it is reminded
+    assert await training() == {"t1": False, "t2": False}
+    version = (await groups.take("a", -1)).version
+    await groups.pause(False)
+    assert (await groups.take("a", version)).version > version, "the slot hears of it at once"
+    assert await training() == {"t1": True, "t2": True}
+    assert not any(each.done() for each in (first, second, third))
+
+
+@story
+async def test_a_trial_that_has_no_slot_when_it_is_paused_gets_one_and_waits(coordinator):
+    asked = await ask(coordinator, "t1")
+    await coordinator.pause(True)
+    await coordinator.register("a")
+    assert not (await coordinator.take("a", -1)).trials["t1"].may_train
+    await coordinator.pause(False)
+    assert (await coordinator.take("a", -1)).trials["t1"].may_train and not asked.done()

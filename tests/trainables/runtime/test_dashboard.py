@@ -25,7 +25,7 @@ def test_a_slot_runs_without_names_where_ray_has_other_internals(monkeypatch):
         def fit(self):
             pass
 
-    monkeypatch.setattr(slot, "TorchTrainer", Trainer)
+    monkeypatch.setattr(slot, "SlotTrainer", Trainer)
 
     slot.run_slot(
         SimpleNamespace(slot="s-slot0"),

@@ -76,6 +76,7 @@ def test_a_loss_that_is_not_finite_is_worse_than_any_to_tune():
 def test_tune_starts_a_trial_with_its_config():
     config = TrialConfig(
         id="t1",
+        label="s t1: method=full",
         params={"method": "full"},
         coordinator="coordinator",
         namespace="sweep-s",

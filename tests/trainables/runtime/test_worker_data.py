@@ -33,6 +33,7 @@ def config(shared_data, tmp_path):
     for file in (tmp_path / "data").iterdir():
         store.write_bytes(f"data/{file.name}", file.read_bytes())
     yield SlotConfig(
+        sweep="s",
         slot="slot0",
         coordinator="coordinator",
         namespace="sweep",

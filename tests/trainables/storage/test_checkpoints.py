@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from trainables.storage.checkpoints import (
     STATE,
     begin_attempt,
     evaluation_folders,
+    read_evaluation,
+    read_evaluations,
     write_evaluation,
     write_rows,
 )
@@ -99,6 +102,16 @@ def folder_of(attempt, step, trial="t0001"):
     return f"trials/{trial}/attempt-{attempt}/step-{step:08d}"
 
 
+def test_an_evaluation_is_where_it_was_found_whatever_it_says(store):
+    """What cannot win is deleted by its folder."""
+    begin_attempt(store, "t0001")
+    record = write(store, 1, 5)
+    written = store.read_json(f"{record.folder}/{EVALUATION}")
+    store.write_json(f"{record.folder}/{EVALUATION}", written | {"folder": "../../other"})
+    found = read_evaluation(store, record.folder)
+    assert found.folder == record.folder and "other" not in str(found.checkpoint)
+
+
 def test_an_evaluation_is_all_that_its_folder_holds(store, tmp_path):
     begin_attempt(store, "t0001")
     record = write(store, 1, 5)
@@ -128,6 +141,7 @@ def test_an_evaluation_is_all_that_its_folder_holds(store, tmp_path):
         "attempt": 1,
         "checkpoint_bytes": 3,  # on disk, whatever of it is trained
         "folder": folder_of(1, 5),
+        "files": {f"{CHECKPOINT}/weights": 3, STATE: 7},
     }
     losses = np.load(store.fetch(record.folder, tmp_path / "fetched") / LOSSES)
     assert np.array_equal(losses, EXAMPLE.losses) and losses.dtype == np.float32
@@ -288,3 +302,77 @@ def test_ten_attempts_are_ordered_as_numbers(store):
         assert begin_attempt(store, "t0001")[0] == attempt
         write(store, attempt, 5 * attempt)
     assert folders(store) == [(attempt, 5 * attempt) for attempt in range(1, 12)]
+
+
+def sizes(store, trial="t0001"):
+    return {name: seen.size for name, seen in store.stamps(f"trials/{trial}").items()}
+
+
+CUT_SHORT = {
+    "weights": lambda store: store.write_bytes(f"{folder_of(1, 10)}/{CHECKPOINT}/weights", b"1"),
+    "state": lambda store: store.write_bytes(f"{folder_of(1, 10)}/{STATE}", b""),
+    "no weights": lambda store: store.delete(f"{folder_of(1, 10)}/{CHECKPOINT}/weights"),
+    "no state": lambda store: store.delete(f"{folder_of(1, 10)}/{STATE}"),
+    "evaluation": lambda store: store.write_bytes(f"{folder_of(1, 10)}/{EVALUATION}", b'{"step"'),
+    "nothing of it": lambda store: store.write_bytes(f"{folder_of(1, 10)}/{EVALUATION}", b""),
+}
+
+
+@pytest.mark.parametrize("cut", CUT_SHORT)
+def test_a_trial_goes_on_from_the_checkpoint_before_one_that_is_cut_short(store, cut):
+    begin_attempt(store, "t0001")
+    write(store, 1, 5)
+    write(store, 1, 10)
+    CUT_SHORT[cut](store)
+    assert begin_attempt(store, "t0001") == (2, folder_of(1, 5))
+    write(store, 2, 10)
+    read = read_evaluations(store, "t0001", sizes(store))
+    assert [(each.attempt, each.step) for each in read] == [(1, 5), (2, 10)]
+    assert all(each.checkpoint is not None for each in read)
+
+
+@pytest.mark.parametrize("cut", ["weights", "no weights", "evaluation", "nothing of it"])
+def test_a_checkpoint_that_is_cut_short_is_none(store, cut):
+    begin_attempt(store, "t0001")
+    write(store, 1, 5)
+    write(store, 1, 10)
+    CUT_SHORT[cut](store)
+    read = read_evaluations(store, "t0001", sizes(store))
+    assert [each.step for each in read if each.checkpoint is not None] == [5]
+
+
+def test_a_last_checkpoint_that_is_cut_short_is_trained_again(store):
+    begin_attempt(store, "t0001")
+    write(store, 1, 5)
+    write(store, 1, 10, finished=True)
+    assert begin_attempt(store, "t0001") == (2, folder_of(1, 10))
+    store.write_bytes(f"{folder_of(1, 10)}/{CHECKPOINT}/weights", b"1")
+    assert begin_attempt(store, "t0001") == (3, folder_of(1, 5))
+
+
+def test_what_a_killed_writer_has_left_is_no_evaluation(store, monkeypatch):
+    """Between any two files."""
+    begin_attempt(store, "t0001")
+    write(store, 1, 5)
+    put, written = Store._put, []
+
+    def killed(self, local, name):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(name)
+        put(self, local, name)
+
+    monkeypatch.setattr(Store, "_put", killed)
+    monkeypatch.setattr("os.rename", lambda *paths: killed(store, *paths))
+    written += [] if store.local is None else ["", ""]
+    with pytest.raises(KeyboardInterrupt):
+        write(store, 1, 10)
+    monkeypatch.undo()
+    assert folders(store) == [(1, 5)]
+    assert begin_attempt(store, "t0001") == (2, folder_of(1, 5))
+
+
+def test_attempts_that_begin_at_once_have_numbers_of_their_own(store):
+    with ThreadPoolExecutor(8) as pool:
+        begun = [*pool.map(lambda _: begin_attempt(store, "t0001")[0], range(8))]
+    assert sorted(begun) == [*range(1, 9)]

@@ -50,6 +50,38 @@ def test_written_is_read(store):
     store.write_bytes("b", b"again")
     assert store.read_bytes("b") == b"again"
     assert store.find() == ["b", "deep/er/a.json"], "no temporary file stays"
+    assert store.size() == sum(len(store.read_bytes(name)) for name in store.find())
+
+
+def test_what_changes_in_a_working_copy_is_written_back(store, tmp_path, monkeypatch):
+    store.publish(prepared(store, a="1", b__c="2"), "kept", last="")
+    written = []
+    put = type(store._fs).put_file
+    monkeypatch.setattr(
+        type(store._fs), "put_file", lambda *given: written.append(given[2]) or put(*given)
+    )
+    with store.working_copy("kept", tmp_path / "scratch") as folder:
+        assert (folder / "a").read_text() == "1" and (folder / "b" / "c").read_text() == "2"
+        (folder / "b" / "c").write_text("3")
+        (folder / "new").write_text("4")
+    assert [store.read_bytes(f"kept/{name}") for name in ("a", "b/c", "new")] == [b"1", b"3", b"4"]
+    assert [name.rpartition("kept/")[2] for name in written] == (
+        [] if store.local else ["b/c", "new"]
+    )
+    with store.working_copy("none", tmp_path / "scratch") as folder:
+        assert not folder.exists()
+    assert not store.exists("none")
+
+
+def test_a_file_whose_name_leaves_its_folder_is_not_fetched(tmp_path):
+    """An object of an object store may have any name."""
+    store = Store(f"memory://{tmp_path.name}/sweep")
+    store.write_bytes("kept/a", b"1")
+    store.find = lambda below="": ["kept/a", "kept/../../../out"]
+    with pytest.raises(OSError, match=r"'kept/\.\./\.\./\.\./out' would leave its folder"):
+        store.fetch("kept", tmp_path / "in")
+    assert [each.name for each in tmp_path.rglob("*") if each.is_file()] == ["a"]
+    fsspec.filesystem("memory").store.clear()
 
 
 def test_find_lists_files_below_a_folder(store):

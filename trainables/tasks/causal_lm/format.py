@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 class Documents:
     default_length = 512
+    columns = ("text",)
 
     def reader(self, source: Source, data: DataConfig) -> RowReader:
         """A .txt file is one document; of a table, each row's text column is one."""

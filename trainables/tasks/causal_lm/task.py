@@ -30,6 +30,7 @@ CHUNK_LOGITS = 1 << 25  # 128 MiB in float32
 
 class CausalLM:
     name = "causal_lm"
+    what = "how a text goes on"
     format = Documents()
     auto_class = "AutoModelForCausalLM"
     problem_type: str | None = None

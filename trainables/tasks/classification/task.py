@@ -42,6 +42,7 @@ class Classification(OneTargetEach):
     """
 
     name = "classification"
+    what = "one class for each text"
     format = Labelled()
     loss = Loss(words="means in nats per example", is_likelihood=True)
     has_classes = True

@@ -40,6 +40,7 @@ __all__ = ["Chat", "default_chat_template"]
 
 class Chat:
     default_length = 1024
+    columns: tuple[str, ...] = ("columns.prompt", "columns.completion")
 
     def reader(self, source: Source, data: DataConfig) -> RowReader:
         if source.is_document:
@@ -109,6 +110,7 @@ class Chat:
             input_ids=[row.input_ids for row in kept],
             labels=[row.labels for row in kept],
             weights=_weights(kept),
+            thought=_thoughts(kept) if encoding.reasoning == "keep" else None,
             target_bytes=_answer_bytes(records, kept, encoding) if encoding.in_bytes else None,
             second=_second(kept),
             origin=np.array([row.origin for row in kept], dtype=np.int64),
@@ -161,6 +163,8 @@ class _Kept(NamedTuple):
     input_ids: np.ndarray
     labels: np.ndarray
     weights: np.ndarray | None
+    thought: int
+    """Tokens, right before the last answer of the first conversation."""
     second: int | None
     origin: int
 
@@ -175,9 +179,22 @@ class _Kept(NamedTuple):
             input_ids=ids,
             labels=np.where(learnt, ids, IGNORED).astype(np.int32),
             weights=weights,
+            thought=_thought_before(first.learnt[:length], first.thought[:length]),
             second=len(first.ids[:length]) if rows[1:] else None,
             origin=origin,
         )
+
+
+def _thought_before(learnt: np.ndarray, thought: np.ndarray) -> int:
+    """Tokens of a thought right before the last run of those that are learnt; both bool [T]."""
+    end = int(np.flatnonzero(learnt)[-1])
+    start = int(np.flatnonzero(~learnt[:end])[-1]) + 1 if not learnt[:end].all() else 0
+    others = np.flatnonzero(~thought[:start])
+    return start - (int(others[-1]) + 1 if len(others) else 0)
+
+
+def _thoughts(kept: list[_Kept]) -> np.ndarray:
+    return np.array([row.thought for row in kept], dtype=np.int32)
 
 
 def _second(kept: list[_Kept]) -> np.ndarray | None:

@@ -89,7 +89,7 @@ class Encoder:
     def _by_offsets(self, rows: Sequence[Rendered]) -> Iterator[Placed]:
         encodings = self.texts([row.text for row in rows], add_special_tokens=False)
         for row, encoding in zip(rows, encodings, strict=True):
-            held = [_held(encoding, row.text, span) for span in row.spans]
+            held = [_held(encoding, row.text, span) for span in row.pieces]
             yield Placed(ids=_ids(encoding), held=held)
 
     def _prepare(self) -> None:
@@ -139,7 +139,7 @@ def _by_bytes(row: Rendered, ids: np.ndarray, lengths: np.ndarray) -> Placed | N
     if edges[-1] != (len(text) if is_ascii else len(text.encode())):
         return None
     held = []
-    for span in row.spans:
+    for span in row.pieces:
         characters = (span.start, span.end, _last_character(text, span) + 1)
         places = characters if is_ascii else [len(text[:each].encode()) for each in characters]
         first, end = edges.searchsorted(places[:2]).tolist()

@@ -4,7 +4,7 @@ chat template leaves out.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, NoReturn, cast
 
@@ -72,6 +72,13 @@ class Rendered:
     """What the template leaves out, in words; each once."""
     noticed: tuple[Notice, ...] = ()
     """What else is to be told of its messages."""
+    thoughts: list[Span] = field(default_factory=list)
+    """Of the turns that are learnt, where they are kept without loss."""
+
+    @property
+    def pieces(self) -> list[Span]:
+        """`spans` and `thoughts`, in order."""
+        return sorted([*self.spans, *self.thoughts])
 
 
 class Renderer:
@@ -121,12 +128,14 @@ class Renderer:
             noticed += [(THOUGHTLESS, "")] * (meant - len(learnt))
         lost += self._unwritten(layout)
         noticed += self._noticed(layout)
-        spans = self._spans(layout, learnt, place) if learnt else []
+        pieces = self._pieces(layout, learnt, place) if learnt else []
+        spans, thoughts = _apart(pieces)
         if form and layout.is_whole:
             self._moulds.keep(form, layout, spans)
         return Rendered(
             text=layout.text,
             spans=spans,
+            thoughts=thoughts,
             lost=tuple(dict.fromkeys(lost)),
             noticed=tuple(noticed),
         )
@@ -261,7 +270,8 @@ class Renderer:
 
     # What is to be learnt
 
-    def _spans(self, layout: Layout, learnt: dict[int, float], place: str) -> list[Span]:
+    def _pieces(self, layout: Layout, learnt: dict[int, float], place: str) -> list[Span]:
+        """Of the turns that are learnt, in order; a thought that is only kept has weight 0."""
         extents = self._turns.extents(layout)
         if layout.generated:
             extents_of = generated(layout, learnt, extents, place)
@@ -274,11 +284,11 @@ class Renderer:
             if turn not in extents_of:
                 _raise_unknown(turn, place)
             begin = self._after_thought(layout, turn)
-            spans += [
-                Span(max(start, begin), end, weight)
-                for start, end in extents_of[turn]
-                if max(start, begin) < end
-            ]
+            for start, end in extents_of[turn]:
+                if start < begin:
+                    spans.append(Span(start, min(begin, end), 0.0))
+                if max(start, begin) < end:
+                    spans.append(Span(max(start, begin), end, weight))
         return sorted(spans)
 
     def _after_thought(self, layout: Layout, turn: int) -> int:
@@ -292,6 +302,12 @@ class Renderer:
             return 0
         tag = _CLOSING_TAG.match(layout.text, ends[-1])
         return tag.end() if tag else ends[-1]
+
+
+def _apart(pieces: list[Span]) -> tuple[list[Span], list[Span]]:
+    """Those that are learnt, and those that are kept without loss."""
+    learnt = [piece for piece in pieces if piece.weight]
+    return learnt, [piece for piece in pieces if not piece.weight]
 
 
 def _forget(learnt: dict[int, float], thoughtless: set[int], place: str) -> None:

@@ -12,6 +12,7 @@ from trainables.tasks.instruction.notices import WORDS
 
 class Instruction(CausalLM):
     name = "instruction"
+    what = "answers, as of a chat model"
     format = Chat()
     is_conversation = True
     targets_are_answers = True

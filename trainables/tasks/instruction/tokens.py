@@ -33,6 +33,8 @@ class Tokens:
     """int32 [T]."""
     learnt: np.ndarray
     """bool [T]."""
+    thought: np.ndarray
+    """Of an answer, and kept without loss, bool [T]."""
     weights: np.ndarray | None
     """float32 [T], of those that are learnt; None: each counts fully."""
     endless: int
@@ -124,7 +126,7 @@ class Tokeniser:
 
     def _tokens(self, row: Rendered, placed: Placed, place: str) -> Tokens:
         ids = placed.ids
-        learnt = np.zeros(len(ids), dtype=bool)
+        learnt, thought = np.zeros((2, len(ids)), dtype=bool)
         weights = None
         if any(span.weight != 1 for span in row.spans):
             weights = np.ones(len(ids), dtype=np.float32)
@@ -132,7 +134,10 @@ class Tokeniser:
         is_ascii = row.text.isascii()
         decodes = self._decoded_rows[is_ascii] < ROWS_COMPARED[is_ascii]
         self._decoded_rows[is_ascii] += 1
-        for span, held in zip(row.spans, placed.held, strict=True):
+        for span, held in zip(row.pieces, placed.held, strict=True):
+            if not span.weight:
+                thought[held.first : held.end] = True
+                continue
             self._check(row.text, span, ids, held, place, decodes)
             learnt[held.first : held.end] = True
             if weights is not None:
@@ -141,6 +146,7 @@ class Tokeniser:
         return Tokens(
             ids=ids,
             learnt=learnt,
+            thought=thought,
             weights=weights,
             endless=endless,
             lost=row.lost,
@@ -189,6 +195,7 @@ class Tokeniser:
         return Tokens(
             ids=np.array(ids, dtype=np.int32),
             learnt=learnt if weight else np.zeros(len(ids), dtype=bool),
+            thought=np.zeros(len(ids), dtype=bool),
             weights=None if weight in (0, 1) else np.where(learnt, weight, 1).astype(np.float32),
             endless=int(ids[-1] not in self._specials),
             lost=(),

@@ -31,6 +31,7 @@ class MultiLabel(OneTargetEach):
     """`outcomes` [N, 2C]: 1 for each class that is answered, then for each that is true; else 0."""
 
     name = "multi_label"
+    what = "several classes for each text, or none"
     format = Tagged()
     problem_type: str | None = "multi_label_classification"
     loss = Loss(words="means in nats per example, summed over its labels", is_likelihood=True)

@@ -29,6 +29,8 @@ SAME = "same_answers"
 class Pairs(Chat):
     """A row has two sequences, chosen and rejected; what is learnt of each is its answer alone."""
 
+    columns = ("columns.prompt", "columns.chosen", "columns.rejected")
+
     def reader(self, source: Source, data: DataConfig) -> RowReader:
         if source.is_document:
             raise InputError(

@@ -36,6 +36,7 @@ class Preference(Instruction):
     """
 
     name = "preference"
+    what = "which of two answers is better"
     format = Pairs()
     loss = Loss(
         words=f"means in nats per pair, of the preference (DPO at beta {BETA})", is_likelihood=True

@@ -31,6 +31,7 @@ class Regression(OneTargetEach):
     """`outcomes` [N, 2] are the predicted and the true number of each row."""
 
     name = "regression"
+    what = "a number for each text"
     format = Measured()
     problem_type: str | None = "regression"
     loss = Loss(words="mean squared errors, in squares of the labels' unit", is_likelihood=False)

@@ -41,6 +41,8 @@ WORDS = {
 
 
 class Pairs(Answered):
+    columns = ("columns.source", "columns.target")
+
     def reader(self, source: Source, data: DataConfig) -> RowReader:
         if source.is_document:
             raise InputError(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 class Seq2Seq(CausalLM):
     name = "seq2seq"
+    what = "a text for a text, by an encoder-decoder"
     format = Pairs()
     auto_class = "AutoModelForSeq2SeqLM"
     continues_text = False

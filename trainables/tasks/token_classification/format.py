@@ -50,6 +50,8 @@ WORDS = {
 
 
 class TaggedWords(Answered):
+    columns = ("tokens", "tags")
+
     def reader(self, source: Source, data: DataConfig) -> RowReader:
         if source.is_document:
             raise InputError(

@@ -37,6 +37,7 @@ class TokenClassification(OneTargetEach):
     """
 
     name = "token_classification"
+    what = "a tag for each word"
     format = TaggedWords()
     auto_class = "AutoModelForTokenClassification"
     loss = Loss(words="means in nats per tagged word", is_likelihood=True)

@@ -6,12 +6,8 @@ import socket
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
-from finished import WORDS, classes, finish
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from drawn import save_encoder
+from finished import classes, finish
 
 CHATS = [
     ("Name a color", "The color is red."),
@@ -22,8 +18,8 @@ CHATS = [
 
 
 @pytest.fixture(scope="session")
-def chats(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two sweeps of conversations with LoRA of different ranks over one tiny real Llama."""
+def make_chats(shared_data: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Trains a tiny real Llama on conversations; the sweep's folder."""
     tmp = tmp_path_factory.mktemp("chats")
     drawn = random.Random(0)
     rows = []
@@ -32,8 +28,9 @@ def chats(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         said = [("user", f"{question} {number}"), ("assistant", answer)]
         rows.append({"messages": [{"role": role, "content": text} for role, text in said]})
     (tmp / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = {}
-    for name, rank, rate in (("alpha", 4, 1e-2), ("beta", 8, 3e-2)):
+
+    def make(name: str, **params: object) -> Path:
+        params = {"batch_size": 8, "epochs": 1, **params}
         file = tmp / f"{name}.yaml"
         file.write_text(f"""
 name: {name}
@@ -41,40 +38,27 @@ task: instruction
 storage: {tmp}/runs
 model: {{name: {shared_data}/models/stories260K}}
 data: {{train: {tmp}/chat.jsonl, validation: 0.2, max_length: 128}}
-search: {{trials: 1, space: {{method: lora, learning_rate: {rate}, rank: {rank}, batch_size: 8, epochs: 1}}}}
+search: {{trials: 1, space: {json.dumps(params)}}}
 """)
-        params = {
-            "method": "lora",
-            "learning_rate": rate,
-            "rank": rank,
-            "batch_size": 8,
-            "epochs": 1,
-        }
-        found[name] = finish(file, params)
-    return found
+        return finish(file, params)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def chats(make_chats) -> dict[str, Path]:
+    """Two sweeps with LoRA of different ranks over one base."""
+    return {
+        "alpha": make_chats("alpha", method="lora", rank=4, learning_rate=1e-2),
+        "beta": make_chats("beta", method="lora", rank=8, learning_rate=3e-2),
+    }
 
 
 @pytest.fixture(scope="session")
 def drawn_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT over a few words."""
     folder = tmp_path_factory.mktemp("encoder")
-    vocabulary = ["[PAD]", "[UNK]", *WORDS.split(), *map(str, range(10))]
-    backend = Tokenizer(WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]"
-    )
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-    )
-    torch.manual_seed(0)
-    for saved in (tokenizer, transformers.BertModel(config)):
-        saved.save_pretrained(folder)
+    save_encoder(folder)
     return folder
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from drawn import WORDS
 
 from sweeps.config.loading import load
-from sweeps.ledger.leaderboard import leaderboard_json
 from sweeps.reporting.handover import hand_over
 from sweeps.reporting.leaderboard import leaderboard
 from sweeps.run.folder import absolute_paths, new_folder, write_configuration
@@ -15,10 +15,9 @@ from trainables.data.prepare import prepare
 from trainables.engine.group import GroupSettings, open_group
 from trainables.models.files import context_length, load_model_config, load_tokenizer
 from trainables.storage.checkpoints import begin_attempt, write_evaluation
+from trainables.storage.records import to_json
 
 TRIAL = "t0001"
-
-WORDS = "good bad fine awful great dull bright slow quick weak strong nice poor rich sad happy"
 
 
 def texts(seed: int = 0, count: int = 200) -> list[list[str]]:
@@ -75,6 +74,6 @@ def finish(file: Path, params: dict[str, object]) -> Path:
     ledger.set_status("finished", 1.0)
     selection = replace(config.selection)
     board = leaderboard(ledger.load(), config.name, selection)
-    assert board.winner is not None, leaderboard_json(board)
+    assert board.winner is not None, to_json(board)
     hand_over(ledger, config, board)
     return ledger.store.local

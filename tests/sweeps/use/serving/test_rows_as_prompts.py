@@ -1,17 +1,19 @@
 """What a language model is given is what it was given in training, and where it ends is learnt."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sweeps.use.generation import Reply, Sampling, Token, generate
-from sweeps.use.prompts import Prompt, Prompts, Stops
+from sweeps.use.prompts import Prompts
 from sweeps.use.trained import open_trained
 from trainables.data.asking import GivenSource
 from trainables.data.config import DataConfig
 from trainables.data.records import IGNORED, Encoding
 from trainables.data.rows import BadRow, Row
+from trainables.evaluation.generation import Prompt
 from trainables.models.config import ModelConfig
 from trainables.models.files import load_tokenizer
 from trainables.tasks import TASKS
@@ -36,14 +38,13 @@ def prompts_of(tokenizer, task="instruction", data=None, **encoding):
 
 def test_the_prompt_of_each_validation_row_is_what_stands_before_its_targets(chats):
     with open_trained(str(chats["alpha"])) as trained:
-        prompts, split = Prompts.of(trained), trained.split()
+        prompts, split = Prompts.of(trained, trained.load()), trained.split()
         raw = [json.loads(x) for x in (trained.data / "validation.jsonl").read_text().splitlines()]
-        assert prompts.takes_messages and prompts.stops == Stops(tokens=frozenset({2}))
+        assert prompts.takes_messages and prompts.stop == {2} and prompts.stop_texts == ()
         for row, known in zip(raw, split.rows(np.arange(len(split))), strict=True):
             given = int(np.flatnonzero(known["labels"] != IGNORED)[0])
-            assert prompts.of_messages(row["messages"][:-1]).ids == tuple(
-                known["input_ids"][:given].tolist()
-            )
+            found = prompts.of_messages(row["messages"][:-1])
+            assert np.array_equal(found.ids, known["input_ids"][:given])
 
 
 FORMS = {
@@ -79,7 +80,7 @@ def test_rows_of_every_form_without_an_answer_give_one_prompt(tokenizer, form):
         .read(Row(key="FILE", place="rows row 1", columns=columns))
     )
     wanted = prompts.of_messages([{"role": "user", "content": "Hi you"}])
-    assert prompts.of_record(record) == wanted
+    assert np.array_equal(prompts.of_record(record).ids, wanted.ids)
     assert tokenizer.decode(wanted.ids).endswith("<|user|>\nHi you\n<|assistant|>\n")
 
 
@@ -92,17 +93,19 @@ def test_a_preference_model_answers_prompts_and_pairs(tokenizer):
     for columns in given:
         source = GivenSource(key="FILE", name="rows", filled=tuple(columns))
         row = Row(key="FILE", place="row 1", columns=columns)
-        found.append(prompts.of_record(read(source, data).read(row)))
-    assert found[0] == found[1] == prompts.of_messages([{"role": "user", "content": "Hi"}])
+        found.append(prompts.of_record(read(source, data).read(row)).ids.tolist())
+    wanted = prompts.of_messages([{"role": "user", "content": "Hi"}])
+    assert found[0] == found[1] == wanted.ids.tolist()
 
 
 def test_other_language_models(tokenizer):
     text = prompts_of(tokenizer, "causal_lm").of_text("Once upon")
-    assert text.ids == tuple(tokenizer("Once upon").input_ids)
+    assert text.ids.tolist() == tokenizer("Once upon").input_ids
     plain = prompts_of(
         tokenizer, data=DataConfig(train="x", chat_template="none"), chat_template="none"
     )
-    assert not plain.takes_messages and plain.of_text("Once upon").ids == text.ids
+    assert not plain.takes_messages
+    assert np.array_equal(plain.of_text("Once upon").ids, text.ids)
     prefixed = prompts_of(tokenizer, "seq2seq", DataConfig(train="x", source_prefix="to German: "))
     assert tokenizer.decode(prefixed.of_text("a dog").ids, skip_special_tokens=True).strip() == (
         "to German: a dog"
@@ -117,7 +120,7 @@ def test_the_stop_is_what_the_template_ends_an_answer_with(tokenizer):
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    assert prompts_of(own).stops.texts == ("<|im_end|>",)  # which is no token of this tokenizer
+    assert prompts_of(own).stop_texts == ("<|im_end|>",)  # which is no token of this tokenizer
 
 
 def test_what_cannot_be_answered_is_told(tokenizer):
@@ -130,13 +133,16 @@ def test_what_cannot_be_answered_is_told(tokenizer):
     ):
         with pytest.raises(BadRow, match=words):
             prompts.of_messages(messages)
+    source = replace(prompts_of(tokenizer, "seq2seq"), context=4)
+    with pytest.raises(BadRow, match="the model takes 4"):
+        source.of_text("a b c d e")
 
 
 def reply(tokenizer, **settings):
     return Reply(
-        prompt=Prompt(ids=(1,)),
+        prompt=Prompt(ids=np.array([1])),
         sampling=Sampling(**settings),
-        stops=Stops(tokens=frozenset({2})),
+        stop=frozenset({2}),
         tokenizer=tokenizer,
     )
 
@@ -159,15 +165,14 @@ def test_a_stop_is_no_part_of_the_text_and_what_may_become_one_waits(tokenizer):
 
 def test_side_by_side_each_reply_is_as_alone_and_seeds_repeat(chats):
     with open_trained(str(chats["alpha"])) as trained:
-        prompts, model = Prompts.of(trained), trained.load()
+        model = trained.load()
+        prompts = Prompts.of(trained, model)
 
         def written(*asked):
             replies = [
-                Reply(
-                    prompt=prompts.of_messages([{"role": "user", "content": text}]),
-                    sampling=Sampling(max_new_tokens=12, **settings),
-                    stops=prompts.stops,
-                    tokenizer=trained.tokenizer,
+                prompts.reply(
+                    prompts.of_messages([{"role": "user", "content": text}]),
+                    Sampling(max_new_tokens=12, **settings),
                 )
                 for text, settings in asked
             ]
@@ -185,10 +190,13 @@ def test_side_by_side_each_reply_is_as_alone_and_seeds_repeat(chats):
         assert written(("Name", {"temperature": 3.0, "seed": 5})) != written(
             ("Name", {"temperature": 3.0, "seed": 6})
         )
+        first, second = written(("Name", {"temperature": 3.0}), ("Name", {"temperature": 3.0}))
+        assert first != second, "without a seed each is drawn by another"
         # what transformers itself writes
         import torch
 
-        ids = torch.tensor([prompts.of_messages([{"role": "user", "content": "Name a color"}]).ids])
+        asked = prompts.of_messages([{"role": "user", "content": "Name a color"}])
+        ids = torch.from_numpy(asked.ids).long()[None]
         theirs = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False)
         own = together[0][0]
         assert theirs[0, ids.shape[1] :].tolist()[: len(own)] == own

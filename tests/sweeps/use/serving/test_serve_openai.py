@@ -146,11 +146,12 @@ def written_by(folder: Path) -> str:
     from sweeps.use.trained import open_trained
 
     with open_trained(str(folder)) as trained:
-        ids = Prompts.of(trained).of_messages(ASKED).ids
         import torch
 
-        given = torch.tensor([ids])
-        found = trained.load().generate(input_ids=given, max_new_tokens=16, do_sample=False)
+        model = trained.load()
+        ids = Prompts.of(trained, model).of_messages(ASKED).ids
+        given = torch.from_numpy(ids).long()[None]
+        found = model.generate(input_ids=given, max_new_tokens=16, do_sample=False)
         return trained.tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True)
 
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 from pyarrow import parquet
 
-from sweeps.use.answers import row_seed
 from sweeps.use.serving.address import Address, is_loopback, read_token
 from sweeps.use.serving.models import Base
 from sweeps.use.serving.requests import ChatRequest, Refused, parsed
@@ -71,18 +70,11 @@ def test_adapters_that_cannot_share_a_batch_are_written_one_after_the_other(monk
     model = SimpleNamespace(set_adapter=lambda name: calls.append(name))
     monkeypatch.setattr(
         "sweeps.use.serving.models.generate",
-        lambda model, replies, pad, heard: calls.append([(r.id, r.adapter) for r in replies]),
+        lambda model, replies, pad, **how: calls.append([r.id for r in replies]),
     )
     replies = [SimpleNamespace(id=i, adapter=f"adapter{i % 2}") for i in range(4)]
-    Base(model=model, pad_token_id=0, adapters=["adapter0", "adapter1"], mixes=False).write(
-        replies, lambda: None
-    )
-    assert calls == ["adapter0", [(0, None), (2, None)], "adapter1", [(1, None), (3, None)]]
-
-
-def test_seeds_are_of_rows():
-    assert row_seed(None, 3) is None
-    assert row_seed(1, 3) == row_seed(1, 3) != row_seed(1, 4) != row_seed(2, 3)
+    Base(model=model, pad_token_id=0, adapters=["adapter0", "adapter1"], mixes=False).write(replies)
+    assert calls == ["adapter0", [0, 2], "adapter1", [1, 3]]
 
 
 def test_tables_of_mixed_values(tmp_path):

@@ -1,0 +1,1 @@
+"""What is seen: one file for each page, and what they share."""

@@ -1,0 +1,54 @@
+"""Sweeps whose processes are killed, and what came of their trials."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+Records = list[tuple[int, float, float]]
+
+
+def evaluations(folder: Path) -> dict[str, Records]:
+    """Of every configuration, over all its attempts; nothing is evaluated twice."""
+    found = {}
+    for trial in sorted(folder.glob("trials/*")):
+        params = json.loads((trial / "trial.json").read_text())["params"]
+        told = [
+            json.loads(path.read_text()) for path in trial.glob("attempt-*/step-*/evaluation.json")
+        ]
+        records = sorted((each["step"], each["val_loss"], each["probe_loss"]) for each in told)
+        steps = [step for step, *_ in records]
+        assert steps == sorted(set(steps)), (trial.name, steps)
+        found[json.dumps(params, sort_keys=True)] = records
+    return found
+
+
+def same(ours: Mapping[str, Records], results: dict[str, Records]) -> None:
+    """Bit for bit, as far as each goes; what is new joins the results."""
+    for configuration, records in ours.items():
+        known = results.get(configuration, [])
+        both = min(len(known), len(records))
+        assert records[:both] == known[:both], configuration
+        results[configuration] = max(known, records, key=len)
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen, log: Path) -> None:
+    """Until it holds; the sweep must not end before."""
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+
+
+def of_the_sweep(parent: int, named: str) -> psutil.Process:
+    """Of Ray's processes below one the one whose title has a name."""
+    for child in psutil.Process(parent).children(recursive=True):
+        try:
+            title = " ".join(child.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if title.startswith("ray::") and named in title:
+            return child
+    raise AssertionError(named)

@@ -1,0 +1,106 @@
+"""Sweeps on a cluster of two nodes of this machine, one of which is killed."""
+
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray.cluster_utils
+
+from tests.sweeps.run.killing import evaluations, of_the_sweep, same, wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
+
+EVALUATIONS = 10  # of a trial
+
+
+@pytest.fixture
+def cluster(monkeypatch) -> Iterator[Callable[[int], ray.cluster_utils.Cluster]]:
+    """Starts a head of so many cores, and a node of one."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    temp_dir = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # short: sockets lie below it
+    (temp_dir / "ray").mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(temp_dir))
+    started = []
+
+    def start(head_cores: int) -> ray.cluster_utils.Cluster:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")
+        head = {
+            "num_cpus": head_cores,
+            "object_store_memory": 100 * 2**20,
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+            "dashboard_port": port,
+        }
+        started.append(ray.cluster_utils.Cluster(initialize_head=True, head_node_args=head))
+        add_node(started[0])
+        return started[0]
+
+    yield start
+    for each in started:
+        each.shutdown()
+    shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def add_node(cluster: ray.cluster_utils.Cluster) -> None:
+    # an address of its own: the driver joins at the head, not at just any node of this machine
+    cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, node_ip_address="127.0.0.2")
+
+
+def kill_node(cluster: ray.cluster_utils.Cluster, *, holds: str) -> None:
+    """The node beside the head, which has a process of that title."""
+    (node,) = cluster.worker_nodes
+    raylet = node.all_processes["raylet"][0].process
+    assert of_the_sweep(raylet.pid, holds)
+    raylet.send_signal(signal.SIGKILL)
+    raylet.wait()  # or its workers take what is left of it for a raylet
+
+
+@pytest.fixture
+def file(shakespeare, general_text) -> Path:
+    return shakespeare(f"""
+train: {{method: lora, rank: 4, alpha: 8, batch_size: 8, evaluate_every: 64, probe_rows: 64, epochs: 2}}
+cluster: {{trials_per_slot: 1, resources_per_worker: {{CPU: 1}}, wait_minutes: 0.2}}
+selection: {{baselines: false, general_text: {general_text}}}
+search:
+  trials: 3
+  early_stopping: {{asha: false, overfit: false, diverged: false}}
+  space: {{learning_rate: {{choice: [0.001, 0.002, 0.004]}}}}
+""")
+
+
+@pytest.fixture(scope="module")
+def results():
+    """What came of every configuration, in whatever sweep of this module: they must agree."""
+    return {}
+
+
+def whole(tmp_path: Path, results) -> None:
+    """All is there, once, and as in the other sweeps."""
+    (folder,) = (tmp_path / "runs").iterdir()
+    ours = evaluations(folder)
+    assert [len(records) for records in ours.values()] == [EVALUATIONS] * 3
+    same(ours, results)
+
+
+def test_trials_of_a_node_that_is_lost_board_another_slot(
+    start_sweeps, cluster, file, results, tmp_path: Path
+) -> None:
+    nodes, log = cluster(1), tmp_path / "log"
+    sweep = start_sweeps(log, "run", file, f"cluster.address={nodes.address}", "cluster.slots=2")
+    wait_for(
+        lambda: len({p.parts[-3] for p in tmp_path.glob("runs/*/trials/*/*/step-*")}) >= 2,
+        sweep,
+        log,
+    )
+    kill_node(nodes, holds="Slot")
+    assert sweep.wait() == 0, log.read_text()
+    assert "is without workers; its trials go on where there is room" in log.read_text()
+    assert "but looking at the slots failed" not in log.read_text()
+    whole(tmp_path, results)

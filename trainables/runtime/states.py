@@ -1,0 +1,84 @@
+"""What the coordinator keeps of trials, of jobs and of slots."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from trainables.evaluation.record import Job, JobResult
+from trainables.runtime.protocol import Failed, Outcome, Parameters
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+# trials that may fail on a slot one after another, with no evaluation in between, before it gets no
+# more
+MAX_FAILURES = 3
+
+
+@dataclass(kw_only=True)
+class ScheduledTrial:
+    """A trial that wants to train: where it does, and what went wrong with it lately."""
+
+    parameters: Parameters
+    waiter: "asyncio.Future[Outcome]"
+    sharing_key: str | None
+    """Trials with the same one can share a slot; None: it shares with nobody."""
+    cost_class: str
+    base: tuple[str, ...] = ()
+    """Over which it trains: the word for the model, and how its weights are stored."""
+    may_train: bool = True
+    held: bool = False
+    """Whether it has asked to go on since the sweep was paused."""
+    slot: str | None = None
+    crashes: int = 0
+    """How often the slot's workers died under it since its last evaluation."""
+    hangs: int = 0
+    """How often they were killed since then, as they made no progress with it."""
+    isolated: bool = False
+    """Whether it trains alone until its next evaluation: it was there when a step failed."""
+    tried: set[str] = field(default_factory=set)
+    """Slots on which it failed since its last evaluation."""
+    failure: Failed | None = None
+    """How it failed on the last of them."""
+
+
+@dataclass(kw_only=True)
+class JobState:
+    """A post-search job: what is to be done, who does it, and what came of it."""
+
+    what: Job | None = None
+    """None: nobody has asked for it since the coordinator was restarted."""
+    slot: str | None = None
+    crashes: int = 0
+    result: JobResult | None = None
+
+
+@dataclass(kw_only=True)
+class SlotState:
+    """A slot that has registered, and whether it can be trusted."""
+
+    version: int = 0
+    """Of its assignment."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    proved: bool = False
+    """Whether a trial was evaluated here."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Trials that failed here since one was evaluated, and how."""
+    crashes: int = 0
+    """While it evaluated the untuned base."""
+    worker: "ActorHandle | None" = None
+    """The first of its workers: with it the others end."""
+    heard: float = field(default_factory=time.monotonic)
+    """When it was last heard of."""
+    hung: bool = False
+    """Whether its workers were killed, as it was not heard of for long."""
+    base: tuple[str, ...] | None = None
+    """The base that it was last given trials for (see `ScheduledTrial`); None: none yet."""
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether it gets no more trials: that so many fail one after another is its fault, not
+        theirs.
+        """
+        return len(self.failed) >= MAX_FAILURES
