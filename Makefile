@@ -1,5 +1,6 @@
 # make quickstart: install what is locked, and run a real sweep on this machine
 # make test:       the same set-up, then the tests
+# make test-all:   those too that take long: whole sweeps under faults, one after another
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ READY := $(VENV)/.ready
 QUICKSTART := .quickstart/docstrings.csv
 
 AUDIT := .audit-venv
-.PHONY: install quickstart test lint docs lock audit sbom clean
+.PHONY: install quickstart test test-all lint docs lock audit sbom clean
 install: $(READY)
 
 $(READY): requirements.lock requirements-quickstart.lock
@@ -24,8 +25,12 @@ quickstart: $(QUICKSTART)
 	$(BIN)/python -m sweeps run sweeps/quickstart.yaml
 
 # in the order of the folders, so that the files that start Ray clusters do not come last
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(QUICKSTART)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not long"
+
+test-all: $(QUICKSTART)
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .
