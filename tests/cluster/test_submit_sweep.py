@@ -170,6 +170,7 @@ def sweeps(*arguments: object, **env: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wait", [None, "3"], ids=["as submitted", "with the 3 s that Ray gives"])
 def test_a_job_that_is_stopped_ends_in_order_or_loses_nothing_that_was_evaluated(
     ray_head, submitted, wait
@@ -214,6 +215,7 @@ def test_a_job_that_is_stopped_ends_in_order_or_loses_nothing_that_was_evaluated
             assert [e["val_loss"] for e in trial["evaluations"]][: len(told)] == told
 
 
+@pytest.mark.long
 def test_a_sweep_is_asked_for_cancelled_and_gone_on_with_by_commands(ray_head, submitted) -> None:
     client, job, folder = submitted()
     at = ("--address", ray_head.dashboard_url)

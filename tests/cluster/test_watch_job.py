@@ -64,6 +64,7 @@ def board_of(folder: Path) -> dict:
     return json.loads(output)
 
 
+@pytest.mark.long
 def test_a_job_is_watched_by_its_folder_and_through_a_job_beside_it(ray_head, job, tmp_path):
     """The second as where this machine cannot read the folder; both end with the board that `best` prints."""
     by_folder = start("watch", job, "--address", ray_head.dashboard_url, "--json", **ray_head.env)
@@ -100,6 +101,7 @@ def test_a_job_is_watched_by_its_folder_and_through_a_job_beside_it(ray_head, jo
     assert left and all(each.status.is_terminal() for each in left)
 
 
+@pytest.mark.long
 def test_a_watcher_that_leaves_takes_its_job_along(ray_head, job):
     jobs = Jobs(ray_head.dashboard_url)
     while "sweep_folder" not in (found := jobs.find(job)).metadata:
@@ -136,6 +138,7 @@ def test_what_cannot_be_watched_is_said_in_one_line(ray_head, monkeypatch):
             source.look()
 
 
+@pytest.mark.long
 def test_a_job_is_steered_by_its_folder_and_through_a_job_beside_it(ray_head, job, monkeypatch):
     """The second as where this machine cannot reach the folder."""
     jobs = Jobs(ray_head.dashboard_url)

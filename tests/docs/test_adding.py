@@ -102,6 +102,7 @@ def check(checkout: Path, file: str, model: Path) -> str:
     return python(checkout, "-m", "sweeps", "check", file, f"model.name={model}")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_method(checkout, models) -> None:
     follow("adding-a-method.md", checkout)
@@ -147,6 +148,7 @@ def sources(checkout: Path) -> dict[str, str]:
     return {str(file.relative_to(checkout)): file.read_text() for file in files}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_task(checkout, models) -> None:
     before = sources(checkout)

@@ -35,6 +35,7 @@ def rows(numbers) -> str:
     )
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(7200)

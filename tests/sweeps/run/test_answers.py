@@ -149,6 +149,7 @@ def test_metrics_that_cannot_be_measured_are_refused_before_anything_starts(swee
     assert done.code == 2 and "metrics: are of answers that a model writes" in done.err
 
 
+@pytest.mark.long
 def test_every_evaluation_answers_and_the_search_is_told(sweeps, write, tmp_path: Path) -> None:
     file = write("token_f1", "token_f1", "evaluations")
     done = sweeps("run", file, "search.space.epochs=2", "selection.baselines=false")

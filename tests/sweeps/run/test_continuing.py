@@ -12,7 +12,7 @@ import yaml
 from trainables.data.arrow import Split
 from trainables.data.manifest import read_manifest
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(7200)]
 
 SWEEP = """
 name: {name}

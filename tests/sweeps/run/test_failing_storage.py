@@ -64,6 +64,7 @@ def test_a_disk_that_is_full_for_a_while(expected, disk, running, sweeps, shakes
     assert results(sweeps("best", folder, "--json").out) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fails", ["full", "read-only"])
 def test_a_disk_that_stays_as_it_is(fails, expected, disk, running, sweeps, shakespeare) -> None:
     sweep = running("run", shakespeare(IN_ORDER), wait_s=15.0)
@@ -88,6 +89,7 @@ def test_a_disk_that_stays_as_it_is(fails, expected, disk, running, sweeps, shak
     assert results(sweeps("best", folder, "--json").out) == expected
 
 
+@pytest.mark.long
 def test_the_sweeps_folder_is_deleted(disk, running, shakespeare) -> None:
     sweep = running("run", shakespeare(IN_ORDER))
     folder = sweep.until(lambda: evaluated(disk, 3))

@@ -97,6 +97,7 @@ search:
     assert len({str(sorted(t["params"].items())) for t in board["trials"]}) == 4
 
 
+@pytest.mark.long
 def test_a_killed_worker_costs_no_more_than_the_work_since_the_last_checkpoints(
     start_sweeps, sweeps, shakespeare, tmp_path: Path
 ) -> None:

@@ -48,8 +48,8 @@ def results():
     [
         (None, None),
         ("TrainController", signal.SIGKILL),
-        ("Slot", signal.SIGKILL),
-        ("Slot", signal.SIGSEGV),
+        pytest.param("Slot", signal.SIGKILL, marks=pytest.mark.long),
+        pytest.param("Slot", signal.SIGSEGV, marks=pytest.mark.long),
     ],
     ids=["undisturbed", "controller", "worker", "segfault"],
 )
@@ -71,6 +71,7 @@ def test_a_slot_whose_process_dies_is_started_again_and_nothing_differs(
     same(ours, results)
 
 
+@pytest.mark.long
 def test_a_trial_with_which_a_slot_stands_still_is_tried_once_more_and_the_others_go_on(
     start_sweeps, write, results, tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_trial_with_which_a_slot_stands_still_is_tried_once_more_and_the_other
     same(ours, results)
 
 
+@pytest.mark.long
 def test_a_sweep_without_its_clusters_head_says_so_and_is_resumed(
     start_sweeps, sweeps, write, results, tmp_path: Path
 ) -> None:

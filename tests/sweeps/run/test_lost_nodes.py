@@ -89,6 +89,7 @@ def whole(tmp_path: Path, results) -> None:
     same(ours, results)
 
 
+@pytest.mark.long
 def test_trials_of_a_node_that_is_lost_board_another_slot(
     start_sweeps, cluster, file, results, tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ selection: {{general_text: {general_text}, limits: {{forgetting: 5, kl: 9}}}}
     assert done.code == 0, done.out + done.err
 
 
+@pytest.mark.long
 def test_preference_sweep_over_pairs(
     sweeps, shared_data: Path, general_text: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -181,6 +182,7 @@ search:
     assert TASKS[task].loss.words in told and (folder / "report.html").is_file()
 
 
+@pytest.mark.long
 def test_a_sweep_of_an_encoder_decoder_learns_to_write(sweeps, tmp_path: Path, monkeypatch) -> None:
     """Words in capitals, from rows to a winner that writes them by the code on its card."""
     import random
@@ -273,6 +275,7 @@ main()
 """
 
 
+@pytest.mark.long
 def test_a_time_budget_stops_in_order_and_still_selects(sweeps, shakespeare) -> None:
     """It is spent as soon as the first trial has been evaluated, however long that takes."""
     file = shakespeare("""
@@ -311,6 +314,7 @@ search:
     )
 
 
+@pytest.mark.long
 def test_three_failures_with_one_cause_end_the_sweep_which_goes_on_when_it_is_mended(
     sweeps, shakespeare
 ) -> None:

@@ -91,6 +91,7 @@ def evaluated(count: int) -> str | None:
     return f"s3://{'/'.join(found[0].split('/')[:2])}" if len(found) >= count else None
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_killed_and_whose_server_fails_is_as_an_undisturbed_one(
     s3, running, sweeps, shakespeare, tmp_path: Path
 ) -> None:

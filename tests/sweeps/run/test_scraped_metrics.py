@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 FOLDER = Path(__file__).resolve().parents[3] / "cluster" / "monitoring"
 PROMETHEUS = shutil.which("prometheus")

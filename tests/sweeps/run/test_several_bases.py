@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trainables.data.arrow import open_split
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(7200)]
 
 LETTERS = random.Random(0)
 WORDS = ["".join(LETTERS.choices("abcdefghijklmnop", k=6)) for _ in range(100)]

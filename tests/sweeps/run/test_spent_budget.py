@@ -69,6 +69,7 @@ def test_trials_of_a_sweep_with_no_time_left_keep_what_they_have_reached(begun):
     assert (curve.status, curve.reason) == ("pruned", "the time budget of 5m is spent")
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(3600)

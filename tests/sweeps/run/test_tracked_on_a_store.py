@@ -44,6 +44,7 @@ def opened(tmp_path, monkeypatch):
     fsspec.filesystem("memory").store.clear()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_that_goes_on_knows_what_it_has_tracked(opened, tmp_path):
     pytest.importorskip("mlflow")

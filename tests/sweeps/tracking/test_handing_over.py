@@ -54,6 +54,7 @@ def test_the_end_says_all_of_the_winner(sweep):
     assert not altered_files(sweep / "winner")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 def test_the_winner_of_a_real_sweep_is_picked_from_a_report(sweep, tmp_path, monkeypatch):
