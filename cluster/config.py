@@ -22,6 +22,12 @@ class ClusterConfig:
     resources_per_worker: dict[str, float] | None = None
     # that train side by side; auto: as many as fit, at most one per trial
     slots: int | Literal["auto"] = "auto"
+    # of them, where slots is auto; None: as many as there are
+    max_slots: int | None = None
+    # where several sweeps share a cluster: one of priority 2 gets twice the slots of one of 1
+    priority: float = 1.0
+    # for how long one of several sweeps that take turns at a slot keeps it, at least
+    slice_minutes: float = 10.0
     # trials that share one base model in a slot, where their methods allow it; auto: as many as fit
     # and as pays, measured
     trials_per_slot: int | Literal["auto"] = "auto"
@@ -41,13 +47,19 @@ class ClusterConfig:
             )
         if self.slots != "auto" and self.slots < 1:
             raise ClusterError(f"cluster.slots: must be auto or at least 1, got {self.slots}")
+        if self.max_slots is not None and self.slots != "auto":
+            raise ClusterError(
+                f"cluster.max_slots: goes with slots: auto, got slots: {self.slots}; leave one out"
+            )
+        if self.max_slots is not None and self.max_slots < 1:
+            raise ClusterError(f"cluster.max_slots: must be at least 1, got {self.max_slots}")
         if self.trials_per_slot != "auto" and self.trials_per_slot < 1:
             raise ClusterError(
                 f"cluster.trials_per_slot: must be auto or at least 1, got {self.trials_per_slot}"
             )
-        for name in ("hang_minutes", "wait_minutes"):
-            if not (minutes := getattr(self, name)) > 0:
-                raise ClusterError(f"cluster.{name}: must be above 0, got {minutes:g}")
+        for name in ("hang_minutes", "wait_minutes", "slice_minutes", "priority"):
+            if not (given := getattr(self, name)) > 0:
+                raise ClusterError(f"cluster.{name}: must be above 0, got {given:g}")
         if self.resources_per_worker is not None:
             _check_resources(self.resources_per_worker)
 

@@ -50,6 +50,7 @@ class SlotPlan:
     """How many slots run side by side, and what each of their workers holds."""
 
     slots: int
+    room: int  # slots of this kind that the whole cluster would hold
     workers_per_slot: int
     resources_per_worker: dict[str, float]
     threads_per_worker: int
@@ -113,13 +114,15 @@ def plan_slots(
     worker = config.resources_per_worker or _default_worker(alive)
     room = sum(_count(node, worker) for node in alive) // config.workers_per_slot
     asked = _asked(worker, config.workers_per_slot)
-    wanted = min(room if config.slots == "auto" else config.slots, trials)
+    most = room if config.max_slots is None else min(room, config.max_slots)
+    wanted = min(most if config.slots == "auto" else config.slots, trials)
     if wanted > room and not can_grow or wanted == 0:
         raise _does_not_fit(wanted, room, asked, has=f"{amounts(resources)}{_largest(alive)}")
     slots = f"{wanted} {'slot' if wanted == 1 else 'slots'}"
-    beside = _room_words(wanted, room, trials, auto=config.slots == "auto")
+    beside = _room_words(wanted, room, trials, config)
     return SlotPlan(
         slots=wanted,
+        room=room,
         workers_per_slot=config.workers_per_slot,
         resources_per_worker=dict(worker),
         threads_per_worker=_fewest_threads(alive, worker),
@@ -140,17 +143,39 @@ class _Node:
         return cls(alive=bool(told["Alive"]), resources=resources)
 
 
+def plan_slots_now(config: ClusterConfig, trials: int, *, can_grow: bool = False) -> SlotPlan:
+    """`plan_slots` of the cluster that we have joined as it is, without nodes that are to be taken
+    away.
+    """
+    leaving = draining_nodes()
+    nodes = [node for node in ray.nodes() if node["NodeID"] not in leaving]
+    return plan_slots(ray.cluster_resources(), nodes, config, trials, can_grow=can_grow)
+
+
+def draining_nodes() -> frozenset[str]:
+    """Ids of the nodes of which the cluster has been told that they will be taken away soon: a spot
+    machine that is called back, a pod that Kubernetes ends (`ray start --block` tells it itself).
+    """
+    try:
+        from ray._private.state import state
+    except ImportError:  # Ray has no public word for it
+        return frozenset()
+    return frozenset(getattr(state, "get_draining_nodes", dict)())
+
+
 def _does_not_fit(wanted: int, room: int, asked: str, *, has: str) -> ClusterError:
     what = f"{wanted} slots do not fit, only {room}" if room else "not one slot fits"
     return ClusterError(f"cluster: {what}: asked are {asked}; the cluster has {has}")
 
 
-def _room_words(wanted: int, room: int, trials: int, *, auto: bool) -> str:
+def _room_words(wanted: int, room: int, trials: int, config: ClusterConfig) -> str:
     """Where there is room for more or fewer slots than are planned."""
     if wanted > room:
         return f", room for {room} now: the others wait for nodes to join"
-    if auto and wanted == trials < room:
+    if config.slots == "auto" and wanted == trials < room:
         return f", room for {room}, but there is work for only {trials}"
+    if wanted == config.max_slots and wanted < room:
+        return f", room for {room}; cluster.max_slots is {wanted}"
     return ""
 
 

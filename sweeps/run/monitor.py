@@ -38,6 +38,7 @@ LOOK_S = 10.0  # between looks for a stall
 KEEPING_THE_PAGE = "keeping the report page"
 PAGE_WAIT_S = 2.0  # at the end
 GROW_S = 10.0  # between looks at the cluster's size
+LEAVE_S = 2.0  # between looks for nodes that are to be taken away
 
 
 class Monitor:
@@ -102,6 +103,7 @@ class Monitor:
             KEEPING_THE_PAGE: (self._onlookers.renew_report, WATCH_S),
             "telling the job's page": (self.tell_page, PAGE_S),
             "growing with the cluster": (self._slots.grow, GROW_S),
+            "looking for machines that leave": (self._slots.leave_nodes, LEAVE_S),
         }
         if self._head is not None:
             duties["asking the cluster's head"] = (self._head.look, HEAD_S)

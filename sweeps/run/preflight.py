@@ -85,15 +85,14 @@ def preflight(config: SweepConfig, say: Say) -> Iterator[Rehearse | None]:
 
 def _room(config: SweepConfig, say: Say) -> "SlotPlan":
     """The slots that fit, maybe after an autoscaler has brought nodes."""
-    import ray
 
-    from cluster.connect import plan_slots
+    from cluster.connect import plan_slots_now
     from cluster.nodes import wait_for_room
 
     cluster, trials = config.cluster, config.search.trials
 
     def planned() -> "SlotPlan":
-        return plan_slots(ray.cluster_resources(), ray.nodes(), cluster, trials)
+        return plan_slots_now(cluster, trials)
 
     try:
         return planned()

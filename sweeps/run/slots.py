@@ -1,4 +1,6 @@
-"""The slots of a sweep: starting them, losing them, growing with the cluster, letting them end."""
+"""The slots of a sweep: starting them, losing them, growing with the cluster, giving them to other
+sweeps, letting them end.
+"""
 
 import math
 import threading
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
     from cluster.connect import SlotPlan
+    from cluster.shares import ShareOfSweep
     from trainables.runtime.protocol import SlotBase, SlotConfig, Snapshot
 
 COORDINATOR = "coordinator"  # the actor's name in the sweep's namespace
@@ -44,8 +47,11 @@ class Slots:
         namespace: str,
         folder: Path,
         say: Callable[[str], None],
+        share: "ShareOfSweep | None" = None,
     ) -> None:
-        """folder: where Ray Train puts what it writes."""
+        """folder: where Ray Train puts what it writes. share: of a cluster that other sweeps may
+        use too.
+        """
         self._config, self._ledger, self._lifetime = config, ledger, lifetime
         self._coordinator, self._namespace = coordinator, namespace
         self._folder, self._say = folder, say
@@ -55,9 +61,19 @@ class Slots:
         # those that failed one trial after another, and these trials
         self.quarantined: Mapping[str, Mapping[str, str]] = {}
         self._hung: Sequence[str] = ()
+        self._share, self._allowed = share, math.inf  # slots that may be held now
+        self._retiring: set[str] = set()  # slots that were told to go, whether they have or not
+        self._on: Mapping[str, Sequence[str]] = {}  # trials by slots, when last looked
+        self._nodes: Mapping[str, Sequence[str]] = {}  # of slots
         self._ran: set[str] = set()  # slots that have had workers since they last found no room
         self._without_nodes_since: float | None = None
         self.ending = False  # a slot that ends is no news any more
+
+    def begin(self, plan: "SlotPlan") -> None:
+        """Start those that may be held now."""
+        self._ask(plan)
+        for _ in range(int(min(plan.slots, self._allowed))):
+            self.start(plan)
 
     def start(self, plan: "SlotPlan") -> None:
         # here and not in the thread: Ray's modules cannot be imported by two threads at once
@@ -90,7 +106,7 @@ class Slots:
             save_dtype=train.save_dtype,
             gradient_checkpointing=train.gradient_checkpointing,
             storage_wait_s=self._lifetime.patience.wait_s,
-            most=min(MAX_GROUP_SIZE, math.ceil(self._lifetime.search.trials / plan.slots)),
+            most=min(MAX_GROUP_SIZE, self._most(plan)),
             probe_rows=train.probe_rows,
             forgetting=config.selection.limits.of_forgetting,
             baseline_minutes=config.selection.baseline_minutes,
@@ -99,15 +115,24 @@ class Slots:
             generation=config.generation,
         )
 
+    def _most(self, plan: "SlotPlan") -> int:
+        """Trials that a slot may ever have to train at once."""
+        fewest = plan.slots if self._share is None else 1
+        return math.ceil(self._lifetime.search.trials / fewest)
+
     def _run(self, slot: "SlotConfig", plan: "SlotPlan") -> None:
         """Hold a slot until it ends; why it did is news for the sweep, not its end."""
         while (why := self._hold(slot, plan)) is not None and not self.ending:
+            if slot.slot in self._retiring:
+                break
             if slot.slot in self._storage:
                 return self._lose(slot.slot, why)
             if not self._may_start_again(slot.slot):
                 return self._lose(slot.slot, f"{why} ({MAX_STARTS} times, and nothing came of it)")
             self._say(f"{slot.slot} is started again: {why}")
-        if not self.ending:
+        if slot.slot in self._retiring:
+            self._coordinator.retired.remote(slot.slot)
+        elif not self.ending:
             self._lose(slot.slot, "it ended before the sweep did")
 
     def _hold(self, slot: "SlotConfig", plan: "SlotPlan") -> str | None:
@@ -162,6 +187,7 @@ class Slots:
 
     def look(self, snapshot: "Snapshot") -> None:
         """What the coordinator has found out of them."""
+        self._on, self._nodes = snapshot.slots, snapshot.nodes
         self._tell_storage(snapshot.storage)
         self._quarantine(snapshot.quarantined)
         for slot, trials in snapshot.hung.items():
@@ -192,7 +218,7 @@ class Slots:
 
     def stop_if_none_is_left(self) -> None:
         unusable = self.lost.keys() | self.quarantined.keys()
-        if self.threads and len(unusable) == len(self.threads):
+        if unusable and unusable >= self._names() - self._retiring:
             if unusable <= self._storage.keys():
                 self._lifetime.patience.lose(StorageLost(next(iter(self._storage.values()))))
             else:
@@ -208,8 +234,8 @@ class Slots:
 
     def _stop_without_nodes(self, snapshot: "Snapshot") -> None:
         """Where every slot waits for room, and not because others have it now."""
-        unusable = {*snapshot.waiting, *self.lost, *self.quarantined}
-        if not snapshot.waiting or len(unusable) < len(self.threads) or self._has_nodes():
+        unusable = {*snapshot.waiting, *self.lost, *self.quarantined, *self._retiring}
+        if self._names() - unusable or self._has_nodes():
             self._without_nodes_since = None
             return
         now, minutes = time.monotonic(), self._config.cluster.wait_minutes
@@ -222,34 +248,85 @@ class Slots:
             self._lifetime.stop(NO_SLOT, f"no node could hold one for {minutes:g} minutes")
 
     def _has_nodes(self) -> bool:
-        import ray
 
         from cluster import ClusterError
-        from cluster.connect import plan_slots
+        from cluster.connect import plan_slots_now
 
         one = replace(self._config.cluster, slots="auto")
         try:
-            plan_slots(ray.cluster_resources(), ray.nodes(), one, 1)
+            plan_slots_now(one, 1)
         except ClusterError:
             return False
         return True
 
+    def _names(self) -> set[str]:
+        """Of all slots that were ever started."""
+        return {thread.name for thread in self.threads}
+
+    def leave_nodes(self) -> None:
+        """Let go the slots on nodes that are to be taken away: their trials are paused before."""
+        from cluster.connect import draining_nodes
+
+        if draining := draining_nodes():
+            self._retire(
+                [name for name, nodes in self._nodes.items() if draining.intersection(nodes)],
+                "its machine is to be taken away",
+            )
+
+    def _retire(self, names: Sequence[str], why: str) -> None:
+        for name in names:
+            if name not in self._retiring:
+                self._retiring.add(name)
+                trials = ", ".join(self._on.get(name, ()))
+                paused = f"; {trials} paused, to go on elsewhere" if trials else ""
+                self._say(f"{name} ends: {why}{paused}")
+        self._coordinator.retire.remote(list(names))
+
+    def _ask(self, plan: "SlotPlan") -> None:
+        """How many slots the sweep may hold, where it shares the cluster."""
+        import ray.exceptions
+
+        if self._share is None:
+            return
+        running = sum(curve.status == "running" for curve in self._ledger.curves())
+        left = self._lifetime.search.trials - self._ledger.drawn() + running
+        others = list(self._share.others)
+        try:
+            allowed = self._share.ask(
+                room=plan.room, wanted=max(1, min(plan.slots, left)), held=self.held()
+            )
+        except ray.exceptions.RayError:  # it is asked again soon
+            return
+        self._allowed = math.inf if allowed is None else allowed
+        if others != self._share.others:
+            slots = "1 slot" if self._allowed == 1 else f"{self._allowed} slots"
+            now = f", {slots} for this one now" if self._share.others else ""
+            names = ", ".join(self._share.others) or "no other sweep"
+            self._say(f"The cluster is shared with {names}{now}")
+
     def grow(self) -> None:
         """Start the slots that a cluster has room for since nodes have joined it, and those that
-        stand in for lost ones.
+        stand in for lost ones; give those to others that are due to them.
         """
         import ray
 
         from cluster import ClusterError
-        from cluster.connect import plan_slots
+        from cluster.connect import plan_slots_now
 
         cluster, trials = self._config.cluster, self._lifetime.search.trials
         try:
-            plan = plan_slots(ray.cluster_resources(), ray.nodes(), cluster, trials, can_grow=True)
+            plan = plan_slots_now(cluster, trials, can_grow=True)
         except ClusterError:  # no room for any now
             return
+        self._ask(plan)
+        stay = self._names() - self._retiring
+        excess = len(stay) - len(self.lost) - self._allowed
+        if excess > 0:
+            there = sorted(stay - self.lost.keys(), key=lambda name: len(self._on.get(name, ())))
+            self._retire(there[: int(excess)], "it is another sweep's turn")
+            return
         stand_ins = min(len(self.lost), MAX_STAND_INS)
-        more = plan.slots - (len(self.threads) - stand_ins)
+        more = int(min(plan.slots, self._allowed)) - (len(stay) - stand_ins)
         if more > 0 and self._lifetime.stopped is None:
             self._say(f"Starting {more} more {'slot' if more == 1 else 'slots'}: {plan.reason}")
             for _ in range(more):
@@ -261,11 +338,18 @@ class Slots:
         self._coordinator.expect_slots.remote(len(self.threads))
         for slot, error in list(self.lost.items()):
             self._coordinator.slot_lost.remote(slot, error)
+        ended = {thread.name for thread in self.threads if not thread.is_alive()}
+        for slot in self._retiring & ended:
+            self._coordinator.retired.remote(slot)
+        if still := sorted(self._retiring - ended):
+            self._coordinator.retire.remote(still)
 
     def close(self) -> None:
         import ray
 
         self.ending = True
+        if self._share is not None:
+            self._share.leave()
         # their workers wait for what does not come
         at_once = self._lifetime.lost is not None or bool(self._storage)
         deadline = time.monotonic() + (LOST_END_TIMEOUT_S if at_once else SLOT_END_TIMEOUT_S)

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
     from cluster.connect import SlotPlan
+    from cluster.shares import ShareOfSweep
     from sweeps.search.prior import Known
 
 
@@ -292,7 +293,7 @@ class Sweep:
                 self.display.say(f"Ray dashboard: {connection.dashboard_url}{shown}")
             # slots that are asked for by number may wait for nodes that a cluster has yet to bring
             plan = self._plan(can_grow=not connection.own)
-            coordinator = self._start_coordinator(plan)
+            coordinator = self._start_coordinator(plan, shared=not connection.own)
             slots = Slots(
                 self.config,
                 self.ledger,
@@ -301,6 +302,7 @@ class Sweep:
                 namespace=connection.namespace,
                 folder=self._scratch / "slots",
                 say=self.display.say,
+                share=None if connection.own else self._share(),
             )
             monitor = Monitor(
                 self.config,
@@ -324,8 +326,7 @@ class Sweep:
                 ),
             )
             with self._signals():
-                for _ in range(plan.slots):
-                    slots.start(plan)
+                slots.begin(plan)
                 self.display.start()
                 monitor.start()
                 self.device_time.start(plan, slots.held)
@@ -366,23 +367,30 @@ class Sweep:
         return Known.of(saved_prior(self.ledger), self.config)
 
     def _plan(self, *, can_grow: bool) -> "SlotPlan":
-        import ray
 
-        from cluster.connect import plan_slots
+        from cluster.connect import plan_slots_now
 
         cluster, trials = self.config.cluster, self.lifetime.search.trials
-        plan = plan_slots(ray.cluster_resources(), ray.nodes(), cluster, trials, can_grow=can_grow)
+        plan = plan_slots_now(cluster, trials, can_grow=can_grow)
         self.display.say(plan.reason)
         if self.trials_left():
             self.display.say(f"search: {search_words(self.config, self._known)}")
         return plan
 
-    def _start_coordinator(self, plan: "SlotPlan") -> "ActorHandle":
+    def _share(self) -> "ShareOfSweep":
+        from cluster.shares import ShareOfSweep
+
+        cluster = self.config.cluster
+        return ShareOfSweep(
+            self.ledger.folder, weight=cluster.priority, slice_s=cluster.slice_minutes * 60
+        )
+
+    def _start_coordinator(self, plan: "SlotPlan", *, shared: bool) -> "ActorHandle":
         import ray
 
         from trainables.runtime.coordinator import start_coordinator
 
-        more_trials_than_slots = plan.slots < self.lifetime.search.trials
+        more_trials_than_slots = shared or plan.slots < self.lifetime.search.trials
         trials_per_slot = self.config.cluster.trials_per_slot if more_trials_than_slots else 1
         coordinator = start_coordinator(
             self.ledger.name,

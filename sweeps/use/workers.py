@@ -19,7 +19,7 @@ from ray.data.datasource import ReadTask
 from ray.exceptions import RayTaskError
 
 from cluster.config import ClusterConfig
-from cluster.connect import SlotPlan, connect, plan_slots
+from cluster.connect import SlotPlan, connect, plan_slots_now
 from sweeps.use.answers import answerer
 from sweeps.use.predict import BLOCK, Extent, Job, open_again, part_name
 from sweeps.use.rows import read_rows
@@ -50,7 +50,7 @@ def run(
 ) -> None:
     """Answer the `missing` blocks, and write their parts."""
     with connect(cluster, namespace="predict"):
-        plan = plan_slots(ray.cluster_resources(), ray.nodes(), cluster, len(missing))
+        plan = plan_slots_now(cluster, len(missing))
         say(plan.reason.replace("slot", "worker"))
         done = 0
         for block in _answered(job, trained, extents, missing, plan):

@@ -8,7 +8,6 @@ Letters of shapes: B rows of a micro-batch, T tokens, K trials, N rows of a spli
 """
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -59,7 +58,7 @@ from trainables.engine.step import StepRows
 from trainables.errors import InputError
 from trainables.evaluation.forgetting import GENERAL, Remembered, draw_continuations
 from trainables.evaluation.generation import Prompt
-from trainables.evaluation.record import MeasuredEvaluation
+from trainables.evaluation.record import MeasuredEvaluation, Position, read_position
 from trainables.hyperparameters import (
     Hyperparameters,
     MethodOptions,
@@ -188,8 +187,8 @@ class TrialGroup:
     def join(
         self, trial: str, hyperparameters: Hyperparameters, checkpoint: Path | None = None
     ) -> None:
-        """Let `trial` join, from its start or from an evaluation folder that `save` wrote with its
-        training state.
+        """Let `trial` join, from its start or from the folder of an evaluation or of a pause, which
+        `save` wrote with its training state.
 
         Raises NotShared or torch.OutOfMemoryError; the other trials go on as if nothing had been
         tried.
@@ -682,8 +681,17 @@ class TrialGroup:
             state = engine.moments(trial) | {SUM + n: x for n, x in member.weight_sum.items()}
             save_file(_on_cpu(state), folder / STATE_FILE)
 
+    def position(self, trial: str) -> Position:
+        """How far `trial` is, to be written with what `save` writes between two evaluations."""
+        member = self._members[trial]
+        return Position(
+            step=member.step, train_nll=member.train_nll, train_targets=member.train_targets
+        )
+
     def _restore(self, trial: str, member: GroupMember, folder: Path) -> None:
-        member.step = int(json.loads((folder / "evaluation.json").read_text())["step"])
+        position = read_position(folder)
+        member.step = position.step
+        member.train_nll, member.train_targets = position.train_nll, position.train_targets
         state, hp = load_file(folder / STATE_FILE), member.hyperparameters
         moments = {name: each for name, each in state.items() if not name.startswith(SUM)}
         member.weight_sum = {

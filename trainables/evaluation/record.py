@@ -7,8 +7,10 @@ not measured, or was not finite.
 Letters of shapes: N rows of a split, M numbers that the task keeps of a row.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -20,6 +22,29 @@ from trainables.evaluation.answered import Answered
 Metrics = Mapping[str, float | None]
 Slices = Mapping[str, Mapping[str, int | float | None]]
 """By a slice's value: `rows`, `loss` and the task's metrics."""
+
+POSITION = "position.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """How far a trial is that may go on elsewhere."""
+
+    step: int
+    train_nll: float = 0.0
+    """What it has minimised since the last evaluation, summed."""
+    train_targets: float = 0.0
+    """Over so many targets."""
+
+
+POSITIONS = [each.name for each in fields(Position)]
+
+
+def read_position(folder: Path) -> Position:
+    """Where the trial is that was evaluated or paused in `folder`."""
+    paused = folder / POSITION
+    content = json.loads((paused if paused.is_file() else folder / "evaluation.json").read_text())
+    return Position(**{name: content[name] for name in POSITIONS if name in content})
 
 
 @dataclass(frozen=True, kw_only=True)

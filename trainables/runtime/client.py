@@ -33,6 +33,7 @@ class CoordinatorClient:
         )
         self._process_group: ProcessGroup | None = None
         self._taking: ObjectRef[Assignment | None] | None = None  # the answer that is waited for
+        self._nodes: list[str] = []
         self.assignment = Assignment(version=0)
         if size > 1:
             import torch.distributed
@@ -43,6 +44,7 @@ class CoordinatorClient:
             self._process_group = made
 
     def register(self) -> None:
+        self._nodes = sorted({*self.gather(ray.get_runtime_context().get_node_id())})
         if self._rank == 0:
             self._register()
         self._share()
@@ -113,7 +115,7 @@ class CoordinatorClient:
     def _register(self) -> None:
         # the process that this runs in, so that it can be ended where it hangs
         worker = ray.get_runtime_context().current_actor
-        assignment = ray.get(self._call("register", worker))
+        assignment = ray.get(self._call("register", worker, self._nodes))
         assert assignment is not None, "whoever registers is known"
         self.assignment = assignment
 

@@ -74,6 +74,7 @@ class Coordinator:
         self._storage: dict[str, str] = {}  # what is wrong with it, by the slots that wait for it
         self._without_workers: dict[str, asyncio.TimerHandle] = {}  # that give up their trials soon
         self._waiting: set[str] = set()  # slots that gave them up, and wait for room
+        self._retired: set[str] = set()  # slots that went as they were told to
         self._ends: dict[str, int] = {}  # runs of each slot since something came of one
         self._jobs: dict[str, JobState] = {}
         self._stop: str | None = None
@@ -138,9 +139,11 @@ class Coordinator:
 
     # --- for slots ---
 
-    async def register(self, slot: str, worker: "ActorHandle | None" = None) -> Assignment:
+    async def register(
+        self, slot: str, worker: "ActorHandle | None" = None, nodes: Sequence[str] = ()
+    ) -> Assignment:
         """A slot's workers have started (again): the trials on it go on from their last
-        checkpoints. worker: the first of them.
+        checkpoints. worker: the first of them; nodes: ids of those that they are on.
         """
         self._has_workers(slot)
         state = self._slots.setdefault(slot, SlotState())
@@ -152,6 +155,7 @@ class Coordinator:
             del self._profiling[cost]
         self._count_crash_of_baseline(slot)
         state.worker, state.hung, state.heard = worker, False, time.monotonic()
+        state.nodes = nodes
         self._assign()
         return self._assignment(slot)
 
@@ -338,6 +342,15 @@ class Coordinator:
         """A slot's workers have found room, and will register."""
         self._has_workers(slot)
 
+    async def retired(self, slot: str) -> Assignment:
+        """A slot has done as it was told: its trials are paused, and its workers end."""
+        self._retired.add(slot)
+        self._has_workers(slot)
+        self._slots.pop(slot, None)
+        self._clear(slot)
+        self._assign()
+        return Assignment(version=0, stop=True)
+
     async def slot_ended(self, slot: str) -> int:
         """A slot's run has ended, which may be started again. Returns how many have since the last
         of which something came.
@@ -428,6 +441,13 @@ class Coordinator:
         self._clear(slot)
         self._assign()
 
+    async def retire(self, slots: Sequence[str]) -> None:
+        """Let these slots pause their trials and end; the trials go on where there is room."""
+        for slot in slots:
+            if slot in self._slots and not self._slots[slot].retiring:
+                self._slots[slot].retiring = True
+                self._touch(slot)
+
     async def stop_trials(self, reason: str) -> None:
         """Answer every trial that waits with `Stopped`, now and from now on."""
         self._stop = reason
@@ -464,7 +484,9 @@ class Coordinator:
         return Snapshot(
             slots={slot: list(self._assigned(slot)) for slot in self._slots},
             lost=dict(self._lost),
+            nodes={slot: state.nodes for slot, state in self._slots.items()},
             waiting=sorted(self._waiting),
+            retired=sorted(self._retired),
             hung={
                 slot: [trial for trial, on in self._assigned(slot).items() if on.may_train]
                 for slot, state in self._slots.items()
@@ -613,11 +635,15 @@ class Coordinator:
 
     def _open(self) -> list[str]:
         """Slots that trials may join."""
-        return [slot for slot, state in self._slots.items() if not state.quarantined]
+        return [
+            slot
+            for slot, state in self._slots.items()
+            if not state.quarantined and not state.retiring
+        ]
 
     def _starting(self) -> int:
         """Slots that will register."""
-        known = self._slots.keys() | self._lost.keys() | self._waiting
+        known = self._slots.keys() | self._lost.keys() | self._waiting | self._retired
         return max(0, self._planned - len(known))
 
     def _slots_with_jobs(self) -> set[str]:
@@ -659,6 +685,7 @@ class Coordinator:
             profile=self._to_profile(slot),
             job=self._job_of(slot),
             stop=self._close,
+            retire=self._slots[slot].retiring,
         )
 
     def _job_of(self, slot: str) -> tuple[str, Job] | None:

@@ -140,6 +140,8 @@ class Assignment:
     job: tuple[str, Job] | None = None
     """Something to do with an empty slot: its name, and what."""
     stop: bool = False
+    retire: bool = False
+    """Whether the slot must go: its trials are paused as they stand, and go on elsewhere."""
 
     @property
     def asks_for_work(self) -> bool:
@@ -165,10 +167,14 @@ class Snapshot:
 
     slots: Mapping[str, Sequence[str]]
     """Slots that run, and the trials on each."""
+    nodes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Ids of the nodes that their workers are on."""
     lost: Mapping[str, str]
     """Slots that are gone for good, and why."""
     waiting: Sequence[str] = ()
     """Slots that have no workers, and no room for them."""
+    retired: Sequence[str] = ()
+    """Slots that have gone as they were told to."""
     hung: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Slots whose workers were killed, as they made no progress, and the trials that trained."""
     quarantined: Mapping[str, Mapping[str, str]]

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,10 @@ class SlotState:
     """When it was last heard of."""
     hung: bool = False
     """Whether its workers were killed, as it was not heard of for long."""
+    nodes: Sequence[str] = ()
+    """Ids of those that its workers are on."""
+    retiring: bool = False
+    """Whether it has been told to go."""
     base: tuple[str, ...] | None = None
     """The base that it was last given trials for (see `ScheduledTrial`); None: none yet."""
 

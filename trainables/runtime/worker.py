@@ -81,6 +81,10 @@ def _serve(worker: "SlotWorker", config: SlotConfig, client: CoordinatorClient) 
         if client.assignment.stop:
             return
         worker.let_leave()
+        if client.assignment.retire:
+            worker.pause()
+            client.tell("retired")
+            return
         worker.evaluate_untuned()
         worker.do_job()
         worker.profile()
@@ -201,6 +205,7 @@ class SlotWorker:
         self._attempts: dict[str, int] = {}
         # when a trial last began to train towards an evaluation, and from how many samples
         self._began: dict[str, tuple[float, int]] = {}
+        self._paused: set[str] = set()  # trials that went on from a pause
         self._told_progress = 0.0
         self._answers = SlotAnswers(config, groups, store, rank)
         self.meter = SlotMeter()
@@ -213,6 +218,26 @@ class SlotWorker:
         for trial in self._group.trials:
             if trial not in self._client.assignment.trials:
                 self._group.leave(trial)
+
+    def pause(self) -> None:
+        """Write what the trials on the slot go on from elsewhere, without waiting for their next
+        evaluations: the machine may be gone by then.
+        """
+        from trainables.storage.checkpoints import write_pause
+
+        for trial in self._group.trials:
+            position = self._group.position(trial)
+            if self._group.progress(trial) > self._began[trial][1]:  # since it joined, or was saved
+                self._on_rank_zero(
+                    lambda t=trial, p=position: write_pause(
+                        self._store,
+                        t,
+                        self._attempts[t],
+                        p,
+                        lambda folder: self._group.save(t, folder),
+                    )
+                )
+            self._group.leave(trial)
 
     def evaluate_untuned(self) -> None:
         if self._client.assignment.baseline and not self._group.trials:
@@ -261,7 +286,7 @@ class SlotWorker:
         """A new attempt of a trial, going on from the newest evaluation that can be resumed, if
         there is one.
         """
-        from trainables.storage.checkpoints import begin_attempt, read_evaluation
+        from trainables.storage.checkpoints import begin_attempt, is_pause, read_evaluation
 
         self._take_base(base_of(parameters))
         group, store = self._group, self._store
@@ -270,8 +295,10 @@ class SlotWorker:
         if origin is None:
             joined = self._join_if_room(trial, parameters, None)
         else:
-            record = read_evaluation(store, origin)
-            if record.finished:  # all was done before the cut; only the news of it was lost
+            if is_pause(origin):
+                self._paused.add(trial)
+            # all was done before the cut; only the news of it was lost
+            elif (record := read_evaluation(store, origin)).finished:
                 self.tell(trial, Evaluated(evaluation=record))
                 return
             with tempfile.TemporaryDirectory() as scratch:
@@ -342,7 +369,7 @@ class SlotWorker:
         evaluation: MeasuredEvaluation,
         answered: "Callable[[], Answered | None]",
     ) -> None:
-        from trainables.storage.checkpoints import write_evaluation
+        from trainables.storage.checkpoints import delete_pauses, write_evaluation
 
         evaluation = with_answers(evaluation, answered, self._client, self._rank)
         record = self._on_rank_zero(
@@ -354,6 +381,9 @@ class SlotWorker:
                 lambda folder: self._group.save(trial, folder),
             )
         )
+        if trial in self._paused:
+            self._paused.discard(trial)
+            self._on_rank_zero(lambda: delete_pauses(self._store, trial))
         if self._rank == 0:
             self._tell_progress(trial)
         self.tell(trial, Evaluated(evaluation=record))

@@ -4,6 +4,9 @@
 Every time a trial joins a slot it writes under a new attempt, so a cut-off host that still runs
 cannot overwrite its successor. `attempt.json` says where the attempt went on from; evaluations of
 older attempts after that point are void.
+
+A trial that has to leave its slot between two evaluations, such as that of a machine which is to
+be taken away, leaves `attempt-<n>/paused/step-<s>/`: the same files without what was measured.
 """
 
 import io
@@ -17,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from trainables.evaluation.answered import ANSWERS
-from trainables.evaluation.record import Evaluation, MeasuredEvaluation
+from trainables.evaluation.record import POSITION, Evaluation, MeasuredEvaluation, Position
 from trainables.storage.patience import of_disk
 from trainables.storage.records import from_json, to_json
 from trainables.storage.store import Damaged, Store
@@ -31,17 +34,19 @@ EVALUATION, CHECKPOINT, LOSSES, STATE = (
 OUTCOMES = "outcomes.npy"
 FILES = "files"  # key of evaluation.json: bytes of what a trial loads or goes on from, by name
 ORIGIN = "/attempt.json"
+PAUSED = "paused"
 
 
 def begin_attempt(store: Store, trial: str) -> tuple[int, str | None]:
-    """Number of a new attempt of `trial`, and the evaluation folder it goes on from (None: from the
-    start).
+    """Number of a new attempt of `trial`, and the folder of the evaluation or of the pause that it
+    goes on from (None: from the start).
     """
     while True:
         sizes = {name: seen.size for name, seen in store.stamps(f"trials/{trial}").items()}
         attempt = 1 + max((_attempt(name) for name in sizes if "/attempt-" in name), default=0)
         resumable = [each.folder for each in _read(store, trial, sizes) if each.resumable(sizes)]
-        origin = resumable[-1] if resumable else None
+        resumable += [each for each in _pauses(store, sizes) if _is_whole_pause(store, each, sizes)]
+        origin = max(resumable, key=_step, default=None)
         written = json.dumps({"from": origin}, indent=1).encode()
         if store.create(f"trials/{trial}/attempt-{attempt}{ORIGIN}", written):
             return attempt, origin
@@ -94,6 +99,49 @@ def _write_evaluation(
             raise of_system from error
         raise
     return from_json(Evaluation, written, name)
+
+
+def write_pause(
+    store: Store, trial: str, attempt: int, position: Position, save: Callable[[Path], None]
+) -> None:
+    """Publish what `trial` goes on from elsewhere, which `save(folder)` writes."""
+
+    def once() -> None:
+        folder = store.scratch()
+        try:
+            save(folder)
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            written = to_json(position) | {FILES: _sizes(folder, files)}
+            Store(str(folder)).write_json(POSITION, written)
+            name = f"trials/{trial}/attempt-{attempt}/{PAUSED}/step-{position.step:08d}"
+            store.publish(folder, name, last=POSITION)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    store.again(once)
+
+
+def is_pause(folder: str) -> bool:
+    return f"/{PAUSED}/" in folder
+
+
+def delete_pauses(store: Store, trial: str) -> None:
+    """Of a trial that has gone on to an evaluation, or has ended."""
+    for folder in _under(store.find(f"trials/{trial}"), f"/{POSITION}"):
+        store.delete(folder)
+
+
+def _pauses(store: Store, sizes: Mapping[str, int]) -> list[str]:
+    """Folders of those that count."""
+    return _that_count(store, sizes, POSITION)
+
+
+def _is_whole_pause(store: Store, folder: str, sizes: Mapping[str, int]) -> bool:
+    try:
+        files = store.read_json(f"{folder}/{POSITION}")[FILES]
+    except Damaged:
+        return False
+    return all(sizes.get(f"{folder}/{name}") == size for name, size in files.items())
 
 
 def _sizes(folder: Path, files: Iterable[Path]) -> dict[str, int]:
@@ -188,8 +236,15 @@ def evaluation_folders(store: Store, trial: str, names: Iterable[str]) -> list[s
     """Folders of the evaluations of `trial` that count, in the order of their steps. `names`: all
     files of the trial.
     """
+    return _that_count(store, names, EVALUATION)
+
+
+def _that_count(store: Store, names: Iterable[str], file: str) -> list[str]:
+    """Folders of a trial that hold `file`, in the order of their steps, as far as no later attempt
+    went on from before them.
+    """
     names = list(names)
-    complete = _under(names, f"/{EVALUATION}")
+    complete = _under(names, f"/{file}")
     origins = {_attempt(name): name for name in _under(names, ORIGIN)}
     kept: list[str] = []
     limit = math.inf  # steps of older attempts count up to here

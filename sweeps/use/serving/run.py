@@ -13,7 +13,7 @@ import ray
 from ray import serve
 
 from cluster.config import ClusterConfig
-from cluster.connect import Connection, SlotPlan, connect, plan_slots
+from cluster.connect import Connection, SlotPlan, connect, plan_slots_now
 from sweeps.run.signals import SignalHandler
 from sweeps.use.serving import vllm
 from sweeps.use.serving.address import Address, listening
@@ -63,9 +63,7 @@ def run(
     with SignalHandler(ended.set), connect(cluster, namespace="serve") as connection:
         if not connection.own:
             _check_alone()
-        plan = plan_slots(
-            ray.cluster_resources(), ray.nodes(), replace(cluster, slots=replicas), replicas
-        )
+        plan = plan_slots_now(replace(cluster, slots=replicas), replicas)
         say(plan.reason.replace("slot", "replica"))
         with _served(models, address, plan, most_tokens, by_vllm):
             for line in _told(models, address, connection):

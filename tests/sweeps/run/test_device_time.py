@@ -13,6 +13,7 @@ from trainables.errors import InputError
 def plan(**resources):
     return SlotPlan(
         slots=2,
+        room=2,
         workers_per_slot=2,
         resources_per_worker=resources,
         threads_per_worker=1,

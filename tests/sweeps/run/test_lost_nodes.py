@@ -1,8 +1,12 @@
-"""Sweeps on a cluster of two nodes of this machine, one of which is killed."""
+"""Sweeps on a cluster of two nodes of this machine: one is killed, or called back, or another sweep comes."""
 
+import json
+import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,3 +109,85 @@ def test_trials_of_a_node_that_is_lost_board_another_slot(
     assert "is without workers; its trials go on where there is room" in log.read_text()
     assert "but looking at the slots failed" not in log.read_text()
     whole(tmp_path, results)
+
+
+# --- nodes and slots that go with notice ---
+
+RARELY = (
+    "train.evaluate_every=6400",
+    "train.epochs=60",
+    "selection.baselines=false",
+    "search.early_stopping.overfit=false",
+)
+
+
+@pytest.fixture
+def undisturbed(sweeps, file, tmp_path: Path):
+    """What comes of the sweep on a Ray of its own."""
+    done = sweeps("run", file, *RARELY, f"storage={tmp_path}/undisturbed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (tmp_path / "undisturbed").iterdir()
+    return evaluations(folder)
+
+
+def origins(folder: Path) -> list[str]:
+    """What attempts went on from."""
+    told = [json.loads(path.read_text())["from"] for path in folder.glob("trials/*/*/attempt.json")]
+    return [each for each in told if each is not None]
+
+
+@pytest.mark.long
+def test_trials_of_a_node_that_is_to_be_taken_away_are_paused_and_go_on_elsewhere(
+    start_sweeps, cluster, file, undisturbed, tmp_path: Path
+) -> None:
+    """As a spot machine that is called back, or a pod that Kubernetes ends."""
+    nodes, log = cluster(1), tmp_path / "log"
+    at = (f"cluster.address={nodes.address}", "cluster.slots=2")
+    sweep = start_sweeps(log, "run", file, *RARELY, *at)
+    wait_for(
+        lambda: len({p.parts[-3] for p in tmp_path.glob("runs/*/trials/*/*/step-*")}) >= 2,
+        sweep,
+        log,
+    )
+    (node,) = nodes.worker_nodes
+    notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "called back"]
+    drained = subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", nodes.address]
+        + ["--node-id", node.node_id, *notice, "--deadline-remaining-seconds", "600"],
+        capture_output=True,
+        text=True,
+    )
+    assert drained.returncode == 0, drained.stdout + drained.stderr
+    assert sweep.wait() == 0, log.read_text()
+    told = log.read_text()
+    assert re.search(
+        r"slot\d ends: its machine is to be taken away; t000\d paused, to go on elsewhere", told
+    ), told
+    assert "is lost" not in told and "is without workers" not in told
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert evaluations(folder) == undisturbed
+    assert len([each for each in origins(folder) if "/paused/" in each]) == 1
+    assert not [*folder.glob("trials/*/*/paused/*")], "it is deleted once it is not needed"
+
+
+@pytest.mark.long
+def test_two_sweeps_share_a_cluster_and_each_is_as_if_it_were_alone(
+    start_sweeps, cluster, file, undisturbed, tmp_path: Path
+) -> None:
+    nodes, logs = cluster(1), [tmp_path / "first", tmp_path / "second"]
+    at = (*RARELY, f"cluster.address={nodes.address}")
+    first = start_sweeps(logs[0], "run", file, *at, f"storage={tmp_path}/one")
+    wait_for(
+        lambda: len({p.parts[-3] for p in tmp_path.glob("one/*/trials/*/*/step-*")}) >= 2,
+        first,
+        logs[0],
+    )
+    second = start_sweeps(logs[1], "run", file, *at, f"storage={tmp_path}/two")
+    wait_for(lambda: [*tmp_path.glob("two/*/trials/*/*/step-*")], second, logs[1])
+    assert first.wait() == 0 and second.wait() == 0, [log.read_text() for log in logs]
+    told = logs[0].read_text()
+    assert re.search(r"slot\d ends: it is another sweep's turn; t000\d paused", told), told
+    assert re.search(r"The cluster is shared with \S+/two/\S+, 1 slots? for this one now", told)
+    for name in ("one", "two"):
+        (folder,) = (tmp_path / name).iterdir()
+        assert evaluations(folder) == undisturbed

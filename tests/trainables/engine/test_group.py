@@ -14,6 +14,8 @@ from trainables.engine.dropout import RowDropout
 from trainables.engine.group import NonFinite
 from trainables.engine.schedule import learning_rate
 from trainables.errors import InputError
+from trainables.storage.checkpoints import begin_attempt, write_pause
+from trainables.storage.store import Store
 from trainables.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings(
@@ -55,6 +57,21 @@ def test_resumed_equals_uninterrupted_bit_for_bit(lab, trained, tmp_path):
         (10, 2.0),
     ]
     lab.assert_same(lab.run(group, tmp_path / "resumed", hp, checkpoint=whole[0][1]), whole[1:])
+
+
+def test_paused_between_two_evaluations_equals_uninterrupted_bit_for_bit(lab, trained, tmp_path):
+    """The training loss of the evaluation that it was on the way to, too."""
+    model, hp = trained
+    whole = lab.run(lab.group(model), tmp_path / "whole", hp)
+    group, store = lab.group(model), Store(str(tmp_path / "sweep"))
+    attempt, _ = begin_attempt(store, "t")
+    group.join("t", hp)
+    group.step(["t"])
+    group.step(["t"])
+    write_pause(store, "t", attempt, group.position("t"), lambda folder: group.save("t", folder))
+    _, origin = begin_attempt(store, "t")
+    paused = tmp_path / "sweep" / origin
+    lab.assert_same(lab.run(lab.group(model), tmp_path / "resumed", hp, checkpoint=paused), whole)
 
 
 def test_resumed_in_a_fresh_slot_equals_uninterrupted_bit_for_bit(lab, tmp_path):

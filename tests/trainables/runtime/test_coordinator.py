@@ -954,6 +954,8 @@ CALLS = {
     "slot_down": ("a",),
     "slot_up": ("a",),
     "slot_ended": ("a",),
+    "retire": (["a"],),
+    "retired": ("a",),
     "storage": ("a", "a full disk"),
     "stop_trial": ("t9", "why"),
     "pause": (True,),

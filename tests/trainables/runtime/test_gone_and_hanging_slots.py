@@ -163,3 +163,49 @@ async def test_a_slot_on_which_every_trial_hangs_gets_no_more(strict, killed):
         assert await waiting == Failed(reason=HUNG)
         await strict.leave(f"t{number}")
     assert list((await strict.snapshot()).quarantined) == ["slot"]
+
+
+# --- told to go ---
+
+
+@story
+async def test_trials_of_a_slot_that_is_told_to_go_are_paused_and_go_on_elsewhere():
+    coordinator = Coordinator("sweep", slots=2)
+    await coordinator.register("a", nodes=["n1"])
+    waiting = await ask(coordinator, "t1")
+    await coordinator.retire(["a", "nobody"])
+    assert (await coordinator.take("a", 0)).retire and not waiting.done()
+    assert await on_slots(coordinator) == {"a": ["t1"]}, "until it has paused it"
+    await coordinator.register("b", nodes=["n2"])
+    second = await ask(coordinator, "t2")
+    assert await on_slots(coordinator) == {"a": ["t1"], "b": ["t2"]}, "who goes gets no more"
+    snapshot = await coordinator.snapshot()
+    assert snapshot.nodes == {"a": ["n1"], "b": ["n2"]}
+    assert (await coordinator.retired("a")).stop
+    snapshot = await coordinator.snapshot()
+    assert snapshot.slots == {"b": ["t2"]} and list(snapshot.retired) == ["a"]
+    await coordinator.publish("b", "t2", evaluated(5))
+    assert await second == evaluated(5)
+    await coordinator.leave("t2")
+    assert await on_slots(coordinator) == {"b": ["t1"]} and not waiting.done()
+    assert await coordinator.room() == 0, "a slot that went does not come"
+
+
+@story
+async def test_a_coordinator_that_has_forgotten_is_told_who_went():
+    coordinator = Coordinator("sweep")
+    await coordinator.expect_slots(2)
+    await coordinator.register("b")
+    assert await coordinator.room() == 2
+    await coordinator.retired("a")
+    assert await coordinator.room() == 1
+
+
+@story
+async def test_the_untuned_base_is_evaluated_by_another_where_a_slot_goes():
+    coordinator = Coordinator("sweep", slots=2)
+    assert (await coordinator.register("a")).baseline
+    await coordinator.register("b")
+    await coordinator.retire(["a"])
+    await coordinator.retired("a")
+    assert (await coordinator.take("b", 0)).baseline

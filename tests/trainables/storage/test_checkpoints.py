@@ -11,7 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from trainables.evaluation.record import Evaluation, MeasuredEvaluation
+from trainables.evaluation.record import Evaluation, MeasuredEvaluation, Position, read_position
 from trainables.storage.checkpoints import (
     CHECKPOINT,
     EVALUATION,
@@ -19,10 +19,13 @@ from trainables.storage.checkpoints import (
     OUTCOMES,
     STATE,
     begin_attempt,
+    delete_pauses,
     evaluation_folders,
+    is_pause,
     read_evaluation,
     read_evaluations,
     write_evaluation,
+    write_pause,
     write_rows,
 )
 from trainables.storage.records import finite_or_none, from_json
@@ -376,3 +379,52 @@ def test_attempts_that_begin_at_once_have_numbers_of_their_own(store):
     with ThreadPoolExecutor(8) as pool:
         begun = [*pool.map(lambda _: begin_attempt(store, "t0001")[0], range(8))]
     assert sorted(begun) == [*range(1, 9)]
+
+
+# --- pauses ---
+
+
+def pause(store, attempt, step, trial="t0001"):
+    def save(folder: Path) -> None:
+        (folder / CHECKPOINT).mkdir()
+        (folder / CHECKPOINT / "weights").write_text(f"{attempt} {step}")
+        (folder / STATE).write_text("moments")
+
+    position = Position(step=step, train_nll=0.1 + 0.2, train_targets=7)
+    write_pause(store, trial, attempt, position, save)
+    return f"trials/{trial}/attempt-{attempt}/paused/step-{step:08d}"
+
+
+def test_a_trial_goes_on_from_its_pause_until_it_is_evaluated(store, tmp_path):
+    begin_attempt(store, "t0001")
+    write(store, 1, 5)
+    folder = pause(store, 1, 8)
+    assert begin_attempt(store, "t0001") == (2, folder) and is_pause(folder)
+    found = read_position(store.fetch(folder, tmp_path / "fetched"))
+    assert found == Position(step=8, train_nll=0.1 + 0.2, train_targets=7)
+    assert begin_attempt(store, "t0001") == (3, folder), "killed before it came to an evaluation"
+    names = store.find("trials/t0001")
+    assert [each[-1] for each in evaluation_folders(store, "t0001", names)] == ["5"]
+    evaluated = write(store, 3, 10)
+    delete_pauses(store, "t0001")
+    assert begin_attempt(store, "t0001") == (4, evaluated.folder)
+    names = store.find("trials/t0001")
+    assert not [name for name in names if "paused" in name]
+    assert [each[-2:] for each in evaluation_folders(store, "t0001", names)] == ["05", "10"]
+
+
+def test_a_pause_that_is_not_whole_or_is_overtaken_is_none(store):
+    begin_attempt(store, "t0001")
+    evaluated = write(store, 1, 5)
+    folder = pause(store, 1, 8)
+    state = store.read_bytes(f"{folder}/{STATE}")
+    store.write_bytes(f"{folder}/{STATE}", state[:2])
+    assert begin_attempt(store, "t0001") == (2, evaluated.folder)
+    store.write_bytes(f"{folder}/{STATE}", state)
+    assert begin_attempt(store, "t0001") == (3, evaluated.folder), "attempt 2 began before it"
+
+
+def test_where_an_evaluated_trial_is(store, tmp_path):
+    begin_attempt(store, "t0001")
+    record = write(store, 1, 5)
+    assert read_position(store.fetch(record.folder, tmp_path / "fetched")) == Position(step=5)
