@@ -109,8 +109,11 @@ tracking: {{wandb: "off"}}
     monkeypatch.setattr(
         slots,
         "start",
-        lambda plan: slots.threads.append(threading.Thread(target=ended.wait, daemon=True)),
+        lambda plan: slots.threads.append(
+            threading.Thread(target=ended.wait, name=f"s-1-slot{len(slots.threads)}", daemon=True)
+        ),
     )
+    monkeypatch.setattr("cluster.connect.draining_nodes", frozenset)
     for _ in range(2):
         slots.start(None)
     yield SimpleNamespace(
@@ -199,7 +202,7 @@ def test_a_duty_that_hangs_silences_no_other(sweep, monkeypatch, hanging):
 
 
 def node(cpus: float, alive: bool = True) -> dict[str, Any]:
-    return {"Alive": alive, "Resources": {"CPU": cpus}}
+    return {"Alive": alive, "Resources": {"CPU": cpus}, "NodeID": "n1"}
 
 
 def test_a_lost_node_ends_nothing_and_its_slot_starts_again_when_there_is_room(sweep, monkeypatch):
@@ -251,16 +254,16 @@ def test_slots_that_fail_every_trial_are_named_and_without_any_other_the_sweep_e
             await coordinator.publish(slot, trial, Failed(reason="RuntimeError: broken"))
 
     async def first() -> None:
-        await coordinator.register("good")
-        await coordinator.register("bad")
-        await coordinator.expect("t", {**LORA, "method": "full"})  # good has it
-        await fail("bad")
+        await coordinator.register("s-1-slot0")
+        await coordinator.register("s-1-slot1")
+        await coordinator.expect("t", {**LORA, "method": "full"})  # slot0 has it
+        await fail("s-1-slot1")
 
     asyncio.run(first())
-    watch(sweep, lambda: "bad gets no more trials" in sweep.said())
+    watch(sweep, lambda: "s-1-slot1 gets no more trials" in sweep.said())
     assert "RuntimeError: broken" in sweep.said() and sweep.lifetime.stopped is None
     sweep.slots.quarantined = {}
-    sweep.slots.lost["good"] = "its node died"
+    sweep.slots.lost["s-1-slot0"] = "its node died"
     monkeypatch.setattr(sweep.slots, "grow", lambda: None)
     watch(sweep, lambda: sweep.lifetime.stopped is not None)
     assert sweep.lifetime.stopped == NO_SLOT
@@ -405,6 +408,7 @@ def waiting(*slots: str, running: tuple[str, ...] = ()) -> Any:
     return SimpleNamespace(
         waiting=slots,
         slots=dict.fromkeys(running, ()),
+        nodes={},
         quarantined={},
         hung={},
         lost={},
@@ -453,3 +457,83 @@ def test_a_slot_that_hangs_is_told_once_each_time(sweep):
         sweep.slots.look(snapshot)
     said = "s-1-slot0 made no progress for 60 minutes"
     assert sweep.said().count(said) == 2 and f"{said} with t0001: its workers" in sweep.said()
+
+
+class Share:
+    """Of a cluster, where it is what somebody else says."""
+
+    def __init__(self) -> None:
+        self.allowed: int | None = None
+        self.others: list[str] = []
+        self.asked: list[dict[str, int]] = []
+
+    def ask(self, **asked: int) -> int | None:
+        self.asked.append(asked)
+        return self.allowed
+
+    def leave(self) -> None:
+        self.allowed = None
+
+
+@pytest.fixture
+def shared(sweep, monkeypatch):
+    """A sweep on a cluster of three slots, of which others want some."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [node(3.0)])
+    config = replace_cluster(sweep.whole.config, slots="auto", resources_per_worker={"CPU": 1.0})
+    monkeypatch.setattr(sweep.slots, "_config", config)
+    monkeypatch.setattr(sweep.slots, "_share", share := Share())
+    return share
+
+
+def names(sweep: Any) -> list[str]:
+    return [thread.name for thread in sweep.slots.threads]
+
+
+def test_slots_come_and_go_with_the_share_of_the_cluster(sweep, shared):
+    retired = sweep.actor.coordinator
+    for name in names(sweep):
+        asyncio.run(retired.register(name))
+    sweep.slots.grow()
+    assert names(sweep) == ["s-1-slot0", "s-1-slot1", "s-1-slot2"], "alone it takes all"
+    assert shared.asked[-1]["room"] == 3
+    shared.allowed, shared.others = 1, ["/runs/other"]
+    sweep.slots.look(asyncio.run(retired.snapshot()))
+    sweep.slots.grow()
+    going = set(sweep.slots._retiring)
+    assert len(going) == 2
+    assert sweep.said().count("ends: it is another sweep's turn") == 2
+    sweep.slots.grow()
+    assert sweep.slots._retiring == going, "those that go are not counted again"
+    sweep.slots.look(asyncio.run(retired.snapshot()))
+    assert sweep.lifetime.stopped is None
+    shared.allowed, shared.others = None, []
+    sweep.slots.grow()
+    assert names(sweep)[3:] == ["s-1-slot3", "s-1-slot4"]
+
+
+def test_a_sweep_may_have_no_slot_while_it_is_the_turn_of_others(sweep, shared):
+    shared.allowed, shared.others = 0, ["/runs/other"]
+    sweep.slots.grow()
+    assert sweep.slots._retiring == {"s-1-slot0", "s-1-slot1"}
+    sweep.slots.look(waiting())
+    assert sweep.lifetime.stopped is None and "No node is left" not in sweep.said()
+
+
+def test_slots_of_a_machine_that_is_to_be_taken_away_go_once(sweep, monkeypatch):
+    snapshot = waiting()
+    snapshot.nodes = {"s-1-slot0": ["n1", "n2"], "s-1-slot1": ["n3"]}
+    snapshot.slots = {"s-1-slot0": ["t0001", "t0002"], "s-1-slot1": ["t0003"]}
+    monkeypatch.setattr("cluster.connect.draining_nodes", lambda: frozenset({"n2"}))
+    sweep.slots.look(snapshot)
+    sweep.slots.leave_nodes()
+    sweep.slots.leave_nodes()
+    said = "s-1-slot0 ends: its machine is to be taken away; t0001, t0002 paused"
+    assert sweep.said().count(said) == 1 and "s-1-slot1 ends" not in sweep.said()
+
+
+def test_a_slot_that_was_told_to_go_is_not_started_again(sweep, monkeypatch):
+    sweep.slots._retiring.add("s-1-slot0")
+    assert hold(sweep, monkeypatch, died()) == ["s-1-slot0"]
+    assert sweep.slots.lost == {}
+    assert asyncio.run(sweep.actor.coordinator.snapshot()).retired == ["s-1-slot0"]
