@@ -8,6 +8,7 @@ evaluations with their checkpoints and publishes them. Two things differ: the tr
 slots are threads of one process, not Ray Train runs of their own.
 """
 
+import itertools
 import json
 import math
 import os
@@ -23,7 +24,7 @@ import numpy as np
 ON_BOARD = "STAND_IN_ON_BOARD"  # variable: trials that are evaluated only once so many are on board, all at once
 DISK_S = "STAND_IN_DISK_S"  # variable: seconds that each write into the sweep's folder takes more
 CHECKPOINT_BYTES = 1000
-MAX_SLOTS = 2000
+MAX_SLOTS = 160  # each is a thread
 
 
 class Boarding:
@@ -227,17 +228,18 @@ def main() -> None:
     sweeps()
 
 
-def write_sweep(work: Path, trials: int, *, slots: int, share: int, more: str = "") -> Path:
+def write_sweep(
+    work: Path, trials: int, *, slots: int, share: int, rows: int = 400, more: str = ""
+) -> Path:
     """A sweep file with its data and a tiny model. share: trials on a slot; more: of the section search."""
     from tests.sweeps.drawn import WORDS, save_encoder
 
     save_encoder(work / "model")
-    words = WORDS.split()
-    rows = [
-        f"{words[k % len(words)]} {words[k // len(words) % len(words)]} {k % 10},{'ab'[k % 2]}"
-        for k in range(400)
+    texts = itertools.product(WORDS.split(), repeat=3)
+    lines = [
+        f"{' '.join(text)},{'ab'[k % 2]}" for k, text in enumerate(itertools.islice(texts, rows))
     ]
-    (work / "rows.csv").write_text("text,label\n" + "\n".join(rows))
+    (work / "rows.csv").write_text("\n".join(["text,label", *lines]))
     file = work / "sweep.yaml"
     file.write_text(f"""
 name: many
