@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from types import NoneType
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -703,8 +704,13 @@ def _method(value: object) -> str:
 
 
 def _typed(schema: type, values: Mapping[str, object]) -> dict[str, Any]:
-    hints = get_type_hints(schema)
+    hints = _hints(schema)
     return {name: _cast(name, hints[name], value) for name, value in values.items()}
+
+
+@cache  # a sweep parses a trial's parameters again and again, and this takes most of that time
+def _hints(schema: type) -> Mapping[str, object]:
+    return get_type_hints(schema)
 
 
 def _cast(name: str, hint: object, value: object) -> object:

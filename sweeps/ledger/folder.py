@@ -109,6 +109,14 @@ class RecordedTrial:
     """How it was asked for by somebody; None: the search drew it."""
     command: str | None = None
     """That asked for it."""
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it is of the search itself: finalists repeat its trials, and others were asked
+        for by hand.
+        """
+        return self.finalist_of is None and self.by_hand is None
+
     points: list[Evaluation] = field(default_factory=list)
 
 
@@ -180,6 +188,7 @@ class Ledger:
         self.store = Store(url)
         self.name = self.store.url.rsplit("/", 1)[-1]
         self._trials: dict[str, RecordedTrial] = {}
+        self._beside_search: set[str] = set()  # of these, those that the search did not draw
         self.news = 0  # times that `load` found what it had not seen before
         self._stamps: dict[str, dict[str, Stamp]] = {}  # of each trial's files, when it was read
         self._beside: dict[str, list[np.ndarray]] = {}  # by file; of each base
@@ -217,6 +226,8 @@ class Ledger:
             by_hand=by_hand,
             command=command,
         )
+        if not self._trials[trial].is_drawn:
+            self._beside_search.add(trial)
 
     def restate(self, trial: str, params: Mapping[str, object]) -> None:
         """Write the parameters of a trial anew, which say the same under another configuration."""
@@ -278,7 +289,7 @@ class Ledger:
         )
 
     def curves(self) -> list[Curve]:
-        return [self.curve(trial) for trial in sorted(self._trials)]
+        return [self.curve(trial) for trial in self.trials()]
 
     def is_compared(self, trial: str) -> bool:
         """Whether `trial` is there to be compared with: the default configuration, or a
@@ -287,13 +298,16 @@ class Ledger:
         return self._trials[trial].default or self._trials[trial].finalist_of is not None
 
     def trials(self) -> list[str]:
-        return sorted(self._trials)
+        """In the order of their numbers: t10000 comes after t9999."""
+        return sorted(self._trials, key=lambda trial: (len(trial), trial))
+
+    def begun(self) -> int:
+        """How many trials there are."""
+        return len(self._trials)
 
     def drawn(self) -> int:
-        """Trials of the search itself: finalists repeat them, and others were asked for by hand."""
-        return sum(
-            entry.finalist_of is None and entry.by_hand is None for entry in self._trials.values()
-        )
+        """Trials of the search itself."""
+        return len(self._trials) - len(self._beside_search)
 
     def repeated(self) -> int:
         """Trials that are finalists with new seeds."""
@@ -321,7 +335,7 @@ class Ledger:
         return None
 
     def unfinished(self) -> list[str]:
-        return [trial for trial, entry in sorted(self._trials.items()) if entry.status == "running"]
+        return [trial for trial in self.trials() if self._trials[trial].status == "running"]
 
     # --- reading back ---
 
@@ -342,16 +356,19 @@ class Ledger:
             self.news += 1
         if _answers(by_trial) != _answers(self._stamps):  # what was compared may be others by now
             self._comparisons = Comparisons(self)
-        self._trials, self._stamps = read, by_trial
+        self._take(read)
+        self._stamps = by_trial
         return self
+
+    def _take(self, trials: dict[str, RecordedTrial]) -> None:
+        self._trials = trials
+        self._beside_search = {trial for trial, entry in trials.items() if not entry.is_drawn}
 
     def copy(self) -> "Ledger":
         """What it holds now, for a thread that must not see it change."""
         made = Ledger(self.store.url)
-        made._trials = {
-            trial: replace(entry, points=list(entry.points))
-            for trial, entry in list(self._trials.items())
-        }
+        entries = list(self._trials.items())
+        made._take({trial: replace(entry, points=list(entry.points)) for trial, entry in entries})
         return made
 
     def progress(self) -> Progress | None:

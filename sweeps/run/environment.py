@@ -8,6 +8,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # of all trials there ever were; a sweep has its ledger
     "TUNE_MAX_PENDING_TRIALS_PG": "16",  # slots decide who trains
     # a process for each slot, which tells workers of what they do not ask
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

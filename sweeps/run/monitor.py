@@ -37,6 +37,7 @@ WATCH_S = 0.5  # between rounds of a watching thread
 LOOK_S = 10.0  # between looks for a stall
 KEEPING_THE_PAGE = "keeping the report page"
 PAGE_WAIT_S = 2.0  # at the end
+SHARE = 0.05  # of a core, that a duty may take: some look at all trials
 GROW_S = 10.0  # between looks at the cluster's size
 LEAVE_S = 2.0  # between looks for nodes that are to be taken away
 
@@ -128,12 +129,12 @@ class Monitor:
 
     def _repeat(self, name: str, duty: Callable[[], None], every_s: float) -> None:
         told: set[type] = set()
-        done = time.monotonic()
+        done, busy_s = time.monotonic(), 0.0
         while self._watching:
             time.sleep(min(WATCH_S, every_s))
-            if time.monotonic() - done < every_s:
+            if time.monotonic() - done < max(every_s, busy_s / SHARE):
                 continue
-            done = time.monotonic()
+            done, began = time.monotonic(), time.thread_time()
             try:
                 duty()
             except StorageLost:  # the sweep ends
@@ -145,6 +146,8 @@ class Monitor:
                     self._display.say(
                         f"The sweep goes on, but {name} failed: {type(error).__name__}: {error}"
                     )
+            finally:
+                busy_s = time.thread_time() - began
 
     def _is_searching(self) -> bool:
         return not self._jobs.begun and not self._lifetime.paused

@@ -55,6 +55,7 @@ class Slots:
         self._config, self._ledger, self._lifetime = config, ledger, lifetime
         self._coordinator, self._namespace = coordinator, namespace
         self._folder, self._say = folder, say
+        self._known_bases: dict[bool, Mapping[str, SlotBase]] = {}
         self.threads: list[threading.Thread] = []
         self.lost: dict[str, str] = {}  # slots that are gone for good, and why
         self._storage: Mapping[str, str] = {}  # what is wrong with it, for those that wait for it
@@ -97,7 +98,7 @@ class Slots:
             coordinator=COORDINATOR,
             namespace=self._namespace,
             storage=self._ledger.store.url,
-            bases=dict(_bases(config, on_gpu)),
+            bases=self._bases(on_gpu),
             task=config.task,
             seed=config.seed,
             evaluate_every=None if train.evaluate_every == "epoch" else int(train.evaluate_every),
@@ -119,6 +120,12 @@ class Slots:
         """Trials that a slot may ever have to train at once."""
         fewest = plan.slots if self._share is None else 1
         return math.ceil(self._lifetime.search.trials / fewest)
+
+    def _bases(self, on_gpu: bool) -> "Mapping[str, SlotBase]":
+        """The same for every slot: what trials may be is drawn for it, which takes a while."""
+        if on_gpu not in self._known_bases:
+            self._known_bases[on_gpu] = dict(_bases(self._config, on_gpu))
+        return self._known_bases[on_gpu]
 
     def _run(self, slot: "SlotConfig", plan: "SlotPlan") -> None:
         """Hold a slot until it ends; why it did is news for the sweep, not its end."""

@@ -3,9 +3,11 @@ compare.
 """
 
 import math
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from sweeps.config.draws import max_epochs
@@ -19,11 +21,50 @@ if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
 
+PENDING = "PENDING"  # Tune's word for a trial that is to start
 # of the peak rate: runs whose rates have come down alike but for so much are compared both ways
 ALIKE = 0.1
 
 
-class SampleAsha(FIFOScheduler):
+class InOrder(FIFOScheduler):
+    """Trials start in the order in which they were drawn. Tune's own looks through all that there
+    ever were, each time it looks.
+    """
+
+    def choose_trial_to_run(self, tune_controller: "TuneController") -> "Trial | None":
+        live = tune_controller.get_live_trials()
+        pending = (trial for trial in live if trial.status == PENDING)
+        return min(pending, key=_number, default=None)
+
+
+def _number(trial: "Trial") -> tuple[int, str]:
+    name = TrialConfig.from_tune(trial.config).id
+    return len(name), name
+
+
+class Rung:
+    """The trials that have been at a number of samples: their validation losses there, and how far
+    their rates had come down.
+    """
+
+    def __init__(self) -> None:
+        self._trials: set[str] = set()
+        self._losses, self._down = array("d"), array("d")
+
+    def __contains__(self, trial: str) -> bool:
+        return trial in self._trials
+
+    def add(self, trial: str, loss: float, down: float) -> None:
+        self._trials.add(trial)
+        self._losses.append(loss)
+        self._down.append(down)
+
+    def peers(self, down: float) -> np.ndarray:
+        """Losses of those whose rate has not come down further than `down`."""
+        return np.frombuffer(self._losses)[np.frombuffer(self._down) <= down]
+
+
+class SampleAsha(InOrder):
     """Asynchronous successive halving (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934) that
     compares like with like.
 
@@ -40,11 +81,7 @@ class SampleAsha(FIFOScheduler):
     ) -> None:
         """rows: of train, for each base model."""
         super().__init__()
-        # of each rung, by the sweep's id of the trial: validation loss, and how far the rate had
-        # come down
-        self._rungs: dict[int, dict[str, tuple[float, float]]] = {
-            rung: {} for rung in sorted(rungs, reverse=True)
-        }
+        self._rungs = {rung: Rung() for rung in sorted(rungs, reverse=True)}
         self._reduction_factor, self._rows = reduction_factor, rows
 
     def on_trial_result(
@@ -75,11 +112,10 @@ class SampleAsha(FIFOScheduler):
             return True
         whole = trained_samples(self._rows[hp.model], hp)
         down = annealed(hp, min(1.0, samples_seen / whole))
-        peers = [other for other, further in self._rungs[rung].values() if further <= down + ALIKE]
-        self._rungs[rung][trial] = loss, down
-        keeps_up = sum(other < loss for other in peers) < max(
-            1, (len(peers) + 1) // self._reduction_factor
-        )
+        peers = self._rungs[rung].peers(down + ALIKE)
+        self._rungs[rung].add(trial, loss, down)
+        goes_on = max(1, (len(peers) + 1) // self._reduction_factor)
+        keeps_up = int(np.count_nonzero(peers < loss)) < goes_on
         return keeps_up or (hp.average_last > 0 and samples_seen >= whole)
 
     def replay(
@@ -105,7 +141,7 @@ def make_scheduler(
     first = next(iter(rows.values()))
     grace, longest = max(1, round(stopping.grace_epochs * first)), max_epochs(config) * first
     if not stopping.asha or longest <= grace:
-        return FIFOScheduler()
+        return InOrder()
     count = math.floor(math.log(longest / grace, stopping.reduction_factor) + 1e-9) + 1
     rungs = [round(grace * stopping.reduction_factor**number) for number in range(count)]
     asha = SampleAsha(rungs, stopping.reduction_factor, rows)

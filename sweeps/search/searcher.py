@@ -20,6 +20,7 @@ from sweeps.search.points import Point, plain
 from sweeps.search.study import (
     DUPLICATE_OF,
     TRIAL,
+    frozen_numbered,
     suggest_with,
     trial_numbered,
     trials_of,
@@ -291,7 +292,7 @@ class StudySearcher(Searcher):
             trial = self._begin(asked, by_hand=by_hand, command=command)
             if trial is not None:
                 return trial
-            noted = self._study.get_trials(deepcopy=False)[asked.number]
+            noted = frozen_numbered(self._study, asked.number)
             twin = noted.user_attrs.get(DUPLICATE_OF)
             if noted.params.keys() == given.keys():  # nothing was sampled
                 break
@@ -318,6 +319,8 @@ class StudySearcher(Searcher):
         """A configuration of the best with a seed that it was not trained with; None when all have
         been.
         """
+        if not self._config.selection.finalists.top:
+            return None
         curves = self._ledger.curves()
         for first in finalists(curves, self._config.selection):
             params = dict(self._ledger.curve(first).params)
@@ -396,11 +399,11 @@ class StudySearcher(Searcher):
                 asked, self._known[hyperparameters], is_asked_for=by_hand is not None
             )
             return None
-        trial = f"t{len(self._ledger.curves()) + 1:04d}"
+        trial = f"t{self._ledger.begun() + 1:04d}"
         asked.set_user_attr(TRIAL, trial)
         self._known[hyperparameters] = trial
         self._numbers[trial] = asked.number
-        frozen = self._study.get_trials(deepcopy=False)[asked.number]
+        frozen = frozen_numbered(self._study, asked.number)
         is_own = "fixed_params" in frozen.system_attrs and EARLIER not in frozen.user_attrs
         first = is_own and by_hand is None and not self._ledger.drawn()
         self._ledger.begin(trial, params, default=first, by_hand=by_hand, command=command)
@@ -455,7 +458,7 @@ class StudySearcher(Searcher):
         number = self._numbers.get(trial)
         if number is None:
             return
-        frozen = self._study.get_trials(deepcopy=False)[number]
+        frozen = frozen_numbered(self._study, number)
         if frozen.state.is_finished():
             return
         curve = self._ledger.curve(trial)

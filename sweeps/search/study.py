@@ -116,9 +116,18 @@ def storage_of(study: optuna.Study) -> BaseStorage:
 
 def trial_numbered(study: optuna.Study, number: int) -> optuna.Trial:
     """A trial of the study that can be reported to, also one of an earlier process."""
+    return optuna.Trial(study, _id_of(study, number))
+
+
+def frozen_numbered(study: optuna.Study, number: int) -> FrozenTrial:
+    """What the study has noted of a trial; `Study.get_trials` would go through all of them."""
+    return storage_of(study).get_trial(_id_of(study, number))
+
+
+def _id_of(study: optuna.Study, number: int) -> int:
     storage = storage_of(study)
     of_study = storage.get_study_id_from_name(study.study_name)
-    return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(of_study, number))
+    return storage.get_trial_id_from_study_id_trial_number(of_study, number)
 
 
 def make_sampler(

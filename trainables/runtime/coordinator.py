@@ -23,7 +23,7 @@ from trainables.runtime.protocol import (
     Stopped,
     TrialProgress,
 )
-from trainables.runtime.states import JobState, ScheduledTrial, SlotState
+from trainables.runtime.states import JobState, Places, ScheduledTrial, SlotState
 from trainables.runtime.tune_dicts import result_of
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Coordinator:
         self._trials_per_slot = trials_per_slot
         self._planned = slots
         self._trials: dict[str, ScheduledTrial] = {}
+        self._places = Places()
         self._slots: dict[str, SlotState] = {}
         # slots that take nobody until the trial that waits for them fits
         self._reserved: set[str] = set()
@@ -112,6 +113,7 @@ class Coordinator:
         state = self._trials.pop(trial, None)
         self._progress.pop(trial, None)
         if state is not None:
+            self._places.remove(state)
             if not state.waiter.done():
                 state.waiter.set_result(Stopped(reason="it left"))
             self._touch(state.slot)
@@ -127,6 +129,8 @@ class Coordinator:
                 sharing, cost = sharing_key(hp), cost_class(hp)
                 base = hp.model, hp.options.quantisation
             self._trials[trial] = ScheduledTrial(
+                id=trial,
+                places=self._places,
                 parameters=parameters,
                 waiter=asyncio.get_running_loop().create_future(),
                 sharing_key=sharing,
@@ -161,9 +165,7 @@ class Coordinator:
 
     def _count_crash_of_trials(self, slot: str) -> None:
         slot_state = self._slots[slot]
-        for trial, state in list(self._trials.items()):
-            if state.slot != slot:
-                continue
+        for trial, state in self._assigned(slot).items():
             if slot_state.hung and state.may_train:
                 state.hangs += 1
             elif not slot_state.hung:
@@ -403,7 +405,7 @@ class Coordinator:
         yet.
         """
         starting = self._starting()
-        waiting = sum(state.slot is None for state in self._trials.values()) - len(self._reserved)
+        waiting = len(self._places.on(None)) - len(self._reserved)
         # one is drawn that has no slot: it may show what the next would find
         if waiting > starting:
             return 0
@@ -520,19 +522,18 @@ class Coordinator:
         """
         kept, self._reserved = self._reserved, set()
         self._leave_slots_with_jobs()
-        for trial, state in self._trials.items():
-            if state.slot is None:
-                self._assign_trial(trial, state, kept)
+        for state in self._places.on(None):
+            self._assign_trial(state.id, state, kept)
         self._assign_jobs()
 
     def _leave_slots_with_jobs(self) -> None:
         """Nobody trains there before the job is done; so they go where a slot has nothing to do."""
         busy = self._slots_with_jobs()
-        if any(slot not in busy and not self._assigned(slot) for slot in self._open()):
-            for state in self._trials.values():
-                if state.slot in busy:
-                    self._touch(state.slot)
-                    state.slot = None
+        there = [state for slot in busy for state in self._trials_on(slot)]
+        if there and any(slot not in busy and not self._assigned(slot) for slot in self._open()):
+            for state in there:
+                self._touch(state.slot)
+                state.slot = None
 
     def _assign_trial(self, trial: str, state: ScheduledTrial, kept: set[str]) -> None:
         """`kept`: the slots that were reserved before."""
@@ -582,9 +583,11 @@ class Coordinator:
         return any(len(on[slot]) > 1 and self._fits(state, on[slot][1:]) for slot in slots)
 
     def _assign_jobs(self) -> None:
+        waiting = [job for job in self._unfinished_jobs() if job.slot is None]
+        if not waiting:
+            return
         busy = self._slots_with_jobs()
         free = [slot for slot in self._open() if slot not in busy and not self._assigned(slot)]
-        waiting = [job for job in self._unfinished_jobs() if job.slot is None]
         for job, slot in zip(waiting, free, strict=False):
             job.slot = slot
             self._touch(slot)
@@ -628,10 +631,10 @@ class Coordinator:
             state.waiter.set_result(outcome)
 
     def _assigned(self, slot: str) -> Mapping[str, ScheduledTrial]:
-        return {trial: state for trial, state in self._trials.items() if state.slot == slot}
+        return {state.id: state for state in self._places.on(slot)}
 
     def _trials_on(self, slot: str) -> list[ScheduledTrial]:
-        return list(self._assigned(slot).values())
+        return self._places.on(slot)
 
     def _open(self) -> list[str]:
         """Slots that trials may join."""

@@ -1,7 +1,9 @@
 """What the coordinator keeps of trials, of jobs and of slots."""
 
 import asyncio
+import itertools
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,10 +19,32 @@ if TYPE_CHECKING:
 MAX_FAILURES = 3
 
 
+class Places:
+    """Which trials are on which slot: asked of every slot whenever something happens to a trial,
+    so that looking through all trials would take ever longer the more there are.
+    """
+
+    def __init__(self) -> None:
+        self._on: defaultdict[str | None, dict[str, ScheduledTrial]] = defaultdict(dict)
+        self.numbers = itertools.count()
+
+    def on(self, slot: str | None) -> "list[ScheduledTrial]":
+        """Those on a slot, of None those on none, in the order of their coming."""
+        return sorted(self._on[slot].values(), key=lambda state: state.number)
+
+    def add(self, state: "ScheduledTrial") -> None:
+        self._on[state.slot][state.id] = state
+
+    def remove(self, state: "ScheduledTrial") -> None:
+        self._on[state.slot].pop(state.id, None)
+
+
 @dataclass(kw_only=True)
 class ScheduledTrial:
     """A trial that wants to train: where it does, and what went wrong with it lately."""
 
+    id: str
+    places: Places = field(repr=False, compare=False)
     parameters: Parameters
     waiter: "asyncio.Future[Outcome]"
     sharing_key: str | None
@@ -31,7 +55,6 @@ class ScheduledTrial:
     may_train: bool = True
     held: bool = False
     """Whether it has asked to go on since the sweep was paused."""
-    slot: str | None = None
     crashes: int = 0
     """How often the slot's workers died under it since its last evaluation."""
     hangs: int = 0
@@ -42,6 +65,24 @@ class ScheduledTrial:
     """Slots on which it failed since its last evaluation."""
     failure: Failed | None = None
     """How it failed on the last of them."""
+    number: int = field(init=False)
+    """How many have come before it."""
+    _slot: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.number = next(self.places.numbers)
+        self.places.add(self)
+
+    @property
+    def slot(self) -> str | None:
+        """Where it trains; None: it waits for a slot."""
+        return self._slot
+
+    @slot.setter
+    def slot(self, slot: str | None) -> None:
+        self.places.remove(self)
+        self._slot = slot
+        self.places.add(self)
 
 
 @dataclass(kw_only=True)
