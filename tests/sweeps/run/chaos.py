@@ -23,7 +23,9 @@ from tests.sweeps.run.failing import Running, folder_of
 # how often each is killed, of every 34 kills
 BAG = {"worker": 14, "coordinator": 10, "controller": 6, "driver": 2, "raylet": 1, "gcs": 1}
 PAUSE_S = (2.0, 12.0)  # between kills
-DOWN = ("driver", "raylet", "gcs")  # after which the sweep's own process ends
+# of which a trial is taken to be the cause where it dies again and again with no evaluation in
+# between: one is killed only when something has been evaluated since the last
+BLAMED = ("worker", "controller")
 # of an evaluation and of an outcome: in which attempt it came, and when
 NOT_COMPARED = ("attempt", "folder", "ended")
 
@@ -112,9 +114,10 @@ class Chaos:
         self._kinds, self._next = shuffled(self._drawn), 0.0
         self._seconds, self._most, self._began = seconds, most, 0.0
         self.kills: list[Kill] = []
+        self._evaluated = 0  # when the last of BLAMED was killed
 
-    def act(self, process: Running) -> None:
-        """Kill something, when it is time for it."""
+    def act(self, process: Running, evaluated: int) -> None:
+        """Kill something, when it is time for it. evaluated: how much has been so far."""
         now = time.monotonic()
         self._began = self._began or now
         ended = now - self._began > self._seconds
@@ -124,7 +127,9 @@ class Chaos:
         if not found["worker"]:  # nothing trains, so there is nothing to disturb
             return
         kind = next(self._kinds)
-        if there := found[kind]:
+        too_soon = kind in BLAMED and evaluated == self._evaluated
+        if (there := found[kind]) and not too_soon:
+            self._evaluated = evaluated if kind in BLAMED else self._evaluated
             with suppress(psutil.NoSuchProcess):
                 self._drawn.choice(there).kill()
                 self.kills.append(Kill(kind=kind, at=time.time()))
@@ -132,7 +137,11 @@ class Chaos:
         self._next = time.monotonic() + self._drawn.uniform(*PAUSE_S)
 
 
-def run(file: Path, tmp: Path, act: Callable[[Running], None] = lambda process: None) -> Run:
+def nothing(process: Running, evaluated: int) -> None:
+    """Of a sweep that nobody disturbs."""
+
+
+def run(file: Path, tmp: Path, act: Callable[[Running, int], None] = nothing) -> Run:
     """A sweep to its end. act: is called again and again once something has been evaluated."""
     storage, began, ran = file.parent / "runs", time.monotonic(), 0
     command: tuple[object, ...] = ("run", file)
@@ -140,8 +149,8 @@ def run(file: Path, tmp: Path, act: Callable[[Running], None] = lambda process: 
         process = Running(tmp, file.parent / f"log-{ran}", *command)
         try:
             while process.process.poll() is None:
-                if next(storage.glob("*/trials/*/*/*/evaluation.json"), None):
-                    act(process)
+                if evaluated := len([*storage.glob("*/trials/*/*/*/evaluation.json")]):
+                    act(process, evaluated)
                 time.sleep(0.1)
             folder = folder_of(storage)
             assert folder is not None, process.log

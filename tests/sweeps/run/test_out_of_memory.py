@@ -51,7 +51,7 @@ RANKS = {"t0001": 4, "t0002": LARGE, "t0003": LARGE, "t0004": LARGE, "t0005": LA
 INITIAL = [{"rank": rank, "learning_rate": 0.001 * int(trial[1:])} for trial, rank in RANKS.items()]
 REST = f"""
 rehearse: false
-train: {{method: lora, alpha: 8, batch_size: 8, evaluate_every: 64, probe_rows: 64, epochs: 1}}
+train: {{method: lora, alpha: 8, batch_size: 8, evaluate_every: 64, probe_rows: 64, epochs: 0.4}}
 cluster: {{slots: 1, trials_per_slot: 2}}
 tracking: {{wandb: "off"}}
 search:
@@ -77,7 +77,7 @@ def test_trials_that_fit_no_slot_fail_alone_with_what_they_need_and_the_search_k
         outcome = json.loads((folder / "trials" / trial / "outcome.json").read_text())
         evaluations = [*folder.glob(f"trials/{trial}/*/*/evaluation.json")]
         if rank != LARGE:
-            assert outcome["status"] == "complete" and len(evaluations) == 5
+            assert outcome["status"] == "complete" and len(evaluations) == 2
             continue
         assert outcome["status"] == "failed" and not evaluations
         reason = outcome["reason"]
