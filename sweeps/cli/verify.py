@@ -23,22 +23,31 @@ def verify(folder: Folder, as_json: AsJson = False) -> None:
 
     Example: python -m sweeps verify runs/quickstart-20260101-120000
     """
-    from sweeps.reporting.verify import Verified, altered
+    from sweeps.reporting.verify import Verified, altered, changed_sources
     from sweeps.reporting.verify import verify as check_again
 
     ledger, config = open_sweep(folder)
-    wrong = altered(ledger, config)
+    wrong, changed = altered(ledger, config), changed_sources(ledger.manifest())
     checks = check_again(ledger.load(), config)
     agrees = not wrong and all(check.agrees for check in checks)
     if as_json:
-        print_json(Verified(agrees=agrees, altered=tuple(wrong), checks=tuple(checks)))
+        print_json(
+            Verified(
+                agrees=agrees,
+                altered=tuple(wrong),
+                changed_sources=tuple(changed),
+                checks=tuple(checks),
+            )
+        )
     else:
+        for words in changed:
+            print(words)
         _print(wrong, checks)
     if not agrees:
         raise typer.Exit(FAILED)
     if not as_json:
         print(
-            "Data and base model are those that the sweep began with."
+            "Prepared data and base model are those that the sweep began with."
             if ledger.store.exists("base.json")
             else "The data are as prepared."
         )

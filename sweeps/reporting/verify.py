@@ -71,7 +71,10 @@ class Verified:
     agrees: bool
     """Whether all is as it was reported."""
     altered: tuple[str, ...]
-    """What is no longer as it was when the sweep began: data, base model."""
+    """What is no longer as it was when the sweep began: prepared data, base model."""
+    changed_sources: tuple[str, ...]
+    """Files that the data were read from and that are others now: no mismatch, as the sweep has
+    used what it had prepared of them."""
     checks: tuple[Check, ...]
 
 
@@ -224,15 +227,10 @@ def _finalists(
 
 
 def altered(ledger: Ledger, config: SweepConfig) -> list[str]:
-    """What is no longer as it was when the sweep began, in words: prepared data, the files that
-    they came from where those are still here, and the files of the base model.
+    """What is no longer as it was when the sweep began, in words: prepared data and the files of
+    the base model.
     """
-    manifest = ledger.manifest()
-    return [
-        *_altered_splits(ledger, config),
-        *_altered_sources(manifest),
-        *_altered_base(ledger, config),
-    ]
+    return [*_altered_splits(ledger, config), *_altered_base(ledger, config)]
 
 
 def _altered_splits(ledger: Ledger, config: SweepConfig) -> list[str]:
@@ -263,10 +261,13 @@ def _described(folder: Path, test: TestScores | None) -> Iterator[tuple[str, str
         yield "test", test.summary.fingerprint
 
 
-def _altered_sources(manifest: Manifest) -> list[str]:
-    """Those that are no longer here cannot be compared."""
+def changed_sources(manifest: Manifest) -> list[str]:
+    """Files that the data were read from and that are others now, in words; those that are no
+    longer here cannot be compared.
+    """
     return [
-        f"data.{name}: {source.source} is no longer the file that the sweep read"
+        f"data.{name}: {source.source} is no longer the file that the sweep read; it uses the data"
+        " that it prepared"
         for name, source in manifest.sources.items()
         if source_fingerprint(source.source) not in (None, source.sha256)
     ]

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from sweeps.config.schema import SweepConfig
 from trainables.hyperparameters import Hyperparameters, parse
-from trainables.models.files import load_model_config
 
 if TYPE_CHECKING:
     from trainables.engine.memory import MemoryEstimate
@@ -83,19 +82,13 @@ def device_bytes() -> int | None:
 
 def _estimate(config: SweepConfig, hp: Hyperparameters) -> "MemoryEstimate":
     """What trials like `hp` take on a GPU."""
-    from trainables.engine.memory import estimate
-    from trainables.methods import quantisation_of
-    from trainables.tasks import TASKS
+    from trainables.engine.memory import estimate_of
 
-    frozen = not hp.options.trains_base and config.train.precision != "float32"
-    half = config.model.dtype in ("bfloat16", "float16") or config.model.dtype == "auto" and frozen
-    return estimate(
-        load_model_config(config.model),
-        TASKS[config.task].auto_class,
+    return estimate_of(
+        config.model,
+        config.task,
         hp,
-        dtype_bytes=2 if half else 4,
-        compute_bytes=4 if config.train.precision == "float32" else 2,
-        quantisation=quantisation_of(hp.method, hp.options),
+        precision=config.train.precision,
         max_tokens=_micro_batch_tokens(config),
         gradient_checkpointing=config.train.gradient_checkpointing,
     )

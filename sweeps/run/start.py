@@ -12,6 +12,7 @@ from sweeps.config.metrics import with_metric
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.driver import Driver
 from sweeps.ledger.folder import Ledger
+from sweeps.reporting.verify import changed_sources
 from sweeps.run.earlier import lineages, with_local_model
 from sweeps.run.folder import (
     absolute_paths,
@@ -89,7 +90,7 @@ def resume(ledger: Ledger, config: SweepConfig, console: Console) -> Outcome:
     ledger.store.clear_scratch()
     ledger.load()
     config = with_own_space(with_metric(config), ledger.manifest().train.rows)
-    for line in amend(ledger, config):
+    for line in [*changed_sources(ledger.manifest()), *amend(ledger, config)]:
         print_line(console, line)
     for curve in ledger.curves():
         if curve.status != "running":

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces import Space, SpaceError
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
-from sweeps.search.outcome import outcome
+from sweeps.search.outcome import constraints, outcome
 from sweeps.search.points import Point, distribution, located, parsed, trained_with
 from sweeps.search.study import TRIAL, storage_of, trials_of
 from sweeps.selection.config import SelectionConfig
@@ -125,4 +125,5 @@ def _frozen(
         distributions=distributions,
         user_attrs=attributes,
         intermediate_values=reports,
+        constraints=constraints(curve),
     )

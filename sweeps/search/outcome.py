@@ -7,7 +7,9 @@ from sweeps.selection.config import SelectionConfig
 from sweeps.selection.curves import Curve
 from sweeps.selection.measure import Measure
 from sweeps.selection.verdicts import best_point
+from trainables.runtime.failures import needs_more_memory
 
+MEMORY = "memory"  # the constraint that a trial breaks which fits no slot
 BEHIND = "behind the others"  # how the reason of a trial begins that ASHA stopped
 
 
@@ -22,11 +24,14 @@ def outcome(
     or cut off by the time budget. PRUNED is a trial that was behind its like, or that somebody
     stopped, which says that its configuration is worse and not what it would have reached; and,
     without a value, the worst there is: a trial of which nothing may win, or of which the metric
-    that chooses tells nothing.
+    that chooses tells nothing. So is one that does not fit a slot, which breaks a constraint too
+    (`constraints`): TPE puts it behind all others, also behind those that diverged.
 
     Optuna minimises: a metric of which more is better is told with the other sign.
     """
     reason = curve.reason or ""
+    if constraints(curve):
+        return TrialState.PRUNED, None, {}
     if curve.status == "failed" or not (curve.points or reason.startswith("diverged")):
         return TrialState.FAIL, None, {}
     point = best_point(curve, selection)
@@ -38,6 +43,14 @@ def outcome(
         return TrialState.COMPLETE, best, reports
     # Optuna takes the last reported value of a pruned trial for its value: the best goes last
     return TrialState.PRUNED, best, {**reports, curve.points[-1].samples_seen + 1: best}
+
+
+def constraints(curve: Curve) -> dict[str, float]:
+    """What a trial breaks that no search should come back to, as Optuna has it: above 0 is
+    broken.
+    """
+    broken = curve.status == "failed" and needs_more_memory(curve.reason or "")
+    return {MEMORY: 1.0} if broken else {}
 
 
 def _reports(curve: Curve, measure: Measure) -> dict[int, float]:

@@ -15,7 +15,7 @@ from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import BY_HAND, UNFINISHED
 from sweeps.reporting.words import format_params
-from sweeps.search.outcome import BEHIND, outcome
+from sweeps.search.outcome import BEHIND, constraints, outcome
 from sweeps.search.points import Point, plain
 from sweeps.search.study import (
     DUPLICATE_OF,
@@ -471,6 +471,9 @@ class StudySearcher(Searcher):
                 samples_seen not in frozen.intermediate_values
             ):  # a kill may have left some of them behind
                 handle.report(loss, samples_seen)
+        for name, broken in constraints(curve).items():
+            if name not in handle.constraints:  # as with the reports
+                handle.set_constraint(name, broken)
         if state == TrialState.COMPLETE:
             self._study.tell(number, value)
         else:

@@ -182,6 +182,11 @@ class TrialGroup:
         """Whether rows of unlike lengths may share a micro-batch over the base that is loaded."""
         return self._base is None or self._base.padded
 
+    @property
+    def longest(self) -> int:
+        """Padded tokens of the longest row that is trained on: no micro-batch has fewer."""
+        return int(self._padded_lengths(np.arange(len(self._train))).max())
+
     # --- joining and leaving ---
 
     def join(

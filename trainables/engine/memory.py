@@ -8,12 +8,13 @@ import copy
 import gc
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainables.errors import InputError
 from trainables.hyperparameters import Hyperparameters
 from trainables.models.base import LANGUAGE_MODELS, BaseModel
-from trainables.models.config import Quantisation
+from trainables.models.config import ModelConfig, Quantisation
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,36 @@ class MemoryEstimate:
         """
         free = device_bytes * (1 - RESERVE) - self.base - self.activations
         return max(0, min(most if self.shared else 1, int(free // self.per_trial)))
+
+
+def estimate_of(
+    model: ModelConfig,
+    task: str,
+    hp: Hyperparameters,
+    *,
+    precision: str,
+    max_tokens: int,
+    gradient_checkpointing: bool,
+) -> MemoryEstimate:
+    """What trials like `hp` take over the base `model` with these settings of a sweep, in
+    micro-batches of `max_tokens`; raises as `estimate` does.
+    """
+    from trainables.methods import quantisation_of
+    from trainables.models.files import load_model_config
+    from trainables.tasks import TASKS
+
+    frozen = not hp.options.trains_base and precision != "float32"
+    half = model.dtype in ("bfloat16", "float16") or model.dtype == "auto" and frozen
+    return estimate(
+        load_model_config(model),
+        TASKS[task].auto_class,
+        hp,
+        dtype_bytes=2 if half else 4,
+        compute_bytes=4 if precision == "float32" else 2,
+        quantisation=quantisation_of(hp.method, hp.options),
+        max_tokens=max_tokens,
+        gradient_checkpointing=gradient_checkpointing,
+    )
 
 
 def estimate(
@@ -209,6 +240,28 @@ def too_large(found: Mapping[str, MemoryEstimate], device_bytes: int) -> str | N
 
 def gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def size_of(device: "torch.device") -> int:
+    """Bytes of memory that a device has: a GPU's, or the host's."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
+
+
+def kernel_kills() -> int | None:
+    """How many processes this host's kernel has ended since it booted as memory ran out, of the
+    host or of a control group; None where it does not say.
+    """
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    counts = dict(line.split() for line in lines)
+    return int(counts["oom_kill"]) if "oom_kill" in counts else None
 
 
 def held(device: "torch.device") -> dict[str, int]:

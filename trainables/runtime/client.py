@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import ray
 
+from trainables.engine.memory import kernel_kills
 from trainables.runtime.protocol import Assignment, SlotConfig
 
 if TYPE_CHECKING:
@@ -114,8 +115,9 @@ class CoordinatorClient:
 
     def _register(self) -> None:
         # the process that this runs in, so that it can be ended where it hangs
-        worker = ray.get_runtime_context().current_actor
-        assignment = ray.get(self._call("register", worker, self._nodes))
+        here = ray.get_runtime_context()
+        killed = (here.get_node_id(), kernel_kills())
+        assignment = ray.get(self._call("register", here.current_actor, self._nodes, killed))
         assert assignment is not None, "whoever registers is known"
         self.assignment = assignment
 

@@ -12,6 +12,7 @@ from trainables.errors import InputError
 from trainables.evaluation.record import Job, JobFailed, JobResult, Untuned, UntunedFailed
 from trainables.hyperparameters import cost_class, parse, sharing_key
 from trainables.runtime.capacity import MAX_GROUP_SIZE
+from trainables.runtime.failures import TOO_LARGE, more_killed, needs_more_memory
 from trainables.runtime.protocol import (
     AssignedTrial,
     Assignment,
@@ -144,15 +145,21 @@ class Coordinator:
     # --- for slots ---
 
     async def register(
-        self, slot: str, worker: "ActorHandle | None" = None, nodes: Sequence[str] = ()
+        self,
+        slot: str,
+        worker: "ActorHandle | None" = None,
+        nodes: Sequence[str] = (),
+        killed: tuple[str, int | None] | None = None,
     ) -> Assignment:
         """A slot's workers have started (again): the trials on it go on from their last
-        checkpoints. worker: the first of them; nodes: ids of those that they are on.
+        checkpoints. worker: the first of them; nodes: ids of those that they are on; killed: on the
+        first's node, see `SlotState`.
         """
         self._has_workers(slot)
         state = self._slots.setdefault(slot, SlotState())
         state.version, state.changed = state.version + 1, asyncio.Event()
-        self._count_crash_of_trials(slot)
+        starved, state.killed = more_killed(state.killed, killed), killed
+        self._count_crash_of_trials(slot, starved=starved)
         self._count_crash_of_jobs(slot)
         for cost in self._profiled_by(slot):
             self._limits[cost] = 1  # it died of trying more
@@ -163,13 +170,15 @@ class Coordinator:
         self._assign()
         return self._assignment(slot)
 
-    def _count_crash_of_trials(self, slot: str) -> None:
+    def _count_crash_of_trials(self, slot: str, *, starved: bool = False) -> None:
         slot_state = self._slots[slot]
         for trial, state in self._assigned(slot).items():
+            if state.slot != slot:  # one before it was the last that the slot may fail
+                continue
             if slot_state.hung and state.may_train:
                 state.hangs += 1
             elif not slot_state.hung:
-                state.crashes += 1
+                state.crashes, state.starved = state.crashes + 1, state.starved + starved
             # the last chance must not be spoilt by another
             state.isolated = state.crashes >= MAX_CRASHES - 1 or state.hangs >= MAX_HANGS - 1
             if state.isolated:
@@ -178,6 +187,11 @@ class Coordinator:
                 self._hangs(slot, trial)
             elif state.crashes >= MAX_CRASHES:
                 how = f"its worker process died {MAX_CRASHES} times with no evaluation in between"
+                if state.starved >= MAX_CRASHES:
+                    how = (
+                        f"{TOO_LARGE} the memory of its host: {how}, each time as the kernel ended"
+                        " processes for being out of memory"
+                    )
                 self._failed(slot, trial, Failed(reason=how))
 
     def _hangs(self, slot: str, trial: str) -> None:
@@ -228,6 +242,7 @@ class Coordinator:
                 self._failed(slot, trial, outcome)
             else:
                 state.crashes, state.hangs, state.isolated, state.failure = 0, 0, False, None
+                state.starved = 0
                 state.tried.clear()
                 self._answer(trial, outcome)
                 if not isinstance(outcome, Failed) and slot in self._slots:
@@ -246,13 +261,16 @@ class Coordinator:
         trial_state, slot_state = self._trials[trial], self._slots.get(slot)
         trial_state.tried.add(slot)
         trial_state.failure, trial_state.slot = failure, None
-        trial_state.isolated, trial_state.crashes = True, 0
+        trial_state.isolated, trial_state.crashes, trial_state.starved = True, 0, 0
         if slot_state is None:
             return
         if len(trial_state.tried) > 1 and slot_state.proved and not slot_state.failed:
             for each in self._slots.values():
                 each.failed.pop(trial, None)
             self._answer(trial, failure)
+            return
+        # a slot on which others trained is not to blame that it is too small for one
+        if needs_more_memory(failure.reason) and slot_state.proved:
             return
         slot_state.failed[trial] = failure.reason
         if slot_state.quarantined:

@@ -57,6 +57,8 @@ class ScheduledTrial:
     """Whether it has asked to go on since the sweep was paused."""
     crashes: int = 0
     """How often the slot's workers died under it since its last evaluation."""
+    starved: int = 0
+    """How often of these the kernel of its host ended processes as memory ran out."""
     hangs: int = 0
     """How often they were killed since then, as they made no progress with it."""
     isolated: bool = False
@@ -111,6 +113,9 @@ class SlotState:
     """While it evaluated the untuned base."""
     worker: "ActorHandle | None" = None
     """The first of its workers: with it the others end."""
+    killed: tuple[str, int | None] | None = None
+    """On which node its workers started, and how many processes the kernel had ended there by
+    then, as memory ran out (see `kernel_kills`)."""
     heard: float = field(default_factory=time.monotonic)
     """When it was last heard of."""
     hung: bool = False

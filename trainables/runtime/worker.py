@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from trainables.data.manifest import data_of
-from trainables.engine.memory import held, too_large
+from trainables.engine.memory import estimate_of, gib, held, size_of, too_large
 from trainables.errors import InputError
 from trainables.evaluation.record import (
     Job,
@@ -25,7 +25,7 @@ from trainables.hyperparameters import base_of, parse
 from trainables.runtime.answers import SlotAnswers, with_answers
 from trainables.runtime.capacity import trials_that_pay
 from trainables.runtime.client import CoordinatorClient
-from trainables.runtime.failures import ends_worker, first_line
+from trainables.runtime.failures import TOO_LARGE, ends_worker, first_line
 from trainables.runtime.metrics import Exporter, Reading, SlotMeter
 from trainables.runtime.protocol import (
     Diverged,
@@ -140,8 +140,7 @@ def open_slot(
     assert isinstance(device, torch.device), "a worker has one device"
     for base in config.bases.values():
         if device.type == "cuda":
-            total = torch.cuda.get_device_properties(device).total_memory
-            if (why := too_large(base.estimates, total)) is not None:
+            if (why := too_large(base.estimates, size_of(device))) is not None:
                 raise InputError(why)
         check_files(base.model)
     store = Store(config.storage)
@@ -521,7 +520,30 @@ class SlotWorker:
 
         reason = first_line(error)
         if isinstance(error, torch.OutOfMemoryError):
-            reason = f"it does not fit the device even alone: {reason}"[:MAX_REASON]
+            reason = f"{self._too_large(trial)}: {reason}"[:MAX_REASON]
         log = f"trials/{trial}/error.txt"
         self._store.write_bytes(log, traceback.format_exc().encode())
         return Failed(reason=reason, log=self._store.path(log))
+
+    def _too_large(self, trial: str) -> str:
+        """What a trial needs that does not fit, as far as that can be said, and what there is."""
+        config, device = self._config, self._group.device
+        what = f"{TOO_LARGE} the device of {gib(size_of(device))} even alone"
+        try:
+            parameters = self._client.assignment.trials[trial].parameters
+            autocast = _group_settings(config, device).autocast
+            found = estimate_of(
+                config.bases[base_of(parameters)].model,
+                config.task,
+                parse(parameters),
+                precision="float32" if autocast is None else "bfloat16",
+                max_tokens=self._group.longest,
+                gradient_checkpointing=config.gradient_checkpointing,
+            )
+        except Exception:  # an architecture that the formula does not know
+            return what
+        needs = gib(found.base + found.per_trial + found.activations)
+        return (
+            f"{what}; it needs about {needs}: {gib(found.base)} for the base,"
+            f" {gib(found.per_trial)} for the trial, {gib(found.activations)} for a row"
+        )

@@ -13,7 +13,7 @@ from sweeps.ledger.folder import Ledger
 from sweeps.ledger.leaderboard import MetricsReport
 from sweeps.reporting.card import alternatives_lines, card, classes_lines
 from sweeps.reporting.metrics import by_class
-from sweeps.reporting.verify import altered, measured_again
+from sweeps.reporting.verify import altered, changed_sources, measured_again
 from trainables.data.manifest import Manifest, SourceSummary
 from trainables.tasks import TASKS
 
@@ -34,15 +34,15 @@ def ledger(tmp_path):
 def test_a_source_that_has_changed_since_is_named(ledger, tmp_path):
     config = SimpleNamespace(model=None, bases=("",))
     (tmp_path / "train.csv").write_bytes(CONTENT)
-    assert altered(ledger, config) == []
+    assert changed_sources(ledger.manifest()) == []
     (tmp_path / "train.csv").write_bytes(CONTENT + b"c,d\n")
-    assert altered(ledger, config) == [
-        f"data.train: {tmp_path}/train.csv is no longer the file that the sweep read"
+    assert changed_sources(ledger.manifest()) == [
+        f"data.train: {tmp_path}/train.csv is no longer the file that the sweep read; it uses the"
+        " data that it prepared"
     ]
+    assert altered(ledger, config) == [], "what it prepared is what it used"
     (tmp_path / "train.csv").unlink()
-    assert altered(ledger, config) == [], (
-        "what is not here cannot be compared: the prepared data are"
-    )
+    assert changed_sources(ledger.manifest()) == [], "what is not here cannot be compared"
 
 
 def test_the_card_has_the_metrics_of_all_that_is_compared_and_the_answers_by_class():

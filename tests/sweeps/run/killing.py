@@ -1,12 +1,15 @@
 """Sweeps whose processes are killed, and what came of their trials."""
 
 import json
+import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
 Records = list[tuple[int, float, float]]
 
@@ -52,3 +55,29 @@ def of_the_sweep(parent: int, named: str) -> psutil.Process:
         if title.startswith("ray::") and named in title:
             return child
     raise AssertionError(named)
+
+
+@contextmanager
+def without_memory() -> Iterator[Callable[[int], None]]:
+    """Gives what leaves a process no memory, so that the kernel's OOM killer ends it; skips where
+    nobody may make a control group of memory.
+    """
+    first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    root, limit = (first, "memory.limit_in_bytes") if first.is_dir() else (second, "memory.max")
+    group = root / f"no-memory-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"needs a control group of memory: {error}")
+    try:
+        try:
+            (group / limit).write_text(str(2**20))
+        except OSError as error:
+            pytest.skip(f"needs a control group of memory: {error}")
+
+        def take(process: int) -> None:
+            (group / "cgroup.procs").write_text(f"{process}\n")
+
+        yield take
+    finally:
+        group.rmdir()

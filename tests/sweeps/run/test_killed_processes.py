@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.sweeps.run.killing import evaluations, of_the_sweep, same, wait_for
+from tests.sweeps.run.killing import evaluations, of_the_sweep, same, wait_for, without_memory
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(7200)]
 
 REST = """
 train: {method: lora, rank: 4, alpha: 8, batch_size: 8, evaluate_every: 64, probe_rows: 64, epochs: 2}
@@ -95,6 +95,66 @@ def test_a_trial_with_which_a_slot_stands_still_is_tried_once_more_and_the_other
 
 
 @pytest.mark.long
+def test_a_trial_that_the_kernel_kills_for_its_memory_is_tried_again_and_then_fails_alone(
+    start_sweeps, write, results, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with without_memory() as starve:
+        process = start_sweeps(log, "run", write())
+        for attempt in (1, 2, 3):
+            begun = f"runs/*/trials/t0002/attempt-{attempt}"
+            if attempt == 1:
+                begun += "/step-*/evaluation.json"
+            wait_for(lambda begun=begun: [*tmp_path.glob(begun)], process, log)
+            worker = of_the_sweep(process.pid, "Slot")
+            starve(worker.pid)
+            worker.wait()
+        assert process.wait() == 0, log.read_text()
+    (folder,) = (tmp_path / "runs").iterdir()
+    outcome = json.loads((folder / "trials/t0002/outcome.json").read_text())
+    assert outcome["status"] == "failed"
+    assert outcome["reason"] == (
+        "it does not fit the memory of its host: its worker process died 3 times with no"
+        " evaluation in between, each time as the kernel ended processes for being out of memory"
+    )
+    assert outcome["reason"] in log.read_text()
+    ours = evaluations(folder)
+    assert sorted(len(records) for records in ours.values())[1:] == [EVALUATIONS] * 2
+    same(ours, results)
+
+
+@pytest.mark.long
+def test_data_that_change_under_a_sweep_change_nothing_and_are_told(
+    start_sweeps, sweeps, write, results, tmp_path: Path
+) -> None:
+    log, text = tmp_path / "log", tmp_path / "text.txt"
+    file = write()
+    (line,) = [line for line in file.read_text().splitlines() if line.startswith("data:")]
+    source = line.split("train: ")[1].split(",")[0]
+    text.write_bytes(Path(source).read_bytes())
+    file.write_text(file.read_text().replace(source, str(text)))
+    process = start_sweeps(log, "run", file)
+    wait_for(lambda: [*tmp_path.glob("runs/*/trials/*/attempt-1/step-*")][3:], process, log)
+    text.write_text("Nothing of this was ever in a play. " * 4000)
+    wait_for(lambda: [*tmp_path.glob("runs/*/trials/*/attempt-1/step-*")][5:], process, log)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (folder,) = (tmp_path / "runs").iterdir()
+    changed = (
+        f"data.train: {text} is no longer the file that the sweep read; it uses the data that it"
+        " prepared"
+    )
+    done = sweeps("resume", folder)
+    assert done.code == 0 and done.out.count(changed) == 1, done.out + done.err
+    ours = evaluations(folder)
+    assert [len(records) for records in ours.values()] == [EVALUATIONS] * 3
+    same(ours, results)
+    verified = sweeps("verify", folder)
+    assert verified.code == 0, verified.out + verified.err
+    assert changed in verified.out and "MISMATCH" not in verified.out
+
+
+@pytest.mark.long
 def test_a_sweep_without_its_clusters_head_says_so_and_is_resumed(
     start_sweeps, sweeps, write, results, tmp_path: Path
 ) -> None:
@@ -120,3 +180,39 @@ def test_a_sweep_without_its_clusters_head_says_so_and_is_resumed(
     ours = evaluations(folder)
     assert [len(records) for records in ours.values()] == [EVALUATIONS] * 3
     same(ours, results)
+
+
+def test_eight_trials_of_one_group_go_on_together_when_their_worker_is_killed(
+    start_sweeps, write, tmp_path: Path
+) -> None:
+    """Passes of one row each, as sums over the rows of several trials round otherwise with others."""
+    found = []
+    for name in ("undisturbed", "killed"):
+        log = tmp_path / f"{name}.log"
+        rates = ", ".join(f"0.00{number}" for number in range(1, 9))
+        process = start_sweeps(
+            log,
+            "run",
+            write(),
+            f"storage={tmp_path}/{name}",
+            "train.max_tokens=64",
+            "cluster.trials_per_slot=8",
+            "search.trials=8",
+            f"search.space.learning_rate.choice=[{rates}]",
+        )
+        if name == "killed":
+            half = f"{name}/*/trials/*/attempt-1/step-00000040"
+            wait_for(lambda half=half: len([*tmp_path.glob(half)]) == 8, process, log)
+            of_the_sweep(process.pid, "Slot").kill()
+        assert process.wait() == 0, log.read_text()
+        (folder,) = (tmp_path / name).iterdir()
+        found.append(evaluations(folder))
+        again = [json.loads(path.read_text()) for path in folder.glob("trials/*/attempt-2/*.json")]
+        assert len([*folder.glob("trials/*/attempt-3")]) == 0
+        assert len(again) == (8 if name == "killed" else 0)
+        assert all("/attempt-1/step-000000" in each["from"] for each in again), (
+            "none from its start"
+        )
+    undisturbed, killed = found
+    assert [len(records) for records in killed.values()] == [EVALUATIONS] * 8
+    assert killed == undisturbed

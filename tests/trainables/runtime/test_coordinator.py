@@ -781,6 +781,52 @@ async def test_a_trial_fails_at_once_where_there_is_no_other_slot_and_the_third_
     assert await third == Stopped(reason="no slot could run")
 
 
+@pytest.mark.parametrize("proved", [True, False])
+@story
+async def test_a_slot_on_which_a_trial_was_evaluated_is_not_to_blame_for_those_that_do_not_fit(
+    coordinator, proved
+):
+    """Else nobody knows: another program may hold the device's memory."""
+    large = Failed(reason="it does not fit the device of 16.0 GiB even alone: OutOfMemoryError")
+    await coordinator.register("only")
+    if proved:
+        await prove(coordinator, "only", "before")
+    for number in range(MAX_FAILURES):
+        trial = f"t{number}"
+        waiting = await ask(coordinator, trial)
+        await coordinator.publish("only", trial, large)
+        await asyncio.sleep(0)
+        if proved or number < MAX_FAILURES - 1:
+            assert await waiting == large
+        await coordinator.leave(trial)
+    assert bool((await coordinator.snapshot()).quarantined) == (not proved)
+
+
+@pytest.mark.parametrize(
+    ("starts", "known"),
+    [
+        ([("node", 7), ("node", 8), ("node", 9), ("node", 11)], True),
+        ([("node", 7), ("node", 8), ("node", 8), ("node", 9)], False),  # it died once otherwise
+        ([("node", 7), ("other", 9), ("other", 10), ("other", 11)], False),
+        ([("node", None)] * 4, False),
+        ([None] * 4, False),
+    ],
+)
+@story
+async def test_a_trial_whose_worker_the_kernel_kills_again_and_again_does_not_fit(
+    coordinator, starts, known
+):
+    waiting = await ask(coordinator, "t1")
+    for killed in starts:
+        assert not waiting.done()
+        await coordinator.register("only", killed=killed)
+    outcome = await waiting
+    assert isinstance(outcome, Failed)
+    assert "its worker process died 3 times with no evaluation in between" in outcome.reason
+    assert outcome.reason.startswith("it does not fit the memory of its host: ") == known
+    assert ("out of memory" in outcome.reason) == known
+
+
 @story
 async def test_an_evaluation_starts_the_count_of_failures_anew(coordinator):
     await coordinator.register("only")
