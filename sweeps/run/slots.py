@@ -43,12 +43,15 @@ class Slots:
         coordinator: "ActorHandle",
         namespace: str,
         folder: Path,
+        socket: Path | None,
         say: Callable[[str], None],
     ) -> None:
-        """folder: where Ray Train puts what it writes."""
+        """folder: where Ray Train puts what it writes; socket: by which new processes join the
+        sweep's own Ray.
+        """
         self._config, self._ledger, self._lifetime = config, ledger, lifetime
         self._coordinator, self._namespace = coordinator, namespace
-        self._folder, self._say = folder, say
+        self._folder, self._socket, self._say = folder, socket, say
         self.threads: list[threading.Thread] = []
         self.lost: dict[str, str] = {}  # slots that are gone for good, and why
         self._storage: Mapping[str, str] = {}  # what is wrong with it, for those that wait for it
@@ -57,6 +60,7 @@ class Slots:
         self._hung: Sequence[str] = ()
         self._ran: set[str] = set()  # slots that have had workers since they last found no room
         self._without_nodes_since: float | None = None
+        self._told_folder = False  # that Ray's is gone
         self.ending = False  # a slot that ends is no news any more
 
     def start(self, plan: "SlotPlan") -> None:
@@ -177,6 +181,7 @@ class Slots:
                 self._say(f"{slot} is without workers; its trials go on where there is room")
         self._ran = {*self._ran, *snapshot.slots}.difference(snapshot.waiting)
         self.stop_if_none_is_left()
+        self._stop_without_a_folder_of_ray(snapshot)
         self._stop_without_nodes(snapshot)
 
     def _quarantine(self, found: Mapping[str, Mapping[str, str]]) -> None:
@@ -205,6 +210,23 @@ class Slots:
             self._say(f"{slot} waits for storage: {waiting[slot]}")
         for slot in before.keys() - waiting.keys():
             self._say(f"{slot} goes on: storage works again")
+
+    def _stop_without_a_folder_of_ray(self, snapshot: "Snapshot") -> None:
+        """Processes that run go on without it, but no other can be started: a slot without workers
+        would wait for them without end.
+        """
+        if self._socket is None or self._socket.exists():
+            return
+        folder = self._socket.parent.parent
+        if not self._told_folder:
+            self._told_folder = True
+            self._say(
+                f"Ray's temporary folder is gone, {folder}: what runs goes on, but no process can"
+                " start any more"
+            )
+        if not {*snapshot.slots} - {*snapshot.waiting, *self.lost, *self.quarantined}:
+            why = f"Ray's temporary folder was deleted while it ran ({folder})"
+            self._lifetime.stop(NO_SLOT, why)
 
     def _stop_without_nodes(self, snapshot: "Snapshot") -> None:
         """Where every slot waits for room, and not because others have it now."""

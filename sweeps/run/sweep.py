@@ -300,6 +300,7 @@ class Sweep:
                 coordinator=coordinator,
                 namespace=connection.namespace,
                 folder=self._scratch / "slots",
+                socket=connection.socket,
                 say=self.display.say,
             )
             monitor = Monitor(
