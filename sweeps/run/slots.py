@@ -13,6 +13,7 @@ from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import NO_SLOT
 from sweeps.run.estimates import smallest_estimates
+from sweeps.run.head import ClusterLost
 from sweeps.run.lifetime import ASK_TIMEOUT_S, Lifetime
 from trainables.models.files import load_tokenizer, pad_token_of
 from trainables.storage.patience import StorageLost
@@ -45,13 +46,14 @@ class Slots:
         folder: Path,
         socket: Path | None,
         say: Callable[[str], None],
+        give_up: Callable[[ClusterLost], None],
     ) -> None:
         """folder: where Ray Train puts what it writes; socket: by which new processes join the
-        sweep's own Ray.
+        sweep's own Ray; give_up: called once, where none can any more and none is left.
         """
         self._config, self._ledger, self._lifetime = config, ledger, lifetime
         self._coordinator, self._namespace = coordinator, namespace
-        self._folder, self._socket, self._say = folder, socket, say
+        self._folder, self._socket, self._say, self._give_up = folder, socket, say, give_up
         self.threads: list[threading.Thread] = []
         self.lost: dict[str, str] = {}  # slots that are gone for good, and why
         self._storage: Mapping[str, str] = {}  # what is wrong with it, for those that wait for it
@@ -181,7 +183,7 @@ class Slots:
                 self._say(f"{slot} is without workers; its trials go on where there is room")
         self._ran = {*self._ran, *snapshot.slots}.difference(snapshot.waiting)
         self.stop_if_none_is_left()
-        self._stop_without_a_folder_of_ray(snapshot)
+        self._look_for_rays_folder(snapshot)
         self._stop_without_nodes(snapshot)
 
     def _quarantine(self, found: Mapping[str, Mapping[str, str]]) -> None:
@@ -211,9 +213,9 @@ class Slots:
         for slot in before.keys() - waiting.keys():
             self._say(f"{slot} goes on: storage works again")
 
-    def _stop_without_a_folder_of_ray(self, snapshot: "Snapshot") -> None:
+    def _look_for_rays_folder(self, snapshot: "Snapshot") -> None:
         """Processes that run go on without it, but no other can be started: a slot without workers
-        would wait for them without end.
+        would wait for them without end, as would Ray Train where it is told to end.
         """
         if self._socket is None or self._socket.exists():
             return
@@ -225,8 +227,8 @@ class Slots:
                 " start any more"
             )
         if not {*snapshot.slots} - {*snapshot.waiting, *self.lost, *self.quarantined}:
-            why = f"Ray's temporary folder was deleted while it ran ({folder})"
-            self._lifetime.stop(NO_SLOT, why)
+            why = f"Ray's temporary folder was deleted while it ran ({folder}), and no slot is left"
+            self._give_up(ClusterLost(why))
 
     def _stop_without_nodes(self, snapshot: "Snapshot") -> None:
         """Where every slot waits for room, and not because others have it now."""

@@ -22,6 +22,7 @@ from sweeps.ledger.status import NO_SLOT
 from sweeps.run import monitor as monitoring
 from sweeps.run.commands import read_command
 from sweeps.run.folder import write_configuration
+from sweeps.run.head import ClusterLost
 from sweeps.run.monitor import Monitor
 from sweeps.run.slots import MAX_STARTS, Slots
 from sweeps.run.sweep import Sweep
@@ -80,6 +81,7 @@ tracking: {{wandb: "off"}}
     made = Sweep(load(file), Ledger(str(folder)), Console(file=heard, width=300), 0.0)
     (tmp_path / "session" / "sockets").mkdir(parents=True)
     (tmp_path / "session" / "sockets" / "raylet").touch()
+    given_up: list[ClusterLost] = []
     coordinator = Actor(Coordinator("s", slots=2))
     made.lifetime.coordinator = coordinator
     slots = Slots(
@@ -91,6 +93,7 @@ tracking: {{wandb: "off"}}
         folder=tmp_path,
         socket=tmp_path / "session" / "sockets" / "raylet",
         say=made.display.say,
+        give_up=given_up.append,
     )
     monitor = Monitor(
         made.config,
@@ -125,6 +128,7 @@ tracking: {{wandb: "off"}}
         monitor=monitor,
         actor=coordinator,
         said=heard.getvalue,
+        given_up=given_up,
     )
     monitor.stop()
     ended.set()
@@ -456,11 +460,11 @@ def test_without_rays_temporary_folder_it_goes_on_as_long_as_a_slot_has_workers(
     for _ in range(2):
         sweep.slots.look(waiting("s-1-slot0", running=("s-1-slot0", "s-1-slot1")))
     told = f"Ray's temporary folder is gone, {tmp_path}/session: what runs goes on"
-    assert sweep.said().count(told) == 1 and sweep.lifetime.stopped is None
+    assert sweep.said().count(told) == 1 and sweep.given_up == []
     both = ("s-1-slot0", "s-1-slot1")
     sweep.slots.look(waiting(*both, running=both))
-    assert sweep.lifetime.stopped == NO_SLOT
-    assert f"was deleted while it ran ({tmp_path}/session)" in sweep.said()
+    (lost,) = sweep.given_up
+    assert f"was deleted while it ran ({tmp_path}/session)" in str(lost)
 
 
 def replace_cluster(config: Any, **settings: Any) -> Any:
