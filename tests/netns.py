@@ -17,7 +17,7 @@ import pytest
 
 from tests.ray_nodes import stop_node
 
-STARTS = 3  # of a Ray that a busy machine brings up too slowly for it
+STARTS = 6  # a busy machine starts the agents of a node more slowly than Ray waits for them, 15 s
 CABLE = "cable"  # name of each end
 HEAD_PORT, DASHBOARD_PORT = 6379, 8265  # Ray's own: a namespace has all ports to itself
 # a node that says nothing is given up after some five seconds, and not after half a minute
@@ -104,7 +104,6 @@ def two_nodes() -> Iterator[Network]:
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         env |= {**SOON_DEAD, "RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
         env |= {"WANDB_MODE": "offline", "PYTHONUNBUFFERED": "1"}
-        env |= {"RAY_agent_register_timeout_ms": "180000"}  # a busy machine starts them slowly
 
         def start(host: Host, *words: object, **more: str) -> subprocess.Popen:
             return _start_ray(made, host, folder / host.namespace[-1], env | more, *words)
