@@ -4,12 +4,13 @@ of a Ray cluster on each. Both see the same files.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,12 @@ class Host:
     def unplug(self) -> None:
         _ip("-n", self.namespace, "link", "set", CABLE, "down")
 
+    def clear(self) -> None:
+        """End what still runs on it: an agent of Ray waits for the head longer than its node."""
+        for pid in _ip("netns", "pids", self.namespace).split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
@@ -85,6 +92,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             except subprocess.CalledProcessError as error:
                 pytest.skip(f"needs to make network namespaces, as root: {error.stderr.strip()}")
             made.callback(_ip, "netns", "delete", host.namespace)
+            made.callback(host.clear)
         one, other = (host.namespace for host in hosts)
         ends = ("netns", one, "type", "veth", "peer", "name", CABLE, "netns", other)
         _ip("link", "add", CABLE, *ends)
@@ -149,5 +157,5 @@ def _start_ray(
     raise RuntimeError(log.read_text())
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
