@@ -7,16 +7,20 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 import ray.exceptions
 
 from cluster import ClusterError
 from cluster.config import ClusterConfig, check_ray_address, joined_address
+from cluster.reaper import reaped
+
+if TYPE_CHECKING:
+    from ray._private.node import Node
 
 DASHBOARD_PORT = 8265
 PROBE_TIMEOUT_S = 5.0
@@ -39,6 +43,7 @@ class Connection:
 
     namespace: str  # of named actors
     own: bool  # True: a Ray of our own on this machine, which ends with the connection
+    socket: Path | None  # by which new processes join a Ray of our own; None: it is another's
     dashboard_url: str | None
     dashboard_token: (
         str | None
@@ -82,16 +87,17 @@ def connect(
         return
     address = joined_address(config) or "local"
     own = address == "local"
-    try:
-        if own:
-            dashboard = _start(namespace, temp_dir)
-        else:
-            dashboard = _join(
-                address, "cluster.address" if config.address else "RAY_ADDRESS", namespace
-            )
-        yield _connection(dashboard, namespace, own)
-    finally:
-        ray.shutdown()
+    with ExitStack() as after:
+        try:
+            if own:
+                dashboard = _start(namespace, temp_dir)
+                after.enter_context(reaped())
+            else:
+                where = "cluster.address" if config.address else "RAY_ADDRESS"
+                dashboard = _join(address, where, namespace)
+            yield _connection(dashboard, namespace, own)
+        finally:
+            ray.shutdown()
 
 
 def plan_slots(
@@ -238,6 +244,7 @@ def _connection(dashboard: str | None, namespace: str, own: bool) -> Connection:
     return Connection(
         namespace=namespace,
         own=own,
+        socket=_socket() if own else None,
         dashboard_url=f"http://{dashboard}" if dashboard else None,
         dashboard_token=(
             "`ray get-auth-token`"
@@ -245,6 +252,12 @@ def _connection(dashboard: str | None, namespace: str, own: bool) -> Connection:
             else None
         ),
     )
+
+
+def _socket() -> Path:
+    from ray._private.worker import global_worker
+
+    return Path(cast("str", cast("Node", global_worker.node).raylet_socket_name))
 
 
 def _start(namespace: str, temp_dir: Path | None) -> str | None:

@@ -17,8 +17,8 @@ TO_END_S = 20.0  # that are left then to write down how the sweep ended
 END_STEP_S = 8.0  # for each step of that: a question to the cluster may wait for ever
 
 
-class HeadLost(Exception):
-    """The cluster's head does not come back."""
+class ClusterLost(Exception):
+    """Nothing can be done on the cluster any more."""
 
 
 class HeadWatch:
@@ -28,7 +28,7 @@ class HeadWatch:
         self,
         address: str,
         say: Callable[[str], None],
-        give_up: Callable[[HeadLost], None],
+        give_up: Callable[[ClusterLost], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """address: host:port; give_up: called once, where it does not come back."""
@@ -57,7 +57,7 @@ class HeadWatch:
             )
         if silent_s >= self._patience_s and not self._gave_up:
             self._gave_up = True
-            self._give_up(HeadLost(f"the cluster's head has not answered for {silent_s:.0f} s"))
+            self._give_up(ClusterLost(f"the cluster's head has not answered for {silent_s:.0f} s"))
 
 
 def end_process(code: int, *steps: Callable[[], None], own: bool) -> None:

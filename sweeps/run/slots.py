@@ -15,6 +15,7 @@ from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import NO_SLOT
 from sweeps.run.estimates import smallest_estimates
+from sweeps.run.head import ClusterLost
 from sweeps.run.lifetime import ASK_TIMEOUT_S, Lifetime
 from trainables.models.files import load_tokenizer, pad_token_of
 from trainables.storage.patience import StorageLost
@@ -46,15 +47,18 @@ class Slots:
         coordinator: "ActorHandle",
         namespace: str,
         folder: Path,
+        socket: Path | None,
         say: Callable[[str], None],
+        give_up: Callable[[ClusterLost], None],
         share: "ShareOfSweep | None" = None,
     ) -> None:
-        """folder: where Ray Train puts what it writes. share: of a cluster that other sweeps may
-        use too.
+        """folder: where Ray Train puts what it writes; socket: by which new processes join the
+        sweep's own Ray; give_up: called once, where none can any more and none is left; share: of a
+        cluster that other sweeps may use too.
         """
         self._config, self._ledger, self._lifetime = config, ledger, lifetime
         self._coordinator, self._namespace = coordinator, namespace
-        self._folder, self._say = folder, say
+        self._folder, self._socket, self._say, self._give_up = folder, socket, say, give_up
         self._known_bases: dict[bool, Mapping[str, SlotBase]] = {}
         self.threads: list[threading.Thread] = []
         self.lost: dict[str, str] = {}  # slots that are gone for good, and why
@@ -68,6 +72,7 @@ class Slots:
         self._nodes: Mapping[str, Sequence[str]] = {}  # of slots
         self._ran: set[str] = set()  # slots that have had workers since they last found no room
         self._without_nodes_since: float | None = None
+        self._told_folder = False  # that Ray's is gone
         self.ending = False  # a slot that ends is no news any more
 
     def begin(self, plan: "SlotPlan") -> None:
@@ -210,6 +215,7 @@ class Slots:
                 self._say(f"{slot} is without workers; its trials go on where there is room")
         self._ran = {*self._ran, *snapshot.slots}.difference(snapshot.waiting)
         self.stop_if_none_is_left()
+        self._look_for_rays_folder(snapshot)
         self._stop_without_nodes(snapshot)
 
     def _quarantine(self, found: Mapping[str, Mapping[str, str]]) -> None:
@@ -238,6 +244,23 @@ class Slots:
             self._say(f"{slot} waits for storage: {waiting[slot]}")
         for slot in before.keys() - waiting.keys():
             self._say(f"{slot} goes on: storage works again")
+
+    def _look_for_rays_folder(self, snapshot: "Snapshot") -> None:
+        """Processes that run go on without it, but no other can be started: a slot without workers
+        would wait for them without end, as would Ray Train where it is told to end.
+        """
+        if self._socket is None or self._socket.exists():
+            return
+        folder = self._socket.parent.parent
+        if not self._told_folder:
+            self._told_folder = True
+            self._say(
+                f"Ray's temporary folder is gone, {folder}: what runs goes on, but no process can"
+                " start any more"
+            )
+        if not {*snapshot.slots} - {*snapshot.waiting, *self.lost, *self.quarantined}:
+            why = f"Ray's temporary folder was deleted while it ran ({folder}), and no slot is left"
+            self._give_up(ClusterLost(why))
 
     def _stop_without_nodes(self, snapshot: "Snapshot") -> None:
         """Where every slot waits for room, and not because others have it now."""

@@ -32,7 +32,7 @@ from sweeps.run.folder import (
     TRACKING,
     about,
 )
-from sweeps.run.head import HeadLost, HeadWatch, end_process
+from sweeps.run.head import ClusterLost, HeadWatch, end_process
 from sweeps.run.job_page import JobPage
 from sweeps.run.jobs import Jobs
 from sweeps.run.lifetime import Lifetime
@@ -236,7 +236,7 @@ class Sweep:
     def _go_on(self) -> str:
         return f"Go on with: python -m sweeps resume {self.ledger.folder}"
 
-    def _leave(self, lost: HeadLost, monitor: Monitor, *, own: bool) -> None:
+    def _leave(self, lost: ClusterLost, monitor: Monitor, *, own: bool) -> None:
         """End this process, as nothing can be asked of the cluster any more, not even to end."""
 
         def tell() -> None:
@@ -294,6 +294,10 @@ class Sweep:
             # slots that are asked for by number may wait for nodes that a cluster has yet to bring
             plan = self._plan(can_grow=not connection.own)
             coordinator = self._start_coordinator(plan, shared=not connection.own)
+
+            def leave(lost: ClusterLost) -> None:
+                self._leave(lost, monitor, own=connection.own)
+
             slots = Slots(
                 self.config,
                 self.ledger,
@@ -301,7 +305,9 @@ class Sweep:
                 coordinator=coordinator,
                 namespace=connection.namespace,
                 folder=self._scratch / "slots",
+                socket=connection.socket,
                 say=self.display.say,
+                give_up=leave,
                 share=None if connection.own else self._share(),
             )
             monitor = Monitor(
@@ -319,11 +325,7 @@ class Sweep:
                 pace=self.pace,
                 onlookers=self.onlookers,
                 steering=self.steering,
-                head=HeadWatch(
-                    ray.get_runtime_context().gcs_address,
-                    self.display.say,
-                    lambda lost: self._leave(lost, monitor, own=connection.own),
-                ),
+                head=HeadWatch(ray.get_runtime_context().gcs_address, self.display.say, leave),
             )
             with self._signals():
                 slots.begin(plan)

@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -14,9 +13,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
+
+from tests.ray_nodes import stop_node
 
 PORTS = (
     "port",
@@ -86,7 +86,7 @@ def ray_head() -> Iterator[RayHead]:
         _wait_until_up(head, token.read_text(), process, log)
         yield head
     finally:
-        _stop(process)
+        stop_node(process)
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
@@ -113,21 +113,3 @@ def _wait_until_up(head: RayHead, token: str, process: subprocess.Popen, log: Pa
                 return
         time.sleep(0.5)
     raise RuntimeError(f"the Ray head did not start:\n{log.read_text()}")
-
-
-def _stop(process: subprocess.Popen) -> None:
-    """Stop what the fixture started, by process id: Ray's processes leave the group of their parent."""
-    try:
-        family = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    _, alive = psutil.wait_procs(family, timeout=10)
-    for each in alive:
-        each.kill()
-    psutil.wait_procs(alive, timeout=10)

@@ -22,6 +22,7 @@ from sweeps.ledger.status import NO_SLOT
 from sweeps.run import monitor as monitoring
 from sweeps.run.commands import read_command
 from sweeps.run.folder import write_configuration
+from sweeps.run.head import ClusterLost
 from sweeps.run.monitor import Monitor
 from sweeps.run.slots import MAX_STARTS, Slots
 from sweeps.run.sweep import Sweep
@@ -78,6 +79,9 @@ tracking: {{wandb: "off"}}
     )
     heard = io.StringIO()
     made = Sweep(load(file), Ledger(str(folder)), Console(file=heard, width=300), 0.0)
+    (tmp_path / "session" / "sockets").mkdir(parents=True)
+    (tmp_path / "session" / "sockets" / "raylet").touch()
+    given_up: list[ClusterLost] = []
     coordinator = Actor(Coordinator("s", slots=2))
     made.lifetime.coordinator = coordinator
     slots = Slots(
@@ -87,7 +91,9 @@ tracking: {{wandb: "off"}}
         coordinator=coordinator,
         namespace="s",
         folder=tmp_path,
+        socket=tmp_path / "session" / "sockets" / "raylet",
         say=made.display.say,
+        give_up=given_up.append,
     )
     monitor = Monitor(
         made.config,
@@ -125,6 +131,7 @@ tracking: {{wandb: "off"}}
         monitor=monitor,
         actor=coordinator,
         said=heard.getvalue,
+        given_up=given_up,
     )
     monitor.stop()
     ended.set()
@@ -444,6 +451,24 @@ def test_without_a_node_that_could_hold_a_slot_it_ends_in_time_and_with_one_it_w
         look("s-1-slot0", "s-1-slot1")
     assert sweep.lifetime.stopped == NO_SLOT
     assert "no slot could run: no node could hold one for 0.001 minutes" in sweep.said()
+
+
+def test_without_rays_temporary_folder_it_goes_on_as_long_as_a_slot_has_workers(
+    sweep, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "nodes", lambda: [node(2.0)])
+    sweep.slots.look(waiting("s-1-slot0", "s-1-slot1"))
+    assert "Ray's temporary folder" not in sweep.said()
+    (tmp_path / "session" / "sockets" / "raylet").unlink()
+    for _ in range(2):
+        sweep.slots.look(waiting("s-1-slot0", running=("s-1-slot0", "s-1-slot1")))
+    told = f"Ray's temporary folder is gone, {tmp_path}/session: what runs goes on"
+    assert sweep.said().count(told) == 1 and sweep.given_up == []
+    both = ("s-1-slot0", "s-1-slot1")
+    sweep.slots.look(waiting(*both, running=both))
+    (lost,) = sweep.given_up
+    assert f"was deleted while it ran ({tmp_path}/session)" in str(lost)
 
 
 def replace_cluster(config: Any, **settings: Any) -> Any:

@@ -1,0 +1,24 @@
+"""Ray's nodes that tests start as processes, by `ray start --block`."""
+
+import signal
+import subprocess
+
+import psutil
+
+
+def stop_node(process: subprocess.Popen) -> None:
+    """Stop it with all below it, by process id: Ray's processes leave the group of their parent."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for each in alive:
+        each.kill()
+    psutil.wait_procs(alive, timeout=10)
