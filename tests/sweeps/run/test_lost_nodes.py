@@ -114,8 +114,8 @@ def test_trials_of_a_node_that_is_lost_board_another_slot(
 # --- nodes and slots that go with notice ---
 
 RARELY = (
-    "train.evaluate_every=6400",
-    "train.epochs=60",
+    "train.evaluate_every=640",
+    "train.epochs=6",
     "selection.baselines=false",
     "search.early_stopping.overfit=false",
 )
