@@ -125,7 +125,7 @@ RARELY = (
 def undisturbed(sweeps, file, tmp_path: Path):
     """What comes of the sweep on a Ray of its own."""
     done = sweeps("run", file, *RARELY, f"storage={tmp_path}/undisturbed")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.out + done.err
     (folder,) = (tmp_path / "undisturbed").iterdir()
     return evaluations(folder)
 
