@@ -231,7 +231,11 @@ def amounts(resources: Mapping[str, float]) -> str:
     types) is left out.
     """
     hidden = ("node:", "accelerator_type:", "object_store_memory", "bundle_group")
-    shown = {name: amount for name, amount in resources.items() if not name.startswith(hidden)}
+    shown = {
+        name: amount
+        for name, amount in resources.items()
+        if not name.startswith(hidden) and "_group_" not in name  # of placement groups
+    }
     words = [
         f"{amount / 2**30:.1f} GiB memory" if name == "memory" else f"{amount:g} {name}"
         for name, amount in sorted(shown.items())

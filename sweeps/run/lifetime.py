@@ -87,7 +87,8 @@ class Lifetime:
                 self.heartbeat()  # first of all: a job that is stopped may have seconds to live
             self._say(f"Stopping: {reason}{f': {detail}' if detail else ''}")
             if self.coordinator is not None:
-                ray.get(self.coordinator.stop_trials.remote(reason), timeout=ASK_TIMEOUT_S)
+                stopping = self.coordinator.stop_trials.remote(reason, pause=reason == INTERRUPTED)
+                ray.get(stopping, timeout=ASK_TIMEOUT_S)
 
     def heartbeat(self) -> None:
         try:

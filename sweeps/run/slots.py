@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sweeps.config.draws import first_of_each_method, of_each_base
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
-from sweeps.ledger.status import NO_SLOT
+from sweeps.ledger.status import INTERRUPTED, NO_SLOT
 from sweeps.run.estimates import smallest_estimates
 from sweeps.run.head import ClusterLost
 from sweeps.run.lifetime import ASK_TIMEOUT_S, Lifetime
@@ -144,7 +144,7 @@ class Slots:
             self._say(f"{slot.slot} is started again: {why}")
         if slot.slot in self._retiring:
             self._coordinator.retired.remote(slot.slot)
-        elif not self.ending:
+        elif not self.ending and self._lifetime.stopped != INTERRUPTED:
             self._lose(slot.slot, "it ended before the sweep did")
 
     def _hold(self, slot: "SlotConfig", plan: "SlotPlan") -> str | None:

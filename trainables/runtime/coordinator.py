@@ -468,9 +468,13 @@ class Coordinator:
                 self._slots[slot].retiring = True
                 self._touch(slot)
 
-    async def stop_trials(self, reason: str) -> None:
-        """Answer every trial that waits with `Stopped`, now and from now on."""
+    async def stop_trials(self, reason: str, *, pause: bool = False) -> None:
+        """Answer every trial that waits with `Stopped`, now and from now on. pause: the trials will
+        go on another time, from where they stand.
+        """
         self._stop = reason
+        if pause:
+            await self.retire([*self._slots])
         for trial in list(self._trials):
             self._answer(trial, Stopped(reason=reason))
             await self.leave(trial)

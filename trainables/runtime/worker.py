@@ -80,11 +80,11 @@ def _serve(worker: "SlotWorker", config: SlotConfig, client: CoordinatorClient) 
             exporter.tell(worker.readings())
         if client.assignment.stop:
             return
-        worker.let_leave()
         if client.assignment.retire:
             worker.pause()
             client.tell("retired")
             return
+        worker.let_leave()
         worker.evaluate_untuned()
         worker.do_job()
         worker.profile()

@@ -26,7 +26,7 @@ def sweep(tmp_path, monkeypatch):
     one.calls = calls
     one.elapsed_s = lambda: 3.0
     one.coordinator = SimpleNamespace(
-        stop_trials=SimpleNamespace(remote=lambda reason: calls.append("trials"))
+        stop_trials=SimpleNamespace(remote=lambda reason, pause: calls.append("trials"))
     )
     monkeypatch.setattr("ray.get", lambda value, timeout=None: value)
     return one

@@ -39,9 +39,9 @@ class Actor:
         self.coordinator, self.called = coordinator, []
 
     def __getattr__(self, name: str) -> Any:
-        def remote(*args: Any) -> Any:
+        def remote(*args: Any, **named: Any) -> Any:
             self.called.append(name)
-            return asyncio.run(getattr(self.coordinator, name)(*args))
+            return asyncio.run(getattr(self.coordinator, name)(*args, **named))
 
         return type("Method", (), {"remote": staticmethod(remote)})
 

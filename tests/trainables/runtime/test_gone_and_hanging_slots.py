@@ -209,3 +209,17 @@ async def test_the_untuned_base_is_evaluated_by_another_where_a_slot_goes():
     await coordinator.retire(["a"])
     await coordinator.retired("a")
     assert (await coordinator.take("b", 0)).baseline
+
+
+@pytest.mark.parametrize("pause", [False, True])
+def test_trials_of_a_sweep_that_is_interrupted_are_paused(pause):
+    async def stop():
+        coordinator = Coordinator("sweep")
+        await coordinator.register("a")
+        waiting = await ask(coordinator, "t1")
+        await coordinator.stop_trials("it was interrupted", pause=pause)
+        assert (await waiting).reason == "it was interrupted"
+        assignment = await coordinator.take("a", 0)
+        assert assignment.retire is pause and not assignment.trials
+
+    asyncio.run(asyncio.wait_for(stop(), 10))
