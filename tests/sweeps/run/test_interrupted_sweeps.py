@@ -13,6 +13,9 @@ import optuna
 import psutil
 import pytest
 
+from sweeps.ledger.folder import Ledger
+from tests.sweeps.run.killing import evaluations
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
 
 
@@ -86,9 +89,9 @@ search:
     assert {t["status"] for t in board["trials"]} == {"complete"}
     for trial in board["trials"]:
         assert [e["epoch"] for e in trial["evaluations"]] == [1, 2, 3]
-    for name, (outcome, evaluations) in ended.items():
+    for name, (outcome, evaluated_before) in ended.items():
         assert (folder / "trials" / name / "outcome.json").read_bytes() == outcome
-        assert sorted((folder / "trials" / name).rglob("evaluation.json")) == evaluations
+        assert sorted((folder / "trials" / name).rglob("evaluation.json")) == evaluated_before
     journal = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
     study = optuna.load_study(
         study_name=folder.name, storage=optuna.storages.JournalStorage(journal)
@@ -139,3 +142,35 @@ search:
         )
         steps = [e["step"] for e in trial["evaluations"]]
         assert steps == sorted(set(steps)) and steps[-1] == 80 and len(steps) == 10
+
+
+@pytest.mark.long
+def test_an_interrupted_trial_goes_on_from_the_step_at_which_it_was(
+    start_sweeps, sweeps, shakespeare, tmp_path: Path
+) -> None:
+    """Also where it is interrupted before its first evaluation."""
+    file = shakespeare("""
+train: {method: lora, rank: 4, alpha: 8, learning_rate: 0.001, batch_size: 8, evaluate_every: 1600, probe_rows: 64, epochs: 10}
+search: {trials: 1, early_stopping: {asha: false, overfit: false}, space: {}}
+selection: {baselines: false}
+""")
+    undisturbed = sweeps("run", file, f"storage={tmp_path}/undisturbed")
+    assert undisturbed.code == 0, undisturbed.out + undisturbed.err
+    process = start_sweeps(tmp_path / "log", "run", file)
+
+    def trains() -> Path | None:
+        folder = folder_of(tmp_path / "runs")
+        progress = folder and Ledger(str(folder)).progress()
+        samples = [trial.samples_seen for trial in progress.running.values()] if progress else []
+        return folder if samples and 0 < samples[0] < 1600 else None
+
+    folder = wait_for(trains, process, tmp_path / "log")
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 1
+    (paused,) = folder.glob("trials/t0001/attempt-1/paused/step-*")
+    done = sweeps("resume", folder)
+    assert done.code == 0, done.out + done.err
+    attempt = json.loads((folder / "trials/t0001/attempt-2/attempt.json").read_text())
+    assert attempt["from"] == f"trials/t0001/attempt-1/paused/{paused.name}"
+    ours, theirs = (evaluations(each) for each in (folder, folder_of(tmp_path / "undisturbed")))
+    assert ours == theirs and [len(records) for records in ours.values()] == [2]
