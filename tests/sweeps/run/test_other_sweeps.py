@@ -137,7 +137,13 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("task", HEADS)
+@pytest.mark.parametrize(
+    "task",
+    [
+        task if task == "token_classification" else pytest.param(task, marks=pytest.mark.long)
+        for task in HEADS
+    ],
+)
 def test_a_sweep_of_each_task_with_a_head(sweeps, task: str, tmp_path: Path, monkeypatch) -> None:
     """From rows to a winner that gives its number when it is loaded again, and the code on its card runs."""
     import random
