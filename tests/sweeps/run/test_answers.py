@@ -75,6 +75,7 @@ def read_answers(folder: str) -> dict:
     return json.loads((Path(folder) / "answers.json").read_text())
 
 
+@pytest.mark.long
 def test_the_winner_is_chosen_by_what_candidates_write(sweeps, write, tmp_path: Path) -> None:
     file = write("exact_match, {counted:short: {lower_is_better: true}}", "short")
     done = sweeps("run", file, PYTHONPATH=str(tmp_path))
