@@ -51,6 +51,7 @@ def expected(undisturbed, sweeps, shakespeare, tmp_path: Path) -> dict[str, Any]
     return undisturbed
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_for_a_while(expected, disk, running, sweeps, shakespeare) -> None:
     sweep = running("run", shakespeare(IN_ORDER))
     folder = sweep.until(lambda: evaluated(disk, 3))

@@ -48,8 +48,8 @@ def results():
     [
         (None, None),
         ("TrainController", signal.SIGKILL),
-        pytest.param("Slot", signal.SIGKILL, marks=pytest.mark.long),
-        pytest.param("Slot", signal.SIGSEGV, marks=pytest.mark.long),
+        ("Slot", signal.SIGKILL),
+        ("Slot", signal.SIGSEGV),
     ],
     ids=["undisturbed", "controller", "worker", "segfault"],
 )
@@ -71,7 +71,6 @@ def test_a_slot_whose_process_dies_is_started_again_and_nothing_differs(
     same(ours, results)
 
 
-@pytest.mark.long
 def test_a_trial_with_which_a_slot_stands_still_is_tried_once_more_and_the_others_go_on(
     start_sweeps, write, results, tmp_path: Path
 ) -> None:
@@ -94,7 +93,6 @@ def test_a_trial_with_which_a_slot_stands_still_is_tried_once_more_and_the_other
     same(ours, results)
 
 
-@pytest.mark.long
 def test_a_trial_that_the_kernel_kills_for_its_memory_is_tried_again_and_then_fails_alone(
     start_sweeps, write, results, tmp_path: Path
 ) -> None:
@@ -123,7 +121,6 @@ def test_a_trial_that_the_kernel_kills_for_its_memory_is_tried_again_and_then_fa
     same(ours, results)
 
 
-@pytest.mark.long
 def test_data_that_change_under_a_sweep_change_nothing_and_are_told(
     start_sweeps, sweeps, write, results, tmp_path: Path
 ) -> None:
@@ -154,7 +151,6 @@ def test_data_that_change_under_a_sweep_change_nothing_and_are_told(
     assert changed in verified.out and "MISMATCH" not in verified.out
 
 
-@pytest.mark.long
 def test_a_sweep_without_its_clusters_head_says_so_and_is_resumed(
     start_sweeps, sweeps, write, results, tmp_path: Path
 ) -> None:
