@@ -41,6 +41,7 @@ def test_the_validation_file_is_answered_as_the_evaluation_recorded(
     assert again.code == 2 and "is there already" in again.err
 
 
+@pytest.mark.long
 def test_bad_rows_are_refused_or_written_with_their_error(
     sweeps, classifier: Path, tmp_path: Path
 ) -> None:
@@ -60,6 +61,7 @@ def test_bad_rows_are_refused_or_written_with_their_error(
     assert rows[0]["error"] is None and rows[3]["n"] == [1]
 
 
+@pytest.mark.long
 def test_a_killed_call_goes_on_where_it_was(
     sweeps, start_sweeps, chats: dict[str, Path], tmp_path: Path
 ) -> None:
