@@ -32,7 +32,11 @@ search: {space: auto}
 @pytest.fixture
 def sleeper():
     """A process that ends with Ctrl-C."""
-    lines = "import time; print('up', flush=True)\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('stopped')"
+    # whoever runs the tests in the background has it ignored, which is inherited
+    lines = (
+        "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "print('up', flush=True)\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('stopped')"
+    )
     process = subprocess.Popen([sys.executable, "-c", lines], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "up\n"
     yield process
