@@ -35,7 +35,7 @@ def sleeper():
     # whoever runs the tests in the background has it ignored, which is inherited
     lines = (
         "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "print('up', flush=True)\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('stopped')"
+        "try: print('up', flush=True); time.sleep(600)\nexcept KeyboardInterrupt: print('stopped')"
     )
     process = subprocess.Popen([sys.executable, "-c", lines], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "up\n"
