@@ -278,7 +278,6 @@ class Slots:
             self._lifetime.stop(NO_SLOT, f"no node could hold one for {minutes:g} minutes")
 
     def _has_nodes(self) -> bool:
-
         from cluster import ClusterError
         from cluster.connect import plan_slots_now
 
@@ -318,8 +317,8 @@ class Slots:
 
         if self._share is None:
             return
-        running = sum(curve.status == "running" for curve in self._ledger.curves())
-        left = self._lifetime.search.trials - self._ledger.drawn() + running
+        undrawn = self._lifetime.search.trials - self._ledger.drawn()
+        left = undrawn + len(self._ledger.unfinished())
         others = list(self._share.others)
         try:
             allowed = self._share.ask(

@@ -364,11 +364,12 @@ class Coordinator:
 
     async def retired(self, slot: str) -> Assignment:
         """A slot has done as it was told: its trials are paused, and its workers end."""
-        self._retired.add(slot)
-        self._has_workers(slot)
-        self._slots.pop(slot, None)
-        self._clear(slot)
-        self._assign()
+        if slot in self._slots or slot not in self._retired:  # it is told again and again
+            self._retired.add(slot)
+            self._has_workers(slot)
+            self._slots.pop(slot, None)
+            self._clear(slot)
+            self._assign()
         return Assignment(version=0, stop=True)
 
     async def slot_ended(self, slot: str) -> int:

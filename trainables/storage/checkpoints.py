@@ -141,6 +141,13 @@ def _is_whole_pause(store: Store, folder: str, sizes: Mapping[str, int]) -> bool
         files = store.read_json(f"{folder}/{POSITION}")[FILES]
     except Damaged:
         return False
+    return _are_whole(folder, files, sizes)
+
+
+def _are_whole(folder: str, files: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
+    """Whether the files of a folder have the bytes that they were written with. sizes: of the files
+    that are there.
+    """
     return all(sizes.get(f"{folder}/{name}") == size for name, size in files.items())
 
 
@@ -197,11 +204,8 @@ class _Written:
         return has_state and self._whole(sizes, "")
 
     def _whole(self, sizes: Mapping[str, int], below: str) -> bool:
-        return all(
-            sizes.get(f"{self.folder}/{name}") == size
-            for name, size in self.files.items()
-            if name.startswith(below)
-        )
+        files = {name: size for name, size in self.files.items() if name.startswith(below)}
+        return _are_whole(self.folder, files, sizes)
 
 
 def _read(store: Store, trial: str, sizes: Mapping[str, int]) -> list[_Written]:
