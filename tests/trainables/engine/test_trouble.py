@@ -223,11 +223,14 @@ def test_errors_after_which_a_process_gets_nothing_more_from_its_accelerator(err
 
 
 class Client:
-    """Records what a slot tells its coordinator."""
+    """Records what a slot tells its coordinator. first: what rank 0 has sent to the others, for a
+    worker that is one of these.
+    """
 
-    def __init__(self, *, known: bool = True) -> None:
+    def __init__(self, *, known: bool = True, first: Any = None) -> None:
         self.told: list[tuple[Any, ...]] = []
         self.known = known
+        self.first = first
         self.assignment = Assignment(version=1)
 
     def publish(self, *news: Any) -> bool:
@@ -240,7 +243,7 @@ class Client:
         return [value]
 
     def from_rank_zero(self, value: Any) -> Any:
-        return value
+        return self.first or value
 
 
 def worker_of(group: Any, tmp_path: Any, *, known: bool = True) -> SlotWorker:
@@ -527,9 +530,10 @@ def test_a_base_that_fits_no_device_is_refused_with_its_estimate():
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_first_worker_tells_of_the_slot_and_each_of_its_memory(lab, tmp_path, rank):
     group = lab.group("bert")
+    first_attempt, not_lost = (1, None), ""
     worker = SlotWorker(
         config=SimpleNamespace(first=""),
-        client=Client(),
+        client=Client(first=(first_attempt, not_lost) if rank else None),
         groups={"": group},
         store=Store(str(tmp_path)),
         rank=rank,
