@@ -261,7 +261,7 @@ def record(out: Path, configurations: int) -> None:
             "selection": {"general_text": str(general)},
         }
         config = from_tree(OmegaConf.create(sweep), (), "plays")
-        rows = prepare_data(config, Path(scratch) / "data")["splits"]["train"]["rows"]
+        rows = prepare_data(config, Path(scratch) / "data").splits["train"].rows
         group = open_group(
             Path(scratch) / "data",
             model=config.model,
