@@ -1,8 +1,16 @@
-"""Freeze and thaw (Swersky et al. 2014, https://arxiv.org/abs/1406.3896): which trial trains next, of
-those that are paused and configurations that are new, by what a model of all curves expects of them.
+"""Freeze and thaw (Swersky et al. 2014, https://arxiv.org/abs/1406.3896): which trial trains next,
+of those that are paused and configurations that are new, by what a model of all curves expects of
+them.
 
 Nothing is stopped for ever: a trial trains to its next evaluation, and the question is asked anew.
 No Ray, no Optuna and no torch here.
+
+A small model of its own, for want of a library that does this offline: ifbo 0.4.1 (a network fitted
+to curves beforehand) downloads its weights at first use; neural-pipeline-search 0.17.0 takes them
+from there, pins gpytorch 1.13.0 and brings torchvision and tensorboard; syne-tune 0.16.0 has
+successive halving with several searchers, and none that goes on with paused trials by their curves;
+botorch 0.18.1 has no model of curves that end at different horizons, and brings gpytorch and a
+compiler's driver for what are some hundred points here. All four ask for no other torch.
 """
 
 import math
@@ -24,8 +32,8 @@ REFIT = 1.1  # the model is fitted anew when there are so many times as many eva
 ITERATIONS = 25  # of a fit, which goes on from the one before
 
 # Mean and standard deviation of the normal priors of the logarithms of the kernel's parameters, for
-# inputs in [0, 1] and losses of unit variance. They say: losses are smooth, curves are alike, and an
-# evaluation is good to a few hundredths.
+# inputs in [0, 1] and losses of unit variance. They say: losses are smooth, curves are alike, and
+# an evaluation is good to a few hundredths.
 LENGTH = math.log(0.7), 0.8  # of time, and, times the root of their number, of hyperparameters
 VARIANCES = {
     "place": (math.log(0.5), 1.0),  # what a configuration is worth at any time
@@ -80,8 +88,8 @@ class Choice:
 
 def place(space: Space, params: Mapping[str, object]) -> dict[str, float]:
     """Where in `space` a configuration lies: of each parameter its share of the range, in the
-    logarithm where that is what is uniform; of a choice of words a number for each. A parameter that
-    several branches have has one name in all, and its share is that of the branch's own range.
+    logarithm where that is what is uniform; of a choice of words a number for each. A parameter
+    that several branches have has one name in all, and its share is that of the branch's own range.
     """
     found: dict[str, float] = {}
 
@@ -112,8 +120,8 @@ class FreezeThaw:
     all that were made: of this trial and of others, at whatever part of whatever schedule they are.
     Who trains next is the candidate of which some evaluation is expected to improve on the lowest
     loss by most for what it costs to get there (Jones et al. 1998, expected improvement, for each
-    unit of cost, as Snoek et al. 2012, https://arxiv.org/abs/1206.2944). Single evaluations are noisy,
-    so the lowest loss is that of the model, and one bad evaluation abandons nobody.
+    unit of cost, as Snoek et al. 2012, https://arxiv.org/abs/1206.2944). Single evaluations are
+    noisy, so the lowest loss is that of the model, and one bad evaluation abandons nobody.
     """
 
     def __init__(self) -> None:
@@ -129,9 +137,7 @@ class FreezeThaw:
         new = [number for number in waiting if not candidates[number].losses]
         if new and (begun < STARTUP or not measured):
             each = candidates[new[0]]
-            return Choice(
-                number=new[0], gain=None, cost=each.samples[0] * each.cost, evaluation=0
-            )
+            return Choice(number=new[0], gain=None, cost=each.samples[0] * each.cost, evaluation=0)
         return self._best(candidates, waiting)
 
     def _best(self, candidates: Sequence[Candidate], waiting: Sequence[int]) -> Choice:
@@ -171,8 +177,8 @@ class CurveModel:
 
         k = place Kx + time Kt + both Kx Kt + [same trial] (trial + curve Kt) + [same] noise
 
-    with squared-exponential Kx over the hyperparameters and Kt over the logarithm of samples seen and
-    how far the rate has come down, each with a length of its own. Its parameters are those of
+    with squared-exponential Kx over the hyperparameters and Kt over the logarithm of samples seen
+    and how far the rate has come down, each with a length of its own. Its parameters are those of
     the highest posterior density. Losses are told to it in their logarithm; those far above the
     median, and of trials that diverged, as high as that goes: how bad a bad trial is tells nothing.
     """
@@ -184,8 +190,8 @@ class CurveModel:
 
     def learn(self, candidates: Sequence[Candidate]) -> float:
         """Take in all evaluations; returns the lowest loss so far, as the model has it and in its
-        units. Trials that run are taken to come to what is expected of them, so that the next choice
-        is another (a "believer", Ginsbourger et al. 2010).
+        units. Trials that run are taken to come to what is expected of them, so that the next
+        choice is another (a "believer", Ginsbourger et al. 2010).
         """
         names = sorted({name for each in candidates for name in each.place})
         if names != self._names:
@@ -243,7 +249,7 @@ class CurveModel:
     ) -> np.ndarray:
         losses = np.array([candidates[number].losses[k] for number, k in points], dtype=float)
         known = losses[np.isfinite(losses)]
-        # losses may be below 0 (rewards, log densities of other tasks): then they are told as they are
+        # where some are not above 0, as of a density, they are told as they are
         self._logs = bool((known > 0).all())
         y = np.full(len(losses), math.inf)
         y[np.isfinite(losses)] = np.log(known) if self._logs else known
@@ -334,9 +340,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[:, :1] == b[:, 0]
 
 
-def _correlations(
-    parameters: np.ndarray, differences: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _correlations(parameters: np.ndarray, differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of places and of times [N, M]."""
     scaled = np.exp(-2 * parameters[: len(differences)])
     of_place = np.exp(-0.5 * np.tensordot(scaled[:-2], differences[:-2], 1))

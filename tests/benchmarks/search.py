@@ -32,7 +32,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -351,14 +350,14 @@ class FreezeThawWay:
         self._order = order
         self._policy = FreezeThaw()
         self._candidates = {
-            number: Candidate(
-                place=each.place, samples=each.samples, annealed=each.annealed
-            )
+            number: Candidate(place=each.place, samples=each.samples, annealed=each.annealed)
             for number, each in enumerate(job.configurations)
         }
 
     def next(self) -> int | None:
-        begun = [n for n in self._order if self._candidates[n].losses or self._candidates[n].running]
+        begun = [
+            n for n in self._order if self._candidates[n].losses or self._candidates[n].running
+        ]
         fresh = [n for n in self._order if n not in begun][:POOL]
         numbers = [*begun, *fresh]
         choice = self._policy.choose([self._candidates[number] for number in numbers])
@@ -430,9 +429,7 @@ def table(measured: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     lines = ["| way | " + " | ".join(f"{job}: median | 90%" for job in measured) + " |"]
     lines.append("|---" * (1 + 2 * len(measured)) + "|")
     for way in next(iter(measured.values())):
-        cells = [
-            f"{np.quantile(of[way], q):.1%}" for of in measured.values() for q in (0.5, 0.9)
-        ]
+        cells = [f"{np.quantile(of[way], q):.1%}" for of in measured.values() for q in (0.5, 0.9)]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -451,8 +448,11 @@ def main() -> None:
         if (job := load(name)) is None:
             print(f"{name}: not recorded yet", file=sys.stderr)
             continue
-        print(f"{name}: {len(job.configurations)} configurations, {job.samples} samples, "
-              f"{len(job.seeds)} seeds", flush=True)
+        print(
+            f"{name}: {len(job.configurations)} configurations, {job.samples} samples, "
+            f"{len(job.seeds)} seeds",
+            flush=True,
+        )
         began = time.process_time()
         measured[name] = measure(job, given.ways, given.orders)
         print(f"{time.process_time() - began:.0f} s", flush=True)
