@@ -13,7 +13,6 @@ Where a job has two seeds, odd orders have one and even ones the other.
   ASHA              the same, and `sweeps.search.scheduler` stops them
   TPE + ASHA        and Optuna's TPE chooses them, told as this platform tells it
   Ray               Ray's OptunaSearch and ASHAScheduler, with their defaults, in samples
-  syne-tune         its ASHACQR (conformal quantile regression), where it is installed
   freeze-thaw       `sweeps.search.freeze_thaw`
 
 A searcher asks for any point of the space; it gets the nearest configuration that is recorded and has not run. Freeze-thaw asks
@@ -304,47 +303,6 @@ def ray_way(job: Job, order: Sequence[int], seed: int) -> Way:
     return InTurn(job, draw, goes_on, ended)
 
 
-def syne_tune_way(job: Job, order: Sequence[int], seed: int) -> Way:
-    from syne_tune.backend.trial_status import Trial
-    from syne_tune.config_space import uniform
-    from syne_tune.optimizer.baselines import ASHACQR
-    from syne_tune.optimizer.scheduler import SchedulerDecision
-
-    places = Places(job, order)
-    steps = max(len(each.samples) for each in job.configurations)
-    space = {name: uniform(0, 1) for name in places.names}
-    scheduler = ASHACQR(
-        {**space, "max_t": steps},
-        metric="loss",
-        time_attr="step",
-        max_t=steps,
-        grace_period=2,
-        random_seed=seed,
-    )
-    trials: dict[int, Trial] = {}
-
-    def draw() -> int | None:
-        suggested = scheduler.suggest()
-        found = places.nearest(suggested.config)
-        if found is not None:
-            trials[found] = trial = Trial(len(trials), suggested.config, None)
-            scheduler.on_trial_add(trial)
-        return found
-
-    def said(evaluation: int, loss: float) -> dict[str, float]:
-        return {"step": evaluation + 1, "loss": loss if math.isfinite(loss) else 1e3}
-
-    def goes_on(number: int, evaluation: int, loss: float) -> bool:
-        answer = scheduler.on_trial_result(trials[number], said(evaluation, loss))
-        return answer == SchedulerDecision.CONTINUE
-
-    def ended(number: int, losses: Sequence[float], stopped: bool) -> None:
-        if not stopped:
-            scheduler.on_trial_complete(trials[number], said(len(losses) - 1, losses[-1]))
-
-    return InTurn(job, draw, goes_on, ended)
-
-
 class FreezeThawWay:
     def __init__(self, job: Job, order: Sequence[int], seed: int) -> None:
         self._order = order
@@ -379,7 +337,6 @@ WAYS: dict[str, Callable[[Job, Sequence[int], int], Way]] = {
     "ASHA": asha,
     "TPE + ASHA": tpe_asha,
     "Ray": ray_way,
-    "syne-tune": syne_tune_way,
     "freeze-thaw": FreezeThawWay,
 }
 
