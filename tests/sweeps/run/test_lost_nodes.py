@@ -1,4 +1,4 @@
-"""Sweeps on a cluster of two nodes of this machine: one is killed, or called back, or another sweep comes."""
+"""Sweeps on a cluster of two nodes of this machine: one is killed, or both, or one is called back, or another sweep comes."""
 
 import json
 import re
@@ -108,6 +108,28 @@ def test_trials_of_a_node_that_is_lost_board_another_slot(
     assert sweep.wait() == 0, log.read_text()
     assert "is without workers; its trials go on where there is room" in log.read_text()
     assert "but looking at the slots failed" not in log.read_text()
+    whole(tmp_path, results)
+
+
+@pytest.mark.long
+def test_a_sweep_whose_cluster_is_lost_goes_on_at_another(
+    start_sweeps, cluster, file, results, tmp_path: Path
+) -> None:
+    """First the only node with a slot, then the head, and all that was in their memory."""
+    nodes, log = cluster(0), tmp_path / "log"
+    slot = ("cluster.slots=1", "cluster.resources_per_worker={CPU: 1}")
+    sweep = start_sweeps(log, "run", file, f"cluster.address={nodes.address}", *slot)
+    wait_for(
+        lambda: len([*tmp_path.glob("runs/*/trials/*/*/step-*/evaluation.json")]) > 2, sweep, log
+    )
+    kill_node(nodes, holds="Slot")
+    assert sweep.wait() == 1, log.read_text()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"resume {folder}" in log.read_text()
+    nodes.shutdown()
+    others = cluster(1)
+    again = start_sweeps(log, "resume", folder, f"cluster.address={others.address}")
+    assert again.wait() == 0, log.read_text()
     whole(tmp_path, results)
 
 
