@@ -10,7 +10,6 @@ interrupted.
 
 import argparse
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -89,7 +88,7 @@ def wait_for(happened: Callable[[], bool], process: subprocess.Popen, log: Path)
 
 
 def interrupt(sweep: subprocess.Popen) -> None:
-    sweep.send_signal(signal.SIGINT)
+    sweep.terminate()
     sweep.wait()
 
 
@@ -99,7 +98,7 @@ def holding(dashboard: str) -> Counter[str]:
 
     actors: Any = list_actors(
         address=dashboard,
-        filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")],
+        filters=[("class_name", "=", "Slot"), ("state", "=", "ALIVE")],
         limit=1000,
     )
     return Counter(each.job_id for each in actors)
