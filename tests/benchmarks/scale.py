@@ -35,8 +35,8 @@ FASTER = 1.1  # times the number of trials: what grows more is named
 MB = 1e6
 
 Numbers = Mapping[str, float]
-OF_A_TRIAL = "a trial, ms"
-LATE = "one of the last tenth, times one of the first"
+OF_A_TRIAL = "a trial after the first tenth, ms"
+LATE = "one of the last tenth, times one of the second"
 NOT_OF_ALL = (OF_A_TRIAL, LATE)  # the other numbers are of all trials together
 
 
@@ -73,13 +73,14 @@ def moments(folder: Path) -> Numbers:
         return sorted(json.loads(file.read_text())[field] for file in files)
 
     began, ended = read("trial.json", "started"), read("outcome.json", "ended")
-    took, tenth = ended[-1] - began[0], max(1, len(ended) // 10)
-    first, last = ended[tenth - 1] - began[0], ended[-1] - ended[-tenth - 1]
+    tenth = max(1, len(ended) // 10)  # of which the first has the start of all slots in it
+    early, late = ended[2 * tenth - 1] - ended[tenth - 1], ended[-1] - ended[-tenth - 1]
+    after_first = (ended[-1] - ended[tenth - 1]) / (len(ended) - tenth)
     concluded = json.loads((folder / "status.json").read_text())["time"]
     return {
-        "searching, s": took,
-        OF_A_TRIAL: 1000 * took / len(ended),
-        LATE: last / first,
+        "searching, s": ended[-1] - began[0],
+        OF_A_TRIAL: 1000 * after_first,
+        LATE: late / early,
         "concluding, s": concluded - ended[-1],
     }
 
