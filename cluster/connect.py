@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,7 @@ class Connection:
     dashboard_token: (
         str | None
     )  # the command that prints the token that the dashboard asks for; None: it asks for none
+    end_is_told: Callable[[], None]  # to be called by who ends this process at once, and says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +72,16 @@ class SlotPlan:
 
 @contextmanager
 def connect(
-    config: ClusterConfig, *, namespace: str, temp_dir: Path | None = None
+    config: ClusterConfig, *, namespace: str, temp_dir: Path | None = None, last_words: str = ""
 ) -> Iterator[Connection]:
     """Join the cluster at `config.address`, else that of RAY_ADDRESS, else start a Ray of our own
     on this machine.
 
     What was started here is shut down at the end; a Ray that this process had already joined is
     used and left as it is. `temp_dir` is for a Ray of our own: session files and sockets, by
-    default /tmp/ray. Raises ClusterError: nothing answers at the address, or it wants another
-    token.
+    default /tmp/ray. `last_words` are printed where this process ends before it leaves here: it was
+    killed, or Ray ended it. Raises ClusterError: nothing answers at the address, or it wants
+    another token.
     """
     if ray.is_initialized():
         joined = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR)
@@ -91,11 +93,11 @@ def connect(
         try:
             if own:
                 dashboard = _start(namespace, temp_dir)
-                after.enter_context(reaped())
             else:
                 where = "cluster.address" if config.address else "RAY_ADDRESS"
                 dashboard = _join(address, where, namespace)
-            yield _connection(dashboard, namespace, own)
+            end_is_told = after.enter_context(reaped(own=own, last_words=last_words))
+            yield _connection(dashboard, namespace, own=own, end_is_told=end_is_told)
         finally:
             ray.shutdown()
 
@@ -244,8 +246,15 @@ def amounts(resources: Mapping[str, float]) -> str:
     return ", ".join(words) or "nothing"
 
 
-def _connection(dashboard: str | None, namespace: str, own: bool) -> Connection:
+def _connection(
+    dashboard: str | None,
+    namespace: str,
+    *,
+    own: bool,
+    end_is_told: Callable[[], None] = lambda: None,
+) -> Connection:
     return Connection(
+        end_is_told=end_is_told,
         namespace=namespace,
         own=own,
         socket=_socket() if own else None,

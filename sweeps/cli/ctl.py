@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from sweeps.cli.arguments import Verify
 from sweeps.cli.json_output import AsJson, print_json
 from sweeps.cli.terminal import FAILED, console
 from trainables.errors import InputError
@@ -29,6 +30,7 @@ def ctl(
         str | None,
         typer.Option(help="the dashboard of the cluster that runs the job", show_default=False),
     ] = None,
+    verify: Verify = None,
     as_json: AsJson = False,
     by: Annotated[str | None, typer.Option("--by", hidden=True)] = None,
 ) -> None:
@@ -44,7 +46,7 @@ def ctl(
     if address is None:
         found = steer(sweep, words, by=by)
     else:
-        found = steer_job(address, sweep, words, by=by, say=terminal.print)
+        found = steer_job(address, sweep, words, verify=verify, by=by, say=terminal.print)
     if as_json:
         print_json(found)
     if found.state == "refused":

@@ -48,14 +48,21 @@ def steer(folder: str, words: Sequence[str], *, by: str, wait_s: float = WAIT_S)
 
 
 def steer_job(
-    address: str, job_id: str, words: Sequence[str], *, by: str, say: Callable[[str], None]
+    address: str,
+    word: str,
+    words: Sequence[str],
+    *,
+    verify: str | None = None,
+    by: str,
+    say: Callable[[str], None],
 ) -> Steered:
     """The same of the sweep that a job runs: by its folder where this machine reads it too, else by
-    a second job beside it. Raises ClusterError as `watched_job` does.
+    a second job beside it. word: the job's id, or its beginning. Raises ClusterError as
+    `watched_job` does.
     """
     read_command(words, by)
-    jobs = Jobs(address)
-    job, folder = begun(jobs, job_id, say)
+    jobs = Jobs(address, verify)
+    job, folder = begun(jobs, jobs.choose(word).job_id, say)
     if is_reached(folder):
         return steer(folder, words, by=by)
     own, lines = f"ctl-{uuid.uuid4().hex[:8]}", list[str]()

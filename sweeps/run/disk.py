@@ -20,30 +20,40 @@ class Disk:
     def __init__(self, config: SweepConfig, ledger: Ledger, say: Callable[[str], None]) -> None:
         self._config, self._ledger, self._say = config, ledger, say
         self.full = False
+        self._sizes: dict[str, float] = {}  # of what is kept of each trial, as far as was looked
+        self._kept = 0.0
 
-    def keep_to_the_budget(self) -> None:
+    def keep_to_the_budget(self, trial: str | None = None) -> None:
+        """trial: the only one of which something has come or gone since the last time; None: it may
+        have been of any.
+        """
         budget = self._config.storage_budget_bytes()
         if budget is None:
             return
-        taken = sum(map(_taken, self._ledger.curves()))
-        if taken > budget:
-            taken = self._free(taken, budget)
-        if taken > budget and not self.full:
+        curves = self._ledger.curves() if trial is None else [self._ledger.curve(trial)]
+        for curve in curves:
+            self._note(curve.id, _taken(curve))
+        if self._kept > budget:
+            self._free(budget)
+        if self._kept > budget and not self.full:
             self._say(
                 f"the storage budget of {self._config.storage_budget} is spent: the checkpoints"
-                f" that must be kept take {taken / GB:.3g} GB; no new trial starts"
+                f" that must be kept take {self._kept / GB:.3g} GB; no new trial starts"
             )
-        self.full = taken > budget
+        self.full = self._kept > budget
 
-    def _free(self, taken: float, budget: float) -> float:
-        """What is taken then."""
+    def _free(self, budget: float) -> None:
         for curve in spare(self._ledger, self._config):
-            if taken <= budget:
+            if self._kept <= budget:
                 break
             self._ledger.drop(curve.id)
-            taken -= _taken(curve)
+            self._note(curve.id, 0.0)
             self._say(f"{curve.id}: its checkpoint is deleted, for the storage budget")
-        return taken
+
+    def _note(self, trial: str, taken: float) -> None:
+        """Of one trial, as there may be very many."""
+        self._kept += taken - self._sizes.get(trial, 0.0)
+        self._sizes[trial] = taken
 
 
 def _taken(curve: Curve) -> float:

@@ -32,8 +32,9 @@ class Pace:
         self._done_before: float | None = None
 
     def progress(self, curves: Sequence[Curve], snapshot: Snapshot) -> Progress:
+        on = {trial: slot for slot, trials in snapshot.slots.items() for trial in trials}
         running = {
-            curve.id: self._running(curve, snapshot)
+            curve.id: self._running(curve, snapshot, on.get(curve.id))
             for curve in curves
             if curve.status == "running"
         }
@@ -48,14 +49,13 @@ class Pace:
             paused=self._paused(),
         )
 
-    def _running(self, curve: Curve, snapshot: Snapshot) -> RunningTrial:
+    def _running(self, curve: Curve, snapshot: Snapshot, slot: str | None) -> RunningTrial:
         seen = snapshot.progress.get(curve.id, TrialProgress())
-        slots = [slot for slot, trials in snapshot.slots.items() if curve.id in trials]
         return RunningTrial(
             samples_seen=seen.samples_seen,
             total_samples=self.total_samples(curve),
             samples_per_s=seen.samples_per_s,
-            slot=slots[0].removeprefix(self._prefix) if slots else None,
+            slot=None if slot is None else slot.removeprefix(self._prefix),
         )
 
     def _left(self, done: float, elapsed: float) -> float | None:

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     import optuna
     from ray.actor import ActorHandle
 
-    from cluster.connect import SlotPlan
+    from cluster.connect import Connection, SlotPlan
     from cluster.shares import ShareOfSweep
     from sweeps.search.prior import Known
 
@@ -236,7 +236,7 @@ class Sweep:
     def _go_on(self) -> str:
         return f"Go on with: python -m sweeps resume {self.ledger.folder}"
 
-    def _leave(self, lost: ClusterLost, monitor: Monitor, *, own: bool) -> None:
+    def _leave(self, lost: ClusterLost, monitor: Monitor, connection: "Connection") -> None:
         """End this process, as nothing can be asked of the cluster any more, not even to end."""
 
         def tell() -> None:
@@ -246,8 +246,9 @@ class Sweep:
 
         def say() -> None:
             print(f"Failed, as {lost}. {self._go_on}", file=sys.stderr, flush=True)
+            connection.end_is_told()
 
-        end_process(1, tell, self.close, say, own=own)
+        end_process(1, tell, self.close, say, own=connection.own)
 
     def trials_left(self) -> bool:
         """Whether there are trials to begin, or to go on with."""
@@ -286,7 +287,13 @@ class Sweep:
         for note in self.manifest.notes:
             self.display.say(note)
         study = self._open_study()
-        with connect(self.config.cluster, namespace=f"sweep-{self.ledger.name}") as connection:
+        last_words = (
+            "The sweep's process has ended without a word: somebody killed it, or Ray did, as its"
+            f" raylet on this machine is gone. {self._go_on}"
+        )
+        with connect(
+            self.config.cluster, namespace=f"sweep-{self.ledger.name}", last_words=last_words
+        ) as connection:
             if connection.dashboard_url:
                 token = connection.dashboard_token
                 shown = f" (its token: {token})" if token else ""
@@ -296,7 +303,7 @@ class Sweep:
             coordinator = self._start_coordinator(plan, shared=not connection.own)
 
             def leave(lost: ClusterLost) -> None:
-                self._leave(lost, monitor, own=connection.own)
+                self._leave(lost, monitor, connection)
 
             slots = Slots(
                 self.config,

@@ -79,7 +79,7 @@ class TrialEvents:
             return
         self._succeeded = self._succeeded or evaluation.val_loss is not None
         self._ledger.prune(trial, self._config.selection)
-        self._disk.keep_to_the_budget()
+        self._disk.keep_to_the_budget(trial)
         self._tracker.evaluation(trial, evaluation)
         self._say(f"{trial} {evaluation_words(evaluation)}")
 
@@ -87,7 +87,7 @@ class TrialEvents:
         ray.get(self._coordinator.leave.remote(trial))
         selection = self._config.selection
         self._ledger.prune(trial, selection)
-        self._disk.keep_to_the_budget()
+        self._disk.keep_to_the_budget(trial)
         curve = self._ledger.curve(trial)
         judged = standing_verdict(curve, self._baseline.reference, selection)
         best = best_point(curve, selection)

@@ -8,7 +8,7 @@ evaluations that may win, see `outcome`.
 import errno
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -62,7 +62,7 @@ def open_study(
         # a killed sweep can leave its lock; only one sweep writes here
         for left in path.parent.glob(f"{path.name}*.lock*"):
             left.unlink()
-    storage = JournalStorage(WholeJournal(path, again))
+    storage = StudyStorage(WholeJournal(path, again))
     # the folder may have been renamed since; the last is that of the space as it is now
     name = next(reversed(optuna.get_all_study_names(storage)), name)
     if read_only:
@@ -72,6 +72,38 @@ def open_study(
     )
     study.sampler = make_sampler(config, seed, known)
     return study
+
+
+class StudyStorage(JournalStorage):
+    """A journal's storage that knows which trials wait. Optuna asks for these whenever a trial is
+    drawn, and the original looks through all that there ever were; only one process adds any here.
+    """
+
+    def __init__(self, journal: JournalFileBackend) -> None:
+        super().__init__(journal)
+        self._may_wait: dict[int, list[int]] = {}  # ids of trials, by study; as soon as asked for
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        made = super().create_new_trial(study_id, template_trial)
+        if template_trial is not None and study_id in self._may_wait:
+            self._may_wait[study_id].append(made)
+        return made
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        if states != (TrialState.WAITING,) or deepcopy:
+            return super().get_all_trials(study_id, deepcopy, states)
+        if study_id not in self._may_wait:
+            waiting = super().get_all_trials(study_id, deepcopy, states)
+        else:
+            known = map(self.get_trial, self._may_wait[study_id])
+            waiting = [trial for trial in known if trial.state == TrialState.WAITING]
+        self._may_wait[study_id] = [trial._trial_id for trial in waiting]
+        return waiting
 
 
 class WholeJournal(JournalFileBackend):

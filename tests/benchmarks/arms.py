@@ -36,6 +36,7 @@ class TreeClock:
         self._samples: list[tuple[float, float]] = []
         self._peak = 0
         self._at_peak: dict[psutil.Process, int] = {}
+        self._most: dict[psutil.Process, int] = {}
         self._titles: dict[psutil.Process, str] = {}
         self._stop = threading.Event()
         self._threads = [
@@ -81,6 +82,16 @@ class TreeClock:
             for process, seconds in self._seconds.items()
         ]
 
+    def most(self, words: str) -> int:
+        """The most bytes that those processes had, each by itself, whose titles have `words`."""
+        return sum(
+            held for process, held in self._most.items() if words in self._titles.get(process, "")
+        )
+
+    def cpu(self, words: str) -> float:
+        """CPU seconds of the same."""
+        return sum(seconds for title, seconds, _ in self.processes() if words in title)
+
     def alive(self) -> list[psutil.Process]:
         """What the tree has left running, whoever its parent is now."""
         return [process for process in list(self._seconds) if process.is_running()]
@@ -108,7 +119,8 @@ class TreeClock:
 
     def _sample_memory(self) -> None:
         found = {process: memory(process) for process in self.alive()}
-        for process in found:
+        for process, held in found.items():
+            self._most[process] = max(held, self._most.get(process, 0))
             with contextlib.suppress(psutil.Error):
                 self._titles[process] = " ".join(process.cmdline()) or self._titles.get(process, "")
         if sum(found.values()) > self._peak:
@@ -142,7 +154,9 @@ def environment(work: Path, extra: dict[str, str]) -> dict[str, str]:
     }
 
 
-def run_arm(arguments: Sequence[str], log: Path, env: dict[str, str]) -> tuple[TreeClock, float]:
+def run_arm(
+    arguments: Sequence[str], log: Path, env: dict[str, str], timeout_s: float = ARM_TIMEOUT_S
+) -> tuple[TreeClock, float]:
     """Run a Python process to its end, its output going to `log`; nothing that it started is left running.
 
     Returns its tree's clock, and the wall-clock seconds from its start to its end.
@@ -159,7 +173,7 @@ def run_arm(arguments: Sequence[str], log: Path, env: dict[str, str]) -> tuple[T
         )
         with TreeClock(psutil.Process(process.pid)) as clock:
             try:
-                code = process.wait(timeout=ARM_TIMEOUT_S)
+                code = process.wait(timeout=timeout_s)
                 wall = time.perf_counter() - began
             finally:
                 if process.poll() is None:

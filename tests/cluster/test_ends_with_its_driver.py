@@ -19,7 +19,8 @@ from pathlib import Path
 from cluster.config import ClusterConfig
 from cluster.connect import connect
 
-with connect(ClusterConfig(), namespace="reaped", temp_dir=Path(sys.argv[1])):
+temp_dir = Path(sys.argv[1])
+with connect(ClusterConfig(), namespace="reaped", temp_dir=temp_dir, last_words="Go on."):
     print("ready", flush=True)
     sys.stdin.read()
 """
@@ -41,6 +42,7 @@ def test_no_process_of_ray_outlives_its_driver(temp_dir: Path, how: str) -> None
         env={**os.environ, "RAY_AUTH_MODE": "disabled"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     ) as driver:
@@ -49,6 +51,7 @@ def test_no_process_of_ray_outlives_its_driver(temp_dir: Path, how: str) -> None
         assert {title.strip() for each in below for title in each.cmdline()[:1]} >= AGENTS
         if how == "kill":
             driver.kill()
-        driver.communicate()
+        _, errors = driver.communicate()
     _, alive = psutil.wait_procs(below, timeout=SOON_S)
     assert alive == []
+    assert ("Go on.\n" in errors) == (how == "kill"), errors

@@ -149,7 +149,7 @@ def test_a_job_is_steered_by_its_folder_and_through_a_job_beside_it(ray_head, jo
     while not (folder / "trials" / "t0001").is_dir():
         assert not jobs.find(job).has_ended
         time.sleep(0.2)
-    by_folder = start("ctl", job, "--address", ray_head.dashboard_url, "pause", **ray_head.env)
+    by_folder = start("ctl", job[:-2], "--address", ray_head.dashboard_url, "pause", **ray_head.env)
     output, errors = by_folder.communicate()
     assert by_folder.returncode == 0 and output.startswith("done: nothing new starts"), errors
     monkeypatch.setattr(ctl, "is_reached", lambda folder: False)

@@ -436,6 +436,8 @@ class Coordinator:
         there = self._trials_on(slot)
         if not there:
             return 1
+        if len(there) >= self._limit(there[0]):  # asked of every slot, of which most are full
+            return 0
         if any(state.sharing_key is None or state.isolated for state in there):
             return 0
         return max(0, min(self._limit(state) for state in there) - len(there))
@@ -620,6 +622,8 @@ class Coordinator:
     ) -> bool:
         if not others:
             return True
+        if len(others) >= (limit or self._limit(state)):  # as with `_free`
+            return False
         group = [state, *others]
         if any(each.isolated or each.sharing_key is None for each in group):
             return False
@@ -656,7 +660,7 @@ class Coordinator:
     def _assigned(self, slot: str) -> Mapping[str, ScheduledTrial]:
         return {state.id: state for state in self._places.on(slot)}
 
-    def _trials_on(self, slot: str) -> list[ScheduledTrial]:
+    def _trials_on(self, slot: str) -> Sequence[ScheduledTrial]:
         return self._places.on(slot)
 
     def _open(self) -> list[str]:

@@ -26,17 +26,23 @@ class Places:
 
     def __init__(self) -> None:
         self._on: defaultdict[str | None, dict[str, ScheduledTrial]] = defaultdict(dict)
+        self._ordered: dict[str | None, tuple[ScheduledTrial, ...]] = {}  # until one comes or goes
         self.numbers = itertools.count()
 
-    def on(self, slot: str | None) -> "list[ScheduledTrial]":
+    def on(self, slot: str | None) -> "Sequence[ScheduledTrial]":
         """Those on a slot, of None those on none, in the order of their coming."""
-        return sorted(self._on[slot].values(), key=lambda state: state.number)
+        if slot not in self._ordered:
+            there = sorted(self._on[slot].values(), key=lambda state: state.number)
+            self._ordered[slot] = tuple(there)
+        return self._ordered[slot]
 
     def add(self, state: "ScheduledTrial") -> None:
         self._on[state.slot][state.id] = state
+        self._ordered.pop(state.slot, None)
 
     def remove(self, state: "ScheduledTrial") -> None:
         self._on[state.slot].pop(state.id, None)
+        self._ordered.pop(state.slot, None)
 
 
 @dataclass(kw_only=True)

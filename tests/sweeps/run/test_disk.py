@@ -111,6 +111,24 @@ def test_there_is_room_again_with_a_larger_budget_or_a_trial_that_ends(ledger):
     assert not disk.full and kept(ledger) == {"t0001", "t0003"}
 
 
+def test_a_trial_at_a_time_comes_to_the_same(ledger, monkeypatch):
+    """Only the trial that is named is looked at."""
+    disk = Disk(configured("60MB"), ledger, print)
+    disk.keep_to_the_budget()
+    for number, loss in ((7, 3.5), (8, 0.5)):
+        run(ledger, f"t000{number}", loss)
+        with monkeypatch.context() as patch:
+            if number == 8:  # with room for it
+                disk._config = configured("70MB")
+                patch.setattr(Ledger, "curves", lambda _: pytest.fail("all trials"))
+            disk.keep_to_the_budget(f"t000{number}")
+    # t0005 went for t0007; the default and the one that runs stay
+    assert kept(ledger) == {"t0001", "t0002", "t0003", "t0004", "t0006", "t0007", "t0008"}
+    disk._config = configured("60MB")
+    disk.keep_to_the_budget("t0008")
+    assert kept(ledger) == {"t0001", "t0002", "t0003", "t0004", "t0006", "t0008"}
+
+
 @pytest.mark.parametrize("budget", ["50", "0GB", "50 GiB", "much"])
 def test_a_budget_that_is_none(budget):
     with pytest.raises(

@@ -150,8 +150,11 @@ def test_an_interrupted_trial_goes_on_from_the_step_at_which_it_was(
 ) -> None:
     """Also where it is interrupted before its first evaluation."""
     file = shakespeare("""
-train: {method: lora, rank: 4, alpha: 8, learning_rate: 0.001, batch_size: 8, evaluate_every: 1600, probe_rows: 64, epochs: 10}
-search: {trials: 1, early_stopping: {asha: false, overfit: false}, space: {}}
+train: {method: lora, rank: 4, alpha: 8, batch_size: 8, evaluate_every: 1600, probe_rows: 64, epochs: 10}
+search:
+  trials: 1
+  early_stopping: {asha: false, overfit: false}
+  space: {learning_rate: {choice: [0.001, 0.002]}}
 selection: {baselines: false}
 """)
     undisturbed = sweeps("run", file, f"storage={tmp_path}/undisturbed")

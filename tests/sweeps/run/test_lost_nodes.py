@@ -1,4 +1,4 @@
-"""Sweeps on a cluster of two nodes of this machine: one is killed, or called back, or another sweep comes."""
+"""Sweeps on a cluster of two nodes of this machine: one is killed, or both, or one is called back, or another sweep comes."""
 
 import json
 import re
@@ -111,6 +111,28 @@ def test_trials_of_a_node_that_is_lost_board_another_slot(
     whole(tmp_path, results)
 
 
+@pytest.mark.long
+def test_a_sweep_whose_cluster_is_lost_goes_on_at_another(
+    start_sweeps, cluster, file, results, tmp_path: Path
+) -> None:
+    """First the only node with a slot, then the head, and all that was in their memory."""
+    nodes, log = cluster(0), tmp_path / "log"
+    slot = ("cluster.slots=1", "cluster.resources_per_worker={CPU: 1}")
+    sweep = start_sweeps(log, "run", file, f"cluster.address={nodes.address}", *slot)
+    wait_for(
+        lambda: len([*tmp_path.glob("runs/*/trials/*/*/step-*/evaluation.json")]) > 2, sweep, log
+    )
+    kill_node(nodes, holds="Slot")
+    assert sweep.wait() == 1, log.read_text()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"resume {folder}" in log.read_text()
+    nodes.shutdown()
+    others = cluster(1)
+    again = start_sweeps(log, "resume", folder, f"cluster.address={others.address}")
+    assert again.wait() == 0, log.read_text()
+    whole(tmp_path, results)
+
+
 # --- nodes and slots that go with notice ---
 
 RARELY = (
@@ -172,8 +194,9 @@ def test_trials_of_a_node_that_is_to_be_taken_away_are_paused_and_go_on_elsewher
 
 @pytest.mark.long
 def test_two_sweeps_share_a_cluster_and_each_is_as_if_it_were_alone(
-    start_sweeps, cluster, file, undisturbed, tmp_path: Path
+    start_sweeps, sweeps, cluster, file, undisturbed, tmp_path: Path
 ) -> None:
+    """The first is paused until the second has its part, so that it has not ended by then."""
     nodes, logs = cluster(1), [tmp_path / "first", tmp_path / "second"]
     at = (*RARELY, f"cluster.address={nodes.address}")
     first = start_sweeps(logs[0], "run", file, *at, f"storage={tmp_path}/one")
@@ -182,8 +205,11 @@ def test_two_sweeps_share_a_cluster_and_each_is_as_if_it_were_alone(
         first,
         logs[0],
     )
+    (folder,) = (tmp_path / "one").iterdir()
+    assert sweeps("ctl", folder, "pause").code == 0
     second = start_sweeps(logs[1], "run", file, *at, f"storage={tmp_path}/two")
     wait_for(lambda: [*tmp_path.glob("two/*/trials/*/*/step-*")], second, logs[1])
+    assert sweeps("ctl", folder, "go-on").code == 0
     assert first.wait() == 0 and second.wait() == 0, [log.read_text() for log in logs]
     told = logs[0].read_text()
     assert re.search(r"slot\d ends: it is another sweep's turn; t000\d paused", told), told

@@ -524,8 +524,11 @@ def test_what_cannot_be_done_is_not_left_in_the_folder(sweep):
 class FakeJobs:
     """A cluster whose jobs are processes here, and whose folders nobody else reaches."""
 
-    def __init__(self, address):
+    def __init__(self, address, verify=None):
         self.folder, self.log = address, []
+
+    def choose(self, word):
+        return SimpleNamespace(job_id=f"{word}-1")
 
     def find(self, job_id):
         return SimpleNamespace(metadata={FOLDER: self.folder}, has_ended=False)
@@ -549,7 +552,7 @@ def test_a_job_beside_the_sweep_leaves_the_command_where_the_folder_is_out_of_re
 
     def steer(line):
         url = sweep.ledger.store.url
-        return ctl.steer_job(url, "quick-1", line.split(), by="ann@desk", say=print)
+        return ctl.steer_job(url, "quick", line.split(), by="ann@desk", say=print)
 
     found = steer("clone t0001 learning_rate=2e-3")
     assert (found.state, found.by) == ("waiting", "ann@desk")
