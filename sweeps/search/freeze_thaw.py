@@ -8,14 +8,14 @@ No Ray, no Optuna and no torch here.
 A small model of its own, for want of a library that does this offline: ifbo 0.4.1 (a network fitted
 to curves beforehand) downloads its weights at first use; neural-pipeline-search 0.17.0 takes them
 from there, pins gpytorch 1.13.0 and brings torchvision and tensorboard; syne-tune 0.16.0 has
-successive halving with several searchers, and none that goes on with paused trials by their curves;
-botorch 0.18.1 has no model of curves that end at different horizons, and brings gpytorch and a
-compiler's driver for what are some hundred points here. All four ask for no other torch.
+successive halving, median stopping and population-based training; botorch 0.18.1 brings gpytorch
+and a compiler's driver for what are some hundred points here, and no model of curves.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -96,15 +96,15 @@ def place(space: Space, params: Mapping[str, object]) -> dict[str, float]:
     def suggest(key: str, domain: Domain) -> object:
         name = key.rsplit(".", 1)[-1]
         value = domain.match(params[name])
+        number = cast("float", value)  # where it is one
         match domain:
-            case LogUniform(low=low, high=high):
-                found[name] = math.log(float(value) / low) / math.log(high / low)
-            case Int(low=low, high=high, log=True):
-                found[name] = math.log(value / low) / math.log(high / low)
+            case LogUniform(low=low, high=high) | Int(low=low, high=high, log=True):
+                found[name] = math.log(number / low) / math.log(high / low)
             case Uniform(low=low, high=high) | Int(low=low, high=high):
-                found[name] = (value - low) / (high - low)
+                found[name] = (number - low) / (high - low)
             case OneOf(values=values) if all(map(is_number, values)):
-                found[name] = sorted(values).index(value) / max(1, len(values) - 1)
+                below = sum(cast("float", each) < number for each in values)
+                found[name] = below / max(1, len(values) - 1)
             case OneOf(values=values):
                 found.update({f"{name}={each}": float(each == value) for each in values})
         return value
@@ -132,10 +132,8 @@ class FreezeThaw:
         waiting = [number for number, each in enumerate(candidates) if each.waits]
         if not waiting:
             return None
-        begun = sum(bool(each.losses) or each.running for each in candidates)
-        measured = any(math.isfinite(loss) for each in candidates for loss in each.losses)
         new = [number for number in waiting if not candidates[number].losses]
-        if new and (begun < STARTUP or not measured):
+        if new and _knows_little(candidates):
             each = candidates[new[0]]
             return Choice(number=new[0], gain=None, cost=each.samples[0] * each.cost, evaluation=0)
         return self._best(candidates, waiting)
@@ -158,6 +156,12 @@ class FreezeThaw:
             cost=float(costs[best]),
             evaluation=k,
         )
+
+
+def _knows_little(candidates: Sequence[Candidate]) -> bool:
+    begun = sum(bool(each.losses) or each.running for each in candidates)
+    measured = any(math.isfinite(loss) for each in candidates for loss in each.losses)
+    return begun < STARTUP or not measured
 
 
 def _cost(candidate: Candidate, evaluation: int) -> float:

@@ -625,9 +625,8 @@ class Coordinator:
         if len(others) >= (limit or self._limit(state)):  # as with `_free`
             return False
         group = [state, *others]
-        if any(each.isolated or each.sharing_key is None for each in group):
-            return False
-        if len({each.sharing_key for each in group}) > 1:
+        keys = {None if each.isolated else each.sharing_key for each in group}
+        if None in keys or len(keys) > 1:
             return False
         return len(group) <= (limit or min(self._limit(each) for each in group))
 
