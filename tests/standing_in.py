@@ -78,7 +78,7 @@ class FormulaGroup:
         from trainables.engine.schedule import is_due
 
         if not self._boarding.open:
-            time.sleep(0.01)
+            time.sleep(0.1)
             return []
         for member in map(self._members.__getitem__, trials):
             before, member.step = self._seen(member), member.step + 1
