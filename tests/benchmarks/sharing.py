@@ -4,8 +4,8 @@
 
 Starts a cluster of one node on loopback, with a core by name for each slot, and a sweep for each priority, one after
 another; each has work for all slots. From when the last has its first slot, who holds how many slots is looked up every
-second in Ray's own list of actors, not with the sweeps. Starting a slot counts as holding it. At the end the sweeps are
-interrupted.
+second in Ray's own list of actors, not with the sweeps: a slot is held while its worker is alive. At the end the
+sweeps are interrupted.
 """
 
 import argparse
@@ -50,7 +50,7 @@ search:
   early_stopping: {{asha: false, overfit: false, diverged: false}}
   space: {{learning_rate: {{log_uniform: [1.0e-5, 1.0e-4]}}}}
 """
-HEAD = "| sweep | priority | slots due | slots held, mean | held, of what is due |"
+HEAD = "| sweep | priority | slots held, mean | share of what all held | share due |"
 
 
 def free_port() -> int:
@@ -146,10 +146,12 @@ def measure(slots: int, priorities: Sequence[float], minutes: float, slice_minut
             time.sleep(SAMPLE_S)
     print(f"{slots} slots, slices of {slice_minutes:g} min, {minutes:g} min, {samples} samples\n")
     print(f"{HEAD}\n|{'---|' * HEAD.count(' | ')}---|")
+    in_all = sum(held.values())
     for number, (job, priority) in enumerate(zip(jobs, priorities, strict=True)):
-        due, mean = slots * priority / sum(priorities), held[job] / samples
-        print(f"| {number + 1} | {priority:g} | {due:.2f} | {mean:.2f} | {mean / due:.0%} |")
-    print(f"\nslots held by all, mean: {sum(held.values()) / samples:.2f} of {slots}")
+        mean, part = held[job] / samples, held[job] / in_all
+        due = priority / sum(priorities)
+        print(f"| {number + 1} | {priority:g} | {mean:.2f} | {part:.1%} | {due:.1%} |")
+    print(f"\nslots held by all, mean: {in_all / samples:.2f} of {slots}; the rest changed hands")
 
 
 def main() -> None:
