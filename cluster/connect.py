@@ -79,8 +79,8 @@ def connect(
 
     What was started here is shut down at the end; a Ray that this process had already joined is
     used and left as it is. `temp_dir` is for a Ray of our own: session files and sockets, by
-    default /tmp/ray. `last_words` are printed where this process ends before it leaves here: it was
-    killed, or Ray ended it. Raises ClusterError: nothing answers at the address, or it wants
+    default /tmp/ray. `last_words` are printed where this process ends before it leaves here, if it
+    has joined Ray here. Raises ClusterError: nothing answers at the address, or it wants
     another token.
     """
     if ray.is_initialized():

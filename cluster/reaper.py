@@ -39,7 +39,7 @@ def reaped(*, own: bool, last_words: str = "") -> Iterator[Callable[[], None]]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
 
         def tell() -> None:
-            with suppress(OSError):  # somebody has killed it
+            with suppress(OSError, ValueError):  # somebody has killed it, or it was told before
                 os.write(cast("IO[bytes]", process.stdin).fileno(), TOLD)
 
         try:
@@ -63,9 +63,11 @@ def _of_ray() -> Iterator[int]:
 
 def wait_and_kill(last_words: str, pids: Iterable[int]) -> None:
     """Wait until nobody can write to stdin any more, and end what is left of the processes."""
+    for sent in (signal.SIGTERM, signal.SIGINT):  # to a job with all that it has started
+        signal.signal(sent, signal.SIG_IGN)
     handles = []  # and not numbers, which the system may give to others meanwhile
     for pid in pids:
-        with suppress(ProcessLookupError):
+        with suppress(OSError):  # it is gone, or this kernel has no handles
             handles.append(os.pidfd_open(pid))
     told = sys.stdin.buffer.read()
     if last_words and not told:

@@ -14,7 +14,8 @@ def ctl(
     sweep: Annotated[
         str,
         typer.Argument(
-            help="the sweep's folder; with --address the job that runs it", show_default=False
+            help="the sweep's folder; with --address its job, by the beginning of the id",
+            show_default=False,
         ),
     ],
     words: Annotated[
@@ -43,6 +44,8 @@ def ctl(
     from sweeps.run.ctl import steer, steer_job
 
     terminal, by = console(stderr=as_json), by or whoever()
+    if verify is not None and address is None:
+        raise InputError("--verify: is of the dashboard's address, which --address names")
     if address is None:
         found = steer(sweep, words, by=by)
     else:

@@ -1,5 +1,6 @@
 """The storage budget: what the checkpoints of a sweep may take, all of its trials together."""
 
+import threading
 from collections.abc import Callable
 
 from sweeps.config.schema import SweepConfig
@@ -22,6 +23,7 @@ class Disk:
         self.full = False
         self._sizes: dict[str, float] = {}  # of what is kept of each trial, as far as was looked
         self._kept = 0.0
+        self._lock = threading.Lock()  # trials end in Tune's thread, and in that of commands
 
     def keep_to_the_budget(self, trial: str | None = None) -> None:
         """trial: the only one of which something has come or gone since the last time; None: it may
@@ -30,17 +32,18 @@ class Disk:
         budget = self._config.storage_budget_bytes()
         if budget is None:
             return
-        curves = self._ledger.curves() if trial is None else [self._ledger.curve(trial)]
-        for curve in curves:
-            self._note(curve.id, _taken(curve))
-        if self._kept > budget:
-            self._free(budget)
-        if self._kept > budget and not self.full:
-            self._say(
-                f"the storage budget of {self._config.storage_budget} is spent: the checkpoints"
-                f" that must be kept take {self._kept / GB:.3g} GB; no new trial starts"
-            )
-        self.full = self._kept > budget
+        with self._lock:
+            curves = self._ledger.curves() if trial is None else [self._ledger.curve(trial)]
+            for curve in curves:
+                self._note(curve.id, _taken(curve))
+            if self._kept > budget:
+                self._free(budget)
+            if self._kept > budget and not self.full:
+                self._say(
+                    f"the storage budget of {self._config.storage_budget} is spent: the checkpoints"
+                    f" that must be kept take {self._kept / GB:.3g} GB; no new trial starts"
+                )
+            self.full = self._kept > budget
 
     def _free(self, budget: float) -> None:
         for curve in spare(self._ledger, self._config):

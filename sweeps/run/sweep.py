@@ -288,8 +288,8 @@ class Sweep:
             self.display.say(note)
         study = self._open_study()
         last_words = (
-            "The sweep's process has ended without a word: somebody killed it, or Ray did, as its"
-            f" raylet on this machine is gone. {self._go_on}"
+            "The sweep's process has ended before its time: it crashed, was killed, maybe for its"
+            f" memory, or Ray ended it as this machine's raylet is gone. {self._go_on}"
         )
         with connect(
             self.config.cluster, namespace=f"sweep-{self.ledger.name}", last_words=last_words

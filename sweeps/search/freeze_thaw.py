@@ -27,7 +27,8 @@ from search_spaces import Domain, Int, LogUniform, Space, Uniform
 from search_spaces.domains import is_number
 
 STARTUP = 4  # trials that are begun, in their order, before the model is asked
-MOST_POINTS = 600  # evaluations that the model is given: it takes the cube of their number
+MOST_POINTS = 600  # evaluations that the model is given, but one of each curve at least: it
+# takes the cube of their number
 REFIT = 1.1  # the model is fitted anew when there are so many times as many evaluations
 ITERATIONS = 25  # of a fit, which goes on from the one before
 
@@ -133,10 +134,12 @@ class FreezeThaw:
         if not waiting:
             return None
         new = [number for number in waiting if not candidates[number].losses]
-        if new and _knows_little(candidates):
-            each = candidates[new[0]]
-            return Choice(number=new[0], gain=None, cost=each.samples[0] * each.cost, evaluation=0)
-        return self._best(candidates, waiting)
+        if _is_measured(candidates) and (_begun(candidates) >= STARTUP or not new):
+            return self._best(candidates, waiting)
+        number = (new or waiting)[0]
+        evaluation = len(candidates[number].losses)
+        cost = _cost(candidates[number], evaluation)
+        return Choice(number=number, gain=None, cost=cost, evaluation=evaluation)
 
     def _best(self, candidates: Sequence[Candidate], waiting: Sequence[int]) -> Choice:
         lowest = self._model.learn(candidates)
@@ -158,10 +161,12 @@ class FreezeThaw:
         )
 
 
-def _knows_little(candidates: Sequence[Candidate]) -> bool:
-    begun = sum(bool(each.losses) or each.running for each in candidates)
-    measured = any(math.isfinite(loss) for each in candidates for loss in each.losses)
-    return begun < STARTUP or not measured
+def _is_measured(candidates: Sequence[Candidate]) -> bool:
+    return any(math.isfinite(loss) for each in candidates for loss in each.losses)
+
+
+def _begun(candidates: Sequence[Candidate]) -> int:
+    return sum(bool(each.losses) or each.running for each in candidates)
 
 
 def _cost(candidate: Candidate, evaluation: int) -> float:

@@ -75,19 +75,15 @@ def open_study(
 
 
 class StudyStorage(JournalStorage):
-    """A journal's storage that knows which trials wait. Optuna asks for these whenever a trial is
-    drawn, and the original looks through all that there ever were; only one process adds any here.
+    """A journal's storage that remembers which trials wait. Optuna asks for these whenever a trial
+    is drawn, and the original looks through all that there ever were; this one through those that
+    were added since, by whomever.
     """
 
     def __init__(self, journal: JournalFileBackend) -> None:
         super().__init__(journal)
-        self._may_wait: dict[int, list[int]] = {}  # ids of trials, by study; as soon as asked for
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        made = super().create_new_trial(study_id, template_trial)
-        if template_trial is not None and study_id in self._may_wait:
-            self._may_wait[study_id].append(made)
-        return made
+        # of each study: how many of its trials were looked at, and the ids of those that waited
+        self._waiting: dict[int, tuple[int, list[int]]] = {}
 
     def get_all_trials(
         self,
@@ -97,13 +93,15 @@ class StudyStorage(JournalStorage):
     ) -> list[FrozenTrial]:
         if states != (TrialState.WAITING,) or deepcopy:
             return super().get_all_trials(study_id, deepcopy, states)
-        if study_id not in self._may_wait:
-            waiting = super().get_all_trials(study_id, deepcopy, states)
-        else:
-            known = map(self.get_trial, self._may_wait[study_id])
-            waiting = [trial for trial in known if trial.state == TrialState.WAITING]
-        self._may_wait[study_id] = [trial._trial_id for trial in waiting]
-        return waiting
+        with self._thread_lock:
+            self._sync_with_backend()
+            ids = self._replay_result._study_id_to_trial_ids[study_id]
+            trials = self._replay_result._trials
+            looked_at, waited = self._waiting.get(study_id, (0, []))
+            may_wait = [*waited, *ids[looked_at:]]
+            waiting = [each for each in may_wait if trials[each].state == TrialState.WAITING]
+            self._waiting[study_id] = len(ids), waiting
+            return [trials[each] for each in waiting]
 
 
 class WholeJournal(JournalFileBackend):

@@ -230,3 +230,10 @@ def test_a_place_is_a_share_of_each_range() -> None:
     found = place(space, {**params, "epochs": 2, "dropout": 0.05})
     expected = {"learning_rate": 0.5, "rank": 1.0, "epochs": 0.25, "dropout": 0.25}
     assert found == pytest.approx({"method=full": 0.0, "method=lora": 1.0, **expected})
+
+
+def test_where_nothing_finite_is_known_the_first_that_waits_trains_on():
+    lost = Candidate(place={"x": 0.5}, samples=(10, 20), annealed=(0.5, 1.0), losses=(math.nan,))
+    chosen = FreezeThaw().choose([lost, lost])
+    assert chosen is not None
+    assert (chosen.number, chosen.gain, chosen.cost, chosen.evaluation) == (0, None, 10.0, 1)

@@ -44,6 +44,16 @@ def test_what_was_enqueued_before_a_restart_comes_after_it(tmp_path):
     assert [trial.state for trial in again.trials] == [TrialState.COMPLETE] * 2
 
 
+def test_what_another_process_enqueues_comes_next(tmp_path):
+    study, other = opened(tmp_path), opened(tmp_path)
+    assert draw(study)[0] == 0
+    other.enqueue_trial({"x": 1.0})
+    assert draw(study) == (1, 1.0)
+    other.enqueue_trial({"x": 2.0})
+    assert draw(other) == (2, 2.0)
+    assert draw(study)[0] == 3
+
+
 def test_waiting_trials_are_told_apart_by_study_and_all_others_are_listed_as_ever(tmp_path):
     import optuna
 
