@@ -116,8 +116,13 @@ class Shares:
         """What has been served since the last question."""
         now = self._clock()
         due = fair_shares(self._asking)
+        # what nobody can have, as slots of unlike sizes leave it over, is owed to nobody: else all
+        # are owed the most there is, and who needs the whole cluster for a slot never gets it
+        had = sum(each.held * each.part for each in self._asking.values())
+        whole = sum(due.values())
+        served = had / whole if whole else 0.0
         for sweep, each in self._asking.items():
-            behind = (due[sweep] - each.held * each.part) * (now - self._counted)
+            behind = (due[sweep] * served - each.held * each.part) * (now - self._counted)
             most = MOST_OWED * each.slice_s
             self._owed[sweep] = min(most, max(-most, self._owed[sweep] + behind))
         self._counted = now

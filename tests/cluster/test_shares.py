@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cluster import ClusterError
@@ -89,12 +89,18 @@ def test_each_gets_its_share_of_time_whatever_the_number_of_slots(room, weights)
         st.tuples(st.sampled_from([0.5, 1.0, 2.0, 5.0]), st.integers(1, 6)), min_size=2, max_size=5
     )
 )
+@example([(5.0, 2), (0.5, 1), (5.0, 3)])
+@example([(5.0, 2), (0.5, 1), (5.0, 3), (5.0, 6), (5.0, 5)])
 @settings(max_examples=25, deadline=None)
 def test_none_starves_and_no_slot_idles(asked):
-    """Sweeps whose slots are of unlike sizes, too."""
+    """Sweeps whose slots are of unlike sizes, too: one whose slot takes the whole cluster, and which
+    is due little of it, waits until the others must all go, which is when as much is owed to it as is
+    remembered, at the latest.
+    """
     sweeps = [Sweep(f"s{i}", weight=w, room=room) for i, (w, room) in enumerate(asked)]
     cluster = Cluster(*sweeps)
-    cluster.run(30 * SLICE_S)
+    least_due = min(each.weight for each in sweeps) / sum(each.weight for each in sweeps)
+    cluster.run(MOST_OWED * SLICE_S / least_due)
     assert all(each.served > 0 for each in sweeps)
     assert any(each.held for each in sweeps)
 
