@@ -1,9 +1,16 @@
 """Ray's nodes that tests start as processes, by `ray start --block`."""
 
 import signal
+import socket
 import subprocess
 
 import psutil
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def stop_node(process: subprocess.Popen) -> None:

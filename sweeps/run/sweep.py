@@ -236,6 +236,14 @@ class Sweep:
     def _go_on(self) -> str:
         return f"Go on with: python -m sweeps resume {self.ledger.folder}"
 
+    @property
+    def _last_words(self) -> str:
+        """Where the process can say nothing itself."""
+        return (
+            "The sweep's process has ended before its time: it crashed, was killed, maybe for its"
+            f" memory, or Ray ended it as this machine's raylet is gone. {self._go_on}"
+        )
+
     def _leave(self, lost: ClusterLost, monitor: Monitor, connection: "Connection") -> None:
         """End this process, as nothing can be asked of the cluster any more, not even to end."""
 
@@ -287,13 +295,8 @@ class Sweep:
         for note in self.manifest.notes:
             self.display.say(note)
         study = self._open_study()
-        last_words = (
-            "The sweep's process has ended before its time: it crashed, was killed, maybe for its"
-            f" memory, or Ray ended it as this machine's raylet is gone. {self._go_on}"
-        )
-        with connect(
-            self.config.cluster, namespace=f"sweep-{self.ledger.name}", last_words=last_words
-        ) as connection:
+        namespace, last_words = f"sweep-{self.ledger.name}", self._last_words
+        with connect(self.config.cluster, namespace=namespace, last_words=last_words) as connection:
             if connection.dashboard_url:
                 token = connection.dashboard_token
                 shown = f" (its token: {token})" if token else ""

@@ -10,13 +10,12 @@ sweeps are interrupted.
 
 import argparse
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from arms import DATA, ROOT, environment, machine, require  # noqa: E402
 
-from tests.ray_nodes import stop_node  # noqa: E402
+from tests.ray_nodes import free_port, stop_node  # noqa: E402
+from tests.sweeps.run.killing import wait_for  # noqa: E402
 
 SAMPLE_S = 1.0
 FILE = """
@@ -53,12 +53,6 @@ search:
 HEAD = "| sweep | priority | slots held, mean | share of what all held | share due |"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def start_head(made: ExitStack, work: Path, slots: int, env: dict[str, str]) -> tuple[str, str]:
     """Its address, and its dashboard's."""
     port, dashboard = free_port(), free_port()
@@ -78,13 +72,6 @@ def start_head(made: ExitStack, work: Path, slots: int, env: dict[str, str]) -> 
     made.callback(stop_node, process)
     wait_for(lambda: "Ray runtime started" in log.read_text(), process, log)
     return f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
-
-
-def wait_for(happened: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
-    while not happened():
-        if process.poll() is not None:
-            raise SystemExit(f"{log.name}: ended with {process.returncode}:\n{log.read_text()}")
-        time.sleep(0.2)
 
 
 def interrupt(sweep: subprocess.Popen) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -38,11 +39,12 @@ def same(ours: Mapping[str, Records], results: dict[str, Records]) -> None:
         results[configuration] = max(known, records, key=len)
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen, log: Path) -> None:
-    """Until it holds; the sweep must not end before."""
-    while not condition():
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen, log: Path) -> Any:
+    """What `condition` gives as soon as it gives something; `process` must not end before."""
+    while not (found := condition()):
         assert process.poll() is None, log.read_text()
         time.sleep(0.1)
+    return found
 
 
 def of_the_sweep(parent: int, named: str) -> psutil.Process:

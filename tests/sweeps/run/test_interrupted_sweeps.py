@@ -4,17 +4,14 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 import optuna
 import psutil
 import pytest
 
 from sweeps.ledger.folder import Ledger
-from tests.sweeps.run.killing import evaluations
+from tests.sweeps.run.killing import evaluations, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
 
@@ -26,14 +23,6 @@ def commands_below(process):
         with contextlib.suppress(psutil.NoSuchProcess):
             commands[child] = child.cmdline() or [""]
     return commands
-
-
-def wait_for(condition, process: subprocess.Popen, log: Path) -> Any:
-    """What `condition` gives as soon as it gives something; `process` must not end before."""
-    while not (found := condition()):
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.2)
-    return found
 
 
 def folder_of(storage: Path) -> Path | None:

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import ray.cluster_utils
 
+from tests.ray_nodes import free_port
 from tests.sweeps.run.killing import evaluations, of_the_sweep, same, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
@@ -31,9 +31,7 @@ def cluster(monkeypatch) -> Iterator[Callable[[int], ray.cluster_utils.Cluster]]
     started = []
 
     def start(head_cores: int) -> ray.cluster_utils.Cluster:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")
         head = {
             "num_cpus": head_cores,

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from tests.ray_nodes import free_port
 from tests.sweeps.run.failing import IN_ORDER, Running, results
 
 pytest.importorskip("s3fs")
@@ -48,12 +48,6 @@ class Server:
 
     def close(self) -> None:
         self._server.shutdown()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

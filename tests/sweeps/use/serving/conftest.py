@@ -2,7 +2,6 @@
 
 import json
 import random
-import socket
 from pathlib import Path
 
 import pytest
@@ -87,10 +86,3 @@ search: {{trials: 1, space: {{method: full, learning_rate: 1e-2, batch_size: 8, 
 @pytest.fixture(scope="session")
 def classifier(make_heads) -> Path:
     return make_heads("classification", classes())
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
