@@ -24,7 +24,7 @@ from trainables.runtime.protocol import (
     Stopped,
     TrialProgress,
 )
-from trainables.runtime.states import JobState, Places, ScheduledTrial, SlotState
+from trainables.runtime.states import JobState, Patience, Places, ScheduledTrial, SlotState
 from trainables.runtime.tune_dicts import result_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ MAX_CRASHES = 3  # a trial whose slot dies this often with no evaluation in betw
 
 MAX_HANGS = 2  # the same of a trial with which its slot makes no progress
 
-RELEASE_S = 60.0  # a slot that has no workers for longer gives its trials to others
+# a slot that has no workers for longer gives its trials to others; no trial that could share a slot
+# waits longer for one that starts
+RELEASE_S = 60.0
 
 NOBODY = "-"  # where the untuned base is known already
 
@@ -64,6 +66,7 @@ class Coordinator:
         self._sweep = sweep
         self._trials_per_slot = trials_per_slot
         self._planned = slots
+        self._patience = Patience(RELEASE_S, self._assign)
         self._trials: dict[str, ScheduledTrial] = {}
         self._places = Places()
         self._slots: dict[str, SlotState] = {}
@@ -417,6 +420,8 @@ class Coordinator:
 
     async def expect_slots(self, slots: int) -> None:
         """So many slots, in all, have been started."""
+        if slots > self._planned:
+            self._patience.renew()
         self._planned = slots
 
     async def room(self) -> int:
@@ -543,12 +548,19 @@ class Coordinator:
         """Put whoever waits, in the order of their coming, each on the slot with the most room.
 
         Who fits nowhere reserves the slot that will be free first; a group is as large as the cost
-        class in it that gains least.
+        class in it that gains least. Slots that are about to start count as empty ones: those that
+        start first would fill up, and leave nobody to the others.
         """
         kept, self._reserved = self._reserved, set()
         self._leave_slots_with_jobs()
+        starting, waiting = self._starting(), 0
+        starting = starting if self._patience.lasts(starting) else 0
         for state in self._places.on(None):
-            self._assign_trial(state.id, state, kept)
+            # so many trials may be on the slot that it joins: those that wait are spread over the
+            # slots that start
+            others = waiting // starting if starting else MAX_GROUP_SIZE
+            self._assign_trial(state.id, state, kept, others)
+            waiting += state.slot is None
         self._assign_jobs()
 
     def _leave_slots_with_jobs(self) -> None:
@@ -560,15 +572,16 @@ class Coordinator:
                 self._touch(state.slot)
                 state.slot = None
 
-    def _assign_trial(self, trial: str, state: ScheduledTrial, kept: set[str]) -> None:
-        """`kept`: the slots that were reserved before."""
+    def _assign_trial(self, trial: str, state: ScheduledTrial, kept: set[str], others: int) -> None:
+        """`kept`: the slots that were reserved before; others: with how many it may share one."""
         if state.failure is not None and self._failed_everywhere(state):
             self._answer(trial, state.failure)
             return
         slots = [slot for slot in self._untried(state) if slot not in self._reserved]
         fitting = [slot for slot in slots if self._fits(state, self._trials_on(slot))]
         if fitting:
-            self._put(trial, fitting)
+            if min(len(self._trials_on(slot)) for slot in fitting) <= others:
+                self._put(trial, fitting)
         elif slots and not self._may_soon_fit(state, slots):
             self._reserve(slots, kept)
 

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,33 @@ if TYPE_CHECKING:
 # trials that may fail on a slot one after another, with no evaluation in between, before it gets no
 # more
 MAX_FAILURES = 3
+
+
+class Patience:
+    """Of trials that rather wait for a slot that starts than share one: it ends."""
+
+    def __init__(self, seconds: float, then: Callable[[], None]) -> None:
+        """then: called as it ends."""
+        self._seconds, self._then = seconds, then
+        self._timer: asyncio.TimerHandle | None = None
+        self._over = False
+
+    def lasts(self, starting: int) -> bool:
+        """starting: slots that are awaited."""
+        if not starting:
+            self.renew()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._end)
+        return not self._over
+
+    def renew(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._over = None, False
+
+    def _end(self) -> None:
+        self._over = True
+        self._then()
 
 
 class Places:

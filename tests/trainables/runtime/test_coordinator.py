@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from collections import deque
 
 import pytest
 
@@ -391,6 +392,7 @@ async def test_how_many_share_is_measured_first(auto):
 @story
 async def test_a_group_is_as_large_as_its_worst_cost_class_allows(auto):
     big = {**LORA, "batch_size": 64}
+    await auto.expect_slots(1)
     await auto.register("a")
     await ask(auto, "t1", **LORA)
     (small,) = (await auto.take("a", 0)).profile
@@ -404,6 +406,44 @@ async def test_a_group_is_as_large_as_its_worst_cost_class_allows(auto):
     for trial in ("t1", "t2", "t3"):
         await auto.leave(trial)
     assert await on_slots(auto) == {"a": ["big"]}
+
+
+@story
+async def test_trials_are_spread_over_slots_that_start_one_after_another():
+    shared, trials = Coordinator("sweep", trials_per_slot=8, slots=16), deque(range(32))
+    for slot in range(16):
+        while trials and await shared.room():
+            await shared.expect(f"t{trials.popleft()}", LORA)
+        await shared.register(f"slot{slot:02d}")
+    while trials and await shared.room():
+        await shared.expect(f"t{trials.popleft()}", LORA)
+    assert {len(there) for there in (await on_slots(shared)).values()} == {2}
+
+
+@story
+async def test_trials_share_the_slots_there_are_where_one_does_not_start(monkeypatch):
+    monkeypatch.setattr(coordinating, "RELEASE_S", 0.05)
+    shared = Coordinator("sweep", trials_per_slot=8, slots=2)
+    await shared.register("a")
+    for trial in ("t1", "t2", "t3", "t4"):
+        await shared.expect(trial, LORA)
+    assert await on_slots(shared) == {"a": ["t1", "t3"]}, "the others wait for b"
+    while len((await on_slots(shared))["a"]) < 4:
+        await asyncio.sleep(0.01)
+    await shared.expect_slots(3)
+    await shared.expect("t5", LORA)
+    assert len((await on_slots(shared))["a"]) == 4, "another start, another wait"
+
+
+@story
+async def test_more_trials_than_slots_that_start_could_hold_share_at_once():
+    shared = Coordinator("sweep", trials_per_slot=4, slots=2)
+    await shared.register("a")
+    for trial in range(12):
+        await shared.expect(f"t{trial:02d}", LORA)
+    assert len((await on_slots(shared))["a"]) == 4
+    await shared.register("b")
+    assert len((await on_slots(shared))["b"]) == 4
 
 
 @story
