@@ -24,7 +24,14 @@ from trainables.runtime.protocol import (
     Stopped,
     TrialProgress,
 )
-from trainables.runtime.states import JobState, Patience, Places, ScheduledTrial, SlotState
+from trainables.runtime.states import (
+    Found,
+    JobState,
+    Patience,
+    Places,
+    ScheduledTrial,
+    SlotState,
+)
 from trainables.runtime.tune_dicts import result_of
 
 if TYPE_CHECKING:
@@ -103,6 +110,8 @@ class Coordinator:
         if trial in self._stopped:
             return Stopped(reason=self._stopped[trial])
         state = self._trial_state(trial, parameters)
+        if not state.may_train:
+            self._spread(state)
         state.may_train, state.held = True, self._paused
         if state.waiter.done():
             state.waiter = asyncio.get_running_loop().create_future()
@@ -555,13 +564,31 @@ class Coordinator:
         self._leave_slots_with_jobs()
         starting, waiting = self._starting(), 0
         starting = starting if self._patience.lasts(starting) else 0
+        found: dict[object, Found] = {}
         for state in self._places.on(None):
             # so many trials may be on the slot that it joins: those that wait are spread over the
             # slots that start
             others = waiting // starting if starting else MAX_GROUP_SIZE
-            self._assign_trial(state.id, state, kept, others)
-            waiting += state.slot is None
+            before = found.get(state.kind)
+            if before is None or before.least <= others:  # or it would find the same
+                found[state.kind] = self._assign_trial(state, kept, others)
+            if state.slot is None:
+                waiting += 1
+                self._reserve(found[state.kind])
         self._assign_jobs()
+
+    def _spread(self, state: ScheduledTrial) -> None:
+        """A trial that shares a slot takes one that has nothing to do. It loses nothing, as it has
+        just been evaluated.
+        """
+        if state.slot is None or len(self._trials_on(state.slot)) < 2 or self._places.on(None):
+            return
+        busy = self._slots_with_jobs()
+        idle = (slot for slot in self._untried(state) if slot not in busy)
+        if any(not self._trials_on(slot) for slot in idle):
+            self._touch(state.slot)
+            state.slot = None
+            self._assign()
 
     def _leave_slots_with_jobs(self) -> None:
         """Nobody trains there before the job is done; so they go where a slot has nothing to do."""
@@ -572,23 +599,29 @@ class Coordinator:
                 self._touch(state.slot)
                 state.slot = None
 
-    def _assign_trial(self, trial: str, state: ScheduledTrial, kept: set[str], others: int) -> None:
-        """`kept`: the slots that were reserved before; others: with how many it may share one."""
+    def _assign_trial(self, state: ScheduledTrial, kept: set[str], others: int) -> Found:
+        """kept: the slots that were reserved before; others: with how many it may share one."""
         if state.failure is not None and self._failed_everywhere(state):
-            self._answer(trial, state.failure)
-            return
+            self._answer(state.id, state.failure)
+            return Found()
         slots = [slot for slot in self._untried(state) if slot not in self._reserved]
+        size = {slot: len(self._trials_on(slot)) for slot in slots}
         fitting = [slot for slot in slots if self._fits(state, self._trials_on(slot))]
         if fitting:
-            if min(len(self._trials_on(slot)) for slot in fitting) <= others:
-                self._put(trial, fitting)
-        elif slots and not self._may_soon_fit(state, slots):
-            self._reserve(slots, kept)
+            least = min(size[slot] for slot in fitting)
+            if least <= others:
+                self._put(state.id, fitting)
+            return Found(least=least)
+        if not slots or self._may_soon_fit(state, slots):
+            return Found(least=math.inf)
+        # of the emptiest the one that was kept before, or two could be filled again in turn
+        slots.sort(key=lambda slot: (size[slot], slot not in kept, slot))
+        return Found(least=math.inf, reservable=iter(slots))
 
-    def _reserve(self, slots: Sequence[str], kept: set[str]) -> None:
-        """Of the emptiest the one that was kept before, or two could be filled again in turn."""
-        size = {slot: len(self._trials_on(slot)) for slot in slots}
-        self._reserved.add(min(slots, key=lambda slot: (size[slot], slot not in kept, slot)))
+    def _reserve(self, found: Found) -> None:
+        slot = next((slot for slot in found.reservable if slot not in self._reserved), None)
+        if slot is not None:
+            self._reserved.add(slot)
 
     def _put(self, trial: str, slots: Sequence[str]) -> None:
         """On the emptiest of `slots`, of those one that holds its base; where a job is under way

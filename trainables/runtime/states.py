@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -109,6 +109,11 @@ class ScheduledTrial:
         self.places.add(self)
 
     @property
+    def kind(self) -> object:
+        """Those of the same one fit on the same slots."""
+        return self.sharing_key, self.isolated, self.cost_class, self.base, frozenset(self.tried)
+
+    @property
     def slot(self) -> str | None:
         """Where it trains; None: it waits for a slot."""
         return self._slot
@@ -118,6 +123,16 @@ class ScheduledTrial:
         self.places.remove(self)
         self._slot = slot
         self.places.add(self)
+
+
+@dataclass(kw_only=True)
+class Found:
+    """What a trial found that looked for a slot."""
+
+    least: float = 0.0
+    """How many trials are on the emptiest slot where it fits."""
+    reservable: Iterator[str] = iter(())
+    """Slots that it would take as soon as they are free, in this order."""
 
 
 @dataclass(kw_only=True)

@@ -436,6 +436,29 @@ async def test_trials_share_the_slots_there_are_where_one_does_not_start(monkeyp
 
 
 @story
+async def test_a_trial_leaves_the_others_for_a_slot_with_nothing_to_do_once_it_is_evaluated():
+    shared = Coordinator("sweep", trials_per_slot=4, slots=1)
+    await shared.register("a")
+    await ask(shared, "t1", "t2", "t3", **LORA)
+    await shared.expect_slots(2)
+    await shared.register("b")
+    assert await on_slots(shared) == {"a": ["t1", "t2", "t3"], "b": []}, "in the middle none goes"
+    evaluation = Evaluation(step=1, samples_seen=8, epoch=1, val_loss=1.0, probe_loss=1.0)
+    await shared.publish("a", "t2", Evaluated(evaluation=evaluation))
+    assert await on_slots(shared) == {"a": ["t1", "t2", "t3"], "b": []}, "it may be stopped"
+    await ask(shared, "t2", **LORA)
+    assert await on_slots(shared) == {"a": ["t1", "t3"], "b": ["t2"]}
+    await shared.publish("a", "t1", Evaluated(evaluation=evaluation))
+    await ask(shared, "t1", **LORA)
+    assert await on_slots(shared) == {"a": ["t1", "t3"], "b": ["t2"]}, "b has something to do"
+    await shared.leave("t2")
+    await shared.publish("a", "t1", Evaluated(evaluation=evaluation))
+    await shared.job("merge", object())
+    await ask(shared, "t1", **LORA)
+    assert await on_slots(shared) == {"a": ["t1", "t3"], "b": []}, "b has a job to do"
+
+
+@story
 async def test_more_trials_than_slots_that_start_could_hold_share_at_once():
     shared = Coordinator("sweep", trials_per_slot=4, slots=2)
     await shared.register("a")
