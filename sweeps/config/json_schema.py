@@ -44,7 +44,7 @@ def sweep_schema() -> Schema:
 
 
 def comments_of(yaml: str) -> Iterator[tuple[str, str]]:
-    """What stands behind each key, by its path (`search.early_stopping.asha`)."""
+    """What stands behind each key, by its path (`search.early_stopping.overfit`)."""
     path: list[tuple[int, str]] = []
     for line in yaml.splitlines():
         if (found := LINE.fullmatch(line)) is None:

@@ -35,15 +35,11 @@ DRAWS = 200  # configurations drawn to know what a space holds
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStoppingConfig:
-    """Stops trials that are behind (ASHA, Li et al. 2020, https://arxiv.org/abs/1810.05934),
-    overfit or diverged.
-    """
+    """Stops trials that are behind, overfit or diverged."""
 
-    # compare trials at the same samples seen, like with like, and stop the worse ones
-
-    asha: bool = True
-    grace_epochs: float = 1.0  # epochs that every trial may train before it is compared
-    reduction_factor: float = 3.0  # of the trials that reach a rung, one in so many goes on
+    # epochs that every trial may train before it is compared (asha)
+    grace_epochs: float = 1.0
+    reduction_factor: float = 3.0  # of the trials that reach a rung, one in so many goes on (asha)
     overfit: bool = True  # stop a trial that has clearly overfit
     overfit_patience: int = 2  # overfit evaluations in a row before it is stopped
     # stop a trial whose losses have left those of the untuned model far behind
@@ -77,6 +73,13 @@ class SearchConfig:
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     # random trials before TPE models the space; auto: fits the number of trials
     startup_trials: str | int = "auto"
+    # asha: trials that are behind are stopped (Li et al. 2020, https://arxiv.org/abs/1810.05934);
+    # freeze_thaw: after each evaluation the model of all curves says who trains next, a paused
+    # trial or a new one (Swersky et al. 2014, https://arxiv.org/abs/1406.3896)
+    scheduler: Literal["asha", "freeze_thaw", "none"] = "asha"
+    # freeze_thaw: the search ends where as much training again as so far is expected to lower the
+    # lowest loss by less than this
+    patience: float = 0.001
     # configurations to try first; what they leave open is sampled
     initial: list[dict[str, Any]] = field(default_factory=list)
     # earlier sweeps of this task, whose trials the search starts from: folders, URLs, or
@@ -98,6 +101,13 @@ class SearchConfig:
         if not (startup == "auto" or (isinstance(startup, int) and startup >= 0)):
             raise InputError(
                 f"search.startup_trials: must be auto or 0 or more trials, got {startup!r}"
+            )
+        if not 0 <= self.patience < math.inf:
+            raise InputError(f"search.patience: must be 0 or above, got {self.patience:g}")
+        if self.scheduler == "freeze_thaw" and self.sampler == "grid":
+            raise InputError(
+                "search.sampler: scheduler freeze_thaw chooses configurations itself, at random or"
+                " after tpe's first ones, got grid"
             )
         if self.prior and self.sampler != "tpe":
             raise InputError(

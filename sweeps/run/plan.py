@@ -307,6 +307,8 @@ def search_words(config: SweepConfig, known: Known | None = None) -> str:
     """
     search, size = config.search, config.space().size()
     of = f" of {size} configurations" if size is not None else ""
+    if search.scheduler == "freeze_thaw":
+        return f"at most {search.trials} trials{of} by freeze and thaw"
     words, first = f"{search.trials} trials by {search.sampler}{of}", search.random_trials()
     if known is not None:
         first = known.random_trials(first)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import ray
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
@@ -16,6 +17,7 @@ from sweeps.run.disk import Disk
 from sweeps.run.lifetime import Lifetime
 from sweeps.run.slots import COORDINATOR
 from sweeps.run.steering import Steering
+from sweeps.search.choosing import Chooser, FreezeThawScheduler
 from sweeps.search.events import EvaluationEvents
 from sweeps.search.failures import common_cause
 from sweeps.search.points import Point
@@ -59,6 +61,7 @@ class TrialEvents:
         self._coordinator, self._lifetime, self._baseline = coordinator, lifetime, baseline
         self._tracker, self._say, self._failures = tracker, say, failures
         self._disk = disk
+        self._told: set[str] = set()  # trials of which the tracker knows that they have started
         self._succeeded = False  # whether a trial of this process was evaluated
 
     def started(self, trial: str, params: Parameters, resumed: bool) -> None:
@@ -71,7 +74,9 @@ class TrialEvents:
             "by_hand": self._ledger.by_hand(trial),
         }
         told = {name: value for name, value in of_it.items() if value is not None}
-        self._tracker.trial_started(trial, complete | told)
+        if trial not in self._told:  # it may have paused
+            self._told.add(trial)
+            self._tracker.trial_started(trial, complete | told)
 
     def evaluated(self, trial: str, evaluation: Evaluation) -> None:
         """Here an evaluation enters the ledger."""
@@ -82,6 +87,11 @@ class TrialEvents:
         self._disk.keep_to_the_budget(trial)
         self._tracker.evaluation(trial, evaluation)
         self._say(f"{trial} {evaluation_words(evaluation)}")
+
+    def paused(self, trial: str) -> None:
+        """It leaves its place, and goes on another time or never."""
+        ray.get(self._coordinator.leave.remote(trial))
+        self._say(f"{trial} pauses")
 
     def ended(self, trial: str) -> None:
         ray.get(self._coordinator.leave.remote(trial))
@@ -147,14 +157,20 @@ def search(
         (free,) = ray.get([waiting])
         return free > 0
 
+    def wanted(trial: str) -> bool:
+        waiting: ObjectRef[bool] = coordinator.wanted.remote(trial)
+        return ray.get(waiting)
+
     def trains_on(curve: Curve) -> bool:
         hp = config.hyperparameters(curve.params)
         whole = trained_samples(rows[hp.model], hp)
         return curve.points[-1].samples_seen < whole
 
+    space, freezes = config.space(), config.search.scheduler == "freeze_thaw"
+    chooser = Chooser(config=config, space=space, ledger=ledger, rows=rows) if freezes else None
     searcher = StudySearcher(
         config=config,
-        space=config.space(),
+        space=space,
         study=study,
         ledger=ledger,
         first=first,
@@ -168,7 +184,14 @@ def search(
         paused=lambda: lifetime.paused,
         more=steering.expects,
         full=lambda: disk.full,
+        chooser=chooser,
+        on_pause=events.paused,
+        wanted=wanted,
     )
+    if freezes:
+        scheduler: TrialScheduler = FreezeThawScheduler(searcher.goes_on)
+    else:
+        scheduler = make_scheduler(config, rows, ledger.curves())
     stopper = HopelessStopper(
         config=config.search.early_stopping,
         selection=config.selection,
@@ -181,7 +204,7 @@ def search(
         Trial,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=make_scheduler(config, rows, ledger.curves()),
+            scheduler=scheduler,
             num_samples=-1,
             reuse_actors=True,
         ),

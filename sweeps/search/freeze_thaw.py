@@ -27,8 +27,7 @@ from search_spaces import Domain, Int, LogUniform, Space, Uniform
 from search_spaces.domains import is_number
 
 STARTUP = 4  # trials that are begun, in their order, before the model is asked
-MOST_POINTS = 600  # evaluations that the model is given, but one of each curve at least: it
-# takes the cube of their number
+MOST_POINTS = 600  # evaluations that the model is given: it takes the cube of their number
 REFIT = 1.1  # the model is fitted anew when there are so many times as many evaluations
 ITERATIONS = 25  # of a fit, which goes on from the one before
 
@@ -114,6 +113,20 @@ def place(space: Space, params: Mapping[str, object]) -> dict[str, float]:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Parameters of the model, and of what they are those of the highest posterior density. A fit
+    goes on from the one before, so who goes on with a search needs it.
+    """
+
+    names: Sequence[str]
+    """Of what makes a place."""
+    parameters: Sequence[float]
+    """Logarithms."""
+    evaluations: int
+    """How many there were."""
+
+
 class FreezeThaw:
     """Chooses who trains next.
 
@@ -125,8 +138,14 @@ class FreezeThaw:
     noisy, so the lowest loss is that of the model, and one bad evaluation abandons nobody.
     """
 
-    def __init__(self) -> None:
-        self._model = CurveModel()
+    def __init__(self, fit: Fit | None = None) -> None:
+        """fit: the last one of an earlier process."""
+        self._model = CurveModel(fit)
+
+    @property
+    def fit(self) -> Fit | None:
+        """The last one; None: there was none yet."""
+        return self._model.fit
 
     def choose(self, candidates: Sequence[Candidate]) -> Choice | None:
         """Of those that wait; None: nobody does."""
@@ -161,6 +180,10 @@ class FreezeThaw:
         )
 
 
+def _lowest(candidate: Candidate) -> float:
+    return min((loss for loss in candidate.losses if math.isfinite(loss)), default=math.inf)
+
+
 def _is_measured(candidates: Sequence[Candidate]) -> bool:
     return any(math.isfinite(loss) for each in candidates for loss in each.losses)
 
@@ -192,10 +215,10 @@ class CurveModel:
     median, and of trials that diverged, as high as that goes: how bad a bad trial is tells nothing.
     """
 
-    def __init__(self) -> None:
-        self._names: list[str] = []
-        self._parameters: np.ndarray | None = None
-        self._fitted = 0
+    def __init__(self, fit: Fit | None = None) -> None:
+        self._names = [] if fit is None else list(fit.names)
+        self._parameters = None if fit is None else np.array(fit.parameters)
+        self.fit = fit
 
     def learn(self, candidates: Sequence[Candidate]) -> float:
         """Take in all evaluations; returns the lowest loss so far, as the model has it and in its
@@ -205,6 +228,7 @@ class CurveModel:
         names = sorted({name for each in candidates for name in each.place})
         if names != self._names:
             self._names, self._parameters = names, None
+            self.fit = None
         last = max(each.samples[-1] for each in candidates)
         first = min(each.samples[0] for each in candidates)
         self._scale = math.log(first), max(math.log(last / first), 1e-9)
@@ -241,7 +265,7 @@ class CurveModel:
 
     def _chosen(self, candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
         """The evaluations that the model is given; where there are very many, of each curve the
-        last ones.
+        last ones, and where there are very many curves, not of all of them.
         """
         made = [len(each.losses) for each in candidates]
         each_most = max(made)
@@ -249,9 +273,22 @@ class CurveModel:
             each_most -= 1
         return [
             (number, k)
-            for number, count in enumerate(made)
-            for k in range(max(0, count - each_most), count)
+            for number in self._told(candidates)
+            for k in range(max(0, made[number] - each_most), made[number])
         ]
+
+    def _told(self, candidates: Sequence[Candidate]) -> list[int]:
+        """Whose evaluations it is given: of very many the best, and as many again of the others,
+        good and bad alike, or it would take their places for unknown.
+        """
+        ranked = [number for number, each in enumerate(candidates) if each.losses]
+        if len(ranked) <= MOST_POINTS:
+            return ranked
+        ranked.sort(key=lambda number: _lowest(candidates[number]))
+        half = MOST_POINTS // 2
+        best, others = ranked[:half], ranked[half:]
+        spread = {round(at) for at in np.linspace(0, len(others) - 1, half)}
+        return sorted([*best, *(others[at] for at in spread)])
 
     def _targets(
         self, candidates: Sequence[Candidate], points: Sequence[tuple[int, int]]
@@ -296,7 +333,7 @@ class CurveModel:
         y: np.ndarray,
     ) -> None:
         x = self._inputs(candidates, points)
-        if self._parameters is None or len(y) >= REFIT * self._fitted:
+        if self._parameters is None or self.fit is None or len(y) >= REFIT * self.fit.evaluations:
             means, deviations = self._priors()
             start = means if self._parameters is None else self._parameters
             found = minimize(
@@ -308,7 +345,8 @@ class CurveModel:
                 bounds=list(zip(means - 4 * deviations, means + 4 * deviations, strict=True)),
                 options={"maxiter": ITERATIONS},
             )
-            self._parameters, self._fitted = found.x, len(y)
+            self._parameters = found.x
+            self.fit = Fit(names=self._names, parameters=found.x.tolist(), evaluations=len(y))
         self._condition(x, y)
 
     def _priors(self) -> tuple[np.ndarray, np.ndarray]:

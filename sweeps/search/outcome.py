@@ -11,6 +11,7 @@ from trainables.runtime.failures import needs_more_memory
 
 MEMORY = "memory"  # the constraint that a trial breaks which fits no slot
 BEHIND = "behind the others"  # how the reason of a trial begins that ASHA stopped
+PAUSED = "paused for good"  # the same of one that waited when the search ended
 
 
 def outcome(
@@ -21,10 +22,11 @@ def outcome(
     TPE takes the best tenth of the COMPLETE trials by value for good; only where there are too few
     does it turn to PRUNED ones, those that came furthest first. It ignores FAIL. So whatever has a
     loss that may win is COMPLETE with that loss, however it ended: overfit or diverged afterwards,
-    or cut off by the time budget. PRUNED is a trial that was behind its like, or that somebody
-    stopped, which says that its configuration is worse and not what it would have reached; and,
-    without a value, the worst there is: a trial of which nothing may win, or of which the metric
-    that chooses tells nothing. So is one that does not fit a slot, which breaks a constraint too
+    or cut off by the time budget. PRUNED is a trial that was behind its like, that was paused for
+    good, or that somebody stopped, which says that its configuration is worse and not what it would
+    have reached; and, without a value, the worst there is: a trial of which nothing may win, or of
+    which the metric that chooses tells nothing. So is one that does not fit a slot, which breaks a
+    constraint too
     (`constraints`): TPE puts it behind all others, also behind those that diverged.
 
     Optuna minimises: a metric of which more is better is told with the other sign.
@@ -39,7 +41,7 @@ def outcome(
     if value is None:
         return TrialState.PRUNED, None, {}
     best, reports = selection.measure.signed(value), _reports(curve, selection.measure)
-    if curve.status == "complete" or not reason.startswith((BEHIND, BY_HAND)):
+    if curve.status == "complete" or not reason.startswith((BEHIND, BY_HAND, PAUSED)):
         return TrialState.COMPLETE, best, reports
     # Optuna takes the last reported value of a pruned trial for its value: the best goes last
     return TrialState.PRUNED, best, {**reports, curve.points[-1].samples_seen + 1: best}

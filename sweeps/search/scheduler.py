@@ -137,10 +137,12 @@ def make_scheduler(
     `reduction_factor` times further each. `curves`: trials of earlier processes. rows: of train,
     for each base model, of which the first has the epochs that rungs are told in.
     """
+    if config.search.scheduler != "asha":
+        return InOrder()
     stopping = config.search.early_stopping
     first = next(iter(rows.values()))
     grace, longest = max(1, round(stopping.grace_epochs * first)), max_epochs(config) * first
-    if not stopping.asha or longest <= grace:
+    if longest <= grace:
         return InOrder()
     count = math.floor(math.log(longest / grace, stopping.reduction_factor) + 1e-9) + 1
     rungs = [round(grace * stopping.reduction_factor**number) for number in range(count)]

@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 import optuna
@@ -15,7 +15,8 @@ from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import BY_HAND, UNFINISHED
 from sweeps.reporting.words import format_params
-from sweeps.search.outcome import BEHIND, constraints, outcome
+from sweeps.search.choosing import Begins, Chooser, Chosen, GoesOn, Over
+from sweeps.search.outcome import BEHIND, PAUSED, constraints, outcome
 from sweeps.search.points import Point, plain
 from sweeps.search.study import (
     DUPLICATE_OF,
@@ -65,13 +66,18 @@ class StudySearcher(Searcher):
         paused: Callable[[], bool] = lambda: False,
         more: Callable[[], bool] = lambda: False,
         full: Callable[[], bool] = lambda: False,
+        chooser: Chooser | None = None,
+        on_pause: Callable[[str], None] = lambda _: None,
+        wanted: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """first: points of the space to try after the initial ones. `coordinator` and `namespace`
         name the actor that trials ask; `stopped` tells why no trial may start any more, `room`
         whether another could train at once: until then none is drawn, so that it is drawn knowing
         more. `paused` tells whether none may start for now, `more` whether somebody may still ask
         for trials where the search itself has no more, `full` whether there is no room on disk for
-        new ones.
+        new ones. chooser: who says who trains next, a trial that waits or a new one; else those
+        that wait go first. on_pause: told of a trial that leaves its place to another; wanted:
+        whether one that fits nowhere waits for the slot of a trial.
         """
         super().__init__(metric="val_loss", mode="min")
         self._config = config
@@ -84,6 +90,8 @@ class StudySearcher(Searcher):
         self._room = room
         self._on_start, self._on_end, self._say = on_start, on_end, say
         self._paused, self._more, self._full = paused, more, full
+        self._chooser, self._on_pause, self._wanted = chooser, on_pause, wanted
+        self._pausing: set[str] = set()  # that end for Tune, and not for the sweep
         self._lock = threading.RLock()  # Tune asks, and somebody may ask for trials meanwhile
         self._fresh: set[str] = set()  # of those that wait, the ones that were asked for by hand
         self.finished = False
@@ -159,9 +167,8 @@ class StudySearcher(Searcher):
         # in this order: the coordinator may take a while to answer
         if not self._room() or self._paused():
             return None
-        resumed = bool(self._waiting) and self._waiting[0] not in self._fresh
-        trial = self._waiting.pop(0) if self._waiting else self._draw_unless_done()
-        if trial is None and self._finalists_show_later():
+        trial, resumed = self._next()
+        if trial is None and self._may_show_later():
             return None
         trial = trial or (None if self._full() else self._next_finalist())
         if trial is None:
@@ -177,6 +184,55 @@ class StudySearcher(Searcher):
             namespace=self._namespace,
             compared=self._ledger.is_compared(trial),
         ).to_tune()
+
+    def _next(self) -> tuple[str | None, bool]:
+        """Which trial of the search comes, None for now or no more; and whether it goes on."""
+        if self._waiting and self._waiting[0] in self._fresh:
+            return self._waiting.pop(0), False
+        if self._chooser is not None:
+            return self._chosen(self._chooser)
+        if self._waiting:
+            return self._waiting.pop(0), True
+        return self._draw_unless_done(), False
+
+    def _chosen(self, chooser: Chooser) -> tuple[str | None, bool]:
+        chosen = self._choice(chooser, self._waiting, self._searched())
+        match chosen:
+            case GoesOn(trial=trial):
+                self._waiting.remove(trial)
+                return trial, True
+            case Begins(point=point):
+                return self._draw_unless_done(point), False
+            case Over(reason=reason):
+                self._say(f"The search ends: {reason}")
+                self._exhausted = True
+                self._end_waiting(f"{PAUSED}: {reason}")
+        return None, False
+
+    def _choice(
+        self, chooser: Chooser, waiting: Collection[str], running: Collection[str]
+    ) -> Chosen:
+        return chooser.choose(waiting, running, may_draw=self._may_draw())
+
+    def _searched(self) -> list[str]:
+        """Trials of the search that train."""
+        running = [self._ledger.curve(trial) for trial in self._ids.values()]
+        return [curve.id for curve in running if curve.finalist_of is None]
+
+    def goes_on(self, trial_id: str) -> bool:
+        """Whether a Tune trial keeps its place after an evaluation; else it waits, and is told to
+        end.
+        """
+        with self._lock:
+            trial = self._ids[trial_id]
+            if self._chooser is None or self._stopped() is not None:
+                return True
+            others = [each for each in self._searched() if each != trial]
+            chosen = self._choice(self._chooser, [*self._waiting, trial], others)
+            if chosen == GoesOn(trial=trial) and not self._wanted(trial):
+                return True
+            self._pausing.add(trial)
+            return False
 
     def _finish(self) -> str:
         self.finished = True
@@ -195,12 +251,13 @@ class StudySearcher(Searcher):
         self._tell(trial)
         self._on_end(trial)
 
-    def _finalists_show_later(self) -> bool:
-        """When the last trial of the search has ended."""
-        running = [self._ledger.curve(trial) for trial in self._ids.values()]
-        return self._config.selection.finalists.top > 0 and any(
-            curve.finalist_of is None for curve in running
-        )
+    def _may_show_later(self) -> bool:
+        """Which are the finalists, when the last trial of the search has ended; and whether one
+        that trains pauses, and goes on.
+        """
+        if self._config.selection.finalists.top == 0 and self._chooser is None:
+            return False
+        return bool(self._searched() or self._waiting)
 
     def on_trial_result(self, trial_id: str, result: dict[str, object]) -> None:
         """Nothing: intermediate values are told with the end of the trial, from the ledger."""
@@ -215,12 +272,11 @@ class StudySearcher(Searcher):
         trial = self._ids.pop(trial_id, None)
         if trial is None or self._ledger.curve(trial).status != "running":
             return
-        found = TrialResult.from_tune(result or {})
-        silent = not error and not result
-        # `resume` goes on with it
-        if found.ended == "stopped" and found.reason in UNFINISHED:
+        if trial in self._pausing:
+            self._pause(trial)
             return
-        if silent and self._stopped() in UNFINISHED:
+        found = TrialResult.from_tune(result or {})
+        if self._is_left_to_resume(found, silent=not error and not result):
             return
         if error:
             end = "failed", "its coordinator failed again and again"
@@ -230,6 +286,17 @@ class StudySearcher(Searcher):
             self._ledger.finish(trial, *end)
             self._tell(trial)
             self._on_end(trial)
+
+    def _pause(self, trial: str) -> None:
+        self._pausing.discard(trial)
+        self._waiting.append(trial)
+        self._on_pause(trial)
+
+    def _is_left_to_resume(self, result: TrialResult, *, silent: bool) -> bool:
+        """silent: Tune ends the trial without a result of it."""
+        if result.ended == "stopped" and result.reason in UNFINISHED:
+            return True
+        return silent and self._stopped() in UNFINISHED
 
     def _end_of(self, trial: str, result: TrialResult) -> tuple[str, str | None]:
         """Status and reason of a trial that has no more to come."""
@@ -262,6 +329,8 @@ class StudySearcher(Searcher):
         """The sweep goes on as `config`, which has other bounds of the search."""
         with self._lock:
             self._config = config
+            if self._chooser is not None:
+                self._chooser.follow(config)
 
     def stop(self, trial: str) -> None:
         """End a trial that waits to start, or to go on; one that runs is the coordinator's."""
@@ -338,25 +407,33 @@ class StudySearcher(Searcher):
                     return trial
         return None
 
-    def _draw_unless_done(self) -> str | None:
+    def _may_draw(self) -> bool:
         left = self._ledger.drawn() < self._config.search.trials and not self._exhausted
-        return self._draw() if left and not self._full() else None
+        return left and not self._full()
 
-    def _draw(self) -> str | None:
+    def _draw_unless_done(self, point: Mapping[str, object] | None = None) -> str | None:
+        return self._draw(point) if self._may_draw() else None
+
+    def _draw(self, point: Mapping[str, object] | None = None) -> str | None:
         """The trial of a new configuration that is valid and was not tried before; None when the
-        space has no more.
+        space has no more. point: which, where it has been chosen.
         """
+        if point is not None:
+            self._enqueue(point)
         # the grid repeats itself only when nothing is left that it could tell apart
         for _ in range(1 if self._config.search.sampler == "grid" else MAX_REDRAWS):
             if trial := self._begin(self._ask()):
                 return trial
         if untried := self._untried():
-            self._study.enqueue_trial({key: plain(value) for key, value in untried.items()})
+            self._enqueue(untried)
             trial = self._begin(self._ask())
             assert trial is not None, "it was checked before"
             return trial
         self._end_search()
         return None
+
+    def _enqueue(self, point: Mapping[str, object]) -> None:
+        self._study.enqueue_trial({key: plain(value) for key, value in point.items()})
 
     def _ask(self) -> optuna.Trial:
         if self._unwritten:

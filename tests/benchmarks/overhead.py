@@ -86,7 +86,8 @@ search:
   trials: {len(rates)}
   space: {{learning_rate: {{log_uniform: [1.0e-5, 0.1]}}}}
   initial: {json.dumps([{"learning_rate": rate} for rate in rates])}
-  early_stopping: {{asha: false, overfit: false, diverged: false}}
+  scheduler: none
+  early_stopping: {{overfit: false, diverged: false}}
 tracking: {{wandb: "off"}}
 cluster: {{slots: 1, resources_per_worker: {{CPU: 1}}}}
 """

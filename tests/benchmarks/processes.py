@@ -47,7 +47,8 @@ train: {{method: lora, epochs: {epochs}, batch_size: 20, evaluate_every: {200 * 
 search:
   trials: {trials}
   space: {{learning_rate: {{log_uniform: [1.0e-4, 1.0e-2]}}}}
-  early_stopping: {{asha: false, overfit: false, diverged: false}}
+  scheduler: none
+  early_stopping: {{overfit: false, diverged: false}}
 tracking: {{wandb: "off"}}
 cluster: {{slots: 1, resources_per_worker: {{CPU: 1}}, trials_per_slot: 16}}
 """

@@ -307,6 +307,7 @@ class FreezeThawWay:
     def __init__(self, job: Job, order: Sequence[int], seed: int) -> None:
         self._order = order
         self._policy = FreezeThaw()
+        self.rate = math.inf  # gain for each sample that is expected of the last choice
         self._candidates = {
             number: Candidate(place=each.place, samples=each.samples, annealed=each.annealed)
             for number, each in enumerate(job.configurations)
@@ -321,6 +322,7 @@ class FreezeThawWay:
         choice = self._policy.choose([self._candidates[number] for number in numbers])
         if choice is None:
             return None
+        self.rate = math.inf if choice.gain is None else choice.gain / choice.cost
         number = numbers[choice.number]
         self._candidates[number] = replace(self._candidates[number], running=True)
         return number
@@ -369,6 +371,46 @@ def trained_until_near(job: Job, way: Way, seed: int) -> int:
         way.told(number, k, loss)
 
 
+def until_patience(
+    job: Job, order: Sequence[int], seed: int, patience: Sequence[float]
+) -> dict[float, tuple[float, float]]:
+    """Where freeze and thaw ends a search on one slot (`search.patience`): the share of the grid that it has trained, and
+    how far its lowest loss lies above the lowest of all, as a share of that.
+    """
+    way, made = FreezeThawWay(job, order, seed), [0] * len(job.configurations)
+    found: dict[float, tuple[float, float]] = {}
+    spent, best, lowest = 0, math.inf, job.lowest(seed)
+    while len(found) < len(patience) and (number := way.next()) is not None:
+        for each in patience:
+            if way.rate * spent < each:
+                found.setdefault(each, (spent / job.samples, (best - lowest) / abs(lowest)))
+        of, k = job.configurations[number], made[number]
+        spent += of.samples[k] - (of.samples[k - 1] if k else 0)
+        made[number], loss = k + 1, of.losses[seed][k]
+        best = min(best, loss)
+        way.told(number, k, loss)
+    return {each: found.get(each, (1.0, 0.0)) for each in patience}
+
+
+def patience_table(job: Job, patience: Sequence[float], orders: int) -> str:
+    found = []
+    for order in range(orders):
+        numbers = np.random.default_rng(order).permutation(len(job.configurations)).tolist()
+        found.append(until_patience(job, numbers, job.seeds[order % len(job.seeds)], patience))
+    lines = [f"| patience, {job.name} | trained: median | 90% | above the lowest: median | 90% |"]
+    lines.append("|---" * 5 + "|")
+    for each in patience:
+        cells = [
+            np.quantile([of[each][part] for of in found], q) for part in (0, 1) for q in (0.5, 0.9)
+        ]
+        trained, above = (
+            [f"{cell:.1%}" for cell in cells[:2]],
+            [f"{cell:.2%}" for cell in cells[2:]],
+        )
+        lines.append(f"| {each:g} | {' | '.join([*trained, *above])} |")
+    return "\n".join(lines)
+
+
 def measure(job: Job, ways: Sequence[str], orders: int) -> dict[str, list[float]]:
     """By way: of each order, the share of the full grid that was trained."""
     found: dict[str, list[float]] = {way: [] for way in ways}
@@ -397,6 +439,7 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", choices=jobs, default=jobs)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--orders", type=int, default=100)
+    parser.add_argument("--patience", nargs="+", type=float, help="where freeze-thaw would end")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -410,10 +453,14 @@ def main() -> None:
             f"{len(job.seeds)} seeds",
             flush=True,
         )
+        if given.patience:
+            print(patience_table(job, given.patience, given.orders), flush=True)
+            continue
         began = time.process_time()
         measured[name] = measure(job, given.ways, given.orders)
         print(f"{time.process_time() - began:.0f} s", flush=True)
-    print(table(measured))
+    if measured:
+        print(table(measured))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ selection: {{baselines: false}}
 search:
   trials: 64
   sampler: random
-  early_stopping: {{asha: false, overfit: false, diverged: false}}
+  scheduler: none
+  early_stopping: {{overfit: false, diverged: false}}
   space: {{learning_rate: {{log_uniform: [1.0e-5, 1.0e-4]}}}}
 """
 HEAD = "| sweep | priority | slots held, mean | share of what all held | share due |"

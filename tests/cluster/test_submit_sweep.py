@@ -39,7 +39,7 @@ train: {{probe_rows: 64}}
 cluster: {{slots: 1}}
 search:
   trials: 2
-  early_stopping: {{asha: false}}
+  scheduler: none
   space: {tmp_path}/space.yaml
 selection: {{general_text: {tmp_path}/manual.txt}}
 """)
@@ -136,7 +136,8 @@ train: {{method: full, batch_size: 8, epochs: 6, probe_rows: 64}}
 cluster: {{slots: 1}}
 search:
   trials: 3
-  early_stopping: {{asha: false, overfit: false, diverged: false}}
+  scheduler: none
+  early_stopping: {{overfit: false, diverged: false}}
   space: {{learning_rate: {{choice: [0.0003, 0.001, 0.003]}}}}
 selection: {{general_text: {tmp_path}/manual.txt}}
 """)

@@ -47,7 +47,8 @@ train: {{method: full, batch_size: 8, epochs: 4, probe_rows: 64}}
 cluster: {{slots: 1}}
 search:
   trials: 2
-  early_stopping: {{asha: false, overfit: false, diverged: false}}
+  scheduler: none
+  early_stopping: {{overfit: false, diverged: false}}
   space: {{learning_rate: {{choice: [0.0003, 0.001]}}}}
 selection: {{baselines: false}}
 """)

@@ -32,7 +32,8 @@ selection: {{baselines: false, general_text: {folder}/general.txt}}
 tracking: {{wandb: "off"}}
 search:
   trials: 2
-  early_stopping: {{asha: false, overfit: false, diverged: false}}
+  scheduler: none
+  early_stopping: {{overfit: false, diverged: false}}
   space: {{learning_rate: {{choice: [0.001, 0.002, 0.004]}}}}
 """
 

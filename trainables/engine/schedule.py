@@ -38,6 +38,19 @@ def is_due(rows: int, hp: Hyperparameters, step: int, every: int) -> bool:
     return step >= total_steps(rows, hp) or now // every > before // every
 
 
+def evaluated_at(rows: int, hp: Hyperparameters, every: int) -> list[int]:
+    """Samples seen at each evaluation of a trial's own weights."""
+    last, found = trained_samples(rows, hp), list[int]()
+    for due in range(every, last + 1, every):
+        epochs, rest = divmod(due, rows)
+        # the last batch of an epoch may be short
+        seen = min(epochs * rows + math.ceil(rest / hp.batch_size) * hp.batch_size, last)
+        seen = min(seen, (epochs + 1) * rows) if rest else seen
+        if not found or seen > found[-1]:
+            found.append(seen)
+    return found if found and found[-1] == last else [*found, last]
+
+
 def averaged_steps(rows: int, hp: Hyperparameters, every: int) -> list[int]:
     """Steps at whose evaluations the weights are those that `average_last` averages, the last
     first; fewer than that, where there are no more.

@@ -445,6 +445,11 @@ class Coordinator:
         free = [self._free(slot) for slot in self._open() if slot not in self._reserved]
         return starting - waiting + sum(free)
 
+    async def wanted(self, trial: str) -> bool:
+        """Whether a trial that fits nowhere waits for the slot that `trial` is on."""
+        state = self._trials.get(trial)
+        return state is not None and state.slot in self._reserved
+
     def _free(self, slot: str) -> int:
         """How many more trials like those on `slot` could join them."""
         there = self._trials_on(slot)
@@ -578,17 +583,27 @@ class Coordinator:
         self._assign_jobs()
 
     def _spread(self, state: ScheduledTrial) -> None:
-        """A trial that shares a slot takes one that has nothing to do. It loses nothing, as it has
-        just been evaluated.
+        """A trial that shares a slot takes one that has nothing to do, and one whose slot somebody
+        waits for goes where it fits too. It loses nothing, as it has just been evaluated.
         """
-        if state.slot is None or len(self._trials_on(state.slot)) < 2 or self._places.on(None):
-            return
-        busy = self._slots_with_jobs()
-        idle = (slot for slot in self._untried(state) if slot not in busy)
-        if any(not self._trials_on(slot) for slot in idle):
+        if state.slot is not None and (better := self._better(state, state.slot)):
             self._touch(state.slot)
-            state.slot = None
+            self._put(state.id, better)
             self._assign()
+
+    def _better(self, state: ScheduledTrial, slot: str) -> list[str]:
+        """Slots where it is better to be than on `slot`."""
+        if slot in self._reserved:
+            return self._fitting(state)
+        if len(self._trials_on(slot)) < 2 or self._places.on(None):
+            return []
+        busy = self._slots_with_jobs()
+        return [each for each in self._untried(state) if each not in busy | self._places.taken()]
+
+    def _fitting(self, state: ScheduledTrial) -> list[str]:
+        """Slots that it could join now."""
+        slots = [slot for slot in self._untried(state) if slot not in self._reserved]
+        return [slot for slot in slots if self._fits(state, self._trials_on(slot))]
 
     def _leave_slots_with_jobs(self) -> None:
         """Nobody trains there before the job is done; so they go where a slot has nothing to do."""
@@ -604,19 +619,22 @@ class Coordinator:
         if state.failure is not None and self._failed_everywhere(state):
             self._answer(state.id, state.failure)
             return Found()
+        if not (fitting := self._fitting(state)):
+            return Found(least=math.inf, reservable=iter(self._reservable(state, kept)))
+        least = min(len(self._trials_on(slot)) for slot in fitting)
+        if least <= others:
+            self._put(state.id, fitting)
+        return Found(least=least)
+
+    def _reservable(self, state: ScheduledTrial, kept: set[str]) -> list[str]:
+        """Slots that could be kept for it, in this order: of the emptiest the one that was before,
+        or two could be filled again in turn.
+        """
         slots = [slot for slot in self._untried(state) if slot not in self._reserved]
+        if self._may_soon_fit(state, slots):
+            return []
         size = {slot: len(self._trials_on(slot)) for slot in slots}
-        fitting = [slot for slot in slots if self._fits(state, self._trials_on(slot))]
-        if fitting:
-            least = min(size[slot] for slot in fitting)
-            if least <= others:
-                self._put(state.id, fitting)
-            return Found(least=least)
-        if not slots or self._may_soon_fit(state, slots):
-            return Found(least=math.inf)
-        # of the emptiest the one that was kept before, or two could be filled again in turn
-        slots.sort(key=lambda slot: (size[slot], slot not in kept, slot))
-        return Found(least=math.inf, reservable=iter(slots))
+        return sorted(slots, key=lambda slot: (size[slot], slot not in kept, slot))
 
     def _reserve(self, found: Found) -> None:
         slot = next((slot for slot in found.reservable if slot not in self._reserved), None)

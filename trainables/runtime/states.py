@@ -63,6 +63,10 @@ class Places:
             self._ordered[slot] = tuple(there)
         return self._ordered[slot]
 
+    def taken(self) -> set[str]:
+        """Slots with trials on them."""
+        return {slot for slot, there in self._on.items() if slot is not None and there}
+
     def add(self, state: "ScheduledTrial") -> None:
         self._on[state.slot][state.id] = state
         self._ordered.pop(state.slot, None)

@@ -88,8 +88,8 @@ WRONG_VALUES = [
     ("serch.trials=3", "serch: unknown key. Did you mean 'search'?"),
     ("search.trails=3", "search.trails: unknown key. Did you mean 'trials'?"),
     (
-        "search.early_stopping.ahsa=true",
-        "search.early_stopping.ahsa: unknown key. Did you mean 'asha'?",
+        "search.early_stopping.overfitt=true",
+        "search.early_stopping.overfitt: unknown key. Did you mean 'overfit'?",
     ),
     ("train.rnk=3", "train.rnk: unknown key. Did you mean 'rank'?"),
     ("model.nme=x", "model.nme: unknown key. Did you mean 'name'?"),
@@ -112,10 +112,13 @@ WRONG_VALUES = [
     ("cluster.trails=30", "cluster.trails: unknown key. Did you mean search.trials?"),
     ("max=3", f"max: unknown key. Allowed: {TOP}"),  # of which there are several
     (
-        "early_stopping={asha: false}",
+        "early_stopping={overfit: false}",
         "early_stopping: unknown key. Did you mean search.early_stopping?",
     ),
-    ("search.asha=false", "search.asha: unknown key. Did you mean search.early_stopping.asha?"),
+    (
+        "search.diverged=false",
+        "search.diverged: unknown key. Did you mean search.early_stopping.diverged?",
+    ),
     ("top=3", "top: unknown key. Did you mean selection.finalists.top?"),
     ("search.cluster={slots: 2}", "search.cluster: unknown key. Did you mean cluster?"),
     ("data.name=x", "data.name: unknown key. Did you mean name or model.name?"),
@@ -235,8 +238,19 @@ WRONG_VALUES = [
         "search.early_stopping.overfit_patience: must be at least 1, got 0",
     ),
     (
-        "search.early_stopping.asha=maybe",
-        "search.early_stopping.asha: must be true or false, got 'maybe'",
+        "search.early_stopping.overfit=maybe",
+        "search.early_stopping.overfit: must be true or false, got 'maybe'",
+    ),
+    (
+        "search.scheduler=pbt",
+        "search.scheduler: must be one of asha, freeze_thaw, none, got 'pbt'",
+    ),
+    ("search.patience=-1", "search.patience: must be 0 or above, got -1"),
+    ("search.patience=.inf", "search.patience: must be 0 or above, got inf"),
+    (
+        "search={scheduler: freeze_thaw, sampler: grid}",
+        "search.sampler: scheduler freeze_thaw chooses configurations itself, at random or after"
+        " tpe's first ones, got grid",
     ),
     # the space
     (
@@ -1039,7 +1053,9 @@ def test_a_new_option_of_a_method_is_a_setting_without_a_change_here():
         "search.trials=50",
         "search.time_budget=4h",
         "search.sampler=random",
-        "search.early_stopping.asha=false",
+        "search.scheduler=freeze_thaw",
+        "search.patience=0.1",
+        "search.early_stopping.overfit=false",
         "search.space.batch_size=4",
         "train.weight_decay=0.1",
         "train.max_tokens=512",

@@ -998,7 +998,7 @@ class TestSweep:
         file = shakespeare("""
 search:
   trials: 3
-  early_stopping: {asha: false}
+  scheduler: none
   space: {method: lora, learning_rate: {log_uniform: [1e-4, 4e-4]}, rank: 4, batch_size: 16, epochs: 20}
 cluster: {slots: 1, trials_per_slot: 3}
 """)

@@ -44,7 +44,8 @@ selection: {{baselines: false, general_text: {general}}}
 search:
   trials: {trials}
   sampler: random
-  early_stopping: {{asha: false, overfit: false, diverged: false}}
+  scheduler: none
+  early_stopping: {{overfit: false, diverged: false}}
   space:
     learning_rate: {{log_uniform: [1.0e-4, 1.0e-2]}}
     rank: {{choice: [2, 4, 8]}}

@@ -20,7 +20,8 @@ cluster: {slots: 1, trials_per_slot: 1}
 tracking: {wandb: "off"}
 search:
   trials: 2
-  early_stopping: {asha: false, overfit: false}
+  scheduler: none
+  early_stopping: {overfit: false}
   initial: [{learning_rate: 0.001}, {learning_rate: 0.002}]
   space: {learning_rate: {choice: [0.001, 0.002]}}
 """

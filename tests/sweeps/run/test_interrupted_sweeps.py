@@ -35,7 +35,7 @@ def test_ctrl_c_and_kill_9_then_resume_lose_nothing_and_repeat_nothing(
     file = shakespeare("""
 search:
   trials: 4
-  early_stopping: {asha: false}
+  scheduler: none
   space:
     method:
       full: {learning_rate: {log_uniform: [3e-4, 3e-3]}}
@@ -99,7 +99,7 @@ train: {method: lora, rank: 4, alpha: 8, batch_size: 8, evaluate_every: 64, prob
 cluster: {slots: 1, trials_per_slot: 3}
 search:
   trials: 3
-  early_stopping: {asha: false}
+  scheduler: none
   space: {learning_rate: {choice: [0.001, 0.002, 0.004]}}
 """)
     process = start_sweeps(tmp_path / "log", "run", file)
@@ -142,7 +142,8 @@ def test_an_interrupted_trial_goes_on_from_the_step_at_which_it_was(
 train: {method: lora, rank: 4, alpha: 8, batch_size: 8, evaluate_every: 1600, probe_rows: 64, epochs: 10}
 search:
   trials: 1
-  early_stopping: {asha: false, overfit: false}
+  scheduler: none
+  early_stopping: {overfit: false}
   space: {learning_rate: {choice: [0.001, 0.002]}}
 selection: {baselines: false}
 """)

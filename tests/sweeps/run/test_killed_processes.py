@@ -17,7 +17,8 @@ REST = """
 train: {method: lora, rank: 4, alpha: 8, batch_size: 8, evaluate_every: 64, probe_rows: 64, epochs: 2}
 search:
   trials: 3
-  early_stopping: {asha: false, overfit: false, diverged: false}
+  scheduler: none
+  early_stopping: {overfit: false, diverged: false}
   space: {learning_rate: {choice: [0.001, 0.002, 0.004]}}
 """
 EVALUATIONS = 10  # of a trial

@@ -72,7 +72,8 @@ cluster: {{trials_per_slot: 1, resources_per_worker: {{CPU: 1}}, wait_minutes: 0
 selection: {{baselines: false, general_text: {general_text}}}
 search:
   trials: 3
-  early_stopping: {{asha: false, overfit: false, diverged: false}}
+  scheduler: none
+  early_stopping: {{overfit: false, diverged: false}}
   space: {{learning_rate: {{choice: [0.001, 0.002, 0.004]}}}}
 """)
 

@@ -87,7 +87,7 @@ train: {{probe_rows: 16, evaluate_every: 56, batch_size: 8, epochs: 1}}
 cluster: {{slots: 1}}
 search:
   trials: 2
-  early_stopping: {{asha: false}}
+  scheduler: none
   space:
     method:
       full: {{learning_rate: {{log_uniform: [1e-5, 1e-4]}}}}
@@ -374,7 +374,7 @@ def test_two_workers_and_a_pack_under_ray_give_what_each_trial_gives_alone_witho
 cluster: {workers_per_slot: 2, slots: 1, resources_per_worker: {CPU: 1}, trials_per_slot: 2}
 search:
   trials: 2
-  early_stopping: {asha: false}
+  scheduler: none
   space: {method: lora, rank: {choice: [2, 8]}, learning_rate: 0.001, batch_size: 16, epochs: 2}
 """)
     done = sweeps("run", file)

@@ -56,7 +56,8 @@ cluster: {{slots: 1, trials_per_slot: 2}}
 tracking: {{wandb: "off"}}
 search:
   trials: 6
-  early_stopping: {{asha: false, overfit: false, diverged: false}}
+  scheduler: none
+  early_stopping: {{overfit: false, diverged: false}}
   initial: {json.dumps(INITIAL)}
   space: {{rank: {{choice: [4, 8, 256]}}, learning_rate: {{log_uniform: [1.0e-4, 1.0e-2]}}}}
 """

@@ -33,7 +33,7 @@ def running(
     file = shakespeare("""
 search:
   trials: 2
-  early_stopping: {asha: false}
+  scheduler: none
   space:
     method: lora
     learning_rate: {choice: [1e-5, 2e-5]}

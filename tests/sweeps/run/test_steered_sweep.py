@@ -16,7 +16,8 @@ cluster: {slots: 1, trials_per_slot: 1}
 rehearse: false
 search:
   trials: 2
-  early_stopping: {asha: false, overfit: false, diverged: false}
+  scheduler: none
+  early_stopping: {overfit: false, diverged: false}
   space: {learning_rate: {log_uniform: [1e-4, 1e-2]}, epochs: {choice: [2, 1]}}
 """
 

@@ -211,6 +211,16 @@ def test_of_very_many_evaluations_the_last_of_each_curve_are_told(monkeypatch) -
     assert points == [(number, k) for number in range(4) for k in (1, 2)]
 
 
+def test_of_very_many_curves_the_best_and_some_of_the_others_are_told(monkeypatch) -> None:
+    monkeypatch.setattr(freeze_thaw, "MOST_POINTS", 8)
+    seen = [candidate(number / 40, losses=[loss(number / 40, 0.25)]) for number in range(41)]
+    told = {number for number, _ in CurveModel()._chosen(seen)}
+    ranked = sorted(range(41), key=lambda number: seen[number].losses[0])
+    assert len(told) == 8 and told >= set(ranked[:4]) and ranked[-1] in told
+    choice = FreezeThaw().choose([*(replace(each, ended=True) for each in seen), candidate(0.69)])
+    assert choice is not None and choice.number == 41
+
+
 def test_a_place_is_a_share_of_each_range() -> None:
     space = Space.from_dict(
         {

@@ -80,9 +80,10 @@ class Tuned:
         return said[-1] if len(said) == 1 else said
 
 
-def sweep(epochs=9, **config):
+def sweep(epochs=9, scheduler="asha", **config):
     search = {
         "space": {**PARAMS, "epochs": epochs},
+        "scheduler": scheduler,
         "early_stopping": EarlyStoppingConfig(**config),
     }
     return SweepConfig(
@@ -181,7 +182,13 @@ def test_half_go_on_with_a_reduction_factor_of_two():
 
 @pytest.mark.parametrize(
     ("max_epochs", "config"),
-    [(1, {}), (2, {"grace_epochs": 2}), (2, {"grace_epochs": 3}), (0.5, {}), (9, {"asha": False})],
+    [
+        (1, {}),
+        (2, {"grace_epochs": 2}),
+        (2, {"grace_epochs": 3}),
+        (0.5, {}),
+        (9, {"scheduler": "none"}),
+    ],
 )
 def test_there_is_nothing_to_compare_where_trials_are_too_short_or_it_is_off(max_epochs, config):
     assert type(make_scheduler(sweep(max_epochs, **config), {"": 100}, [])) is InOrder

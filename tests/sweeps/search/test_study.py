@@ -19,6 +19,7 @@ from sweeps.config.loading import from_tree
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import INTERRUPTED, NO_SLOT
 from sweeps.reporting.leaderboard import leaderboard
+from sweeps.search.choosing import Chooser
 from sweeps.search.following import follow_space
 from sweeps.search.searcher import StudySearcher
 from sweeps.search.study import STUDY, open_study, suggest_with
@@ -74,7 +75,7 @@ class Sweep:
         self.journal = Path(folder) / STUDY
         self.stopped, self.room = stopped, True
         self.paused = self.more = self.full = False
-        self.started, self.ended, self.said = [], [], []
+        self.started, self.ended, self.said, self.left, self.wanted = [], [], [], [], set()
         study = open_study(self.journal, "quick", self.config.search, self.config.seed)
         self.study = follow_space(study, self.config, self.ledger, self.said.append)
         self.searcher = StudySearcher(
@@ -92,8 +93,18 @@ class Sweep:
             paused=lambda: self.paused,
             more=lambda: self.more,
             full=lambda: self.full,
+            chooser=self._chooser(),
+            on_pause=self.left.append,
+            wanted=self.wanted.__contains__,
         )
         self._tune_ids = 0
+
+    def _chooser(self):
+        """Each trial is evaluated every 10 samples, which are an epoch."""
+        if self.config.search.scheduler != "freeze_thaw":
+            return None
+        given = {"config": self.config, "space": self.config.space(), "ledger": self.ledger}
+        return Chooser(**given, rows={"": 10})
 
     def ask(self):
         """A Tune trial's id and its configuration, or None when the search is over."""

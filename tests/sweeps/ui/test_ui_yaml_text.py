@@ -38,7 +38,7 @@ empty:
         ("data.columns", {"prompt": "x"}),
         ("data.columns.completion", "answer\n"),
         ("search.trials", 3),
-        ("search.early_stopping.asha", False),
+        ("search.early_stopping.overfit", False),
         (
             "search.space",
             {"method": {"lora": {"learning_rate": {"log_uniform": [0.0001, 0.1]}}}},

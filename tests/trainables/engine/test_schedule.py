@@ -4,6 +4,7 @@ import pytest
 
 from trainables.engine.schedule import (
     averaged_steps,
+    evaluated_at,
     is_due,
     last_step,
     learning_rate,
@@ -87,3 +88,14 @@ def test_an_average_is_one_step_more_that_trains_nothing(epochs, every, last, av
     ]
     for step in range(total):
         assert learning_rate(hp, step, total) == learning_rate(plain, step, total)
+
+
+@pytest.mark.parametrize("epochs", [0.4, 1, 2, 2.3])
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
+@pytest.mark.parametrize("every", [1, 5, 10, 25, 50, 1000])
+def test_samples_at_evaluations_are_those_of_the_steps_that_are_due(epochs, batch_size, every):
+    rows = 25
+    hp = params(batch_size, epochs)
+    steps = range(1, total_steps(rows, hp) + 1)
+    due = [samples_seen(rows, hp, step) for step in steps if is_due(rows, hp, step, every)]
+    assert evaluated_at(rows, hp, every) == due

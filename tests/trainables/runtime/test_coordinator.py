@@ -459,6 +459,20 @@ async def test_a_trial_leaves_the_others_for_a_slot_with_nothing_to_do_once_it_i
 
 
 @story
+async def test_a_trial_leaves_its_slot_to_one_that_needs_it_whole_and_joins_others():
+    shared = Coordinator("sweep", trials_per_slot=4, slots=2)
+    for slot in ("a", "b"):
+        await shared.register(slot)
+    await ask(shared, "t1", "t2", "t3", **LORA)
+    await ask(shared, "full", **PARAMS)
+    assert await on_slots(shared) == {"a": ["t1", "t3"], "b": ["t2"]}
+    evaluation = Evaluation(step=1, samples_seen=8, epoch=1, val_loss=1.0, probe_loss=1.0)
+    await shared.publish("b", "t2", Evaluated(evaluation=evaluation))
+    await ask(shared, "t2", **LORA)
+    assert await on_slots(shared) == {"a": ["t1", "t2", "t3"], "b": ["full"]}
+
+
+@story
 async def test_more_trials_than_slots_that_start_could_hold_share_at_once():
     shared = Coordinator("sweep", trials_per_slot=4, slots=2)
     await shared.register("a")
@@ -1057,6 +1071,7 @@ CALLS = {
     "expect": ("t1", PARAMS),
     "expect_slots": (2,),
     "room": (),
+    "wanted": ("t1",),
     "skip_baseline": (),
     "slot_broken": ("a", "why"),
     "slot_lost": ("a", "why"),
