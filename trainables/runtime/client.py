@@ -2,13 +2,14 @@
 workers.
 """
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import ray
 
 from trainables.engine.memory import kernel_kills
-from trainables.runtime.protocol import Assignment, SlotConfig
+from trainables.runtime.protocol import Assignment, SlotConfig, TrialProgress
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -34,6 +35,7 @@ class CoordinatorClient:
         )
         self._process_group: ProcessGroup | None = None
         self._taking: ObjectRef[Assignment | None] | None = None  # the answer that is waited for
+        self._telling: ObjectRef[None] | None = None  # what was last told of progress
         self._nodes: list[str] = []
         self.assignment = Assignment(version=0)
         if size > 1:
@@ -106,9 +108,14 @@ class CoordinatorClient:
         torch.distributed.broadcast_object_list(box, src=0, group=self._process_group)
         return box[0]
 
-    def progress(self, trial: str, samples_seen: int, samples_per_s: float) -> None:
-        if self._coordinator is not None:
-            self._coordinator.progress.remote(trial, samples_seen, samples_per_s)
+    def progress(self, told: Mapping[str, TrialProgress]) -> None:
+        """Of the slot's trials. A coordinator that has not come to read what was told before is
+        told nothing: of very many slots it would never come to anything else.
+        """
+        if self._coordinator is None:
+            return
+        if self._telling is None or ray.wait([self._telling], timeout=0)[0]:
+            self._telling = self._coordinator.progress.remote(self._config.slot, told)
 
     def _call(self, method: str, *values: object) -> "ObjectRef[Assignment | None]":
         return getattr(self._coordinator, method).remote(self._config.slot, *values)

@@ -351,14 +351,10 @@ class Coordinator:
         self._touch(slot)
         return self._assignment_of_known(slot)
 
-    async def progress(self, trial: str, samples_seen: int, samples_per_s: float) -> None:
-        state = self._trials.get(trial)
-        if state is not None:
-            self._progress[trial] = TrialProgress(
-                samples_seen=samples_seen, samples_per_s=samples_per_s
-            )
-            if state.slot in self._slots:
-                self._slots[state.slot].heard = time.monotonic()
+    async def progress(self, slot: str, told: Mapping[str, TrialProgress]) -> None:
+        self._progress |= {trial: each for trial, each in told.items() if trial in self._trials}
+        if slot in self._slots:
+            self._slots[slot].heard = time.monotonic()
 
     # --- for what starts a slot's workers ---
 

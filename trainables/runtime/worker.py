@@ -34,6 +34,7 @@ from trainables.runtime.protocol import (
     Outcome,
     Parameters,
     SlotConfig,
+    TrialProgress,
 )
 from trainables.storage.patience import Patience, StorageLost
 
@@ -352,9 +353,7 @@ class SlotWorker:
                 self._evaluate(due)
         elif time.monotonic() - self._told_progress > PROGRESS_S:
             self._told_progress = time.monotonic()
-            for trial in trials:
-                if trial in group.trials:
-                    self._tell_progress(trial)
+            self._tell_progress([trial for trial in trials if trial in group.trials])
 
     def _evaluate(self, due: Sequence[str]) -> None:
         evaluated, written = self._group.evaluate(due), self._answers.written(self._group, due)
@@ -384,7 +383,7 @@ class SlotWorker:
             self._paused.discard(trial)
             self._on_rank_zero(lambda: delete_pauses(self._store, trial))
         if self._rank == 0:
-            self._tell_progress(trial)
+            self._tell_progress([trial])
         self.tell(trial, Evaluated(evaluation=record))
         self._began[trial] = (time.monotonic(), self._group.progress(trial))
 
@@ -410,10 +409,14 @@ class SlotWorker:
         if not self._client.publish("publish", trial, outcome):
             self.unacknowledged[trial] = outcome
 
-    def _tell_progress(self, trial: str) -> None:
+    def _tell_progress(self, trials: Sequence[str]) -> None:
+        self._client.progress({trial: self._progress(trial) for trial in trials})
+
+    def _progress(self, trial: str) -> TrialProgress:
         began, seen = self._began[trial]
         now = self._group.progress(trial)
-        self._client.progress(trial, now, (now - seen) / max(time.monotonic() - began, 1e-9))
+        rate = (now - seen) / max(time.monotonic() - began, 1e-9)
+        return TrialProgress(samples_seen=now, samples_per_s=rate)
 
     def readings(self) -> Iterator[Reading]:
         """For Ray's metrics: what the slot has done since it last told them, of rank 0, and what

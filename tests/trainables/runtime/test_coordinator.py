@@ -627,11 +627,9 @@ async def test_a_known_baseline_is_not_measured_again(coordinator):
 async def test_progress_is_that_of_trials_on_a_slot(coordinator):
     await coordinator.register("a")
     await ask(coordinator, "t1")
-    await coordinator.progress("t1", 40, 12.5)
-    await coordinator.progress("gone", 1, 1.0)
-    assert (await coordinator.snapshot()).progress == {
-        "t1": TrialProgress(samples_seen=40, samples_per_s=12.5)
-    }
+    told = TrialProgress(samples_seen=40, samples_per_s=12.5)
+    await coordinator.progress("a", {"t1": told, "gone": TrialProgress(samples_seen=1)})
+    assert (await coordinator.snapshot()).progress == {"t1": told}
     await coordinator.leave("t1")
     assert (await coordinator.snapshot()).progress == {}
 
@@ -1066,7 +1064,7 @@ CALLS = {
     "publish_limit": ("a", "kind", 2),
     "isolate": ("a", ["t1", "t2"]),
     "no_room": ("a", "t1", 2),
-    "progress": ("t1", 40, 1.0),
+    "progress": ("a", {"t1": TrialProgress(samples_seen=40, samples_per_s=1.0)}),
     "job": ("test", {"kind": "test"}),
     "expect": ("t1", PARAMS),
     "expect_slots": (2,),

@@ -8,7 +8,7 @@ import ray
 from tests.trainables.runtime.test_coordinator import LORA, PARAMS, ask, evaluated, on_slots, story
 from trainables.runtime import coordinator as coordinating
 from trainables.runtime.coordinator import Coordinator
-from trainables.runtime.protocol import Failed
+from trainables.runtime.protocol import Failed, TrialProgress
 from trainables.runtime.states import MAX_FAILURES
 
 HUNG = "it made no progress for 0.005 minutes, 2 times"
@@ -127,7 +127,7 @@ async def test_whatever_a_slot_says_shows_that_it_does_not_hang(strict, killed):
     await ask(strict, "t1")
     says = {
         "take": ("slot", 0),
-        "progress": ("t1", 8, 1.0),
+        "progress": ("slot", {"t1": TrialProgress(samples_seen=8, samples_per_s=1.0)}),
         "publish": ("slot", "t1", evaluated(5)),
     }
     for news, values in says.items():
