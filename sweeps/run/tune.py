@@ -187,6 +187,7 @@ def search(
         chooser=chooser,
         on_pause=events.paused,
         wanted=wanted,
+        elapsed_s=lifetime.elapsed_s,
     )
     if freezes:
         scheduler: TrialScheduler = FreezeThawScheduler(searcher.goes_on)

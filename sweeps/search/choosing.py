@@ -19,6 +19,7 @@ from sweeps.ledger.folder import Ledger
 from sweeps.search.freeze_thaw import Candidate, Choice, Fit, FreezeThaw, place
 from sweeps.search.scheduler import InOrder
 from sweeps.selection.curves import Curve
+from sweeps.selection.measure import metric_words
 from trainables.engine.schedule import annealed, evaluated_at
 from trainables.errors import InputError
 from trainables.hyperparameters import Hyperparameters
@@ -52,7 +53,17 @@ class Begins:
 class Over:
     """More training is not worth its time."""
 
-    reason: str
+    gain: float
+    """By which as much training again as so far is expected to improve the best."""
+    patience: float
+    measure: str
+
+    def words(self, again: str = "as much training again as so far") -> str:
+        """again: that training, in words."""
+        return (
+            f"{again} is expected to improve the best {self.measure} by {self.gain:.2g}, and"
+            f" search.patience is {self.patience:g}"
+        )
 
 
 Chosen = GoesOn | Begins | Over | None
@@ -107,8 +118,8 @@ class Chooser:
         if choice is None:
             # the search itself goes through a space of which draws find nothing new
             return Begins(point=None) if may_draw and not running else None
-        if (reason := self._over(choice, [*known.values()])) is not None:
-            return None if running else Over(reason=reason)
+        if (over := self._over(choice, [*known.values()])) is not None:
+            return None if running else over
         if choice.number < len(trials):
             return GoesOn(trial=trials[choice.number])
         point, _ = new[choice.number - len(trials)]
@@ -126,8 +137,8 @@ class Chooser:
             return True
         return self._ledger.is_compared(trial)
 
-    def _over(self, choice: Choice, known: Sequence[Candidate]) -> str | None:
-        """Why more training would not pay."""
+    def _over(self, choice: Choice, known: Sequence[Candidate]) -> Over | None:
+        """None: more training pays."""
         if choice.gain is None:
             return None
         spent = sum(each.samples[len(each.losses) - 1] * each.cost for each in known if each.losses)
@@ -135,11 +146,8 @@ class Chooser:
         patience = self._config.search.patience
         if gain >= patience:
             return None
-        measure = self._config.searching.measure.name
-        return (
-            f"as much training again as so far is expected to improve the best {measure} by"
-            f" {gain:.2g}, and search.patience is {patience:g}"
-        )
+        measure = metric_words(self._config.searching.measure.name)
+        return Over(gain=gain, patience=patience, measure=measure)
 
     # --- candidates ---
 

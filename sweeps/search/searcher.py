@@ -14,7 +14,7 @@ from search_spaces import Domain, Space, SpaceError
 from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import BY_HAND, UNFINISHED
-from sweeps.reporting.words import format_params
+from sweeps.reporting.words import duration, format_params
 from sweeps.search.choosing import Begins, Chooser, Chosen, GoesOn, Over
 from sweeps.search.outcome import BEHIND, PAUSED, constraints, outcome
 from sweeps.search.points import Point, plain
@@ -69,6 +69,7 @@ class StudySearcher(Searcher):
         chooser: Chooser | None = None,
         on_pause: Callable[[str], None] = lambda _: None,
         wanted: Callable[[str], bool] = lambda _: False,
+        elapsed_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """first: points of the space to try after the initial ones. `coordinator` and `namespace`
         name the actor that trials ask; `stopped` tells why no trial may start any more, `room`
@@ -77,7 +78,8 @@ class StudySearcher(Searcher):
         for trials where the search itself has no more, `full` whether there is no room on disk for
         new ones. chooser: who says who trains next, a trial that waits or a new one; else those
         that wait go first. on_pause: told of a trial that leaves its place to another; wanted:
-        whether one that fits nowhere waits for the slot of a trial.
+        whether one that fits nowhere waits for the slot of a trial; elapsed_s: that the sweep has
+        run.
         """
         super().__init__(metric="val_loss", mode="min")
         self._config = config
@@ -91,6 +93,7 @@ class StudySearcher(Searcher):
         self._on_start, self._on_end, self._say = on_start, on_end, say
         self._paused, self._more, self._full = paused, more, full
         self._chooser, self._on_pause, self._wanted = chooser, on_pause, wanted
+        self._elapsed_s = elapsed_s
         self._pausing: set[str] = set()  # that end for Tune, and not for the sweep
         self._lock = threading.RLock()  # Tune asks, and somebody may ask for trials meanwhile
         self._fresh: set[str] = set()  # of those that wait, the ones that were asked for by hand
@@ -203,10 +206,11 @@ class StudySearcher(Searcher):
                 return trial, True
             case Begins(point=point):
                 return self._draw_unless_done(point), False
-            case Over(reason=reason):
-                self._say(f"The search ends: {reason}")
+            case Over() as over:
+                again = f"another {duration(self._elapsed_s())} of training"
+                self._say(f"The search ends: {over.words(again)}")
                 self._exhausted = True
-                self._end_waiting(f"{PAUSED}: {reason}")
+                self._end_waiting(f"{PAUSED}: {over.words()}")
         return None, False
 
     def _choice(
