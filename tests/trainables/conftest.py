@@ -171,6 +171,9 @@ def _build(name: str) -> Any:
         "longformer": lambda: t.LongformerModel(
             t.LongformerConfig(**{**SHAPE, "max_position_embeddings": 64}, attention_window=[4, 4])
         ),
+        "llama-deep": lambda: t.LlamaForCausalLM(
+            t.LlamaConfig(**{**SHAPE, "num_hidden_layers": 16})
+        ),
         "llama-tied": lambda: t.LlamaForCausalLM(t.LlamaConfig(**SHAPE, tie_word_embeddings=True)),
     }[name]()
 
@@ -370,12 +373,17 @@ class Lab:
         general: Split | None = None,
         task: str | None = None,
         seed: int = 0,
+        device: torch.device = CPU,
         **settings: Any,
     ) -> TrialGroup:
 
         def load_base(quantisation: Any, dtype: torch.dtype) -> BaseModel:
-            self.bases.append(self.base(model, quantisation=quantisation, dtype=dtype, seed=seed))
-            return self.bases[-1]
+            base = self.base(model, quantisation=quantisation, dtype=dtype, seed=seed)
+            if device != CPU:
+                base.model.to(device)
+                base.model.tie_weights()  # which a device of another type takes apart
+            self.bases.append(base)
+            return base
 
         return TrialGroup(
             load_base=load_base,
@@ -387,7 +395,7 @@ class Lab:
             general=general,
             pad_token_id=PAD,
             settings=GroupSettings(seed=seed, **settings),
-            device=CPU,
+            device=device,
             world=world or World(),
         )
 

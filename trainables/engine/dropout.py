@@ -7,9 +7,10 @@ other trials, resuming and recomputation leave it unchanged.
 Shapes: B rows, T tokens, D channels; `keys_B` is int64, one key for each row of the batch.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 FUNCTIONS = 1 << 20  # layers from here on are calls of functions, not modules
 WIDEST = 1 << 20  # of a dimension of attention weights
-DRAWN = 1 << 24  # numbers that a hash gives
+GOLDEN = -0x61C8864680B583EB  # of 64 bits: 2^64 over the golden ratio
 DRAWN_TOGETHER = 1 << 24  # elements of a mask that are drawn at once
 
 
@@ -32,6 +33,8 @@ class RowKeys:
         self.mixing_rows: Mapping[int, tuple[bool, ...]] = {}
         self._calls: dict[int, int] = {}
         self.of_the_step: Tensor | None = None  # [1], where all rows are one trial's
+        # counters of the tokens of this micro-batch, by tokens and channels of a row
+        self._tokens: dict[tuple[int, int], Tensor] = {}
 
     def __deepcopy__(self, memo: dict) -> "RowKeys":
         return self  # a copy of a trained head sees the rows of the micro-batch too
@@ -42,17 +45,24 @@ class RowKeys:
         step: int | Tensor,
         rows_B: Tensor,
         positions_B: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """Name the rows of the next micro-batch: dataset indices `rows_B` at optimiser step `step`
         under `seed` (each one number, or one for each row). `positions_B`: the micro-batch lays
         tokens one after another, and these are their positions in their rows; every token is then
-        named.
+        named. device: where the micro-batch is; None: where `rows_B` are.
         """
-        self.keys_B = _mix(_mix(_mix(rows_B.long() + 1) + seed) + step)
-        self.positions_B, self._calls = positions_B, {}
-        self.of_the_step = _mix(_mix(_mix(torch.zeros_like(rows_B.long())) + seed) + step)[
-            :1
-        ]  # no row is named so
+        # of no row [1], and of the rows: by the host, where so few numbers take no kernels
+        numbers = torch.cat([rows_B.new_zeros(1), rows_B + 1]).long()
+        seeds, steps = (
+            torch.cat([each[:1], each]) if isinstance(each, Tensor) else each
+            for each in (seed, step)
+        )
+        keys = _mix(_mix(_mix(numbers) + seeds) + steps)
+        if device is not None:
+            keys = keys.to(device, non_blocking=True)
+        self.of_the_step, self.keys_B = keys[:1], keys[1:]
+        self.positions_B, self._calls, self._tokens = positions_B, {}, {}
 
     def of(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Keys and positions of `x` at `layer`: of its rows; where it has none, one for the trial's
@@ -74,12 +84,45 @@ class RowKeys:
     def only(self, start: int, stop: int) -> Iterator[None]:
         """Inside, only the rows from `start` to `stop` of the micro-batch are computed."""
         assert self.positions_B is None, "what trains modules whole sees rows, not tokens"
-        whole = self.keys_B
-        self.keys_B = None if whole is None else whole[start:stop]
+        whole, tokens = self.keys_B, self._tokens
+        self.keys_B, self._tokens = None if whole is None else whole[start:stop], {}
         try:
             yield
         finally:
-            self.keys_B = whole
+            self.keys_B, self._tokens = whole, tokens
+
+    def counters(self, tokens: int, channels: int) -> Tensor:
+        """Of the first channel of each of so many tokens of each row [B, tokens]: the same for all
+        layers of such a shape.
+        """
+        assert self.keys_B is not None
+        if (tokens, channels) not in self._tokens:
+            at = self.positions_B
+            at_BT = torch.arange(tokens, device=self.keys_B.device) if at is None else at[:, None]
+            first_BT = at_BT * channels * GOLDEN
+            self._tokens[tokens, channels] = self.keys_B[:, None] + first_BT
+        return self._tokens[tokens, channels]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Of dropout, for each row [B, 1]."""
+
+    thresholds: Tensor  # int64: what is drawn below it is dropped out
+    scales: Tensor  # of what is kept: 1 / (1 - p)
+
+    @classmethod
+    def of(cls, p_B: Tensor, dtype: torch.dtype) -> "Rates":
+        """`p_B`: probabilities; dtype: of what is dropped out."""
+        p_B1 = p_B.double()[:, None]
+        thresholds = ((p_B1 - 0.5) * 2.0**64).long()
+        return cls(thresholds=thresholds, scales=(1.0 / (1.0 - p_B1)).to(dtype))
+
+    def to(self, device: torch.device) -> "Rates":
+        thresholds, scales = (
+            each.to(device, non_blocking=True) for each in (self.thresholds, self.scales)
+        )
+        return Rates(thresholds=thresholds, scales=scales)
 
 
 class RowDropout(nn.Module):
@@ -102,75 +145,98 @@ class RowDropout(nn.Module):
         return f"p={self.p}, layer={self.layer}"
 
 
-def row_dropout(x: Tensor, keys: RowKeys, layer: int, p: float | Tensor) -> Tensor:
-    """Dropout of `x` at `layer` for the rows that `keys` names; `p` is one probability, or one for
+def row_dropout(x: Tensor, keys: RowKeys, layer: int, p: float | Tensor | Rates) -> Tensor:
+    """Dropout of `x` at `layer` for the rows that `keys` names; `p` is one probability, or those of
     each row [B].
     """
     # some models flatten rows, [B, T, D] to [B * T, D]: in memory, and so in the mask, it is the
     # same
-    keys_B, positions_B = keys.of(layer, x)
-    if isinstance(p, Tensor):
-        p = p[: len(keys_B)]
-    inner = x.numel() // len(keys_B)
-    threshold_B = (
-        (torch.as_tensor(p, dtype=torch.float64, device=x.device) * DRAWN)
-        .long()
-        .expand(len(keys_B))
-    )
-    drawn = _drawn(x, keys, layer, keys_B, positions_B)
-    size = max(1, DRAWN_TOGETHER // inner)
-    keep = torch.cat(
-        [bits >= each[:, None] for bits, each in zip(drawn, threshold_B.split(size), strict=True)]
-    )
-    if isinstance(p, Tensor):
-        scale_B = (1.0 / (1.0 - p.double())).to(x.dtype)
-        return ((x.reshape(len(keys_B), inner) * keep) * scale_B[:, None]).view(x.shape)
-    return x * keep.view(x.shape) / (1.0 - p)
+    if not isinstance(p, Tensor | Rates):
+        threshold = min(int((p - 0.5) * 2.0**64), (1 << 63) - 1)
+        keep = _joined([bits >= threshold for bits in _drawn(x, keys, layer)])
+        return x * keep.view(x.shape) / (1.0 - p)
+    rates = p if isinstance(p, Rates) else Rates.of(p, x.dtype)
+    rows = keys.of(layer, x)
+    size = _at_once(x, rows[0])
+    drawn = _drawn(x, keys, layer, rows)
+    below = rates.thresholds[: len(rows[0])].split(size)
+    keep = _joined([bits >= each for bits, each in zip(drawn, below, strict=True)])
+    kept = x.reshape(keep.shape) * keep
+    return (kept * rates.scales[: len(keep)].to(x.dtype)).view(x.shape)
 
 
 def row_noise(x: Tensor, keys: RowKeys, layer: int) -> Tensor:
     """Uniform in [-1, 1), shaped as `x`, drawn for the rows that `keys` names."""
-    drawn = _drawn(x, keys, layer, *keys.of(layer, x))
-    parts = [bits.to(torch.float32) * (2 / DRAWN) - 1 for bits in drawn]
-    return torch.cat(parts).view(x.shape)
+    parts = [(bits >> 40).to(torch.float32) * 2.0**-23 for bits in _drawn(x, keys, layer)]
+    return _joined(parts).view(x.shape)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _drawn(
-    x: Tensor, keys: RowKeys, layer: int, keys_B: Tensor, positions_B: Tensor | None
+    x: Tensor, keys: RowKeys, layer: int, rows: tuple[Tensor, Tensor | None] | None = None
 ) -> Iterator[Tensor]:
-    """A number from 0 to DRAWN - 1 for each element of `x`: rows of it at a time [n, elements],
-    since the hash needs some 64-bit numbers for each.
+    """64 bits for each element of `x`, of which the highest are the best: rows of it at a time
+    [n, elements], since the hash needs some 64-bit numbers for each. rows: as `keys.of` gave them,
+    which counts its calls.
+
+    The bits are a hash of a counter, as in SplitMix64 (Steele et al. 2014): the row's key, and so
+    many times `GOLDEN` as the element's number in its row, from another start at each layer.
     """
-    inner = x.numel() // len(keys_B)
-    size = max(1, DRAWN_TOGETHER // inner)
+    keys_B, positions_B = rows or keys.of(layer, x)
+    inner, inside = x.numel() // len(keys_B), _inside(x, keys_B)
     if keys_B is keys.of_the_step:
         # most often a table of relative positions, of which long rows use more to either side:
         # counted from its middle
-        offsets = torch.arange(inner, device=x.device) - inner // x.shape[-1] // 2 * x.shape[-1]
+        numbers = torch.arange(inner, device=x.device) - inner // x.shape[-1] // 2 * x.shape[-1]
+        first_BT, columns = keys_B[:, None], numbers * GOLDEN + _start(layer)
+    elif positions_B is None and len(inside) > 2:
+        first_BT, columns = keys_B[:, None], _digits(inside, x.device) * GOLDEN + _start(layer)
     else:
-        offsets = _offsets(
-            (x.shape[0] // len(keys_B), *x.shape[1:]) if positions_B is None else (inner,), x.device
-        )
-    first_B = torch.zeros_like(keys_B) if positions_B is None else positions_B * inner
-    row = _mix(keys_B + layer * 0x9E3779B9) + first_B  # hashed again below, with the offset
-    for rows in row.split(size):
-        yield (_mix(rows[:, None] + offsets[None, :]) >> 8) & (DRAWN - 1)
+        channels = x.shape[-1] if positions_B is None else inner
+        first_BT = keys.counters(inner // channels, channels)
+        columns = _columns(layer, channels, x.device)
+    for each in first_BT.split(_at_once(x, keys_B)):
+        z = each[:, :, None] + columns
+        # shifts keep the sign, and are one to one all the same
+        z.bitwise_xor_(z >> 32).mul_(-0x2917014799A6026D)
+        z.bitwise_xor_(z >> 29).mul_(-0x4B47D1C9F0F7B1E3)
+        yield z.flatten(1)
 
 
-def _offsets(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """A number for each element of a row of `shape`, which padding does not change.
+def _at_once(x: Tensor, keys_B: Tensor) -> int:
+    """Rows of `x` that are drawn together."""
+    return max(1, DRAWN_TOGETHER * len(keys_B) // x.numel())
 
-    Of [T, D] later positions come after earlier ones, so that numbers may be without gaps, as in a
-    micro-batch without padding. Attention weights [H, T, T] are padded within: there each dimension
-    has digits of its own.
+
+def _inside(x: Tensor, keys_B: Tensor) -> tuple[int, ...]:
+    """Shape of a row of `x`, which may be flattened into tokens."""
+    shape = (x.shape[0] // len(keys_B), *x.shape[1:])
+    return shape[1:] if shape[0] == 1 else shape
+
+
+def _digits(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A number for each element of a row of `shape`, such as attention weights [H, T, T]: they are
+    padded within, so each dimension has digits of its own.
     """
-    shape = shape[1:] if shape[0] == 1 else shape
-    if len(shape) <= 2:
-        return torch.arange(math.prod(shape), device=device)
-    offsets = torch.zeros(1, dtype=torch.int64, device=device)
+    numbers = torch.zeros(1, dtype=torch.int64, device=device)
     for size in shape:
-        offsets = (offsets[:, None] * WIDEST + torch.arange(size, device=device)).flatten()
-    return offsets
+        numbers = (numbers[:, None] * WIDEST + torch.arange(size, device=device)).flatten()
+    return numbers
+
+
+@cache
+def _start(layer: int) -> int:
+    """Where the counters of `layer` begin."""
+    return int(_mix(torch.tensor([layer + 1])))
+
+
+@lru_cache(maxsize=4096)
+def _columns(layer: int, channels: int, device: torch.device) -> Tensor:
+    """What is added to a token's counter for each of its channels at `layer` [channels]."""
+    return (torch.arange(channels) * GOLDEN + _start(layer)).to(device, non_blocking=True)
 
 
 def replace_dropout(model: nn.Module, keys: RowKeys) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.engine import varlen
+from trainables.engine import masks, varlen
 from trainables.engine.kernels import MicroBatch
 from trainables.engine.own import OwnBaseEngine
 from trainables.engine.scoring import BatchLosses, Rows, batch_losses
@@ -32,9 +32,16 @@ class ForwardPass:
     autocast: torch.dtype | None  # type of the arithmetic; None: that of the weights
 
     def batch(self, split: Rows, rows: np.ndarray) -> dict[str, Tensor]:
-        """Inputs, labels and perhaps weights of these rows of a split."""
+        """Inputs, labels and perhaps weights of these rows of a split. Labels of a language model
+        stay with the host, which otherwise would have to wait for the device to tell how many
+        targets there are.
+        """
         batch = self.task.collate(split.rows(rows), self.pad_token_id)
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        here = ("labels", "weights") if self.task.is_language_model else ()
+        return {
+            name: tensor if name in here else tensor.to(self.device, non_blocking=True)
+            for name, tensor in batch.items()
+        }
 
     def inputs(self, base: BaseModel, split: Rows, rows: np.ndarray) -> dict[str, Tensor]:
         batch = self.batch(split, rows)
@@ -64,19 +71,21 @@ class ForwardPass:
         lanes_B: np.ndarray,
         rows: varlen.Rows | None = None,
         hps: Sequence[Hyperparameters] | None = None,
+        lengths_B: np.ndarray | None = None,
     ) -> BatchLosses:
         """Losses, targets and outcomes of one micro-batch, as `Task` has them.
 
         engine: of the trials whose weights are used; None: the untuned base. lanes_B: the trial of
         each of them, of pairs of each sequence. rows: where they lie in a micro-batch without
-        padding. hps: of each row's trial, in training.
+        padding. hps: of each row's trial, in training. lengths_B: tokens of each row that the
+        model reads, where the host knows.
         """
         targets = take_targets(batch, self.task, base.model)
         varlen.passing(rows)
         if rows is not None:
             batch, lanes_B = rows.flatten(batch), np.repeat(lanes_B, rows.lengths)
         with self.precision():
-            with hidden_states(base.output):
+            with hidden_states(base.output), masks.known(lengths_B):
                 if engine is None:
                     logits = base.model(**batch).logits
                 else:

@@ -306,17 +306,18 @@ class TrialGroup:
         self.trained_samples += sum(map(len, rows))
         self.trained_tokens += int(self._padded_lengths(np.concatenate(rows)).sum())
         norms = self._engine.norms(trials)
-        finite = (torch.isfinite(nll) & torch.isfinite(norms)).tolist()
-        good = np.flatnonzero(finite).tolist()
-        self._update([trials[position] for position in good], norms[good])
-        losses = nll.tolist()
+        # the one time in a step that the host waits for the device
+        losses, sizes = torch.stack([nll, norms.to(nll)]).tolist()
+        finite = np.isfinite(losses) & np.isfinite(sizes)
+        good, bad = np.flatnonzero(finite).tolist(), np.flatnonzero(~finite).tolist()
+        self._update([trials[position] for position in good], norms[good] if bad else norms)
         for position in good:
             member[position].step += 1
             member[position].train_nll += losses[position]
             member[position].train_targets += targets[position]
             self._add_to_sum(trials[position])
-        if len(good) < len(trials):
-            raise self._non_finite([trials[p] for p in np.flatnonzero(np.invert(finite)).tolist()])
+        if bad:
+            raise self._non_finite([trials[position] for position in bad])
 
     def _averages_next(self, member: GroupMember) -> bool:
         """Whether a trial's next step takes no rows: its weights become their average."""
@@ -372,7 +373,7 @@ class TrialGroup:
         penalties = self._engine.penalise(trials).to(nll)
         if (sizes := self._train.target_bytes) is not None:
             targets = [float(sizes[each].sum()) * math.log(2) for each in rows]
-        return nll + penalties * penalties.new_tensor(targets), targets
+        return nll + penalties * self._forward.on_device(np.array(targets)), targets
 
     def _own_gradients(
         self, trials: Sequence[str], rows: Sequence[np.ndarray]
@@ -419,7 +420,11 @@ class TrialGroup:
         nll = torch.zeros(len(trials), dtype=torch.float64, device=self._device)
         on_device = self._forward.on_device
         for chosen in cut_micro_batches(
-            lengths[mine], self._budget.tokens, kinds=None if base.padded else kinds[mine]
+            lengths[mine],
+            self._budget.tokens,
+            kinds=None if base.padded else kinds[mine],
+            tokens=self._train.sequence_lengths[row[mine]].sum(1),
+            token_cost=self._token_cost(),
         ):
             at = mine[chosen]
             at = at[np.argsort(lane[at], kind="stable")]
@@ -429,17 +434,26 @@ class TrialGroup:
             times = 1 if flat is None else tokens  # without padding each token is named
             named = np.repeat(each, times)
             self._keys.set(
-                on_device(whole.seed[named]),
-                on_device(whole.step[named]),
-                on_device(np.repeat(number, times)),
+                torch.as_tensor(whole.seed[named]),
+                torch.as_tensor(whole.step[named]),
+                torch.as_tensor(np.repeat(number, times)),
                 None if flat is None else flat.positions_N,
+                self._device,
             )
             batch = self._forward.batch(self._train, row[at])
-            read = sequences.parts[np.repeat(number, times), 0]  # of a row's two texts the source
-            noise = base.input_noise.on(whole.hps, position[named], read, on_device)
+            read = sequences.parts[number, 0]  # of a row's two texts the source
+            noise = base.input_noise.on(
+                whole.hps, position[named], np.repeat(read, times), on_device
+            )
             with base.dropping_out(), noise:
                 nll_B, _, _ = self._forward.losses(
-                    base.base, engine, batch, lane[each], flat, whole.hps_of(at)
+                    base.base,
+                    engine,
+                    batch,
+                    lane[each],
+                    flat,
+                    whole.hps_of(at),
+                    lengths_B=read,
                 )
                 (nll_B * on_device(weight[at]).to(nll_B.dtype)).sum().backward()
             counted_B = nll_B.detach().double() * on_device(whole.counts[at])
@@ -631,6 +645,7 @@ class TrialGroup:
             world=self._world,
             soft_prompt_tokens=self._virtual_tokens(),
             padded=base.padded,
+            token_cost=self._token_cost(),
         )
         chosen = np.arange(len(split)) if rows is None else rows
         found = evaluate_in_micro_batches(losses, len(trials), self._task, split, chosen, cut)
@@ -750,6 +765,11 @@ class TrialGroup:
         assert self._base is not None
         return None if self._virtual_tokens() else self._base.varlen_rows(lengths_B)
 
+    def _token_cost(self) -> float:
+        """Of a token in a micro-batch without padding, as `cut_micro_batches` takes it."""
+        assert self._base is not None
+        return math.inf if self._virtual_tokens() else self._base.token_cost
+
     # --- the base ---
 
     def _base_for(self, method: str, options: MethodOptions | None = None) -> LoadedBase:
@@ -834,7 +854,7 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
     while len(seconds) < 3 or (len(seconds) < 8 and sum(seconds) < 0.3):  # the first warms up
         began = clock()
         run()
-        if not cpu:
+        if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(clock() - began)
     return min(seconds[1:])

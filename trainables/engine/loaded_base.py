@@ -66,7 +66,7 @@ class LoadedBase:
         self.padded = not self._padding_changes_losses()  # rows of unlike lengths may share a batch
         self._function_dropout = self._watch_functions()
         # of a token in a micro-batch without padding; 1: that of one in a padded micro-batch
-        self._varlen_cost = self._time_varlen()
+        self.token_cost = self._time_varlen()
 
     @property
     def model(self) -> "PreTrainedModel":
@@ -282,7 +282,7 @@ class LoadedBase:
         take less time.
         """
         padded = len(lengths_B) * max(lengths_B)
-        if sum(lengths_B) * self._varlen_cost >= padded:
+        if sum(lengths_B) * self.token_cost >= padded:
             return None
         return varlen.Rows.of(lengths_B, self._forward.device)
 

@@ -101,7 +101,7 @@ class OwnBaseEngine:
 
     def penalise(self, trials: Sequence[str]) -> Tensor:
         """No method that trains the base adds to what it minimises."""
-        return torch.zeros(len(trials), dtype=torch.float64)
+        return torch.zeros(len(trials), dtype=torch.float64, device=self.base.model.device)
 
     def norms(self, trials: Sequence[str]) -> Tensor:
         return torch.nn.utils.get_total_norm(self.gradients()).reshape(1)

@@ -122,7 +122,9 @@ def batch_losses(
         nll, tokens = task.row_losses(logits, targets.labels, output)
         return pair_losses(nll, tokens, targets.reference, hps)
     shares = smoothing(hps or ())
-    smoothing_B = None if shares is None else torch.as_tensor(shares).to(logits.device)
+    smoothing_B = (
+        None if shares is None else torch.as_tensor(shares).to(logits.device, non_blocking=True)
+    )
     nll_B, targets_B = task.row_losses(logits, targets.labels, output, targets.weights, smoothing_B)
     return nll_B, targets_B, task.outcomes(logits, targets.labels, names)
 
@@ -169,6 +171,7 @@ class Cut:
     world: World = World()
     soft_prompt_tokens: int = 0  # put before each row by the model
     padded: bool = True  # rows of unlike lengths may share a micro-batch
+    token_cost: float = math.inf  # in one without padding, see `cut_micro_batches`
 
 
 def evaluate_model(
@@ -236,6 +239,8 @@ def evaluate_in_micro_batches(
             lengths[mine],
             cut.max_tokens // copies,
             kinds=None if cut.padded else kinds[mine],
+            tokens=split.sequence_lengths[rows[mine]].sum(1),
+            token_cost=cut.token_cost,
         )
     ]
     while waiting:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from trainables.engine.dropout import RowKeys
+from trainables.engine.dropout import Rates, RowKeys
 from trainables.engine.kernels import MicroBatch
 from trainables.engine.layout import VACANT, Column, Lane, Layout
 from trainables.engine.sites import AdapterSite, Addition, Stacked, Stepped
@@ -72,17 +72,12 @@ class _Constants:
     correction2: Tensor
 
     @classmethod
-    def of(
-        cls,
-        hps: Sequence[Hyperparameters],
-        rates: Sequence[float],
-        steps: Sequence[int],
-        norms: Tensor,
-    ) -> "_Constants":
-        """`norms` have the type and the device that the arithmetic has."""
-
-        own = [_constants(*each) for each in zip(hps, rates, steps, strict=True)]
-        columns = torch.tensor(own, dtype=torch.float64).to(norms).split(1, dim=1)
+    def of(cls, own: Sequence[tuple[float, ...]], norms: Tensor) -> "_Constants":
+        """own: what `_constants` gives of each; `norms` have the type and the device that the
+        arithmetic has.
+        """
+        columns = torch.tensor(own, dtype=torch.float64)
+        columns = columns.to(norms.device, norms.dtype, non_blocking=True).split(1, dim=1)
         rate, fast_ratio, limit, decay, one_less_beta1, beta2, one_less_beta2, *rest = columns
         epsilon, correction1, correction2 = rest
         return cls(
@@ -139,6 +134,7 @@ class SharedBaseEngine:
         self.base = base
         self.keys = keys
         self.micro_batch = MicroBatch.of([], device)  # that now runs
+        self._rates: dict[tuple[tuple[float, ...], torch.dtype], Rates] = {}  # of its rows
         # autograd must run through frozen inputs too
         self.anchor = torch.zeros(0, device=device, requires_grad=True)
         self.dtype = torch.promote_types(base.dtype, torch.float32)
@@ -347,7 +343,16 @@ class SharedBaseEngine:
 
     def place(self, micro_batch: MicroBatch) -> None:
         """From now on, forward passes of the base are of these rows."""
-        self.micro_batch = micro_batch
+        self.micro_batch, self._rates = micro_batch, {}
+
+    def dropout_rates(self, dropouts: tuple[float, ...], dtype: torch.dtype) -> Rates:
+        """Of the rows that are placed, with a probability for each trial: once for all sites."""
+        if (dropouts, dtype) not in self._rates:
+            segments = self.micro_batch.segments
+            rows = [dropouts[lane] for lane, start, stop in segments for _ in range(start, stop)]
+            rates = Rates.of(torch.tensor(rows, dtype=torch.float64), dtype)
+            self._rates[dropouts, dtype] = rates.to(self._device)
+        return self._rates[dropouts, dtype]
 
     def starting(self, batch: dict[str, Tensor]) -> dict[str, Any]:
         """Inputs of the base for the rows that are placed, which it then goes on with."""
@@ -385,7 +390,11 @@ class SharedBaseEngine:
     def norms(self, trials: Sequence[str]) -> Tensor:
         """L2 norm of each trial's gradient [K]."""
         lanes = [self.lane(trial) for trial in trials]
-        return torch.stack([torch.linalg.vector_norm(self._grads[lane]) for lane in lanes])
+        norms_K = torch.linalg.vector_norm(self._grads, dim=1)
+        return norms_K if self._are_all(lanes) else torch.stack([norms_K[lane] for lane in lanes])
+
+    def _are_all(self, lanes: Sequence[int]) -> bool:
+        return lanes == list(range(len(self._lanes)))
 
     @torch.no_grad()
     def update(
@@ -420,6 +429,9 @@ class SharedBaseEngine:
         self, trial: str, hp: Hyperparameters, step: int, total: int, norm: Tensor
     ) -> None:
         """What the kinds of addition do to a trial's weights themselves."""
+        kinds = self._by_kind()
+        if all(kind.after_step == AdapterSite.after_step for kind in kinds):
+            return
         row = self.lane(trial)
         stepped = Stepped(
             lane=row,
@@ -430,7 +442,7 @@ class SharedBaseEngine:
             clip=(_clip_norm(hp) / (norm.to(self.dtype) + 1e-6)).clamp(max=1.0),
             state={name: matrix[row] for name, matrix in self._moments.items()},
         )
-        for kind, sites in self._by_kind().items():
+        for kind, sites in kinds.items():
             kind.after_step(sites, stepped)
 
     def _by_kind(self) -> dict[type[AdapterSite], list[AdapterSite]]:
@@ -454,27 +466,36 @@ class SharedBaseEngine:
         if not chosen:
             return
         lanes = [self.lane(trials[i]) for i in chosen]
-        constants = _Constants.of(
-            [hps[i] for i in chosen],
-            [rates[i] for i in chosen],
-            [steps[i] for i in chosen],
-            norms[chosen].to(self.dtype),
-        )
-        everyone = lanes == list(range(len(self._lanes)))
-        index = None if everyone else torch.tensor(lanes, device=self._device)
+        if len(chosen) < len(hps):
+            norms = norms[self._index(chosen)]
+        own = [_constants(hps[i], rates[i], steps[i]) for i in chosen]
+        constants = _Constants.of(own, norms.to(self.dtype))
+        index = None if self._are_all(lanes) else self._index(lanes)
         width = max(1, UPDATE_ELEMENTS // len(lanes))
-        state = [self._grads, self._weights, *(self._moments[name] for name in TWINS)]
         for start in range(0, self._layout.width, width):
-            here = slice(start, start + width)
-            matrices = [matrix[:, here] for matrix in state]
-            parts = matrices if index is None else [m.index_select(0, index) for m in matrices]
-            rates_KP = constants.rate * (1 + (constants.fast_ratio - 1) * self._fast_P[here])
-            parts[0] = parts[0] * constants.clip
-            parts[1].mul_(1 - rates_KP * constants.decay * self._decayed(here, index))
-            update(constants, parts, rates_KP)
-            if index is not None:
-                for matrix, part in zip(matrices[1:], parts[1:], strict=True):
-                    matrix.index_copy_(0, index, part)
+            self._update_columns(update, constants, slice(start, start + width), index)
+
+    def _update_columns(
+        self,
+        update: Callable[["_Constants", Sequence[Tensor], Tensor], None],
+        constants: "_Constants",
+        here: slice,
+        lanes: Tensor | None,
+    ) -> None:
+        """Of these lanes; None: of all."""
+        state = [self._grads, self._weights, *(self._moments[name] for name in TWINS)]
+        matrices = [matrix[:, here] for matrix in state]
+        parts = matrices if lanes is None else [m.index_select(0, lanes) for m in matrices]
+        rates_KP = constants.rate * (1 + (constants.fast_ratio - 1) * self._fast_P[here])
+        parts[0] = parts[0] * constants.clip
+        parts[1].mul_(1 - rates_KP * constants.decay * self._decayed(here, lanes))
+        update(constants, parts, rates_KP)
+        if lanes is not None:
+            for matrix, part in zip(matrices[1:], parts[1:], strict=True):
+                matrix.index_copy_(0, lanes, part)
+
+    def _index(self, positions: Sequence[int]) -> Tensor:
+        return torch.tensor(positions).to(self._device, non_blocking=True)
 
     @staticmethod
     def _adamw(constants: "_Constants", parts: Sequence[Tensor], rates_KP: Tensor) -> None:

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainables.engine import masks
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -53,8 +55,12 @@ class Rows:
 
     def flatten(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The model's inputs [1, N] of a padded batch [B, T]."""
+        ids = batch["input_ids"].reshape(-1)[self.padded_N][None]
+        # without a mask transformers reads off the positions that there are several rows
+        mask = torch.ones_like(ids)
         return {
-            "input_ids": batch["input_ids"].reshape(-1)[self.padded_N][None],
+            "input_ids": ids,
+            "attention_mask": mask,
             "position_ids": self.positions_N[None],
         }
 
@@ -77,7 +83,7 @@ def passing(rows: Rows | None) -> None:
 def prepare(model: "PreTrainedModel") -> bool:
     """Make `model` attend as `passing` says; False: it cannot be told how to attend."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     def attention(
@@ -93,7 +99,7 @@ def prepare(model: "PreTrainedModel") -> bool:
         return _within_rows(_rows, module, query, key, value, **how)[None], None
 
     def mask(*args: Any, **how: Any) -> Tensor | None:
-        return sdpa_mask(*args, **how) if _rows is None else None
+        return masks.mask(*args, **how) if _rows is None else None
 
     if model.config._attn_implementation == NAME:
         return True

@@ -23,7 +23,8 @@ def weight_norms(
     of a trial's as large as W: ||W||^2 + 2 s B . (W A^T) + s^2 B . (B A A^T), summed over ranks.
     """
     weight_OI, ranks = weight_of(module), a_KRI.shape[1]
-    scale_K1 = torch.tensor(scales, dtype=a_KRI.dtype, device=a_KRI.device)[:, None]
+    scale_K1 = torch.tensor(scales, dtype=a_KRI.dtype)[:, None]
+    scale_K1 = scale_K1.to(a_KRI.device, non_blocking=True)
     square_O = torch.linalg.vector_norm(weight_OI, dim=1, dtype=a_KRI.dtype).square()
     seen_OKR = (weight_OI.to(a_KRI.dtype) @ a_KRI.flatten(0, 1).T).unflatten(1, (-1, ranks))
     mixed_KO = (b_KOR * seen_OKR.transpose(0, 1)).sum(-1)
@@ -47,6 +48,7 @@ class Magnitudes:
         self.lanes = list(scales)
         self.grad_KO = vector.grad
         self._module, self._vector, self._a, self._b = module, vector, a, b
+        self._index = torch.tensor(self.lanes).to(vector.weight.device, non_blocking=True)
         self._scales = list(scales.values())
         self._norms, self._of_version = vector.weight, -1
 
@@ -54,12 +56,11 @@ class Magnitudes:
     def norms(self) -> Tensor:
         """[K, O], of the weights as they are now; 1 for trials that have no magnitudes."""
         if self._of_version != (version := self._a.weight._version):  # that of the whole matrix
-            found = weight_norms(
-                self._module, self._a.weight[self.lanes], self._b.weight[self.lanes], self._scales
-            )
+            a, b = self._a.weight[self._index], self._b.weight[self._index]
+            found = weight_norms(self._module, a, b, self._scales)
             self._norms = torch.ones_like(self._vector.weight)
             # a row of zeros has no direction, and adds nothing whatever its magnitude
-            self._norms[self.lanes] = torch.where(found > 0, found, 1)
+            self._norms[self._index] = torch.where(found > 0, found, 1)
             self._of_version = version
         return self._norms
 

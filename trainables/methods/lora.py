@@ -70,15 +70,14 @@ class LinearSite(AdapterSite):
 
     def bind_dropout(self, dropouts: Sequence[float]) -> None:
         """`dropouts`: the probability of each trial."""
-        device = self.engine.anchor.device
-        self._dropout_K = torch.tensor(dropouts, device=device) if any(dropouts) else None
+        self._dropouts = tuple(dropouts) if any(dropouts) else None
 
     def dropped_out(self, x: Tensor) -> Tensor:
         """The layer's input, in training, where some trial drops out; else `x` itself."""
-        if self._dropout_K is None or not self.module.training:
+        if self._dropouts is None or not self.module.training:
             return x
-        lanes_B = self.engine.micro_batch.lanes_B
-        return row_dropout(x, self.engine.keys, self._layer, self._dropout_K[lanes_B])
+        rates = self.engine.dropout_rates(self._dropouts, x.dtype)
+        return row_dropout(x, self.engine.keys, self._layer, rates)
 
 
 class LowRank(LinearSite):
@@ -98,7 +97,10 @@ class LowRank(LinearSite):
         self.grad_A_KRI, self.grad_B_KOR = tensors["lora_A"].grad, tensors["lora_B"].grad
         # where nobody trains A, nothing as wide as the layer's input is kept
         self.trains_A = not all(each is None or each.freeze_a for each in options)
-        self.scales = [each.scale if each else 0.0 for each in options]
+        scales = [each.scale if each else 0.0 for each in options]
+        # never in half precision, in which it would not be what a checkpoint says
+        scale_K = torch.tensor(scales, dtype=tensors["lora_A"].weight.dtype)
+        self._scale_K11 = scale_K[:, None, None].to(self.A_KRI.device, non_blocking=True)
         self.bind_dropout([each.dropout if each else 0.0 for each in options])
         self._magnitudes = self._with_magnitudes(tensors, options)
 
@@ -110,6 +112,12 @@ class LowRank(LinearSite):
             return None
         a, b, vector = (tensors[n] for n in ("lora_A", "lora_B", "lora_magnitude_vector"))
         return Magnitudes(self.module, vector, a, b, scales)
+
+    def scaled(self, weight_K: Tensor) -> Tensor:
+        """Of each trial its matrix times its scale, so that no rows need be multiplied by it: of A
+        on the way forward, of B on the way back.
+        """
+        return torch.mul(weight_K, self._scale_K11, out=weight_K.new_empty(weight_K.shape))
 
     def install(self) -> Callable[[], None]:
         return self.module.register_forward_hook(self._add).remove
@@ -190,8 +198,7 @@ class _LowRank(torch.autograd.Function):
     def forward(
         ctx: Context, x_NI: Tensor, anchor: Tensor, site: LowRank, segments: Segments
     ) -> Tensor:
-        h_NR = grouped_matmul(x_NI, site.A_KRI.transpose(1, 2), segments)
-        _rescale(h_NR, site.scales, segments)
+        h_NR = grouped_matmul(x_NI, site.scaled(site.A_KRI).transpose(1, 2), segments)
         ctx.save_for_backward(x_NI if site.trains_A else h_NR, h_NR)
         ctx.rest = (site, segments)
         return grouped_matmul(h_NR, site.B_KOR.transpose(1, 2), segments)
@@ -200,22 +207,12 @@ class _LowRank(torch.autograd.Function):
     def backward(ctx: Context, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (x_NI, h_NR), (site, segments) = ctx.saved_tensors, ctx.rest
         dy_NO = grad_outputs[0].contiguous()
-        dh_NR = grouped_matmul(dy_NO, site.B_KOR, segments)
-        _rescale(dh_NR, site.scales, segments)
+        dh_NR = grouped_matmul(dy_NO, site.scaled(site.B_KOR), segments)
         accumulate(site.grad_B_KOR, dy_NO, h_NR, segments)
         if site.trains_A:
             accumulate(site.grad_A_KRI, dh_NR, x_NI, segments)
         dx_NI = grouped_matmul(dh_NR, site.A_KRI, segments) if ctx.needs_input_grad[0] else None
         return dx_NI, None, None, None
-
-
-def _rescale(h_NR: Tensor, scales: Sequence[float], segments: Segments) -> None:
-    used = {scales[lane] for lane, _, _ in segments}
-    if len(used) == 1:
-        h_NR.mul_(used.pop())
-        return
-    for lane, start, stop in segments:
-        h_NR[start:stop].mul_(scales[lane])
 
 
 def over_layers(base: BaseModel, targets: Sequence[str]) -> dict[str, Any]:

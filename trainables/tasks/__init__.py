@@ -130,7 +130,8 @@ class Task(Protocol):
 
         From the logits, never the model's own loss, which some methods add a penalty to. A row
         without targets has 0 of both; a pair is two rows here. With a language model's `output`
-        layer, `logits` are the hidden states that go into it.
+        layer, `logits` are the hidden states that go into it; its labels and weights may be with
+        the host.
         """
         ...
 
@@ -215,7 +216,8 @@ def take_targets(batch: dict[str, Tensor], task: Task, model: PreTrainedModel) -
     """
     found = Targets(batch.pop("labels"), batch.pop("weights", None), batch.pop("reference", None))
     if task.is_language_model and not task.continues_text:
-        batch["decoder_input_ids"] = decoder_inputs(model, found.labels)
+        labels = found.labels.to(batch["input_ids"].device, non_blocking=True)
+        batch["decoder_input_ids"] = decoder_inputs(model, labels)
     return found
 
 

@@ -82,5 +82,40 @@ def test_padding_is_worth_less_than_a_pass_only_up_to_the_overhead():
     assert len(cut_micro_batches(lengths, 10_000, overhead_tokens=1000)) == 1
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_passes_without_padding_are_cut_by_their_tokens(seed):
+    random = np.random.default_rng(seed)
+    tokens, overhead = np.sort(random.integers(1, 60, 9)), int(random.integers(0, 80))
+    lengths, price = tokens, float(random.choice([0.7, 1.0, 1.6]))
+
+    def cost_of(cut):
+        total = 0.0
+        for rows in cut:
+            padded, flat = len(rows) * lengths[rows].max(), tokens[rows].sum()
+            computed = flat if flat * price < padded else padded
+            if len(rows) > 1 and computed > 150:
+                return np.inf
+            total += min(padded, flat * price) + overhead
+        return total
+
+    best = min(
+        cost_of(np.split(np.arange(9), np.flatnonzero(bars) + 1))
+        for bars in itertools.product([False, True], repeat=8)
+    )
+    found = cut_micro_batches(lengths, 150, overhead, tokens=tokens, token_cost=price)
+    assert sorted(itertools.chain(*found)) == list(range(9))
+    assert cost_of(found) == pytest.approx(best)
+
+
+def test_rows_of_unlike_lengths_that_fit_without_padding_make_one_pass():
+    lengths = np.geomspace(20, 1500, 64).astype(int)
+    budget = int(lengths.sum())
+    assert len(cut_micro_batches(lengths, budget)) > 3
+    assert len(cut_micro_batches(lengths, budget, tokens=lengths, token_cost=1.0)) == 1
+    few = np.array([4] * 3000 + [4000])  # which padding at the end would blow up
+    found = cut_micro_batches(few, budget, tokens=few, token_cost=1.0)
+    assert all(len(rows) * few[rows].max() <= 8 * budget for rows in found)
+
+
 def test_no_rows_no_passes():
     assert cut_micro_batches(np.array([], dtype=np.int32), 100) == []

@@ -187,7 +187,8 @@ def target_losses(
     `smoothing` [B], of smoothed cross-entropies (`smoothed`) instead of -log p.
 
     logits: [B, T, V], of the labels [B, T] at the same positions. Only logits of targets are
-    upcast: the rest are most of the memory.
+    upcast: the rest are most of the memory. Labels and weights may be with the host: where the
+    targets are is then found without waiting for the device.
 
     With the model's `output` layer, `logits` are its inputs, [B, T, D]: logits are then computed of
     targets alone and, where there would be more than `CHUNK_LOGITS`, in chunks that are computed
@@ -197,8 +198,10 @@ def target_losses(
     from torch.utils.checkpoint import checkpoint
 
     is_target = labels != IGNORED
-    x, y = logits[is_target], labels[is_target]
-    row = is_target.nonzero()[:, 0]
+    chosen = is_target.nonzero().unbind(1)
+    here = torch.stack([*chosen, labels[chosen]]).to(logits.device, non_blocking=True)
+    row, at, y = here.unbind()
+    x = logits[row, at]
     given = (x, y) if smoothing is None else (x, y, smoothing[row])
     size = tokens_at_once(output.weight.shape[0]) if output is not None else len(y)
     parts = zip(*(each.split(max(size, 1)) for each in given), strict=True)
@@ -210,10 +213,11 @@ def target_losses(
         nll = torch.cat([_nll(output, *part) for part in parts])
     counts = is_target.sum(dim=1)
     if weights is not None:
-        nll = nll * weights[is_target].to(nll.dtype)
+        nll = nll * weights[chosen].to(nll.device, nll.dtype, non_blocking=True)
         counts = (weights * is_target).sum(dim=1, dtype=torch.float64)
     nll = nll.to(sums or nll.dtype)
-    return nll.new_zeros(len(labels)).index_add(0, row, nll), counts
+    sums_B = nll.new_zeros(len(labels)).index_add(0, row, nll)
+    return sums_B, counts.to(nll.device, non_blocking=True)
 
 
 def tokens_at_once(vocabulary: int) -> int:

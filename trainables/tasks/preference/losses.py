@@ -39,12 +39,15 @@ class PairLoss:
     @classmethod
     def of(cls, hps: Sequence[Hyperparameters], like: Tensor) -> PairLoss:
         """hps: of each pair [B]; `like` has the type and the device of the arithmetic."""
-        return cls(
-            beta=like.new_tensor([hp.beta for hp in hps]),
-            smoothing=like.new_tensor([hp.label_smoothing for hp in hps]),
-            is_mean=like.new_tensor([hp.loss_type != "sigmoid" for hp in hps]).bool(),
-            is_ipo=like.new_tensor([hp.loss_type == "ipo" for hp in hps]).bool(),
-        )
+        import torch
+
+        own = [
+            (hp.beta, hp.label_smoothing, hp.loss_type != "sigmoid", hp.loss_type == "ipo")
+            for hp in hps
+        ]
+        columns = torch.tensor(own, dtype=like.dtype).to(like.device, non_blocking=True)
+        beta, smoothing, is_mean, is_ipo = columns.unbind(1)
+        return cls(beta=beta, smoothing=smoothing, is_mean=is_mean.bool(), is_ipo=is_ipo.bool())
 
     def losses(self, changes_B2: Tensor, tokens_B2: Tensor) -> Tensor:
         """[B]; arguments as `pair_losses` has them."""
