@@ -49,7 +49,7 @@ from sweeps.search.scheduler import SampleAsha  # noqa: E402
 from trainables.engine.schedule import annealed, is_due, samples_seen, total_steps  # noqa: E402
 from trainables.hyperparameters import Hyperparameters, parse  # noqa: E402
 
-SLOTS, NEAR, POOL, FACTOR, STARTUP = 4, 0.01, 32, 3.0, 10
+SLOTS, NEAR, POOL, FACTOR, STARTUP = 4, 0.01, 64, 3.0, 10
 EPOCHS_SPACE = {
     "method": {
         "full": {"learning_rate": {"log_uniform": [1e-4, 1e-2]}},
