@@ -90,12 +90,15 @@ class Jobs:
         return sorted(found, key=lambda job: job.started or float("inf"))
 
     def choose(self, word: str | None) -> RunningJob:
-        """The job with this id, or the only one whose id begins so; None: the only sweep that
-        runs. Raises ClusterError where that is not one job.
+        """The job with this id, or the one whose id begins so: of several the one that runs. None:
+        the only sweep that runs, or where none does the last. Raises ClusterError where that is not
+        one job.
         """
         jobs = self.all()
         sweeps = [job for job in jobs if job.is_sweep]
-        found = _running(sweeps) if word is None else _called(word, jobs)
+        found = _running(sweeps) or sweeps[-1:] if word is None else _called(word, jobs)
+        if len(running := _running(found)) == 1:
+            return running[0]
         if len(found) == 1:
             return found[0]
         said = "not given, and sweeps that run" if word is None else f"those that begin with {word}"

@@ -41,6 +41,7 @@ Verify = Annotated[
 Job = Annotated[
     str | None,
     typer.Argument(
-        help="the job's id, or its beginning; else the only sweep that runs", show_default=False
+        help="the job's id, or its beginning; else the only sweep that runs, or the last that did",
+        show_default=False,
     ),
 ]

@@ -12,6 +12,7 @@ from sweeps.ledger.control import ControlBox, Steered
 from sweeps.ledger.opening import open_sweep
 from sweeps.run.commands import check_command, read_command
 from sweeps.run.watch_job import begun, is_reached
+from trainables.errors import InputError
 from trainables.storage.records import from_json
 
 WAIT_S = 60.0  # for an answer
@@ -26,6 +27,8 @@ def steer(folder: str, words: Sequence[str], *, by: str, wait_s: float = WAIT_S)
     command = read_command(words, by)
     ledger, config = open_sweep(folder)
     check_command(command, config, ledger.load())
+    if ledger.status()[0] == "finished" and command.what in ("pause", "go-on"):
+        raise InputError(f"ctl: {words[0]}: the sweep has finished, and nothing runs")
     box, until = ControlBox(ledger.store), time.monotonic() + wait_s
     number = box.put(command)
     every_s = LOOK_S if ledger.store.local is not None else STORE_S
@@ -35,7 +38,8 @@ def steer(folder: str, words: Sequence[str], *, by: str, wait_s: float = WAIT_S)
             go_on = f"python -m sweeps resume {ledger.folder}"
             return replace(
                 box.of(number),
-                words=f"the sweep does not run ({status}); {go_on} takes it up",
+                words=f"the sweep does not run ({status}); {go_on}, or of a submitted one submit"
+                f" {ledger.folder} --address URL, takes it up",
             )
         if time.monotonic() > until:
             return replace(

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from sweeps.config.schema import SearchConfig
@@ -79,6 +79,7 @@ class Lifetime:
         reason.
         """
         import ray
+        import ray.exceptions
 
         if self.stopped is None:
             self.stopped, self.detail = reason, detail
@@ -88,7 +89,9 @@ class Lifetime:
             self._say(f"Stopping: {reason}{f': {detail}' if detail else ''}")
             if self.coordinator is not None:
                 stopping = self.coordinator.stop_trials.remote(reason, pause=reason == INTERRUPTED)
-                ray.get(stopping, timeout=ASK_TIMEOUT_S)
+                # one that does not answer is lost, which others see too, and say
+                with suppress(ray.exceptions.RayError):
+                    ray.get(stopping, timeout=ASK_TIMEOUT_S)
 
     def heartbeat(self) -> None:
         try:

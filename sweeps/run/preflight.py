@@ -261,6 +261,7 @@ def _rehearse_there(
         rows = {each.name: each.read_bytes() for each in (scratch / "data").iterdir()}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    say("Rehearsing on a worker; `rehearse: false` leaves it out.")
     arguments = (replace(model, name=_located(model.name)), task, rows, trials, pad_token_id)
     found = on_a_worker(rehearse_rows, plan, arguments, wait_s=WORKER_S, say=say)
     if found is None:

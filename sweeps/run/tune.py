@@ -91,7 +91,7 @@ class TrialEvents:
     def paused(self, trial: str) -> None:
         """It leaves its place, and goes on another time or never."""
         ray.get(self._coordinator.leave.remote(trial))
-        self._say(f"{trial} pauses")
+        self._say(f"{trial} pauses: its place is expected to gain more elsewhere")
 
     def ended(self, trial: str) -> None:
         ray.get(self._coordinator.leave.remote(trial))
@@ -159,7 +159,8 @@ def search(
 
     def wanted(trial: str) -> bool:
         waiting: ObjectRef[bool] = coordinator.wanted.remote(trial)
-        return ray.get(waiting)
+        (is_wanted,) = ray.get([waiting])
+        return is_wanted
 
     def trains_on(curve: Curve) -> bool:
         hp = config.hyperparameters(curve.params)

@@ -58,8 +58,8 @@ class Over:
     patience: float
     measure: str
 
-    def words(self, again: str = "as much training again as so far") -> str:
-        """again: that training, in words."""
+    def words(self, again: str) -> str:
+        """again: that training."""
         return (
             f"{again} is expected to improve the best {self.measure} by {self.gain:.2g}, and"
             f" search.patience is {self.patience:g}"

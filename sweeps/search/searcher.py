@@ -207,10 +207,13 @@ class StudySearcher(Searcher):
             case Begins(point=point):
                 return self._draw_unless_done(point), False
             case Over() as over:
-                again = f"another {duration(self._elapsed_s())} of training"
-                self._say(f"The search ends: {over.words(again)}")
+                ran = f"as much again as in the {duration(self._elapsed_s())} so far"
+                paused = f"{len(self._waiting)} trials stay paused"
+                self._say(
+                    f"The search ends, and {paused}: {over.words(ran)}; a smaller one trains longer"
+                )
                 self._exhausted = True
-                self._end_waiting(f"{PAUSED}: {over.words()}")
+                self._end_waiting(f"{PAUSED}, as the search has ended")
         return None, False
 
     def _choice(

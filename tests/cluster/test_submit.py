@@ -198,6 +198,7 @@ def job(job_id: str, status: str, **metadata: str) -> RunningJob:
 RAN = job("night-1", "SUCCEEDED", sweep="night")
 RUNS = job("night-12", "RUNNING", sweep="night")
 BY_HAND = job("raysubmit_1", "RUNNING", sweep_folder="/runs/x")
+AGAIN = job("night-2", "STOPPED", sweep="night")
 WATCH = job("watch-1", "RUNNING", job_name="watch-1")
 
 
@@ -210,8 +211,10 @@ WATCH = job("watch-1", "RUNNING", job_name="watch-1")
         ([RAN, RUNS, WATCH], "night-12", RUNS),
         ([RAN, BY_HAND], "ray", BY_HAND),
         ([RUNS, BY_HAND], None, "JOB: not given, and sweeps that run at U: {RUNS}, {BY_HAND}"),
-        ([RAN, WATCH], None, "JOB: not given, and sweeps that run at U: none; sweeps there: {RAN}"),
-        ([RAN, RUNS], "night", "JOB: those that begin with night at U: {RAN}, {RUNS}"),
+        ([RAN, WATCH], None, RAN),
+        ([WATCH], None, "JOB: not given, and sweeps that run at U: none; sweeps there: none"),
+        ([RAN, RUNS], "night", RUNS),
+        ([RAN, AGAIN], "night", "JOB: those that begin with night at U: {RAN}, {AGAIN}"),
         ([WATCH], "x", "JOB: those that begin with x at U: none; sweeps there: none"),
     ],
 )
@@ -223,7 +226,7 @@ def test_a_job_is_chosen(jobs, word, expected, monkeypatch: pytest.MonkeyPatch) 
         return
     with pytest.raises(ClusterError) as refused:
         Jobs().choose(word)
-    named = {"RAN": RAN, "RUNS": RUNS, "BY_HAND": BY_HAND}
+    named = {"RAN": RAN, "RUNS": RUNS, "BY_HAND": BY_HAND, "AGAIN": AGAIN}
     shown = {name: f"{each.job_id} ({each.status})" for name, each in named.items()}
     assert str(refused.value) == expected.format(**shown)
 

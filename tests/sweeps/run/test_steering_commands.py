@@ -497,14 +497,23 @@ def test_an_answer_is_waited_for(sweep, monkeypatch):
     assert (found.state, found.trial, found.by) == ("done", "t0003", "ann@desk")
 
 
-@pytest.mark.parametrize("status", ["interrupted", "finished"])
+def test_a_sweep_that_has_finished_neither_pauses_nor_goes_on(sweep):
+    sweep.ledger.set_status("finished", 1.0)
+    for words in (["pause"], ["go-on"], ["go", "on"]):
+        with pytest.raises(InputError, match="the sweep has finished, and nothing runs"):
+            ctl.steer(sweep.ledger.store.url, words, by="ann@desk")
+    assert not sweep.again().steering.waiting()
+
+
+@pytest.mark.parametrize("status", ["interrupted", "failed"])
 def test_a_sweep_that_does_not_run_is_said_to_do_it_when_it_is_resumed(sweep, status):
     sweep.ledger.set_status(status, 1.0)
     found = ctl.steer(sweep.ledger.store.url, ["pause"], by="ann@desk")
     folder = sweep.ledger.store.url
     assert found.state == "waiting"
     assert found.words == (
-        f"the sweep does not run ({status}); python -m sweeps resume {folder} takes it up"
+        f"the sweep does not run ({status}); python -m sweeps resume {folder}, or of a submitted one"
+        f" submit {folder} --address URL, takes it up"
     )
     assert sweep.again().steering.waiting()
 

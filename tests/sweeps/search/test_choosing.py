@@ -63,8 +63,9 @@ def test_what_looks_good_trains_on_and_the_rest_waits_until_the_search_ends(tmp_
     assert {states[curve.id] for curve in paused} == {PRUNED}
     assert {states[curve.id] for curve in whole} == {COMPLETE}
     (said,) = [line for line in sweep.said if line.startswith("The search ends")]
-    assert "another 0m00s of training is expected to improve the best validation loss by" in said
-    assert said.endswith("search.patience is 0.002")
+    assert said.startswith(f"The search ends, and {len(paused)} trials stay paused: ")
+    assert "0m00s so far is expected to improve the best validation loss by" in said
+    assert said.endswith("search.patience is 0.002; a smaller one trains longer")
 
 
 def test_an_interrupted_search_is_the_undisturbed_one(tmp_path):
