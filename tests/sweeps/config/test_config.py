@@ -242,6 +242,10 @@ WRONG_VALUES = [
         "search.early_stopping.overfit: must be true or false, got 'maybe'",
     ),
     (
+        "search.early_stopping.asha=false",
+        "search.early_stopping.asha: is now called search.scheduler (true is asha, false is none)",
+    ),
+    (
         "search.scheduler=pbt",
         "search.scheduler: must be one of asha, freeze_thaw, none, got 'pbt'",
     ),
