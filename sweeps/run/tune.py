@@ -167,8 +167,9 @@ def search(
         whole = trained_samples(rows[hp.model], hp)
         return curve.points[-1].samples_seen < whole
 
-    space, freezes = config.space(), config.search.scheduler == "freeze_thaw"
-    chooser = Chooser(config=config, space=space, ledger=ledger, rows=rows) if freezes else None
+    space, chooser = config.space(), None
+    if config.search.scheduler == "freeze_thaw":
+        chooser = Chooser(config=config, space=space, ledger=ledger, rows=rows)
     searcher = StudySearcher(
         config=config,
         space=space,
@@ -190,7 +191,7 @@ def search(
         wanted=wanted,
         elapsed_s=lifetime.elapsed_s,
     )
-    if freezes:
+    if chooser is not None:
         scheduler: TrialScheduler = FreezeThawScheduler(searcher.goes_on)
     else:
         scheduler = make_scheduler(config, rows, ledger.curves())

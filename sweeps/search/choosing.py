@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 FIT = "freeze_thaw.json"  # in the sweep's folder: the model's last fit
 POOL = 64  # configurations that are new, of which one is chosen
-BLIND_DRAWS = 1000  # at most, until there are so many
+# of which none is new and valid before the space is gone through, or counts as exhausted
+BLIND_DRAWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)

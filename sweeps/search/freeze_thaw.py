@@ -333,7 +333,7 @@ class CurveModel:
         y: np.ndarray,
     ) -> None:
         x = self._inputs(candidates, points)
-        if self._parameters is None or self.fit is None or len(y) >= REFIT * self.fit.evaluations:
+        if self.fit is None or len(y) >= REFIT * self.fit.evaluations:
             means, deviations = self._priors()
             start = means if self._parameters is None else self._parameters
             found = minimize(

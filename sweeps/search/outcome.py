@@ -26,8 +26,7 @@ def outcome(
     good, or that somebody stopped, which says that its configuration is worse and not what it would
     have reached; and, without a value, the worst there is: a trial of which nothing may win, or of
     which the metric that chooses tells nothing. So is one that does not fit a slot, which breaks a
-    constraint too
-    (`constraints`): TPE puts it behind all others, also behind those that diverged.
+    constraint too (`constraints`): TPE puts it behind all others, also behind those that diverged.
 
     Optuna minimises: a metric of which more is better is told with the other sign.
     """

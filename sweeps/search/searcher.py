@@ -15,7 +15,7 @@ from sweeps.config.schema import SweepConfig
 from sweeps.ledger.folder import Ledger
 from sweeps.ledger.status import BY_HAND, UNFINISHED
 from sweeps.reporting.words import duration, format_params
-from sweeps.search.choosing import Begins, Chooser, Chosen, GoesOn, Over
+from sweeps.search.choosing import BLIND_DRAWS, Begins, Chooser, Chosen, GoesOn, Over
 from sweeps.search.outcome import BEHIND, PAUSED, constraints, outcome
 from sweeps.search.points import Point, plain
 from sweeps.search.study import (
@@ -35,10 +35,6 @@ from trainables.storage.patience import StorageLost
 EARLIER = "earlier"  # what the study notes of a configuration that an earlier sweep has found
 COMMAND = "command"  # what the study notes of a trial that somebody has asked for: by which
 MAX_REDRAWS = 20  # suggestions in a row that are known or invalid before one is drawn blindly
-
-# of which none is new and valid before the space is gone through, or counts as exhausted
-
-BLIND_DRAWS = 1000
 
 MAX_SIZE = 100_000  # of a space that is gone through
 

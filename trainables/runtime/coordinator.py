@@ -593,8 +593,8 @@ class Coordinator:
             return self._fitting(state)
         if len(self._trials_on(slot)) < 2 or self._places.on(None):
             return []
-        busy = self._slots_with_jobs()
-        return [each for each in self._untried(state) if each not in busy | self._places.taken()]
+        taken = self._slots_with_jobs() | self._places.taken()
+        return [each for each in self._untried(state) if each not in taken]
 
     def _fitting(self, state: ScheduledTrial) -> list[str]:
         """Slots that it could join now."""
